@@ -1,0 +1,3 @@
+"""cdl_jax: continual distillation in JAX and Flax."""
+
+__version__ = "0.1.0"

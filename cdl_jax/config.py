@@ -1,0 +1,126 @@
+"""Configs: defaults, arguments after the colon, checks with one-line errors, and what a resumed run must share.
+
+A config file is a short program:
+
+    from cdl_jax import config as base
+
+    def get_config(text=""):
+        choices = base.arguments(text, learner="l2p", distill="kd")
+        config = base.default("cdl", data="cifar100", **choices)
+        config.data.num_tasks = 10
+        return config
+"""
+
+import json
+from pathlib import Path
+
+import ml_collections
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+
+COMMON = {
+    "seed": 0,
+    "train": {"epochs": 20, "batch_size": 64},
+    "eval": {"batch_size": 256, "forward_transfer": True},
+    "checkpoint": {"every_steps": 500},  # within a task; one more after each task. 0: only after tasks
+    "log": {"every_steps": 50, "tensorboard": True},
+    "devices": 0,  # how many local devices share a batch; 0: all
+    "workers": 2,  # processes that decode pictures which are read from disk
+}
+
+# Keys that change neither weights nor metrics, so a run may be resumed with other values of them.
+FREE = ("checkpoint.", "log.", "devices", "workers", "data.path", "eval.batch_size")
+
+
+def arguments(text: str, **defaults) -> dict:
+    """Reads `key=value,key=value` from behind the colon of `--config file.py:...`; types are those of the defaults.
+
+    Raises:
+      UserError: an unknown key (the nearest known one is named) or a value of the wrong type.
+    """
+    chosen = dict(defaults)
+    for part in filter(None, (text or "").split(",")):
+        key, found, value = part.partition("=")
+        if not found or key not in defaults:
+            raise UserError(f"config argument {part!r} is unknown: {names.nearest(key, defaults)}")
+        kind = type(defaults[key])
+        try:
+            chosen[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise UserError(f"config argument {key}={value!r} is no {kind.__name__}") from None
+    return chosen
+
+
+def default(method: str, *, data: str, **choices) -> ml_collections.ConfigDict:
+    """All sections with their default values: what is common, the data source's, and the method's for `choices`.
+
+    Raises:
+      UserError: a module of that name does not exist.
+    """
+    from cdl_jax import optim
+    from cdl_jax.data import augment, stream
+
+    source = names.load("data.sources", data)
+    sections = {
+        **COMMON,
+        "method": method,
+        "data": {**stream.OPTIONS, "name": data, **source.OPTIONS},
+        "augment": augment.OPTIONS,
+        "optim": optim.OPTIONS,
+        **names.load("methods", method).defaults(**choices),
+    }
+    return ml_collections.ConfigDict(json_free(sections), type_safe=True)
+
+
+def json_free(tree):
+    """A deep copy of nested dicts, with lists made tuples so that a ConfigDict keeps them as values."""
+    if isinstance(tree, dict):
+        return {key: json_free(value) for key, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree
+
+
+def check(config) -> None:
+    """Refuses values of the common sections that are out of range; methods and sources check their own.
+
+    Raises:
+      UserError: names the key and what it must be.
+    """
+    for key in ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps"):
+        if flatten(config)[key] < 1:
+            raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
+    for key in ("checkpoint.every_steps", "devices", "workers", "seed"):
+        if flatten(config)[key] < 0:
+            raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")
+
+
+def flatten(config, prefix="") -> dict:
+    """`{"section.key": value}` of a config or of nested dicts; tuples become lists, as JSON has them."""
+    flat = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple | list) else value
+    return flat
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """`key: old -> new` of every value that differs and bears on the results."""
+    keys = sorted(k for k in {*old, *new} if not k.startswith(FREE))
+    return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
+
+
+def read(workdir: Path) -> dict | None:
+    """The content of a run's config.json, None where there is none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it or choose another --workdir") from None

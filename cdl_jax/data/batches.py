@@ -1,0 +1,275 @@
+"""Order and delivery of batches: which pictures form each batch, and how they reach the compiled step.
+
+`place` chooses between two sources with the same methods. `Resident` keeps all pictures on the device and sends only
+row numbers; `Streamed` decodes and crops pictures on the host, a few batches ahead. A step reads both the same way:
+
+    images, labels = source.read(data, item)
+    images = augment.normalize(images, options) if source.cropped else augment.train(images, key, options, size)
+
+where `data` is `source.data`, passed as an argument, and `item` comes from `train_batches` or `test_batches`. Rows may
+select any part of a split: place the pictures of a whole stream once and give each task's rows, and every task runs the
+same program.
+"""
+
+import collections
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cdl_jax.data import augment
+from cdl_jax.data.stream import Split
+from cdl_jax.errors import UserError
+
+OPTIONS: dict[str, Any] = {
+    "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) live on the device
+    "workers": 0,  # processes that decode picture files; 0: threads of this process
+}
+_AHEAD = 2  # batches on their way to the device while one is in use
+
+
+def epoch_order(n: int, batch_size: int, *, seed: int, purpose: tuple[int, ...], shuffle: bool = True) -> np.ndarray:
+    """Row numbers of one epoch, int32 `[n // batch_size, batch_size]`; the last, incomplete batch is dropped.
+
+    A pure function of its arguments: nothing is saved to resume, and every process computes the same order.
+
+    Args:
+      n: number of pictures.
+      seed, purpose: non-negative counters, such as a run's seed and (task, phase, epoch).
+
+    Raises:
+      UserError: not even one batch can be filled.
+    """
+    steps = n // batch_size
+    if not steps:
+        raise UserError(
+            f"batch_size={batch_size}: a task has only {n} training pictures; set batch_size to {n} or less"
+        )
+    rows = _generator(seed, *purpose).permutation(n) if shuffle else np.arange(n)
+    return rows[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+
+
+def evaluation_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every row once, in order: (rows int32 `[steps, batch]`, weight float32 `[steps, batch]`).
+
+    The last batch is filled up with row 0 at weight 0.
+    """
+    steps = -(-n // batch_size)
+    count = np.arange(steps * batch_size).reshape(steps, batch_size)
+    return np.where(count < n, count, 0).astype(np.int32), (count < n).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """All pictures on every device; a batch is a gather inside the step.
+
+    data: {"images": uint8 `[n, height, width, 3]`, "labels": int32 `[n]`}, replicated over the mesh.
+    """
+
+    data: dict[str, jax.Array]
+    mesh: Mesh
+    cropped: ClassVar[bool] = False
+
+    def train_batches(self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()) -> Iterator[dict]:
+        """{"rows"} for each row of `order` from `start_step` on; `key_parts` is not used, the step draws by its key."""
+        return _ahead(({"rows": rows} for rows in _local(self.mesh, order[start_step:])), self.mesh, order.shape[1])
+
+    def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[dict]:
+        """{"rows", "weight"} for each batch of `evaluation_order`."""
+        pairs = zip(_local(self.mesh, rows), _local(self.mesh, weight), strict=True)
+        return _ahead(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows.shape[1])
+
+    def example(self, batch_size: int) -> dict:
+        """Shapes, types and shardings of an item of `train_batches`."""
+        return {"rows": _abstract(self.mesh, (batch_size,), np.int32)}
+
+    def read(self, data: Mapping[str, jax.Array], item: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """(images uint8 `[batch, height, width, 3]`, labels int32 `[batch]`), sharded as the rows are; traced."""
+        return tuple(jnp.take(data[name], item["rows"], axis=0, mode="clip") for name in ("images", "labels"))
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """Pictures decoded, cropped and flipped on the host, in the order asked for, each process only its own slice.
+
+    Files are decoded by `options["workers"]` processes, or by threads of this process if that is 0; pictures of an
+    array always by threads, for each process would need a copy of the array. Processes start with every call (seconds),
+    so an order may well span several epochs: the epochs' orders, concatenated.
+    """
+
+    split: Split
+    mesh: Mesh
+    options: Mapping[str, Any]
+    size: int
+    data: dict[str, jax.Array] = field(default_factory=dict)
+    cropped: ClassVar[bool] = True
+
+    def train_batches(self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()) -> Iterator[dict]:
+        """{"images": uint8 `[batch, size, size, 3]`, "labels": int32 `[batch]`} a row of `order` from `start_step`.
+
+        Crop and flip of a picture depend on `key_parts` (non-negative counters, the seed first) and on its place in
+        `order`, so neither a restart nor another number of processes or workers changes them.
+
+        Raises:
+          UserError: a picture cannot be decoded, from the batch that holds it.
+        """
+        return self._batches(order, start_step, key_parts or (0,))
+
+    def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[dict]:
+        """{"images", "labels", "weight"} for each batch of `evaluation_order`; raises as `train_batches` does."""
+        return self._batches(rows, 0, None, _local(self.mesh, weight))
+
+    def example(self, batch_size: int) -> dict:
+        """Shapes, types and shardings of an item of `train_batches`."""
+        images = _abstract(self.mesh, (batch_size, self.size, self.size, 3), np.uint8)
+        return {"images": images, "labels": _abstract(self.mesh, (batch_size,), np.int32)}
+
+    def read(self, data: Mapping[str, jax.Array], item: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """(images uint8 `[batch, size, size, 3]`, labels int32 `[batch]`); traced."""
+        return item["images"], item["labels"]
+
+    def _batches(self, order, start_step, key_parts, weights=None):
+        import grain
+        from absl import flags
+
+        rows = _local(self.mesh, order)
+        first = np.arange(order.size).reshape(order.shape)
+        pictures = _Pictures(
+            split=self.split,
+            rows=rows[start_step:].reshape(-1),
+            places=_local(self.mesh, first)[start_step:].reshape(-1),
+            key_parts=key_parts,
+            options=self.options,
+            size=self.size,
+        )
+        share = rows.shape[1]
+        pictures = grain.MapDataset.source(pictures)
+        if self.options["workers"] and self.split.images is None:
+            reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads flags; outside of absl's app.run none are parsed
+            working = grain.MultiprocessingOptions(num_workers=self.options["workers"], per_worker_buffer_size=_AHEAD)
+            batches = pictures.batch(share).to_iter_dataset(reading).mp_prefetch(working)
+        else:
+            reading = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=_AHEAD * share)
+            batches = pictures.to_iter_dataset(reading).batch(share)
+        return _ahead(_with_weights(iter(batches), weights), self.mesh, order.shape[1])
+
+
+def place(split: Split, mesh: Mesh, options: Mapping[str, Any], size: int) -> Resident | Streamed:
+    """A source of batches: `Resident` where the split is an array of at most `resident_limit_mb`, else `Streamed`.
+
+    Args:
+      split: labels int32 `[n]` with uint8 images `[n, height, width, 3]`, or None and files.
+      mesh: has an axis "data", over which batches are sharded; batch sizes must be multiples of its length.
+      options: overrides of `OPTIONS` and `augment.OPTIONS`.
+      size: side in pixels of the pictures that a streamed source delivers.
+    """
+    options = {**augment.OPTIONS, **OPTIONS, **options}
+    if split.images is None or split.images.nbytes > options["resident_limit_mb"] * 2**20:
+        return Streamed(split, mesh, options, size)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    arrays = {"images": np.asarray(split.images, np.uint8), "labels": np.asarray(split.labels, np.int32)}
+    data = {k: jax.make_array_from_process_local_data(everywhere, v, v.shape) for k, v in arrays.items()}
+    return Resident(data, mesh)
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """A random-access source for grain: element i is picture `rows[i]`, ready for the device, and its label."""
+
+    split: Split
+    rows: np.ndarray
+    places: np.ndarray  # of each row in the whole order, over all processes
+    key_parts: tuple[int, ...] | None  # None: test
+    options: Mapping[str, Any]
+    size: int
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __repr__(self):
+        return f"_Pictures({len(self)})"
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        picture, name = _open(self.split, row)
+        try:
+            if self.key_parts is None:
+                image = augment.test_picture(picture, self.options, self.size)
+            else:
+                draws = _generator(*self.key_parts, self.places[index]).random(augment.DRAWS)
+                image = augment.train_picture(picture, draws, self.options, self.size)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        return {"images": image, "labels": np.int32(self.split.labels[row])}
+
+
+def _open(split, row):
+    """(RGB Pillow picture, its name)."""
+    from PIL import Image
+
+    if split.images is not None:
+        return Image.fromarray(split.images[row]), f"picture {row}"
+    path = split.files[row]
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB"), str(path)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as a picture ({reason}); replace the file or remove it") from None
+
+
+def _generator(seed, *purpose):
+    # A spawn key rather than more entropy: entropy is padded with zeros, so that (1, 2) and (1, 2, 0) would coincide.
+    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(int(p) for p in purpose)))
+
+
+def _local(mesh, order):
+    """This process's columns of `[steps, batch]`, those that its devices hold of a batch sharded over "data"."""
+    batch = order.shape[1]
+    if batch % mesh.shape["data"]:
+        raise UserError(
+            f"batch_size={batch}: does not divide among the {mesh.shape['data']} devices of the mesh's data axis; "
+            "set it to a multiple"
+        )
+    shards = NamedSharding(mesh, PartitionSpec("data")).addressable_devices_indices_map((batch,)).values()
+    bounds = [shard[0].indices(batch)[:2] for shard in shards]
+    return order[:, min(low for low, _ in bounds) : max(high for _, high in bounds)]
+
+
+def _abstract(mesh, shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec("data")))
+
+
+def _with_weights(batches, weights):
+    try:
+        for step, batch in enumerate(batches):
+            yield batch if weights is None else {**batch, "weight": weights[step]}
+    finally:
+        batches.close()  # ends worker processes at once, even where the consumer stopped half-way
+
+
+def _ahead(batches, mesh, batch_size):
+    """Global device arrays of this process's `batches`, with transfers started a few batches before they are needed."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    queue = collections.deque()
+    try:
+        for batch in batches:
+            queue.append(
+                {
+                    name: jax.make_array_from_process_local_data(sharding, np.array(a), (batch_size, *a.shape[1:]))
+                    for name, a in batch.items()
+                }
+            )
+            if len(queue) > _AHEAD:
+                yield queue.popleft()
+        while queue:
+            yield queue.popleft()
+    finally:
+        batches.close()

@@ -1,0 +1,41 @@
+"""A user's own arrays: an `.npz` with x_train, y_train, x_test and y_test."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdl_jax.data import npz_files
+from cdl_jax.data.stream import Dataset, Split
+from cdl_jax.errors import UserError
+
+OPTIONS: dict[str, Any] = {}
+
+
+def load(options: Mapping[str, Any]) -> Dataset:
+    """Pictures uint8 `[n, height, width]` or `[n, height, width, 1 or 3]`, labels `[n]` or `[n, 1]` from 0.
+
+    The file may name its classes in `class_names`, an array of text; otherwise they go by their numbers. Training and
+    test pictures may differ in size.
+
+    Raises:
+      UserError: no path, no such file, or arrays of other shapes and types.
+    """
+    path = options["path"]
+    if not path:
+        raise UserError(
+            "the arrays source reads an .npz of yours (x_train, y_train, x_test, y_test): set data.path to it"
+        )
+    path = Path(path).expanduser()
+    arrays = npz_files.read(path, ("x_train", "y_train", "x_test", "y_test"), optional=("class_names",))
+    train, test = (
+        Split(
+            npz_files.labels(arrays[f"y_{part}"], what=f"{path}: y_{part}"),
+            npz_files.rgb(arrays[f"x_{part}"], what=f"{path}: x_{part}"),
+        )
+        for part in ("train", "test")
+    )
+    highest = max((int(split.labels.max()) for split in (train, test) if len(split)), default=-1)
+    class_names = arrays.get("class_names", np.arange(highest + 1))
+    return Dataset(path.stem, tuple(str(name) for name in class_names), train, test)

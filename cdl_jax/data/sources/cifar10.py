@@ -1,0 +1,33 @@
+"""CIFAR-10, from the official python or binary files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cdl_jax.data import cifar_files
+from cdl_jax.data.stream import Dataset
+
+OPTIONS: dict[str, Any] = {}
+
+LAYOUTS = (
+    cifar_files.Layout(
+        archive="cifar-10-python.tar.gz",
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test=("test_batch",),
+        names_file="batches.meta",
+        labels="labels",
+        class_names="label_names",
+    ),
+    cifar_files.Layout(
+        archive="cifar-10-binary.tar.gz",
+        folder="cifar-10-batches-bin",
+        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test=("test_batch.bin",),
+        names_file="batches.meta.txt",
+    ),
+)
+
+
+def load(options: Mapping[str, Any]) -> Dataset:
+    """50,000 + 10,000 pictures `[32, 32, 3]` in their official order; `options["path"]` as in `cifar_files.load`."""
+    return cifar_files.load("cifar10", LAYOUTS, options["path"])

@@ -1,0 +1,34 @@
+"""CIFAR-100 with its 100 fine classes, from the official python or binary files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cdl_jax.data import cifar_files
+from cdl_jax.data.stream import Dataset
+
+OPTIONS: dict[str, Any] = {}
+
+LAYOUTS = (
+    cifar_files.Layout(
+        archive="cifar-100-python.tar.gz",
+        folder="cifar-100-python",
+        train=("train",),
+        test=("test",),
+        names_file="meta",
+        labels="fine_labels",
+        class_names="fine_label_names",
+    ),
+    cifar_files.Layout(
+        archive="cifar-100-binary.tar.gz",
+        folder="cifar-100-binary",
+        train=("train.bin",),
+        test=("test.bin",),
+        names_file="fine_label_names.txt",
+        label_bytes=2,  # coarse, fine
+    ),
+)
+
+
+def load(options: Mapping[str, Any]) -> Dataset:
+    """50,000 + 10,000 pictures `[32, 32, 3]` in their official order; `options["path"]` as in `cifar_files.load`."""
+    return cifar_files.load("cifar100", LAYOUTS, options["path"])

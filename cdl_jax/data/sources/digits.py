@@ -1,0 +1,33 @@
+"""The 1,797 handwritten digits that come inside scikit-learn: small, real, and at hand without a download."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cdl_jax.data import npz_files
+from cdl_jax.data.stream import Dataset, Split
+from cdl_jax.errors import UserError
+
+OPTIONS: dict[str, Any] = {}
+
+
+def load(options: Mapping[str, Any]) -> Dataset:
+    """Pictures `[8, 8, 3]` in 10 classes; of each class, every fifth picture is a test picture.
+
+    Source: UCI, Optical Recognition of Handwritten Digits (CC BY 4.0), whose grey levels 0 to 16 become 0 to 255.
+
+    Raises:
+      UserError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError:
+        raise UserError("the digits source needs scikit-learn: pip install scikit-learn") from None
+    pictures, labels = load_digits().images, load_digits().target.astype(np.int32)
+    images = npz_files.rgb(np.round(pictures * 255 / 16).astype(np.uint8), what="digits")
+    is_test = np.zeros(len(labels), bool)
+    for digit in range(10):
+        is_test[np.flatnonzero(labels == digit)[4::5]] = True
+    train, test = (Split(labels[chosen], images[chosen]) for chosen in (~is_test, is_test))
+    return Dataset("digits", tuple("0123456789"), train, test)

@@ -1,0 +1,31 @@
+"""A file of character pictures (Split-Glyph), as `cdl_jax.data.make_glyphs` makes them from a folder of fonts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdl_jax.data import npz_files
+from cdl_jax.data.stream import Dataset, Split
+from cdl_jax.errors import UserError
+
+OPTIONS: dict[str, Any] = {}
+
+
+def load(options: Mapping[str, Any]) -> Dataset:
+    """Pictures from an `.npz` with x uint8 `[n, height, width]`, y `[n]`, chars `[classes]` and is_test bool `[n]`.
+
+    Raises:
+      UserError: no path, no such file, or arrays of other shapes and types.
+    """
+    if not options["path"]:
+        raise UserError(
+            "the glyph_file source needs data.path; make a file with: python -m cdl_jax.data.make_glyphs --help"
+        )
+    path = Path(options["path"]).expanduser()
+    arrays = npz_files.read(path, ("x", "y", "chars", "is_test"))
+    images, labels = npz_files.rgb(arrays["x"], what=f"{path}: x"), npz_files.labels(arrays["y"], what=f"{path}: y")
+    is_test = arrays["is_test"]
+    if is_test.dtype != bool or not is_test.shape == labels.shape == images.shape[:1]:
+        raise UserError(f"{path}: x, y and is_test (bool) must be of one length")
+    train, test = (Split(labels[chosen], images[chosen]) for chosen in (~is_test, is_test))
+    return Dataset(path.stem, tuple(str(c) for c in arrays["chars"]), train, test)

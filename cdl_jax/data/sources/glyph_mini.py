@@ -1,0 +1,32 @@
+"""Small pictures of characters in many typefaces, shipped with cdl_jax: the data of the quick start.
+
+Test typefaces do not occur in training. Drawn as `cdl_jax.data.make_glyphs` draws, from freely licensed fonts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdl_jax.data import npz_files
+from cdl_jax.data.stream import Dataset, Split
+from cdl_jax.errors import UserError
+
+OPTIONS: dict[str, Any] = {"part": "incremental"}  # incremental: 20 classes; pretraining: 62 others
+
+_FILE = Path(__file__).parent.parent / "glyph_mini.npz"
+_PARTS = {"pretraining": (0, 1, "pre_chars"), "incremental": (2, 3, "cl_chars")}  # train, test, class names
+
+
+def load(options: Mapping[str, Any]) -> Dataset:
+    """Pictures `[32, 32, 3]`: 20 classes to learn in turn, or 62 (A-Z, a-z, 0-9) to pretrain on; no class is in both.
+
+    Raises:
+      UserError: an unknown `part`.
+    """
+    if options["part"] not in _PARTS:
+        raise UserError(f"data.part={options['part']!r} is unknown: known: {', '.join(_PARTS)}")
+    train, test, class_names = _PARTS[options["part"]]
+    arrays = npz_files.read(_FILE, ("x", "y", "part", class_names))
+    images, labels = npz_files.rgb(arrays["x"], what=str(_FILE)), npz_files.labels(arrays["y"], what=str(_FILE))
+    splits = (Split(labels[chosen], images[chosen]) for chosen in (arrays["part"] == train, arrays["part"] == test))
+    return Dataset(f"glyph_mini_{options['part']}", tuple(str(c) for c in arrays[class_names]), *splits)

@@ -1,0 +1,34 @@
+"""What a config comes to, without training: tasks, parameters, operations and memory of a step, resolved config."""
+
+import jax
+
+from cdl_jax import config, results
+from cdl_jax.program import Program
+
+
+def describe(program: Program) -> str:
+    """The text of `--mode describe`. Every phase is compiled, nothing is run."""
+    program.place_data()
+    stream = program.stream
+    lines = [f"{stream.name}: {stream.num_classes} classes in {stream.num_tasks} tasks"]
+    for task in stream.tasks:
+        names = ", ".join(stream.class_names[task.first : task.end])
+        lines.append(f"  task {task.index}: {len(task.train)} training and {len(task.test)} test images of {names}")
+    lines.append("parameters")
+    for network, counts in results.parameters(program).items():
+        lines.append(f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen")
+    live, frozen = program.abstract_variables()
+    lines.append(f"a step of {program.config.train.batch_size} images on {program.mesh.size} device(s)")
+    for index, phase in enumerate(program.method.phases):
+        state = program.abstract_state(index, live, frozen)
+        memory = program.train_step(index, state, frozen).memory_analysis()
+        flops = program.flops(index)
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        lines.append(
+            f"  {phase.name}: {phase.epochs} epochs a task, {'unknown' if flops is None else f'{flops / 1e9:.3f} GFLOP'}, "
+            f"memory of a device {held / 2**20:.1f} MiB held + {memory.temp_size_in_bytes / 2**20:.1f} MiB at work"
+        )
+    lines.append(f"device: {jax.devices()[0].device_kind}")
+    lines.append("config")
+    lines += [f"  {key} = {value!r}" for key, value in sorted(config.flatten(program.config).items())]
+    return "\n".join(lines)

@@ -1,0 +1,165 @@
+"""Runs an experiment.
+
+    python -m cdl_jax.main --config FILE[:key=value,...] --workdir DIR [--config.section.key=value ...]
+
+--mode=train      (default) trains, or goes on where the same command was stopped, or prints a finished run's results
+--mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row
+--mode=describe   tasks, parameters, operations and memory of a step, resolved config; trains nothing, needs no --workdir
+--distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
+
+Exit code 0: done. 2: a mistake in the command, the data or the working directory, told in one line. 143, 130: ended by
+SIGTERM or SIGINT with everything saved.
+"""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+_MODES = ("train", "eval", "describe")
+_FLAGS = ("config", "workdir", "mode", "task", "distributed")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    argv = sys.argv if argv is None else ["cdl_jax", *argv]
+    if any(word in ("--help", "-h", "-help") for word in argv[1:]):
+        print(__doc__.strip())
+        return 0
+    from cdl_jax.errors import UserError
+
+    try:
+        options = _parse(argv)
+        return _run(options)
+    except UserError as error:
+        print("cdl_jax: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def _parse(argv):
+    """The flags' values.
+
+    Raises:
+      UserError: a flag or a config key is wrong.
+    """
+    from absl import flags
+
+    from cdl_jax import config
+    from cdl_jax.errors import UserError
+    from cdl_jax.names import nearest
+
+    file = _config_flag(argv)
+    path = file.split(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"config file {path} does not exist: name one of configs/*.py")
+    known = config.flatten(_flags()([argv[0], f"--config={file}"]).config)
+    for word in argv[1:]:
+        key = word.removeprefix("--config.").split("=")[0]
+        if word.startswith("--config.") and key not in known:
+            raise UserError(f"unknown key config.{key}: {nearest(key, known)}")
+    try:
+        values = _flags()(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"unknown flag --{error.flagname}: {nearest(error.flagname, _FLAGS)}") from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    if values.rest:
+        raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
+    if values.mode not in _MODES:
+        raise UserError(f"--mode={values.mode}: {nearest(values.mode, _MODES)}")
+    if values.workdir is None and values.mode != "describe":
+        raise UserError("--workdir is missing: name the directory of the run")
+    return values
+
+
+def _flags():
+    """A function from a command line to the flags' values; it leaves absl's global flags alone."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("mode", "train", "", flag_values=values)
+    flags.DEFINE_integer("task", None, "", flag_values=values)
+    flags.DEFINE_string("distributed", "off", "", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
+
+    def parse(argv):
+        sys.argv = argv  # where ml_collections looks for overrides
+        rest = values(argv)[1:]
+        return SimpleNamespace(rest=rest, **{name: values[name].value for name in _FLAGS})
+
+    return parse
+
+
+def _config_flag(argv):
+    """The value of --config; looked at before absl does, whose answer to a mistake in it spans many lines."""
+    from cdl_jax.errors import UserError
+
+    for word, after in zip(argv[1:], [*argv[2:], ""], strict=True):
+        if word in ("--config", "-config"):
+            return after
+        if word.startswith(("--config=", "-config=")):
+            return word.split("=", 1)[1]
+    raise UserError("--config is missing: name one of configs/*.py")
+
+
+def _run(options):
+    from cdl_jax import sharding, workdir
+    from cdl_jax.data import stream
+    from cdl_jax.program import Program
+
+    config = options.config
+    if options.mode == "describe":
+        from cdl_jax.describe import describe
+
+        print(describe(Program(config, stream.load(config.data))))
+        return 0
+    folder = Path(options.workdir)
+    resolved = config.to_dict()
+    sharding.start(options.distributed)
+    if options.mode == "eval":
+        return _evaluate(config, folder, options.task)
+
+    import jax
+
+    from cdl_jax import report, run
+
+    primary = jax.process_index() == 0
+    with workdir.locked(folder) if primary else nullcontext():
+        workdir.check_config(folder, resolved)
+        program = Program(config, stream.load(config.data))
+        if primary:
+            workdir.claim(folder, resolved)
+        try:
+            content = run.train(program, folder)
+        except run.Interrupted as stop:
+            print(f"cdl_jax: {stop}", file=sys.stderr)
+            return 128 + stop.number
+    if primary:
+        print(report.summary(content))
+        print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _evaluate(config, folder, task):
+    from cdl_jax import run, workdir
+    from cdl_jax.errors import UserError
+    from cdl_jax.data import stream
+    from cdl_jax.program import Program
+
+    if not (folder / "config.json").exists():
+        raise UserError(f"--workdir {folder} holds no run: train one with the same command and --mode=train")
+    workdir.check_config(folder, config.to_dict())
+    result = run.evaluate(Program(config, stream.load(config.data)), folder, task)
+    same = True
+    for network, rows in result["networks"].items():
+        shown = " ".join(f"{value:.2f}" for value in rows["now"])
+        same &= rows["now"] == rows["stored"]
+        print(f"{network} after task {result['task']}: {shown}")
+    print("equal to the run's accuracy matrix" if same else "NOT equal to the run's accuracy matrix")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The contract between a method and the trainer.
+
+A method's file offers `defaults(**choices) -> dict`, its config sections, and `build(config, info) -> Method`.
+
+Variables are a nested dict `{network: {part: arrays}}`; a *path* is the tuple of keys that leads to a leaf. Everything a
+method does to variables is a pure function that can be compiled; tasks differ only in the arrays of the `Context`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+
+from cdl_jax.losses import Context
+from cdl_jax.optim import Optimizer
+
+Variables = dict[str, Any]
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What a method may know of the stream: `num_classes` in all, and the number of classes of each task."""
+
+    num_classes: int
+    task_sizes: tuple[int, ...]
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.task_sizes)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a loss hands back beside its value.
+
+    metrics: name -> scalar, logged.
+    variables: partial variables to be replaced after the update (running statistics, say).
+    batch: entries that later updates of the same step find in their batch.
+    """
+
+    metrics: Mapping[str, jax.Array]
+    variables: Variables = field(default_factory=dict)
+    batch: Mapping[str, Any] = field(default_factory=dict)
+
+
+jax.tree_util.register_dataclass(Outcome, data_fields=["metrics", "variables", "batch"], meta_fields=[])
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step: `loss(variables, batch, context) -> (scalar, Outcome)` over the leaves whose path is `trainable`.
+
+    batch: `images` float32 `[batch, size, size, 3]`, `labels` int32 `[batch]`, and what earlier updates of the step added.
+    """
+
+    trainable: Callable[[Path], bool]
+    optimizer: Optimizer
+    loss: Callable[[Variables, Mapping[str, Any], Context], tuple[jax.Array, Outcome]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`epochs` passes over a task's data; each batch goes through `updates` in order, inside one compiled step.
+
+    Phases with the same `order` see the same batches with the same augmentation.
+    """
+
+    name: str
+    epochs: int
+    updates: tuple[Update, ...]
+    order: int = 0
+
+
+class Method(Protocol):
+    """How networks learn a stream.
+
+    networks: names of those that are evaluated.
+    phases: what each task goes through. Fixed for the run, so each is compiled once.
+    image_size: side of the square pictures that the networks take.
+    """
+
+    networks: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    image_size: int
+
+    def init(self, key: jax.Array) -> Variables:
+        """Fresh variables, with random weights everywhere."""
+
+    def load(self, variables: Variables) -> Variables:
+        """`variables` with pretrained weights from files where the config names them. Not compiled."""
+
+    def frozen(self, path: Path) -> bool:
+        """Whether a leaf never changes in the whole run; such leaves are stored once."""
+
+    def start_task(self, variables: Variables, context: Context) -> Variables:
+        """What changes before the task of `context` is learnt."""
+
+    def end_task(self, variables: Variables, context: Context) -> Variables:
+        """What changes once it has been learnt, before it is evaluated."""
+
+    def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
+        """`{network: logits [batch, classes]}` and `{network: {name: [batch, n]}}`, counts to be summed over pictures."""

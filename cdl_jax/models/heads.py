@@ -1,0 +1,27 @@
+"""Classification heads and the initialisation of torch's linear layer."""
+
+import flax.linen as nn
+import jax
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch.nn.Linear draws its weight from.
+torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias(fan_in: int):
+    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of torch.nn.Linear's bias."""
+
+    def draw(key, shape, dtype=float):
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return draw
+
+
+class LinearHead(nn.Module):
+    """`[batch, dim]` features to `[batch, num_classes]` float32 logits, for all classes of the stream from the start."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features):
+        dim = features.shape[-1]
+        return nn.Dense(self.num_classes, kernel_init=torch_kernel, bias_init=torch_bias(dim), name="linear")(features)

@@ -1,0 +1,190 @@
+"""Pretrained ViT weights: local files of other programs in, timm's names out."""
+
+import math
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cdl_jax.errors import UserError
+from cdl_jax.models.state_dicts import read_state
+
+# DeiT's distillation branch, and DINOv2's token for masked patches: parts of the training, not of the plain ViT.
+_TRAINING_ONLY = ("dist_token", "head_dist.weight", "head_dist.bias", "mask_token")
+_HEAD = ("head.", "pre_logits.", "head_dist.")
+
+
+def load_vit(path, params) -> dict:
+    """Parameters of a ViT from a local weight file, as a nested dict of numpy float32 arrays.
+
+    Formats: see `cdl_jax.models.state_dicts.read_state`. Position embeddings of another square grid are resized (see
+    `resize_positions`); a class token without a position gets zeros. A classification head is taken if `params` has one
+    and dropped if not; the shapes must agree. DeiT's distillation token, its position and its head, and DINOv2's mask
+    token are left out with a warning that names them.
+
+    Args:
+      path: the file.
+      params: the parameters wanted: arrays or `jax.ShapeDtypeStruct`s in the tree of `cdl_jax.models.vit.ViT`. The
+        number of attention heads cannot be seen in it and is not checked.
+
+    Raises:
+      UserError: no such file, an unreadable one, numbers that are not finite, or names and shapes that do not fit; all
+        of the latter are in the one message.
+    """
+    wanted = {name: tuple(leaf.shape) for name, leaf in flatten_dict(params, sep="/").items()}
+    state = read_state(path)
+    prefix = 2 if "dist_token" in state else 1
+    if ignored := [name for name in _TRAINING_ONLY if name in state]:
+        logging.warning("%s: ignored %s, which a plain ViT has not", path, ", ".join(ignored))
+    dropped = _TRAINING_ONLY if "head/kernel" in wanted else _TRAINING_ONLY + _HEAD
+    state = {name: array for name, array in state.items() if not name.startswith(dropped)}
+
+    found = {}
+    for name, shape in wanted.items():
+        array = state.pop(_timm_name(name), None)
+        if array is not None:
+            array = _from_timm(name, array)
+            found[name] = _fit_positions(path, array, shape, prefix) if name == "pos_embed" else array
+    _check(path, wanted, found, list(state))
+    loaded = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in found.items()}
+    if broken := [name for name, array in loaded.items() if not np.isfinite(array).all()]:
+        raise UserError(f"{path} has NaN or infinity in {_some(broken)}: download or convert it again")
+    return unflatten_dict(loaded, sep="/")
+
+
+def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
+    """Position embeddings `[old * old, dim]` resized to `[grid * grid, dim]`, float32.
+
+    Bicubic with half-pixel centres, repeated borders, Keys' a = -0.75 and no antialiasing: what torch's `interpolate`
+    computes, and with it timm 0.4 and Hugging Face's DINOv2. (Newer timm antialiases.) `jax.image.resize` has
+    a = -0.5 and other borders, so this is written out.
+    """
+    old = math.isqrt(table.shape[0])
+    weights = np.zeros((grid, old))
+    centre = (np.arange(grid) + 0.5) * old / grid - 0.5
+    for tap in (-1, 0, 1, 2):
+        pixel = np.floor(centre).astype(int) + tap
+        np.add.at(weights, (np.arange(grid), pixel.clip(0, old - 1)), _keys(np.abs(centre - pixel)))
+    square = table.astype(np.float64).reshape(old, old, -1)
+    resized = np.einsum("ai,bj,ijd->abd", weights, weights, square, optimize=True)
+    return resized.reshape(grid * grid, -1).astype(np.float32)
+
+
+def to_timm(params) -> dict[str, np.ndarray]:
+    """The parameters under timm's names and in its layouts (dense `[out, in]`, patches `[dim, 3, row, column]`).
+
+    The exact inverse of `load_vit`: values and dtypes are those of `params`.
+    """
+    state = {}
+    for name, leaf in flatten_dict(params, sep="/").items():
+        array = np.asarray(leaf)
+        if name == "patch_embed/kernel":
+            patch = math.isqrt(array.shape[0] // 3)
+            array = array.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+        elif name.endswith("/kernel"):
+            array = array.T
+        state[_timm_name(name)] = np.ascontiguousarray(array)
+    return state
+
+
+def save_timm(path, params, dtype="float32") -> None:
+    """Writes `to_timm(params)` as .safetensors or .npz, by the suffix; the file appears whole or not at all.
+
+    Args:
+      path: the file; one that exists is replaced.
+      params: parameters of a ViT.
+      dtype: "float32", "float16" or, in .safetensors only, "bfloat16".
+
+    Raises:
+      UserError: another suffix or dtype, or a value too large for the dtype.
+    """
+    path = Path(path)
+    dtypes = {".npz": ("float32", "float16"), ".safetensors": ("float32", "float16", "bfloat16")}
+    if path.suffix not in dtypes:
+        raise UserError(f"cannot save weights as {path}: use the suffix .safetensors or .npz")
+    if str(dtype) not in dtypes[path.suffix]:
+        raise UserError(f"cannot save weights as {dtype} in {path}: use one of {', '.join(dtypes[path.suffix])}")
+    dtype = np.dtype(ml_dtypes.bfloat16 if str(dtype) == "bfloat16" else dtype)
+    with np.errstate(over="ignore"):
+        state = {name: array.astype(dtype) for name, array in to_timm(params).items()}
+    if broken := [name for name, array in state.items() if not np.isfinite(array).all()]:
+        raise UserError(f"cannot save weights as {dtype} in {path}: NaN or infinity in {_some(broken)}; use float32")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            if path.suffix == ".npz":
+                np.savez(file, **state)
+            else:
+                from safetensors.numpy import save
+
+                file.write(save(state))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _timm_name(name: str) -> str:
+    """`block_0/attn/qkv/kernel` -> `blocks.0.attn.qkv.weight`."""
+    name = name.replace("block_", "blocks/").replace("patch_embed/", "patch_embed/proj/")
+    if "layer_scale" in name:
+        name = name.replace("layer_scale", "ls").replace("/scale", "/gamma")
+    return name.replace("/kernel", "/weight").replace("/scale", "/weight").replace("/", ".")
+
+
+def _from_timm(name, array):
+    """The array in our layout; one of an unexpected rank is left as it is, for the check of shapes to report."""
+    if name == "patch_embed/kernel" and array.ndim == 4:
+        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    return array.T if name.endswith("/kernel") and array.ndim == 2 else array
+
+
+def _fit_positions(path, array, shape, prefix):
+    """Position embeddings `[1, n, dim]` for the wanted shape, or as they are where they cannot be made to fit.
+
+    prefix: how many rows stand before the patches (class token, distillation token).
+    """
+    if array.ndim != 3 or (array.shape[0], array.shape[2]) != (1, shape[2]):
+        return array
+    rows, grid = array[0], math.isqrt(shape[1] - 1)
+    if math.isqrt(len(rows)) ** 2 == len(rows) and prefix == 1:  # no row for the class token: it has no position
+        rows = np.concatenate([np.zeros_like(rows[:1]), rows])
+    first, patches = rows[:1], rows[prefix:]
+    if not len(patches) or math.isqrt(len(patches)) ** 2 != len(patches) or grid**2 != shape[1] - 1:
+        return array
+    if len(patches) != grid**2:
+        logging.info("%s: position embeddings resized from %d to %d patches", path, len(patches), grid**2)
+        patches = resize_positions(patches, grid)
+    return np.concatenate([first, patches])[None]
+
+
+def _keys(x):
+    """Keys' cubic convolution kernel at distances `x` in [0, 2], a = -0.75 (Keys, 1981)."""
+    a = -0.75
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    return np.where(x <= 1, near, a * (((x - 5) * x + 8) * x - 4))
+
+
+def _check(path, wanted, found, unexpected):
+    """Raises one UserError for everything that does not fit."""
+    missing = [name for name in wanted if name not in found]
+    shapes = [
+        f"{name} wanted {list(wanted[name])} found {list(array.shape)}"
+        for name, array in found.items()
+        if array.shape != wanted[name]
+    ]
+    # bfloat16 and its like are no numpy kind: they are told by what they can be cast to.
+    types = [name for name, array in found.items() if not np.can_cast(array.dtype, np.float64)]
+    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "not numbers": types}
+    if any(problems.values()):
+        listed = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
+        raise UserError(
+            f"{path} does not fit the model: {listed}. "
+            "Check dim, depth, patch_size, layer_scale and the number of classes"
+        )
+
+
+def _some(names) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,288 @@
+"""Reading weight files of other programs into one form: timm's names and array layouts.
+
+Every file is treated as hostile: no code in it is run, and declared sizes are compared with the bytes that are really
+there before memory is taken.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from cdl_jax.errors import UserError
+
+_AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.save_file) and load that"
+
+_UNPACKED_FREELY = 2**30  # bytes that an .npz may hold, however well it was compressed
+
+# What torch.save writes for a dict of tensors and plain values; nothing else is let through to the unpickler.
+_OPCODES = frozenset(
+    "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
+    "GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET".split()
+)
+
+_STORAGES = {
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+# From Google's Flax names, Hugging Face's DINOv2 names and DeiT III's to timm's, applied in this order. The layouts
+# share no name, so a file need not say which of them it is.
+_TO_TIMM = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"^(module|dinov2)\.", ""),
+        (r"^cls$", "cls_token"),
+        (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
+        (r"^Transformer/encoder_norm/", "norm/"),
+        (r"^Transformer/encoderblock_(\d+)/", r"blocks/\1/"),
+        (r"^embedding/", "patch_embed/proj/"),
+        (r"^pre_logits/", "pre_logits/fc/"),
+        (r"/LayerNorm_0/", "/norm1/"),
+        (r"/LayerNorm_2/", "/norm2/"),
+        (r"/MlpBlock_3/Dense_0/", "/mlp/fc1/"),
+        (r"/MlpBlock_3/Dense_1/", "/mlp/fc2/"),
+        (r"/MultiHeadDotProductAttention_1/out/", "/attn/proj/"),
+        (r"/MultiHeadDotProductAttention_1/", "/attn/"),
+        (r"/(kernel|scale)$", ".weight"),
+        (r"/", "."),
+        (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+        (r"\.attention\.attention\.", ".attn."),
+        (r"\.attention\.output\.dense\.", ".attn.proj."),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+        (r"\.gamma_([12])$", r".ls\1.gamma"),
+        (r"^layernorm\.", "norm."),
+        (r"^classifier\.", "head."),
+    ]
+]
+_KNOWN = re.compile(
+    r"cls_token|dist_token|mask_token|pos_embed|blocks\.\d+\.ls[12]\.gamma"
+    r"|(patch_embed\.proj|norm|head|head_dist|pre_logits\.fc"
+    r"|blocks\.\d+\.(norm[12]|attn\.(qkv|query|key|value|proj)|mlp\.fc[12]))\.(weight|bias)"
+)
+
+
+def read_state(path) -> dict[str, np.ndarray]:
+    """The tensors of a weight file under timm's names and in timm's array layouts, in the dtypes of the file.
+
+    The format is told by the content: safetensors, numpy's .npz, or the zip file of torch.save (a state dict, alone or
+    under "model" or "state_dict"). The names may be timm's, DeiT's, those of Google's .npz files ("How to train your
+    ViT?", Steiner et al., 2022), or DINOv2's from Facebook or from Hugging Face. Names that none of these layouts has
+    are kept as they are.
+
+    Raises:
+      UserError: no such file, a format that cannot be read safely, or a damaged file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"no weights at {path}: fetch them with `python -m cdl_jax.fetch` or give the path of a file that exists"
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                if any(info.filename.endswith(".npy") for info in archive.infolist()):
+                    state = _read_npz(path, archive)
+                else:
+                    state = _read_torch(path, archive)
+        elif start[8:9] == b"{":
+            state = _read_safetensors(path)
+        elif start.startswith(b"\x80"):
+            raise UserError(f"{path} is in torch's format from before 1.6, a bare pickle, not read: {_AS_SAFETENSORS}")
+        elif start.startswith(b"version https://git-lfs"):
+            raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
+        else:
+            raise UserError(f"{path} is no weight file: use .safetensors, .npz or the .pth of a state dict")
+    except UserError:
+        raise
+    except Exception as error:  # the bytes are not trusted: their readers may raise anything
+        raise UserError(f"{path} is damaged or no weight file ({_one_line(error)}): download it again") from error
+    return _to_timm(state)
+
+
+def _read_safetensors(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _read_npz(path, archive):
+    total = 0
+    for info in archive.infolist():
+        with archive.open(info) as member:
+            version = np.lib.format.read_magic(member)
+            if version not in ((1, 0), (2, 0)):
+                raise UserError(f"{path}: array {info.filename} has the unknown .npy version {version}")
+            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+            shape, _, dtype = read_header(member)
+            stored = info.file_size - member.tell()
+        if dtype.hasobject:
+            raise UserError(f"{path}: array {info.filename} holds Python objects, not read: save plain numbers")
+        if math.prod(shape) * dtype.itemsize != stored:
+            raise UserError(f"{path}: array {info.filename} declares {list(shape)} {dtype} but stores {stored} bytes")
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+            raise UserError(f"{path}: array {info.filename} declares more bytes than are stored; download it again")
+        total += info.file_size
+    # Trained weights hardly compress: this stops a small file that unpacks to more than the memory.
+    if total > max(_UNPACKED_FREELY, 20 * path.stat().st_size):
+        raise UserError(f"{path} would unpack to {total / 2**30:.1f} GiB, over 20 times its size: not read")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _read_torch(path, archive):
+    members = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in members if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise UserError(f"{path} is a zip file but neither an .npz nor the .pth of a state dict")
+    root = pickles[0].removesuffix("data.pkl")
+    for info in members.values():
+        # torch.save stores and never compresses, so no member can be larger than the file.
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise UserError(f"{path}: compressed member {info.filename}, which torch.save never writes: not read")
+    if sum(info.file_size for info in members.values()) > path.stat().st_size:
+        raise UserError(f"{path}: its members overlap or are cut off; download it again")
+    if root + "byteorder" in members and archive.read(root + "byteorder") != b"little":
+        raise UserError(f"{path} was written on a big-endian machine: {_AS_SAFETENSORS}")
+
+    content = archive.read(pickles[0])
+    for opcode, argument, _ in pickletools.genops(content):
+        # The unpickler would allocate its memo up to any index that it is given.
+        bad_memo = opcode.name == "LONG_BINPUT" and argument > len(content)
+        if opcode.name not in _OPCODES or bad_memo:
+            raise UserError(f"{path}: pickle instruction {opcode.name} has no place in a state dict: {_AS_SAFETENSORS}")
+
+    state = _TensorUnpickler(path, content, lambda key: archive.read(f"{root}data/{key}")).load()
+    for wrapper in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, np.ndarray) for k, v in state.items()
+    ):
+        raise UserError(f"{path} holds no state dict (names to tensors), alone or under 'model': {_AS_SAFETENSORS}")
+    return dict(state)
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles dicts of torch tensors as numpy views; any name but the few that this takes is refused unresolved."""
+
+    def __init__(self, path, content, read_storage):
+        super().__init__(io.BytesIO(content))
+        self._path, self._read_storage, self._storages = path, read_storage, {}
+
+        # Made anew for every file, because a pickle can write attributes on what it gets from find_class.
+        def rebuild_tensor(storage, offset, size, stride, *_):
+            return _view(path, storage, offset, size, stride)
+
+        def rebuild_parameter(tensor, *_):
+            return tensor
+
+        self._allowed = {
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+            "torch._utils._rebuild_parameter": rebuild_parameter,
+            **{f"torch.{name}": name for name in _STORAGES},
+        }
+
+    def find_class(self, module, name):
+        full = f"{module}.{name}"
+        if full not in self._allowed:
+            raise UserError(f"{self._path} wants to call {_one_line(full)}, which was not run: {_AS_SAFETENSORS}")
+        return self._allowed[full]
+
+    def persistent_load(self, pid):
+        kind, storage, key, _, count = pid
+        if kind != "storage" or storage not in _STORAGES:
+            raise UserError(f"{self._path}: a reference that is no tensor storage: {_AS_SAFETENSORS}")
+        if key not in self._storages:
+            dtype, content = _STORAGES[storage], self._read_storage(key)
+            if count * dtype.itemsize != len(content):
+                raise UserError(
+                    f"{self._path}: storage {_one_line(key)} declares {count} {dtype} but stores {len(content)} bytes"
+                )
+            self._storages[key] = np.frombuffer(content, dtype)
+        return self._storages[key]
+
+
+def _view(path, storage, offset, size, stride):
+    """`storage` `[numbers]` seen as a tensor, after the check that all of it lies inside."""
+    numbers = (offset, *size, *stride)
+    # A view of a view with gaps would make the bounds below wrong.
+    whole = isinstance(storage, np.ndarray) and storage.ndim == 1 and storage.flags.c_contiguous
+    if not whole or len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        raise UserError(f"{path}: a tensor with impossible sizes; download it again")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else 0
+    # More numbers than stored (strides of 0) would be small here and huge in the first copy.
+    if last >= max(storage.size, 1) or count > storage.size:
+        raise UserError(f"{path}: a tensor declares {list(size)} but only {storage.size} numbers are stored for it")
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * storage.itemsize for s in stride])
+
+
+def _to_timm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names and layouts of timm for a state in any of the known layouts."""
+    # Google's training checkpoints hold the optimiser's state beside the weights.
+    for prefix in ("opt/target/", "params/"):
+        if f"{prefix}embedding/kernel" in state:
+            state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+    result = {}
+    for name, array in state.items():
+        new = name
+        for pattern, replacement in _TO_TIMM:
+            new = pattern.sub(replacement, new)
+        if not _KNOWN.fullmatch(new):
+            result[name] = array  # under its own name, by which the error message will list it
+        else:
+            result[new] = _from_flax(name, array) if "/" in name else array
+    return _join_qkv(result)
+
+
+def _from_flax(name, array):
+    """One array of Google's layout in timm's: dense kernels `[out, in]`, convolution `[out, in, row, column]`."""
+    *_, module, leaf = name.split("/")
+    if module in ("query", "key", "value"):  # kernel [dim, heads, dim / heads], bias [heads, dim / heads]
+        array = array.reshape(*array.shape[: array.ndim - 2], -1)
+    elif module == "out" and array.ndim == 3:  # kernel [heads, dim / heads, dim]
+        array = array.reshape(-1, array.shape[-1])
+    if leaf != "kernel":
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def _join_qkv(state):
+    """Separate query, key and value layers as timm's single one; incomplete triples are left as they are."""
+    for name in [n for n in state if n.endswith((".attn.query.weight", ".attn.query.bias"))]:
+        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        parts = [state.get(n) for n in names]
+        if all(part is not None and part.shape == parts[0].shape and part.ndim for part in parts):
+            state[name.replace(".query.", ".qkv.")] = np.concatenate(parts)
+            for n in names:
+                del state[n]
+    return state
+
+
+def _one_line(value) -> str:
+    return " ".join(str(value).split())[:200]

@@ -1,0 +1,41 @@
+"""Finding a module by the name a config gives it."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from types import ModuleType
+
+from cdl_jax.errors import UserError
+
+
+def available(folder: str) -> list[str]:
+    """Names of the modules in `cdl_jax.<folder>` (dots for subfolders), without those that start with an underscore."""
+    package = importlib.import_module(f"cdl_jax.{folder}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and not m.name.startswith("_"))
+
+
+def nearest(word: str, known) -> str:
+    """A hint for a mistyped word: the closest known one, then all of them where they are few."""
+    known = sorted(str(k) for k in known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return hint + (f"known: {', '.join(known)}" if len(known) <= 30 else "")
+
+
+def load(folder: str, name: str) -> ModuleType:
+    """Imports `cdl_jax.<folder>.<name>`, or `name` itself where it is a dotted path such as `my_package.my_scheme`.
+
+    A new scheme or learner is therefore one new file and nothing else.
+
+    Raises:
+      UserError: there is no such module; the message names the nearest one that exists.
+    """
+    path = name if "." in name else f"cdl_jax.{folder}.{name}"
+    try:
+        if name and importlib.util.find_spec(path) is not None:
+            return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):
+            raise  # the module exists; something that it imports does not
+    raise UserError(f"no module {name!r} in {folder}: {nearest(name, available(folder))}")

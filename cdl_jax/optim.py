@@ -1,0 +1,110 @@
+"""Optimizers and learning-rate schedules by name, all of them optax's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+
+OPTIONS = {
+    "name": "adam",
+    "learning_rate": 1e-3,
+    "schedule": "cdl_cosine",
+    "warmup_epochs": 0.0,  # of schedule "cosine"
+    "milestones": (),  # epochs, of schedule "steps": the rate falls to a tenth at each
+    "momentum": 0.9,  # of sgd, rmsprop
+    "betas": (0.9, 0.999),  # of adam, adamw, amsgrad
+    "eps": 1e-8,
+    "weight_decay": 0.0,  # adamw: decoupled, on matrices only; others: added to the gradient, as in torch
+    "clip_norm": 0.0,  # bound on the global gradient norm; 0: none
+}
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """`transform` gives the direction of the update, `learning_rate(context_epoch)` its length.
+
+    The rate is a function of the epoch that the step reads from its context, not of a counter in the optimizer's state:
+    tasks of different length then share one compiled step.
+    """
+
+    transform: optax.GradientTransformation
+    learning_rate: Callable[[jax.Array], jax.Array]
+
+
+def cdl_cosine(learning_rate: float, epochs: int) -> optax.Schedule:
+    """`lr cos(99 pi max(0, e - 1) / (200 (epochs - 1)))` of the whole epoch e: the CDL program's schedule.
+
+    The first two epochs both run at the full rate; one epoch alone runs at the full rate as well (the program divides
+    by zero there).
+    """
+    angle = 99 * jnp.pi / (200 * max(epochs - 1, 1))
+    return lambda epoch: learning_rate * jnp.cos(angle * jnp.maximum(jnp.floor(epoch) - 1, 0))
+
+
+def schedule(options, epochs: int) -> optax.Schedule:
+    """The schedule that `options` names, as a function of the (fractional) epoch.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    rate, name = options.learning_rate, options.schedule
+    if name == "constant":
+        return optax.constant_schedule(rate)
+    if name == "cdl_cosine":
+        return cdl_cosine(rate, epochs)
+    if name == "cosine":
+        warmup = options.warmup_epochs
+        if not 0 <= warmup < epochs:
+            raise UserError(f"optim.warmup_epochs={warmup} must lie in [0, epochs={epochs}): choose fewer")
+        fall = optax.cosine_decay_schedule(rate, epochs - warmup)
+        if not warmup:
+            return fall
+        return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), fall], [warmup])
+    if name == "steps":
+        return optax.piecewise_constant_schedule(rate, {m: 0.1 for m in options.milestones})
+    raise UserError(
+        f"optim.schedule={name!r} is unknown: {names.nearest(name, ['constant', 'cdl_cosine', 'cosine', 'steps'])}"
+    )
+
+
+def build(options, epochs: int) -> Optimizer:
+    """The optimizer of one phase.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      epochs: of the phase; what the schedule stretches over.
+
+    Raises:
+      UserError: an unknown name or a value out of range.
+    """
+    if not options.learning_rate > 0:
+        raise UserError(f"optim.learning_rate={options.learning_rate} must be above 0")
+    first, second = options.betas
+    kinds = {
+        "adam": lambda: optax.scale_by_adam(first, second, options.eps),
+        "adamw": lambda: optax.scale_by_adam(first, second, options.eps),
+        "amsgrad": lambda: optax.scale_by_amsgrad(first, second, options.eps),
+        "sgd": lambda: optax.trace(options.momentum) if options.momentum else optax.identity(),
+        "rmsprop": lambda: optax.chain(
+            optax.scale_by_rms(decay=0.99, eps=options.eps, eps_in_sqrt=False),
+            optax.trace(options.momentum) if options.momentum else optax.identity(),
+        ),
+    }
+    if options.name not in kinds:
+        raise UserError(f"optim.name={options.name!r} is unknown: {names.nearest(options.name, kinds)}")
+    chain = []
+    if options.clip_norm:
+        chain.append(optax.clip_by_global_norm(options.clip_norm))
+    decay = options.weight_decay
+    if decay and options.name != "adamw":
+        chain.append(optax.add_decayed_weights(decay))
+    chain.append(kinds[options.name]())
+    if decay and options.name == "adamw":
+        matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+        chain.append(optax.add_decayed_weights(decay, mask=matrices))
+    return Optimizer(optax.chain(*chain), schedule(options, epochs))

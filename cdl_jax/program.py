@@ -1,0 +1,125 @@
+"""The compiled programs of a run: what a config, its stream and its method come to on a mesh of devices."""
+
+import jax
+import numpy as np
+
+from cdl_jax import config as configs
+from cdl_jax import names, sharding, trainer
+from cdl_jax.data import batches, stream
+from cdl_jax.errors import UserError
+from cdl_jax.methods.base import StreamInfo
+
+
+class Program:
+    """Stream, method, mesh and compiled steps of a config."""
+
+    def __init__(self, config, data: stream.Stream):
+        """Checks that everything fits together; nothing is read, placed or compiled yet.
+
+        Raises:
+          UserError: options that do not fit together.
+        """
+        configs.check(config)
+        self.config, self.stream = config, data
+        self.info = StreamInfo(data.num_classes, tuple(len(task.classes) for task in data.tasks))
+        self.method = names.load("methods", config.method).build(config, self.info)
+        self.mesh = sharding.make_mesh(config.devices)
+        size = config.train.batch_size
+        sharding.check_batch(self.mesh, size, "train.batch_size")
+        sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
+        smallest = min(data.tasks, key=lambda task: len(task.train))
+        if len(smallest.train) < size:
+            raise UserError(
+                f"config.train.batch_size={size} is larger than the {len(smallest.train)} training images of task "
+                f"{smallest.index}: choose a smaller batch"
+            )
+
+    def place_data(self) -> None:
+        """Puts the pictures where the steps read them and builds the steps."""
+        config, method = self.config, self.method
+        options = {**config.augment, "workers": config.workers}
+        self.train_source = batches.place(self.stream.train, self.mesh, options, method.image_size)
+        self.test_source = batches.place(self.stream.test, self.mesh, options, method.image_size)
+        self._compiled, self._abstract = {}, {}
+        self.evaluation_step = jax.jit(
+            trainer.evaluation_step(method, self.test_source, config.augment, self.info.task_sizes)
+        )
+        self.start_task = jax.jit(trainer.between_tasks(method, method.start_task, config.seed))
+        self.end_task = jax.jit(trainer.between_tasks(method, method.end_task, config.seed))
+
+    def initial_variables(self):
+        """Live and frozen variables before the first task, on every device of the mesh."""
+        fresh = jax.jit(self.method.init)(trainer.init_key(self.config.seed))
+        live, frozen = trainer.split(self.method.load(jax.device_get(fresh)), self._is_live)
+        return sharding.replicate(self.mesh, live), sharding.replicate(self.mesh, frozen)
+
+    def abstract_variables(self):
+        """Shapes, types and shardings of the live and the frozen variables."""
+        variables = jax.eval_shape(self.method.init, trainer.init_key(self.config.seed))
+        return trainer.split(sharding.abstract(self.mesh, variables), self._is_live)
+
+    def _is_live(self, path):
+        return not self.method.frozen(path)
+
+    def abstract_state(self, index: int, live, frozen) -> trainer.State:
+        """Shapes, types and shardings of the state of phase number `index`."""
+        if index not in self._abstract:
+            state = jax.eval_shape(lambda live: trainer.phase_state(self.method.phases[index], live), live)
+            sums = jax.eval_shape(self._step(index), state, frozen, *self._example()).sums
+            self._abstract[index] = sharding.abstract(self.mesh, state.replace(sums=sums))
+        return self._abstract[index]
+
+    def phase_state(self, index: int, live, frozen) -> trainer.State:
+        """The state in which phase number `index` begins a task: fresh optimizers, nothing summed up."""
+        state = trainer.phase_state(self.method.phases[index], live)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract_state(index, live, frozen).sums)
+        return state.replace(opt=sharding.replicate(self.mesh, state.opt), sums=sharding.replicate(self.mesh, zeros))
+
+    def train_step(self, index: int, state, frozen):
+        """The compiled step of phase number `index`; compiled at its first use, once for all tasks of the run."""
+        if index not in self._compiled:
+            everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(index, state.live, frozen))
+            step = jax.jit(self._step(index), donate_argnums=0, out_shardings=everywhere)
+            self._compiled[index] = step.lower(state, frozen, *self._example()).compile()
+        return self._compiled[index]
+
+    def flops(self, index: int) -> float | None:
+        """Operations of one training step over all devices, by the compiler's count; None where it gives none."""
+        cost = self._compiled[index].cost_analysis()
+        return cost["flops"] * self.mesh.size if cost and "flops" in cost else None
+
+    def _step(self, index):
+        return trainer.train_step(self.method, index, self.train_source, self.config.augment, self.config.seed)
+
+    def _example(self):
+        item = self.train_source.example(self.config.train.batch_size)
+        return self.train_source.data, item, trainer.position(self.stream.tasks[0])
+
+    def train_batches(self, task, phase, epoch: int, step: int):
+        """The batches of a task's phase from a place on, the number of batches in an epoch, and of those passed over."""
+        size, seed, place = self.config.train.batch_size, self.config.seed, (task.index, phase.order)
+        epochs = [
+            batches.epoch_order(len(task.train), size, seed=seed, purpose=(*place, e)) for e in range(phase.epochs)
+        ]
+        done = epoch * len(epochs[0]) + step
+        items = self.train_source.train_batches(task.train[np.concatenate(epochs)], done, (seed, *place))
+        return items, len(epochs[0]), done
+
+    def evaluate(self, live, frozen, tasks, place):
+        """Accuracy in percent on each of `tasks` as `{network: [percent, ...]}`, and the counts of `predict`.
+
+        Args:
+          place: the position whose `end` says which classes predictions may name.
+        """
+        rows = np.concatenate([task.test for task in tasks])
+        order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
+        items = self.test_source.test_batches(rows[order], weight)
+        parts = [self.evaluation_step(live, frozen, self.test_source.data, item, place) for item in items]
+        sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *jax.device_get(parts))
+        images, asked = sums.pop("images"), [task.index for task in tasks]
+        accuracy = {network: (100 * s["correct"][asked] / images[asked]).tolist() for network, s in sums.items()}
+        counts = {
+            network: {name: value[asked].tolist() for name, value in s.items() if name != "correct"}
+            for network, s in sums.items()
+        }
+        return accuracy, counts

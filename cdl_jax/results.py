@@ -1,0 +1,114 @@
+"""What a run has come to: the record saved with its checkpoints, and results.json made from it."""
+
+import dataclasses
+import resource
+import sys
+from dataclasses import dataclass, field
+
+import jax
+
+from cdl_jax import metrics, workdir
+
+
+@dataclass
+class Record:
+    """What a run has come to, as it is saved with every checkpoint; JSON only.
+
+    step: steps trained in the whole run. task, phase, epoch, step_in_epoch: what comes next.
+    accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
+    before, at_start: network -> percent on task j over the classes up to it, just before it is learnt and at the very
+      start.
+    selection: network -> layer -> one row a task: how often its test images chose each prompt, at the last evaluation.
+    seconds: phase or "evaluation" -> wall time. timed: phase -> images and seconds without first steps, which compile.
+    flops: phase -> floating-point operations of one step on one device, by the compiler's count.
+    """
+
+    step: int = 0
+    task: int = 0
+    phase: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    accuracy: dict = field(default_factory=dict)
+    before: dict = field(default_factory=dict)
+    at_start: dict = field(default_factory=dict)
+    selection: dict = field(default_factory=dict)
+    seconds: dict = field(default_factory=dict)
+    timed: dict = field(default_factory=dict)
+    flops: dict = field(default_factory=dict)
+
+    def within_task(self) -> bool:
+        """Whether the next step belongs to a task that has begun."""
+        return (self.phase, self.epoch, self.step_in_epoch) != (0, 0, 0)
+
+    def add_seconds(self, what: str, seconds: float) -> None:
+        """Adds wall time to what it was spent on."""
+        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+
+
+def collect(program, record: Record) -> dict:
+    """The content of results.json, all of it derived from `record` and from what the config fixes."""
+    stream, config = program.stream, program.config
+    test_counts = [len(task.test) for task in stream.tasks]
+    networks = {}
+    for network, rows in record.accuracy.items():
+        before, at_start = record.before.get(network), record.at_start.get(network)
+        networks[network] = {
+            "accuracy_matrix": rows,
+            "before": before,
+            "at_start": at_start,
+            "metrics": metrics.named_metrics(rows, test_counts, before, at_start),
+            "selection": record.selection.get(network, {}),
+        }
+    return {
+        "name": f"{stream.name}, {config.method}",
+        "method": config.method,
+        "status": "finished" if record.task == stream.num_tasks else "running",
+        "seed": config.seed,
+        "stream": {
+            "name": stream.name,
+            "num_tasks": stream.num_tasks,
+            "tasks": [
+                {
+                    "classes": list(stream.class_names[task.first : task.end]),
+                    "train": len(task.train),
+                    "test": len(task.test),
+                }
+                for task in stream.tasks
+            ],
+        },
+        "networks": networks,
+        "formulas": metrics.FORMULAS,
+        "cost": {
+            "parameters": parameters(program),
+            "flops_per_step": record.flops,
+            "images_per_second": {
+                phase: images / seconds for phase, (images, seconds) in record.timed.items() if images
+            },
+            "seconds": record.seconds,
+            "peak_memory_bytes": peak_memory(),
+            "device": f"{program.mesh.size} x {jax.devices()[0].device_kind}",
+        },
+        "versions": workdir.versions(),
+        "command": workdir.command(),
+    }
+
+
+def parameters(program) -> dict:
+    """Network -> number of trainable and of frozen parameters."""
+    live, frozen = program.abstract_variables()
+
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    names = sorted({*live, *frozen})
+    counts = {n: {"trainable": count(live.get(n, {})), "frozen": count(frozen.get(n, {}))} for n in names}
+    return {name: both for name, both in counts.items() if any(both.values())}
+
+
+def peak_memory() -> int:
+    """Peak bytes of the first device's memory, or of this process where the device does not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,158 @@
+"""The compiled steps of training and evaluation. Knows no method by name."""
+
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct, traverse_util
+
+from cdl_jax.data import augment
+from cdl_jax.losses import Context, mask_classes
+
+# What randomness is for: the first number folded into the run's key.
+_IMAGES, _LOSS, _INIT, _TASKS = range(4)
+
+
+@struct.dataclass
+class State:
+    """What training changes.
+
+    live: the variables that are not frozen for the whole run.
+    opt: one optimizer state for each update of the phase.
+    sums: metrics summed over the steps since the last log line, and `steps`, their number.
+    """
+
+    live: Any
+    opt: tuple
+    sums: dict
+
+
+def key_at(seed, *position) -> jax.Array:
+    """The random key of a position in the run, so that no generator's state needs to be saved."""
+    return reduce(jax.random.fold_in, position, jax.random.key(seed))
+
+
+def init_key(seed: int) -> jax.Array:
+    """The key from which a run's variables are drawn."""
+    return key_at(seed, _INIT)
+
+
+def split(variables, chosen):
+    """`variables` as two nested dicts: the leaves whose path is `chosen`, and the others."""
+    flat = traverse_util.flatten_dict(variables, keep_empty_nodes=True)
+    inside = {path: leaf for path, leaf in flat.items() if chosen(path)}
+    outside = {path: leaf for path, leaf in flat.items() if not chosen(path)}
+    return traverse_util.unflatten_dict(inside), traverse_util.unflatten_dict(outside)
+
+
+def join(*parts):
+    """One nested dict of several; later leaves replace earlier ones."""
+    flat = {}
+    for part in parts:
+        flat.update(traverse_util.flatten_dict(part, keep_empty_nodes=True))
+    return traverse_util.unflatten_dict(flat)
+
+
+def position(task, *, epoch=0, step=0, steps=1) -> dict:
+    """The numbers of a step's `Context`, as arrays: a change of value compiles nothing anew."""
+    return {
+        "task": np.int32(task.index),
+        "first": np.int32(task.first),
+        "end": np.int32(task.end),
+        "epoch": np.int32(epoch),
+        "step": np.int32(step),
+        "progress": np.float32(epoch + step / steps),
+    }
+
+
+def phase_state(phase, live) -> State:
+    """The state in which `phase` begins a task: fresh optimizers, nothing summed."""
+    opt = tuple(update.optimizer.transform.init(split(live, update.trainable)[0]) for update in phase.updates)
+    return State(live, opt, {})
+
+
+def train_step(method, index, source, augmentation, seed):
+    """The step of phase number `index`, to be compiled: `(state, frozen, data, item, position) -> state`.
+
+    Each batch passes the phase's updates in order. A gradient exists only for what an update trains; `frozen` is an
+    argument, so that it becomes no constant of the program.
+    """
+    phase = method.phases[index]
+
+    def step(state, frozen, data, item, position):
+        place = position["task"], position["epoch"], position["step"]
+        images, labels = source.read(data, item)
+        key = key_at(seed, _IMAGES, phase.order, *place)
+        images = _prepared(
+            source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size)
+        )
+        batch = {"images": images, "labels": labels}
+        context = Context(**position, key=key_at(seed, _LOSS, index, *place))
+        live, opt, metrics = state.live, [], {"steps": jnp.ones(())}
+        for update, opt_state in zip(phase.updates, state.opt, strict=True):
+            trained, rest = split(live, update.trainable)
+
+            def objective(trained, update=update, rest=rest, batch=batch):
+                return update.loss(join(frozen, rest, trained), batch, context)
+
+            gradients, outcome = jax.grad(objective, has_aux=True)(trained)
+            direction, opt_state = update.optimizer.transform.update(gradients, opt_state, trained)
+            rate = update.optimizer.learning_rate(context.progress)
+            trained = optax.apply_updates(trained, jax.tree.map(lambda d, rate=rate: -rate * d, direction))
+            live = join(rest, trained, outcome.variables)
+            opt.append(opt_state)
+            batch = {**batch, **outcome.batch}
+            metrics |= {**outcome.metrics, "learning_rate": rate}
+        sums = {name: state.sums.get(name, 0.0) + jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        return State(live, tuple(opt), sums)
+
+    return step
+
+
+def evaluation_step(method, source, augmentation, task_sizes):
+    """The evaluation of a batch, to be compiled: `(live, frozen, data, item, position) -> sums`.
+
+    item: beside the pictures `weight` float32 `[batch]`, 0 for padding. sums: `{network: {"correct": [tasks], <count>:
+    [tasks, n]}}` and `{"images": [tasks]}`, by the task that a picture belongs to. Predictions are over all classes seen,
+    without task identity.
+    """
+    num_classes, num_tasks = sum(task_sizes), len(task_sizes)
+    task_of_class = np.repeat(np.arange(num_tasks), task_sizes)
+
+    def step(live, frozen, data, item, position):
+        images, labels = source.read(data, item)
+        images = _prepared(source, images, augmentation, lambda x: augment.test(x, augmentation, method.image_size))
+        context = Context(**position, key=jax.random.key(0))
+        logits, counts = method.predict(join(frozen, live), images, context)
+        task = jnp.asarray(task_of_class)[labels]
+
+        def by_task(values):
+            weight = item["weight"].reshape(-1, *[1] * (values.ndim - 1))
+            return jax.ops.segment_sum(values * weight, task, num_tasks)
+
+        sums = {"images": by_task(jnp.ones(labels.shape))}
+        for network, values in logits.items():
+            predicted = mask_classes(values, context.seen(num_classes)).argmax(axis=-1)
+            sums[network] = {"correct": by_task((predicted == labels).astype(jnp.float32))}
+            sums[network] |= {name: by_task(count) for name, count in counts.get(network, {}).items()}
+        return sums
+
+    return step
+
+
+def _prepared(source, images, augmentation, transform):
+    """Pictures as the networks take them; a source that has cropped them on the host leaves only the normalisation."""
+    return augment.normalize(images, augmentation) if source.cropped else transform(images)
+
+
+def between_tasks(method, change, seed):
+    """`method.start_task` or `end_task` to be compiled: `(live, frozen, position) -> live`."""
+
+    def changed(live, frozen, place):
+        context = Context(**place, key=key_at(seed, _TASKS, place["task"]))
+        return split(change(join(frozen, live), context), lambda path: not method.frozen(path))[0]
+
+    return changed

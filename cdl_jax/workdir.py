@@ -1,0 +1,92 @@
+"""A run's working directory: its lock, its config, and files that are never half-written."""
+
+import fcntl
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+from cdl_jax import __version__, config
+from cdl_jax.errors import UserError
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file aside and renames it, so that a reader or a crash never sees half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+@contextmanager
+def locked(workdir: Path):
+    """Keeps every other process from training in `workdir`; the system frees the lock however this one ends.
+
+    Raises:
+      UserError: the directory cannot be written, or another process is at work in it (its host and pid are named).
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / "lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}): choose another") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = " ".join(file.read().split()) or "another process"
+            raise UserError(f"--workdir {workdir} is in use by {holder}: wait for it, or choose another") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def check_config(workdir: Path, resolved: dict) -> None:
+    """Refuses a directory that holds a run of another config; one that holds none is fine.
+
+    Args:
+      resolved: the config as nested dicts.
+
+    Raises:
+      UserError: names the differences.
+    """
+    stored = config.read(workdir)
+    if stored is None:
+        return
+    changes = config.differences(config.flatten(stored["config"]), config.flatten(resolved))
+    if changes:
+        shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
+        raise UserError(f"--workdir {workdir} holds a run of another config ({shown}): choose another --workdir")
+
+
+def claim(workdir: Path, resolved: dict) -> None:
+    """Makes `workdir` the place of the run with this config, unless it is already."""
+    if config.read(workdir) is None:
+        content = {"config": resolved, "command": command(), "versions": versions(), "commit": commit()}
+        write(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def command() -> str:
+    """The command line of this process."""
+    return shlex.join(["python", "-m", "cdl_jax.main", *sys.argv[1:]])
+
+
+def versions() -> dict:
+    """Versions of this package and of those that its numbers depend on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"cdl_jax": __version__, "python": sys.version.split()[0], **{p: metadata.version(p) for p in packages}}
+
+
+def commit() -> str | None:
+    """The git commit of the source, None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,52 @@
+"""Calls of the real command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TINY = "tests/end_to_end/tiny.py"
+
+
+def environment(**extra):
+    """This environment with the repository on the path."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra}
+
+
+def start(*arguments, **extra):
+    """A running `python -m cdl_jax.main` in the repository's root."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cdl_jax.main", *map(str, arguments)],
+        cwd=ROOT, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(*arguments, expect=0, timeout=240, **extra):
+    """(stdout, stderr) of a finished command; its exit code must be `expect`."""
+    process = start(*arguments, **extra)
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == expect, f"exit code {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def results(workdir):
+    """The run's results.json."""
+    return json.loads((Path(workdir) / "results.json").read_text())
+
+
+def matrices(workdir):
+    """Network -> accuracy matrix of a run."""
+    return {name: network["accuracy_matrix"] for name, network in results(workdir)["networks"].items()}
+
+
+def last_weights(workdir, task):
+    """{path: array} of the live variables saved after a task, read as they lie on disk."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    path = (Path(workdir) / "checkpoints" / "tasks" / str(task) / "state").absolute()
+    tree = ocp.StandardCheckpointer().restore(path)
+    return {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,121 @@
+"""Each mistake of a user is answered in one line with exit code 2, before any work and without a traceback."""
+
+import fcntl
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cdl_jax import main
+from tests.end_to_end.command import ROOT, TINY, environment
+
+
+def answer(capsys, monkeypatch, *arguments):
+    """(exit code, stderr) of the command line inside this process."""
+    monkeypatch.chdir(ROOT)
+    start = time.perf_counter()
+    code = main.main([str(a) for a in arguments])
+    assert time.perf_counter() - start < 5
+    return code, "\n".join(line for line in capsys.readouterr().err.splitlines() if not line.startswith("WARNING:"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--config.learner.top_kk=3"], "did you mean 'learner.top_k'"),
+        (["--config.train.epoch=3"], "did you mean 'train.epochs'"),
+        (["--config.train.epochs=many"], "many"),
+        (["--config.train.epochs=0"], "config.train.epochs=0 must be at least 1"),
+        (["--config.train.batch_size=400"], "larger than the"),
+        (["--config.learner.top_k=7"], "learner.top_k=7 of a pool of 6"),
+        (["--config.learner.length=5"], "learner.length=5 must be even"),
+        (["--config.learner.pull=median"], "learner.pull='median'"),
+        (["--config.learner.deep=True"], "learner.deep"),
+        (["--config.data.num_tasks=7"], "task_sizes"),
+        (["--config.distill.temperature=0.0"], "distill.temperature=0.0"),
+        (["--config.distill.alpha=1.5"], "distill.alpha=1.5"),
+        (["--config.optim.name=adamm"], "did you mean 'adam'"),
+        (["--config.optim.schedule=cosin"], "did you mean 'cosine'"),
+        (["--config.teacher.weights="], "config.teacher.weights is empty"),
+        (["--config.teacher.weights=missing.npz"], "missing.npz"),
+        (["--config.teacher.heads=5"], "heads=5"),
+        (["--config.teacher.patch_size=12"], "patch_size=12"),
+        (["--config.student.image_size=64"], "differ"),
+        (["--config.devices=99"], "config.devices=99"),
+        (["--config.method=cdll"], "did you mean 'cdl'"),
+        (["--config.cdl.query=mine"], "cdl.query='mine'"),
+        (["--mode=evaluate"], "did you mean 'eval'"),
+        (["--taks=3"], "did you mean 'task'"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--mode=eval"], "holds no run"),
+        (["--distributed=here"], "HOST:PORT,NUM_PROCESSES,PROCESS_ID"),
+    ],
+)
+def test_options(overrides, expected, tmp_path, capsys, monkeypatch):
+    code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path / "run", *overrides)
+    assert code == 2
+    assert expected in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("configs/missing.py", "configs/missing.py does not exist"),
+        (TINY + ":distil=kd", "did you mean 'distill'"),
+        (TINY + ":distill=dkdd", "did you mean 'dkd'"),
+        (TINY + ":learner=l2q", "did you mean 'l2p'"),
+        (TINY + ":data=cifar10", "python -m cdl_jax.fetch cifar10"),
+    ],
+)
+def test_config_files(config, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CDL_DATA", raising=False)
+    code, err = answer(capsys, monkeypatch, "--config", config, "--workdir", tmp_path / "run")
+    assert code == 2
+    assert expected in err and len(err.splitlines()) == 1, err
+
+
+def test_flags_that_are_missing(tmp_path, capsys, monkeypatch):
+    assert answer(capsys, monkeypatch, "--workdir", tmp_path) == (2, "cdl_jax: --config is missing: name one of configs/*.py")
+    code, err = answer(capsys, monkeypatch, "--config", TINY)
+    assert code == 2 and "--workdir is missing" in err
+
+
+def test_weights_of_another_shape(tmp_path, capsys, monkeypatch):
+    np.savez(tmp_path / "weights.npz", cls_token=np.zeros((1, 1, 8)), **{"norm.weight": np.zeros(8)})
+    flags = ["--config", TINY, "--workdir", tmp_path / "run", f"--config.teacher.weights={tmp_path / 'weights.npz'}"]
+    code, err = answer(capsys, monkeypatch, *flags)
+    assert code == 2 and "weights.npz" in err and "cls_token" in err and len(err.splitlines()) == 1
+
+
+def test_a_damaged_archive(tmp_path, capsys, monkeypatch):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b" + bytes(100))
+    flags = ["--config", TINY + ":data=cifar10", "--workdir", tmp_path / "run", f"--config.data.path={tmp_path}"]
+    code, err = answer(capsys, monkeypatch, *flags)
+    assert code == 2 and "cifar-10-python.tar.gz" in err and len(err.splitlines()) == 1
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path / "file" / "run")
+    assert code == 2 and "cannot be written" in err and len(err.splitlines()) == 1
+
+
+def test_a_workdir_that_another_process_uses(tmp_path, capsys, monkeypatch):
+    with open(tmp_path / "lock", "w") as file:
+        file.write("process 4242 on otherhost\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path)
+    assert code == 2 and "in use by process 4242 on otherhost" in err
+
+
+def test_the_exit_code_reaches_the_shell(tmp_path):
+    command = [sys.executable, "-m", "cdl_jax.main", "--config", TINY, "--workdir", str(tmp_path), "--config.seeed=1"]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr == "cdl_jax: unknown key config.seeed: did you mean 'seed'?\n"
+    assert result.stdout == ""

@@ -1,0 +1,69 @@
+"""The main job through the command line: train, ask again, evaluate a checkpoint, refuse another config, describe."""
+
+import json
+
+import pytest
+
+from tests.end_to_end.command import TINY, matrices, results, run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, what the command printed) of a finished run."""
+    workdir = tmp_path_factory.mktemp("run")
+    out, _ = run("--config", TINY, "--workdir", workdir)
+    return workdir, out
+
+
+def test_a_run_leaves_matrices_metrics_report_and_events(finished):
+    workdir, out = finished
+    content = results(workdir)
+    assert content["status"] == "finished"
+    for network in ("teacher", "student"):
+        rows = content["networks"][network]["accuracy_matrix"]
+        assert [len(row) for row in rows] == [1, 2, 3, 4, 5]
+        assert all(0 <= value <= 100 for row in rows for value in row)
+        assert content["networks"][network]["metrics"]["last"] == pytest.approx(sum(rows[-1]) / 5)
+        chosen = content["networks"][network]["selection"]["layer_0"]
+        assert [sum(row) for row in chosen] == [2 * task["test"] for task in content["stream"]["tasks"]]  # top_k = 2
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines) == 5 * 2 * 2 * 4  # tasks, networks, epochs, batches
+    assert all(line["loss"] > 0 for line in lines if "loss" in line)
+    assert "<html" in (workdir / "report.html").read_text()
+    assert list((workdir / "tensorboard").rglob("events.out.tfevents.*"))
+    assert "student" in out and str(workdir / "report.html") in out
+    assert content["cost"]["parameters"]["student"] == {"trainable": 6 * 4 * 16 + 6 * 16 + 16 * 20 + 20, "frozen": 19216}
+
+
+def test_the_same_command_again_prints_the_results_and_trains_nothing(finished):
+    workdir, out = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again, _ = run("--config", TINY, "--workdir", workdir)
+    assert again == out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("task", [None, 1])
+def test_evaluation_of_a_checkpoint_repeats_its_row(finished, task):
+    workdir, _ = finished
+    flags = [] if task is None else ["--task", task]
+    out, _ = run("--config", TINY, "--workdir", workdir, "--mode", "eval", *flags)
+    row = matrices(workdir)["student"][-1 if task is None else task]
+    assert f"student after task {len(row) - 1}: " + " ".join(f"{value:.2f}" for value in row) in out
+    assert "equal to the run's accuracy matrix" in out and "NOT" not in out
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(finished):
+    workdir, _ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*.json*")}
+    _, err = run("--config", TINY, "--workdir", workdir, "--config.learner.top_k=3", expect=2)
+    assert "learner.top_k: 2 -> 3" in err and len(err.splitlines()) == 1
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*.json*")}
+
+
+def test_describe_trains_nothing_and_counts_parameters(tmp_path):
+    out, _ = run("--config", TINY, "--mode", "describe")
+    assert "glyph_mini: 20 classes in 5 tasks" in out
+    assert "student: 820 trainable, 19,216 frozen" in out
+    assert "GFLOP" in out and "train.batch_size = 16" in out
+    assert not list(tmp_path.iterdir())

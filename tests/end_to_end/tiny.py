@@ -1,0 +1,21 @@
+"""A run of seconds on glyph_mini: two small random ViTs, L2P, logit distillation."""
+
+from cdl_jax import config as base
+
+
+def get_config(text=""):
+    choices = base.arguments(text, learner="l2p", distill="kd", data="glyph_mini")
+    config = base.default("cdl", teacher="mini_teacher", student="mini_student", **choices)
+    for section, dim in ((config.teacher, 32), (config.student, 16)):
+        section.update(dim=dim, depth=2, heads=2, patch_size=16, weights="random")
+    config.learner.update(pool=6, length=4, top_k=2)
+    config.data.num_tasks = 5
+    config.data.max_train_per_class = 16
+    config.data.max_test_per_class = 8
+    config.augment.train = "shift"
+    config.train.update(epochs=2, batch_size=16)
+    config.eval.batch_size = 32
+    config.optim.learning_rate = 5e-3
+    config.log.every_steps = 3
+    config.checkpoint.every_steps = 5
+    return config

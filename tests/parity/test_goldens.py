@@ -1,0 +1,57 @@
+"""Replays fixtures that the authors' programs computed: `pytest tests/parity --goldens DIR`.
+
+A case is a pair `<name>.json` and `<name>.npz`, anywhere below DIR. Its `kind` chooses the runner; a kind, learner or
+scheme without one is reported as skipped, with its name.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from tests.parity import runners_cdl
+
+RUNNERS = {"cdl": runners_cdl.RUNNERS}
+
+
+def pytest_generate_tests(metafunc):
+    cases = sorted(metafunc.config.getoption("--goldens").rglob("*.json"))
+    metafunc.parametrize("path", cases, ids=[f"{path.parent.name}/{path.stem}" for path in cases])
+
+
+def test_equals_the_authors_program(path, record_property):
+    case = json.loads(path.read_text())
+    runner = RUNNERS.get(case["system"], {}).get(case["kind"])
+    if runner is None:
+        pytest.skip(f"no runner for kind {case['kind']!r} of system {case['system']!r}")
+    with np.load(path.with_suffix(".npz")) as file:
+        arrays = dict(file)
+    ours = runner({**case["config"], "case_notes": case["notes"]}, arrays)
+    if isinstance(ours, runners_cdl.Missing):
+        pytest.skip(f"no runner for {ours.what} of kind {case['kind']!r}")
+    wanted = {name: array for name, array in arrays.items() if name.startswith(("out/", "grad/"))}
+    assert wanted, "the case names nothing to compare"
+    assert set(wanted) <= set(ours), f"the runner does not compute {sorted(set(wanted) - set(ours))}"
+    errors = {name: relative_error(ours[name], array) for name, array in wanted.items()}
+    record_property("max_relative_error", max(errors.values()))
+    failed = {name: f"{errors[name]:.2e} > {limit(case, name):.0e}" for name in wanted if errors[name] > limit(case, name)}
+    assert not failed, failed
+
+
+def relative_error(ours, wanted) -> float:
+    """max|ours - wanted| / max|wanted|; zeros are compared on a scale of 1e-3."""
+    ours, wanted = np.asarray(ours, np.float64), np.asarray(wanted, np.float64)
+    assert ours.shape == wanted.shape, (ours.shape, wanted.shape)
+    assert np.isfinite(ours).all() or not np.isfinite(wanted).all()
+    difference = np.abs(ours - wanted).max(initial=0.0)
+    largest = np.abs(wanted).max(initial=0.0)
+    return difference / (largest or 1e-3)
+
+
+def limit(case, name) -> float:
+    """The tolerance that a case states for one of its arrays."""
+    stated = case["tol"]
+    if name.startswith("grad/"):
+        return stated["grads"]
+    if "param_after" in name:
+        return stated["after_steps"]
+    return case.get("tolerance", {}).get("relative_to_max_abs", stated["values"])

@@ -1,0 +1,248 @@
+"""Order of batches and their delivery, resident and streamed."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from PIL import Image
+
+from cdl_jax.data import augment, batches
+from cdl_jax.data.stream import Split
+from cdl_jax.errors import UserError
+
+CROP = {"train": "random_resized_crop", "flip": True}
+
+
+@pytest.fixture
+def mesh():
+    return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+
+
+def arrays(n=13, size=20):
+    rng = np.random.default_rng(0)
+    return Split(labels=np.arange(n, dtype=np.int32) % 5, images=rng.integers(0, 256, (n, size, size, 3), np.uint8))
+
+
+def files(folder, split):
+    paths = [folder / f"{i}.png" for i in range(len(split.labels))]
+    for path, image in zip(paths, split.images, strict=True):
+        Image.fromarray(image).save(path)
+    return Split(labels=split.labels, files=tuple(str(path) for path in paths))
+
+
+def read(source, items):
+    """What the compiled step sees of each batch."""
+    step = jax.jit(source.read)
+    return [tuple(np.asarray(a) for a in step(source.data, item)) for item in items]
+
+
+def assert_equal(got, want):
+    assert len(got) == len(want) > 0
+    for (images, labels), (images_, labels_) in zip(got, want, strict=True):
+        np.testing.assert_array_equal(images, images_)
+        np.testing.assert_array_equal(labels, labels_)
+
+
+def test_the_order_is_a_function_of_its_counters():
+    order = batches.epoch_order(103, 10, seed=1, purpose=(0, 1, 2))
+    assert order.shape == (10, 10) and order.dtype == np.int32
+    assert len(set(order.ravel())) == 100 and order.max() <= 102 and order.min() >= 0
+    assert (order.ravel() != np.arange(100)).sum() > 80
+    np.testing.assert_array_equal(order, batches.epoch_order(103, 10, seed=1, purpose=(0, 1, 2)))
+    for seed, purpose in ((2, (0, 1, 2)), (1, (0, 1, 3)), (1, (1, 0, 2)), (1, (0, 1)), (1, (0, 1, 2, 0))):
+        assert (order != batches.epoch_order(103, 10, seed=seed, purpose=purpose)).mean() > 0.8
+    assert (batches.epoch_order(9, 3, seed=0, purpose=(1,)) != batches.epoch_order(9, 3, seed=0, purpose=(1, 0))).any()
+
+
+def test_without_shuffling_rows_come_in_order_and_the_last_batch_is_dropped():
+    order = batches.epoch_order(11, 4, seed=0, purpose=(), shuffle=False)
+    np.testing.assert_array_equal(order, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    with pytest.raises(UserError, match="batch_size=12: a task has only 11"):
+        batches.epoch_order(11, 12, seed=0, purpose=())
+
+
+def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
+    rows, weight = batches.evaluation_order(7, 3)
+    np.testing.assert_array_equal(rows, [[0, 1, 2], [3, 4, 5], [6, 0, 0]])
+    np.testing.assert_array_equal(weight, [[1, 1, 1], [1, 1, 1], [1, 0, 0]])
+    assert rows.dtype == np.int32 and weight.dtype == np.float32
+    rows, weight = batches.evaluation_order(6, 3)
+    assert rows.shape == (2, 3) and weight.sum() == 6
+
+
+def test_size_decides_where_pictures_live(mesh, tmp_path):
+    split = arrays()
+    assert not batches.place(split, mesh, {}, 20).cropped
+    assert batches.place(split, mesh, {"resident_limit_mb": 0.01}, 20).cropped
+    assert batches.place(files(tmp_path, split), mesh, {}, 20).cropped
+
+
+def test_resident_batches_hold_the_rows_asked_for(mesh):
+    split = arrays()
+    source = batches.place(split, mesh, {}, 20)
+    order = batches.epoch_order(13, 4, seed=3, purpose=(0,))
+    got = read(source, source.train_batches(order, 0, (3, 0)))
+    assert_equal(got, [(split.images[rows], split.labels[rows]) for rows in order])
+    rows, weight = batches.evaluation_order(13, 4)
+    items = list(source.test_batches(rows, weight))
+    assert_equal(read(source, items), [(split.images[r], split.labels[r]) for r in rows])
+    np.testing.assert_array_equal([item["weight"] for item in items], weight)
+
+
+def test_streamed_pictures_equal_resident_ones_pixel_for_pixel(mesh, tmp_path):
+    split = arrays()
+    order = batches.epoch_order(13, 4, seed=3, purpose=(0,))
+    rows, weight = batches.evaluation_order(13, 4)
+    resident = batches.place(split, mesh, {}, 20)
+    for streamed in (
+        batches.place(files(tmp_path, split), mesh, {}, 20),
+        batches.place(split, mesh, {"resident_limit_mb": 0}, 20),
+    ):
+        assert_equal(
+            read(streamed, streamed.train_batches(order, 0, (3, 0))), read(resident, resident.train_batches(order))
+        )
+        items = list(streamed.test_batches(rows, weight))
+        assert_equal(read(streamed, items), read(resident, resident.test_batches(rows, weight)))
+        np.testing.assert_array_equal([item["weight"] for item in items], weight)
+
+
+@pytest.mark.parametrize("limit", [4096, 0])
+def test_a_restart_continues_with_the_same_batches(mesh, limit):
+    source = batches.place(arrays(), mesh, {**CROP, "resident_limit_mb": limit}, 12)
+    order = batches.epoch_order(13, 3, seed=3, purpose=(0,))
+    whole = read(source, source.train_batches(order, 0, (3, 0)))
+    assert len(whole) == 4
+    for start in (1, 3):
+        assert_equal(read(source, source.train_batches(order, start, (3, 0))), whole[start:])
+    assert list(source.train_batches(order, 4, (3, 0))) == []
+
+
+def test_streamed_crops_depend_on_key_and_place(mesh):
+    source = batches.place(arrays(), mesh, {**CROP, "resident_limit_mb": 0}, 12)
+    order = np.array([[0, 0], [0, 1]], np.int32)
+    (first, _), (second, _) = read(source, source.train_batches(order, 0, (3, 0)))
+    assert (first[0] != first[1]).any() and (first[0] != second[0]).any()  # one picture, three crops
+    (other, _), _ = read(source, source.train_batches(order, 0, (3, 1)))
+    assert (first != other).any()
+
+
+def test_streamed_test_pictures_are_resized_and_cropped_by_pillow(mesh, tmp_path):
+    image = Image.fromarray(arrays(1, 60).images[0]).crop((0, 0, 60, 45))
+    image.convert("L").save(tmp_path / "grey.png")
+    split = Split(labels=np.zeros(1, np.int32), files=(str(tmp_path / "grey.png"),))
+    source = batches.place(split, mesh, {"test": "resize_center_crop", "resize": 30}, 24)
+    ((images, _),) = read(source, source.test_batches(*batches.evaluation_order(1, 1)))
+    want = np.asarray(image.convert("L").convert("RGB").resize((40, 30), Image.Resampling.BILINEAR))[3:27, 8:32]
+    np.testing.assert_array_equal(images[0], want)
+
+
+def test_two_worker_processes_give_the_same_bytes_as_none(mesh, tmp_path):
+    split = files(tmp_path, arrays())
+    order = batches.epoch_order(13, 2, seed=3, purpose=(0,))
+    alone, helped = (batches.place(split, mesh, {**CROP, "workers": n}, 12) for n in (0, 2))
+    want = read(alone, alone.train_batches(order, 1, (3, 0)))
+    assert_equal(read(helped, helped.train_batches(order, 1, (3, 0))), want)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named(mesh, tmp_path, workers):
+    split = files(tmp_path, arrays(5))
+    damaged = tmp_path / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    source = batches.place(split, mesh, {"workers": workers}, 20)
+    with pytest.raises(UserError, match=r"3\.png: cannot be read as a picture") as caught:
+        list(source.train_batches(np.arange(4)[:, None], 0, (0,)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_picture_is_named(mesh, tmp_path):
+    source = batches.place(files(tmp_path, arrays(5)), mesh, {}, 20)
+    (tmp_path / "4.png").unlink()
+    with pytest.raises(UserError, match=r"4\.png: cannot be read as a picture .*No such file"):
+        list(source.test_batches(np.array([[4]]), np.ones((1, 1), np.float32)))
+
+
+def test_a_picture_of_another_size_is_named_with_what_to_set(mesh, tmp_path):
+    source = batches.place(files(tmp_path, arrays(2)), mesh, {}, 24)
+    with pytest.raises(
+        UserError, match=r"\.png: augment.train='none' leaves 20 x 20 pictures.* set augment.train='resize'"
+    ):
+        list(source.train_batches(np.array([[0, 1]]), 0, (0,)))
+
+
+TWO_PROCESSES = """
+import os, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax, numpy as np
+port, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize("127.0.0.1:" + port, num_processes=2, process_id=index)
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType
+from cdl_jax.data import batches
+from cdl_jax.data.stream import Split
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+saved = np.load(folder + "/split.npz")
+out = {}
+for limit in (4096, 0):
+    split = Split(labels=saved["labels"], images=saved["images"])
+    options = {"train": "random_resized_crop", "flip": True, "resident_limit_mb": limit}
+    source = batches.place(split, mesh, options, 12)
+    step = jax.jit(source.read)
+    read = [step(source.data, item) for item in source.train_batches(saved["order"], 1, (3, 0))]
+    assert read[0][0].addressable_shards[0].data.shape[0] == 2
+    read = [multihost_utils.process_allgather(images, tiled=True) for images, _ in read]
+    out[str(limit)] = np.stack(read)
+if index == 0:
+    np.savez(folder + "/out.npz", **out)
+jax.distributed.shutdown()
+"""
+
+
+def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
+    import socket
+
+    split, order = arrays(), batches.epoch_order(26, 8, seed=0, purpose=(0,)) % 13
+    np.savez(tmp_path / "split.npz", labels=split.labels, images=split.images, order=order)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-c", TWO_PROCESSES, port]
+    runs = [subprocess.Popen([*command, str(i), str(tmp_path)]) for i in range(2)]
+    try:
+        assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    finally:
+        for run in runs:
+            run.kill()
+    got = np.load(tmp_path / "out.npz")
+    for limit in (4096, 0):
+        source = batches.place(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
+        want = [images for images, _ in read(source, source.train_batches(order, 1, (3, 0)))]
+        np.testing.assert_array_equal(got[str(limit)], want)
+
+
+def test_a_batch_that_does_not_divide_is_refused(mesh, tmp_path):
+    script = (
+        "import jax; jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 4)\n"
+        "import numpy as np\n"
+        "from cdl_jax.data import batches\n"
+        "mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))\n"
+        "next(batches.Resident({}, mesh).train_batches(np.zeros((1, 6), np.int32)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "UserError: batch_size=6: does not divide among the 4 devices" in run.stderr
+
+
+def test_device_and_host_normalise_alike(mesh):
+    split = arrays()
+    options = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "test": "resize"}
+    results = []
+    for limit in (4096, 0):
+        source = batches.place(split, mesh, {**options, "resident_limit_mb": limit}, 20)
+        ((images, _),) = read(source, source.test_batches(*batches.evaluation_order(13, 13)))
+        finish = augment.normalize if source.cropped else lambda x, o: augment.test(x, o, 20)
+        results.append(finish(images, options))
+    np.testing.assert_array_equal(*results)

@@ -1,0 +1,269 @@
+"""Fetching against a server on the loopback interface: whole, interrupted, wrong, missing and hostile files."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import re
+import shutil
+import tarfile
+import threading
+from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from cdl_jax import fetch
+from cdl_jax.errors import UserError
+
+CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Gives out `server.files`, and after `server.cut` bytes of a body hangs up, as long as `server.cuts` says."""
+
+    def do_GET(self):
+        server, content = self.server, self.server.files.get(self.path)
+        asked = self.headers.get("Range")
+        server.requests.append((self.path, asked))
+        if content is None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self._end_headers()
+            return
+        start = 0
+        if asked and server.ranges:
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self._end_headers()
+        if self.command == "HEAD":
+            return
+        body = content[start:]
+        if server.cuts:
+            server.cuts -= 1
+            body = body[: server.cut]
+        self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def _end_headers(self):
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        server.files, server.headers, server.requests = {}, {}, []
+        server.ranges, server.cuts, server.cut = True, 0, 100_000
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def archive_of(server, content=CONTENT, file="set.tar", unpacked=""):
+    """An archive with the right checksum for `content`, which the server gives out."""
+    server.files[f"/{file}"] = content
+    return fetch.Archive(server.url, file, len(content), "sha256", hashlib.sha256(content).hexdigest(), unpacked)
+
+
+def tar_of(*members):
+    """Bytes of a tar; a member is (name, content) or a TarInfo."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return buffer.getvalue()
+
+
+def ranges(server):
+    return [asked for _, asked in server.requests]
+
+
+def test_a_whole_file_is_fetched_verified_and_not_fetched_again(server, tmp_path, capsys):
+    archive = archive_of(server)
+    for _ in range(2):
+        assert fetch.fetch_archive(archive, tmp_path / "new" / "folder").read_bytes() == CONTENT
+    captured = capsys.readouterr()
+    first, second = captured.out.splitlines()
+    assert first.endswith("fetched, verified") and second.endswith("already there, verified")
+    assert captured.err == ""  # no progress where the output is no terminal
+    assert ranges(server) == [None]
+    assert os.listdir(tmp_path / "new" / "folder") == ["set.tar"]
+
+
+def test_a_transfer_that_breaks_off_goes_on_within_the_same_call(server, tmp_path):
+    server.cuts = 2
+    path = fetch.fetch_archive(archive_of(server), tmp_path, pause=0)
+    assert path.read_bytes() == CONTENT
+    assert ranges(server) == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_a_transfer_that_was_given_up_goes_on_in_the_next_call(server, tmp_path):
+    archive, server.cuts = archive_of(server), 2
+    with pytest.raises(UserError, match=r"broke off; 200,000 of 307,200 bytes are kept, run the same command again"):
+        fetch.fetch_archive(archive, tmp_path, attempts=2, pause=0)
+    assert (tmp_path / "set.tar.part").read_bytes() == CONTENT[:200_000]
+    assert fetch.fetch_archive(archive, tmp_path).read_bytes() == CONTENT
+    assert ranges(server)[2:] == ["bytes=200000-"]
+    assert not (tmp_path / "set.tar.part").exists()
+
+
+def test_a_server_without_ranges_is_asked_for_the_whole_file(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "set.tar.part").write_bytes(CONTENT[:1000])
+    assert fetch.fetch_archive(archive_of(server), tmp_path).read_bytes() == CONTENT
+    assert ranges(server) == ["bytes=1000-"]
+
+
+def test_a_file_with_another_checksum_is_removed(server, tmp_path):
+    archive = dataclasses.replace(archive_of(server), algorithm="md5", digest="0" * 32)
+    with pytest.raises(UserError, match=f"another md5 than {'0' * 32}, so it is removed") as raised:
+        fetch.fetch_archive(archive, tmp_path)
+    assert "\n" not in str(raised.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_damaged_file_that_is_there_already_is_replaced(server, tmp_path):
+    (tmp_path / "set.tar").write_bytes(CONTENT[::-1])
+    assert fetch.fetch_archive(archive_of(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_of_another_size_is_not_even_begun(server, tmp_path):
+    archive = dataclasses.replace(archive_of(server), size=5000)
+    with pytest.raises(UserError, match="has 307,200 bytes there instead of 5,000, so it is another file"):
+        fetch.fetch_archive(archive, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_file_is_told_at_once(server, tmp_path):
+    archive = dataclasses.replace(archive_of(server), file="other.tar")
+    with pytest.raises(UserError, match=r"/other.tar: 404 Not Found; take another mirror with --url-base"):
+        fetch.fetch_archive(archive, tmp_path, pause=60)
+    assert len(server.requests) == 1
+
+
+def test_an_unreachable_server_is_told_in_one_line(tmp_path):
+    archive = fetch.Archive("http://127.0.0.1:1", "set.tar", 10, "md5", "0" * 32)
+    with pytest.raises(UserError, match=r"Connection refused.*0 of 10 bytes are kept"):
+        fetch.fetch_archive(archive, tmp_path, attempts=2, pause=0)
+
+
+def test_a_tar_is_unpacked_and_known_to_be_there(server, tmp_path, capsys):
+    content = tar_of(("imagenet-r/n01443537/art_0.jpg", b"picture"), ("imagenet-r/README.txt", b"text"))
+    archive = archive_of(server, content, unpacked="imagenet-r")
+    folder = fetch.fetch_archive(archive, tmp_path)
+    assert (folder / "n01443537" / "art_0.jpg").read_bytes() == b"picture"
+    assert sorted(os.listdir(tmp_path)) == ["imagenet-r", "set.tar"]
+    (tmp_path / "set.tar").unlink()
+    assert fetch.fetch_archive(archive, tmp_path) == folder
+    assert capsys.readouterr().out.splitlines()[-1].endswith("imagenet-r: already there")
+    assert len(server.requests) == 1
+
+
+def link_out():
+    info = tarfile.TarInfo("imagenet-r/link")
+    info.type, info.linkname = tarfile.SYMTYPE, "../../secret"
+    return info
+
+
+@pytest.mark.parametrize("member", [("../outside.txt", b"x"), ("imagenet-r/../../outside.txt", b"x"), link_out()])
+def test_a_tar_that_leads_out_of_its_folder_is_refused(server, tmp_path, member):
+    archive = archive_of(server, tar_of(("imagenet-r/a.jpg", b"picture"), member), unpacked="imagenet-r")
+    with pytest.raises(UserError, match="cannot be unpacked .*outside"):
+        fetch.fetch_archive(archive, tmp_path / "data")
+    assert os.listdir(tmp_path) == ["data"] and os.listdir(tmp_path / "data") == ["set.tar"]
+
+
+def test_a_tar_with_something_else_in_it_is_refused(server, tmp_path):
+    archive = archive_of(server, tar_of(("other/a.jpg", b"picture")), unpacked="imagenet-r")
+    with pytest.raises(UserError, match="no folder imagenet-r in it"):
+        fetch.fetch_archive(archive, tmp_path)
+    assert os.listdir(tmp_path) == ["set.tar"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/folder: cannot be written \(Not a directory\); choose another --dir"):
+        fetch.fetch_archive(archive_of(server), tmp_path / "file" / "folder")
+
+
+def test_a_full_disk_is_told_before_the_transfer(server, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 300_000))
+    archive = archive_of(server)
+    with pytest.raises(UserError, match="GB free, .* GB more are needed; choose another --dir"):
+        fetch.fetch_archive(archive, tmp_path)
+    assert server.requests == []
+    (tmp_path / "set.tar.part").write_bytes(CONTENT[:100_000])  # what is there already needs no more room
+    assert fetch.fetch_archive(archive, tmp_path).read_bytes() == CONTENT
+
+
+def test_weights_come_from_the_hub_and_are_verified_without_it_later(server, tmp_path, capsys):
+    pytest.importorskip("huggingface_hub")
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    server.files["/timm/vit_small.tag/resolve/main/model.safetensors"] = CONTENT
+    server.headers = {"ETag": f'"{digest}"', "X-Repo-Commit": "a" * 40}
+    path = fetch.fetch_weights("vit_small.tag", tmp_path, server.url)
+    assert path == tmp_path / "timm" / "vit_small.tag" / "model.safetensors" and path.read_bytes() == CONTENT
+    assert (path.parent / "model.safetensors.sha256").read_text() == f"{digest}  model.safetensors\n"
+    seen = len(server.requests)
+    assert fetch.fetch_weights("timm/vit_small.tag", tmp_path, server.url) == path
+    assert len(server.requests) == seen
+    assert capsys.readouterr().out.splitlines()[-1].endswith("already there, verified")
+
+
+def test_weights_with_another_checksum_are_removed(server, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    server.files["/timm/vit_small.tag/resolve/main/model.safetensors"] = CONTENT
+    server.headers = {"ETag": f'"{"0" * 64}"', "X-Repo-Commit": "a" * 40}
+    with pytest.raises(UserError, match=f"timm/vit_small.tag: .*another sha256 than {'0' * 64}, so it is removed"):
+        fetch.fetch_weights("vit_small.tag", tmp_path, server.url)
+    assert not (tmp_path / "timm" / "vit_small.tag" / "model.safetensors").exists()
+
+
+def test_unknown_weights_are_answered_with_the_nearest_name(server, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    server.headers = {"X-Error-Code": "RepoNotFound"}
+    with pytest.raises(UserError, match="no such weights in the model hub; did you mean 'deit_tiny_patch16_224"):
+        fetch.fetch_weights("deit_tiny_patch16.fb_in1k", tmp_path, server.url)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--list"], 0, "cifar100"),
+        ([], 2, "NAME is missing"),
+        (["cifar99"], 2, "did you mean 'cifar"),
+        (["cifar10", "--url-base", "mirror"], 2, "must start with http:// or https://"),
+    ],
+)
+def test_the_command_line_answers(arguments, code, told, tmp_path, capsys):
+    assert fetch.main([*arguments, "--dir", str(tmp_path)]) == code
+    captured = capsys.readouterr()
+    assert told in captured.out + captured.err
+    assert len(captured.err.splitlines()) == (code != 0)
+
+
+def test_the_command_line_takes_a_mirror_and_a_folder(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(
+        fetch.ARCHIVES, "cifar10", dataclasses.replace(archive_of(server), url_base="http://127.0.0.1:1")
+    )
+    assert fetch.main(["cifar10", "--dir", str(tmp_path), "--url-base", server.url + "/"]) == 0
+    assert (tmp_path / "set.tar").read_bytes() == CONTENT
+    assert "fetched, verified" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""Imports go one way, so that each part can be read, tested and replaced without those built on it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import cdl_jax
+
+ROOT = Path(cdl_jax.__file__).parent
+
+# A module may import from its own layer and from those above it. A folder stands for all that is in it.
+LAYERS = (
+    ("__init__", "errors", "names", "config", "published"),
+    ("data",),
+    ("models", "losses"),
+    ("distill",),
+    ("optim",),
+    ("methods",),
+    ("sharding", "trainer"),
+    ("program",),
+    ("checkpoint", "metrics", "writers", "workdir", "results", "report"),
+    ("run", "describe"),
+    ("main", "download", "fetch"),
+)
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+
+# The one exception: defaults are gathered from where each is defined, inside the function that is asked for them.
+GATHERED = {("config", "data"), ("config", "optim")}
+
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
+
+
+def part_of(file):
+    return file.split("/")[0].removesuffix(".py")
+
+
+def imports(source: str) -> set[str]:
+    """Modules of cdl_jax that a source imports, at the top or inside functions, without the leading `cdl_jax.`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not used here"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name.removeprefix("cdl_jax.") for name in found if name.startswith("cdl_jax.")}
+
+
+def top_level(source: str) -> set[str]:
+    """As `imports`, but only what is imported when the module is."""
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return imports(ast.unparse(tree))
+
+
+def violations(file: str, source: str) -> list[str]:
+    """Imports of `file` that go the wrong way."""
+    own, wrong = part_of(file), []
+    for name in sorted(imports(source)):
+        part = name.split(".")[0]
+        if part.startswith("__"):  # __version__
+            continue
+        if (own, part) in GATHERED and name not in top_level(source):
+            continue
+        if RANK[part] > RANK[own]:
+            wrong.append(f"{file} imports {name}, which is built on it")
+        if own == "methods" and part == "data" and name.startswith("data.sources"):
+            wrong.append(f"{file} imports {name}: a method works with any source of data")
+    return wrong
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_go_one_way(file):
+    assert part_of(file) in RANK, f"{file} is new at the top: give it a place in LAYERS"
+    assert violations(file, (ROOT / file).read_text()) == []
+
+
+def test_every_layer_exists():
+    parts = {part_of(file) for file in FILES}
+    assert set(RANK) - parts == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "count"),
+    [
+        ("models/vit.py", "from cdl_jax.methods import base", 1),
+        ("models/vit.py", "def f():\n    import cdl_jax.run", 1),
+        ("methods/cdl.py", "from cdl_jax import trainer", 1),
+        ("methods/cdl.py", "from cdl_jax.data.sources import cifar100", 1),
+        ("methods/cdl.py", "from cdl_jax.data.stream import Task\nfrom cdl_jax.models import vit", 0),
+        ("config.py", "from cdl_jax.data import stream", 1),
+        ("config.py", "def f():\n    from cdl_jax.data import stream", 0),
+        ("config.py", "def f():\n    from cdl_jax import run", 1),
+        ("run.py", "import jax\nfrom cdl_jax import __version__, trainer", 0),
+    ],
+)
+def test_a_wrong_import_is_found(file, source, count):
+    assert len(violations(file, source)) == count

@@ -1,0 +1,69 @@
+"""What is optional is optional: the program starts and trains where only the core is installed."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OPTIONAL = ("tensorflow", "tensorflow_datasets", "grain", "clu")
+
+
+def run_without(absent, code, *arguments, folder=ROOT) -> subprocess.CompletedProcess:
+    """Runs `code` in a fresh interpreter in which the packages `absent` cannot be found.
+
+    `None` in sys.modules is what Python itself takes for "not installed": an import raises ModuleNotFoundError, of a
+    submodule too, and importlib.util.find_spec returns None.
+    """
+    block = f"import sys; sys.modules.update(dict.fromkeys({tuple(absent)!r}))\n"
+    return subprocess.run(
+        [sys.executable, "-c", block + textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=folder,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_the_blocker_hides_a_package_that_is_installed():
+    code = """
+        import importlib.util
+        assert importlib.util.find_spec("numpy") is None
+        try:
+            import numpy.linalg
+        except ModuleNotFoundError:
+            print("hidden")
+    """
+    assert run_without(["numpy"], code).stdout == "hidden\n"
+    assert run_without([], "import numpy; print('there')").stdout == "there\n"
+
+
+# All that a training imports, by name: main itself imports most of it only when it is needed.
+MODULES = (
+    "main",
+    "run",
+    "program",
+    "trainer",
+    "methods.cdl",
+    "data.stream",
+    "data.batches",
+    "writers",
+    "report",
+    "fetch",
+)
+
+
+@pytest.mark.parametrize("absent", [OPTIONAL, (*OPTIONAL, "matplotlib", "sklearn", "huggingface_hub", "torch")])
+def test_the_program_can_be_imported(absent):
+    code = f"""
+        import importlib
+        for name in {MODULES}:
+            importlib.import_module("cdl_jax." + name)
+        print(sorted(name for name in {absent} if sys.modules.get(name)))
+    """
+    done = run_without(absent, code)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

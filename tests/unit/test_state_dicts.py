@@ -1,0 +1,203 @@
+"""The readers of weight files: what torch and numpy write is read; damaged and hostile files are refused."""
+
+import os
+import pickle
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from cdl_jax.errors import UserError
+from cdl_jax.models import state_dicts
+from cdl_jax.models.state_dicts import read_state
+
+
+def text(word):
+    return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+
+def numbers(values):
+    return b"(" + b"".join(b"J" + struct.pack("<i", v) for v in values) + b"t"
+
+
+def storage(key, count, kind="FloatStorage"):
+    """Pickle instructions that fetch a stored block of numbers, as torch.save writes them."""
+    return b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + numbers([count])[1:] + b"Q"
+
+
+def tensor(source, offset, shape, strides):
+    rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n("
+    position = numbers([offset])[1:-1] + numbers(shape) + numbers(strides)
+    return rebuild + source + position + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def torch_zip(path, items, blocks, compression=zipfile.ZIP_STORED):
+    """A file as torch.save writes it, made without torch: pickle instructions by name, stored blocks by key."""
+    body = b"".join(text(name) + code + b"s" for name, code in items.items())
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}" + body + b".")
+        archive.writestr("archive/byteorder", b"little")
+        for key, block in blocks.items():
+            archive.writestr(f"archive/data/{key}", block)
+    return path
+
+
+def state_dict_zip(path, state, wrapper=None):
+    items, blocks = {}, {}
+    for key, (name, array) in enumerate(state.items()):
+        strides = [s // array.itemsize for s in np.ascontiguousarray(array).strides]
+        items[name] = tensor(storage(str(key), array.size), 0, array.shape, strides)
+        blocks[key] = array.tobytes()
+    if wrapper:
+        inner = b"}" + b"".join(text(name) + code + b"s" for name, code in items.items())
+        items = {"epoch": b"K\x03", wrapper: inner}
+    return torch_zip(path, items, blocks)
+
+
+def state_of(seed=0):
+    """A few tensors under names of timm's."""
+    rng = np.random.default_rng(seed)
+    shapes = {"cls_token": (1, 1, 6), "norm.weight": (6,), "norm.bias": (6,), "head.weight": (5, 6), "head.bias": (5,)}
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+def test_state_dict_of_torch_is_read_without_torch(tmp_path, wrapper):
+    state = state_of()
+    assert_same(read_state(state_dict_zip(tmp_path / "w.pth", state, wrapper)), state)
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+def test_file_of_real_torch(tmp_path, wrapper):
+    torch = pytest.importorskip("torch")
+    state = state_of()
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    tensors["norm.bias"] = torch.cat([torch.zeros(5), tensors["norm.bias"]])[5:]  # a view into a larger storage
+    tensors["head.weight"] = tensors["head.weight"].t().contiguous().t()  # a transposed view
+    tensors["norm.weight"] = torch.nn.Parameter(tensors["norm.weight"])
+    content = {wrapper: tensors, "epoch": 3, "lr": [0.1]} if wrapper else tensors
+    torch.save(content, tmp_path / "w.pth")
+    assert_same(read_state(tmp_path / "w.pth"), state)
+    torch.save({name: array.detach().bfloat16() for name, array in tensors.items()}, tmp_path / "half.pth")
+    assert_same(read_state(tmp_path / "half.pth"), {name: a.astype(ml_dtypes.bfloat16) for name, a in state.items()})
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="before 1.6"):
+        read_state(tmp_path / "old.pth")
+
+
+def test_whole_modules_of_torch_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(UserError, match="has no place in a state dict: save the state dict alone as .safetensors"):
+        read_state(tmp_path / "module.pth")
+
+
+def test_names_that_no_layout_has_are_kept(tmp_path):
+    names = ["Transformer/encoderblock_0/Dense_7/kernel", "module.foo.weight", "blocks.0.attn.q_norm.weight"]
+    np.savez(tmp_path / "w.npz", **{name: np.ones(2) for name in names})
+    assert sorted(read_state(tmp_path / "w.npz")) == sorted(names)
+
+
+class Attack:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_code_in_a_pth_is_not_run(tmp_path, protocol):
+    mark = tmp_path / "code-was-run"
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"cls_token": Attack(mark)}, protocol=protocol))
+    with pytest.raises(UserError, match="safetensors"):
+        read_state(tmp_path / "w.pth")
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Attack(mark)))  # the attack is a real one
+    assert mark.exists()
+
+
+def test_the_call_that_was_refused_is_named(tmp_path):
+    torch_zip(tmp_path / "w.pth", {"cls_token": b"cbuiltins\neval\n(" + text("1 + 1") + b"tR"}, {})
+    with pytest.raises(UserError, match="wants to call builtins.eval, which was not run"):
+        read_state(tmp_path / "w.pth")
+
+
+ONE = {"0": np.ones(4, np.float32).tobytes()}
+HOSTILE_PTH = {
+    "more numbers than stored": (tensor(storage("0", 4), 0, [5], [1]), "only 4 numbers are stored"),
+    "strides of zero": (tensor(storage("0", 4), 0, [2**20, 2**20], [0, 0]), "only 4 numbers are stored"),
+    "beyond the end": (tensor(storage("0", 4), 2, [3], [1]), "only 4 numbers are stored"),
+    "negative stride": (tensor(storage("0", 4), 3, [4], [-1]), "impossible sizes"),
+    "view of a view": (tensor(tensor(storage("0", 4), 0, [2, 2], [2, 1]), 1, [2], [2]), "impossible sizes"),
+    "larger storage": (tensor(storage("0", 2**30), 0, [2], [1]), "but stores 16 bytes"),
+    "memo index": (b"K\x01r\xff\xff\xff\x7f", "LONG_BINPUT"),
+    "no tensor": (b"K\x01", "holds no state dict"),
+    "cut off": (b"(", "damaged"),
+}
+
+
+@pytest.mark.parametrize("code, message", HOSTILE_PTH.values(), ids=HOSTILE_PTH)
+def test_hostile_sizes_in_a_pth_are_refused(tmp_path, code, message):
+    torch_zip(tmp_path / "w.pth", {"cls_token": code}, ONE)
+    with pytest.raises(UserError, match=message):
+        read_state(tmp_path / "w.pth")
+
+
+def test_compressed_pth_is_refused(tmp_path):
+    code = tensor(storage("0", 2**20), 0, [2**20], [1])
+    torch_zip(tmp_path / "w.pth", {"cls_token": code}, {"0": bytes(2**22)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="compressed member"):
+        read_state(tmp_path / "w.pth")
+
+
+def test_hostile_npz_is_refused(tmp_path):
+    header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 80)
+    large = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000)}".ljust(79) + b"\n"
+    with zipfile.ZipFile(tmp_path / "large.npz", "w") as archive:
+        archive.writestr("cls_token.npy", header + large + bytes(16))
+    with pytest.raises(UserError, match=r"declares \[1000000, 1000000\] float32 but stores 16 bytes"):
+        read_state(tmp_path / "large.npz")
+    mark = tmp_path / "code-was-run"
+    np.savez(tmp_path / "objects.npz", cls_token=np.array([Attack(mark)], dtype=object))
+    with pytest.raises(UserError, match="Python objects"):
+        read_state(tmp_path / "objects.npz")
+    assert not mark.exists()
+
+
+def test_npz_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(state_dicts, "_UNPACKED_FREELY", 2**20)
+    np.savez_compressed(tmp_path / "bomb.npz", cls_token=np.zeros(2**24, np.float32))
+    with pytest.raises(UserError, match="would unpack to 0.1 GiB"):
+        read_state(tmp_path / "bomb.npz")
+    np.savez(tmp_path / "stored.npz", cls_token=np.zeros(2**24, np.float32))
+    assert read_state(tmp_path / "stored.npz")["cls_token"].shape == (2**24,)
+
+
+UNREADABLE = {
+    "legacy": (pickle.dumps({"a": 1}, protocol=2), "format from before 1.6.*safetensors"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+    "html": (b"<html>not found</html>", "no weight file"),
+    "empty": (b"", "no weight file"),
+    "cut zip": (b"PK\x03\x04 cut off", "damaged"),
+    "safetensors": (struct.pack("<Q", 2**40) + b'{"a":', "damaged"),
+}
+
+
+@pytest.mark.parametrize("content, message", UNREADABLE.values(), ids=UNREADABLE)
+def test_other_files_are_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "weights"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_state(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

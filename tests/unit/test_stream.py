@@ -1,0 +1,226 @@
+"""Streams: class orders, tasks, limits, validation, and one-line answers to what cannot be split."""
+
+import numpy as np
+import pytest
+
+from cdl_jax.data import stream
+from cdl_jax.data.stream import Dataset, Split
+from cdl_jax.errors import UserError
+
+
+def dataset(num_classes=6, train=4, test=2):
+    """Interleaved classes; the pixel value of a picture is its class, so labels can be checked against pictures."""
+
+    def split(n):
+        labels = np.tile(np.arange(num_classes, dtype=np.int32), n)
+        return Split(
+            labels, images=np.broadcast_to(labels[:, None, None, None], (len(labels), 2, 3, 3)).astype(np.uint8)
+        )
+
+    return Dataset("toy", tuple("abcdefghij"[:num_classes]), split(train), split(test))
+
+
+# First ids of random.seed(seed); random.shuffle(list(range(n))), as CODA-Prompt and APT order their classes.
+PYTHON_SHUFFLE = {
+    (100, 0): [23, 8, 11, 7, 48, 13, 1, 91, 94, 54, 16, 63],
+    (100, 1): [53, 37, 65, 51, 4, 20, 38, 9, 10, 81, 44, 36],
+    (100, 10): [21, 50, 60, 43, 16, 69, 97, 67, 94, 29, 86, 89],
+    (200, 0): [131, 181, 22, 172, 144, 92, 97, 187, 58, 93, 6, 70],
+    (200, 3): [158, 62, 14, 69, 47, 137, 110, 6, 116, 88, 130, 100],
+}
+
+
+@pytest.mark.parametrize(("size", "seed"), PYTHON_SHUFFLE)
+def test_python_shuffle_is_the_order_of_coda_prompt(size, seed):
+    order = stream.order_classes(size, "python_shuffle", seed)
+    assert list(order[:12]) == PYTHON_SHUFFLE[size, seed]
+    assert sorted(order) == list(range(size))
+
+
+@pytest.mark.parametrize(
+    ("seed", "first"),
+    [
+        (0, [28, 11, 10, 41, 2, 27, 38, 31, 22, 4, 33, 35]),
+        (1, [27, 35, 40, 38, 2, 3, 48, 29, 46, 31, 32, 39]),
+        (10, [37, 23, 44, 42, 47, 20, 3, 30, 7, 6, 39, 2]),
+    ],
+)
+def test_validation_permutation_is_the_one_of_coda_prompt(seed, first):
+    permutation = stream.validation_permutation(50, seed)
+    assert permutation[:12].tolist() == first
+    assert sorted(permutation) == list(range(50))
+
+
+def test_natural_order_ignores_the_seed_and_shuffle_follows_it():
+    assert stream.order_classes(7, "natural", 5) == tuple(range(7))
+    orders = {stream.order_classes(20, "shuffle", seed) for seed in range(3)}
+    assert len(orders) == 3
+    assert stream.order_classes(20, "shuffle", 1) == tuple(np.random.default_rng(1).permutation(20))
+
+
+def test_shuffling_leaves_pythons_own_generator_alone():
+    import random
+
+    random.seed(7)
+    expected = random.random()
+    random.seed(7)
+    stream.order_classes(10, "python_shuffle", 3)
+    assert random.random() == expected
+
+
+def test_labels_are_contiguous_in_each_task_and_still_belong_to_their_pictures():
+    s = stream.split_into_tasks(dataset(), num_tasks=3, class_order=(4, 0, 5, 1, 3, 2))
+    assert s.class_names == ("e", "a", "f", "b", "d", "c")
+    assert [(t.index, t.classes, t.first, t.end) for t in s.tasks] == [
+        (0, (4, 0), 0, 2),
+        (1, (5, 1), 2, 4),
+        (2, (3, 2), 4, 6),
+    ]
+    for task in s.tasks:
+        assert task.train.dtype == np.int32 and len(task.train) == 8 and len(task.test) == 4
+        for split, rows in ((s.train, task.train), (s.test, task.test)):
+            assert set(split.labels[rows]) == set(range(task.first, task.end))
+            assert np.array_equal(split.images[rows, 0, 0, 0], np.asarray(s.class_order)[split.labels[rows]])
+    assert s.train.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("order", ["natural", "python_shuffle", "shuffle", (5, 3, 1)])
+def test_every_row_belongs_to_exactly_one_task(order):
+    s = stream.split_into_tasks(dataset(), num_tasks=3, class_order=order, max_train_per_class=3)
+    assert np.array_equal(np.sort(np.concatenate([t.train for t in s.tasks])), np.arange(len(s.train)))
+    assert np.array_equal(np.sort(np.concatenate([t.test for t in s.tasks])), np.arange(len(s.test)))
+
+
+def test_classes_that_are_not_listed_are_no_part_of_the_stream():
+    for order in ((5, 1), "5,1"):
+        s = stream.split_into_tasks(dataset(), num_tasks=2, class_order=order)
+        assert (s.num_classes, s.num_tasks, s.class_order, s.class_names) == (2, 2, (5, 1), ("f", "b"))
+        assert (len(s.train), len(s.test)) == (8, 4)
+        assert s.train.images[:, 0, 0, 0].tolist() == [1, 5] * 4 and s.train.labels.tolist() == [1, 0] * 4
+
+
+def test_a_whole_natural_stream_copies_no_pictures():
+    data = dataset()
+    s = stream.split_into_tasks(data, num_tasks=2)
+    assert s.train.images is data.train.images and s.test.images is data.test.images
+
+
+def test_unequal_tasks():
+    s = stream.split_into_tasks(dataset(), num_tasks=0, task_sizes=(3, 1, 2))
+    assert [(t.first, t.end, len(t.train)) for t in s.tasks] == [(0, 3, 12), (3, 4, 4), (4, 6, 8)]
+
+
+def test_limits_keep_evenly_spaced_pictures_of_each_class():
+    labels = np.zeros(10, np.int32)
+    split = Split(labels, images=np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8))
+    s = stream.split_into_tasks(
+        Dataset("one", ("a",), split, split), num_tasks=1, max_train_per_class=4, max_test_per_class=50
+    )
+    assert s.train.images[:, 0, 0, 0].tolist() == [0, 2, 5, 7]
+    assert len(s.test) == 10
+
+
+def test_limits_work_for_files():
+    split = Split(np.asarray([0, 1, 0, 1, 0], np.int32), files=("a", "b", "c", "d", "e"))
+    s = stream.split_into_tasks(Dataset("files", ("x", "y"), split, split), num_tasks=2, max_train_per_class=1)
+    assert (s.train.files, s.train.labels.tolist()) == (("a", "b"), [0, 1])
+    assert len(s.test.files) == 5
+
+
+def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
+    labels = np.zeros(50, np.int32)
+    images = np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8)
+    nothing = Split(labels[:0], images=images[:0])
+    s = stream.split_into_tasks(
+        Dataset("one", ("a",), Split(labels, images), nothing), num_tasks=1, validation=0.2, class_order_seed=0
+    )
+    assert s.test.images[:, 0, 0, 0].tolist() == sorted([21, 19, 9, 39, 46, 3, 0, 47, 44, 36])
+    assert len(s.train) == 40
+    assert not set(s.test.images[:, 0, 0, 0]) & set(s.train.images[:, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_tasks": 4}, ["num_tasks=4", "num_tasks=3 or 6", "task_sizes=(2,2,1,1)"]),
+        ({"num_tasks": 7}, ["1 to 6 tasks"]),
+        ({"num_tasks": -1}, ["1 to 6 tasks"]),
+        ({"num_tasks": 0, "task_sizes": (4, 4)}, ["sums up to 8", "6 classes"]),
+        ({"num_tasks": 2, "task_sizes": (7, -1)}, ["positive"]),
+        ({"num_tasks": 3, "task_sizes": (4, 2)}, ["num_tasks=2"]),
+        ({"num_tasks": 1, "class_order": "shufle"}, ["did you mean 'shuffle'"]),
+        ({"num_tasks": 1, "class_order": (0, 6)}, ["6 is no class id", "0 to 5"]),
+        ({"num_tasks": 1, "class_order": (0, 1, 0)}, ["0 is listed twice"]),
+        ({"num_tasks": 1, "class_order": ()}, ["no class"]),
+        ({"num_tasks": 1, "validation": 1.5}, ["validation=1.5"]),
+        ({"num_tasks": 1, "max_test_per_class": -1}, ["max_test_per_class=-1"]),
+    ],
+)
+def test_what_cannot_be_split_is_answered_in_one_line(options, words):
+    with pytest.raises(UserError) as error:
+        stream.split_into_tasks(dataset(), **options)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_task_without_training_pictures_and_a_class_without_test_pictures_are_named():
+    data = dataset()
+    some = data.train.take(np.flatnonzero(data.train.labels < 4))
+    with pytest.raises(UserError, match=r"task 2 of toy has no training pictures \(its classes: e, f\)"):
+        stream.split_into_tasks(Dataset("toy", data.class_names, some, data.test), num_tasks=3)
+    with pytest.raises(UserError, match=r"class 4 \('e'\) of toy has no test pictures"):
+        stream.split_into_tasks(Dataset("toy", data.class_names, data.train, some), num_tasks=3)
+    kept = stream.split_into_tasks(Dataset("toy", data.class_names, some, some), num_tasks=2, class_order="0,1,2,3")
+    assert kept.num_classes == 4
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (Split(np.asarray([0, 6], np.int32), np.zeros((2, 4, 4, 3), np.uint8)), "labels go from 0 to 6"),
+        (Split(np.zeros(3, np.int32), np.zeros((2, 4, 4, 3), np.uint8)), "2 pictures but 3 labels"),
+        (Split(np.zeros(2, np.int32), np.zeros((2, 4, 4, 3), np.float32)), "float32"),
+        (Split(np.zeros(2, np.int32), np.zeros((2, 4, 4), np.uint8)), r"\(2, 4, 4\)"),
+    ],
+)
+def test_a_source_that_gives_impossible_arrays_is_told_so(split, words):
+    data = dataset()
+    with pytest.raises(UserError, match=words):
+        stream.split_into_tasks(Dataset("toy", data.class_names, split, data.test), num_tasks=1)
+
+
+def test_load_finds_a_users_own_source_by_its_dotted_path(tmp_path, monkeypatch):
+    (tmp_path / "my_pictures_source.py").write_text(
+        "import numpy as np\n"
+        "from cdl_jax.data.stream import Dataset, Split\n"
+        "OPTIONS = {'side': 2, 'num_tasks': 3}\n"
+        "def load(options):\n"
+        "    assert options['path'] == 'here'\n"
+        "    split = Split(np.arange(3, dtype=np.int32), np.zeros((3, options['side'], 2, 3), np.uint8))\n"
+        "    return Dataset('mine', ('a', 'b', 'c'), split, split)\n"
+    )
+    (tmp_path / "package_of_mine").mkdir()
+    (tmp_path / "package_of_mine" / "__init__.py").write_text("")
+    (tmp_path / "my_pictures_source.py").rename(tmp_path / "package_of_mine" / "source.py")
+    (tmp_path / "package_of_mine" / "empty.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    s = stream.load({"name": "package_of_mine.source", "path": "here", "side": 5})
+    assert (s.name, s.num_tasks, s.train.images.shape) == ("mine", 3, (3, 5, 2, 3))
+    with pytest.raises(UserError, match="OPTIONS"):
+        stream.load({"name": "package_of_mine.empty"})
+
+
+def test_load_takes_a_config_dict():
+    import ml_collections
+
+    config = ml_collections.ConfigDict({**stream.OPTIONS, "name": "glyph_mini", "part": "incremental", "num_tasks": 5})
+    config.class_order = "python_shuffle"
+    s = stream.load(config)
+    assert (s.num_classes, s.num_tasks, len(s.train), len(s.test)) == (20, 5, 995, 400)
+    assert s.train.images.shape == (995, 32, 32, 3)
+
+
+def test_an_unknown_source_gets_the_nearest_name():
+    with pytest.raises(UserError, match="cifar100"):
+        stream.load({"name": "cifar1000"})
