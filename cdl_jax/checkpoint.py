@@ -1,8 +1,8 @@
 """Orbax checkpoints of a run: frozen weights once, trained ones after every task and at intervals within a task.
 
-    checkpoints/frozen/        what never changes
-    checkpoints/tasks/<t>/     live variables after task t, and the run's record until then (JSON)
-    checkpoints/latest/<n>/    the whole training state after step n of the run; only the newest is kept
+checkpoints/frozen/        what never changes
+checkpoints/tasks/<t>/     live variables after task t, and the run's record until then (JSON)
+checkpoints/latest/<n>/    the whole training state after step n of the run; only the newest is kept
 """
 
 import logging

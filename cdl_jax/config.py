@@ -26,7 +26,8 @@ COMMON = {
     "checkpoint": {"every_steps": 500},  # within a task; one more after each task. 0: only after tasks
     "log": {"every_steps": 50, "tensorboard": True},
     "devices": 0,  # how many local devices share a batch; 0: all
-    "workers": 2,  # processes that decode pictures which are read from disk
+    "workers": 0,  # processes that decode pictures which are read from disk; 0: threads of this process
+    "resident_limit_mb": 4096,  # arrays of pictures up to this size live on the device; larger ones are streamed
 }
 
 # Keys that change neither weights nor metrics, so a run may be resumed with other values of them.

@@ -23,9 +23,10 @@ def describe(program: Program) -> str:
         state = program.abstract_state(index, live, frozen)
         memory = program.train_step(index, state, frozen).memory_analysis()
         flops = program.flops(index)
+        work = "unknown" if flops is None else f"{flops / 1e9:.3f} GFLOP"
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         lines.append(
-            f"  {phase.name}: {phase.epochs} epochs a task, {'unknown' if flops is None else f'{flops / 1e9:.3f} GFLOP'}, "
+            f"  {phase.name}: {phase.epochs} epochs a task, {work}, "
             f"memory of a device {held / 2**20:.1f} MiB held + {memory.temp_size_in_bytes / 2**20:.1f} MiB at work"
         )
     lines.append(f"device: {jax.devices()[0].device_kind}")

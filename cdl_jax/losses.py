@@ -40,7 +40,7 @@ class Context:
 
 
 def mask_classes(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-    """`logits` `[batch, classes]` in float32 with the columns outside `allowed` `[classes]` out of any softmax or argmax."""
+    """`logits` `[batch, classes]` in float32, columns outside `allowed` `[classes]` out of any softmax or argmax."""
     return jnp.where(allowed, logits.astype(jnp.float32), _NEVER)
 
 

@@ -4,7 +4,7 @@
 
 --mode=train      (default) trains, or goes on where the same command was stopped, or prints a finished run's results
 --mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row
---mode=describe   tasks, parameters, operations and memory of a step, resolved config; trains nothing, needs no --workdir
+--mode=describe   tasks, parameters, operations and memory of a step, resolved config; trains nothing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 
 Exit code 0: done. 2: a mistake in the command, the data or the working directory, told in one line. 143, 130: ended by
@@ -129,8 +129,6 @@ def _run(options):
     with workdir.locked(folder) if primary else nullcontext():
         workdir.check_config(folder, resolved)
         program = Program(config, stream.load(config.data))
-        if primary:
-            workdir.claim(folder, resolved)
         try:
             content = run.train(program, folder)
         except run.Interrupted as stop:
@@ -144,8 +142,8 @@ def _run(options):
 
 def _evaluate(config, folder, task):
     from cdl_jax import run, workdir
-    from cdl_jax.errors import UserError
     from cdl_jax.data import stream
+    from cdl_jax.errors import UserError
     from cdl_jax.program import Program
 
     if not (folder / "config.json").exists():

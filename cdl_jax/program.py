@@ -37,7 +37,7 @@ class Program:
     def place_data(self) -> None:
         """Puts the pictures where the steps read them and builds the steps."""
         config, method = self.config, self.method
-        options = {**config.augment, "workers": config.workers}
+        options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
         self.train_source = batches.place(self.stream.train, self.mesh, options, method.image_size)
         self.test_source = batches.place(self.stream.test, self.mesh, options, method.image_size)
         self._compiled, self._abstract = {}, {}
@@ -48,9 +48,16 @@ class Program:
         self.end_task = jax.jit(trainer.between_tasks(method, method.end_task, config.seed))
 
     def initial_variables(self):
-        """Live and frozen variables before the first task, on every device of the mesh."""
-        fresh = jax.jit(self.method.init)(trainer.init_key(self.config.seed))
-        live, frozen = trainer.split(self.method.load(jax.device_get(fresh)), self._is_live)
+        """Live and frozen variables before the first task, on every device of the mesh.
+
+        Raises:
+          UserError: a file of pretrained weights is missing or does not fit.
+        """
+        key = trainer.init_key(self.config.seed)
+        loaded = self.method.load(jax.eval_shape(self.method.init, key))  # shapes stay where nothing is loaded
+        fresh = jax.device_get(jax.jit(self.method.init)(key))
+        variables = jax.tree.map(lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, fresh)
+        live, frozen = trainer.split(variables, self._is_live)
         return sharding.replicate(self.mesh, live), sharding.replicate(self.mesh, frozen)
 
     def abstract_variables(self):
@@ -96,7 +103,7 @@ class Program:
         return self.train_source.data, item, trainer.position(self.stream.tasks[0])
 
     def train_batches(self, task, phase, epoch: int, step: int):
-        """The batches of a task's phase from a place on, the number of batches in an epoch, and of those passed over."""
+        """A phase's batches from a place on, the number of batches in an epoch, and of those passed over."""
         size, seed, place = self.config.train.batch_size, self.config.seed, (task.index, phase.order)
         epochs = [
             batches.epoch_order(len(task.train), size, seed=seed, purpose=(*place, e)) for e in range(phase.epochs)

@@ -1,6 +1,5 @@
 """What a run has come to: the record saved with its checkpoints, and results.json made from it."""
 
-import dataclasses
 import resource
 import sys
 from dataclasses import dataclass, field

@@ -72,6 +72,7 @@ class _Training:
         program.place_data()
         self._restore()
         if self.primary:
+            workdir.claim(folder, program.config.to_dict())
             self.lines = writers.JsonLines(folder / "metrics.jsonl")
             self.lines.drop_after(self.record.step)
             self.board = writers.tensorboard_writer(folder / "tensorboard" if program.config.log.tensorboard else None)
@@ -110,6 +111,8 @@ class _Training:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if self.primary:
+                self.board.close()
         if self.primary and hasattr(program.method, "export"):
             for name, params in program.method.export(jax.device_get(self.live)).items():
                 pretrained.save_timm(self.folder / f"{name}.npz", params, np.float16)

@@ -25,9 +25,7 @@ def start(spec: str) -> None:
             address, count, index = spec.split(",")
             arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
         except ValueError:
-            raise UserError(
-                f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID"
-            ) from None
+            raise UserError(f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID") from None
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
@@ -51,7 +49,9 @@ def make_mesh(devices: int = 0) -> Mesh:
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raises UserError where a batch cannot be split evenly over the mesh."""
     if batch_size % mesh.size:
-        raise UserError(f"config.{key}={batch_size} cannot be split evenly over {mesh.size} devices: use a multiple of it")
+        raise UserError(
+            f"config.{key}={batch_size} cannot be split evenly over {mesh.size} devices: use a multiple of it"
+        )
 
 
 def replicate(mesh: Mesh, tree):

@@ -116,8 +116,8 @@ def evaluation_step(method, source, augmentation, task_sizes):
     """The evaluation of a batch, to be compiled: `(live, frozen, data, item, position) -> sums`.
 
     item: beside the pictures `weight` float32 `[batch]`, 0 for padding. sums: `{network: {"correct": [tasks], <count>:
-    [tasks, n]}}` and `{"images": [tasks]}`, by the task that a picture belongs to. Predictions are over all classes seen,
-    without task identity.
+    [tasks, n]}}` and `{"images": [tasks]}`, by the task that a picture belongs to. Predictions are over all classes
+    seen, without task identity.
     """
     num_classes, num_tasks = sum(task_sizes), len(task_sizes)
     task_of_class = np.repeat(np.arange(num_tasks), task_sizes)

@@ -138,11 +138,11 @@ class Streamed:
         from absl import flags
 
         rows = _local(self.mesh, order)
-        first = np.arange(order.size).reshape(order.shape)
+        places = _local(self.mesh, np.arange(order.size).reshape(order.shape))
         pictures = _Pictures(
             split=self.split,
             rows=rows[start_step:].reshape(-1),
-            places=_local(self.mesh, first)[start_step:].reshape(-1),
+            places=places[start_step:].reshape(-1),
             key_parts=key_parts,
             options=self.options,
             size=self.size,
@@ -259,6 +259,7 @@ def _ahead(batches, mesh, batch_size):
     """Global device arrays of this process's `batches`, with transfers started a few batches before they are needed."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     queue = collections.deque()
+    # np.array copies: what comes from a worker lies in shared memory, which a device array on a CPU would keep hold of.
     try:
         for batch in batches:
             queue.append(

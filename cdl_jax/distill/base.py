@@ -1,7 +1,7 @@
 """The contract of a distillation scheme.
 
-A scheme's file offers `OPTIONS`, its option section, and `build(options, teacher, student) -> Scheme`, with `teacher` and
-`student` of type `Spec`.
+A scheme's file offers `OPTIONS`, its option section, and `build(options, teacher, student) -> Scheme`; `teacher` and
+`student` are of type `Spec`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class StudentInputs:
-    """What a scheme adds to the student's input: prompts by layer, tokens `[batch, n, dim]` before or behind its own."""
+    """What a scheme adds to the student: prompts by layer, tokens `[batch, n, dim]` before or behind its own."""
 
     prompts: Mapping[int, Prompt] = field(default_factory=dict)
     first_tokens: jax.Array | None = None

@@ -1,7 +1,7 @@
 """Decoupled knowledge distillation (Zhao et al., CVPR 2022) over the current task's classes.
 
-The divergence to the teacher is split into that of "target class or not" (TCKD) and that among the other classes (NCKD),
-each with a weight of its own.
+The divergence to the teacher is split into that of "target class or not" (TCKD) and that among the other classes
+(NCKD), each with a weight of its own.
 """
 
 import jax

@@ -2,8 +2,8 @@
 
 A method's file offers `defaults(**choices) -> dict`, its config sections, and `build(config, info) -> Method`.
 
-Variables are a nested dict `{network: {part: arrays}}`; a *path* is the tuple of keys that leads to a leaf. Everything a
-method does to variables is a pure function that can be compiled; tasks differ only in the arrays of the `Context`.
+Variables are a nested dict `{network: {part: arrays}}`; a *path* is the tuple of keys that leads to a leaf. All that
+a method does to variables is a pure function that can be compiled; tasks differ only in the arrays of the `Context`.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,9 +50,10 @@ jax.tree_util.register_dataclass(Outcome, data_fields=["metrics", "variables", "
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step: `loss(variables, batch, context) -> (scalar, Outcome)` over the leaves whose path is `trainable`.
+    """One optimizer step on `loss(variables, batch, context) -> (scalar, Outcome)`, over the `trainable` paths.
 
-    batch: `images` float32 `[batch, size, size, 3]`, `labels` int32 `[batch]`, and what earlier updates of the step added.
+    batch: `images` float32 `[batch, size, size, 3]`, `labels` int32 `[batch]`, and what earlier updates
+      of the step added.
     """
 
     trainable: Callable[[Path], bool]
@@ -89,7 +90,7 @@ class Method(Protocol):
         """Fresh variables, with random weights everywhere."""
 
     def load(self, variables: Variables) -> Variables:
-        """`variables` with pretrained weights from files where the config names them. Not compiled."""
+        """`variables` (or their shapes) with pretrained weights in place of those that the config names files for."""
 
     def frozen(self, path: Path) -> bool:
         """Whether a leaf never changes in the whole run; such leaves are stored once."""
@@ -101,4 +102,4 @@ class Method(Protocol):
         """What changes once it has been learnt, before it is evaluated."""
 
     def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
-        """`{network: logits [batch, classes]}` and `{network: {name: [batch, n]}}`, counts to be summed over pictures."""
+        """`{network: logits [batch, classes]}` and `{network: {name: [batch, n]}}`, to be summed over pictures."""

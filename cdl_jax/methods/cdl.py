@@ -1,8 +1,8 @@
 """Continual distillation learning: a prompt-based teacher, then a prompt-based student, on each task of a stream.
 
 CDL (arXiv 2407.13911, versions 2 to 4). For each task the teacher's prompts and head are trained with labels; then the
-teacher stands still and the student's prompts and heads are trained with labels and the teacher's outputs. Backbones are
-frozen; the query of both prompt pools is the class token of the student's own backbone without prompts.
+teacher stands still and the student's prompts and heads are trained with labels and the teacher's outputs. Backbones
+are frozen; the query of both prompt pools is the class token of the student's own backbone without prompts.
 """
 
 from dataclasses import dataclass
@@ -134,8 +134,10 @@ class CDL:
         return self._between_tasks(variables, lambda pool, i: self.pool.end_task(pool, context))
 
     def _between_tasks(self, variables, change):
-        new = {name: {**variables[name], "prompts": change(variables[name]["prompts"], i)}
-               for i, name in enumerate(self.networks)}
+        new = {
+            name: {**variables[name], "prompts": change(variables[name]["prompts"], i)}
+            for i, name in enumerate(self.networks)
+        }
         return {**variables, **new}
 
     def teacher_loss(self, variables, batch, context):
@@ -197,8 +199,8 @@ def build(config, info: StreamInfo) -> CDL:
         raise UserError(f"cdl.query={options.query!r}: use 'student' or 'own'")
     if config.teacher.image_size != config.student.image_size:
         raise UserError(
-            f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} differ: "
-            "both networks see the same pictures, set them equal"
+            f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "
+            "differ: both networks see the same pictures, set them equal"
         )
     pool = names.load("models.prompts", config.learner.name)
 
@@ -214,7 +216,9 @@ def build(config, info: StreamInfo) -> CDL:
     def spec(section):
         return Spec(section.dim, section.depth, info.num_classes)
 
-    scheme = names.load("distill", config.distill.name).build(config.distill, spec(config.teacher), spec(config.student))
+    scheme = names.load("distill", config.distill.name).build(
+        config.distill, spec(config.teacher), spec(config.student)
+    )
     query_dim = config.student.dim
     teacher = None
     if scheme.needs_teacher:

@@ -17,7 +17,7 @@ def torch_bias(fan_in: int):
 
 
 class LinearHead(nn.Module):
-    """`[batch, dim]` features to `[batch, num_classes]` float32 logits, for all classes of the stream from the start."""
+    """`[batch, dim]` features to `[batch, num_classes]` float32 logits, for all classes of the stream at once."""
 
     num_classes: int
 

@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al., 2021) that takes prompts in any layer and returns its intermediates by name."""
+"""Vision Transformer (Dosovitskiy et al., 2021) that takes prompts in any layer and names its intermediates."""
 
 from collections.abc import Mapping
 
@@ -164,8 +164,9 @@ class ViT(nn.Module):
 
     images: `[batch, image_size, image_size, 3]`.
     logits: `[batch, num_classes]` float32, or the class token's features `[batch, dim]` where `num_classes` is 0.
-    out: `patches` `[batch, patches, dim]` (embedded, without position), `block_<i>/tokens` `[batch, tokens, dim]` (after block i, before the final norm), `tokens` (final-normed) and
-      `class_token` `[batch, dim]` (final-normed). What is not used costs nothing once compiled.
+    out: `patches` `[batch, patches, dim]` (embedded, without position), `block_<i>/tokens` `[batch, tokens, dim]`
+      (after block i, before the final norm), `tokens` (final-normed) and `class_token` `[batch, dim]` (final-normed).
+      What is not used costs nothing once compiled.
     prompts: layer -> Prompt. first_tokens, last_tokens: `[batch, n, dim]`, put before the class token and behind the
       patches ahead of block 0, without position embedding.
     """

@@ -13,7 +13,7 @@ def load(weights: str, params, key: str):
 
     Args:
       weights: a path; "package:NAME" for a file that this package ships; or "random", which keeps `params`.
-      params: nested dict of arrays of the wanted shapes.
+      params: nested dict of arrays, or of their shapes.
       key: the config key, for messages.
 
     Raises:

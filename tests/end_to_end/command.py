@@ -48,5 +48,9 @@ def last_weights(workdir, task):
     import orbax.checkpoint as ocp
 
     path = (Path(workdir) / "checkpoints" / "tasks" / str(task) / "state").absolute()
-    tree = ocp.StandardCheckpointer().restore(path)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # whatever mesh the run had
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata.tree
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
+        tree = checkpointer.restore(path, target)
     return {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}

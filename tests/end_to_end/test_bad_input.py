@@ -79,7 +79,10 @@ def test_config_files(config, expected, tmp_path, capsys, monkeypatch):
 
 
 def test_flags_that_are_missing(tmp_path, capsys, monkeypatch):
-    assert answer(capsys, monkeypatch, "--workdir", tmp_path) == (2, "cdl_jax: --config is missing: name one of configs/*.py")
+    assert answer(capsys, monkeypatch, "--workdir", tmp_path) == (
+        2,
+        "cdl_jax: --config is missing: name one of configs/*.py",
+    )
     code, err = answer(capsys, monkeypatch, "--config", TINY)
     assert code == 2 and "--workdir is missing" in err
 

@@ -1,6 +1,6 @@
 """Runners of the CDL fixtures: each builds our model from a case's `config`, converts `param/`, and computes the rest.
 
-A runner maps (config, arrays) to {"out/..." or "grad/...": array}, or to `Missing` where a learner or scheme is not there.
+A runner maps (config, arrays) to {"out/..." or "grad/...": array}, or to `Missing` where a learner or scheme is absent.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax import config as configs
-from cdl_jax import losses, names, optim
+from cdl_jax import losses, metrics, names, optim
 from cdl_jax.data import stream
 from cdl_jax.distill import dkd
 from cdl_jax.methods import cdl
@@ -48,7 +48,9 @@ def build(config, *, teacher_dims=None, student_dims, scheme="none", **cdl_optio
     made.learner.update(learner_options(config["method"], config["prompt_param"]))
     for section, dims in (("teacher", teacher_dims or student_dims), ("student", student_dims)):
         dim, depth, heads = dims
-        made[section].update(dim=dim, depth=depth, heads=heads, patch_size=config.get("patch", 8), image_size=config.get("img", 32))
+        made[section].update(
+            dim=dim, depth=depth, heads=heads, patch_size=config.get("patch", 8), image_size=config.get("img", 32)
+        )
     made.train.epochs = config.get("epochs", 20)
     made.optim.learning_rate = config.get("lr", 1e-3)
     made.cdl.update(cdl_options)
@@ -56,7 +58,9 @@ def build(config, *, teacher_dims=None, student_dims, scheme="none", **cdl_optio
         made.distill.alpha = config.get("kd_alpha", 0.5)
     if scheme == "kd":
         made.distill.temperature = config.get("Soft_T", 2.0)
-    return made, StreamInfo(config["n_tasks"] * config["classes_per_task"], (config["classes_per_task"],) * config["n_tasks"])
+    return made, StreamInfo(
+        config["n_tasks"] * config["classes_per_task"], (config["classes_per_task"],) * config["n_tasks"]
+    )
 
 
 def context(config, task):
@@ -89,7 +93,7 @@ def torch_names(variables):
             table["last." + ("weight" if path[-1] == "kernel" else "bias")] = (path, path[-1] == "kernel")
         if path[0] == "prompts":
             kind, layer = path[-1].rsplit("_", 1)
-            table[f"prompt.{ {'prompts': 'e_p', 'keys': 'e_k'}[kind]}_{layer}"] = (path, False)
+            table[f"prompt.{ {'prompts': 'e_p', 'keys': 'e_k'}[kind] }_{layer}"] = (path, False)
     return table
 
 
@@ -252,7 +256,10 @@ def run_class_order(config, arrays):
     for name in arrays:
         kind, count, seed = name.removeprefix("out/").rsplit("_", 2)
         count, seed = int(count[1:]), int(seed.removeprefix("seed"))
-        make = {"python_shuffle": lambda n, s: stream.order_classes(n, "python_shuffle", s), "validation_permutation": stream.validation_permutation}[kind]
+        make = {
+            "python_shuffle": lambda n, s: stream.order_classes(n, "python_shuffle", s),
+            "validation_permutation": stream.validation_permutation,
+        }[kind]
         ours[name] = make(count, seed)
     return ours
 

@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+
 from tests.parity import runners_cdl
 
 RUNNERS = {"cdl": runners_cdl.RUNNERS}
@@ -33,7 +34,9 @@ def test_equals_the_authors_program(path, record_property):
     assert set(wanted) <= set(ours), f"the runner does not compute {sorted(set(wanted) - set(ours))}"
     errors = {name: relative_error(ours[name], array) for name, array in wanted.items()}
     record_property("max_relative_error", max(errors.values()))
-    failed = {name: f"{errors[name]:.2e} > {limit(case, name):.0e}" for name in wanted if errors[name] > limit(case, name)}
+    failed = {
+        name: f"{errors[name]:.2e} > {limit(case, name):.0e}" for name in wanted if errors[name] > limit(case, name)
+    }
     assert not failed, failed
 
 

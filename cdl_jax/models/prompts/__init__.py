@@ -1,6 +1,6 @@
 """Prompt pools: one continual learner a file.
 
-A file offers `OPTIONS`, its option section, and `build(options, *, dim, key_dim, depth, num_tasks)`, which returns a Flax
+A file offers `OPTIONS`, its option section, and `build(options, *, dim, key_dim, depth, num_tasks)`, which gives a Flax
 module. Called with `(query, context, train)` the module returns a `Selection`. `start_task(params, context, key)` and
 `end_task(params, context)` map the pool's parameters to those with which the task begins and ends, between tasks and
 compiled once.

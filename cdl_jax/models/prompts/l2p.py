@@ -59,7 +59,7 @@ class L2P(nn.Module):
     def _pull_loss(self, similarity, rows):
         """Draws the chosen keys towards the query: `mean_b sum_j (1 - cos(q_b, k_bj))`.
 
-        "legacy_sum" is `sum_b sum_i sum_j (1 - cos(q_b, k_ij))`, with the keys that *every* picture i of the batch chose.
+        "legacy_sum" is `sum_b sum_i sum_j (1 - cos(q_b, k_ij))`, with the keys that *every* picture i chose.
         """
         if self.pull == "mean":
             return (1 - jnp.take_along_axis(similarity, rows, axis=1)).sum(axis=1).mean()

@@ -1,0 +1,108 @@
+"""Metrics of a run over a stream, each with its definition.
+
+All are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are right after learning
+task i, predicted over all classes seen until then, without task identity; T tasks.
+"""
+
+import numpy as np
+
+from cdl_jax.errors import UserError
+
+
+def as_matrix(rows) -> np.ndarray:
+    """float64 `[T, T]` from rows of 1, 2, ..., T numbers, NaN above the diagonal.
+
+    Raises:
+      UserError: row i has not i + 1 numbers.
+    """
+    matrix = np.full((len(rows), len(rows)), np.nan)
+    for i, row in enumerate(rows):
+        if len(row) != i + 1:
+            raise UserError(f"accuracy matrix: row {i} has {len(row)} numbers instead of {i + 1}")
+        matrix[i, : i + 1] = row
+    return matrix
+
+
+def last(matrix) -> float:
+    """mean over j of A[T-1, j]: every task counts alike."""
+    return float(matrix[-1].mean())
+
+
+def average_incremental(matrix) -> float:
+    """mean over i of the mean over j <= i of A[i, j]."""
+    return float(np.nanmean(matrix, axis=1).mean())
+
+
+def last_image_weighted(matrix, test_counts) -> float:
+    """mean of A[T-1, j] weighted by task j's test images: every image counts alike."""
+    return float(np.average(matrix[-1], weights=test_counts[: len(matrix)]))
+
+
+def average_incremental_image_weighted(matrix, test_counts) -> float:
+    """mean over i of the mean over j <= i of A[i, j] weighted by task j's test images."""
+    rows = [np.average(row[: i + 1], weights=test_counts[: i + 1]) for i, row in enumerate(matrix)]
+    return float(np.mean(rows))
+
+
+def learning_accuracy(matrix) -> float:
+    """mean over j of A[j, j]: right after a task was learnt."""
+    return float(np.diag(matrix).mean())
+
+
+def worst_task(matrix) -> float:
+    """min over j of A[T-1, j]."""
+    return float(matrix[-1].min())
+
+
+def forgetting_cdl(matrix) -> float:
+    """sum over j of (A[j, j] - A[T-1, j]) / T: what the CDL program prints and its tables show."""
+    return float((np.diag(matrix) - matrix[-1]).sum() / len(matrix))
+
+
+def forgetting_coda(matrix) -> float:
+    """1/(T-1) sum over t >= 1 of 1/t sum over i < t of (A[t-1, i] - A[t, i]): CODA-Prompt's."""
+    steps = [(matrix[t - 1, :t] - matrix[t, :t]).mean() for t in range(1, len(matrix))]
+    return float(np.mean(steps))
+
+
+def forgetting_max(matrix) -> float:
+    """mean over j < T-1 of (max over t of A[t, j] - A[T-1, j]): L2P's, divided by T-1."""
+    return float((np.nanmax(matrix, axis=0) - matrix[-1])[:-1].mean())
+
+
+def backward_transfer(matrix) -> float:
+    """mean over j < T-1 of (A[T-1, j] - A[j, j]) (Lopez-Paz and Ranzato, 2017)."""
+    return float((matrix[-1] - np.diag(matrix))[:-1].mean())
+
+
+def forward_transfer(before, at_start) -> float:
+    """mean over j >= 1 of before[j] - at_start[j]: percent on task j over the classes up to it, just before it is
+    learnt and at the untrained start (Lopez-Paz and Ranzato, 2017)."""
+    before, at_start = np.asarray(before, np.float64), np.asarray(at_start, np.float64)
+    return float((before - at_start[: len(before)])[1:].mean())
+
+
+_OF_MATRIX = (last, average_incremental, learning_accuracy, worst_task)
+_IMAGE_WEIGHTED = (last_image_weighted, average_incremental_image_weighted)
+_OF_TWO_TASKS = (forgetting_cdl, forgetting_coda, forgetting_max, backward_transfer)
+
+FORMULAS = {
+    f.__name__: " ".join(f.__doc__.split()) for f in (*_OF_MATRIX, *_IMAGE_WEIGHTED, *_OF_TWO_TASKS, forward_transfer)
+}
+
+
+def named_metrics(rows, test_counts, before=None, at_start=None) -> dict[str, float | None]:
+    """Every metric by name, of the tasks learnt so far; None where a single task, or a missing row, defines none.
+
+    Args:
+      rows: the accuracy matrix as rows of 1, 2, ... numbers.
+      test_counts: test images of each task of the stream.
+      before, at_start: see `forward_transfer`.
+    """
+    matrix = as_matrix(rows)
+    values = {f.__name__: f(matrix) for f in _OF_MATRIX}
+    values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED}
+    values |= {f.__name__: f(matrix) if len(matrix) > 1 else None for f in _OF_TWO_TASKS}
+    known = before and at_start and len(before) > 1
+    values["forward_transfer"] = forward_transfer(before, at_start) if known else None
+    return values

@@ -1,0 +1,97 @@
+"""Pictures of a run as SVG text, the same for the same numbers."""
+
+import io
+
+import numpy as np
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def curves(matrices: dict[str, list]) -> str:
+    """Mean (solid) and worst (dotted) accuracy over the tasks seen, after each task, of each network."""
+    figure, axes = _new(6, 3.4)
+    for (name, rows), colour in zip(matrices.items(), _COLOURS, strict=False):
+        x = np.arange(1, len(rows) + 1)
+        axes.plot(x, [np.mean(row) for row in rows], "o-", color=colour, label=name, markersize=4)
+        axes.plot(x, [np.min(row) for row in rows], ":", color=colour)
+    axes.set(xlabel="tasks learnt", ylabel="accuracy, %", ylim=(0, 102))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def heat_map(rows, title: str) -> str:
+    """An accuracy matrix, rows of 1, 2, ... numbers, with the numbers in their cells."""
+    size = len(rows)
+    matrix = np.full((size, size), np.nan)
+    for i, row in enumerate(rows):
+        matrix[i, : i + 1] = row
+    side = min(1.4 + 0.42 * size, 9)
+    figure, axes = _new(side + 0.8, side)
+    image = axes.imshow(matrix, vmin=0, vmax=100, cmap="cividis")
+    if size <= 20:
+        for i, row in enumerate(rows):
+            for j, value in enumerate(row):
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 55 else "k")
+    axes.set(xlabel="task", ylabel="after learning task", title=title)
+    _whole_numbers(axes, size, size)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="%")
+    return _svg(figure)
+
+
+def losses(lines: list[dict]) -> str:
+    """Every loss term of each phase against the steps of the run."""
+    phases = list(dict.fromkeys(line["phase"] for line in lines if "loss" in line))
+    figure, axes = _new(11, 2.6 * len(phases), len(phases))
+    for phase, ax in zip(phases, np.atleast_1d(axes), strict=True):
+        chosen = [line for line in lines if line.get("phase") == phase]
+        known = {"step", "task", "phase", "epoch", "learning_rate"}
+        terms = [name for name in dict.fromkeys(k for line in chosen for k in line) if name not in known]
+        for term, colour in zip(sorted(terms, key=lambda t: t != "loss"), _COLOURS, strict=False):
+            pieces = {}
+            for line in chosen:
+                pieces.setdefault(line["task"], []).append((line["step"], line.get(term, np.nan)))
+            for i, piece in enumerate(pieces.values()):
+                ax.plot(*zip(*piece, strict=True), color=colour, label=None if i else term, linewidth=1.1)
+        for task in sorted({line["task"] for line in chosen})[1:]:
+            ax.axvline(min(line["step"] for line in chosen if line["task"] == task), color="0.7", ls=":", lw=0.8)
+        ax.set(title=phase, xlabel="step", ylabel="loss")
+        ax.legend(frameon=False, fontsize=8, ncols=4)
+    return _svg(figure)
+
+
+def selection(rows, title: str) -> str:
+    """Share of each prompt (columns) among those that each task's (rows) test images chose."""
+    counts = np.asarray(rows, float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = _new(min(1.8 + 0.22 * counts.shape[1], 11), min(1.3 + 0.26 * counts.shape[0], 8))
+    image = axes.imshow(shares, vmin=0, cmap="cividis", aspect="auto")
+    axes.set(xlabel="prompt", ylabel="task", title=title)
+    _whole_numbers(axes, *counts.shape)
+    figure.colorbar(image, ax=axes, label="share")
+    return _svg(figure)
+
+
+def _whole_numbers(axes, rows, columns):
+    axes.set_xticks(range(0, columns, max(1, columns // 10)))
+    axes.set_yticks(range(0, rows, max(1, rows // 10)))
+
+
+def _new(width, height, panels=1):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(panels, 1)
+    for ax in np.atleast_1d(axes):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure) -> str:
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "cdl_jax", "svg.fonttype": "path"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,239 @@
+"""What runs have come to: the report page of one, the table of several.
+
+python -m cdl_jax.report RUN [RUN ...] [--out FILE.md]
+"""
+
+import html
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+from cdl_jax import config as configs
+from cdl_jax import plots, workdir
+from cdl_jax.errors import UserError
+
+_SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --quiet: #888; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { display: inline-block; margin: .6rem 1rem .6rem 0; max-width: 100%; vertical-align: top; }
+figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figcaption, .quiet { color: var(--quiet); font-size: .9rem; } pre { overflow-x: auto; }
+"""
+
+
+def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> None:
+    """Writes the page of one run: self-contained, and the same bytes for the same arguments.
+
+    Args:
+      path: the file.
+      results: the content of results.json.
+      lines: those of metrics.jsonl.
+      config: the resolved config as nested dicts.
+    """
+    networks = results["networks"]
+    matrices = {name: network["accuracy_matrix"] for name, network in networks.items()}
+    parts = [
+        f"<h1>{_text(results['name'])}</h1>",
+        f"<p class=quiet>{_text(results['status'])}, seed {results['seed']}, {_text(results['cost']['device'])}, "
+        + _text(", ".join(f"{name} {version}" for name, version in results["versions"].items()))
+        + "</p>",
+        f"<pre>{_text(results['command'])}</pre>",
+    ]
+    if networks:
+        parts += [
+            "<h2>Metrics</h2>",
+            _metrics_table(results),
+            "<h2>Accuracy</h2>",
+            _figure(plots.curves(matrices), "Mean accuracy over the tasks seen, and of each network's worst task."),
+            *(_figure(plots.heat_map(rows, name), f"{name}: percent on each task after each task.")
+              for name, rows in matrices.items()),
+        ]  # fmt: skip
+    if any("loss" in line for line in lines):
+        parts += ["<h2>Training</h2>", _figure(plots.losses(lines), "Loss terms; dotted lines part the tasks.")]
+    chosen = [(name, layer, rows) for name, net in networks.items() for layer, rows in net["selection"].items()]
+    if chosen:
+        parts.append("<h2>Prompts chosen</h2>")
+        for name, layer, rows in chosen:
+            bits = ", ".join(f"{entropy(row):.2f}" for row in rows)
+            caption = f"{name}, {layer}: shares of the prompts that a task's test images chose. Entropy: {bits} bits."
+            parts.append(_figure(plots.selection(rows, f"{name}, {layer}"), caption))
+    parts += ["<h2>Cost</h2>", _cost_table(results["cost"]), "<h2>Tasks</h2>", _tasks_table(results["stream"])]
+    resolved = "\n".join(f"{key} = {value!r}" for key, value in sorted(configs.flatten(config).items()))
+    parts.append(f"<details><summary>Config</summary><pre>{_text(resolved)}</pre></details>")
+    head = (
+        f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{_text(results['name'])}</title>"
+    )
+    body = "\n".join(parts)
+    workdir.write(
+        Path(path),
+        f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n",
+    )
+
+
+def summary(results: dict) -> str:
+    """The table of a run's networks for the terminal."""
+    rows = [["", *_SHOWN]]
+    for name, network in results["networks"].items():
+        rows.append([name, *(_number(network["metrics"][metric]) for metric in _SHOWN)])
+    return _aligned(rows)
+
+
+def entropy(counts) -> float:
+    """Bits of the distribution that counts make; 0 where all fall on one row."""
+    total = sum(counts)
+    return sum(-c / total * math.log2(c / total) for c in counts if c) if total else 0.0
+
+
+def compare(runs: list[Path]) -> list[list[str]]:
+    """Rows of a table over runs: those that differ in the seed alone make one row, with mean and spread.
+
+    The last column is the paired difference of `last` to the first group with the same seeds and network: mean and
+    standard error over the seeds that both have.
+
+    Raises:
+      UserError: a folder holds no results.
+    """
+    groups = {}
+    for folder in runs:
+        path = Path(folder) / "results.json"
+        try:
+            results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"{folder} holds no results of a run ({error}): name a --workdir") from None
+        seed = (config.pop("seed"), config.pop("data.class_order_seed", 0))
+        key = json.dumps({k: v for k, v in config.items() if not k.startswith(configs.FREE)}, sort_keys=True)
+        groups.setdefault(key, {})[seed] = results
+    labels = _labels([json.loads(key) for key in groups])
+    table, first = [["run", "network", "seeds", *_SHOWN, "last, difference to the first"]], {}
+    for label, by_seed in zip(labels, groups.values(), strict=True):
+        for network in dict.fromkeys(name for r in by_seed.values() for name in r["networks"]):
+            values = {
+                seed: r["networks"][network]["metrics"] for seed, r in by_seed.items() if network in r["networks"]
+            }
+            cells = [_spread([v[metric] for v in values.values()]) for metric in _SHOWN]
+            base = first.setdefault(network, values)
+            pairs = [
+                values[seed]["last"] - base[seed]["last"] for seed in values if seed in base and base is not values
+            ]
+            table.append([label, network, str(len(values)), *cells, _difference(pairs)])
+    return table
+
+
+def _labels(configs_of_groups):
+    """For each group the values in which groups differ."""
+    keys = sorted({key for config in configs_of_groups for key in config})
+    told = [k for k in keys if len({json.dumps(c.get(k)) for c in configs_of_groups}) > 1]
+    # Options of the part that a name chooses differ with it, and say nothing more.
+    names = {k.rsplit(".", 1)[0] for k in told if k.endswith(".name")}
+    told = [k for k in told if k.endswith(".name") or k.rsplit(".", 1)[0] not in names]
+    return [", ".join(f"{k}={c[k]}" for k in told if k in c) or "all" for c in configs_of_groups]
+
+
+def _spread(values):
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def _difference(pairs):
+    if not pairs:
+        return "-"
+    mean = f"{statistics.fmean(pairs):+.2f}"
+    return f"{mean} ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}" if len(pairs) > 1 else mean
+
+
+def _metrics_table(results):
+    names = list(results["formulas"])
+    rows = ["<tr><th></th>" + "".join(f"<th>{_text(n)}</th>" for n in results["networks"]) + "<th>definition</th></tr>"]
+    for name in names:
+        cells = "".join(f"<td>{_number(network['metrics'][name])}</td>" for network in results["networks"].values())
+        formula = f"<td style='text-align:left;white-space:normal' class=quiet>{_text(results['formulas'][name])}</td>"
+        rows.append(f"<tr><td>{_text(name)}</td>{cells}{formula}</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _cost_table(cost):
+    rows = [
+        (f"{n}: parameters", f"{c['trainable']:,} trained, {c['frozen']:,} frozen")
+        for n, c in cost["parameters"].items()
+    ]
+    rows += [(f"{n}: a step", f"{f / 1e9:.3f} GFLOP") for n, f in cost["flops_per_step"].items() if f is not None]
+    rows += [(f"{n}: speed", f"{v:,.0f} images/s") for n, v in cost["images_per_second"].items()]
+    rows += [(f"{n}: time", f"{v:,.1f} s") for n, v in cost["seconds"].items()]
+    rows.append(("peak memory", f"{cost['peak_memory_bytes'] / 2**20:,.0f} MiB"))
+    return "<table>" + "".join(f"<tr><td>{_text(a)}</td><td>{_text(b)}</td></tr>" for a, b in rows) + "</table>"
+
+
+def _tasks_table(stream):
+    rows = "".join(
+        f"<tr><td>{i}</td><td>{task['train']}</td><td>{task['test']}</td>"
+        f"<td style='text-align:left;white-space:normal'>{_text(', '.join(task['classes']))}</td></tr>"
+        for i, task in enumerate(stream["tasks"])
+    )
+    head = "<tr><th>task</th><th>train</th><th>test</th><th style='text-align:left'>classes</th></tr>"
+    return f"<table>{head}{rows}</table>"
+
+
+def _figure(svg, caption):
+    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _text(value):
+    return html.escape(str(value))
+
+
+def _number(value):
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _aligned(rows):
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _markdown(rows):
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    """The command line; returns the exit code."""
+    try:
+        out = None
+        if "--out" in argv:
+            at = argv.index("--out")
+            if at + 1 == len(argv):
+                raise UserError("--out needs a file name")
+            out = Path(argv[at + 1])
+            argv = argv[:at] + argv[at + 2 :]
+        if not argv or argv[0].startswith("-"):
+            print(__doc__.strip())
+            return 0 if argv and argv[0] in ("--help", "-h") else 2
+        table = compare([Path(folder) for folder in argv])
+        print(_aligned(table))
+        for folder in argv:
+            print(f"report: {Path(folder) / 'report.html'}")
+        if out:
+            workdir.write(out, _markdown(table))
+    except UserError as error:
+        print(f"cdl_jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""Where metrics go: `metrics.jsonl`, which is the record, and TensorBoard's event files, a copy."""
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+import types
+from pathlib import Path
+
+
+class JsonLines:
+    """A file of one JSON object per line, each with the `step` it belongs to."""
+
+    def __init__(self, path: Path):
+        self._path = Path(path)
+        self._path.touch()
+
+    def write(self, values: dict) -> None:
+        """Appends a line, keys sorted, and hands it to the system at once."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(values, sort_keys=True) + "\n")
+
+    def read(self) -> list[dict]:
+        """All whole lines."""
+        return [values for _, values in self._whole_lines()]
+
+    def drop_after(self, step: int) -> None:
+        """Removes lines of later steps, and a last one that is torn, which an interrupted run has left."""
+        kept = "".join(line + "\n" for line, values in self._whole_lines() if values["step"] <= step)
+        if kept != self._path.read_text():
+            aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            aside.write_text(kept)
+            os.replace(aside, self._path)
+
+    def _whole_lines(self):
+        for line in self._path.read_text().splitlines():
+            try:
+                yield line, json.loads(line)
+            except ValueError:
+                continue
+
+
+class _Silent:
+    """A writer that keeps nothing."""
+
+    def write_scalars(self, step, scalars):
+        pass
+
+    def flush(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def tensorboard_writer(folder: Path | None):
+    """clu's writer of event files in `folder`: `write_scalars(step, {name: float})`, `flush()`, `close()`.
+
+    None as folder, or an absent clu or tensorboard (told in one log line), gives a writer that does nothing.
+    """
+    if folder is None:
+        return _Silent()
+    try:
+        _use_clu_without_tensorflow()
+        from clu import metric_writers
+
+        return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(folder))])
+    except ImportError as error:
+        logging.getLogger("cdl_jax").warning("no TensorBoard files: %s", error)
+        return _Silent()
+
+
+def _use_clu_without_tensorflow():
+    """Puts tensorboard's own writer in the place of clu's only module that needs TensorFlow, where that is absent."""
+    name = "clu.metric_writers.summary_writer"
+    if name in sys.modules or importlib.util.find_spec("tensorflow") is not None:
+        return
+
+    from tensorboard.summary import Writer
+
+    class SummaryWriter:
+        def __init__(self, logdir):
+            self._writer = Writer(logdir)
+
+        def write_scalars(self, step, scalars):
+            for tag, value in scalars.items():
+                self._writer.add_scalar(tag, float(value), step)
+
+        def write_hparams(self, hparams):
+            pass
+
+        def write_texts(self, step, texts):
+            pass
+
+        def flush(self):
+            self._writer.flush()
+
+        def close(self):
+            self._writer.close()
+
+    module = types.ModuleType(name)
+    module.SummaryWriter = SummaryWriter
+    sys.modules[name] = module
