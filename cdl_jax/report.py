@@ -153,7 +153,8 @@ def _difference(pairs):
 
 def _metrics_table(results):
     names = list(results["formulas"])
-    rows = ["<tr><th></th>" + "".join(f"<th>{_text(n)}</th>" for n in results["networks"]) + "<th>definition</th></tr>"]
+    head = "".join(f"<th>{_text(network)}</th>" for network in results["networks"])
+    rows = [f"<tr><th></th>{head}<th style='text-align:left'>definition</th></tr>"]
     for name in names:
         cells = "".join(f"<td>{_number(network['metrics'][name])}</td>" for network in results["networks"].values())
         formula = f"<td style='text-align:left;white-space:normal' class=quiet>{_text(results['formulas'][name])}</td>"

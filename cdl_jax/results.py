@@ -49,7 +49,8 @@ def collect(program, record: Record) -> dict:
     stream, config = program.stream, program.config
     test_counts = [len(task.test) for task in stream.tasks]
     networks = {}
-    for network, rows in record.accuracy.items():
+    for network in filter(record.accuracy.get, program.method.networks):
+        rows = record.accuracy[network]
         before, at_start = record.before.get(network), record.at_start.get(network)
         networks[network] = {
             "accuracy_matrix": rows,
