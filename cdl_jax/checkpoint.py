@@ -52,6 +52,7 @@ class Checkpoints:
 
     def save_task(self, task: int, live, record: dict) -> None:
         """Saves the end of a task; returns when it is on disk."""
+        self.wait()  # two saves at once would meet at each other's barriers where there are several processes
         self._save(self._tasks, task, live, record)
         self._tasks.wait_until_finished()
 

@@ -107,7 +107,7 @@ def parameters(program) -> dict:
 
 def peak_memory() -> int:
     """Peak bytes of the first device's memory, or of this process where the device does not say."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB elsewhere

@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {
 
 _LISTS = Path(__file__).parent.parent / "imagenet_r_split.json.gz"
 _TOTAL = 30_000
-_REMEDY = "get https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar and unpack it"
+_REMEDY = "run `python -m cdl_jax.fetch imagenet_r`"
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
