@@ -2,18 +2,34 @@
 
 import jax
 
-from cdl_jax import config, results
+from cdl_jax import config, names, results
+from cdl_jax.data import stream
+from cdl_jax.errors import UserError
 from cdl_jax.program import Program
+
+
+def plan(options) -> tuple[stream.Stream, str]:
+    """The stream of a config's data section, and a line to be told where only its published sizes are known.
+
+    Raises:
+      UserError: the data is missing and so are published sizes, or it cannot be split as asked.
+    """
+    try:
+        return stream.load(options), ""
+    except UserError as error:
+        if not hasattr(names.load("data.sources", options.name), "blank"):
+            raise
+        return stream.load(options, blank=True), f"planned with published sizes, for the data is not here: {error}\n"
 
 
 def describe(program: Program) -> str:
     """The text of `--mode describe`. Every phase is compiled, nothing is run."""
     program.place_data()
-    stream = program.stream
-    lines = [f"{stream.name}: {stream.num_classes} classes in {stream.num_tasks} tasks"]
-    for task in stream.tasks:
-        names = ", ".join(stream.class_names[task.first : task.end])
-        lines.append(f"  task {task.index}: {len(task.train)} training and {len(task.test)} test images of {names}")
+    data = program.stream
+    lines = [f"{data.name}: {data.num_classes} classes in {data.num_tasks} tasks"]
+    for task in data.tasks:
+        classes = ", ".join(data.class_names[task.first : task.end])
+        lines.append(f"  task {task.index}: {len(task.train)} training and {len(task.test)} test images of {classes}")
     lines.append("parameters")
     for network, counts in results.parameters(program).items():
         lines.append(f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen")

@@ -111,9 +111,10 @@ def _run(options):
 
     config = options.config
     if options.mode == "describe":
-        from cdl_jax.describe import describe
+        from cdl_jax.describe import describe, plan
 
-        print(describe(Program(config, stream.load(config.data))))
+        data, note = plan(config.data)
+        print(note + describe(Program(config, data)))
         return 0
     folder = Path(options.workdir)
     resolved = config.to_dict()

@@ -1,7 +1,8 @@
 """A stream of tasks: a labelled data set, its classes put in an order and dealt out to tasks.
 
 A source (one module of `cdl_jax.data.sources`, or a dotted path of the user's) offers `OPTIONS`, its own options with
-their defaults, and `load(options) -> Dataset`. Everything that follows is the same for all of them and happens here.
+their defaults, and `load(options) -> Dataset`; where sizes are known without the data, also `blank() -> Dataset`. All
+that follows is the same for every source and happens here.
 """
 
 import random
@@ -105,8 +106,10 @@ class Stream:
         return len(self.tasks)
 
 
-def load(options: Mapping[str, Any]) -> Stream:
+def load(options: Mapping[str, Any], *, blank: bool = False) -> Stream:
     """The stream that `options` describe: `name` (a source), the keys of `OPTIONS` and those of the source's `OPTIONS`.
+
+    With `blank` it has the data set's published sizes and no content; only for a source that offers them.
 
     Raises:
       UserError: no such source, its data is missing or damaged, or cannot be split as asked.
@@ -117,8 +120,24 @@ def load(options: Mapping[str, Any]) -> Stream:
         raise UserError(f"{name} is no data source: it needs OPTIONS (a dict) and load(options) -> Dataset")
     defaults = {**OPTIONS, **source.OPTIONS}
     chosen = {key: options[key] if key in options else default for key, default in defaults.items()}
-    dataset = source.load({key: chosen[key] for key in ("path", *source.OPTIONS)})
+    dataset = source.blank() if blank else source.load({key: chosen[key] for key in ("path", *source.OPTIONS)})
     return split_into_tasks(dataset, **{key: chosen[key] for key in OPTIONS if key != "path"})
+
+
+def blank(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
+    """A data set of the given sizes without its content, equally many pictures a class: what a run can be planned with.
+
+    Args:
+      side: of the square pictures; 0 where they are files of any size.
+    """
+
+    def split(n):
+        labels = np.arange(n, dtype=np.int32) % num_classes
+        if side:
+            return Split(labels, images=np.zeros((n, side, side, 3), np.uint8))
+        return Split(labels, files=("",) * n)
+
+    return Dataset(name, tuple(f"class {i}" for i in range(num_classes)), split(train), split(test))
 
 
 def split_into_tasks(

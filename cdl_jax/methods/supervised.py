@@ -77,8 +77,8 @@ class Supervised:
         return {"network": logits}, {}
 
     def export(self, variables):
-        """Network name -> parameters that the run writes to files under timm's names when it is finished."""
-        return {"network": variables["network"]}
+        """File name -> parameters that the run writes under timm's names when it is finished: all but the head."""
+        return {"weights": {part: params for part, params in variables["network"].items() if part != "head"}}
 
 
 def build(config, info: StreamInfo) -> Supervised:

@@ -11,8 +11,12 @@ TINY = "tests/end_to_end/tiny.py"
 
 
 def environment(**extra):
-    """This environment with the repository on the path."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra}
+    """This environment with the repository on the path, and one cache of compiled programs for all tests."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    return {**os.environ, **cache, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra}
 
 
 def start(*arguments, **extra):

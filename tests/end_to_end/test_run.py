@@ -70,3 +70,11 @@ def test_describe_trains_nothing_and_counts_parameters(tmp_path):
     assert "student: 820 trainable, 18,992 frozen" in out
     assert "GFLOP" in out and "train.batch_size = 16" in out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config", ["cifar100_l2p", "imagenet_r_l2p"])
+def test_a_published_config_is_described_without_its_data(config, tmp_path):
+    small = [f"--config.{network}.depth=1" for network in ("teacher", "student")]
+    out, _ = run("--config", f"configs/{config}.py", "--mode", "describe", *small, HOME=str(tmp_path), CDL_DATA="")
+    assert "the data is not here" in out and f"python -m cdl_jax.fetch {config.removesuffix('_l2p')}" in out
+    assert "task 9: " in out and "teacher: " in out and "GFLOP" in out

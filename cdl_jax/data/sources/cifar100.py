@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cdl_jax.data import cifar_files
+from cdl_jax.data import cifar_files, stream
 from cdl_jax.data.stream import Dataset
 
 OPTIONS: dict[str, Any] = {}
@@ -32,3 +32,8 @@ LAYOUTS = (
 def load(options: Mapping[str, Any]) -> Dataset:
     """50,000 + 10,000 pictures `[32, 32, 3]` in their official order; `options["path"]` as in `cifar_files.load`."""
     return cifar_files.load("cifar100", LAYOUTS, options["path"])
+
+
+def blank() -> Dataset:
+    """The published sizes without the pictures."""
+    return stream.blank("cifar100", 100, 50_000, 10_000, side=32)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.data import image_files, places, prepared_tfds
+from cdl_jax.data import image_files, places, prepared_tfds, stream
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 
@@ -47,6 +47,11 @@ def load(options: Mapping[str, Any]) -> Dataset:
         train, test = _tfds_order(root, options["tfds_dir"])
     class_names = _readable(root, sorted(label_of_wnid, key=label_of_wnid.get))
     return Dataset("imagenet_r", class_names, *(_split(root, files, label_of_wnid) for files in (train, test)))
+
+
+def blank() -> Dataset:
+    """The published sizes without the pictures."""
+    return stream.blank("imagenet_r", 200, 24_000, 6_000)
 
 
 def _published(root, label_of_wnid, test, train_size):
