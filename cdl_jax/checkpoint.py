@@ -32,12 +32,10 @@ class Checkpoints:
         self._tasks.close()
         self._latest.close()
 
-    def has_frozen(self) -> bool:
-        """Whether the frozen variables have been saved."""
-        return self._frozen_path.exists()
-
     def save_frozen(self, frozen) -> None:
-        """Saves what never changes; returns when it is on disk."""
+        """Saves what never changes, once; returns when it is on disk. Without leaves there is nothing to save."""
+        if self._frozen_path.exists() or not jax.tree.leaves(frozen):
+            return
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(self._frozen_path, frozen)
 
@@ -47,6 +45,8 @@ class Checkpoints:
         Raises:
           UserError: they are damaged or of other shapes.
         """
+        if not jax.tree.leaves(target):
+            return target
         with ocp.StandardCheckpointer() as checkpointer:
             return _readable(self._frozen_path, lambda: checkpointer.restore(self._frozen_path, target))
 

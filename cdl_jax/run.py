@@ -88,8 +88,7 @@ class _Training:
         program, finished = self.program, self.checkpoints.finished_tasks()
         if not self.from_latest and not finished:
             self.live, self.frozen = program.initial_variables()
-            if not self.checkpoints.has_frozen():
-                self.checkpoints.save_frozen(self.frozen)
+            self.checkpoints.save_frozen(self.frozen)
             return
         live, frozen = program.abstract_variables()
         self.frozen = self.checkpoints.restore_frozen(frozen)
@@ -115,7 +114,7 @@ class _Training:
                 self.board.close()
         if self.primary and hasattr(program.method, "export"):
             for name, params in program.method.export(jax.device_get(self.live)).items():
-                pretrained.save_timm(self.folder / f"{name}.npz", params, np.float16)
+                pretrained.save_timm(self.folder / f"{name}.npz", params, "float16")
         return self._write_results()
 
     def _learn(self, task):
