@@ -18,12 +18,13 @@ from cdl_jax.errors import UserError
 class Checkpoints:
     """Saves and restores; a step that is listed is whole, for Orbax renames a folder only once it is written."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, read_only: bool = False):
+        """`read_only` leaves alone what another process may be writing just now."""
         logging.getLogger("absl").setLevel(logging.WARNING)
         root = (workdir / "checkpoints").absolute()
         self._frozen_path = root / "frozen"
-        self._tasks = _manager(root / "tasks", keep=None)
-        self._latest = _manager(root / "latest", keep=1)
+        self._tasks = _manager(root / "tasks", None, read_only)
+        self._latest = _manager(root / "latest", 1, read_only)
 
     def __enter__(self):
         return self
@@ -114,8 +115,10 @@ class Checkpoints:
         return _readable(manager.directory / str(step), lambda: manager.restore(step, args=items)["state"])
 
 
-def _manager(path, keep):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+def _manager(path, keep, read_only):
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=not read_only, create=not read_only, read_only=read_only
+    )
     return ocp.CheckpointManager(path, options=options, item_names=("state", "record"))
 
 

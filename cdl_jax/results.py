@@ -1,8 +1,10 @@
 """What a run has come to: the record saved with its checkpoints, and results.json made from it."""
 
+import json
 import resource
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 
@@ -13,7 +15,8 @@ from cdl_jax import metrics, workdir
 class Record:
     """What a run has come to, as it is saved with every checkpoint; JSON only.
 
-    step: steps trained in the whole run. task, phase, epoch, step_in_epoch: what comes next.
+    step: steps trained in the whole run. lines: of metrics.jsonl until now.
+    task, phase, epoch, step_in_epoch: what comes next.
     accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
     before, at_start: network -> percent on task j over the classes up to it, just before it is learnt and at the very
       start.
@@ -23,6 +26,7 @@ class Record:
     """
 
     step: int = 0
+    lines: int = 0
     task: int = 0
     phase: int = 0
     epoch: int = 0
@@ -42,6 +46,14 @@ class Record:
     def add_seconds(self, what: str, seconds: float) -> None:
         """Adds wall time to what it was spent on."""
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+
+
+def read(folder: Path) -> dict | None:
+    """The content of a run's results.json; None where there is none, or where it is damaged and must be made again."""
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def collect(program, record: Record) -> dict:

@@ -19,12 +19,15 @@ from cdl_jax.results import Record
 
 
 def train(program: Program, folder: Path) -> dict:
-    """Trains what is not trained yet, and returns the results (see `results`).
+    """Trains what is not trained yet, and returns the results (see `results.collect`).
 
     Raises:
       UserError: the newest checkpoint cannot be read.
       Interrupted: the process was asked to end; everything is saved.
     """
+    stored = results.read(folder)
+    if stored and stored["status"] == "finished":
+        return stored
     with Checkpoints(folder) as checkpoints:
         return _Training(program, folder, checkpoints).finish()
 
@@ -38,7 +41,7 @@ def evaluate(program: Program, folder: Path, task: int | None) -> dict:
     Raises:
       UserError: there is no such checkpoint.
     """
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, read_only=True) as checkpoints:
         finished = checkpoints.finished_tasks()
         if task is None:
             task = finished[-1] if finished else 0
@@ -72,9 +75,8 @@ class _Training:
         program.place_data()
         self._restore()
         if self.primary:
-            workdir.claim(folder, program.config.to_dict())
             self.lines = writers.JsonLines(folder / "metrics.jsonl")
-            self.lines.drop_after(self.record.step)
+            self.lines.keep(self.record.lines)
             self.board = writers.tensorboard_writer(folder / "tensorboard" if program.config.log.tensorboard else None)
 
     def _newest_record(self):
@@ -88,6 +90,8 @@ class _Training:
         program, finished = self.program, self.checkpoints.finished_tasks()
         if not self.from_latest and not finished:
             self.live, self.frozen = program.initial_variables()
+            if self.primary:  # only now: a mistake in what was read must leave the directory free for another config
+                workdir.claim(self.folder, program.config.to_dict())
             self.checkpoints.save_frozen(self.frozen)
             return
         live, frozen = program.abstract_variables()
@@ -112,9 +116,6 @@ class _Training:
                 signal.signal(number, handler)
             if self.primary:
                 self.board.close()
-        if self.primary and hasattr(program.method, "export"):
-            for name, params in program.method.export(jax.device_get(self.live)).items():
-                pretrained.save_timm(self.folder / f"{name}.npz", params, "float16")
         return self._write_results()
 
     def _learn(self, task):
@@ -136,6 +137,9 @@ class _Training:
         record.selection = counts
         record.task, record.phase = task.index + 1, 0
         self.checkpoints.save_task(task.index, self.live, dataclasses.asdict(record))
+        if self.primary and hasattr(program.method, "export"):
+            for name, params in program.method.export(jax.device_get(self.live)).items():
+                pretrained.save_timm(self.folder / f"{name}.npz", params, "float16")
         self._write_results()
 
     def _before_learning(self, task):
@@ -204,6 +208,7 @@ class _Training:
         return state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
 
     def _log(self, values, **place):
+        self.record.lines += 1
         if self.primary:
             self.lines.write({"step": self.record.step, **place, **values})
             phase = f"{place['phase']}/" if "phase" in place else ""

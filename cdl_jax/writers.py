@@ -25,9 +25,9 @@ class JsonLines:
         """All whole lines."""
         return [values for _, values in self._whole_lines()]
 
-    def drop_after(self, step: int) -> None:
-        """Removes lines of later steps, and a last one that is torn, which an interrupted run has left."""
-        kept = "".join(line + "\n" for line, values in self._whole_lines() if values["step"] <= step)
+    def keep(self, count: int) -> None:
+        """Removes all but the first `count` lines: what an interrupted run wrote after its last checkpoint."""
+        kept = "".join(line + "\n" for line, _ in list(self._whole_lines())[:count])
         if kept != self._path.read_text():
             aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             aside.write_text(kept)

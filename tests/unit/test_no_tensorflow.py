@@ -1,5 +1,6 @@
 """What is optional is optional: the program starts and trains where only the core is installed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -67,3 +68,25 @@ def test_the_program_can_be_imported(absent):
     """
     done = run_without(absent, code)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_a_task_is_trained_without_what_is_optional(tmp_path):
+    code = """
+        from cdl_jax.main import main
+        code = main(sys.argv[1:])
+        print(sorted(name for name in %r if sys.modules.get(name)))
+        sys.exit(code)
+    """
+    small = {"data.num_tasks": 1, "data.max_train_per_class": 2, "data.max_test_per_class": 1, "train.epochs": 1}
+    small |= {"student.depth": 1, "checkpoint.every_steps": 0}
+    folder = tmp_path / "run"
+    flags = ["--config=tests/end_to_end/tiny.py:distill=none", f"--workdir={folder}"]
+    done = run_without(OPTIONAL, code % (OPTIONAL,), *flags, *(f"--config.{k}={v}" for k, v in small.items()))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("[]\n")
+    assert "no TensorBoard files: " in done.stderr
+    content = json.loads((folder / "results.json").read_text())
+    assert content["status"] == "finished"
+    assert [len(row) for row in content["networks"]["student"]["accuracy_matrix"]] == [1]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 2  # one epoch of 40 pictures in batches of 16

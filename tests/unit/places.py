@@ -1,0 +1,13 @@
+"""A step's place in a run, for the tests of what reads it."""
+
+import jax
+import jax.numpy as jnp
+
+from cdl_jax.losses import Context
+
+
+def context(first=0, end=1, *, task=0, seed=0) -> Context:
+    """The first step of a task with the labels `first <= label < end`."""
+    integers = {"task": task, "first": first, "end": end, "epoch": 0, "step": 0}
+    arrays = {name: jnp.int32(value) for name, value in integers.items()}
+    return Context(**arrays, progress=jnp.float32(0), key=jax.random.key(seed))

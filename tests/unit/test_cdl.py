@@ -1,0 +1,186 @@
+"""The CDL method: who asks, who is trained, and what the losses are made of."""
+
+from functools import cache
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from scipy.special import softmax
+
+from cdl_jax import config as base
+from cdl_jax.errors import UserError
+from cdl_jax.methods import cdl
+from cdl_jax.methods.base import StreamInfo
+from tests.unit.places import context
+
+INFO = StreamInfo(6, (3, 3))
+PLACE = context(3, 6, task=1)
+RNG = np.random.default_rng(5)
+BATCH = {"images": RNG.normal(0, 20, (4, 16, 16, 3)).astype(np.float32), "labels": np.array([3, 4, 5, 3])}
+
+
+def build(distill="kd", **changes):
+    config = base.default("cdl", data="glyph_mini", teacher="mini_teacher", student="mini_student", distill=distill)
+    for section, dim in ((config.teacher, 12), (config.student, 8)):
+        section.update(dim=dim, depth=1, heads=2, image_size=16, weights="random")
+    config.learner.update(pool=5, length=2, top_k=2)
+    config.update_from_flattened_dict(changes)
+    return cdl.build(config, INFO)
+
+
+def random_variables(method):
+    """Values that make every part matter; the class token of a fresh backbone is nearly the same for all pictures."""
+    rng = np.random.default_rng(11)
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+@cache
+def outputs(query):
+    """Losses with their gradients and predictions of a method with KD of weight 1/4, compiled as one program."""
+    method = build(**{"distill.alpha": 0.25, "cdl.aux_loss_scale": 2.0, "cdl.query": query})
+
+    def everything(variables):
+        losses = {
+            name: jax.value_and_grad(lambda v, f=f: f(v, BATCH, PLACE), has_aux=True)(variables)
+            for name, f in (("teacher", method.teacher_loss), ("student", method.student_loss))
+        }
+        tokens = {
+            name: getattr(method, name).backbone.apply({"params": variables[name]["backbone"]}, BATCH["images"])[0]
+            for name in method.networks
+        }
+        return losses, method.predict(variables, BATCH["images"], PLACE), tokens
+
+    variables = random_variables(method)
+    losses, predicted, tokens = jax.device_get(jax.jit(everything)(variables))
+    return SimpleNamespace(
+        variables=variables,
+        total={name: float(value) for name, ((value, _), _) in losses.items()},
+        terms={name: outcome.metrics for name, ((_, outcome), _) in losses.items()},
+        gradient={name: gradient for name, (_, gradient) in losses.items()},
+        logits=predicted[0],
+        counts=predicted[1],
+        tokens=tokens,
+    )
+
+
+def chosen_by(query, keys):
+    """How often each row of the pool is among the two nearest, `[batch, pool]`."""
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (np.asarray(query), keys)]
+    nearest = np.argsort(-(unit[0] @ unit[1].T), axis=1)[:, :2]
+    return np.array([np.bincount(rows, minlength=len(keys)) for rows in nearest])
+
+
+@pytest.mark.parametrize(("query", "asked_of"), [("student", "student"), ("own", "teacher")])
+def test_the_teacher_s_pool_is_asked_with_the_class_token_of(query, asked_of):
+    out = outputs(query)
+    expected = chosen_by(out.tokens[asked_of], out.variables["teacher"]["prompts"]["keys_0"])
+    np.testing.assert_array_equal(out.counts["teacher"]["layer_0"], expected)
+    expected = chosen_by(out.tokens["student"], out.variables["student"]["prompts"]["keys_0"])
+    np.testing.assert_array_equal(out.counts["student"]["layer_0"], expected)
+    assert len(np.unique(expected, axis=0)) > 1  # pictures choose differently
+    assert {name: values.shape for name, values in out.logits.items()} == {"teacher": (4, 6), "student": (4, 6)}
+
+
+def test_each_phase_trains_prompts_and_heads_of_its_network_alone():
+    method = build()
+    paths = flatten_dict(jax.eval_shape(method.init, jax.random.key(0)))
+    assert [phase.name for phase in method.phases] == ["teacher", "student"]
+    for phase in method.phases:
+        (update,) = phase.updates
+        own = {path[1:] for path in paths if update.trainable(path)}
+        assert own == {
+            ("prompts", "prompts_0"),
+            ("prompts", "keys_0"),
+            ("head", "linear", "kernel"),
+            ("head", "linear", "bias"),
+        }
+        assert {path[0] for path in paths if update.trainable(path)} == {phase.name}
+        assert update.trainable(("distill", "adapter")) == (phase.name == "student")
+    frozen = {path for path in paths if method.frozen(path)}
+    assert frozen == {path for path in paths if path[1] == "backbone"} and len(frozen) > 20
+
+
+def test_a_step_of_the_student_gives_the_teacher_no_gradient():
+    gradient = outputs("student").gradient
+    for learner, other in (("student", "teacher"), ("teacher", "student")):  # the teacher's query is a constant, too
+        leaves = jax.tree.leaves(gradient[learner][other])
+        assert len(leaves) > 10 and all(np.all(leaf == 0) for leaf in leaves)
+        trained = jax.tree.leaves([gradient[learner][learner][part] for part in ("prompts", "head")])
+        assert len(trained) == 4 and all(np.abs(leaf).max() > 1e-5 for leaf in trained)
+
+
+def test_losses_are_the_weighted_sums_of_their_terms():
+    out = outputs("student")
+    terms = out.terms["student"]
+    assert out.total["student"] == terms["loss"]
+    assert terms["loss"] == pytest.approx(0.75 * terms["cross_entropy"] + terms["kd"] + terms["pool"], rel=1e-5)
+    assert min(terms.values()) > 0.01
+    assert out.total["teacher"] == pytest.approx(
+        sum(out.terms["teacher"][n] for n in ("cross_entropy", "pool")), rel=1e-5
+    )
+    for name in ("teacher", "student"):  # the current task's classes are 3, 4 and 5
+        own = np.asarray(out.logits[name], np.float64)[:, 3:]
+        expected = np.log(np.exp(own).sum(axis=1)) - own[np.arange(4), BATCH["labels"] - 3]
+        assert out.terms[name]["cross_entropy"] == pytest.approx(expected.mean(), rel=1e-4)
+        keys = out.variables[name]["prompts"]["keys_0"]
+        query = out.tokens["student"]
+        similarity = (query @ keys.T) / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(keys, axis=1)
+        nearest = np.sort(similarity, axis=1)[:, -2:]
+        assert out.terms[name]["pool"] == pytest.approx(2 * (1 - nearest).sum(axis=1).mean(), rel=1e-4)
+    own, other = (np.asarray(out.logits[name], np.float64)[:, 3:] / 2 for name in ("student", "teacher"))
+    p, q = softmax(own, axis=1), softmax(other, axis=1)
+    assert terms["kd"] == pytest.approx(0.25 * 4 * (q * np.log(q / p)).sum(axis=1).mean(), rel=1e-4)
+
+
+def test_alone_there_is_no_teacher_and_the_labels_count_whole():
+    alone, taught = build("none", **{"cdl.aux_loss_scale": 2.0}), outputs("student")
+    assert alone.networks == ("student",) and [phase.name for phase in alone.phases] == ["student"]
+    assert set(jax.eval_shape(alone.init, jax.random.key(0))) == {"student", "distill"}
+    own = {name: taught.variables[name] for name in ("student", "distill")}
+
+    def both(variables):
+        return alone.student_loss(variables, BATCH, PLACE), alone.predict(variables, BATCH["images"], PLACE)
+
+    (value, outcome), (logits, counts) = jax.jit(both)(own)
+    terms = taught.terms["student"]
+    assert float(value) == pytest.approx(terms["cross_entropy"] + terms["pool"], rel=1e-5)
+    assert set(outcome.metrics) == {"loss", "cross_entropy", "pool"}
+    assert set(logits) == set(counts) == {"student"}
+    np.testing.assert_allclose(logits["student"], taught.logits["student"], rtol=1e-4, atol=1e-5)
+
+
+def test_tasks_change_nothing_in_a_pool_that_all_of_them_share():
+    method, variables = build(), outputs("student").variables
+    for changed in (method.start_task(variables, PLACE), method.end_task(variables, PLACE)):
+        assert jax.tree.structure(changed) == jax.tree.structure(variables)
+        jax.tree.map(np.testing.assert_array_equal, changed, variables)
+
+
+@pytest.mark.parametrize(("query", "width"), [("student", 8), ("own", 12)])
+def test_keys_are_as_wide_as_the_queries(query, width):
+    shapes = jax.eval_shape(build(**{"cdl.query": query}).init, jax.random.key(0))
+    assert shapes["teacher"]["prompts"]["keys_0"].shape == (5, width)
+    assert shapes["student"]["prompts"]["keys_0"].shape == (5, 8)
+
+
+def test_epochs_and_orders_of_the_phases():
+    method = build(**{"train.epochs": 7, "cdl.teacher_epochs": 3})
+    assert [(phase.epochs, phase.order) for phase in method.phases] == [(3, 0), (7, 1)]
+    method = build(**{"train.epochs": 7, "cdl.same_batches": True})
+    assert [(phase.epochs, phase.order) for phase in method.phases] == [(7, 0), (7, 0)]
+    rates = [float(phase.updates[0].optimizer.learning_rate(jnp.float32(2))) for phase in method.phases]
+    assert rates == pytest.approx([1e-3 * np.cos(99 * np.pi / 1200)] * 2, rel=1e-5)
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="cdl.query='teacher': use 'student' or 'own'"):
+        build(**{"cdl.query": "teacher"})
+    with pytest.raises(UserError, match="teacher.image_size=32 and student.image_size=16 differ"):
+        build(**{"teacher.image_size": 32})
+    method = build(**{"student.weights": ""})
+    with pytest.raises(UserError, match="config.student.weights is empty"):
+        method.load(jax.eval_shape(method.init, jax.random.key(0)))

@@ -1,0 +1,72 @@
+"""Each metric of a 3 x 3 matrix, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from cdl_jax import metrics
+from cdl_jax.errors import UserError
+
+ROWS = [[90.0], [60.0, 80.0], [66.0, 50.0, 70.0]]
+COUNTS = [10, 30, 60]
+BY_HAND = {
+    "last": 62.0,  # (66 + 50 + 70) / 3
+    "average_incremental": 74.0,  # (90 + 70 + 62) / 3
+    "learning_accuracy": 80.0,  # (90 + 80 + 70) / 3
+    "worst_task": 50.0,
+    "last_image_weighted": 63.6,  # (10 * 66 + 30 * 50 + 60 * 70) / 100
+    "average_incremental_image_weighted": (90 + (600 + 2400) / 40 + 63.6) / 3,
+    "forgetting_cdl": 18.0,  # (24 + 30 + 0) / 3
+    "forgetting_coda": 21.0,  # (30 + (-6 + 30) / 2) / 2
+    "forgetting_max": 27.0,  # (90 - 66 + 80 - 50) / 2
+    "backward_transfer": -27.0,
+    "forward_transfer": 3.0,  # ((12 - 10) + (7 - 3)) / 2
+}
+
+
+def test_every_metric_has_its_value_and_its_formula():
+    found = metrics.named_metrics(ROWS, COUNTS, before=[99.0, 12.0, 7.0], at_start=[5.0, 10.0, 3.0])
+    assert found == pytest.approx(BY_HAND)
+    assert metrics.FORMULAS.keys() == BY_HAND.keys()
+    assert all(text and "\n" not in text for text in metrics.FORMULAS.values())
+
+
+def test_forgetting_max_looks_back_at_the_best_row():
+    rows = [[50.0], [90.0, 80.0], [60.0, 85.0, 70.0]]
+    found = metrics.named_metrics(rows, COUNTS)
+    assert found["forgetting_max"] == pytest.approx((30 + 0) / 2)  # task 0 was best after task 1, task 1 at the end
+    assert found["forgetting_cdl"] == pytest.approx((-10 - 5 + 0) / 3)
+    assert found["backward_transfer"] == pytest.approx((10 + 5) / 2)
+    assert found["forgetting_coda"] == pytest.approx((-40 + (30 - 5) / 2) / 2)
+
+
+def test_an_unfinished_run_has_the_metrics_of_its_tasks_so_far():
+    found = metrics.named_metrics(ROWS[:2], COUNTS, before=[99.0, 12.0], at_start=[5.0, 10.0, 3.0])
+    assert found["last"] == 70.0
+    assert found["average_incremental"] == 80.0
+    assert found["last_image_weighted"] == 75.0
+    assert found["average_incremental_image_weighted"] == 82.5
+    assert found["forgetting_cdl"] == 15.0
+    assert found["forgetting_coda"] == found["forgetting_max"] == -found["backward_transfer"] == 30.0
+    assert found["forward_transfer"] == 2.0
+
+
+def test_one_task_has_no_forgetting_and_no_transfer():
+    found = metrics.named_metrics([[42.5]], [8], before=[40.0], at_start=[30.0])
+    of_two = {"forgetting_cdl", "forgetting_coda", "forgetting_max", "backward_transfer", "forward_transfer"}
+    assert {name for name, value in found.items() if value is None} == of_two
+    assert {value for name, value in found.items() if name not in of_two} == {42.5}
+
+
+def test_equal_tasks_weigh_images_and_tasks_alike():
+    found = metrics.named_metrics(ROWS, [7, 7, 7])
+    assert found["last_image_weighted"] == pytest.approx(found["last"])
+    assert found["average_incremental_image_weighted"] == pytest.approx(found["average_incremental"])
+    assert found["forward_transfer"] is None
+
+
+def test_as_matrix_fills_above_the_diagonal_and_refuses_other_shapes():
+    matrix = metrics.as_matrix(ROWS)
+    assert np.isnan(matrix[np.triu_indices(3, 1)]).all()
+    assert matrix[np.tril_indices(3)].tolist() == [90, 60, 80, 66, 50, 70]
+    with pytest.raises(UserError, match="row 1 has 3 numbers instead of 2"):
+        metrics.as_matrix([[1.0], [1.0, 2.0, 3.0]])

@@ -1,0 +1,73 @@
+"""Modules by name: the package's own, a user's by dotted path, and what is said where there is none."""
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+
+
+@pytest.fixture
+def user_package(tmp_path, monkeypatch):
+    """A function that writes `{file: text}` as an importable package called `userpart`."""
+
+    def write(**files):
+        folder = tmp_path / "userpart"
+        folder.mkdir()
+        for name, text in {"__init__": "", **files}.items():
+            (folder / f"{name}.py").write_text(text)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield write
+    for name in [name for name in sys.modules if name.split(".")[0] == "userpart"]:
+        del sys.modules[name]
+
+
+def test_a_bare_name_is_one_of_the_package():
+    from cdl_jax.distill import kd
+
+    assert names.load("distill", "kd") is kd
+    assert names.load("models.prompts", "l2p").__name__ == "cdl_jax.models.prompts.l2p"
+    assert {"kd", "dkd", "none"} <= set(names.available("distill"))
+    assert "l2p" in names.available("models.prompts") and "prompts" not in names.available("models")
+
+
+def test_a_dotted_path_is_a_user_s_module(user_package):
+    user_package(scheme="from cdl_jax.distill.kd import OPTIONS, build\nANSWER = 42")
+    module = names.load("distill", "userpart.scheme")
+    assert isinstance(module, ModuleType) and module.ANSWER == 42
+
+
+def test_a_mistyped_name_gets_the_nearest():
+    with pytest.raises(UserError) as caught:
+        names.load("distill", "dkdd")
+    assert str(caught.value).startswith("no module 'dkdd' in distill: did you mean 'dkd'? known: ")
+    for absent in ("", "userpart_absent.scheme", "cdl_jax.absent", "cdl_jax.distill.absent", "json.absent.deeper"):
+        with pytest.raises(UserError, match=f"no module '{absent}' in distill"):
+            names.load("distill", absent)
+
+
+def test_what_a_user_s_module_fails_to_import_is_told_itself(user_package):
+    user_package(scheme="import not_installed_anywhere", broken="from userpart import not_there", wrong="1 / 0")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'not_installed_anywhere'"):
+        names.load("distill", "userpart.scheme")
+    with pytest.raises(ImportError, match="cannot import name 'not_there' from 'userpart'"):
+        names.load("distill", "userpart.broken")
+    with pytest.raises(ZeroDivisionError):
+        names.load("distill", "userpart.wrong")
+
+
+def test_a_missing_import_whose_name_begins_like_the_package_is_told_itself(user_package):
+    user_package(scheme="import userp")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'userp'"):
+        names.load("distill", "userpart.scheme")
+
+
+def test_nearest_names_the_closest_and_lists_the_rest_where_they_are_few():
+    assert names.nearest("stduent", ["teacher", "student"]) == "did you mean 'student'? known: student, teacher"
+    assert names.nearest("xyz", ["teacher", "student"]) == "known: student, teacher"
+    many = [f"class_{i}" for i in range(31)]
+    assert names.nearest("class_30x", many) == "did you mean 'class_30'? "
+    assert names.nearest("zzz", many[:30]).count(",") == 29

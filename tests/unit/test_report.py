@@ -1,0 +1,211 @@
+"""The page of a run and the table over runs, with every number worked out by hand."""
+
+import copy
+import json
+import math
+import re
+
+import pytest
+
+from cdl_jax import metrics, plots, report
+from cdl_jax.errors import UserError
+
+ROWS = {"teacher": [[90.0], [80.0, 70.0]], "student": [[60.0], [50.0, 40.0]]}
+LINES = [
+    {"step": step, "task": task, "phase": phase, "epoch": 0, "loss": 2.0 / step, "pool": 0.5, "learning_rate": 0.1}
+    for task, phase, steps in [(0, "teacher", (3, 6)), (0, "student", (9,)), (1, "teacher", (12, 15))]
+    for step in steps
+] + [{"step": 9, "task": 0, "student/accuracy": 60.0}]
+CONFIG = {"seed": 0, "learner": {"name": "l2p", "pool": 30}, "data": {"path": "a", "class_order_seed": 0}}
+
+
+def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
+    return {
+        "name": "toy, cdl",
+        "status": "finished",
+        "seed": 0,
+        "command": "python -m cdl_jax.main --config 'x.py' && echo",
+        "versions": {"jax": "0.10.2"},
+        "formulas": metrics.FORMULAS,
+        "networks": {
+            name: {
+                "accuracy_matrix": matrix,
+                "metrics": metrics.named_metrics(matrix, [10] * len(matrix)),
+                "selection": {"layer_0": [[8, 0, 0, 0], [2, 2, 2, 2]]},
+            }
+            for name, matrix in rows.items()
+        },
+        "stream": {
+            "name": "toy",
+            "num_tasks": 2,
+            "tasks": [{"classes": list(classes[i : i + 2]), "train": 20, "test": 10} for i in (0, 2)],
+        },
+        "cost": {
+            "parameters": {"student": {"trainable": 1234, "frozen": 5678}},
+            "flops_per_step": {"teacher": 2.5e9, "student": None},
+            "images_per_second": {"teacher": 1000.0},
+            "seconds": {"teacher": 12.34, "evaluation": 1.0},
+            "peak_memory_bytes": 3 * 2**20,
+            "device": "1 x cpu",
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    report.write_report(path, results(), LINES, CONFIG)
+    return path
+
+
+def test_the_page_is_the_same_bytes_for_the_same_run(page, tmp_path):
+    report.write_report(tmp_path / "again.html", results(), copy.deepcopy(LINES), copy.deepcopy(CONFIG))
+    assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
+    report.write_report(tmp_path / "other.html", results(classes=("x", "y", "z", "w")), LINES, CONFIG)
+    assert (tmp_path / "other.html").read_bytes() != page.read_bytes()
+
+
+def test_the_page_loads_nothing_from_elsewhere(page):
+    # Names of XML vocabularies are identifiers that no reader follows, those in an SVG's <metadata> among them.
+    text = re.sub(r"<metadata>.*?</metadata>", "", page.read_text(), flags=re.DOTALL)
+    names = set(re.findall(r'xmlns(?::\w+)?="([^"]+)"', text))
+    elsewhere = set(re.findall(r"https?://[^\s\"'<>)]+", text)) - names
+    assert names == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert elsewhere == set()
+    assert not re.search(r"<(script|link|img|iframe|object|embed)\b|@import|url\((?!#)|\ssrc=", text)
+    assert all(target.startswith(("#", "data:image/png;base64,")) for target in re.findall(r'href="([^"]*)"', text))
+
+
+def test_names_are_escaped(page):
+    text = page.read_text()
+    assert "&lt;b&gt;, a &amp; b" in text and "c, &quot;d&quot;" in text and "<b>" not in text
+    assert "&#x27;x.py&#x27; &amp;&amp; echo" in text
+
+
+def test_the_page_shows_the_run_s_numbers(page):
+    text = page.read_text()
+    assert "<tr><td>last</td><td>75.00</td><td>45.00</td>" in text
+    assert "<tr><td>forgetting_cdl</td><td>5.00</td><td>5.00</td>" in text
+    assert "<tr><td>forward_transfer</td><td>-</td><td>-</td>" in text
+    for cost in ("1,234 trained, 5,678 frozen", "2.500 GFLOP", "1,000 images/s", "12.3 s", "3 MiB"):
+        assert f"<td>{cost}</td>" in text
+    assert text.count("Entropy: 0.00, 2.00 bits.") == 2
+    assert "learner.pool = 30" in text
+    assert text.count("<svg") == text.count("</svg>") == 1 + 2 + 1 + 2  # curves, matrices, losses, selections
+
+
+def test_a_run_without_a_finished_task_has_a_page_too(tmp_path):
+    report.write_report(tmp_path / "report.html", {**results(), "networks": {}, "status": "running"}, [], CONFIG)
+    text = (tmp_path / "report.html").read_text()
+    assert "running" in text and "<svg" not in text and "<h2>Metrics</h2>" not in text
+
+
+def test_entropy_is_in_bits():
+    assert report.entropy([3, 3, 3, 3]) == 2.0
+    assert report.entropy([0, 7, 0]) == report.entropy([0, 0]) == 0.0
+    assert report.entropy([1, 3]) == pytest.approx(2 - 0.75 * math.log2(3))
+
+
+def test_pictures_name_what_they_show():
+    one = plots.heat_map([[10.0], [20.0, 30.0]], "student")
+    assert one.startswith("<svg") and one.rstrip().endswith("</svg>")
+    for text in ("student", "10", "20", "30", "after learning task"):
+        assert f"<!-- {text} -->" in one
+    assert plots.heat_map([[10.0], [20.0, 31.0]], "student") != one
+    shown = plots.losses(LINES)
+    for text in ("teacher", "student", "loss", "pool"):
+        assert f"<!-- {text} -->" in shown
+    assert "<!-- learning_rate -->" not in shown
+    assert "<!-- prompt -->" in plots.selection([[0, 0], [1, 3]], "student")
+    assert "<!-- tasks learnt -->" in plots.curves({"student": [[42.0]]})
+
+
+def test_summary_has_a_line_a_network():
+    lines = report.summary(results()).splitlines()
+    assert lines[0].split() == ["last", "average_incremental", "forgetting_cdl", "forgetting_max"]
+    assert lines[1].split() == ["teacher", "75.00", "82.50", "5.00", "10.00"]
+    assert lines[2].split() == ["student", "45.00", "52.50", "5.00", "10.00"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def store(folder, config, **last):
+    """A run of one task whose networks end at the accuracies `last`."""
+    folder.mkdir()
+    content = results({name: [[value]] for name, value in last.items()})
+    (folder / "results.json").write_text(json.dumps(content))
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    return folder
+
+
+def with_seed(seed, **learner):
+    return {**CONFIG, "seed": seed, "learner": {**CONFIG["learner"], **learner}}
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_row_with_paired_differences(tmp_path):
+    runs = [store(tmp_path / f"a{seed}", with_seed(seed), student=value) for seed, value in enumerate((60, 62, 67))]
+    runs += [store(tmp_path / f"b{s}", with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0), (7, 10.0))]
+    table = report.compare(runs)
+    assert table[0][:5] == ["run", "network", "seeds", "last", "average_incremental"]
+    # Deviations from 63: -3, -1, 4; their squares sum up to 26, over n - 1 = 2.
+    assert table[1][:5] == ["learner.pool=30", "student", "3", f"63.00 ± {math.sqrt(13):.2f}", "63.00 ± 3.61"]
+    assert table[1][5:] == ["-", "-", "-"]
+    # Seeds 0 and 1 are paired: differences 1 and 4, mean 2.5, sample deviation 3 / sqrt 2, over sqrt 2.
+    assert table[2][:3] == ["learner.pool=10", "student", "3"]
+    assert table[2][-1] == "+2.50 ± 1.50"
+    assert len(table) == 3
+
+
+def test_free_keys_and_the_order_seed_do_not_part_runs(tmp_path):
+    other = {**with_seed(1), "data": {"path": "b", "class_order_seed": 1}, "log": {"every_steps": 3}}
+    table = report.compare(
+        [store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", other, student=52.0)]
+    )
+    assert table[1][:4] == ["all", "student", "2", "51.00 ± 1.41"]
+    assert len(table) == 2
+
+
+def test_one_run_has_no_spread_and_each_network_a_row(tmp_path):
+    table = report.compare([store(tmp_path / "a", with_seed(0), teacher=70.0, student=50.0)])
+    assert [row[:4] for row in table[1:]] == [["all", "teacher", "1", "70.00"], ["all", "student", "1", "50.00"]]
+    other = store(tmp_path / "b", with_seed(0, pool=10), student=49.0)
+    table = report.compare([tmp_path / "a", other])
+    assert [(row[0], row[1], row[-1]) for row in table[1:]] == [
+        ("learner.pool=30", "teacher", "-"), ("learner.pool=30", "student", "-"), ("learner.pool=10", "student", "-1.00"),
+    ]  # fmt: skip
+
+
+def test_a_label_names_a_part_instead_of_its_options(tmp_path):
+    coda = {**with_seed(0), "learner": {"name": "coda", "length": 8}}
+    runs = [store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", coda, student=51.0)]
+    assert [row[0] for row in report.compare(runs)[1:]] == ["learner.name=l2p", "learner.name=coda"]
+
+
+def test_labels_part_all_groups_even_of_one_name(tmp_path):
+    configs = [with_seed(0), with_seed(0, pool=10), {**with_seed(0), "learner": {"name": "coda"}}]
+    runs = [store(tmp_path / str(i), config, student=50.0) for i, config in enumerate(configs)]
+    labels = [row[0] for row in report.compare(runs)[1:]]
+    assert len(set(labels)) == 3, labels
+
+
+def test_a_folder_without_results_is_refused(tmp_path, capsys):
+    for name, files in {
+        "empty": {},
+        "torn": {"results.json": "{", "config.json": "{}"},
+        "half": {"results.json": "{}"},
+    }.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+        with pytest.raises(UserError, match=f"{name} holds no results of a run"):
+            report.compare([tmp_path / name])
+    assert report.main([str(tmp_path / "empty")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_command_line_writes_a_markdown_table(tmp_path, capsys):
+    run = store(tmp_path / "a", with_seed(0), student=50.0)
+    assert report.main([str(run), "--out", str(tmp_path / "table.md")]) == 0
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[1] == "|" + "---|" * 8 and lines[2].startswith("| all | student | 1 | 50.00 |")
+    assert f"report: {run / 'report.html'}" in capsys.readouterr().out
+    assert report.main([str(run), "--out"]) == 2

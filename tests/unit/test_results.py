@@ -1,0 +1,88 @@
+"""The record of a run and what results.json makes of it."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from cdl_jax import results
+from cdl_jax.data.stream import Task
+from cdl_jax.results import Record
+
+RECORD = Record(
+    step=40, task=2, accuracy={"student": [[80.0], [70.0, 1 / 3]]}, before={"student": [50.0, 20.0]},
+    at_start={"student": [10.0, 5.0]}, selection={"student": {"layer_0": [[3, 1], [2, 2]]}},
+    seconds={"student": 1.5}, timed={"student": (300, 2.0), "teacher": (0, 0.0)}, flops={"student": 1e6, "teacher": None},
+)  # fmt: skip
+
+
+def test_a_record_survives_json():
+    stored = json.loads(json.dumps(dataclasses.asdict(RECORD)))
+    again = Record(**stored)
+    assert json.loads(json.dumps(dataclasses.asdict(again))) == stored
+    assert again.accuracy == RECORD.accuracy and again.accuracy["student"][1][1] == 1 / 3
+    images, seconds = again.timed["student"]
+    assert (again.step, again.task, images, seconds) == (40, 2, 300, 2.0)
+    assert Record(**json.loads(json.dumps(dataclasses.asdict(Record())))) == Record()
+
+
+def test_records_share_nothing():
+    Record().accuracy["student"] = [[1.0]]
+    assert Record().accuracy == {}
+
+
+def test_a_task_has_begun_after_its_first_step_or_phase():
+    assert not Record(step=40, task=2).within_task()
+    assert all(Record(**place).within_task() for place in ({"phase": 1}, {"epoch": 1}, {"step_in_epoch": 1}))
+
+
+def test_seconds_add_up():
+    record = Record()
+    for seconds in (1.5, 2.0):
+        record.add_seconds("student", seconds)
+    record.add_seconds("evaluation", 0.25)
+    assert record.seconds == {"student": 3.5, "evaluation": 0.25}
+
+
+def test_peak_memory_is_that_of_this_process_in_bytes(monkeypatch):
+    block = np.ones(25_000_000)  # 200 MB, all touched
+    assert 200e6 < block.nbytes + 1 <= results.peak_memory() < 1e12
+    device = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 123})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert results.peak_memory() == 123
+
+
+def program():
+    tasks = (Task(0, (4, 2), 0, np.arange(6), np.arange(2)), Task(1, (0,), 2, np.arange(3), np.arange(6)))
+    tree = {"backbone": {"kernel": np.zeros((3, 4))}, "head": np.zeros(5)}
+    return SimpleNamespace(
+        stream=SimpleNamespace(name="toy", tasks=tasks, num_tasks=2, class_names=("e", "c", "a")),
+        config=SimpleNamespace(method="cdl", seed=3),
+        method=SimpleNamespace(networks=("teacher", "student")),
+        mesh=SimpleNamespace(size=1),
+        abstract_variables=lambda: (
+            {"student": {"head": tree["head"]}, "distill": {}},
+            {"student": {"backbone": tree["backbone"]}},
+        ),
+    )
+
+
+def test_results_follow_from_the_record():
+    content = json.loads(json.dumps(results.collect(program(), RECORD)))
+    assert (content["name"], content["status"], content["seed"]) == ("toy, cdl", "finished", 3)
+    assert list(content["networks"]) == ["student"]  # a network without a row is left out
+    metrics = content["networks"]["student"]["metrics"]
+    assert metrics["last"] == pytest.approx((70 + 1 / 3) / 2)
+    assert metrics["last_image_weighted"] == pytest.approx((2 * 70 + 6 / 3) / 8)
+    assert metrics["forward_transfer"] == 15.0
+    assert content["stream"]["tasks"] == [
+        {"classes": ["e", "c"], "train": 6, "test": 2},
+        {"classes": ["a"], "train": 3, "test": 6},
+    ]
+    assert content["cost"]["parameters"] == {"student": {"trainable": 5, "frozen": 12}}
+    assert content["cost"]["images_per_second"] == {"student": 150.0}
+    assert results.collect(program(), Record(task=1))["status"] == "running"
+    assert results.collect(program(), Record(task=1))["networks"] == {}

@@ -1,0 +1,67 @@
+"""Meshes, batches and the start of several processes: what does not fit is told in one line."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdl_jax import sharding
+from cdl_jax.errors import UserError
+
+
+def refusal(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_batch_must_be_a_multiple_of_the_devices():
+    three = SimpleNamespace(size=3)
+    sharding.check_batch(three, 12, "train.batch_size")
+    assert refusal(sharding.check_batch, three, 13, "eval.batch_size") == (
+        "config.eval.batch_size=13 cannot be split evenly over 3 devices: use a multiple of it"
+    )
+
+
+def test_a_mesh_takes_the_devices_that_there_are():
+    count = len(jax.devices())
+    assert refusal(sharding.make_mesh, count + 1).startswith(
+        f"config.devices={count + 1}, but this machine has {count}: choose"
+    )
+    assert (sharding.make_mesh().size, sharding.make_mesh(1).size) == (count, 1)
+    assert sharding.make_mesh(1).axis_names == ("data",)
+
+
+@pytest.mark.parametrize("spec", ["on", "", "host:1", "host:1,2", "host:1,two,0", "host:1,2,0,0", "auto,off"])
+def test_a_start_of_no_known_form_is_refused_before_anything_is_started(spec, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("started"))
+    expected = f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID"
+    assert refusal(sharding.start, spec) == expected
+
+
+def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+    for spec in ("off", "auto", "host:12,4,3"):
+        sharding.start(spec)
+    assert calls == [{}, {"coordinator_address": "host:12", "num_processes": 4, "process_id": 3}]
+
+    def fail(**_):
+        raise RuntimeError("no\n  answer")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    assert refusal(sharding.start, "host:12,4,3") == "--distributed=host:12,4,3: no answer"
+
+
+def test_replicated_and_abstract_trees_keep_values_shapes_and_types():
+    mesh = sharding.make_mesh(1)
+    tree = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": {"c": jnp.bfloat16(1.5)}}
+    copy, outline = sharding.replicate(mesh, tree), sharding.abstract(mesh, tree)
+    np.testing.assert_array_equal(copy["a"], tree["a"])
+    assert float(copy["b"]["c"]) == 1.5
+    for leaf in (*jax.tree.leaves(copy), *jax.tree.leaves(outline)):
+        assert leaf.sharding.is_fully_replicated and leaf.sharding.mesh == mesh
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(outline)] == [((2, 3), np.int32), ((), jnp.bfloat16)]

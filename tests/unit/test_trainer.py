@@ -1,0 +1,169 @@
+"""Compiled steps, driven by a method of two numbers whose updates are worked out by hand."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdl_jax import optim, trainer
+from cdl_jax.data import augment
+from cdl_jax.data.stream import Task
+from cdl_jax.methods.base import Outcome, Phase, Update
+
+TREE = {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 3}, "none": {}}
+
+
+def test_split_and_join_are_a_round_trip():
+    inside, outside = trainer.split(TREE, lambda path: path[-1] == "x")
+    assert inside == {"a": {"x": 1}, "b": {"x": 3}}
+    assert outside == {"a": {"y": {"z": 2}}, "none": {}}
+    assert trainer.join(inside, outside) == trainer.join(outside, inside) == TREE
+    assert trainer.split(TREE, lambda path: True) == (TREE, {})
+    assert trainer.join(TREE, {"a": {"y": {"z": 9}}, "new": 5}) == {**TREE, "a": {"x": 1, "y": {"z": 9}}, "new": 5}
+    assert TREE["a"]["y"] == {"z": 2}
+
+
+def test_every_position_has_its_own_key():
+    positions = [(seed, *p) for seed in (0, 1) for p in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 1), (2, 3, 4))]
+    drawn = {tuple(jax.random.key_data(trainer.key_at(*position)).tolist()) for position in positions}
+    assert len(drawn) == len(positions)
+    again = trainer.key_at(1, 2, 3, 4)
+    np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(trainer.key_at(1, 2, 3, 4)))
+    in_step = jax.jit(lambda task: trainer.key_at(1, 2, task, 4))(np.int32(3))
+    np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(in_step))
+
+
+TASK = Task(1, (7, 8), 2, np.arange(4), np.arange(2))
+
+
+def test_a_position_holds_arrays_of_fixed_types():
+    place = trainer.position(TASK, epoch=3, step=1, steps=4)
+    assert {name: (value.dtype.name, float(value)) for name, value in place.items()} == {
+        "task": ("int32", 1), "first": ("int32", 2), "end": ("int32", 4), "epoch": ("int32", 3), "step": ("int32", 1),
+        "progress": ("float32", 3.25),
+    }  # fmt: skip
+
+
+class Source:
+    """Four 1 x 1 pictures, cropped already, whose labels are numbers that the losses use."""
+
+    cropped = True
+    data = {"images": jnp.full((4, 1, 1, 3), 255, jnp.uint8), "labels": jnp.array([0, 1, 2, 3])}
+
+    @staticmethod
+    def read(data, item):
+        return data["images"][item["rows"]], data["labels"][item["rows"]]
+
+
+ITEM = {"rows": jnp.array([2, 3])}
+LIVE = {
+    "one": {"w": jnp.float32(2.0)},
+    "two": {"w": jnp.float32(-1.0)},
+    "idle": jnp.float32(7.0),
+    "mean": jnp.float32(0),
+}
+FROZEN = {"base": {"scale": jnp.float32(3.0)}}
+
+
+def halving(learning_rate=0.5):
+    """Plain gradient descent whose rate halves in every epoch."""
+    options = SimpleNamespace(**{**optim.OPTIONS, "name": "sgd", "momentum": 0.0, "learning_rate": learning_rate})
+    return optim.Optimizer(optim.build(options, 1).transform, lambda progress: learning_rate * 0.5**progress)
+
+
+def first_loss(variables, batch, context):
+    """scale/2 (w - mean label)^2; also sets `mean` and tells the second update of the label mean and its own w."""
+    label = batch["labels"].mean()
+    value = variables["base"]["scale"] / 2 * (variables["one"]["w"] - label) ** 2
+    passed = {"label": label, "w": variables["one"]["w"]}
+    return value, Outcome({"loss": value, "first": value}, {"mean": 0.9 * variables["mean"] + 0.1 * label}, passed)
+
+
+def second_loss(variables, batch, context):
+    """w_two (w_one before its update + 10 w_one now + 100 mean now): its gradient is that sum."""
+    factor = batch["w"] + 10 * variables["one"]["w"] + 100 * variables["mean"]
+    value = variables["two"]["w"] * factor
+    return value, Outcome({"loss": value, "label": batch["label"], "pixel": batch["images"].mean()})
+
+
+def chain_method():
+    updates = (
+        Update(lambda path: path[0] == "one", halving(), first_loss),
+        Update(lambda path: path[0] == "two", halving(), second_loss),
+    )
+    return SimpleNamespace(phases=(Phase("both", 1, updates),), image_size=1)
+
+
+def run_step(state, **place):
+    step = trainer.train_step(chain_method(), 0, Source, augment.OPTIONS, 0)
+    return jax.jit(step)(state, FROZEN, Source.data, ITEM, trainer.position(TASK, **place))
+
+
+def test_updates_run_in_order_and_pass_on_what_they_tell():
+    state = run_step(trainer.phase_state(chain_method().phases[0], LIVE))
+    # Labels 2 and 3, mean 2.5. First: 2 - 0.5 * 3 * (2 - 2.5) = 2.75; mean becomes 0.25.
+    assert float(state.live["one"]["w"]) == pytest.approx(2.75)
+    assert float(state.live["mean"]) == pytest.approx(0.25)
+    # Second: gradient 2 + 27.5 + 25 = 54.5.
+    assert float(state.live["two"]["w"]) == pytest.approx(-1 - 0.5 * 54.5)
+    expected = {"steps": 1, "loss": -54.5, "first": 0.375, "label": 2.5, "learning_rate": 0.5, "pixel": 1.0}
+    assert {name: float(value) for name, value in state.sums.items()} == pytest.approx(expected)
+
+
+def test_what_no_update_trains_is_unchanged_and_frozen_is_not_in_the_state():
+    state = run_step(trainer.phase_state(chain_method().phases[0], LIVE))
+    assert float(state.live["idle"]) == 7.0
+    assert jax.tree.structure(state.live) == jax.tree.structure(LIVE)
+    assert float(FROZEN["base"]["scale"]) == 3.0 and "base" not in state.live
+    assert len(state.opt) == 2
+
+
+def test_the_rate_follows_the_epoch_and_sums_add_up():
+    state = trainer.phase_state(chain_method().phases[0], LIVE)
+    for epoch in (0, 1):
+        state = run_step(state, epoch=epoch)
+    # Second step at rate 0.25: 2.75 - 0.25 * 3 * 0.25 = 2.5625.
+    assert float(state.live["one"]["w"]) == pytest.approx(2.5625)
+    assert float(state.sums["learning_rate"]) == pytest.approx(0.75)
+    assert (float(state.sums["steps"]), float(state.sums["label"])) == (2.0, 5.0)
+    assert float(state.sums["first"]) == pytest.approx(0.375 + 1.5 * 0.25**2)
+
+
+def test_an_optimizer_remembers_its_own_leaves_alone():
+    update = Update(lambda path: path[0] == "one", optim.build(SimpleNamespace(**optim.OPTIONS), 1), first_loss)
+    (opt,) = trainer.phase_state(Phase("one", 1, (update,)), LIVE).opt
+    assert [leaf.shape for leaf in jax.tree.leaves(opt)] == [(), (), ()]  # count, and the two moments of one number
+
+
+def test_evaluation_counts_by_task_over_the_classes_seen_without_padding():
+    # Labels 0..3 in two tasks of two classes; logits favour class 3, then 1 for all pictures.
+    def predict(variables, images, context):
+        logits = jnp.tile(jnp.array([0.0, 1.0, 0.5, variables["top"]]), (len(images), 1))
+        return {"net": logits}, {"net": {"layer_0": jnp.ones((len(images), 2), jnp.int32) * jnp.array([1, 2])}}
+
+    method = SimpleNamespace(predict=predict, image_size=1)
+    step = jax.jit(trainer.evaluation_step(method, Source, augment.OPTIONS, (2, 2)))
+    item = {"rows": jnp.array([0, 1, 3, 3, 3]), "weight": jnp.array([1.0, 1, 1, 1, 0])}
+    both = step({}, {"top": jnp.float32(2)}, Source.data, item, trainer.position(TASK))
+    np.testing.assert_array_equal(both["images"], [2, 2])
+    np.testing.assert_array_equal(both["net"]["correct"], [0, 2])
+    np.testing.assert_array_equal(both["net"]["layer_0"], [[2, 4], [2, 4]])
+    first = Task(0, (5, 6), 0, np.arange(2), np.arange(2))
+    seen = step({"top": jnp.float32(2)}, {}, Source.data, item, trainer.position(first))
+    np.testing.assert_array_equal(seen["net"]["correct"], [1, 0])  # class 1 is the best of classes 0 and 1
+
+
+def test_between_tasks_hands_back_what_is_not_frozen():
+    def change(variables, context):
+        noise = jax.random.uniform(context.key)
+        return {**variables, "idle": variables["idle"] + context.end, "mean": noise}
+
+    method = SimpleNamespace(frozen=lambda path: path[0] == "base")
+    changed = jax.jit(trainer.between_tasks(method, change, 4))
+    live = changed(LIVE, FROZEN, trainer.position(TASK))
+    assert jax.tree.structure(live) == jax.tree.structure(LIVE)
+    assert (float(live["idle"]), float(live["one"]["w"])) == (11.0, 2.0)
+    other = changed(LIVE, FROZEN, trainer.position(Task(0, (0, 1), 0, np.arange(2), np.arange(2))))
+    assert float(live["mean"]) != float(other["mean"])

@@ -1,0 +1,191 @@
+"""Prompts and extra tokens in a ViT against one block of plain numpy, and what must not change its outputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from scipy.special import erf, softmax
+
+from cdl_jax.errors import UserError
+from cdl_jax.models import vit
+from cdl_jax.models.vit import Prompt, ViT
+
+DIM, HEADS, PATCH, SIZE, BATCH = 8, 2, 4, 8, 3
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(BATCH, SIZE, SIZE, 3)).astype(np.float32)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def model(**changes):
+    sizes = {"dim": DIM, "depth": 1, "heads": HEADS, "mlp_ratio": 2.0, "patch_size": PATCH, "image_size": SIZE}
+    return ViT(**{**sizes, **changes})
+
+
+def apply(network, params, *prompts, **arguments):
+    """`network.apply` to the pictures, compiled whole: many small compilations take longer."""
+    train = arguments.pop("train", False)
+    call = jax.jit(lambda params, prompts, arguments: network.apply(params, IMAGES, *prompts, train=train, **arguments))
+    return call({"params": params}, prompts, arguments)
+
+
+def random_params(**changes):
+    shapes = jax.eval_shape(model(**changes).init, jax.random.key(0), IMAGES)["params"]
+    rng = np.random.default_rng(7)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+def dense(params, x):
+    return x @ params["kernel"].astype(np.float64) + params["bias"]
+
+
+def norm(params, x):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * params["scale"] + params["bias"]
+
+
+def by_hand(params, prompt=None, first=None, last=None):
+    """(final class token `[batch, dim]`, tokens after the block) of one picture and one head at a time, in float64."""
+    prompt, block, tokens = prompt or Prompt(), params["block_0"], []
+    before = 0 if first is None else first.shape[1]
+    for b, image in enumerate(IMAGES):
+        patches = [
+            image[i : i + PATCH, j : j + PATCH].reshape(-1)
+            for i in range(0, SIZE, PATCH)
+            for j in range(0, SIZE, PATCH)
+        ]
+        x = np.concatenate([params["cls_token"][0], dense(params["patch_embed"], np.array(patches))])
+        x = x + params["pos_embed"][0]
+        x = np.concatenate([part for part in (first is not None and first[b], x, last is not None and last[b])
+                            if part is not False])  # fmt: skip
+        query, key, value = np.split(dense(block["attn"]["qkv"], norm(block["norm1"], x)), 3, axis=1)
+        if prompt.additive is not None:
+            key[before] += prompt.additive[0]
+            value[before] += prompt.additive[1]
+        for pair, where in ((prompt.prefix, 0), (prompt.suffix, 1)):
+            if pair is not None:
+                key = np.concatenate([pair[0][b], key] if where == 0 else [key, pair[0][b]])
+                value = np.concatenate([pair[1][b], value] if where == 0 else [value, pair[1][b]])
+        mixed = []
+        for head in range(HEADS):
+            own = slice(head * DIM // HEADS, (head + 1) * DIM // HEADS)
+            scores = query[:, own] @ key[:, own].T / np.sqrt(DIM // HEADS)
+            mixed.append(softmax(scores, axis=1) @ value[:, own])
+        x = x + dense(block["attn"]["proj"], np.concatenate(mixed, axis=1))
+        hidden = dense(block["mlp"]["fc1"], norm(block["norm2"], x))
+        x = x + dense(block["mlp"]["fc2"], hidden * (1 + erf(hidden / np.sqrt(2))) / 2)
+        tokens.append(x)
+    tokens = np.array(tokens)
+    return norm(params["norm"], tokens)[:, before], tokens
+
+
+PREFIX = Prompt(prefix=(normal(BATCH, 3, DIM), normal(BATCH, 3, DIM)))
+SUFFIX = Prompt(suffix=(normal(BATCH, 2, DIM), normal(BATCH, 2, DIM)))
+ADDITIVE = Prompt(additive=(normal(DIM), normal(DIM)))
+ALL = Prompt(prefix=PREFIX.prefix, suffix=SUFFIX.suffix, additive=ADDITIVE.additive)
+FIRST, LAST = normal(BATCH, 2, DIM), normal(BATCH, 1, DIM)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first", "last"),
+    [(None, None, None), (PREFIX, None, None), (SUFFIX, None, None), (ADDITIVE, None, None), (ALL, FIRST, LAST)],
+    ids=["plain", "prefix", "suffix", "additive", "all and extra tokens"],
+)
+def test_one_block_equals_numpy(prompt, first, last):
+    params = random_params()
+    expected, tokens = by_hand(params, prompt, first, last)
+    prompts = None if prompt is None else {0: prompt}
+    features, out = apply(model(), params, prompts, first_tokens=first, last_tokens=last)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(out["block_0/tokens"], tokens, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out["class_token"], features)
+    assert out["tokens"].shape[1] == 5 + (0 if first is None else 3)
+    if prompt is not None or first is not None:
+        assert np.abs(expected - by_hand(params)[0]).max() > 0.01
+
+
+def test_prompts_of_a_layer_reach_that_layer_alone():
+    params = random_params(depth=3)
+    _, plain = apply(model(depth=3), params)
+    _, prompted = apply(model(depth=3), params, {1: PREFIX})
+    np.testing.assert_array_equal(plain["patches"], prompted["patches"])
+    np.testing.assert_array_equal(plain["block_0/tokens"], prompted["block_0/tokens"])
+    assert np.abs(plain["block_1/tokens"] - prompted["block_1/tokens"]).max() > 0.01
+
+
+def test_bfloat16_is_close_and_hands_out_float32_logits():
+    params = random_params(depth=2, num_classes=4)
+    exact, _ = apply(model(depth=2, num_classes=4), params, {0: ALL})
+    rough, out = apply(model(depth=2, num_classes=4, dtype=jnp.bfloat16), params, {0: ALL})
+    assert (rough.dtype, out["block_0/tokens"].dtype) == (jnp.float32, jnp.bfloat16)
+    difference = np.abs(rough - exact).max() / np.abs(exact).max()
+    assert 1e-5 < difference < 0.05
+
+
+def test_drop_path_draws_in_training_alone_and_keeps_whole_branches():
+    params = random_params(depth=2)
+    plain, dropping = model(depth=2), model(depth=2, drop_path=0.5)
+    np.testing.assert_array_equal(apply(dropping, params)[0], apply(plain, params)[0])
+
+    @jax.jit
+    def draw(key):
+        return dropping.apply({"params": params}, IMAGES, train=True, rngs={"dropout": key})[1]
+
+    draws = [draw(jax.random.key(i)) for i in range(6)]
+    for out in draws:  # block 0 has rate 0, block 1 the whole rate
+        np.testing.assert_allclose(out["block_0/tokens"], draws[0]["block_0/tokens"], rtol=1e-6)
+    change = np.array([out["block_1/tokens"] - out["block_0/tokens"] for out in draws])
+    untouched = (change == 0).all(axis=(2, 3))
+    assert 0 < untouched.sum() < untouched.size  # both branches are dropped for a quarter of the pictures
+    assert ((change == 0).any(axis=(2, 3)) == untouched).all()
+
+
+def test_recomputing_blocks_gives_the_same_gradients():
+    params = random_params(depth=2, layer_scale=0.1)
+    keys = {"dropout": jax.random.key(3)}
+
+    def loss(params, remat):
+        vit_model = model(depth=2, layer_scale=0.1, drop_path=0.3, remat=remat)
+        return (vit_model.apply({"params": params}, IMAGES, {1: ALL}, train=True, rngs=keys)[0] ** 2).sum()
+
+    both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (value, gradient), (again, recomputed) = both(params, False), both(params, True)
+    assert float(again) == pytest.approx(float(value), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), recomputed, gradient)
+    shapes = jax.eval_shape(model(depth=2, layer_scale=0.1, remat=True).init, jax.random.key(0), IMAGES)["params"]
+    assert jax.tree.structure(shapes) == jax.tree.structure(params)
+
+
+def test_merged_prompts_stand_first_before_second():
+    merged = vit.merge_prompts({0: ALL, 2: SUFFIX}, {0: PREFIX, 1: ADDITIVE, 2: ALL})
+    assert sorted(merged) == [0, 1, 2]
+    np.testing.assert_array_equal(merged[0].prefix[0], np.concatenate([ALL.prefix[0], PREFIX.prefix[0]], axis=1))
+    np.testing.assert_array_equal(merged[0].suffix[1], ALL.suffix[1])
+    np.testing.assert_array_equal(merged[1].additive[0], ADDITIVE.additive[0])
+    assert merged[1].prefix is None
+    np.testing.assert_array_equal(merged[2].suffix[1], np.concatenate([SUFFIX.suffix[1], ALL.suffix[1]], axis=1))
+    added = vit.merge_prompts({0: ADDITIVE}, {0: Prompt(additive=(np.ones(DIM), np.zeros(DIM)))})
+    np.testing.assert_allclose(added[0].additive[0], ADDITIVE.additive[0] + 1, rtol=1e-6)
+    other = Prompt(prefix=(normal(BATCH, 1, DIM), normal(BATCH, 1, DIM)))
+    order = [vit.merge_prompts({0: a}, {0: b})[0].prefix[0][:, 0] for a, b in ((PREFIX, other), (other, PREFIX))]
+    np.testing.assert_array_equal(order[0], PREFIX.prefix[0][:, 0])
+    np.testing.assert_array_equal(order[1], other.prefix[0][:, 0])
+
+
+def test_a_size_by_name_and_its_mistakes():
+    options = ConfigDict({**vit.variant("vit_s16"), "dtype": "bfloat16"})
+    built = vit.build(options, num_classes=7)
+    assert (built.dim, built.depth, built.heads, built.patch_size, built.image_size) == (384, 12, 6, 16, 224)
+    assert (built.num_classes, built.dtype) == (7, jnp.bfloat16)
+    with pytest.raises(UserError, match="did you mean 'vit_s16'"):
+        vit.variant("vit_s61")
+    for changes, message in [
+        ({"heads": 5}, "dim=384 cannot be split over heads=5"),
+        ({"image_size": 225}, "image_size=225 is no multiple of patch_size=16"),
+        ({"dtype": "float16"}, "dtype='float16': use"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            vit.build(ConfigDict({**vit.variant("vit_s16"), **changes}))

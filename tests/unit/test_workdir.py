@@ -1,0 +1,117 @@
+"""A working directory: whole files, one holder at a time, one config."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdl_jax import workdir
+from cdl_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {"seed": 0, "learner": {"pool": 30, "top_k": 5}, "log": {"every_steps": 50}}
+
+
+def refusal(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    workdir.write(path, "old")
+    replace, seen = os.replace, []
+
+    def crash(source, target):
+        seen.append((Path(source).read_text(), Path(target).read_text(), Path(source).parent))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        workdir.write(path, "new and longer")
+    assert seen == [("new and longer", "old", tmp_path)]  # whole beside it, in the same file system
+    assert path.read_text() == "old"
+    monkeypatch.setattr(os, "replace", replace)
+    workdir.write(path, "newest")
+    assert path.read_text() == "newest"
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def hold(folder) -> subprocess.Popen:
+    """Another process that holds the lock until it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from cdl_jax import workdir\n"
+        "with workdir.locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_held_directory_is_refused_until_its_holder_is_killed(tmp_path):
+    folder = tmp_path / "new" / "run"
+    holder = hold(folder)
+    try:
+        message = refusal(lambda: workdir.locked(folder).__enter__())
+        assert message.startswith(f"--workdir {folder} is in use by process {holder.pid} on {socket.gethostname()}: ")
+        assert holder.poll() is None
+    finally:
+        holder.kill()
+        assert holder.wait(timeout=10) == -signal.SIGKILL
+    with workdir.locked(folder):
+        assert (folder / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_a_lock_ends_with_its_block_even_by_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), workdir.locked(tmp_path):
+        assert "is in use by" in refusal(lambda: workdir.locked(tmp_path).__enter__())
+        raise ZeroDivisionError
+    with workdir.locked(tmp_path):
+        pass
+
+
+def test_a_place_that_is_no_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = refusal(lambda place=place: workdir.locked(place).__enter__())
+        assert message.startswith(f"--workdir {place} cannot be written (") and message.endswith("choose another")
+
+
+def test_another_config_is_refused_by_its_differences(tmp_path):
+    workdir.check_config(tmp_path, CONFIG)  # nothing there yet
+    workdir.claim(tmp_path, CONFIG)
+    workdir.check_config(tmp_path, {**CONFIG, "log": {"every_steps": 1}, "devices": 4})
+    message = refusal(workdir.check_config, tmp_path, {**CONFIG, "seed": 2, "learner": {"pool": 10, "top_k": 5}})
+    assert "(learner.pool: 30 -> 10; seed: 0 -> 2)" in message
+    many = {**CONFIG, **{f"option_{i}": i for i in range(11)}}
+    message = refusal(workdir.check_config, tmp_path, many)
+    assert "option_6: 'absent' -> 6; and 3 more)" in message and message.count("'absent'") == 8
+
+
+def test_claim_stores_config_versions_and_command_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main", "--config", "a b.py", "--workdir=x"])
+    workdir.claim(tmp_path, CONFIG)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["config"] == CONFIG
+    assert stored["command"] == "python -m cdl_jax.main --config 'a b.py' --workdir=x"
+    assert stored["versions"]["python"] == sys.version.split()[0]
+    assert stored["versions"]["jax"] == __import__("jax").__version__
+    workdir.claim(tmp_path, {"seed": 9})
+    assert json.loads((tmp_path / "config.json").read_text()) == stored
+
+
+def test_the_commit_is_that_of_the_source_or_none(monkeypatch):
+    found = workdir.commit()
+    assert found is None or (len(found) == 40 and int(found, 16) >= 0)
+    monkeypatch.setenv("PATH", "")
+    assert workdir.commit() is None
