@@ -4,15 +4,20 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import re
+from pathlib import Path
 from types import ModuleType
 
 from cdl_jax.errors import UserError
 
 
 def available(folder: str) -> list[str]:
-    """Names of the modules in `cdl_jax.<folder>` (dots for subfolders), without those that start with an underscore."""
+    """Names of the modules in `cdl_jax.<folder>` (dots for subfolders) that define `build` or `load`, which makes them
+    something that a config can name."""
     package = importlib.import_module(f"cdl_jax.{folder}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and not m.name.startswith("_"))
+    paths = {m.name: Path(m.module_finder.path) / f"{m.name}.py" for m in pkgutil.iter_modules(package.__path__)}
+    offer = re.compile(r"^def (build|load)\(", re.MULTILINE)
+    return sorted(name for name, path in paths.items() if path.is_file() and offer.search(path.read_text()))
 
 
 def nearest(word: str, known) -> str:
@@ -31,11 +36,12 @@ def load(folder: str, name: str) -> ModuleType:
     Raises:
       UserError: there is no such module; the message names the nearest one that exists.
     """
-    path = name if "." in name else f"cdl_jax.{folder}.{name}"
+    own = "." not in name
+    path = f"cdl_jax.{folder}.{name}" if own else name
     try:
-        if name and importlib.util.find_spec(path) is not None:
+        if (name in available(folder)) if own else all(name.split(".")) and importlib.util.find_spec(path):
             return importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name is None or not path.startswith(error.name):
+        if error.name is None or not (path + ".").startswith(error.name + "."):
             raise  # the module exists; something that it imports does not
     raise UserError(f"no module {name!r} in {folder}: {nearest(name, available(folder))}")

@@ -1,6 +1,7 @@
 """Pictures of a run as SVG text, the same for the same numbers."""
 
 import io
+import itertools
 
 import numpy as np
 
@@ -11,7 +12,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 def curves(matrices: dict[str, list]) -> str:
     """Mean (solid) and worst (dotted) accuracy over the tasks seen, after each task, of each network."""
     figure, axes = _new(6, 3.4)
-    for (name, rows), colour in zip(matrices.items(), _COLOURS, strict=False):
+    for (name, rows), colour in zip(matrices.items(), itertools.cycle(_COLOURS), strict=False):
         x = np.arange(1, len(rows) + 1)
         axes.plot(x, [np.mean(row) for row in rows], "o-", color=colour, label=name, markersize=4)
         axes.plot(x, [np.min(row) for row in rows], ":", color=colour)
@@ -48,16 +49,17 @@ def losses(lines: list[dict]) -> str:
         chosen = [line for line in lines if line.get("phase") == phase]
         known = {"step", "task", "phase", "epoch", "learning_rate"}
         terms = [name for name in dict.fromkeys(k for line in chosen for k in line) if name not in known]
-        for term, colour in zip(sorted(terms, key=lambda t: t != "loss"), _COLOURS, strict=False):
+        for term, colour in zip(sorted(terms, key=lambda t: t != "loss"), itertools.cycle(_COLOURS), strict=False):
             pieces = {}
             for line in chosen:
                 pieces.setdefault(line["task"], []).append((line["step"], line.get(term, np.nan)))
             for i, piece in enumerate(pieces.values()):
                 ax.plot(*zip(*piece, strict=True), color=colour, label=None if i else term, linewidth=1.1)
         for task in sorted({line["task"] for line in chosen})[1:]:
-            ax.axvline(min(line["step"] for line in chosen if line["task"] == task), color="0.7", ls=":", lw=0.8)
-        ax.set(title=phase, xlabel="step", ylabel="loss")
-        ax.legend(frameon=False, fontsize=8, ncols=4)
+            ax.axvline(min(line["step"] for line in chosen if line["task"] == task), color="0.5", ls=":", lw=0.8)
+        ax.set(xlabel="step", ylabel="loss")
+        ax.set_title(phase, loc="left")
+        ax.legend(frameon=False, fontsize=8, ncols=6, loc="lower right", bbox_to_anchor=(1, 1))
     return _svg(figure)
 
 
@@ -82,7 +84,7 @@ def _new(width, height, panels=1):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(panels, 1)
+    axes = figure.subplots(panels, 1, sharex=True)
     for ax in np.atleast_1d(axes):
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -93,5 +95,5 @@ def _svg(figure) -> str:
 
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "cdl_jax", "svg.fonttype": "path"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return text.getvalue()[text.getvalue().index("<svg") :]

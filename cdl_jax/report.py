@@ -1,6 +1,6 @@
 """What runs have come to: the report page of one, the table of several.
 
-python -m cdl_jax.report RUN [RUN ...] [--out FILE.md]
+python -m cdl_jax.report RUN [RUN ...] [--out FILE.md | --out FILE.html]
 """
 
 import html
@@ -14,17 +14,23 @@ from cdl_jax import config as configs
 from cdl_jax import plots, workdir
 from cdl_jax.errors import UserError
 
+_LOSSES = "Loss terms; dotted lines part the tasks."
+_CURVES = "Accuracy over the tasks seen: solid the mean, dotted the worst task."
 _SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #888; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-figure { display: inline-block; margin: .6rem 1rem .6rem 0; max-width: 100%; vertical-align: top; }
+figure { display: inline-block; margin: .6rem 1rem .6rem 0; max-width: 100%; overflow-x: auto; vertical-align: top; }
 figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption, .quiet { color: var(--quiet); font-size: .9rem; } pre { overflow-x: auto; }
+figure.wide svg { max-width: max(100%, 40rem); }
+dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; }
+@media (max-width: 40rem) { th, td { padding: .25rem .35rem; } table { font-size: .85rem; }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; } }
 """
 
 
@@ -51,12 +57,12 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> 
             "<h2>Metrics</h2>",
             _metrics_table(results),
             "<h2>Accuracy</h2>",
-            _figure(plots.curves(matrices), "Mean accuracy over the tasks seen, and of each network's worst task."),
+            f"<div>{_figure(plots.curves(matrices), _CURVES)}</div>",
             *(_figure(plots.heat_map(rows, name), f"{name}: percent on each task after each task.")
               for name, rows in matrices.items()),
         ]  # fmt: skip
     if any("loss" in line for line in lines):
-        parts += ["<h2>Training</h2>", _figure(plots.losses(lines), "Loss terms; dotted lines part the tasks.")]
+        parts += ["<h2>Training</h2>", _figure(plots.losses(lines), _LOSSES, "wide")]
     chosen = [(name, layer, rows) for name, net in networks.items() for layer, rows in net["selection"].items()]
     if chosen:
         parts.append("<h2>Prompts chosen</h2>")
@@ -67,14 +73,7 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> 
     parts += ["<h2>Cost</h2>", _cost_table(results["cost"]), "<h2>Tasks</h2>", _tasks_table(results["stream"])]
     resolved = "\n".join(f"{key} = {value!r}" for key, value in sorted(configs.flatten(config).items()))
     parts.append(f"<details><summary>Config</summary><pre>{_text(resolved)}</pre></details>")
-    head = (
-        f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{_text(results['name'])}</title>"
-    )
-    body = "\n".join(parts)
-    workdir.write(
-        Path(path),
-        f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n",
-    )
+    workdir.write(Path(path), _page(results["name"], parts))
 
 
 def summary(results: dict) -> str:
@@ -98,42 +97,56 @@ def compare(runs: list[Path]) -> list[list[str]]:
     standard error over the seeds that both have.
 
     Raises:
-      UserError: a folder holds no results.
+      UserError: a folder holds no results, or two hold the same config and seed, which would count one run twice.
     """
     groups = {}
     for folder in runs:
         path = Path(folder) / "results.json"
         try:
             results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
-        except (OSError, TypeError, ValueError) as error:
-            raise UserError(f"{folder} holds no results of a run ({error}): name a --workdir") from None
-        seed = (config.pop("seed"), config.pop("data.class_order_seed", 0))
+            seed = (config.pop("seed"), config.pop("data.class_order_seed", 0))
+            done = results["status"] == "finished"
+            values = {n: {m: net["metrics"][m] for m in _SHOWN} for n, net in results["networks"].items()}
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"no {error} in it" if isinstance(error, KeyError) else error
+            raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
         key = json.dumps({k: v for k, v in config.items() if not k.startswith(configs.FREE)}, sort_keys=True)
-        groups.setdefault(key, {})[seed] = results
+        group = groups.setdefault(key, {})
+        if seed in group:
+            raise UserError(f"{folder} and {group[seed][0]} are runs of one config and seed: name one of them")
+        group[seed] = (folder, done, values)
     labels = _labels([json.loads(key) for key in groups])
     table, first = [["run", "network", "seeds", *_SHOWN, "last, difference to the first"]], {}
     for label, by_seed in zip(labels, groups.values(), strict=True):
-        for network in dict.fromkeys(name for r in by_seed.values() for name in r["networks"]):
-            values = {
-                seed: r["networks"][network]["metrics"] for seed, r in by_seed.items() if network in r["networks"]
-            }
+        for network in dict.fromkeys(name for _, _, networks in by_seed.values() for name in networks):
+            values = {seed: networks[network] for seed, (_, _, networks) in by_seed.items() if network in networks}
+            running = sum(not by_seed[seed][1] for seed in values)
+            count = f"{len(values)} ({running} unfinished)" if running else str(len(values))
             cells = [_spread([v[metric] for v in values.values()]) for metric in _SHOWN]
             base = first.setdefault(network, values)
             pairs = [
                 values[seed]["last"] - base[seed]["last"] for seed in values if seed in base and base is not values
             ]
-            table.append([label, network, str(len(values)), *cells, _difference(pairs)])
+            table.append([label, network, count, *cells, _difference(pairs)])
     return table
 
 
 def _labels(configs_of_groups):
-    """For each group the values in which groups differ."""
+    """For each group the values in which groups differ; no two are alike."""
     keys = sorted({key for config in configs_of_groups for key in config})
     told = [k for k in keys if len({json.dumps(c.get(k)) for c in configs_of_groups}) > 1]
     # Options of the part that a name chooses differ with it, and say nothing more.
     names = {k.rsplit(".", 1)[0] for k in told if k.endswith(".name")}
-    told = [k for k in told if k.endswith(".name") or k.rsplit(".", 1)[0] not in names]
-    return [", ".join(f"{k}={c[k]}" for k in told if k in c) or "all" for c in configs_of_groups]
+    short = [k for k in told if k.endswith(".name") or k.rsplit(".", 1)[0] not in names]
+    labels = [", ".join(f"{k}={c[k]}" for k in short if k in c) for c in configs_of_groups]
+    for label in {label for label in labels if labels.count(label) > 1}:
+        # Groups of one name: here its options are what parts them.
+        alike = [i for i, other in enumerate(labels) if other == label]
+        for i in alike:
+            own = configs_of_groups[i]
+            apart = [k for k in told if len({json.dumps(configs_of_groups[j].get(k)) for j in alike}) > 1]
+            labels[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
+    return [label or "all" for label in labels]
 
 
 def _spread(values):
@@ -154,12 +167,14 @@ def _difference(pairs):
 def _metrics_table(results):
     names = list(results["formulas"])
     head = "".join(f"<th>{_text(network)}</th>" for network in results["networks"])
-    rows = [f"<tr><th></th>{head}<th style='text-align:left'>definition</th></tr>"]
+    rows, definitions = [f"<tr><th></th>{head}</tr>"], []
     for name in names:
         cells = "".join(f"<td>{_number(network['metrics'][name])}</td>" for network in results["networks"].values())
-        formula = f"<td style='text-align:left;white-space:normal' class=quiet>{_text(results['formulas'][name])}</td>"
-        rows.append(f"<tr><td>{_text(name)}</td>{cells}{formula}</tr>")
-    return f"<table>{''.join(rows)}</table>"
+        formula = _text(results["formulas"][name])
+        rows.append(f'<tr title="{formula}"><td>{_text(name)}</td>{cells}</tr>')
+        definitions.append(f"<dt>{_text(name)}</dt><dd class=quiet>{formula}</dd>")
+    listed = f"<details><summary>Definitions</summary><dl>{''.join(definitions)}</dl></details>"
+    return f"<table>{''.join(rows)}</table>{listed}"
 
 
 def _cost_table(cost):
@@ -184,8 +199,14 @@ def _tasks_table(stream):
     return f"<table>{head}{rows}</table>"
 
 
-def _figure(svg, caption):
-    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+def _page(title, parts):
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{_text(title)}</title>"
+    body = "\n".join(parts)
+    return f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+
+
+def _figure(svg, caption, kind="plain"):
+    return f"<figure class={kind}>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
 
 
 def _text(value):
@@ -211,6 +232,12 @@ def _markdown(rows):
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
+def _html(rows):
+    head, *rest = [[_text(cell) for cell in row] for row in rows]
+    lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>", *(f"<tr><td>{'</td><td>'.join(r)}</td></tr>" for r in rest)]
+    return _page("Runs", ["<h1>Runs</h1>", f"<table>{''.join(lines)}</table>"])
+
+
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     try:
@@ -229,7 +256,10 @@ def main(argv: list[str]) -> int:
         for folder in argv:
             print(f"report: {Path(folder) / 'report.html'}")
         if out:
-            workdir.write(out, _markdown(table))
+            try:
+                workdir.write(out, _html(table) if out.suffix in (".html", ".htm") else _markdown(table))
+            except OSError as error:
+                raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another file") from None
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2

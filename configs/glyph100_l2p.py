@@ -1,7 +1,7 @@
 """Split-Glyph-100, 10 tasks of 10 characters in fonts never seen: L2P with logit distillation between two small ViTs.
 
-Backbones come from `configs/pretrain_glyph.py` (networks glyph_teacher and glyph_student), which has seen none of the 100
-characters. Results: docs/glyph100.md.
+Backbones come from `configs/pretrain_glyph.py` (networks glyph_teacher and glyph_student), which has seen none of the
+100 characters. Results: docs/glyph100.md.
 
     python -m cdl_jax.main --config configs/glyph100_l2p.py --workdir runs/glyph100/kd --config.data.path=glyph100.npz \
         --config.teacher.weights=runs/pretrain/teacher/weights.npz \

@@ -10,7 +10,8 @@ SIZES = {"dim": 32, "depth": 2, "heads": 2, "patch_size": 16}
 def test_pretrained_weights_go_into_another_run(tmp_path):
     sizes = [f"--config.network.{key}={value}" for key, value in SIZES.items()]
     run(
-        "--config", "configs/pretrain_glyph.py:data=glyph_mini,network=mini_student", "--workdir", tmp_path / "pretrain",
+        "--config", "configs/pretrain_glyph.py:data=glyph_mini,network=mini_student",
+        "--workdir", tmp_path / "pretrain",
         "--config.data.part=pretraining", "--config.train.epochs=3", *sizes,
     )  # fmt: skip
     content = results(tmp_path / "pretrain")

@@ -33,37 +33,43 @@ def build(distill="kd", **changes):
 
 def random_variables(method):
     """Values that make every part matter; the class token of a fresh backbone is nearly the same for all pictures."""
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(4)
     shapes = jax.eval_shape(method.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
 
 
-@cache
-def outputs(query):
-    """Losses with their gradients and predictions of a method with KD of weight 1/4, compiled as one program."""
-    method = build(**{"distill.alpha": 0.25, "cdl.aux_loss_scale": 2.0, "cdl.query": query})
+def compiled(method, variables):
+    """(counts and logits of `predict`, each network's class tokens without prompts)."""
 
-    def everything(variables):
-        losses = {
-            name: jax.value_and_grad(lambda v, f=f: f(v, BATCH, PLACE), has_aux=True)(variables)
-            for name, f in (("teacher", method.teacher_loss), ("student", method.student_loss))
-        }
+    @jax.jit
+    def outputs(variables):
         tokens = {
             name: getattr(method, name).backbone.apply({"params": variables[name]["backbone"]}, BATCH["images"])[0]
             for name in method.networks
         }
-        return losses, method.predict(variables, BATCH["images"], PLACE), tokens
+        return method.predict(variables, BATCH["images"], PLACE), tokens
+
+    (logits, counts), tokens = jax.device_get(outputs(variables))
+    return SimpleNamespace(variables=variables, logits=logits, counts=counts, tokens=tokens)
+
+
+@cache
+def taught():
+    """What `compiled` tells of a method with KD of weight 1/4, its losses and their gradients."""
+    method = build(**{"distill.alpha": 0.25, "cdl.aux_loss_scale": 2.0})
+
+    @jax.jit
+    def losses(variables):
+        pairs = (("teacher", method.teacher_loss), ("student", method.student_loss))
+        return {n: jax.value_and_grad(lambda v, f=f: f(v, BATCH, PLACE), has_aux=True)(variables) for n, f in pairs}
 
     variables = random_variables(method)
-    losses, predicted, tokens = jax.device_get(jax.jit(everything)(variables))
+    found = jax.device_get(losses(variables))
     return SimpleNamespace(
-        variables=variables,
-        total={name: float(value) for name, ((value, _), _) in losses.items()},
-        terms={name: outcome.metrics for name, ((_, outcome), _) in losses.items()},
-        gradient={name: gradient for name, (_, gradient) in losses.items()},
-        logits=predicted[0],
-        counts=predicted[1],
-        tokens=tokens,
+        **vars(compiled(method, variables)),
+        total={name: float(value) for name, ((value, _), _) in found.items()},
+        terms={name: outcome.metrics for name, ((_, outcome), _) in found.items()},
+        gradient={name: gradient for name, (_, gradient) in found.items()},
     )
 
 
@@ -76,7 +82,8 @@ def chosen_by(query, keys):
 
 @pytest.mark.parametrize(("query", "asked_of"), [("student", "student"), ("own", "teacher")])
 def test_the_teacher_s_pool_is_asked_with_the_class_token_of(query, asked_of):
-    out = outputs(query)
+    method = build(**{"cdl.query": query})
+    out = compiled(method, random_variables(method))
     expected = chosen_by(out.tokens[asked_of], out.variables["teacher"]["prompts"]["keys_0"])
     np.testing.assert_array_equal(out.counts["teacher"]["layer_0"], expected)
     expected = chosen_by(out.tokens["student"], out.variables["student"]["prompts"]["keys_0"])
@@ -105,7 +112,7 @@ def test_each_phase_trains_prompts_and_heads_of_its_network_alone():
 
 
 def test_a_step_of_the_student_gives_the_teacher_no_gradient():
-    gradient = outputs("student").gradient
+    gradient = taught().gradient
     for learner, other in (("student", "teacher"), ("teacher", "student")):  # the teacher's query is a constant, too
         leaves = jax.tree.leaves(gradient[learner][other])
         assert len(leaves) > 10 and all(np.all(leaf == 0) for leaf in leaves)
@@ -114,7 +121,7 @@ def test_a_step_of_the_student_gives_the_teacher_no_gradient():
 
 
 def test_losses_are_the_weighted_sums_of_their_terms():
-    out = outputs("student")
+    out = taught()
     terms = out.terms["student"]
     assert out.total["student"] == terms["loss"]
     assert terms["loss"] == pytest.approx(0.75 * terms["cross_entropy"] + terms["kd"] + terms["pool"], rel=1e-5)
@@ -137,24 +144,24 @@ def test_losses_are_the_weighted_sums_of_their_terms():
 
 
 def test_alone_there_is_no_teacher_and_the_labels_count_whole():
-    alone, taught = build("none", **{"cdl.aux_loss_scale": 2.0}), outputs("student")
+    alone, pair = build("none", **{"cdl.aux_loss_scale": 2.0}), taught()
     assert alone.networks == ("student",) and [phase.name for phase in alone.phases] == ["student"]
     assert set(jax.eval_shape(alone.init, jax.random.key(0))) == {"student", "distill"}
-    own = {name: taught.variables[name] for name in ("student", "distill")}
+    own = {name: pair.variables[name] for name in ("student", "distill")}
 
     def both(variables):
         return alone.student_loss(variables, BATCH, PLACE), alone.predict(variables, BATCH["images"], PLACE)
 
     (value, outcome), (logits, counts) = jax.jit(both)(own)
-    terms = taught.terms["student"]
+    terms = pair.terms["student"]
     assert float(value) == pytest.approx(terms["cross_entropy"] + terms["pool"], rel=1e-5)
     assert set(outcome.metrics) == {"loss", "cross_entropy", "pool"}
     assert set(logits) == set(counts) == {"student"}
-    np.testing.assert_allclose(logits["student"], taught.logits["student"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits["student"], pair.logits["student"], rtol=1e-4, atol=1e-5)
 
 
 def test_tasks_change_nothing_in_a_pool_that_all_of_them_share():
-    method, variables = build(), outputs("student").variables
+    method, variables = build(), taught().variables
     for changed in (method.start_task(variables, PLACE), method.end_task(variables, PLACE)):
         assert jax.tree.structure(changed) == jax.tree.structure(variables)
         jax.tree.map(np.testing.assert_array_equal, changed, variables)

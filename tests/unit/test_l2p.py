@@ -1,7 +1,6 @@
 """L2P: which prompts are chosen, what pulls their keys, and where gradients go."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -105,7 +104,7 @@ def test_gradients_reach_the_chosen_rows_alone(pull):
 
 
 def test_deep_prompts_have_a_pool_of_their_own_in_each_of_five_layers():
-    shapes = jax.eval_shape(pool(deep=True).init, jax.random.key(0), QUERY, context(), train=False)["params"]
+    shapes = jax.eval_shape(lambda key: pool(deep=True).init(key, QUERY, context(), False), jax.random.key(0))["params"]
     assert {name: leaf.shape for name, leaf in shapes.items()} == {
         f"{kind}_{layer}": shape
         for layer in range(5)

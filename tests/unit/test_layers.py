@@ -19,7 +19,7 @@ LAYERS = (
     ("methods",),
     ("sharding", "trainer"),
     ("program",),
-    ("checkpoint", "metrics", "writers", "workdir", "results", "report"),
+    ("checkpoint", "metrics", "writers", "workdir", "results", "plots", "report"),
     ("run", "describe"),
     ("main", "download", "fetch"),
 )

@@ -1,6 +1,7 @@
 """The page of a run and the table over runs, with every number worked out by hand."""
 
 import copy
+import html
 import json
 import math
 import re
@@ -84,9 +85,11 @@ def test_names_are_escaped(page):
 
 def test_the_page_shows_the_run_s_numbers(page):
     text = page.read_text()
-    assert "<tr><td>last</td><td>75.00</td><td>45.00</td>" in text
-    assert "<tr><td>forgetting_cdl</td><td>5.00</td><td>5.00</td>" in text
-    assert "<tr><td>forward_transfer</td><td>-</td><td>-</td>" in text
+    assert "<td>last</td><td>75.00</td><td>45.00</td></tr>" in text
+    assert "<td>forgetting_cdl</td><td>5.00</td><td>5.00</td></tr>" in text
+    assert "<td>forward_transfer</td><td>-</td><td>-</td></tr>" in text
+    for formula in map(html.escape, metrics.FORMULAS.values()):  # once as a row's tooltip, once in the list
+        assert text.count(f'<tr title="{formula}">') == text.count(f"<dd class=quiet>{formula}</dd>") == 1
     for cost in ("1,234 trained, 5,678 frozen", "2.500 GFLOP", "1,000 images/s", "12.3 s", "3 MiB"):
         assert f"<td>{cost}</td>" in text
     assert text.count("Entropy: 0.00, 2.00 bits.") == 2
@@ -170,7 +173,8 @@ def test_one_run_has_no_spread_and_each_network_a_row(tmp_path):
     other = store(tmp_path / "b", with_seed(0, pool=10), student=49.0)
     table = report.compare([tmp_path / "a", other])
     assert [(row[0], row[1], row[-1]) for row in table[1:]] == [
-        ("learner.pool=30", "teacher", "-"), ("learner.pool=30", "student", "-"), ("learner.pool=10", "student", "-1.00"),
+        ("learner.pool=30", "teacher", "-"), ("learner.pool=30", "student", "-"),
+        ("learner.pool=10", "student", "-1.00"),
     ]  # fmt: skip
 
 
@@ -185,6 +189,20 @@ def test_labels_part_all_groups_even_of_one_name(tmp_path):
     runs = [store(tmp_path / str(i), config, student=50.0) for i, config in enumerate(configs)]
     labels = [row[0] for row in report.compare(runs)[1:]]
     assert len(set(labels)) == 3, labels
+    assert labels == ["learner.name=l2p, learner.pool=30", "learner.name=l2p, learner.pool=10", "learner.name=coda"]
+
+
+def test_one_config_and_seed_is_not_counted_twice(tmp_path):
+    runs = [store(tmp_path / name, with_seed(0), student=50.0) for name in "ab"]
+    with pytest.raises(UserError, match="b and .*a are runs of one config and seed"):
+        report.compare(runs)
+
+
+def test_unfinished_runs_are_told_in_the_table(tmp_path):
+    runs = [store(tmp_path / str(seed), with_seed(seed), student=50.0 + seed) for seed in range(3)]
+    content = json.loads((runs[1] / "results.json").read_text())
+    (runs[1] / "results.json").write_text(json.dumps({**content, "status": "running"}))
+    assert report.compare(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.00"]
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):
@@ -192,6 +210,10 @@ def test_a_folder_without_results_is_refused(tmp_path, capsys):
         "empty": {},
         "torn": {"results.json": "{", "config.json": "{}"},
         "half": {"results.json": "{}"},
+        "bare": {"results.json": "{}", "config.json": json.dumps({"config": CONFIG})},
+        "list": {"results.json": "[1]", "config.json": json.dumps({"config": CONFIG})},
+        "keyless": {"results.json": json.dumps(results()), "config.json": "{}"},
+        "seedless": {"results.json": json.dumps(results()), "config.json": '{"config": {"a": 1}}'},
     }.items():
         (tmp_path / name).mkdir()
         for file, text in files.items():
@@ -209,3 +231,13 @@ def test_the_command_line_writes_a_markdown_table(tmp_path, capsys):
     assert lines[1] == "|" + "---|" * 8 and lines[2].startswith("| all | student | 1 | 50.00 |")
     assert f"report: {run / 'report.html'}" in capsys.readouterr().out
     assert report.main([str(run), "--out"]) == 2
+
+
+def test_the_suffix_chooses_html_and_a_file_that_cannot_be_written_is_refused(tmp_path, capsys):
+    run = store(tmp_path / "a", with_seed(0), student=50.0)
+    assert report.main([str(run), "--out", str(tmp_path / "table.html")]) == 0
+    text = (tmp_path / "table.html").read_text()
+    assert text.startswith("<!doctype html>") and "<tr><td>all</td><td>student</td><td>1</td><td>50.00</td>" in text
+    capsys.readouterr()
+    assert report.main([str(run), "--out", str(tmp_path / "absent" / "table.md")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -15,7 +15,8 @@ from cdl_jax.results import Record
 RECORD = Record(
     step=40, task=2, accuracy={"student": [[80.0], [70.0, 1 / 3]]}, before={"student": [50.0, 20.0]},
     at_start={"student": [10.0, 5.0]}, selection={"student": {"layer_0": [[3, 1], [2, 2]]}},
-    seconds={"student": 1.5}, timed={"student": (300, 2.0), "teacher": (0, 0.0)}, flops={"student": 1e6, "teacher": None},
+    seconds={"student": 1.5}, timed={"student": (300, 2.0), "teacher": (0, 0.0)},
+    flops={"student": 1e6, "teacher": None},
 )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_drop_path_draws_in_training_alone_and_keeps_whole_branches():
     def draw(key):
         return dropping.apply({"params": params}, IMAGES, train=True, rngs={"dropout": key})[1]
 
-    draws = [draw(jax.random.key(i)) for i in range(6)]
+    draws = [draw(jax.random.key(i, impl="rbg")) for i in range(6)]
     for out in draws:  # block 0 has rate 0, block 1 the whole rate
         np.testing.assert_allclose(out["block_0/tokens"], draws[0]["block_0/tokens"], rtol=1e-6)
     change = np.array([out["block_1/tokens"] - out["block_0/tokens"] for out in draws])
@@ -145,14 +145,15 @@ def test_drop_path_draws_in_training_alone_and_keeps_whole_branches():
 
 def test_recomputing_blocks_gives_the_same_gradients():
     params = random_params(depth=2, layer_scale=0.1)
-    keys = {"dropout": jax.random.key(3)}
+    keys = {"dropout": jax.random.key(3, impl="rbg")}  # compiles faster than the default
 
-    def loss(params, remat):
-        vit_model = model(depth=2, layer_scale=0.1, drop_path=0.3, remat=remat)
-        return (vit_model.apply({"params": params}, IMAGES, {1: ALL}, train=True, rngs=keys)[0] ** 2).sum()
+    def loss(images, prompt, remat):
+        network = model(depth=2, layer_scale=0.1, drop_path=0.3, remat=remat)
+        return (network.apply({"params": params}, images, {1: prompt}, train=True, rngs=keys)[0] ** 2).sum()
 
-    both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    (value, gradient), (again, recomputed) = both(params, False), both(params, True)
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
+    (value, gradient), (again, recomputed) = both(IMAGES, PREFIX, False), both(IMAGES, PREFIX, True)
+    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-4
     assert float(again) == pytest.approx(float(value), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), recomputed, gradient)
     shapes = jax.eval_shape(model(depth=2, layer_scale=0.1, remat=True).init, jax.random.key(0), IMAGES)["params"]
