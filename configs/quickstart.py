@@ -1,4 +1,11 @@
-"""Quick start."""
+"""Quick start: 20 characters in 5 tasks, in fonts never seen, learnt by a small ViT with L2P, alone or with a teacher.
+
+Pictures (glyph_mini) and pretrained weights come with the package. Half a minute on two CPU cores; README.md has the
+figures over five seeds.
+
+    python -m cdl_jax.main --config configs/quickstart.py:distill=none --workdir runs/quickstart/alone
+    python -m cdl_jax.main --config configs/quickstart.py --workdir runs/quickstart/distilled
+"""
 
 from cdl_jax import config as base
 
@@ -10,9 +17,13 @@ def get_config(text=""):
     config.seed = seed
     config.data.num_tasks = 5
     config.augment.train = "shift"
-    config.train.epochs = 5
+    config.train.epochs = 8
     config.train.batch_size = 32
     config.optim.learning_rate = 5e-3
-    config.teacher.weights = "random"
-    config.student.weights = "random"
+    config.teacher.weights = "package:glyph_mini_teacher"
+    config.student.weights = "package:glyph_mini_student"
+    if choices["distill"] == "kd":
+        config.distill.alpha = 0.9
+    if choices["learner"] == "l2p":  # long prompts of U[0, 1) numbers swamp a backbone of 48 dimensions
+        config.learner.update(pool=10, length=2)
     return config
