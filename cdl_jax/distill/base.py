@@ -1,7 +1,8 @@
 """The contract of a distillation scheme.
 
 A scheme's file offers `OPTIONS`, its option section, and `build(options, teacher, student) -> Scheme`; `teacher` and
-`student` are of type `Spec`.
+`student` are of type `Spec`. It may offer `PRESET`, `{section: {option: value}}`: defaults of other sections with which
+the scheme was published (options that a section lacks are passed over).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +17,20 @@ from cdl_jax.models.vit import Prompt
 
 @dataclass(frozen=True)
 class Spec:
-    """What a scheme may know of a network: width `dim`, number of blocks `depth`, and `num_classes` of the stream."""
+    """What a scheme may know of a network and of the stream.
+
+    dim: width. depth: number of blocks. tokens: class token and patches.
+    head: the network's kind of head, a Flax module from `[batch, dim]` to logits of all classes of the stream.
+    learner: the option section of the prompt pools.
+    """
 
     dim: int
     depth: int
+    tokens: int
     num_classes: int
+    num_tasks: int
+    head: Any
+    learner: Any
 
 
 @dataclass(frozen=True)
@@ -32,18 +42,23 @@ class StudentInputs:
     last_tokens: jax.Array | None = None
 
 
-def _no_parameters(key):
+def _no_variables(key):
     del key
     return {}
 
 
-def _nothing_added(params, teacher, batch_size):
-    del params, teacher, batch_size
+def _nothing_changes(variables, context, key):
+    del context, key
+    return variables
+
+
+def _nothing_added(variables, teacher, batch_size, context, train):
+    del variables, teacher, batch_size, context, train
     return StudentInputs()
 
 
-def _own_logits(params, student):
-    del params
+def _own_logits(variables, student):
+    del variables
     return student["logits"]
 
 
@@ -51,19 +66,22 @@ def _own_logits(params, student):
 class Scheme:
     """How a teacher's outputs enter the student's training. All functions are pure.
 
-    loss(params, student, teacher, labels, context) -> (scalar, {name: scalar}): the distillation term with its weight.
-      `student` and `teacher` hold `logits` `[batch, classes]` and the backbone's named outputs (see `models.vit.ViT`);
-      the teacher's are constants.
+    loss(variables, student, teacher, labels, context) -> (scalar, {name: scalar}): the distillation term with its
+      weight. `student` and `teacher` hold `logits` `[batch, classes]`, the `prompts` (a `Selection`) and the backbone's
+      named outputs (see `models.vit.ViT`); the teacher's are constants.
     label_weight: factor of the student's cross-entropy.
     needs_teacher: False where no teacher is trained at all.
-    init(key) -> params: the scheme's own parameters, trained with the student.
-    student_inputs(params, teacher, batch_size) -> StudentInputs.
-    predict(params, student) -> logits `[batch, classes]` at test time.
+    init(key) -> variables: the scheme's own, as a Flax module has them: what is under "params" is trained with the
+      student, what is under "state" is not.
+    start_task(variables, context, key) -> variables: those with which a task begins.
+    student_inputs(variables, teacher, batch_size, context, train) -> StudentInputs. `train` as the pools have it.
+    predict(variables, student) -> logits `[batch, classes]` at test time.
     """
 
     loss: Callable[[Any, Mapping, Mapping, jax.Array, Context], tuple[jax.Array, dict]]
     label_weight: float = 1.0
     needs_teacher: bool = True
-    init: Callable[[jax.Array], Any] = _no_parameters
-    student_inputs: Callable[[Any, Mapping, int], StudentInputs] = _nothing_added
+    init: Callable[[jax.Array], Any] = _no_variables
+    start_task: Callable[[Any, Context, jax.Array], Any] = _nothing_changes
+    student_inputs: Callable[[Any, Mapping, int, Context, bool], StudentInputs] = _nothing_added
     predict: Callable[[Any, Mapping], jax.Array] = _own_logits

@@ -29,8 +29,8 @@ def build(options, teacher, student) -> Scheme:
     del teacher
     kd.check(options)
 
-    def loss(params, student_out, teacher_out, labels, context):
-        del params
+    def loss(variables, student_out, teacher_out, labels, context):
+        del variables
         allowed = getattr(context, options.classes)(student.num_classes)
         target, other = decoupled(student_out["logits"], teacher_out["logits"], labels, allowed, options.temperature)
         value = options.alpha * (options.target_weight * target + options.other_weight * other)

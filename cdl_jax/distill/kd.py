@@ -17,17 +17,25 @@ def build(options, teacher, student) -> Scheme:
     Raises:
       UserError: a value out of range.
     """
-    del teacher
+    del teacher, student
     check(options)
 
-    def loss(params, student_out, teacher_out, labels, context):
-        del params, labels
-        allowed = getattr(context, options.classes)(student.num_classes)
-        divergence = kl_divergence(student_out["logits"], teacher_out["logits"], allowed, options.temperature)
-        value = options.alpha * options.temperature**2 * divergence
+    def loss(variables, student_out, teacher_out, labels, context):
+        del variables, labels
+        value = term(options, student_out["logits"], teacher_out["logits"], context)
         return value, {"kd": value}
 
     return Scheme(loss=loss, label_weight=1 - options.alpha)
+
+
+def term(options, student_logits, teacher_logits, context):
+    """`alpha temperature^2 KL(teacher || student)` of logits `[batch, classes]`."""
+    allowed = getattr(context, options.classes)(student_logits.shape[-1])
+    return (
+        options.alpha
+        * options.temperature**2
+        * kl_divergence(student_logits, teacher_logits, allowed, options.temperature)
+    )
 
 
 def check(options) -> None:

@@ -2,7 +2,12 @@
 
 CDL (arXiv 2407.13911, versions 2 to 4). For each task the teacher's prompts and head are trained with labels; then the
 teacher stands still and the student's prompts and heads are trained with labels and the teacher's outputs. Backbones
-are frozen; the query of both prompt pools is the class token of the student's own backbone without prompts.
+are frozen; the query of both prompt pools is the class token of the student's own backbone without prompts. Version 1
+trains both at once: in each batch the teacher first, then the student with the teacher's outputs from before that.
+
+Variables: `{"teacher": network, "student": network, "distill": the scheme's}`; a network is `{"backbone", "prompts",
+"head", "state"}`. The backbone is frozen for the whole run. `state` holds what prompts and head keep without training
+it, so it changes between tasks only, and checkpoints have it.
 """
 
 from dataclasses import dataclass
@@ -11,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax import names, optim
 from cdl_jax.distill.base import Scheme, Spec
@@ -23,19 +29,26 @@ OPTIONS = {
     "query": "student",  # whose backbone asks the teacher's pool: "student" (the published programs) or "own"
     "aux_loss_scale": 1.0,  # of the pools' losses; 2 reproduces the published two-device runs, which sum over devices
     "teacher_epochs": 0,  # 0: train.epochs
+    "schedule": "teacher_first",  # a task's two phases; or "interleaved": one phase, both networks on each batch
+    "student_rate": "",  # schedule of the student's learning rate; "": optim.schedule
     "same_batches": False,  # the student sees the teacher's batches again, in the same order and augmentation
 }
 
 
 def defaults(learner="l2p", distill="kd", teacher="vit_b16", student="vit_s16") -> dict:
     """The config sections of this method, for the named learner, scheme and sizes of the two ViTs."""
-    return {
+    scheme = names.load("distill", distill)
+    sections = {
         "cdl": OPTIONS,
         "learner": {"name": learner, **names.load("models.prompts", learner).OPTIONS},
-        "distill": {"name": distill, **names.load("distill", distill).OPTIONS},
+        "distill": {"name": distill, **scheme.OPTIONS},
         "teacher": vit.variant(teacher),
         "student": vit.variant(student),
     }
+    for section, preset in getattr(scheme, "PRESET", {}).items():
+        known = sections[section]
+        sections[section] = {**known, **{key: value for key, value in preset.items() if key in known}}
+    return sections
 
 
 @dataclass(frozen=True)
@@ -51,12 +64,20 @@ class Network:
     def init(self, key, query_dim):
         keys = jax.random.split(key, 3)
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        context = _blank_context()
+        prompts = self.prompts.init(keys[1], jnp.zeros((1, query_dim)), _blank_context(), True)
+        head = self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))
         return {
             "backbone": self.backbone.init(keys[0], images)["params"],
-            "prompts": self.prompts.init(keys[1], jnp.zeros((1, query_dim)), context, True).get("params", {}),
-            "head": self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))["params"],
+            "prompts": prompts.get("params", {}),
+            "head": head["params"],
+            "state": {"prompts": prompts.get("state", {}), "head": head.get("state", {})},
         }
+
+    def change_prompts(self, variables, change):
+        """The network's variables with `change` applied to those of its pool (see `Pool`)."""
+        prompts = {"state": {}, **change(_of(variables, "prompts"))}
+        state = {**variables["state"], "prompts": prompts["state"]}
+        return {**variables, "prompts": prompts["params"], "state": state}
 
     def query(self, variables, images):
         """Class token `[batch, dim]` of the plain backbone, a constant."""
@@ -65,11 +86,11 @@ class Network:
 
     def __call__(self, variables, images, query, context, train, inputs=None):
         """Named outputs with `logits` `[batch, classes]` and `prompts` (the pool's `Selection`) among them."""
-        selection = self.prompts.apply({"params": variables["prompts"]}, query, context, train)
+        selection = self.prompts.apply(_of(variables, "prompts"), query, context, train)
         prompts = selection.prompts if inputs is None else vit.merge_prompts(inputs.prompts, selection.prompts)
         tokens = {} if inputs is None else {"first_tokens": inputs.first_tokens, "last_tokens": inputs.last_tokens}
         features, out = self.backbone.apply({"params": variables["backbone"]}, images, prompts, **tokens)
-        out["logits"] = self.head.apply({"params": variables["head"]}, features)
+        out["logits"] = self.head.apply(_of(variables, "head"), features)
         out["prompts"] = selection
         return out
 
@@ -81,7 +102,6 @@ class CDL:
     teacher: Network | None
     student: Network
     scheme: Scheme
-    pool: Any  # the learner's module: its start_task and end_task
     options: Any
     info: StreamInfo
     teacher_phase: tuple[int, optim.Optimizer]
@@ -98,13 +118,16 @@ class CDL:
     @property
     def phases(self):
         epochs, optimizer = self.student_phase
-        update = Update(partial(_trained, ("student", "distill")), optimizer, self.student_loss)
-        student = Phase("student", epochs, (update,), order=0 if self.options.same_batches else 1)
+        student = Update(partial(_trained, ("student", "distill")), optimizer, self.student_loss)
+        alone = Phase("student", epochs, (student,), order=0 if self.options.same_batches else 1)
         if self.teacher is None:
-            return (student,)
-        epochs, optimizer = self.teacher_phase
-        update = Update(partial(_trained, ("teacher",)), optimizer, self.teacher_loss)
-        return (Phase("teacher", epochs, (update,), order=0), student)
+            return (alone,)
+        teacher_epochs, optimizer = self.teacher_phase
+        if self.options.schedule == "interleaved":
+            teacher = Update(partial(_trained, ("teacher",)), optimizer, self.teacher_loss_handed_on)
+            return (Phase("both", epochs, (teacher, student)),)
+        teacher = Update(partial(_trained, ("teacher",)), optimizer, self.teacher_loss)
+        return (Phase("teacher", teacher_epochs, (teacher,), order=0), alone)
 
     def init(self, key):
         keys = jax.random.split(key, 3)
@@ -126,44 +149,57 @@ class CDL:
         return path[1:2] == ("backbone",)
 
     def start_task(self, variables, context):
-        return self._between_tasks(
-            variables, lambda pool, i: self.pool.start_task(pool, context, jax.random.fold_in(context.key, i))
-        )
+        keys = [jax.random.fold_in(context.key, i) for i in range(3)]
+        new = dict(variables)
+        for name, key in zip(self.networks, keys, strict=False):
+            network = getattr(self, name)
+            change = partial(network.prompts.start_task, context=context, key=key)
+            new[name] = network.change_prompts(variables[name], change)
+        new["distill"] = self.scheme.start_task(variables["distill"], context, keys[2])
+        return new
 
     def end_task(self, variables, context):
-        return self._between_tasks(variables, lambda pool, i: self.pool.end_task(pool, context))
-
-    def _between_tasks(self, variables, change):
-        new = {
-            name: {**variables[name], "prompts": change(variables[name]["prompts"], i)}
-            for i, name in enumerate(self.networks)
-        }
-        return {**variables, **new}
+        new = dict(variables)
+        for name in self.networks:
+            network = getattr(self, name)
+            new[name] = network.change_prompts(variables[name], partial(network.prompts.end_task, context=context))
+        return new
 
     def teacher_loss(self, variables, batch, context):
         """Cross-entropy over the current classes plus the pool's loss."""
+        total, terms, _ = self._teacher_terms(variables, batch, context)
+        return total, Outcome(terms)
+
+    def teacher_loss_handed_on(self, variables, batch, context):
+        """The same; the outputs that it is made of, from before the update, go to the student's update."""
+        total, terms, out = self._teacher_terms(variables, batch, context)
+        metrics = {f"teacher_{name}": value for name, value in terms.items()}
+        return total, Outcome(metrics, batch={"teacher": jax.lax.stop_gradient(out)})
+
+    def _teacher_terms(self, variables, batch, context):
         images = batch["images"]
         out = self.teacher(variables["teacher"], images, self._teacher_query(variables, images), context, train=True)
-        allowed = context.current(self.info.num_classes)
-        labels = cross_entropy(out["logits"], batch["labels"], allowed)
+        labels = cross_entropy(out["logits"], batch["labels"], context.current(self.info.num_classes))
         pool = self.options.aux_loss_scale * out["prompts"].loss
         total = labels + pool
-        return total, Outcome({"loss": total, "cross_entropy": labels, "pool": pool})
+        return total, {"loss": total, "cross_entropy": labels, "pool": pool}, out
 
     def student_loss(self, variables, batch, context):
         """`label_weight` cross-entropy + distillation + pool loss; one query pass serves student and teacher."""
         images = batch["images"]
         query = self.student.query(variables["student"], images)
         teacher = {}
-        if self.teacher is not None:
+        if "teacher" in batch:
+            teacher = batch["teacher"]
+        elif self.teacher is not None:
             teacher_query = query if self.options.query == "student" else self._teacher_query(variables, images)
-            teacher = self.teacher(variables["teacher"], images, teacher_query, context, train=False)
-            teacher = jax.lax.stop_gradient(teacher)
+            taught = self.teacher.change_prompts(variables["teacher"], self.teacher.prompts.teaching)
+            teacher = jax.lax.stop_gradient(self.teacher(taught, images, teacher_query, context, train=False))
         return self.student_terms(variables, batch, query, teacher, context)
 
     def student_terms(self, variables, batch, query, teacher, context):
         """The student's loss for given queries `[batch, dim]` and teacher outputs (empty without a teacher)."""
-        inputs = self.scheme.student_inputs(variables["distill"], teacher, len(query))
+        inputs = self.scheme.student_inputs(variables["distill"], teacher, len(query), context, True)
         out = self.student(variables["student"], batch["images"], query, context, train=True, inputs=inputs)
         labels = cross_entropy(out["logits"], batch["labels"], context.current(self.info.num_classes))
         distilled, terms = self.scheme.loss(variables["distill"], out, teacher, batch["labels"], context)
@@ -178,7 +214,7 @@ class CDL:
             teacher_query = query if self.options.query == "student" else self._teacher_query(variables, images)
             teacher = self.teacher(variables["teacher"], images, teacher_query, context, train=False)
             logits["teacher"], counts["teacher"] = teacher["logits"], teacher["prompts"].selected
-        inputs = self.scheme.student_inputs(variables["distill"], teacher, len(images))
+        inputs = self.scheme.student_inputs(variables["distill"], teacher, len(images), context, False)
         out = self.student(variables["student"], images, query, context, train=False, inputs=inputs)
         logits["student"], counts["student"] = self.scheme.predict(variables["distill"], out), out["prompts"].selected
         return logits, counts
@@ -202,19 +238,23 @@ def build(config, info: StreamInfo) -> CDL:
             f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "
             "differ: both networks see the same pictures, set them equal"
         )
+    if options.schedule not in ("teacher_first", "interleaved"):
+        raise UserError(f"cdl.schedule={options.schedule!r}: use 'teacher_first' or 'interleaved'")
+    if options.schedule == "interleaved" and options.teacher_epochs:
+        raise UserError("cdl.teacher_epochs has no meaning with cdl.schedule='interleaved': leave it at 0")
     pool = names.load("models.prompts", config.learner.name)
+    head = getattr(pool, "head", heads.LinearHead)(info.num_classes)
 
     def network(section, query_dim):
         family = names.load("models", section.family)
         prompts = pool.build(
             config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
         )
-        return Network(
-            family.build(section), prompts, heads.LinearHead(info.num_classes), section.image_size, section.weights
-        )
+        return Network(family.build(section), prompts, head, section.image_size, section.weights)
 
     def spec(section):
-        return Spec(section.dim, section.depth, info.num_classes)
+        tokens = 1 + (section.image_size // section.patch_size) ** 2
+        return Spec(section.dim, section.depth, tokens, info.num_classes, info.num_tasks, head, config.learner)
 
     scheme = names.load("distill", config.distill.name).build(
         config.distill, spec(config.teacher), spec(config.student)
@@ -225,20 +265,25 @@ def build(config, info: StreamInfo) -> CDL:
         teacher = network(config.teacher, query_dim if options.query == "student" else config.teacher.dim)
     epochs = config.train.epochs
     teacher_epochs = options.teacher_epochs or epochs
+    student_optim = ConfigDict({**config.optim, "schedule": options.student_rate or config.optim.schedule})
     return CDL(
         teacher=teacher,
         student=network(config.student, query_dim),
         scheme=scheme,
-        pool=pool,
         options=options,
         info=info,
         teacher_phase=(teacher_epochs, optim.build(config.optim, teacher_epochs)),
-        student_phase=(epochs, optim.build(config.optim, epochs)),
+        student_phase=(epochs, optim.build(student_optim, epochs)),
     )
 
 
+def _of(variables, part):
+    """A network's `part` as a Flax module takes it."""
+    return {"params": variables[part], "state": variables["state"][part]}
+
+
 def _trained(networks, path):
-    return path[0] in networks and path[1:2] != ("backbone",)
+    return path[0] in networks and path[1:2] not in (("backbone",), ("state",))
 
 
 def _blank_context():

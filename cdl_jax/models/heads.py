@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch.nn.Linear draws its weight from.
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -25,3 +26,22 @@ class LinearHead(nn.Module):
     def __call__(self, features):
         dim = features.shape[-1]
         return nn.Dense(self.num_classes, kernel_init=torch_kernel, bias_init=torch_bias(dim), name="linear")(features)
+
+
+class NormalizedHead(nn.Module):
+    """APT's head in CDL: `LN(x) . W_c / |W_c| + b_c`, `[batch, dim]` to `[batch, num_classes]` float32.
+
+    The layer norm's `scale` and `shift` are in the collection "state": the published programs never train them.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features):
+        dim = features.shape[-1]
+        kernel = self.param("kernel", torch_kernel, (dim, self.num_classes))
+        bias = self.param("bias", torch_bias(dim), (self.num_classes,))
+        norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, use_bias=False, use_scale=False)
+        scale = self.variable("state", "scale", jnp.ones, (dim,)).value
+        shift = self.variable("state", "shift", jnp.zeros, (dim,)).value
+        return (norm(features) * scale + shift) @ (kernel / jnp.linalg.norm(kernel, axis=0).clip(1e-12)) + bias

@@ -1,117 +1,20 @@
-"""Runners of the CDL fixtures: each builds our model from a case's `config`, converts `param/`, and computes the rest.
+"""Runners of the CDL fixtures that do not train: forward passes, losses, prompt pools, metrics, orders.
 
-A runner maps (config, arrays) to {"out/..." or "grad/...": array}, or to `Missing` where a learner or scheme is absent.
+A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
-
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cdl_jax import config as configs
-from cdl_jax import losses, metrics, names, optim
+from cdl_jax import losses, metrics, optim
 from cdl_jax.data import stream
 from cdl_jax.distill import dkd
-from cdl_jax.methods import cdl
-from cdl_jax.methods.base import StreamInfo
-from cdl_jax.models import pretrained, vit
-
-
-@dataclass
-class Missing:
-    what: str
-
-
-LEARNERS = {"l2p": "l2p", "dual": "dualprompt", "dualprompt": "dualprompt", "coda": "coda", "apt": "apt"}
-SCHEMES = {"KD": "kd", "DKD": "dkd"}
-
-
-def learner_options(method, values):
-    """Our options for the program's list of prompt parameters."""
-    if method == "l2p":
-        pool, length, deep = values
-        return {"pool": int(pool), "length": int(length), "deep": deep > 0}
-    return {}
-
-
-def build(config, *, teacher_dims=None, student_dims, scheme="none", **cdl_options):
-    """The method of a case, or `Missing`."""
-    learner = LEARNERS[config["method"]]
-    for folder, name in (("models.prompts", learner), ("distill", scheme)):
-        if name not in names.available(folder):
-            return Missing(f"{folder}.{name}")
-    made = configs.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
-    made.learner.update(learner_options(config["method"], config["prompt_param"]))
-    for section, dims in (("teacher", teacher_dims or student_dims), ("student", student_dims)):
-        dim, depth, heads = dims
-        made[section].update(
-            dim=dim, depth=depth, heads=heads, patch_size=config.get("patch", 8), image_size=config.get("img", 32)
-        )
-    made.train.epochs = config.get("epochs", 20)
-    made.optim.learning_rate = config.get("lr", 1e-3)
-    made.cdl.update(cdl_options)
-    if scheme in ("kd", "dkd"):
-        made.distill.alpha = config.get("kd_alpha", 0.5)
-    if scheme == "kd":
-        made.distill.temperature = config.get("Soft_T", 2.0)
-    return made, StreamInfo(
-        config["n_tasks"] * config["classes_per_task"], (config["classes_per_task"],) * config["n_tasks"]
-    )
-
-
-def context(config, task):
-    each = config["classes_per_task"]
-    numbers = {"task": task, "first": task * each, "end": (task + 1) * each, "epoch": 0, "step": 0}
-    arrays = {name: jnp.int32(value) for name, value in numbers.items()}
-    return losses.Context(**arrays, progress=jnp.float32(0), key=jax.random.key(0))
-
-
-def images(array):
-    return jnp.asarray(array).transpose(0, 2, 3, 1)
-
-
-def backbone(arrays, prefix, template):
-    """Our backbone's parameters from the arrays below `prefix`, which have timm's names."""
-    state = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.npz"
-        np.savez(path, **{name: array for name, array in state.items() if name != "add_T_token"})
-        return pretrained.load_vit(path, template)
-
-
-def torch_names(variables):
-    """{torch name: (path in a network's variables, transposed?)} of everything that is trained."""
-    table = {}
-    for path in flatten_dict(variables):
-        if path[0] == "backbone":
-            continue
-        if path[0] == "head":
-            table["last." + ("weight" if path[-1] == "kernel" else "bias")] = (path, path[-1] == "kernel")
-        if path[0] == "prompts":
-            kind, layer = path[-1].rsplit("_", 1)
-            table[f"prompt.{ {'prompts': 'e_p', 'keys': 'e_k'}[kind] }_{layer}"] = (path, False)
-    return table
-
-
-def network(arrays, prefix, variables, query=None):
-    """A network's variables with the arrays below `prefix` put in."""
-    flat = flatten_dict({**variables, "backbone": backbone(arrays, prefix + "feat.", variables["backbone"])})
-    for name, (path, transposed) in torch_names(variables).items():
-        array = arrays[prefix + name]
-        flat[path] = jnp.asarray(array.T if transposed else array)
-        assert flat[path].shape == flatten_dict(variables)[path].shape, name
-    return unflatten_dict(flat)
-
-
-def to_torch(variables):
-    """Trained leaves of a network (values, gradients, ...) under the program's names and in its layouts."""
-    flat = flatten_dict(variables)
-    table = torch_names(variables)
-    return {name: np.asarray(flat[path].T if transposed else flat[path]) for name, (path, transposed) in table.items()}
+from cdl_jax.models import prompt_mapping, vit
+from cdl_jax.models.prompts import apt, coda
+from cdl_jax.models.vit import Prompt
+from tests.parity import steps_cdl
+from tests.parity.programs_cdl import backbone, build, context, images, load
 
 
 def run_vit(config, arrays):
@@ -122,79 +25,121 @@ def run_vit(config, arrays):
     pictures = images(arrays["in/images"])
     template = jax.eval_shape(model.init, jax.random.key(0), pictures)["params"]
     params = backbone(arrays, "param/", template)
-    query, out = model.apply({"params": params}, pictures)
+    query, out = jax.jit(model.apply)({"params": params}, pictures)
     ours = {"out/tokens_after_norm": out["tokens"], "out/query_cls": query, "out/patch_embed": out["patches"]}
     return ours | {f"out/block_{i}": out[f"block_{i}/tokens"] for i in range(config["depth"])}
 
 
 def run_forward(config, arrays):
-    made = build(config, teacher_dims=config["teacher_dims"], student_dims=config["student_dims"], scheme="kd")
-    if isinstance(made, Missing):
-        return made
-    method = cdl.build(*made)
-    fresh = method.init(jax.random.key(0))
+    method, fresh = build(config, arrays)
     pictures = images(arrays["in/images"])
-    variables = {name: network(arrays, f"param/{name}/", fresh[name]) for name in ("teacher", "student")}
-    query = method.student.query(variables["student"], pictures)
+    variables = {name: load(arrays, f"param/{name}/", fresh[name]) for name in ("teacher", "student")}
+    query = jax.jit(method.student.query)(variables["student"], pictures)
     ours = {"out/teacher/query": query, "out/student/query": query}
     for name in variables:
+        forward = jax.jit(getattr(method, name).__call__, static_argnums=4)
         for task in config["tasks"]:
             for train in (True, False):
                 where = f"out/{name}/task{task}_{'train' if train else 'eval'}/"
-                out = getattr(method, name)(variables[name], pictures, query, context(config, task), train)
+                out = forward(variables[name], pictures, query, context(config, task), train)
                 ours |= {where + "tokens_after_norm": out["tokens"], where + "logits": out["logits"]}
                 ours[where + "prompt_loss"] = out["prompts"].loss
                 for layer, prompt in out["prompts"].prompts.items():
-                    ours[f"{where}layer{layer}_k"], ours[f"{where}layer{layer}_v"] = prompt.prefix
+                    pair = prompt.prefix or prompt.additive
+                    ours[f"{where}layer{layer}_k"], ours[f"{where}layer{layer}_v"] = pair
     return ours
 
 
-def run_student_step(config, arrays):
-    scheme = SCHEMES.get(config["KD_method"])
-    if scheme is None:
-        return Missing(f"scheme {config['KD_method']}")
-    made = build(config, student_dims=config["student_dims"], teacher_dims=config["teacher_dims"], scheme=scheme)
-    if isinstance(made, Missing):
-        return made
-    made, info = made
-    if "legacy key loss" in " ".join(config["case_notes"]):
-        made.learner.pull = "legacy_sum"
-    method = cdl.build(made, info)
-    fresh = method.init(jax.random.key(0))
-    live = {"student": network(arrays, "param/", fresh["student"]), "distill": fresh["distill"]}
-    place = context(config, config["task"])
-    update = method.phases[1].updates[0]
-    rate = update.optimizer.learning_rate(place.progress)
-    opt, ours = None, {}
-    for step in (1, 2):
-        ending = "" if step == 1 else f"_{step}"
-        batch = {"images": images(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
-        teacher = {"logits": jnp.zeros((len(batch["labels"]), info.num_classes))}
-        columns = slice(config["last_valid"], config["valid"])
-        teacher["logits"] = teacher["logits"].at[:, columns].set(arrays["in/teacher_logits_current" + ending])
-        query = method.student.query(live["student"], batch["images"])
+def run_teacher_prompts(config, arrays):
+    """The teacher's prompts at test time, from its pool and the student's backbone alone."""
+    method, fresh = build(config, arrays)
+    pool = {}
+    for leaf, old in fresh["teacher"]["prompts"].items():
+        kind, layer = leaf.rsplit("_", 1)
+        name = {"prompts": "e_p", "keys": "e_k", "attention": "e_a", "general": "g_p"}[kind]
+        pool[leaf] = jnp.asarray(arrays[f"param/prompt.{name}_{layer}"])
+        assert pool[leaf].shape == old.shape
+    student = {"backbone": backbone(arrays, "param/s_feat.", fresh["student"]["backbone"])}
+    query = jax.jit(method.student.query)(student, images(arrays["in/images"]))
+    chosen = method.teacher.prompts.apply({"params": pool}, query, context(config, config["task"]), False).prompts
+    return {f"out/layer{i}_{x}": half for i, p in chosen.items() for x, half in zip("kv", p.prefix, strict=True)}
 
-        def objective(trained, live=live, batch=batch, teacher=teacher, query=query):
-            variables = {**live, "student": {**live["student"], **trained}}
-            return method.student_terms(variables, batch, query, teacher, place)
 
-        trained = {part: live["student"][part] for part in ("prompts", "head")}
-        (total, outcome), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
-        terms, where = outcome.metrics, f"out/step{step}/"
-        ours |= {where + "ce": terms["cross_entropy"], where + "soft_loss": terms[scheme], where + "total_loss": total}
-        ours |= {where + "prompt_loss": terms["pool"], where + "feature_loss": terms.get("feature", 0.0)}
-        out = method.student(live["student"], batch["images"], query, place, True)
-        ours[where + "logits"] = out["logits"]
-        if step == 1:
-            ours |= {"grad/" + name: value for name, value in to_torch(gradients).items()}
-            opt = update.optimizer.transform.init(trained)
-        direction, opt = update.optimizer.transform.update(gradients, opt, trained)
-        trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
-        live["student"] = {**live["student"], **trained}
-        ours |= {where + "param_after/" + name: value for name, value in to_torch(trained).items()}
-    first = images(arrays["in/images"])
-    out = method.student(live["student"], first, method.student.query(live["student"], first), place, False)
-    ours["out/eval_logits_after_step2"] = method.scheme.predict(live["distill"], out)
+def run_gram_schmidt(config, arrays):
+    pools = {"keys": "key", "prompts": "prompt"}
+    rows = {ours: jnp.asarray(arrays[f"in/{name}"]) for ours, name in pools.items()}
+    normal = {ours: jnp.asarray(arrays[f"in/{name}_normal_draws"]) for ours, name in pools.items()}
+    renewed = coda.renew(rows, normal, config["rows_new"][0])
+    return {f"out/{name}": renewed[ours] for ours, name in pools.items()}
+
+
+def run_apt_merge(config, arrays):
+    ours, merged = {}, jnp.zeros_like(arrays["in/prompt_end_of_task0"])
+    rows, dim = merged.shape
+    pool = apt.APT(config["ema_coeff"], "live", dim, rows // 2)
+    for task in range(len(arrays) // 2):
+        live = jnp.asarray(arrays[f"in/prompt_end_of_task{task}"])
+        place = context({"classes_per_task": 1}, task)
+        merged = pool.end_task({"params": {"prompts": live}, "state": {"merged": merged}}, place)["state"]["merged"]
+        ours[f"out/global_after_task{task}"] = merged
+    return ours
+
+
+def run_mapping(config, arrays):
+    """CDL-Prompt's mapping alone, each layer with its own style of teacher prompts."""
+    styles = {
+        f"{layer}_{style['style']}": int(layer.removeprefix("layer")) for layer, style in config["styles"].items()
+    }
+    count, per_task = max(styles.values()) + 1, config["pool"] // config["n_tasks"]
+    module = prompt_mapping.PoolMapping(
+        count, config["pool"], per_task, config["length"], config["student_dim"], config["teacher_dim"]
+    )
+    kinds = {"prompts": "e_p", "keys": "e_k", "attention": "e_a"}
+    params = {
+        f"{kind}_{layer}": jnp.asarray(arrays[f"param/project_fc_layers.{name}_{layer}"])
+        for kind, name in kinds.items()
+        for layer in styles.values()
+    }
+    ours, teacher = {}, {}
+    for case, layer in styles.items():
+        prompt = Prompt(prefix=tuple(jnp.asarray(arrays[f"in/{case}/teacher_{x}"]) for x in "kv"))
+        teacher[case.split("_", 1)[1]] = prompt
+        ours[f"out/{case}/query"] = prompt_mapping.mean_vector(prompt)
+        weights = tuple(jnp.asarray(arrays[f"in/{case}/cotangent_{x}"]) for x in "kv")
+        for counter in (0, 1):
+
+            def mapped(params, train, counter=counter, layer=layer, prompt=prompt):
+                return module.apply({"params": params}, {layer: prompt}, counter, train)[layer].prefix
+
+            def projected(params, mapped=mapped, weights=weights):
+                return sum((w * x).sum() for w, x in zip(weights, mapped(params, True), strict=True))
+
+            where = f"counter{counter}/{case}/"
+            forward = jax.jit(mapped, static_argnums=1)
+            ours[f"out/{where}mapped_k"], ours[f"out/{where}mapped_v"] = forward(params, True)
+            ours[f"out/{where}eval_mapped_k"], ours[f"out/{where}eval_mapped_v"] = forward(params, False)
+            gradients = jax.jit(jax.grad(projected))(params)
+            ours |= {f"grad/{where}{name}_{layer}": gradients[f"{kind}_{layer}"] for kind, name in kinds.items()}
+    for name in kinds.values():
+        normal = jnp.asarray(arrays[f"in/init_normal_draws/{name}_0"])
+        zeros = jnp.zeros_like(arrays[f"out/init/{name}_0"])
+        ours[f"out/init/{name}_0"] = coda.orthogonal_rows(zeros, normal, 0)
+    return ours | _unused_mapping(config, arrays, teacher)
+
+
+def _unused_mapping(config, arrays, teacher):
+    prefix = "param/unused_variant.attention_layers."
+    params = {}
+    for name, array in arrays.items():
+        if name.startswith(prefix):
+            _, module, leaf = name.removeprefix(prefix).split(".")
+            array = jnp.asarray(array)
+            params.setdefault(f"{module}_0", {})["kernel" if leaf == "weight" else "bias"] = array.T
+    module = prompt_mapping.SelfAttentionMapping(1, config["student_dim"], config["teacher_dim"])
+    ours = {}
+    for style, prompt in teacher.items():
+        key, value = module.apply({"params": params}, {0: prompt}, 0, True)[0].prefix
+        ours |= {f"out/unused_variant/{style}_k": key, f"out/unused_variant/{style}_v": value}
     return ours
 
 
@@ -267,9 +212,13 @@ def run_class_order(config, arrays):
 RUNNERS = {
     "vit_plain_forward": run_vit,
     "fwd": run_forward,
-    "student_step": run_student_step,
     "loss_kd_dkd": run_losses,
     "lr_schedule": run_schedule,
     "metrics": run_metrics,
     "class_order": run_class_order,
+    "cdlprompt_teacher_prompts": run_teacher_prompts,
+    "coda_gram_schmidt": run_gram_schmidt,
+    "apt_merge": run_apt_merge,
+    "v1_mapping": run_mapping,
+    **steps_cdl.RUNNERS,
 }

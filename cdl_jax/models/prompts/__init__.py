@@ -1,16 +1,18 @@
 """Prompt pools: one continual learner a file.
 
-A file offers `OPTIONS`, its option section, and `build(options, *, dim, key_dim, depth, num_tasks)`, which gives a Flax
-module. Called with `(query, context, train)` the module returns a `Selection`. `start_task(params, context, key)` and
-`end_task(params, context)` map the pool's parameters to those with which the task begins and ends, between tasks and
-compiled once.
+A file offers `OPTIONS`, its option section, whose defaults are the values published for CIFAR-100 and ImageNet-R, and
+`build(options, *, dim, key_dim, depth, num_tasks)`, which gives a `Pool`. Where the learner has a head of its own kind,
+the file offers `head(num_classes)`, a Flax module from features `[batch, dim]` to logits `[batch, num_classes]`.
 """
 
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 
+from cdl_jax.errors import UserError
 from cdl_jax.models.vit import Prompt
 
 
@@ -27,3 +29,60 @@ class Selection:
     prompts: Mapping[int, Prompt]
     loss: jax.Array
     selected: Mapping[str, jax.Array]
+
+
+class Pool(nn.Module):
+    """A Flax module from `(query [batch, key_dim], context, train)` to a `Selection`.
+
+    Its variables are `{"params": ..., "state": ...}`: the optimizer trains the former; the latter it leaves alone, and
+    checkpoints hold both. What follows maps variables to variables; it is pure and compiled once. By default
+    nothing changes.
+    """
+
+    @nn.nowrap
+    def start_task(self, variables, context, key):
+        """The variables with which the task of `context` begins."""
+        del context, key
+        return variables
+
+    @nn.nowrap
+    def end_task(self, variables, context):
+        """The variables that are evaluated once the task of `context` has been learnt by all networks."""
+        del context
+        return variables
+
+    @nn.nowrap
+    def teaching(self, variables):
+        """The variables with which a teacher that has learnt the task teaches it, with `train=False`."""
+        return variables
+
+
+def unit(x):
+    """`x / max(|x|, 1e-12)` along the last axis; the gradient at zero is zero."""
+    return x / jnp.sqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-24))
+
+
+def halves(prompts):
+    """The prefix (keys, values) of prompts `[batch, length, dim]`: the first half of the vectors, and the rest."""
+    half = prompts.shape[1] // 2
+    return prompts[:, :half], prompts[:, half:]
+
+
+def check_length(length: int, option: str) -> None:
+    """Refuses prompts that cannot be halved.
+
+    Raises:
+      UserError: names the option.
+    """
+    if length < 2 or length % 2:
+        raise UserError(f"{option}={length} must be even and at least 2: half of a prompt is keys, half values")
+
+
+def check_layers(layers: int, depth: int, option: str) -> None:
+    """Refuses prompts for more blocks than the backbone has.
+
+    Raises:
+      UserError: names the option.
+    """
+    if not 0 < layers <= depth:
+        raise UserError(f"{option} asks for prompts in {layers} blocks, the backbone has {depth}: choose 1 to {depth}")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import Selection
+from cdl_jax.models.prompts import Pool, Selection, check_length, unit
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -22,7 +22,7 @@ OPTIONS = {
 }
 
 
-class L2P(nn.Module):
+class L2P(Pool):
     """Prompt pool.
 
     Parameters, for each layer l: `prompts_l` `[pool, length, dim]` and `keys_l` `[pool, key_dim]`, both from U[0, 1).
@@ -41,11 +41,11 @@ class L2P(nn.Module):
         """query `[batch, key_dim]`, a constant of the frozen query network."""
         del context  # the pool is shared by all tasks
         prompts, selected, loss = {}, {}, jnp.zeros(())
-        query = _unit(query)
+        query = unit(query)
         for layer in self.layers:
             values = self.param(f"prompts_{layer}", nn.initializers.uniform(1.0), (self.pool, self.length, self.dim))
             keys = self.param(f"keys_{layer}", nn.initializers.uniform(1.0), (self.pool, self.key_dim))
-            similarity = query @ _unit(keys).T
+            similarity = query @ unit(keys).T
             _, rows = jax.lax.top_k(jax.lax.stop_gradient(similarity), self.top_k)
             chosen = values[rows]  # [batch, top_k, length, dim], the nearest first
             half = self.length // 2
@@ -74,8 +74,7 @@ def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> L2P
     """
     del num_tasks
     layers = tuple(range(5)) if options.deep else (0,)
-    if options.length < 2 or options.length % 2:
-        raise UserError(f"learner.length={options.length} must be even: half of a prompt is keys, half values")
+    check_length(options.length, "learner.length")
     if not 1 <= options.top_k <= options.pool:
         raise UserError(
             f"learner.top_k={options.top_k} of a pool of {options.pool} prompts: choose 1 <= top_k <= learner.pool"
@@ -85,19 +84,3 @@ def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> L2P
     if len(layers) > depth:
         raise UserError(f"learner.deep prompts blocks 0 to 4, the backbone has {depth}: say learner.deep=False")
     return L2P(options.pool, options.length, options.top_k, layers, options.pull, dim, key_dim)
-
-
-def start_task(params, context, key):
-    """Nothing changes: the pool is shared by all tasks."""
-    del context, key
-    return params
-
-
-def end_task(params, context):
-    """Nothing changes: the pool is shared by all tasks."""
-    del context
-    return params
-
-
-def _unit(x):
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

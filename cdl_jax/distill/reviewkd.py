@@ -1,0 +1,87 @@
+"""ReviewKD (Chen et al., CVPR 2021) in CDL's form for tokens: logit distillation, and fused features are matched.
+
+From the last block to the first, the student's tokens are fused with what came out of the block after; each level is
+compared with one of the teacher's last blocks.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cdl_jax.distill import kd
+from cdl_jax.distill.base import Scheme
+from cdl_jax.distill.fitnets import check_tokens
+from cdl_jax.errors import UserError
+from cdl_jax.models import heads
+
+OPTIONS = {
+    **kd.OPTIONS,
+    "feature_weight": 0.2,  # the published two-device runs sum this term over devices: 0.4 there
+    "levels": 0,  # of the last blocks; 0: all of the student's (12 in the published program)
+}
+
+
+class Review(nn.Module):
+    """Student tokens of `levels` blocks, first to last, each `[batch, tokens, student_dim]`, in the teacher's width.
+
+    Level 0 is the last block. x = norm1(proj1(tokens)); with r of the level before, the fused
+    `norm2(x * normz(projz(x)) + r * normz(projz(r)))`; out comes proj2 of it.
+    """
+
+    levels: int
+    student_dim: int
+    teacher_dim: int
+
+    @nn.compact
+    def __call__(self, blocks):
+        def dense(features, name):
+            bias = heads.torch_bias(self.student_dim)
+            return nn.Dense(features, kernel_init=heads.torch_kernel, bias_init=bias, name=name)
+
+        def norm(name):
+            return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+
+        outputs, review = [], None
+        for level, tokens in enumerate(reversed(blocks)):
+            x = norm(f"norm1_{level}")(dense(self.student_dim, f"proj1_{level}")(tokens))
+            if review is not None:
+                project, normz = dense(self.student_dim, f"projz_{level}"), norm(f"normz_{level}")
+                x = norm(f"norm2_{level}")(x * normz(project(x)) + review * normz(project(review)))
+            review = x
+            outputs.append(dense(self.teacher_dim, f"proj2_{level}")(x))
+        return outputs[::-1]
+
+
+def build(options, teacher, student) -> Scheme:
+    """`kd + feature_weight mean_levels MSE(fused student tokens, teacher tokens)`, before the final norms.
+
+    Raises:
+      UserError: a value out of range, more levels than a network has blocks, or different numbers of tokens.
+    """
+    kd.check(options)
+    check_tokens(teacher, student)
+    levels = options.levels or student.depth
+    if not 0 < levels <= min(teacher.depth, student.depth):
+        raise UserError(
+            f"distill.levels={levels}, but the teacher has {teacher.depth} blocks and the student {student.depth}: "
+            "choose at most the smaller number"
+        )
+    review = Review(levels, student.dim, teacher.dim)
+
+    def loss(variables, student_out, teacher_out, labels, context):
+        del labels
+        logits = kd.term(options, student_out["logits"], teacher_out["logits"], context)
+        fused = review.apply(variables, _last_blocks(student_out, student.depth, levels))
+        wanted = _last_blocks(teacher_out, teacher.depth, levels)
+        errors = [((x - y) ** 2).mean() for x, y in zip(fused, wanted, strict=True)]
+        feature = options.feature_weight * sum(errors) / levels
+        return logits + feature, {"kd": logits, "feature": feature}
+
+    return Scheme(
+        loss=loss,
+        label_weight=1 - options.alpha,
+        init=lambda key: review.init(key, [jnp.zeros((1, 1, student.dim))] * levels),
+    )
+
+
+def _last_blocks(out, depth, count):
+    return [out[f"block_{i}/tokens"] for i in range(depth - count, depth)]

@@ -1,0 +1,249 @@
+"""Every learner with every scheme: one step in the second task, with a gradient where something learns, and only there.
+
+Compiling is what takes the time here, hence the smallest networks, once a case, without the compiler's own effort.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from cdl_jax import config as configs
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.losses import Context
+from cdl_jax.methods import cdl
+from cdl_jax.methods.base import StreamInfo
+
+LEARNERS = {
+    "apt": {},
+    "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
+    "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
+    "l2p": {"pool": 3, "length": 2, "top_k": 2},
+}
+SCHEMES = {
+    "dkd": {},
+    "fitnets": {},
+    "kd": {},
+    "kd_token": {"length": 2},
+    "none": {},
+    "prompt_mapping": {"layers": 2},
+    "reviewkd": {},
+}
+PAIRS = [
+    (learner, scheme) for learner in LEARNERS for scheme in SCHEMES if (learner, scheme) != ("apt", "prompt_mapping")
+]
+
+
+def build(learner, scheme, **changes):
+    """A method of two tasks with two classes each, for ViTs of two blocks."""
+    config = configs.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
+    config.learner.update(LEARNERS[learner])
+    config.distill.update(SCHEMES[scheme])
+    for section, dim in (("teacher", 12), ("student", 8)):
+        config[section].update(dim=dim, depth=2, heads=2, mlp_ratio=1.0, patch_size=8, image_size=16)
+    config.update_from_flattened_dict(changes)
+    return cdl.build(config, StreamInfo(4, (2, 2)))
+
+
+def place(task):
+    numbers = {"task": task, "first": 2 * task, "end": 2 * task + 2, "epoch": 0, "step": 0}
+    return Context(**{k: jnp.int32(v) for k, v in numbers.items()}, progress=jnp.float32(0), key=jax.random.key(3))
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {"images": jnp.asarray(rng.random((4, 16, 16, 3), np.float32)), "labels": jnp.array([2, 3, 3, 2])}
+
+
+def compiled(function, *arguments):
+    """`function(*arguments)` by a compiler that saves its time."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function).lower(*arguments).compile(options)(*arguments)
+
+
+def variables_of(method):
+    """Normal numbers in every leaf, those included that a fresh pool leaves at zero."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)
+
+
+def gradients(method, loss):
+    """(loss, gradients of everything but backbones and states, zeros included) in the second task."""
+    variables = variables_of(method)
+    parts = {
+        path[:2] for path in flatten_dict(variables) if any(u.trainable(path) for p in method.phases for u in p.updates)
+    }
+    known = {(name, part) for name in method.networks for part in ("prompts", "head")}
+    assert parts - {("distill", "params")} == known
+
+    def total(learnt, variables):
+        merged = {name: {**variables[name], **parts} for name, parts in learnt.items()}
+        return loss(merged, batch(), place(1))[0]
+
+    learnt = {
+        name: {part: tree for part, tree in parts.items() if part not in ("backbone", "state")}
+        for name, parts in variables.items()
+    }
+    value, grads = compiled(jax.value_and_grad(total), learnt, variables)
+    return value, flatten_dict(grads)
+
+
+def check(loss, grads, learns, silent=()):
+    """A finite loss; a gradient on each leaf of the networks `learns` but those in `silent`; none on any other leaf."""
+    assert np.isfinite(loss)
+    assert loss > 0
+    for path, gradient in grads.items():
+        assert np.isfinite(gradient).all(), path
+        assert bool(np.any(gradient)) == (path[0] in learns and path[-1] not in silent), path
+
+
+@pytest.mark.parametrize(("learner", "scheme"), PAIRS)
+def test_a_student_learns_everywhere_and_its_teacher_nowhere(learner, scheme):
+    method = build(learner, scheme)
+    loss, grads = gradients(method, method.student_loss)
+    # Shallow L2P has prompts in block 0 only, so there is nothing to map for block 1.
+    unasked = {"prompts_1", "keys_1", "attention_1"} if (learner, scheme) == ("l2p", "prompt_mapping") else ()
+    check(loss, grads, {"student", "distill"}, unasked)
+    assert ("teacher" in {path[0] for path in grads}) == (scheme != "none")
+    heads = [
+        gradient for path, gradient in grads.items() if path[-1] == "kernel" and "head" in path and path[0] != "teacher"
+    ]
+    assert len(heads) == (2 if scheme in ("kd_token", "prompt_mapping") else 1)
+    for kernel in heads:  # [dim, classes]
+        assert not np.any(kernel[:, :2])
+        assert np.any(kernel[:, 2:], axis=0).all()
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_teacher_learns_alone(learner):
+    method = build(learner, "kd")
+    loss, grads = gradients(method, method.teacher_loss)
+    check(loss, grads, {"teacher"})
+
+
+def test_every_learner_and_scheme_is_covered():
+    assert set(LEARNERS) == set(names.available("models.prompts"))
+    assert set(SCHEMES) | {"base"} == set(names.available("distill"))
+
+
+def test_additive_prompts_cannot_be_mapped():
+    with pytest.raises(UserError, match="'apt' has none"):
+        build("apt", "prompt_mapping")
+
+
+def test_only_the_tasks_own_coda_rows_learn():
+    method = build("coda", "kd")
+    _, grads = gradients(method, method.student_loss)
+    for path, gradient in grads.items():
+        if path[:2] == ("student", "prompts"):
+            rows = np.any(np.asarray(gradient).reshape(4, -1), axis=1)
+            assert rows.tolist() == [False, False, True, True], path
+
+
+def test_coda_rows_start_orthogonal_to_those_before_them():
+    pool = build("coda", "kd").teacher.prompts
+    first = jax.jit(pool.init, static_argnums=3)(jax.random.key(0), jnp.zeros((1, 8)), place(0), True)
+    start = jax.jit(pool.start_task)
+    second, again = start(first, place(1), jax.random.key(1)), start(first, place(0), jax.random.key(1))
+    for name, rows in second["params"].items():
+        flat = np.asarray(rows).reshape(4, -1)
+        assert np.abs(flat @ flat.T - np.eye(4)).max() < 1e-6, name
+        before = np.asarray(first["params"][name])
+        assert np.array_equal(before[:2], rows[:2])
+        assert not before[2:].any()
+        assert np.array_equal(before, again["params"][name])
+
+
+def test_apt_merges_at_the_end_of_a_task_and_evaluates_what_is_merged():
+    method = build("apt", "kd", **{"learner.ema": 0.75})
+    live = jnp.arange(32.0).reshape(4, 8)
+    fresh = variables_of(method)
+    fresh["student"]["prompts"] = {"prompts": live}
+    first = method.end_task(fresh, place(0))
+    assert np.array_equal(first["student"]["state"]["prompts"]["merged"], live)
+    first["student"]["prompts"] = {"prompts": 3 * live}
+    second = method.end_task(first, place(1))
+    assert np.allclose(second["student"]["state"]["prompts"]["merged"], 0.75 * live + 0.25 * 3 * live, rtol=1e-6)
+    assert np.array_equal(second["student"]["prompts"]["prompts"], 3 * live)
+    for train, wanted in ((True, 3 * live), (False, live)):
+        pool = {"params": first["student"]["prompts"], "state": first["student"]["state"]["prompts"]}
+        prompts = method.student.prompts.apply(pool, jnp.zeros((1, 8)), place(1), train).prompts
+        assert np.array_equal(jnp.stack(prompts[1].additive), wanted[2:])
+
+
+@pytest.mark.parametrize(("choice", "same"), [("live", False), ("merged", True)])
+def test_an_apt_teacher_teaches_with_its_live_or_its_merged_prompt(choice, same):
+    method = build("apt", "kd", **{"learner.teacher_prompts": choice})
+    variables = variables_of(method)
+    other = {**variables, "teacher": {**variables["teacher"], "prompts": {"prompts": jnp.ones((4, 12))}}}
+    loss = jax.jit(lambda v: method.student_loss(v, batch(), place(1))[0])
+    losses = [loss(v) for v in (variables, other)]
+    assert (losses[0] == losses[1]) == same
+
+
+def test_cdl_prompt_brings_its_schedule_along():
+    method = build("coda", "prompt_mapping")
+    (phase,) = method.phases
+    teacher, student = phase.updates
+    assert (phase.name, teacher.trainable(("teacher", "head")), student.trainable(("student", "head"))) == (
+        "both",
+        1,
+        1,
+    )
+    assert [round(float(u.optimizer.learning_rate(19.0)), 6) for u in (teacher, student)] == [9.7e-05, 1e-3]
+    assert [p.name for p in build("coda", "prompt_mapping", **{"cdl.schedule": "teacher_first"}).phases] == [
+        "teacher",
+        "student",
+    ]
+
+
+def test_a_later_update_sees_the_teacher_from_before_its_own_update():
+    method = build("dualprompt", "prompt_mapping")
+    teacher, student = method.phases[0].updates
+    variables, given = variables_of(method), batch()
+    given |= jax.jit(teacher.loss)(variables, given, place(1))[1].batch
+    loss = jax.jit(student.loss)
+    moved = jax.tree.map(lambda x: x + 1, variables["teacher"])
+    before, after = (loss({**variables, "teacher": t}, given, place(1))[0] for t in (variables["teacher"], moved))
+    assert before == after
+
+
+def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
+    method = build("coda", "prompt_mapping", **{"distill.counter": "advance"})
+    _, grads = gradients(method, method.student_loss)
+    for path, gradient in grads.items():
+        if path[:3] == ("distill", "params", "mapping"):
+            rows = np.any(np.asarray(gradient).reshape(4, -1), axis=1)
+            assert rows.tolist() == [False, False, True, True], path
+
+
+@pytest.mark.parametrize(
+    ("learner", "scheme", "changes", "message"),
+    [
+        ("coda", "kd", {"learner.pool": 10}, "learner.pool=10 is above 8"),
+        ("coda", "kd", {"learner.pool": 5}, "no multiple of the 2 tasks"),
+        ("coda", "kd", {"learner.pool": 1}, "too small for 2 tasks"),
+        ("coda", "kd", {"learner.length": 3}, "learner.length=3 must be even"),
+        ("coda", "kd", {"learner.layers": 5}, "the backbone has 2"),
+        ("dualprompt", "kd", {"learner.general_length": 3}, "learner.general_length=3 must be even"),
+        ("dualprompt", "kd", {"learner.pool": 1}, "fewer prompts than the stream has tasks"),
+        ("dualprompt", "kd", {"learner.expert_layers": 3}, "the backbone has 2"),
+        ("apt", "kd", {"learner.ema": 1.0}, "learner.ema=1.0 must lie in"),
+        ("l2p", "reviewkd", {"distill.levels": 3}, "distill.levels=3"),
+        ("l2p", "fitnets", {"student.patch_size": 4}, "the teacher has 5 tokens, the student 17"),
+        ("l2p", "kd_token", {"distill.length": 5}, "distill.length=5 must be even"),
+        ("l2p", "kd_token", {"distill.n_layers": 3}, "the student has 2 blocks"),
+        ("l2p", "kd_token", {"distill.variant": "x"}, "use 'dcdl' or 'deit'"),
+        ("l2p", "prompt_mapping", {"distill.mapping": "x"}, "use 'pool' or 'self_attention'"),
+        ("l2p", "prompt_mapping", {"distill.layers": 5}, "the backbone has 2"),
+        ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first' or 'interleaved'"),
+        ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teacher_epochs": 3}, "cdl.teacher_epochs has no meaning"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_in_one_line(learner, scheme, changes, message):
+    with pytest.raises(UserError, match="^[^\n]*$") as error:
+        build(learner, scheme, **changes)
+    assert message in str(error.value)
