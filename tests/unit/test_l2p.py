@@ -128,8 +128,9 @@ def test_prompts_and_keys_are_drawn_uniformly_from_zero_to_one():
 
 
 def test_nothing_changes_between_tasks():
-    assert l2p.start_task(PARAMS, context(), jax.random.key(0)) is PARAMS
-    assert l2p.end_task(PARAMS, context()) is PARAMS
+    own, variables = pool(), {"params": PARAMS}
+    assert own.start_task(variables, context(), jax.random.key(0)) is variables
+    assert own.end_task(variables, context()) is variables
 
 
 @pytest.mark.parametrize(

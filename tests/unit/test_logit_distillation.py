@@ -21,7 +21,7 @@ COLUMNS = {"current": slice(2, 5), "seen": slice(0, 5)}
 
 
 def scheme(module, **changes):
-    spec = Spec(dim=4, depth=2, num_classes=CLASSES)
+    spec = Spec(dim=4, depth=2, tokens=5, num_classes=CLASSES, num_tasks=2, head=None, learner=None)
     return module.build(ConfigDict({**module.OPTIONS, **changes}), spec, spec)
 
 
