@@ -20,7 +20,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, read_only: bool = False):
         """`read_only` leaves alone what another process may be writing just now."""
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every option that it adjusts
         root = (workdir / "checkpoints").absolute()
         self._frozen_path = root / "frozen"
         self._tasks = _manager(root / "tasks", None, read_only)

@@ -1,12 +1,12 @@
 """Pretrained ViT weights: local files of other programs in, timm's names out."""
 
+import logging
 import math
 import os
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax.errors import UserError
@@ -38,7 +38,7 @@ def load_vit(path, params) -> dict:
     state = read_state(path)
     prefix = 2 if "dist_token" in state else 1
     if ignored := [name for name in _TRAINING_ONLY if name in state]:
-        logging.warning("%s: ignored %s, which a plain ViT has not", path, ", ".join(ignored))
+        logging.getLogger("cdl_jax").warning("%s: ignored %s, which a plain ViT has not", path, ", ".join(ignored))
     dropped = _TRAINING_ONLY if "head/kernel" in wanted else _TRAINING_ONLY + _HEAD
     state = {name: array for name, array in state.items() if not name.startswith(dropped)}
 
@@ -155,7 +155,9 @@ def _fit_positions(path, array, shape, prefix):
     if not len(patches) or math.isqrt(len(patches)) ** 2 != len(patches) or grid**2 != shape[1] - 1:
         return array
     if len(patches) != grid**2:
-        logging.info("%s: position embeddings resized from %d to %d patches", path, len(patches), grid**2)
+        logging.getLogger("cdl_jax").info(
+            "%s: position embeddings resized from %d to %d patches", path, len(patches), grid**2
+        )
         patches = resize_positions(patches, grid)
     return np.concatenate([first, patches])[None]
 

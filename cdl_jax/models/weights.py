@@ -1,8 +1,7 @@
 """What a config's `weights` stands for: a file, a file of this package, or random numbers that were asked for."""
 
+import logging
 from importlib import resources
-
-from absl import logging
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import pretrained
@@ -22,7 +21,7 @@ def load(weights: str, params, key: str):
     if not weights:
         raise UserError(f"config.{key} is empty: name a file of pretrained weights, or say 'random'")
     if weights == "random":
-        logging.warning("config.%s is 'random': this backbone is not pretrained", key)
+        logging.getLogger("cdl_jax").warning("config.%s is 'random': this backbone is not pretrained", key)
         return params
     if weights.startswith("package:"):
         name = weights.removeprefix("package:") + ".npz"
