@@ -126,7 +126,7 @@ def test_a_teacher_learns_alone(learner):
 
 def test_every_learner_and_scheme_is_covered():
     assert set(LEARNERS) == set(names.available("models.prompts"))
-    assert set(SCHEMES) | {"base"} == set(names.available("distill"))
+    assert set(SCHEMES) == set(names.available("distill"))
 
 
 def test_additive_prompts_cannot_be_mapped():

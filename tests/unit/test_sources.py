@@ -367,7 +367,7 @@ def test_pictures_missing_from_imagenet_r_are_counted(imagenet_r, tmp_path):
 
 def test_imagenet_r_without_its_folder_says_where_to_get_it(tmp_path):
     start = time.monotonic()
-    assert "imagenet-r.tar" in refusal("imagenet_r")
+    assert "python -m cdl_jax.fetch imagenet_r" in refusal("imagenet_r")
     assert time.monotonic() - start < 2
     (tmp_path / "imagenet-r.tar").touch()
     assert "unpack it" in refusal("imagenet_r", tmp_path / "imagenet-r.tar")
