@@ -35,8 +35,8 @@ def describe(program: Program) -> str:
         lines.append(f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen")
     live, frozen = program.abstract_variables()
     lines.append(f"a step of {program.config.train.batch_size} images on {program.mesh.size} device(s)")
+    state = program.abstract_state(live, frozen)
     for index, phase in enumerate(program.method.phases):
-        state = program.abstract_state(index, live, frozen)
         memory = program.train_step(index, state, frozen).memory_analysis()
         flops = program.flops(index)
         work = "unknown" if flops is None else f"{flops / 1e9:.3f} GFLOP"

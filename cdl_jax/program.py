@@ -40,7 +40,7 @@ class Program:
         options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
         self.train_source = batches.place(self.stream.train, self.mesh, options, method.image_size)
         self.test_source = batches.place(self.stream.test, self.mesh, options, method.image_size)
-        self._compiled, self._abstract = {}, {}
+        self._compiled, self._abstract = {}, None
         self.evaluation_step = jax.jit(
             trainer.evaluation_step(method, self.test_source, config.augment, self.info.task_sizes)
         )
@@ -68,24 +68,25 @@ class Program:
     def _is_live(self, path):
         return not self.method.frozen(path)
 
-    def abstract_state(self, index: int, live, frozen) -> trainer.State:
-        """Shapes, types and shardings of the state of phase number `index`."""
-        if index not in self._abstract:
-            state = jax.eval_shape(lambda live: trainer.phase_state(self.method.phases[index], live), live)
-            sums = jax.eval_shape(self._step(index), state, frozen, *self._example()).sums
-            self._abstract[index] = sharding.abstract(self.mesh, state.replace(sums=sums))
-        return self._abstract[index]
+    def abstract_state(self, live, frozen) -> trainer.State:
+        """Shapes, types and shardings of the state within a task."""
+        if self._abstract is None:
+            state = jax.eval_shape(lambda live: trainer.task_state(self.method, live), live)
+            for index in range(len(self.method.phases)):
+                state = jax.eval_shape(self._step(index), state, frozen, *self._example())
+            self._abstract = sharding.abstract(self.mesh, state)
+        return self._abstract
 
-    def phase_state(self, index: int, live, frozen) -> trainer.State:
-        """The state in which phase number `index` begins a task: fresh optimizers, nothing summed up."""
-        state = trainer.phase_state(self.method.phases[index], live)
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract_state(index, live, frozen).sums)
+    def task_state(self, live, frozen) -> trainer.State:
+        """The state in which a task begins: fresh optimizers, nothing summed up."""
+        state = trainer.task_state(self.method, live)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract_state(live, frozen).sums)
         return state.replace(opt=sharding.replicate(self.mesh, state.opt), sums=sharding.replicate(self.mesh, zeros))
 
     def train_step(self, index: int, state, frozen):
         """The compiled step of phase number `index`; compiled at its first use, once for all tasks of the run."""
         if index not in self._compiled:
-            everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(index, state.live, frozen))
+            everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
             step = jax.jit(self._step(index), donate_argnums=0, out_shardings=everywhere)
             self._compiled[index] = step.lower(state, frozen, *self._example()).compile()
         return self._compiled[index]
@@ -102,11 +103,17 @@ class Program:
         item = self.train_source.example(self.config.train.batch_size)
         return self.train_source.data, item, trainer.position(self.stream.tasks[0])
 
-    def train_batches(self, task, phase, epoch: int, step: int):
-        """A phase's batches from a place on, the number of batches in an epoch, and of those passed over."""
+    def epochs(self, phase) -> int:
+        """Epochs of a phase in each of a task's rounds."""
+        return phase.epochs // getattr(self.method, "rounds", 1)
+
+    def train_batches(self, task, phase, round: int, epoch: int, step: int):
+        """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over."""
         size, seed, place = self.config.train.batch_size, self.config.seed, (task.index, phase.order)
+        first = round * self.epochs(phase)
         epochs = [
-            batches.epoch_order(len(task.train), size, seed=seed, purpose=(*place, e)) for e in range(phase.epochs)
+            batches.epoch_order(len(task.train), size, seed=seed, purpose=(*place, first + e))
+            for e in range(self.epochs(phase))
         ]
         done = epoch * len(epochs[0]) + step
         items = self.train_source.train_batches(task.train[np.concatenate(epochs)], done, (seed, *place))

@@ -16,7 +16,7 @@ class Record:
     """What a run has come to, as it is saved with every checkpoint; JSON only.
 
     step: steps trained in the whole run. lines: of metrics.jsonl until now.
-    task, phase, epoch, step_in_epoch: what comes next.
+    task, round, phase, epoch, step_in_epoch: what comes next; epochs are counted within the round.
     accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
     before, at_start: network -> percent on task j over the classes up to it, just before it is learnt and at the very
       start.
@@ -28,6 +28,7 @@ class Record:
     step: int = 0
     lines: int = 0
     task: int = 0
+    round: int = 0
     phase: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
@@ -41,7 +42,7 @@ class Record:
 
     def within_task(self) -> bool:
         """Whether the next step belongs to a task that has begun."""
-        return (self.phase, self.epoch, self.step_in_epoch) != (0, 0, 0)
+        return any((self.round, self.phase, self.epoch, self.step_in_epoch))
 
     def add_seconds(self, what: str, seconds: float) -> None:
         """Adds wall time to what it was spent on."""

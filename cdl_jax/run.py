@@ -97,7 +97,7 @@ class _Training:
         live, frozen = program.abstract_variables()
         self.frozen = self.checkpoints.restore_frozen(frozen)
         if self.from_latest:
-            self.state = self.checkpoints.restore_latest(program.abstract_state(self.record.phase, live, frozen))
+            self.state = self.checkpoints.restore_latest(program.abstract_state(live, frozen))
             self.live = self.state.live
         else:
             self.live = self.checkpoints.restore_task(finished[-1], live)
@@ -125,17 +125,20 @@ class _Training:
             if program.config.eval.forward_transfer and program.info.num_tasks > 1:
                 self._before_learning(task)
             self.live = program.start_task(self.live, self.frozen, place)
-        for index in range(record.phase, len(program.method.phases)):
-            record.phase = index
-            self._train_phase(task, index)
-            record.phase, record.epoch, record.step_in_epoch = index + 1, 0, 0
-        self.live = program.end_task(self.live, self.frozen, place)
+        state, self.state = self.state or program.task_state(self.live, self.frozen), None
+        self.live = None  # the steps are given its buffers
+        for record.round in range(record.round, getattr(program.method, "rounds", 1)):
+            for record.phase in range(record.phase, len(program.method.phases)):
+                state = self._train_phase(task, record.phase, state)
+                record.epoch, record.step_in_epoch = 0, 0
+            record.phase = 0
+        self.live = program.end_task(state.live, self.frozen, place)
         accuracy, counts = self._timed_evaluation(program.stream.tasks[: task.index + 1], place)
         for network, row in accuracy.items():
             record.accuracy.setdefault(network, []).append(row)
             self._log({f"{network}/accuracy": float(np.mean(row))}, task=task.index)
         record.selection = counts
-        record.task, record.phase = task.index + 1, 0
+        record.task, record.round = task.index + 1, 0
         self.checkpoints.save_task(task.index, self.live, dataclasses.asdict(record))
         if self.primary and hasattr(program.method, "export"):
             for name, params in program.method.export(jax.device_get(self.live)).items():
@@ -146,12 +149,13 @@ class _Training:
         """What forward transfer compares: accuracy on a task that was not learnt yet, over the classes up to it."""
         if task.index == 0:
             for other in self.program.stream.tasks:
-                accuracy, _ = self._timed_evaluation([other], trainer.position(other))
-                for network, row in accuracy.items():
-                    self.record.at_start.setdefault(network, []).extend(row)
+                self._note_unlearnt(self.record.at_start, other)
+        self._note_unlearnt(self.record.before, task)
+
+    def _note_unlearnt(self, rows, task):
         accuracy, _ = self._timed_evaluation([task], trainer.position(task))
-        for network, row in accuracy.items():
-            self.record.before.setdefault(network, []).extend(row)
+        for network in set(accuracy) - set(getattr(self.program.method, "given", ())):
+            rows.setdefault(network, []).extend(accuracy[network])
 
     def _timed_evaluation(self, tasks, place):
         start = time.perf_counter()
@@ -159,18 +163,18 @@ class _Training:
         self.record.add_seconds("evaluation", time.perf_counter() - start)
         return result
 
-    def _train_phase(self, task, index):
+    def _train_phase(self, task, index, state):
+        """The state after the rest of the phase's epochs in this round."""
         program, record, phase = self.program, self.record, self.program.method.phases[index]
-        config = program.config
-        state, self.state = self.state or program.phase_state(index, self.live, self.frozen), None
-        self.live = None  # the step is given its buffers
+        config, epochs = program.config, program.epochs(phase)
         start = time.perf_counter()
         step = program.train_step(index, state, self.frozen)
         record.flops[phase.name] = program.flops(index)
-        items, steps, done = program.train_batches(task, phase, record.epoch, record.step_in_epoch)
+        items, steps, done = program.train_batches(task, phase, record.round, record.epoch, record.step_in_epoch)
         first = None
         for number, item in enumerate(items, done):
             epoch, at = divmod(number, steps)
+            epoch += record.round * epochs
             place = trainer.position(task, epoch=epoch, step=at, steps=steps)
             state = step(state, self.frozen, program.train_source.data, item, place)
             if first is None:
@@ -179,8 +183,8 @@ class _Training:
             record.step += 1
             record.epoch, record.step_in_epoch = divmod(number + 1, steps)
             self.bar.update()
-            if record.step % config.log.every_steps == 0 or number + 1 == steps * phase.epochs:
-                state = self._log_training(state, task, phase, epoch)
+            if record.step % config.log.every_steps == 0 or number + 1 == steps * epochs:
+                state = self._log_training(state, task, index, epoch)
             every = config.checkpoint.every_steps
             if self.signal or (every and record.step % every == 0):
                 record.add_seconds(phase.name, time.perf_counter() - start)
@@ -194,13 +198,14 @@ class _Training:
         record.add_seconds(phase.name, now - start)
         if first is not None:
             images, seconds = record.timed.get(phase.name, (0, 0.0))
-            images += (steps * phase.epochs - first[0] - 1) * config.train.batch_size
+            images += (steps * epochs - first[0] - 1) * config.train.batch_size
             record.timed[phase.name] = (images, seconds + now - first[1])
-        self.live = state.live
+        return state
 
-    def _log_training(self, state, task, phase, epoch):
+    def _log_training(self, state, task, index, epoch):
         """Writes the mean of each metric since the last line; returns the state with the sums at zero."""
-        sums = {name: float(value) for name, value in jax.device_get(state.sums).items()}
+        phase = self.program.method.phases[index]
+        sums = {name: float(value) for name, value in jax.device_get(state.sums[index]).items()}
         steps = sums.pop("steps")
         means = {name: value / steps for name, value in sums.items()}
         self._log(means, task=task.index, phase=phase.name, epoch=epoch)

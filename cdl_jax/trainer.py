@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct, traverse_util
+from flax import struct
 
 from cdl_jax.data import augment
 from cdl_jax.losses import Context, mask_classes
+from cdl_jax.methods.base import join, split
 
 # What randomness is for: the first number folded into the run's key.
 _IMAGES, _LOSS, _INIT, _TASKS = range(4)
@@ -21,13 +22,13 @@ class State:
     """What training changes.
 
     live: the variables that are not frozen for the whole run.
-    opt: one optimizer state for each update of the phase.
-    sums: metrics summed over the steps since the last log line, and `steps`, their number.
+    opt: for each phase, the optimizer states of its updates.
+    sums: for each phase, metrics summed over the steps since its last log line, and `steps`, their number.
     """
 
     live: Any
-    opt: tuple
-    sums: dict
+    opt: tuple[tuple, ...]
+    sums: tuple[dict, ...]
 
 
 def key_at(seed, *position) -> jax.Array:
@@ -38,22 +39,6 @@ def key_at(seed, *position) -> jax.Array:
 def init_key(seed: int) -> jax.Array:
     """The key from which a run's variables are drawn."""
     return key_at(seed, _INIT)
-
-
-def split(variables, chosen):
-    """`variables` as two nested dicts: the leaves whose path is `chosen`, and the others."""
-    flat = traverse_util.flatten_dict(variables, keep_empty_nodes=True)
-    inside = {path: leaf for path, leaf in flat.items() if chosen(path)}
-    outside = {path: leaf for path, leaf in flat.items() if not chosen(path)}
-    return traverse_util.unflatten_dict(inside), traverse_util.unflatten_dict(outside)
-
-
-def join(*parts):
-    """One nested dict of several; later leaves replace earlier ones."""
-    flat = {}
-    for part in parts:
-        flat.update(traverse_util.flatten_dict(part, keep_empty_nodes=True))
-    return traverse_util.unflatten_dict(flat)
 
 
 def position(task, *, epoch=0, step=0, steps=1) -> dict:
@@ -68,10 +53,13 @@ def position(task, *, epoch=0, step=0, steps=1) -> dict:
     }
 
 
-def phase_state(phase, live) -> State:
-    """The state in which `phase` begins a task: fresh optimizers, nothing summed."""
-    opt = tuple(update.optimizer.transform.init(split(live, update.trainable)[0]) for update in phase.updates)
-    return State(live, opt, {})
+def task_state(method, live) -> State:
+    """The state in which a task begins: fresh optimizers, nothing summed."""
+    opt = tuple(
+        tuple(update.optimizer.transform.init(split(live, update.trainable)[0]) for update in phase.updates)
+        for phase in method.phases
+    )
+    return State(live, opt, tuple({} for _ in method.phases))
 
 
 def train_step(method, index, source, augmentation, seed):
@@ -92,7 +80,7 @@ def train_step(method, index, source, augmentation, seed):
         batch = {"images": images, "labels": labels}
         context = Context(**position, key=key_at(seed, _LOSS, index, *place))
         live, opt, metrics = state.live, [], {"steps": jnp.ones(())}
-        for update, opt_state in zip(phase.updates, state.opt, strict=True):
+        for update, opt_state in zip(phase.updates, state.opt[index], strict=True):
             trained, rest = split(live, update.trainable)
 
             def objective(trained, update=update, rest=rest, batch=batch):
@@ -106,10 +94,15 @@ def train_step(method, index, source, augmentation, seed):
             opt.append(opt_state)
             batch = {**batch, **outcome.batch}
             metrics |= {**outcome.metrics, "learning_rate": rate}
-        sums = {name: state.sums.get(name, 0.0) + jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return State(live, tuple(opt), sums)
+        before = state.sums[index]
+        sums = {name: before.get(name, 0.0) + jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        return State(live, _put(state.opt, index, tuple(opt)), _put(state.sums, index, sums))
 
     return step
+
+
+def _put(values, index, value):
+    return (*values[:index], value, *values[index + 1 :])
 
 
 def evaluation_step(method, source, augmentation, task_sizes):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+from flax import traverse_util
 
 from cdl_jax.losses import Context
 from cdl_jax.optim import Optimizer
@@ -79,12 +80,17 @@ class Method(Protocol):
 
     networks: names of those that are evaluated.
     phases: what each task goes through. Fixed for the run, so each is compiled once.
+    rounds: how often a task goes round its phases; each time a phase does this share of its epochs, its optimizers'
+      states and its schedules going on where they stopped.
     image_size: side of the square pictures that the networks take.
+    given: the networks among those evaluated that this run does not train.
     """
 
     networks: tuple[str, ...]
     phases: tuple[Phase, ...]
     image_size: int
+    rounds: int = 1
+    given: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> Variables:
         """Fresh variables, with random weights everywhere."""
@@ -103,3 +109,19 @@ class Method(Protocol):
 
     def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
         """`{network: logits [batch, classes]}` and `{network: {name: [batch, n]}}`, to be summed over pictures."""
+
+
+def split(variables, chosen):
+    """`variables` as two nested dicts: the leaves whose path is `chosen`, and the others."""
+    flat = traverse_util.flatten_dict(variables, keep_empty_nodes=True)
+    inside = {path: leaf for path, leaf in flat.items() if chosen(path)}
+    outside = {path: leaf for path, leaf in flat.items() if not chosen(path)}
+    return traverse_util.unflatten_dict(inside), traverse_util.unflatten_dict(outside)
+
+
+def join(*parts):
+    """One nested dict of several; later leaves replace earlier ones."""
+    flat = {}
+    for part in parts:
+        flat.update(traverse_util.flatten_dict(part, keep_empty_nodes=True))
+    return traverse_util.unflatten_dict(flat)

@@ -29,7 +29,10 @@ OPTIONS = {
     "query": "student",  # whose backbone asks the teacher's pool: "student" (the published programs) or "own"
     "aux_loss_scale": 1.0,  # of the pools' losses; 2 reproduces the published two-device runs, which sum over devices
     "teacher_epochs": 0,  # 0: train.epochs
-    "schedule": "teacher_first",  # a task's two phases; or "interleaved": one phase, both networks on each batch
+    # "teacher_first": the teacher learns the whole task, then the student. "interleaved_epochs": they take turns, an
+    # epoch of the student after each of its teacher's. "interleaved": both on each batch, the student with the teacher's
+    # training-mode outputs from before the teacher's step on that batch (version 1).
+    "schedule": "teacher_first",
     "student_rate": "",  # schedule of the student's learning rate; "": optim.schedule
     "same_batches": False,  # the student sees the teacher's batches again, in the same order and augmentation
 }

@@ -102,38 +102,38 @@ def run_step(state, **place):
 
 
 def test_updates_run_in_order_and_pass_on_what_they_tell():
-    state = run_step(trainer.phase_state(chain_method().phases[0], LIVE))
+    state = run_step(trainer.task_state(chain_method(), LIVE))
     # Labels 2 and 3, mean 2.5. First: 2 - 0.5 * 3 * (2 - 2.5) = 2.75; mean becomes 0.25.
     assert float(state.live["one"]["w"]) == pytest.approx(2.75)
     assert float(state.live["mean"]) == pytest.approx(0.25)
     # Second: gradient 2 + 27.5 + 25 = 54.5.
     assert float(state.live["two"]["w"]) == pytest.approx(-1 - 0.5 * 54.5)
     expected = {"steps": 1, "loss": -54.5, "first": 0.375, "label": 2.5, "learning_rate": 0.5, "pixel": 1.0}
-    assert {name: float(value) for name, value in state.sums.items()} == pytest.approx(expected)
+    assert {name: float(value) for name, value in state.sums[0].items()} == pytest.approx(expected)
 
 
 def test_what_no_update_trains_is_unchanged_and_frozen_is_not_in_the_state():
-    state = run_step(trainer.phase_state(chain_method().phases[0], LIVE))
+    state = run_step(trainer.task_state(chain_method(), LIVE))
     assert float(state.live["idle"]) == 7.0
     assert jax.tree.structure(state.live) == jax.tree.structure(LIVE)
     assert float(FROZEN["base"]["scale"]) == 3.0 and "base" not in state.live
-    assert len(state.opt) == 2
+    assert len(state.opt[0]) == 2
 
 
 def test_the_rate_follows_the_epoch_and_sums_add_up():
-    state = trainer.phase_state(chain_method().phases[0], LIVE)
+    state = trainer.task_state(chain_method(), LIVE)
     for epoch in (0, 1):
         state = run_step(state, epoch=epoch)
     # Second step at rate 0.25: 2.75 - 0.25 * 3 * 0.25 = 2.5625.
     assert float(state.live["one"]["w"]) == pytest.approx(2.5625)
-    assert float(state.sums["learning_rate"]) == pytest.approx(0.75)
-    assert (float(state.sums["steps"]), float(state.sums["label"])) == (2.0, 5.0)
-    assert float(state.sums["first"]) == pytest.approx(0.375 + 1.5 * 0.25**2)
+    assert float(state.sums[0]["learning_rate"]) == pytest.approx(0.75)
+    assert (float(state.sums[0]["steps"]), float(state.sums[0]["label"])) == (2.0, 5.0)
+    assert float(state.sums[0]["first"]) == pytest.approx(0.375 + 1.5 * 0.25**2)
 
 
 def test_an_optimizer_remembers_its_own_leaves_alone():
     update = Update(lambda path: path[0] == "one", optim.build(SimpleNamespace(**optim.OPTIONS), 1), first_loss)
-    (opt,) = trainer.phase_state(Phase("one", 1, (update,)), LIVE).opt
+    ((opt,),) = trainer.task_state(SimpleNamespace(phases=(Phase("one", 1, (update,)),)), LIVE).opt
     assert [leaf.shape for leaf in jax.tree.leaves(opt)] == [(), (), ()]  # count, and the two moments of one number
 
 
