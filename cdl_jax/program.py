@@ -21,7 +21,9 @@ class Program:
         """
         configs.check(config)
         self.config, self.stream = config, data
-        self.info = StreamInfo(data.num_classes, tuple(len(task.classes) for task in data.tasks))
+        self.info = StreamInfo(
+            data.num_classes, tuple(len(task.classes) for task in data.tasks), tuple(data.class_names)
+        )
         self.method = names.load("methods", config.method).build(config, self.info)
         self.mesh = sharding.make_mesh(config.devices)
         size = config.train.batch_size

@@ -127,18 +127,18 @@ class _Training:
             self.live = program.start_task(self.live, self.frozen, place)
         state, self.state = self.state or program.task_state(self.live, self.frozen), None
         self.live = None  # the steps are given its buffers
-        for record.round in range(record.round, getattr(program.method, "rounds", 1)):
-            for record.phase in range(record.phase, len(program.method.phases)):
-                state = self._train_phase(task, record.phase, state)
-                record.epoch, record.step_in_epoch = 0, 0
-            record.phase = 0
+        phases = len(program.method.phases)
+        for turn in range(record.round * phases + record.phase, getattr(program.method, "rounds", 1) * phases):
+            record.round, record.phase = divmod(turn, phases)
+            state = self._train_phase(task, record.phase, state)
+            record.epoch, record.step_in_epoch = 0, 0
         self.live = program.end_task(state.live, self.frozen, place)
         accuracy, counts = self._timed_evaluation(program.stream.tasks[: task.index + 1], place)
         for network, row in accuracy.items():
             record.accuracy.setdefault(network, []).append(row)
             self._log({f"{network}/accuracy": float(np.mean(row))}, task=task.index)
         record.selection = counts
-        record.task, record.round = task.index + 1, 0
+        record.task, record.round, record.phase = task.index + 1, 0, 0
         self.checkpoints.save_task(task.index, self.live, dataclasses.asdict(record))
         if self.primary and hasattr(program.method, "export"):
             for name, params in program.method.export(jax.device_get(self.live)).items():

@@ -70,7 +70,7 @@ class Scheme:
       weight. `student` and `teacher` hold `logits` `[batch, classes]`, the `prompts` (a `Selection`) and the backbone's
       named outputs (see `models.vit.ViT`); the teacher's are constants.
     label_weight: factor of the student's cross-entropy.
-    needs_teacher: False where no teacher is trained at all.
+    needs: names of what the loss reads of the teacher's outputs; none where it needs no teacher.
     init(key) -> variables: the scheme's own, as a Flax module has them: what is under "params" is trained with the
       student, what is under "state" is not.
     start_task(variables, context, key) -> variables: those with which a task begins.
@@ -80,7 +80,7 @@ class Scheme:
 
     loss: Callable[[Any, Mapping, Mapping, jax.Array, Context], tuple[jax.Array, dict]]
     label_weight: float = 1.0
-    needs_teacher: bool = True
+    needs: tuple[str, ...] = ("logits",)
     init: Callable[[jax.Array], Any] = _no_variables
     start_task: Callable[[Any, Context, jax.Array], Any] = _nothing_changes
     student_inputs: Callable[[Any, Mapping, int, Context, bool], StudentInputs] = _nothing_added

@@ -32,6 +32,7 @@ def build(options, teacher, student) -> Scheme:
     return Scheme(
         loss=loss,
         label_weight=1 - options.alpha,
+        needs=("logits", f"block_{teacher.depth - 1}/tokens"),
         init=lambda key: regressor.init(key, jnp.zeros((1, student.dim))),
     )
 
@@ -42,6 +43,10 @@ def check_tokens(teacher, student) -> None:
     Raises:
       UserError: names the two numbers.
     """
+    if not teacher.tokens:
+        raise UserError(
+            "this scheme compares tokens, and the teacher's family has none: choose one that needs logits alone"
+        )
     if teacher.tokens != student.tokens:
         raise UserError(
             f"the teacher has {teacher.tokens} tokens, the student {student.tokens}: this scheme compares them one by "

@@ -92,6 +92,7 @@ def build(options, teacher, student) -> Scheme:
     return Scheme(
         loss=loss,
         label_weight=1 - options.alpha,
+        needs=("logits", "prompts"),
         init=lambda key: module.init(key, {}, jnp.zeros((1, student.dim))),
         start_task=start_task,
         student_inputs=student_inputs,

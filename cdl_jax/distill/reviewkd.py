@@ -70,8 +70,8 @@ def build(options, teacher, student) -> Scheme:
     def loss(variables, student_out, teacher_out, labels, context):
         del labels
         logits = kd.term(options, student_out["logits"], teacher_out["logits"], context)
-        fused = review.apply(variables, _last_blocks(student_out, student.depth, levels))
-        wanted = _last_blocks(teacher_out, teacher.depth, levels)
+        fused = review.apply(variables, [student_out[name] for name in _last_blocks(student.depth, levels)])
+        wanted = [teacher_out[name] for name in _last_blocks(teacher.depth, levels)]
         errors = [((x - y) ** 2).mean() for x, y in zip(fused, wanted, strict=True)]
         feature = options.feature_weight * sum(errors) / levels
         return logits + feature, {"kd": logits, "feature": feature}
@@ -79,9 +79,10 @@ def build(options, teacher, student) -> Scheme:
     return Scheme(
         loss=loss,
         label_weight=1 - options.alpha,
+        needs=("logits", *_last_blocks(teacher.depth, levels)),
         init=lambda key: review.init(key, [jnp.zeros((1, 1, student.dim))] * levels),
     )
 
 
-def _last_blocks(out, depth, count):
-    return [out[f"block_{i}/tokens"] for i in range(depth - count, depth)]
+def _last_blocks(depth, count):
+    return [f"block_{i}/tokens" for i in range(depth - count, depth)]

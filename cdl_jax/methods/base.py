@@ -22,10 +22,11 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a method may know of the stream: `num_classes` in all, and the number of classes of each task."""
+    """What a method may know of the stream: `num_classes` in all, the number of classes of each task, their names."""
 
     num_classes: int
     task_sizes: tuple[int, ...]
+    class_names: tuple[str, ...] = ()
 
     @property
     def num_tasks(self) -> int:
@@ -84,6 +85,9 @@ class Method(Protocol):
       states and its schedules going on where they stopped.
     image_size: side of the square pictures that the networks take.
     given: the networks among those evaluated that this run does not train.
+
+    Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells
+    as the teacher of another run, `logits` and what else has a name.
     """
 
     networks: tuple[str, ...]

@@ -4,13 +4,15 @@ CDL (arXiv 2407.13911, versions 2 to 4). For each task the teacher's prompts and
 teacher stands still and the student's prompts and heads are trained with labels and the teacher's outputs. Backbones
 are frozen; the query of both prompt pools is the class token of the student's own backbone without prompts. Version 1
 trains both at once: in each batch the teacher first, then the student with the teacher's outputs from before that.
+Teachers may also come from other runs, in whatever way they were trained; then the student alone learns here.
 
-Variables: `{"teacher": network, "student": network, "distill": the scheme's}`; a network is `{"backbone", "prompts",
+Variables: `{"teacher": network, "student": network, "distill": the scheme's}`, or `"teachers": {"0": ...}` in place of
+the first where they come from other runs; a network is `{"backbone", "prompts",
 "head", "state"}`. The backbone is frozen for the whole run. `state` holds what prompts and head keep without training
 it, so it changes between tasks only, and checkpoints have it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +24,7 @@ from cdl_jax import names, optim
 from cdl_jax.distill.base import Scheme, Spec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
+from cdl_jax.methods import teachers
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
 from cdl_jax.models import heads, vit, weights
 
@@ -30,10 +33,14 @@ OPTIONS = {
     "aux_loss_scale": 1.0,  # of the pools' losses; 2 reproduces the published two-device runs, which sum over devices
     "teacher_epochs": 0,  # 0: train.epochs
     # "teacher_first": the teacher learns the whole task, then the student. "interleaved_epochs": they take turns, an
-    # epoch of the student after each of its teacher's. "interleaved": both on each batch, the student with the teacher's
-    # training-mode outputs from before the teacher's step on that batch (version 1).
+    # epoch of the student after each of its teacher's. "interleaved": both on each batch, and the student gets the
+    # teacher's training-mode outputs from before the teacher's step on that batch (version 1).
     "schedule": "teacher_first",
     "student_rate": "",  # schedule of the student's learning rate; "": optim.schedule
+    "teachers": (),  # working directories of other runs; with several, the student learns from the mean of their logits
+    "teacher_network": "",  # which network of those runs; "": "teacher" where a run has one, else its last
+    # "same_task": those runs' networks after the task that the student is learning; "last": after their whole stream.
+    "teacher_checkpoint": "same_task",
     "same_batches": False,  # the student sees the teacher's batches again, in the same order and augmentation
 }
 
@@ -100,9 +107,10 @@ class Network:
 
 @dataclass(frozen=True)
 class CDL:
-    """See `methods.base.Method`. `teacher` is None where the scheme needs none."""
+    """See `methods.base.Method`. `teacher` is None where the scheme needs none, or `teachers` of other runs teach."""
 
     teacher: Network | None
+    teachers: tuple[teachers.Teacher, ...]
     student: Network
     scheme: Scheme
     options: Any
@@ -112,7 +120,19 @@ class CDL:
 
     @property
     def networks(self):
-        return ("student",) if self.teacher is None else ("teacher", "student")
+        return ("teacher", "student") if self.teacher or self.teachers else ("student",)
+
+    @property
+    def given(self):
+        return ("teacher",) if self.teachers else ()
+
+    @property
+    def _learning(self):
+        return {name: getattr(self, name) for name in self.networks if name not in self.given}
+
+    @property
+    def rounds(self):
+        return self.student_phase[0] if self.options.schedule == "interleaved_epochs" else 1
 
     @property
     def image_size(self):
@@ -139,32 +159,35 @@ class CDL:
         if self.teacher is not None:
             own = self.options.query == "own"
             variables["teacher"] = self.teacher.init(keys[0], self.teacher.backbone.dim if own else dim)
+        if self.teachers:
+            variables["teachers"] = {str(i): teacher.init() for i, teacher in enumerate(self.teachers)}
         return variables
 
     def load(self, variables):
         loaded = dict(variables)
-        for name in self.networks:
-            network, old = getattr(self, name), variables[name]
-            loaded[name] = {**old, "backbone": weights.load(network.weights, old["backbone"], f"{name}.weights")}
+        for name, network in self._learning.items():
+            backbone = weights.load(network.weights, variables[name]["backbone"], f"{name}.weights")
+            loaded[name] = {**variables[name], "backbone": backbone}
+        if self.teachers:
+            loaded["teachers"] = {str(i): teacher.load() for i, teacher in enumerate(self.teachers)}
         return loaded
 
     def frozen(self, path):
-        return path[1:2] == ("backbone",)
+        return path[0] == "teachers" or path[1:2] == ("backbone",)
 
     def start_task(self, variables, context):
-        keys = [jax.random.fold_in(context.key, i) for i in range(3)]
+        # By name, so that a student draws the same rows alone, with its own teacher and with those of other runs.
+        keys = {name: jax.random.fold_in(context.key, i) for i, name in enumerate(("teacher", "student", "distill"))}
         new = dict(variables)
-        for name, key in zip(self.networks, keys, strict=False):
-            network = getattr(self, name)
-            change = partial(network.prompts.start_task, context=context, key=key)
+        for name, network in self._learning.items():
+            change = partial(network.prompts.start_task, context=context, key=keys[name])
             new[name] = network.change_prompts(variables[name], change)
-        new["distill"] = self.scheme.start_task(variables["distill"], context, keys[2])
+        new["distill"] = self.scheme.start_task(variables["distill"], context, keys["distill"])
         return new
 
     def end_task(self, variables, context):
         new = dict(variables)
-        for name in self.networks:
-            network = getattr(self, name)
+        for name, network in self._learning.items():
             new[name] = network.change_prompts(variables[name], partial(network.prompts.end_task, context=context))
         return new
 
@@ -191,13 +214,10 @@ class CDL:
         """`label_weight` cross-entropy + distillation + pool loss; one query pass serves student and teacher."""
         images = batch["images"]
         query = self.student.query(variables["student"], images)
-        teacher = {}
         if "teacher" in batch:
             teacher = batch["teacher"]
-        elif self.teacher is not None:
-            teacher_query = query if self.options.query == "student" else self._teacher_query(variables, images)
-            taught = self.teacher.change_prompts(variables["teacher"], self.teacher.prompts.teaching)
-            teacher = jax.lax.stop_gradient(self.teacher(taught, images, teacher_query, context, train=False))
+        else:
+            teacher = jax.lax.stop_gradient(self._told(variables, images, query, context))
         return self.student_terms(variables, batch, query, teacher, context)
 
     def student_terms(self, variables, batch, query, teacher, context):
@@ -213,7 +233,10 @@ class CDL:
     def predict(self, variables, images, context):
         query = self.student.query(variables["student"], images)
         logits, counts, teacher = {}, {}, {}
-        if self.teacher is not None:
+        if self.teachers:
+            teacher = self._told(variables, images, query, context)
+            logits["teacher"] = teacher["logits"]
+        elif self.teacher is not None:
             teacher_query = query if self.options.query == "student" else self._teacher_query(variables, images)
             teacher = self.teacher(variables["teacher"], images, teacher_query, context, train=False)
             logits["teacher"], counts["teacher"] = teacher["logits"], teacher["prompts"].selected
@@ -221,6 +244,29 @@ class CDL:
         out = self.student(variables["student"], images, query, context, train=False, inputs=inputs)
         logits["student"], counts["student"] = self.scheme.predict(variables["distill"], out), out["prompts"].selected
         return logits, counts
+
+    def outputs(self, network, variables, images, context):
+        """What a network of this method tells as the teacher of another run (see `methods.base.Method`)."""
+        query = self.student.query(variables["student"], images)
+        teacher = self._told(variables, images, query, context)
+        if network == "teacher":
+            return teacher
+        inputs = self.scheme.student_inputs(variables["distill"], teacher, len(images), context, False)
+        taught = self.student.change_prompts(variables["student"], self.student.prompts.teaching)
+        out = self.student(taught, images, query, context, train=False, inputs=inputs)
+        return {**out, "logits": self.scheme.predict(variables["distill"], out)}
+
+    def _told(self, variables, images, query, context):
+        """What the teacher tells its student, for the student's query `[batch, dim]`; nothing where there is none."""
+        if self.teachers:
+            given = variables["teachers"]
+            return teachers.average([t.outputs(given[str(i)], images, context) for i, t in enumerate(self.teachers)])
+        if self.teacher is None:
+            return {}
+        if self.options.query == "own":
+            query = self.teacher.query(variables["teacher"], images)
+        taught = self.teacher.change_prompts(variables["teacher"], self.teacher.prompts.teaching)
+        return self.teacher(taught, images, query, context, train=False)
 
     def _teacher_query(self, variables, images):
         asks = "student" if self.options.query == "student" else "teacher"
@@ -234,17 +280,7 @@ def build(config, info: StreamInfo) -> CDL:
       UserError: options that are out of range or do not fit together.
     """
     options = config.cdl
-    if options.query not in ("student", "own"):
-        raise UserError(f"cdl.query={options.query!r}: use 'student' or 'own'")
-    if config.teacher.image_size != config.student.image_size:
-        raise UserError(
-            f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "
-            "differ: both networks see the same pictures, set them equal"
-        )
-    if options.schedule not in ("teacher_first", "interleaved"):
-        raise UserError(f"cdl.schedule={options.schedule!r}: use 'teacher_first' or 'interleaved'")
-    if options.schedule == "interleaved" and options.teacher_epochs:
-        raise UserError("cdl.teacher_epochs has no meaning with cdl.schedule='interleaved': leave it at 0")
+    _check(config)
     pool = names.load("models.prompts", config.learner.name)
     head = getattr(pool, "head", heads.LinearHead)(info.num_classes)
 
@@ -259,18 +295,27 @@ def build(config, info: StreamInfo) -> CDL:
         tokens = 1 + (section.image_size // section.patch_size) ** 2
         return Spec(section.dim, section.depth, tokens, info.num_classes, info.num_tasks, head, config.learner)
 
-    scheme = names.load("distill", config.distill.name).build(
-        config.distill, spec(config.teacher), spec(config.student)
+    given = tuple(
+        teachers.find(folder, options.teacher_network, options.teacher_checkpoint, info, config.student.image_size)
+        for folder in options.teachers
     )
+    teacher_spec = spec(config.teacher)
+    if given:
+        section = given[0].config.get(given[0].network, {})
+        teacher_spec = spec(section) if "patch_size" in section else replace(teacher_spec, dim=0, depth=0, tokens=0)
+    scheme = names.load("distill", config.distill.name).build(config.distill, teacher_spec, spec(config.student))
     query_dim = config.student.dim
     teacher = None
-    if scheme.needs_teacher:
+    if given:
+        _check_given(given, scheme, config)
+    elif scheme.needs:
         teacher = network(config.teacher, query_dim if options.query == "student" else config.teacher.dim)
     epochs = config.train.epochs
     teacher_epochs = options.teacher_epochs or epochs
     student_optim = ConfigDict({**config.optim, "schedule": options.student_rate or config.optim.schedule})
     return CDL(
         teacher=teacher,
+        teachers=given if scheme.needs else (),
         student=network(config.student, query_dim),
         scheme=scheme,
         options=options,
@@ -278,6 +323,52 @@ def build(config, info: StreamInfo) -> CDL:
         teacher_phase=(teacher_epochs, optim.build(config.optim, teacher_epochs)),
         student_phase=(epochs, optim.build(student_optim, epochs)),
     )
+
+
+def _check(config):
+    """Refuses options that are out of range or do not fit together."""
+    options, epochs = config.cdl, config.train.epochs
+    choices = {
+        "query": ("student", "own"),
+        "schedule": ("teacher_first", "interleaved_epochs", "interleaved"),
+        "teacher_checkpoint": ("same_task", "last"),
+    }
+    for key, known in choices.items():
+        if options[key] not in known:
+            raise UserError(f"cdl.{key}={options[key]!r}: use {' or '.join(map(repr, known))}")
+    if config.teacher.image_size != config.student.image_size and not options.teachers:
+        raise UserError(
+            f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "
+            "differ: both networks see the same pictures, set them equal"
+        )
+    if options.schedule == "interleaved" and options.teacher_epochs:
+        raise UserError("cdl.teacher_epochs has no meaning with cdl.schedule='interleaved': leave it at 0")
+    if options.schedule == "interleaved_epochs" and options.teacher_epochs % epochs:
+        raise UserError(
+            f"cdl.teacher_epochs={options.teacher_epochs} must be a multiple of train.epochs={epochs}: with "
+            "cdl.schedule='interleaved_epochs' the teacher does its share of them before each epoch of the student"
+        )
+    if options.teachers and options.schedule != "teacher_first":
+        raise UserError(
+            f"cdl.schedule={options.schedule!r} has no meaning with cdl.teachers, which learn no more: leave it at "
+            "'teacher_first'"
+        )
+
+
+def _check_given(given, scheme, config):
+    """Refuses teachers of other runs that do not tell what the scheme reads."""
+    size = config.student.image_size
+
+    def told(variables, images):
+        return teachers.average([t.outputs(v, images, _blank_context()) for t, v in zip(given, variables, strict=True)])
+
+    shapes = jax.eval_shape(lambda: told([t.init() for t in given], jnp.zeros((2, size, size, 3))))
+    missing = [name for name in scheme.needs if name not in shapes]
+    if missing:
+        raise UserError(
+            f"distill.name={config.distill.name!r} reads {missing[0]!r} of its teacher, which "
+            f"{' and '.join(str(t.folder) for t in given)} do not give in one shape: choose a scheme that reads logits"
+        )
 
 
 def _of(variables, part):

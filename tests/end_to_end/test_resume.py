@@ -19,9 +19,9 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-def kill_at_line(workdir, lines, number):
+def kill_at_line(workdir, lines, number, arguments=ARGUMENTS):
     """Starts the run and sends it the signal once metrics.jsonl has so many lines."""
-    process = start(*ARGUMENTS, "--workdir", workdir)
+    process = start(*arguments, "--workdir", workdir)
     path = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
@@ -59,3 +59,20 @@ def test_asked_to_end_it_saves_says_so_and_goes_on(uninterrupted, tmp_path):
     assert "SIGTERM: saved after step" in err.splitlines()[-1]
     run(*ARGUMENTS, "--workdir", tmp_path)
     assert_same(tmp_path, uninterrupted)
+
+
+def test_killed_between_rounds_it_keeps_both_optimizers_and_what_no_optimizer_trains(tmp_path):
+    # APT's merged prompts are state; with turns of an epoch the other network's optimizer waits within a task.
+    arguments = (
+        "--config",
+        f"{TINY}:learner=apt",
+        "--config.cdl.schedule=interleaved_epochs",
+        "--config.train.epochs=3",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(*arguments, "--workdir", whole)
+    total = (whole / "metrics.jsonl").read_bytes().count(b"\n")
+    process, _ = kill_at_line(killed, random.randrange(total // 3, 2 * total // 3), signal.SIGKILL, arguments)
+    assert process.returncode == -signal.SIGKILL
+    run(*arguments, "--workdir", killed)
+    assert_same(killed, whole)

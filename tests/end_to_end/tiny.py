@@ -1,6 +1,12 @@
-"""A run of seconds on glyph_mini: two small random ViTs, L2P, logit distillation."""
+"""A run of seconds on glyph_mini: two small random ViTs, any learner and scheme."""
 
 from cdl_jax import config as base
+
+SMALL = {
+    "l2p": {"pool": 6, "length": 4, "top_k": 2},
+    "dualprompt": {"length": 4, "general_length": 2, "general_layers": 1, "expert_layers": 1},
+    "coda": {"pool": 10, "length": 4, "layers": 2},
+}
 
 
 def get_config(text=""):
@@ -8,7 +14,7 @@ def get_config(text=""):
     config = base.default("cdl", teacher="mini_teacher", student="mini_student", **choices)
     for section, dim in ((config.teacher, 32), (config.student, 16)):
         section.update(dim=dim, depth=2, heads=2, patch_size=16, weights="random")
-    config.learner.update(pool=6, length=4, top_k=2)
+    config.learner.update(SMALL.get(choices["learner"], {}))
     config.data.num_tasks = 5
     config.data.max_train_per_class = 16
     config.data.max_test_per_class = 8

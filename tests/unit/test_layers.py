@@ -15,11 +15,11 @@ LAYERS = (
     ("data",),
     ("models", "losses"),
     ("distill",),
-    ("optim",),
+    ("optim", "checkpoint"),
     ("methods",),
     ("sharding", "trainer"),
     ("program",),
-    ("checkpoint", "metrics", "writers", "workdir", "results", "plots", "report"),
+    ("metrics", "writers", "workdir", "results", "plots", "report"),
     ("run", "describe"),
     ("main", "download", "fetch"),
 )

@@ -94,7 +94,7 @@ def test_a_sure_teacher_or_student_gives_finite_gradients(module):
 
 def test_no_scheme_has_no_loss_and_no_teacher():
     alone = scheme(none)
-    assert (alone.needs_teacher, alone.label_weight) == (False, 1.0)
+    assert (alone.needs, alone.label_weight) == ((), 1.0)
     value, terms = alone.loss({}, {"logits": STUDENT}, {}, LABELS, PLACE)
     assert float(value) == 0 and terms == {}
     np.testing.assert_array_equal(alone.predict({}, {"logits": STUDENT}), STUDENT)

@@ -1,0 +1,154 @@
+"""Networks that other runs have trained, as teachers that learn no more.
+
+The run may be of any method: what it says of a network's outputs (`Method.outputs`), or at least its predictions, is
+what the teacher tells. Its weights become frozen variables of the run that is taught, which needs the other's
+checkpoints only once.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from cdl_jax import config as configs
+from cdl_jax import names
+from cdl_jax.checkpoint import Checkpoints
+from cdl_jax.errors import UserError
+from cdl_jax.methods.base import StreamInfo, join, split
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network of another run, as it was after one task or after each.
+
+    folder: the run's working directory. config: its resolved config. info: its stream. method: its method.
+    network: one of the method's networks.
+    tasks: the checkpoints that are used: one for the whole stream, or one for each task.
+    """
+
+    folder: Path
+    config: Any
+    info: StreamInfo
+    method: Any
+    network: str
+    tasks: tuple[int, ...]
+
+    def init(self):
+        """The variables, all zero: {"frozen": the run's, "tasks": its live ones, stacked over `tasks`}."""
+        live, frozen = self._shapes
+        zeros = {"frozen": frozen, "tasks": jax.tree.map(lambda x: _stacked(x, len(self.tasks)), live)}
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+
+    def load(self):
+        """The variables as the run's checkpoints have them, as NumPy arrays.
+
+        Raises:
+          UserError: a checkpoint cannot be read.
+        """
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        live, frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), self._shapes)
+        with Checkpoints(self.folder, read_only=True) as checkpoints:
+            tasks = [jax.device_get(checkpoints.restore_task(task, live)) for task in self.tasks]
+            frozen = jax.device_get(checkpoints.restore_frozen(frozen))
+        return {"frozen": frozen, "tasks": jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)}
+
+    def outputs(self, variables, images, context) -> dict:
+        """What the network says of `images` after the task of `context`: `logits` `[batch, classes]` among others."""
+        each_task = len(self.tasks) > 1
+        live = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
+        if not each_task:  # it has learnt all classes, whatever the task is here
+            last = jnp.int32(self.info.num_tasks - 1)
+            first = jnp.int32(self.info.num_classes - self.info.task_sizes[-1])
+            context = context.replace(task=last, first=first, end=jnp.int32(self.info.num_classes))
+        joined = join(variables["frozen"], live)
+        if hasattr(self.method, "outputs"):
+            return self.method.outputs(self.network, joined, images, context)
+        return {"logits": self.method.predict(joined, images, context)[0][self.network]}
+
+    @cached_property
+    def _shapes(self):
+        shapes = jax.eval_shape(self.method.init, jax.random.key(0))
+        return split(shapes, lambda path: not self.method.frozen(path))
+
+
+def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_size: int) -> Teacher:
+    """The teacher that a config names; nothing but the run's JSON files is read.
+
+    Args:
+      folder: the working directory of a run on the same classes in the same order.
+      network: name of one of its networks; "": "teacher" where it has one, else the last.
+      checkpoint: "same_task", the one after the task that is being taught, from a run with the same tasks; or "last".
+      info: the stream that is taught. image_size: side of its pictures, as the student takes them.
+
+    Raises:
+      UserError: there is no such run, it is not finished, or it does not fit.
+    """
+    folder = Path(folder)
+    config, stream = _read(folder)
+    sizes = tuple(len(task["classes"]) for task in stream["tasks"])
+    known = StreamInfo(sum(sizes), sizes, tuple(name for task in stream["tasks"] for name in task["classes"]))
+    if known.class_names != info.class_names:
+        raise UserError(
+            f"the teacher's run {folder} learnt other classes, or in another order: choose a run of this stream"
+        )
+    if checkpoint == "same_task" and sizes != info.task_sizes:
+        raise UserError(
+            f"the teacher's run {folder} has {known.num_tasks} tasks, this one has {info.num_tasks}: say "
+            "cdl.teacher_checkpoint='last', or choose a run with the same tasks"
+        )
+    try:
+        method = names.load("methods", config.method).build(config, known)
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"the teacher's run {folder} was made by another version ({error}): train it anew") from None
+    network = network or ("teacher" if "teacher" in method.networks else method.networks[-1])
+    if network not in method.networks:
+        raise UserError(
+            f"the teacher's run {folder} has no network {network!r}: {names.nearest(network, method.networks)}"
+        )
+    if method.image_size != image_size:
+        raise UserError(
+            f"the teacher's run {folder} takes pictures of {method.image_size} pixels, the student of {image_size}: "
+            f"set student.image_size={method.image_size} or choose another run"
+        )
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        finished = checkpoints.finished_tasks()
+    if len(finished) < known.num_tasks:
+        raise UserError(
+            f"the teacher's run {folder} has learnt {len(finished)} of {known.num_tasks} tasks: finish it first"
+        )
+    tasks = tuple(range(known.num_tasks)) if checkpoint == "same_task" else (known.num_tasks - 1,)
+    return Teacher(folder, config, known, method, network, tasks)
+
+
+def average(outputs: Sequence[dict]) -> dict:
+    """The mean of what several teachers say, of those outputs that all of them have in the same shape."""
+    if len(outputs) == 1:
+        return outputs[0]
+    alike = [name for name, value in outputs[0].items() if all(_shape(o.get(name)) == _shape(value) for o in outputs)]
+    return {name: jax.tree.map(lambda *x: sum(x) / len(x), *(o[name] for o in outputs)) for name in alike}
+
+
+def _shape(tree):
+    return jax.tree.structure(tree), [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+
+def _stacked(leaf, count):
+    return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
+
+
+def _read(folder):
+    try:
+        config = ml_collections.ConfigDict(configs.json_free(configs.read(folder)["config"]))
+        return config, json.loads((folder / "results.json").read_text())["stream"]
+    except (OSError, TypeError, KeyError, ValueError):
+        raise UserError(
+            f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run"
+        ) from None
