@@ -6,7 +6,49 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
+_QUANTITIES = ("values", "grads", "after_steps")
+
 
 def pytest_addoption(parser):
     own = Path(__file__).parent / "parity" / "goldens"
     parser.addoption("--goldens", type=Path, default=own, help="folder of fixtures that tests/parity replays")
+    parser.addoption("--parity-table", type=Path, help="file for the largest errors that tests/parity found")
+
+
+def pytest_configure(config):
+    if config.getoption("--parity-table") and not hasattr(config, "workerinput"):  # workers report to this process
+        config.pluginmanager.register(_ParityTable(config.getoption("--parity-table")))
+
+
+class _ParityTable:
+    """Collects what each replay found and writes the table when all are done."""
+
+    def __init__(self, path):
+        self.path, self.rows, self.missing = path, {}, 0
+
+    def pytest_runtest_logreport(self, report):
+        found = dict(report.user_properties).get("parity")
+        if report.when == "call" and found:
+            self.rows.setdefault((found["system"], found["kind"]), []).append(found)
+        elif "test_equals_the_authors_program" in report.nodeid and (report.failed or report.skipped):
+            self.missing += 1
+
+    def pytest_sessionfinish(self, session):
+        lines = [
+            "# Equal to the authors' programs",
+            "",
+            "Largest error of each kind of fixture, `max|ours - theirs| / max|theirs|` over all its arrays: outputs",
+            "and losses, gradients, and parameters after optimizer steps. Theirs were computed in float64, ours in",
+            "float32. Written by `pytest tests/parity --goldens DIR --parity-table docs/parity.md`, where DIR may hold",
+            "more cases than `tests/parity/goldens`.",
+            "",
+            "| system | kind | cases | values | gradients | after steps |",
+            "|---|---|---|---|---|---|",
+        ]
+        for (system, kind), found in sorted(self.rows.items()):
+            worst = [max((f[q] for f in found if q in f), default=None) for q in _QUANTITIES]
+            cells = ["-" if w is None else f"{w:.1e}" for w in worst]
+            lines.append(f"| {system} | {kind} | {len(found)} | {' | '.join(cells)} |")
+        if self.missing:
+            lines += ["", f"{self.missing} more cases failed or have no counterpart here."]
+        self.path.write_text("\n".join(lines) + "\n")
