@@ -6,18 +6,18 @@
         --config.student.weights=vit_small_patch16_224.augreg_in21k_ft_in1k.safetensors
     python -m cdl_jax.report runs/coda_dcdl/*
 
-| argument | values, the default first |
-|---|---|
-| version | v4, v3 (as v4), v2, v1: of the paper |
-| data | cifar100, imagenet_r |
-| learner | l2p, dualprompt, coda, apt (v4) |
-| distill | kd, none, dkd, fitnets, reviewkd, kd_token (v2: KD-Token, v3: KDP, v4: D-CDL), deit (v3, v4), prompt_mapping (v1) |
-| student | vit_s16, vit_b16, vit_ti16 (v1), vit_l16 (v1, without a teacher) |
-| teacher | the papers': vit_b16, of vit_b16 vit_l16 |
-| reference | false: as the papers describe it. true: with what the authors' program did besides, as the tables were made |
+version    of the paper: v4, v3 (the same without APT), v2, v1
+data       cifar100, imagenet_r
+learner    l2p, dualprompt, coda, apt (v4)
+distill    kd, none, dkd, fitnets, reviewkd, kd_token (v4: D-CDL, v3: KDP, v2: KD-Token), deit (v3, v4),
+           prompt_mapping (v1)
+student    vit_s16, vit_b16, vit_ti16 (v1), vit_l16 (v1, alone)
+teacher    the papers': vit_b16, for a student vit_b16 vit_l16
+reference  false: as the papers have it. true: with what the authors' program did besides: losses of pools and features
+           twice, for they were summed over two GPUs, and an APT teacher that teaches with the tasks before
 
-`python -m cdl_jax.report --paper cdl` lists all results with the arguments that lead to them, in this order.
-"""  # noqa: E501
+The first value is the default. `python -m cdl_jax.report --paper cdl` lists all published results by these arguments.
+"""
 
 from cdl_jax import config as base
 from cdl_jax.published import cdl

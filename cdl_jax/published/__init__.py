@@ -4,11 +4,15 @@ A file holds `title`, `paper`, `source` (where the numbers come from and how far
 and `cells`: a list for each published result, with the value of each key, the value of each metric, and a note on that
 cell. `metrics` maps a column of the paper to what a run reports: `network` and `name` in its results.json, `within`,
 the difference that counts as reproduced, and, where the paper counts otherwise, `times` and `plus`
-(`ours = plus + times * reported`; an error is 100 - accuracy). `same_in_config` names keys whose values stand in a
-run's config under the same name.
+(`ours = plus + times * reported`; an error is 100 - accuracy).
 
-A module of the system's name offers `build(**keys, reference=False)`, the config of a cell, and `irrelevant(config)`,
-the prefixes of keys that have no effect in it. Without one a table can be shown, and no run is compared with it.
+A module of the system's name says with what settings the results were made, so that runs can be told to be of a cell;
+without one the table can be shown, and no run is compared with it. It offers
+
+build(**keys, reference=False) -> the config of a cell; with `reference`, with what the authors' program did besides.
+NAMED: key of a cell -> key of a config, where both have the same value.
+IDENTITY: keys of a config that make a run one of a cell; all others are its settings.
+irrelevant(config) -> prefixes of keys without effect in a flat config.
 """
 
 import json
@@ -44,14 +48,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """All results of a system. `metrics`: column -> Metric; `same_in_config`: key of a cell -> key of a config."""
+    """All results of a system; `metrics`: column -> Metric."""
 
     system: str
     title: str
     paper: str
     source: str
     metrics: Mapping[str, Metric]
-    same_in_config: Mapping[str, str]
     cells: tuple[Cell, ...]
 
 
@@ -69,5 +72,4 @@ def table(system: str) -> Table:
     for row in content["cells"]:
         where, values, (note,) = row[: len(keys)], row[len(keys) : -1], row[-1:]
         cells.append(Cell(dict(zip(keys, where, strict=True)), dict(zip(metrics, values, strict=True)), note))
-    same = content["same_in_config"]
-    return Table(system, content["title"], content["paper"], content["source"], metrics, same, tuple(cells))
+    return Table(system, content["title"], content["paper"], content["source"], metrics, tuple(cells))

@@ -8,6 +8,11 @@ from cdl_jax import config as base
 from cdl_jax import names
 from cdl_jax.errors import UserError
 
+NAMED = {"data": "data.name", "learner": "learner.name"}
+IDENTITY = ("method", "data.name", "learner.name", "distill.name") + tuple(
+    f"{network}.{size}" for network in ("teacher", "student") for size in ("dim", "depth")
+)
+
 _DATA = {
     "cifar100": {"epochs": 20, "test": "resize"},
     "imagenet_r": {"epochs": 35, "test": "resize_center_crop"},
