@@ -94,15 +94,16 @@ def table(published_table: Table, found: list[Match], version: str = "", *, whol
     metrics = published_table.metrics
     head = [[name, "ours", "reproduced?"] for name in metrics]
     rows = [["published result", "settings", "seeds", *(text for three in head for text in three), "note"]]
-    for label, cells in _alike(published_table, version):
-        own = {}  # the same runs may stand for a cell with both kinds of settings, and for cells of several versions
+    for cells in _alike(published_table, version):
+        own = {}  # the same runs may be of a cell with both kinds of settings, and of a cell in several versions
         for match in found:
             if any(match.cell is cell for cell in cells):
                 own.setdefault(id(match.group), []).append(match)
-        rows += [[label, *_told(several, metrics)] for several in own.values()]
-        if whole and not own:
-            shown = (text for name in metrics for text in (_number(cells[-1].values[name]), "-", "not run"))
-            rows.append([label, "-", "0", *shown, cells[-1].note])
+        rows += [_told(several, metrics) for several in own.values()]
+        matched = [match.cell for several in own.values() for match in several]
+        if missing := [cell for cell in cells if whole and not any(cell is other for other in matched)]:
+            shown = (text for name in metrics for text in (_number(missing[-1].values[name]), "-", "not run"))
+            rows.append([_label(missing), "-", "0", *shown, missing[-1].note])
     return rows
 
 
@@ -130,25 +131,31 @@ def verdict(paper: float, ours: list[float], within: float) -> str:
 
 
 def _alike(published_table, version):
-    """(label, cells) of cells that differ in the version alone, values included."""
+    """Lists of cells that differ in the version alone, values included."""
     alike = {}
     for cell in published_table.cells:
-        rest = {key: value for key, value in cell.where.items() if key != "version"}
         if not version or cell.where.get("version") == version:
-            alike.setdefault((*rest.values(), *cell.values.values()), []).append(cell)
-    for cells in alike.values():
-        rest = [value for key, value in cells[0].where.items() if key != "version"]
-        yield " ".join(filter(None, ["/".join(c.where.get("version", "") for c in cells), *rest])), cells
+            alike.setdefault((*_without_version(cell), *cell.values.values()), []).append(cell)
+    return alike.values()
+
+
+def _without_version(cell):
+    return [value for key, value in cell.where.items() if key != "version"]
+
+
+def _label(cells):
+    versions = "/".join(dict.fromkeys(cell.where.get("version", "") for cell in cells))
+    return " ".join(filter(None, [versions, *_without_version(cells[0])]))
 
 
 def _told(several, metrics: dict[str, Metric]):
-    """What follows the label in the row of some runs; `several` are their matches with cells of one label."""
+    """The row of some runs; `several` are their matches with cells that are alike."""
     match, apart = several[0], several[0].apart
     runs = match.group.runs.values()
     running = sum(not run.finished for run in runs)
     seeds = f"{len(runs) - running} ({running} unfinished)" if running else str(len(runs))
     settings = " or ".join(sorted({f"reference={str(m.reference).lower()}" for m in several}))
-    told = ["other" if apart else settings, seeds]
+    told = [_label([m.cell for m in several]), "other" if apart else settings, seeds]
     for name, metric in metrics.items():
         paper = match.cell.values[name]
         reported = match.group.values(metric.network, metric.name, finished=True).values()

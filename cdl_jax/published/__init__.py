@@ -40,11 +40,6 @@ class Cell:
     values: Mapping[str, float]
     note: str
 
-    @property
-    def label(self) -> str:
-        """The keys' values that are not empty."""
-        return " ".join(filter(None, self.where.values()))
-
 
 @dataclass(frozen=True)
 class Table:

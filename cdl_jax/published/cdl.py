@@ -45,7 +45,13 @@ def build(version="v4", data="cifar100", learner="l2p", distill="kd", teacher=""
     for key, value, known in (("version", version, _ROWS), ("data", data, _DATA)):
         if value not in known:
             raise UserError(f"config argument {key}={value!r}: {names.nearest(value, known)}")
-    scheme, options = _ROWS[version].get(distill, (distill, {}))
+    schemes = {name: (name, {}) for name in names.available("distill")} | _ROWS[version]
+    if distill not in schemes and "." not in distill:
+        raise UserError(
+            f"config argument distill={distill!r}: no row of version {version} and no scheme; "
+            + names.nearest(distill, schemes)
+        )
+    scheme, options = schemes.get(distill, (distill, {}))
     if scheme == "none":
         teacher = student  # not trained; its section stays
     elif not teacher and student not in _TEACHERS:

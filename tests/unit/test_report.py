@@ -162,6 +162,43 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_paired_differences(
     assert len(table) == 3
 
 
+def distilled(folder, seed, teacher, student, **changes):
+    config = {**with_seed(seed), "distill": {"name": "kd", "alpha": 0.5}, "student": {"dim": 8}, **changes}
+    return store(folder, config, teacher=teacher, student=student)
+
+
+def alone(folder, seed, last, **changes):
+    config = {**with_seed(seed), "distill": {"name": "none"}, "student": {"dim": 8}, **changes}
+    return store(folder, config, student=last)
+
+
+def test_the_gap_to_the_teacher_is_closed_over_paired_seeds(tmp_path):
+    runs = [alone(tmp_path / f"a{s}", s, value) for s, value in ((0, 50.0), (1, 54.0), (5, 0.0))]
+    runs += [
+        distilled(tmp_path / f"k{s}", s, *values) for s, values in enumerate([(70.0, 58.0), (74.0, 60.0), (9.0, 9.0)])
+    ]
+    table = compared(runs)
+    # Seeds 0 and 1 are paired: (8 + 6) / (20 + 20).
+    assert table[0][-1] == "gap closed"
+    assert [(row[1], row[-1]) for row in table[1:]] == [("student", "-"), ("teacher", "-"), ("student", "35%")]
+
+
+def test_no_gap_is_closed_without_a_student_to_compare_with_or_a_better_teacher(tmp_path):
+    taught = distilled(tmp_path / "k", 0, 70.0, 60.0)
+    strangers = [
+        alone(tmp_path / "s", 0, 50.0, student={"dim": 16}),
+        alone(tmp_path / "d", 0, 50.0, data={"name": "x"}),
+        alone(tmp_path / "l", 0, 50.0, learner={"name": "coda"}),
+        alone(tmp_path / "seed", 3, 50.0),
+        alone(tmp_path / "better", 0, 70.0, optim={"name": "sgd"}),
+    ]
+    for stranger in strangers:
+        assert compared([stranger, taught])[0][-1] == "last, difference to the first"
+    # The nearest in all other settings counts: not the one with another optimizer.
+    table = compared([*strangers, alone(tmp_path / "a", 0, 50.0), taught])
+    assert table[-1][-1] == "50%"
+
+
 def test_free_keys_and_the_order_seed_do_not_part_runs(tmp_path):
     other = {**with_seed(1), "data": {"path": "b", "class_order_seed": 1}, "log": {"every_steps": 3}}
     table = compared([store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", other, student=52.0)])
