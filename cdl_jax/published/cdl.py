@@ -90,4 +90,4 @@ def irrelevant(config: dict) -> tuple[str, ...]:
     """Prefixes of keys of a flat config that have no effect in it: without a teacher, all that tells about one."""
     if config.get("distill.name") != "none":
         return ()
-    return ("teacher.", "learner.teacher_prompts", *(f"cdl.{key}" for key in ("query", "teacher_epochs", "schedule")))
+    return ("teacher.", "learner.teacher_prompts", "cdl.query", "cdl.schedule", "cdl.teacher")
