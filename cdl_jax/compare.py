@@ -10,7 +10,7 @@ from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 
 SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
-_SAME_STUDENT = ("data.", "learner.", "student.")
+_SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.epochs")
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def table(groups: list[Group]) -> list[list[str]]:
 def gap_closed(group: Group, groups: list[Group]) -> float | None:
     """(student - alone) / (teacher - alone), of the means of `last` over the seeds that both groups have.
 
-    `alone` is the student of the group without a teacher (`distill.name` "none") that has the same student, learner
-    and data; of several, the one whose config differs in the fewest other keys. `teacher` is the distilled run's own.
+    `alone` is the student of the group without a teacher (`distill.name` "none") that learns the same data with the
+    same learner, optimizer and number of epochs; of several, the one whose config differs in the fewest other keys.
+    `teacher` is the distilled run's own.
     None where there is no such group or seed, and where the teacher is not above the student alone.
     """
     if group.config.get("distill.name", "none") == "none":

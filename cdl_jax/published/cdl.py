@@ -52,17 +52,16 @@ def build(version="v4", data="cifar100", learner="l2p", distill="kd", teacher=""
             + names.nearest(distill, schemes)
         )
     scheme, options = schemes.get(distill, (distill, {}))
-    if scheme == "none":
-        teacher = student  # not trained; its section stays
-    elif not teacher and student not in _TEACHERS:
+    alone = scheme == "none"
+    teacher = teacher or _TEACHERS.get(student, student if alone else "")
+    if not teacher:
         raise UserError(f"config argument student={student}: the papers give it no teacher, name one with teacher=")
-    teacher = teacher or _TEACHERS[student]
     config = base.default("cdl", data=data, learner=learner, distill=scheme, teacher=teacher, student=student)
     config.distill.update(options)
     config.data.num_tasks = 10
     config.augment.update(train="random_resized_crop", flip=True, test=_DATA[data]["test"])
     config.train.epochs = _DATA[data]["epochs"]
-    config.train.batch_size = 32 if teacher == "vit_l16" else 64
+    config.train.batch_size = 32 if "vit_l16" in ((student,) if alone else (teacher, student)) else 64
     if version in ("v1", "v2") and "pull" in config.learner:
         config.learner.pull = "legacy_sum"
     if reference:

@@ -190,11 +190,13 @@ def test_no_gap_is_closed_without_a_student_to_compare_with_or_a_better_teacher(
         alone(tmp_path / "d", 0, 50.0, data={"name": "x"}),
         alone(tmp_path / "l", 0, 50.0, learner={"name": "coda"}),
         alone(tmp_path / "seed", 3, 50.0),
-        alone(tmp_path / "better", 0, 70.0, optim={"name": "sgd"}),
+        alone(tmp_path / "optim", 0, 50.0, optim={"name": "sgd"}),
+        alone(tmp_path / "epochs", 0, 50.0, train={"epochs": 1}),
+        alone(tmp_path / "better", 0, 70.0, train={"batch_size": 1}),
     ]
     for stranger in strangers:
         assert compared([stranger, taught])[0][-1] == "last, difference to the first"
-    # The nearest in all other settings counts: not the one with another optimizer.
+    # The nearest in all other settings counts: not the one with another batch size.
     table = compared([*strangers, alone(tmp_path / "a", 0, 50.0), taught])
     assert table[-1][-1] == "50%"
 
