@@ -1,22 +1,23 @@
-"""What runs have come to: the report page of one, the table of several.
+"""What runs have come to: the report page of one, the table of several, and published results beside them.
 
-python -m cdl_jax.report RUN [RUN ...] [--out FILE.md | --out FILE.html]
+python -m cdl_jax.report RUN [RUN ...] [--paper NAME] [--out FILE.md | --out FILE.html]
+
+Runs with the settings of a published result are shown beside it, with whether they reproduce it. --paper shows a whole
+published table, that of a system (cdl) or of a version of its paper (v4), and needs no run.
 """
 
 import html
-import json
 import math
-import statistics
 import sys
+import textwrap
 from pathlib import Path
 
+from cdl_jax import compare, plots, published, replication, workdir
 from cdl_jax import config as configs
-from cdl_jax import plots, workdir
 from cdl_jax.errors import UserError
 
 _LOSSES = "Loss terms; dotted lines part the tasks."
 _CURVES = "Accuracy over the tasks seen: solid the mean, dotted the worst task."
-_SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #888; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
@@ -78,9 +79,9 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> 
 
 def summary(results: dict) -> str:
     """The table of a run's networks for the terminal."""
-    rows = [["", *_SHOWN]]
+    rows = [["", *compare.SHOWN]]
     for name, network in results["networks"].items():
-        rows.append([name, *(_number(network["metrics"][metric]) for metric in _SHOWN)])
+        rows.append([name, *(_number(network["metrics"][metric]) for metric in compare.SHOWN)])
     return _aligned(rows)
 
 
@@ -88,80 +89,6 @@ def entropy(counts) -> float:
     """Bits of the distribution that counts make; 0 where all fall on one row."""
     total = sum(counts)
     return sum(-c / total * math.log2(c / total) for c in counts if c) if total else 0.0
-
-
-def compare(runs: list[Path]) -> list[list[str]]:
-    """Rows of a table over runs: those that differ in the seed alone make one row, with mean and spread.
-
-    The last column is the paired difference of `last` to the first group with the same seeds and network: mean and
-    standard error over the seeds that both have.
-
-    Raises:
-      UserError: a folder holds no results, or two hold the same config and seed, which would count one run twice.
-    """
-    groups = {}
-    for folder in runs:
-        path = Path(folder) / "results.json"
-        try:
-            results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
-            seed = (config.pop("seed"), config.pop("data.class_order_seed", 0))
-            done = results["status"] == "finished"
-            values = {n: {m: net["metrics"][m] for m in _SHOWN} for n, net in results["networks"].items()}
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = f"no {error} in it" if isinstance(error, KeyError) else error
-            raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
-        key = json.dumps({k: v for k, v in config.items() if not k.startswith(configs.FREE)}, sort_keys=True)
-        group = groups.setdefault(key, {})
-        if seed in group:
-            raise UserError(f"{folder} and {group[seed][0]} are runs of one config and seed: name one of them")
-        group[seed] = (folder, done, values)
-    labels = _labels([json.loads(key) for key in groups])
-    table, first = [["run", "network", "seeds", *_SHOWN, "last, difference to the first"]], {}
-    for label, by_seed in zip(labels, groups.values(), strict=True):
-        for network in dict.fromkeys(name for _, _, networks in by_seed.values() for name in networks):
-            values = {seed: networks[network] for seed, (_, _, networks) in by_seed.items() if network in networks}
-            running = sum(not by_seed[seed][1] for seed in values)
-            count = f"{len(values)} ({running} unfinished)" if running else str(len(values))
-            cells = [_spread([v[metric] for v in values.values()]) for metric in _SHOWN]
-            base = first.setdefault(network, values)
-            pairs = [
-                values[seed]["last"] - base[seed]["last"] for seed in values if seed in base and base is not values
-            ]
-            table.append([label, network, count, *cells, _difference(pairs)])
-    return table
-
-
-def _labels(configs_of_groups):
-    """For each group the values in which groups differ; no two are alike."""
-    keys = sorted({key for config in configs_of_groups for key in config})
-    told = [k for k in keys if len({json.dumps(c.get(k)) for c in configs_of_groups}) > 1]
-    # Options of the part that a name chooses differ with it, and say nothing more.
-    names = {k.rsplit(".", 1)[0] for k in told if k.endswith(".name")}
-    short = [k for k in told if k.endswith(".name") or k.rsplit(".", 1)[0] not in names]
-    labels = [", ".join(f"{k}={c[k]}" for k in short if k in c) for c in configs_of_groups]
-    for label in {label for label in labels if labels.count(label) > 1}:
-        # Groups of one name: here its options are what parts them.
-        alike = [i for i, other in enumerate(labels) if other == label]
-        for i in alike:
-            own = configs_of_groups[i]
-            apart = [k for k in told if len({json.dumps(configs_of_groups[j].get(k)) for j in alike}) > 1]
-            labels[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
-    return [label or "all" for label in labels]
-
-
-def _spread(values):
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def _difference(pairs):
-    if not pairs:
-        return "-"
-    mean = f"{statistics.fmean(pairs):+.2f}"
-    return f"{mean} ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}" if len(pairs) > 1 else mean
 
 
 def _metrics_table(results):
@@ -221,7 +148,8 @@ def _aligned(rows):
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            c.ljust(w) if head in (rows[0][0], "note") else c.rjust(w)
+            for c, w, head in zip(row, widths, rows[0], strict=True)
         ).rstrip()
         for row in rows
     )
@@ -232,34 +160,72 @@ def _markdown(rows):
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
-def _html(rows):
-    head, *rest = [[_text(cell) for cell in row] for row in rows]
-    lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>", *(f"<tr><td>{'</td><td>'.join(r)}</td></tr>" for r in rest)]
-    return _page("Runs", ["<h1>Runs</h1>", f"<table>{''.join(lines)}</table>"])
+def _html(sections):
+    parts = []
+    for title, rows, legend in sections:
+        head, *rest = [[_text(cell) for cell in row] for row in rows]
+        lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>"]
+        lines += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rest]
+        parts += [f"<h1>{_text(title)}</h1>", f"<table>{''.join(lines)}</table>", f"<p class=quiet>{_text(legend)}</p>"]
+    return _page(sections[0][0], parts)
+
+
+def _sections(runs, paper):
+    """(title, rows, legend) of the tables to show."""
+    groups = compare.read([Path(folder) for folder in runs])
+    sections = [("Runs", compare.table(groups), "")] if groups else []
+    chosen = replication.choose(paper) if paper else [(published.table(name), "") for name in published.systems()]
+    for table, version in chosen:
+        rows = replication.table(table, replication.matches(groups, table), version, whole=bool(paper))
+        if len(rows) > 1:
+            sections.append((f"{table.title} {version}".strip(), rows, replication.legend(table)))
+    return sections
+
+
+def _write(out, sections):
+    if out.suffix in (".html", ".htm"):
+        text = _html(sections)
+    else:
+        text = "\n".join(
+            f"## {title}\n\n{_markdown(rows)}" + (f"\n{legend}\n" if legend else "") for title, rows, legend in sections
+        )
+    try:
+        workdir.write(out, text)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another file") from None
+
+
+def _take(argv, option):
+    """The value of an option, None without it, and the other words.
+
+    Raises:
+      UserError: its value is missing.
+    """
+    if option not in argv:
+        return None, argv
+    at = argv.index(option)
+    if at + 1 == len(argv):
+        raise UserError(f"{option} needs a value")
+    return argv[at + 1], argv[:at] + argv[at + 2 :]
 
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     try:
-        out = None
-        if "--out" in argv:
-            at = argv.index("--out")
-            if at + 1 == len(argv):
-                raise UserError("--out needs a file name")
-            out = Path(argv[at + 1])
-            argv = argv[:at] + argv[at + 2 :]
-        if not argv or argv[0].startswith("-"):
+        out, argv = _take(argv, "--out")
+        paper, argv = _take(argv, "--paper")
+        if (not argv and not paper) or (argv and argv[0].startswith("-")):
             print(__doc__.strip())
             return 0 if argv and argv[0] in ("--help", "-h") else 2
-        table = compare([Path(folder) for folder in argv])
-        print(_aligned(table))
+        sections = _sections(argv, paper)
+        for number, (title, rows, legend) in enumerate(sections):
+            print((f"\n{title}\n" if number else "") + _aligned(rows))
+            if legend:
+                print("\n".join(textwrap.wrap(legend, 120)))
         for folder in argv:
             print(f"report: {Path(folder) / 'report.html'}")
         if out:
-            try:
-                workdir.write(out, _html(table) if out.suffix in (".html", ".htm") else _markdown(table))
-            except OSError as error:
-                raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another file") from None
+            _write(Path(out), sections)
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2

@@ -54,7 +54,7 @@ def test_split_cifar100_from_the_python_archive(tmp_path, weights):
             add(archive, f"cifar-100-python/{split}", pickle.dumps(content, protocol=2))
         names = {b"fine_label_names": [f"class{i}".encode() for i in range(100)], b"coarse_label_names": [b"c"] * 20}
         add(archive, "cifar-100-python/meta", pickle.dumps(names, protocol=2))
-    run("--config", "configs/cifar100_l2p.py", "--workdir", tmp_path / "run", f"--config.data.path={tmp_path}",
+    run("--config", "configs/cdl.py", "--workdir", tmp_path / "run", f"--config.data.path={tmp_path}",
         *SMALL, *weights)  # fmt: skip
     content = results(tmp_path / "run")
     assert [len(row) for row in content["networks"]["student"]["accuracy_matrix"]] == list(range(1, 11))
@@ -78,7 +78,7 @@ def test_split_imagenet_r_from_its_folder(tmp_path, weights):
     train_names = [f"{wnid}/made_up_{i}.jpg" for wnid in wnids for i in range(120)]
     for i, name in enumerate([*train_names, *test_names]):  # 30,000 names of two pictures
         os.link(originals[i % 2], tmp_path / "imagenet-r" / name)
-    run("--config", "configs/imagenet_r_l2p.py", "--workdir", tmp_path / "run", f"--config.data.path={tmp_path}",
+    run("--config", "configs/cdl.py:data=imagenet_r", "--workdir", tmp_path / "run", f"--config.data.path={tmp_path}",
         "--config.data.max_train_per_class=2", "--config.data.max_test_per_class=1", *SMALL, *weights)  # fmt: skip
     content = results(tmp_path / "run")
     assert [len(row) for row in content["networks"]["student"]["accuracy_matrix"]] == list(range(1, 11))

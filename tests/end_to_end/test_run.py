@@ -72,9 +72,10 @@ def test_describe_trains_nothing_and_counts_parameters(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("config", ["cifar100_l2p", "imagenet_r_l2p"])
-def test_a_published_config_is_described_without_its_data(config, tmp_path):
+@pytest.mark.parametrize("data", ["cifar100", "imagenet_r"])
+def test_a_published_config_is_described_without_its_data(data, tmp_path):
     small = [f"--config.{network}.depth=1" for network in ("teacher", "student")]
-    out, _ = run("--config", f"configs/{config}.py", "--mode", "describe", *small, HOME=str(tmp_path), CDL_DATA="")
-    assert "the data is not here" in out and f"python -m cdl_jax.fetch {config.removesuffix('_l2p')}" in out
+    config = f"configs/cdl.py:data={data}"
+    out, _ = run("--config", config, "--mode", "describe", *small, HOME=str(tmp_path), CDL_DATA="")
+    assert "the data is not here" in out and f"python -m cdl_jax.fetch {data}" in out
     assert "task 9: " in out and "teacher: " in out and "GFLOP" in out

@@ -19,7 +19,7 @@ LAYERS = (
     ("methods",),
     ("sharding", "trainer"),
     ("program",),
-    ("metrics", "writers", "workdir", "results", "plots", "report"),
+    ("metrics", "writers", "workdir", "results", "plots", "compare", "replication", "report"),
     ("run", "describe"),
     ("main", "download", "fetch"),
 )

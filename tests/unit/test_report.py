@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from cdl_jax import metrics, plots, report
+from cdl_jax import compare, metrics, plots, report
 from cdl_jax.errors import UserError
 
 ROWS = {"teacher": [[90.0], [80.0, 70.0]], "student": [[60.0], [50.0, 40.0]]}
@@ -140,6 +140,10 @@ def store(folder, config, **last):
     return folder
 
 
+def compared(runs):
+    return compare.table(compare.read(runs))
+
+
 def with_seed(seed, **learner):
     return {**CONFIG, "seed": seed, "learner": {**CONFIG["learner"], **learner}}
 
@@ -147,7 +151,7 @@ def with_seed(seed, **learner):
 def test_runs_that_differ_in_the_seed_alone_are_one_row_with_paired_differences(tmp_path):
     runs = [store(tmp_path / f"a{seed}", with_seed(seed), student=value) for seed, value in enumerate((60, 62, 67))]
     runs += [store(tmp_path / f"b{s}", with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0), (7, 10.0))]
-    table = report.compare(runs)
+    table = compared(runs)
     assert table[0][:5] == ["run", "network", "seeds", "last", "average_incremental"]
     # Deviations from 63: -3, -1, 4; their squares sum up to 26, over n - 1 = 2.
     assert table[1][:5] == ["learner.pool=30", "student", "3", f"63.00 ± {math.sqrt(13):.2f}", "63.00 ± 3.61"]
@@ -158,20 +162,57 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_paired_differences(
     assert len(table) == 3
 
 
+def distilled(folder, seed, teacher, student, **changes):
+    config = {**with_seed(seed), "distill": {"name": "kd", "alpha": 0.5}, "student": {"dim": 8}, **changes}
+    return store(folder, config, teacher=teacher, student=student)
+
+
+def alone(folder, seed, last, **changes):
+    config = {**with_seed(seed), "distill": {"name": "none"}, "student": {"dim": 8}, **changes}
+    return store(folder, config, student=last)
+
+
+def test_the_gap_to_the_teacher_is_closed_over_paired_seeds(tmp_path):
+    runs = [alone(tmp_path / f"a{s}", s, value) for s, value in ((0, 50.0), (1, 54.0), (5, 0.0))]
+    runs += [
+        distilled(tmp_path / f"k{s}", s, *values) for s, values in enumerate([(70.0, 58.0), (74.0, 60.0), (9.0, 9.0)])
+    ]
+    table = compared(runs)
+    # Seeds 0 and 1 are paired: (8 + 6) / (20 + 20).
+    assert table[0][-1] == "gap closed"
+    assert [(row[1], row[-1]) for row in table[1:]] == [("student", "-"), ("teacher", "-"), ("student", "35%")]
+
+
+def test_no_gap_is_closed_without_a_student_to_compare_with_or_a_better_teacher(tmp_path):
+    taught = distilled(tmp_path / "k", 0, 70.0, 60.0)
+    strangers = [
+        alone(tmp_path / "s", 0, 50.0, student={"dim": 16}),
+        alone(tmp_path / "d", 0, 50.0, data={"name": "x"}),
+        alone(tmp_path / "l", 0, 50.0, learner={"name": "coda"}),
+        alone(tmp_path / "seed", 3, 50.0),
+        alone(tmp_path / "optim", 0, 50.0, optim={"name": "sgd"}),
+        alone(tmp_path / "epochs", 0, 50.0, train={"epochs": 1}),
+        alone(tmp_path / "better", 0, 70.0, train={"batch_size": 1}),
+    ]
+    for stranger in strangers:
+        assert compared([stranger, taught])[0][-1] == "last, difference to the first"
+    # The nearest in all other settings counts: not the one with another batch size.
+    table = compared([*strangers, alone(tmp_path / "a", 0, 50.0), taught])
+    assert table[-1][-1] == "50%"
+
+
 def test_free_keys_and_the_order_seed_do_not_part_runs(tmp_path):
     other = {**with_seed(1), "data": {"path": "b", "class_order_seed": 1}, "log": {"every_steps": 3}}
-    table = report.compare(
-        [store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", other, student=52.0)]
-    )
+    table = compared([store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", other, student=52.0)])
     assert table[1][:4] == ["all", "student", "2", "51.00 ± 1.41"]
     assert len(table) == 2
 
 
 def test_one_run_has_no_spread_and_each_network_a_row(tmp_path):
-    table = report.compare([store(tmp_path / "a", with_seed(0), teacher=70.0, student=50.0)])
+    table = compared([store(tmp_path / "a", with_seed(0), teacher=70.0, student=50.0)])
     assert [row[:4] for row in table[1:]] == [["all", "teacher", "1", "70.00"], ["all", "student", "1", "50.00"]]
     other = store(tmp_path / "b", with_seed(0, pool=10), student=49.0)
-    table = report.compare([tmp_path / "a", other])
+    table = compared([tmp_path / "a", other])
     assert [(row[0], row[1], row[-1]) for row in table[1:]] == [
         ("learner.pool=30", "teacher", "-"), ("learner.pool=30", "student", "-"),
         ("learner.pool=10", "student", "-1.00"),
@@ -181,13 +222,13 @@ def test_one_run_has_no_spread_and_each_network_a_row(tmp_path):
 def test_a_label_names_a_part_instead_of_its_options(tmp_path):
     coda = {**with_seed(0), "learner": {"name": "coda", "length": 8}}
     runs = [store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", coda, student=51.0)]
-    assert [row[0] for row in report.compare(runs)[1:]] == ["learner.name=l2p", "learner.name=coda"]
+    assert [row[0] for row in compared(runs)[1:]] == ["learner.name=l2p", "learner.name=coda"]
 
 
 def test_labels_part_all_groups_even_of_one_name(tmp_path):
     configs = [with_seed(0), with_seed(0, pool=10), {**with_seed(0), "learner": {"name": "coda"}}]
     runs = [store(tmp_path / str(i), config, student=50.0) for i, config in enumerate(configs)]
-    labels = [row[0] for row in report.compare(runs)[1:]]
+    labels = [row[0] for row in compared(runs)[1:]]
     assert len(set(labels)) == 3, labels
     assert labels == ["learner.name=l2p, learner.pool=30", "learner.name=l2p, learner.pool=10", "learner.name=coda"]
 
@@ -195,14 +236,14 @@ def test_labels_part_all_groups_even_of_one_name(tmp_path):
 def test_one_config_and_seed_is_not_counted_twice(tmp_path):
     runs = [store(tmp_path / name, with_seed(0), student=50.0) for name in "ab"]
     with pytest.raises(UserError, match="b and .*a are runs of one config and seed"):
-        report.compare(runs)
+        compared(runs)
 
 
 def test_unfinished_runs_are_told_in_the_table(tmp_path):
     runs = [store(tmp_path / str(seed), with_seed(seed), student=50.0 + seed) for seed in range(3)]
     content = json.loads((runs[1] / "results.json").read_text())
     (runs[1] / "results.json").write_text(json.dumps({**content, "status": "running"}))
-    assert report.compare(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.00"]
+    assert compared(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.00"]
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):
@@ -219,7 +260,7 @@ def test_a_folder_without_results_is_refused(tmp_path, capsys):
         for file, text in files.items():
             (tmp_path / name / file).write_text(text)
         with pytest.raises(UserError, match=f"{name} holds no results of a run"):
-            report.compare([tmp_path / name])
+            compared([tmp_path / name])
     assert report.main([str(tmp_path / "empty")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -228,7 +269,8 @@ def test_the_command_line_writes_a_markdown_table(tmp_path, capsys):
     run = store(tmp_path / "a", with_seed(0), student=50.0)
     assert report.main([str(run), "--out", str(tmp_path / "table.md")]) == 0
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert lines[1] == "|" + "---|" * 8 and lines[2].startswith("| all | student | 1 | 50.00 |")
+    assert lines[:2] == ["## Runs", ""] and lines[3] == "|" + "---|" * 8
+    assert lines[4].startswith("| all | student | 1 | 50.00 |")
     assert f"report: {run / 'report.html'}" in capsys.readouterr().out
     assert report.main([str(run), "--out"]) == 2
 

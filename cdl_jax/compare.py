@@ -1,0 +1,149 @@
+"""Runs beside one another: those that differ in the seed alone make a group, and each group rows of a table."""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdl_jax import config as configs
+from cdl_jax.errors import UserError
+
+SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
+_SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.epochs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a folder holds; `metrics`: network -> name -> value, None where the run defines none."""
+
+    folder: Path
+    finished: bool
+    metrics: dict
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs by seed (of the run and of the class order), and their flat `config` without it and without free keys."""
+
+    config: dict
+    runs: dict[tuple, Run]
+
+    def values(self, network: str, metric: str, *, finished=False) -> dict[tuple, float]:
+        """The metric by seed, of the runs that have it; with `finished`, of those that are complete."""
+        runs = {seed: run for seed, run in self.runs.items() if run.finished or not finished}
+        found = {seed: run.metrics.get(network, {}).get(metric) for seed, run in runs.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+def read(folders: list[Path]) -> list[Group]:
+    """The runs in `folders` as groups, in the order of their first folders.
+
+    Raises:
+      UserError: a folder holds no results, or two hold the same config and seed, which would count one run twice.
+    """
+    groups = {}
+    for folder in folders:
+        path = Path(folder) / "results.json"
+        try:
+            results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
+            seed = (config.pop("seed"), config.pop("data.class_order_seed", 0))
+            metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
+            if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
+                raise KeyError(absent[0])
+            run = Run(Path(folder), results["status"] == "finished", metrics)
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"no {error} in it" if isinstance(error, KeyError) else error
+            raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
+        config = {k: v for k, v in config.items() if not k.startswith(configs.FREE)}
+        group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
+        if seed in group.runs:
+            raise UserError(f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them")
+        group.runs[seed] = run
+    return list(groups.values())
+
+
+def table(groups: list[Group]) -> list[list[str]]:
+    """Rows of a table, the head first: one for each network of each group, with mean and standard deviation.
+
+    "last, difference to the first" is the paired difference of `last` to the first group with the same seeds and
+    network: mean and standard error over the seeds that both have. "gap closed", where any group has one: see
+    `gap_closed`.
+    """
+    rows, first = [["run", "network", "seeds", *SHOWN, "last, difference to the first", "gap closed"]], {}
+    for label, group in zip(_labels([group.config for group in groups]), groups, strict=True):
+        gap = gap_closed(group, groups)
+        for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
+            runs = [run for run in group.runs.values() if network in run.metrics]
+            running = sum(not run.finished for run in runs)
+            count = f"{len(runs)} ({running} unfinished)" if running else str(len(runs))
+            cells = [spread(group.values(network, metric).values()) for metric in SHOWN]
+            values = group.values(network, "last")
+            base = first.setdefault(network, values)
+            pairs = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
+            closed = f"{gap:.0%}" if gap is not None and network == "student" else "-"
+            rows.append([label, network, count, *cells, _difference(pairs), closed])
+    return rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows]
+
+
+def gap_closed(group: Group, groups: list[Group]) -> float | None:
+    """(student - alone) / (teacher - alone), of the means of `last` over the seeds that both groups have.
+
+    `alone` is the student of the group without a teacher (`distill.name` "none") that learns the same data with the
+    same learner, optimizer and number of epochs; of several, the one whose config differs in the fewest other keys.
+    `teacher` is the distilled run's own.
+    None where there is no such group or seed, and where the teacher is not above the student alone.
+    """
+    if group.config.get("distill.name", "none") == "none":
+        return None
+
+    def part(other):
+        return {key: value for key, value in other.config.items() if key.startswith(_SAME_STUDENT)}
+
+    def apart(other):
+        return len(configs.differences(group.config, other.config))
+
+    alone = [o for o in groups if o.config.get("distill.name") == "none" and part(o) == part(group)]
+    if not alone:
+        return None
+    base, student, teacher = (
+        g.values(network, "last", finished=True)
+        for g, network in ((min(alone, key=apart), "student"), (group, "student"), (group, "teacher"))
+    )
+    seeds = [seed for seed in base if seed in student and seed in teacher]
+    whole = sum(teacher[seed] - base[seed] for seed in seeds)
+    return sum(student[seed] - base[seed] for seed in seeds) / whole if whole > 0 else None
+
+
+def spread(values) -> str:
+    """Mean and standard deviation of some values, as text."""
+    values = list(values)
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def _labels(configs_of_groups):
+    """For each group the values in which groups differ; no two are alike."""
+    keys = sorted({key for config in configs_of_groups for key in config})
+    told = [k for k in keys if len({json.dumps(c.get(k)) for c in configs_of_groups}) > 1]
+    # Options of the part that a name chooses differ with it, and say nothing more.
+    names = {k.rsplit(".", 1)[0] for k in told if k.endswith(".name")}
+    short = [k for k in told if k.endswith(".name") or k.rsplit(".", 1)[0] not in names]
+    labels = [", ".join(f"{k}={c[k]}" for k in short if k in c) for c in configs_of_groups]
+    for label in {label for label in labels if labels.count(label) > 1}:
+        # Groups of one name: here its options are what parts them.
+        alike = [i for i, other in enumerate(labels) if other == label]
+        for i in alike:
+            own = configs_of_groups[i]
+            apart = [k for k in told if len({json.dumps(configs_of_groups[j].get(k)) for j in alike}) > 1]
+            labels[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
+    return [label or "all" for label in labels]
+
+
+def _difference(pairs):
+    if not pairs:
+        return "-"
+    mean = f"{statistics.fmean(pairs):+.2f}"
+    return f"{mean} ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}" if len(pairs) > 1 else mean

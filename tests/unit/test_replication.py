@@ -1,0 +1,203 @@
+"""Runs beside published results: which cell they are of, and whether they reproduce it."""
+
+import json
+import math
+
+import pytest
+
+from cdl_jax import compare, published, replication, report
+from cdl_jax import config as configs
+from cdl_jax.errors import UserError
+from cdl_jax.metrics import named_metrics
+from cdl_jax.published import Cell, Metric, Table, cdl
+
+TABLE = published.table("cdl")
+FORMER = "unchanged since v2"
+
+
+def store(folder, last, forgetting=6.0, seed=0, status="finished", changes=(), **choices):
+    """A run of two tasks that ends at the given accuracy and forgetting, with a cell's config and `changes` to it."""
+    config = cdl.build(**choices)
+    config.update_from_flattened_dict({"seed": seed, "student.weights": "s.npz", "teacher.weights": "t.npz"})
+    config.update_from_flattened_dict(dict(changes))
+    # (A[0,0] - A[1,0]) / 2 is the forgetting, (A[1,0] + A[1,1]) / 2 the accuracy.
+    student = {"metrics": named_metrics([[last + 2 * forgetting], [last, last]], [1, 1])}
+    teacher = {"metrics": named_metrics([[90.0], [90.0, 90.0]], [1, 1])}
+    networks = {"student": student} if choices.get("distill") == "none" else {"teacher": teacher, "student": student}
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"status": status, "networks": networks}))
+    (folder / "config.json").write_text(json.dumps({"config": config.to_dict()}))
+    return folder
+
+
+def rows(folders, version="", whole=False):
+    found = replication.matches(compare.read(folders), TABLE)
+    return replication.table(TABLE, found, version, whole=whole)[1:]
+
+
+def test_a_mean_of_three_seeds_within_a_point_or_two_standard_errors_is_reproduced():
+    assert replication.verdict(70.0, [70.9, 71.0, 71.1], 1.0) == "yes (+1.00)"
+    assert replication.verdict(70.0, [68.8, 68.9, 69.0], 1.0) == "no (-1.10)"
+    # Deviations -3, 0, 3: standard error 3 / sqrt 3 = 1.73, twice that 3.46.
+    assert replication.verdict(70.0, [70.4, 73.4, 76.4], 1.0) == "yes (+3.40)"
+    assert replication.verdict(70.0, [70.5, 73.5, 76.5], 1.0) == "no (+3.50)"
+    assert replication.verdict(70.0, [70.0, 70.0], 1.0) == "too few seeds (+0.00)"
+    assert replication.verdict(70.0, [], 1.0) == "-"
+
+
+def test_runs_with_a_cell_s_config_stand_beside_it(tmp_path):
+    seeds = [store(tmp_path / str(s), v, f, seed=s) for s, (v, f) in enumerate([(79, 6.0), (80, 8.0), (81, 10.0)])]
+    assert rows(seeds) == [
+        ["v3/v4 cifar100 l2p kd vit_b16 vit_s16", "reference=false", "3",
+         "79.64", "80.00 ± 1.00", "yes (+0.36)", "6.35", "8.00 ± 2.00", "yes (+1.65)", "77.92 / 8.30 in v2"],
+    ]  # fmt: skip
+    assert 2 * 2 / math.sqrt(3) > 1.65 > 1
+    assert rows(seeds[:2])[0][2:6] == ["2", "79.64", "79.50 ± 0.71", "too few seeds (-0.14)"]
+
+
+def test_runs_with_the_program_s_quirks_are_told_apart(tmp_path):
+    choices = {"version": "v2", "learner": "l2p", "distill": "dkd", "data": "imagenet_r"}
+    plain, quirks = (store(tmp_path / str(r), 62.0, reference=r, **choices) for r in (False, True))
+    assert [row[:3] for row in rows([plain, quirks])] == [
+        ["v2 imagenet_r l2p dkd vit_b16 vit_s16", "reference=false", "1"],
+        ["v2 imagenet_r l2p dkd vit_b16 vit_s16", "reference=true", "1"],
+    ]
+    coda = store(tmp_path / "coda", 83.0, learner="coda")  # has no quirk: one config is both
+    assert [row[1] for row in rows([coda])] == ["reference=false or reference=true"] * 2
+    assert [row[0] for row in rows([coda])] == [f"{v} cifar100 coda kd vit_b16 vit_s16" for v in ("v2", "v3/v4")]
+
+
+def test_what_does_not_bear_on_results_does_not_part_a_run_from_its_cell(tmp_path):
+    changes = {
+        "data.path": "elsewhere", "workers": 3, "devices": 2, "eval.batch_size": 8, "eval.forward_transfer": False,
+        "student.remat": True, "resident_limit_mb": 1, "seed": 77, "data.class_order_seed": 5,
+    }  # fmt: skip
+    assert rows([store(tmp_path / "a", 80.0, changes=changes)])[0][1] == "reference=false"
+
+
+def test_a_student_alone_has_no_teacher_to_agree_in(tmp_path):
+    changes = {"teacher.dim": 64, "cdl.query": "own"}
+    alone = store(tmp_path / "a", 86.16, 5.63, learner="coda", distill="none", student="vit_b16", changes=changes)
+    (row,) = rows([alone])
+    assert row[0] == "v1/v2/v3/v4 cifar100 coda none vit_b16" and row[5] == "too few seeds (+0.00)"
+    taught = store(tmp_path / "b", 86.0, learner="coda", student="vit_b16", changes=changes)
+    assert rows([taught]) == []
+
+
+def test_other_settings_are_named_and_not_judged(tmp_path):
+    changes = {"train.epochs": 5, "augment.flip": False, "student.weights": "random"}
+    runs = [store(tmp_path / str(s), 70.0, seed=s, changes=changes, distill="kd_token") for s in range(3)]
+    (row,) = rows(runs)
+    assert row[:6] == [
+        "v3/v4 cifar100 l2p kd_token vit_b16 vit_s16", "other", "3", "81.79", "70.00 ± 0.00", "not judged",
+    ]  # fmt: skip
+    assert row[-1] == (
+        "other settings than reference=false: augment.flip: True -> False; student.weights: 'pretrained' -> 'random'; "
+        "train.epochs: 20 -> 5"
+    )
+    many = {
+        f"optim.{k}": v for k, v in {"learning_rate": 0.1, "eps": 1e-3, "weight_decay": 0.1, "clip_norm": 1.0}.items()
+    }
+    (row,) = rows([store(tmp_path / "many", 70.0, changes={**changes, **many}, distill="kd_token")])
+    assert row[-1].endswith("; and 1 more")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"data.name": "glyph_mini"}, {"distill.name": "my_package.my_scheme"}, {"student.depth": 6}, {"method": "other"}],
+)
+def test_runs_of_other_things_are_of_no_cell(tmp_path, changes):
+    assert rows([store(tmp_path / "a", 70.0, changes=changes)]) == []
+
+
+@pytest.mark.parametrize("number", range(0, 310, 44))
+def test_a_cell_s_config_leads_back_to_the_cell(tmp_path, number):
+    cell = TABLE.cells[number]
+    found = replication.matches(compare.read([store(tmp_path / "a", 70.0, **cell.where)]), TABLE)
+    assert any(match.cell is cell and not match.reference and not match.apart for match in found)
+
+
+def test_a_whole_table_says_what_was_not_run(tmp_path):
+    run = store(tmp_path / "a", 72.0, learner="apt", data="imagenet_r", distill="dkd", student="vit_b16")
+    v4 = rows([run], "v4", whole=True)
+    assert len(v4) == 112 and [row[1] for row in v4].count("reference=false") == 1
+    assert row_of(v4, "v4 imagenet_r apt dkd vit_l16 vit_b16")[3:6] == ["78.85", "72.00", "too few seeds (-6.85)"]
+    assert row_of(v4, "v4 cifar100 l2p dkd vit_b16 vit_s16") == [
+        "v4 cifar100 l2p dkd vit_b16 vit_s16", "-", "0", "78.21", "-", "not run", "9.13", "-", "not run", FORMER,
+    ]  # fmt: skip
+    # The same number stands in v2, v3 and v4, and these runs have the settings of v2.
+    former = store(tmp_path / "b", 83.0, learner="l2p", version="v2", distill="dkd", student="vit_b16")
+    table = rows([former], whole=True)
+    assert row_of(table, "v2 cifar100 l2p dkd vit_l16 vit_b16")[1] == "reference=false"
+    assert row_of(table, "v3/v4 cifar100 l2p dkd vit_l16 vit_b16")[5] == "not run"
+    assert [len(rows([], version, whole=True)) for version in ("v1", "v2", "v3")] == [42, 72, 84]
+    everything = rows([], whole=True)
+    assert len({row[0] for row in everything}) == len(everything)
+    assert sum(len(row[0].split()[0].split("/")) for row in everything) == 310
+    assert rows([run], "v2") == []
+
+
+def row_of(table, label):
+    return next(row for row in table if row[0] == label)
+
+
+def test_unfinished_runs_do_not_count(tmp_path):
+    runs = [store(tmp_path / str(s), 79.0 + s, seed=s) for s in range(3)]
+    runs.append(store(tmp_path / "3", 10.0, seed=3, status="running"))
+    assert rows(runs)[0][2:6] == ["3 (1 unfinished)", "79.64", "80.00 ± 1.00", "yes (+0.36)"]
+    assert rows(runs[3:])[0][2:6] == ["0 (1 unfinished)", "79.64", "-", "-"]
+
+
+def test_a_table_may_count_in_its_own_way(tmp_path):
+    error = Metric("student", "last", within=0.5, times=-1, plus=100)
+    precision = Metric("student", "average_precision", within=0.01)
+    cell = Cell({"data": "cifar100", "method": "x"}, {"top-1 error": 21.0, "AP": None}, "")
+    table = Table("x", "X", "a paper", "somewhere.", {"top-1 error": error, "AP": precision}, (cell,))
+    groups = compare.read([store(tmp_path / str(s), 78.0 + s, seed=s) for s in range(3)])
+    assert replication.matches(groups, table) == []  # nothing tells the settings of its cells
+    found = [replication.Match(groups[0], cell, False, ())]
+    assert replication.table(table, found)[1][3:9] == ["21.00", "21.00 ± 1.00", "yes (+0.00)", "-", "-", "-"]
+    assert replication.table(table, [], whole=True)[1][0] == "cifar100 x"
+    assert "top-1 error 0.5, AP 0.01" in replication.legend(table)
+
+
+def test_the_command_line_shows_published_tables(tmp_path, capsys):
+    run = store(tmp_path / "a", 80.0)
+    assert report.main([str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "CDL, continual distillation learning" in out and "too few seeds (+0.36)" in out and "not run" not in out
+    assert "at most max(tolerance, 2 standard errors" in " ".join(out.split())
+    assert report.main([str(run), "--paper", "v2", "--out", str(tmp_path / "t.md")]) == 0
+    text = (tmp_path / "t.md").read_text()
+    assert text.startswith("## Runs\n\n| run |") and "\n## CDL, continual distillation learning v2\n" in text
+    assert text.count("| not run |") == 2 * 72
+    assert report.main(["--paper", "cdl", "--out", str(tmp_path / "t.html")]) == 0
+    assert (tmp_path / "t.html").read_text().count("<td>not run</td>") == 2 * len(rows([], whole=True))
+
+
+def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
+    for words, says in {
+        ("--paper", "v5"): "--paper v5: did you mean 'v4'",
+        ("--paper", "cld"): "did you mean 'cdl'",
+        ("--paper",): "--paper needs a value",
+        (str(tmp_path), "--paper", "v4"): "holds no results of a run",
+    }.items():
+        assert report.main(list(words)) == 2
+        err = capsys.readouterr().err
+        assert says in err and len(err.splitlines()) == 1
+    with pytest.raises(UserError, match="known: cdl, v1, v2, v3, v4"):
+        replication.choose("imagenet")
+
+
+def test_configs_are_compared_whole():
+    """No key of a cell's config is passed over but those that this test lists."""
+    config = configs.flatten(cdl.build())
+    kept = configs.flatten(cdl.build())
+    for key in config:
+        kept[key] = "something else"
+    told = {line.split(":")[0] for line in replication.differences(config, kept, cdl)}
+    assert {key for key in config if key not in told} == {
+        "seed", "checkpoint.every_steps", "log.every_steps", "log.tensorboard", "devices", "workers", "data.path",
+        "data.class_order_seed", "eval.batch_size", "eval.forward_transfer", "resident_limit_mb", "teacher.remat",
+        "student.remat", "teacher.weights", "student.weights",
+    }  # fmt: skip
