@@ -22,7 +22,11 @@ from cdl_jax.errors import UserError
 COMMON = {
     "seed": 0,
     "train": {"epochs": 20, "batch_size": 64},
-    "eval": {"batch_size": 256, "forward_transfer": True},
+    "eval": {
+        "batch_size": 256,
+        "forward_transfer": True,
+        "every_epochs": 0,  # also within a task, each so many epochs; the best is in results.json. 0: only after it
+    },
     "checkpoint": {"every_steps": 500},  # within a task; one more after each task. 0: only after tasks
     "log": {"every_steps": 50, "tensorboard": True},
     "devices": 0,  # how many local devices share a batch; 0: all
@@ -90,7 +94,7 @@ def check(config) -> None:
     for key in ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps"):
         if flatten(config)[key] < 1:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
-    for key in ("checkpoint.every_steps", "devices", "workers", "seed"):
+    for key in ("eval.every_epochs", "checkpoint.every_steps", "devices", "workers", "seed"):
         if flatten(config)[key] < 0:
             raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")
 

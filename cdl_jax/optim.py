@@ -17,6 +17,7 @@ OPTIONS = {
     "warmup_epochs": 0.0,  # of schedule "cosine"
     "milestones": (),  # epochs, of schedule "steps": the rate falls to a tenth at each
     "momentum": 0.9,  # of sgd, rmsprop
+    "nesterov": False,  # of sgd: the step looks ahead along the momentum, as torch's
     "betas": (0.9, 0.999),  # of adam, adamw, amsgrad
     "eps": 1e-8,
     "weight_decay": 0.0,  # adamw: decoupled, on matrices only; others: added to the gradient, as in torch
@@ -89,7 +90,7 @@ def build(options, epochs: int) -> Optimizer:
         "adam": lambda: optax.scale_by_adam(first, second, options.eps),
         "adamw": lambda: optax.scale_by_adam(first, second, options.eps),
         "amsgrad": lambda: optax.scale_by_amsgrad(first, second, options.eps),
-        "sgd": lambda: optax.trace(options.momentum) if options.momentum else optax.identity(),
+        "sgd": lambda: optax.trace(options.momentum, options.nesterov) if options.momentum else optax.identity(),
         "rmsprop": lambda: optax.chain(
             optax.scale_by_rms(decay=0.99, eps=options.eps, eps_in_sqrt=False),
             optax.trace(options.momentum) if options.momentum else optax.identity(),

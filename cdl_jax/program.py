@@ -122,7 +122,10 @@ class Program:
         return items, len(epochs[0]), done
 
     def evaluate(self, live, frozen, tasks, place):
-        """Accuracy in percent on each of `tasks` as `{network: [percent, ...]}`, and the counts of `predict`.
+        """Accuracy in percent on each of `tasks` as `{network: [percent, ...]}`, the counts of `predict`, and measures.
+
+        Measures are the method's, averaged over the pictures, and each network's accuracy as the mean over batches,
+        which counts the pictures of an incomplete last batch for more: so do some published programs.
 
         Args:
           place: the position whose `end` says which classes predictions may name.
@@ -131,11 +134,16 @@ class Program:
         order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         parts = [self.evaluation_step(live, frozen, self.test_source.data, item, place) for item in items]
-        sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *jax.device_get(parts))
+        parts = jax.device_get(parts)
+        sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
         images, asked = sums.pop("images"), [task.index for task in tasks]
+        measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
+        for network in sums:
+            of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
+            measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
         accuracy = {network: (100 * s["correct"][asked] / images[asked]).tolist() for network, s in sums.items()}
         counts = {
             network: {name: value[asked].tolist() for name, value in s.items() if name != "correct"}
             for network, s in sums.items()
         }
-        return accuracy, counts
+        return accuracy, counts, measures

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from cdl_jax import metrics, workdir
+from cdl_jax.methods.base import split
 
 
 @dataclass
@@ -20,6 +21,9 @@ class Record:
     accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
     before, at_start: network -> percent on task j over the classes up to it, just before it is learnt and at the very
       start.
+    measures: for each task learnt, name -> mean over the test images of the tasks seen (see `Program.evaluate`).
+    best: task -> the best of the evaluations within it: phase, epochs done, the value that chose it, accuracy of each
+      network on tasks 0..i, measures. Of equal ones the last.
     selection: network -> layer -> one row a task: how often its test images chose each prompt, at the last evaluation.
     seconds: phase or "evaluation" -> wall time. timed: phase -> images and seconds without first steps, which compile.
     flops: phase -> floating-point operations of one step on one device, by the compiler's count.
@@ -35,6 +39,8 @@ class Record:
     accuracy: dict = field(default_factory=dict)
     before: dict = field(default_factory=dict)
     at_start: dict = field(default_factory=dict)
+    measures: list = field(default_factory=list)
+    best: dict = field(default_factory=dict)
     selection: dict = field(default_factory=dict)
     seconds: dict = field(default_factory=dict)
     timed: dict = field(default_factory=dict)
@@ -90,6 +96,9 @@ def collect(program, record: Record) -> dict:
             ],
         },
         "networks": networks,
+        "headline": headline(program.method),
+        "measures": record.measures,
+        "best": record.best,
         "formulas": metrics.FORMULAS,
         "cost": {
             "parameters": parameters(program),
@@ -106,9 +115,14 @@ def collect(program, record: Record) -> dict:
     }
 
 
+def headline(method) -> list[str]:
+    """The networks whose mean accuracy is a run's first number."""
+    return list(getattr(method, "headline", method.networks[-1:]))
+
+
 def parameters(program) -> dict:
-    """Network -> number of trainable and of frozen parameters."""
-    live, frozen = program.abstract_variables()
+    """Network -> number of trainable and of frozen parameters; running statistics are none."""
+    live, frozen = (split(tree, lambda path: "batch_stats" not in path)[0] for tree in program.abstract_variables())
 
     def count(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))

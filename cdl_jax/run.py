@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cdl_jax import report, results, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
-from cdl_jax.models import pretrained
+from cdl_jax.models import weights
 from cdl_jax.program import Program
 from cdl_jax.results import Record
 
@@ -50,7 +50,7 @@ def evaluate(program: Program, folder: Path, task: int | None) -> dict:
         live, frozen = program.abstract_variables()
         live, frozen = checkpoints.restore_task(task, live), checkpoints.restore_frozen(frozen)
     tasks = program.stream.tasks[: task + 1]
-    accuracy, _ = program.evaluate(live, frozen, tasks, trainer.position(tasks[-1]))
+    accuracy, *_ = program.evaluate(live, frozen, tasks, trainer.position(tasks[-1]))
     networks = {name: {"now": row, "stored": record.accuracy[name][task]} for name, row in accuracy.items()}
     return {"task": task, "networks": networks}
 
@@ -133,16 +133,18 @@ class _Training:
             state = self._train_phase(task, record.phase, state)
             record.epoch, record.step_in_epoch = 0, 0
         self.live = program.end_task(state.live, self.frozen, place)
-        accuracy, counts = self._timed_evaluation(program.stream.tasks[: task.index + 1], place)
+        accuracy, counts, measures = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place)
         for network, row in accuracy.items():
             record.accuracy.setdefault(network, []).append(row)
             self._log({f"{network}/accuracy": float(np.mean(row))}, task=task.index)
+        self._log(measures, task=task.index)
+        record.measures.append(measures)
         record.selection = counts
         record.task, record.round, record.phase = task.index + 1, 0, 0
         self.checkpoints.save_task(task.index, self.live, dataclasses.asdict(record))
         if self.primary and hasattr(program.method, "export"):
-            for name, params in program.method.export(jax.device_get(self.live)).items():
-                pretrained.save_timm(self.folder / f"{name}.npz", params, "float16")
+            for name, network in program.method.export(jax.device_get(self.live)).items():
+                weights.save(self.folder / f"{name}.npz", network)
         self._write_results()
 
     def _before_learning(self, task):
@@ -153,13 +155,13 @@ class _Training:
         self._note_unlearnt(self.record.before, task)
 
     def _note_unlearnt(self, rows, task):
-        accuracy, _ = self._timed_evaluation([task], trainer.position(task))
+        accuracy, *_ = self._timed_evaluation(self.live, [task], trainer.position(task))
         for network in set(accuracy) - set(getattr(self.program.method, "given", ())):
             rows.setdefault(network, []).extend(accuracy[network])
 
-    def _timed_evaluation(self, tasks, place):
+    def _timed_evaluation(self, live, tasks, place):
         start = time.perf_counter()
-        result = self.program.evaluate(self.live, self.frozen, tasks, place)
+        result = self.program.evaluate(live, self.frozen, tasks, place)
         self.record.add_seconds("evaluation", time.perf_counter() - start)
         return result
 
@@ -185,6 +187,13 @@ class _Training:
             self.bar.update()
             if record.step % config.log.every_steps == 0 or number + 1 == steps * epochs:
                 state = self._log_training(state, task, index, epoch)
+            every = config.eval.every_epochs
+            if every and at + 1 == steps and ((epoch + 1) % every == 0 or number + 1 == steps * epochs):
+                jax.block_until_ready(state.sums)
+                since = time.perf_counter()
+                self._evaluate_within(task, phase, epoch, state.live)
+                paused = time.perf_counter() - since
+                start, first = start + paused, (first[0], first[1] + paused)
             every = config.checkpoint.every_steps
             if self.signal or (every and record.step % every == 0):
                 record.add_seconds(phase.name, time.perf_counter() - start)
@@ -201,6 +210,19 @@ class _Training:
             images += (steps * epochs - first[0] - 1) * config.train.batch_size
             record.timed[phase.name] = (images, seconds + now - first[1])
         return state
+
+    def _evaluate_within(self, task, phase, epoch, live):
+        """Evaluates in the middle of a task, and keeps what is best by the method's headline."""
+        tasks, done = self.program.stream.tasks[: task.index + 1], epoch + 1
+        accuracy, _, measures = self._timed_evaluation(live, tasks, trainer.position(task))
+        means = {network: float(np.mean(row)) for network, row in accuracy.items()}
+        value = float(np.mean([means[network] for network in results.headline(self.program.method)]))
+        scalars = {f"{network}/accuracy": mean for network, mean in means.items()}
+        self._log({**scalars, **measures, "headline": value}, task=task.index, phase=phase.name, epoch=epoch)
+        best = self.record.best.get(str(task.index))
+        if best is None or value >= best["value"]:
+            found = {"phase": phase.name, "epochs": done, "value": value, "accuracy": accuracy, "measures": measures}
+            self.record.best[str(task.index)] = found
 
     def _log_training(self, state, task, index, epoch):
         """Writes the mean of each metric since the last line; returns the state with the sums at zero."""

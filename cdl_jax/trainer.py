@@ -109,8 +109,8 @@ def evaluation_step(method, source, augmentation, task_sizes):
     """The evaluation of a batch, to be compiled: `(live, frozen, data, item, position) -> sums`.
 
     item: beside the pictures `weight` float32 `[batch]`, 0 for padding. sums: `{network: {"correct": [tasks], <count>:
-    [tasks, n]}}` and `{"images": [tasks]}`, by the task that a picture belongs to. Predictions are over all classes
-    seen, without task identity.
+    [tasks, n]}}`, `{"images": [tasks]}` and `{"measures": {name: [tasks]}}`, by the task that a picture belongs to.
+    Predictions are over all classes seen, without task identity.
     """
     num_classes, num_tasks = sum(task_sizes), len(task_sizes)
     task_of_class = np.repeat(np.arange(num_tasks), task_sizes)
@@ -126,7 +126,8 @@ def evaluation_step(method, source, augmentation, task_sizes):
             weight = item["weight"].reshape(-1, *[1] * (values.ndim - 1))
             return jax.ops.segment_sum(values * weight, task, num_tasks)
 
-        sums = {"images": by_task(jnp.ones(labels.shape))}
+        measures = method.measures(logits, labels, context) if hasattr(method, "measures") else {}
+        sums = {"images": by_task(jnp.ones(labels.shape)), "measures": jax.tree.map(by_task, measures)}
         for network, values in logits.items():
             predicted = mask_classes(values, context.seen(num_classes)).argmax(axis=-1)
             sums[network] = {"correct": by_task((predicted == labels).astype(jnp.float32))}

@@ -86,8 +86,11 @@ class Method(Protocol):
     image_size: side of the square pictures that the networks take.
     given: the networks among those evaluated that this run does not train.
 
+    headline: networks whose mean accuracy chooses the best epoch; the last of `networks` where there is no such name.
+
     Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells
-    as the teacher of another run, `logits` and what else has a name.
+    as the teacher of another run, `logits` and what else has a name; and `measures(logits, labels, context) -> {name:
+    [batch]}`: what evaluation averages over pictures, from the logits of `predict`.
     """
 
     networks: tuple[str, ...]

@@ -1,7 +1,8 @@
-"""One network, trained whole with labels on each task: pretraining where the stream has one task.
+"""One network, trained whole with labels on each task: pretraining, or a baseline, where the stream has one task.
 
 `python -m cdl_jax.main --config configs/pretrain_glyph.py` writes the trained weights under timm's names into the run's
-`weights.npz`; the other configs name that file in `teacher.weights` or `student.weights`.
+`weights.npz`; the other configs name that file in `teacher.weights` or `student.weights`. Networks with running
+statistics are written with these, in our own names.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 from cdl_jax import names, optim
 from cdl_jax.losses import cross_entropy, mask_classes
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
-from cdl_jax.models import vit, weights
+from cdl_jax.models import families, weights
+from cdl_jax.models.cnn import apply
 
 OPTIONS = {
     "classes": "current",  # whose columns the cross-entropy spans: those of the "current" task, or all "seen" so far
@@ -22,8 +24,8 @@ OPTIONS = {
 
 
 def defaults(network="glyph_student") -> dict:
-    """The config sections of this method, for the named size of ViT."""
-    return {"supervised": OPTIONS, "network": {**vit.variant(network), "weights": "random"}}
+    """The config sections of this method, for a named network of any family."""
+    return {"supervised": OPTIONS, "network": {**families.variant(network), "weights": "random"}}
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class Supervised:
 
     @property
     def phases(self):
-        return (Phase("network", self.epochs, (Update(lambda path: True, self.optimizer, self.loss),)),)
+        return (Phase("network", self.epochs, (Update(lambda path: path[1] == "params", self.optimizer, self.loss),)),)
 
     def init(self, key):
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        return {"network": self.backbone.init(key, images)["params"]}
+        return {"network": self.backbone.init(key, images)}
 
     def load(self, variables):
-        return {"network": weights.load(self.weights, variables["network"], "network.weights")}
+        return {"network": weights.load_network(self.weights, variables["network"], "network.weights")}
 
     def frozen(self, path):
         return False
@@ -61,8 +63,8 @@ class Supervised:
 
     def loss(self, variables, batch, context):
         """Cross-entropy with label smoothing over the classes that `options.classes` names."""
-        keys = {"dropout": jax.random.fold_in(context.key, 1)}
-        logits, _ = self.backbone.apply({"params": variables["network"]}, batch["images"], train=True, rngs=keys)
+        key = jax.random.fold_in(context.key, 1)
+        (logits, _), stats = apply(self.backbone, variables["network"], batch["images"], True, key)
         allowed = getattr(context, self.options.classes)(self.info.num_classes)
         total = cross_entropy(logits, batch["labels"], allowed)
         smoothing = self.options.label_smoothing
@@ -70,15 +72,16 @@ class Supervised:
             log_p = jax.nn.log_softmax(mask_classes(logits, allowed))
             uniform = -jnp.where(allowed, log_p, 0).sum(axis=-1).mean() / allowed.sum()
             total = (1 - smoothing) * total + smoothing * uniform
-        return total, Outcome({"loss": total})
+        return total, Outcome({"loss": total}, variables={"network": stats} if stats else {})
 
     def predict(self, variables, images, context):
-        logits, _ = self.backbone.apply({"params": variables["network"]}, images)
+        (logits, _), _ = apply(self.backbone, variables["network"], images, False, context.key)
         return {"network": logits}, {}
 
     def export(self, variables):
-        """File name -> parameters that the run writes under timm's names when it is finished: all but the head."""
-        return {"weights": {part: params for part, params in variables["network"].items() if part != "head"}}
+        """File name -> variables that the run writes when it is finished; those of a ViT without its head."""
+        network = variables["network"]
+        return {"weights": {**network, "params": {k: v for k, v in network["params"].items() if k != "head"}}}
 
 
 def build(config, info: StreamInfo) -> Supervised:

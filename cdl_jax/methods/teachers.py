@@ -102,7 +102,7 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_siz
     if checkpoint == "same_task" and sizes != info.task_sizes:
         raise UserError(
             f"the teacher's run {folder} has {known.num_tasks} tasks, this one has {info.num_tasks}: say "
-            "cdl.teacher_checkpoint='last', or choose a run with the same tasks"
+            "teacher_checkpoint='last', or choose a run with the same tasks"
         )
     try:
         method = names.load("methods", config.method).build(config, known)

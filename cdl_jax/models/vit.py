@@ -25,7 +25,7 @@ OPTIONS = {
     "weights": "",  # a local file, "package:NAME", or "random"
 }
 
-_SIZES = {  # name: (dim, depth, heads, patch_size, image_size)
+SIZES = {  # name: (dim, depth, heads, patch_size, image_size)
     "vit_ti16": (192, 12, 3, 16, 224),
     "vit_s16": (384, 12, 6, 16, 224),
     "vit_b16": (768, 12, 12, 16, 224),
@@ -44,9 +44,9 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    if name not in _SIZES:
-        raise UserError(f"no ViT of the name {name!r}: {names.nearest(name, _SIZES)}")
-    dim, depth, heads, patch_size, image_size = _SIZES[name]
+    if name not in SIZES:
+        raise UserError(f"no ViT of the name {name!r}: {names.nearest(name, SIZES)}")
+    dim, depth, heads, patch_size, image_size = SIZES[name]
     return {**OPTIONS, "dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size, "image_size": image_size}
 
 

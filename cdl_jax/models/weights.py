@@ -1,7 +1,15 @@
-"""What a config's `weights` stands for: a file, a file of this package, or random numbers that were asked for."""
+"""What a config's `weights` stands for: a file, a file of this package, or random numbers that were asked for.
+
+A ViT's weights are in timm's names; those of a convolutional network, with its running statistics, in our own.
+"""
 
 import logging
+import os
 from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import pretrained
@@ -28,3 +36,42 @@ def load(weights: str, params, key: str):
         with resources.as_file(resources.files("cdl_jax.models") / "packaged" / name) as path:
             return pretrained.load_vit(path, params)
     return pretrained.load_vit(weights, params)
+
+
+def load_network(weights: str, network, key: str):
+    """As `load`, for the variables `{"params", "batch_stats"}` of a whole network.
+
+    Raises:
+      UserError: as `load`. A network with running statistics is read from a file that `save` wrote.
+    """
+    if "batch_stats" not in network:
+        return {**network, "params": load(weights, network["params"], key)}
+    if weights == "random":
+        return network
+    if not weights:
+        raise UserError(f"config.{key} is empty: name a file of trained weights")
+    wanted = {name: tuple(leaf.shape) for name, leaf in flatten_dict(network, sep="/").items()}
+    try:
+        with np.load(weights) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config.{key}={weights!r} cannot be read ({reason}): name the weights.npz of a run") from None
+    odd = [n for n in sorted({*wanted, *found}) if n not in wanted or n not in found or found[n].shape != wanted[n]]
+    if odd:
+        raise UserError(
+            f"config.{key}={weights!r} is of another architecture: {len(odd)} arrays do not fit, first {odd[0]}; "
+            "choose the network and the number of classes that it was trained with"
+        )
+    return unflatten_dict({name: found[name].astype(np.float32) for name in wanted}, sep="/")
+
+
+def save(path: Path, network) -> None:
+    """Writes a network's variables as .npz: a ViT in timm's names and float16, others in our own and float32."""
+    if "batch_stats" not in network:
+        pretrained.save_timm(path, network["params"], "float16")
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        np.savez(file, **flatten_dict(network, sep="/"))
+    os.replace(aside, path)

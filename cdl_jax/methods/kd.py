@@ -1,0 +1,150 @@
+"""Classic distillation (Hinton et al., 2015): a student learns from labels and from a teacher that is trained already.
+
+As OKDDip (arXiv 1912.00350) compares with it: `CE(z) + alpha KL(z, z_teacher)`, the squared temperature within KL,
+neither ramp-up nor `1 - alpha`. The teacher is in evaluation mode.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cdl_jax import names, optim
+from cdl_jax.errors import UserError
+from cdl_jax.losses import cross_entropy
+from cdl_jax.methods import peer_losses, teachers
+from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.models import families, weights
+from cdl_jax.models.cnn import apply
+
+OPTIONS = {
+    **peer_losses.OPTIONS,
+    # Of a teacher's run: its network after the task that the student learns ("same_task"), or after its "last".
+    "teacher_checkpoint": "same_task",
+}
+
+
+def defaults(network="resnet32", teacher="resnet110") -> dict:
+    """The config sections of this method, for the named networks of student and teacher.
+
+    `teacher.weights` names the working directory of a finished run of the method `supervised`, or its `weights.npz`.
+    """
+    sizes = {"student": families.variant(network), "teacher": {**families.variant(teacher), "weights": ""}}
+    return {"kd": OPTIONS, **sizes}
+
+
+@dataclass(frozen=True)
+class KD:
+    """See `methods.base.Method`. `teacher` is a module, or a `teachers.Teacher` of another run."""
+
+    student: Any
+    teacher: Any
+    options: Any
+    info: StreamInfo
+    image_size: int
+    weights: tuple[str, str]
+    epochs: int
+    optimizer: optim.Optimizer
+    networks: tuple[str, ...] = ("teacher", "student")
+    given: tuple[str, ...] = ("teacher",)
+
+    @property
+    def phases(self):
+        trained = lambda path: path[:2] == ("student", "params")  # noqa: E731
+        return (Phase("student", self.epochs, (Update(trained, self.optimizer, self.loss),)),)
+
+    def init(self, key):
+        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+        of_run = isinstance(self.teacher, teachers.Teacher)
+        teacher = self.teacher.init() if of_run else self.teacher.init(jax.random.fold_in(key, 1), images)
+        return {"student": self.student.init(jax.random.fold_in(key, 0), images), "teacher": teacher}
+
+    def load(self, variables):
+        of_student, of_teacher = self.weights
+        student = weights.load_network(of_student, variables["student"], "student.weights")
+        if isinstance(self.teacher, teachers.Teacher):
+            return {"student": student, "teacher": self.teacher.load()}
+        return {
+            "student": student,
+            "teacher": weights.load_network(of_teacher, variables["teacher"], "teacher.weights"),
+        }
+
+    def frozen(self, path):
+        return path[0] == "teacher"
+
+    def start_task(self, variables, context):
+        return variables
+
+    def end_task(self, variables, context):
+        return variables
+
+    def loss(self, variables, batch, context):
+        (logits, _), stats = apply(self.student, variables["student"], batch["images"], True, context.key)
+        taught = jax.lax.stop_gradient(self._told(variables, batch["images"], context))
+        allowed = context.current(self.info.num_classes)
+        total, named = terms(self.options, logits, taught, batch["labels"], allowed)
+        return total, Outcome({"loss": total, **named}, variables={"student": stats} if stats else {})
+
+    def predict(self, variables, images, context):
+        (logits, _), _ = apply(self.student, variables["student"], images, False, context.key)
+        return {"teacher": self._told(variables, images, context), "student": logits}, {}
+
+    def export(self, variables):
+        """File name -> variables that the run writes when it is finished."""
+        return {"weights": variables["student"]}
+
+    def _told(self, variables, images, context):
+        if isinstance(self.teacher, teachers.Teacher):
+            return self.teacher.outputs(variables["teacher"], images, context)["logits"]
+        return apply(self.teacher, variables["teacher"], images, False, context.key)[0][0]
+
+
+def terms(options, logits, teacher_logits, labels, allowed):
+    """(total, named terms) of logits `[batch, classes]`."""
+    true = cross_entropy(logits, labels, allowed)
+    target = peer_losses.soften(teacher_logits, allowed, options.temperature)
+    taught = peer_losses.distillation(logits, target, allowed, options)
+    return true + options.alpha * taught, {"true_loss": true, "teacher_loss": taught}
+
+
+def build(config, info: StreamInfo) -> KD:
+    """The method that `config` describes, for the stream of `info`.
+
+    Raises:
+      UserError: an option out of range, or a teacher that is missing or of another architecture.
+    """
+    peer_losses.check("kd", config.kd)
+    if config.kd.teacher_checkpoint not in ("same_task", "last"):
+        raise UserError(f"kd.teacher_checkpoint={config.kd.teacher_checkpoint!r}: use 'same_task' or 'last'")
+    student, size = config.student, config.student.image_size
+    if config.teacher.image_size != size:
+        raise UserError(f"teacher.image_size={config.teacher.image_size} differs from student.image_size={size}")
+    return KD(
+        student=names.load("models", student.family).build(student, info.num_classes),
+        teacher=_teacher(config, info),
+        options=config.kd,
+        info=info,
+        image_size=size,
+        weights=(student.weights, config.teacher.weights),
+        epochs=config.train.epochs,
+        optimizer=optim.build(config.optim, config.train.epochs),
+    )
+
+
+def _teacher(config, info):
+    section, path = config.teacher, Path(config.teacher.weights)
+    if section.weights not in ("", "random") and not path.exists():
+        raise UserError(f"teacher.weights={section.weights!r} is neither a run's directory nor a file: train it first")
+    if not section.weights or not path.is_dir():
+        return names.load("models", section.family).build(section, info.num_classes)
+    teacher = teachers.find(section.weights, "", config.kd.teacher_checkpoint, info, config.student.image_size)
+    of_run = teacher.config.get(teacher.network, {})
+    other = [k for k, v in section.items() if k != "weights" and of_run.get(k) != v]
+    if other:
+        raise UserError(
+            f"teacher.weights={section.weights!r} is a run of another architecture ({other[0]}: "
+            f"{of_run.get(other[0], 'absent')!r} instead of {section[other[0]]!r}): name its network after teacher="
+        )
+    return teacher

@@ -1,0 +1,109 @@
+"""DenseNet-BC for small pictures (Huang et al., 2017); branches own the last dense block."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.models.batch_norm import BatchNorm
+from cdl_jax.models.cnn import Backbone, conv, dense, global_pool, he_in
+
+OPTIONS = {
+    "family": "densenet",
+    "growth": 12,  # channels that each layer adds
+    "blocks": (6, 6, 6),  # layers of each block
+    "init_features": 24,  # channels of the first convolution
+    "bottleneck": 4,  # inner width of a layer, in units of the growth
+    "compression": 0.5,  # of the channels between blocks
+    "image_size": 32,
+    "weights": "random",
+}
+
+SIZES = {
+    "densenetd40k12": {},
+    "densenetd100k12": {"blocks": (16, 16, 16)},
+    "densenetd190k12": {"blocks": (31, 31, 31)},
+    "densenetd100k40": {"blocks": (16, 16, 16), "growth": 40},
+}
+
+
+class Block(nn.Module):
+    """`depth` layers, each of which puts `growth` channels behind its input's.
+
+    updates: of the running statistics a call, see `BatchNorm`.
+    """
+
+    depth: int
+    growth: int
+    bottleneck: int
+    updates: int = 1
+
+    @nn.compact
+    def __call__(self, x, train):
+        for i in range(self.depth):
+            y = nn.relu(BatchNorm(self.updates, name=f"norm1_{i}")(x, train))
+            y = conv(self.bottleneck * self.growth, 1, name=f"conv1_{i}", init=he_in)(y)
+            y = nn.relu(BatchNorm(self.updates, name=f"norm2_{i}")(y, train))
+            y = conv(self.growth, 3, name=f"conv2_{i}", init=he_in)(y)
+            x = jnp.concatenate([x, y], axis=-1)
+        return x
+
+
+class Stem(nn.Module):
+    """The first convolution and two blocks, each with its transition to fewer channels and pixels; out: `layer<i>`."""
+
+    blocks: tuple[Block, ...]
+    init_features: int
+    compression: float
+
+    @nn.compact
+    def __call__(self, images, train):
+        x, out = conv(self.init_features, 3, name="conv0", init=he_in)(images), {}
+        for i, block in enumerate(self.blocks, 1):
+            x = nn.relu(BatchNorm(name=f"norm{i}")(block(x, train), train))
+            x = conv(int(self.compression * x.shape[-1]), 1, name=f"transition{i}", init=he_in)(x)
+            x = out[f"layer{i}"] = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        return x, out
+
+
+class Tail(nn.Module):
+    """The last block (None: it has run already), batch norm, ReLU, the mean over the picture and the classifier.
+
+    With `bare` the classifier reads the mean of the map as it is, without batch norm and ReLU.
+    """
+
+    block: Block | None
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train, bare=False):
+        if self.block is not None:
+            x = self.block(x, train)
+        last = x if bare else nn.relu(BatchNorm(name="norm")(x, train))
+        features = global_pool(last)
+        logits = dense(self.num_classes, features.shape[-1], name="classifier", zero_bias=True)(features)
+        return logits, {"layer3": x, "features": features}
+
+
+def variant(name: str) -> dict:
+    """The option section of a named network.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    if name not in SIZES:
+        raise UserError(f"no DenseNet of the name {name!r}: {names.nearest(name, SIZES)}")
+    return {**OPTIONS, **SIZES[name]}
+
+
+def build(options, num_classes: int) -> Backbone:
+    """The network that an option section (see `OPTIONS`) describes.
+
+    Raises:
+      UserError: options that do not fit together.
+    """
+    if len(options.blocks) != 3:
+        raise UserError(f"network.blocks={tuple(options.blocks)}: give three numbers of layers")
+    first, second, last = (Block(depth, options.growth, options.bottleneck) for depth in options.blocks)
+    stem = Stem((first, second), options.init_features, options.compression)
+    return Backbone(stem, Tail(last, num_classes))

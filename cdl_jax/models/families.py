@@ -1,0 +1,21 @@
+"""Named networks of all families."""
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.models import densenet, resnet, resnet_imagenet, vgg, vit
+
+FAMILIES = (vit, resnet, vgg, densenet, resnet_imagenet)
+CONVOLUTIONAL = FAMILIES[1:]
+
+
+def variant(name: str, families=FAMILIES) -> dict:
+    """The option section of a named network of one of the families.
+
+    Raises:
+      UserError: no family has it.
+    """
+    known = [size for family in families for size in family.SIZES]
+    for family in families:
+        if name in family.SIZES:
+            return family.variant(name)
+    raise UserError(f"no network of the name {name!r}: {names.nearest(name, known)}")

@@ -1,0 +1,153 @@
+"""Residual networks for small pictures (He et al., 2016), with projection shortcuts, and wide ones."""
+
+import flax.linen as nn
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.models.batch_norm import BatchNorm
+from cdl_jax.models.cnn import Backbone, conv, dense, global_pool
+
+OPTIONS = {
+    "family": "resnet",
+    "block": "basic",  # or "bottleneck": four times as many channels leave a block
+    "depths": (5, 5, 5),  # blocks of each stage
+    "widths": (16, 32, 64),  # channels of each stage, before the bottleneck's factor 4
+    "inner_multiplier": 1,  # of a bottleneck's inner width
+    "zero_init": False,  # the last batch norm of each block starts at zero, so that blocks start as the identity
+    "image_size": 32,
+    "weights": "random",
+}
+
+SIZES = {
+    "resnet20": {"depths": (3, 3, 3)},
+    "resnet32": {},
+    "resnet56": {"depths": (9, 9, 9)},
+    "resnet110": {"block": "bottleneck", "depths": (12, 12, 12)},
+    "wide_resnet20_8": {"block": "bottleneck", "depths": (2, 2, 2), "inner_multiplier": 8},
+}
+
+
+class Block(nn.Module):
+    """A residual block `[batch, height, width, channels]`; the shortcut is projected where the shape changes."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    inner_multiplier: int
+    zero_init: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        out = self.width * (4 if self.bottleneck else 1)
+        inner = self.width * self.inner_multiplier if self.bottleneck else out
+        last = nn.initializers.zeros if self.zero_init else nn.initializers.ones
+        if self.bottleneck:
+            y = nn.relu(BatchNorm(name="bn1")(conv(inner, 1, name="conv1")(x), train))
+            y = nn.relu(BatchNorm(name="bn2")(conv(inner, 3, self.stride, name="conv2")(y), train))
+            y = BatchNorm(name="bn3", scale_init=last)(conv(out, 1, name="conv3")(y), train)
+        else:
+            y = nn.relu(BatchNorm(name="bn1")(conv(inner, 3, self.stride, name="conv1")(x), train))
+            y = BatchNorm(name="bn2", scale_init=last)(conv(out, 3, name="conv2")(y), train)
+        if self.stride != 1 or x.shape[-1] != out:
+            x = BatchNorm(name="shortcut_bn")(conv(out, 1, self.stride, name="shortcut")(x), train)
+        return nn.relu(x + y)
+
+
+class Stages(nn.Module):
+    """Stages of blocks: the first of `numbers` has `depths[0]` blocks of `widths[0]`, and so on; out: `layer<i>`."""
+
+    numbers: tuple[int, ...]
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    bottleneck: bool
+    inner_multiplier: int
+    zero_init: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        out = {}
+        for number, depth, width in zip(self.numbers, self.depths, self.widths, strict=True):
+            for i in range(depth):
+                stride = 2 if i == 0 and number > 1 else 1
+                block = Block(width, stride, self.bottleneck, self.inner_multiplier, self.zero_init)
+                x = block.copy(name=f"layer{number}_{i}")(x, train)
+            out[f"layer{number}"] = x
+        return x, out
+
+
+class Stem(nn.Module):
+    """The first convolution and the `stages` behind it: `[batch, size, size, 3]` to a map."""
+
+    stages: Stages
+    width: int
+    large: bool  # ImageNet's 7x7 convolution at stride 2 and the pooling behind it
+
+    @nn.compact
+    def __call__(self, images, train):
+        first = conv(self.width, 7, 2, name="conv1") if self.large else conv(self.width, 3, name="conv1")
+        x = nn.relu(BatchNorm(name="bn1")(first(images), train))
+        if self.large:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return self.stages(x, train)
+
+
+class Tail(nn.Module):
+    """The last `stages`, the mean over the picture and the classifier."""
+
+    stages: Stages
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        x, out = self.stages(x, train)
+        features = global_pool(x)
+        out["features"] = features
+        return dense(self.num_classes, features.shape[-1], name="classifier")(features), out
+
+
+def variant(name: str) -> dict:
+    """The option section of a named network.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    if name not in SIZES:
+        raise UserError(f"no small-picture ResNet of the name {name!r}: {names.nearest(name, SIZES)}")
+    return {**OPTIONS, **SIZES[name]}
+
+
+def build(options, num_classes: int) -> Backbone:
+    """The network that an option section (see `OPTIONS`) describes; all but the last stage are its stem.
+
+    Raises:
+      UserError: options that do not fit together.
+    """
+    return residual(options, num_classes, stages=3, shared=2, large=False)
+
+
+def residual(options, num_classes: int, *, stages: int, shared: int, large: bool) -> Backbone:
+    """A residual network of so many `stages`, the first `shared` of which are in its stem.
+
+    Raises:
+      UserError: options that do not fit together.
+    """
+    if options.block not in ("basic", "bottleneck"):
+        raise UserError(f"network.block={options.block!r}: use 'basic' or 'bottleneck'")
+    if len(options.depths) != stages or len(options.widths) != stages:
+        raise UserError(
+            f"network.depths={tuple(options.depths)}, widths={tuple(options.widths)}: give {stages} numbers each"
+        )
+    numbers = range(1, stages + 1)
+
+    def part(chosen):
+        return Stages(
+            numbers=tuple(numbers[chosen]),
+            depths=tuple(options.depths[chosen]),
+            widths=tuple(options.widths[chosen]),
+            bottleneck=options.block == "bottleneck",
+            inner_multiplier=options.inner_multiplier,
+            zero_init=options.zero_init,
+        )
+
+    stem = Stem(part(slice(0, shared)), options.widths[0], large)
+    return Backbone(stem, Tail(part(slice(shared, None)), num_classes))

@@ -1,0 +1,43 @@
+"""Residual networks for large pictures (He et al., 2016) and wide ones; branches share the first two stages."""
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.models import resnet
+from cdl_jax.models.cnn import Backbone
+
+OPTIONS = {
+    **resnet.OPTIONS,
+    "family": "resnet_imagenet",
+    "depths": (2, 2, 2, 2),
+    "widths": (64, 128, 256, 512),
+    "image_size": 224,
+}
+
+_DEEP = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+SIZES = {
+    "resnet18": {},
+    "resnet34": {"depths": (3, 4, 6, 3)},
+    **{name: {"block": "bottleneck", "depths": depths} for name, depths in _DEEP.items()},
+    "wide_resnet14_10": {"block": "bottleneck", "depths": (1, 1, 1, 1), "inner_multiplier": 10},
+    "wide_resnet101_2": {"block": "bottleneck", "depths": _DEEP["resnet101"], "inner_multiplier": 2},
+}
+
+
+def variant(name: str) -> dict:
+    """The option section of a named network.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    if name not in SIZES:
+        raise UserError(f"no large-picture ResNet of the name {name!r}: {names.nearest(name, SIZES)}")
+    return {**OPTIONS, **SIZES[name]}
+
+
+def build(options, num_classes: int) -> Backbone:
+    """The network that an option section (see `OPTIONS`) describes.
+
+    Raises:
+      UserError: options that do not fit together.
+    """
+    return resnet.residual(options, num_classes, stages=4, shared=2, large=True)

@@ -1,0 +1,100 @@
+"""VGG with batch normalisation for small pictures (Simonyan and Zisserman, 2015); branches own the last group."""
+
+import flax.linen as nn
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.models.batch_norm import BatchNorm
+from cdl_jax.models.cnn import Backbone, conv
+from cdl_jax.models.heads import torch_bias
+
+OPTIONS = {
+    "family": "vgg",
+    "channel_unit": 64,  # the five groups have 1, 2, 4, 8 and 8 times as many channels
+    "group_depth": 3,  # convolutions of each of the last three groups
+    "dropout": 0.0,  # ahead of each of the last two linear layers
+    "torch_head_bias": False,  # biases of the linear layers start as torch draws them instead of at zero
+    "image_size": 32,
+    "weights": "random",
+}
+
+SIZES = {"vgg16": {}, "vgg19": {"group_depth": 4}}
+
+
+class Group(nn.Module):
+    """`depth` times convolution, batch norm and ReLU, then a 2x2 pooling."""
+
+    depth: int
+    width: int
+    updates: int = 1
+
+    @nn.compact
+    def __call__(self, x, train):
+        for i in range(self.depth):
+            x = conv(self.width, 3, name=f"conv{i}", bias=True)(x)
+            x = nn.relu(BatchNorm(self.updates, name=f"bn{i}")(x, train))
+        return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+class Stem(nn.Module):
+    """The first four groups; out: `layer<i>`."""
+
+    unit: int
+    group_depth: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        out = {}
+        for i, (depth, times) in enumerate(((2, 1), (2, 2), (self.group_depth, 4), (self.group_depth, 8))):
+            x = out[f"layer{i}"] = Group(depth, times * self.unit, name=f"layer{i}")(x, train)
+        return x, out
+
+
+class Tail(nn.Module):
+    """The last group and the classifier of three linear layers; `features` are the flattened map.
+
+    updates: of the running statistics a call, see `BatchNorm`.
+    """
+
+    unit: int
+    group_depth: int
+    num_classes: int
+    dropout: float
+    torch_head_bias: bool
+    updates: int = 1
+
+    @nn.compact
+    def __call__(self, x, train):
+        last = Group(self.group_depth, 8 * self.unit, self.updates, name="layer4")(x, train)
+        x = features = last.reshape(len(last), -1)
+        for i, width in enumerate((8 * self.unit, 8 * self.unit, self.num_classes)):
+            bias = torch_bias(x.shape[-1]) if self.torch_head_bias else nn.initializers.zeros
+            x = nn.Dense(width, kernel_init=nn.initializers.normal(0.01), bias_init=bias, name=f"fc{i}")(x)
+            if i < 2:
+                x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        return x, {"layer4": last, "features": features}
+
+
+def variant(name: str) -> dict:
+    """The option section of a named network.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    if name not in SIZES:
+        raise UserError(f"no VGG of the name {name!r}: {names.nearest(name, SIZES)}")
+    return {**OPTIONS, **SIZES[name]}
+
+
+def build(options, num_classes: int) -> Backbone:
+    """The network that an option section (see `OPTIONS`) describes.
+
+    Raises:
+      UserError: an option out of range.
+    """
+    if not 0 <= options.dropout < 1:
+        raise UserError(f"network.dropout={options.dropout} must lie in [0, 1)")
+    if options.image_size < 32:
+        raise UserError(f"network.image_size={options.image_size}: VGG halves a picture five times, use 32 or more")
+    sizes = options.channel_unit, options.group_depth
+    return Backbone(Stem(*sizes), Tail(*sizes, num_classes, options.dropout, options.torch_head_bias))
