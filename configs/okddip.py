@@ -11,8 +11,8 @@ data: cifar10, cifar100, or imagenet: a folder with train/ and val/ in `--config
 epochs: milestones (1/2 and 3/4) and ramp-up (80/300) scale with them. reference=true: the published program's
   peculiarities as well (DenseNet's shared last block, VGG's double pass, the divisor of the diversity).
 
-CIFAR-100, ResNet-32, 300 epochs, OKDDip branch-based: error of the leader 25.65 +- 0.15 (Table 2), the best epoch by test
-error: `best` in results.json. The last incomplete batch of an epoch is left out (390 steps instead of 391). The
+CIFAR-100, ResNet-32, 300 epochs, OKDDip branch-based: error of the leader 25.65 +- 0.15 (Table 2), at the best epoch by
+test error: `best` in results.json. The last incomplete batch of an epoch is left out (390 steps instead of 391). The
 paper's settings for ImageNet are not published; those here are the usual ones of ResNet.
 """
 

@@ -35,12 +35,12 @@ class Gate(nn.Module):
     """
 
     peers: int
-    init: str = "torch"  # "torch"; "zero_bias"; or "normal": N(0, 0.01^2) and a zero bias
+    initial: str = "torch"  # "torch"; "zero_bias"; or "normal": N(0, 0.01^2) and a zero bias
 
     @nn.compact
     def __call__(self, shared, train: bool = False):
         pooled = global_pool(shared)
-        kernel = nn.initializers.normal(0.01) if self.init == "normal" else torch_kernel
-        bias = torch_bias(pooled.shape[-1]) if self.init == "torch" else nn.initializers.zeros
+        kernel = nn.initializers.normal(0.01) if self.initial == "normal" else torch_kernel
+        bias = torch_bias(pooled.shape[-1]) if self.initial == "torch" else nn.initializers.zeros
         x = nn.Dense(self.peers, kernel_init=kernel, bias_init=bias, name="linear")(pooled)
         return nn.softmax(nn.relu(BatchNorm(name="norm")(x, train)), axis=-1)

@@ -25,7 +25,7 @@ def train(update, variables, opt, batch, place):
     direction, opt = update.optimizer.transform.update(gradients, opt, trained)
     rate = update.optimizer.learning_rate(place.progress)
     trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
-    return (trainer.join(rest, trained), opt), (total, outcome, gradients, rate)
+    return (trainer.join(rest, trained, outcome.variables), opt), (total, outcome, gradients, rate)
 
 
 def start(update, variables):

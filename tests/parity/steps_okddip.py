@@ -1,0 +1,219 @@
+"""Runners of the OKDDip fixtures that train: two steps of every method, and whole runs of four epochs."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdl_jax import config as configs
+from cdl_jax import names
+from cdl_jax.methods import okddip, one, peer_losses, peers
+from cdl_jax.methods.base import StreamInfo, join
+from tests.parity.programs_okddip import build, context, images, load, to_torch
+from tests.parity.steps_cdl import start, train
+
+
+def count_of(config):
+    """How many peers a case has."""
+    return config.get("networks", config.get("branches", 0))
+
+
+def percent(logits, labels, k):
+    """Percent of a batch whose label is among the `k` largest logits."""
+    allowed = jnp.ones(logits.shape[-1], bool)
+    return float(100 * peer_losses.top_k(jnp.asarray(logits), jnp.asarray(labels), k, allowed).mean())
+
+
+def _stack(arrays):
+    return jnp.stack(arrays, axis=-1)
+
+
+def outputs(method, variables, pictures, train):
+    """({name as the fixtures have it: output}, new running statistics) of a batch."""
+    key = jax.random.key(0)
+    if not isinstance(method, peers.Together):
+        if hasattr(method, "backbone"):
+            (logits, out), stats = peers.apply(method.backbone, variables["network"], pictures, train, key)
+            return {"logits": logits, "features": out["features"]}, {"network": stats} if train else {}
+        logits, _ = peers.apply(method.student, variables["student"], pictures, train, key)[0]
+        teacher, _ = method.teacher.apply(variables["teacher"], pictures)
+        return {"logits": logits, "teacher_logits": teacher}, {}
+    seen, told = method.outputs_of(variables, pictures, train, key)
+    out = {"pro": _stack(seen.logits)}
+    if "attention" in variables:
+        leader = "leader" in method.networks
+        attended, led = okddip.split(seen, leader)
+        features = okddip.attended_features(seen, leader)
+        query, key_ = (features @ variables["attention"]["params"][n]["kernel"] for n in ("query", "key"))
+        out = {"pro": _stack(attended), "attention": told, "energy": jnp.einsum("bad,bcd->bac", query, key_)}
+        out["x_m"] = okddip.mix(told, attended).transpose(0, 2, 1)
+        if leader:
+            out["leader"] = led
+    elif "gate" in variables:
+        out |= {"gate": told, "x_m": one.gated(seen, told)}
+    else:
+        out["x_m"] = _stack(peers.targets_of_others(seen))
+    return out, {name: value for name, value in seen.stats.items() if value}
+
+
+def _logged(method, terms, logits, labels, prefix):
+    """What the program logs of a batch, by its names for training (`train`) or test."""
+    ours = {f"{prefix}_loss": terms["loss"], f"{prefix}_true_loss": terms.get("true_loss", 0.0)}
+    ours |= {
+        f"{prefix}_group_loss": terms.get("group_loss", 0.0),
+        f"{prefix}_teacher_loss": terms.get("teacher_loss", 0),
+    }
+    if not isinstance(method, peers.Together):
+        if prefix == "test" and "teacher_loss" in terms:
+            ours["test_loss"] = terms["true_loss"]  # KD's test loss is the cross-entropy alone
+        alone = logits[method.networks[-1]]
+        return ours | {f"{prefix}_accTop{k}": percent(alone, labels, k) for k in (1, 5)}
+    for k in (1, 5):
+        ours[f"{prefix}_accTop{k}"] = percent(logits["ensemble"], labels, k)
+        # In training the program logs the top 1 under both names.
+        ranks = 1 if prefix == "train" else k
+        ours[f"mean_{prefix}_accTop{k}"] = np.mean([percent(logits[n], labels, ranks) for n in method.rivals])
+        ours |= {f"stu{i}{prefix}_accTop{k}": percent(logits[n], labels, k) for i, n in enumerate(method.rivals)}
+        if "leader" in logits:
+            ours[f"stu_{prefix}_accTop{k}"] = percent(logits["leader"], labels, k)
+    return ours
+
+
+def _test(method, variables, batches, place):
+    """The program's test metrics: means over batches, the diversity over pictures."""
+    rows, distances = [], []
+    allowed = place.current(method.info.num_classes)
+    for pictures, labels in batches:
+        logits, _ = method.predict(variables, pictures, place)
+        terms = _losses(method, variables, pictures, labels, place, allowed)
+        rows.append(_logged(method, terms, logits, labels, "test"))
+        if isinstance(method, peers.Together):
+            distances.append(method.measures(logits, labels, place)["diversity"])
+    ours = {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
+    if distances:
+        ours["dist"] = np.mean(np.concatenate(distances))
+    return ours
+
+
+def _losses(method, variables, pictures, labels, place, allowed):
+    """Named loss terms in evaluation mode."""
+    if isinstance(method, peers.Together):
+        seen, told = method.outputs_of(variables, pictures, False, place.key)
+        value, terms = method.loss_terms(seen, told, labels, allowed, place.epoch)
+        return {"loss": value, **terms}
+    from cdl_jax.losses import cross_entropy
+    from cdl_jax.methods import kd
+
+    logits, _ = method.predict(variables, pictures, place)
+    if "teacher" in logits:
+        value, terms = kd.terms(method.options, logits["student"], logits["teacher"], labels, allowed)
+        return {"loss": value, **terms}
+    return {"loss": cross_entropy(logits["network"], labels, allowed)}
+
+
+def _variables(config, arrays):
+    """(method, its variables, names of the program's state) of a case."""
+    method, shapes, state = build(config, arrays)
+    theirs = {name[6:]: array for name, array in arrays.items() if name.startswith("param/")}
+    if "teacher" not in shapes:
+        return method, load(shapes, state, theirs, count_of(config)), state
+    taught = {name[14:]: array for name, array in arrays.items() if name.startswith("param_teacher/")}
+    variables = load({"student": shapes["student"]}, state, theirs)
+    return method, {**variables, **load({"teacher": shapes["teacher"]}, list(taught), taught)}, state
+
+
+def _batches(arrays, start_):
+    count = sum(name.startswith(start_) and name.endswith("/x") for name in arrays)
+    return [(images(arrays[f"{start_}{i}/x"]), jnp.asarray(arrays[f"{start_}{i}/labels"])) for i in range(count)]
+
+
+def _own(variables):
+    """Without a teacher."""
+    return {name: value for name, value in variables.items() if name != "teacher"}
+
+
+def run_step(config, arrays):
+    method, live, state = _variables(config, arrays)
+    count, place = count_of(config), context(config["num_classes"], config["epoch_index"])
+    update = method.phases[0].updates[0]
+    opt, ours = start(update, live), {}
+    forward = jax.jit(partial(outputs, method), static_argnums=2)
+    steps = _batches(arrays, "in/step")
+    for step, (pictures, labels) in enumerate(steps):
+        where = f"out/step{step}/"
+        out, _ = forward(live, pictures, True)
+        ours |= {where + name: value for name, value in out.items()}
+        before = live
+        (live, opt), (total, outcome, gradients, _) = train(
+            update, live, opt, {"images": pictures, "labels": labels}, place
+        )
+        terms = {**outcome.metrics, "loss": total}
+        renamed = {"true": "true_loss", "group": "group_loss", "total": "loss", "teacher": "teacher_loss"}
+        renamed |= {"ce_peers": "true_loss", "ce_leader": "leader_true_loss", "dis1": "group_loss"}
+        renamed["dis2"] = "leader_group_loss"
+        ours |= {f"{where}loss/{theirs}": terms.get(own, 0.0) for theirs, own in renamed.items()}
+        logits = _train_logits(method, before, pictures, place)
+        ours |= {f"{where}metric/{n}": v for n, v in _logged(method, terms, logits, labels, "train").items()}
+        if step == 0:
+            ours |= {f"grad/{n}": v for n, v in to_torch(_own(gradients), state, count).items()}
+    after = to_torch(_own(live), state, count)
+    ours |= {f"out/after_{len(steps)}_steps/{name}": value for name, value in after.items()}
+    tests = _batches(arrays, "in/test")
+    for i, (pictures, _) in enumerate(tests):
+        ours |= {f"out/test{i}/{name}": value for name, value in forward(live, pictures, False)[0].items()}
+    return ours | {f"out/evaluation/{name}": value for name, value in _test(method, live, tests, place).items()}
+
+
+def _train_logits(method, variables, pictures, place):
+    """Logits by network in training mode."""
+    if isinstance(method, peers.Together):
+        return method.logits_of(*method.outputs_of(variables, pictures, True, place.key))
+    return {method.networks[-1]: outputs(method, variables, pictures, True)[0]["logits"]}
+
+
+def run_epochs(config, arrays):
+    method, live, state = _variables({**config, "loss": "KL"}, arrays)
+    update = method.phases[0].updates[0]
+    opt, ours, best = start(update, live), {}, (-1.0, 0)
+    trains, tests = _batches(arrays, "in/train"), _batches(arrays, "in/test")
+    for epoch in range(config["epochs"]):
+        place, rows = context(config["num_classes"], epoch), []
+        for pictures, labels in trains:
+            logits = _train_logits(method, live, pictures, place)
+            batch = {"images": pictures, "labels": labels}
+            (live, opt), (total, outcome, _, rate) = train(update, live, opt, batch, place)
+            rows.append(_logged(method, {**outcome.metrics, "loss": total}, logits, labels, "train"))
+        where, tested = f"out/epoch{epoch}/", _test(method, live, tests, place)
+        ours |= {where + name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
+        ours |= {where + name: value for name, value in tested.items()}
+        ours |= {where + "lr": rate, where + "weight": outcome.metrics["weight"], where + "epoch": epoch + 1}
+        chosen = tested["stu_test_accTop1" if "leader" in method.networks else "mean_test_accTop1"]
+        best = max(best, (chosen, epoch + 1))
+    ours |= {"out/best_epoch": best[1], "out/best_accuracy": best[0]}
+    return ours | {f"out/final/{name}": value for name, value in to_torch(live, state, count_of(config)).items()}
+
+
+def _shapes(method, size, classes, networks, count):
+    """Shapes of the variables of a full-size model, with all of the program's ways."""
+    choices = {} if method == "supervised" else {"reference": True}
+    if method == "okddip":
+        choices["base"] = "network" if networks else "branch"
+    made = configs.default(method, data="glyph_mini", network=size, **choices)
+    if count:
+        made[method].num_branches = count
+    built = names.load("methods", method).build(made, StreamInfo(classes, (classes,)))
+    return jax.eval_shape(built.init, jax.random.key(0))
+
+
+def parameter_count(method, size, classes, networks, count):
+    """Trained numbers of a full-size model."""
+    shapes = _shapes(method, size, classes, networks, count)
+    return sum(leaf.size for network in shapes.values() for leaf in jax.tree.leaves(network["params"]))
+
+
+def state_of(method, size, classes, state):
+    """{the program's name: its shape} of a full-size model of four peers, or alone."""
+    shapes = _shapes(method, size, classes, False, 0 if method == "supervised" else 4)
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
+    return {name: leaf.shape for name, leaf in to_torch(join(zeros), state, 4).items()}
