@@ -8,8 +8,10 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import names
-from cdl_jax.methods import okddip, one, peer_losses, peers
+from cdl_jax.losses import cross_entropy
+from cdl_jax.methods import kd, okddip, one, peer_losses, peers
 from cdl_jax.methods.base import StreamInfo, join
+from cdl_jax.models.cnn import apply
 from tests.parity.programs_okddip import build, context, images, load, to_torch
 from tests.parity.steps_cdl import start, train
 
@@ -31,30 +33,51 @@ def _stack(arrays):
 
 def outputs(method, variables, pictures, train):
     """({name as the fixtures have it: output}, new running statistics) of a batch."""
+    out, stats, _ = _outputs(method, variables, pictures, train)
+    return out, stats
+
+
+def _outputs(method, variables, pictures, train):
+    """As `outputs`, and the logits of each network with what its loss needs."""
     key = jax.random.key(0)
     if not isinstance(method, peers.Together):
-        if hasattr(method, "backbone"):
-            (logits, out), stats = peers.apply(method.backbone, variables["network"], pictures, train, key)
-            return {"logits": logits, "features": out["features"]}, {"network": stats} if train else {}
-        logits, _ = peers.apply(method.student, variables["student"], pictures, train, key)[0]
-        teacher, _ = method.teacher.apply(variables["teacher"], pictures)
-        return {"logits": logits, "teacher_logits": teacher}, {}
+        name, module = ("network", method.backbone) if hasattr(method, "backbone") else ("student", method.student)
+        (logits, out), stats = apply(module, variables[name], pictures, train, key)
+        ours = {"logits": logits, "features": out["features"]}
+        if name == "student":
+            ours["teacher_logits"], _ = method.teacher.apply(variables["teacher"], pictures)
+        return ours, {name: stats} if train else {}, ({name: logits}, None)
     seen, told = method.outputs_of(variables, pictures, train, key)
-    out = {"pro": _stack(seen.logits)}
+    ours = {"pro": _stack(seen.logits)}
     if "attention" in variables:
         leader = "leader" in method.networks
         attended, led = okddip.split(seen, leader)
         features = okddip.attended_features(seen, leader)
         query, key_ = (features @ variables["attention"]["params"][n]["kernel"] for n in ("query", "key"))
-        out = {"pro": _stack(attended), "attention": told, "energy": jnp.einsum("bad,bcd->bac", query, key_)}
-        out["x_m"] = okddip.mix(told, attended).transpose(0, 2, 1)
+        ours = {"pro": _stack(attended), "attention": told, "energy": jnp.einsum("bad,bcd->bac", query, key_)}
+        ours["x_m"] = okddip.mix(told, attended).transpose(0, 2, 1)
         if leader:
-            out["leader"] = led
+            ours["leader"] = led
     elif "gate" in variables:
-        out |= {"gate": told, "x_m": one.gated(seen, told)}
+        ours |= {"gate": told, "x_m": one.gated(seen, told)}
     else:
-        out["x_m"] = _stack(peers.targets_of_others(seen))
-    return out, {name: value for name, value in seen.stats.items() if value}
+        ours["x_m"] = _stack(peers.targets_of_others(seen))
+    stats = {name: value for name, value in seen.stats.items() if value}
+    return ours, stats, (method.logits_of(seen, told), (seen, told))
+
+
+def _forward(method, train, variables, pictures, labels, place):
+    """(outputs, logits by network, named loss terms, diversity by picture) of a batch."""
+    out, _, (logits, seen) = _outputs(method, variables, pictures, train)
+    allowed, apart = place.current(method.info.num_classes), None
+    if seen is not None:
+        value, terms = method.loss_terms(*seen, labels, allowed, place.epoch)
+        apart = method.measures(logits, labels, place)["diversity"]
+    elif "teacher_logits" in out:
+        value, terms = kd.terms(method.options, out["logits"], out["teacher_logits"], labels, allowed)
+    else:
+        value, terms = cross_entropy(out["logits"], labels, allowed), {}
+    return out, logits, {"loss": value, **terms}, apart
 
 
 def _logged(method, terms, logits, labels, prefix):
@@ -80,36 +103,17 @@ def _logged(method, terms, logits, labels, prefix):
     return ours
 
 
-def _test(method, variables, batches, place):
+def _test(method, forward, variables, batches, place):
     """The program's test metrics: means over batches, the diversity over pictures."""
     rows, distances = [], []
-    allowed = place.current(method.info.num_classes)
     for pictures, labels in batches:
-        logits, _ = method.predict(variables, pictures, place)
-        terms = _losses(method, variables, pictures, labels, place, allowed)
+        _, logits, terms, apart = forward(variables, pictures, labels, place)
         rows.append(_logged(method, terms, logits, labels, "test"))
-        if isinstance(method, peers.Together):
-            distances.append(method.measures(logits, labels, place)["diversity"])
+        distances.append(apart)
     ours = {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
-    if distances:
+    if distances[0] is not None:
         ours["dist"] = np.mean(np.concatenate(distances))
     return ours
-
-
-def _losses(method, variables, pictures, labels, place, allowed):
-    """Named loss terms in evaluation mode."""
-    if isinstance(method, peers.Together):
-        seen, told = method.outputs_of(variables, pictures, False, place.key)
-        value, terms = method.loss_terms(seen, told, labels, allowed, place.epoch)
-        return {"loss": value, **terms}
-    from cdl_jax.losses import cross_entropy
-    from cdl_jax.methods import kd
-
-    logits, _ = method.predict(variables, pictures, place)
-    if "teacher" in logits:
-        value, terms = kd.terms(method.options, logits["student"], logits["teacher"], labels, allowed)
-        return {"loss": value, **terms}
-    return {"loss": cross_entropy(logits["network"], labels, allowed)}
 
 
 def _variables(config, arrays):
@@ -128,6 +132,12 @@ def _batches(arrays, start_):
     return [(images(arrays[f"{start_}{i}/x"]), jnp.asarray(arrays[f"{start_}{i}/labels"])) for i in range(count)]
 
 
+def unused(arrays):
+    """Parameters of the program that no computation reads, so that we have none: the gate of individual branches."""
+    gate = [name for name in arrays if name.startswith(("param/control_v1.", "param/bn_v1."))]
+    return {name.replace("param/", "out/after_2_steps/"): arrays[name] for name in gate}
+
+
 def _own(variables):
     """Without a teacher."""
     return {name: value for name, value in variables.items() if name != "teacher"}
@@ -137,14 +147,13 @@ def run_step(config, arrays):
     method, live, state = _variables(config, arrays)
     count, place = count_of(config), context(config["num_classes"], config["epoch_index"])
     update = method.phases[0].updates[0]
-    opt, ours = start(update, live), {}
-    forward = jax.jit(partial(outputs, method), static_argnums=2)
+    opt, ours = start(update, live), unused(arrays)
+    in_training, in_test = (jax.jit(partial(_forward, method, train)) for train in (True, False))
     steps = _batches(arrays, "in/step")
     for step, (pictures, labels) in enumerate(steps):
         where = f"out/step{step}/"
-        out, _ = forward(live, pictures, True)
+        out, logits, *_ = in_training(live, pictures, labels, place)
         ours |= {where + name: value for name, value in out.items()}
-        before = live
         (live, opt), (total, outcome, gradients, _) = train(
             update, live, opt, {"images": pictures, "labels": labels}, place
         )
@@ -153,38 +162,34 @@ def run_step(config, arrays):
         renamed |= {"ce_peers": "true_loss", "ce_leader": "leader_true_loss", "dis1": "group_loss"}
         renamed["dis2"] = "leader_group_loss"
         ours |= {f"{where}loss/{theirs}": terms.get(own, 0.0) for theirs, own in renamed.items()}
-        logits = _train_logits(method, before, pictures, place)
         ours |= {f"{where}metric/{n}": v for n, v in _logged(method, terms, logits, labels, "train").items()}
         if step == 0:
             ours |= {f"grad/{n}": v for n, v in to_torch(_own(gradients), state, count).items()}
     after = to_torch(_own(live), state, count)
     ours |= {f"out/after_{len(steps)}_steps/{name}": value for name, value in after.items()}
     tests = _batches(arrays, "in/test")
-    for i, (pictures, _) in enumerate(tests):
-        ours |= {f"out/test{i}/{name}": value for name, value in forward(live, pictures, False)[0].items()}
-    return ours | {f"out/evaluation/{name}": value for name, value in _test(method, live, tests, place).items()}
-
-
-def _train_logits(method, variables, pictures, place):
-    """Logits by network in training mode."""
-    if isinstance(method, peers.Together):
-        return method.logits_of(*method.outputs_of(variables, pictures, True, place.key))
-    return {method.networks[-1]: outputs(method, variables, pictures, True)[0]["logits"]}
+    for i, (pictures, labels) in enumerate(tests):
+        out, *_ = in_test(live, pictures, labels, place)
+        ours |= {f"out/test{i}/{name}": value for name, value in out.items()}
+    return ours | {
+        f"out/evaluation/{name}": value for name, value in _test(method, in_test, live, tests, place).items()
+    }
 
 
 def run_epochs(config, arrays):
     method, live, state = _variables({**config, "loss": "KL"}, arrays)
     update = method.phases[0].updates[0]
+    in_training, in_test = (jax.jit(partial(_forward, method, train)) for train in (True, False))
     opt, ours, best = start(update, live), {}, (-1.0, 0)
     trains, tests = _batches(arrays, "in/train"), _batches(arrays, "in/test")
     for epoch in range(config["epochs"]):
         place, rows = context(config["num_classes"], epoch), []
         for pictures, labels in trains:
-            logits = _train_logits(method, live, pictures, place)
+            _, logits, *_ = in_training(live, pictures, labels, place)
             batch = {"images": pictures, "labels": labels}
             (live, opt), (total, outcome, _, rate) = train(update, live, opt, batch, place)
             rows.append(_logged(method, {**outcome.metrics, "loss": total}, logits, labels, "train"))
-        where, tested = f"out/epoch{epoch}/", _test(method, live, tests, place)
+        where, tested = f"out/epoch{epoch}/", _test(method, in_test, live, tests, place)
         ours |= {where + name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
         ours |= {where + name: value for name, value in tested.items()}
         ours |= {where + "lr": rate, where + "weight": outcome.metrics["weight"], where + "epoch": epoch + 1}
