@@ -30,12 +30,13 @@ COMMON = {
     "checkpoint": {"every_steps": 500},  # within a task; one more after each task. 0: only after tasks
     "log": {"every_steps": 50, "tensorboard": True},
     "devices": 0,  # how many local devices share a batch; 0: all
+    "peer_devices": 1,  # along how many of them whole networks that learn together are spread (dml, okddip)
     "workers": 0,  # processes that decode pictures which are read from disk; 0: threads of this process
     "resident_limit_mb": 4096,  # arrays of pictures up to this size live on the device; larger ones are streamed
 }
 
 # Keys that change neither weights nor metrics, so a run may be resumed with other values of them.
-FREE = ("checkpoint.", "log.", "devices", "workers", "data.path", "eval.batch_size")
+FREE = ("checkpoint.", "log.", "devices", "peer_devices", "workers", "data.path", "eval.batch_size")
 
 
 def arguments(text: str, **defaults) -> dict:
@@ -91,7 +92,7 @@ def check(config) -> None:
     Raises:
       UserError: names the key and what it must be.
     """
-    for key in ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps"):
+    for key in ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps", "peer_devices"):
         if flatten(config)[key] < 1:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
     for key in ("eval.every_epochs", "checkpoint.every_steps", "devices", "workers", "seed"):

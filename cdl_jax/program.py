@@ -1,5 +1,7 @@
 """The compiled programs of a run: what a config, its stream and its method come to on a mesh of devices."""
 
+from contextlib import nullcontext
+
 import jax
 import numpy as np
 
@@ -25,7 +27,12 @@ class Program:
             data.num_classes, tuple(len(task.classes) for task in data.tasks), tuple(data.class_names)
         )
         self.method = names.load("methods", config.method).build(config, self.info)
-        self.mesh = sharding.make_mesh(config.devices)
+        self.mesh = sharding.make_mesh(config.devices, config.peer_devices)
+        if (whole := getattr(self.method, "spreadable", 1)) % config.peer_devices:
+            raise UserError(
+                f"config.peer_devices={config.peer_devices}: {config.method} has {whole} whole networks to spread, "
+                "choose a divisor of that"
+            )
         size = config.train.batch_size
         sharding.check_batch(self.mesh, size, "train.batch_size")
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
@@ -90,8 +97,13 @@ class Program:
         if index not in self._compiled:
             everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
             step = jax.jit(self._step(index), donate_argnums=0, out_shardings=everywhere)
-            self._compiled[index] = step.lower(state, frozen, *self._example()).compile()
+            with self._named_axes():
+                self._compiled[index] = step.lower(state, frozen, *self._example()).compile()
         return self._compiled[index]
+
+    def _named_axes(self):
+        """Where a traced method finds the mesh, if networks are to be spread over it."""
+        return jax.set_mesh(self.mesh) if "peer" in self.mesh.shape else nullcontext()
 
     def flops(self, index: int) -> float | None:
         """Operations of one training step over all devices, by the compiler's count; None where it gives none."""
@@ -133,7 +145,8 @@ class Program:
         rows = np.concatenate([task.test for task in tasks])
         order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
-        parts = [self.evaluation_step(live, frozen, self.test_source.data, item, place) for item in items]
+        with self._named_axes():
+            parts = [self.evaluation_step(live, frozen, self.test_source.data, item, place) for item in items]
         parts = jax.device_get(parts)
         sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
         images, asked = sums.pop("images"), [task.index for task in tasks]

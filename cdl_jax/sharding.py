@@ -32,26 +32,32 @@ def start(spec: str) -> None:
         raise UserError(f"--distributed={spec}: {' '.join(str(error).split())}") from None
 
 
-def make_mesh(devices: int = 0) -> Mesh:
+def make_mesh(devices: int = 0, peers: int = 1) -> Mesh:
     """A mesh with the axis `data` over the first `devices` of all devices (0: over all).
 
+    With `peers` above 1 it has a second axis, `peer`, of that length, along which methods may spread networks.
+
     Raises:
-      UserError: there are not so many.
+      UserError: there are not so many, or they cannot be split evenly.
     """
     available = jax.devices()
     if devices > len(available):
         raise UserError(f"config.devices={devices}, but this machine has {len(available)}: choose at most that")
     chosen = available[:devices] if devices else available
+    if peers > 1:
+        if len(chosen) % peers:
+            raise UserError(f"config.peer_devices={peers} does not divide the {len(chosen)} devices: choose a divisor")
+        shape, axes = (len(chosen) // peers, peers), ("data", "peer")
+        return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 2, devices=chosen)
     # Explicit axes, the default of make_mesh, refuse the gathers that prompt pools are made of.
     return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raises UserError where a batch cannot be split evenly over the mesh."""
-    if batch_size % mesh.size:
-        raise UserError(
-            f"config.{key}={batch_size} cannot be split evenly over {mesh.size} devices: use a multiple of it"
-        )
+    shares = mesh.shape["data"]
+    if batch_size % shares:
+        raise UserError(f"config.{key}={batch_size} cannot be split evenly over {shares} devices: use a multiple of it")
 
 
 def replicate(mesh: Mesh, tree):

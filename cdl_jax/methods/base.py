@@ -86,6 +86,7 @@ class Method(Protocol):
     image_size: side of the square pictures that the networks take.
     given: the networks among those evaluated that this run does not train.
 
+    spreadable: how many whole networks learn together, over which a mesh's axis "peer" may be laid.
     headline: networks whose mean accuracy chooses the best epoch; the last of `networks` where there is no such name.
 
     Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells

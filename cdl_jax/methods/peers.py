@@ -10,11 +10,13 @@ compiled step.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from cdl_jax import names, optim
 from cdl_jax.errors import UserError
@@ -54,7 +56,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Networks:
-    """Peers that are whole networks."""
+    """Peers that are whole networks; where the mesh has an axis "peer", each of its devices runs its share of them."""
 
     backbone: nn.Module
     names: tuple[str, ...]
@@ -64,12 +66,37 @@ class Networks:
         return {name: self.backbone.init(k, images) for name, k in zip(self.names, keys, strict=True)}
 
     def __call__(self, variables, images, train, key) -> Seen:
-        logits, features, stats = [], [], {}
-        for i, name in enumerate(self.names):
-            (z, out), stats[name] = apply(self.backbone, variables[name], images, train, jax.random.fold_in(key, i))
-            logits.append(z)
-            features.append(out["features"])
-        return Seen(tuple(logits), tuple(features), stats=stats)
+        each, numbers = [variables[name] for name in self.names], range(len(self.names))
+        ways = jax.sharding.get_abstract_mesh().shape.get("peer", 1)
+        run = partial(self._spread, ways) if ways > 1 else self._run
+        told = run(each, images, key, numbers, train)
+        logits, features, stats = zip(*told, strict=True)
+        return Seen(logits, features, stats=dict(zip(self.names, stats, strict=True)))
+
+    def _run(self, each, images, key, numbers, train):
+        """(logits, features, new running statistics) of some networks, `numbers` being their places among all."""
+        told = []
+        for network, number in zip(each, numbers, strict=True):
+            (z, out), stats = apply(self.backbone, network, images, train, jax.random.fold_in(key, number))
+            told.append((z, out["features"], stats))
+        return told
+
+    def _spread(self, ways, each, images, key, numbers, train):
+        """As `_run`, each device along "peer" looping over its own slice; what they tell is gathered on all of them."""
+        share = len(each) // ways
+
+        def run(networks, images, key, numbers):
+            own = [jax.tree.map(lambda x, i=i: x[i], networks) for i in range(share)]
+            return _stacked(self._run(own, images, key, [numbers[i] for i in range(share)], train))
+
+        spread = PartitionSpec("peer"), PartitionSpec(), PartitionSpec(), PartitionSpec("peer")
+        parts = jax.shard_map(run, in_specs=spread, out_specs=PartitionSpec("peer"), axis_names={"peer"})
+        told = parts(_stacked(each), images, key, jnp.array(numbers))
+        return [jax.tree.map(lambda x, i=i: x[i], told) for i in range(len(each))]
+
+
+def _stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @dataclass(frozen=True)
@@ -155,6 +182,10 @@ class Together:
     image_size: int
     epochs: int
     optimizer: optim.Optimizer
+
+    @property
+    def spreadable(self):
+        return len(self.peers.names) if isinstance(self.peers, Networks) else 1
 
     @property
     def phases(self):
