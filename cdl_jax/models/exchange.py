@@ -11,8 +11,8 @@ from cdl_jax.models.heads import torch_bias, torch_kernel
 class Attention(nn.Module):
     """Who listens to whom among peers (OKDDip): features `[batch, peers, dim]` to weights `[batch, peers, peers]`.
 
-    `A = softmax_b(query_a . key_b)`, without a scale; query and key are linear maps to `dim // divisor` numbers without
-    bias, shared by all peers. Row a holds the weights of a's target, its own among them.
+    `A = softmax_b(query_a . key_b)`, without a scale; query and key are linear maps to `dim // divisor` numbers (at
+    least one) without bias, shared by all peers. Row a holds the weights of a's target, its own among them.
     """
 
     divisor: int = 8
@@ -21,7 +21,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, features, train: bool = False):
         init = nn.initializers.normal(0.01) if self.normal_init else torch_kernel
-        width = features.shape[-1] // self.divisor
+        width = max(features.shape[-1] // self.divisor, 1)
         query, key = (
             nn.Dense(width, use_bias=False, kernel_init=init, name=name)(features) for name in ("query", "key")
         )
