@@ -10,6 +10,13 @@ Backbones come from `configs/pretrain_glyph.py` (networks glyph_teacher and glyp
 
 from cdl_jax import config as base
 
+# Learners cut down to a backbone of 64 dimensions, which long prompts of U[0, 1) numbers swamp.
+SMALL = {
+    "l2p": {"pool": 10, "length": 2, "top_k": 1},
+    "dualprompt": {"length": 4, "general_length": 2},
+    "coda": {"pool": 50, "length": 4},
+}
+
 
 def get_config(text=""):
     choices = base.arguments(
@@ -24,6 +31,5 @@ def get_config(text=""):
     config.augment.train = "shift"
     config.train.epochs = 5
     config.optim.learning_rate = 5e-3
-    if choices["learner"] == "l2p":  # long prompts of U[0, 1) numbers swamp a backbone of 64 dimensions
-        config.learner.update(pool=10, length=2, top_k=1)
+    config.learner.update(SMALL.get(choices["learner"], {}))
     return config

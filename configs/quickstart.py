@@ -9,6 +9,13 @@ figures over five seeds.
 
 from cdl_jax import config as base
 
+# Learners cut down to a backbone of 48 dimensions and 3 blocks, which long prompts of U[0, 1) numbers swamp.
+SMALL = {
+    "l2p": {"pool": 10, "length": 2},
+    "dualprompt": {"length": 4, "general_length": 2, "general_layers": 1, "expert_layers": 2},
+    "coda": {"pool": 40, "length": 4, "layers": 3},
+}
+
 
 def get_config(text=""):
     choices = base.arguments(text, learner="l2p", distill="kd", teacher="mini_teacher", student="mini_student", seed=0)
@@ -24,6 +31,7 @@ def get_config(text=""):
     config.student.weights = "package:glyph_mini_student"
     if choices["distill"] == "kd":
         config.distill.alpha = 0.9
-    if choices["learner"] == "l2p":  # long prompts of U[0, 1) numbers swamp a backbone of 48 dimensions
-        config.learner.update(pool=10, length=2)
+    if choices["distill"] == "prompt_mapping":
+        config.distill.layers = 3
+    config.learner.update(SMALL.get(choices["learner"], {}))
     return config
