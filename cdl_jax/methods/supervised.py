@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from cdl_jax import names, optim
 from cdl_jax.losses import cross_entropy, mask_classes
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.methods.peer_losses import top_k
 from cdl_jax.models import families, weights
 from cdl_jax.models.cnn import apply
 
@@ -77,6 +78,11 @@ class Supervised:
     def predict(self, variables, images, context):
         (logits, _), _ = apply(self.backbone, variables["network"], images, False, context.key)
         return {"network": logits}, {}
+
+    def measures(self, logits, labels, context):
+        """`{name: [batch]}`, see `methods.base.Method`."""
+        allowed = context.seen(self.info.num_classes)
+        return {"network/top5": 100 * top_k(logits["network"], labels, 5, allowed)}
 
     def export(self, variables):
         """File name -> variables that the run writes when it is finished; those of a ViT without its head."""

@@ -1,6 +1,8 @@
 """Methods of peers: what a step changes, who is who, and what cannot be built."""
 
+import runpy
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -215,3 +217,39 @@ def test_a_teacher_that_is_missing_or_other_is_refused_before_any_work(tmp_path)
     with pytest.raises(UserError, match="of another architecture") as error:
         other.load(jax.eval_shape(other.init, jax.random.key(0)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "imagenet"])
+@pytest.mark.parametrize("method", ["okddip", "dml", "one", "cl_ilr", "individual", "kd", "supervised"])
+def test_every_method_has_a_config_for_every_data_set(method, data):
+    networks = {
+        "cifar10": ("resnet32", "resnet110", "wide_resnet20_8", "vgg16", "densenetd40k12"),
+        "cifar100": ("resnet20", "vgg19", "densenetd100k12"),
+        "imagenet": ("resnet18", "resnet50"),
+    }[data]
+    get_config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "okddip.py"))["get_config"]
+    for network in networks:
+        teacher = ",teacher=resnet34" if method == "kd" and data == "imagenet" else ""
+        config = get_config(f"method={method},network={network},data={data},epochs=60{teacher}")
+        built = names.load("methods", method).build(config, INFO)
+        assert built.phases[0].epochs == 60 and built.image_size == (224 if data == "imagenet" else 32)
+        rates = [float(built.phases[0].updates[0].optimizer.learning_rate(jnp.float32(e))) for e in (0, 29, 59)]
+        assert rates == pytest.approx([0.1, 0.01 if data == "imagenet" else 0.1, 0.001], rel=1e-5)
+        if method in ("okddip", "one", "cl_ilr"):
+            assert config[method].length == 16
+
+
+def test_nesterov_is_that_of_torch():
+    """`g' = g + wd p; v = 0.9 v + g'; p <- p - lr (g' + 0.9 v)`, decay on every leaf."""
+    built, config = build("supervised", changes={})
+    config.optim.update(weight_decay=5e-4)
+    transform = names.load("methods", "supervised").build(config, INFO).optimizer.transform
+    p, v, ours = 2.0, 0.0, {"bias": jnp.float32(2.0)}
+    state = transform.init(ours)
+    for gradient in (0.5, -1.0, 0.25):
+        direction, state = transform.update({"bias": jnp.float32(gradient)}, state, ours)
+        ours = {"bias": ours["bias"] - 0.1 * direction["bias"]}
+        with_decay = gradient + 5e-4 * p
+        v = 0.9 * v + with_decay
+        p -= 0.1 * (with_decay + 0.9 * v)
+        assert float(ours["bias"]) == pytest.approx(p, rel=1e-6)

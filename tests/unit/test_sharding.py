@@ -19,7 +19,7 @@ def refusal(call, *arguments):
 
 
 def test_a_batch_must_be_a_multiple_of_the_devices():
-    three = SimpleNamespace(size=3)
+    three = SimpleNamespace(shape={"data": 3, "peer": 2})
     sharding.check_batch(three, 12, "train.batch_size")
     assert refusal(sharding.check_batch, three, 13, "eval.batch_size") == (
         "config.eval.batch_size=13 cannot be split evenly over 3 devices: use a multiple of it"
