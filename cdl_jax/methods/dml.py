@@ -10,6 +10,7 @@ import jax
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import peer_losses, peers
 from cdl_jax.methods.base import StreamInfo
+from cdl_jax.models.peer_networks import Networks
 
 OPTIONS = {
     **peers.OPTIONS,
@@ -33,7 +34,7 @@ def build(config, info: StreamInfo) -> peers.Together:
     """
     options = config.dml
     peer_losses.check("dml", options)
-    group = peers.Networks(peers.network(config.network, info.num_classes), peers.names_of("dml", options, False))
+    group = Networks(peers.network(config.network, info.num_classes), peers.names_of("dml", options, False))
 
     def loss_terms(seen, told, labels, allowed, epoch):
         return terms(options, seen, labels, allowed)

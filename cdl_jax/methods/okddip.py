@@ -19,6 +19,7 @@ from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import peer_losses, peers
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.models.exchange import Attention
+from cdl_jax.models.peer_networks import Networks, Seen
 
 OPTIONS = {
     **peers.OPTIONS,
@@ -59,7 +60,7 @@ def build(config, info: StreamInfo) -> peers.Together:
     if options.base == "branch":
         group = peers.branches("okddip", config, every, info.num_classes, bare=leader)
     else:
-        group = peers.Networks(peers.network(config.network, info.num_classes), every)
+        group = Networks(peers.network(config.network, info.num_classes), every)
     headline = {"leader": ("leader",), "mean": rivals, "ensemble": ("ensemble",)}
     select_by = "ensemble" if options.en and options.select_by == "leader" else options.select_by
     attention = Attention(options.head_divisor, normal_init=config.network.family == "vgg" and options.base == "branch")
@@ -91,7 +92,7 @@ def build(config, info: StreamInfo) -> peers.Together:
     )
 
 
-def split(seen: peers.Seen, leader: bool):
+def split(seen: Seen, leader: bool):
     """(Logits of the attention's peers, logits of the leader or None)."""
     if not leader:
         return seen.logits, None
@@ -100,7 +101,7 @@ def split(seen: peers.Seen, leader: bool):
     return seen.logits[:-1], seen.logits[-1]
 
 
-def attended_features(seen: peers.Seen, leader: bool):
+def attended_features(seen: Seen, leader: bool):
     """Features of the attention's peers, `[batch, peers, dim]`."""
     attended, _ = split(seen, leader)
     return jnp.stack(seen.features[: len(attended)], axis=1)

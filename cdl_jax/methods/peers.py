@@ -9,14 +9,12 @@ compiled step.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from cdl_jax import names, optim
 from cdl_jax.errors import UserError
@@ -25,6 +23,7 @@ from cdl_jax.methods import peer_losses
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
 from cdl_jax.models import densenet, families
 from cdl_jax.models.cnn import apply
+from cdl_jax.models.peer_networks import Branches, Networks, Seen
 
 OPTIONS = {
     "num_branches": 4,  # how many learn together; with a leader it is the last of them
@@ -36,116 +35,6 @@ BRANCH_OPTIONS = {
     # that runs it; OKDDip's leader then skips the final batch norm and ReLU and is an attention peer as well.
     "densenet_shared_block": "own",
 }
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the peers make of a batch.
-
-    logits, features: of each peer, `[batch, classes]` and `[batch, dim]`. shared: the map that branches share, or None.
-    bare: logits of the last branch without its final batch norm, with `densenet_shared_block="reference"` only.
-    stats: new running statistics, as partial variables.
-    """
-
-    logits: tuple[jax.Array, ...]
-    features: tuple[jax.Array, ...]
-    shared: jax.Array | None = None
-    bare: jax.Array | None = None
-    stats: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Networks:
-    """Peers that are whole networks; where the mesh has an axis "peer", each of its devices runs its share of them."""
-
-    backbone: nn.Module
-    names: tuple[str, ...]
-
-    def init(self, key, images):
-        keys = jax.random.split(key, len(self.names))
-        return {name: self.backbone.init(k, images) for name, k in zip(self.names, keys, strict=True)}
-
-    def __call__(self, variables, images, train, key) -> Seen:
-        each, numbers = [variables[name] for name in self.names], range(len(self.names))
-        ways = jax.sharding.get_abstract_mesh().shape.get("peer", 1)
-        run = partial(self._spread, ways) if ways > 1 else self._run
-        told = run(each, images, key, numbers, train)
-        logits, features, stats = zip(*told, strict=True)
-        return Seen(logits, features, stats=dict(zip(self.names, stats, strict=True)))
-
-    def _run(self, each, images, key, numbers, train):
-        """(logits, features, new running statistics) of some networks, `numbers` being their places among all."""
-        told = []
-        for network, number in zip(each, numbers, strict=True):
-            (z, out), stats = apply(self.backbone, network, images, train, jax.random.fold_in(key, number))
-            told.append((z, out["features"], stats))
-        return told
-
-    def _spread(self, ways, each, images, key, numbers, train):
-        """As `_run`, each device along "peer" looping over its own slice; what they tell is gathered on all of them."""
-        share = len(each) // ways
-
-        def run(networks, images, key, numbers):
-            own = [jax.tree.map(lambda x, i=i: x[i], networks) for i in range(share)]
-            return _stacked(self._run(own, images, key, [numbers[i] for i in range(share)], train))
-
-        spread = PartitionSpec("peer"), PartitionSpec(), PartitionSpec(), PartitionSpec("peer")
-        parts = jax.shard_map(run, in_specs=spread, out_specs=PartitionSpec("peer"), axis_names={"peer"})
-        told = parts(_stacked(each), images, key, jnp.array(numbers))
-        return [jax.tree.map(lambda x, i=i: x[i], told) for i in range(len(each))]
-
-
-def _stacked(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-@dataclass(frozen=True)
-class Branches:
-    """Peers that share a stem and part behind it.
-
-    block: a last block that all branches share, or None.
-    rescale: divide the gradient that reaches the stem by the number of branches.
-    """
-
-    stem: nn.Module
-    tail: nn.Module
-    names: tuple[str, ...]
-    block: nn.Module | None = None
-    rescale: bool = False
-
-    def init(self, key, images):
-        keys = jax.random.split(key, len(self.names) + 2)
-        (x, _), stem = self.stem.init_with_output(keys[0], images, False)
-        variables = {"stem": stem}
-        if self.block is not None:
-            x, variables["block"] = self.block.init_with_output(keys[1], x, False)
-        return variables | {n: self.tail.init(k, x, False) for n, k in zip(self.names, keys[2:], strict=True)}
-
-    def __call__(self, variables, images, train, key) -> Seen:
-        stats = {}
-        (shared, _), stats["stem"] = apply(self.stem, variables["stem"], images, train, jax.random.fold_in(key, 0))
-        x = shared = divide_gradient(shared, len(self.names)) if self.rescale else shared
-        if self.block is not None:
-            x, stats["block"] = apply(self.block, variables["block"], x, train, key)
-        logits, features = [], []
-        for i, name in enumerate(self.names, 1):
-            (z, out), stats[name] = apply(self.tail, variables[name], x, train, jax.random.fold_in(key, i))
-            logits.append(z)
-            features.append(out["features"])
-        bare = None
-        if self.block is not None:
-            bare, _ = self.tail.apply(variables[self.names[-1]], x, False, bare=True)
-        return Seen(tuple(logits), tuple(features), shared, bare, stats)
-
-
-def divide_gradient(x, by: int):
-    """`x`, through which the gradient comes back divided (branch-point rescaling of CL-ILR)."""
-
-    @jax.custom_gradient
-    def same(x):
-        return x, lambda gradient: gradient / by
-
-    return same(x)
 
 
 @dataclass(frozen=True)
@@ -274,7 +163,7 @@ def names_of(section: str, options, leader: bool) -> tuple[str, ...]:
     return (*(f"peer_{i}" for i in range(count - 1)), last)
 
 
-def branches(section: str, config, names_: tuple[str, ...], num_classes: int, *, rescale=False, bare=False) -> Branches:
+def branches(section: str, config, every: tuple[str, ...], num_classes: int, *, rescale=False, bare=False) -> Branches:
     """The branched network of `config.network`.
 
     Args:
@@ -293,8 +182,8 @@ def branches(section: str, config, names_: tuple[str, ...], num_classes: int, *,
                 f"{section}.densenet_shared_block='reference' is about DenseNet, network.family="
                 f"{config.network.family!r}: leave it at 'own'"
             )
-        block, tail = tail.block.clone(updates=len(names_) + bare), tail.clone(block=None)
-    return Branches(backbone.stem, tail, names_, block, rescale)
+        block, tail = tail.block.clone(updates=len(every) + bare), tail.clone(block=None)
+    return Branches(backbone.stem, tail, every, block, rescale)
 
 
 def network(section, num_classes: int):

@@ -6,9 +6,11 @@ import pytest
 from cdl_jax import main
 from tests.end_to_end.command import ROOT, TINY
 
+PEERS = ["configs/okddip_glyph.py:epochs=1", "--config.data.max_train_per_class=16", "--config.train.batch_size=16"]
 
-@pytest.mark.parametrize("learner", ["l2p"])
-def test_two_and_six_tasks_compile_equally_often(learner, tmp_path, monkeypatch, capsys):
+
+@pytest.mark.parametrize("config", [[f"{TINY}:learner=l2p"], PEERS], ids=["cdl", "okddip"])
+def test_two_and_six_tasks_compile_equally_often(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -18,7 +20,7 @@ def test_two_and_six_tasks_compile_equally_often(learner, tmp_path, monkeypatch,
     for tasks in (2, 2, 6):  # the first run also compiles what the process keeps for all later ones
         compiled.clear()
         code = main.main(
-            ["--config", f"{TINY}:learner={learner}", "--workdir", str(tmp_path / f"{len(counts)}-{tasks}"),
+            ["--config", *config, "--workdir", str(tmp_path / f"{len(counts)}-{tasks}"),
              f"--config.data.num_tasks={tasks}", "--config.data.class_order=" + ",".join(map(str, range(12)))]
         )  # fmt: skip
         assert code == 0, capsys.readouterr().err

@@ -165,9 +165,8 @@ def load(shapes, state, arrays, count=0):
     """Our variables of the given shapes from arrays by the program's names."""
     flat = {}
     for path, old in flatten_dict(shapes).items():
-        flat[path] = jnp.asarray(_ours(arrays[torch_name(path, state, count)]) if path[-1] == "kernel" else arrays[
-            torch_name(path, state, count)
-        ])  # fmt: skip
+        array = arrays[torch_name(path, state, count)]
+        flat[path] = jnp.asarray(_ours(array) if path[-1] == "kernel" else array)
         assert flat[path].shape == old.shape, (path, flat[path].shape, old.shape)
     return unflatten_dict(flat)
 
