@@ -44,7 +44,7 @@ def measure(learner: str, scheme: str) -> dict:
         for number, item in enumerate(items):
             epoch, at = divmod(number, steps)
             place = trainer.position(task, epoch=epoch, step=at, steps=steps)
-            state = step(state, frozen, program.train_source.data, item, place)
+            state = step(state, frozen, program.train_source.data, item, place, program.seed)
         jax.block_until_ready(state.live)
         seconds[phase.name] = time.perf_counter() - start
     live = program.end_task(state.live, frozen, place)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdl_jax import config as configs
+from cdl_jax import workdir
 from cdl_jax.errors import UserError
 
 SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
@@ -37,13 +38,13 @@ class Group:
 
 
 def read(folders: list[Path]) -> list[Group]:
-    """The runs in `folders` as groups, in the order of their first folders.
+    """The runs in `folders` as groups, in the order of their first folders; a run of several seeds counts as these.
 
     Raises:
       UserError: a folder holds no results, or two hold the same config and seed, which would count one run twice.
     """
     groups = {}
-    for folder in folders:
+    for folder in (own for given in folders for own in _of_each_seed(Path(given))):
         path = Path(folder) / "results.json"
         try:
             results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
@@ -61,6 +62,11 @@ def read(folders: list[Path]) -> list[Group]:
             raise UserError(f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them")
         group.runs[seed] = run
     return list(groups.values())
+
+
+def _of_each_seed(folder):
+    stored = configs.read(folder)
+    return workdir.seed_folders(folder, stored["config"].get("seeds", ()) if stored else ())
 
 
 def table(groups: list[Group]) -> list[list[str]]:

@@ -21,6 +21,9 @@ from cdl_jax.errors import UserError
 
 COMMON = {
     "seed": 0,
+    # Several at once, such as (0, 1, 2), in place of `seed`: one program, mapped over what is trained, around one
+    # frozen backbone. The stream is common to all, its order of classes too. Slow with convolutions on a CPU.
+    "seeds": (),
     "train": {"epochs": 20, "batch_size": 64},
     "eval": {
         "batch_size": 256,
@@ -95,6 +98,9 @@ def check(config) -> None:
     for key in ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps", "peer_devices"):
         if flatten(config)[key] < 1:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
+    seeds = tuple(config.seeds)
+    if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"config.seeds={seeds} must be different integers, none of them negative")
     for key in ("eval.every_epochs", "checkpoint.every_steps", "devices", "workers", "seed"):
         if flatten(config)[key] < 0:
             raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")

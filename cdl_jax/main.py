@@ -131,13 +131,14 @@ def _run(options):
         workdir.check_config(folder, resolved)
         program = Program(config, stream.load(config.data))
         try:
-            content = run.train(program, folder)
+            seeds = run.train(program, folder)
         except run.Interrupted as stop:
             print(f"cdl_jax: {stop}", file=sys.stderr)
             return 128 + stop.number
     if primary:
-        print(report.summary(content))
-        print(f"report: {folder / 'report.html'}")
+        print(report.summary(seeds))
+        for own in workdir.seed_folders(folder, config.seeds):
+            print(f"report: {own / 'report.html'}")
     return 0
 
 

@@ -23,6 +23,7 @@ class Program:
         """
         configs.check(config)
         self.config, self.stream = config, data
+        self.seeds = tuple(config.seeds) or (config.seed,)
         self.info = StreamInfo(
             data.num_classes, tuple(len(task.classes) for task in data.tasks), tuple(data.class_names)
         )
@@ -33,6 +34,8 @@ class Program:
                 f"config.peer_devices={config.peer_devices}: {config.method} has {whole} whole networks to spread, "
                 "choose a divisor of that"
             )
+        if config.seeds and config.peer_devices > 1:
+            raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
         size = config.train.batch_size
         sharding.check_batch(self.mesh, size, "train.batch_size")
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
@@ -49,30 +52,66 @@ class Program:
         options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
         self.train_source = batches.place(self.stream.train, self.mesh, options, method.image_size)
         self.test_source = batches.place(self.stream.test, self.mesh, options, method.image_size)
+        if config.seeds and self.train_source.cropped:
+            raise UserError(
+                "config.seeds needs training pictures that live on the device: raise config.resident_limit_mb, or run "
+                "the seeds one by one"
+            )
         self._compiled, self._abstract = {}, None
-        self.evaluation_step = jax.jit(
-            trainer.evaluation_step(method, self.test_source, config.augment, self.info.task_sizes)
-        )
-        self.start_task = jax.jit(trainer.between_tasks(method, method.start_task, config.seed))
-        self.end_task = jax.jit(trainer.between_tasks(method, method.end_task, config.seed))
+        evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info.task_sizes)
+        self.evaluation_step = jax.jit(self._each_seed(evaluation, 0, None, None, None, None))
+        start, end = (trainer.between_tasks(method, change) for change in (method.start_task, method.end_task))
+        self._start_task = jax.jit(self._each_seed(start, 0, None, None, 0))
+        self._end_task = jax.jit(self._each_seed(end, 0, None, None, 0))
+
+    @property
+    def seed(self):
+        """int32, `[seeds]` where there are several: the last argument of a step, for which nothing is compiled anew."""
+        return np.array(self.seeds, np.int32) if self.config.seeds else np.int32(self.config.seed)
+
+    def _each_seed(self, function, *axes):
+        """`function`, mapped over an axis of seeds in its arguments (None: all share one) where there are several."""
+        return jax.vmap(function, in_axes=axes) if self.config.seeds else function
+
+    def start_task(self, live, frozen, place):
+        """The live variables with which the task at `place` begins."""
+        return self._start_task(live, frozen, place, self.seed)
+
+    def end_task(self, live, frozen, place):
+        """The live variables that are evaluated after the task at `place`."""
+        return self._end_task(live, frozen, place, self.seed)
 
     def initial_variables(self):
         """Live and frozen variables before the first task, on every device of the mesh.
 
         Raises:
-          UserError: a file of pretrained weights is missing or does not fit.
+          UserError: a file of pretrained weights is missing or does not fit, or several seeds ask for random ones.
         """
-        key = trainer.init_key(self.config.seed)
-        loaded = self.method.load(jax.eval_shape(self.method.init, key))  # shapes stay where nothing is loaded
-        fresh = jax.device_get(jax.jit(self.method.init)(key))
-        variables = jax.tree.map(lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded, fresh)
-        live, frozen = trainer.split(variables, self._is_live)
+        key = trainer.init_key(self.seeds[0])
+        # Shapes stay where nothing is loaded.
+        live, frozen = trainer.split(self.method.load(jax.eval_shape(self.method.init, key)), self._is_live)
+        if self.config.seeds and not _all_loaded(frozen):
+            raise UserError(
+                "config.seeds shares one frozen backbone, and random weights would differ between seeds: name files of "
+                "pretrained weights, or run the seeds one by one"
+            )
+        live = _fill(live, jax.jit(self._fresh_live)(self.seed))
+        if not _all_loaded(frozen):
+            frozen = _fill(frozen, jax.jit(lambda: trainer.split(self.method.init(key), self._is_live)[1])())
         return sharding.replicate(self.mesh, live), sharding.replicate(self.mesh, frozen)
+
+    def _fresh_live(self, seed):
+        def fresh(seed):
+            return trainer.split(self.method.init(trainer.init_key(seed)), self._is_live)[0]
+
+        return self._each_seed(fresh, 0)(seed)
 
     def abstract_variables(self):
         """Shapes, types and shardings of the live and the frozen variables."""
-        variables = jax.eval_shape(self.method.init, trainer.init_key(self.config.seed))
-        return trainer.split(sharding.abstract(self.mesh, variables), self._is_live)
+        variables = jax.eval_shape(self.method.init, trainer.init_key(self.seeds[0]))
+        frozen = trainer.split(variables, self._is_live)[1]
+        live = jax.eval_shape(self._fresh_live, self.seed)
+        return sharding.abstract(self.mesh, live), sharding.abstract(self.mesh, frozen)
 
     def _is_live(self, path):
         return not self.method.frozen(path)
@@ -80,7 +119,7 @@ class Program:
     def abstract_state(self, live, frozen) -> trainer.State:
         """Shapes, types and shardings of the state within a task."""
         if self._abstract is None:
-            state = jax.eval_shape(lambda live: trainer.task_state(self.method, live), live)
+            state = jax.eval_shape(self._fresh_state, live)
             for index in range(len(self.method.phases)):
                 state = jax.eval_shape(self._step(index), state, frozen, *self._example())
             self._abstract = sharding.abstract(self.mesh, state)
@@ -88,9 +127,12 @@ class Program:
 
     def task_state(self, live, frozen) -> trainer.State:
         """The state in which a task begins: fresh optimizers, nothing summed up."""
-        state = trainer.task_state(self.method, live)
+        state = self._fresh_state(live)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract_state(live, frozen).sums)
         return state.replace(opt=sharding.replicate(self.mesh, state.opt), sums=sharding.replicate(self.mesh, zeros))
+
+    def _fresh_state(self, live):
+        return self._each_seed(lambda live: trainer.task_state(self.method, live), 0)(live)
 
     def train_step(self, index: int, state, frozen):
         """The compiled step of phase number `index`; compiled at its first use, once for all tasks of the run."""
@@ -111,11 +153,14 @@ class Program:
         return cost["flops"] * self.mesh.size if cost and "flops" in cost else None
 
     def _step(self, index):
-        return trainer.train_step(self.method, index, self.train_source, self.config.augment, self.config.seed)
+        step = trainer.train_step(self.method, index, self.train_source, self.config.augment)
+        return self._each_seed(step, 0, None, None, -1, None, 0)
 
     def _example(self):
         item = self.train_source.example(self.config.train.batch_size)
-        return self.train_source.data, item, trainer.position(self.stream.tasks[0])
+        if self.config.seeds:  # their axis comes last, for the first is spread over the devices
+            item = jax.tree.map(lambda x: x.update(shape=(*x.shape, len(self.seeds))), item)
+        return self.train_source.data, item, trainer.position(self.stream.tasks[0]), self.seed
 
     def epochs(self, phase) -> int:
         """Epochs of a phase in each of a task's rounds."""
@@ -123,21 +168,22 @@ class Program:
 
     def train_batches(self, task, phase, round: int, epoch: int, step: int):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over."""
-        size, seed, place = self.config.train.batch_size, self.config.seed, (task.index, phase.order)
-        first = round * self.epochs(phase)
-        epochs = [
-            batches.epoch_order(len(task.train), size, seed=seed, purpose=(*place, first + e))
-            for e in range(self.epochs(phase))
+        size, place, count = self.config.train.batch_size, (task.index, phase.order), len(task.train)
+        epochs = range(round * self.epochs(phase), (round + 1) * self.epochs(phase))
+        orders = [
+            np.concatenate([batches.epoch_order(count, size, seed=seed, purpose=(*place, e)) for e in epochs])
+            for seed in self.seeds
         ]
-        done = epoch * len(epochs[0]) + step
-        items = self.train_source.train_batches(task.train[np.concatenate(epochs)], done, (seed, *place))
-        return items, len(epochs[0]), done
+        rows = task.train[np.stack(orders, axis=-1) if self.config.seeds else orders[0]]
+        done = epoch * (count // size) + step
+        return self.train_source.train_batches(rows, done, (self.seeds[0], *place)), count // size, done
 
     def evaluate(self, live, frozen, tasks, place):
-        """Accuracy in percent on each of `tasks` as `{network: [percent, ...]}`, the counts of `predict`, and measures.
+        """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, and measures.
 
-        Measures are the method's, averaged over the pictures, and each network's accuracy as the mean over batches,
-        which counts the pictures of an incomplete last batch for more: so do some published programs.
+        Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
+        the method's, averaged over the pictures, and each network's accuracy as the mean over batches, which counts the
+        pictures of an incomplete last batch for more: so do some published programs.
 
         Args:
           place: the position whose `end` says which classes predictions may name.
@@ -148,15 +194,35 @@ class Program:
         with self._named_axes():
             parts = [self.evaluation_step(live, frozen, self.test_source.data, item, place) for item in items]
         parts = jax.device_get(parts)
-        sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
-        images, asked = sums.pop("images"), [task.index for task in tasks]
-        measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
-        for network in sums:
-            of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
-            measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
-        accuracy = {network: (100 * s["correct"][asked] / images[asked]).tolist() for network, s in sums.items()}
-        counts = {
-            network: {name: value[asked].tolist() for name, value in s.items() if name != "correct"}
-            for network, s in sums.items()
-        }
-        return accuracy, counts, measures
+        if not self.config.seeds:
+            return [_summed(parts, tasks)]
+        return [_summed(jax.tree.map(lambda x, i=i: x[i], parts), tasks) for i in range(len(self.seeds))]
+
+
+def _summed(parts, tasks):
+    """Accuracy, counts and measures from the sums over batches that the evaluation step gave."""
+    sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
+    images, asked = sums.pop("images"), [task.index for task in tasks]
+    measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
+    for network in sums:
+        of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
+        measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
+    accuracy = {network: (100 * s["correct"][asked] / images[asked]).tolist() for network, s in sums.items()}
+    counts = {
+        network: {name: value[asked].tolist() for name, value in s.items() if name != "correct"}
+        for network, s in sums.items()
+    }
+    return accuracy, counts, measures
+
+
+def _all_loaded(tree) -> bool:
+    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def _fill(loaded, fresh):
+    """`loaded`, with `fresh` in place of shapes; what was loaded is repeated where `fresh` has an axis of seeds."""
+    return jax.tree.map(
+        lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else np.broadcast_to(new, old.shape),
+        loaded,
+        jax.device_get(fresh),
+    )

@@ -77,11 +77,12 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> 
     workdir.write(Path(path), _page(results["name"], parts))
 
 
-def summary(results: dict) -> str:
-    """The table of a run's networks for the terminal."""
+def summary(seeds: list[dict]) -> str:
+    """The table of a run's networks for the terminal, mean and standard deviation where there are several seeds."""
     rows = [["", *compare.SHOWN]]
-    for name, network in results["networks"].items():
-        rows.append([name, *(_number(network["metrics"][metric]) for metric in compare.SHOWN)])
+    for name in seeds[0]["networks"]:
+        found = [[s["networks"][name]["metrics"][metric] for s in seeds] for metric in compare.SHOWN]
+        rows.append([name, *(compare.spread([v for v in values if v is not None]) for values in found)])
     return _aligned(rows)
 
 
@@ -171,7 +172,7 @@ def _html(sections):
 
 
 def _sections(runs, paper):
-    """(title, rows, legend) of the tables to show."""
+    """(title, rows, legend) of the tables to show, and the folders of the runs in them."""
     groups = compare.read([Path(folder) for folder in runs])
     sections = [("Runs", compare.table(groups), "")] if groups else []
     chosen = replication.choose(paper) if paper else [(published.table(name), "") for name in published.systems()]
@@ -179,7 +180,7 @@ def _sections(runs, paper):
         rows = replication.table(table, replication.matches(groups, table), version, whole=bool(paper))
         if len(rows) > 1:
             sections.append((f"{table.title} {version}".strip(), rows, replication.legend(table)))
-    return sections
+    return sections, [run.folder for group in groups for run in group.runs.values()]
 
 
 def _write(out, sections):
@@ -217,13 +218,13 @@ def main(argv: list[str]) -> int:
         if (not argv and not paper) or (argv and argv[0].startswith("-")):
             print(__doc__.strip())
             return 0 if argv and argv[0] in ("--help", "-h") else 2
-        sections = _sections(argv, paper)
+        sections, folders = _sections(argv, paper)
         for number, (title, rows, legend) in enumerate(sections):
             print((f"\n{title}\n" if number else "") + _aligned(rows))
             if legend:
                 print("\n".join(textwrap.wrap(legend, 120)))
-        for folder in argv:
-            print(f"report: {Path(folder) / 'report.html'}")
+        for folder in folders:
+            print(f"report: {folder / 'report.html'}")
         if out:
             _write(Path(out), sections)
     except UserError as error:

@@ -1,9 +1,10 @@
 """What a run has come to: the record saved with its checkpoints, and results.json made from it."""
 
+import copy
 import json
 import resource
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
@@ -55,6 +56,23 @@ class Record:
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
 
+# What of a record is each seed's own; in the rest the seeds of one program are alike.
+_OWN = ("accuracy", "before", "at_start", "measures", "best", "selection")
+
+
+def to_json(records: list[Record]) -> dict:
+    """The records of a run's seeds, as they are saved."""
+    common, *_ = saved = [asdict(record) for record in records]
+    own = [{name: values[name] for name in _OWN} for values in saved]
+    return {**{name: value for name, value in common.items() if name not in _OWN}, "seeds": own}
+
+
+def from_json(saved: dict) -> list[Record]:
+    """What `to_json` was given, with the place in the run that the first record has."""
+    common = {name: value for name, value in saved.items() if name != "seeds"}
+    return [Record(**copy.deepcopy(common), **own) for own in saved["seeds"]]
+
+
 def read(folder: Path) -> dict | None:
     """The content of a run's results.json; None where there is none, or where it is damaged and must be made again."""
     try:
@@ -63,7 +81,7 @@ def read(folder: Path) -> dict | None:
         return None
 
 
-def collect(program, record: Record) -> dict:
+def collect(program, record: Record, seed: int) -> dict:
     """The content of results.json, all of it derived from `record` and from what the config fixes."""
     stream, config = program.stream, program.config
     test_counts = [len(task.test) for task in stream.tasks]
@@ -82,7 +100,7 @@ def collect(program, record: Record) -> dict:
         "name": f"{stream.name}, {config.method}",
         "method": config.method,
         "status": "finished" if record.task == stream.num_tasks else "running",
-        "seed": config.seed,
+        "seed": seed,
         "stream": {
             "name": stream.name,
             "num_tasks": stream.num_tasks,

@@ -1,6 +1,5 @@
 """A run: the task loop, which can be stopped anywhere and goes on with the same command."""
 
-import dataclasses
 import json
 import signal
 import time
@@ -18,15 +17,15 @@ from cdl_jax.program import Program
 from cdl_jax.results import Record
 
 
-def train(program: Program, folder: Path) -> dict:
-    """Trains what is not trained yet, and returns the results (see `results.collect`).
+def train(program: Program, folder: Path) -> list[dict]:
+    """Trains what is not trained yet, and returns the results of each seed (see `results.collect`).
 
     Raises:
       UserError: the newest checkpoint cannot be read.
       Interrupted: the process was asked to end; everything is saved.
     """
-    stored = results.read(folder)
-    if stored and stored["status"] == "finished":
+    stored = [results.read(own) for own in workdir.seed_folders(folder, program.config.seeds)]
+    if all(content and content["status"] == "finished" for content in stored):
         return stored
     with Checkpoints(folder) as checkpoints:
         return _Training(program, folder, checkpoints).finish()
@@ -36,7 +35,8 @@ def evaluate(program: Program, folder: Path, task: int | None) -> dict:
     """Accuracies of the checkpoint after `task` (None: the last), and the row of the run's matrix that they repeat.
 
     Returns:
-      {"task": t, "networks": {name: {"now": [percent, ...], "stored": [percent, ...]}}}
+      {"task": t, "networks": {name: {"now": [percent, ...], "stored": [percent, ...]}}}; with several seeds a network's
+      name is followed by its seed.
 
     Raises:
       UserError: there is no such checkpoint.
@@ -45,13 +45,17 @@ def evaluate(program: Program, folder: Path, task: int | None) -> dict:
         finished = checkpoints.finished_tasks()
         if task is None:
             task = finished[-1] if finished else 0
-        record = Record(**checkpoints.task_record(task))
+        records = results.from_json(checkpoints.task_record(task))
         program.place_data()
         live, frozen = program.abstract_variables()
         live, frozen = checkpoints.restore_task(task, live), checkpoints.restore_frozen(frozen)
     tasks = program.stream.tasks[: task + 1]
-    accuracy, *_ = program.evaluate(live, frozen, tasks, trainer.position(tasks[-1]))
-    networks = {name: {"now": row, "stored": record.accuracy[name][task]} for name, row in accuracy.items()}
+    found = program.evaluate(live, frozen, tasks, trainer.position(tasks[-1]))
+    networks = {}
+    for seed, record, (accuracy, *_) in zip(program.seeds, records, found, strict=True):
+        for name, row in accuracy.items():
+            label = f"{name}, seed {seed}," if program.config.seeds else name
+            networks[label] = {"now": row, "stored": record.accuracy[name][task]}
     return {"task": task, "networks": networks}
 
 
@@ -71,19 +75,22 @@ class _Training:
         self.primary = jax.process_index() == 0  # the only process that writes files other than checkpoints
         self.signal = None
         self.state = None
-        self.record = self._newest_record()
+        self.records = self._newest_records()  # one for each seed
+        self.record = self.records[0]  # its place in the run is that of all
         program.place_data()
         self._restore()
+        self.traces = []
         if self.primary:
-            self.lines = writers.JsonLines(folder / "metrics.jsonl")
-            self.lines.keep(self.record.lines)
-            self.board = writers.tensorboard_writer(folder / "tensorboard" if program.config.log.tensorboard else None)
+            for own in workdir.seed_folders(folder, program.config.seeds):
+                self.traces.append(_Traces(own, self.record.lines, program.config.log.tensorboard))
 
-    def _newest_record(self):
+    def _newest_records(self):
         finished, step = self.checkpoints.finished_tasks(), self.checkpoints.latest_step()
-        record = Record(**self.checkpoints.task_record(finished[-1])) if finished else Record()
-        self.from_latest = step is not None and step > record.step
-        return Record(**self.checkpoints.latest_record()) if self.from_latest else record
+        records = [Record() for _ in self.program.seeds]
+        if finished:
+            records = results.from_json(self.checkpoints.task_record(finished[-1]))
+        self.from_latest = step is not None and step > records[0].step
+        return results.from_json(self.checkpoints.latest_record()) if self.from_latest else records
 
     def _restore(self):
         """Live and frozen variables (and the phase's state) where the record says the run stands."""
@@ -91,7 +98,7 @@ class _Training:
         if not self.from_latest and not finished:
             self.live, self.frozen = program.initial_variables()
             if self.primary:  # only now: a mistake in what was read must leave the directory free for another config
-                workdir.claim(self.folder, program.config.to_dict())
+                self._claim()
             self.checkpoints.save_frozen(self.frozen)
             return
         live, frozen = program.abstract_variables()
@@ -101,6 +108,13 @@ class _Training:
             self.live = self.state.live
         else:
             self.live = self.checkpoints.restore_task(finished[-1], live)
+
+    def _claim(self):
+        config = self.program.config.to_dict()
+        for seed, own in zip(self.program.seeds, workdir.seed_folders(self.folder, config["seeds"]), strict=True):
+            own.mkdir(exist_ok=True)
+            workdir.claim(own, {**config, "seed": seed, "seeds": ()})
+        workdir.claim(self.folder, config)
 
     def finish(self):
         program, record = self.program, self.record
@@ -114,8 +128,8 @@ class _Training:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            if self.primary:
-                self.board.close()
+            for traces in self.traces:
+                traces.board.close()
         return self._write_results()
 
     def _learn(self, task):
@@ -133,31 +147,39 @@ class _Training:
             state = self._train_phase(task, record.phase, state)
             record.epoch, record.step_in_epoch = 0, 0
         self.live = program.end_task(state.live, self.frozen, place)
-        accuracy, counts, measures = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place)
-        for network, row in accuracy.items():
-            record.accuracy.setdefault(network, []).append(row)
-            self._log({f"{network}/accuracy": float(np.mean(row))}, task=task.index)
-        self._log(measures, task=task.index)
-        record.measures.append(measures)
-        record.selection = counts
+        scalars = []
+        found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place)
+        for own, (accuracy, counts, measures) in zip(self.records, found, strict=True):
+            for network, row in accuracy.items():
+                own.accuracy.setdefault(network, []).append(row)
+            scalars.append({f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()} | measures)
+            own.measures.append(measures)
+            own.selection = counts
+        self._log(scalars, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
-        self.checkpoints.save_task(task.index, self.live, dataclasses.asdict(record))
+        self.checkpoints.save_task(task.index, self.live, results.to_json(self.records))
         if self.primary and hasattr(program.method, "export"):
-            for name, network in program.method.export(jax.device_get(self.live)).items():
-                weights.save(self.folder / f"{name}.npz", network)
+            self._export(jax.device_get(self.live))
         self._write_results()
+
+    def _export(self, live):
+        for index, traces in enumerate(self.traces):
+            own = jax.tree.map(lambda x, index=index: x[index], live) if self.program.config.seeds else live
+            for name, network in self.program.method.export(own).items():
+                weights.save(traces.folder / f"{name}.npz", network)
 
     def _before_learning(self, task):
         """What forward transfer compares: accuracy on a task that was not learnt yet, over the classes up to it."""
         if task.index == 0:
             for other in self.program.stream.tasks:
-                self._note_unlearnt(self.record.at_start, other)
-        self._note_unlearnt(self.record.before, task)
+                self._note_unlearnt("at_start", other)
+        self._note_unlearnt("before", task)
 
-    def _note_unlearnt(self, rows, task):
-        accuracy, *_ = self._timed_evaluation(self.live, [task], trainer.position(task))
-        for network in set(accuracy) - set(getattr(self.program.method, "given", ())):
-            rows.setdefault(network, []).extend(accuracy[network])
+    def _note_unlearnt(self, moment, task):
+        found = self._timed_evaluation(self.live, [task], trainer.position(task))
+        for own, (accuracy, *_) in zip(self.records, found, strict=True):
+            for network in set(accuracy) - set(getattr(self.program.method, "given", ())):
+                getattr(own, moment).setdefault(network, []).extend(accuracy[network])
 
     def _timed_evaluation(self, live, tasks, place):
         start = time.perf_counter()
@@ -178,7 +200,7 @@ class _Training:
             epoch, at = divmod(number, steps)
             epoch += record.round * epochs
             place = trainer.position(task, epoch=epoch, step=at, steps=steps)
-            state = step(state, self.frozen, program.train_source.data, item, place)
+            state = step(state, self.frozen, program.train_source.data, item, place, program.seed)
             if first is None:
                 jax.block_until_ready(state.sums)
                 first = (number, time.perf_counter())
@@ -198,7 +220,7 @@ class _Training:
             if self.signal or (every and record.step % every == 0):
                 record.add_seconds(phase.name, time.perf_counter() - start)
                 start = time.perf_counter()
-                self.checkpoints.save_latest(record.step, state, dataclasses.asdict(record))
+                self.checkpoints.save_latest(record.step, state, results.to_json(self.records))
                 if self.signal:
                     self.checkpoints.wait()
                     raise Interrupted(self.signal, record.step)
@@ -207,48 +229,56 @@ class _Training:
         record.add_seconds(phase.name, now - start)
         if first is not None:
             images, seconds = record.timed.get(phase.name, (0, 0.0))
-            images += (steps * epochs - first[0] - 1) * config.train.batch_size
+            images += (steps * epochs - first[0] - 1) * config.train.batch_size * len(program.seeds)
             record.timed[phase.name] = (images, seconds + now - first[1])
         return state
 
     def _evaluate_within(self, task, phase, epoch, live):
         """Evaluates in the middle of a task, and keeps what is best by the method's headline."""
-        tasks, done = self.program.stream.tasks[: task.index + 1], epoch + 1
-        accuracy, _, measures = self._timed_evaluation(live, tasks, trainer.position(task))
-        means = {network: float(np.mean(row)) for network, row in accuracy.items()}
-        value = float(np.mean([means[network] for network in results.headline(self.program.method)]))
-        scalars = {f"{network}/accuracy": mean for network, mean in means.items()}
-        self._log({**scalars, **measures, "headline": value}, task=task.index, phase=phase.name, epoch=epoch)
-        best = self.record.best.get(str(task.index))
-        if best is None or value >= best["value"]:
-            found = {"phase": phase.name, "epochs": done, "value": value, "accuracy": accuracy, "measures": measures}
-            self.record.best[str(task.index)] = found
+        tasks, scalars = self.program.stream.tasks[: task.index + 1], []
+        found = self._timed_evaluation(live, tasks, trainer.position(task))
+        for own, (accuracy, _, measures) in zip(self.records, found, strict=True):
+            means = {network: float(np.mean(row)) for network, row in accuracy.items()}
+            value = float(np.mean([means[network] for network in results.headline(self.program.method)]))
+            scalars.append(
+                {f"{network}/accuracy": mean for network, mean in means.items()} | measures | {"headline": value}
+            )
+            best = own.best.get(str(task.index))
+            if best is None or value >= best["value"]:
+                of = {"phase": phase.name, "epochs": epoch + 1, "value": value}
+                own.best[str(task.index)] = {**of, "accuracy": accuracy, "measures": measures}
+        self._log(scalars, task=task.index, phase=phase.name, epoch=epoch)
 
     def _log_training(self, state, task, index, epoch):
         """Writes the mean of each metric since the last line; returns the state with the sums at zero."""
         phase = self.program.method.phases[index]
-        sums = {name: float(value) for name, value in jax.device_get(state.sums[index]).items()}
+        sums = {name: np.atleast_1d(value) for name, value in jax.device_get(state.sums[index]).items()}
         steps = sums.pop("steps")
-        means = {name: value / steps for name, value in sums.items()}
-        self._log(means, task=task.index, phase=phase.name, epoch=epoch)
-        self.bar.set_postfix_str(f"task {task.index}, {phase.name}, loss {means.get('loss', float('nan')):.3f}")
+        means = {name: value.astype(np.float64) / steps for name, value in sums.items()}
+        self._log(
+            [{name: float(value[i]) for name, value in means.items()} for i in range(len(steps))],
+            task=task.index, phase=phase.name, epoch=epoch,
+        )  # fmt: skip
+        loss = float(np.mean(means.get("loss", np.nan)))
+        self.bar.set_postfix_str(f"task {task.index}, {phase.name}, loss {loss:.3f}")
         return state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
 
-    def _log(self, values, **place):
+    def _log(self, scalars, **place):
+        """A line of `scalars`, name -> float, for each seed."""
         self.record.lines += 1
-        if self.primary:
-            self.lines.write({"step": self.record.step, **place, **values})
-            phase = f"{place['phase']}/" if "phase" in place else ""
-            self.board.write_scalars(self.record.step, {phase + name: value for name, value in values.items()})
+        for traces, values in zip(self.traces, scalars, strict=False):  # there are none but in the first process
+            traces.log(self.record.step, values, place)
 
     def _write_results(self):
-        """Writes results.json and report.html anew, and returns what the former holds."""
-        content = results.collect(self.program, self.record)
-        if self.primary:
-            workdir.write(self.folder / "results.json", json.dumps(content, indent=1) + "\n")
-            stored = json.loads((self.folder / "config.json").read_text())["config"]
-            report.write_report(self.folder / "report.html", content, self.lines.read(), stored)
-        return content
+        """Writes results.json and report.html of each seed anew, and returns what the former hold."""
+        records = results.from_json(results.to_json(self.records))
+        contents = [
+            results.collect(self.program, record, seed)
+            for record, seed in zip(records, self.program.seeds, strict=True)
+        ]
+        for traces, content in zip(self.traces, contents, strict=False):
+            traces.write_results(content)
+        return contents
 
     def _progress(self):
         """A bar with rate and time left over all steps of the run; nothing where the output is no terminal."""
@@ -259,3 +289,23 @@ class _Training:
     def _on_signal(self, number, frame):
         del frame
         self.signal = signal.Signals(number)
+
+
+class _Traces:
+    """What a run tells of one of its seeds."""
+
+    def __init__(self, folder, lines, tensorboard):
+        self.folder = folder
+        self.lines = writers.JsonLines(folder / "metrics.jsonl")
+        self.lines.keep(lines)
+        self.board = writers.tensorboard_writer(folder / "tensorboard" if tensorboard else None)
+
+    def log(self, step, values, place):
+        self.lines.write({"step": step, **place, **values})
+        phase = f"{place['phase']}/" if "phase" in place else ""
+        self.board.write_scalars(step, {phase + name: value for name, value in values.items()})
+
+    def write_results(self, content):
+        workdir.write(self.folder / "results.json", json.dumps(content, indent=1) + "\n")
+        stored = json.loads((self.folder / "config.json").read_text())["config"]
+        report.write_report(self.folder / "report.html", content, self.lines.read(), stored)

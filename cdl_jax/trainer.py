@@ -62,15 +62,15 @@ def task_state(method, live) -> State:
     return State(live, opt, tuple({} for _ in method.phases))
 
 
-def train_step(method, index, source, augmentation, seed):
-    """The step of phase number `index`, to be compiled: `(state, frozen, data, item, position) -> state`.
+def train_step(method, index, source, augmentation):
+    """The step of phase number `index`, to be compiled: `(state, frozen, data, item, position, seed) -> state`.
 
     Each batch passes the phase's updates in order. A gradient exists only for what an update trains; `frozen` is an
     argument, so that it becomes no constant of the program.
     """
     phase = method.phases[index]
 
-    def step(state, frozen, data, item, position):
+    def step(state, frozen, data, item, position, seed):
         place = position["task"], position["epoch"], position["step"]
         images, labels = source.read(data, item)
         key = key_at(seed, _IMAGES, phase.order, *place)
@@ -142,10 +142,10 @@ def _prepared(source, images, augmentation, transform):
     return augment.normalize(images, augmentation) if source.cropped else transform(images)
 
 
-def between_tasks(method, change, seed):
-    """`method.start_task` or `end_task` to be compiled: `(live, frozen, position) -> live`."""
+def between_tasks(method, change):
+    """`method.start_task` or `end_task` to be compiled: `(live, frozen, position, seed) -> live`."""
 
-    def changed(live, frozen, place):
+    def changed(live, frozen, place, seed):
         context = Context(**place, key=key_at(seed, _TASKS, place["task"]))
         return split(change(join(frozen, live), context), lambda path: not method.frozen(path))[0]
 

@@ -22,6 +22,11 @@ def write(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+def seed_folders(workdir: Path, seeds) -> list[Path]:
+    """Where each seed's results lie: `workdir` itself, or its folders `seed_<s>` where `config.seeds` lists several."""
+    return [workdir / f"seed_{seed}" for seed in seeds] or [workdir]
+
+
 @contextmanager
 def locked(workdir: Path):
     """Keeps every other process from training in `workdir`; the system frees the lock however this one ends.

@@ -124,7 +124,7 @@ def test_pictures_name_what_they_show():
 
 
 def test_summary_has_a_line_a_network():
-    lines = report.summary(results()).splitlines()
+    lines = report.summary([results()]).splitlines()
     assert lines[0].split() == ["last", "average_incremental", "forgetting_cdl", "forgetting_max"]
     assert lines[1].split() == ["teacher", "75.00", "82.50", "5.00", "10.00"]
     assert lines[2].split() == ["student", "45.00", "52.50", "5.00", "10.00"]

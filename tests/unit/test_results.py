@@ -72,7 +72,7 @@ def program():
 
 
 def test_results_follow_from_the_record():
-    content = json.loads(json.dumps(results.collect(program(), RECORD)))
+    content = json.loads(json.dumps(results.collect(program(), RECORD, 3)))
     assert (content["name"], content["status"], content["seed"]) == ("toy, cdl", "finished", 3)
     assert list(content["networks"]) == ["student"]  # a network without a row is left out
     metrics = content["networks"]["student"]["metrics"]
@@ -85,5 +85,5 @@ def test_results_follow_from_the_record():
     ]
     assert content["cost"]["parameters"] == {"student": {"trainable": 5, "frozen": 12}}
     assert content["cost"]["images_per_second"] == {"student": 150.0}
-    assert results.collect(program(), Record(task=1))["status"] == "running"
-    assert results.collect(program(), Record(task=1))["networks"] == {}
+    assert results.collect(program(), Record(task=1), 3)["status"] == "running"
+    assert results.collect(program(), Record(task=1), 3)["networks"] == {}

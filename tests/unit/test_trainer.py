@@ -97,8 +97,8 @@ def chain_method():
 
 
 def run_step(state, **place):
-    step = trainer.train_step(chain_method(), 0, Source, augment.OPTIONS, 0)
-    return jax.jit(step)(state, FROZEN, Source.data, ITEM, trainer.position(TASK, **place))
+    step = trainer.train_step(chain_method(), 0, Source, augment.OPTIONS)
+    return jax.jit(step)(state, FROZEN, Source.data, ITEM, trainer.position(TASK, **place), 0)
 
 
 def test_updates_run_in_order_and_pass_on_what_they_tell():
@@ -161,9 +161,9 @@ def test_between_tasks_hands_back_what_is_not_frozen():
         return {**variables, "idle": variables["idle"] + context.end, "mean": noise}
 
     method = SimpleNamespace(frozen=lambda path: path[0] == "base")
-    changed = jax.jit(trainer.between_tasks(method, change, 4))
-    live = changed(LIVE, FROZEN, trainer.position(TASK))
+    changed = jax.jit(trainer.between_tasks(method, change))
+    live = changed(LIVE, FROZEN, trainer.position(TASK), 4)
     assert jax.tree.structure(live) == jax.tree.structure(LIVE)
     assert (float(live["idle"]), float(live["one"]["w"])) == (11.0, 2.0)
-    other = changed(LIVE, FROZEN, trainer.position(Task(0, (0, 1), 0, np.arange(2), np.arange(2))))
+    other = changed(LIVE, FROZEN, trainer.position(Task(0, (0, 1), 0, np.arange(2), np.arange(2))), 4)
     assert float(live["mean"]) != float(other["mean"])
