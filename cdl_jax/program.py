@@ -37,7 +37,7 @@ class Program:
         sharding.check_batch(self.mesh, size, "train.batch_size")
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
         smallest = min(data.tasks, key=lambda task: len(task.train))
-        if len(smallest.train) < size:
+        if len(smallest.train) < size and not all(phase.plain for phase in self.method.phases):
             raise UserError(
                 f"config.train.batch_size={size} is larger than the {len(smallest.train)} training images of task "
                 f"{smallest.index}: choose a smaller batch"
@@ -82,7 +82,7 @@ class Program:
         if self._abstract is None:
             state = jax.eval_shape(lambda live: trainer.task_state(self.method, live), live)
             for index in range(len(self.method.phases)):
-                state = jax.eval_shape(self._step(index), state, frozen, *self._example())
+                state = jax.eval_shape(self._step(index), state, frozen, *self._example(index))
             self._abstract = sharding.abstract(self.mesh, state)
         return self._abstract
 
@@ -98,7 +98,7 @@ class Program:
             everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
             step = jax.jit(self._step(index), donate_argnums=0, out_shardings=everywhere)
             with self._named_axes():
-                self._compiled[index] = step.lower(state, frozen, *self._example()).compile()
+                self._compiled[index] = step.lower(state, frozen, *self._example(index)).compile()
         return self._compiled[index]
 
     def _named_axes(self):
@@ -113,17 +113,27 @@ class Program:
     def _step(self, index):
         return trainer.train_step(self.method, index, self.train_source, self.config.augment, self.config.seed)
 
-    def _example(self):
-        item = self.train_source.example(self.config.train.batch_size)
+    def _example(self, index):
+        item = self.train_source.example(self.config.train.batch_size, self.method.phases[index].plain)
         return self.train_source.data, item, trainer.position(self.stream.tasks[0])
 
     def epochs(self, phase) -> int:
         """Epochs of a phase in each of a task's rounds."""
         return phase.epochs // getattr(self.method, "rounds", 1)
 
+    def steps(self, task, phase) -> int:
+        """Batches of an epoch: all pictures of the task in a plain phase, else what fills batches."""
+        size = self.config.train.batch_size
+        return -(-len(task.train) // size) if phase.plain else len(task.train) // size
+
     def train_batches(self, task, phase, round: int, epoch: int, step: int):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over."""
         size, seed, place = self.config.train.batch_size, self.config.seed, (task.index, phase.order)
+        if phase.plain:
+            order, weight = batches.evaluation_order(len(task.train), size)
+            done, passes = epoch * len(order) + step, (self.epochs(phase), 1)
+            rows, weight = np.tile(task.train[order], passes)[done:], np.tile(weight, passes)[done:]
+            return self.train_source.test_batches(rows, weight), len(order), done
         first = round * self.epochs(phase)
         epochs = [
             batches.epoch_order(len(task.train), size, seed=seed, purpose=(*place, first + e))
