@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 def defaults(network="glyph_student") -> dict:
-    """The config sections of this method, for a named network of any family; `network.weights` may name pretrained ones."""
+    """The config sections of this method, for a named network of any family, with random weights."""
     return {"supervised": OPTIONS, "network": {**families.variant(network), "weights": "random"}}
 
 
