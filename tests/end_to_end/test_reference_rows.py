@@ -26,11 +26,11 @@ def pictures(workdir):
 
 def test_class_means_go_on_after_a_kill_and_are_the_same_on_two_devices(tmp_path):
     whole, killed, two = (tmp_path / name for name in ("whole", "killed", "two"))
-    arguments = ("--config", REFERENCE + "nearest_mean", *SMALL, "--config.eval.forward_transfer=False")
+    arguments = ("--config", REFERENCE + "nearest_mean", *SMALL, "--config.train.batch_size=32")
     run(*arguments, "--workdir", whole)
     content = results(whole)
     assert pictures(whole) == [task["train"] for task in content["stream"]["tasks"]]  # no last batch was dropped
-    assert sum(pictures(whole)) % 16 != 0
+    assert pictures(whole)[0] % 32 != 0
     metrics = content["networks"]["network"]["metrics"]
     assert metrics["last"] > 70  # of 20 characters; chance is 5
     assert content["cost"]["parameters"]["network"]["trainable"] == 20 * 48 + 20
@@ -67,11 +67,9 @@ def test_fine_tuning_starts_from_pretrained_weights_and_forgets(tmp_path):
     assert (tmp_path / "weights.npz").exists()
 
 
-@pytest.mark.parametrize("scheme", ["none", "kd_token"])
-def test_a_linear_probe_trains_heads_alone(tmp_path, scheme):
-    # The tiny config knows L2P's options; the learner without prompts has none.
-    config = "configs/quickstart.py:learner=none,distill=" + scheme
-    run("--config", config, "--workdir", tmp_path, *SMALL, "--config.train.epochs=3")
+def test_a_linear_probe_trains_its_head_alone(tmp_path):
+    arguments = ("--config", "configs/quickstart.py:learner=none,distill=none", *SMALL, "--config.train.epochs=3")
+    run(*arguments, "--workdir", tmp_path)
     content = results(tmp_path)
     assert content["networks"]["student"]["metrics"]["last"] > 25
     trainable = content["cost"]["parameters"]["student"]["trainable"]
@@ -89,11 +87,11 @@ def test_learning_jointly_is_one_task_of_all_classes(tmp_path):
 
 
 def test_a_choice_of_the_whole_batch_is_the_same_on_two_devices(tmp_path):
-    # 17 test pictures a task: the last batch is filled up, and what fills it has no vote.
+    # 80 and 160 test pictures: the last batch is filled up, and what fills it has no vote.
     official = ("form=tokens", "batchwise=True", "pull=similarity", "init_scale=0.01", "head_init=zeros")
     arguments = (
         "--config", TINY, *(f"--config.learner.{option}" for option in official), "--config.learner.length=3",
-        "--config.data.num_tasks=2", "--config.train.epochs=1", "--config.distill.name=kd",
+        "--config.data.num_tasks=2", "--config.train.epochs=1", "--config.eval.batch_size=48",
     )  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     run(*arguments, "--workdir", one)
