@@ -119,7 +119,9 @@ def flatten(config, prefix="") -> dict:
 
 def differences(old: dict, new: dict) -> list[str]:
     """`key: old -> new` of every value that differs and bears on the results."""
-    keys = sorted(k for k in {*old, *new} if not k.startswith(FREE))
+    # A learner that chooses for whole batches predicts otherwise where test batches are of another size.
+    bound = ("eval.batch_size",) if old.get("learner.batchwise") else ()
+    keys = sorted(k for k in {*old, *new} if not k.startswith(FREE) or k in bound)
     return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
 
 

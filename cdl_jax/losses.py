@@ -19,6 +19,7 @@ class Context:
     step: int32, of the epoch; its first is 0.
     progress: float32, epochs of the phase done before this step, the share of the running one included.
     key: PRNG key of this step.
+    weight: float32 `[batch]`, 0 for pictures that only fill the batch up; None where there are none.
     """
 
     task: jax.Array
@@ -28,6 +29,7 @@ class Context:
     step: jax.Array
     progress: jax.Array
     key: jax.Array
+    weight: jax.Array | None = None
 
     def current(self, num_classes: int) -> jax.Array:
         """bool `[num_classes]`: the classes of the current task."""

@@ -40,7 +40,7 @@ class Program:
         sharding.check_batch(self.mesh, size, "train.batch_size")
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
         smallest = min(data.tasks, key=lambda task: len(task.train))
-        if len(smallest.train) < size:
+        if len(smallest.train) < size and not all(phase.plain for phase in self.method.phases):
             raise UserError(
                 f"config.train.batch_size={size} is larger than the {len(smallest.train)} training images of task "
                 f"{smallest.index}: choose a smaller batch"
@@ -121,7 +121,7 @@ class Program:
         if self._abstract is None:
             state = jax.eval_shape(self._fresh_state, live)
             for index in range(len(self.method.phases)):
-                state = jax.eval_shape(self._step(index), state, frozen, *self._example())
+                state = jax.eval_shape(self._step(index), state, frozen, *self._example(index))
             self._abstract = sharding.abstract(self.mesh, state)
         return self._abstract
 
@@ -140,7 +140,7 @@ class Program:
             everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
             step = jax.jit(self._step(index), donate_argnums=0, out_shardings=everywhere)
             with self._named_axes():
-                self._compiled[index] = step.lower(state, frozen, *self._example()).compile()
+                self._compiled[index] = step.lower(state, frozen, *self._example(index)).compile()
         return self._compiled[index]
 
     def _named_axes(self):
@@ -154,11 +154,13 @@ class Program:
 
     def _step(self, index):
         step = trainer.train_step(self.method, index, self.train_source, self.config.augment)
-        return self._each_seed(step, 0, None, None, -1, None, 0)
+        item = None if self.method.phases[index].plain else -1  # a plain phase has one order for all seeds
+        return self._each_seed(step, 0, None, None, item, None, 0)
 
-    def _example(self):
-        item = self.train_source.example(self.config.train.batch_size)
-        if self.config.seeds:  # their axis comes last, for the first is spread over the devices
+    def _example(self, index):
+        plain = self.method.phases[index].plain
+        item = self.train_source.example(self.config.train.batch_size, plain)
+        if self.config.seeds and not plain:  # their axis comes last, for the first is spread over the devices
             item = jax.tree.map(lambda x: x.update(shape=(*x.shape, len(self.seeds))), item)
         return self.train_source.data, item, trainer.position(self.stream.tasks[0]), self.seed
 
@@ -166,17 +168,27 @@ class Program:
         """Epochs of a phase in each of a task's rounds."""
         return phase.epochs // getattr(self.method, "rounds", 1)
 
+    def steps(self, task, phase) -> int:
+        """Batches of an epoch: all pictures of the task in a plain phase, else what fills batches."""
+        size = self.config.train.batch_size
+        return -(-len(task.train) // size) if phase.plain else len(task.train) // size
+
     def train_batches(self, task, phase, round: int, epoch: int, step: int):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over."""
         size, place, count = self.config.train.batch_size, (task.index, phase.order), len(task.train)
+        steps = self.steps(task, phase)
+        done = epoch * steps + step
+        if phase.plain:
+            order, weight = batches.evaluation_order(count, size)
+            rows, weight = (np.tile(x, (self.epochs(phase), 1))[done:] for x in (task.train[order], weight))
+            return self.train_source.test_batches(rows, weight), steps, done
         epochs = range(round * self.epochs(phase), (round + 1) * self.epochs(phase))
         orders = [
             np.concatenate([batches.epoch_order(count, size, seed=seed, purpose=(*place, e)) for e in epochs])
             for seed in self.seeds
         ]
         rows = task.train[np.stack(orders, axis=-1) if self.config.seeds else orders[0]]
-        done = epoch * (count // size) + step
-        return self.train_source.train_batches(rows, done, (self.seeds[0], *place)), count // size, done
+        return self.train_source.train_batches(rows, done, (self.seeds[0], *place)), steps, done
 
     def evaluate(self, live, frozen, tasks, place):
         """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, and measures.

@@ -282,8 +282,8 @@ class _Training:
 
     def _progress(self):
         """A bar with rate and time left over all steps of the run; nothing where the output is no terminal."""
-        steps = [len(t.train) // self.program.config.train.batch_size for t in self.program.stream.tasks]
-        total = sum(steps) * sum(phase.epochs for phase in self.program.method.phases)
+        phases, tasks = self.program.method.phases, self.program.stream.tasks
+        total = sum(self.program.steps(task, phase) * phase.epochs for phase in phases for task in tasks)
         return tqdm(total=total, initial=self.record.step, unit="step", disable=None if self.primary else True)
 
     def _on_signal(self, number, frame):

@@ -74,11 +74,14 @@ def train_step(method, index, source, augmentation):
         place = position["task"], position["epoch"], position["step"]
         images, labels = source.read(data, item)
         key = key_at(seed, _IMAGES, phase.order, *place)
-        images = _prepared(
-            source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size)
-        )
+        if phase.plain:
+            images = _tested(source, images, augmentation, method)
+        else:
+            images = _prepared(
+                source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size)
+            )
         batch = {"images": images, "labels": labels}
-        context = Context(**position, key=key_at(seed, _LOSS, index, *place))
+        context = Context(**position, key=key_at(seed, _LOSS, index, *place), weight=item.get("weight"))
         live, opt, metrics = state.live, [], {"steps": jnp.ones(())}
         for update, opt_state in zip(phase.updates, state.opt[index], strict=True):
             trained, rest = split(live, update.trainable)
@@ -117,8 +120,8 @@ def evaluation_step(method, source, augmentation, task_sizes):
 
     def step(live, frozen, data, item, position):
         images, labels = source.read(data, item)
-        images = _prepared(source, images, augmentation, lambda x: augment.test(x, augmentation, method.image_size))
-        context = Context(**position, key=jax.random.key(0))
+        images = _tested(source, images, augmentation, method)
+        context = Context(**position, key=jax.random.key(0), weight=item["weight"])
         logits, counts = method.predict(join(frozen, live), images, context)
         task = jnp.asarray(task_of_class)[labels]
 
@@ -135,6 +138,10 @@ def evaluation_step(method, source, augmentation, task_sizes):
         return sums
 
     return step
+
+
+def _tested(source, images, augmentation, method):
+    return _prepared(source, images, augmentation, lambda x: augment.test(x, augmentation, method.image_size))
 
 
 def _prepared(source, images, augmentation, transform):

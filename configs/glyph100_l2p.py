@@ -20,12 +20,12 @@ SMALL = {
 
 def get_config(text=""):
     choices = base.arguments(
-        text, learner="l2p", distill="kd", teacher="glyph_teacher", student="glyph_student", seed=0
+        text, learner="l2p", distill="kd", teacher="glyph_teacher", student="glyph_student", seed=0, joint=False
     )
-    seed = choices.pop("seed")
+    seed, joint = choices.pop("seed"), choices.pop("joint")
     config = base.default("cdl", data="glyph_file", **choices)
     config.seed = seed
-    config.data.num_tasks = 10
+    config.data.num_tasks = 1 if joint else 10
     config.data.max_train_per_class = 100
     config.data.max_test_per_class = 20
     config.augment.train = "shift"

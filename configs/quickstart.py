@@ -18,11 +18,13 @@ SMALL = {
 
 
 def get_config(text=""):
-    choices = base.arguments(text, learner="l2p", distill="kd", teacher="mini_teacher", student="mini_student", seed=0)
-    seed = choices.pop("seed")
+    choices = base.arguments(
+        text, learner="l2p", distill="kd", teacher="mini_teacher", student="mini_student", seed=0, joint=False
+    )
+    seed, joint = choices.pop("seed"), choices.pop("joint")
     config = base.default("cdl", data="glyph_mini", **choices)
     config.seed = seed
-    config.data.num_tasks = 5
+    config.data.num_tasks = 1 if joint else 5
     config.augment.train = "shift"
     config.train.epochs = 8
     config.train.batch_size = 32

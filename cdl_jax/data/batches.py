@@ -84,9 +84,9 @@ class Resident:
         pairs = zip(_local(self.mesh, rows), _local(self.mesh, weight), strict=True)
         return _ahead(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows.shape[1])
 
-    def example(self, batch_size: int) -> dict:
-        """Shapes, types and shardings of an item of `train_batches`."""
-        return {"rows": _abstract(self.mesh, (batch_size,), np.int32)}
+    def example(self, batch_size: int, test: bool = False) -> dict:
+        """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
+        return {"rows": _abstract(self.mesh, (batch_size,), np.int32), **_weight(self.mesh, batch_size, test)}
 
     def read(self, data: Mapping[str, jax.Array], item: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """(images uint8 `[batch, height, width, 3]`, labels int32 `[batch]`), sharded as the rows are; traced."""
@@ -124,10 +124,11 @@ class Streamed:
         """{"images", "labels", "weight"} for each batch of `evaluation_order`; raises as `train_batches` does."""
         return self._batches(rows, 0, None, _local(self.mesh, weight))
 
-    def example(self, batch_size: int) -> dict:
-        """Shapes, types and shardings of an item of `train_batches`."""
+    def example(self, batch_size: int, test: bool = False) -> dict:
+        """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
         images = _abstract(self.mesh, (batch_size, self.size, self.size, 3), np.uint8)
-        return {"images": images, "labels": _abstract(self.mesh, (batch_size,), np.int32)}
+        labels = _abstract(self.mesh, (batch_size,), np.int32)
+        return {"images": images, "labels": labels, **_weight(self.mesh, batch_size, test)}
 
     def read(self, data: Mapping[str, jax.Array], item: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """(images uint8 `[batch, size, size, 3]`, labels int32 `[batch]`); traced."""
@@ -245,6 +246,10 @@ def _local(mesh, order):
 
 def _abstract(mesh, shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec("data")))
+
+
+def _weight(mesh, batch_size, test):
+    return {"weight": _abstract(mesh, (batch_size,), np.float32)} if test else {}
 
 
 def _with_weights(batches, weights):

@@ -55,6 +55,11 @@ def build(options, teacher, student) -> Scheme:
       UserError: a value out of range, or a learner whose prompts are no prefixes.
     """
     kd.check(options)
+    if student.learner.get("form") == "tokens":
+        raise UserError(
+            "distill.name='prompt_mapping' maps prefixes, and with learner.form='tokens' there are none: say "
+            "learner.form='prefix'"
+        )
     if "length" not in student.learner:
         raise UserError(
             f"distill.name='prompt_mapping' maps prefixes, and learner.name={student.learner.name!r} has none: "

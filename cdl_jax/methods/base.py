@@ -67,13 +67,15 @@ class Update:
 class Phase:
     """`epochs` passes over a task's data; each batch goes through `updates` in order, inside one compiled step.
 
-    Phases with the same `order` see the same batches with the same augmentation.
+    Phases with the same `order` see the same batches with the same augmentation. A `plain` phase sees every picture
+    once an epoch, in order and as it would be tested; its last batch is filled up, as `context.weight` tells.
     """
 
     name: str
     epochs: int
     updates: tuple[Update, ...]
     order: int = 0
+    plain: bool = False
 
 
 class Method(Protocol):

@@ -63,7 +63,7 @@ def defaults(learner="l2p", distill="kd", teacher="vit_b16", student="vit_s16") 
 
 @dataclass(frozen=True)
 class Network:
-    """A frozen `backbone`, the `prompts` put into it and the `head` on its class token."""
+    """A frozen `backbone`, the `prompts` put into it and the `head` on its class token or on its prompts' tokens."""
 
     backbone: Any
     prompts: Any
@@ -99,7 +99,10 @@ class Network:
         selection = self.prompts.apply(_of(variables, "prompts"), query, context, train)
         prompts = selection.prompts if inputs is None else vit.merge_prompts(inputs.prompts, selection.prompts)
         tokens = {} if inputs is None else {"first_tokens": inputs.first_tokens, "last_tokens": inputs.last_tokens}
+        tokens["prompt_tokens"] = selection.tokens
         features, out = self.backbone.apply({"params": variables["backbone"]}, images, prompts, **tokens)
+        if selection.tokens is not None:
+            features = out["prompt_tokens"].mean(axis=1)
         out["logits"] = self.head.apply(_of(variables, "head"), features)
         out["prompts"] = selection
         return out
@@ -282,7 +285,7 @@ def build(config, info: StreamInfo) -> CDL:
     options = config.cdl
     _check(config)
     pool = names.load("models.prompts", config.learner.name)
-    head = getattr(pool, "head", heads.LinearHead)(info.num_classes)
+    head = pool.head(config.learner, info.num_classes) if hasattr(pool, "head") else heads.LinearHead(info.num_classes)
 
     def network(section, query_dim):
         family = names.load("models", section.family)

@@ -1,4 +1,4 @@
-"""One network, trained whole with labels on each task: pretraining, or a baseline, where the stream has one task.
+"""One network, trained whole with labels on each task: pretraining, fine-tuning, or a baseline with a single task.
 
 `python -m cdl_jax.main --config configs/pretrain_glyph.py` writes the trained weights under timm's names into the run's
 `weights.npz`; the other configs name that file in `teacher.weights` or `student.weights`. Networks with running
@@ -25,7 +25,7 @@ OPTIONS = {
 
 
 def defaults(network="glyph_student") -> dict:
-    """The config sections of this method, for a named network of any family."""
+    """The config sections of this method, for a named network of any family, with random weights."""
     return {"supervised": OPTIONS, "network": {**families.variant(network), "weights": "random"}}
 
 
@@ -51,7 +51,11 @@ class Supervised:
         return {"network": self.backbone.init(key, images)}
 
     def load(self, variables):
-        return {"network": weights.load_network(self.weights, variables["network"], "network.weights")}
+        """Pretrained weights, for all but the head of a ViT, which is new."""
+        network = variables["network"]
+        headless = {**network, "params": {part: leaves for part, leaves in network["params"].items() if part != "head"}}
+        loaded = weights.load_network(self.weights, headless, "network.weights")
+        return {"network": {**loaded, "params": {**network["params"], **loaded["params"]}}}
 
     def frozen(self, path):
         return False

@@ -18,14 +18,19 @@ def torch_bias(fan_in: int):
 
 
 class LinearHead(nn.Module):
-    """`[batch, dim]` features to `[batch, num_classes]` float32 logits, for all classes of the stream at once."""
+    """`[batch, dim]` features to `[batch, num_classes]` float32 logits, for all classes of the stream at once.
+
+    start: "torch", as torch draws a linear layer, or "zeros".
+    """
 
     num_classes: int
+    start: str = "torch"
 
     @nn.compact
     def __call__(self, features):
-        dim = features.shape[-1]
-        return nn.Dense(self.num_classes, kernel_init=torch_kernel, bias_init=torch_bias(dim), name="linear")(features)
+        zeros = nn.initializers.zeros
+        kernel, bias = (zeros, zeros) if self.start == "zeros" else (torch_kernel, torch_bias(features.shape[-1]))
+        return nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name="linear")(features)
 
 
 class NormalizedHead(nn.Module):

@@ -169,6 +169,8 @@ class ViT(nn.Module):
       What is not used costs nothing once compiled.
     prompts: layer -> Prompt. first_tokens, last_tokens: `[batch, n, dim]`, put before the class token and behind the
       patches ahead of block 0, without position embedding.
+    prompt_tokens: `[batch, n, dim]`, likewise, ahead of all others. Their outputs are `prompt_tokens` (final-normed,
+      float32); all else that is called tokens is without them, so that a picture's tokens keep their places.
     """
 
     dim: int = 768
@@ -185,7 +187,13 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images, prompts: Mapping[int, Prompt] | None = None, first_tokens=None, last_tokens=None, train=False
+        self,
+        images,
+        prompts: Mapping[int, Prompt] | None = None,
+        first_tokens=None,
+        last_tokens=None,
+        prompt_tokens=None,
+        train=False,
     ):
         prompts = prompts or {}
         batch, patch, grid = images.shape[0], self.patch_size, self.image_size // self.patch_size
@@ -199,17 +207,20 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.tile(class_token, (batch, 1, 1)).astype(x.dtype), x], axis=1) + position.astype(
             x.dtype
         )
-        class_index = 0 if first_tokens is None else first_tokens.shape[1]
-        parts = (first_tokens, x, last_tokens)
+        ahead, class_index = (0 if tokens is None else tokens.shape[1] for tokens in (prompt_tokens, first_tokens))
+        parts = (prompt_tokens, first_tokens, x, last_tokens)
         x = jnp.concatenate([part.astype(x.dtype) for part in parts if part is not None], axis=1)
 
         block = nn.remat(Block, static_argnums=(3, 4)) if self.remat else Block
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             layer = block(self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype, name=f"block_{i}")
-            x = layer(x, prompts.get(i), class_index, train)
-            out[f"block_{i}/tokens"] = x
-        out["tokens"] = _norm("norm")(x)
+            x = layer(x, prompts.get(i), ahead + class_index, train)
+            out[f"block_{i}/tokens"] = x[:, ahead:]
+        x = _norm("norm")(x)
+        out["tokens"] = x[:, ahead:]
+        if ahead:
+            out["prompt_tokens"] = x[:, :ahead].astype(jnp.float32)
         out["class_token"] = out["tokens"][:, class_index].astype(jnp.float32)
         if not self.num_classes:
             return out["class_token"], out

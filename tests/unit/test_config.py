@@ -126,6 +126,8 @@ def test_differences_name_what_bears_on_the_results():
         "gone: 1 -> 'absent'",
         "learner.pool: 30 -> 10",
     ]
+    batchwise = {"learner.batchwise": True, "eval.batch_size": 2}
+    assert config.differences(batchwise, {**batchwise, **free, "log.every_steps": 1}) == ["eval.batch_size: 2 -> 3"]
     assert config.differences({"train.batch_size": 1}, {"train.batch_size": 2}) == ["train.batch_size: 1 -> 2"]
 
 

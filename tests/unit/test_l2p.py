@@ -140,7 +140,7 @@ def test_nothing_changes_between_tasks():
         ({"length": 0}, "learner.length=0 must be even"),
         ({"top_k": 7}, "learner.top_k=7 of a pool of 6 prompts"),
         ({"top_k": 0}, "learner.top_k=0 of a pool of 6 prompts"),
-        ({"pull": "sum"}, "learner.pull='sum': use 'mean' or 'legacy_sum'"),
+        ({"pull": "sum"}, "learner.pull='sum': use 'mean' or 'similarity' or 'legacy_sum'"),
         ({"deep": True, "depth": 4}, "learner.deep prompts blocks 0 to 4, the backbone has 4"),
     ],
 )

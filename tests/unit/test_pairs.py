@@ -21,6 +21,8 @@ LEARNERS = {
     "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
     "l2p": {"pool": 3, "length": 2, "top_k": 2},
+    "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "form": "tokens", "batchwise": True, "pull": "similarity"},
+    "none": {},
 }
 SCHEMES = {
     "dkd": {},
@@ -32,13 +34,16 @@ SCHEMES = {
     "reviewkd": {},
 }
 PAIRS = [
-    (learner, scheme) for learner in LEARNERS for scheme in SCHEMES if (learner, scheme) != ("apt", "prompt_mapping")
+    (learner, scheme)
+    for learner in LEARNERS
+    for scheme in SCHEMES
+    if scheme != "prompt_mapping" or learner in ("coda", "dualprompt", "l2p")
 ]
 
 
 def build(learner, scheme, **changes):
     """A method of two tasks with two classes each, for ViTs of two blocks."""
-    config = configs.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
+    config = configs.default("cdl", data="glyph_mini", learner=learner.split()[0], distill=scheme)
     config.learner.update(LEARNERS[learner])
     config.distill.update(SCHEMES[scheme])
     for section, dim in (("teacher", 12), ("student", 8)):
@@ -77,7 +82,7 @@ def gradients(method, loss):
         path[:2] for path in flatten_dict(variables) if any(u.trainable(path) for p in method.phases for u in p.updates)
     }
     known = {(name, part) for name in method.networks for part in ("prompts", "head")}
-    assert parts - {("distill", "params")} == known
+    assert parts - {("distill", "params")} == {part for part in known if variables[part[0]][part[1]]}
 
     def total(learnt, variables):
         merged = {name: {**variables[name], **parts} for name, parts in learnt.items()}
@@ -125,13 +130,47 @@ def test_a_teacher_learns_alone(learner):
 
 
 def test_every_learner_and_scheme_is_covered():
-    assert set(LEARNERS) == set(names.available("models.prompts"))
+    assert {learner.split()[0] for learner in LEARNERS} == set(names.available("models.prompts"))
     assert set(SCHEMES) == set(names.available("distill"))
 
 
-def test_additive_prompts_cannot_be_mapped():
-    with pytest.raises(UserError, match="'apt' has none"):
-        build("apt", "prompt_mapping")
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [("apt", "'apt' has none"), ("none", "'none' has none"), ("l2p tokens", "say learner.form='prefix'")],
+)
+def test_what_is_no_prefix_cannot_be_mapped(learner, message):
+    with pytest.raises(UserError, match=message):
+        build(learner, "prompt_mapping")
+
+
+@pytest.mark.parametrize("variant", ["dcdl", "deit"])
+def test_prompts_that_are_tokens_leave_the_picture_s_and_the_distillation_token_in_their_places(variant):
+    plain, prompted = (build(name, "kd_token", **{"distill.variant": variant}) for name in ("none", "l2p tokens"))
+    variables = variables_of(prompted)
+    inputs = prompted.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
+
+    def outputs(method, own):
+        return method.student(own, batch()["images"], jnp.ones((4, 8)), place(0), False, inputs)
+
+    bare = {**variables["student"], "prompts": {}, "state": {"prompts": {}, "head": {}}}
+    out = outputs(prompted, variables["student"])
+    assert out["prompt_tokens"].shape == (4, 6, 8)
+    for name, value in outputs(plain, bare).items():
+        if name not in ("logits", "prompts"):
+            assert out[name].shape == value.shape, name
+    # Put ahead of the others by hand, as tokens that the backbone has no special word for.
+    chosen = out["prompts"].tokens
+    first = chosen if inputs.first_tokens is None else jnp.concatenate([chosen, inputs.first_tokens], axis=1)
+    backbone = {"params": variables["student"]["backbone"]}
+    _, whole = prompted.student.backbone.apply(
+        backbone, batch()["images"], inputs.prompts, first_tokens=first, last_tokens=inputs.last_tokens
+    )
+    np.testing.assert_allclose(whole["tokens"][:, :6], out["prompt_tokens"], rtol=1e-4, atol=1e-5)
+    for name in ("tokens", "block_0/tokens", "block_1/tokens"):
+        np.testing.assert_allclose(whole[name][:, 6:], out[name], rtol=1e-4, atol=1e-5)
+    kernel, bias = (np.asarray(variables["student"]["head"]["linear"][name]) for name in ("kernel", "bias"))
+    expected = np.asarray(whole["tokens"][:, :6]).mean(axis=1) @ kernel + bias
+    np.testing.assert_allclose(out["logits"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_tasks_own_coda_rows_learn():

@@ -2,7 +2,8 @@
 
 A file offers `OPTIONS`, its option section, whose defaults are the values published for CIFAR-100 and ImageNet-R, and
 `build(options, *, dim, key_dim, depth, num_tasks)`, which gives a `Pool`. Where the learner has a head of its own kind,
-the file offers `head(num_classes)`, a Flax module from features `[batch, dim]` to logits `[batch, num_classes]`.
+the file offers `head(options, num_classes)`, a Flax module from features `[batch, dim]` to logits
+`[batch, num_classes]`.
 """
 
 from collections.abc import Mapping
@@ -24,11 +25,14 @@ class Selection:
     loss: scalar, the pool's own loss in training, 0 otherwise.
     selected: `layer_<i>` -> int32 `[batch, pool]`, how often each row of the pool was chosen for each picture; empty
       where nothing is chosen.
+    tokens: `[batch, n, dim]`, prompts that are tokens of their own from block 0 on; the head then reads the mean of
+      their outputs. None: it reads the class token.
     """
 
     prompts: Mapping[int, Prompt]
     loss: jax.Array
     selected: Mapping[str, jax.Array]
+    tokens: jax.Array | None = None
 
 
 class Pool(nn.Module):
@@ -62,6 +66,23 @@ def unit(x):
     return x / jnp.sqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-24))
 
 
+def majority(rows, pool: int, top_k: int, weight=None):
+    """The `top_k` rows of the pool that most pictures of the batch chose, for all of them: int32 `[batch, top_k]`.
+
+    The most popular first, and of equally popular ones that of the lower number. The batch is the whole one, over all
+    devices.
+
+    Args:
+      rows: int32 `[batch, top_k]`, each picture's own choice.
+      weight: `[batch]`, 0 for pictures that have no vote; None: all have one.
+    """
+    votes = jax.nn.one_hot(rows, pool, dtype=jnp.float32)
+    if weight is not None:
+        votes *= weight[:, None, None]
+    _, chosen = jax.lax.top_k(votes.sum(axis=(0, 1)), top_k)
+    return jnp.broadcast_to(chosen, rows.shape)
+
+
 def halves(prompts):
     """The prefix (keys, values) of prompts `[batch, length, dim]`: the first half of the vectors, and the rest."""
     half = prompts.shape[1] // 2
@@ -76,6 +97,16 @@ def check_length(length: int, option: str) -> None:
     """
     if length < 2 or length % 2:
         raise UserError(f"{option}={length} must be even and at least 2: half of a prompt is keys, half values")
+
+
+def check_choice(options, key: str, known: tuple[str, ...]) -> None:
+    """Refuses a word that is none of `known`.
+
+    Raises:
+      UserError: names the option and the words.
+    """
+    if options[key] not in known:
+        raise UserError(f"learner.{key}={options[key]!r}: use {' or '.join(map(repr, known))}")
 
 
 def check_layers(layers: int, depth: int, option: str) -> None:

@@ -20,7 +20,11 @@ OPTIONS = {
     "teacher_prompts": "live",
 }
 
-head = heads.NormalizedHead
+
+def head(options, num_classes: int):
+    """The head of APT."""
+    del options
+    return heads.NormalizedHead(num_classes)
 
 
 class APT(Pool):

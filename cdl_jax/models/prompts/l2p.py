@@ -1,8 +1,13 @@
-"""L2P (Wang et al., CVPR 2022) in the prefix form of CODA-Prompt's and CDL's programs.
+"""L2P (Wang et al., CVPR 2022) in the prefix form of CODA-Prompt's and CDL's programs, or as its authors have it.
 
 Each prompted layer owns a pool of prompts with keys; a picture takes the `top_k` prompts whose keys are nearest to its
 query, and half of each prompt becomes keys, the other half values of the layer's attention. "Shallow" prompts layer 0,
 "deep" layers 0 to 4.
+
+The authors' program (github.com/google-research/l2p) differs in what `OFFICIAL` sets: prompts are tokens ahead of the
+picture's from block 0 on, the head reads the mean of their outputs, a whole batch takes the same prompts, and prompts,
+keys and head start at or near zero. There a vote is among the pictures of one device, 16; here among the whole batch,
+so that the number of devices does not matter.
 """
 
 import flax.linen as nn
@@ -10,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import Pool, Selection, check_length, unit
+from cdl_jax.models import heads
+from cdl_jax.models.prompts import Pool, Selection, check_choice, check_length, majority, unit
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -18,52 +24,97 @@ OPTIONS = {
     "length": 20,  # vectors of a prompt: the first half keys, the rest values
     "top_k": 5,
     "deep": False,
-    "pull": "mean",  # or "legacy_sum", the double sum over the batch of the programs before January 2025
+    # "mean": 1 - cosine of query and chosen keys, over the batch. "similarity": the same less its constant, minus the
+    # cosine. "legacy_sum": the double sum over the batch of the programs before January 2025.
+    "pull": "mean",
+    # "prefix": prompts are keys and values of the attention. "tokens": all `length` vectors of the chosen prompts are
+    # tokens ahead of the others from block 0 on, without position, and the head reads the mean of their outputs.
+    "form": "prefix",
+    "full_length": False,  # of form "prefix": `length` keys and as many values, in place of half each
+    # The batch takes the top_k prompts that most of its pictures chose, in training and at test time, where accuracies
+    # then depend on eval.batch_size.
+    "batchwise": False,
+    "shared_keys": False,  # of "deep": one set of keys, hence one choice and one pull, for all layers
+    "init_scale": 1.0,  # prompts and keys start from U[0, init_scale)
+    "head_init": "torch",  # U(+-1/sqrt(dim)), as torch draws a linear layer; or "zeros"
 }
+
+# The authors' configs/cifar100_l2p.py and models/prompt.py.
+OFFICIAL = {
+    "pool": 10,
+    "length": 10,
+    "top_k": 4,
+    "deep": False,
+    "pull": "similarity",
+    "form": "tokens",
+    "batchwise": True,
+    "shared_keys": True,
+    "init_scale": 0.01,
+    "head_init": "zeros",
+}
+
+
+def head(options, num_classes: int):
+    """A linear head, drawn as `options.head_init` says."""
+    return heads.LinearHead(num_classes, options.head_init)
 
 
 class L2P(Pool):
     """Prompt pool.
 
-    Parameters, for each layer l: `prompts_l` `[pool, length, dim]` and `keys_l` `[pool, key_dim]`, both from U[0, 1).
+    Parameters, for each layer l, all from U[0, init_scale): `prompts_l` `[pool, vectors, dim]` and `keys_l`
+    `[pool, key_dim]`; with shared keys only those of the first layer.
+
+    vectors: of a prompt; keys and values half each, or all of them tokens.
     """
 
     pool: int
-    length: int
+    vectors: int
     top_k: int
     layers: tuple[int, ...]
     pull: str
+    tokens: bool
+    batchwise: bool
+    shared_keys: bool
+    init_scale: float
     dim: int
     key_dim: int
 
     @nn.compact
     def __call__(self, query, context, train: bool) -> Selection:
         """query `[batch, key_dim]`, a constant of the frozen query network."""
-        del context  # the pool is shared by all tasks
-        prompts, selected, loss = {}, {}, jnp.zeros(())
-        query = unit(query)
+        prompts, selected, tokens, loss = {}, {}, None, jnp.zeros(())
+        draw, query = nn.initializers.uniform(self.init_scale), unit(query)
         for layer in self.layers:
-            values = self.param(f"prompts_{layer}", nn.initializers.uniform(1.0), (self.pool, self.length, self.dim))
-            keys = self.param(f"keys_{layer}", nn.initializers.uniform(1.0), (self.pool, self.key_dim))
-            similarity = query @ unit(keys).T
-            _, rows = jax.lax.top_k(jax.lax.stop_gradient(similarity), self.top_k)
-            chosen = values[rows]  # [batch, top_k, length, dim], the nearest first
-            half = self.length // 2
+            values = self.param(f"prompts_{layer}", draw, (self.pool, self.vectors, self.dim))
+            if layer == self.layers[0] or not self.shared_keys:
+                keys = self.param(f"keys_{layer}", draw, (self.pool, self.key_dim))
+                similarity = query @ unit(keys).T
+                _, rows = jax.lax.top_k(jax.lax.stop_gradient(similarity), self.top_k)
+                if self.batchwise:
+                    rows = majority(rows, self.pool, self.top_k, context.weight)
+                if train:
+                    loss += self._pull_loss(similarity, rows)
+            chosen = values[rows]  # [batch, top_k, vectors, dim], the nearest first
+            selected[f"layer_{layer}"] = jax.nn.one_hot(rows, self.pool, dtype=jnp.int32).sum(axis=1)
+            if self.tokens:
+                tokens = chosen.reshape(len(query), -1, self.dim)
+                continue
+            half = self.vectors // 2
             prefix = (chosen[:, :, :half], chosen[:, :, half:])
             prompts[layer] = Prompt(prefix=tuple(p.reshape(len(query), -1, self.dim) for p in prefix))
-            selected[f"layer_{layer}"] = jax.nn.one_hot(rows, self.pool, dtype=jnp.int32).sum(axis=1)
-            if train:
-                loss += self._pull_loss(similarity, rows)
-        return Selection(prompts, loss, selected)
+        return Selection(prompts, loss, selected, tokens)
 
     def _pull_loss(self, similarity, rows):
         """Draws the chosen keys towards the query: `mean_b sum_j (1 - cos(q_b, k_bj))`.
 
-        "legacy_sum" is `sum_b sum_i sum_j (1 - cos(q_b, k_ij))`, with the keys that *every* picture i chose.
+        "similarity" is `mean_b sum_j -cos(q_b, k_bj)`; "legacy_sum" `sum_b sum_i sum_j (1 - cos(q_b, k_ij))`, with the
+        keys that *every* picture i chose.
         """
-        if self.pull == "mean":
-            return (1 - jnp.take_along_axis(similarity, rows, axis=1)).sum(axis=1).mean()
-        return (1 - similarity[:, rows]).sum()
+        if self.pull == "legacy_sum":
+            return (1 - similarity[:, rows]).sum()
+        constant = 1 if self.pull == "mean" else 0
+        return (constant - jnp.take_along_axis(similarity, rows, axis=1)).sum(axis=1).mean()
 
 
 def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> L2P:
@@ -74,13 +125,27 @@ def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> L2P
     """
     del num_tasks
     layers = tuple(range(5)) if options.deep else (0,)
-    check_length(options.length, "learner.length")
+    check_choice(options, "pull", ("mean", "similarity", "legacy_sum"))
+    check_choice(options, "form", ("prefix", "tokens"))
+    check_choice(options, "head_init", ("torch", "zeros"))
+    tokens = options.form == "tokens"
+    if not (tokens or options.full_length):
+        check_length(options.length, "learner.length")
+    if options.length < 1:
+        raise UserError(f"learner.length={options.length} must be at least 1")
+    if tokens and (options.deep or options.full_length):
+        key = "deep" if options.deep else "full_length"
+        raise UserError(f"learner.{key} has no meaning with learner.form='tokens': say learner.{key}=False")
     if not 1 <= options.top_k <= options.pool:
         raise UserError(
             f"learner.top_k={options.top_k} of a pool of {options.pool} prompts: choose 1 <= top_k <= learner.pool"
         )
-    if options.pull not in ("mean", "legacy_sum"):
-        raise UserError(f"learner.pull={options.pull!r}: use 'mean' or 'legacy_sum'")
+    if not options.init_scale > 0:
+        raise UserError(f"learner.init_scale={options.init_scale} must be above 0")
     if len(layers) > depth:
         raise UserError(f"learner.deep prompts blocks 0 to 4, the backbone has {depth}: say learner.deep=False")
-    return L2P(options.pool, options.length, options.top_k, layers, options.pull, dim, key_dim)
+    vectors = 2 * options.length if options.full_length else options.length
+    return L2P(
+        options.pool, vectors, options.top_k, layers, options.pull, tokens, options.batchwise, options.shared_keys,
+        options.init_scale, dim, key_dim,
+    )  # fmt: skip

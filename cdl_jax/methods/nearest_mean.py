@@ -1,0 +1,101 @@
+"""Nearest class mean on a frozen backbone: no gradient at all, a row that continual learners are compared with.
+
+Each task's training pictures, as they would be tested, pass the backbone once. A class is the mean of its pictures'
+class tokens, and a picture is of the class whose mean is nearest: NCM, or with the cosine SimpleCIL (Zhou et al., 2023,
+"Revisiting class-incremental learning with pre-trained models"). A mean once learnt never changes; those of later
+classes only compete with it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.models import vit, weights
+from cdl_jax.models.prompts import unit
+from cdl_jax.optim import Optimizer
+
+OPTIONS = {"distance": "cosine"}  # of a picture to the class means, or "euclidean"
+
+_STILL = Optimizer(optax.identity(), optax.constant_schedule(0.0))
+
+
+def defaults(network="glyph_student") -> dict:
+    """The config sections of this method, for the named size of ViT."""
+    return {"nearest_mean": OPTIONS, "network": vit.variant(network)}
+
+
+@dataclass(frozen=True)
+class NearestMean:
+    """See `methods.base.Method`. `means` are `sums` `[classes, dim]` of features over `counts` `[classes]`."""
+
+    backbone: Any
+    options: Any
+    info: StreamInfo
+    image_size: int
+    weights: str
+    networks: tuple[str, ...] = ("network",)
+
+    @property
+    def phases(self):
+        return (Phase("means", 1, (Update(lambda path: False, _STILL, self.add),), plain=True),)
+
+    def init(self, key):
+        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+        classes = self.info.num_classes
+        sums, counts = jnp.zeros((classes, self.backbone.dim)), jnp.zeros(classes)
+        backbone = self.backbone.init(key, images)["params"]
+        return {"network": {"backbone": backbone, "means": {"sums": sums, "counts": counts}}}
+
+    def load(self, variables):
+        network = variables["network"]
+        return {"network": {**network, "backbone": weights.load(self.weights, network["backbone"], "network.weights")}}
+
+    def frozen(self, path):
+        return path[1:2] == ("backbone",)
+
+    def start_task(self, variables, context):
+        return variables
+
+    def end_task(self, variables, context):
+        return variables
+
+    def add(self, variables, batch, context):
+        """Adds a batch to the sums; nothing is minimised."""
+        network = variables["network"]
+        features, _ = self.backbone.apply({"params": network["backbone"]}, batch["images"])
+        member = jax.nn.one_hot(batch["labels"], self.info.num_classes) * context.weight[:, None]
+        sums = network["means"]["sums"] + jnp.einsum("bc,bd->cd", member, features, precision="highest")
+        means = {"sums": sums, "counts": network["means"]["counts"] + member.sum(axis=0)}
+        return jnp.zeros(()), Outcome({"images": context.weight.sum()}, {"network": {"means": means}})
+
+    def predict(self, variables, images, context):
+        """Cosines, or minus squared distances, to the class means."""
+        network = variables["network"]
+        features, _ = self.backbone.apply({"params": network["backbone"]}, images)
+        sums, counts = network["means"]["sums"], network["means"]["counts"][:, None]
+        means = sums / jnp.maximum(counts, 1)
+        if self.options.distance == "euclidean":
+            logits = -((features[:, None] - means) ** 2).sum(axis=-1)
+        else:
+            logits = jnp.einsum("bd,cd->bc", unit(features), unit(means), precision="highest")
+        unknown = jnp.finfo(jnp.float32).min / 2  # before a class is learnt it has no mean
+        return {"network": jnp.where(counts[:, 0] > 0, logits, unknown)}, {}
+
+
+def build(config, info: StreamInfo) -> NearestMean:
+    """The method that `config` describes, for the stream of `info`.
+
+    Raises:
+      UserError: an unknown distance.
+    """
+    options, section = config.nearest_mean, config.network
+    if options.distance not in ("cosine", "euclidean"):
+        raise UserError(f"nearest_mean.distance={options.distance!r}: use 'cosine' or 'euclidean'")
+    backbone = names.load("models", section.family).build(section)
+    return NearestMean(backbone, options, info, section.image_size, section.weights)
