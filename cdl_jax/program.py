@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import names, sharding, trainer
+from cdl_jax import names, quality, sharding, trainer
 from cdl_jax.data import batches, stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
@@ -133,30 +133,34 @@ class Program:
         items = self.train_source.train_batches(task.train[np.concatenate(epochs)], done, (seed, *place))
         return items, len(epochs[0]), done
 
-    def evaluate(self, live, frozen, tasks, place):
-        """Accuracy in percent on each of `tasks` as `{network: [percent, ...]}`, the counts of `predict`, and measures.
+    def evaluate(self, live, frozen, tasks, place, step=None):
+        """Accuracy in percent on each of `tasks` as `{network: [percent, ...]}`, the counts of `predict`, measures, and
+        `quality.ratios`.
 
         Measures are the method's, averaged over the pictures, and each network's accuracy as the mean over batches,
         which counts the pictures of an incomplete last batch for more: so do some published programs.
 
         Args:
           place: the position whose `end` says which classes predictions may name.
+          step: a compiled step in place of the method's own (see `trainer.evaluation_step`).
         """
+        step = step or self.evaluation_step
         rows = np.concatenate([task.test for task in tasks])
         order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         with self._named_axes():
-            parts = [self.evaluation_step(live, frozen, self.test_source.data, item, place) for item in items]
+            parts = [step(live, frozen, self.test_source.data, item, place) for item in items]
         parts = jax.device_get(parts)
         sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
-        images, asked = sums.pop("images"), [task.index for task in tasks]
+        images, pairs, asked = sums.pop("images"), sums.pop("pairs"), [task.index for task in tasks]
         measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
         for network in sums:
             of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
             measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
         accuracy = {network: (100 * s["correct"][asked] / images[asked]).tolist() for network, s in sums.items()}
+        own = ("correct", "calibration")
         counts = {
-            network: {name: value[asked].tolist() for name, value in s.items() if name != "correct"}
+            network: {name: value[asked].tolist() for name, value in s.items() if name not in own}
             for network, s in sums.items()
         }
-        return accuracy, counts, measures
+        return accuracy, counts, measures, quality.ratios(sums, pairs, images, asked)

@@ -133,12 +133,16 @@ class _Training:
             state = self._train_phase(task, record.phase, state)
             record.epoch, record.step_in_epoch = 0, 0
         self.live = program.end_task(state.live, self.frozen, place)
-        accuracy, counts, measures = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place)
+        tasks = program.stream.tasks[: task.index + 1]
+        accuracy, counts, measures, quality = self._timed_evaluation(self.live, tasks, place)
         for network, row in accuracy.items():
             record.accuracy.setdefault(network, []).append(row)
             self._log({f"{network}/accuracy": float(np.mean(row))}, task=task.index)
         self._log(measures, task=task.index)
         record.measures.append(measures)
+        for name, values in quality.items():
+            for which, row in values.items():
+                record.quality.setdefault(name, {}).setdefault(which, []).append(row)
         record.selection = counts
         record.task, record.round, record.phase = task.index + 1, 0, 0
         self.checkpoints.save_task(task.index, self.live, dataclasses.asdict(record))
@@ -214,7 +218,7 @@ class _Training:
     def _evaluate_within(self, task, phase, epoch, live):
         """Evaluates in the middle of a task, and keeps what is best by the method's headline."""
         tasks, done = self.program.stream.tasks[: task.index + 1], epoch + 1
-        accuracy, _, measures = self._timed_evaluation(live, tasks, trainer.position(task))
+        accuracy, _, measures, _ = self._timed_evaluation(live, tasks, trainer.position(task))
         means = {network: float(np.mean(row)) for network, row in accuracy.items()}
         value = float(np.mean([means[network] for network in results.headline(self.program.method)]))
         scalars = {f"{network}/accuracy": mean for network, mean in means.items()}

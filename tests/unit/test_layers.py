@@ -17,7 +17,7 @@ LAYERS = (
     ("distill",),
     ("optim", "checkpoint"),
     ("methods",),
-    ("sharding", "trainer"),
+    ("sharding", "quality", "trainer"),
     ("program",),
     ("metrics", "writers", "workdir", "results", "plots", "compare", "replication", "report"),
     ("run", "describe"),

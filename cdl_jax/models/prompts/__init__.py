@@ -22,8 +22,8 @@ class Selection:
 
     prompts: layer -> Prompt for the backbone.
     loss: scalar, the pool's own loss in training, 0 otherwise.
-    selected: `layer_<i>` -> int32 `[batch, pool]`, how often each row of the pool was chosen for each picture; empty
-      where nothing is chosen.
+    selected: `layer_<i>` -> int32 `[batch, pool]`, how often each row of the pool was chosen for each picture; or,
+      where all rows are weighed, float32, the absolute weight of each; empty where nothing is chosen.
     """
 
     prompts: Mapping[int, Prompt]
