@@ -69,7 +69,7 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict, mor
         parts += ["<h2>Teacher and student</h2>", _metrics_table(pairs, results["formulas"])]
         for name, pair in pairs.items():
             same, kl = pair["agreement_matrix"], pair["kl_matrix"]
-            title, top = f"{name}, agreement", max(max(row) for row in kl)
+            title, top = f"{name}, agreement", max(map(max, kl)) or 1
             parts.append(figure(plots.heat_map(same, title), f"{title}: percent on each task after each task."))
             title = f"{name}, KL(teacher || student)"
             parts.append(figure(plots.heat_map(kl, title, top, "nats", 2), f"{title}, nats, over the classes seen."))
@@ -100,7 +100,7 @@ def summary(results: dict) -> str:
         f"KL(teacher || student) {pair['metrics']['kl_last']:.4f} nats"
         for name, pair in results.get("pairs", {}).items()
     ]
-    return "\n".join([_aligned(rows), *pairs])
+    return "\n".join([aligned(rows), *pairs])
 
 
 def entropy(counts) -> float:
@@ -164,7 +164,8 @@ def _number(value, digits=2):
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _aligned(rows):
+def aligned(rows: list[list[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -239,7 +240,7 @@ def main(argv: list[str]) -> int:
             return 0 if argv and argv[0] in ("--help", "-h") else 2
         sections = _sections(argv, paper)
         for number, (title, rows, legend) in enumerate(sections):
-            print((f"\n{title}\n" if number else "") + _aligned(rows))
+            print((f"\n{title}\n" if number else "") + aligned(rows))
             if legend:
                 print("\n".join(textwrap.wrap(legend, 120)))
         for folder in argv:
