@@ -22,7 +22,6 @@ import numpy as np
 from cdl_jax import config as configs
 from cdl_jax import mechanism, report, results, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
-from cdl_jax.data import batches
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergences
 from cdl_jax.program import Program
@@ -89,12 +88,11 @@ def _forgetting(program, learnt, restore, frozen):
     restore: task -> live variables after it.
     """
     method, columns = program.method, np.arange(program.info.num_classes)
-    step = jax.jit(trainer.prediction_step(method, program.test_source, program.config.augment))
     pairs = getattr(method, "pairs", ())
     told, rows = {pair: [] for pair in pairs}, {pair: [] for pair in pairs}
     for now in program.stream.tasks[: learnt if pairs else 0]:
         live, place = restore(now.index), trainer.position(now)
-        seen = [_logits(program, step, live, frozen, task, place) for task in program.stream.tasks[: now.index + 1]]
+        seen = [program.logits(live, frozen, task, place) for task in program.stream.tasks[: now.index + 1]]
         for teacher, student in pairs:
             told[teacher, student].append(seen[-1][teacher])
             rows[teacher, student].append(
@@ -104,14 +102,6 @@ def _forgetting(program, learnt, restore, frozen):
                 ]
             )
     return {"/".join(pair): matrix for pair, matrix in rows.items()}
-
-
-def _logits(program, step, live, frozen, task, place):
-    """Network -> logits `[test images of the task, classes]` as NumPy arrays."""
-    order, weight = batches.evaluation_order(len(task.test), program.config.eval.batch_size)
-    source = program.test_source
-    parts = [step(live, frozen, source.data, item, place) for item in source.test_batches(task.test[order], weight)]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(task.test)], *jax.device_get(parts))
 
 
 def _predictions(program, live, frozen, tasks):

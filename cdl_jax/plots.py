@@ -49,7 +49,7 @@ def by_age(rows) -> str:
     for values in ages:
         axes.plot(np.arange(len(values)), values, ".-", color="0.75", linewidth=0.9)
     means = [np.mean([values[age] for values in ages if age < len(values)]) for age in range(len(rows))]
-    axes.plot(np.arange(len(rows)), means, "o-", color=_COLOURS[0], label="mean over tasks", markersize=4)
+    axes.plot(np.arange(len(rows)), means, "o-", color=_COLOURS[0], label="mean over the tasks that old", markersize=4)
     axes.set(xlabel="tasks learnt since", ylabel="KL, nats")
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -53,6 +53,7 @@ class Program:
         self.evaluation_step = jax.jit(
             trainer.evaluation_step(method, self.test_source, config.augment, self.info.task_sizes)
         )
+        self.prediction_step = jax.jit(trainer.prediction_step(method, self.test_source, config.augment))
         self.start_task = jax.jit(trainer.between_tasks(method, method.start_task, config.seed))
         self.end_task = jax.jit(trainer.between_tasks(method, method.end_task, config.seed))
 
@@ -164,3 +165,11 @@ class Program:
             for network, s in sums.items()
         }
         return accuracy, counts, measures, quality.ratios(sums, pairs, images, asked)
+
+    def logits(self, live, frozen, task, place) -> dict:
+        """Network -> logits `[test images of the task, classes]` as NumPy arrays; in a run of one process."""
+        order, weight = batches.evaluation_order(len(task.test), self.config.eval.batch_size)
+        items = self.test_source.test_batches(task.test[order], weight)
+        with self._named_axes():
+            parts = [self.prediction_step(live, frozen, self.test_source.data, item, place) for item in items]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(task.test)], *jax.device_get(parts))
