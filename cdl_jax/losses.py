@@ -52,10 +52,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, allowed: jax.Array) -> j
 
 
 def kl_divergence(student_logits, teacher_logits, allowed, temperature: float) -> jax.Array:
-    """`mean_b sum_c p_t log(p_t / p_s)`, p = softmax(logits / temperature) over the `allowed` `[classes]` columns.
+    """`mean_b sum_c p_t log(p_t / p_s)`, a float32 scalar: the mean of `kl_divergences`."""
+    return kl_divergences(student_logits, teacher_logits, allowed, temperature).mean()
 
-    Not multiplied by the squared temperature. Both logits are `[batch, classes]`; the result is a float32 scalar.
+
+def kl_divergences(student_logits, teacher_logits, allowed, temperature: float) -> jax.Array:
+    """`sum_c p_t log(p_t / p_s)`, p = softmax(logits / temperature) over the `allowed` `[classes]` columns.
+
+    Not multiplied by the squared temperature. Both logits are `[batch, classes]`; the result is float32 `[batch]`.
     """
     student = jax.nn.log_softmax(mask_classes(student_logits / temperature, allowed))
     teacher = jax.nn.log_softmax(mask_classes(teacher_logits / temperature, allowed))
-    return optax.losses.kl_divergence_with_log_targets(student, teacher).mean()
+    return optax.losses.kl_divergence_with_log_targets(student, teacher)

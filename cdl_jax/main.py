@@ -4,6 +4,9 @@
 
 --mode=train      (default) trains, or goes on where the same command was stopped, or prints a finished run's results
 --mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row
+--mode=analyze    writes analysis.json from the checkpoints, and the report anew with a section "Mechanism": how far the
+                  student drifts from its teacher of then, accuracy without prompts, without the scheme's part and
+                  with other weights of two heads, which prompts were chosen
 --mode=describe   tasks, parameters, operations and memory of a step, resolved config; trains nothing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 
@@ -16,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-_MODES = ("train", "eval", "describe")
+_MODES = ("train", "eval", "analyze", "describe")
 _FLAGS = ("config", "workdir", "mode", "task", "distributed")
 
 
@@ -118,6 +121,8 @@ def _run(options):
         return 0
     folder = Path(options.workdir)
     resolved = config.to_dict()
+    if options.mode == "analyze":
+        return _analyze(config, folder, options.distributed)
     sharding.start(options.distributed)
     if options.mode == "eval":
         return _evaluate(config, folder, options.task)
@@ -142,8 +147,13 @@ def _run(options):
     return 0
 
 
-def _evaluate(config, folder, task):
-    from cdl_jax import run, workdir
+def _stored_run(config, folder):
+    """The program of the run in `folder`.
+
+    Raises:
+      UserError: there is none, or it is of another config.
+    """
+    from cdl_jax import workdir
     from cdl_jax.data import stream
     from cdl_jax.errors import UserError
     from cdl_jax.program import Program
@@ -151,7 +161,26 @@ def _evaluate(config, folder, task):
     if not (folder / "config.json").exists():
         raise UserError(f"--workdir {folder} holds no run: train one with the same command and --mode=train")
     workdir.check_config(folder, config.to_dict())
-    result = run.evaluate(Program(config, stream.load(config.data)), folder, task)
+    return Program(config, stream.load(config.data))
+
+
+def _analyze(config, folder, distributed):
+    from cdl_jax import analysis, mechanism
+    from cdl_jax.errors import UserError
+
+    if distributed != "off":
+        raise UserError(f"--distributed={distributed}: --mode=analyze works in one process, leave it out")
+    content = analysis.analyze(_stored_run(config, folder), folder)
+    analysis.write(folder, content)
+    print(mechanism.summary(content))
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _evaluate(config, folder, task):
+    from cdl_jax import run
+
+    result = run.evaluate(_stored_run(config, folder), folder, task)
     same = True
     for network, rows in result["networks"].items():
         shown = " ".join(f"{value:.2f}" for value in rows["now"])

@@ -1,7 +1,9 @@
 """Metrics of a run over a stream, each with its definition.
 
-All are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are right after learning
-task i, predicted over all classes seen until then, without task identity; T tasks.
+Most are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are right after
+learning task i, predicted over all classes seen until then, without task identity; T tasks. On the same images and
+classes, E is the matrix of a network's expected calibration errors, and G and D are those of a teacher's and its
+student's agreement and divergence.
 """
 
 import numpy as np
@@ -18,7 +20,7 @@ def as_matrix(rows) -> np.ndarray:
     matrix = np.full((len(rows), len(rows)), np.nan)
     for i, row in enumerate(rows):
         if len(row) != i + 1:
-            raise UserError(f"accuracy matrix: row {i} has {len(row)} numbers instead of {i + 1}")
+            raise UserError(f"matrix: row {i} has {len(row)} numbers instead of {i + 1}")
         matrix[i, : i + 1] = row
     return matrix
 
@@ -82,12 +84,60 @@ def forward_transfer(before, at_start) -> float:
     return float((before - at_start[: len(before)])[1:].mean())
 
 
+def ece_last(seen) -> float:
+    """expected calibration error over the test images of all tasks together after learning task T-1: 15 bins of equal
+    width of the top probability over the classes seen, sum over bins of |right - sum of probabilities| / images, in
+    percent (Guo et al., 2017)."""
+    return float(seen[-1])
+
+
+def ece_average_incremental(seen) -> float:
+    """mean over i of the expected calibration error over the test images of tasks 0..i together after learning task
+    i."""
+    return float(np.mean(seen))
+
+
+def ece_last_by_task(matrix) -> float:
+    """mean over j of E[T-1, j]: the calibration error of each task's test images by themselves."""
+    return float(matrix[-1].mean())
+
+
+def agreement_last(agreement, kl) -> float:
+    """mean over j of G[T-1, j]; G[i, j] is the percent of task j's test images for which teacher and student name the
+    same class after learning task i."""
+    del kl
+    return float(agreement[-1].mean())
+
+
+def agreement_learning(agreement, kl) -> float:
+    """mean over j of G[j, j]: right after a task was taught."""
+    del kl
+    return float(np.diag(agreement).mean())
+
+
+def kl_last(agreement, kl) -> float:
+    """mean over j of D[T-1, j]; D[i, j] is the mean over task j's test images of KL(teacher || student) in nats,
+    softmax at temperature 1 over the classes seen, after learning task i."""
+    del agreement
+    return float(kl[-1].mean())
+
+
+def kl_learning(agreement, kl) -> float:
+    """mean over j of D[j, j]: right after a task was taught."""
+    del agreement
+    return float(np.diag(kl).mean())
+
+
 _OF_MATRIX = (last, average_incremental, learning_accuracy, worst_task)
 _IMAGE_WEIGHTED = (last_image_weighted, average_incremental_image_weighted)
 _OF_TWO_TASKS = (forgetting_cdl, forgetting_coda, forgetting_max, backward_transfer)
 
+_OF_SEEN = (ece_last, ece_average_incremental)
+_OF_PAIR = (agreement_last, agreement_learning, kl_last, kl_learning)
+
 FORMULAS = {
-    f.__name__: " ".join(f.__doc__.split()) for f in (*_OF_MATRIX, *_IMAGE_WEIGHTED, *_OF_TWO_TASKS, forward_transfer)
+    f.__name__: " ".join(f.__doc__.split())
+    for f in (*_OF_MATRIX, *_IMAGE_WEIGHTED, *_OF_TWO_TASKS, forward_transfer, *_OF_SEEN, ece_last_by_task, *_OF_PAIR)
 }
 
 
@@ -106,3 +156,20 @@ def named_metrics(rows, test_counts, before=None, at_start=None) -> dict[str, fl
     known = before and at_start and len(before) > 1
     values["forward_transfer"] = forward_transfer(before, at_start) if known else None
     return values
+
+
+def calibration_metrics(rows, seen) -> dict[str, float | None]:
+    """Those of a network's calibration by name; None where it was not measured.
+
+    Args:
+      rows: expected calibration error in percent on each task, as rows of 1, 2, ... numbers.
+      seen: the same over the tasks seen together, after each task.
+    """
+    of_seen = {f.__name__: f(seen) if seen else None for f in _OF_SEEN}
+    return {**of_seen, "ece_last_by_task": ece_last_by_task(as_matrix(rows)) if rows else None}
+
+
+def pair_metrics(agreement, kl) -> dict[str, float]:
+    """Those of a teacher and its student by name, from rows of 1, 2, ... percents and nats."""
+    agreement, kl = as_matrix(agreement), as_matrix(kl)
+    return {f.__name__: f(agreement, kl) for f in _OF_PAIR}

@@ -22,22 +22,47 @@ def curves(matrices: dict[str, list]) -> str:
     return _svg(figure)
 
 
-def heat_map(rows, title: str) -> str:
-    """An accuracy matrix, rows of 1, 2, ... numbers, with the numbers in their cells."""
+def heat_map(rows, title: str, top: float = 100, unit: str = "%", digits: int = 0) -> str:
+    """A matrix of 0 to `top`, rows of 1, 2, ... numbers, with the numbers in their cells."""
     size = len(rows)
     matrix = np.full((size, size), np.nan)
     for i, row in enumerate(rows):
         matrix[i, : i + 1] = row
     side = min(1.4 + 0.42 * size, 9)
     figure, axes = _new(side + 0.8, side)
-    image = axes.imshow(matrix, vmin=0, vmax=100, cmap="cividis")
+    image = axes.imshow(matrix, vmin=0, vmax=top, cmap="cividis")
     if size <= 20:
         for i, row in enumerate(rows):
             for j, value in enumerate(row):
-                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 55 else "k")
+                colour = "w" if value < 0.55 * top else "k"
+                axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set(xlabel="task", ylabel="after learning task", title=title)
     _whole_numbers(axes, size, size)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="%")
+    figure.colorbar(image, ax=axes, shrink=0.8, label=unit)
+    return _svg(figure)
+
+
+def by_age(rows) -> str:
+    """A matrix, rows of 1, 2, ... numbers, against the tasks learnt since column's task: each task and the mean."""
+    figure, axes = _new(6, 3.4)
+    ages = [np.array([row[task] for row in rows[task:]]) for task in range(len(rows))]
+    for values in ages:
+        axes.plot(np.arange(len(values)), values, ".-", color="0.75", linewidth=0.9)
+    means = [np.mean([values[age] for values in ages if age < len(values)]) for age in range(len(rows))]
+    axes.plot(np.arange(len(rows)), means, "o-", color=_COLOURS[0], label="mean over the tasks that old", markersize=4)
+    axes.set(xlabel="tasks learnt since", ylabel="KL, nats")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def sweep(values, means, usual: float) -> str:
+    """Mean accuracy against a swept number; the dotted line is at the value that is used otherwise."""
+    figure, axes = _new(6, 3.4)
+    axes.plot(values, means, "o-", color=_COLOURS[0], markersize=4)
+    axes.axvline(usual, color="0.5", ls=":", lw=0.8)
+    axes.set(xlabel="weight", ylabel="accuracy, %")
     return _svg(figure)
 
 

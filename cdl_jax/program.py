@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import names, sharding, trainer
+from cdl_jax import names, quality, sharding, trainer
 from cdl_jax.data import batches, stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
@@ -60,6 +60,7 @@ class Program:
         self._compiled, self._abstract = {}, None
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info.task_sizes)
         self.evaluation_step = jax.jit(self._each_seed(evaluation, 0, None, None, None, None))
+        self.prediction_step = jax.jit(trainer.prediction_step(method, self.test_source, config.augment))
         start, end = (trainer.between_tasks(method, change) for change in (method.start_task, method.end_task))
         self._start_task = jax.jit(self._each_seed(start, 0, None, None, 0))
         self._end_task = jax.jit(self._each_seed(end, 0, None, None, 0))
@@ -190,8 +191,9 @@ class Program:
         rows = task.train[np.stack(orders, axis=-1) if self.config.seeds else orders[0]]
         return self.train_source.train_batches(rows, done, (self.seeds[0], *place)), steps, done
 
-    def evaluate(self, live, frozen, tasks, place):
-        """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, and measures.
+    def evaluate(self, live, frozen, tasks, place, step=None):
+        """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures, `quality.ratios`.
+
 
         Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
         the method's, averaged over the pictures, and each network's accuracy as the mean over batches, which counts the
@@ -199,32 +201,43 @@ class Program:
 
         Args:
           place: the position whose `end` says which classes predictions may name.
+          step: a compiled step in place of the method's own (see `trainer.evaluation_step`).
         """
+        step = step or self.evaluation_step
         rows = np.concatenate([task.test for task in tasks])
         order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         with self._named_axes():
-            parts = [self.evaluation_step(live, frozen, self.test_source.data, item, place) for item in items]
+            parts = [step(live, frozen, self.test_source.data, item, place) for item in items]
         parts = jax.device_get(parts)
         if not self.config.seeds:
             return [_summed(parts, tasks)]
         return [_summed(jax.tree.map(lambda x, i=i: x[i], parts), tasks) for i in range(len(self.seeds))]
 
+    def logits(self, live, frozen, task, place) -> dict:
+        """Network -> logits `[test images of the task, classes]` as NumPy arrays; in a run of one seed and process."""
+        order, weight = batches.evaluation_order(len(task.test), self.config.eval.batch_size)
+        items = self.test_source.test_batches(task.test[order], weight)
+        with self._named_axes():
+            parts = [self.prediction_step(live, frozen, self.test_source.data, item, place) for item in items]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(task.test)], *jax.device_get(parts))
+
 
 def _summed(parts, tasks):
-    """Accuracy, counts and measures from the sums over batches that the evaluation step gave."""
+    """Accuracy, counts, measures and ratios from the sums over batches that the evaluation step gave."""
     sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
-    images, asked = sums.pop("images"), [task.index for task in tasks]
+    images, pairs, asked = sums.pop("images"), sums.pop("pairs"), [task.index for task in tasks]
     measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
     for network in sums:
         of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
         measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
     accuracy = {network: (100 * s["correct"][asked] / images[asked]).tolist() for network, s in sums.items()}
+    own = ("correct", "calibration")
     counts = {
-        network: {name: value[asked].tolist() for name, value in s.items() if name != "correct"}
+        network: {name: value[asked].tolist() for name, value in s.items() if name not in own}
         for network, s in sums.items()
     }
-    return accuracy, counts, measures
+    return accuracy, counts, measures, quality.ratios(sums, pairs, images, asked)
 
 
 def _all_loaded(tree) -> bool:

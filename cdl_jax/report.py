@@ -10,6 +10,7 @@ import html
 import math
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from cdl_jax import compare, plots, published, replication, workdir
@@ -35,7 +36,7 @@ dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; }
 """
 
 
-def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> None:
+def write_report(path: Path, results: dict, lines: list[dict], config: dict, more: Sequence[str] = ()) -> None:
     """Writes the page of one run: self-contained, and the same bytes for the same arguments.
 
     Args:
@@ -43,6 +44,7 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> 
       results: the content of results.json.
       lines: those of metrics.jsonl.
       config: the resolved config as nested dicts.
+      more: HTML of further sections.
     """
     networks = results["networks"]
     matrices = {name: network["accuracy_matrix"] for name, network in networks.items()}
@@ -56,21 +58,31 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> 
     if networks:
         parts += [
             "<h2>Metrics</h2>",
-            _metrics_table(results),
+            _metrics_table(networks, results["formulas"]),
             "<h2>Accuracy</h2>",
-            f"<div>{_figure(plots.curves(matrices), _CURVES)}</div>",
-            *(_figure(plots.heat_map(rows, name), f"{name}: percent on each task after each task.")
+            f"<div>{figure(plots.curves(matrices), _CURVES)}</div>",
+            *(figure(plots.heat_map(rows, name), f"{name}: percent on each task after each task.")
               for name, rows in matrices.items()),
         ]  # fmt: skip
+    pairs = results.get("pairs", {})
+    if pairs:
+        parts += ["<h2>Teacher and student</h2>", _metrics_table(pairs, results["formulas"])]
+        for name, pair in pairs.items():
+            same, kl = pair["agreement_matrix"], pair["kl_matrix"]
+            title, top = f"{name}, agreement", max(map(max, kl)) or 1
+            parts.append(figure(plots.heat_map(same, title), f"{title}: percent on each task after each task."))
+            title = f"{name}, KL(teacher || student)"
+            parts.append(figure(plots.heat_map(kl, title, top, "nats", 2), f"{title}, nats, over the classes seen."))
+    parts += more
     if any("loss" in line for line in lines):
-        parts += ["<h2>Training</h2>", _figure(plots.losses(lines), _LOSSES, "wide")]
+        parts += ["<h2>Training</h2>", figure(plots.losses(lines), _LOSSES, "wide")]
     chosen = [(name, layer, rows) for name, net in networks.items() for layer, rows in net["selection"].items()]
     if chosen:
         parts.append("<h2>Prompts chosen</h2>")
         for name, layer, rows in chosen:
             bits = ", ".join(f"{entropy(row):.2f}" for row in rows)
             caption = f"{name}, {layer}: shares of the prompts that a task's test images chose. Entropy: {bits} bits."
-            parts.append(_figure(plots.selection(rows, f"{name}, {layer}"), caption))
+            parts.append(figure(plots.selection(rows, f"{name}, {layer}"), caption))
     parts += ["<h2>Cost</h2>", _cost_table(results["cost"]), "<h2>Tasks</h2>", _tasks_table(results["stream"])]
     resolved = "\n".join(f"{key} = {value!r}" for key, value in sorted(configs.flatten(config).items()))
     parts.append(f"<details><summary>Config</summary><pre>{_text(resolved)}</pre></details>")
@@ -79,11 +91,22 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict) -> 
 
 def summary(seeds: list[dict]) -> str:
     """The table of a run's networks for the terminal, mean and standard deviation where there are several seeds."""
-    rows = [["", *compare.SHOWN]]
+    shown = (*compare.SHOWN, "ece_last")
+    rows = [["", *shown]]
+
+    def over_seeds(values):
+        return compare.spread([value for value in values if value is not None])
+
     for name in seeds[0]["networks"]:
-        found = [[s["networks"][name]["metrics"][metric] for s in seeds] for metric in compare.SHOWN]
-        rows.append([name, *(compare.spread([v for v in values if v is not None]) for values in found)])
-    return _aligned(rows)
+        found = [[s["networks"][name]["metrics"].get(metric) for s in seeds] for metric in shown]
+        rows.append([name, *map(over_seeds, found)])
+    pairs = []
+    for name in seeds[0].get("pairs", {}):
+        agreement, kl = (
+            over_seeds(s["pairs"][name]["metrics"][metric] for s in seeds) for metric in ("agreement_last", "kl_last")
+        )
+        pairs.append(f"{name}: agreement {agreement} %, KL(teacher || student) {kl} nats")
+    return "\n".join([aligned(rows), *pairs])
 
 
 def entropy(counts) -> float:
@@ -92,13 +115,14 @@ def entropy(counts) -> float:
     return sum(-c / total * math.log2(c / total) for c in counts if c) if total else 0.0
 
 
-def _metrics_table(results):
-    names = list(results["formulas"])
-    head = "".join(f"<th>{_text(network)}</th>" for network in results["networks"])
+def _metrics_table(measured, formulas):
+    """What is `measured`, name -> {"metrics"}, by those of the `formulas` that apply to it."""
+    head = "".join(f"<th>{_text(name)}</th>" for name in measured)
     rows, definitions = [f"<tr><th></th>{head}</tr>"], []
-    for name in names:
-        cells = "".join(f"<td>{_number(network['metrics'][name])}</td>" for network in results["networks"].values())
-        formula = _text(results["formulas"][name])
+    for name in [name for name in formulas if all(name in each["metrics"] for each in measured.values())]:
+        digits = 4 if name.startswith("kl_") else 2
+        cells = "".join(f"<td>{_number(each['metrics'][name], digits)}</td>" for each in measured.values())
+        formula = _text(formulas[name])
         rows.append(f'<tr title="{formula}"><td>{_text(name)}</td>{cells}</tr>')
         definitions.append(f"<dt>{_text(name)}</dt><dd class=quiet>{formula}</dd>")
     listed = f"<details><summary>Definitions</summary><dl>{''.join(definitions)}</dl></details>"
@@ -133,7 +157,8 @@ def _page(title, parts):
     return f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
 
 
-def _figure(svg, caption, kind="plain"):
+def figure(svg: str, caption: str, kind: str = "plain") -> str:
+    """HTML of a picture with its caption; `kind` "wide" lets it fill the page."""
     return f"<figure class={kind}>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
 
 
@@ -141,11 +166,12 @@ def _text(value):
     return html.escape(str(value))
 
 
-def _number(value):
-    return "-" if value is None else f"{value:.2f}"
+def _number(value, digits=2):
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _aligned(rows):
+def aligned(rows: list[list[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -220,7 +246,7 @@ def main(argv: list[str]) -> int:
             return 0 if argv and argv[0] in ("--help", "-h") else 2
         sections, folders = _sections(argv, paper)
         for number, (title, rows, legend) in enumerate(sections):
-            print((f"\n{title}\n" if number else "") + _aligned(rows))
+            print((f"\n{title}\n" if number else "") + aligned(rows))
             if legend:
                 print("\n".join(textwrap.wrap(legend, 120)))
         for folder in folders:

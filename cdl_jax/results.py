@@ -25,7 +25,9 @@ class Record:
     measures: for each task learnt, name -> mean over the test images of the tasks seen (see `Program.evaluate`).
     best: task -> the best of the evaluations within it: phase, epochs done, the value that chose it, accuracy of each
       network on tasks 0..i, measures. Of equal ones the last.
-    selection: network -> layer -> one row a task: how often its test images chose each prompt, at the last evaluation.
+    selection: network -> layer -> one row a task: how often its test images chose each prompt, or the
+      sum of its absolute weights, at the last evaluation.
+    quality: name -> network or pair -> what `quality.ratios` told after each task learnt.
     seconds: phase or "evaluation" -> wall time. timed: phase -> images and seconds without first steps, which compile.
     flops: phase -> floating-point operations of one step on one device, by the compiler's count.
     """
@@ -43,6 +45,7 @@ class Record:
     measures: list = field(default_factory=list)
     best: dict = field(default_factory=dict)
     selection: dict = field(default_factory=dict)
+    quality: dict = field(default_factory=dict)
     seconds: dict = field(default_factory=dict)
     timed: dict = field(default_factory=dict)
     flops: dict = field(default_factory=dict)
@@ -57,7 +60,7 @@ class Record:
 
 
 # What of a record is each seed's own; in the rest the seeds of one program are alike.
-_OWN = ("accuracy", "before", "at_start", "measures", "best", "selection")
+_OWN = ("accuracy", "before", "at_start", "measures", "best", "selection", "quality")
 
 
 def to_json(records: list[Record]) -> dict:
@@ -89,11 +92,17 @@ def collect(program, record: Record, seed: int) -> dict:
     for network in filter(record.accuracy.get, program.method.networks):
         rows = record.accuracy[network]
         before, at_start = record.before.get(network), record.at_start.get(network)
+        ece, ece_seen = (record.quality.get(name, {}).get(network) for name in ("ece", "ece_seen"))
         networks[network] = {
             "accuracy_matrix": rows,
             "before": before,
             "at_start": at_start,
-            "metrics": metrics.named_metrics(rows, test_counts, before, at_start),
+            "ece_matrix": ece,
+            "ece_seen": ece_seen,
+            "metrics": {
+                **metrics.named_metrics(rows, test_counts, before, at_start),
+                **metrics.calibration_metrics(ece, ece_seen),
+            },
             "selection": record.selection.get(network, {}),
         }
     return {
@@ -117,6 +126,7 @@ def collect(program, record: Record, seed: int) -> dict:
         "headline": headline(program.method),
         "measures": record.measures,
         "best": record.best,
+        "pairs": _pairs(record),
         "formulas": metrics.FORMULAS,
         "cost": {
             "parameters": parameters(program),
@@ -136,6 +146,19 @@ def collect(program, record: Record, seed: int) -> dict:
 def headline(method) -> list[str]:
     """The networks whose mean accuracy is a run's first number."""
     return list(getattr(method, "headline", method.networks[-1:]))
+
+
+def _pairs(record):
+    """`teacher/student` -> how alike the two predict."""
+    agreement, kl = (record.quality.get(name, {}) for name in ("agreement", "kl"))
+    return {
+        pair: {
+            "agreement_matrix": rows,
+            "kl_matrix": kl[pair],
+            "metrics": metrics.pair_metrics(rows, kl[pair]),
+        }
+        for pair, rows in agreement.items()
+    }
 
 
 def parameters(program) -> dict:

@@ -149,11 +149,14 @@ class _Training:
         self.live = program.end_task(state.live, self.frozen, place)
         scalars = []
         found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place)
-        for own, (accuracy, counts, measures) in zip(self.records, found, strict=True):
+        for own, (accuracy, counts, measures, quality) in zip(self.records, found, strict=True):
             for network, row in accuracy.items():
                 own.accuracy.setdefault(network, []).append(row)
             scalars.append({f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()} | measures)
             own.measures.append(measures)
+            for name, values in quality.items():
+                for which, row in values.items():
+                    own.quality.setdefault(name, {}).setdefault(which, []).append(row)
             own.selection = counts
         self._log(scalars, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
@@ -237,7 +240,7 @@ class _Training:
         """Evaluates in the middle of a task, and keeps what is best by the method's headline."""
         tasks, scalars = self.program.stream.tasks[: task.index + 1], []
         found = self._timed_evaluation(live, tasks, trainer.position(task))
-        for own, (accuracy, _, measures) in zip(self.records, found, strict=True):
+        for own, (accuracy, _, measures, _) in zip(self.records, found, strict=True):
             means = {network: float(np.mean(row)) for network, row in accuracy.items()}
             value = float(np.mean([means[network] for network in results.headline(self.program.method)]))
             scalars.append(

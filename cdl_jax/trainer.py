@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from cdl_jax import quality
 from cdl_jax.data import augment
 from cdl_jax.losses import Context, mask_classes
 from cdl_jax.methods.base import join, split
@@ -108,11 +109,23 @@ def _put(values, index, value):
     return (*values[:index], value, *values[index + 1 :])
 
 
+def prediction_step(method, source, augmentation):
+    """The predictions of a batch, to be compiled: `(live, frozen, data, item, position) -> {network: logits}`."""
+
+    def step(live, frozen, data, item, position):
+        images, _ = source.read(data, item)
+        images = _prepared(source, images, augmentation, lambda x: augment.test(x, augmentation, method.image_size))
+        return method.predict(join(frozen, live), images, Context(**position, key=jax.random.key(0)))[0]
+
+    return step
+
+
 def evaluation_step(method, source, augmentation, task_sizes):
     """The evaluation of a batch, to be compiled: `(live, frozen, data, item, position) -> sums`.
 
-    item: beside the pictures `weight` float32 `[batch]`, 0 for padding. sums: `{network: {"correct": [tasks], <count>:
-    [tasks, n]}}`, `{"images": [tasks]}` and `{"measures": {name: [tasks]}}`, by the task that a picture belongs to.
+    item: beside the pictures `weight` float32 `[batch]`, 0 for padding. sums: `{network: {"correct": [tasks],
+    "calibration": [tasks, 15, 3], <count>: [tasks, n]}}`, `{"pairs": {"<teacher>/<student>": {"agreement": [tasks],
+    "kl": [tasks]}}}`, `{"images": [tasks]}` and `{"measures": {name: [tasks]}}`, by the task that a picture belongs to.
     Predictions are over all classes seen, without task identity.
     """
     num_classes, num_tasks = sum(task_sizes), len(task_sizes)
@@ -123,6 +136,7 @@ def evaluation_step(method, source, augmentation, task_sizes):
         images = _tested(source, images, augmentation, method)
         context = Context(**position, key=jax.random.key(0), weight=item["weight"])
         logits, counts = method.predict(join(frozen, live), images, context)
+        seen = context.seen(num_classes)
         task = jnp.asarray(task_of_class)[labels]
 
         def by_task(values):
@@ -132,10 +146,15 @@ def evaluation_step(method, source, augmentation, task_sizes):
         measures = method.measures(logits, labels, context) if hasattr(method, "measures") else {}
         sums = {"images": by_task(jnp.ones(labels.shape)), "measures": jax.tree.map(by_task, measures)}
         for network, values in logits.items():
-            predicted = mask_classes(values, context.seen(num_classes)).argmax(axis=-1)
+            predicted = mask_classes(values, seen).argmax(axis=-1)
             sums[network] = {"correct": by_task((predicted == labels).astype(jnp.float32))}
+            sums[network] |= jax.tree.map(by_task, quality.of_network(values, labels, seen))
             sums[network] |= {name: by_task(count) for name, count in counts.get(network, {}).items()}
-        return sums
+        pairs = {
+            f"{teacher}/{student}": quality.of_pair(logits[teacher], logits[student], seen)
+            for teacher, student in getattr(method, "pairs", ())
+        }
+        return {**sums, "pairs": jax.tree.map(by_task, pairs)}
 
     return step
 

@@ -5,7 +5,7 @@ A scheme's file offers `OPTIONS`, its option section, and `build(options, teache
 the scheme was published (options that a section lacks are passed over).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,11 +57,6 @@ def _nothing_added(variables, teacher, batch_size, context, train):
     return StudentInputs()
 
 
-def _own_logits(variables, student):
-    del variables
-    return student["logits"]
-
-
 @dataclass(frozen=True)
 class Scheme:
     """How a teacher's outputs enter the student's training. All functions are pure.
@@ -75,7 +70,8 @@ class Scheme:
       student, what is under "state" is not.
     start_task(variables, context, key) -> variables: those with which a task begins.
     student_inputs(variables, teacher, batch_size, context, train) -> StudentInputs. `train` as the pools have it.
-    predict(variables, student) -> logits `[batch, classes]` at test time.
+    second_head(variables, student) -> logits `[batch, classes]` of a head beside the student's own; None without one.
+    second_weight: that head's share of what is predicted; the student's own has the rest.
     """
 
     loss: Callable[[Any, Mapping, Mapping, jax.Array, Context], tuple[jax.Array, dict]]
@@ -84,4 +80,21 @@ class Scheme:
     init: Callable[[jax.Array], Any] = _no_variables
     start_task: Callable[[Any, Context, jax.Array], Any] = _nothing_changes
     student_inputs: Callable[[Any, Mapping, int, Context, bool], StudentInputs] = _nothing_added
-    predict: Callable[[Any, Mapping], jax.Array] = _own_logits
+    second_head: Callable[[Any, Mapping], jax.Array] | None = None
+    second_weight: float = 0.0
+
+    @property
+    def adds(self) -> bool:
+        """Whether the student has anything of the scheme's at test time."""
+        return self.second_head is not None or self.student_inputs is not _nothing_added
+
+    def predict(self, variables, student) -> jax.Array:
+        """Logits `[batch, classes]` at test time."""
+        return self.predict_mixed(variables, student, (self.second_weight,))[0]
+
+    def predict_mixed(self, variables, student, weights: Sequence[float]) -> list[jax.Array]:
+        """`predict` for each of several values in place of `second_weight`."""
+        if self.second_head is None:
+            return [student["logits"] for _ in weights]
+        own, second = student["logits"], self.second_head(variables, student)
+        return [(1 - weight) * own + weight * second for weight in weights]

@@ -94,13 +94,11 @@ def build(options, teacher, student) -> Scheme:
         value = kd.term(options, kd_logits(variables, student_out), teacher_out["logits"], context)
         return value, {"kd": value}
 
-    def predict(variables, student_out):
-        return (1 - options.alpha) * student_out["logits"] + options.alpha * kd_logits(variables, student_out)
-
     return Scheme(
         loss=loss,
         label_weight=1 - options.alpha,
         init=lambda key: module.init(key, jnp.zeros((1, student.dim))),
         student_inputs=student_inputs,
-        predict=predict,
+        second_head=kd_logits,
+        second_weight=options.alpha,
     )

@@ -101,7 +101,8 @@ def build(options, teacher, student) -> Scheme:
         init=lambda key: module.init(key, {}, jnp.zeros((1, student.dim))),
         start_task=start_task,
         student_inputs=student_inputs,
-        predict=lambda variables, out: (out["logits"] + kd_logits(variables, out)) / 2,
+        second_head=kd_logits,
+        second_weight=0.5,
     )
 
 

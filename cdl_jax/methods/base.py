@@ -78,6 +78,22 @@ class Phase:
     plain: bool = False
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A prediction with a part of the method changed, for a look at what that part does (`--mode=analyze`).
+
+    predict: `(variables, images, context) -> {network: logits [batch, classes]}`; where a number is swept, with
+      `str(value)` in place of the network.
+    values: of the number that is swept, in order; none where nothing is. usual: the value with which the method itself
+      predicts, one of them. network: whose prediction a sweep changes.
+    """
+
+    predict: Callable[[Variables, jax.Array, Context], dict]
+    values: tuple[float, ...] = ()
+    usual: float | None = None
+    network: str = ""
+
+
 class Method(Protocol):
     """How networks learn a stream.
 
@@ -87,13 +103,13 @@ class Method(Protocol):
       states and its schedules going on where they stopped.
     image_size: side of the square pictures that the networks take.
     given: the networks among those evaluated that this run does not train.
-
+    pairs: (teacher, student) of those evaluated: evaluation tells how alike they predict.
     spreadable: how many whole networks learn together, over which a mesh's axis "peer" may be laid.
     headline: networks whose mean accuracy chooses the best epoch; the last of `networks` where there is no such name.
 
     Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells
-    as the teacher of another run, `logits` and what else has a name; and `measures(logits, labels, context) -> {name:
-    [batch]}`: what evaluation averages over pictures, from the logits of `predict`.
+    as the teacher of another run, `logits` and what else has a name; `measures(logits, labels, context) -> {name:
+    [batch]}`: what evaluation averages over pictures, from the logits of `predict`; and `probes() -> {name: Probe}`.
     """
 
     networks: tuple[str, ...]
@@ -101,6 +117,7 @@ class Method(Protocol):
     image_size: int
     rounds: int = 1
     given: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def init(self, key: jax.Array) -> Variables:
         """Fresh variables, with random weights everywhere."""

@@ -25,7 +25,7 @@ from cdl_jax.distill.base import Scheme, Spec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
 from cdl_jax.methods import teachers
-from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
 from cdl_jax.models import heads, vit, weights
 
 OPTIONS = {
@@ -94,6 +94,10 @@ class Network:
         features, _ = self.backbone.apply({"params": variables["backbone"]}, images)
         return jax.lax.stop_gradient(features)
 
+    def plain(self, variables, images):
+        """Logits `[batch, classes]` of the head on the plain backbone's class token."""
+        return self.head.apply(_of(variables, "head"), self.query(variables, images))
+
     def __call__(self, variables, images, query, context, train, inputs=None):
         """Named outputs with `logits` `[batch, classes]` and `prompts` (the pool's `Selection`) among them."""
         selection = self.prompts.apply(_of(variables, "prompts"), query, context, train)
@@ -128,6 +132,10 @@ class CDL:
     @property
     def given(self):
         return ("teacher",) if self.teachers else ()
+
+    @property
+    def pairs(self):
+        return (("teacher", "student"),) if "teacher" in self.networks else ()
 
     @property
     def _learning(self):
@@ -234,6 +242,39 @@ class CDL:
         return total, Outcome({"loss": total, "cross_entropy": labels, "pool": pool, **terms})
 
     def predict(self, variables, images, context):
+        logits, counts, out = self._tested(variables, images, context)
+        logits["student"], counts["student"] = self.scheme.predict(variables["distill"], out), out["prompts"].selected
+        return logits, counts
+
+    def probes(self):
+        """Predictions without the learner's prompts, without the scheme's part, and with other shares of two heads."""
+        probes = {"prompts_off": Probe(self._plain)}
+        if self.scheme.adds:
+            probes["distillation_off"] = Probe(self._label_head)
+        if self.scheme.second_head is not None:
+            usual = float(self.scheme.second_weight)
+            values = tuple(sorted({usual, *(step / 10 for step in range(11))}))
+            probes["second_head_weight"] = Probe(partial(self._mixed, values), values, usual, "student")
+        return probes
+
+    def _plain(self, variables, images, context):
+        """Each head on the class token of its plain backbone: no prompts, and nothing of the scheme."""
+        del context
+        return {name: network.plain(variables[name], images) for name, network in self._learning.items()}
+
+    def _label_head(self, variables, images, context):
+        """The student with its own prompts and head alone."""
+        query = self.student.query(variables["student"], images)
+        return {"student": self.student(variables["student"], images, query, context, train=False)["logits"]}
+
+    def _mixed(self, values, variables, images, context):
+        """`predict` of the student with each of `values` as the weight of the scheme's second head."""
+        _, _, out = self._tested(variables, images, context)
+        mixed = self.scheme.predict_mixed(variables["distill"], out, values)
+        return {str(value): logits for value, logits in zip(values, mixed, strict=True)}
+
+    def _tested(self, variables, images, context):
+        """The teacher's logits and counts, if there is one, and the student's outputs at test time."""
         query = self.student.query(variables["student"], images)
         logits, counts, teacher = {}, {}, {}
         if self.teachers:
@@ -244,9 +285,7 @@ class CDL:
             teacher = self.teacher(variables["teacher"], images, teacher_query, context, train=False)
             logits["teacher"], counts["teacher"] = teacher["logits"], teacher["prompts"].selected
         inputs = self.scheme.student_inputs(variables["distill"], teacher, len(images), context, False)
-        out = self.student(variables["student"], images, query, context, train=False, inputs=inputs)
-        logits["student"], counts["student"] = self.scheme.predict(variables["distill"], out), out["prompts"].selected
-        return logits, counts
+        return logits, counts, self.student(variables["student"], images, query, context, train=False, inputs=inputs)
 
     def outputs(self, network, variables, images, context):
         """What a network of this method tells as the teacher of another run (see `methods.base.Method`)."""

@@ -160,6 +160,51 @@ def test_alone_there_is_no_teacher_and_the_labels_count_whole():
     np.testing.assert_allclose(logits["student"], pair.logits["student"], rtol=1e-4, atol=1e-5)
 
 
+def found_by(method, variables):
+    """Probe -> network or value -> logits, each probe compiled by itself, and those of `predict` as "unchanged"."""
+    images = BATCH["images"]
+    found = {
+        name: jax.jit(lambda v, p=p: p.predict(v, images, PLACE))(variables) for name, p in method.probes().items()
+    }
+    return {"unchanged": jax.jit(lambda v: method.predict(v, images, PLACE)[0])(variables), **found}
+
+
+def test_without_prompts_each_head_reads_the_class_token_of_its_own_plain_backbone():
+    method, out = build(**{"distill.alpha": 0.25}), taught()
+    found = found_by(method, out.variables)
+    assert set(found) == {"unchanged", "prompts_off"}  # this scheme adds nothing to the student
+    for name in ("teacher", "student"):
+        head = out.variables[name]["head"]["linear"]
+        expected = np.asarray(out.tokens[name], np.float64) @ head["kernel"] + head["bias"]
+        np.testing.assert_allclose(found["prompts_off"][name], expected, rtol=1e-4, atol=1e-4)
+        assert np.abs(found["prompts_off"][name] - out.logits[name]).max() > 0.01
+    assert method.pairs == (("teacher", "student"),) and build("none").pairs == ()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "alpha", "usual"), [("kd_token", 0.5, 0.5), ("kd_token", 0.25, 0.25), ("prompt_mapping", 0.3, 0.5)]
+)
+def test_two_heads_are_mixed_with_any_weight_and_exactly_so_with_the_usual_one(scheme, alpha, usual):
+    small = {"distill.pool": 4, "distill.layers": 1, "distill.length": 2} if scheme == "prompt_mapping" else {}
+    method = build(scheme, **{"distill.alpha": alpha, **small})
+    variables = random_variables(method)
+    found, probe = found_by(method, variables), method.probes()["second_head_weight"]
+    assert probe.usual == usual and sorted({*(i / 10 for i in range(11)), usual}) == list(probe.values)
+    mixed = found["second_head_weight"]
+    np.testing.assert_array_equal(mixed[str(usual)], found["unchanged"]["student"])
+    own, second = (np.asarray(mixed[name], np.float64) for name in ("0.0", "1.0"))
+    assert np.abs(own - second).max() > 0.1
+    for weight in probe.values:
+        expected = (1 - weight) * own + weight * second
+        np.testing.assert_allclose(mixed[str(weight)], expected, rtol=1e-5, atol=1e-5)
+    alone = build("none")
+    logits, _ = jax.jit(lambda v: alone.predict(v, BATCH["images"], PLACE))(
+        {"student": variables["student"], "distill": {}}
+    )
+    np.testing.assert_allclose(found["distillation_off"]["student"], logits["student"], rtol=1e-5, atol=1e-5)
+    assert np.abs(found["distillation_off"]["student"] - own).max() > 1e-4  # the label head sees the scheme's tokens
+
+
 def test_tasks_change_nothing_in_a_pool_that_all_of_them_share():
     method, variables = build(), taught().variables
     for changed in (method.start_task(variables, PLACE), method.end_task(variables, PLACE)):

@@ -17,10 +17,10 @@ LAYERS = (
     ("distill",),
     ("optim", "checkpoint"),
     ("methods",),
-    ("sharding", "trainer"),
+    ("sharding", "quality", "trainer"),
     ("program",),
     ("metrics", "writers", "workdir", "results", "plots", "compare", "replication", "report"),
-    ("run", "describe"),
+    ("run", "describe", "mechanism", "analysis"),
     ("main", "download", "fetch"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

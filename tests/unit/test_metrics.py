@@ -22,11 +22,20 @@ BY_HAND = {
     "forward_transfer": 3.0,  # ((12 - 10) + (7 - 3)) / 2
 }
 
+OF_CALIBRATION = {"ece_last": 4.0, "ece_average_incremental": 6.0, "ece_last_by_task": 5.0}
+OF_PAIR = {"agreement_last": 70.0, "agreement_learning": 75.0, "kl_last": 0.75, "kl_learning": 0.375}
+
+
+def test_calibration_and_pairs_have_metrics_too():
+    assert metrics.calibration_metrics([[8.0], [3.0, 7.0]], [8.0, 4.0]) == OF_CALIBRATION
+    assert metrics.pair_metrics([[90.0], [80.0, 60.0]], [[0.25], [1.0, 0.5]]) == OF_PAIR
+    assert metrics.calibration_metrics(None, None) == dict.fromkeys(OF_CALIBRATION)
+
 
 def test_every_metric_has_its_value_and_its_formula():
     found = metrics.named_metrics(ROWS, COUNTS, before=[99.0, 12.0, 7.0], at_start=[5.0, 10.0, 3.0])
     assert found == pytest.approx(BY_HAND)
-    assert metrics.FORMULAS.keys() == BY_HAND.keys()
+    assert metrics.FORMULAS.keys() == {*BY_HAND, *OF_CALIBRATION, *OF_PAIR}
     assert all(text and "\n" not in text for text in metrics.FORMULAS.values())
 
 

@@ -8,15 +8,33 @@ import re
 
 import pytest
 
-from cdl_jax import compare, metrics, plots, report
+from cdl_jax import compare, mechanism, metrics, plots, report
 from cdl_jax.errors import UserError
 
 ROWS = {"teacher": [[90.0], [80.0, 70.0]], "student": [[60.0], [50.0, 40.0]]}
+AGREEMENT, KL = [[90.0], [70.0, 80.0]], [[0.125], [0.5, 0.25]]
 LINES = [
     {"step": step, "task": task, "phase": phase, "epoch": 0, "loss": 2.0 / step, "pool": 0.5, "learning_rate": 0.1}
     for task, phase, steps in [(0, "teacher", (3, 6)), (0, "student", (9,)), (1, "teacher", (12, 15))]
     for step in steps
 ] + [{"step": 9, "task": 0, "student/accuracy": 60.0}]
+ANALYSIS = {
+    "tasks": 2,
+    "predictions": {
+        "unchanged": {"teacher": {"mean": 75.0}, "student": {"mean": 45.0}},
+        "prompts_off": {"teacher": {"mean": 30.0}, "student": {"mean": 20.0}},
+        "distillation_off": {"teacher": {"mean": 10.0}},
+    },
+    "sweeps": {
+        "second_head_weight": {
+            "network": "student",
+            "usual": 0.5,
+            "values": [{"value": 0.0, "mean": 47.0}, {"value": 0.5, "mean": 45.0}, {"value": 1.0, "mean": 3.0}],
+        }
+    },
+    "distillation_forgetting": {"teacher/student": [[0.125], [0.38, 0.25]]},
+    "selection": {},
+}
 CONFIG = {"seed": 0, "learner": {"name": "l2p", "pool": 30}, "data": {"path": "a", "class_order_seed": 0}}
 
 
@@ -31,11 +49,23 @@ def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
         "networks": {
             name: {
                 "accuracy_matrix": matrix,
-                "metrics": metrics.named_metrics(matrix, [10] * len(matrix)),
+                "metrics": {
+                    **metrics.named_metrics(matrix, [10] * len(matrix)),
+                    **metrics.calibration_metrics([[4.0], [2.0, 6.0]], [4.0, 3.0]),
+                },
                 "selection": {"layer_0": [[8, 0, 0, 0], [2, 2, 2, 2]]},
             }
             for name, matrix in rows.items()
         },
+        "pairs": {
+            "teacher/student": {
+                "agreement_matrix": AGREEMENT,
+                "kl_matrix": KL,
+                "metrics": metrics.pair_metrics(AGREEMENT, KL),
+            }
+        }
+        if len(rows) > 1
+        else {},
         "stream": {
             "name": "toy",
             "num_tasks": 2,
@@ -94,11 +124,35 @@ def test_the_page_shows_the_run_s_numbers(page):
         assert f"<td>{cost}</td>" in text
     assert text.count("Entropy: 0.00, 2.00 bits.") == 2
     assert "learner.pool = 30" in text
-    assert text.count("<svg") == text.count("</svg>") == 1 + 2 + 1 + 2  # curves, matrices, losses, selections
+    assert "<td>ece_last</td><td>3.00</td><td>3.00</td></tr>" in text
+    assert "<td>agreement_last</td><td>75.00</td></tr>" in text and "<td>kl_learning</td><td>0.1875</td></tr>" in text
+    # Curves, matrices, agreement and KL, losses, selections.
+    assert text.count("<svg") == text.count("</svg>") == 1 + 2 + 2 + 1 + 2
+
+
+def test_further_sections_come_before_the_training(tmp_path):
+    report.write_report(tmp_path / "report.html", results(), LINES, CONFIG, mechanism.parts(ANALYSIS))
+    text = (tmp_path / "report.html").read_text()
+    assert text.index("<h2>Teacher and student</h2>") < text.index("<h2>Mechanism</h2>") < text.index("<h2>Training")
+    assert "<td>student</td><td>45.00</td><td>20.00</td><td>-</td></tr>" in text
+    for shown in ("tasks learnt since", "0.38", "weight"):
+        assert f"<!-- {shown} -->" in text, shown
+    assert text.count("<svg") == 8 + 3
+
+
+def test_an_analysis_in_short_lines():
+    assert mechanism.summary(ANALYSIS).splitlines() == [
+        "mean accuracy, %  unchanged  prompts_off  distillation_off",
+        "teacher               75.00        30.00             10.00",
+        "student               45.00        20.00                 -",
+        "student, second_head_weight: 45.00 with 0.5, at best 47.00 with 0.0",
+        "teacher/student: KL to the teacher of then 0.1875 nats when taught, 0.3150 in the end",
+    ]
 
 
 def test_a_run_without_a_finished_task_has_a_page_too(tmp_path):
-    report.write_report(tmp_path / "report.html", {**results(), "networks": {}, "status": "running"}, [], CONFIG)
+    nothing = {**results(), "networks": {}, "pairs": {}, "status": "running"}
+    report.write_report(tmp_path / "report.html", nothing, [], CONFIG)
     text = (tmp_path / "report.html").read_text()
     assert "running" in text and "<svg" not in text and "<h2>Metrics</h2>" not in text
 
@@ -125,10 +179,11 @@ def test_pictures_name_what_they_show():
 
 def test_summary_has_a_line_a_network():
     lines = report.summary([results()]).splitlines()
-    assert lines[0].split() == ["last", "average_incremental", "forgetting_cdl", "forgetting_max"]
-    assert lines[1].split() == ["teacher", "75.00", "82.50", "5.00", "10.00"]
-    assert lines[2].split() == ["student", "45.00", "52.50", "5.00", "10.00"]
-    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == ["last", "average_incremental", "forgetting_cdl", "forgetting_max", "ece_last"]
+    assert lines[1].split() == ["teacher", "75.00", "82.50", "5.00", "10.00", "3.00"]
+    assert lines[2].split() == ["student", "45.00", "52.50", "5.00", "10.00", "3.00"]
+    assert len({len(line) for line in lines[:3]}) == 1
+    assert lines[3:] == ["teacher/student: agreement 75.00 %, KL(teacher || student) 0.38 nats"]
 
 
 def store(folder, config, **last):

@@ -150,6 +150,7 @@ def test_evaluation_counts_by_task_over_the_classes_seen_without_padding():
     np.testing.assert_array_equal(both["images"], [2, 2])
     np.testing.assert_array_equal(both["net"]["correct"], [0, 2])
     np.testing.assert_array_equal(both["net"]["layer_0"], [[2, 4], [2, 4]])
+    assert both["pairs"] == {}
     first = Task(0, (5, 6), 0, np.arange(2), np.arange(2))
     seen = step({"top": jnp.float32(2)}, {}, Source.data, item, trainer.position(first))
     np.testing.assert_array_equal(seen["net"]["correct"], [1, 0])  # class 1 is the best of classes 0 and 1

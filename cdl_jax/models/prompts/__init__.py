@@ -23,8 +23,8 @@ class Selection:
 
     prompts: layer -> Prompt for the backbone.
     loss: scalar, the pool's own loss in training, 0 otherwise.
-    selected: `layer_<i>` -> int32 `[batch, pool]`, how often each row of the pool was chosen for each picture; empty
-      where nothing is chosen.
+    selected: `layer_<i>` -> int32 `[batch, pool]`, how often each row of the pool was chosen for each picture; or,
+      where all rows are weighed, float32, the absolute weight of each; empty where nothing is chosen.
     tokens: `[batch, n, dim]`, prompts that are tokens of their own from block 0 on; the head then reads the mean of
       their outputs. None: it reads the class token.
     """

@@ -41,15 +41,16 @@ class CODA(Pool):
     @nn.compact
     def __call__(self, query, context, train: bool) -> Selection:
         """query `[batch, key_dim]`, a constant of the frozen query network."""
-        prompts, loss = {}, jnp.zeros(())
+        prompts, selected, loss = {}, {}, jnp.zeros(())
         first, end = context.task * self.per_task, (context.task + 1) * self.per_task
         for layer in range(self.layers):
             pools = component_pools(self, layer, self.pool, self.per_task, self.length, self.dim, self.key_dim)
             pools = [live_rows(rows, first, end, train) for rows in pools]
             prompts[layer] = Prompt(prefix=halves(weighted_sum(query, *pools)))
+            selected[f"layer_{layer}"] = jnp.abs(component_weights(query, *pools[1:]))
             if train and self.ortho:
                 loss += self.ortho * sum(_far_from_orthogonal(rows, end) for rows in pools)
-        return Selection(prompts, loss, {})
+        return Selection(prompts, loss, selected)
 
     @nn.nowrap
     def start_task(self, variables, context, key):
@@ -93,9 +94,12 @@ def live_rows(rows, first, end, train: bool):
 
 def weighted_sum(query, prompts, keys, attention):
     """`sum_k cos(q_b * A_k, K_k) P_k`, `[batch, length, dim]`, of components P with keys K and attention vectors A."""
-    attended = unit(query[:, None] * attention)
-    weights = jnp.einsum("bkd,kd->bk", attended, unit(keys))
-    return jnp.einsum("bk,kld->bld", weights, prompts)
+    return jnp.einsum("bk,kld->bld", component_weights(query, keys, attention), prompts)
+
+
+def component_weights(query, keys, attention):
+    """`cos(q_b * A_k, K_k)`, `[batch, pool]`; 0 for rows of zeros."""
+    return jnp.einsum("bkd,kd->bk", unit(query[:, None] * attention), unit(keys))
 
 
 def orthogonal_rows(rows, normal, first):
