@@ -121,13 +121,13 @@ def gap_closed(group: Group, groups: list[Group]) -> float | None:
     return sum(student[seed] - base[seed] for seed in seeds) / whole if whole > 0 else None
 
 
-def spread(values) -> str:
-    """Mean and standard deviation of some values, as text."""
+def spread(values, digits: int = 2) -> str:
+    """Mean and standard deviation of some values, as text with so many digits after the point."""
     values = list(values)
     if not values:
         return "-"
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def _labels(configs_of_groups):

@@ -194,7 +194,6 @@ class Program:
     def evaluate(self, live, frozen, tasks, place, step=None):
         """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures, `quality.ratios`.
 
-
         Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
         the method's, averaged over the pictures, and each network's accuracy as the mean over batches, which counts the
         pictures of an incomplete last batch for more: so do some published programs.

@@ -102,9 +102,9 @@ def summary(seeds: list[dict]) -> str:
         rows.append([name, *map(over_seeds, found)])
     pairs = []
     for name in seeds[0].get("pairs", {}):
-        agreement, kl = (
-            over_seeds(s["pairs"][name]["metrics"][metric] for s in seeds) for metric in ("agreement_last", "kl_last")
-        )
+        measured = [s["pairs"][name]["metrics"] for s in seeds]
+        agreement = compare.spread(metrics["agreement_last"] for metrics in measured)
+        kl = compare.spread((metrics["kl_last"] for metrics in measured), digits=4)
         pairs.append(f"{name}: agreement {agreement} %, KL(teacher || student) {kl} nats")
     return "\n".join([aligned(rows), *pairs])
 

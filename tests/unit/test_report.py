@@ -183,7 +183,7 @@ def test_summary_has_a_line_a_network():
     assert lines[1].split() == ["teacher", "75.00", "82.50", "5.00", "10.00", "3.00"]
     assert lines[2].split() == ["student", "45.00", "52.50", "5.00", "10.00", "3.00"]
     assert len({len(line) for line in lines[:3]}) == 1
-    assert lines[3:] == ["teacher/student: agreement 75.00 %, KL(teacher || student) 0.38 nats"]
+    assert lines[3:] == ["teacher/student: agreement 75.00 %, KL(teacher || student) 0.3750 nats"]
 
 
 def store(folder, config, **last):
