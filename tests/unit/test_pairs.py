@@ -21,7 +21,7 @@ LEARNERS = {
     "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
     "l2p": {"pool": 3, "length": 2, "top_k": 2},
-    "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "form": "tokens", "batchwise": True, "pull": "similarity"},
+    "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "form": "tokens", "batchwise": True},
     "none": {},
 }
 SCHEMES = {
