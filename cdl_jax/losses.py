@@ -51,6 +51,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, allowed: jax.Array) -> j
     return optax.softmax_cross_entropy_with_integer_labels(mask_classes(logits, allowed), labels).mean()
 
 
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """`mean_b -sum_c q_c log softmax(logits)_c`; logits and targets q are `[batch, classes]`."""
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
+
+
 def kl_divergence(student_logits, teacher_logits, allowed, temperature: float) -> jax.Array:
     """`mean_b sum_c p_t log(p_t / p_s)`, a float32 scalar: the mean of `kl_divergences`."""
     return kl_divergences(student_logits, teacher_logits, allowed, temperature).mean()

@@ -20,7 +20,9 @@ OPTIONS = {
     "nesterov": False,  # of sgd: the step looks ahead along the momentum, as torch's
     "betas": (0.9, 0.999),  # of adam, adamw, amsgrad
     "eps": 1e-8,
-    "weight_decay": 0.0,  # adamw: decoupled, on matrices only; others: added to the gradient, as in torch
+    # adamw: decoupled, on matrices only; others: added to the gradient, as in torch. Parts of the name "projector" have
+    # none: they are orthogonal whatever their numbers, and decay would pull them back to where they began.
+    "weight_decay": 0.0,
     "clip_norm": 0.0,  # bound on the global gradient norm; 0: none
 }
 
@@ -103,9 +105,14 @@ def build(options, epochs: int) -> Optimizer:
         chain.append(optax.clip_by_global_norm(options.clip_norm))
     decay = options.weight_decay
     if decay and options.name != "adamw":
-        chain.append(optax.add_decayed_weights(decay))
+        chain.append(optax.add_decayed_weights(decay, mask=lambda params: _decayed(params, 0)))
     chain.append(kinds[options.name]())
     if decay and options.name == "adamw":
-        matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-        chain.append(optax.add_decayed_weights(decay, mask=matrices))
+        chain.append(optax.add_decayed_weights(decay, mask=lambda params: _decayed(params, 2)))
     return Optimizer(optax.chain(*chain), schedule(options, epochs))
+
+
+def _decayed(params, rank):
+    """Whether weight decay applies to a leaf: all of at least this rank that belong to no projector."""
+    inside = jax.tree_util.DictKey("projector")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim >= rank and inside not in path, params)

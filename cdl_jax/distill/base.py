@@ -22,6 +22,7 @@ class Spec:
     dim: width. depth: number of blocks. tokens: class token and patches.
     head: the network's kind of head, a Flax module from `[batch, dim]` to logits of all classes of the stream.
     learner: the option section of the prompt pools.
+    outputs: shapes of the named outputs of a teacher that another run has trained.
     """
 
     dim: int
@@ -31,6 +32,7 @@ class Spec:
     num_tasks: int
     head: Any
     learner: Any
+    outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

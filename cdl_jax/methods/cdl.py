@@ -342,14 +342,16 @@ def build(config, info: StreamInfo) -> CDL:
         for folder in options.teachers
     )
     teacher_spec = spec(config.teacher)
+    told = _told_shapes(given, config.student.image_size)
     if given:
         section = given[0].config.get(given[0].network, {})
         teacher_spec = spec(section) if "patch_size" in section else replace(teacher_spec, dim=0, depth=0, tokens=0)
+        teacher_spec = replace(teacher_spec, outputs=told)
     scheme = names.load("distill", config.distill.name).build(config.distill, teacher_spec, spec(config.student))
     query_dim = config.student.dim
     teacher = None
     if given:
-        _check_given(given, scheme, config)
+        _check_given(given, told, scheme, config)
     elif scheme.needs:
         teacher = network(config.teacher, query_dim if options.query == "student" else config.teacher.dim)
     epochs = config.train.epochs
@@ -397,15 +399,21 @@ def _check(config):
         )
 
 
-def _check_given(given, scheme, config):
-    """Refuses teachers of other runs that do not tell what the scheme reads."""
-    size = config.student.image_size
+def _told_shapes(given, size):
+    """Shapes of what teachers of other runs tell of two pictures, by name; of plain arrays alone."""
+    if not given:
+        return {}
 
     def told(variables, images):
         return teachers.average([t.outputs(v, images, _blank_context()) for t, v in zip(given, variables, strict=True)])
 
     shapes = jax.eval_shape(lambda: told([t.init() for t in given], jnp.zeros((2, size, size, 3))))
-    missing = [name for name in scheme.needs if name not in shapes]
+    return {name: getattr(value, "shape", ()) for name, value in shapes.items()}
+
+
+def _check_given(given, told, scheme, config):
+    """Refuses teachers of other runs that do not tell what the scheme reads."""
+    missing = [name for name in scheme.needs if name not in told]
     if missing:
         raise UserError(
             f"distill.name={config.distill.name!r} reads {missing[0]!r} of its teacher, which "

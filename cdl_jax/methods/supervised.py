@@ -88,6 +88,11 @@ class Supervised:
         allowed = context.seen(self.info.num_classes)
         return {"network/top5": 100 * top_k(logits["network"], labels, 5, allowed)}
 
+    def outputs(self, network, variables, images, context):
+        """What the network tells as the teacher of another run (see `methods.base.Method`)."""
+        (logits, out), _ = apply(self.backbone, variables[network], images, False, context.key)
+        return {**out, "logits": logits}
+
     def export(self, variables):
         """File name -> variables that the run writes when it is finished; those of a ViT without its head."""
         network = variables["network"]

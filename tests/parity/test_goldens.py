@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.parity import runners_cdl, runners_okddip
+from tests.parity import runners_cdl, runners_okddip, runners_vkd
 
-RUNNERS = {"cdl": runners_cdl.RUNNERS, "okddip": runners_okddip.RUNNERS}
+RUNNERS = {"cdl": runners_cdl.RUNNERS, "okddip": runners_okddip.RUNNERS, "vkd": runners_vkd.RUNNERS}
 CHECKS = {("okddip", "structure"): runners_okddip.check_structure}  # of cases without arrays
 
 

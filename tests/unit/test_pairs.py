@@ -32,6 +32,7 @@ SCHEMES = {
     "none": {},
     "prompt_mapping": {"layers": 2},
     "reviewkd": {},
+    "vkd": {},
 }
 PAIRS = [
     (learner, scheme)
@@ -278,6 +279,10 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("l2p", "kd_token", {"distill.variant": "x"}, "use 'dcdl' or 'deit'"),
         ("l2p", "prompt_mapping", {"distill.mapping": "x"}, "use 'pool' or 'self_attention'"),
         ("l2p", "prompt_mapping", {"distill.layers": 5}, "the backbone has 2"),
+        ("l2p", "vkd", {"distill.projector": "cailey"}, "did you mean 'cayley'"),
+        ("l2p", "vkd", {"distill.teacher_norm": "x"}, "no normalisation of features"),
+        ("l2p", "vkd", {"distill.student_norm": "whiten_zca", "distill.norm_epsilon": 0.0}, "set 0.01"),
+        ("l2p", "vkd", {"distill.feature_loss": "l1"}, "use 'smooth_l1' or 'mse'"),
         ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first' or"),
         ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teacher_epochs": 3}, "cdl.teacher_epochs has no meaning"),
     ],

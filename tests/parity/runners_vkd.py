@@ -1,0 +1,158 @@
+"""Runners of the VkD fixtures of classification: orthogonal weights, normalisations, losses, networks, training steps.
+
+A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from cdl_jax import losses
+from cdl_jax.distill import vkd
+from cdl_jax.models import feature_norms, orthogonal
+
+LOGITS = ("student_logits_cls", "student_logits_dist")
+
+
+def run_orthogonal(config, arrays):
+    shape = config["out_features"], config["in_features"]
+    raw, base, cotangent = (arrays.get(name) for name in ("param/original", "param/base", "in/cotangent"))
+
+    def value(raw):
+        weight = orthogonal.weight(raw, base, config["map"], shape)
+        return (cotangent * weight).sum(), weight
+
+    (_, weight), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(jnp.asarray(raw))
+    if base is None:  # any matrix with this R has the same reflections
+        packed = jnp.asarray(arrays["out/original_at_init"])
+        columns = min(shape)
+        reflected = orthogonal.householder(packed, jnp.ones(columns))
+        first = orthogonal.start_without_base(reflected @ jnp.triu(packed[:columns]))
+    else:
+        first, _ = orthogonal.start(jnp.zeros(shape), jnp.eye(max(shape))[:, min(shape) :])
+    return {
+        "out/weight": weight,
+        "grad/original": gradient,
+        "out/original_at_init": first,
+        "out/weight_at_init": orthogonal.weight(first, base, config["map"], shape),
+    }
+
+
+def run_orthogonal_init(config, arrays):
+    shape = config["out_features"], config["in_features"]
+    completion = arrays.get("in/completion", np.zeros((max(shape), 0), np.float32))
+    raw, base = orthogonal.start(jnp.asarray(arrays["in/initial_weight"]), jnp.asarray(completion))
+    kind = orthogonal.default_map(*shape)
+    return {"out/original": raw, "out/base": base, "out/weight": orthogonal.weight(raw, base, kind, shape)}
+
+
+def run_collapse(config, arrays):
+    """Steps of AdamW, its decay on the raw matrix too, by the projector that copies the reference."""
+    shape = config["out_features"], config["in_features"]
+    layer = orthogonal.OrthogonalDense(shape[0], "householder", reference_exact=True)
+    optimizer = optax.adamw(config["lr"], *config["betas"], config["eps"], weight_decay=config["weight_decay"])
+    params, state = {"raw": jnp.asarray(arrays["param/original_0"])}, {"base": jnp.asarray(arrays["param/base"])}
+    steps, ours, values = optimizer.init(params), {}, []
+
+    def loss(params):
+        projected = layer.apply({"params": params, "state": state}, arrays["in/x"])
+        return optax.huber_loss(projected, arrays["in/target"]).mean()
+
+    for i in range(len(arrays["out/losses"])):
+        value, gradient = jax.value_and_grad(loss)(params)
+        weight = layer.apply({"params": params, "state": state}, jnp.eye(shape[1])).T
+        ours |= {f"out/weight_{i}": weight, f"grad/original_{i}": gradient["raw"]}
+        direction, steps = optimizer.update(gradient, steps, params)
+        params = optax.apply_updates(params, direction)
+        ours[f"out/original_{i + 1}"] = params["raw"]
+        values.append(value)
+    return ours | {"out/losses": values}
+
+
+def run_skew_expm(config, arrays):
+    x, cotangent = arrays["in/x"], arrays["in/cotangent"]
+    layer = orthogonal.OrthogonalDense(config["teacher_dim"], "skew_expm")
+
+    def value(raw):
+        y = layer.apply({"params": {"raw": raw}}, x)
+        return (cotangent * y).sum(), y
+
+    raw = jnp.asarray(arrays["param/weight"])
+    (_, y), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(raw)
+    weight = layer.apply({"params": {"raw": raw}}, jnp.eye(config["student_dim"])).T
+    return {"out/P": weight, "out/y": y, "grad/weight": gradient}
+
+
+def run_whitening(config, arrays):
+    x, epsilon = jnp.asarray(arrays["in/x"]), config["eps"]
+    found = feature_norms.covariance(x, epsilon)
+    return {
+        "out/mean": x.mean(axis=0, keepdims=True),
+        "out/cov": feature_norms.covariance(x),
+        "out/cov_reg": found,
+        "out/chol_L": jnp.linalg.cholesky(found),
+        "out/whitened_cholesky": feature_norms.normalize(x, "whiten_cholesky", epsilon),
+        "out/whitened_zca": feature_norms.normalize(x, "whiten_zca", epsilon),
+    }
+
+
+def run_losses(config, arrays):
+    """The three terms with their gradients, from features and logits that are given."""
+    learnt = {
+        "original": jnp.asarray(arrays["param/original"]),
+        **{name: jnp.asarray(arrays[f"in/{name}"]) for name in ("student_tokens", *LOGITS)},
+    }
+    options = loss_options(config, config["map"])
+    teacher = vkd.vector({"map": jnp.moveaxis(arrays["in/teacher_feature_map"], 1, -1)}, "map")
+    projector = projector_of(options, config["teacher_channels"])
+
+    def total(learnt):
+        variables = projector_variables(learnt["original"], arrays["param/base"])
+        projected = projector.apply(variables, vkd.vector({"patch_tokens": learnt["student_tokens"]}, "patch_mean"))
+        terms = step_terms(options, arrays, projected, teacher, *(learnt[name] for name in LOGITS))
+        return terms["out/loss_total"], terms | {"out/projected": projected}
+
+    (_, ours), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(learnt)
+    return ours | {f"grad/{name}": gradient for name, gradient in gradients.items()} | {"out/pooled_teacher": teacher}
+
+
+def step_terms(options, arrays, projected, teacher, logits, distilled):
+    """The losses of a step by the fixtures' names; `logits` of the class head, `distilled` of the other."""
+    labels = losses.soft_cross_entropy(logits, arrays["in/soft_targets"])
+    told = jnp.asarray(arrays["in/teacher_logits"])
+    kl = options.logit_weight * vkd.logit_loss(options, distilled, told, lambda n: jnp.ones(n, bool))
+    feature = options.feature_weight * vkd.feature_loss(options, projected, teacher)
+    return {
+        "out/normalised_teacher": feature_norms.normalize(teacher, options.teacher_norm),
+        "out/loss_cross_entropy": labels,
+        "out/loss_kl": kl,
+        "out/loss_feature": feature,
+        "out/loss_total": labels + kl + feature,
+    }
+
+
+def loss_options(config, projector):
+    return ConfigDict({
+        **vkd.OPTIONS, "feature_weight": float(config["alpha"]), "logit_weight": float(config["gamma"]),
+        "temperature": float(config["T"]), "projector": projector, "reference_exact": True,
+    })  # fmt: skip
+
+
+def projector_of(options, width):
+    return vkd.Projector(width, options.projector, options.reference_exact)
+
+
+def projector_variables(raw, base):
+    return {"params": {"decayed_projector": {"raw": raw}}, "state": {"decayed_projector": {"base": base}}}
+
+
+RUNNERS = {
+    "vkd_cls_loss": run_losses,
+    "orth": run_orthogonal,
+    "orth_init": run_orthogonal_init,
+    "orth_householder_weight_decay_collapse": run_collapse,
+    "projector_skew_expm": run_skew_expm,
+    "whitening": run_whitening,
+}
