@@ -40,6 +40,7 @@ class Supervised:
     weights: str
     epochs: int
     optimizer: optim.Optimizer
+    torch_name: Any = None
     networks: tuple[str, ...] = ("network",)
 
     @property
@@ -53,6 +54,8 @@ class Supervised:
     def load(self, variables):
         """Pretrained weights, for all but the head of a ViT, which is new."""
         network = variables["network"]
+        if not weights.is_vit(network):
+            return {"network": weights.load_network(self.weights, network, "network.weights", self.torch_name)}
         headless = {**network, "params": {part: leaves for part, leaves in network["params"].items() if part != "head"}}
         loaded = weights.load_network(self.weights, headless, "network.weights")
         return {"network": {**loaded, "params": {**network["params"], **loaded["params"]}}}
@@ -96,14 +99,22 @@ class Supervised:
     def export(self, variables):
         """File name -> variables that the run writes when it is finished; those of a ViT without its head."""
         network = variables["network"]
-        return {"weights": {**network, "params": {k: v for k, v in network["params"].items() if k != "head"}}}
+        if not weights.is_vit(network):
+            return {"weights": network}
+        return {"weights": {"params": {k: v for k, v in network["params"].items() if k != "head"}}}
 
 
 def build(config, info: StreamInfo) -> Supervised:
     """The method that `config` describes, for the stream of `info`."""
     section = config.network
-    backbone = names.load("models", section.family).build(section, info.num_classes)
-    optimizer = optim.build(config.optim, config.train.epochs)
+    family = names.load("models", section.family)
     return Supervised(
-        backbone, config.supervised, info, section.image_size, section.weights, config.train.epochs, optimizer
+        backbone=family.build(section, info.num_classes),
+        options=config.supervised,
+        info=info,
+        image_size=section.image_size,
+        weights=section.weights,
+        epochs=config.train.epochs,
+        optimizer=optim.build(config.optim, config.train.epochs),
+        torch_name=getattr(family, "torch_name", None),
     )

@@ -44,12 +44,14 @@ def apply(module: nn.Module, variables, x, train: bool, key):
     return module.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})
 
 
-def conv(features: int, size: int, stride: int = 1, *, name: str, bias: bool = False, init=he_out) -> nn.Conv:
+def conv(
+    features: int, size: int, stride: int = 1, *, name: str, bias: bool = False, init=he_out, groups: int = 1
+) -> nn.Conv:
     """A square convolution that pads `size // 2` on every side, at stride 2 too."""
     pad = size // 2
     return nn.Conv(
         features, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias, kernel_init=init,
-        name=name,
+        feature_group_count=groups, name=name,
     )  # fmt: skip
 
 

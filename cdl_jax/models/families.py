@@ -2,10 +2,10 @@
 
 from cdl_jax import names
 from cdl_jax.errors import UserError
-from cdl_jax.models import densenet, resnet, resnet_imagenet, vgg, vit
+from cdl_jax.models import deit, densenet, regnet, resnet, resnet_imagenet, vgg, vit
 
-FAMILIES = (vit, resnet, vgg, densenet, resnet_imagenet)
-CONVOLUTIONAL = FAMILIES[1:]
+CONVOLUTIONAL = (resnet, vgg, densenet, resnet_imagenet, regnet)
+FAMILIES = (vit, deit, *CONVOLUTIONAL)
 
 
 def variant(name: str, families=FAMILIES) -> dict:

@@ -1,4 +1,4 @@
-"""Pretrained ViT weights: local files of other programs in, timm's names out."""
+"""Pretrained weights: local files of other programs in, those of a ViT out again under timm's names."""
 
 import logging
 import math
@@ -53,6 +53,51 @@ def load_vit(path, params) -> dict:
     if broken := [name for name, array in loaded.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path} has NaN or infinity in {_some(broken)}: download or convert it again")
     return unflatten_dict(loaded, sep="/")
+
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def load_network(path, network, torch_name) -> dict:
+    """Variables `{"params", "batch_stats"}` of a network from a state dict of torch's, as numpy float32 arrays.
+
+    A classifier of another number of classes is left as it is in `network`, with a warning.
+
+    Args:
+      path: the file; formats as in `load_vit`.
+      network: the variables wanted, arrays or `jax.ShapeDtypeStruct`s.
+      torch_name: maps the path of one of our modules, `a/b`, to the name that torch has for it.
+
+    Raises:
+      UserError: as `load_vit`.
+    """
+    state, found, wanted, fresh = read_state(path), {}, {}, {}
+    for ours, leaf in flatten_dict(network).items():
+        module, name = "/".join(ours[1:-1]), ours[-1]
+        theirs = f"{torch_name(module)}.{_LEAVES[name]}" if module else name
+        array = state.pop(theirs, None)
+        if array is not None:
+            array = from_torch(array, len(leaf.shape))
+            if theirs.startswith("head") and array.shape != leaf.shape:
+                logging.getLogger("cdl_jax").warning("%s: left out %s, of other classes", path, theirs)
+                fresh[ours] = leaf
+                continue
+            found["/".join(ours)] = array
+        wanted["/".join(ours)] = tuple(leaf.shape)
+    _check(path, wanted, found, [name for name in state if not name.endswith("num_batches_tracked")])
+    loaded = {tuple(name.split("/")): np.ascontiguousarray(array, np.float32) for name, array in found.items()}
+    if broken := ["/".join(name) for name, array in loaded.items() if not np.isfinite(array).all()]:
+        raise UserError(f"{path} has NaN or infinity in {_some(broken)}: download or convert it again")
+    return unflatten_dict({**loaded, **fresh})
+
+
+def from_torch(array: np.ndarray, rank: int) -> np.ndarray:
+    """torch's layout in ours: `[out, in, row, column]` of a convolution, `[out, in]` of a dense layer or a 1x1 one."""
+    if rank == 4 and array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    if rank == 2 and array.ndim == 4 and array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
+    return array.T if rank == array.ndim == 2 else array
 
 
 def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:

@@ -38,6 +38,9 @@ SIZES = {  # name: (dim, depth, heads, patch_size, image_size)
 }
 
 
+_xavier = nn.initializers.xavier_uniform()
+
+
 def variant(name: str) -> dict:
     """The option section of a named size, e.g. `vit_b16`.
 
@@ -99,11 +102,12 @@ class Attention(nn.Module):
 
     heads: int
     dtype: jnp.dtype
+    init: nn.initializers.Initializer = _xavier
 
     @nn.compact
     def __call__(self, x, prompt: Prompt | None = None, class_index: int = 0):
         batch, length, dim = x.shape
-        qkv = _dense(3 * dim, self.dtype, "qkv")(x)
+        qkv = _dense(3 * dim, self.dtype, "qkv", self.init)(x)
         query, key, value = jnp.split(qkv, 3, axis=-1)
         if prompt is not None:
             if prompt.additive is not None:
@@ -115,7 +119,7 @@ class Attention(nn.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         weights = nn.softmax(scores * (dim // self.heads) ** -0.5, axis=-1).astype(value.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, length, dim)
-        return _dense(dim, self.dtype, "proj")(mixed)
+        return _dense(dim, self.dtype, "proj", self.init)(mixed)
 
 
 def _between(prompt, own, which):
@@ -129,11 +133,12 @@ class MLP(nn.Module):
 
     hidden: int
     dtype: jnp.dtype
+    init: nn.initializers.Initializer = _xavier
 
     @nn.compact
     def __call__(self, x):
-        dim = x.shape[-1]
-        return _dense(dim, self.dtype, "fc2")(nn.gelu(_dense(self.hidden, self.dtype, "fc1")(x), approximate=False))
+        hidden = nn.gelu(_dense(self.hidden, self.dtype, "fc1", self.init)(x), approximate=False)
+        return _dense(x.shape[-1], self.dtype, "fc2", self.init)(hidden)
 
 
 class Block(nn.Module):
@@ -144,6 +149,7 @@ class Block(nn.Module):
     layer_scale: float
     drop_path: float
     dtype: jnp.dtype
+    init: nn.initializers.Initializer = _xavier  # of the kernels
 
     @nn.compact
     def __call__(self, x, prompt, class_index, train):
@@ -155,8 +161,9 @@ class Block(nn.Module):
             return y
 
         hidden = int(x.shape[-1] * self.mlp_ratio)
-        x = x + branch(Attention(self.heads, self.dtype, name="attn")(_norm("norm1")(x), prompt, class_index), 1)
-        return x + branch(MLP(hidden, self.dtype, name="mlp")(_norm("norm2")(x)), 2)
+        attention = Attention(self.heads, self.dtype, self.init, name="attn")
+        x = x + branch(attention(norm("norm1")(x), prompt, class_index), 1)
+        return x + branch(MLP(hidden, self.dtype, self.init, name="mlp")(norm("norm2")(x)), 2)
 
 
 class ViT(nn.Module):
@@ -217,7 +224,7 @@ class ViT(nn.Module):
             layer = block(self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype, name=f"block_{i}")
             x = layer(x, prompts.get(i), ahead + class_index, train)
             out[f"block_{i}/tokens"] = x[:, ahead:]
-        x = _norm("norm")(x)
+        x = norm("norm")(x)
         out["tokens"] = x[:, ahead:]
         if ahead:
             out["prompt_tokens"] = x[:, :ahead].astype(jnp.float32)
@@ -256,10 +263,11 @@ def build(options, num_classes: int = 0) -> ViT:
     )
 
 
-def _norm(name):
+def norm(name):
+    """The family's layer norm."""
     # The two-pass variance: E[x^2] - E[x]^2 loses digits that the comparison with other programs needs.
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
 
 
-def _dense(features, dtype, name):
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+def _dense(features, dtype, name, init=_xavier):
+    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)

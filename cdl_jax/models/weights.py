@@ -1,6 +1,7 @@
 """What a config's `weights` stands for: a file, a file of this package, or random numbers that were asked for.
 
-A ViT's weights are in timm's names; those of a convolutional network, with its running statistics, in our own.
+A ViT's weights are in timm's names; those of other networks, with their running statistics, in our own, or in torch's
+where the family tells the names.
 """
 
 import logging
@@ -38,18 +39,23 @@ def load(weights: str, params, key: str):
     return pretrained.load_vit(weights, params)
 
 
-def load_network(weights: str, network, key: str):
+def load_network(weights: str, network, key: str, torch_name=None):
     """As `load`, for the variables `{"params", "batch_stats"}` of a whole network.
 
+    torch_name: the family's names in torch's state dicts, see `pretrained.load_network`.
+
     Raises:
-      UserError: as `load`. A network with running statistics is read from a file that `save` wrote.
+      UserError: as `load`. A network other than a ViT is read from a file that `save` wrote, or from a state dict of
+        torch's where its family has `torch_name`.
     """
-    if "batch_stats" not in network:
+    if is_vit(network):
         return {**network, "params": load(weights, network["params"], key)}
     if weights == "random":
         return network
     if not weights:
         raise UserError(f"config.{key} is empty: name a file of trained weights")
+    if torch_name is not None and not _ours(weights):
+        return pretrained.load_network(weights, network, torch_name)
     wanted = {name: tuple(leaf.shape) for name, leaf in flatten_dict(network, sep="/").items()}
     try:
         with np.load(weights) as file:
@@ -68,10 +74,28 @@ def load_network(weights: str, network, key: str):
 
 def save(path: Path, network) -> None:
     """Writes a network's variables as .npz: a ViT in timm's names and float16, others in our own and float32."""
-    if "batch_stats" not in network:
+    if is_vit(network):
         pretrained.save_timm(path, network["params"], "float16")
         return
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with aside.open("wb") as file:
         np.savez(file, **flatten_dict(network, sep="/"))
     os.replace(aside, path)
+
+
+def is_vit(network) -> bool:
+    """Whether the variables are those of `models.vit.ViT`, whose files have timm's names."""
+    return "batch_stats" not in network and getattr(_first_patches(network), "ndim", 0) == 2
+
+
+def _first_patches(network):
+    return network["params"].get("patch_embed", {}).get("kernel")
+
+
+def _ours(path) -> bool:
+    """Whether a file is one that `save` wrote; a missing or unreadable one is not."""
+    try:
+        with np.load(path) as file:
+            return any(name.startswith("params/") for name in file.files)
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -3,6 +3,9 @@
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
 
+import tempfile
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax import losses
 from cdl_jax.distill import vkd
-from cdl_jax.models import feature_norms, orthogonal
+from cdl_jax.models import deit, feature_norms, orthogonal, pretrained, regnet
 
 LOGITS = ("student_logits_cls", "student_logits_dist")
 
@@ -148,7 +151,57 @@ def projector_variables(raw, base):
     return {"params": {"decayed_projector": {"raw": raw}}, "state": {"decayed_projector": {"base": base}}}
 
 
+def run_deit(config, arrays):
+    model, variables = student_of(config, arrays)
+    logits, out = jax.jit(model.apply)(variables, images(arrays["in/x"]))
+    names = {"cls": "class_token", "dist": "distillation_token", "patches": "patch_tokens", "patch_embed": "patches"}
+    names |= {"logits_cls": "logits_class", "logits_dist": "logits_distilled"}
+    return {"out/logits": logits} | {f"out/{theirs}": out[ours] for theirs, ours in names.items()}
+
+
+def run_regnet(config, arrays):
+    numbers = {key: config[key] for key in ("w0", "wa", "wm", "depth", "se_ratio")}
+    size = config["image"][-1]
+    options = {**regnet.OPTIONS, **numbers, "group_width": config["group_size"], "image_size": size}
+    model = regnet.build(ConfigDict(options), config["num_classes"])
+    assert regnet.stages(ConfigDict(options)) == list(zip(config["stage_widths"], config["stage_depths"], strict=True))
+    x = images(arrays["in/x"])
+    variables = from_torch(arrays, jax.eval_shape(model.init, jax.random.key(0), x), regnet.torch_name)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == config["param_count"]
+    logits, out = jax.jit(model.apply)(variables, x)
+    maps = {f"out/{name}": out[name].transpose(0, 3, 1, 2) for name in ("stem", *(f"stage{i}" for i in range(1, 5)))}
+    return {"out/logits": logits, "out/pooled": out["features"], **maps}
+
+
+def images(array):
+    return jnp.asarray(array.transpose(0, 2, 3, 1))
+
+
+def student_of(config, arrays):
+    """(module, variables) of a distilled Transformer with a convolutional stem."""
+    options = {
+        **deit.OPTIONS, "dim": config["embed_dim"], "depth": config["depth"], "heads": config["heads"],
+        "image_size": config["image"], "stem_width": config["stem_width"],
+    }  # fmt: skip
+    model = deit.build(ConfigDict(options), config["num_classes"])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, config["image"], config["image"], 3)))
+    return model, from_torch(arrays, shapes, deit.torch_name)
+
+
+def from_torch(arrays, shapes, torch_name):
+    """Variables of `shapes` from the arrays of a case, by the loader of weight files."""
+    state = {name.removeprefix("param/"): array for name, array in arrays.items() if name.startswith("param/")}
+    state = {name: array for name, array in state.items() if not name.startswith("projector.")}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.npz"
+        np.savez(path, **state)
+        return jax.tree.map(jnp.asarray, pretrained.load_network(path, shapes, torch_name))
+
+
 RUNNERS = {
+    "deit_distilled": run_deit,
+    "regnetx": run_regnet,
+    "regnety": run_regnet,
     "vkd_cls_loss": run_losses,
     "orth": run_orthogonal,
     "orth_init": run_orthogonal_init,

@@ -1,0 +1,144 @@
+"""RegNetX and RegNetY (Radosavovic et al., 2020); branches share the first two stages."""
+
+import math
+
+import flax.linen as nn
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.models.batch_norm import BatchNorm
+from cdl_jax.models.cnn import Backbone, conv, dense, global_pool
+
+OPTIONS = {
+    "family": "regnet",
+    "depth": 18,  # blocks of all stages
+    # Block j wants w0 + wa j channels, is given the nearest w0 wm^i, in eights; blocks of one width are a stage.
+    "w0": 200,
+    "wa": 106.23,
+    "wm": 2.48,
+    "group_width": 112,  # channels of a group of the 3x3 convolution; widths are rounded to multiples of it
+    "se_ratio": 0.25,  # squeeze-and-excitation's width over the block's inputs; 0 leaves it out (RegNetX)
+    "stem_width": 32,
+    "image_size": 224,
+    "weights": "random",
+}
+
+SIZES = {  # name: (depth, w0, wa, wm, group_width)
+    "regnety_004": (16, 48, 27.89, 2.09, 8),
+    "regnety_016": (27, 48, 20.71, 2.65, 24),
+    "regnety_032": (21, 80, 42.63, 2.66, 24),
+    "regnety_080": (17, 192, 76.82, 2.19, 56),
+    "regnety_160": (18, 200, 106.23, 2.48, 112),
+    "regnetx_008": (16, 56, 35.73, 2.28, 16),
+    "regnetx_016": (18, 80, 34.01, 2.25, 24),
+}
+
+
+def variant(name: str) -> dict:
+    """The option section of a named network.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    if name not in SIZES:
+        raise UserError(f"no RegNet of the name {name!r}: {names.nearest(name, SIZES)}")
+    rule = dict(zip(("depth", "w0", "wa", "wm", "group_width"), SIZES[name], strict=True))
+    return {**OPTIONS, **rule, "se_ratio": 0.25 if name.startswith("regnety") else 0.0}
+
+
+def stages(options) -> list[tuple[int, int]]:
+    """(width, number of blocks) of each stage, by the rule that the options give."""
+    blocks = []
+    for j in range(options.depth):
+        power = round(math.log((options.w0 + options.wa * j) / options.w0) / math.log(options.wm))
+        blocks.append(8 * round(options.w0 * options.wm**power / 8))
+    found = []
+    for width in sorted(set(blocks)):
+        group = min(options.group_width, width)
+        found.append((group * round(width / group), blocks.count(width)))
+    return found
+
+
+class Block(nn.Module):
+    """1x1, grouped 3x3, squeeze-and-excitation, 1x1, and a shortcut: `[batch, height, width, channels]`."""
+
+    width: int
+    stride: int
+    group_width: int
+    se_ratio: float
+
+    @nn.compact
+    def __call__(self, x, train):
+        width, inputs = self.width, x.shape[-1]
+        groups = width // min(self.group_width, width)
+        y = nn.relu(BatchNorm(name="bn1")(conv(width, 1, name="conv1")(x), train))
+        y = nn.relu(BatchNorm(name="bn2")(conv(width, 3, self.stride, groups=groups, name="conv2")(y), train))
+        if self.se_ratio:
+            inner = round(self.se_ratio * inputs)
+            gate = nn.relu(dense(inner, width, name="se_fc1")(global_pool(y)))
+            y = y * nn.sigmoid(dense(width, inner, name="se_fc2")(gate))[:, None, None]
+        y = BatchNorm(name="bn3")(conv(width, 1, name="conv3")(y), train)
+        if self.stride != 1 or inputs != width:
+            x = BatchNorm(name="downsample_bn")(conv(width, 1, self.stride, name="downsample")(x), train)
+        return nn.relu(x + y)
+
+
+class Stages(nn.Module):
+    """Stages `first`, `first + 1`, ... of (width, blocks) each; out: `stage<i>`, the map behind stage i.
+
+    stem_width: of a 3x3 convolution at stride 2 ahead of them, or 0. num_classes: of a classifier behind, or 0.
+    """
+
+    first: int
+    stages: tuple[tuple[int, int], ...]
+    group_width: int
+    se_ratio: float
+    stem_width: int = 0
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, x, train):
+        out = {}
+        if self.stem_width:
+            x = nn.relu(BatchNorm(name="bn")(conv(self.stem_width, 3, 2, name="conv")(x), train))
+            out["stem"] = x
+        for number, (width, depth) in enumerate(self.stages, self.first):
+            for i in range(depth):
+                block = Block(width, 1 if i else 2, self.group_width, self.se_ratio, name=f"s{number}_b{i + 1}")
+                x = block(x, train)
+            out[f"stage{number}"] = x
+        if not self.num_classes:
+            return x, out
+        out["features"] = global_pool(x)
+        return dense(self.num_classes, x.shape[-1], name="classifier")(out["features"]), out
+
+
+def build(options, num_classes: int) -> Backbone:
+    """The network that an option section (see `OPTIONS`) describes; `features` `[batch, width]` of the last stage.
+
+    Raises:
+      UserError: options from which no network follows.
+    """
+    if not (options.depth > 0 and options.w0 > 0 and options.wa >= 0 and options.wm > 1 and options.group_width > 0):
+        raise UserError("RegNet needs depth, w0 and group_width above 0, wa not negative and wm above 1")
+    found, common = tuple(stages(options)), (options.group_width, options.se_ratio)
+    return Backbone(
+        Stages(1, found[:2], *common, stem_width=options.stem_width),
+        Stages(3, found[2:], *common, num_classes=num_classes),
+    )
+
+
+def torch_name(path: str) -> str:
+    """timm's name of a module: `stem/s1_b1/bn2` -> `s1.b1.conv2.bn`, `stem/conv` -> `stem.conv`."""
+    _, _, inside = path.partition("/")
+    if inside == "classifier":
+        return "head.fc"
+    stage, _, layer = inside.partition("/")
+    if not layer:
+        return f"stem.{stage}"
+    layer = {"downsample": "downsample.conv", "downsample_bn": "downsample.bn"}.get(layer, layer)
+    layer = layer.replace("se_", "se.")
+    if layer.startswith(("conv", "bn")):
+        kind, number = layer[:-1], layer[-1]
+        layer = f"conv{number}.{kind}"
+    return f"{stage.replace('_', '.')}.{layer}"

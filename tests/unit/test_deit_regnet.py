@@ -1,0 +1,119 @@
+"""DeiT and RegNet: published numbers of parameters, stages by the rule, weights of torch's state dicts, and what they
+tell. That outputs equal the originals' is in tests/parity."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.models import deit, families, regnet, weights
+
+COUNTS = {  # of 1000 classes
+    "deit_ti_conv": 6_633_104,
+    "deit_s_conv": 23_797_520,
+    "deit_b_conv": 89_976_848,
+    "deit_ti": 5_717_416,
+    "deit_s": 22_050_664,
+    "deit_s_distilled": 22_436_432,
+    "regnety_004": 4_344_144,
+    "regnety_016": 11_202_430,
+    "regnety_032": 19_436_338,
+    "regnety_080": 39_180_068,
+    "regnety_160": 83_590_140,
+    "regnetx_008": 7_259_656,
+    "regnetx_016": 9_190_136,
+}
+
+
+def shapes_of(name, num_classes=1000, **changes):
+    section = ConfigDict({**families.variant(name), **changes})
+    module = names.load("models", section.family).build(section, num_classes)
+    images = jnp.zeros((2, section.image_size, section.image_size, 3))
+    return module, jax.eval_shape(module.init, jax.random.key(0), images), images
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_are_as_many_as_published(name):
+    _, shapes, _ = shapes_of(name)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == COUNTS[name]
+
+
+def test_stages_follow_the_rule():
+    big = ConfigDict(regnet.variant("regnety_160"))
+    assert regnet.stages(big) == [(224, 2), (448, 4), (1232, 11), (3024, 1)]
+
+
+SMALL = {
+    "deit_ti_conv": {"dim": 8, "heads": 2, "depth": 1, "image_size": 32, "stem_width": 4},
+    "deit_ti_distilled": {"dim": 8, "heads": 2, "depth": 1, "image_size": 32},
+    "regnety_160": {"depth": 3, "w0": 8, "wa": 8.0, "wm": 2.0, "group_width": 8, "image_size": 32},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_of_a_state_dict_come_back(name, tmp_path):
+    _, shapes, _ = shapes_of(name, 5, **SMALL[name])
+    rng, family = np.random.default_rng(0), names.load("models", families.variant(name)["family"])
+    values = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape)), shapes)
+    ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    state = {"stem.bn.num_batches_tracked": np.int64(3)}
+    for path, array in flatten_dict(values).items():
+        module, leaf = "/".join(path[1:-1]), path[-1]
+        if array.ndim == 4:
+            array = array.transpose(3, 2, 0, 1)
+        elif leaf == "kernel":
+            array = array.T[:, :, None, None] if "se_" in module else array.T
+        state[f"{family.torch_name(module)}.{ends.get(leaf, leaf)}" if module else leaf] = array
+    path = tmp_path / "state.npz"
+    np.savez(path, **state)
+    loaded = weights.load_network(str(path), shapes, "teacher.weights", family.torch_name)
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, values))
+    _, other, _ = shapes_of(name, 3, **SMALL[name])
+    kept = flatten_dict(weights.load_network(str(path), other, "teacher.weights", family.torch_name))
+    assert {p[-2] for p, leaf in kept.items() if isinstance(leaf, jax.ShapeDtypeStruct)} <= {
+        "head", "head_dist", "classifier",
+    }  # fmt: skip
+    weights.save(tmp_path / "own.npz", values)
+    again = weights.load_network(str(tmp_path / "own.npz"), shapes, "teacher.weights", family.torch_name)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, values))
+    state.pop(next(name for name in state if name.endswith("weight")))
+    np.savez(path, **state)
+    with pytest.raises(UserError, match="1 missing"):
+        weights.load_network(str(path), shapes, "teacher.weights", family.torch_name)
+
+
+def test_distilled_logits_are_the_mean_of_both_heads():
+    module, _, images = shapes_of("deit_ti_distilled", 5, **SMALL["deit_ti_distilled"])
+    variables = jax.jit(module.init)(jax.random.key(0), images)
+    images = jax.random.normal(jax.random.key(1), images.shape)
+    logits, out = jax.jit(module.apply)(variables, images)
+    assert np.allclose(logits, (out["logits_class"] + out["logits_distilled"]) / 2)
+    assert np.abs(out["logits_class"] - out["logits_distilled"]).max() > 1e-3
+    assert out["patch_tokens"].shape == (2, 4, 8)
+    assert np.array_equal(out["tokens"][:, 2:], out["patch_tokens"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("deit_ti", {"heads": 5}, "cannot be split over heads=5"),
+        ("deit_ti", {"image_size": 100}, "must be a multiple of patch_size=16"),
+        ("deit_ti", {"distillation": "x"}, "use 'mean', 'learned' or 'none'"),
+        ("regnety_160", {"wm": 1.0}, "wm above 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(name, changes, message):
+    with pytest.raises(UserError, match=message):
+        shapes_of(name, 5, **changes)
+
+
+def test_unknown_names_are_refused():
+    for family in (deit, regnet):
+        with pytest.raises(UserError, match="of the name 'x'"):
+            family.variant("x")
