@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,16 @@ OPTIONS = {
     "learning_rate": 1e-3,
     "schedule": "cdl_cosine",
     "warmup_epochs": 0.0,  # of schedule "cosine"
+    "final_rate": 0.0,  # of schedule "cosine": where it ends
     "milestones": (),  # epochs, of schedule "steps": the rate falls to a tenth at each
     "momentum": 0.9,  # of sgd, rmsprop
     "nesterov": False,  # of sgd: the step looks ahead along the momentum, as torch's
     "betas": (0.9, 0.999),  # of adam, adamw, amsgrad
     "eps": 1e-8,
-    # adamw: decoupled, on matrices only; others: added to the gradient, as in torch. Parts of the name "projector" have
-    # none: they are orthogonal whatever their numbers, and decay would pull them back to where they began.
-    "weight_decay": 0.0,
+    "weight_decay": 0.0,  # adamw: decoupled, on matrices only; others: added to the gradient, as in torch
+    # Parts of these names have no weight decay. A projector is orthogonal whatever its numbers: decay would only pull
+    # it back to where it began.
+    "undecayed": ("projector",),
     "clip_norm": 0.0,  # bound on the global gradient norm; 0: none
 }
 
@@ -64,7 +67,7 @@ def schedule(options, epochs: int) -> optax.Schedule:
         warmup = options.warmup_epochs
         if not 0 <= warmup < epochs:
             raise UserError(f"optim.warmup_epochs={warmup} must lie in [0, epochs={epochs}): choose fewer")
-        fall = optax.cosine_decay_schedule(rate, epochs - warmup)
+        fall = optax.cosine_decay_schedule(rate, epochs - warmup, alpha=options.final_rate / rate)
         if not warmup:
             return fall
         return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), fall], [warmup])
@@ -105,14 +108,14 @@ def build(options, epochs: int) -> Optimizer:
         chain.append(optax.clip_by_global_norm(options.clip_norm))
     decay = options.weight_decay
     if decay and options.name != "adamw":
-        chain.append(optax.add_decayed_weights(decay, mask=lambda params: _decayed(params, 0)))
+        chain.append(optax.add_decayed_weights(decay, mask=partial(_decayed, options.undecayed, 0)))
     chain.append(kinds[options.name]())
     if decay and options.name == "adamw":
-        chain.append(optax.add_decayed_weights(decay, mask=lambda params: _decayed(params, 2)))
+        chain.append(optax.add_decayed_weights(decay, mask=partial(_decayed, options.undecayed, 2)))
     return Optimizer(optax.chain(*chain), schedule(options, epochs))
 
 
-def _decayed(params, rank):
-    """Whether weight decay applies to a leaf: all of at least this rank that belong to no projector."""
-    inside = jax.tree_util.DictKey("projector")
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim >= rank and inside not in path, params)
+def _decayed(names, rank, params):
+    """Whether weight decay applies to a leaf: to all of at least this rank on whose path is none of the names."""
+    outside = {jax.tree_util.DictKey(name) for name in names}
+    return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= rank and outside.isdisjoint(path), params)

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from cdl_jax import losses
+from cdl_jax import losses, optim
+from cdl_jax.data import mixing
 from cdl_jax.distill import vkd
 from cdl_jax.models import deit, feature_norms, orthogonal, pretrained, regnet
 
@@ -198,7 +199,42 @@ def from_torch(arrays, shapes, torch_name):
         return jax.tree.map(jnp.asarray, pretrained.load_network(path, shapes, torch_name))
 
 
+def run_mixing(config, arrays):
+    x, drawn, size = images(arrays["in/x"]), jnp.float32(config["lambda"]), config["image"]
+    targets = mixing.soft_labels(arrays["in/labels"], jnp.ones(config["classes"], bool), config["smoothing"])
+    weight, box = drawn, arrays["out/cutmix_box_y0y1x0x1"]
+    if config["cutmix"]:
+        rows, columns = np.divmod(np.arange(size * size), size)  # the centre is not told: any that gives their box
+        boxes = np.stack(jax.vmap(lambda *centre: mixing.cut_box(drawn, centre, size, size))(rows, columns), axis=1)
+        box = boxes[np.abs(boxes - box).sum(axis=1).argmin()]
+        mixed, weight = mixing.paste(x, box), mixing.kept(box, size, size)
+    else:
+        mixed = mixing.blend(x, weight)
+    soft = mixing.blend(targets, weight)
+    loss, gradient = jax.value_and_grad(losses.soft_cross_entropy)(jnp.asarray(arrays["in/logits"]), soft)
+    return {
+        "out/cutmix_box_y0y1x0x1": box,
+        "out/lambda_effective": weight,
+        "out/mixed_x": mixed.transpose(0, 3, 1, 2),
+        "out/soft_targets": soft,
+        "out/loss": loss,
+        "grad/logits": gradient,
+    }
+
+
+def run_schedule(config, arrays):
+    """Their step i has the rate that is meant for the step before it."""
+    steps = config["steps_per_epoch"] * config["epochs"]
+    options = {"learning_rate": config["base_lr"], "final_rate": config["min_lr"], "schedule": "cosine"}
+    rate = optim.schedule(ConfigDict({**optim.OPTIONS, **options}), config["epochs"])
+    rates = [float(rate(jnp.float32(step / config["steps_per_epoch"]))) for step in range(steps + 1)]
+    return {"out/lr_function_of_t": rates, "out/lr_used_at_iteration": [rates[max(i - 1, 0)] for i in range(steps)]}
+
+
 RUNNERS = {
+    "mixup_soft_ce": run_mixing,
+    "cutmix_soft_ce": run_mixing,
+    "lr_cosine_cls": run_schedule,
     "deit_distilled": run_deit,
     "regnetx": run_regnet,
     "regnety": run_regnet,

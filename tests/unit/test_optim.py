@@ -45,6 +45,7 @@ def test_cosine_rises_in_a_line_and_falls_to_zero():
     at = [0, 1, 2, 4, 6, 8, 10]
     expected = [0, 0.05, 0.1] + [0.05 * (1 + np.cos(np.pi * x)) for x in (0.25, 0.5, 0.75, 1)]
     assert rates(10, at, schedule="cosine", warmup_epochs=2.0) == pytest.approx(expected, abs=1e-7)
+    assert rates(10, [0, 5, 10], schedule="cosine", final_rate=0.02) == pytest.approx([0.1, 0.06, 0.02], abs=1e-7)
     assert rates(10, [0, 5, 10], schedule="cosine") == pytest.approx([0.1, 0.05, 0], abs=1e-7)
     assert rates(2, [0.25, 0.5, 1.25], schedule="cosine", warmup_epochs=0.5) == pytest.approx(
         [0.05, 0.1, 0.05], abs=1e-7
