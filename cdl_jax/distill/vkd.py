@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cdl_jax import names
 from cdl_jax.distill.base import Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergence
@@ -62,7 +63,7 @@ def build(options, teacher, student) -> Scheme:
     """
     check(options)
     asked = options.teacher_feature or ("features" if "features" in teacher.outputs else "patch_mean")
-    source = output_name(asked)
+    source = output_name(asked, teacher.outputs)
     dim = teacher.outputs[source][-1] if source in teacher.outputs else teacher.dim
     if not dim:
         told = f"its outputs are {', '.join(sorted(teacher.outputs))}" if teacher.outputs else "it tells logits alone"
@@ -109,17 +110,22 @@ def vector(out: Mapping[str, jax.Array], name: str) -> jax.Array:
 
     "patch_mean" is the mean of "tokens" behind the class token, or of "patch_tokens" where a network has several such
     tokens; any other name is averaged over its axes between the first and the last.
+
+    Raises:
+      UserError: the network has no such output.
     """
-    if name == "patch_mean":
-        value = out["patch_tokens"] if "patch_tokens" in out else out["tokens"][:, 1:]
-    else:
-        value = out[name]
+    source = output_name(name, out)
+    if source not in out:
+        raise UserError(f"distill: a network has no output for the feature {name!r}: {names.nearest(name, out)}")
+    value = out[source][:, 1:] if (name, source) == ("patch_mean", "tokens") else out[source]
     return value.astype(jnp.float32).mean(axis=tuple(range(1, value.ndim - 1)))
 
 
-def output_name(feature: str) -> str:
-    """The network's output from which `vector` makes a feature."""
-    return "tokens" if feature == "patch_mean" else feature
+def output_name(feature: str, out) -> str:
+    """The name among a network's outputs `out` from which `vector` makes a feature."""
+    if feature != "patch_mean":
+        return feature
+    return "patch_tokens" if "patch_tokens" in out else "tokens"
 
 
 def check(options) -> None:

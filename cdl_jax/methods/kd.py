@@ -123,7 +123,7 @@ def build(config, info: StreamInfo) -> KD:
         raise UserError(f"teacher.image_size={config.teacher.image_size} differs from student.image_size={size}")
     return KD(
         student=names.load("models", student.family).build(student, info.num_classes),
-        teacher=_teacher(config, info),
+        teacher=teacher_of(config, info, config.kd),
         options=config.kd,
         info=info,
         image_size=size,
@@ -133,13 +133,18 @@ def build(config, info: StreamInfo) -> KD:
     )
 
 
-def _teacher(config, info):
+def teacher_of(config, info, options):
+    """The module that the section `teacher` describes, or the `teachers.Teacher` of the run that its weights name.
+
+    Raises:
+      UserError: there is no such file or run, or it is of another architecture.
+    """
     section, path = config.teacher, Path(config.teacher.weights)
     if section.weights not in ("", "random") and not path.exists():
         raise UserError(f"teacher.weights={section.weights!r} is neither a run's directory nor a file: train it first")
     if not section.weights or not path.is_dir():
         return names.load("models", section.family).build(section, info.num_classes)
-    teacher = teachers.find(section.weights, "", config.kd.teacher_checkpoint, info, config.student.image_size)
+    teacher = teachers.find(section.weights, "", options.teacher_checkpoint, info, config.student.image_size)
     of_run = teacher.config.get(teacher.network, {})
     other = [k for k, v in section.items() if k != "weights" and of_run.get(k) != v]
     if other:

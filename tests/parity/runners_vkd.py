@@ -10,12 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax import losses, optim
 from cdl_jax.data import mixing
 from cdl_jax.distill import vkd
+from cdl_jax.distill.base import Spec
+from cdl_jax.methods import vkd as vkd_method
+from cdl_jax.methods.base import StreamInfo, join, split
 from cdl_jax.models import deit, feature_norms, orthogonal, pretrained, regnet
+from cdl_jax.models.cnn import apply
 
 LOGITS = ("student_logits_cls", "student_logits_dist")
 
@@ -231,7 +236,78 @@ def run_schedule(config, arrays):
     return {"out/lr_function_of_t": rates, "out/lr_used_at_iteration": [rates[max(i - 1, 0)] for i in range(steps)]}
 
 
+def run_train_step(config, arrays):
+    """A step of AdamW on the loss of the method, the teacher's feature map and logits being given."""
+    student, network = student_of(config, arrays)
+    options = loss_options(config, config["projector_map"])
+    options.teacher_feature = "map"
+    told = {"logits": jnp.asarray(arrays["in/teacher_logits"]), "map": images(arrays["in/teacher_feature_map"])}
+    common = {"depth": 0, "tokens": 0, "num_classes": config["num_classes"], "num_tasks": 1, "head": 0, "learner": 0}
+    teacher_spec = Spec(dim=0, outputs={"map": told["map"].shape}, **common)
+    scheme = vkd.build(options, teacher_spec, Spec(dim=config["embed_dim"], **common))
+    decay = {name: config[name] for name in ("betas", "eps", "weight_decay")}
+    decay |= {"name": "adamw", "learning_rate": config["lr"], "undecayed": ("pos_embed", "cls_token")}
+    optimizer = optim.build(ConfigDict({**optim.OPTIONS, **decay}), 1)
+    method = vkd_method.VkD(
+        student=student, teacher=None, scheme=scheme, options=ConfigDict(vkd_method.OPTIONS), mixing=None,
+        info=StreamInfo(config["num_classes"], (config["num_classes"],)), image_size=config["image"],
+        weights=("", ""), torch_names=(None, None), epochs=1, optimizer=optimizer,
+    )  # fmt: skip
+    raw = f"param/{RAW}.original"
+    variables = {"student": network, "distill": projector_variables(arrays[raw], arrays[f"param/{RAW}.0.base"])}
+    zero = jnp.int32(0)
+    everything = losses.Context(zero, zero, zero + config["num_classes"], zero, zero, zero, jax.random.key(0))
+    x = images(arrays["in/x"])
+    (update,) = method.phases[0].updates
+    trained, rest = split(jax.tree.map(jnp.asarray, variables), update.trainable)
+
+    @jax.jit
+    def step(trained):
+        def loss(trained):
+            now = join(rest, trained)
+            return method.loss_of(now, x, arrays["in/soft_targets"], told, everything, everything.key)
+
+        (_, outcome), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+        direction, _ = optimizer.transform.update(gradients, optimizer.transform.init(trained), trained)
+        stepped = jax.tree.map(lambda p, d: p - optimizer.learning_rate(0.0) * d, trained, direction)
+        (_, out), _ = apply(student, join(rest, trained)["student"], x, True, everything.key)
+        return outcome, gradients, join(rest, stepped, outcome.variables), out
+
+    outcome, gradients, after, out = step(trained)
+    pooled, teacher = vkd.vector(out, options.student_feature), vkd.vector(told, "map")
+    projector = projector_of(options, teacher.shape[1])
+    terms = {"cross_entropy": "cross_entropy", "kl": "kd", "feature": "feature", "total": "loss"}
+    return {
+        **{f"out/loss_{theirs}": outcome.metrics[ours] for theirs, ours in terms.items()},
+        "out/logits_cls": out["logits_class"],
+        "out/logits_dist": out["logits_distilled"],
+        "out/pooled_student": pooled,
+        "out/projector_weight": projector.apply(variables["distill"], jnp.eye(pooled.shape[1])).T,
+        "out/projected_student": projector.apply(variables["distill"], pooled),
+        "out/pooled_teacher": teacher,
+        "out/normalised_teacher": feature_norms.normalize(teacher, options.teacher_norm),
+        **{f"grad/{name}": value for name, value in to_torch(gradients).items()},
+        **{f"out/after_step/{name}": value for name, value in to_torch(after).items()},
+    }
+
+
+RAW = "projector.parametrizations.weight"
+
+
+def to_torch(variables):
+    """Leaves of student and projector under the program's names and in its layouts."""
+    ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    state = {f"{RAW}.original": variables["distill"]["params"]["decayed_projector"]["raw"]}
+    for (_, *modules, leaf), array in flatten_dict(variables["student"]).items():
+        if leaf == "kernel":
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        name = deit.torch_name("/".join(modules))
+        state[f"{name}.{ends.get(leaf, leaf)}" if modules else leaf] = array
+    return state
+
+
 RUNNERS = {
+    "vkd_cls_train_step": run_train_step,
     "mixup_soft_ce": run_mixing,
     "cutmix_soft_ce": run_mixing,
     "lr_cosine_cls": run_schedule,

@@ -1,0 +1,209 @@
+"""VkD for classification (arXiv 2403.06213): a student learns from labels and from a trained teacher's last feature.
+
+The class head learns from the soft labels of mixed pictures, the distillation head (the class head, where a network has
+one alone) from the teacher's logits, and one vector of the student, orthogonally projected, from the teacher's
+normalised one; see `distill.vkd`. The teacher stands still, sees the same mixed pictures and may be of any family.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cdl_jax import names, optim
+from cdl_jax.data import mixing
+from cdl_jax.distill import vkd
+from cdl_jax.distill.base import Scheme, Spec
+from cdl_jax.errors import UserError
+from cdl_jax.losses import Context, mask_classes, soft_cross_entropy
+from cdl_jax.methods import kd, teachers
+from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.models import families, weights
+from cdl_jax.models.cnn import apply
+
+OPTIONS = {
+    "label_loss": "cross_entropy",  # or "binary": a yes or no for each class, yes where its soft label is not zero
+    # Of a teacher's run: its network after the task that the student learns ("same_task"), or after its "last".
+    "teacher_checkpoint": "same_task",
+}
+
+
+def defaults(network="deit_ti_conv", teacher="regnety_160") -> dict:
+    """The config sections of this method, for the named networks of student and teacher.
+
+    `teacher.weights` names a file, or the working directory of a finished run of the method `supervised`.
+    """
+    sizes = {"student": families.variant(network), "teacher": {**families.variant(teacher), "weights": ""}}
+    return {"vkd": OPTIONS, "mixing": mixing.OPTIONS, "distill": {"name": "vkd", **vkd.OPTIONS}, **sizes}
+
+
+@dataclass(frozen=True)
+class VkD:
+    """See `methods.base.Method`. `teacher` is a module, or a `teachers.Teacher` of another run.
+
+    torch_names: of student and teacher, see `weights.load_network`.
+    """
+
+    student: Any
+    teacher: Any
+    scheme: Scheme
+    options: Any
+    mixing: Any
+    info: StreamInfo
+    image_size: int
+    weights: tuple[str, str]
+    torch_names: tuple[Any, Any]
+    epochs: int
+    optimizer: optim.Optimizer
+    networks: tuple[str, ...] = ("teacher", "student")
+    given: tuple[str, ...] = ("teacher",)
+
+    @property
+    def phases(self):
+        trained = lambda path: path[:2] in (("student", "params"), ("distill", "params"))  # noqa: E731
+        return (Phase("student", self.epochs, (Update(trained, self.optimizer, self.loss),)),)
+
+    def init(self, key):
+        keys, images = [jax.random.fold_in(key, i) for i in range(3)], _pictures(self.image_size)
+        of_run = isinstance(self.teacher, teachers.Teacher)
+        teacher = self.teacher.init() if of_run else self.teacher.init(keys[1], images)
+        return {"student": self.student.init(keys[0], images), "teacher": teacher, "distill": self.scheme.init(keys[2])}
+
+    def load(self, variables):
+        if isinstance(self.teacher, teachers.Teacher):
+            loaded = {"teacher": self.teacher.load()}
+        else:
+            loaded = {"teacher": self._read(1, variables["teacher"], "teacher.weights")}
+            if self.weights[1] != "random" and _left_out(loaded["teacher"]):
+                raise UserError(
+                    f"teacher.weights={self.weights[1]!r} tells other classes apart than this stream's "
+                    f"{self.info.num_classes}: train the teacher on them (method supervised) and name that run"
+                )
+        return {**variables, **loaded, "student": self._read(0, variables["student"], "student.weights")}
+
+    def _read(self, which, network, key):
+        return weights.load_network(self.weights[which], network, key, self.torch_names[which])
+
+    def frozen(self, path):
+        return path[0] == "teacher"
+
+    def start_task(self, variables, context):
+        return variables
+
+    def end_task(self, variables, context):
+        return variables
+
+    def loss(self, variables, batch, context):
+        allowed = context.current(self.info.num_classes)
+        keys = jax.random.split(context.key)
+        images, targets = mixing.mix(batch["images"], batch["labels"], allowed, keys[0], self.mixing)
+        told = jax.lax.stop_gradient(self._told(variables, images, context))
+        return self.loss_of(variables, images, targets, told, context, keys[1])
+
+    def loss_of(self, variables, images, targets, told, context, key):
+        """The loss for soft targets `[batch, classes]` and what the teacher tells; `key` is that of dropout."""
+        allowed = context.current(self.info.num_classes)
+        (logits, out), stats = apply(self.student, variables["student"], images, True, key)
+        labels = _label_loss(self.options.label_loss, out.get("logits_class", logits), targets, allowed)
+        out = {**out, "logits": out.get("logits_distilled", logits)}
+        distilled, terms = self.scheme.loss(variables["distill"], out, told, None, context)
+        total = self.scheme.label_weight * labels + distilled
+        new = {"student": stats} if stats else {}
+        return total, Outcome({"loss": total, "cross_entropy": labels, **terms}, variables=new)
+
+    def predict(self, variables, images, context):
+        told = self._told(variables, images, context)
+        return {"teacher": told["logits"], "student": self.outputs("student", variables, images, context)["logits"]}, {}
+
+    def outputs(self, network, variables, images, context):
+        """What a network tells as the teacher of another run (see `methods.base.Method`)."""
+        if network == "teacher":
+            return self._told(variables, images, context)
+        (logits, out), _ = apply(self.student, variables["student"], images, False, context.key)
+        return {**out, "logits": logits}
+
+    def export(self, variables):
+        """File name -> variables that the run writes when it is finished."""
+        return {"weights": variables["student"]}
+
+    def _told(self, variables, images, context):
+        return _teacher_outputs(self.teacher, variables["teacher"], images, context)
+
+
+def build(config, info: StreamInfo) -> VkD:
+    """The method that `config` describes, for the stream of `info`.
+
+    Raises:
+      UserError: an option out of range, or a teacher that is missing, of another architecture or without the feature.
+    """
+    options, section, size = config.vkd, config.student, config.student.image_size
+    if options.label_loss not in ("cross_entropy", "binary"):
+        raise UserError(f"vkd.label_loss={options.label_loss!r}: use 'cross_entropy' or 'binary'")
+    if options.teacher_checkpoint not in ("same_task", "last"):
+        raise UserError(f"vkd.teacher_checkpoint={options.teacher_checkpoint!r}: use 'same_task' or 'last'")
+    if config.teacher.image_size != size:
+        raise UserError(f"teacher.image_size={config.teacher.image_size} differs from student.image_size={size}")
+    mixing.check(config.mixing, "mixing")
+    kinds = [names.load("models", network.family) for network in (section, config.teacher)]
+    student, teacher = kinds[0].build(section, info.num_classes), kd.teacher_of(config, info, options)
+    return VkD(
+        student=student,
+        teacher=teacher,
+        scheme=_scheme(config.distill, student, teacher, info, size),
+        options=options,
+        mixing=config.mixing,
+        info=info,
+        image_size=size,
+        weights=(section.weights, config.teacher.weights),
+        torch_names=tuple(getattr(kind, "torch_name", None) for kind in kinds),
+        epochs=config.train.epochs,
+        optimizer=optim.build(config.optim, config.train.epochs),
+    )
+
+
+def _scheme(options, student, teacher, info, size):
+    """The scheme for networks of which no more is known than what they tell."""
+
+    def told():
+        images, key = _pictures(size), jax.random.key(0)
+        zero = jnp.zeros((), jnp.int32)
+        context = Context(zero, zero, zero + 1, zero, zero, jnp.float32(0), key)
+        variables = teacher.init() if isinstance(teacher, teachers.Teacher) else teacher.init(key, images)
+        _, out = student.apply(student.init(key, images), images)
+        return out, _teacher_outputs(teacher, variables, images, context)
+
+    of_student, of_teacher = jax.eval_shape(told)
+    feature = vkd.output_name(options.student_feature, of_student)
+    if feature not in of_student:
+        raise UserError(
+            f"distill.student_feature={feature!r} is no output of the student: {names.nearest(feature, of_student)}"
+        )
+    shapes = {name: value.shape for name, value in of_teacher.items() if hasattr(value, "shape")}
+    common = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "head": None, "learner": None}
+    teacher_spec = Spec(dim=0, depth=0, tokens=0, outputs=shapes, **common)
+    return vkd.build(options, teacher_spec, Spec(dim=of_student[feature].shape[-1], depth=0, tokens=0, **common))
+
+
+def _label_loss(kind, logits, targets, allowed):
+    if kind == "cross_entropy":
+        return soft_cross_entropy(mask_classes(logits, allowed), targets)
+    each = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), (targets > 0).astype(jnp.float32))
+    return jnp.where(allowed, each, 0).sum() / (len(logits) * allowed.sum())
+
+
+def _teacher_outputs(teacher, variables, images, context):
+    if isinstance(teacher, teachers.Teacher):
+        return teacher.outputs(variables, images, context)
+    (logits, out), _ = apply(teacher, variables, images, False, context.key)
+    return {**out, "logits": logits}
+
+
+def _left_out(variables):
+    """Whether a file of weights has left leaves as mere shapes, a classifier of other classes."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables))
+
+
+def _pictures(size):
+    return jnp.zeros((2, size, size, 3))
