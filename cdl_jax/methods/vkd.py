@@ -59,6 +59,7 @@ class VkD:
     optimizer: optim.Optimizer
     networks: tuple[str, ...] = ("teacher", "student")
     given: tuple[str, ...] = ("teacher",)
+    pairs: tuple[tuple[str, str], ...] = (("teacher", "student"),)
 
     @property
     def phases(self):

@@ -1,0 +1,57 @@
+"""A convolutional network of one run teaches its feature to a prompted Transformer and to one trained whole."""
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.command import TINY, last_weights, results, run
+
+SMALL = ("--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.epochs=1",
+         "--config.train.batch_size=16", "--config.data.class_order=0,1,2,3,4,5,6,7,8,9")  # fmt: skip
+SIZES = ("depths=(1,1,1)", "widths=(4,6,12)")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("teacher")
+    sizes = [f"--config.network.{size}" for size in SIZES]
+    config = "configs/pretrain_glyph.py:network=resnet20,data=glyph_mini"
+    run("--config", config, *SMALL, *sizes, "--config.optim.warmup_epochs=0", "--workdir", workdir)
+    return workdir
+
+
+def weight(workdir, task):
+    """W `[teacher, student]` of a run's Householder projector, and the base's first columns, where it started."""
+    from cdl_jax.models import orthogonal
+
+    raw, base, signs = (
+        next(v for k, v in last_weights(workdir, task).items() if f"['projector']['{name}']" in k)
+        for name in ("raw", "base", "signs")
+    )
+    start = base[:, : min(raw.shape)]
+    found = np.asarray(orthogonal.weight(raw, base, "householder", raw.shape, signs))
+    return found, start if raw.shape[0] > raw.shape[1] else start.T
+
+
+@pytest.mark.parametrize("method", ["cdl", "vkd"])
+def test_a_convolutional_teacher_teaches_its_feature(method, teacher, tmp_path):
+    if method == "cdl":
+        arguments = ["--config", f"{TINY}:learner=coda,distill=vkd", f"--config.cdl.teachers=('{teacher}',)",
+                     "--config.cdl.teacher_checkpoint=last"]  # fmt: skip
+    else:
+        arguments = ["--config", "configs/vkd.py:network=deit_ti_conv,teacher=resnet20,data=glyph_mini",
+                     f"--config.teacher.weights={teacher}", "--config.augment.train=shift",
+                     "--config.augment.test=none", "--config.augment.mean=()", "--config.augment.std=()",
+                     *(f"--config.teacher.{size}" for size in SIZES)]  # fmt: skip
+        changes = {"dim": 16, "heads": 2, "depth": 1, "image_size": 32, "stem_width": 4}
+        arguments += [f"--config.student.{key}={value}" for key, value in changes.items()]
+    run(*arguments, *SMALL, "--workdir", tmp_path)
+    told = results(tmp_path)["networks"]
+    whole = results(teacher)["networks"]["network"]["accuracy_matrix"][0][0]
+    if method == "vkd":
+        assert told["teacher"]["accuracy_matrix"] == [[pytest.approx(whole)]]
+    assert 0 <= told["student"]["metrics"]["last"] <= 100
+    found, start = weight(tmp_path, 4 if method == "cdl" else 0)
+    side = min(found.shape)
+    gram = found @ found.T if found.shape[0] < found.shape[1] else found.T @ found
+    assert np.abs(gram - np.eye(side)).max() < 1e-5
+    assert np.abs(found - start).max() > 1e-4
