@@ -24,7 +24,6 @@ COUNTS = {  # of 1000 classes
     "regnety_004": 4_344_144,
     "regnety_016": 11_202_430,
     "regnety_032": 19_436_338,
-    "regnety_080": 39_180_068,
     "regnety_160": 83_590_140,
     "regnetx_008": 7_259_656,
     "regnetx_016": 9_190_136,
