@@ -97,9 +97,7 @@ def test_values_out_of_range_are_refused(default, key, value, message):
 def test_seeds_are_different_integers(default, seeds):
     changed = default.copy_and_resolve_references()
     changed.seeds = seeds
-    assert refusal(config.check, changed) == (
-        f"config.seeds={seeds} must be different integers, none of them negative"
-    )
+    assert refusal(config.check, changed) == (f"config.seeds={seeds} must be different integers, none of them negative")
 
 
 def test_seeds_fit_the_steps_and_bear_on_the_results(default):

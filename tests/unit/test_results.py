@@ -103,7 +103,9 @@ def test_parameters_are_those_of_one_seed_and_the_device_says_how_many_share_it(
 
 
 def test_records_of_several_seeds_share_the_place_and_nothing_of_their_own():
-    other = Record(**{**dataclasses.asdict(RECORD), "accuracy": {"student": [[1.0], [2.0, 3.0]]}, "measures": [{"a": 1.0}]})
+    other = Record(
+        **{**dataclasses.asdict(RECORD), "accuracy": {"student": [[1.0], [2.0, 3.0]]}, "measures": [{"a": 1.0}]}
+    )
     saved = json.loads(json.dumps(results.to_json([RECORD, other])))
     assert saved["step"] == 40 and [own["accuracy"]["student"][0] for own in saved["seeds"]] == [[80.0], [1.0]]
     first, second = results.from_json(saved)
