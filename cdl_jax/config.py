@@ -104,6 +104,9 @@ def check(config) -> None:
     for key in ("eval.every_epochs", "checkpoint.every_steps", "devices", "workers", "seed"):
         if flatten(config)[key] < 0:
             raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")
+    for seed in (config.seed, *seeds):
+        if seed >= 2**31:  # steps take it as int32
+            raise UserError(f"config: seed {seed} must be less than {2**31}")
 
 
 def flatten(config, prefix="") -> dict:

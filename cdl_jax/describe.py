@@ -30,11 +30,13 @@ def describe(program: Program) -> str:
     for task in data.tasks:
         classes = ", ".join(data.class_names[task.first : task.end])
         lines.append(f"  task {task.index}: {len(task.train)} training and {len(task.test)} test images of {classes}")
-    lines.append("parameters")
+    several = len(program.seeds) > 1
+    lines.append("parameters of each seed" if several else "parameters")
     for network, counts in results.parameters(program).items():
         lines.append(f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen")
     live, frozen = program.abstract_variables()
-    lines.append(f"a step of {program.config.train.batch_size} images on {program.mesh.size} device(s)")
+    images = f"{program.config.train.batch_size} images" + several * f" for each of {len(program.seeds)} seeds"
+    lines.append(f"a step of {images} on {program.mesh.size} device(s)")
     state = program.abstract_state(live, frozen)
     for index, phase in enumerate(program.method.phases):
         memory = program.train_step(index, state, frozen).memory_analysis()

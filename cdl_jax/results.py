@@ -29,7 +29,7 @@ class Record:
       sum of its absolute weights, at the last evaluation.
     quality: name -> network or pair -> what `quality.ratios` told after each task learnt.
     seconds: phase or "evaluation" -> wall time. timed: phase -> images and seconds without first steps, which compile.
-    flops: phase -> floating-point operations of one step on one device, by the compiler's count.
+    flops: phase -> floating-point operations of one step for one seed, by the compiler's count.
     """
 
     step: int = 0
@@ -136,7 +136,7 @@ def collect(program, record: Record, seed: int) -> dict:
             },
             "seconds": record.seconds,
             "peak_memory_bytes": peak_memory(),
-            "device": f"{program.mesh.size} x {jax.devices()[0].device_kind}",
+            "device": _device(program),
         },
         "versions": workdir.versions(),
         "command": workdir.command(),
@@ -161,15 +161,21 @@ def _pairs(record):
     }
 
 
+def _device(program):
+    """What speed, seconds and memory belong to: with several seeds they are those of all together."""
+    device = f"{program.mesh.size} x {jax.devices()[0].device_kind}"
+    return f"{device}, shared by {len(program.seeds)} seeds" if len(program.seeds) > 1 else device
+
+
 def parameters(program) -> dict:
-    """Network -> number of trainable and of frozen parameters; running statistics are none."""
+    """Network -> number of trainable and of frozen parameters of one seed; running statistics are none."""
     live, frozen = (split(tree, lambda path: "batch_stats" not in path)[0] for tree in program.abstract_variables())
 
     def count(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-    names = sorted({*live, *frozen})
-    counts = {n: {"trainable": count(live.get(n, {})), "frozen": count(frozen.get(n, {}))} for n in names}
+    names, seeds = sorted({*live, *frozen}), len(program.seeds)
+    counts = {n: {"trainable": count(live.get(n, {})) // seeds, "frozen": count(frozen.get(n, {}))} for n in names}
     return {name: both for name, both in counts.items() if any(both.values())}
 
 

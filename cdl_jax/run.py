@@ -111,10 +111,11 @@ class _Training:
 
     def _claim(self):
         config = self.program.config.to_dict()
+        # The whole first: killed in between, the directory still refuses another config.
+        workdir.claim(self.folder, config)
         for seed, own in zip(self.program.seeds, workdir.seed_folders(self.folder, config["seeds"]), strict=True):
             own.mkdir(exist_ok=True)
             workdir.claim(own, {**config, "seed": seed, "seeds": ()})
-        workdir.claim(self.folder, config)
 
     def finish(self):
         program, record = self.program, self.record
@@ -196,7 +197,8 @@ class _Training:
         config, epochs = program.config, program.epochs(phase)
         start = time.perf_counter()
         step = program.train_step(index, state, self.frozen)
-        record.flops[phase.name] = program.flops(index)
+        flops = program.flops(index)
+        record.flops[phase.name] = flops and flops / len(program.seeds)
         items, steps, done = program.train_batches(task, phase, record.round, record.epoch, record.step_in_epoch)
         first = None
         for number, item in enumerate(items, done):

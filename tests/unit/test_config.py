@@ -82,6 +82,7 @@ def test_an_unknown_part_is_named_with_the_nearest():
         ("devices", -1, "config.devices=-1 must not be negative"),
         ("workers", -2, "config.workers=-2 must not be negative"),
         ("seed", -1, "config.seed=-1 must not be negative"),
+        ("seed", 2**31, "config: seed 2147483648 must be less than 2147483648"),
     ],
 )
 def test_values_out_of_range_are_refused(default, key, value, message):
@@ -90,6 +91,22 @@ def test_values_out_of_range_are_refused(default, key, value, message):
     assert refusal(config.check, changed) == message
     changed.update_from_flattened_dict({key: 1})
     config.check(changed)
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (-1, 2), (0.5, 1), (True, 2), ("a",)])
+def test_seeds_are_different_integers(default, seeds):
+    changed = default.copy_and_resolve_references()
+    changed.seeds = seeds
+    assert refusal(config.check, changed) == (f"config.seeds={seeds} must be different integers, none of them negative")
+
+
+def test_seeds_fit_the_steps_and_bear_on_the_results(default):
+    changed = default.copy_and_resolve_references()
+    changed.seeds = (0, 2**31)
+    assert "seed 2147483648 must be less than" in refusal(config.check, changed)
+    changed.seeds = (0, 2**31 - 1)
+    config.check(changed)
+    assert config.differences({"seeds": [0, 3]}, {"seeds": [3, 0]}) == ["seeds: [0, 3] -> [3, 0]"]
 
 
 def test_flatten_joins_keys_and_survives_json(default):

@@ -61,7 +61,8 @@ def program():
     tree = {"backbone": {"kernel": np.zeros((3, 4))}, "head": np.zeros(5)}
     return SimpleNamespace(
         stream=SimpleNamespace(name="toy", tasks=tasks, num_tasks=2, class_names=("e", "c", "a")),
-        config=SimpleNamespace(method="cdl", seed=3),
+        config=SimpleNamespace(method="cdl"),
+        seeds=(3,),
         method=SimpleNamespace(networks=("teacher", "student")),
         mesh=SimpleNamespace(size=1),
         abstract_variables=lambda: (
@@ -85,5 +86,30 @@ def test_results_follow_from_the_record():
     ]
     assert content["cost"]["parameters"] == {"student": {"trainable": 5, "frozen": 12}}
     assert content["cost"]["images_per_second"] == {"student": 150.0}
+    assert content["cost"]["device"] == "1 x cpu"
     assert results.collect(program(), Record(task=1), 3)["status"] == "running"
     assert results.collect(program(), Record(task=1), 3)["networks"] == {}
+
+
+def test_parameters_are_those_of_one_seed_and_the_device_says_how_many_share_it():
+    several = program()
+    several.seeds = (3, 0, 7)
+    live = {"student": {"head": np.zeros((3, 5))}, "distill": {}}
+    frozen = several.abstract_variables()[1]
+    several.abstract_variables = lambda: (live, frozen)
+    cost = results.collect(several, RECORD, 0)["cost"]
+    assert cost["parameters"] == {"student": {"trainable": 5, "frozen": 12}}
+    assert cost["device"] == "1 x cpu, shared by 3 seeds"
+
+
+def test_records_of_several_seeds_share_the_place_and_nothing_of_their_own():
+    other = Record(
+        **{**dataclasses.asdict(RECORD), "accuracy": {"student": [[1.0], [2.0, 3.0]]}, "measures": [{"a": 1.0}]}
+    )
+    saved = json.loads(json.dumps(results.to_json([RECORD, other])))
+    assert saved["step"] == 40 and [own["accuracy"]["student"][0] for own in saved["seeds"]] == [[80.0], [1.0]]
+    first, second = results.from_json(saved)
+    assert (first.accuracy, second.accuracy, second.measures) == (RECORD.accuracy, other.accuracy, [{"a": 1.0}])
+    second.accuracy["student"].append([0.0])
+    second.add_seconds("student", 1.0)
+    assert len(first.accuracy["student"]) == 2 and first.seconds == {"student": 1.5}
