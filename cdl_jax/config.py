@@ -22,7 +22,8 @@ from cdl_jax.errors import UserError
 COMMON = {
     "seed": 0,
     # Several at once, such as (0, 1, 2), in place of `seed`: one program, mapped over what is trained, around one
-    # frozen backbone. The stream is common to all, its order of classes too. Slow with convolutions on a CPU.
+    # frozen backbone. The stream is common to all, its order of classes (data.class_order_seed) too. On a CPU
+    # short runs gain, steps do not, and with convolutions they take longer: docs/benchmarks.md.
     "seeds": (),
     "train": {"epochs": 20, "batch_size": 64},
     "eval": {

@@ -147,8 +147,14 @@ def _stacked(leaf, count):
 def _read(folder):
     try:
         config = ml_collections.ConfigDict(configs.json_free(configs.read(folder)["config"]))
-        return config, json.loads((folder / "results.json").read_text())["stream"]
+        several = bool(config.get("seeds")) or not (folder / "checkpoints").exists()  # the seeds' are in one place
+        if not several:
+            return config, json.loads((folder / "results.json").read_text())["stream"]
     except (OSError, TypeError, KeyError, ValueError):
         raise UserError(
             f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run"
         ) from None
+    raise UserError(
+        f"the teacher's folder {folder} is of a run of several seeds, or has no checkpoints: train the seed of "
+        "interest alone, with config.seed, and name that run"
+    )

@@ -6,10 +6,12 @@ import pytest
 from cdl_jax import main
 from tests.end_to_end.command import ROOT, TINY
 
+SEEDS = ["configs/quickstart.py:distill=none", "--config.train.epochs=1", "--config.data.max_train_per_class=16",
+         "--config.train.batch_size=16", "--config.seeds=(0,3)"]  # fmt: skip
 PEERS = ["configs/okddip_glyph.py:epochs=1", "--config.data.max_train_per_class=16", "--config.train.batch_size=16"]
 
 
-@pytest.mark.parametrize("config", [[f"{TINY}:learner=l2p"], PEERS], ids=["cdl", "okddip"])
+@pytest.mark.parametrize("config", [[f"{TINY}:learner=l2p"], PEERS, SEEDS], ids=["cdl", "okddip", "seeds"])
 def test_two_and_six_tasks_compile_equally_often(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     compiled = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cdl_jax import report
-from tests.end_to_end.command import last_weights, matrices, run
+from tests.end_to_end.command import last_weights, matrices, results, run
 from tests.end_to_end.test_resume import kill_at_line
 
 CONFIG = "configs/quickstart.py"
@@ -23,8 +23,8 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_are_the_single_runs(together, alone):
-    """`alone`: seed -> folder, in the order of the program's seeds.
+def assert_are_the_single_runs(together, alone, costs=True):
+    """`alone`: seed -> folder, in the order of the program's seeds. `costs`: whether these must be alike too.
 
     Weights are compared less closely than losses: Adam makes whole steps of gradients that are rounding alone.
     """
@@ -42,6 +42,11 @@ def assert_are_the_single_runs(together, alone):
             assert line == pytest.approx(wanted, rel=1e-5, abs=1e-5)
         stored, wanted = (json.loads((f / "config.json").read_text())["config"] for f in (own, folder))
         assert stored == wanted
+        cost, wanted = results(own)["cost"], results(folder)["cost"]
+        assert cost["parameters"] == wanted["parameters"]
+        if costs:
+            assert cost["flops_per_step"] == pytest.approx(wanted["flops_per_step"], rel=0.01)
+            assert cost["device"] == f"{wanted['device']}, shared by {len(alone)} seeds"
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +63,27 @@ def test_each_seed_is_the_run_that_it_is_alone_on_two_devices_too(single, tmp_pa
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         out, _ = run(*CODA, "--config.seeds=(3,0)", "--workdir", together, **flags)
         assert out.count("report: ") == 2 and "±" in out
-        assert_are_the_single_runs(together, single)
+        assert_are_the_single_runs(together, single, costs=devices == 1)
     out, _ = run(*CODA, "--config.seeds=(3,0)", "--workdir", tmp_path / "1", "--mode", "eval", "--task", 0)
     assert "student, seed 0, after task 0" in out and "equal to the run's accuracy matrix" in out
     assert report.main([str(tmp_path / "1")]) == 0
     shown = capsys.readouterr().out
     last = [matrices(folder)["student"][-1] for folder in single.values()]
     assert f"{np.mean(last):.2f} ± {np.std(np.mean(last, axis=1), ddof=1):.2f}" in shown
+
+
+def test_prompts_drawn_at_the_start_are_those_of_the_single_runs(tmp_path):
+    alone = {seed: tmp_path / f"alone{seed}" for seed in (0, 3)}
+    for seed, folder in alone.items():
+        run(*L2P, f"--config.seed={seed}", "--workdir", folder)
+    run(*L2P, "--config.seeds=(0,3)", "--workdir", tmp_path / "both")
+    assert_are_the_single_runs(tmp_path / "both", alone)
+    assert matrices(alone[0]) != matrices(alone[3])
+    _, err = run(*L2P, "--config.seeds=(3,0)", "--workdir", tmp_path / "both", expect=2)
+    assert "holds a run of another config (seeds: [0, 3] -> [3, 0])" in err
+    for folder in (tmp_path / "both", tmp_path / "both" / "seed_0"):
+        _, err = run(*L2P, f"--config.cdl.teachers=('{folder}',)", "--workdir", tmp_path / "taught", expect=2)
+        assert f"the teacher's folder {folder} is of a run of several seeds" in err
 
 
 def test_killed_and_started_again_all_seeds_end_as_they_would_have(single, tmp_path):
