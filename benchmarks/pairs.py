@@ -2,7 +2,7 @@
 
     python -m benchmarks.pairs [--out FILE.json]
 
-For each pair the first task is learnt whole: teacher phase, student phase, evaluation. Compilation is told apart. What
+For each pair the first task is learnt whole: teacher phase, student phase, evaluation. Compilation is left out. What
 cannot be combined says why.
 """
 
@@ -22,7 +22,7 @@ from configs import quickstart
 
 
 def measure(learner: str, scheme: str) -> dict:
-    """Seconds that the parts of the first task take: `compile`, each phase by its name, `evaluation`, and their sum.
+    """Seconds that the parts of the first task take, without compilation: each phase by its name, and `evaluation`.
 
     Raises:
       UserError: the two cannot be combined.
@@ -34,11 +34,9 @@ def measure(learner: str, scheme: str) -> dict:
     live, frozen = program.initial_variables()
     place = trainer.position(task)
     live = jax.block_until_ready(program.start_task(live, frozen, place))
-    state, seconds = program.task_state(live, frozen), {"compile": 0.0}
+    state, seconds = program.task_state(live, frozen), {}
     for index, phase in enumerate(program.method.phases):
-        start = time.perf_counter()
         step = program.train_step(index, state, frozen)
-        seconds["compile"] += time.perf_counter() - start
         start = time.perf_counter()
         items, steps, _ = program.train_batches(task, phase, 0, 0, 0)
         for number, item in enumerate(items):
@@ -60,7 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")
     out, found = parser.parse_args().out, {}
-    print("| learner | scheme | compile, s | teacher, s | student, s | evaluation, s |\n|---|---|---|---|---|---|")
+    print("| learner | scheme | teacher, s | student, s | evaluation, s |\n|---|---|---|---|---|")
     for learner in names.available("models.prompts"):
         for scheme in names.available("distill"):
             try:
@@ -69,9 +67,9 @@ def main():
                 print(f"{learner} with {scheme}: {error}", file=sys.stderr)
                 continue
             found[f"{learner}/{scheme}"] = seconds
-            parts = [seconds.get(name) for name in ("compile", "teacher", "student", "evaluation")]
+            parts = [seconds.get(name) for name in ("teacher", "student", "evaluation")]
             if "both" in seconds:  # teacher and student on each batch
-                parts[1:3] = ["with the student's", seconds["both"]]
+                parts[:2] = ["with the student's", seconds["both"]]
             cells = ["-" if part is None else part if isinstance(part, str) else f"{part:.2f}" for part in parts]
             print(f"| {learner} | {scheme} | {' | '.join(cells)} |", flush=True)
     if out:
