@@ -23,10 +23,10 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_are_the_single_runs(together, alone, costs=True):
+def assert_are_the_single_runs(together, alone, costs=True, weights_within=1e-4):
     """`alone`: seed -> folder, in the order of the program's seeds. `costs`: whether these must be alike too.
 
-    Weights are compared less closely than losses: Adam makes whole steps of gradients that are rounding alone.
+    CODA's weights are compared less closely than losses: Adam makes whole steps of gradients that are rounding alone.
     """
     weights = last_weights(together, 1)
     for index, (seed, folder) in enumerate(alone.items()):
@@ -34,7 +34,8 @@ def assert_are_the_single_runs(together, alone, costs=True):
         assert matrices(own) == matrices(folder)
         for name, wanted in last_weights(folder, 1).items():
             assert weights[name].shape == (len(alone), *wanted.shape)
-            assert np.abs(weights[name][index] - wanted).max(initial=0) < 1e-4 * max(1, np.abs(wanted).max()), name
+            apart = np.abs(weights[name][index] - wanted).max(initial=0)
+            assert apart < weights_within * max(1, np.abs(wanted).max()), name
         ours, theirs = lines(own), lines(folder)
         assert len(ours) == len(theirs)
         for line, wanted in zip(ours, theirs, strict=True):
@@ -77,7 +78,7 @@ def test_prompts_drawn_at_the_start_are_those_of_the_single_runs(tmp_path):
     for seed, folder in alone.items():
         run(*L2P, f"--config.seed={seed}", "--workdir", folder)
     run(*L2P, "--config.seeds=(0,3)", "--workdir", tmp_path / "both")
-    assert_are_the_single_runs(tmp_path / "both", alone)
+    assert_are_the_single_runs(tmp_path / "both", alone, weights_within=1e-5)
     assert matrices(alone[0]) != matrices(alone[3])
     _, err = run(*L2P, "--config.seeds=(3,0)", "--workdir", tmp_path / "both", expect=2)
     assert "holds a run of another config (seeds: [0, 3] -> [3, 0])" in err
