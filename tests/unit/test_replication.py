@@ -198,6 +198,6 @@ def test_configs_are_compared_whole():
     told = {line.split(":")[0] for line in replication.differences(config, kept, cdl)}
     assert {key for key in config if key not in told} == {
         "seed", "checkpoint.every_steps", "log.every_steps", "log.tensorboard", "devices", "workers", "data.path",
-        "data.class_order_seed", "eval.batch_size", "eval.forward_transfer", "resident_limit_mb", "teacher.remat",
-        "student.remat", "teacher.weights", "student.weights",
+        "data.class_order_seed", "eval.batch_size", "eval.every_epochs", "eval.forward_transfer", "peer_devices",
+        "resident_limit_mb", "seeds", "student.remat", "student.weights", "teacher.remat", "teacher.weights",
     }  # fmt: skip
