@@ -112,7 +112,7 @@ def _predictions(program, live, frozen, tasks):
 
     def of(probe):
         changed = SimpleNamespace(predict=lambda *at: (probe.predict(*at), {}), image_size=method.image_size)
-        step = trainer.evaluation_step(changed, program.test_source, program.config.augment, program.info.task_sizes)
+        step = trainer.evaluation_step(changed, program.test_source, program.config.augment, program.info)
         return program.evaluate(live, frozen, tasks, place, jax.jit(step))[0][0]
 
     unchanged = program.evaluate(live, frozen, tasks, place)[0][0]

@@ -7,7 +7,7 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import names, quality, sharding, trainer
-from cdl_jax.data import batches, stream
+from cdl_jax.data import batches, plan, stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 
@@ -36,15 +36,13 @@ class Program:
             )
         if config.seeds and config.peer_devices > 1:
             raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
-        size = config.train.batch_size
-        sharding.check_batch(self.mesh, size, "train.batch_size")
+        sharding.check_batch(self.mesh, config.train.batch_size, "train.batch_size")
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
-        smallest = min(data.tasks, key=lambda task: len(task.train))
-        if len(smallest.train) < size and not all(phase.plain for phase in self.method.phases):
-            raise UserError(
-                f"config.train.batch_size={size} is larger than the {len(smallest.train)} training images of task "
-                f"{smallest.index}: choose a smaller batch"
-            )
+        streams, public = getattr(self.method, "streams", ()), getattr(self.method, "public", 0)
+        self.plan = plan.make(data, config.train.batch_size, streams, public)
+        for phase in self.method.phases:
+            self.plan.check(phase)
+            sharding.check_batch(self.mesh, self.plan.pictures(phase), "train.batch_size, and what joins it:")
 
     def place_data(self) -> None:
         """Puts the pictures where the steps read them and builds the steps."""
@@ -52,13 +50,14 @@ class Program:
         options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
         self.train_source = batches.place(self.stream.train, self.mesh, options, method.image_size)
         self.test_source = batches.place(self.stream.test, self.mesh, options, method.image_size)
-        if config.seeds and self.train_source.cropped:
+        if self.train_source.cropped and (config.seeds or self.plan.several):
+            several = "config.seeds" if config.seeds else f"method {config.method!r}, of several learners,"
             raise UserError(
-                "config.seeds needs training pictures that live on the device: raise config.resident_limit_mb, or run "
-                "the seeds one by one"
+                f"{several} needs training pictures that live on the device: raise config.resident_limit_mb"
+                + (", or run the seeds one by one" if config.seeds else "")
             )
         self._compiled, self._abstract = {}, None
-        evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info.task_sizes)
+        evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
         self.evaluation_step = jax.jit(self._each_seed(evaluation, 0, None, None, None, None))
         self.prediction_step = jax.jit(trainer.prediction_step(method, self.test_source, config.augment))
         start, end = (trainer.between_tasks(method, change) for change in (method.start_task, method.end_task))
@@ -159,43 +158,41 @@ class Program:
         return self._each_seed(step, 0, None, None, item, None, 0)
 
     def _example(self, index):
-        plain = self.method.phases[index].plain
-        item = self.train_source.example(self.config.train.batch_size, plain)
-        if self.config.seeds and not plain:  # their axis comes last, for the first is spread over the devices
-            item = jax.tree.map(lambda x: x.update(shape=(*x.shape, len(self.seeds))), item)
+        phase = self.method.phases[index]
+        item = self.train_source.example(self.plan.pictures(phase), phase.plain)
+        axes = (len(self.plan.train),) if self.plan.several else ()
+        axes += (len(self.seeds),) if self.config.seeds and not phase.plain else ()
+        # These axes come last, for the first is spread over the devices.
+        item = jax.tree.map(lambda x: x.update(shape=(*x.shape, *axes)), item)
         return self.train_source.data, item, trainer.position(self.stream.tasks[0]), self.seed
 
-    def epochs(self, phase) -> int:
+    def epochs(self, task, phase) -> int:
         """Epochs of a phase in each of a task's rounds."""
-        return phase.epochs // getattr(self.method, "rounds", 1)
+        return phase.epochs_of(task.index) // getattr(self.method, "rounds", 1)
 
     def steps(self, task, phase) -> int:
-        """Batches of an epoch: all pictures of the task in a plain phase, else what fills batches."""
-        size = self.config.train.batch_size
-        return -(-len(task.train) // size) if phase.plain else len(task.train) // size
+        """Batches of an epoch."""
+        return self.plan.steps(task.index, phase)
 
     def train_batches(self, task, phase, round: int, epoch: int, step: int):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over."""
         size, place, count = self.config.train.batch_size, (task.index, phase.order), len(task.train)
-        steps = self.steps(task, phase)
+        steps, epochs = self.steps(task, phase), self.epochs(task, phase)
         done = epoch * steps + step
         if phase.plain:
             order, weight = batches.evaluation_order(count, size)
-            rows, weight = (np.tile(x, (self.epochs(phase), 1))[done:] for x in (task.train[order], weight))
+            rows, weight = (np.tile(x, (epochs, 1))[done:] for x in (task.train[order], weight))
             return self.train_source.test_batches(rows, weight), steps, done
-        epochs = range(round * self.epochs(phase), (round + 1) * self.epochs(phase))
-        orders = [
-            np.concatenate([batches.epoch_order(count, size, seed=seed, purpose=(*place, e)) for e in epochs])
-            for seed in self.seeds
-        ]
-        rows = task.train[np.stack(orders, axis=-1) if self.config.seeds else orders[0]]
+        epochs = range(round * epochs, (round + 1) * epochs)
+        orders = [self.plan.order(task.index, phase, epochs, seed) for seed in self.seeds]
+        rows = np.stack(orders, axis=-1) if self.config.seeds else orders[0]
         return self.train_source.train_batches(rows, done, (self.seeds[0], *place)), steps, done
 
     def evaluate(self, live, frozen, tasks, place, step=None):
         """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures, `quality.ratios`.
 
         Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
-        the method's, averaged over the pictures, and each network's accuracy as the mean over batches, which counts the
+        the method's, averaged over the pictures (of all tasks, where learners have streams of their own), and each network's accuracy as the mean over batches, which counts the
         pictures of an incomplete last batch for more: so do some published programs.
 
         Args:
@@ -203,7 +200,8 @@ class Program:
           step: a compiled step in place of the method's own (see `trainer.evaluation_step`).
         """
         step = step or self.evaluation_step
-        rows = np.concatenate([task.test for task in tasks])
+        whole = self.stream.tasks if self.plan.several else tasks  # what is seen differs between learners
+        rows = np.concatenate([task.test for task in whole])
         order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         with self._named_axes():
@@ -230,8 +228,8 @@ def _summed(parts, tasks):
     for network in sums:
         of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
         measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
-    accuracy = {network: (100 * s["correct"][asked] / images[asked]).tolist() for network, s in sums.items()}
-    own = ("correct", "calibration")
+    accuracy = {network: (100 * s["correct"] / s["images"].clip(1))[asked].tolist() for network, s in sums.items()}
+    own = ("correct", "calibration", "images")
     counts = {
         network: {name: value[asked].tolist() for name, value in s.items() if name not in own}
         for network, s in sums.items()

@@ -87,7 +87,6 @@ def read(folder: Path) -> dict | None:
 def collect(program, record: Record, seed: int) -> dict:
     """The content of results.json, all of it derived from `record` and from what the config fixes."""
     stream, config = program.stream, program.config
-    test_counts = [len(task.test) for task in stream.tasks]
     networks = {}
     for network in filter(record.accuracy.get, program.method.networks):
         rows = record.accuracy[network]
@@ -100,7 +99,7 @@ def collect(program, record: Record, seed: int) -> dict:
             "ece_matrix": ece,
             "ece_seen": ece_seen,
             "metrics": {
-                **metrics.named_metrics(rows, test_counts, before, at_start),
+                **metrics.named_metrics(rows, test_counts(program, network), before, at_start),
                 **metrics.calibration_metrics(ece, ece_seen),
             },
             "selection": record.selection.get(network, {}),
@@ -122,6 +121,7 @@ def collect(program, record: Record, seed: int) -> dict:
                 for task in stream.tasks
             ],
         },
+        "streams": [list(order) for order in getattr(program.method, "streams", ())],
         "networks": networks,
         "headline": headline(program.method),
         "measures": record.measures,
@@ -141,6 +141,13 @@ def collect(program, record: Record, seed: int) -> dict:
         "versions": workdir.versions(),
         "command": workdir.command(),
     }
+
+
+def test_counts(program, network: str) -> list[int]:
+    """How many test images each task has, in the stream by which the network is evaluated."""
+    index = getattr(program.method, "follows", {}).get(network)
+    own = [task.test for task in program.stream.tasks] if index is None else program.plan.test[index]
+    return [len(rows) for rows in own]
 
 
 def headline(method) -> list[str]:

@@ -145,7 +145,8 @@ class _Training:
         phases = len(program.method.phases)
         for turn in range(record.round * phases + record.phase, getattr(program.method, "rounds", 1) * phases):
             record.round, record.phase = divmod(turn, phases)
-            state = self._train_phase(task, record.phase, state)
+            if program.epochs(task, program.method.phases[record.phase]):
+                state = self._train_phase(task, record.phase, state)
             record.epoch, record.step_in_epoch = 0, 0
         self.live = program.end_task(state.live, self.frozen, place)
         scalars = []
@@ -194,7 +195,7 @@ class _Training:
     def _train_phase(self, task, index, state):
         """The state after the rest of the phase's epochs in this round."""
         program, record, phase = self.program, self.record, self.program.method.phases[index]
-        config, epochs = program.config, program.epochs(phase)
+        config, epochs = program.config, program.epochs(task, phase)
         start = time.perf_counter()
         step = program.train_step(index, state, self.frozen)
         flops = program.flops(index)
@@ -234,7 +235,7 @@ class _Training:
         record.add_seconds(phase.name, now - start)
         if first is not None:
             images, seconds = record.timed.get(phase.name, (0, 0.0))
-            images += (steps * epochs - first[0] - 1) * config.train.batch_size * len(program.seeds)
+            images += (steps * epochs - first[0] - 1) * config.train.batch_size * len(program.seeds) * len(program.plan.train)
             record.timed[phase.name] = (images, seconds + now - first[1])
         return state
 
@@ -288,7 +289,7 @@ class _Training:
     def _progress(self):
         """A bar with rate and time left over all steps of the run; nothing where the output is no terminal."""
         phases, tasks = self.program.method.phases, self.program.stream.tasks
-        total = sum(self.program.steps(task, phase) * phase.epochs for phase in phases for task in tasks)
+        total = sum(self.program.steps(t, phase) * phase.epochs_of(t.index) for phase in phases for t in tasks)
         return tqdm(total=total, initial=self.record.step, unit="step", disable=None if self.primary else True)
 
     def _on_signal(self, number, frame):

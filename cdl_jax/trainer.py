@@ -1,6 +1,6 @@
 """The compiled steps of training and evaluation. Knows no method by name."""
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -81,7 +81,7 @@ def train_step(method, index, source, augmentation):
             images = _prepared(
                 source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size)
             )
-        batch = {"images": images, "labels": labels}
+        batch = _batch(images, labels, phase.public)
         context = Context(**position, key=key_at(seed, _LOSS, index, *place), weight=item.get("weight"))
         live, opt, metrics = state.live, [], {"steps": jnp.ones(())}
         for update, opt_state in zip(phase.updates, state.opt[index], strict=True):
@@ -105,6 +105,18 @@ def train_step(method, index, source, augmentation):
     return step
 
 
+def _batch(images, labels, public):
+    """The batch of a step; behind the pictures may lie `public` ones, and behind each picture an axis of learners."""
+    if labels.ndim == 2:
+        images, labels = jnp.moveaxis(images, 1, 0), labels.T
+    if not public:
+        return {"images": images, "labels": labels}
+    of_first = (0,) * (labels.ndim - 1)
+    return {"images": images[..., :-public, :, :, :], "labels": labels[..., :-public]} | {
+        "public": images[(*of_first, slice(-public, None))]
+    }
+
+
 def _put(values, index, value):
     return (*values[:index], value, *values[index + 1 :])
 
@@ -120,43 +132,59 @@ def prediction_step(method, source, augmentation):
     return step
 
 
-def evaluation_step(method, source, augmentation, task_sizes):
+def evaluation_step(method, source, augmentation, info):
     """The evaluation of a batch, to be compiled: `(live, frozen, data, item, position) -> sums`.
 
-    item: beside the pictures `weight` float32 `[batch]`, 0 for padding. sums: `{network: {"correct": [tasks],
+    item: beside the pictures `weight` float32 `[batch]`, 0 for padding. sums: `{network: {"images": [tasks], "correct":
+    [tasks],
     "calibration": [tasks, 15, 3], <count>: [tasks, n]}}`, `{"pairs": {"<teacher>/<student>": {"agreement": [tasks],
     "kl": [tasks]}}}`, `{"images": [tasks]}` and `{"measures": {name: [tasks]}}`, by the task that a picture belongs to.
     Predictions are over all classes seen, without task identity.
     """
-    num_classes, num_tasks = sum(task_sizes), len(task_sizes)
-    task_of_class = np.repeat(np.arange(num_tasks), task_sizes)
+    num_classes, num_tasks = info.num_classes, info.num_tasks
+    task_of_rank = np.repeat(np.arange(num_tasks), info.task_sizes)
 
     def step(live, frozen, data, item, position):
         images, labels = source.read(data, item)
         images = _tested(source, images, augmentation, method)
         context = Context(**position, key=jax.random.key(0), weight=item["weight"])
         logits, counts = method.predict(join(frozen, live), images, context)
-        seen = context.seen(num_classes)
-        task = jnp.asarray(task_of_class)[labels]
 
-        def by_task(values):
+        def by_task(values, rank=None):
             weight = item["weight"].reshape(-1, *[1] * (values.ndim - 1))
+            task = jnp.asarray(task_of_rank if rank is None else task_of_rank[rank])[labels]
             return jax.ops.segment_sum(values * weight, task, num_tasks)
 
         measures = method.measures(logits, labels, context) if hasattr(method, "measures") else {}
         sums = {"images": by_task(jnp.ones(labels.shape)), "measures": jax.tree.map(by_task, measures)}
         for network, values in logits.items():
-            predicted = mask_classes(values, seen).argmax(axis=-1)
-            sums[network] = {"correct": by_task((predicted == labels).astype(jnp.float32))}
-            sums[network] |= jax.tree.map(by_task, quality.of_network(values, labels, seen))
-            sums[network] |= {name: by_task(count) for name, count in counts.get(network, {}).items()}
+            rank = own_rank(method, network)
+            named = allowed(method, context, num_classes, rank)
+            own = {"images": jnp.ones(labels.shape)}
+            own["correct"] = (mask_classes(values, named).argmax(axis=-1) == labels).astype(jnp.float32)
+            own |= {**quality.of_network(values, labels, named), **counts.get(network, {})}
+            sums[network] = jax.tree.map(partial(by_task, rank=rank), own)
         pairs = {
-            f"{teacher}/{student}": quality.of_pair(logits[teacher], logits[student], seen)
+            f"{teacher}/{student}": quality.of_pair(logits[teacher], logits[student], context.seen(num_classes))
             for teacher, student in getattr(method, "pairs", ())
         }
         return {**sums, "pairs": jax.tree.map(by_task, pairs)}
 
     return step
+
+
+def own_rank(method, network):
+    """int `[classes]`: at which place each label comes in the stream of the learner whose network it is, or None."""
+    index = getattr(method, "follows", {}).get(network)
+    return None if index is None else np.argsort(method.streams[index])
+
+
+def allowed(method, context, num_classes, rank=None):
+    """bool `[classes]`: what predictions may name, for a network whose learner meets the labels at the places `rank`."""
+    if getattr(method, "predict_over", "seen") == "all":
+        return jnp.ones(num_classes, bool)
+    seen = context.seen(num_classes)
+    return seen if rank is None else seen[rank]
 
 
 def _tested(source, images, augmentation, method):
@@ -165,7 +193,10 @@ def _tested(source, images, augmentation, method):
 
 def _prepared(source, images, augmentation, transform):
     """Pictures as the networks take them; a source that has cropped them on the host leaves only the normalisation."""
-    return augment.normalize(images, augmentation) if source.cropped else transform(images)
+    if source.cropped:
+        return augment.normalize(images, augmentation)
+    flat = transform(images.reshape(-1, *images.shape[-3:]))  # behind the axis of pictures there may be one of learners
+    return flat.reshape(*images.shape[:-3], *flat.shape[-3:])
 
 
 def between_tasks(method, change):

@@ -64,11 +64,28 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Pictures of earlier tasks that join every batch.
+
+    capacity: how many are remembered in all. batch: how many join a batch, behind the task's own pictures.
+    balance: what the capacity is shared out among, "experience" (the tasks learnt) or "class" (see `data.replay`).
+    """
+
+    capacity: int
+    batch: int
+    balance: str = "experience"
+
+
+@dataclass(frozen=True)
 class Phase:
     """`epochs` passes over a task's data; each batch goes through `updates` in order, inside one compiled step.
 
     Phases with the same `order` see the same batches with the same augmentation. A `plain` phase sees every picture
     once an epoch, in order and as it would be tested; its last batch is filled up, as `context.weight` tells.
+
+    tasks: which tasks go through it: "all", the "first" alone, or all "later" ones.
+    replay: what is remembered; only of a phase for later tasks, for at the first there is nothing to remember.
+    public: how many pictures of the method's `public` ones each step brings as `batch["public"]`.
     """
 
     name: str
@@ -76,6 +93,14 @@ class Phase:
     updates: tuple[Update, ...]
     order: int = 0
     plain: bool = False
+    tasks: str = "all"
+    replay: Replay | None = None
+    public: int = 0
+
+    def epochs_of(self, task: int) -> int:
+        """Passes over the data of the task of this index."""
+        skipped = {"all": False, "first": task > 0, "later": task == 0}[self.tasks]
+        return 0 if skipped else self.epochs
 
 
 @dataclass(frozen=True)
@@ -105,6 +130,11 @@ class Method(Protocol):
     given: the networks among those evaluated that this run does not train.
     pairs: (teacher, student) of those evaluated: evaluation tells how alike they predict.
     spreadable: how many whole networks learn together, over which a mesh's axis "peer" may be laid.
+    streams: where several learners have a stream each, for every learner the labels in the order in which it meets
+      them. The batch of a step then has an axis of learners in front of that of pictures. Else empty.
+    follows: network -> the index in `streams` of the one by whose tasks it is evaluated; others follow the run's.
+    predict_over: the classes that predictions may name, those "seen" so far, or "all".
+    public: how many training pictures, drawn for the whole run, all learners see, without labels.
     headline: networks whose mean accuracy chooses the best epoch; the last of `networks` where there is no such name.
 
     Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells
@@ -118,6 +148,9 @@ class Method(Protocol):
     rounds: int = 1
     given: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
+    streams: tuple[tuple[int, ...], ...] = ()
+    predict_over: str = "seen"
+    public: int = 0
 
     def init(self, key: jax.Array) -> Variables:
         """Fresh variables, with random weights everywhere."""

@@ -11,6 +11,7 @@ import pytest
 from cdl_jax import quality, trainer
 from cdl_jax.data import augment, batches
 from cdl_jax.data.stream import Task
+from cdl_jax.methods.base import StreamInfo
 from cdl_jax.program import Program
 
 RNG = np.random.default_rng(3)
@@ -92,7 +93,8 @@ def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
         config=SimpleNamespace(eval=SimpleNamespace(batch_size=batch_size), seeds=()),
         test_source=Source,
         _named_axes=nullcontext,
-        evaluation_step=jax.jit(trainer.evaluation_step(method, Source, unit, SIZES)),
+        plan=SimpleNamespace(several=False),
+        evaluation_step=jax.jit(trainer.evaluation_step(method, Source, unit, StreamInfo(sum(SIZES), SIZES))),
     )
     tasks = [
         Task(t, (2 * t, 2 * t + 1), 2 * t, np.arange(0), np.flatnonzero(LABELS // 2 == t)) for t in range(seen_tasks)

@@ -10,7 +10,7 @@ import pytest
 from cdl_jax import optim, trainer
 from cdl_jax.data import augment
 from cdl_jax.data.stream import Task
-from cdl_jax.methods.base import Outcome, Phase, Update
+from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
 
 TREE = {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 3}, "none": {}}
 
@@ -144,7 +144,7 @@ def test_evaluation_counts_by_task_over_the_classes_seen_without_padding():
         return {"net": logits}, {"net": {"layer_0": jnp.ones((len(images), 2), jnp.int32) * jnp.array([1, 2])}}
 
     method = SimpleNamespace(predict=predict, image_size=1)
-    step = jax.jit(trainer.evaluation_step(method, Source, augment.OPTIONS, (2, 2)))
+    step = jax.jit(trainer.evaluation_step(method, Source, augment.OPTIONS, StreamInfo(4, (2, 2))))
     item = {"rows": jnp.array([0, 1, 3, 3, 3]), "weight": jnp.array([1.0, 1, 1, 1, 0])}
     both = step({}, {"top": jnp.float32(2)}, Source.data, item, trainer.position(TASK))
     np.testing.assert_array_equal(both["images"], [2, 2])

@@ -1,0 +1,122 @@
+"""Which training pictures each step of a run sees: a pure function of stream, config and seed, so nothing is saved.
+
+Where several learners have a stream each, all share one set of pictures and differ in the order in which they meet its
+classes; row orders then have an axis of learners.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdl_jax.data import batches, replay
+from cdl_jax.data.stream import Stream
+from cdl_jax.errors import UserError
+
+# What a draw is for, where a task's and a phase's number do not tell it: above any number of a learner.
+_MEMORY, _PUBLIC = 1_000_000, 1_000_001
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The batches of a run.
+
+    train: for each learner the rows of the training split that each of its tasks has, int32.
+    test: likewise of the test split.
+    several: whether there are learners with streams of their own.
+    batch_size: of a task's own pictures.
+    public: rows that all learners may see without labels.
+    """
+
+    stream: Stream
+    train: tuple[tuple[np.ndarray, ...], ...]
+    test: tuple[tuple[np.ndarray, ...], ...]
+    several: bool
+    batch_size: int
+    public: int = 0
+
+    def pictures(self, phase) -> int:
+        """How many pictures a learner sees in a step of the phase: a batch, and what joins it."""
+        return self.batch_size + (phase.replay.batch if phase.replay else 0) + phase.public
+
+    def check(self, phase) -> None:
+        """Raises UserError where a phase's batches cannot be filled."""
+        count, task = min((len(rows), task) for tasks in self.train for task, rows in enumerate(tasks))
+        if count < self.batch_size and not phase.plain:
+            raise UserError(
+                f"config.train.batch_size={self.batch_size} is larger than the {count} training images of task {task}: "
+                "choose a smaller batch"
+            )
+
+    def steps(self, task: int, phase) -> int:
+        """Batches of an epoch: all pictures of the task in a plain phase, else as many as every learner can fill."""
+        count = min(len(tasks[task]) for tasks in self.train)
+        return -(-count // self.batch_size) if phase.plain else count // self.batch_size
+
+    def order(self, task: int, phase, epochs: range, seed: int) -> np.ndarray:
+        """Rows of the phase's steps, int32 `[steps, pictures]`; `[steps, pictures, learners]` where there are several.
+
+        The first `batch_size` of a step are the task's own, then come those remembered, then the public ones, which are
+        the same for all learners.
+        """
+        if not self.several:
+            return self._of_learner(0, task, phase, epochs, seed, (task, phase.order))
+        learners = range(len(self.train))
+        orders = [self._of_learner(i, task, phase, epochs, seed, (task, phase.order, i)) for i in learners]
+        return np.stack(orders, axis=-1)
+
+    def _of_learner(self, learner, task, phase, epochs, seed, place):
+        *earlier, own = self.train[learner][: task + 1]
+        steps = self.steps(task, phase)
+        orders = [
+            batches.epoch_order(len(own), self.batch_size, seed=seed, purpose=(*place[:2], e, *place[2:]))[:steps]
+            for e in epochs
+        ]
+        joined = [own[np.concatenate(orders)]]
+        if phase.replay:
+            kept = self.remembered(learner, task, phase.replay, seed)
+            purpose = (*place, epochs.start, _MEMORY)
+            joined.append(replay.memory_order(kept, len(joined[0]), phase.replay.batch, seed=seed, purpose=purpose))
+        if phase.public:
+            purpose = (task, phase.order, epochs.start, _PUBLIC)
+            joined.append(
+                replay.memory_order(self.public_rows(seed), len(joined[0]), phase.public, seed=seed, purpose=purpose)
+            )
+        return np.concatenate(joined, axis=1)
+
+    def remembered(self, learner: int, task: int, options, seed: int) -> np.ndarray:
+        """Rows of earlier tasks that a learner has in its memory while it learns a task."""
+        kept = replay.memory_rows(
+            self.train[learner][:task],
+            options.capacity,
+            seed=seed,
+            learner=learner,
+            labels=self.stream.train.labels if options.balance == "class" else None,
+        )
+        return np.concatenate(kept)
+
+    def public_rows(self, seed: int) -> np.ndarray:
+        """Rows of the pictures that all learners may see without labels, drawn from the whole training split."""
+        count = len(self.stream.train)
+        return batches.epoch_order(count, min(self.public, count), seed=seed, purpose=(_PUBLIC,))[0]
+
+
+def make(stream: Stream, batch_size: int, streams: Sequence[Sequence[int]] = (), public: int = 0) -> Plan:
+    """The plan of a stream, or of several learners' own.
+
+    Args:
+      streams: for each learner, all labels of the stream in the order in which it meets them; tasks are as large as
+        those of the stream.
+    """
+
+    def dealt(labels, order):
+        rank = np.argsort(order)[labels]
+        bounds = [(task.first, task.end) for task in stream.tasks]
+        return tuple(np.flatnonzero((rank >= first) & (rank < end)).astype(np.int32) for first, end in bounds)
+
+    if not streams:
+        train, test = ((tuple(getattr(task, part) for task in stream.tasks),) for part in ("train", "test"))
+    else:
+        train = tuple(dealt(stream.train.labels, order) for order in streams)
+        test = tuple(dealt(stream.test.labels, order) for order in streams)
+    return Plan(stream, train, test, bool(streams), batch_size, public)
