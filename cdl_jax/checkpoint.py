@@ -6,6 +6,7 @@ checkpoints/latest/<n>/    the whole training state after step n of the run; onl
 """
 
 import logging
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -22,16 +23,24 @@ class Checkpoints:
         """`read_only` leaves alone what another process may be writing just now."""
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every option that it adjusts
         root = (workdir / "checkpoints").absolute()
-        self._frozen_path = root / "frozen"
-        self._tasks = _manager(root / "tasks", None, read_only)
-        self._latest = _manager(root / "latest", 1, read_only)
+        self._frozen_path, self._tasks_path, self._latest_path = (root / part for part in ("frozen", "tasks", "latest"))
+        self._read_only = read_only
+
+    # Opened when first used: a mistake found before anything was saved then meets no thread of Orbax's on its way out.
+    @cached_property
+    def _tasks(self):
+        return _manager(self._tasks_path, None, self._read_only)
+
+    @cached_property
+    def _latest(self):
+        return _manager(self._latest_path, 1, self._read_only)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._tasks.close()
-        self._latest.close()
+        for opened in {"_tasks", "_latest"} & vars(self).keys():
+            getattr(self, opened).close()
 
     def save_frozen(self, frozen) -> None:
         """Saves what never changes, once; returns when it is on disk. Without leaves there is nothing to save."""
@@ -67,11 +76,11 @@ class Checkpoints:
 
     def finished_tasks(self) -> list[int]:
         """Tasks after which a checkpoint exists, ascending."""
-        return sorted(self._tasks.all_steps())
+        return sorted(self._tasks.all_steps()) if self._tasks_path.exists() else []
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint within a task, None where there is none."""
-        return self._latest.latest_step()
+        return self._latest.latest_step() if self._latest_path.exists() else None
 
     def task_record(self, task: int) -> dict:
         """The run's record that was saved with a task.
@@ -81,7 +90,7 @@ class Checkpoints:
         """
         if task not in self.finished_tasks():
             known = ", ".join(map(str, self.finished_tasks())) or "none"
-            raise UserError(f"no checkpoint after task {task} in {self._tasks.directory} (there are: {known})")
+            raise UserError(f"no checkpoint after task {task} in {self._tasks_path} (there are: {known})")
         return self._record(self._tasks, task)
 
     def latest_record(self) -> dict:

@@ -16,6 +16,8 @@ from cdl_jax.models import weights
 from cdl_jax.program import Program
 from cdl_jax.results import Record
 
+_REPORT_EVERY = 60.0  # seconds between the reports of a run that is not finished
+
 
 def train(program: Program, folder: Path) -> list[dict]:
     """Trains what is not trained yet, and returns the results of each seed (see `results.collect`).
@@ -165,7 +167,8 @@ class _Training:
         self.checkpoints.save_task(task.index, self.live, results.to_json(self.records))
         if self.primary and hasattr(program.method, "export"):
             self._export(jax.device_get(self.live))
-        self._write_results()
+        if record.task < program.stream.num_tasks:
+            self._write_results()
 
     def _export(self, live):
         for index, traces in enumerate(self.traces):
@@ -276,7 +279,7 @@ class _Training:
             traces.log(self.record.step, values, place)
 
     def _write_results(self):
-        """Writes results.json and report.html of each seed anew, and returns what the former hold."""
+        """Writes results.json of each seed anew, and now and then report.html; returns what the former hold."""
         records = results.from_json(results.to_json(self.records))
         contents = [
             results.collect(self.program, record, seed)
@@ -305,6 +308,7 @@ class _Traces:
         self.lines = writers.JsonLines(folder / "metrics.jsonl")
         self.lines.keep(lines)
         self.board = writers.tensorboard_writer(folder / "tensorboard" if tensorboard else None)
+        self.reported = time.monotonic()
 
     def log(self, step, values, place):
         self.lines.write({"step": step, **place, **values})
@@ -312,6 +316,9 @@ class _Traces:
         self.board.write_scalars(step, {phase + name: value for name, value in values.items()})
 
     def write_results(self, content):
+        """Writes results.json anew, and before it report.html, whose plots take seconds: once a minute and at last."""
+        if content["status"] == "finished" or time.monotonic() > self.reported + _REPORT_EVERY:
+            stored = json.loads((self.folder / "config.json").read_text())["config"]
+            report.write_report(self.folder / "report.html", content, self.lines.read(), stored)
+            self.reported = time.monotonic()
         workdir.write(self.folder / "results.json", json.dumps(content, indent=1) + "\n")
-        stored = json.loads((self.folder / "config.json").read_text())["config"]
-        report.write_report(self.folder / "report.html", content, self.lines.read(), stored)
