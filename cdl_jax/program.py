@@ -192,8 +192,9 @@ class Program:
         """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures, `quality.ratios`.
 
         Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
-        the method's, averaged over the pictures (of all tasks, where learners have streams of their own), and each network's accuracy as the mean over batches, which counts the
-        pictures of an incomplete last batch for more: so do some published programs.
+        the method's, averaged over the pictures (of all tasks, where learners have streams of their own), and each
+        network's accuracy as the mean over batches, which counts the pictures of an incomplete last batch for more: so
+        do some published programs.
 
         Args:
           place: the position whose `end` says which classes predictions may name.

@@ -153,7 +153,9 @@ class _Training:
         self.live = program.end_task(state.live, self.frozen, place)
         scalars = []
         found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place)
-        for own, (accuracy, counts, measures, quality) in zip(self.records, found, strict=True):
+        for index, (own, (accuracy, counts, measures, quality)) in enumerate(zip(self.records, found, strict=True)):
+            if hasattr(program.method, "counters"):
+                measures |= program.method.counters(self._of_seed(self.live, index))
             for network, row in accuracy.items():
                 own.accuracy.setdefault(network, []).append(row)
             scalars.append({f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()} | measures)
@@ -172,9 +174,11 @@ class _Training:
 
     def _export(self, live):
         for index, traces in enumerate(self.traces):
-            own = jax.tree.map(lambda x, index=index: x[index], live) if self.program.config.seeds else live
-            for name, network in self.program.method.export(own).items():
+            for name, network in self.program.method.export(self._of_seed(live, index)).items():
                 weights.save(traces.folder / f"{name}.npz", network)
+
+    def _of_seed(self, live, index):
+        return jax.tree.map(lambda x: x[index], live) if self.program.config.seeds else live
 
     def _before_learning(self, task):
         """What forward transfer compares: accuracy on a task that was not learnt yet, over the classes up to it."""
@@ -238,7 +242,9 @@ class _Training:
         record.add_seconds(phase.name, now - start)
         if first is not None:
             images, seconds = record.timed.get(phase.name, (0, 0.0))
-            images += (steps * epochs - first[0] - 1) * config.train.batch_size * len(program.seeds) * len(program.plan.train)
+            images += (
+                (steps * epochs - first[0] - 1) * config.train.batch_size * len(program.seeds) * len(program.plan.train)
+            )
             record.timed[phase.name] = (images, seconds + now - first[1])
         return state
 

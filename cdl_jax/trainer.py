@@ -180,7 +180,7 @@ def own_rank(method, network):
 
 
 def allowed(method, context, num_classes, rank=None):
-    """bool `[classes]`: what predictions may name, for a network whose learner meets the labels at the places `rank`."""
+    """bool `[classes]`: what predictions may name, for a network to which the labels come at the places `rank`."""
     if getattr(method, "predict_over", "seen") == "all":
         return jnp.ones(num_classes, bool)
     seen = context.seen(num_classes)

@@ -76,23 +76,20 @@ class Plan:
         if phase.replay:
             kept = self.remembered(learner, task, phase.replay, seed)
             purpose = (*place, epochs.start, _MEMORY)
-            joined.append(replay.memory_order(kept, len(joined[0]), phase.replay.batch, seed=seed, purpose=purpose))
+            joined.append(replay.memory_order(kept, len(joined[0]), phase.replay.batch, seed, purpose))
         if phase.public:
             purpose = (task, phase.order, epochs.start, _PUBLIC)
-            joined.append(
-                replay.memory_order(self.public_rows(seed), len(joined[0]), phase.public, seed=seed, purpose=purpose)
-            )
+            joined.append(replay.memory_order(self.public_rows(seed), len(joined[0]), phase.public, seed, purpose))
         return np.concatenate(joined, axis=1)
 
     def remembered(self, learner: int, task: int, options, seed: int) -> np.ndarray:
         """Rows of earlier tasks that a learner has in its memory while it learns a task."""
-        kept = replay.memory_rows(
-            self.train[learner][:task],
-            options.capacity,
-            seed=seed,
-            learner=learner,
-            labels=self.stream.train.labels if options.balance == "class" else None,
-        )
+        earlier = self.train[learner][:task]
+        if options.balance == "class":
+            labels = self.stream.train.labels
+            kept = replay.memory_rows_by_class(earlier, labels, options.capacity, seed, learner)
+        else:
+            kept = replay.memory_rows(earlier, options.capacity, seed, learner)
         return np.concatenate(kept)
 
     def public_rows(self, seed: int) -> np.ndarray:

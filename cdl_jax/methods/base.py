@@ -139,7 +139,8 @@ class Method(Protocol):
 
     Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells
     as the teacher of another run, `logits` and what else has a name; `measures(logits, labels, context) -> {name:
-    [batch]}`: what evaluation averages over pictures, from the logits of `predict`; and `probes() -> {name: Probe}`.
+    [batch]}`: what evaluation averages over pictures, from the logits of `predict`; `counters(live) -> {name: number}`:
+    what it has counted until the end of a task; and `probes() -> {name: Probe}`.
     """
 
     networks: tuple[str, ...]

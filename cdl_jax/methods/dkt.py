@@ -1,0 +1,525 @@
+"""Distributed Knowledge Transfer: learners that teach each other while each learns its own stream.
+
+"Knowledge transfer in Distributed Continual Learning Scenarios" (Master thesis, University of Pisa, 2023, and its
+program) has one or two learners; here any number learns at the same time, looped over in one compiled step or spread
+over devices along a mesh's axis "peer". Each has a CL head for the labels of its own task and an ST head that imitates
+others on the very same pictures; with w the weight of `dkt_losses.kd_weight`
+
+    loss_i = CE(cl_i, labels) + w term(st_i, sum_j W_ij cl_j)
+
+At exchanges every learner publishes; between them all hear what was published last, which passes no gradients. Teachers
+may also be finished runs (`dkt.teachers`): a network trained jointly, or a continual learner after the same task.
+
+Variables: `{"learner_0": own, ...}`, `"shared"` (a frozen backbone, or {}), `"published"` (what travelled, with an axis
+of learners in front), `"exchange"` (counters), `"teachers"`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from cdl_jax import names, optim
+from cdl_jax.data import mixing
+from cdl_jax.errors import UserError
+from cdl_jax.losses import mask_classes
+from cdl_jax.methods import dkt_losses, learners, teachers, topology
+from cdl_jax.methods.base import Outcome, Phase, Replay, StreamInfo, Update
+from cdl_jax.models import families, vit
+
+OPTIONS = {
+    **dkt_losses.OPTIONS,
+    "num_learners": 2,
+    "stream_order": "independent",  # of each learner's classes: "same", "independent" or "rotated"
+    "stream_seed": 0,  # of independent orders
+    "copy_init": True,  # all learners start from the same weights
+    "classes": "all",  # what the cross-entropy and predictions span: "all" classes (the authors), or those of the task
+    "topology": "full",  # who hears whom: "full", "ring", "pairs", "star", "none", or a matrix; see methods/topology.py
+    "random_peers": 0,  # hear so many others, drawn anew at each exchange, in place of a topology
+    # What travels. "state": weights, evaluated by those who hear them on their own pictures. "predictions": logits of
+    # public pictures. "weights": weights, of which each learner takes a share over (gossip), without an ST loss.
+    "exchange_mode": "state",
+    "exchange_interval": 1,
+    "exchange_unit": "steps",  # of the interval: "steps", "epochs" or "tasks"
+    "update_order": "simultaneous",  # or "sequential": in each task one learner after the other (the authors)
+    "participation": 1.0,  # probability that a learner takes part in an exchange
+    "joins": (),  # the task with which each learner begins; (): the first
+    "leaves": (),  # the task before which each learner drops out; (): never
+    "gossip_share": 0.5,  # of the others' weights, with exchange_mode="weights"
+    "public": 1000,  # training pictures that all may see without labels, with exchange_mode="predictions"
+    "public_batch": 64,  # of them in each step
+    "teacher_bn": "running",  # statistics of those who are heard: "running", or of the "batch" (the authors)
+    "teachers": (),  # working directories of finished runs that teach all learners
+    "teacher_network": "",  # which network of those runs; "": "teacher" where a run has one, else its last
+    "teacher_checkpoint": "same_task",  # those networks after the same task, or "last": after their whole stream
+    "replay": 2000,  # pictures of earlier tasks that each learner remembers; 0: none
+    "replay_batch": 0,  # of them in each batch; 0: as many as of the task
+    "replay_balance": "experience",  # or "class"
+    "cutmix": 0.0,  # probability that the ramp leads to; 0: no CutMix
+    "cutmix_ramp": "linear",  # or "as_coded": from the third epoch of a task on always (the authors)
+    "cutmix_labels": "mixed",  # or "original" (the authors)
+}
+
+
+def defaults(network="slim_resnet18", learner="cnn") -> dict:
+    """The config sections of this method, for a named network, whole or with the prompts of a learner."""
+    pool = {} if learner == "cnn" else names.load("models.prompts", learner).OPTIONS
+    section = families.variant(network, families.CONVOLUTIONAL) if learner == "cnn" else vit.variant(network)
+    return {"dkt": OPTIONS, "learner": {"name": learner, **pool}, "network": section}
+
+
+@dataclass(frozen=True, eq=False)
+class DKT:
+    """See `methods.base.Method`.
+
+    names: of the learners. streams: see there. matrix: who hears whom.
+    """
+
+    learner: Any
+    names: tuple[str, ...]
+    streams: tuple[tuple[int, ...], ...]
+    matrix: np.ndarray
+    given_teachers: tuple[teachers.Teacher, ...]
+    options: Any
+    info: StreamInfo
+    batch_size: int
+    epochs: int
+    optimizer: optim.Optimizer
+
+    @property
+    def networks(self):
+        heads = ("", "_st", "_both") if self._taught else ("",)
+        together = ("ensemble",) if len(self.names) > 1 else ()
+        return (*(name + head for name in self.names for head in heads), *together)
+
+    @property
+    def headline(self):
+        return self.names
+
+    @property
+    def follows(self):
+        return {name + head: i for i, name in enumerate(self.names) for head in ("", "_st", "_both")}
+
+    @property
+    def predict_over(self):
+        return "all" if self.options.classes == "all" else "seen"
+
+    @property
+    def spreadable(self):
+        return len(self.names) if self.options.update_order == "simultaneous" else 1
+
+    @property
+    def image_size(self):
+        return self.learner.image_size
+
+    @property
+    def public(self):
+        return self.options.public if self.options.exchange_mode == "predictions" else 0
+
+    @property
+    def _taught(self):
+        """Whether ST heads learn anything."""
+        peers = self.options.exchange_mode != "weights" and bool(self.matrix.any())
+        return self.options.st_loss != "none" and (bool(self.given_teachers) or peers)
+
+    @property
+    def _exchanging(self):
+        return bool(self.matrix.any())
+
+    @property
+    def phases(self):
+        groups = [self.names] if self.options.update_order == "simultaneous" else [(name,) for name in self.names]
+        return tuple(phase for group in groups for phase in self._phases(group))
+
+    def _phases(self, group):
+        learn = Update(
+            lambda path: path[0] in group and self.learner.trained(path[1]),
+            self.optimizer,
+            lambda variables, batch, context: self.loss(group, variables, batch, context),
+        )
+        exchanged = Update(lambda path: False, optim.Optimizer(optax.identity(), lambda progress: 0.0), self.exchange)
+        updates = (exchanged, learn) if self._exchanging else (learn,)
+        name, public = "together" if len(group) > 1 else group[0], self.options.public_batch if self.public else 0
+        order = self.names.index(group[0])
+        if not self.options.replay:
+            return (Phase(name, self.epochs, updates, order, public=public),)
+        size = self.options.replay_batch or self.batch_size
+        memory = Replay(self.options.replay, size, self.options.replay_balance)
+        first = Phase(name, self.epochs, updates, order, tasks="first", public=public)
+        return first, Phase(f"{name}_replay", self.epochs, updates, order, tasks="later", replay=memory, public=public)
+
+    def init(self, key):
+        keys = [jax.random.fold_in(key, 0 if self.options.copy_init else i) for i in range(len(self.names))]
+        variables = {name: self.learner.init(k) for name, k in zip(self.names, keys, strict=True)}
+        if shared := self.learner.shared(jax.random.fold_in(key, len(self.names))):
+            variables["shared"] = shared
+        if self.given_teachers:
+            variables["teachers"] = {str(i): teacher.init() for i, teacher in enumerate(self.given_teachers)}
+        if self._exchanging:
+            count = len(self.names)
+            variables["published"] = self._published(variables)
+            variables["exchange"] = {
+                "begun": {unit: jnp.zeros((), jnp.int32) for unit in topology.UNITS},
+                "rounds": jnp.zeros((), jnp.int32),
+                "messages": jnp.zeros((), jnp.int32),
+                "announced": jnp.zeros(count, bool),
+                "matrix": jnp.asarray(self.matrix),
+            }
+        return variables
+
+    def _published(self, variables):
+        """What the learners tell at an exchange, stacked: their weights, or nothing yet of public pictures."""
+        if not self.public:
+            return _stacked([self._travelling(variables[name]) for name in self.names])
+        size, batch = self.image_size, self.options.public_batch
+        images = jnp.zeros((batch, size, size, 3))
+        return {"images": images, "logits": jnp.zeros((len(self.names), batch, self.info.num_classes))}
+
+    def _travelling(self, own):
+        return {part: leaves for part, leaves in own.items() if self.learner.travels(part)}
+
+    def load(self, variables):
+        loaded = dict(variables)
+        if "shared" in variables:
+            loaded["shared"] = self.learner.load(variables["shared"])
+        if self.given_teachers:
+            loaded["teachers"] = {str(i): teacher.load() for i, teacher in enumerate(self.given_teachers)}
+        return loaded
+
+    def frozen(self, path):
+        return path[0] in ("shared", "teachers")
+
+    def start_task(self, variables, context):
+        begun = {n: self.learner.start_task(variables[n], context, jax.random.fold_in(context.key, i))
+                 for i, n in enumerate(self.names)}  # fmt: skip
+        return {**variables, **begun}
+
+    def end_task(self, variables, context):
+        return {**variables, **{name: self.learner.end_task(variables[name], context) for name in self.names}}
+
+    def present(self, task):
+        """bool `[learners]`: who has joined and not left when a task is learnt."""
+        joins, leaves = self.options.joins or (0,) * len(self.names), self.options.leaves
+        here = task >= jnp.array(joins)
+        return here & (task < jnp.array(leaves)) if leaves else here
+
+    def exchange(self, variables, batch, context):
+        """Publishes, if it is time: before the step's update, and by all who take part at once."""
+        options, state, count = self.options, variables["exchange"], len(self.names)
+        begins = {"steps": True, "epochs": context.step == 0, "tasks": (context.step == 0) & (context.epoch == 0)}
+        unit = options.exchange_unit
+        due = begins[unit] & (state["begun"][unit] % options.exchange_interval == 0)
+        present = self.present(context.task)
+        there = jax.random.uniform(jax.random.fold_in(context.key, 1), (count,)) < options.participation
+        tells = due & present & there
+        matrix = self._matrix_now(due, state["matrix"], jax.random.fold_in(context.key, 2))
+        reached = ((matrix > 0) & present[:, None] & tells).sum()
+        new = {
+            "begun": {unit: n + begins[unit] for unit, n in state["begun"].items()},
+            "rounds": state["rounds"] + due,
+            "messages": state["messages"] + reached,
+            "announced": state["announced"] | tells,
+            "matrix": matrix,
+        }
+        changed = {"exchange": new, **self._told(variables, batch, context, due, tells, matrix)}
+        return jnp.zeros(()), Outcome({"messages": reached}, variables=changed)
+
+    def _matrix_now(self, due, matrix, key):
+        """Who hears whom from now on: others only where peers are drawn anew."""
+        count, peers = len(self.names), self.options.random_peers
+        if not peers:
+            return matrix
+        scores = jax.random.uniform(key, (count, count)) - 2 * jnp.eye(count)
+        drawn = jax.nn.one_hot(jax.lax.top_k(scores, peers)[1], count).sum(axis=1) / peers
+        return jnp.where(due, drawn, matrix)
+
+    def _told(self, variables, batch, context, due, tells, matrix):
+        """Partial variables after an exchange."""
+        published = variables["published"]
+        if self.options.exchange_mode == "weights":
+            own = _stacked([self._travelling(variables[name]) for name in self.names])
+            mixed = jax.lax.cond(due, self._gossip, lambda own, *_: own, own, tells, matrix)
+            return {name: jax.tree.map(lambda x, i=i: x[i], mixed) for i, name in enumerate(self.names)}
+        if not self.public:
+            own = _stacked([self._travelling(variables[name]) for name in self.names])
+            return {"published": jax.tree.map(lambda new, old: _where(tells, new, old), own, published)}
+
+        def answer(images):
+            told = [self._heard(variables[name], variables, images, context) for name in self.names]
+            logits = jnp.where(tells[:, None, None], jnp.stack(told), 0.0)
+            return {"images": images, "logits": logits}
+
+        published = jax.lax.cond(due, answer, lambda _: published, batch["public"])
+        return {"published": published}
+
+    def _gossip(self, own, tells, matrix):
+        """Each who takes part moves towards the mean of those whom it hears and who take part as well."""
+        share = matrix * tells
+        heard = share.sum(axis=1)
+        share = self.options.gossip_share * share / jnp.where(heard > 0, heard, 1)[:, None]
+        moves = tells & (heard > 0)
+        keep = jnp.where(moves, 1 - self.options.gossip_share, 1.0)
+
+        def mix(x):
+            mixed = jnp.tensordot(share, x, axes=1) + keep.reshape(-1, *[1] * (x.ndim - 1)) * x
+            return _where(moves, mixed, x)
+
+        return jax.tree.map(lambda x: mix(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, own)
+
+    def loss(self, group, variables, batch, context):
+        """The sum of the learners' losses: none of them depends on another's trained weights."""
+        share = self._shared_arguments(variables, context)
+        own = [variables[name] for name in group]
+        numbers = [self.names.index(name) for name in group]
+        data = [(batch["images"][i], batch["labels"][i]) for i in numbers]
+        ways = jax.sharding.get_abstract_mesh().shape.get("peer", 1) if len(group) > 1 else 1
+        if ways > 1:
+            told = self._spread(ways, own, data, numbers, share, context)
+        else:
+            told = [self._one(v, d, jnp.int32(i), share, context) for v, d, i in zip(own, data, numbers, strict=True)]
+        losses, stats, metrics = zip(*told, strict=True)
+        named = {
+            f"{name}/{what}": value for name, own in zip(group, metrics, strict=True) for what, value in own.items()
+        }
+        changed = {name: new for name, new in zip(group, stats, strict=True) if new}
+        total = sum(losses)
+        return total, Outcome({"loss": total / len(losses), **named}, variables=changed)
+
+    def _shared_arguments(self, variables, context):
+        """What all learners read and none of them trains."""
+        frozen = {part: variables[part] for part in ("shared", "teachers") if part in variables}
+        if self._exchanging and self.options.exchange_mode != "weights":
+            state = variables["exchange"]
+            frozen["published"] = variables["published"]
+            frozen["matrix"] = state["matrix"] * state["announced"]
+        frozen["present"] = self.present(context.task)
+        return jax.lax.stop_gradient(frozen)
+
+    def _spread(self, ways, own, data, numbers, share, context):
+        """As a loop over `_one`, each device along "peer" doing its own slice; the results are gathered on all."""
+        each = len(own) // ways
+
+        def run(own, data, numbers, share, context):
+            parts = [jax.tree.map(lambda x, i=i: x[i], (own, data, numbers)) for i in range(each)]
+            return _stacked([self._one(*part, share, context) for part in parts])
+
+        along, whole = PartitionSpec("peer"), PartitionSpec()
+        parts = jax.shard_map(run, in_specs=(along, along, along, whole, whole), out_specs=along, axis_names={"peer"})(
+            _stacked(own), _stacked(data), jnp.array(numbers, jnp.int32), share, context
+        )
+        return [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(len(own))]
+
+    def _one(self, own, data, number, share, context):
+        """(loss, new statistics, metrics) of the learner of a number, which may be traced."""
+        options = self.options
+        (images, labels), key = data, jax.random.fold_in(context.key, 8 + number)
+        others, part = labels, 1.0
+        if options.cutmix:
+            probability = mixing.cutmix_probability(options.cutmix_ramp, options.cutmix, context.epoch, self.epochs)
+            images, others, part = mixing.cutmix(images, labels, jax.random.fold_in(key, 0), probability)
+        answer = self.learner(own, share.get("shared"), images, True, context, jax.random.fold_in(key, 1))
+        allowed = self._allowed(number, context)
+        of = lambda y: dkt_losses.class_term(mask_classes(answer.cl, allowed), y, options.reduction)  # noqa: E731
+        true = of(labels)
+        if options.cutmix and options.cutmix_labels == "mixed":
+            true = part * true + (1 - part) * of(others)
+        total, metrics = true + answer.loss, {"class_loss": true}
+        if self._taught:
+            st, target, known = self._lesson(own, answer, images, number, share, context, key)
+            term = dkt_losses.student_term(st, target, options.st_loss, options.temperature, options.reduction)
+            weight = dkt_losses.kd_weight(options, context.task) * known
+            # Of an unknown target the term is finite and weighs nothing.
+            total, metrics = total + weight * term, {**metrics, "student_loss": term, "kd_weight": weight}
+        here = share["present"][number]
+        stats = jax.tree.map(
+            lambda new, old: jnp.where(here, new, old), answer.stats, {k: own[k] for k in answer.stats}
+        )
+        right = (mask_classes(answer.cl, allowed).argmax(axis=-1) == labels).mean()
+        return jnp.where(here, total, 0.0), stats, {**metrics, "accuracy": 100 * right}
+
+    def _allowed(self, number, context):
+        """bool `[classes]`: what the cross-entropy of a learner spans."""
+        if self.options.classes == "all":
+            return jnp.ones(self.info.num_classes, bool)
+        rank = jnp.asarray(np.argsort(self.streams, axis=1))[number]
+        return (rank >= context.first) & (rank < context.end)
+
+    def _lesson(self, own, answer, images, number, share, context, key):
+        """(ST logits, their target, whether anybody has said anything yet)."""
+        kind, temperature = self.options.st_loss, self.options.temperature
+        if self.given_teachers:
+            given = [t.outputs(share["teachers"][str(i)], images, context) for i, t in enumerate(self.given_teachers)]
+            return answer.st, dkt_losses.student_target(teachers.average(given)["logits"], kind, temperature), 1.0
+        weights = share["matrix"][number]
+        total = weights.sum()
+        weights = weights / jnp.where(total > 0, total, 1)
+        if self.public:
+            images, logits = share["published"]["images"], share["published"]["logits"]
+            target = jnp.tensordot(weights, dkt_losses.student_target(logits, kind, temperature), axes=1)
+            st = self.learner(own, share.get("shared"), images, True, context, jax.random.fold_in(key, 2)).st
+            return st, target, total > 0
+        heard = max(self.options.random_peers, int((self.matrix > 0).sum(axis=1).max()))
+        target = jnp.zeros_like(answer.st)
+        for weight, peer in zip(*jax.lax.top_k(weights, heard), strict=True):
+            theirs = jax.tree.map(lambda x, peer=peer: x[peer], share["published"])
+            logits = self._heard(theirs, share, images, context)
+            target += weight * dkt_losses.student_target(logits, kind, temperature)
+        return answer.st, target, total > 0
+
+    def _heard(self, own, shared, images, context):
+        """CL logits of one who is heard; its running statistics stay as they are."""
+        of_batch = self.options.teacher_bn == "batch"
+        return self.learner(own, shared.get("shared"), images, of_batch, context, context.key).cl
+
+    def predict(self, variables, images, context):
+        logits, soft = {}, []
+        for name in self.names:
+            answer = self.learner(variables[name], variables.get("shared"), images, False, context, context.key)
+            soft.append(jax.nn.softmax(answer.cl))
+            logits[name] = answer.cl
+            if self._taught:
+                logits[f"{name}_st"] = answer.st
+                logits[f"{name}_both"] = jnp.log(soft[-1] + jax.nn.softmax(answer.st)) - jnp.log(2.0)
+        if len(self.names) > 1:
+            logits["ensemble"] = jnp.log(sum(soft) / len(soft))
+        return logits, {}
+
+    def measures(self, logits, labels, context):
+        """Stream accuracy of every network and its mean over learners, over all classes, learnt or not; and accuracy on
+        the classes that a learner has not met but another has, for as many test pictures of each class.
+        """
+        right = {name: 100.0 * (z.argmax(axis=-1) == labels) for name, z in logits.items()}
+        values = {f"{name}/stream_accuracy": value for name, value in right.items()}
+        rounded = {
+            f"{name}/rounded_accuracy": 100 * dkt_losses.rounded_right(logits[name], labels) for name in self.names
+        }
+        for head in ("", "_st", "_both") if self._taught else ("",):
+            own = [right[name + head] for name in self.names]
+            values[f"mean{head}/stream_accuracy"] = sum(own) / len(own)
+            if len(self.names) > 1:
+                values[f"mean{head}/accuracy_on_others_classes"] = self._on_others(own, labels, context)
+        return values | rounded
+
+    def _on_others(self, right, labels, context):
+        met = jnp.asarray(np.argsort(self.streams, axis=1)) < context.end
+        wanted = jnp.any(met, axis=0) & ~met
+        share = wanted.mean(axis=1)
+        own = [r * w[labels] / jnp.where(s > 0, s, 1.0) for r, w, s in zip(right, wanted, share, strict=True)]
+        return sum(own) / jnp.maximum((share > 0).sum(), 1)
+
+    def counters(self, live):
+        """What was exchanged until now: rounds, and million bytes over all learners."""
+        if not self._exchanging:
+            return {}
+        message = self.message_bytes(live)
+        messages = int(live["exchange"]["messages"])
+        return {"rounds": int(live["exchange"]["rounds"]), "exchanged_mb": messages * message / 1e6}
+
+    def message_bytes(self, live):
+        """Bytes that one learner sends to another at an exchange."""
+        if self.public:
+            return 4 * self.options.public_batch * self.info.num_classes
+        leaves = jax.tree.leaves(self._travelling(live[self.names[0]]))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    def outputs(self, network, variables, images, context):
+        """What a learner tells as the teacher of another run (see `methods.base.Method`)."""
+        logits = self.predict(variables, images, context)[0][network]
+        if network == "ensemble":
+            return {"logits": logits}
+        name = network.split("_st")[0].split("_both")[0]
+        answer = self.learner(variables[name], variables.get("shared"), images, False, context, context.key)
+        return {**answer.out, "logits": logits}
+
+
+def _stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _where(chosen, new, old):
+    return jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def build(config, info: StreamInfo) -> DKT:
+    """The method that `config` describes, for the stream of `info`.
+
+    Raises:
+      UserError: options that are out of range or do not fit together.
+    """
+    options = config.dkt
+    _check(options)
+    count = options.num_learners
+    learner = learners.build(config, info)
+    given = tuple(
+        teachers.find(folder, options.teacher_network, options.teacher_checkpoint, info, learner.image_size)
+        for folder in options.teachers
+    )
+    if options.random_peers:
+        matrix = (1 - np.eye(count, dtype=np.float32)) / max(count - 1, 1)
+    else:
+        matrix = topology.mixing(options.topology, count)
+    if given or count == 1:
+        matrix = np.zeros_like(matrix)
+    names_of = tuple(f"learner_{i}" for i in range(count))
+    each = optim.build(config.optim, config.train.epochs)
+    # Bounds on gradients and moments are each learner's own.
+    transform = optax.partition({name: each.transform for name in names_of}, _owners)
+    return DKT(
+        learner=learner,
+        names=names_of,
+        streams=topology.class_orders(options.stream_order, count, info.task_sizes, options.stream_seed),
+        matrix=matrix,
+        given_teachers=given,
+        options=options,
+        info=info,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        optimizer=optim.Optimizer(transform, each.learning_rate),
+    )
+
+
+def _owners(params):
+    return {name: jax.tree.map(lambda _, name=name: name, own) for name, own in params.items()}
+
+
+def _check(options):
+    """Refuses options that are out of range or do not fit together."""
+    dkt_losses.check("dkt", options)
+    choices = {
+        "stream_order": topology.ORDERS,
+        "classes": ("all", "current"),
+        "exchange_mode": ("state", "predictions", "weights"),
+        "exchange_unit": topology.UNITS,
+        "update_order": ("simultaneous", "sequential"),
+        "teacher_bn": ("running", "batch"),
+        "teacher_checkpoint": ("same_task", "last"),
+        "replay_balance": ("experience", "class"),
+        "cutmix_ramp": ("linear", "as_coded"),
+        "cutmix_labels": ("mixed", "original"),
+    }
+    for key, known in choices.items():
+        if options[key] not in known:
+            raise UserError(f"dkt.{key}={options[key]!r}: {names.nearest(options[key], known)}")
+    count = options.num_learners
+    least = {"num_learners": 1, "exchange_interval": 1, "replay": 0, "replay_batch": 0, "public": 1, "public_batch": 1}
+    for key, minimum in {**least, "random_peers": 0, "stream_seed": 0}.items():
+        if options[key] < minimum:
+            raise UserError(f"dkt.{key}={options[key]} must be at least {minimum}")
+    if options.random_peers >= count and options.random_peers:
+        raise UserError(f"dkt.random_peers={options.random_peers}: each of {count} learners has {count - 1} others")
+    for key in ("participation", "gossip_share"):
+        if not 0 <= options[key] <= 1:
+            raise UserError(f"dkt.{key}={options[key]} must lie between 0 and 1")
+    for key in ("joins", "leaves"):
+        if options[key] and len(options[key]) != count:
+            raise UserError(f"dkt.{key}={tuple(options[key])}: give {count} tasks, one for each learner")
+    if options.public_batch > options.public:
+        raise UserError(f"dkt.public_batch={options.public_batch} is more than the {options.public} public pictures")
+    if options.teachers and options.exchange_mode != "state":
+        raise UserError(
+            f"dkt.exchange_mode={options.exchange_mode!r} has no meaning with dkt.teachers: leave it at 'state'"
+        )
