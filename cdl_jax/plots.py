@@ -100,6 +100,19 @@ def selection(rows, title: str) -> str:
     return _svg(figure)
 
 
+def scatter(points, labels, title: str) -> str:
+    """Points `[n, 2]` in a plane whose axes mean nothing, each with the colour and, beyond seven, the mark of its
+    label."""
+    figure, axes = _new(6, 5)
+    styles = itertools.product(".x+^", _COLOURS)
+    for label, (mark, colour) in zip(np.unique(labels), itertools.cycle(styles), strict=False):
+        chosen = np.asarray(labels) == label
+        axes.plot(*np.asarray(points)[chosen].T, mark, color=colour, label=str(label), markersize=4)
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return _svg(figure)
+
+
 def _whole_numbers(axes, rows, columns):
     axes.set_xticks(range(0, columns, max(1, columns // 10)))
     axes.set_yticks(range(0, rows, max(1, rows // 10)))

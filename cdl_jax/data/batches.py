@@ -50,7 +50,7 @@ def epoch_order(n: int, batch_size: int, *, seed: int, purpose: tuple[int, ...],
         raise UserError(
             f"batch_size={batch_size}: a task has only {n} training pictures; set batch_size to {n} or less"
         )
-    rows = _generator(seed, *purpose).permutation(n) if shuffle else np.arange(n)
+    rows = generator(seed, *purpose).permutation(n) if shuffle else np.arange(n)
     return rows[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
 
 
@@ -204,7 +204,7 @@ class _Pictures:
             if self.key_parts is None:
                 image = augment.test_picture(picture, self.options, self.size)
             else:
-                draws = _generator(*self.key_parts, self.places[index]).random(augment.DRAWS)
+                draws = generator(*self.key_parts, self.places[index]).random(augment.DRAWS)
                 image = augment.train_picture(picture, draws, self.options, self.size)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
@@ -226,7 +226,8 @@ def _open(split, row):
         raise UserError(f"{path}: cannot be read as a picture ({reason}); replace the file or remove it") from None
 
 
-def _generator(seed, *purpose):
+def generator(seed: int, *purpose: int) -> np.random.Generator:
+    """The random numbers of a purpose: the same in every process, and none of them those of another purpose."""
     # A spawn key rather than more entropy: entropy is padded with zeros, so that (1, 2) and (1, 2, 0) would coincide.
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(int(p) for p in purpose)))
 

@@ -1,7 +1,7 @@
 """Mixup and cutmix of whole batches with soft targets, on the device inside a compiled step.
 
-Each picture is mixed with its mirror in the batch, the last with the first, as timm's batch mode does; one draw of
-weight and box serves the whole batch (Zhang et al., 2018; Yun et al., 2019).
+`mix` mixes each picture with its mirror in the batch, the last with the first, as timm's batch mode does; one draw of
+weight and box serves the whole batch (Zhang et al., 2018; Yun et al., 2019). `cutmix` is DKT's.
 """
 
 import jax
@@ -76,18 +76,55 @@ def cut_box(weight, centre, height: int, width: int):
     return tuple(edges)
 
 
-def paste(images, box):
-    """Images with the pixels within `box` of those reversed along the batch."""
+def paste(images, box, others=None):
+    """Images with the pixels within `box` of `others`, by default those reversed along the batch."""
     top, bottom, left, right = box
     rows, columns = jnp.arange(images.shape[1])[:, None], jnp.arange(images.shape[2])
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    return jnp.where(inside[:, :, None], images[::-1], images)
+    return jnp.where(inside[:, :, None], images[::-1] if others is None else others, images)
 
 
 def kept(box, height: int, width: int):
     """The part of the area outside `box`."""
     top, bottom, left, right = box
     return 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def cutmix(images, labels, key, probability):
+    """With a `probability`, pictures with a box of another one of the batch in them, as DKT has it.
+
+    A permutation of the batch says whose; weight (from Beta(1, 1)) and box are drawn once for all.
+
+    Args:
+      images: float32 `[batch, height, width, channels]`. labels: int32 `[batch]`.
+      key: of the draws. probability: of mixing the batch at all, maybe traced; 1 or more: always.
+
+    Returns:
+      (images, labels `[batch]` of those that the boxes came from, the part of each picture that is its own). DKT's
+      program learns with the original `labels` alone; `weight CE(labels) + (1 - weight) CE(others)` is CutMix.
+    """
+    keys = jax.random.split(key, 4)
+    height, width = images.shape[1:3]
+    order = jax.random.permutation(keys[0], len(images))
+    centre = jax.random.randint(keys[1], (2,), 0, jnp.array([height, width]))
+    box = cut_box(jax.random.uniform(keys[2]), centre, height, width)
+    cut = jax.random.uniform(keys[3]) < probability
+    mixed = jnp.where(cut, paste(images, box, images[order]), images)
+    return mixed, labels[order], jnp.where(cut, kept(box, height, width), 1.0)
+
+
+def cutmix_probability(ramp: str, target: float, epoch, epochs: int):
+    """Probability of `cutmix` in an epoch of a task, counted from 0 and maybe traced; from 0.1 on.
+
+    ramp: "linear": towards `target`; "as_coded": by `target - 0.1 / epochs` each epoch, as DKT's program has it, where
+      a bracket is missing: from the third epoch or so every batch is mixed.
+
+    Raises:
+      UserError: another ramp.
+    """
+    if ramp not in ("linear", "as_coded"):
+        raise UserError(f"cutmix_ramp={ramp!r}: use 'linear' or 'as_coded'")
+    return 0.1 + epoch * ((target - 0.1) / epochs if ramp == "linear" else target - 0.1 / epochs)
 
 
 def check(options, key: str) -> None:

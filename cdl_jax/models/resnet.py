@@ -1,11 +1,14 @@
 """Residual networks for small pictures (He et al., 2016), with projection shortcuts, and wide ones."""
 
+from functools import partial
+
 import flax.linen as nn
+import jax.numpy as jnp
 
 from cdl_jax import names
 from cdl_jax.errors import UserError
 from cdl_jax.models.batch_norm import BatchNorm
-from cdl_jax.models.cnn import Backbone, conv, dense, global_pool
+from cdl_jax.models.cnn import Backbone, conv, dense, global_pool, he_out
 
 OPTIONS = {
     "family": "resnet",
@@ -28,29 +31,45 @@ SIZES = {
 
 
 class Block(nn.Module):
-    """A residual block `[batch, height, width, channels]`; the shortcut is projected where the shape changes."""
+    """A residual block `[batch, height, width, channels]`; the shortcut is projected where the shape changes.
+
+    padded: the shortcut has no weights: every `stride`-th pixel, with channels of zeros on both sides (He et al.'s A).
+    init: of the convolutions.
+    """
 
     width: int
     stride: int
     bottleneck: bool
     inner_multiplier: int
     zero_init: bool
+    padded: bool = False
+    init: nn.initializers.Initializer = he_out
 
     @nn.compact
     def __call__(self, x, train):
+        conv_of = partial(conv, init=self.init)
         out = self.width * (4 if self.bottleneck else 1)
         inner = self.width * self.inner_multiplier if self.bottleneck else out
         last = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         if self.bottleneck:
-            y = nn.relu(BatchNorm(name="bn1")(conv(inner, 1, name="conv1")(x), train))
-            y = nn.relu(BatchNorm(name="bn2")(conv(inner, 3, self.stride, name="conv2")(y), train))
-            y = BatchNorm(name="bn3", scale_init=last)(conv(out, 1, name="conv3")(y), train)
+            y = nn.relu(BatchNorm(name="bn1")(conv_of(inner, 1, name="conv1")(x), train))
+            y = nn.relu(BatchNorm(name="bn2")(conv_of(inner, 3, self.stride, name="conv2")(y), train))
+            y = BatchNorm(name="bn3", scale_init=last)(conv_of(out, 1, name="conv3")(y), train)
         else:
-            y = nn.relu(BatchNorm(name="bn1")(conv(inner, 3, self.stride, name="conv1")(x), train))
-            y = BatchNorm(name="bn2", scale_init=last)(conv(out, 3, name="conv2")(y), train)
+            y = nn.relu(BatchNorm(name="bn1")(conv_of(inner, 3, self.stride, name="conv1")(x), train))
+            y = BatchNorm(name="bn2", scale_init=last)(conv_of(out, 3, name="conv2")(y), train)
         if self.stride != 1 or x.shape[-1] != out:
-            x = BatchNorm(name="shortcut_bn")(conv(out, 1, self.stride, name="shortcut")(x), train)
+            if self.padded:
+                x = _widened(x[:, :: self.stride, :: self.stride], out)
+            else:
+                x = BatchNorm(name="shortcut_bn")(conv_of(out, 1, self.stride, name="shortcut")(x), train)
         return nn.relu(x + y)
+
+
+def _widened(x, channels: int):
+    """`x` with channels of zeros, as many before its own as behind."""
+    missing = channels - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
 class Stages(nn.Module):
@@ -59,9 +78,11 @@ class Stages(nn.Module):
     numbers: tuple[int, ...]
     depths: tuple[int, ...]
     widths: tuple[int, ...]
-    bottleneck: bool
-    inner_multiplier: int
-    zero_init: bool
+    bottleneck: bool = False
+    inner_multiplier: int = 1
+    zero_init: bool = False
+    padded: bool = False
+    init: nn.initializers.Initializer = he_out
 
     @nn.compact
     def __call__(self, x, train):
@@ -69,8 +90,8 @@ class Stages(nn.Module):
         for number, depth, width in zip(self.numbers, self.depths, self.widths, strict=True):
             for i in range(depth):
                 stride = 2 if i == 0 and number > 1 else 1
-                block = Block(width, stride, self.bottleneck, self.inner_multiplier, self.zero_init)
-                x = block.copy(name=f"layer{number}_{i}")(x, train)
+                kind = self.bottleneck, self.inner_multiplier, self.zero_init, self.padded, self.init
+                x = Block(width, stride, *kind, name=f"layer{number}_{i}")(x, train)
             out[f"layer{number}"] = x
         return x, out
 
@@ -80,12 +101,14 @@ class Stem(nn.Module):
 
     stages: Stages
     width: int
-    large: bool  # ImageNet's 7x7 convolution at stride 2 and the pooling behind it
+    large: bool = False  # ImageNet's 7x7 convolution at stride 2 and the pooling behind it
+    init: nn.initializers.Initializer = he_out
 
     @nn.compact
     def __call__(self, images, train):
-        first = conv(self.width, 7, 2, name="conv1") if self.large else conv(self.width, 3, name="conv1")
-        x = nn.relu(BatchNorm(name="bn1")(first(images), train))
+        size, stride = (7, 2) if self.large else (3, 1)
+        x = conv(self.width, size, stride, name="conv1", init=self.init)(images)
+        x = nn.relu(BatchNorm(name="bn1")(x, train))
         if self.large:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return self.stages(x, train)

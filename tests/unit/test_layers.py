@@ -19,7 +19,7 @@ LAYERS = (
     ("methods",),
     ("sharding", "quality", "trainer"),
     ("program",),
-    ("metrics", "writers", "workdir", "results", "plots", "compare", "replication", "report"),
+    ("metrics", "similarity", "writers", "workdir", "results", "plots", "compare", "replication", "report"),
     ("run", "describe", "mechanism", "analysis"),
     ("main", "download", "fetch"),
 )
