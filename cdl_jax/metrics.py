@@ -77,6 +77,26 @@ def backward_transfer(matrix) -> float:
     return float((matrix[-1] - np.diag(matrix))[:-1].mean())
 
 
+def forgetting_by_task(matrix, best: bool = False) -> np.ndarray:
+    """float64 `[T-1]`, of each task j but the last: A[j, j] - A[T-1, j], whose mean is the negative backward transfer;
+    with `best`, max over j <= k < T-1 of A[k, j] - A[T-1, j]."""
+    before = np.where(np.tril(np.ones_like(matrix)), matrix, -np.inf)[:-1, :-1]
+    return (before.max(axis=0, initial=-np.inf) if best else np.diag(before)) - matrix[-1, :-1]
+
+
+def forgetting_after_each(matrix) -> np.ndarray:
+    """float64 `[T]`: the mean of `forgetting_by_task` after each task; 0 after the first."""
+    return np.array([forgetting_by_task(matrix[:n, :n]).mean() if n > 1 else 0.0 for n in range(1, len(matrix) + 1)])
+
+
+def stream_accuracy(row, counts=None) -> float:
+    """Accuracy over all test images of a stream, from that on each of its tasks, learnt already or not.
+
+    counts: test images of each task, so that every image counts alike; without, every task does.
+    """
+    return float(np.average(row, weights=counts))
+
+
 def forward_transfer(before, at_start) -> float:
     """mean over j >= 1 of before[j] - at_start[j]: percent on task j over the classes up to it, just before it is
     learnt and at the untrained start (Lopez-Paz and Ranzato, 2017)."""

@@ -93,22 +93,22 @@ def tsne(features: np.ndarray, perplexity: float = 30.0, pca: int = 50, seed: in
         raise UserError(f"perplexity={perplexity} must be less than the {len(features)} points: choose more pictures")
     try:
         from sklearn.manifold import TSNE
+        from sklearn.preprocessing import StandardScaler
     except ImportError:
         raise UserError("t-SNE needs scikit-learn: pip install scikit-learn") from None
 
+    flat = StandardScaler().fit_transform(np.asarray(features, np.float64).reshape(len(features), -1))
     return TSNE(
         perplexity=perplexity, early_exaggeration=4, learning_rate=125, max_iter=1000, init="random", method="exact",
         random_state=seed,
-    ).fit_transform(projected(features, pca))  # fmt: skip
+    ).fit_transform(projected(flat, pca))  # fmt: skip
 
 
 def projected(features: np.ndarray, dims: int) -> np.ndarray:
-    """Features `[n, ...]`, standardised column by column, on their first principal axes: float64 `[n, dims]`."""
+    """Features `[n, dim]` less their mean, on their first principal axes: float64 `[n, dims]`; the signs are chance."""
     from sklearn.decomposition import PCA
-    from sklearn.preprocessing import StandardScaler
 
-    flat = np.asarray(features, np.float64).reshape(len(features), -1)
-    return PCA(min(dims, *flat.shape), svd_solver="full").fit_transform(StandardScaler().fit_transform(flat))
+    return PCA(min(dims, *features.shape), svd_solver="full").fit_transform(np.asarray(features, np.float64))
 
 
 def features_plot(features, labels, title: str, **options) -> str:

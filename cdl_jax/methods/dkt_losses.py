@@ -1,4 +1,4 @@
-"""Loss terms, weights and masks of DKT and of the baselines that it is compared with.
+"""Loss terms, weights, masks and measures of DKT and of the baselines that it is compared with.
 
 Logits are `[batch, classes]` and span all classes of the stream, seen or not, as the authors' do.
 """
@@ -140,3 +140,12 @@ def add_noise(gradients, key, deviation):
     """Gradients with independent normal noise of a standard deviation."""
     noise = optax.tree.random_like(key, gradients, jax.random.normal)
     return jax.tree.map(lambda g, n: g + deviation * n, gradients, noise)
+
+
+def rounded_right(logits, labels):
+    """float32 `[batch]`: 1 where the largest of the probabilities, each rounded to 0 or 1, is the label's.
+
+    What the authors' stand-alone test counts. A picture whose largest probability is at most one half counts as class
+    0, so that its accuracies are too low: to compare with theirs, not to report.
+    """
+    return (jnp.round(jax.nn.softmax(logits)).argmax(axis=-1) == labels).astype(jnp.float32)

@@ -9,9 +9,14 @@ import json
 import numpy as np
 import pytest
 
-from tests.parity import runners_cdl, runners_okddip, runners_vkd
+from tests.parity import runners_cdl, runners_dkt, runners_okddip, runners_vkd
 
-RUNNERS = {"cdl": runners_cdl.RUNNERS, "okddip": runners_okddip.RUNNERS, "vkd": runners_vkd.RUNNERS}
+RUNNERS = {
+    "cdl": runners_cdl.RUNNERS,
+    "dkt": runners_dkt.RUNNERS,
+    "okddip": runners_okddip.RUNNERS,
+    "vkd": runners_vkd.RUNNERS,
+}
 CHECKS = {("okddip", "structure"): runners_okddip.check_structure}  # of cases without arrays
 
 
@@ -66,7 +71,8 @@ def quantity(name) -> str:
     """What an array holds, in the words of the cases' tolerances."""
     if name.startswith("grad/"):
         return "grads"
-    return "after_steps" if "param_after" in name or name.startswith(("out/after_", "out/final/")) else "values"
+    after = "param_after" in name or "params_after" in name
+    return "after_steps" if after or name.startswith(("out/after_", "out/final/")) else "values"
 
 
 def limit(case, name) -> float:
