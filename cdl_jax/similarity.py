@@ -55,8 +55,8 @@ def hsic_terms(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.
 def cka(batches: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]) -> np.ndarray:
     """Linear centred kernel alignment by minibatches (Nguyen et al., 2021) of two networks' layers, float64 `[a, b]`.
 
-    Each term of it is a mean over batches, whatever their size, so memory holds one batch. In float32 the terms of
-    nearly constant layers may come out negative; they are computed in float64.
+    Each term of it is a mean over batches, whatever their size, so memory holds one batch. Computed in float64: in
+    float32 the terms of nearly constant layers may come out negative.
 
     batches: for each batch, see `hsic_terms`.
     """
@@ -73,6 +73,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 def _gram(x):
     x = np.asarray(x, np.float64).reshape(len(x), -1)
+    x = x - x.mean(axis=0)  # which `hsic` does not see, but for the rounding of features far from 0
     return x @ x.T
 
 
