@@ -109,8 +109,8 @@ def cutmix(images, labels, key, probability):
     centre = jax.random.randint(keys[1], (2,), 0, jnp.array([height, width]))
     box = cut_box(jax.random.uniform(keys[2]), centre, height, width)
     cut = jax.random.uniform(keys[3]) < probability
-    mixed = jnp.where(cut, paste(images, box, images[order]), images)
-    return mixed, labels[order], jnp.where(cut, kept(box, height, width), 1.0)
+    mixed = jnp.where(cut, paste(images, box, jnp.take(images, order, axis=0)), images)
+    return mixed, jnp.take(labels, order), jnp.where(cut, kept(box, height, width), 1.0)
 
 
 def cutmix_probability(ramp: str, target: float, epoch, epochs: int):

@@ -34,7 +34,7 @@ class Block(nn.Module):
     """A residual block `[batch, height, width, channels]`; the shortcut is projected where the shape changes.
 
     padded: the shortcut has no weights: every `stride`-th pixel, with channels of zeros on both sides (He et al.'s A).
-    init: of the convolutions.
+    kernel_init: of the convolutions.
     """
 
     width: int
@@ -43,11 +43,11 @@ class Block(nn.Module):
     inner_multiplier: int
     zero_init: bool
     padded: bool = False
-    init: nn.initializers.Initializer = he_out
+    kernel_init: nn.initializers.Initializer = he_out
 
     @nn.compact
     def __call__(self, x, train):
-        conv_of = partial(conv, init=self.init)
+        conv_of = partial(conv, init=self.kernel_init)
         out = self.width * (4 if self.bottleneck else 1)
         inner = self.width * self.inner_multiplier if self.bottleneck else out
         last = nn.initializers.zeros if self.zero_init else nn.initializers.ones
@@ -82,7 +82,7 @@ class Stages(nn.Module):
     inner_multiplier: int = 1
     zero_init: bool = False
     padded: bool = False
-    init: nn.initializers.Initializer = he_out
+    kernel_init: nn.initializers.Initializer = he_out
 
     @nn.compact
     def __call__(self, x, train):
@@ -90,7 +90,7 @@ class Stages(nn.Module):
         for number, depth, width in zip(self.numbers, self.depths, self.widths, strict=True):
             for i in range(depth):
                 stride = 2 if i == 0 and number > 1 else 1
-                kind = self.bottleneck, self.inner_multiplier, self.zero_init, self.padded, self.init
+                kind = self.bottleneck, self.inner_multiplier, self.zero_init, self.padded, self.kernel_init
                 x = Block(width, stride, *kind, name=f"layer{number}_{i}")(x, train)
             out[f"layer{number}"] = x
         return x, out
@@ -102,12 +102,12 @@ class Stem(nn.Module):
     stages: Stages
     width: int
     large: bool = False  # ImageNet's 7x7 convolution at stride 2 and the pooling behind it
-    init: nn.initializers.Initializer = he_out
+    kernel_init: nn.initializers.Initializer = he_out
 
     @nn.compact
     def __call__(self, images, train):
         size, stride = (7, 2) if self.large else (3, 1)
-        x = conv(self.width, size, stride, name="conv1", init=self.init)(images)
+        x = conv(self.width, size, stride, name="conv1", init=self.kernel_init)(images)
         x = nn.relu(BatchNorm(name="bn1")(x, train))
         if self.large:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

@@ -54,7 +54,7 @@ def build(options, num_classes: int) -> Backbone:
     if len(options.depths) < 2 or min(options.depths) < 1 or options.width < 1:
         raise UserError(f"network.depths={tuple(options.depths)}, width={options.width}: give two stages or more")
     numbers = range(1, len(options.depths) + 1)
-    init = _INIT[options.init]
+    start = _INIT[options.init]
 
     def part(chosen):
         return Stages(
@@ -62,10 +62,12 @@ def build(options, num_classes: int) -> Backbone:
             depths=tuple(options.depths[chosen]),
             widths=tuple(options.width * 2 ** (i - 1) for i in numbers[chosen]),
             padded=options.shortcut == "padded",
-            init=init,
+            kernel_init=start,
         )
 
-    return Backbone(Stem(part(slice(0, -1)), options.width, init=init), Tail(part(slice(-1, None)), num_classes))
+    return Backbone(
+        Stem(part(slice(0, -1)), options.width, kernel_init=start), Tail(part(slice(-1, None)), num_classes)
+    )
 
 
 def torch_name(path: str) -> str:

@@ -79,3 +79,18 @@ def test_as_matrix_fills_above_the_diagonal_and_refuses_other_shapes():
     assert matrix[np.tril_indices(3)].tolist() == [90, 60, 80, 66, 50, 70]
     with pytest.raises(UserError, match="row 1 has 3 numbers instead of 2"):
         metrics.as_matrix([[1.0], [1.0, 2.0, 3.0]])
+
+
+def test_forgetting_has_a_value_of_each_task_and_after_each():
+    matrix = metrics.as_matrix([[50.0], [90.0, 80.0], [60.0, 85.0, 70.0], [40.0, 90.0, 65.0, 75.0]])
+    assert metrics.forgetting_by_task(matrix).tolist() == [10, -10, 5]
+    assert metrics.forgetting_by_task(matrix, best=True).tolist() == [50, -5, 5]
+    assert metrics.forgetting_by_task(matrix).mean() == pytest.approx(-metrics.backward_transfer(matrix))
+    after = [0, -40, (-10 - 5) / 2, (10 - 10 + 5) / 3]
+    np.testing.assert_allclose(metrics.forgetting_after_each(matrix), after)
+    assert metrics.forgetting_by_task(matrix[:1, :1]).tolist() == []
+
+
+def test_accuracy_of_a_whole_stream_counts_images_or_tasks_alike():
+    assert metrics.stream_accuracy([66.0, 50.0, 70.0], COUNTS) == pytest.approx(63.6)
+    assert metrics.stream_accuracy([66.0, 50.0, 70.0]) == pytest.approx(62)

@@ -65,3 +65,33 @@ def test_keys_decide_and_nothing_else():
 def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(UserError, match=f"mixing.{name}={value}"):
         mixing.check({**mixing.OPTIONS, name: value}, "mixing")
+
+
+cut = jax.jit(lambda key, p: mixing.cutmix(IMAGES, jnp.arange(4), key, p))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_picture_has_a_box_of_the_one_that_the_permutation_names(seed):
+    images, others, weight = cut(jax.random.key(seed), 1.0)
+    assert sorted(np.asarray(others)) == [0, 1, 2, 3]
+    changed = np.any(np.asarray(images) != IMAGES, axis=-1)
+    for i, other in enumerate(others):
+        assert np.array_equal(images[i][changed[i]], IMAGES[other][changed[i]])
+        if other != i:
+            assert weight == pytest.approx(1 - changed[i].mean())
+
+
+def test_so_many_batches_are_cut_as_the_probability_says():
+    many, plain = jax.random.split(jax.random.key(0), 1000), jnp.zeros((2, 32, 32, 1))  # where few boxes are empty
+    weights = jax.jit(jax.vmap(lambda key: mixing.cutmix(plain, jnp.arange(2), key, 0.3)[2]))(many)
+    assert np.mean(weights < 1) == pytest.approx(0.3, abs=0.05)
+    images, _, weight = cut(many[0], 0.0)
+    assert np.array_equal(images, IMAGES) and weight == 1
+
+
+def test_the_probability_of_cutting_grows_with_the_epochs():
+    assert mixing.cutmix_probability("linear", 0.5, 150, 300) == pytest.approx(0.3)
+    assert mixing.cutmix_probability("as_coded", 0.5, 2, 300) == pytest.approx(0.1 + 2 * (0.5 - 0.1 / 300))
+    assert jax.jit(lambda e: mixing.cutmix_probability("linear", 0.5, e, 300))(0) == pytest.approx(0.1)
+    with pytest.raises(UserError, match="cutmix_ramp='steep'"):
+        mixing.cutmix_probability("steep", 0.5, 0, 300)
