@@ -159,17 +159,20 @@ class DKT:
             variables["shared"] = shared
         if self.given_teachers:
             variables["teachers"] = {str(i): teacher.init() for i, teacher in enumerate(self.given_teachers)}
-        if self._exchanging:
-            count = len(self.names)
-            variables["published"] = self._published(variables)
-            variables["exchange"] = {
-                "begun": {unit: jnp.zeros((), jnp.int32) for unit in topology.UNITS},
-                "rounds": jnp.zeros((), jnp.int32),
-                "messages": jnp.zeros((), jnp.int32),
-                "announced": jnp.zeros(count, bool),
-                "matrix": jnp.asarray(self.matrix),
-            }
-        return variables
+        return variables | self.exchange_state(variables)
+
+    def exchange_state(self, variables):
+        """The variables of the exchange before anything was published."""
+        if not self._exchanging:
+            return {}
+        state = {
+            "begun": {unit: jnp.zeros((), jnp.int32) for unit in topology.UNITS},
+            "rounds": jnp.zeros((), jnp.int32),
+            "messages": jnp.zeros((), jnp.int32),
+            "announced": jnp.zeros(len(self.names), bool),
+            "matrix": jnp.asarray(self.matrix),
+        }
+        return {"published": self._published(variables), "exchange": state}
 
     def _published(self, variables):
         """What the learners tell at an exchange, stacked: their weights, or nothing yet of public pictures."""
@@ -225,7 +228,7 @@ class DKT:
             "announced": state["announced"] | tells,
             "matrix": matrix,
         }
-        changed = {"exchange": new, **self._told(variables, batch, context, due, tells, matrix)}
+        changed = {"exchange": new, **self._after(variables, batch, context, due, tells, matrix)}
         return jnp.zeros(()), Outcome({"messages": reached}, variables=changed)
 
     def _matrix_now(self, due, matrix, key):
@@ -237,7 +240,7 @@ class DKT:
         drawn = jax.nn.one_hot(jax.lax.top_k(scores, peers)[1], count).sum(axis=1) / peers
         return jnp.where(due, drawn, matrix)
 
-    def _told(self, variables, batch, context, due, tells, matrix):
+    def _after(self, variables, batch, context, due, tells, matrix):
         """Partial variables after an exchange."""
         published = variables["published"]
         if self.options.exchange_mode == "weights":
@@ -272,7 +275,7 @@ class DKT:
 
     def loss(self, group, variables, batch, context):
         """The sum of the learners' losses: none of them depends on another's trained weights."""
-        share = self._shared_arguments(variables, context)
+        share = self.told(variables, context)
         own = [variables[name] for name in group]
         numbers = [self.names.index(name) for name in group]
         data = [(batch["images"][i], batch["labels"][i]) for i in numbers]
@@ -289,8 +292,8 @@ class DKT:
         total = sum(losses)
         return total, Outcome({"loss": total / len(losses), **named}, variables=changed)
 
-    def _shared_arguments(self, variables, context):
-        """What all learners read and none of them trains."""
+    def told(self, variables, context):
+        """What all learners read and none of them trains: what was published, who hears whom, who is present."""
         frozen = {part: variables[part] for part in ("shared", "teachers") if part in variables}
         if self._exchanging and self.options.exchange_mode != "weights":
             state = variables["exchange"]
@@ -350,25 +353,28 @@ class DKT:
 
     def _lesson(self, own, answer, images, number, share, context, key):
         """(ST logits, their target, whether anybody has said anything yet)."""
+        if not self.public:
+            return answer.st, *self.target(images, number, share, context)
+        published, weights = share["published"], share["matrix"][number]
+        targets = dkt_losses.student_target(published["logits"], self.options.st_loss, self.options.temperature)
+        target = jnp.tensordot(_normalised(weights), targets, axes=1)
+        key = jax.random.fold_in(key, 2)
+        st = self.learner(own, share.get("shared"), published["images"], True, context, key).st
+        return st, target, weights.any()
+
+    def target(self, images, number, share, context):
+        """What the ST head of a learner should say of `images`, `[batch, classes]`, and whether anybody has told it."""
         kind, temperature = self.options.st_loss, self.options.temperature
         if self.given_teachers:
             given = [t.outputs(share["teachers"][str(i)], images, context) for i, t in enumerate(self.given_teachers)]
-            return answer.st, dkt_losses.student_target(teachers.average(given)["logits"], kind, temperature), 1.0
+            return dkt_losses.student_target(teachers.average(given)["logits"], kind, temperature), True
         weights = share["matrix"][number]
-        total = weights.sum()
-        weights = weights / jnp.where(total > 0, total, 1)
-        if self.public:
-            images, logits = share["published"]["images"], share["published"]["logits"]
-            target = jnp.tensordot(weights, dkt_losses.student_target(logits, kind, temperature), axes=1)
-            st = self.learner(own, share.get("shared"), images, True, context, jax.random.fold_in(key, 2)).st
-            return st, target, total > 0
-        heard = max(self.options.random_peers, int((self.matrix > 0).sum(axis=1).max()))
-        target = jnp.zeros_like(answer.st)
-        for weight, peer in zip(*jax.lax.top_k(weights, heard), strict=True):
+        most = self.options.random_peers or int((self.matrix > 0).sum(axis=1).max())
+        target = 0.0
+        for weight, peer in zip(*jax.lax.top_k(_normalised(weights), most), strict=True):
             theirs = jax.tree.map(lambda x, peer=peer: x[peer], share["published"])
-            logits = self._heard(theirs, share, images, context)
-            target += weight * dkt_losses.student_target(logits, kind, temperature)
-        return answer.st, target, total > 0
+            target += weight * dkt_losses.student_target(self._heard(theirs, share, images, context), kind, temperature)
+        return target, weights.any()
 
     def _heard(self, own, shared, images, context):
         """CL logits of one who is heard; its running statistics stay as they are."""
@@ -438,6 +444,11 @@ class DKT:
 
 def _stacked(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _normalised(weights):
+    total = weights.sum()
+    return weights / jnp.where(total > 0, total, 1.0)
 
 
 def _where(chosen, new, old):

@@ -11,12 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cdl_jax.methods import dkt_losses
+from cdl_jax import config as configs
+from cdl_jax import optim
+from cdl_jax.methods import dkt, dkt_losses, learners
+from cdl_jax.methods.base import StreamInfo
 from cdl_jax.models.cnn import apply
 from cdl_jax.models.two_heads import TwoHeads
 from tests.parity.programs_dkt import build, load, part_of, to_torch
 from tests.parity.programs_okddip import images
+from tests.unit.places import context
+from tests.unit.stepping import train
 
 _CALLS = 4  # of the teacher on each batch of the program, each of which moves its running statistics
 _KEY = jax.random.key(0)
@@ -136,45 +142,48 @@ _LAYERS = {"backbone/first": ("w1", "b1"), "backbone/classifier": ("cl.w", "cl.b
 
 
 def run_simultaneous(config, arrays):
-    """Learners that train at the same time, each after the published snapshots of the others, plain gradient steps."""
-    module = TwoHeads(_Perceptron(config["hidden"], config["num_classes"]), config["num_classes"])
-    each = [part_of(arrays, f"param/learner{i}/") for i in range(config["n_learners"])]
-    stacked = {name: jnp.stack([state[name] for state in each]) for name in each[0]}
-    own = {at: {"kernel": stacked[w].transpose(0, 2, 1), "bias": stacked[b]} for at, (w, b) in _LAYERS.items()}
-    params = {"backbone": {at.split("/")[1]: own[at] for at in own if "/" in at}, "student": own["student"]}
-    mixing, optimizer = jnp.asarray(arrays["in/mixing_matrix"]), optax.sgd(config["lr"])
-    kind, temperature = config["st_loss"], config["T"]
-
-    def published(peer, x):
-        (cl, _), _ = module.apply({"params": peer}, x)
-        return dkt_losses.student_target(cl, kind, temperature)
-
-    def loss(learner, x, labels, target):
-        (cl, st), _ = module.apply({"params": learner}, x)
-        true = dkt_losses.class_term(cl, labels)
-        taught = dkt_losses.student_term(st, target, kind, temperature)
-        total = true + config["kd_rel"] * taught
-        return total, jnp.stack([true, taught, total])
-
-    @jax.jit
-    def step(params, snapshots, x, labels):
-        of_each = jax.vmap(lambda batch: jax.vmap(published, in_axes=(0, None))(snapshots, batch))(x)
-        targets = jnp.einsum("ij,ij...->i...", mixing, of_each)
-        gradients, told = jax.vmap(jax.grad(loss, has_aux=True))(params, x, labels, targets)
-        direction, _ = optimizer.update(gradients, optimizer.init(params))
-        return optax.apply_updates(params, direction), told, targets
-
-    losses, targets = [], []
-    for number, (x, labels) in enumerate(zip(arrays["in/x"], arrays["in/labels"], strict=True)):
-        if number % config["exchange_every_steps"] == 0:
-            snapshots = params
-        params, told, target = step(params, snapshots, x, labels)
-        losses.append(told)
-        targets.append(target)
+    """The method itself: learners that train at the same time, each after the published snapshots of the others."""
+    options = configs.default("dkt", data="glyph_mini").dkt
+    options.update(st_loss=config["st_loss"], temperature=float(config["T"]), kd_rel=float(config["kd_rel"]), replay=0)
+    options.exchange_interval = config["exchange_every_steps"]
+    count, classes = config["n_learners"], config["num_classes"]
+    module = TwoHeads(_Perceptron(config["hidden"], classes), classes)
+    method = dkt.DKT(
+        learner=learners.Convolutional(module, image_size=0),
+        names=tuple(f"learner_{i}" for i in range(count)),
+        streams=(tuple(range(classes)),) * count,
+        matrix=np.asarray(arrays["in/mixing_matrix"], np.float32),
+        given_teachers=(),
+        options=options,
+        info=StreamInfo(classes, (classes,)),
+        batch_size=len(arrays["in/labels"][0][0]),
+        epochs=1,
+        optimizer=optim.Optimizer(optax.identity(), lambda progress: config["lr"]),
+    )
+    variables = {name: {"params": _of_learner(arrays, i)} for i, name in enumerate(method.names)}
+    variables |= method.exchange_state(variables)
+    batches = [
+        {"images": jnp.asarray(x), "labels": jnp.asarray(labels)}
+        for x, labels in zip(arrays["in/x"], arrays["in/labels"], strict=True)
+    ]
+    place = context(0, classes)
+    losses, targets, history = [], [], train(method, variables, batches, [place] * len(batches))
+    for batch, (after, told) in zip(batches, history, strict=True):
+        share = method.told(after, place)
+        targets.append([method.target(x, i, share, place)[0] for i, x in enumerate(batch["images"])])
+        each = [[told[f"{name}/{what}"] for what in ("class_loss", "student_loss")] for name in method.names]
+        losses.append([[true, taught, true + config["kd_rel"] * taught] for true, taught in each])
     ours = {"out/losses_step_learner_cl_st_total": losses, "out/targets_step_learner": targets}
-    flat = {**{f"backbone/{name}": leaf for name, leaf in params["backbone"].items()}, "student": params["student"]}
-    for at, (w, b) in _LAYERS.items():
-        for i in range(config["n_learners"]):
-            ours[f"out/params_after/learner{i}/{w}"] = np.asarray(flat[at]["kernel"][i]).T
-            ours[f"out/params_after/learner{i}/{b}"] = flat[at]["bias"][i]
+    for i, name in enumerate(method.names):
+        params = flatten_dict(history[-1][0][name]["params"], sep="/")
+        for at, (w, b) in _LAYERS.items():
+            ours[f"out/params_after/learner{i}/{w}"] = np.asarray(params[f"{at}/kernel"]).T
+            ours[f"out/params_after/learner{i}/{b}"] = params[f"{at}/bias"]
     return ours
+
+
+def _of_learner(arrays, number):
+    state, flat = part_of(arrays, f"param/learner{number}/"), {}
+    for at, (w, b) in _LAYERS.items():
+        flat |= {f"{at}/kernel": jnp.asarray(state[w].T), f"{at}/bias": jnp.asarray(state[b])}
+    return unflatten_dict(flat, sep="/")

@@ -1,7 +1,6 @@
 """Learners that teach each other: who hears whom and when, and what that changes in a step."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,9 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods import dkt, learners, topology
 from cdl_jax.methods.base import StreamInfo
 from tests.unit.places import context
+from tests.unit.stepping import quick, train
 
 INFO = StreamInfo(4, (2, 2))
-# Compiled in a fraction of the time; what is compared here is no matter of speed.
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_disable_hlo_passes": "fusion"})
 
 
 class Tiny(learners.Convolutional):
@@ -55,29 +53,9 @@ def batch(count=3, seed=0):
 
 
 def run(method, variables, batches, places=None):
-    """(variables, what each step told) after the updates of the method's first phase on each batch."""
-    updates = method.phases[0].updates
-    opt = [u.optimizer.transform.init(trainer.split(variables, u.trainable)[0]) for u in updates]
-
-    @quick
-    def step(variables, opt, batch, place):
-        told, after = {}, []
-        for update, state in zip(updates, opt, strict=True):
-            trained, rest = trainer.split(variables, update.trainable)
-            loss = lambda t, u=update, r=rest: u.loss(trainer.join(r, t), batch, place)  # noqa: E731
-            gradients, outcome = jax.grad(loss, has_aux=True)(trained)
-            direction, state = update.optimizer.transform.update(gradients, state, trained)
-            trained = jax.tree.map(lambda p, d: p - 0.01 * d, trained, direction)
-            variables = trainer.join(rest, trained, outcome.variables)
-            after.append(state)
-            told |= outcome.metrics
-        return variables, after, told
-
-    every = []
-    for number, data in enumerate(batches):
-        variables, opt, told = step(variables, opt, data, places[number] if places else context(0, 2))
-        every.append(told)
-    return variables, every
+    """(variables after the last step, what each step told)."""
+    history = train(method, variables, batches, places or [context(0, 2)] * len(batches))
+    return history[-1][0], [told for _, told in history]
 
 
 def distance(one, other):
@@ -123,16 +101,13 @@ def test_learners_in_another_order_come_out_in_that_order(begun):
 
 
 def test_between_exchanges_all_hear_what_was_published_last(begun):
-    method = build(exchange_interval=3)
-    after, told = run(method, begun, [batch()] * 4)
-    assert [int(step["messages"]) for step in told] == [6, 0, 0, 6]
-    before, _ = run(method, begun, [batch()] * 3)
-    for i in range(3):  # what lies there was published before the fourth step's update
-        published = jax.tree.map(lambda x, i=i: x[i], after["published"])
-        assert distance(published["params"], before[f"learner_{i}"]["params"]) == 0
-    held, _ = run(build(exchange_interval=1000), begun, [batch()] * 3)
+    history = train(build(exchange_interval=3), begun, [batch()] * 4, [context(0, 2)] * 4)
+    assert [int(told["messages"]) for _, told in history] == [6, 0, 0, 6]
     for i in range(3):
-        assert distance(jax.tree.map(lambda x, i=i: x[i], held["published"]), begun[f"learner_{i}"]) == 0
+        published = [jax.tree.map(lambda x, i=i: x[i], after["published"]) for after, _ in history]
+        assert all(distance(one, begun[f"learner_{i}"]) == 0 for one in published[:3])
+        # What lies there after the fourth step was published before that step's update.
+        assert distance(published[3]["params"], history[2][0][f"learner_{i}"]["params"]) == 0
 
 
 def test_of_two_learners_ring_and_full_are_the_same(begun):
@@ -214,16 +189,11 @@ def test_logits_of_public_pictures_travel_and_are_kept(begun):
 def test_drawn_peers_are_so_many_others_and_change_at_exchanges_only(begun):
     method = build(random_peers=1, exchange_interval=2)
     places = [context(0, 2, seed=seed) for seed in range(6)]
-    seen, variables = [], method.init(jax.random.key(0))
-    for number, place in enumerate(places):
-        variables, _ = run(method, variables, [batch()], [place])
-        matrix = np.asarray(variables["exchange"]["matrix"])
-        assert (
-            (np.diag(matrix) == 0).all() and (matrix.sum(axis=1) == 1).all() and ((matrix == 0) | (matrix == 1)).all()
-        )
-        if number % 2:
-            np.testing.assert_array_equal(matrix, seen[-1])
-        seen.append(matrix)
+    history = train(method, method.init(jax.random.key(0)), [batch()] * 6, places)
+    seen = [np.asarray(after["exchange"]["matrix"]) for after, _ in history]
+    for number, matrix in enumerate(seen):
+        assert (np.diag(matrix) == 0).all() and (matrix.sum(axis=1) == 1).all() and set(matrix.ravel()) == {0, 1}
+        np.testing.assert_array_equal(matrix, seen[number - number % 2])
     assert any((one != seen[0]).any() for one in seen)
 
 
