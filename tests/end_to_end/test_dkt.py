@@ -1,0 +1,99 @@
+"""Learners with a stream each, through the command line: a whole run, one that was killed, and one of two processes."""
+
+import json
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.command import last_weights, results, run, start
+
+ARGUMENTS = (
+    "--config", "configs/dkt_glyph.py:epochs=1,replay=20",
+    "--config.network.width=2", "--config.network.depths=(1, 1)", "--config.data.num_tasks=2",
+    "--config.data.max_train_per_class=12", "--config.data.max_test_per_class=4", "--config.train.batch_size=16",
+    "--config.log.every_steps=1", "--config.checkpoint.every_steps=3", "--config.log.tensorboard=False",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dkt")
+    run(*ARGUMENTS, "--workdir", folder)
+    return folder
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_learner_is_told_of_in_its_own_order(whole):
+    told = results(whole)
+    assert told["streams"][0] == list(range(20)) and sorted(told["streams"][1]) == list(range(20))
+    assert told["streams"][1] != told["streams"][0]
+    networks = {f"learner_{i}{head}" for i in range(2) for head in ("", "_st", "_both")} | {"ensemble"}
+    assert set(told["networks"]) == networks
+    steps = [line for line in lines(whole) if "loss" in line]
+    assert [line["phase"] for line in steps] == ["together"] * 7 + ["together_replay"] * 7
+    assert all(line["messages"] == 2 for line in steps)
+    last = told["measures"][-1]
+    live = last_weights(whole, 1)
+    bytes_of_one = sum(value.nbytes for name, value in live.items() if name.startswith("['learner_0']"))
+    assert last["rounds"] == 14 and last["exchanged_mb"] == pytest.approx(28 * bytes_of_one / 1e6)
+    assert last["mean/stream_accuracy"] == pytest.approx(
+        (last["learner_0/stream_accuracy"] + last["learner_1/stream_accuracy"]) / 2
+    )
+    # After the last task its own order no longer matters: the matrix's last row is the stream accuracy by task.
+    for name in ("learner_0", "learner_1_st"):
+        row = told["networks"][name]["accuracy_matrix"][-1]
+        assert np.mean(row) == pytest.approx(last[f"{name}/stream_accuracy"])
+
+
+def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
+    process = start(*ARGUMENTS, "--workdir", tmp_path)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if (tmp_path / "metrics.jsonl").exists() and len(lines(tmp_path)) >= 10:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    run(*ARGUMENTS, "--workdir", tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    wanted = last_weights(whole, 1)
+    for name, value in last_weights(tmp_path, 1).items():
+        np.testing.assert_array_equal(value, wanted[name], err_msg=name)
+
+
+def test_two_processes_with_a_learner_each_equal_one(whole, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spread = ("--config.peer_devices=2", "--workdir", tmp_path)
+    processes = [start(*ARGUMENTS, *spread, f"--distributed=127.0.0.1:{port},2,{index}") for index in range(2)]
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=240)
+            assert process.returncode == 0, out + err
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for the other would wait for ever
+    one, two = ([line["loss"] for line in lines(folder) if "loss" in line] for folder in (whole, tmp_path))
+    np.testing.assert_allclose(two[:4], one[:4], rtol=1e-6)
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+
+
+def test_prompt_learners_exchange_prompts_and_heads(tmp_path):
+    prompts = ("--config", "configs/dkt_glyph.py:learner=l2p,epochs=1,replay=0,topology=ring", *ARGUMENTS[4:])
+    run(*prompts, "--workdir", tmp_path)
+    told, live = results(tmp_path), last_weights(tmp_path, 1)
+    assert {name.split("'")[1] for name in live} == {"learner_0", "learner_1", "published", "exchange"}
+    assert not any("backbone" in name for name in live)
+    own = sum(value.nbytes for name, value in live.items() if name.startswith("['learner_0']"))
+    assert told["measures"][-1]["exchanged_mb"] == pytest.approx(2 * 14 * own / 1e6)
+    assert own < 4 * told["cost"]["parameters"]["shared"]["frozen"]  # its own head and prompts, not the backbone
+    losses = [line["learner_1/class_loss"] for line in lines(tmp_path) if "loss" in line]
+    assert losses[6] < losses[0] - 0.05 and losses[-1] < losses[7] - 0.05
