@@ -16,7 +16,8 @@ def environment(**extra):
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    return {**os.environ, **cache, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra}
+    flags = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), extra.pop("XLA_FLAGS", ""))))
+    return {**os.environ, **cache, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra, "XLA_FLAGS": flags}
 
 
 def start(*arguments, **extra):
