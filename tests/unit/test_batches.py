@@ -64,6 +64,29 @@ def test_without_shuffling_rows_come_in_order_and_the_last_batch_is_dropped():
         batches.epoch_order(11, 12, seed=0, purpose=())
 
 
+def test_an_incomplete_last_batch_can_be_kept(mesh):
+    kept = batches.epoch_order(11, 4, seed=5, purpose=(2,), last_batch="keep")
+    assert kept.shape == (3, 4) and kept.dtype == np.int32
+    assert sorted(kept.ravel()) == [-1, *range(11)] and kept[-1, -1] == -1
+    np.testing.assert_array_equal(kept[:2], batches.epoch_order(11, 4, seed=5, purpose=(2,)))
+    whole = batches.epoch_order(8, 4, seed=5, purpose=(2,), last_batch="keep")
+    np.testing.assert_array_equal(whole, batches.epoch_order(8, 4, seed=5, purpose=(2,)))
+    assert sorted(batches.epoch_order(3, 4, seed=0, purpose=(), last_batch="keep")[0]) == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("limit", [4096, 0])
+def test_an_incomplete_batch_comes_in_its_own_size_in_the_middle_of_an_order_too(mesh, limit):
+    split = arrays()
+    source = batches.place(split, mesh, {"resident_limit_mb": limit}, 20)
+    epochs = [batches.epoch_order(13, 4, seed=3, purpose=(e,), last_batch="keep") for e in range(2)]
+    order = np.concatenate(epochs)
+    got = read(source, source.train_batches(order, 0, (3, 0)))
+    assert [len(labels) for _, labels in got] == [4, 4, 4, 1, 4, 4, 4, 1]
+    assert_equal(got, [(split.images[rows[rows >= 0]], split.labels[rows[rows >= 0]]) for rows in order])
+    for start in (3, 5):
+        assert_equal(read(source, source.train_batches(order, start, (3, 0))), got[start:])
+
+
 def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
     rows, weight = batches.evaluation_order(7, 3)
     np.testing.assert_array_equal(rows, [[0, 1, 2], [3, 4, 5], [6, 0, 0]])
