@@ -18,8 +18,8 @@ _SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.e
 class Run:
     """What a folder holds.
 
-    metrics: network -> name -> value, None where the run defines none. Where a run evaluated within its last task,
-      `best` is among them, a network's mean accuracy over the tasks at the best epoch.
+    metrics: network -> name -> value, None where the run defines none. Of the best epoch, where the run evaluated
+      within its last task, `best` is the mean accuracy over the tasks, and `best_<name>` what is measured besides.
     headline: networks whose mean is the run's first number.
     """
 
@@ -66,8 +66,8 @@ def read(folders: list[Path]) -> list[Group]:
             metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
             if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
                 raise KeyError(absent[0])
-            for name, row in _best(results).items():
-                metrics[name]["best"] = statistics.fmean(row)
+            for name, values in _best(results).items():
+                metrics[name] |= values
             headline = tuple(results.get("headline", ()))
             run = Run(Path(folder), results["status"] == "finished", metrics, headline)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -82,9 +82,16 @@ def read(folders: list[Path]) -> list[Group]:
 
 
 def _best(results):
-    """Network -> accuracies at the best epoch of the last task, where the run evaluated within it."""
-    best = results.get("best", {})
-    return best[max(best, key=int)]["accuracy"] if best else {}
+    """Network -> metrics of the best epoch of the last task, where the run evaluated within it."""
+    if not results.get("best"):
+        return {}
+    best = results["best"][max(results["best"], key=int)]
+    found = {network: {"best": statistics.fmean(row)} for network, row in best["accuracy"].items()}
+    for name, value in best["measures"].items():
+        network, _, measure = name.rpartition("/")
+        if network in found:
+            found[network][f"best_{measure}"] = value
+    return found
 
 
 def _of_each_seed(folder):

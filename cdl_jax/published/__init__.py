@@ -5,8 +5,8 @@ and `cells`: a list for each published result, with the value of each key, the v
 cell. A value may be null. `metrics` maps a column of the paper to what a run reports: `network` and `name` in its
 results.json, `within`, the difference that counts as reproduced, and, where the paper counts otherwise, `times` and
 `plus` (`ours = plus + times * reported`; an error is 100 - accuracy). The network "headline" is the mean over those
-that the run has as its headline; the name "best" is the accuracy at the best epoch, by that headline, of the run's last
-task.
+that the run has as its headline. The name "best" is the accuracy at the best epoch, by that headline, of the run's last
+task, and "best_top5" a measure of that epoch.
 
 A module of the system's name says with what settings the results were made, so that runs can be told to be of a cell;
 without one the table can be shown, with "no config" in it, and no run is compared with it. It offers
