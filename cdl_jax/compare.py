@@ -66,8 +66,9 @@ def read(folders: list[Path]) -> list[Group]:
             metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
             if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
                 raise KeyError(absent[0])
-            for name, values in _best(results).items():
-                metrics[name] |= values
+            best = _best(results)
+            for name, values in metrics.items():
+                values |= best.get(name, {})
             headline = tuple(results.get("headline", ()))
             run = Run(Path(folder), results["status"] == "finished", metrics, headline)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -218,7 +218,8 @@ for limit in (4096, 0):
     read = [step(source.data, item) for item in source.train_batches(saved["order"], 1, (3, 0))]
     assert read[0][0].addressable_shards[0].data.shape[0] == 2
     read = [multihost_utils.process_allgather(images, tiled=True) for images, _ in read]
-    out[str(limit)] = np.stack(read)
+    assert [len(images) for images in read] == [8, 8, 4]
+    out[str(limit)] = np.concatenate(read)
 if index == 0:
     np.savez(folder + "/out.npz", **out)
 jax.distributed.shutdown()
@@ -228,7 +229,8 @@ jax.distributed.shutdown()
 def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
     import socket
 
-    split, order = arrays(), batches.epoch_order(26, 8, seed=0, purpose=(0,)) % 13
+    split, order = arrays(), batches.epoch_order(28, 8, seed=0, purpose=(0,), last_batch="keep")
+    order = np.where(order < 0, order, order % 13)
     np.savez(tmp_path / "split.npz", labels=split.labels, images=split.images, order=order)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -244,7 +246,7 @@ def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
     for limit in (4096, 0):
         source = batches.place(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
         want = [images for images, _ in read(source, source.train_batches(order, 1, (3, 0)))]
-        np.testing.assert_array_equal(got[str(limit)], want)
+        np.testing.assert_array_equal(got[str(limit)], np.concatenate(want))
 
 
 def test_a_batch_that_does_not_divide_is_refused(mesh, tmp_path):

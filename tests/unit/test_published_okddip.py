@@ -6,7 +6,7 @@ from collections import Counter
 import jax
 import pytest
 
-from cdl_jax import compare, published, replication
+from cdl_jax import compare, describe, published, replication
 from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.data.sources import cifar10, cifar100
@@ -111,6 +111,14 @@ def test_every_cell_fits_together_and_the_config_file_has_it():
             assert program.batch_sizes(task, phase) == [128] * 390 + [80]
 
 
+def test_a_cell_can_be_described():
+    config = okddip.build(**CELLS["mcl_okd", "cifar100", "supervised", "", "resnet32"].where)
+    config.devices = 1
+    told = describe.describe(Program(config, stream.split_into_tasks(cifar100.blank(), num_tasks=1)))
+    assert "network: 472,756 trainable, 0 frozen" in told and "network: 300 epochs a task" in told
+    assert "train.last_batch = 'keep'" in told
+
+
 @pytest.mark.parametrize(("method", "parameters"), [("okddip", 1_554_272), ("one", 1_553_388)])
 def test_networks_are_of_their_published_size(method, parameters):
     config = okddip.build(method=method, network="resnet32", data="cifar100")
@@ -152,6 +160,8 @@ def test_runs_that_looked_for_their_best_epoch_less_often_are_told_apart(tmp_pat
     rare = store(tmp_path / "a", {"leader": 70.0}, {"leader": 74.0}, changes={"eval.every_epochs": 10})
     row = rows([rare])["paper cifar100 okddip branch resnet32"]
     assert row[0] == "other" and "eval.every_epochs: 1 -> 10" in row[-1]
+    begun = store(tmp_path / "c", {}, {"leader": 30.0}, changes={"eval.batch_size": 32})  # still in its first task
+    assert rows([begun])["paper cifar100 okddip branch resnet32"][2:5] == ["25.65", "-", "-"]
     never = store(tmp_path / "b", {"leader": 70.0}, {}, changes={"eval.batch_size": 64})
     assert rows([never])["paper cifar100 okddip branch resnet32"][2:5] == ["25.65", "-", "-"]
 
