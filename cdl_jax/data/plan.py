@@ -73,8 +73,8 @@ class Plan:
     def order(self, task: int, phase, epochs: range, seed: int) -> np.ndarray:
         """Rows of the phase's steps, int32 `[steps, pictures]`; `[steps, pictures, learners]` where there are several.
 
-        The first `batch_size` of a step (in an incomplete one -1 behind them) are the task's own, then come those remembered, then the public ones, which are
-        the same for all learners.
+        The first `batch_size` of a step are the task's own, behind those of an incomplete batch stands -1; then come
+        those remembered, then the public ones, which are the same for all learners.
         """
         if not self.several:
             return self._of_learner(0, task, phase, epochs, seed, (task, phase.order))

@@ -8,6 +8,7 @@ import pytest
 
 from cdl_jax import config as base
 from cdl_jax import trainer
+from cdl_jax.data import plan
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.program import Program
@@ -93,6 +94,10 @@ def test_what_cannot_be_is_said_in_one_line(monkeypatch):
     assert "larger than the 7 training images of task 0" in refusal(
         **{"train.last_batch": "drop", "train.batch_size": 8}
     )
+    own = program()
+    several = plan.make(own.stream, BATCH, [(0, 1, 2, 3), (3, 2, 1, 0)], last_batch="keep")
+    with pytest.raises(UserError, match="learners that have streams of their own, nor with pictures that join a batch"):
+        several.check(own.method.phases[0])
     two = SimpleNamespace(shape={"data": 2})
     monkeypatch.setattr("cdl_jax.sharding.make_mesh", lambda devices, peers: two)
     assert "the last batch of task 0 has 3 images, which cannot be split evenly over 2 devices: say 'drop'" in refusal()
