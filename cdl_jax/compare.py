@@ -16,11 +16,25 @@ _SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.e
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder holds; `metrics`: network -> name -> value, None where the run defines none."""
+    """What a folder holds.
+
+    metrics: network -> name -> value, None where the run defines none. Of the best epoch, where the run evaluated
+      within its last task, `best` is the mean accuracy over the tasks, and `best_<name>` what is measured besides.
+    headline: networks whose mean is the run's first number.
+    """
 
     folder: Path
     finished: bool
     metrics: dict
+    headline: tuple[str, ...] = ()
+
+    def value(self, network: str, metric: str) -> float | None:
+        """A metric of a network, or the mean over the networks of the headline; None where it is not defined."""
+        values = [self.metrics.get(name, {}).get(metric) for name in self._named(network)]
+        return None if None in values or not values else statistics.fmean(values)
+
+    def _named(self, network):
+        return self.headline if network == "headline" else (network,)
 
 
 @dataclass(frozen=True)
@@ -31,9 +45,9 @@ class Group:
     runs: dict[tuple, Run]
 
     def values(self, network: str, metric: str, *, finished=False) -> dict[tuple, float]:
-        """The metric by seed, of the runs that have it; with `finished`, of those that are complete."""
+        """`Run.value` by seed, of the runs that have it; with `finished`, of those that are complete."""
         runs = {seed: run for seed, run in self.runs.items() if run.finished or not finished}
-        found = {seed: run.metrics.get(network, {}).get(metric) for seed, run in runs.items()}
+        found = {seed: run.value(network, metric) for seed, run in runs.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -52,7 +66,11 @@ def read(folders: list[Path]) -> list[Group]:
             metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
             if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
                 raise KeyError(absent[0])
-            run = Run(Path(folder), results["status"] == "finished", metrics)
+            best = _best(results)
+            for name, values in metrics.items():
+                values |= best.get(name, {})
+            headline = tuple(results.get("headline", ()))
+            run = Run(Path(folder), results["status"] == "finished", metrics, headline)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error} in it" if isinstance(error, KeyError) else error
             raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
@@ -62,6 +80,19 @@ def read(folders: list[Path]) -> list[Group]:
             raise UserError(f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them")
         group.runs[seed] = run
     return list(groups.values())
+
+
+def _best(results):
+    """Network -> metrics of the best epoch of the last task, where the run evaluated within it."""
+    if not results.get("best"):
+        return {}
+    best = results["best"][max(results["best"], key=int)]
+    found = {network: {"best": statistics.fmean(row)} for network, row in best["accuracy"].items()}
+    for name, value in best["measures"].items():
+        network, _, measure = name.rpartition("/")
+        if network in found:
+            found[network][f"best_{measure}"] = value
+    return found
 
 
 def _of_each_seed(folder):

@@ -25,7 +25,11 @@ COMMON = {
     # frozen backbone. The stream is common to all, its order of classes (data.class_order_seed) too. On a CPU
     # short runs gain, steps do not, and with convolutions they take longer: docs/benchmarks.md.
     "seeds": (),
-    "train": {"epochs": 20, "batch_size": 64},
+    "train": {
+        "epochs": 20,
+        "batch_size": 64,
+        "last_batch": "drop",  # of an epoch, where it is incomplete; or "keep": it is trained in its own size
+    },
     "eval": {
         "batch_size": 256,
         "forward_transfer": True,
@@ -99,6 +103,8 @@ def check(config) -> None:
     for key in ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps", "peer_devices"):
         if flatten(config)[key] < 1:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
+    if config.train.last_batch not in ("drop", "keep"):
+        raise UserError(f"config.train.last_batch={config.train.last_batch!r}: use 'drop' or 'keep'")
     seeds = tuple(config.seeds)
     if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"config.seeds={seeds} must be different integers, none of them negative")

@@ -39,10 +39,22 @@ class Program:
         sharding.check_batch(self.mesh, config.train.batch_size, "train.batch_size")
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
         streams, public = getattr(self.method, "streams", ()), getattr(self.method, "public", 0)
-        self.plan = plan.make(data, config.train.batch_size, streams, public)
+        self.plan = plan.make(data, config.train.batch_size, streams, public, config.train.last_batch)
         for phase in self.method.phases:
             self.plan.check(phase)
             sharding.check_batch(self.mesh, self.plan.pictures(phase), "train.batch_size, and what joins it:")
+            self._check_last_batches(phase)
+
+    def _check_last_batches(self, phase):
+        shares = self.mesh.shape["data"]
+        for task in self.stream.tasks:
+            last = self.batch_sizes(task, phase)[-1]
+            if last < self.config.train.batch_size and last % shares:
+                raise UserError(
+                    f"config.train.last_batch='keep': the last batch of task {task.index} has {last} images, which "
+                    f"cannot be split evenly over {shares} devices: say 'drop', or choose another train.batch_size or "
+                    "fewer devices"
+                )
 
     def place_data(self) -> None:
         """Puts the pictures where the steps read them and builds the steps."""
@@ -134,22 +146,26 @@ class Program:
     def _fresh_state(self, live):
         return self._each_seed(lambda live: trainer.task_state(self.method, live), 0)(live)
 
-    def train_step(self, index: int, state, frozen):
-        """The compiled step of phase number `index`; compiled at its first use, once for all tasks of the run."""
-        if index not in self._compiled:
+    def train_step(self, index: int, state, frozen, size: int = 0):
+        """The compiled step of phase number `index` for batches of `size` images (0: train.batch_size).
+
+        Compiled at its first use, once for all tasks of the run.
+        """
+        size = size or self.config.train.batch_size
+        if (index, size) not in self._compiled:
             everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
             step = jax.jit(self._step(index), donate_argnums=0, out_shardings=everywhere)
             with self._named_axes():
-                self._compiled[index] = step.lower(state, frozen, *self._example(index)).compile()
-        return self._compiled[index]
+                self._compiled[index, size] = step.lower(state, frozen, *self._example(index, size)).compile()
+        return self._compiled[index, size]
 
     def _named_axes(self):
         """Where a traced method finds the mesh, if networks are to be spread over it."""
         return jax.set_mesh(self.mesh) if "peer" in self.mesh.shape else nullcontext()
 
-    def flops(self, index: int) -> float | None:
-        """Operations of one training step over all devices, by the compiler's count; None where it gives none."""
-        cost = self._compiled[index].cost_analysis()
+    def flops(self, index: int, size: int = 0) -> float | None:
+        """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any."""
+        cost = self._compiled[index, size or self.config.train.batch_size].cost_analysis()
         return cost["flops"] * self.mesh.size if cost and "flops" in cost else None
 
     def _step(self, index):
@@ -157,9 +173,10 @@ class Program:
         item = None if self.method.phases[index].plain else -1  # a plain phase has one order for all seeds
         return self._each_seed(step, 0, None, None, item, None, 0)
 
-    def _example(self, index):
+    def _example(self, index, size=0):
         phase = self.method.phases[index]
-        item = self.train_source.example(self.plan.pictures(phase), phase.plain)
+        pictures = self.plan.pictures(phase) + (size - self.config.train.batch_size if size else 0)
+        item = self.train_source.example(pictures, phase.plain)
         axes = (len(self.plan.train),) if self.plan.several else ()
         axes += (len(self.seeds),) if self.config.seeds and not phase.plain else ()
         # These axes come last, for the first is spread over the devices.
@@ -173,6 +190,10 @@ class Program:
     def steps(self, task, phase) -> int:
         """Batches of an epoch."""
         return self.plan.steps(task.index, phase)
+
+    def batch_sizes(self, task, phase) -> list[int]:
+        """Of a task's own images in each batch of an epoch, see `Plan.sizes`."""
+        return self.plan.sizes(task.index, phase)
 
     def train_batches(self, task, phase, round: int, epoch: int, step: int):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over."""

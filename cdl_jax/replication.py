@@ -74,11 +74,13 @@ def differences(cell: dict, run: dict, system) -> list[str]:
 
     Where data and weights lie does not; whether weights are pretrained ones of the user's does.
     """
-    ignored = (*_NO_EFFECT, *system.irrelevant(run))
+    ignored, needed = (*_NO_EFFECT, *system.irrelevant(run)), getattr(system, "NEEDED", ())
 
     def kept(config):
-        flat = {k: v for k, v in config.items() if not k.startswith(ignored) and not k.endswith(".remat")}
-        return {k: _kind_of_weights(v) if k.endswith(".weights") else v for k, v in flat.items()}
+        flat = {k: v for k, v in config.items() if k in needed or not k.startswith(ignored)}
+        return {
+            k: _kind_of_weights(v) if k.endswith(".weights") else v for k, v in flat.items() if not k.endswith(".remat")
+        }
 
     return configs.differences(kept(cell), kept(run))
 
@@ -92,6 +94,7 @@ def table(published_table: Table, found: list[Match], version: str = "", *, whol
       whole: cells without a run too.
     """
     metrics = published_table.metrics
+    missed = "not run" if published_table.system in names.available("published") else "no config"
     head = [[name, "ours", "reproduced?"] for name in metrics]
     rows = [["published result", "settings", "seeds", *(text for three in head for text in three), "note"]]
     for cells in _alike(published_table, version):
@@ -102,7 +105,8 @@ def table(published_table: Table, found: list[Match], version: str = "", *, whol
         rows += [_told(several, metrics) for several in own.values()]
         matched = [match.cell for several in own.values() for match in several]
         if missing := [cell for cell in cells if whole and not any(cell is other for other in matched)]:
-            shown = (text for name in metrics for text in (_number(missing[-1].values[name]), "-", "not run"))
+            values = [missing[-1].values[name] for name in metrics]
+            shown = (text for v in values for text in (_number(v), "-", "-" if v is None else missed))
             rows.append([_label(missing), "-", "0", *shown, missing[-1].note])
     return rows
 

@@ -3,7 +3,7 @@
 python -m cdl_jax.report RUN [RUN ...] [--paper NAME] [--out FILE.md | --out FILE.html]
 
 Runs with the settings of a published result are shown beside it, with whether they reproduce it. --paper shows a whole
-published table, that of a system (cdl) or of a version of its paper (v4), and needs no run.
+published table, that of a system (cdl, okddip, vkd) or of a version of its paper (v4), and needs no run.
 """
 
 import html

@@ -204,8 +204,9 @@ class _Training:
         program, record, phase = self.program, self.record, self.program.method.phases[index]
         config, epochs = program.config, program.epochs(task, phase)
         start = time.perf_counter()
-        step = program.train_step(index, state, self.frozen)
-        flops = program.flops(index)
+        sizes = program.batch_sizes(task, phase)
+        compiled = {size: program.train_step(index, state, self.frozen, size) for size in set(sizes)}
+        flops = program.flops(index, max(sizes))
         record.flops[phase.name] = flops and flops / len(program.seeds)
         items, steps, done = program.train_batches(task, phase, record.round, record.epoch, record.step_in_epoch)
         first = None
@@ -213,7 +214,7 @@ class _Training:
             epoch, at = divmod(number, steps)
             epoch += record.round * epochs
             place = trainer.position(task, epoch=epoch, step=at, steps=steps)
-            state = step(state, self.frozen, program.train_source.data, item, place, program.seed)
+            state = compiled[sizes[at]](state, self.frozen, program.train_source.data, item, place, program.seed)
             if first is None:
                 jax.block_until_ready(state.sums)
                 first = (number, time.perf_counter())
@@ -242,9 +243,8 @@ class _Training:
         record.add_seconds(phase.name, now - start)
         if first is not None:
             images, seconds = record.timed.get(phase.name, (0, 0.0))
-            images += (
-                (steps * epochs - first[0] - 1) * config.train.batch_size * len(program.seeds) * len(program.plan.train)
-            )
+            timed = sum(sizes) * epochs - sum(sizes) * (first[0] // steps) - sum(sizes[: first[0] % steps + 1])
+            images += timed * len(program.seeds) * len(program.plan.train)
             record.timed[phase.name] = (images, seconds + now - first[1])
         return state
 

@@ -7,27 +7,24 @@ ImageNet-1K, 300 epochs, batch 512: 78.3 in the paper, 79.2 by the authors' late
 (DeiT-S: 82.3 and 82.9). `reference=true` lets weight decay reach the projector, as the published program does: its
 Householder map is zero from the second step on, and the feature teaches nothing.
 
+row        vkd; of the paper's ablation orthogonal (without the teacher's standardisation) and unconstrained (a linear
+           projector besides); to compare with, kd (the teacher's logits alone) and none (labels alone)
 network    deit_ti_conv, deit_s_conv, any other DeiT, ViT or convolutional network
 teacher    regnety_160, any other network; its weights are a file of timm's names or the directory of a run
 data       folder, any other source
 reference  false, true
+source     without effect; a row of `python -m cdl_jax.report --paper vkd` has it
 
 Of the authors' augmentation this has crop, flip, mixup and cutmix, not their choice of grey, solarised or blurred
 pictures, nor the jitter of colours; the crop is bilinear.
 """
 
 from cdl_jax import config as base
+from cdl_jax.published import vkd
 
 
 def get_config(text=""):
-    choices = base.arguments(text, network="deit_ti_conv", teacher="regnety_160", data="folder", reference=False)
-    reference = choices.pop("reference")
-    config = base.default("vkd", **choices)
-    config.data.num_tasks = 1
-    config.train.update(epochs=300, batch_size=512)
-    config.optim.update(name="adamw", learning_rate=5e-4, schedule="cosine", final_rate=5e-6, weight_decay=0.05)
-    config.optim.undecayed = ("projector", "pos_embed", "cls_token", "dist_token")
-    config.augment.update(train="random_resized_crop", flip=True, test="resize_center_crop")
-    config.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    config.distill.reference_exact = reference
-    return config
+    choices = base.arguments(
+        text, row="vkd", network="deit_ti_conv", teacher="regnety_160", data="folder", reference=False, source=""
+    )
+    return vkd.build(**choices)

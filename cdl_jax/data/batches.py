@@ -33,24 +33,30 @@ OPTIONS: dict[str, Any] = {
 _AHEAD = 2  # batches on their way to the device while one is in use
 
 
-def epoch_order(n: int, batch_size: int, *, seed: int, purpose: tuple[int, ...], shuffle: bool = True) -> np.ndarray:
-    """Row numbers of one epoch, int32 `[n // batch_size, batch_size]`; the last, incomplete batch is dropped.
+def epoch_order(
+    n: int, batch_size: int, *, seed: int, purpose: tuple[int, ...], shuffle: bool = True, last_batch: str = "drop"
+) -> np.ndarray:
+    """Row numbers of one epoch, int32 `[steps, batch_size]`: n // batch_size steps, or one more.
 
     A pure function of its arguments: nothing is saved to resume, and every process computes the same order.
 
     Args:
       n: number of pictures.
       seed, purpose: non-negative counters, such as a run's seed and (task, phase, epoch).
+      last_batch: "drop" an incomplete last batch, or "keep" it: behind its rows stands -1.
 
     Raises:
-      UserError: not even one batch can be filled.
+      UserError: not even one batch can be filled, and an incomplete one is not kept.
     """
     steps = n // batch_size
-    if not steps:
+    if not steps and last_batch == "drop":
         raise UserError(
             f"batch_size={batch_size}: a task has only {n} training pictures; set batch_size to {n} or less"
         )
     rows = generator(seed, *purpose).permutation(n) if shuffle else np.arange(n)
+    if last_batch == "keep":
+        steps = -(-n // batch_size)
+        rows = np.pad(rows, (0, steps * batch_size - n), constant_values=-1)
     return rows[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
 
 
@@ -77,12 +83,13 @@ class Resident:
 
     def train_batches(self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()) -> Iterator[dict]:
         """{"rows"} for each row of `order` from `start_step` on; `key_parts` is not used, the step draws by its key."""
-        return _ahead(({"rows": rows} for rows in _local(self.mesh, order[start_step:])), self.mesh, order.shape[1])
+        order = order[start_step:]
+        return _ahead(({"rows": rows} for rows in _local(self.mesh, order)), self.mesh, order)
 
     def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[dict]:
         """{"rows", "weight"} for each batch of `evaluation_order`."""
         pairs = zip(_local(self.mesh, rows), _local(self.mesh, weight), strict=True)
-        return _ahead(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows.shape[1])
+        return _ahead(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows)
 
     def example(self, batch_size: int, test: bool = False) -> dict:
         """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
@@ -139,7 +146,7 @@ class Streamed:
         from absl import flags
 
         rows = _local(self.mesh, order)
-        places = _local(self.mesh, np.arange(order.size).reshape(order.shape))
+        places = _local(self.mesh, np.where(order < 0, -1, np.arange(order.size).reshape(order.shape)))
         pictures = _Pictures(
             split=self.split,
             rows=rows[start_step:].reshape(-1),
@@ -159,7 +166,7 @@ class Streamed:
         else:
             reading = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=_AHEAD * share)
             batches = pictures.to_iter_dataset(reading).batch(share)
-        return _ahead(_with_weights(iter(batches), weights), self.mesh, order.shape[1])
+        return _ahead(_with_weights(iter(batches), weights), self.mesh, order[start_step:])
 
 
 def place(split: Split, mesh: Mesh, options: Mapping[str, Any], size: int) -> Resident | Streamed:
@@ -199,6 +206,8 @@ class _Pictures:
 
     def __getitem__(self, index):
         row = self.rows[index]
+        if row < 0:  # fills up an incomplete batch, and is cut off again
+            return {"images": np.zeros((self.size, self.size, 3), np.uint8), "labels": np.int32(0)}
         picture, name = _open(self.split, row)
         try:
             if self.key_parts is None:
@@ -233,8 +242,29 @@ def generator(seed: int, *purpose: int) -> np.random.Generator:
 
 
 def _local(mesh, order):
-    """This process's columns of `[steps, batch]`, those that its devices hold of a batch sharded over "data"."""
-    batch = order.shape[1]
+    """This process's columns of `[steps, batch]`, those that its devices hold of a batch sharded over "data".
+
+    What it holds of an incomplete batch, too, comes first and -1 behind it.
+    """
+    low, high = _share(mesh, order.shape[1])
+    local = order[:, low:high].copy()
+    sizes = _sizes(order)
+    for size in set(sizes) - {order.shape[1]}:
+        incomplete = np.equal(sizes, size)
+        low, high = _share(mesh, size)
+        local[incomplete] = -1
+        local[incomplete, : high - low] = order[incomplete, low:high]
+    return local
+
+
+def _sizes(order):
+    """How many pictures each batch of `[steps, batch]` or `[steps, batch, seeds]` has, a list."""
+    of_one_seed = order if order.ndim == 2 else order[:, :, 0]
+    return (of_one_seed >= 0).sum(axis=1).tolist()
+
+
+def _share(mesh, batch):
+    """First column and end of what this process's devices hold of a batch."""
     if batch % mesh.shape["data"]:
         raise UserError(
             f"batch_size={batch}: does not divide among the {mesh.shape['data']} devices of the mesh's data axis; "
@@ -242,7 +272,7 @@ def _local(mesh, order):
         )
     shards = NamedSharding(mesh, PartitionSpec("data")).addressable_devices_indices_map((batch,)).values()
     bounds = [shard[0].indices(batch)[:2] for shard in shards]
-    return order[:, min(low for low, _ in bounds) : max(high for _, high in bounds)]
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def _abstract(mesh, shape, dtype):
@@ -261,16 +291,22 @@ def _with_weights(batches, weights):
         batches.close()  # ends worker processes at once, even where the consumer stopped half-way
 
 
-def _ahead(batches, mesh, batch_size):
-    """Global device arrays of this process's `batches`, with transfers started a few batches before they are needed."""
+def _ahead(batches, mesh, order):
+    """Global device arrays of this process's `batches`, with transfers started a few batches before they are needed.
+
+    order: `[steps, batch]` of all processes; incomplete batches are cut to the pictures that they have.
+    """
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    queue = collections.deque()
+    queue, sizes = collections.deque(), _sizes(order)
+    own = {size: np.diff(_share(mesh, size)).item() for size in set(sizes)}
     # np.array copies: what comes from a worker lies in shared memory, which a device array on a CPU would keep hold of.
     try:
-        for batch in batches:
+        for batch, size in zip(batches, sizes, strict=True):
             queue.append(
                 {
-                    name: jax.make_array_from_process_local_data(sharding, np.array(a), (batch_size, *a.shape[1:]))
+                    name: jax.make_array_from_process_local_data(
+                        sharding, np.array(a[: own[size]]), (size, *a.shape[1:])
+                    )
                     for name, a in batch.items()
                 }
             )

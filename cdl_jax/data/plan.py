@@ -26,6 +26,7 @@ class Plan:
     several: whether there are learners with streams of their own.
     batch_size: of a task's own pictures.
     public: rows that all learners may see without labels.
+    last_batch: of an epoch, where it is incomplete: "drop" or "keep".
     """
 
     stream: Stream
@@ -34,30 +35,46 @@ class Plan:
     several: bool
     batch_size: int
     public: int = 0
+    last_batch: str = "drop"
 
     def pictures(self, phase) -> int:
         """How many pictures a learner sees in a step of the phase: a batch, and what joins it."""
         return self.batch_size + (phase.replay.batch if phase.replay else 0) + phase.public
 
     def check(self, phase) -> None:
-        """Raises UserError where a phase's batches cannot be filled."""
+        """Raises UserError where a phase's batches cannot be filled, or an incomplete one cannot be kept."""
         count, task = min((len(rows), task) for tasks in self.train for task, rows in enumerate(tasks))
-        if count < self.batch_size and not phase.plain:
+        if self.last_batch == "keep":
+            if self.several or self.pictures(phase) > self.batch_size:
+                raise UserError(
+                    "config.train.last_batch='keep' does not go with learners that have streams of their own, nor with "
+                    "pictures that join a batch: say 'drop'"
+                )
+        elif count < self.batch_size and not phase.plain:
             raise UserError(
                 f"config.train.batch_size={self.batch_size} is larger than the {count} training images of task {task}: "
-                "choose a smaller batch"
+                "choose a smaller batch, or train.last_batch='keep'"
             )
 
     def steps(self, task: int, phase) -> int:
-        """Batches of an epoch: all pictures of the task in a plain phase, else as many as every learner can fill."""
-        count = min(len(tasks[task]) for tasks in self.train)
-        return -(-count // self.batch_size) if phase.plain else count // self.batch_size
+        """Batches of an epoch."""
+        return len(self.sizes(task, phase))
+
+    def sizes(self, task: int, phase) -> list[int]:
+        """How many of the task's own pictures each batch of an epoch has.
+
+        A plain phase has all of them, and the last batch filled up; any other what every learner can fill.
+        """
+        whole, rest = divmod(min(len(tasks[task]) for tasks in self.train), self.batch_size)
+        if phase.plain:
+            return [self.batch_size] * (whole + (rest > 0))
+        return [self.batch_size] * whole + [rest] * (rest > 0 and self.last_batch == "keep")
 
     def order(self, task: int, phase, epochs: range, seed: int) -> np.ndarray:
         """Rows of the phase's steps, int32 `[steps, pictures]`; `[steps, pictures, learners]` where there are several.
 
-        The first `batch_size` of a step are the task's own, then come those remembered, then the public ones, which are
-        the same for all learners.
+        The first `batch_size` of a step are the task's own, behind those of an incomplete batch stands -1; then come
+        those remembered, then the public ones, which are the same for all learners.
         """
         if not self.several:
             return self._of_learner(0, task, phase, epochs, seed, (task, phase.order))
@@ -68,11 +85,13 @@ class Plan:
     def _of_learner(self, learner, task, phase, epochs, seed, place):
         *earlier, own = self.train[learner][: task + 1]
         steps = self.steps(task, phase)
+        purposes, last = [(*place[:2], epoch, *place[2:]) for epoch in epochs], self.last_batch
         orders = [
-            batches.epoch_order(len(own), self.batch_size, seed=seed, purpose=(*place[:2], e, *place[2:]))[:steps]
-            for e in epochs
+            batches.epoch_order(len(own), self.batch_size, seed=seed, purpose=purpose, last_batch=last)[:steps]
+            for purpose in purposes
         ]
-        joined = [own[np.concatenate(orders)]]
+        order = np.concatenate(orders)
+        joined = [np.where(order < 0, order, own[order])]
         if phase.replay:
             kept = self.remembered(learner, task, phase.replay, seed)
             purpose = (*place, epochs.start, _MEMORY)
@@ -98,7 +117,9 @@ class Plan:
         return batches.epoch_order(count, min(self.public, count), seed=seed, purpose=(_PUBLIC,))[0]
 
 
-def make(stream: Stream, batch_size: int, streams: Sequence[Sequence[int]] = (), public: int = 0) -> Plan:
+def make(
+    stream: Stream, batch_size: int, streams: Sequence[Sequence[int]] = (), public: int = 0, last_batch: str = "drop"
+) -> Plan:
     """The plan of a stream, or of several learners' own.
 
     Args:
@@ -116,4 +137,4 @@ def make(stream: Stream, batch_size: int, streams: Sequence[Sequence[int]] = (),
     else:
         train = tuple(dealt(stream.train.labels, order) for order in streams)
         test = tuple(dealt(stream.test.labels, order) for order in streams)
-    return Plan(stream, train, test, bool(streams), batch_size, public)
+    return Plan(stream, train, test, bool(streams), batch_size, public, last_batch)

@@ -2,17 +2,20 @@
 
 A file holds `title`, `paper`, `source` (where the numbers come from and how far they can be trusted), `keys`, `metrics`
 and `cells`: a list for each published result, with the value of each key, the value of each metric, and a note on that
-cell. `metrics` maps a column of the paper to what a run reports: `network` and `name` in its results.json, `within`,
-the difference that counts as reproduced, and, where the paper counts otherwise, `times` and `plus`
-(`ours = plus + times * reported`; an error is 100 - accuracy).
+cell. A value may be null. `metrics` maps a column of the paper to what a run reports: `network` and `name` in its
+results.json, `within`, the difference that counts as reproduced, and, where the paper counts otherwise, `times` and
+`plus` (`ours = plus + times * reported`; an error is 100 - accuracy). The network "headline" is the mean over those
+that the run has as its headline. The name "best" is the accuracy at the best epoch, by that headline, of the run's last
+task, and "best_top5" a measure of that epoch.
 
 A module of the system's name says with what settings the results were made, so that runs can be told to be of a cell;
-without one the table can be shown, and no run is compared with it. It offers
+without one the table can be shown, with "no config" in it, and no run is compared with it. It offers
 
 build(**keys, reference=False) -> the config of a cell; with `reference`, with what the authors' program did besides.
 NAMED: key of a cell -> key of a config, where both have the same value.
 IDENTITY: keys of a config that make a run one of a cell; all others are its settings.
 irrelevant(config) -> prefixes of keys without effect in a flat config.
+NEEDED (optional): keys that are compared although others of their section are not.
 """
 
 import json
@@ -23,7 +26,7 @@ from importlib import resources
 
 @dataclass(frozen=True)
 class Metric:
-    """A published column as a run reports it: `plus + times * results["networks"][network]["metrics"][name]`."""
+    """A published column as a run reports it: `plus + times * compare.Run.value(network, name)`."""
 
     network: str
     name: str
@@ -37,7 +40,7 @@ class Cell:
     """One published result: `where` it stands (key -> value), its `values` (metric -> number), a `note` or ""."""
 
     where: Mapping[str, str]
-    values: Mapping[str, float]
+    values: Mapping[str, float | None]
     note: str
 
 

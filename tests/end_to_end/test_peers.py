@@ -15,7 +15,9 @@ SMALL = (
     "--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16",
     "--config.log.every_steps=1", "--config.checkpoint.every_steps=3",
 )  # fmt: skip
-STREAM = ("--config", f"{GLYPH}:method=okddip,tasks=2,epochs=3", *SMALL, "--config.okddip.num_branches=3")
+# 160 pictures a task: eight batches of 18 and one of 16.
+STREAM = ("--config", f"{GLYPH}:method=okddip,tasks=2,epochs=3", *SMALL, "--config.okddip.num_branches=3",
+          "--config.train.batch_size=18", "--config.train.last_batch=keep")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def test_okddip_learns_a_stream_and_keeps_its_best_epochs(stream):
     assert [len(row) for row in leader["accuracy_matrix"]] == [1, 2]
     assert leader["metrics"]["learning_accuracy"] > 100 / 20 * 3  # three times chance
     lines = [json.loads(line) for line in (stream / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 2 * 3 * 9
     for task in (0, 1):
         within = [line for line in lines if line["task"] == task and "headline" in line]
         assert [line["epoch"] for line in within] == [0, 1, 2]

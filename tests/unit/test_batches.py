@@ -64,6 +64,29 @@ def test_without_shuffling_rows_come_in_order_and_the_last_batch_is_dropped():
         batches.epoch_order(11, 12, seed=0, purpose=())
 
 
+def test_an_incomplete_last_batch_can_be_kept(mesh):
+    kept = batches.epoch_order(11, 4, seed=5, purpose=(2,), last_batch="keep")
+    assert kept.shape == (3, 4) and kept.dtype == np.int32
+    assert sorted(kept.ravel()) == [-1, *range(11)] and kept[-1, -1] == -1
+    np.testing.assert_array_equal(kept[:2], batches.epoch_order(11, 4, seed=5, purpose=(2,)))
+    whole = batches.epoch_order(8, 4, seed=5, purpose=(2,), last_batch="keep")
+    np.testing.assert_array_equal(whole, batches.epoch_order(8, 4, seed=5, purpose=(2,)))
+    assert sorted(batches.epoch_order(3, 4, seed=0, purpose=(), last_batch="keep")[0]) == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("limit", [4096, 0])
+def test_an_incomplete_batch_comes_in_its_own_size_in_the_middle_of_an_order_too(mesh, limit):
+    split = arrays()
+    source = batches.place(split, mesh, {"resident_limit_mb": limit}, 20)
+    epochs = [batches.epoch_order(13, 4, seed=3, purpose=(e,), last_batch="keep") for e in range(2)]
+    order = np.concatenate(epochs)
+    got = read(source, source.train_batches(order, 0, (3, 0)))
+    assert [len(labels) for _, labels in got] == [4, 4, 4, 1, 4, 4, 4, 1]
+    assert_equal(got, [(split.images[rows[rows >= 0]], split.labels[rows[rows >= 0]]) for rows in order])
+    for start in (3, 5):
+        assert_equal(read(source, source.train_batches(order, start, (3, 0))), got[start:])
+
+
 def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
     rows, weight = batches.evaluation_order(7, 3)
     np.testing.assert_array_equal(rows, [[0, 1, 2], [3, 4, 5], [6, 0, 0]])
@@ -195,7 +218,8 @@ for limit in (4096, 0):
     read = [step(source.data, item) for item in source.train_batches(saved["order"], 1, (3, 0))]
     assert read[0][0].addressable_shards[0].data.shape[0] == 2
     read = [multihost_utils.process_allgather(images, tiled=True) for images, _ in read]
-    out[str(limit)] = np.stack(read)
+    assert [len(images) for images in read] == [8, 8, 4]
+    out[str(limit)] = np.concatenate(read)
 if index == 0:
     np.savez(folder + "/out.npz", **out)
 jax.distributed.shutdown()
@@ -205,7 +229,8 @@ jax.distributed.shutdown()
 def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
     import socket
 
-    split, order = arrays(), batches.epoch_order(26, 8, seed=0, purpose=(0,)) % 13
+    split, order = arrays(), batches.epoch_order(28, 8, seed=0, purpose=(0,), last_batch="keep")
+    order = np.where(order < 0, order, order % 13)
     np.savez(tmp_path / "split.npz", labels=split.labels, images=split.images, order=order)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -221,7 +246,7 @@ def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
     for limit in (4096, 0):
         source = batches.place(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
         want = [images for images, _ in read(source, source.train_batches(order, 1, (3, 0)))]
-        np.testing.assert_array_equal(got[str(limit)], want)
+        np.testing.assert_array_equal(got[str(limit)], np.concatenate(want))
 
 
 def test_a_batch_that_does_not_divide_is_refused(mesh, tmp_path):

@@ -44,7 +44,7 @@ def tasks(data):
 
 
 def test_every_row_of_every_version_is_here_once():
-    assert published.systems() == ["cdl"]
+    assert "cdl" in published.systems()
     assert len(CELLS) == len(TABLE.cells) == 310
     # v4: 4 learners, 7 rows, 2 pairs, 2 sets of data. v1: 3 learners, 4 sizes alone and 3 taught, 2 sets of data.
     assert Counter(where[0] for where in CELLS) == {"v1": 42, "v2": 72, "v3": 84, "v4": 112}

@@ -185,7 +185,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
         assert report.main(list(words)) == 2
         err = capsys.readouterr().err
         assert says in err and len(err.splitlines()) == 1
-    with pytest.raises(UserError, match="known: cdl, v1, v2, v3, v4"):
+    with pytest.raises(UserError, match="known: cdl, okddip, okddip_ablation, v1, v2, v3, v4, vkd, vkd_detection"):
         replication.choose("imagenet")
 
 
