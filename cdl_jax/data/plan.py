@@ -26,6 +26,8 @@ class Plan:
     several: whether there are learners with streams of their own.
     batch_size: of a task's own pictures.
     public: rows that all learners may see without labels.
+    accumulate: how many batches make a step of the optimizer; an epoch has none that fill no step.
+    repeats: how often a picture comes in a row, see `batches.epoch_order`.
     """
 
     stream: Stream
@@ -34,6 +36,8 @@ class Plan:
     several: bool
     batch_size: int
     public: int = 0
+    accumulate: int = 1
+    repeats: int = 1
 
     def pictures(self, phase) -> int:
         """How many pictures a learner sees in a step of the phase: a batch, and what joins it."""
@@ -42,16 +46,19 @@ class Plan:
     def check(self, phase) -> None:
         """Raises UserError where a phase's batches cannot be filled."""
         count, task = min((len(rows), task) for tasks in self.train for task, rows in enumerate(tasks))
-        if count < self.batch_size and not phase.plain:
+        if count < self.batch_size * self.accumulate and not phase.plain:
+            times = f" times config.optim.accumulate={self.accumulate}" if self.accumulate > 1 else ""
             raise UserError(
-                f"config.train.batch_size={self.batch_size} is larger than the {count} training images of task {task}: "
-                "choose a smaller batch"
+                f"config.train.batch_size={self.batch_size}{times} is larger than the {count} training images of task "
+                f"{task}: choose a smaller batch"
             )
 
     def steps(self, task: int, phase) -> int:
         """Batches of an epoch: all pictures of the task in a plain phase, else as many as every learner can fill."""
         count = min(len(tasks[task]) for tasks in self.train)
-        return -(-count // self.batch_size) if phase.plain else count // self.batch_size
+        if phase.plain:
+            return -(-count // self.batch_size)
+        return count // (self.batch_size * self.accumulate) * self.accumulate
 
     def order(self, task: int, phase, epochs: range, seed: int) -> np.ndarray:
         """Rows of the phase's steps, int32 `[steps, pictures]`; `[steps, pictures, learners]` where there are several.
@@ -68,9 +75,13 @@ class Plan:
     def _of_learner(self, learner, task, phase, epochs, seed, place):
         *earlier, own = self.train[learner][: task + 1]
         steps = self.steps(task, phase)
+        whole = self.batch_size * self.accumulate  # the small batches of a step are those that a large one would hold
+        purposes = [(*place[:2], epoch, *place[2:]) for epoch in epochs]
         orders = [
-            batches.epoch_order(len(own), self.batch_size, seed=seed, purpose=(*place[:2], e, *place[2:]))[:steps]
-            for e in epochs
+            batches.epoch_order(len(own), whole, seed=seed, purpose=purpose, repeats=self.repeats).reshape(
+                -1, self.batch_size
+            )[:steps]
+            for purpose in purposes
         ]
         joined = [own[np.concatenate(orders)]]
         if phase.replay:
@@ -98,7 +109,15 @@ class Plan:
         return batches.epoch_order(count, min(self.public, count), seed=seed, purpose=(_PUBLIC,))[0]
 
 
-def make(stream: Stream, batch_size: int, streams: Sequence[Sequence[int]] = (), public: int = 0) -> Plan:
+def make(
+    stream: Stream,
+    batch_size: int,
+    streams: Sequence[Sequence[int]] = (),
+    public: int = 0,
+    *,
+    accumulate: int = 1,
+    repeats: int = 1,
+) -> Plan:
     """The plan of a stream, or of several learners' own.
 
     Args:
@@ -116,4 +135,4 @@ def make(stream: Stream, batch_size: int, streams: Sequence[Sequence[int]] = (),
     else:
         train = tuple(dealt(stream.train.labels, order) for order in streams)
         test = tuple(dealt(stream.test.labels, order) for order in streams)
-    return Plan(stream, train, test, bool(streams), batch_size, public)
+    return Plan(stream, train, test, bool(streams), batch_size, public, accumulate, repeats)
