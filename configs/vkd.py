@@ -12,8 +12,10 @@ teacher    regnety_160, any other network; its weights are a file of timm's name
 data       folder, any other source
 reference  false, true
 
-Of the authors' augmentation this has crop, flip, mixup and cutmix, not their choice of grey, solarised or blurred
-pictures, nor the jitter of colours; the crop is bilinear.
+Pictures are changed as the published program really does it: bicubic crops, one of grey, solarised and blurred, and
+jitter of colours. What it has as options without effect is here with one, and off: `augment.rand_augment`
+("rand-m9-mstd0.5-inc1" there), `augment.erase` (0.25), `augment.repeats` (3), `student.drop_path` (0.1). `vkd.ema`, off
+there too, evaluates the mean of the student's weights beside it.
 """
 
 from cdl_jax import config as base
@@ -28,6 +30,7 @@ def get_config(text=""):
     config.optim.update(name="adamw", learning_rate=5e-4, schedule="cosine", final_rate=5e-6, weight_decay=0.05)
     config.optim.undecayed = ("projector", "pos_embed", "cls_token", "dist_token")
     config.augment.update(train="random_resized_crop", flip=True, test="resize_center_crop")
+    config.augment.update(interpolation="bicubic", three_augment=True, jitter=0.3)
     config.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     config.distill.reference_exact = reference
     return config
