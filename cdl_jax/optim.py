@@ -27,6 +27,9 @@ OPTIONS = {
     # it back to where it began.
     "undecayed": ("projector",),
     "clip_norm": 0.0,  # bound on the global gradient norm; 0: none
+    # Batches whose gradients are averaged for one step, as if they were one batch; its schedule is that of the steps.
+    # Batches of an epoch that fill no step are left out. Batch norm and mixing see the small batches.
+    "accumulate": 1,
 }
 
 
@@ -103,6 +106,8 @@ def build(options, epochs: int) -> Optimizer:
     }
     if options.name not in kinds:
         raise UserError(f"optim.name={options.name!r} is unknown: {names.nearest(options.name, kinds)}")
+    if options.accumulate < 1:
+        raise UserError(f"optim.accumulate={options.accumulate} must be at least 1")
     chain = []
     if options.clip_norm:
         chain.append(optax.clip_by_global_norm(options.clip_norm))
@@ -112,7 +117,10 @@ def build(options, epochs: int) -> Optimizer:
     chain.append(kinds[options.name]())
     if decay and options.name == "adamw":
         chain.append(optax.add_decayed_weights(decay, mask=partial(_decayed, options.undecayed, 2)))
-    return Optimizer(optax.chain(*chain), schedule(options, epochs))
+    transform = optax.chain(*chain)
+    if options.accumulate > 1:  # the direction is zero until a step is full
+        transform = optax.MultiSteps(transform, options.accumulate).gradient_transformation()
+    return Optimizer(transform, schedule(options, epochs))
 
 
 def _decayed(names, rank, params):

@@ -7,7 +7,7 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import names, quality, sharding, trainer
-from cdl_jax.data import batches, plan, stream
+from cdl_jax.data import augment, batches, plan, stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 
@@ -22,10 +22,14 @@ class Program:
           UserError: options that do not fit together.
         """
         configs.check(config)
+        augment.check(config.augment)
         self.config, self.stream = config, data
         self.seeds = tuple(config.seeds) or (config.seed,)
         self.info = StreamInfo(
-            data.num_classes, tuple(len(task.classes) for task in data.tasks), tuple(data.class_names)
+            data.num_classes,
+            tuple(len(task.classes) for task in data.tasks),
+            tuple(data.class_names),
+            len(data.train),
         )
         self.method = names.load("methods", config.method).build(config, self.info)
         self.mesh = sharding.make_mesh(config.devices, config.peer_devices)
@@ -39,7 +43,10 @@ class Program:
         sharding.check_batch(self.mesh, config.train.batch_size, "train.batch_size")
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
         streams, public = getattr(self.method, "streams", ()), getattr(self.method, "public", 0)
-        self.plan = plan.make(data, config.train.batch_size, streams, public, config.train.last_batch)
+        many = {"accumulate": config.optim.accumulate, "repeats": config.augment.repeats}
+        self.plan = plan.make(
+            data, config.train.batch_size, streams, public, last_batch=config.train.last_batch, **many
+        )
         for phase in self.method.phases:
             self.plan.check(phase)
             sharding.check_batch(self.mesh, self.plan.pictures(phase), "train.batch_size, and what joins it:")

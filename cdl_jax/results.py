@@ -175,8 +175,9 @@ def _device(program):
 
 
 def parameters(program) -> dict:
-    """Network -> number of trainable and of frozen parameters of one seed; running statistics are none."""
-    live, frozen = (split(tree, lambda path: "batch_stats" not in path)[0] for tree in program.abstract_variables())
+    """Network -> number of trainable and of frozen parameters of one seed; statistics and what is cached are none."""
+    is_one = lambda path: "batch_stats" not in path and path[0] != "cache"  # noqa: E731
+    live, frozen = (split(tree, is_one)[0] for tree in program.abstract_variables())
 
     def count(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))

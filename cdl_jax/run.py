@@ -213,7 +213,8 @@ class _Training:
         for number, item in enumerate(items, done):
             epoch, at = divmod(number, steps)
             epoch += record.round * epochs
-            place = trainer.position(task, epoch=epoch, step=at, steps=steps)
+            each = 1 if phase.plain else config.optim.accumulate
+            place = trainer.position(task, epoch=epoch, step=at, steps=steps, accumulate=each)
             state = compiled[sizes[at]](state, self.frozen, program.train_source.data, item, place, program.seed)
             if first is None:
                 jax.block_until_ready(state.sums)

@@ -10,7 +10,7 @@ import optax
 from flax import struct
 
 from cdl_jax import quality
-from cdl_jax.data import augment
+from cdl_jax.data import augment, erasing
 from cdl_jax.losses import Context, mask_classes
 from cdl_jax.methods.base import join, split
 
@@ -42,15 +42,18 @@ def init_key(seed: int) -> jax.Array:
     return key_at(seed, _INIT)
 
 
-def position(task, *, epoch=0, step=0, steps=1) -> dict:
-    """The numbers of a step's `Context`, as arrays: a change of value compiles nothing anew."""
+def position(task, *, epoch=0, step=0, steps=1, accumulate=1) -> dict:
+    """The numbers of a step's `Context`, as arrays: a change of value compiles nothing anew.
+
+    accumulate: how many steps make one of the optimizer, all of which have the progress of the first.
+    """
     return {
         "task": np.int32(task.index),
         "first": np.int32(task.first),
         "end": np.int32(task.end),
         "epoch": np.int32(epoch),
         "step": np.int32(step),
-        "progress": np.float32(epoch + step / steps),
+        "progress": np.float32(epoch + (step - step % accumulate) / steps),
     }
 
 
@@ -81,7 +84,8 @@ def train_step(method, index, source, augmentation):
             images = _prepared(
                 source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size)
             )
-        batch = _batch(images, labels, phase.public)
+            images = erasing.erase(images, key, augmentation)
+        batch = _batch(images, labels, item["rows"], phase.public)
         context = Context(**position, key=key_at(seed, _LOSS, index, *place), weight=item.get("weight"))
         live, opt, metrics = state.live, [], {"steps": jnp.ones(())}
         for update, opt_state in zip(phase.updates, state.opt[index], strict=True):
@@ -105,16 +109,15 @@ def train_step(method, index, source, augmentation):
     return step
 
 
-def _batch(images, labels, public):
+def _batch(images, labels, rows, public):
     """The batch of a step; behind the pictures may lie `public` ones, and behind each picture an axis of learners."""
     if labels.ndim == 2:
-        images, labels = jnp.moveaxis(images, 1, 0), labels.T
+        images, labels, rows = jnp.moveaxis(images, 1, 0), labels.T, rows.T
     if not public:
-        return {"images": images, "labels": labels}
+        return {"images": images, "labels": labels, "rows": rows}
     of_first = (0,) * (labels.ndim - 1)
-    return {"images": images[..., :-public, :, :, :], "labels": labels[..., :-public]} | {
-        "public": images[(*of_first, slice(-public, None))]
-    }
+    own = {"images": images[..., :-public, :, :, :], "labels": labels[..., :-public], "rows": rows[..., :-public]}
+    return {**own, "public": images[(*of_first, slice(-public, None))]}
 
 
 def _put(values, index, value):

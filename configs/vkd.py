@@ -15,8 +15,10 @@ data       folder, any other source
 reference  false, true
 source     without effect; a row of `python -m cdl_jax.report --paper vkd` has it
 
-Of the authors' augmentation this has crop, flip, mixup and cutmix, not their choice of grey, solarised or blurred
-pictures, nor the jitter of colours; the crop is bilinear.
+Pictures are changed as the published program really does it: bicubic crops, one of grey, solarised and blurred, and
+jitter of colours. What it has as options without effect is here with one, and off: `augment.rand_augment`
+("rand-m9-mstd0.5-inc1" there), `augment.erase` (0.25), `augment.repeats` (3), `student.drop_path` (0.1). `vkd.ema`, off
+there too, evaluates the mean of the student's weights beside it.
 """
 
 from cdl_jax import config as base

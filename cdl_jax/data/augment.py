@@ -4,16 +4,8 @@ On the device, `train` and `test` take uint8 `[batch, height, width, 3]` to floa
 host, `train_picture` and `test_picture` follow the same rules for one Pillow picture of any size and leave uint8
 `[size, size, 3]`, which `normalize` finishes on the device.
 
-Every sample draws from its own 23 uniform numbers, so a result depends on the sample's place in the global batch and on
+Every sample draws from its own uniform numbers, so a result depends on the sample's place in the global batch and on
 nothing else: neither on the number of devices nor on the batch size.
-
-Resizing is Pillow's bilinear filter: a triangle whose support grows with the scale when shrinking (antialias), cut at
-the edge of the crop and normalised again, as if the crop were taken out first. (`jax.image.scale_and_translate` has
-the same filter but cuts it at the edge of the picture, and `Image.resize(box=...)` does so too: both let pixels from
-outside the crop bleed into its border.) Pillow rounds to uint8 after each of its two passes and this code never does,
-so the two differ by at most 1.0/255 plus float32 rounding: over photographs, noise and black-and-white noise scaled by
-0.1 to 20, the largest difference seen was 1.002/255, the mean 0.16/255 to 0.32/255. Where nothing is to be resized the
-pixels stay exact.
 """
 
 from collections.abc import Mapping
@@ -23,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdl_jax.data import colour, rand_augment, resizing
 from cdl_jax.errors import UserError
 
 # train: random_resized_crop, shift, pad_crop, resize, none. test: resize, resize_center_crop, none.
@@ -35,15 +28,22 @@ OPTIONS: dict[str, Any] = {
     "ratio": (3 / 4, 4 / 3),  # width : height, likewise
     "test": "none",
     "resize": 256,  # shorter side in pixels, for test="resize_center_crop"
+    "interpolation": "bilinear",  # or "bicubic"; or "random": either for a training picture, "bicubic" for a test
+    **colour.OPTIONS,
+    "rand_augment": "",  # timm's policy for training pictures, as "rand-m9-mstd0.5-inc1"; on the host alone
+    "erase": 0.0,  # probability of noise in a rectangle of a training picture
+    # Every training picture comes so many times in a row, each time changed otherwise. Epochs stay as long as they
+    # were, so that one of them sees but a part of the pictures.
+    "repeats": 1,
     "mean": (),  # a channel each, of pixels in [0, 1]; empty: do not normalise
     "std": (),
 }
-DRAWS = 23  # uniform numbers a sample: 10 areas, 10 aspect ratios, 2 positions, 1 flip
+DRAWS = 24 + colour.DRAWS  # uniform numbers a sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, colour
 _TRIES = 10
 
 
 def train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
-    """Training pictures: the transform `options["train"]`, then a flip, then `normalize`.
+    """Training pictures: the transform `options["train"]`, then a flip, then `colour.change`, then `normalize`.
 
     random_resized_crop: torchvision's rule, see `crop_box`; the crop is resized to `size`.
     shift: by a whole number of pixels, uniform in [-shift, shift] for each axis, filled with zeros.
@@ -62,27 +62,34 @@ def train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: i
       float32 `[batch, size, size, 3]`.
 
     Raises:
-      UserError: an unknown transform, or "none" for pictures of another size.
+      UserError: an unknown transform, "none" for pictures of another size, or `rand_augment`, which needs the host.
     """
     options = {**OPTIONS, **options}
+    if options["rand_augment"]:
+        raise UserError(
+            "augment.rand_augment is Pillow's work on the host: set config.resident_limit_mb=0, which leaves pictures "
+            "there, or augment.rand_augment=''"
+        )
     batch, height, width, _ = images.shape
     kind = options["train"]
     uniforms = jax.vmap(lambda k: jax.random.uniform(k, (DRAWS,)))(jax.random.split(key, batch))
     if kind == "random_resized_crop":
         pick = jax.vmap(lambda u: jnp.stack(crop_box(u, height, width, options["scale"], options["ratio"], jnp)))
-        pixels = _resize(images, pick(uniforms), (size, size))
+        pixels = resizing.crops(images, pick(uniforms), (size, size), _filter(options, uniforms))
     elif reach := _reach(kind, options):
         pad = [(reach, reach), (reach, reach), (0, 0)]
         corners = jnp.floor(uniforms[:, 20:22] * (2 * reach + 1)).astype(jnp.int32)
         pixels = jax.vmap(
             lambda image, corner: jax.lax.dynamic_slice(jnp.pad(image, pad), (corner[0], corner[1], 0), image.shape)
         )(images, corners)
-        pixels = _resize_whole(pixels, (size, size))
+        pixels = resizing.whole(pixels, (size, size), _filter(options, uniforms))
     else:
         _check(kind, "train", height, width, size)
-        pixels = _resize_whole(images, (size, size))
+        pixels = resizing.whole(images, (size, size), _filter(options, uniforms))
     if options["flip"]:
         pixels = jnp.where((uniforms[:, 22] < 0.5)[:, None, None, None], pixels[:, :, ::-1], pixels)
+    if colour.wanted(options):
+        pixels = colour.change(jnp.floor(pixels.astype(jnp.float32) + 0.5), uniforms[:, 24:], options)
     return normalize(pixels, options)
 
 
@@ -108,10 +115,12 @@ def test(images: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
     _, height, width, _ = images.shape
     if options["test"] == "resize_center_crop":
         (tall, wide), (top, left) = _center(height, width, options["resize"], size)
-        pixels = _resize_whole(images, (tall, wide), (top, left), (size, size))
+        pixels = resizing.whole(
+            images, (tall, wide), resizing.cubic(options["interpolation"]), (top, left), (size, size)
+        )
     else:
         _check(options["test"], "test", height, width, size)
-        pixels = _resize_whole(images, (size, size))
+        pixels = resizing.whole(images, (size, size), resizing.cubic(options["interpolation"]))
     return normalize(pixels, options)
 
 
@@ -125,7 +134,12 @@ def normalize(pixels: jax.Array, options: Mapping[str, Any]) -> jax.Array:
 
 
 def train_picture(picture, uniforms: np.ndarray, options: Mapping[str, Any], size: int) -> np.ndarray:
-    """`train` on the host, without `normalize`: an RGB Pillow picture and 23 uniforms to uint8 `[size, size, 3]`."""
+    """`train` on the host, without `normalize`: an RGB Pillow picture and uniforms to uint8 `[size, size, 3]`.
+
+    uniforms: `[draws(options)]` in [0, 1). What `options["rand_augment"]` asks for comes ahead of the other colours.
+    """
+    from PIL import ImageOps
+
     options = {**OPTIONS, **options}
     kind = options["train"]
     width, height = picture.size
@@ -139,8 +153,17 @@ def train_picture(picture, uniforms: np.ndarray, options: Mapping[str, Any], siz
         picture = picture.crop((left, top, left + width, top + height))  # Pillow fills what lies outside with zeros
     else:
         _check(kind, "train", height, width, size)
-    pixels = _pillow_resize(picture, (size, size))
-    return np.ascontiguousarray(pixels[:, ::-1]) if options["flip"] and uniforms[22] < 0.5 else pixels
+    picture = resizing.picture(picture, (size, size), bool(_filter(options, uniforms)))
+    if options["flip"] and uniforms[22] < 0.5:
+        picture = ImageOps.mirror(picture)
+    if options["rand_augment"]:
+        filters = [resizing.pillow_filter(cubic) for cubic in resizing.FILTERS[options["interpolation"]]]
+        fill = tuple(min(255, round(255 * level)) for level in options["mean"]) or (128, 128, 128)
+        policy = rand_augment.parse(options["rand_augment"])
+        picture = rand_augment.augment(picture, uniforms[DRAWS:], policy, fill, filters)
+    if colour.wanted(options):
+        picture = colour.change_picture(picture, uniforms[24:DRAWS], options)
+    return np.array(picture, np.uint8)
 
 
 def test_picture(picture, options: Mapping[str, Any], size: int) -> np.ndarray:
@@ -149,9 +172,41 @@ def test_picture(picture, options: Mapping[str, Any], size: int) -> np.ndarray:
     width, height = picture.size
     if options["test"] == "resize_center_crop":
         shape, (top, left) = _center(height, width, options["resize"], size)
-        return np.ascontiguousarray(_pillow_resize(picture, shape)[top : top + size, left : left + size])
+        resized = resizing.picture(picture, shape, bool(resizing.cubic(options["interpolation"])))
+        return np.array(resized.crop((left, top, left + size, top + size)), np.uint8)
     _check(options["test"], "test", height, width, size)
-    return _pillow_resize(picture, (size, size))
+    return np.array(resizing.picture(picture, (size, size), bool(resizing.cubic(options["interpolation"]))), np.uint8)
+
+
+def draws(options: Mapping[str, Any]) -> int:
+    """How many uniform numbers `train_picture` needs."""
+    policy = options.get("rand_augment")
+    return DRAWS + (rand_augment.parse(policy).layers * rand_augment.DRAWS if policy else 0)
+
+
+def changing(options: Mapping[str, Any]) -> list[str]:
+    """The options for which a training picture is not the same each time, or not as it would be tested."""
+    switches = ("flip", *colour.OPTIONS, "rand_augment", "erase")
+    found = [name for name in switches if options[name]]
+    if options["train"] != options["test"] or options["train"] not in ("resize", "none"):
+        found.insert(0, "train")
+    return found + ["interpolation"] * (options["interpolation"] == "random")
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Refuses values that no picture could tell of.
+
+    Raises:
+      UserError: names the option and its range.
+    """
+    if options["interpolation"] not in resizing.FILTERS:
+        raise UserError(f"augment.interpolation={options['interpolation']!r}: use one of {', '.join(resizing.FILTERS)}")
+    if not 0 <= options["erase"] <= 1:
+        raise UserError(f"augment.erase={options['erase']} is a probability: set it within [0, 1]")
+    if options["repeats"] < 1:
+        raise UserError(f"augment.repeats={options['repeats']} must be at least 1")
+    colour.check(options)
+    draws(options)
 
 
 def crop_box(uniforms, height: int, width: int, scale, ratio, xp) -> tuple:
@@ -181,51 +236,9 @@ def crop_box(uniforms, height: int, width: int, scale, ratio, xp) -> tuple:
     return tuple(v.astype(xp.int32) for v in (top, left, tall, wide))
 
 
-def resize_weights(start, length, inputs: int, outputs: int) -> jax.Array:
-    """Pillow's bilinear weights from pixels `start` to `start + length` of `inputs` to `outputs`: `[outputs, inputs]`.
-
-    Row o is the triangle `max(0, 1 - |x - c| / s)` at pixel centres x, with c = start + (o + 1/2) length / outputs and
-    s = max(1, length / outputs), zero outside the crop, scaled to sum 1. float32.
-    """
-    scale = length / outputs
-    centres = (jnp.arange(outputs) + 0.5) * scale
-    pixels = jnp.arange(inputs) - start  # relative to the crop: small numbers keep float32 exact
-    distance = jnp.abs(pixels[None, :] + 0.5 - centres[:, None])
-    weights = jnp.maximum(0.0, 1.0 - distance / jnp.maximum(1.0, scale))
-    weights = jnp.where((pixels >= 0) & (pixels < length), weights, 0.0)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _resize(images, boxes, shape):
-    """The `boxes` int32 `[batch, 4]` (top, left, height, width) of images, resized to `shape`: float32 in 0..255."""
-    _, height, width, _ = images.shape
-    rows = jax.vmap(lambda box: resize_weights(box[0], box[2], height, shape[0]))(boxes)
-    columns = jax.vmap(lambda box: resize_weights(box[1], box[3], width, shape[1]))(boxes)
-    return _apply("boh,bhwc->bowc", "bpw,bowc->bopc", images, rows, columns)
-
-
-def _resize_whole(images, shape, corner=(0, 0), crop=None):
-    """The rectangle `crop` at `corner` of whole images resized to `shape`; as they are where nothing changes."""
-    _, height, width, _ = images.shape
-    crop = crop or shape
-    if (height, width) == shape == crop:
-        return images
-    rows = resize_weights(0, height, height, shape[0])[corner[0] : corner[0] + crop[0]]
-    columns = resize_weights(0, width, width, shape[1])[corner[1] : corner[1] + crop[1]]
-    return _apply("oh,bhwc->bowc", "pw,bowc->bopc", images, rows, columns)
-
-
-def _apply(by_rows, by_columns, images, rows, columns):
-    # Full precision: a GPU would otherwise multiply in TF32, whose 10 bits are coarser than the tolerance above.
-    full = jax.lax.Precision.HIGHEST
-    pixels = jnp.einsum(by_rows, rows, images.astype(jnp.float32), precision=full)
-    return jnp.einsum(by_columns, columns, pixels, precision=full)
-
-
-def _pillow_resize(picture, shape) -> np.ndarray:
-    from PIL import Image
-
-    return np.array(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR), np.uint8)
+def _filter(options, uniforms):
+    """See `resizing.cubic`; `uniforms` `[..., DRAWS]` or longer."""
+    return resizing.cubic(options["interpolation"], uniforms[..., 23])
 
 
 def _reach(kind, options) -> int:

@@ -5,6 +5,7 @@ row numbers; `Streamed` decodes and crops pictures on the host, a few batches ah
 
     images, labels = source.read(data, item)
     images = augment.normalize(images, options) if source.cropped else augment.train(images, key, options, size)
+    images = erasing.erase(images, key, options)
 
 where `data` is `source.data`, passed as an argument, and `item` comes from `train_batches` or `test_batches`. Rows may
 select any part of a split: place the pictures of a whole stream once and give each task's rows, and every task runs the
@@ -12,6 +13,7 @@ same program.
 """
 
 import collections
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cdl_jax.data import augment
+from cdl_jax.data import augment, tar_files
 from cdl_jax.data.stream import Split
 from cdl_jax.errors import UserError
 
@@ -34,7 +36,14 @@ _AHEAD = 2  # batches on their way to the device while one is in use
 
 
 def epoch_order(
-    n: int, batch_size: int, *, seed: int, purpose: tuple[int, ...], shuffle: bool = True, last_batch: str = "drop"
+    n: int,
+    batch_size: int,
+    *,
+    seed: int,
+    purpose: tuple[int, ...],
+    shuffle: bool = True,
+    last_batch: str = "drop",
+    repeats: int = 1,
 ) -> np.ndarray:
     """Row numbers of one epoch, int32 `[steps, batch_size]`: n // batch_size steps, or one more.
 
@@ -44,6 +53,8 @@ def epoch_order(
       n: number of pictures.
       seed, purpose: non-negative counters, such as a run's seed and (task, phase, epoch).
       last_batch: "drop" an incomplete last batch, or "keep" it: behind its rows stands -1.
+      repeats: how often a picture comes, in a row; the epoch is no longer, so it ends after n / repeats pictures
+        (repeated augmentation, Hoffer et al., 2020, as DeiT has it).
 
     Raises:
       UserError: not even one batch can be filled, and an incomplete one is not kept.
@@ -54,6 +65,7 @@ def epoch_order(
             f"batch_size={batch_size}: a task has only {n} training pictures; set batch_size to {n} or less"
         )
     rows = generator(seed, *purpose).permutation(n) if shuffle else np.arange(n)
+    rows = np.repeat(rows[: -(-n // repeats)], repeats)[:n]
     if last_batch == "keep":
         steps = -(-n // batch_size)
         rows = np.pad(rows, (0, steps * batch_size - n), constant_values=-1)
@@ -117,7 +129,7 @@ class Streamed:
     cropped: ClassVar[bool] = True
 
     def train_batches(self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()) -> Iterator[dict]:
-        """{"images": uint8 `[batch, size, size, 3]`, "labels": int32 `[batch]`} a row of `order` from `start_step`.
+        """{"images": uint8 `[batch, size, size, 3]`, "labels", "rows": int32 `[batch]`} for rows of `order`.
 
         Crop and flip of a picture depend on `key_parts` (non-negative counters, the seed first) and on its place in
         `order`, so neither a restart nor another number of processes or workers changes them.
@@ -128,14 +140,14 @@ class Streamed:
         return self._batches(order, start_step, key_parts or (0,))
 
     def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[dict]:
-        """{"images", "labels", "weight"} for each batch of `evaluation_order`; raises as `train_batches` does."""
+        """{"images", "labels", "rows", "weight"} for each batch of `evaluation_order`; raises as the other."""
         return self._batches(rows, 0, None, _local(self.mesh, weight))
 
     def example(self, batch_size: int, test: bool = False) -> dict:
         """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
         images = _abstract(self.mesh, (batch_size, self.size, self.size, 3), np.uint8)
         labels = _abstract(self.mesh, (batch_size,), np.int32)
-        return {"images": images, "labels": labels, **_weight(self.mesh, batch_size, test)}
+        return {"images": images, "labels": labels, "rows": labels, **_weight(self.mesh, batch_size, test)}
 
     def read(self, data: Mapping[str, jax.Array], item: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """(images uint8 `[batch, size, size, 3]`, labels int32 `[batch]`); traced."""
@@ -189,7 +201,7 @@ def place(split: Split, mesh: Mesh, options: Mapping[str, Any], size: int) -> Re
 
 @dataclass(frozen=True)
 class _Pictures:
-    """A random-access source for grain: element i is picture `rows[i]`, ready for the device, and its label."""
+    """A random-access source for grain: element i is picture `rows[i]`, ready for the device, its label and row."""
 
     split: Split
     rows: np.ndarray
@@ -207,17 +219,17 @@ class _Pictures:
     def __getitem__(self, index):
         row = self.rows[index]
         if row < 0:  # fills up an incomplete batch, and is cut off again
-            return {"images": np.zeros((self.size, self.size, 3), np.uint8), "labels": np.int32(0)}
+            return {"images": np.zeros((self.size, self.size, 3), np.uint8), "labels": np.int32(0), "rows": np.int32(0)}
         picture, name = _open(self.split, row)
         try:
             if self.key_parts is None:
                 image = augment.test_picture(picture, self.options, self.size)
             else:
-                draws = generator(*self.key_parts, self.places[index]).random(augment.DRAWS)
+                draws = generator(*self.key_parts, self.places[index]).random(augment.draws(self.options))
                 image = augment.train_picture(picture, draws, self.options, self.size)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        return {"images": image, "labels": np.int32(self.split.labels[row])}
+        return {"images": image, "labels": np.int32(self.split.labels[row]), "rows": np.int32(row)}
 
 
 def _open(split, row):
@@ -228,7 +240,7 @@ def _open(split, row):
         return Image.fromarray(split.images[row]), f"picture {row}"
     path = split.files[row]
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(path.read()) if isinstance(path, tar_files.Member) else path) as file:
             return file.convert("RGB"), str(path)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())

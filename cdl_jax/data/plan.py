@@ -27,6 +27,8 @@ class Plan:
     batch_size: of a task's own pictures.
     public: rows that all learners may see without labels.
     last_batch: of an epoch, where it is incomplete: "drop" or "keep".
+    accumulate: how many batches make a step of the optimizer; an epoch has none that fill no step.
+    repeats: how often a picture comes in a row, see `batches.epoch_order`.
     """
 
     stream: Stream
@@ -36,6 +38,8 @@ class Plan:
     batch_size: int
     public: int = 0
     last_batch: str = "drop"
+    accumulate: int = 1
+    repeats: int = 1
 
     def pictures(self, phase) -> int:
         """How many pictures a learner sees in a step of the phase: a batch, and what joins it."""
@@ -45,15 +49,16 @@ class Plan:
         """Raises UserError where a phase's batches cannot be filled, or an incomplete one cannot be kept."""
         count, task = min((len(rows), task) for tasks in self.train for task, rows in enumerate(tasks))
         if self.last_batch == "keep":
-            if self.several or self.pictures(phase) > self.batch_size:
+            if self.several or self.pictures(phase) > self.batch_size or self.accumulate > 1:
                 raise UserError(
                     "config.train.last_batch='keep' does not go with learners that have streams of their own, nor with "
-                    "pictures that join a batch: say 'drop'"
+                    "pictures that join a batch, nor with optim.accumulate: say 'drop'"
                 )
-        elif count < self.batch_size and not phase.plain:
+        elif count < self.batch_size * self.accumulate and not phase.plain:
+            times = f" times config.optim.accumulate={self.accumulate}" if self.accumulate > 1 else ""
             raise UserError(
-                f"config.train.batch_size={self.batch_size} is larger than the {count} training images of task {task}: "
-                "choose a smaller batch, or train.last_batch='keep'"
+                f"config.train.batch_size={self.batch_size}{times} is larger than the {count} training images of task "
+                f"{task}: choose a smaller batch, or train.last_batch='keep'"
             )
 
     def steps(self, task: int, phase) -> int:
@@ -68,6 +73,7 @@ class Plan:
         whole, rest = divmod(min(len(tasks[task]) for tasks in self.train), self.batch_size)
         if phase.plain:
             return [self.batch_size] * (whole + (rest > 0))
+        whole = whole // self.accumulate * self.accumulate
         return [self.batch_size] * whole + [rest] * (rest > 0 and self.last_batch == "keep")
 
     def order(self, task: int, phase, epochs: range, seed: int) -> np.ndarray:
@@ -85,9 +91,11 @@ class Plan:
     def _of_learner(self, learner, task, phase, epochs, seed, place):
         *earlier, own = self.train[learner][: task + 1]
         steps = self.steps(task, phase)
-        purposes, last = [(*place[:2], epoch, *place[2:]) for epoch in epochs], self.last_batch
+        purposes = [(*place[:2], epoch, *place[2:]) for epoch in epochs]
+        whole = self.batch_size * self.accumulate  # the small batches of a step are those that a large one would hold
+        options = {"seed": seed, "last_batch": self.last_batch, "repeats": self.repeats}
         orders = [
-            batches.epoch_order(len(own), self.batch_size, seed=seed, purpose=purpose, last_batch=last)[:steps]
+            batches.epoch_order(len(own), whole, purpose=purpose, **options).reshape(-1, self.batch_size)[:steps]
             for purpose in purposes
         ]
         order = np.concatenate(orders)
@@ -118,7 +126,14 @@ class Plan:
 
 
 def make(
-    stream: Stream, batch_size: int, streams: Sequence[Sequence[int]] = (), public: int = 0, last_batch: str = "drop"
+    stream: Stream,
+    batch_size: int,
+    streams: Sequence[Sequence[int]] = (),
+    public: int = 0,
+    *,
+    last_batch: str = "drop",
+    accumulate: int = 1,
+    repeats: int = 1,
 ) -> Plan:
     """The plan of a stream, or of several learners' own.
 
@@ -137,4 +152,4 @@ def make(
     else:
         train = tuple(dealt(stream.train.labels, order) for order in streams)
         test = tuple(dealt(stream.test.labels, order) for order in streams)
-    return Plan(stream, train, test, bool(streams), batch_size, public, last_batch)
+    return Plan(stream, train, test, bool(streams), batch_size, public, last_batch, accumulate, repeats)

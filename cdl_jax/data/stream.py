@@ -33,12 +33,12 @@ class Split:
 
     labels: int32 `[n]`.
     images: uint8 `[n, height, width, 3]`, or None.
-    files: n paths of encoded pictures where images is None, else empty.
+    files: n encoded pictures where images is None, else empty: paths, or members of an archive (`tar_files.Member`).
     """
 
     labels: np.ndarray
     images: np.ndarray | None = None
-    files: Sequence[str] = ()
+    files: Sequence[Any] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -62,7 +62,7 @@ def build(options, teacher, student) -> Scheme:
       UserError: a value out of range, or a teacher of whose features nothing is known.
     """
     check(options)
-    asked = options.teacher_feature or ("features" if "features" in teacher.outputs else "patch_mean")
+    asked = teacher_feature(options, teacher.outputs)
     source = output_name(asked, teacher.outputs)
     dim = teacher.outputs[source][-1] if source in teacher.outputs else teacher.dim
     if not dim:
@@ -119,6 +119,19 @@ def vector(out: Mapping[str, jax.Array], name: str) -> jax.Array:
         raise UserError(f"distill: a network has no output for the feature {name!r}: {names.nearest(name, out)}")
     value = out[source][:, 1:] if (name, source) == ("patch_mean", "tokens") else out[source]
     return value.astype(jnp.float32).mean(axis=tuple(range(1, value.ndim - 1)))
+
+
+def teacher_feature(options, outputs) -> str:
+    """The name of the feature that is read of a teacher with these outputs."""
+    return options.teacher_feature or ("features" if "features" in outputs else "patch_mean")
+
+
+def condensed(options, out: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The least of a teacher's outputs from which `build`'s loss is the same: logits, and the feature as one vector."""
+    feature = teacher_feature(options, out)
+    value = vector(out, feature)
+    told = {"patch_tokens": value[:, None]} if feature == "patch_mean" else {feature: value}
+    return {"logits": out["logits"], **told}
 
 
 def output_name(feature: str, out) -> str:

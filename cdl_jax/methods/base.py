@@ -22,11 +22,13 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a method may know of the stream: `num_classes` in all, the number of classes of each task, their names."""
+    """What a method may know of the stream: `num_classes` in all, the number of classes of each task, their names, and
+    how many pictures there are to train on."""
 
     num_classes: int
     task_sizes: tuple[int, ...]
     class_names: tuple[str, ...] = ()
+    train_images: int = 0
 
     @property
     def num_tasks(self) -> int:
@@ -54,8 +56,8 @@ jax.tree_util.register_dataclass(Outcome, data_fields=["metrics", "variables", "
 class Update:
     """One optimizer step on `loss(variables, batch, context) -> (scalar, Outcome)`, over the `trainable` paths.
 
-    batch: `images` float32 `[batch, size, size, 3]`, `labels` int32 `[batch]`, and what earlier updates
-      of the step added.
+    batch: `images` float32 `[batch, size, size, 3]`, `labels` int32 `[batch]`, `rows` int32 `[batch]` (which of the
+      stream's training pictures these are), and what earlier updates of the step added.
     """
 
     trainable: Callable[[Path], bool]

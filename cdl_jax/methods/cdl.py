@@ -38,7 +38,7 @@ OPTIONS = {
     "schedule": "teacher_first",
     "student_rate": "",  # schedule of the student's learning rate; "": optim.schedule
     "teachers": (),  # working directories of other runs; with several, the student learns from the mean of their logits
-    "teacher_network": "",  # which network of those runs; "": "teacher" where a run has one, else its last
+    "teacher_network": "",  # which network of those runs; "": "teacher" where a run trained one, else its last
     # "same_task": those runs' networks after the task that the student is learning; "last": after their whole stream.
     "teacher_checkpoint": "same_task",
     "same_batches": False,  # the student sees the teacher's batches again, in the same order and augmentation

@@ -23,6 +23,7 @@ OPTIONS = {
     **peer_losses.OPTIONS,
     # Of a teacher's run: its network after the task that the student learns ("same_task"), or after its "last".
     "teacher_checkpoint": "same_task",
+    "teacher_network": "",  # which network of that run; "": "teacher" where the run trained one, else its last
 }
 
 
@@ -144,8 +145,9 @@ def teacher_of(config, info, options):
         raise UserError(f"teacher.weights={section.weights!r} is neither a run's directory nor a file: train it first")
     if not section.weights or not path.is_dir():
         return names.load("models", section.family).build(section, info.num_classes)
-    teacher = teachers.find(section.weights, "", options.teacher_checkpoint, info, config.student.image_size)
-    of_run = teacher.config.get(teacher.network, {})
+    network, checkpoint = options.teacher_network, options.teacher_checkpoint
+    teacher = teachers.find(section.weights, network, checkpoint, info, config.student.image_size)
+    of_run = teacher.config.get(teacher.network.removesuffix("_ema"), {})
     other = [k for k, v in section.items() if k != "weights" and of_run.get(k) != v]
     if other:
         raise UserError(

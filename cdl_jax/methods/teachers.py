@@ -84,7 +84,7 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_siz
 
     Args:
       folder: the working directory of a run on the same classes in the same order.
-      network: name of one of its networks; "": "teacher" where it has one, else the last.
+      network: name of one of its networks; "": "teacher" where it trained one, else the last that it trained.
       checkpoint: "same_task", the one after the task that is being taught, from a run with the same tasks; or "last".
       info: the stream that is taught. image_size: side of its pictures, as the student takes them.
 
@@ -94,7 +94,12 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_siz
     folder = Path(folder)
     config, stream = _read(folder)
     sizes = tuple(len(task["classes"]) for task in stream["tasks"])
-    known = StreamInfo(sum(sizes), sizes, tuple(name for task in stream["tasks"] for name in task["classes"]))
+    known = StreamInfo(
+        num_classes=sum(sizes),
+        task_sizes=sizes,
+        class_names=tuple(name for task in stream["tasks"] for name in task["classes"]),
+        train_images=sum(task["train"] for task in stream["tasks"]),
+    )
     if known.class_names != info.class_names:
         raise UserError(
             f"the teacher's run {folder} learnt other classes, or in another order: choose a run of this stream"
@@ -108,7 +113,8 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_siz
         method = names.load("methods", config.method).build(config, known)
     except (AttributeError, KeyError) as error:
         raise UserError(f"the teacher's run {folder} was made by another version ({error}): train it anew") from None
-    network = network or ("teacher" if "teacher" in method.networks else method.networks[-1])
+    own = [name for name in method.networks if name not in getattr(method, "given", ())]
+    network = network or ("teacher" if "teacher" in own else own[-1])
     if network not in method.networks:
         raise UserError(
             f"the teacher's run {folder} has no network {network!r}: {names.nearest(network, method.networks)}"

@@ -5,7 +5,9 @@ one alone) from the teacher's logits, and one vector of the student, orthogonall
 normalised one; see `distill.vkd`. The teacher stands still, sees the same mixed pictures and may be of any family.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from cdl_jax import names, optim
-from cdl_jax.data import mixing
+from cdl_jax.data import augment, mixing
 from cdl_jax.distill import vkd
 from cdl_jax.distill.base import Scheme, Spec
 from cdl_jax.errors import UserError
@@ -27,6 +29,14 @@ OPTIONS = {
     "label_loss": "cross_entropy",  # or "binary": a yes or no for each class, yes where its soft label is not zero
     # Of a teacher's run: its network after the task that the student learns ("same_task"), or after its "last".
     "teacher_checkpoint": "same_task",
+    "teacher_network": "",  # which network of that run; "": "teacher" where the run trained one, else its last
+    # Evaluates, as the network `student_ema`, a running mean of the student's weights and statistics too. A task starts
+    # it at the student; its decay goes in a line from the first number to the second over the task.
+    "ema": False,
+    "ema_decay": (0.996, 1.0),
+    # What the teacher tells of each picture is computed once a task and kept on the device, in checkpoints too; for
+    # pictures that are neither augmented nor mixed.
+    "cache_teacher": False,
 }
 
 
@@ -44,6 +54,8 @@ class VkD:
     """See `methods.base.Method`. `teacher` is a module, or a `teachers.Teacher` of another run.
 
     torch_names: of student and teacher, see `weights.load_network`.
+    accumulate: how many batches make a step of the optimizer.
+    condense: where what the teacher tells is cached, the function that makes its outputs as small as the loss allows.
     """
 
     student: Any
@@ -57,20 +69,42 @@ class VkD:
     torch_names: tuple[Any, Any]
     epochs: int
     optimizer: optim.Optimizer
-    networks: tuple[str, ...] = ("teacher", "student")
+    accumulate: int = 1
+    condense: Callable[[Any], dict] | None = None
     given: tuple[str, ...] = ("teacher",)
-    pairs: tuple[tuple[str, str], ...] = (("teacher", "student"),)
+
+    @property
+    def networks(self):
+        return ("teacher", "student", "student_ema") if self.options.ema else ("teacher", "student")
+
+    @property
+    def pairs(self):
+        return tuple(("teacher", student) for student in self.networks[1:])
 
     @property
     def phases(self):
         trained = lambda path: path[:2] in (("student", "params"), ("distill", "params"))  # noqa: E731
-        return (Phase("student", self.epochs, (Update(trained, self.optimizer, self.loss),)),)
+        none = lambda path: False  # noqa: E731
+        still = optim.Optimizer(optax.identity(), self.optimizer.learning_rate)
+        updates = (Update(trained, self.optimizer, self.loss),)
+        if self.options.ema:  # behind the step, whose weights it averages
+            updates += (Update(none, still, self.average),)
+        ahead = (Phase("cache", 1, (Update(none, still, self.remember),), plain=True),) if self.condense else ()
+        return (*ahead, Phase("student", self.epochs, updates))
 
     def init(self, key):
         keys, images = [jax.random.fold_in(key, i) for i in range(3)], _pictures(self.image_size)
         of_run = isinstance(self.teacher, teachers.Teacher)
         teacher = self.teacher.init() if of_run else self.teacher.init(keys[1], images)
-        return {"student": self.student.init(keys[0], images), "teacher": teacher, "distill": self.scheme.init(keys[2])}
+        student = self.student.init(keys[0], images)
+        variables = {"student": student, "teacher": teacher, "distill": self.scheme.init(keys[2])}
+        if self.options.ema:
+            variables["student_ema"] = student
+        if self.condense:
+            told = jax.eval_shape(lambda: self.condense(self._told(variables, images, _blank_context())))
+            rows = self.info.train_images
+            variables["cache"] = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), told)
+        return variables
 
     def load(self, variables):
         if isinstance(self.teacher, teachers.Teacher):
@@ -82,7 +116,8 @@ class VkD:
                     f"teacher.weights={self.weights[1]!r} tells other classes apart than this stream's "
                     f"{self.info.num_classes}: train the teacher on them (method supervised) and name that run"
                 )
-        return {**variables, **loaded, "student": self._read(0, variables["student"], "student.weights")}
+        student = self._read(0, variables["student"], "student.weights")
+        return {**variables, **loaded, **{name: student for name in self.networks[1:]}}
 
     def _read(self, which, network, key):
         return weights.load_network(self.weights[which], network, key, self.torch_names[which])
@@ -91,7 +126,9 @@ class VkD:
         return path[0] == "teacher"
 
     def start_task(self, variables, context):
-        return variables
+        if not self.options.ema:
+            return variables
+        return {**variables, "student_ema": jax.tree.map(jnp.copy, variables["student"])}  # of its own memory
 
     def end_task(self, variables, context):
         return variables
@@ -100,7 +137,10 @@ class VkD:
         allowed = context.current(self.info.num_classes)
         keys = jax.random.split(context.key)
         images, targets = mixing.mix(batch["images"], batch["labels"], allowed, keys[0], self.mixing)
-        told = jax.lax.stop_gradient(self._told(variables, images, context))
+        if self.condense:
+            told = jax.tree.map(lambda kept: kept[batch["rows"]], variables["cache"])
+        else:
+            told = jax.lax.stop_gradient(self._told(variables, images, context))
         return self.loss_of(variables, images, targets, told, context, keys[1])
 
     def loss_of(self, variables, images, targets, told, context, key):
@@ -114,20 +154,35 @@ class VkD:
         new = {"student": stats} if stats else {}
         return total, Outcome({"loss": total, "cross_entropy": labels, **terms}, variables=new)
 
+    def average(self, variables, batch, context):
+        """Moves the mean towards the student that the optimizer's step has left; nothing is minimised."""
+        del batch
+        first, last = self.options.ema_decay
+        share = 1 - first - (last - first) * context.progress / self.epochs
+        share = jnp.where((context.step + 1) % self.accumulate == 0, share, 0.0)
+        mean = optax.incremental_update(variables["student"], variables["student_ema"], share)
+        return jnp.zeros(()), Outcome({}, variables={"student_ema": mean})
+
+    def remember(self, variables, batch, context):
+        """Keeps what the teacher tells of a batch; nothing is minimised."""
+        told = self.condense(self._told(variables, batch["images"], context))
+        kept = jax.tree.map(lambda kept, new: kept.at[batch["rows"]].set(new), variables["cache"], told)
+        return jnp.zeros(()), Outcome({"images": context.weight.sum()}, variables={"cache": kept})
+
     def predict(self, variables, images, context):
-        told = self._told(variables, images, context)
-        return {"teacher": told["logits"], "student": self.outputs("student", variables, images, context)["logits"]}, {}
+        return {n: self.outputs(n, variables, images, context)["logits"] for n in self.networks}, {}
 
     def outputs(self, network, variables, images, context):
         """What a network tells as the teacher of another run (see `methods.base.Method`)."""
         if network == "teacher":
             return self._told(variables, images, context)
-        (logits, out), _ = apply(self.student, variables["student"], images, False, context.key)
+        (logits, out), _ = apply(self.student, variables[network], images, False, context.key)
         return {**out, "logits": logits}
 
     def export(self, variables):
         """File name -> variables that the run writes when it is finished."""
-        return {"weights": variables["student"]}
+        mean = {"weights_ema": variables["student_ema"]} if self.options.ema else {}
+        return {"weights": variables["student"], **mean}
 
     def _told(self, variables, images, context):
         return _teacher_outputs(self.teacher, variables["teacher"], images, context)
@@ -149,6 +204,11 @@ def build(config, info: StreamInfo) -> VkD:
     mixing.check(config.mixing, "mixing")
     kinds = [names.load("models", network.family) for network in (section, config.teacher)]
     student, teacher = kinds[0].build(section, info.num_classes), kd.teacher_of(config, info, options)
+    first, last = options.ema_decay
+    if not (0 <= first <= 1 and 0 <= last <= 1):
+        raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)}: both decays lie in [0, 1]")
+    if options.cache_teacher:
+        _check_unchanged(config)
     return VkD(
         student=student,
         teacher=teacher,
@@ -161,7 +221,20 @@ def build(config, info: StreamInfo) -> VkD:
         torch_names=tuple(getattr(kind, "torch_name", None) for kind in kinds),
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),
+        accumulate=config.optim.accumulate,
+        condense=partial(vkd.condensed, config.distill) if options.cache_teacher else None,
     )
+
+
+def _check_unchanged(config):
+    """Refuses to cache what a teacher tells of pictures that differ from epoch to epoch."""
+    wrong = [f"mixing.{name}={config.mixing[name]}" for name in ("mixup", "cutmix") if config.mixing[name]]
+    wrong += [f"augment.{name}={config.augment[name]!r}" for name in augment.changing(config.augment)]
+    if wrong:
+        raise UserError(
+            f"vkd.cache_teacher=True with {wrong[0]}: a cache needs pictures that are the same in each epoch and as "
+            "tested; switch all augmentation and mixing off, or the cache"
+        )
 
 
 def _scheme(options, student, teacher, info, size):
@@ -169,11 +242,9 @@ def _scheme(options, student, teacher, info, size):
 
     def told():
         images, key = _pictures(size), jax.random.key(0)
-        zero = jnp.zeros((), jnp.int32)
-        context = Context(zero, zero, zero + 1, zero, zero, jnp.float32(0), key)
         variables = teacher.init() if isinstance(teacher, teachers.Teacher) else teacher.init(key, images)
         _, out = student.apply(student.init(key, images), images)
-        return out, _teacher_outputs(teacher, variables, images, context)
+        return out, _teacher_outputs(teacher, variables, images, _blank_context())
 
     of_student, of_teacher = jax.eval_shape(told)
     feature = vkd.output_name(options.student_feature, of_student)
@@ -204,6 +275,12 @@ def _teacher_outputs(teacher, variables, images, context):
 def _left_out(variables):
     """Whether a file of weights has left leaves as mere shapes, a classifier of other classes."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables))
+
+
+def _blank_context() -> Context:
+    """A place where only shapes matter."""
+    zero = jnp.zeros((), jnp.int32)
+    return Context(zero, zero, zero + 1, zero, zero, jnp.float32(0), jax.random.key(0))
 
 
 def _pictures(size):

@@ -45,13 +45,21 @@ def apply(module: nn.Module, variables, x, train: bool, key):
 
 
 def conv(
-    features: int, size: int, stride: int = 1, *, name: str, bias: bool = False, init=he_out, groups: int = 1
+    features: int,
+    size: int,
+    stride: int = 1,
+    *,
+    name: str,
+    bias: bool = False,
+    init=he_out,
+    groups: int = 1,
+    dtype=None,
 ) -> nn.Conv:
-    """A square convolution that pads `size // 2` on every side, at stride 2 too."""
+    """A square convolution that pads `size // 2` on every side, at stride 2 too; `dtype` is that of its computation."""
     pad = size // 2
     return nn.Conv(
         features, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias, kernel_init=init,
-        feature_group_count=groups, name=name,
+        feature_group_count=groups, dtype=dtype, name=name,
     )  # fmt: skip
 
 

@@ -61,7 +61,8 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runni
 def load_network(path, network, torch_name) -> dict:
     """Variables `{"params", "batch_stats"}` of a network from a state dict of torch's, as numpy float32 arrays.
 
-    A classifier of another number of classes is left as it is in `network`, with a warning.
+    A classifier of another number of classes is left as it is in `network`, with a warning. Position embeddings
+    ("pos_embed") of another square grid are resized, see `resize_positions`.
 
     Args:
       path: the file; formats as in `load_vit`.
@@ -78,6 +79,8 @@ def load_network(path, network, torch_name) -> dict:
         array = state.pop(theirs, None)
         if array is not None:
             array = from_torch(array, len(leaf.shape))
+            if theirs == "pos_embed":
+                array = _fit_grid(path, array, leaf.shape)
             if theirs.startswith("head") and array.shape != leaf.shape:
                 logging.getLogger("cdl_jax").warning("%s: left out %s, of other classes", path, theirs)
                 fresh[ours] = leaf
@@ -205,6 +208,16 @@ def _fit_positions(path, array, shape, prefix):
         )
         patches = resize_positions(patches, grid)
     return np.concatenate([first, patches])[None]
+
+
+def _fit_grid(path, array, shape):
+    """Position embeddings `[1, n, dim]` of as many tokens before the patches as in the wanted shape, one or two."""
+    prefix = next((n for n in (1, 2) if math.isqrt(max(shape[1] - n, 0)) ** 2 == shape[1] - n), 0)
+    old, grid = array.shape[1] - prefix, math.isqrt(shape[1] - prefix)
+    if array.shape == shape or math.isqrt(max(old, 0)) ** 2 != old or not (prefix and old):
+        return array
+    logging.getLogger("cdl_jax").info("%s: position embeddings resized from %d to %d patches", path, old, grid**2)
+    return np.concatenate([array[0, :prefix], resize_positions(array[0, prefix:], grid)])[None]
 
 
 def _keys(x):

@@ -1,13 +1,16 @@
 """RegNetX and RegNetY (Radosavovic et al., 2020); branches share the first two stages."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from cdl_jax import names
 from cdl_jax.errors import UserError
+from cdl_jax.models import cnn
 from cdl_jax.models.batch_norm import BatchNorm
-from cdl_jax.models.cnn import Backbone, conv, dense, global_pool
+from cdl_jax.models.cnn import Backbone, dense, global_pool
 
 OPTIONS = {
     "family": "regnet",
@@ -20,6 +23,7 @@ OPTIONS = {
     "se_ratio": 0.25,  # squeeze-and-excitation's width over the block's inputs; 0 leaves it out (RegNetX)
     "stem_width": 32,
     "image_size": 224,
+    "dtype": "float32",  # of the convolutions; "bfloat16" keeps norms, gates and all that is told in float32
     "weights": "random",
 }
 
@@ -65,10 +69,12 @@ class Block(nn.Module):
     stride: int
     group_width: int
     se_ratio: float
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train):
         width, inputs = self.width, x.shape[-1]
+        conv = partial(cnn.conv, dtype=self.dtype)
         groups = width // min(self.group_width, width)
         y = nn.relu(BatchNorm(name="bn1")(conv(width, 1, name="conv1")(x), train))
         y = nn.relu(BatchNorm(name="bn2")(conv(width, 3, self.stride, groups=groups, name="conv2")(y), train))
@@ -94,16 +100,20 @@ class Stages(nn.Module):
     se_ratio: float
     stem_width: int = 0
     num_classes: int = 0
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train):
         out = {}
         if self.stem_width:
-            x = nn.relu(BatchNorm(name="bn")(conv(self.stem_width, 3, 2, name="conv")(x), train))
+            x = cnn.conv(self.stem_width, 3, 2, name="conv", dtype=self.dtype)(x)
+            x = nn.relu(BatchNorm(name="bn")(x, train))
             out["stem"] = x
         for number, (width, depth) in enumerate(self.stages, self.first):
             for i in range(depth):
-                block = Block(width, 1 if i else 2, self.group_width, self.se_ratio, name=f"s{number}_b{i + 1}")
+                block = Block(
+                    width, 1 if i else 2, self.group_width, self.se_ratio, self.dtype, name=f"s{number}_b{i + 1}"
+                )
                 x = block(x, train)
             out[f"stage{number}"] = x
         if not self.num_classes:
@@ -120,10 +130,13 @@ def build(options, num_classes: int) -> Backbone:
     """
     if not (options.depth > 0 and options.w0 > 0 and options.wa >= 0 and options.wm > 1 and options.group_width > 0):
         raise UserError("RegNet needs depth, w0 and group_width above 0, wa not negative and wm above 1")
+    if options.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"RegNet dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
     found, common = tuple(stages(options)), (options.group_width, options.se_ratio)
+    dtype = jnp.dtype(options.dtype)
     return Backbone(
-        Stages(1, found[:2], *common, stem_width=options.stem_width),
-        Stages(3, found[2:], *common, num_classes=num_classes),
+        Stages(1, found[:2], *common, stem_width=options.stem_width, dtype=dtype),
+        Stages(3, found[2:], *common, num_classes=num_classes, dtype=dtype),
     )
 
 

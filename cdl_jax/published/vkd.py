@@ -51,6 +51,7 @@ def build(source="", row="vkd", network="deit_ti_conv", teacher="regnety_160", d
     config.optim.update(name="adamw", learning_rate=5e-4, schedule="cosine", final_rate=5e-6, weight_decay=0.05)
     config.optim.undecayed = ("projector", "pos_embed", "cls_token", "dist_token")
     config.augment.update(train="random_resized_crop", flip=True, test="resize_center_crop")
+    config.augment.update(interpolation="bicubic", three_augment=True, jitter=0.3)
     config.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     config.distill.update(_ROWS[row])
     config.distill.reference_exact = reference

@@ -32,6 +32,25 @@ def weight(workdir, task):
     return found, start if raw.shape[0] > raw.shape[1] else start.T
 
 
+def tells_its_best_network_as_a_teacher(workdir, weights):
+    """What the run's networks tell another run: the mean of the student where none is named, and not its teacher."""
+    import jax
+
+    from cdl_jax.methods import teachers, vkd
+    from cdl_jax.methods.base import StreamInfo
+
+    (task,) = results(workdir)["stream"]["tasks"]
+    info = StreamInfo(10, (10,), tuple(task["classes"]))
+    assert teachers.find(str(workdir), "", "last", info, 32).network == "student_ema"
+    student = teachers.find(str(workdir), "student", "last", info, 32)
+    variables = student.load()
+    head = variables["tasks"]["student"]["params"]["head"]["kernel"][0]
+    np.testing.assert_array_equal(head, weights["params/head/kernel"])
+    images = np.ones((2, 32, 32, 3), np.float32)
+    told = jax.eval_shape(lambda v: student.outputs(v, images, vkd._blank_context()), variables)
+    assert (told["logits"].shape, told["patch_tokens"].shape) == ((2, 10), (2, 4, 16))
+
+
 @pytest.mark.parametrize("method", ["cdl", "vkd"])
 def test_a_convolutional_teacher_teaches_its_feature(method, teacher, tmp_path):
     if method == "cdl":
@@ -44,11 +63,17 @@ def test_a_convolutional_teacher_teaches_its_feature(method, teacher, tmp_path):
                      *(f"--config.teacher.{size}" for size in SIZES)]  # fmt: skip
         changes = {"dim": 16, "heads": 2, "depth": 1, "image_size": 32, "stem_width": 4}
         arguments += [f"--config.student.{key}={value}" for key, value in changes.items()]
+        arguments += ["--config.vkd.ema=true", "--config.optim.accumulate=2", "--config.augment.erase=0.25",
+                      "--config.augment.repeats=3"]  # fmt: skip
     run(*arguments, *SMALL, "--workdir", tmp_path)
     told = results(tmp_path)["networks"]
     whole = results(teacher)["networks"]["network"]["accuracy_matrix"][0][0]
     if method == "vkd":
         assert told["teacher"]["accuracy_matrix"] == [[pytest.approx(whole)]]
+        assert 0 <= told["student_ema"]["metrics"]["last"] <= 100
+        mean, own = np.load(tmp_path / "weights_ema.npz"), np.load(tmp_path / "weights.npz")
+        assert mean.files == own.files and any((mean[name] != own[name]).any() for name in own.files)
+        tells_its_best_network_as_a_teacher(tmp_path, own)
     assert 0 <= told["student"]["metrics"]["last"] <= 100
     found, start = weight(tmp_path, 4 if method == "cdl" else 0)
     side = min(found.shape)

@@ -87,6 +87,26 @@ def test_an_incomplete_batch_comes_in_its_own_size_in_the_middle_of_an_order_too
         assert_equal(read(source, source.train_batches(order, start, (3, 0))), got[start:])
 
 
+def test_repeated_pictures_come_in_a_row_in_an_epoch_of_the_same_length():
+    once = batches.epoch_order(11, 3, seed=1, purpose=(4,))
+    thrice = batches.epoch_order(11, 3, seed=1, purpose=(4,), repeats=3)
+    assert once.shape == thrice.shape == (3, 3)
+    np.testing.assert_array_equal(thrice, np.repeat(once.ravel()[:3, None], 3, axis=1))
+    np.testing.assert_array_equal(
+        batches.epoch_order(10, 5, seed=1, purpose=(4,), repeats=4).ravel(),
+        np.repeat(batches.epoch_order(10, 10, seed=1, purpose=(4,)).ravel()[:3], 4)[:10],
+    )
+
+
+def test_repeated_pictures_are_changed_otherwise_each_time(mesh):
+    options = {**CROP, "rand_augment": "rand-m9-mstd0.5-inc1", "three_augment": True, "jitter": 0.3}
+    source = batches.place(arrays(), mesh, {**options, "resident_limit_mb": 0}, 12)
+    order = batches.epoch_order(13, 3, seed=3, purpose=(0,), repeats=3)
+    whole = read(source, source.train_batches(order, 0, (3, 0)))
+    assert all((images[0] != images[1]).any() and (images[1] != images[2]).any() for images, _ in whole)
+    assert_equal(read(source, source.train_batches(order, 2, (3, 0))), whole[2:])
+
+
 def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
     rows, weight = batches.evaluation_order(7, 3)
     np.testing.assert_array_equal(rows, [[0, 1, 2], [3, 4, 5], [6, 0, 0]])

@@ -2,6 +2,7 @@
 tell. That outputs equal the originals' is in tests/parity."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,50 @@ def test_weights_of_a_state_dict_come_back(name, tmp_path):
         weights.load_network(str(path), shapes, "teacher.weights", family.torch_name)
 
 
+@pytest.mark.parametrize("name", ["deit_ti_conv", "deit_ti_distilled", "deit_ti"])
+def test_positions_are_resized_to_another_picture(name, tmp_path):
+    common = {"dim": 8, "heads": 2, "depth": 1, "stem_width": 4 * ("conv" in name)}
+    _, small, _ = shapes_of(name, 5, **common, image_size=32)
+    _, large, _ = shapes_of(name, 5, **common, image_size=64)
+    rng = np.random.default_rng(0)
+    values = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape)), small)
+    tokens = 1 if name == "deit_ti" else 2
+    table = rng.normal(size=(1, tokens + 4, 8)).astype(np.float32)
+    table[0, tokens:] = 3.0  # a flat grid stays flat
+    values["params"]["pos_embed"] = table
+    ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    state = {}
+    for path, array in flatten_dict(values).items():
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T if path[-1] == "kernel" else array
+        module = "/".join(path[1:-1])
+        state[f"{deit.torch_name(module)}.{ends.get(path[-1], path[-1])}" if module else path[-1]] = array
+    np.savez(tmp_path / "state.npz", **state)
+    loaded = weights.load_network(str(tmp_path / "state.npz"), large, "student.weights", deit.torch_name)
+    found = loaded["params"]["pos_embed"]
+    assert found.shape == (1, tokens + 16, 8)
+    assert np.array_equal(found[0, :tokens], table[0, :tokens])
+    assert np.allclose(found[0, tokens:], 3.0, atol=1e-6)
+
+
+def test_a_teacher_in_bfloat16_convolves_in_it_and_tells_nearly_the_same():
+    told, few = {}, {"depth": 2, "w0": 8, "wa": 8.0, "wm": 2.0, "group_width": 8, "image_size": 16}
+    cheap = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    for dtype in ("float32", "bfloat16"):
+        module, shapes, images = shapes_of("regnety_160", 5, **few, dtype=dtype)
+        rng = np.random.default_rng(0)
+        variables = jax.tree.map(lambda leaf, rng=rng: np.abs(rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
+        images = rng.random(images.shape, np.float32)
+        convolutions = re.findall(
+            r"(\w+)\[[\d,]+\] = conv_general_dilated", str(jax.make_jaxpr(module.apply)(variables, images))
+        )
+        assert len(convolutions) > 5 and set(convolutions) == {"bf16" if dtype == "bfloat16" else "f32"}
+        logits, out = jax.jit(module.apply).lower(variables, images).compile(cheap)(variables, images)
+        assert logits.dtype == out["features"].dtype == jnp.float32
+        told[dtype] = np.asarray(out["features"])
+    difference = np.abs(told["bfloat16"] - told["float32"]).max() / np.abs(told["float32"]).max()
+    assert 1e-5 < difference < 0.05
+
+
 def test_distilled_logits_are_the_mean_of_both_heads():
     module, _, images = shapes_of("deit_ti_distilled", 5, **SMALL["deit_ti_distilled"])
     variables = jax.jit(module.init)(jax.random.key(0), images)
@@ -105,6 +150,7 @@ def test_distilled_logits_are_the_mean_of_both_heads():
         ("deit_ti", {"image_size": 100}, "must be a multiple of patch_size=16"),
         ("deit_ti", {"distillation": "x"}, "use 'mean', 'learned' or 'none'"),
         ("regnety_160", {"wm": 1.0}, "wm above 1"),
+        ("regnety_160", {"dtype": "float16"}, "RegNet dtype='float16'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(name, changes, message):

@@ -153,6 +153,23 @@ def test_clipping_bounds_the_norm_over_all_parameters_before_anything_else():
     assert_close(trained(name="sgd", clip_norm=1e3), trained(name="sgd"))
 
 
+@pytest.mark.parametrize("changes", [{"name": "adamw", "weight_decay": 0.3}, {"name": "sgd", "clip_norm": 0.5}])
+def test_accumulated_gradients_make_the_step_of_their_mean(changes):
+    params = jax.tree.map(jnp.float32, START)
+    one, three = (optim.build(options(**changes, accumulate=n), epochs=2).transform for n in (1, 3))
+    gradients = [jax.tree.map(jnp.float32, g) for g in GRADIENTS[:3]]
+    mean = jax.tree.map(lambda *g: sum(g) / 3, *gradients)
+    wanted, _ = one.update(mean, one.init(params), params)
+    state = three.init(params)
+    for gradient in gradients[:2]:
+        direction, state = three.update(gradient, state, params)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(direction))
+    direction, state = three.update(gradients[2], state, params)
+    for name in START:
+        np.testing.assert_allclose(direction[name], wanted[name], rtol=1e-6, atol=1e-7)
+    assert np.abs(direction["w"]).max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -160,6 +177,7 @@ def test_clipping_bounds_the_norm_over_all_parameters_before_anything_else():
         ({"schedule": "cosin"}, "optim.schedule='cosin' is unknown: did you mean 'cosine'?"),
         ({"schedule": "cosine", "warmup_epochs": 5.0}, "optim.warmup_epochs=5.0 must lie in [0, epochs=5)"),
         ({"learning_rate": 0.0}, "optim.learning_rate=0.0 must be above 0"),
+        ({"accumulate": 0}, "optim.accumulate=0 must be at least 1"),
         ({"learning_rate": float("nan")}, "optim.learning_rate=nan must be above 0"),
     ],
 )

@@ -44,6 +44,8 @@ def test_a_position_holds_arrays_of_fixed_types():
         "task": ("int32", 1), "first": ("int32", 2), "end": ("int32", 4), "epoch": ("int32", 3), "step": ("int32", 1),
         "progress": ("float32", 3.25),
     }  # fmt: skip
+    third = trainer.position(TASK, epoch=3, step=7, steps=8, accumulate=4)  # all four of a step are where it began
+    assert (int(third["step"]), float(third["progress"])) == (7, 3.5)
 
 
 class Source:
