@@ -16,11 +16,17 @@ _SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.e
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder holds; `metrics`: network -> name -> value, None where the run defines none."""
+    """What a folder holds; `metrics`: network -> name -> value, None where the run defines none.
+
+    headline: the networks whose mean is the run's first number. best: the best epoch's, of a run of one task that has
+      looked for it, else None.
+    """
 
     folder: Path
     finished: bool
     metrics: dict
+    headline: tuple[str, ...] = ()
+    best: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,13 @@ def read(folders: list[Path]) -> list[Group]:
             metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
             if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
                 raise KeyError(absent[0])
-            run = Run(Path(folder), results["status"] == "finished", metrics)
+            run = Run(
+                Path(folder),
+                results["status"] == "finished",
+                metrics,
+                tuple(results.get("headline", ())),
+                _best(results),
+            )
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error} in it" if isinstance(error, KeyError) else error
             raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
@@ -62,6 +74,11 @@ def read(folders: list[Path]) -> list[Group]:
             raise UserError(f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them")
         group.runs[seed] = run
     return list(groups.values())
+
+
+def _best(results):
+    best = results.get("best", {})
+    return best["0"]["value"] if list(best) == ["0"] and results["stream"]["num_tasks"] == 1 else None
 
 
 def _of_each_seed(folder):
@@ -77,7 +94,7 @@ def table(groups: list[Group]) -> list[list[str]]:
     `gap_closed`.
     """
     rows, first = [["run", "network", "seeds", *SHOWN, "last, difference to the first", "gap closed"]], {}
-    for label, group in zip(_labels([group.config for group in groups]), groups, strict=True):
+    for label, group in zip(labels(groups), groups, strict=True):
         gap = gap_closed(group, groups)
         for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
             runs = [run for run in group.runs.values() if network in run.metrics]
@@ -90,6 +107,34 @@ def table(groups: list[Group]) -> list[list[str]]:
             closed = f"{gap:.0%}" if gap is not None and network == "student" else "-"
             rows.append([label, network, count, *cells, _difference(pairs), closed])
     return rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows]
+
+
+def headlines(groups: list[Group]) -> list[list[str]]:
+    """Rows of a table, the head first: one a group, with the mean of `last` over the networks of its headline.
+
+    Unlike in `table`, groups whose networks have other names are compared too: "difference to the first" is the paired
+    one of "last" to the first group, mean and standard error. Further columns where any group has them: the same at the
+    best epoch, and `last` of the networks "ensemble" and "teacher".
+    """
+    head, rows = ["run", "network", "seeds", "last", "difference to the first", "best epoch", "ensemble", "teacher"], []
+    first = first_numbers(groups[0])
+    for label, group in zip(labels(groups), groups, strict=True):
+        values = first_numbers(group)
+        pairs = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
+        best = [group.runs[seed].best for seed in values if group.runs[seed].best is not None]
+        others = [group.values(network, "last").values() for network in head[6:]]
+        names = next((run.headline for run in group.runs.values()), ())
+        network = names[0] if len(names) == 1 else f"mean of {len(names)}"
+        rows.append([label, network, str(len(values)), spread(values.values()), _difference(pairs), spread(best)])
+        rows[-1] += map(spread, others)
+    kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
+    return [[row[i] for i in kept] for row in (head, *rows)]
+
+
+def first_numbers(group: Group) -> dict[tuple, float]:
+    """`last`, averaged over the networks of the headline, by seed, of the runs that are complete."""
+    runs = {seed: run for seed, run in group.runs.items() if run.finished and run.headline}
+    return {seed: statistics.fmean(run.metrics[n]["last"] for n in run.headline) for seed, run in runs.items()}
 
 
 def gap_closed(group: Group, groups: list[Group]) -> float | None:
@@ -130,22 +175,26 @@ def spread(values, digits: int = 2) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def _labels(configs_of_groups):
+def labels(groups: list[Group]) -> list[str]:
     """For each group the values in which groups differ; no two are alike."""
+    configs_of_groups = [group.config for group in groups]
     keys = sorted({key for config in configs_of_groups for key in config})
     told = [k for k in keys if len({json.dumps(c.get(k)) for c in configs_of_groups}) > 1]
     # Options of the part that a name chooses differ with it, and say nothing more.
     names = {k.rsplit(".", 1)[0] for k in told if k.endswith(".name")}
+    if "method" in told:  # likewise the sections that only some methods have
+        sections = [{k.split(".")[0] for k in config if "." in k} for config in configs_of_groups]
+        names |= set.union(*sections) - set.intersection(*sections)
     short = [k for k in told if k.endswith(".name") or k.rsplit(".", 1)[0] not in names]
-    labels = [", ".join(f"{k}={c[k]}" for k in short if k in c) for c in configs_of_groups]
-    for label in {label for label in labels if labels.count(label) > 1}:
+    found = [", ".join(f"{k}={c[k]}" for k in short if k in c) for c in configs_of_groups]
+    for label in {label for label in found if found.count(label) > 1}:
         # Groups of one name: here its options are what parts them.
-        alike = [i for i, other in enumerate(labels) if other == label]
+        alike = [i for i, other in enumerate(found) if other == label]
         for i in alike:
             own = configs_of_groups[i]
             apart = [k for k in told if len({json.dumps(configs_of_groups[j].get(k)) for j in alike}) > 1]
-            labels[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
-    return [label or "all" for label in labels]
+            found[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
+    return [label or "all" for label in found]
 
 
 def _difference(pairs):
