@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdl_jax import config as configs
@@ -19,7 +19,7 @@ class Run:
     """What a folder holds; `metrics`: network -> name -> value, None where the run defines none.
 
     headline: the networks whose mean is the run's first number. best: the best epoch's, of a run of one task that has
-      looked for it, else None.
+      looked for it, else None. measures: those after the last task.
     """
 
     folder: Path
@@ -27,6 +27,7 @@ class Run:
     metrics: dict
     headline: tuple[str, ...] = ()
     best: float | None = None
+    measures: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,9 @@ def read(folders: list[Path]) -> list[Group]:
             metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
             if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
                 raise KeyError(absent[0])
-            run = Run(
-                Path(folder),
-                results["status"] == "finished",
-                metrics,
-                tuple(results.get("headline", ())),
-                _best(results),
-            )
+            finished, headline = results["status"] == "finished", tuple(results.get("headline", ()))
+            measures = (results.get("measures") or [{}])[-1]
+            run = Run(Path(folder), finished, metrics, headline, _best(results), measures)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error} in it" if isinstance(error, KeyError) else error
             raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
@@ -114,19 +111,20 @@ def headlines(groups: list[Group]) -> list[list[str]]:
 
     Unlike in `table`, groups whose networks have other names are compared too: "difference to the first" is the paired
     one of "last" to the first group, mean and standard error. Further columns where any group has them: the same at the
-    best epoch, and `last` of the networks "ensemble" and "teacher".
+    best epoch, `last` of the networks "ensemble" and "teacher", and the peers' diversity.
     """
-    head, rows = ["run", "network", "seeds", "last", "difference to the first", "best epoch", "ensemble", "teacher"], []
+    others = ("ensemble", "teacher")
+    head, rows = ["run", "network", "seeds", "last", "difference to the first", "best epoch", *others, "diversity"], []
     first = first_numbers(groups[0])
     for label, group in zip(labels(groups), groups, strict=True):
         values = first_numbers(group)
         pairs = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
         best = [group.runs[seed].best for seed in values if group.runs[seed].best is not None]
-        others = [group.values(network, "last").values() for network in head[6:]]
+        apart = [group.runs[s].measures["diversity"] for s in values if "diversity" in group.runs[s].measures]
         names = next((run.headline for run in group.runs.values()), ())
         network = names[0] if len(names) == 1 else f"mean of {len(names)}"
         rows.append([label, network, str(len(values)), spread(values.values()), _difference(pairs), spread(best)])
-        rows[-1] += map(spread, others)
+        rows[-1] += [*(spread(group.values(other, "last").values()) for other in others), spread(apart, 3)]
     kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
     return [[row[i] for i in kept] for row in (head, *rows)]
 

@@ -308,7 +308,7 @@ def of_method(folder, seed, method, headline, best=None, **last):
     )
     path = run / "results.json"
     stream = {**results()["stream"], "num_tasks": 1}
-    bests = {"best": {"0": {"value": best}}} if best else {}
+    bests = {"best": {"0": {"value": best}}, "measures": [{"diversity": best / 100}]} if best else {}
     path.write_text(json.dumps({**json.loads(path.read_text()), "headline": headline, "stream": stream, **bests}))
     return run
 
@@ -321,10 +321,19 @@ def test_headlines_compare_networks_of_other_names(tmp_path):
         for s, a, b, e in peers[:2]
     ]
     table = compare.headlines(compare.read(runs))
-    assert table[0] == ["run", "network", "seeds", "last", "difference to the first", "best epoch", "ensemble"]
-    assert table[1] == ["method=supervised", "network", "2", "62.00 ± 2.83", "-", "-", "-"]
+    assert table[0] == [
+        "run",
+        "network",
+        "seeds",
+        "last",
+        "difference to the first",
+        "best epoch",
+        "ensemble",
+        "diversity",
+    ]
+    assert table[1] == ["method=supervised", "network", "2", "62.00 ± 2.83", "-", "-", "-", "-"]
     # Means of the two networks: 62 and 69; differences 2 and 5, mean 3.5, sample deviation 3 / sqrt 2, over sqrt 2.
-    means = ["65.50 ± 4.95", "+3.50 ± 1.50", "69.00 ± 4.24", "75.00 ± 7.07"]
+    means = ["65.50 ± 4.95", "+3.50 ± 1.50", "69.00 ± 4.24", "75.00 ± 7.07", "0.690 ± 0.042"]
     assert table[2] == ["method=dml", "mean of 2", "2", *means]
     unpaired = of_method(tmp_path / "c", 2, "dml", ["peer_0", "peer_1"], peer_0=1.0, peer_1=2.0, ensemble=3.0)
     assert compare.headlines(compare.read([*runs, unpaired]))[2][2:5] == ["3", "44.17 ± 37.12", "+3.50 ± 1.50"]
