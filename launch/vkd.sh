@@ -9,3 +9,27 @@ if [ $# -lt 1 ] || [ ! -f "$1" ]; then
 fi
 glyphs=$1
 folder=${2:-runs/vkd}
+
+train() { # WORKDIR PART[,OPTIONS] [OVERRIDES...]
+  echo "== $1"
+  "$VENV/bin/python" -m cdl_jax.main --config "configs/vkd_glyph.py:part=$2" --workdir "$1" --config.data.path="$glyphs" "${@:3}"
+}
+
+declare -A rows=(
+  [none]=feature=0,logit=0 [logit]=feature=0 [linear]=projector=linear
+  [householder]=projector=householder [matrix_exp]=projector=matrix_exp [cayley]=projector=cayley
+  [householder_none]=norm=none [householder_batch]=norm=batch [householder_whiten]=norm=whiten_zca
+)
+order=(none logit linear householder matrix_exp cayley householder_none householder_batch householder_whiten)
+
+train "$folder/teacher" teacher
+for seed in 0 1 2; do
+  for row in "${order[@]}"; do
+    train "$folder/$row/seed_$seed" "student,${rows[$row]},seed=$seed" --config.teacher.weights="$folder/teacher"
+  done
+done
+runs=()
+for row in "${order[@]}"; do
+  runs+=("$folder/$row"/seed_{0,1,2})
+done
+"$VENV/bin/python" -m cdl_jax.report --headline "${runs[@]}"
