@@ -1,6 +1,6 @@
 """How orthonormal VkD's projection stays over many steps, and what weight decay does to the published program's.
 
-    python -m benchmarks.orthogonality [--steps 10000] [--features 128] [--inputs 16] [--out FILE.json] [--svg FILE.svg]
+    python -m benchmarks.orthogonality [--steps 10000] [--features 64] [--inputs 16] [--out FILE.json] [--svg FILE.svg]
     python -m benchmarks.orthogonality --read FILE.json [--svg FILE.svg]
 
 The projection alone is trained, by AdamW with VkD's rate and decay, to map Gaussian features onto the layer-normalised
@@ -94,7 +94,7 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--features", type=int, default=128, help="width of the teacher's feature")
+    parser.add_argument("--features", type=int, default=64, help="width of the teacher's feature")
     parser.add_argument("--inputs", type=int, default=16, help="width of the student's")
     parser.add_argument("--read", type=Path, help="figures of an earlier call to show again")
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")

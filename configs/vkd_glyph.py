@@ -38,6 +38,6 @@ def get_config(text=""):
     config.data.update(num_tasks=1, class_order=",".join(map(str, range(20))))
     config.data.update(max_train_per_class=200, max_test_per_class=100)
     config.augment.train = "shift"
-    config.train.update(epochs=10, batch_size=64)
+    config.train.update(epochs=10 if choices["part"] == "teacher" else 6, batch_size=64)
     config.optim.update(name="adamw", learning_rate=2e-3, schedule="cosine", warmup_epochs=0.5, weight_decay=0.05)
     return config
