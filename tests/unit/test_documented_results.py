@@ -9,6 +9,7 @@ from cdl_jax import report
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
     "peers": ("supervised", "kd", "individual", "cl_ilr", "one", "dml", "okddip", "okddip_network"),
+    "vkd": ("none", "logit", "linear", "householder"),
 }
 
 
@@ -30,3 +31,7 @@ def test_the_report_makes_table_and_picture_of_a_page_again(page, tmp_path):
 
 def test_the_peers_of_one_stem_are_compared_again(tmp_path):
     assert table("peers", ("individual", "one", "cl_ilr", "okddip"), tmp_path) in (DOCS / "peers.md").read_text()
+
+
+def test_features_are_compared_with_logits_alone_again(tmp_path):
+    assert table("vkd", PAGES["vkd"][1:], tmp_path) in (DOCS / "vkd.md").read_text()

@@ -16,12 +16,11 @@ def test_the_reference_projector_vanishes_after_one_step():
     start, end, norms = orthogonality.train("householder", "float32", True, 3, 8, 4)
     assert norms == pytest.approx([2, 0, 0, 0], abs=1e-5)  # four orthonormal columns
     assert np.linalg.norm(start) == pytest.approx(2, abs=1e-5) and not np.any(end)
-    _, _, norms = orthogonality.train("householder", "float32", False, 3, 8, 4)
-    assert norms == pytest.approx([2, 2, 2, 2], abs=1e-5)
 
 
 def test_rounded_numbers_still_give_an_orthonormal_weight():
-    start, end, _ = orthogonality.train("cayley", "bfloat16", False, 60, 8, 4)
+    start, end, norms = orthogonality.train("householder", "bfloat16", False, 40, 8, 4)
+    assert norms == pytest.approx([2] * 41, abs=1e-5)
     assert np.abs(end.T @ end - np.eye(4)).max() < 1e-5
     assert np.linalg.norm(end - start) > 0.02
 
