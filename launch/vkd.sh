@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The runs behind docs/vkd.md, three seeds each, and their table. Run it again after an interruption: what is complete is
-# left alone, what was interrupted resumes.
+# The runs behind docs/vkd.md, three seeds each, and their table. Run it again after an interruption: what is complete
+# is left alone, what was interrupted resumes.
 #   bash launch/vkd.sh GLYPHS [FOLDER]   GLYPHS: the file glyph100.npz, see docs/data.md; FOLDER: default runs/vkd
 source "$(dirname "$0")/setup.sh"
 if [ $# -lt 1 ] || [ ! -f "$1" ]; then
@@ -12,24 +12,22 @@ folder=${2:-runs/vkd}
 
 train() { # WORKDIR PART[,OPTIONS] [OVERRIDES...]
   echo "== $1"
-  "$VENV/bin/python" -m cdl_jax.main --config "configs/vkd_glyph.py:part=$2" --workdir "$1" --config.data.path="$glyphs" "${@:3}"
+  "$VENV/bin/python" -m cdl_jax.main --config "configs/vkd_glyph.py:part=$2" --workdir "$1" \
+    --config.data.path="$glyphs" "${@:3}"
 }
 
-declare -A rows=(
-  [none]=feature=0,logit=0 [logit]=feature=0 [linear]=projector=linear
-  [householder]=projector=householder [matrix_exp]=projector=matrix_exp [cayley]=projector=cayley
-  [householder_none]=norm=none [householder_batch]=norm=batch [householder_whiten]=norm=whiten_zca
+rows=(
+  none:feature=0,logit=0 logit:feature=0 linear:projector=linear householder:projector=householder
+  matrix_exp:projector=matrix_exp cayley:projector=cayley
+  householder_none:norm=none householder_batch:norm=batch householder_whiten:norm=whiten_zca
 )
-order=(none logit linear householder matrix_exp cayley householder_none householder_batch householder_whiten)
-
 train "$folder/teacher" teacher
-for seed in 0 1 2; do
-  for row in "${order[@]}"; do
-    train "$folder/$row/seed_$seed" "student,${rows[$row]},seed=$seed" --config.teacher.weights="$folder/teacher"
-  done
-done
 runs=()
-for row in "${order[@]}"; do
-  runs+=("$folder/$row"/seed_{0,1,2})
+for row in "${rows[@]}"; do
+  for seed in 0 1 2; do
+    workdir=$folder/${row%%:*}/seed_$seed
+    train "$workdir" "student,${row#*:},seed=$seed" --config.teacher.weights="$folder/teacher"
+    runs+=("$workdir")
+  done
 done
 "$VENV/bin/python" -m cdl_jax.report --headline "${runs[@]}"
