@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdl_jax import config as configs
@@ -21,12 +21,14 @@ class Run:
     metrics: network -> name -> value, None where the run defines none. Of the best epoch, where the run evaluated
       within its last task, `best` is the mean accuracy over the tasks, and `best_<name>` what is measured besides.
     headline: networks whose mean is the run's first number.
+    measures: those after the last task.
     """
 
     folder: Path
     finished: bool
     metrics: dict
     headline: tuple[str, ...] = ()
+    measures: dict = field(default_factory=dict)
 
     def value(self, network: str, metric: str) -> float | None:
         """A metric of a network, or the mean over the networks of the headline; None where it is not defined."""
@@ -69,8 +71,9 @@ def read(folders: list[Path]) -> list[Group]:
             best = _best(results)
             for name, values in metrics.items():
                 values |= best.get(name, {})
-            headline = tuple(results.get("headline", ()))
-            run = Run(Path(folder), results["status"] == "finished", metrics, headline)
+            finished, headline = results["status"] == "finished", tuple(results.get("headline", ()))
+            measures = (results.get("measures") or [{}])[-1]
+            run = Run(Path(folder), finished, metrics, headline, measures)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error} in it" if isinstance(error, KeyError) else error
             raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
@@ -108,7 +111,7 @@ def table(groups: list[Group]) -> list[list[str]]:
     `gap_closed`.
     """
     rows, first = [["run", "network", "seeds", *SHOWN, "last, difference to the first", "gap closed"]], {}
-    for label, group in zip(_labels([group.config for group in groups]), groups, strict=True):
+    for label, group in zip(labels(groups), groups, strict=True):
         gap = gap_closed(group, groups)
         for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
             runs = [run for run in group.runs.values() if network in run.metrics]
@@ -121,6 +124,35 @@ def table(groups: list[Group]) -> list[list[str]]:
             closed = f"{gap:.0%}" if gap is not None and network == "student" else "-"
             rows.append([label, network, count, *cells, _difference(pairs), closed])
     return rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows]
+
+
+def headlines(groups: list[Group]) -> list[list[str]]:
+    """Rows of a table, the head first: one a group, with the mean of `last` over the networks of its headline.
+
+    Unlike in `table`, groups whose networks have other names are compared too: "difference to the first" is the paired
+    one of "last" to the first group, mean and standard error. Further columns where any group has them: the same at the
+    best epoch, `last` of the networks "ensemble" and "teacher", and the peers' diversity.
+    """
+    others = ("ensemble", "teacher")
+    head, rows = ["run", "network", "seeds", "last", "difference to the first", "best epoch", *others, "diversity"], []
+    first = first_numbers(groups[0])
+    for label, group in zip(labels(groups), groups, strict=True):
+        values = first_numbers(group)
+        pairs = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
+        best = [b for b in (group.runs[seed].value("headline", "best") for seed in values) if b is not None]
+        apart = [group.runs[s].measures["diversity"] for s in values if "diversity" in group.runs[s].measures]
+        names = next((run.headline for run in group.runs.values()), ())
+        network = names[0] if len(names) == 1 else f"mean of {len(names)}"
+        rows.append([label, network, str(len(values)), spread(values.values()), _difference(pairs), spread(best)])
+        rows[-1] += [*(spread(group.values(other, "last").values()) for other in others), spread(apart, 3)]
+    kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
+    return [[row[i] for i in kept] for row in (head, *rows)]
+
+
+def first_numbers(group: Group) -> dict[tuple, float]:
+    """`last`, averaged over the networks of the headline, by seed, of the runs that are complete."""
+    runs = {seed: run for seed, run in group.runs.items() if run.finished and run.headline}
+    return {seed: statistics.fmean(run.metrics[n]["last"] for n in run.headline) for seed, run in runs.items()}
 
 
 def gap_closed(group: Group, groups: list[Group]) -> float | None:
@@ -161,22 +193,26 @@ def spread(values, digits: int = 2) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def _labels(configs_of_groups):
+def labels(groups: list[Group]) -> list[str]:
     """For each group the values in which groups differ; no two are alike."""
+    configs_of_groups = [group.config for group in groups]
     keys = sorted({key for config in configs_of_groups for key in config})
     told = [k for k in keys if len({json.dumps(c.get(k)) for c in configs_of_groups}) > 1]
     # Options of the part that a name chooses differ with it, and say nothing more.
     names = {k.rsplit(".", 1)[0] for k in told if k.endswith(".name")}
+    if "method" in told:  # likewise the sections that only some methods have
+        sections = [{k.split(".")[0] for k in config if "." in k} for config in configs_of_groups]
+        names |= set.union(*sections) - set.intersection(*sections)
     short = [k for k in told if k.endswith(".name") or k.rsplit(".", 1)[0] not in names]
-    labels = [", ".join(f"{k}={c[k]}" for k in short if k in c) for c in configs_of_groups]
-    for label in {label for label in labels if labels.count(label) > 1}:
+    found = [", ".join(f"{k}={c[k]}" for k in short if k in c) for c in configs_of_groups]
+    for label in {label for label in found if found.count(label) > 1}:
         # Groups of one name: here its options are what parts them.
-        alike = [i for i, other in enumerate(labels) if other == label]
+        alike = [i for i, other in enumerate(found) if other == label]
         for i in alike:
             own = configs_of_groups[i]
             apart = [k for k in told if len({json.dumps(configs_of_groups[j].get(k)) for j in alike}) > 1]
-            labels[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
-    return [label or "all" for label in labels]
+            found[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
+    return [label or "all" for label in found]
 
 
 def _difference(pairs):

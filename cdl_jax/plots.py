@@ -66,6 +66,30 @@ def sweep(values, means, usual: float) -> str:
     return _svg(figure)
 
 
+def rows(values: dict[str, list[float]], xlabel: str) -> str:
+    """For each name its values as dots on a line of its own, and their mean as a bar, the first on top."""
+    figure, axes = _new(7.5, 0.9 + 0.3 * len(values))
+    for place, found in enumerate(values.values()):
+        axes.plot(found, [place] * len(found), "o", color=_COLOURS[0], markersize=4, alpha=0.7)
+        axes.plot([np.mean(found)], [place], "|", color=_COLOURS[1], markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set(xlabel=xlabel)
+    axes.grid(axis="x", color="0.9")
+    return _svg(figure)
+
+
+def series(values: dict[str, list[float]], xlabel: str, ylabel: str) -> str:
+    """Each name's values against their positions, 0, 1, 2, ..."""
+    figure, axes = _new(6, 3.4)
+    for (name, found), colour in zip(values.items(), itertools.cycle(_COLOURS), strict=False):
+        axes.plot(found, ".-", color=colour, label=name, markersize=4)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
 def losses(lines: list[dict]) -> str:
     """Every loss term of each phase against the steps of the run."""
     phases = list(dict.fromkeys(line["phase"] for line in lines if "loss" in line))

@@ -1,9 +1,10 @@
 """What runs have come to: the report page of one, the table of several, and published results beside them.
 
-python -m cdl_jax.report RUN [RUN ...] [--paper NAME] [--out FILE.md | --out FILE.html]
+python -m cdl_jax.report RUN [RUN ...] [--headline] [--paper NAME] [--out FILE.md | --out FILE.html] [--svg FILE.svg]
 
 Runs with the settings of a published result are shown beside it, with whether they reproduce it. --paper shows a whole
-published table, that of a system (cdl, okddip, vkd) or of a version of its paper (v4), and needs no run.
+published table, that of a system (cdl, okddip, vkd) or of a version of its paper (v4), and needs no run. --headline
+compares one number of each run, that of its leading networks, whatever their names; --svg draws it for every seed.
 """
 
 import html
@@ -197,29 +198,39 @@ def _html(sections):
     return _page(sections[0][0], parts)
 
 
-def _sections(runs, paper):
-    """(title, rows, legend) of the tables to show, and the folders of the runs in them."""
-    groups = compare.read([Path(folder) for folder in runs])
-    sections = [("Runs", compare.table(groups), "")] if groups else []
+def _sections(groups, paper, headline=False):
+    """(title, rows, legend) of the tables to show."""
+    sections = [("Runs", (compare.headlines if headline else compare.table)(groups), "")] if groups else []
     chosen = replication.choose(paper) if paper else [(published.table(name), "") for name in published.systems()]
     for table, version in chosen:
         rows = replication.table(table, replication.matches(groups, table), version, whole=bool(paper))
         if len(rows) > 1:
             sections.append((f"{table.title} {version}".strip(), rows, replication.legend(table)))
-    return sections, [run.folder for group in groups for run in group.runs.values()]
+    return sections
 
 
-def _write(out, sections):
+def _headline_plot(groups):
+    """SVG of the first number of each group's runs."""
+    found = {
+        label: list(compare.first_numbers(group).values())
+        for label, group in zip(compare.labels(groups), groups, strict=True)
+    }
+    return plots.rows({label: values for label, values in found.items() if values}, "accuracy, %; bar: mean")
+
+
+def _text_of(out, sections):
     if out.suffix in (".html", ".htm"):
-        text = _html(sections)
-    else:
-        text = "\n".join(
-            f"## {title}\n\n{_markdown(rows)}" + (f"\n{legend}\n" if legend else "") for title, rows, legend in sections
-        )
+        return _html(sections)
+    return "\n".join(
+        f"## {title}\n\n{_markdown(rows)}" + (f"\n{legend}\n" if legend else "") for title, rows, legend in sections
+    )
+
+
+def _write(option, out, text):
     try:
         workdir.write(out, text)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another file") from None
+        raise UserError(f"{option} {out} cannot be written ({error.strerror}): choose another file") from None
 
 
 def _take(argv, option):
@@ -241,18 +252,23 @@ def main(argv: list[str]) -> int:
     try:
         out, argv = _take(argv, "--out")
         paper, argv = _take(argv, "--paper")
+        svg, argv = _take(argv, "--svg")
+        headline, argv = "--headline" in argv, [word for word in argv if word != "--headline"]
         if (not argv and not paper) or (argv and argv[0].startswith("-")):
             print(__doc__.strip())
             return 0 if argv and argv[0] in ("--help", "-h") else 2
-        sections, folders = _sections(argv, paper)
+        groups = compare.read([Path(folder) for folder in argv])
+        sections = _sections(groups, paper, headline)
         for number, (title, rows, legend) in enumerate(sections):
             print((f"\n{title}\n" if number else "") + aligned(rows))
             if legend:
                 print("\n".join(textwrap.wrap(legend, 120)))
-        for folder in folders:
-            print(f"report: {folder / 'report.html'}")
+        for run in (run for group in groups for run in group.runs.values()):
+            print(f"report: {run.folder / 'report.html'}")
         if out:
-            _write(Path(out), sections)
+            _write("--out", Path(out), _text_of(Path(out), sections))
+        if svg:
+            _write("--svg", Path(svg), _headline_plot(groups))
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2

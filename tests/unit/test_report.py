@@ -301,6 +301,59 @@ def test_unfinished_runs_are_told_in_the_table(tmp_path):
     assert compared(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.00"]
 
 
+def of_method(folder, seed, method, headline, best=None, **last):
+    """A run of one task of a method of its own section."""
+    run = store(
+        folder, {"seed": seed, "method": method, method: {"alpha": 1, "beta": 2}, "data": {"path": "a"}}, **last
+    )
+    path = run / "results.json"
+    stream = {**results()["stream"], "num_tasks": 1}
+    of_best = {"value": best, "accuracy": {network: [best] for network in headline}, "measures": {}}
+    bests = {"best": {"0": of_best}, "measures": [{"diversity": best / 100}]} if best else {}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "headline": headline, "stream": stream, **bests}))
+    return run
+
+
+def test_headlines_compare_networks_of_other_names(tmp_path):
+    runs = [of_method(tmp_path / f"a{s}", s, "supervised", ["network"], network=v) for s, v in enumerate((60.0, 64.0))]
+    peers = [(0, 61.0, 63.0, 70.0), (1, 67.0, 71.0, 80.0), (2, 1.0, 2.0, 3.0)]
+    runs += [
+        of_method(tmp_path / f"b{s}", s, "dml", ["peer_0", "peer_1"], a + 5, peer_0=a, peer_1=b, ensemble=e)
+        for s, a, b, e in peers[:2]
+    ]
+    table = compare.headlines(compare.read(runs))
+    assert table[0] == [
+        "run",
+        "network",
+        "seeds",
+        "last",
+        "difference to the first",
+        "best epoch",
+        "ensemble",
+        "diversity",
+    ]
+    assert table[1] == ["method=supervised", "network", "2", "62.00 ± 2.83", "-", "-", "-", "-"]
+    # Means of the two networks: 62 and 69; differences 2 and 5, mean 3.5, sample deviation 3 / sqrt 2, over sqrt 2.
+    means = ["65.50 ± 4.95", "+3.50 ± 1.50", "69.00 ± 4.24", "75.00 ± 7.07", "0.690 ± 0.042"]
+    assert table[2] == ["method=dml", "mean of 2", "2", *means]
+    unpaired = of_method(tmp_path / "c", 2, "dml", ["peer_0", "peer_1"], peer_0=1.0, peer_1=2.0, ensemble=3.0)
+    assert compare.headlines(compare.read([*runs, unpaired]))[2][2:5] == ["3", "44.17 ± 37.12", "+3.50 ± 1.50"]
+
+
+def test_the_command_line_draws_the_headlines(tmp_path, capsys):
+    runs = [of_method(tmp_path / name, 0, name, ["network"], network=50.0) for name in ("supervised", "dml")]
+    words = [*map(str, runs), "--headline", "--svg", str(tmp_path / "a.svg"), "--out", str(tmp_path / "a.md")]
+    assert report.main(words) == 0
+    assert "| method=dml | network | 1 | 50.00 | +0.00 |" in (tmp_path / "a.md").read_text()
+    svg = (tmp_path / "a.svg").read_text()
+    assert "<!-- method=supervised -->" in svg and svg == plots.rows(
+        {"method=supervised": [50.0], "method=dml": [50.0]}, "accuracy, %; bar: mean"
+    )
+    capsys.readouterr()
+    assert report.main([str(runs[0]), "--svg", str(tmp_path / "absent" / "a.svg")]) == 2
+    assert capsys.readouterr().err.startswith("cdl_jax: --svg")
+
+
 def test_a_folder_without_results_is_refused(tmp_path, capsys):
     for name, files in {
         "empty": {},

@@ -1,5 +1,8 @@
 """The method vkd: what a step trains, which pictures the teacher sees, and teachers that do not fit."""
 
+import runpy
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +31,24 @@ def build(teacher="resnet20", **changes):
     config.teacher.weights = "random"
     config.update_from_flattened_dict(changes)
     return vkd.build(config, StreamInfo(4, (2, 2)))
+
+
+def test_the_config_of_the_glyphs_names_both_networks_and_what_is_compared():
+    get_config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "vkd_glyph.py"))["get_config"]
+    config = get_config("feature=0.5,logit=0,projector=cayley,norm=batch,seed=2")
+    teacher = get_config("part=teacher").network
+    config.teacher.weights = "random"
+    built = vkd.build(config, StreamInfo(20, (20,)))
+    assert (config.seed, built.phases[0].epochs, built.image_size) == (2, 6, 32)
+    assert {key: config.teacher[key] for key in teacher if key != "weights"} == {
+        key: teacher[key] for key in teacher if key != "weights"
+    }
+    shapes = jax.eval_shape(built.scheme.init, jax.random.key(0))
+    assert shapes["params"]["projector"]["raw"].shape == (128, 48)
+    assert (config.distill.feature_weight, config.distill.logit_weight) == (0.5, 0.0)
+    assert (config.distill.projector, config.distill.teacher_norm) == ("cayley", "batch")
+    with pytest.raises(UserError, match="use teacher or student"):
+        get_config("part=pupil")
 
 
 def place():
