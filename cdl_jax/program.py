@@ -44,9 +44,7 @@ class Program:
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
         streams, public = getattr(self.method, "streams", ()), getattr(self.method, "public", 0)
         many = {"accumulate": config.optim.accumulate, "repeats": config.augment.repeats}
-        self.plan = plan.make(
-            data, config.train.batch_size, streams, public, last_batch=config.train.last_batch, **many
-        )
+        self.plan = plan.make(data, config.train.batch_size, streams, public, config.train.last_batch, **many)
         for phase in self.method.phases:
             self.plan.check(phase)
             sharding.check_batch(self.mesh, self.plan.pictures(phase), "train.batch_size, and what joins it:")

@@ -49,11 +49,13 @@ class Plan:
         """Raises UserError where a phase's batches cannot be filled, or an incomplete one cannot be kept."""
         count, task = min((len(rows), task) for tasks in self.train for task, rows in enumerate(tasks))
         if self.last_batch == "keep":
-            if self.several or self.pictures(phase) > self.batch_size or self.accumulate > 1:
+            if self.several or self.pictures(phase) > self.batch_size:
                 raise UserError(
                     "config.train.last_batch='keep' does not go with learners that have streams of their own, nor with "
-                    "pictures that join a batch, nor with optim.accumulate: say 'drop'"
+                    "pictures that join a batch: say 'drop'"
                 )
+            if self.accumulate > 1:
+                raise UserError("config.train.last_batch='keep' does not go with optim.accumulate above 1: say 'drop'")
         elif count < self.batch_size * self.accumulate and not phase.plain:
             times = f" times config.optim.accumulate={self.accumulate}" if self.accumulate > 1 else ""
             raise UserError(
@@ -68,12 +70,13 @@ class Plan:
     def sizes(self, task: int, phase) -> list[int]:
         """How many of the task's own pictures each batch of an epoch has.
 
-        A plain phase has all of them, and the last batch filled up; any other what every learner can fill.
+        A plain phase has all of them, and the last batch filled up; any other what every learner can fill, and no
+        batches that fill no step of the optimizer.
         """
         whole, rest = divmod(min(len(tasks[task]) for tasks in self.train), self.batch_size)
         if phase.plain:
             return [self.batch_size] * (whole + (rest > 0))
-        whole = whole // self.accumulate * self.accumulate
+        whole -= whole % self.accumulate
         return [self.batch_size] * whole + [rest] * (rest > 0 and self.last_batch == "keep")
 
     def order(self, task: int, phase, epochs: range, seed: int) -> np.ndarray:
@@ -91,11 +94,11 @@ class Plan:
     def _of_learner(self, learner, task, phase, epochs, seed, place):
         *earlier, own = self.train[learner][: task + 1]
         steps = self.steps(task, phase)
-        purposes = [(*place[:2], epoch, *place[2:]) for epoch in epochs]
         whole = self.batch_size * self.accumulate  # the small batches of a step are those that a large one would hold
-        options = {"seed": seed, "last_batch": self.last_batch, "repeats": self.repeats}
+        many = {"seed": seed, "last_batch": self.last_batch, "repeats": self.repeats}
+        purposes = [(*place[:2], epoch, *place[2:]) for epoch in epochs]
         orders = [
-            batches.epoch_order(len(own), whole, purpose=purpose, **options).reshape(-1, self.batch_size)[:steps]
+            batches.epoch_order(len(own), whole, purpose=purpose, **many).reshape(-1, self.batch_size)[:steps]
             for purpose in purposes
         ]
         order = np.concatenate(orders)
@@ -130,8 +133,8 @@ def make(
     batch_size: int,
     streams: Sequence[Sequence[int]] = (),
     public: int = 0,
-    *,
     last_batch: str = "drop",
+    *,
     accumulate: int = 1,
     repeats: int = 1,
 ) -> Plan:

@@ -61,4 +61,4 @@ def build(source="", row="vkd", network="deit_ti_conv", teacher="regnety_160", d
 def irrelevant(config: dict) -> tuple[str, ...]:
     """Prefixes of keys of a flat config without effect: which of a run's checkpoints a teacher of a file has."""
     del config
-    return ("vkd.teacher_checkpoint",)
+    return ("vkd.teacher_checkpoint", "vkd.teacher_network")

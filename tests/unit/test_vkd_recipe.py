@@ -199,3 +199,5 @@ def test_a_decay_out_of_range_is_refused():
 def test_more_small_batches_than_pictures_are_refused():
     with pytest.raises(UserError, match="batch_size=8 times config.optim.accumulate=3 is larger than the 20 training"):
         learn(config_of(**{"optim.accumulate": 3}))
+    with pytest.raises(UserError, match="^config.train.last_batch='keep' does not go with optim.accumulate above 1"):
+        learn(config_of(**{"optim.accumulate": 2, "train.last_batch": "keep"}))
