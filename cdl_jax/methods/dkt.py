@@ -27,8 +27,8 @@ from cdl_jax import names, optim
 from cdl_jax.data import mixing
 from cdl_jax.errors import UserError
 from cdl_jax.losses import mask_classes
-from cdl_jax.methods import dkt_losses, learners, teachers, topology
-from cdl_jax.methods.base import Outcome, Phase, Replay, StreamInfo, Update
+from cdl_jax.methods import dkt_losses, learners, rehearsal, teachers, topology
+from cdl_jax.methods.base import Outcome, StreamInfo, Update
 from cdl_jax.models import families, vit
 
 OPTIONS = {
@@ -37,7 +37,9 @@ OPTIONS = {
     "stream_order": "independent",  # of each learner's classes: "same", "independent" or "rotated"
     "stream_seed": 0,  # of independent orders
     "copy_init": True,  # all learners start from the same weights
-    "classes": "all",  # what the cross-entropy and predictions span: "all" classes (the authors), or those of the task
+    # What the cross-entropy spans: "all" classes (the authors), which predictions then span as well, those "seen" so
+    # far, or those of the "current" task.
+    "classes": "all",
     "topology": "full",  # who hears whom: "full", "ring", "pairs", "star", "none", or a matrix; see methods/topology.py
     "random_peers": 0,  # hear so many others, drawn anew at each exchange, in place of a topology
     # What travels. "state": weights, evaluated by those who hear them on their own pictures. "predictions": logits of
@@ -56,9 +58,8 @@ OPTIONS = {
     "teachers": (),  # working directories of finished runs that teach all learners
     "teacher_network": "",  # which network of those runs; "": "teacher" where a run has one, else its last
     "teacher_checkpoint": "same_task",  # those networks after the same task, or "last": after their whole stream
-    "replay": 2000,  # pictures of earlier tasks that each learner remembers; 0: none
-    "replay_batch": 0,  # of them in each batch; 0: as many as of the task
-    "replay_balance": "experience",  # or "class"
+    **rehearsal.OPTIONS,  # each learner has a memory of its own
+    "replay": 2000,
     "cutmix": 0.0,  # probability that the ramp leads to; 0: no CutMix
     "cutmix_ramp": "linear",  # or "as_coded": from the third epoch of a task on always (the authors)
     "cutmix_labels": "mixed",  # or "original" (the authors)
@@ -145,12 +146,7 @@ class DKT:
         updates = (exchanged, learn) if self._exchanging else (learn,)
         name, public = "together" if len(group) > 1 else group[0], self.options.public_batch if self.public else 0
         order = self.names.index(group[0])
-        if not self.options.replay:
-            return (Phase(name, self.epochs, updates, order, public=public),)
-        size = self.options.replay_batch or self.batch_size
-        memory = Replay(self.options.replay, size, self.options.replay_balance)
-        first = Phase(name, self.epochs, updates, order, tasks="first", public=public)
-        return first, Phase(f"{name}_replay", self.epochs, updates, order, tasks="later", replay=memory, public=public)
+        return rehearsal.phases(name, self.epochs, updates, self.options, self.batch_size, order=order, public=public)
 
     def init(self, key):
         keys = [jax.random.fold_in(key, 0 if self.options.copy_init else i) for i in range(len(self.names))]
@@ -346,10 +342,8 @@ class DKT:
 
     def _allowed(self, number, context):
         """bool `[classes]`: what the cross-entropy of a learner spans."""
-        if self.options.classes == "all":
-            return jnp.ones(self.info.num_classes, bool)
         rank = jnp.asarray(np.argsort(self.streams, axis=1))[number]
-        return (rank >= context.first) & (rank < context.end)
+        return getattr(context, self.options.classes)(self.info.num_classes)[rank]
 
     def _lesson(self, own, answer, images, number, share, context, key):
         """(ST logits, their target, whether anybody has said anything yet)."""
@@ -500,15 +494,14 @@ def _owners(params):
 def _check(options):
     """Refuses options that are out of range or do not fit together."""
     dkt_losses.check("dkt", options)
+    rehearsal.check("dkt", options)
     choices = {
         "stream_order": topology.ORDERS,
-        "classes": ("all", "current"),
         "exchange_mode": ("state", "predictions", "weights"),
         "exchange_unit": topology.UNITS,
         "update_order": ("simultaneous", "sequential"),
         "teacher_bn": ("running", "batch"),
         "teacher_checkpoint": ("same_task", "last"),
-        "replay_balance": ("experience", "class"),
         "cutmix_ramp": ("linear", "as_coded"),
         "cutmix_labels": ("mixed", "original"),
     }
@@ -516,7 +509,7 @@ def _check(options):
         if options[key] not in known:
             raise UserError(f"dkt.{key}={options[key]!r}: {names.nearest(options[key], known)}")
     count = options.num_learners
-    least = {"num_learners": 1, "exchange_interval": 1, "replay": 0, "replay_batch": 0, "public": 1, "public_batch": 1}
+    least = {"num_learners": 1, "exchange_interval": 1, "public": 1, "public_batch": 1}
     for key, minimum in {**least, "random_peers": 0, "stream_seed": 0}.items():
         if options[key] < minimum:
             raise UserError(f"dkt.{key}={options[key]} must be at least {minimum}")
