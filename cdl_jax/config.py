@@ -25,7 +25,13 @@ COMMON = {
     # frozen backbone. The stream is common to all, its order of classes (data.class_order_seed) too. On a CPU
     # short runs gain, steps do not, and with convolutions they take longer: docs/benchmarks.md.
     "seeds": (),
-    "train": {"epochs": 20, "batch_size": 64},
+    "train": {
+        "epochs": 20,
+        "batch_size": 64,
+        # A task ends, with the weights of its best evaluation (see eval.every_epochs) by the method's headline, where
+        # `patience` epochs surpass that one by no more than `margin` percent. 0: never before its last epoch.
+        "early_stopping": {"patience": 0, "margin": 0.0},
+    },
     "eval": {
         "batch_size": 256,
         "forward_transfer": True,
@@ -105,6 +111,15 @@ def check(config) -> None:
     for key in ("eval.every_epochs", "checkpoint.every_steps", "devices", "workers", "seed"):
         if flatten(config)[key] < 0:
             raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")
+    stopping = config.train.early_stopping
+    if stopping.patience < 0 or stopping.margin < 0:
+        raise UserError(
+            f"config.train.early_stopping: patience={stopping.patience}, margin={stopping.margin}: not below 0"
+        )
+    if stopping.patience and (not config.eval.every_epochs or seeds):
+        raise UserError(
+            "config.train.early_stopping needs config.eval.every_epochs, and one seed: run the seeds one by one"
+        )
     for seed in (config.seed, *seeds):
         if seed >= 2**31:  # steps take it as int32
             raise UserError(f"config: seed {seed} must be less than {2**31}")

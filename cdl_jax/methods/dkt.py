@@ -54,7 +54,8 @@ OPTIONS = {
     "gossip_share": 0.5,  # of the others' weights, with exchange_mode="weights"
     "public": 1000,  # training pictures that all may see without labels, with exchange_mode="predictions"
     "public_batch": 64,  # of them in each step
-    "teacher_bn": "running",  # statistics of those who are heard: "running", or of the "batch" (the authors)
+    # Statistics of those who are heard, finished runs too: "running", or of the "batch" as in training (the authors).
+    "teacher_bn": "running",
     "teachers": (),  # working directories of finished runs that teach all learners
     "teacher_network": "",  # which network of those runs; "": "teacher" where a run has one, else its last
     "teacher_checkpoint": "same_task",  # those networks after the same task, or "last": after their whole stream
@@ -376,9 +377,16 @@ class DKT:
         return self.learner(own, shared.get("shared"), images, of_batch, context, context.key).cl
 
     def predict(self, variables, images, context):
+        return self._logits(self._answers(variables, images, context, False)), {}
+
+    def _answers(self, variables, images, context, of_batch):
+        shared = variables.get("shared")
+        return {n: self.learner(variables[n], shared, images, of_batch, context, context.key) for n in self.names}
+
+    def _logits(self, answers):
+        """Network -> logits, where there is more than one head or learner those of their mean probabilities too."""
         logits, soft = {}, []
-        for name in self.names:
-            answer = self.learner(variables[name], variables.get("shared"), images, False, context, context.key)
+        for name, answer in answers.items():
             soft.append(jax.nn.softmax(answer.cl))
             logits[name] = answer.cl
             if self._taught:
@@ -386,7 +394,7 @@ class DKT:
                 logits[f"{name}_both"] = jnp.log(soft[-1] + jax.nn.softmax(answer.st)) - jnp.log(2.0)
         if len(self.names) > 1:
             logits["ensemble"] = jnp.log(sum(soft) / len(soft))
-        return logits, {}
+        return logits
 
     def measures(self, logits, labels, context):
         """Stream accuracy of every network and its mean over learners, over all classes, learnt or not; and accuracy on
@@ -426,14 +434,11 @@ class DKT:
         leaves = jax.tree.leaves(self._travelling(live[self.names[0]]))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
-    def outputs(self, network, variables, images, context):
+    def outputs(self, network, variables, images, context, of_batch=False):
         """What a learner tells as the teacher of another run (see `methods.base.Method`)."""
-        logits = self.predict(variables, images, context)[0][network]
-        if network == "ensemble":
-            return {"logits": logits}
+        answers = self._answers(variables, images, context, of_batch)
         name = network.split("_st")[0].split("_both")[0]
-        answer = self.learner(variables[name], variables.get("shared"), images, False, context, context.key)
-        return {**answer.out, "logits": logits}
+        return {**(answers[name].out if name in answers else {}), "logits": self._logits(answers)[network]}
 
 
 def _stacked(trees):
@@ -460,9 +465,12 @@ def build(config, info: StreamInfo) -> DKT:
     count = options.num_learners
     learner = learners.build(config, info)
     given = tuple(
-        teachers.find(folder, options.teacher_network, options.teacher_checkpoint, info, learner.image_size)
+        teachers.find(
+            folder, options.teacher_network, options.teacher_checkpoint, info, learner.image_size,
+            of_batch=options.teacher_bn == "batch",
+        )
         for folder in options.teachers
-    )
+    )  # fmt: skip
     if options.random_peers:
         matrix = (1 - np.eye(count, dtype=np.float32)) / max(count - 1, 1)
     else:

@@ -110,9 +110,9 @@ class Supervised:
         allowed = getattr(context, self.predict_over)(self.info.num_classes)
         return {"network/top5": 100 * top_k(logits["network"], labels, 5, allowed)}
 
-    def outputs(self, network, variables, images, context):
+    def outputs(self, network, variables, images, context, of_batch=False):
         """What the network tells as the teacher of another run (see `methods.base.Method`)."""
-        (logits, out), _ = apply(self.backbone, variables[network], images, False, context.key)
+        (logits, out), _ = apply(self.backbone, variables[network], images, of_batch, context.key)
         return {**out, "logits": logits}
 
     def export(self, variables):
