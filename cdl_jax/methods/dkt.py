@@ -34,8 +34,8 @@ from cdl_jax.models import families, vit
 OPTIONS = {
     **dkt_losses.OPTIONS,
     "num_learners": 2,
-    "stream_order": "independent",  # of each learner's classes: "same", "independent" or "rotated"
-    "stream_seed": 0,  # of independent orders
+    "stream_order": "independent",  # of each learner's classes: "same", "independent", "shuffled" or "rotated"
+    "stream_seed": 0,  # of independent and shuffled orders
     "copy_init": True,  # all learners start from the same weights
     # What the cross-entropy spans: "all" classes (the authors), which predictions then span as well, those "seen" so
     # far, or those of the "current" task.
