@@ -29,6 +29,9 @@ COMMON = {
         "epochs": 20,
         "batch_size": 64,
         "last_batch": "drop",  # of an epoch, where it is incomplete; or "keep": it is trained in its own size
+        # A task ends, with the weights of its best evaluation (see eval.every_epochs) by the method's headline, where
+        # `patience` epochs surpass that one by no more than `margin` percent. 0: never before its last epoch.
+        "early_stopping": {"patience": 0, "margin": 0.0},
     },
     "eval": {
         "batch_size": 256,
@@ -111,6 +114,15 @@ def check(config) -> None:
     for key in ("eval.every_epochs", "checkpoint.every_steps", "devices", "workers", "seed"):
         if flatten(config)[key] < 0:
             raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")
+    stopping = config.train.early_stopping
+    if stopping.patience < 0 or stopping.margin < 0:
+        raise UserError(
+            f"config.train.early_stopping: patience={stopping.patience}, margin={stopping.margin}: not below 0"
+        )
+    if stopping.patience and (not config.eval.every_epochs or seeds):
+        raise UserError(
+            "config.train.early_stopping needs config.eval.every_epochs, and one seed: run the seeds one by one"
+        )
     for seed in (config.seed, *seeds):
         if seed >= 2**31:  # steps take it as int32
             raise UserError(f"config: seed {seed} must be less than {2**31}")

@@ -40,6 +40,10 @@ class Context:
         """bool `[num_classes]`: the classes of the current and of all earlier tasks."""
         return jnp.arange(num_classes) < self.end
 
+    def all(self, num_classes: int) -> jax.Array:
+        """bool `[num_classes]`: every class of the stream, learnt or not."""
+        return jnp.ones(num_classes, bool)
+
 
 def mask_classes(logits: jax.Array, allowed: jax.Array) -> jax.Array:
     """`logits` `[batch, classes]` in float32, columns outside `allowed` `[classes]` out of any softmax or argmax."""

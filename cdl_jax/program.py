@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax import config as configs
@@ -37,6 +38,12 @@ class Program:
             raise UserError(
                 f"config.peer_devices={config.peer_devices}: {config.method} has {whole} whole networks to spread, "
                 "choose a divisor of that"
+            )
+        turns = sum(phase.tasks != "later" for phase in self.method.phases) * getattr(self.method, "rounds", 1)
+        if config.train.early_stopping.patience and turns > 1:
+            raise UserError(
+                f"config.train.early_stopping: method {config.method!r} has {turns} phases a task here, which end by "
+                "their epochs alone: leave patience at 0"
             )
         if config.seeds and config.peer_devices > 1:
             raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
@@ -146,10 +153,13 @@ class Program:
         """The state in which a task begins: fresh optimizers, nothing summed up."""
         state = self._fresh_state(live)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract_state(live, frozen).sums)
-        return state.replace(opt=sharding.replicate(self.mesh, state.opt), sums=sharding.replicate(self.mesh, zeros))
+        placed = {part: sharding.replicate(self.mesh, getattr(state, part)) for part in ("opt", "kept")}
+        return state.replace(sums=sharding.replicate(self.mesh, zeros), **placed)
 
     def _fresh_state(self, live):
-        return self._each_seed(lambda live: trainer.task_state(self.method, live), 0)(live)
+        state = self._each_seed(lambda live: trainer.task_state(self.method, live), 0)(live)
+        # A copy: the steps are given the buffers of both.
+        return state.replace(kept=jax.tree.map(jnp.copy, live)) if self.config.train.early_stopping.patience else state
 
     def train_step(self, index: int, state, frozen, size: int = 0):
         """The compiled step of phase number `index` for batches of `size` images (0: train.batch_size).

@@ -19,6 +19,7 @@ class Record:
 
     step: steps trained in the whole run. lines: of metrics.jsonl until now.
     task, round, phase, epoch, step_in_epoch: what comes next; epochs are counted within the round.
+    watched: the method's headline in the evaluations within the phase until now.
     accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
     before, at_start: network -> percent on task j over the classes up to it, just before it is learnt and at the very
       start.
@@ -39,6 +40,7 @@ class Record:
     phase: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
+    watched: list = field(default_factory=list)
     accuracy: dict = field(default_factory=dict)
     before: dict = field(default_factory=dict)
     at_start: dict = field(default_factory=dict)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from cdl_jax import report, results, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
+from cdl_jax.methods import early_stopping
 from cdl_jax.models import weights
 from cdl_jax.program import Program
 from cdl_jax.results import Record
@@ -149,7 +150,7 @@ class _Training:
             record.round, record.phase = divmod(turn, phases)
             if program.epochs(task, program.method.phases[record.phase]):
                 state = self._train_phase(task, record.phase, state)
-            record.epoch, record.step_in_epoch = 0, 0
+            record.epoch, record.step_in_epoch, record.watched = 0, 0, []
         self.live = program.end_task(state.live, self.frozen, place)
         scalars = []
         found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place)
@@ -209,7 +210,7 @@ class _Training:
         flops = program.flops(index, max(sizes))
         record.flops[phase.name] = flops and flops / len(program.seeds)
         items, steps, done = program.train_batches(task, phase, record.round, record.epoch, record.step_in_epoch)
-        first = None
+        first, stopped = None, False
         for number, item in enumerate(items, done):
             epoch, at = divmod(number, steps)
             epoch += record.round * epochs
@@ -229,8 +230,14 @@ class _Training:
                 jax.block_until_ready(state.sums)
                 since = time.perf_counter()
                 self._evaluate_within(task, phase, epoch, state.live)
+                state, stopped = self._judged(state)
                 paused = time.perf_counter() - since
                 start, first = start + paused, (first[0], first[1] + paused)
+            if stopped:
+                if record.step % config.log.every_steps and number + 1 < steps * epochs:
+                    state = self._log_training(state, task, index, epoch)
+                self.bar.total -= steps * epochs - number - 1
+                break
             every = config.checkpoint.every_steps
             if self.signal or (every and record.step % every == 0):
                 record.add_seconds(phase.name, time.perf_counter() - start)
@@ -244,10 +251,24 @@ class _Training:
         record.add_seconds(phase.name, now - start)
         if first is not None:
             images, seconds = record.timed.get(phase.name, (0, 0.0))
-            timed = sum(sizes) * epochs - sum(sizes) * (first[0] // steps) - sum(sizes[: first[0] % steps + 1])
+            timed = sum(sizes[n % steps] for n in range(first[0] + 1, number + 1))
             images += timed * len(program.seeds) * len(program.plan.train)
             record.timed[phase.name] = (images, seconds + now - first[1])
         return state
+
+    def _judged(self, state):
+        """(state, whether the task ends here with what was best) after an evaluation within it."""
+        stopping, every = self.program.config.train.early_stopping, self.program.config.eval.every_epochs
+        if not stopping.patience:
+            return state, False
+        watched = self.record.watched
+        verdict = early_stopping.judge(watched, -(-stopping.patience // every), stopping.margin)
+        # Copies: the steps are given the buffers of both.
+        if (verdict.keep or 0) == len(watched) - 1:
+            state = state.replace(kept=jax.tree.map(jnp.copy, state.live))
+        elif verdict.stop:
+            state = state.replace(live=jax.tree.map(jnp.copy, state.kept))
+        return state, verdict.stop
 
     def _evaluate_within(self, task, phase, epoch, live):
         """Evaluates in the middle of a task, and keeps what is best by the method's headline."""
@@ -259,6 +280,7 @@ class _Training:
             scalars.append(
                 {f"{network}/accuracy": mean for network, mean in means.items()} | measures | {"headline": value}
             )
+            own.watched = [*own.watched, value]
             best = own.best.get(str(task.index))
             if best is None or value >= best["value"]:
                 of = {"phase": phase.name, "epochs": epoch + 1, "value": value}

@@ -25,11 +25,13 @@ class State:
     live: the variables that are not frozen for the whole run.
     opt: for each phase, the optimizer states of its updates.
     sums: for each phase, metrics summed over the steps since its last log line, and `steps`, their number.
+    kept: the live variables that the task ends with if it is stopped early; {} where it never is.
     """
 
     live: Any
     opt: tuple[tuple, ...]
     sums: tuple[dict, ...]
+    kept: Any = struct.field(default_factory=dict)
 
 
 def key_at(seed, *position) -> jax.Array:
@@ -104,7 +106,7 @@ def train_step(method, index, source, augmentation):
             metrics |= {**outcome.metrics, "learning_rate": rate}
         before = state.sums[index]
         sums = {name: before.get(name, 0.0) + jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return State(live, _put(state.opt, index, tuple(opt)), _put(state.sums, index, sums))
+        return state.replace(live=live, opt=_put(state.opt, index, tuple(opt)), sums=_put(state.sums, index, sums))
 
     return step
 

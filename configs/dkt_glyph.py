@@ -24,7 +24,7 @@ def get_config(text=""):
     if learner == "cnn":
         config.network.update(width=5, depths=(1, 1, 1))
     else:
-        config.dkt.classes = "current"
+        config.dkt.classes = "seen" if choices["replay"] else "current"
         config.network.weights = "package:glyph_mini_student"
         config.learner.update({"l2p": {"pool": 10, "length": 2, "top_k": 2}}.get(learner, {}))
     config.seed = choices["seed"]

@@ -140,9 +140,10 @@ class Method(Protocol):
     headline: networks whose mean accuracy chooses the best epoch; the last of `networks` where there is no such name.
 
     Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells
-    as the teacher of another run, `logits` and what else has a name; `measures(logits, labels, context) -> {name:
-    [batch]}`: what evaluation averages over pictures, from the logits of `predict`; `counters(live) -> {name: number}`:
-    what it has counted until the end of a task; and `probes() -> {name: Probe}`.
+    as the teacher of another run, `logits` and what else has a name, and with a parameter `of_batch` as it does in
+    training, where the batch's statistics normalise; `measures(logits, labels, context) -> {name: [batch]}`: what
+    evaluation averages over pictures, from the logits of `predict`; `counters(live) -> {name: number}`: what it has
+    counted until the end of a task; and `probes() -> {name: Probe}`.
     """
 
     networks: tuple[str, ...]

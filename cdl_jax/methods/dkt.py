@@ -27,17 +27,19 @@ from cdl_jax import names, optim
 from cdl_jax.data import mixing
 from cdl_jax.errors import UserError
 from cdl_jax.losses import mask_classes
-from cdl_jax.methods import dkt_losses, learners, teachers, topology
-from cdl_jax.methods.base import Outcome, Phase, Replay, StreamInfo, Update
+from cdl_jax.methods import dkt_losses, learners, rehearsal, teachers, topology
+from cdl_jax.methods.base import Outcome, StreamInfo, Update
 from cdl_jax.models import families, vit
 
 OPTIONS = {
     **dkt_losses.OPTIONS,
     "num_learners": 2,
-    "stream_order": "independent",  # of each learner's classes: "same", "independent" or "rotated"
-    "stream_seed": 0,  # of independent orders
+    "stream_order": "independent",  # of each learner's classes: "same", "independent", "shuffled" or "rotated"
+    "stream_seed": 0,  # of independent and shuffled orders
     "copy_init": True,  # all learners start from the same weights
-    "classes": "all",  # what the cross-entropy and predictions span: "all" classes (the authors), or those of the task
+    # What the cross-entropy spans: "all" classes (the authors), which predictions then span as well, those "seen" so
+    # far, or those of the "current" task.
+    "classes": "all",
     "topology": "full",  # who hears whom: "full", "ring", "pairs", "star", "none", or a matrix; see methods/topology.py
     "random_peers": 0,  # hear so many others, drawn anew at each exchange, in place of a topology
     # What travels. "state": weights, evaluated by those who hear them on their own pictures. "predictions": logits of
@@ -52,13 +54,13 @@ OPTIONS = {
     "gossip_share": 0.5,  # of the others' weights, with exchange_mode="weights"
     "public": 1000,  # training pictures that all may see without labels, with exchange_mode="predictions"
     "public_batch": 64,  # of them in each step
-    "teacher_bn": "running",  # statistics of those who are heard: "running", or of the "batch" (the authors)
+    # Statistics of those who are heard, finished runs too: "running", or of the "batch" as in training (the authors).
+    "teacher_bn": "running",
     "teachers": (),  # working directories of finished runs that teach all learners
     "teacher_network": "",  # which network of those runs; "": "teacher" where a run has one, else its last
     "teacher_checkpoint": "same_task",  # those networks after the same task, or "last": after their whole stream
-    "replay": 2000,  # pictures of earlier tasks that each learner remembers; 0: none
-    "replay_batch": 0,  # of them in each batch; 0: as many as of the task
-    "replay_balance": "experience",  # or "class"
+    **rehearsal.OPTIONS,  # each learner has a memory of its own
+    "replay": 2000,
     "cutmix": 0.0,  # probability that the ramp leads to; 0: no CutMix
     "cutmix_ramp": "linear",  # or "as_coded": from the third epoch of a task on always (the authors)
     "cutmix_labels": "mixed",  # or "original" (the authors)
@@ -145,12 +147,7 @@ class DKT:
         updates = (exchanged, learn) if self._exchanging else (learn,)
         name, public = "together" if len(group) > 1 else group[0], self.options.public_batch if self.public else 0
         order = self.names.index(group[0])
-        if not self.options.replay:
-            return (Phase(name, self.epochs, updates, order, public=public),)
-        size = self.options.replay_batch or self.batch_size
-        memory = Replay(self.options.replay, size, self.options.replay_balance)
-        first = Phase(name, self.epochs, updates, order, tasks="first", public=public)
-        return first, Phase(f"{name}_replay", self.epochs, updates, order, tasks="later", replay=memory, public=public)
+        return rehearsal.phases(name, self.epochs, updates, self.options, self.batch_size, order=order, public=public)
 
     def init(self, key):
         keys = [jax.random.fold_in(key, 0 if self.options.copy_init else i) for i in range(len(self.names))]
@@ -346,10 +343,8 @@ class DKT:
 
     def _allowed(self, number, context):
         """bool `[classes]`: what the cross-entropy of a learner spans."""
-        if self.options.classes == "all":
-            return jnp.ones(self.info.num_classes, bool)
         rank = jnp.asarray(np.argsort(self.streams, axis=1))[number]
-        return (rank >= context.first) & (rank < context.end)
+        return getattr(context, self.options.classes)(self.info.num_classes)[rank]
 
     def _lesson(self, own, answer, images, number, share, context, key):
         """(ST logits, their target, whether anybody has said anything yet)."""
@@ -382,9 +377,16 @@ class DKT:
         return self.learner(own, shared.get("shared"), images, of_batch, context, context.key).cl
 
     def predict(self, variables, images, context):
+        return self._logits(self._answers(variables, images, context, False)), {}
+
+    def _answers(self, variables, images, context, of_batch):
+        shared = variables.get("shared")
+        return {n: self.learner(variables[n], shared, images, of_batch, context, context.key) for n in self.names}
+
+    def _logits(self, answers):
+        """Network -> logits, where there is more than one head or learner those of their mean probabilities too."""
         logits, soft = {}, []
-        for name in self.names:
-            answer = self.learner(variables[name], variables.get("shared"), images, False, context, context.key)
+        for name, answer in answers.items():
             soft.append(jax.nn.softmax(answer.cl))
             logits[name] = answer.cl
             if self._taught:
@@ -392,7 +394,7 @@ class DKT:
                 logits[f"{name}_both"] = jnp.log(soft[-1] + jax.nn.softmax(answer.st)) - jnp.log(2.0)
         if len(self.names) > 1:
             logits["ensemble"] = jnp.log(sum(soft) / len(soft))
-        return logits, {}
+        return logits
 
     def measures(self, logits, labels, context):
         """Stream accuracy of every network and its mean over learners, over all classes, learnt or not; and accuracy on
@@ -432,14 +434,11 @@ class DKT:
         leaves = jax.tree.leaves(self._travelling(live[self.names[0]]))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
-    def outputs(self, network, variables, images, context):
+    def outputs(self, network, variables, images, context, of_batch=False):
         """What a learner tells as the teacher of another run (see `methods.base.Method`)."""
-        logits = self.predict(variables, images, context)[0][network]
-        if network == "ensemble":
-            return {"logits": logits}
+        answers = self._answers(variables, images, context, of_batch)
         name = network.split("_st")[0].split("_both")[0]
-        answer = self.learner(variables[name], variables.get("shared"), images, False, context, context.key)
-        return {**answer.out, "logits": logits}
+        return {**(answers[name].out if name in answers else {}), "logits": self._logits(answers)[network]}
 
 
 def _stacked(trees):
@@ -466,9 +465,12 @@ def build(config, info: StreamInfo) -> DKT:
     count = options.num_learners
     learner = learners.build(config, info)
     given = tuple(
-        teachers.find(folder, options.teacher_network, options.teacher_checkpoint, info, learner.image_size)
+        teachers.find(
+            folder, options.teacher_network, options.teacher_checkpoint, info, learner.image_size,
+            of_batch=options.teacher_bn == "batch",
+        )
         for folder in options.teachers
-    )
+    )  # fmt: skip
     if options.random_peers:
         matrix = (1 - np.eye(count, dtype=np.float32)) / max(count - 1, 1)
     else:
@@ -500,15 +502,14 @@ def _owners(params):
 def _check(options):
     """Refuses options that are out of range or do not fit together."""
     dkt_losses.check("dkt", options)
+    rehearsal.check("dkt", options)
     choices = {
         "stream_order": topology.ORDERS,
-        "classes": ("all", "current"),
         "exchange_mode": ("state", "predictions", "weights"),
         "exchange_unit": topology.UNITS,
         "update_order": ("simultaneous", "sequential"),
         "teacher_bn": ("running", "batch"),
         "teacher_checkpoint": ("same_task", "last"),
-        "replay_balance": ("experience", "class"),
         "cutmix_ramp": ("linear", "as_coded"),
         "cutmix_labels": ("mixed", "original"),
     }
@@ -516,7 +517,7 @@ def _check(options):
         if options[key] not in known:
             raise UserError(f"dkt.{key}={options[key]!r}: {names.nearest(options[key], known)}")
     count = options.num_learners
-    least = {"num_learners": 1, "exchange_interval": 1, "replay": 0, "replay_batch": 0, "public": 1, "public_batch": 1}
+    least = {"num_learners": 1, "exchange_interval": 1, "public": 1, "public_batch": 1}
     for key, minimum in {**least, "random_peers": 0, "stream_seed": 0}.items():
         if options[key] < minimum:
             raise UserError(f"dkt.{key}={options[key]} must be at least {minimum}")

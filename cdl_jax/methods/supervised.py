@@ -13,14 +13,18 @@ import jax.numpy as jnp
 
 from cdl_jax import names, optim
 from cdl_jax.losses import cross_entropy, mask_classes
-from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.methods import rehearsal
+from cdl_jax.methods.base import Outcome, StreamInfo, Update
 from cdl_jax.methods.peer_losses import top_k
 from cdl_jax.models import families, weights
 from cdl_jax.models.cnn import apply
 
 OPTIONS = {
-    "classes": "current",  # whose columns the cross-entropy spans: those of the "current" task, or all "seen" so far
+    # What the cross-entropy spans: classes of the "current" task, those "seen" so far, or "all" of the stream, which
+    # predictions then span as well.
+    "classes": "current",
     "label_smoothing": 0.0,
+    **rehearsal.OPTIONS,
 }
 
 
@@ -39,13 +43,23 @@ class Supervised:
     image_size: int
     weights: str
     epochs: int
+    batch_size: int
     optimizer: optim.Optimizer
     torch_name: Any = None
     networks: tuple[str, ...] = ("network",)
 
     @property
     def phases(self):
-        return (Phase("network", self.epochs, (Update(lambda path: path[1] == "params", self.optimizer, self.loss),)),)
+        return self.phases_of(self.loss)
+
+    def phases_of(self, loss):
+        """The phases in which the network learns by `loss`."""
+        learn = Update(lambda path: path[:2] == ("network", "params"), self.optimizer, loss)
+        return rehearsal.phases("network", self.epochs, (learn,), self.options, self.batch_size)
+
+    @property
+    def predict_over(self):
+        return "all" if self.options.classes == "all" else "seen"
 
     def init(self, key):
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
@@ -71,6 +85,11 @@ class Supervised:
 
     def loss(self, variables, batch, context):
         """Cross-entropy with label smoothing over the classes that `options.classes` names."""
+        total, _, changed = self.learn(variables, batch, context)
+        return total, Outcome({"loss": total}, variables=changed)
+
+    def learn(self, variables, batch, context):
+        """(cross-entropy, logits `[batch, classes]`, partial variables to be replaced) of a batch."""
         key = jax.random.fold_in(context.key, 1)
         (logits, _), stats = apply(self.backbone, variables["network"], batch["images"], True, key)
         allowed = getattr(context, self.options.classes)(self.info.num_classes)
@@ -80,7 +99,7 @@ class Supervised:
             log_p = jax.nn.log_softmax(mask_classes(logits, allowed))
             uniform = -jnp.where(allowed, log_p, 0).sum(axis=-1).mean() / allowed.sum()
             total = (1 - smoothing) * total + smoothing * uniform
-        return total, Outcome({"loss": total}, variables={"network": stats} if stats else {})
+        return total, logits, {"network": stats} if stats else {}
 
     def predict(self, variables, images, context):
         (logits, _), _ = apply(self.backbone, variables["network"], images, False, context.key)
@@ -88,12 +107,12 @@ class Supervised:
 
     def measures(self, logits, labels, context):
         """`{name: [batch]}`, see `methods.base.Method`."""
-        allowed = context.seen(self.info.num_classes)
+        allowed = getattr(context, self.predict_over)(self.info.num_classes)
         return {"network/top5": 100 * top_k(logits["network"], labels, 5, allowed)}
 
-    def outputs(self, network, variables, images, context):
+    def outputs(self, network, variables, images, context, of_batch=False):
         """What the network tells as the teacher of another run (see `methods.base.Method`)."""
-        (logits, out), _ = apply(self.backbone, variables[network], images, False, context.key)
+        (logits, out), _ = apply(self.backbone, variables[network], images, of_batch, context.key)
         return {**out, "logits": logits}
 
     def export(self, variables):
@@ -106,15 +125,27 @@ class Supervised:
 
 def build(config, info: StreamInfo) -> Supervised:
     """The method that `config` describes, for the stream of `info`."""
-    section = config.network
-    family = names.load("models", section.family)
+    return alone("supervised", config, info)
+
+
+def alone(section: str, config, info: StreamInfo) -> Supervised:
+    """A network that learns from labels by the options of a section, which has `rehearsal.OPTIONS` and these here.
+
+    Raises:
+      UserError: options that are out of range or do not fit together.
+    """
+    options = config[section]
+    rehearsal.check(section, options)
+    network = config.network
+    family = names.load("models", network.family)
     return Supervised(
-        backbone=family.build(section, info.num_classes),
-        options=config.supervised,
+        backbone=family.build(network, info.num_classes),
+        options=options,
         info=info,
-        image_size=section.image_size,
-        weights=section.weights,
+        image_size=network.image_size,
+        weights=network.weights,
         epochs=config.train.epochs,
+        batch_size=config.train.batch_size,
         optimizer=optim.build(config.optim, config.train.epochs),
         torch_name=getattr(family, "torch_name", None),
     )

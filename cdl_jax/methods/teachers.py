@@ -5,6 +5,7 @@ what the teacher tells. Its weights become frozen variables of the run that is t
 checkpoints only once.
 """
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Teacher:
     folder: the run's working directory. config: its resolved config. info: its stream. method: its method.
     network: one of the method's networks.
     tasks: the checkpoints that are used: one for the whole stream, or one for each task.
+    of_batch: whether statistics of the batch normalise, in place of those that the network keeps.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Teacher:
     method: Any
     network: str
     tasks: tuple[int, ...]
+    of_batch: bool = False
 
     def init(self):
         """The variables, all zero: {"frozen": the run's, "tasks": its live ones, stacked over `tasks`}."""
@@ -69,6 +72,8 @@ class Teacher:
             first = jnp.int32(self.info.num_classes - self.info.task_sizes[-1])
             context = context.replace(task=last, first=first, end=jnp.int32(self.info.num_classes))
         joined = join(variables["frozen"], live)
+        if self.of_batch:
+            return self.method.outputs(self.network, joined, images, context, of_batch=True)
         if hasattr(self.method, "outputs"):
             return self.method.outputs(self.network, joined, images, context)
         return {"logits": self.method.predict(joined, images, context)[0][self.network]}
@@ -79,7 +84,9 @@ class Teacher:
         return split(shapes, lambda path: not self.method.frozen(path))
 
 
-def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_size: int) -> Teacher:
+def find(
+    folder: str, network: str, checkpoint: str, info: StreamInfo, image_size: int, *, of_batch: bool = False
+) -> Teacher:
     """The teacher that a config names; nothing but the run's JSON files is read.
 
     Args:
@@ -87,6 +94,7 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_siz
       network: name of one of its networks; "": "teacher" where it trained one, else the last that it trained.
       checkpoint: "same_task", the one after the task that is being taught, from a run with the same tasks; or "last".
       info: the stream that is taught. image_size: side of its pictures, as the student takes them.
+      of_batch: whether statistics of the student's batch normalise in the teacher.
 
     Raises:
       UserError: there is no such run, it is not finished, or it does not fit.
@@ -124,6 +132,9 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_siz
             f"the teacher's run {folder} takes pictures of {method.image_size} pixels, the student of {image_size}: "
             f"set student.image_size={method.image_size} or choose another run"
         )
+    tells = getattr(method, "outputs", None)
+    if of_batch and not (tells and "of_batch" in inspect.signature(tells).parameters):
+        raise UserError(f"the teacher's run {folder}, of method {config.method!r}, knows running statistics only")
     with Checkpoints(folder, read_only=True) as checkpoints:
         finished = checkpoints.finished_tasks()
     if len(finished) < known.num_tasks:
@@ -131,7 +142,7 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, image_siz
             f"the teacher's run {folder} has learnt {len(finished)} of {known.num_tasks} tasks: finish it first"
         )
     tasks = tuple(range(known.num_tasks)) if checkpoint == "same_task" else (known.num_tasks - 1,)
-    return Teacher(folder, config, known, method, network, tasks)
+    return Teacher(folder, config, known, method, network, tasks, of_batch)
 
 
 def average(outputs: Sequence[dict]) -> dict:

@@ -12,7 +12,7 @@ from cdl_jax import names
 from cdl_jax.errors import UserError
 
 TOPOLOGIES = ("full", "ring", "pairs", "star", "none")
-ORDERS = ("same", "independent", "rotated")
+ORDERS = ("same", "independent", "shuffled", "rotated")
 UNITS = ("steps", "epochs", "tasks")
 
 
@@ -58,10 +58,10 @@ def _given(rows, learners):
 
 
 def class_orders(kind: str, learners: int, task_sizes: Sequence[int], seed: int) -> tuple[tuple[int, ...], ...]:
-    """For each learner all labels in the order in which it meets them; those of the first are the stream's own.
+    """For each learner all labels in the order in which it meets them.
 
-    same: as the stream has them. independent: each but the first has a random order of its own. rotated: learner i
-    starts `i tasks / learners` tasks further on.
+    same: as the stream has them. independent: each but the first, which has the stream's, has a random order of its
+    own. shuffled: the first too. rotated: learner i starts `i tasks / learners` tasks further on.
 
     Raises:
       UserError: another kind, or rotated tasks of different sizes.
@@ -71,6 +71,8 @@ def class_orders(kind: str, learners: int, task_sizes: Sequence[int], seed: int)
         orders = [labels] * learners
     elif kind == "independent":
         orders = [labels, *(np.random.default_rng((seed, i)).permutation(len(labels)) for i in range(1, learners))]
+    elif kind == "shuffled":
+        orders = [np.random.default_rng((seed, i)).permutation(len(labels)) for i in range(learners)]
     elif kind == "rotated":
         if len(set(task_sizes)) > 1:
             raise UserError("dkt.stream_order='rotated' needs tasks of one size: choose 'independent'")

@@ -220,6 +220,8 @@ def test_topologies():
     assert topology.mixing(((0, 1), (0, 0)), 2).tolist() == [[0, 1], [0, 0]]
     independent = topology.class_orders("independent", 3, (2, 2), 5)
     assert independent[0] == (0, 1, 2, 3) and all(sorted(order) == [0, 1, 2, 3] for order in independent)
+    shuffled = topology.class_orders("shuffled", 3, (2, 2), 5)
+    assert shuffled[1:] == independent[1:] and shuffled[0] != independent[0] and sorted(shuffled[0]) == [0, 1, 2, 3]
     assert topology.class_orders("rotated", 2, (1, 1, 1, 1), 0)[1] == (2, 3, 0, 1)
 
 

@@ -1,0 +1,121 @@
+"""Learning without Forgetting: a network holds on to what it said before the task, on the task's own pictures.
+
+Li and Hoiem (2016), as the baseline and second teacher of "Distributed Knowledge Transfer" has it:
+
+    L = CE + alpha mean_b KL(softmax(previous / T) || softmax(now / T)) over the columns of classes learnt before
+
+on the batch with what is remembered. Variables: `{"network": ..., "previous": ...}`; the latter is a copy of the former
+at the end of the task before, which no step changes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.methods import dkt_losses, supervised
+from cdl_jax.methods.base import Outcome, StreamInfo
+from cdl_jax.models import families
+from cdl_jax.models.cnn import apply
+
+OPTIONS = {
+    **supervised.OPTIONS,
+    "classes": "all",
+    "alpha": 1.0,  # weight of what is held on to
+    "temperature": 2.0,
+    "lwf_active": "all_seen",  # columns held on to: classes of all tasks before, or "last": of the one before (authors)
+    "previous_bn": "running",  # statistics of the previous network: "running", or of the "batch" (authors)
+}
+
+
+def defaults(network="slim_resnet18") -> dict:
+    """The config sections of this method, for a named network of any family, with random weights."""
+    return {"lwf": OPTIONS, "network": {**families.variant(network), "weights": "random"}}
+
+
+@dataclass(frozen=True)
+class LwF:
+    """See `methods.base.Method`. alone: the network and how it learns from labels."""
+
+    alone: supervised.Supervised
+    options: Any
+    info: StreamInfo
+    networks: tuple[str, ...] = ("network",)
+
+    @property
+    def image_size(self):
+        return self.alone.image_size
+
+    @property
+    def predict_over(self):
+        return self.alone.predict_over
+
+    @property
+    def phases(self):
+        return self.alone.phases_of(self.loss)
+
+    def init(self, key):
+        network = self.alone.init(key)["network"]
+        return {"network": network, "previous": network}
+
+    def load(self, variables):
+        network = self.alone.load(variables)["network"]
+        return {"network": network, "previous": network}
+
+    def frozen(self, path):
+        return False
+
+    def start_task(self, variables, context):
+        return variables
+
+    def end_task(self, variables, context):
+        # A copy: the steps are given the buffers of both to overwrite.
+        return {**variables, "previous": jax.tree.map(jnp.copy, variables["network"])}
+
+    def loss(self, variables, batch, context):
+        """Cross-entropy, and the divergence from what the previous network says; in the first task the former alone."""
+        options = self.options
+        true, logits, changed = self.alone.learn(variables, batch, context)
+        of_batch = options.previous_bn == "batch"
+        key = jax.random.fold_in(context.key, 2)
+        (before, _), _ = apply(self.alone.backbone, variables["previous"], batch["images"], of_batch, key)
+        owner = np.repeat(np.arange(self.info.num_tasks), self.info.task_sizes)
+        own = jnp.asarray(owner == np.arange(self.info.num_tasks)[:, None])
+        active = dkt_losses.active_classes(own, context.task, options.lwf_active)
+        held = dkt_losses.lwf_term(logits, before, active, options.temperature)
+        total = true + options.alpha * held
+        return total, Outcome({"loss": total, "class_loss": true, "previous_loss": held}, variables=changed)
+
+    def predict(self, variables, images, context):
+        return self.alone.predict(variables, images, context)
+
+    def measures(self, logits, labels, context):
+        """`{name: [batch]}`, see `methods.base.Method`."""
+        return self.alone.measures(logits, labels, context)
+
+    def outputs(self, network, variables, images, context, of_batch=False):
+        """What the network tells as the teacher of another run (see `methods.base.Method`)."""
+        return self.alone.outputs(network, variables, images, context, of_batch)
+
+    def export(self, variables):
+        """File name -> variables that the run writes when it is finished."""
+        return self.alone.export(variables)
+
+
+def build(config, info: StreamInfo) -> LwF:
+    """The method that `config` describes, for the stream of `info`.
+
+    Raises:
+      UserError: options that are out of range or do not fit together.
+    """
+    options = config.lwf
+    for key, known in {"lwf_active": ("all_seen", "last"), "previous_bn": ("running", "batch")}.items():
+        if options[key] not in known:
+            raise UserError(f"lwf.{key}={options[key]!r}: {names.nearest(options[key], known)}")
+    if not options.temperature > 0 or options.alpha < 0:
+        raise UserError(f"lwf.temperature={options.temperature}, alpha={options.alpha}: above 0, and not negative")
+    return LwF(supervised.alone("lwf", config, info), options, info)
