@@ -22,6 +22,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes, soft_cross_entropy
 from cdl_jax.methods import kd, teachers
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.methods.peer_losses import top_k
 from cdl_jax.models import families, weights
 from cdl_jax.models.cnn import apply
 
@@ -171,6 +172,11 @@ class VkD:
 
     def predict(self, variables, images, context):
         return {n: self.outputs(n, variables, images, context)["logits"] for n in self.networks}, {}
+
+    def measures(self, logits, labels, context):
+        """`{name: [batch]}`, see `methods.base.Method`."""
+        seen = context.seen(self.info.num_classes)
+        return {f"{name}/top5": 100 * top_k(z, labels, 5, seen) for name, z in logits.items()}
 
     def outputs(self, network, variables, images, context):
         """What a network tells as the teacher of another run (see `methods.base.Method`)."""

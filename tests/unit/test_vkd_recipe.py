@@ -119,6 +119,13 @@ def test_the_mean_is_told_under_its_own_name():
     assert_alike(begun["student_ema"], variables["student"], 0)
 
 
+def test_the_label_may_be_among_the_five_largest():
+    method = vkd.build(config_of(), StreamInfo(8, (8,)))
+    context = vkd._blank_context().replace(end=jnp.int32(8))
+    told = method.measures({"student": jnp.tile(jnp.arange(8.0), (3, 1))}, jnp.array([7, 3, 2]), context)
+    assert told["student/top5"].tolist() == [100, 100, 0]
+
+
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_a_cached_teacher_teaches_the_same(limit, usual):
     cached, program = learn(config_of(**{"resident_limit_mb": limit, "vkd.cache_teacher": True}), tasks=2)
