@@ -68,7 +68,7 @@ def sweep(values, means, usual: float) -> str:
 
 def rows(values: dict[str, list[float]], xlabel: str) -> str:
     """For each name its values as dots on a line of its own, and their mean as a bar, the first on top."""
-    figure, axes = _new(7.5, 0.9 + 0.3 * len(values))
+    figure, axes = _new(4.5 + 0.08 * max(map(len, values)), 0.9 + 0.3 * len(values))
     for place, found in enumerate(values.values()):
         axes.plot(found, [place] * len(found), "o", color=_COLOURS[0], markersize=4, alpha=0.7)
         axes.plot([np.mean(found)], [place], "|", color=_COLOURS[1], markersize=14, markeredgewidth=2)

@@ -9,7 +9,17 @@ from cdl_jax import report
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
     "peers": ("supervised", "kd", "individual", "cl_ilr", "one", "dml", "okddip", "okddip_network"),
-    "vkd": ("none", "logit", "linear", "householder"),
+    "vkd": (
+        "none",
+        "logit",
+        "linear",
+        "householder",
+        "matrix_exp",
+        "cayley",
+        "householder_none",
+        "householder_batch",
+        "householder_whiten",
+    ),  # fmt: skip
 }
 
 
