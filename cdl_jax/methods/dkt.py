@@ -169,18 +169,21 @@ class DKT:
             "announced": jnp.zeros(len(self.names), bool),
             "matrix": jnp.asarray(self.matrix),
         }
+        if self.options.exchange_mode == "weights":  # nothing is kept of what was told
+            return {"exchange": state}
         return {"published": self._published(variables), "exchange": state}
 
     def _published(self, variables):
         """What the learners tell at an exchange, stacked: their weights, or nothing yet of public pictures."""
         if not self.public:
-            return _stacked([self._travelling(variables[name]) for name in self.names])
+            return self._all(variables)
         size, batch = self.image_size, self.options.public_batch
         images = jnp.zeros((batch, size, size, 3))
         return {"images": images, "logits": jnp.zeros((len(self.names), batch, self.info.num_classes))}
 
-    def _travelling(self, own):
-        return {part: leaves for part, leaves in own.items() if self.learner.travels(part)}
+    def _all(self, variables):
+        """The learners' own variables, stacked."""
+        return _stacked([variables[name] for name in self.names])
 
     def load(self, variables):
         loaded = dict(variables)
@@ -217,12 +220,15 @@ class DKT:
         there = jax.random.uniform(jax.random.fold_in(context.key, 1), (count,)) < options.participation
         tells = due & present & there
         matrix = self._matrix_now(due, state["matrix"], jax.random.fold_in(context.key, 2))
-        reached = ((matrix > 0) & present[:, None] & tells).sum()
+        hears = tells if options.exchange_mode == "weights" else present  # who gossips both tells and hears
+        reached = ((matrix > 0) & hears[:, None] & tells).sum()
+        # Logits are of the pictures of one exchange: who missed it has said nothing about these.
+        announced = jnp.where(due, tells, state["announced"]) if self.public else state["announced"] | tells
         new = {
             "begun": {unit: n + begins[unit] for unit, n in state["begun"].items()},
             "rounds": state["rounds"] + due,
             "messages": state["messages"] + reached,
-            "announced": state["announced"] | tells,
+            "announced": announced,
             "matrix": matrix,
         }
         changed = {"exchange": new, **self._after(variables, batch, context, due, tells, matrix)}
@@ -239,22 +245,20 @@ class DKT:
 
     def _after(self, variables, batch, context, due, tells, matrix):
         """Partial variables after an exchange."""
-        published = variables["published"]
         if self.options.exchange_mode == "weights":
-            own = _stacked([self._travelling(variables[name]) for name in self.names])
+            own = self._all(variables)
             mixed = jax.lax.cond(due, self._gossip, lambda own, *_: own, own, tells, matrix)
             return {name: jax.tree.map(lambda x, i=i: x[i], mixed) for i, name in enumerate(self.names)}
+        published = variables["published"]
         if not self.public:
-            own = _stacked([self._travelling(variables[name]) for name in self.names])
+            own = self._all(variables)
             return {"published": jax.tree.map(lambda new, old: _where(tells, new, old), own, published)}
 
         def answer(images):
             told = [self._heard(variables[name], variables, images, context) for name in self.names]
-            logits = jnp.where(tells[:, None, None], jnp.stack(told), 0.0)
-            return {"images": images, "logits": logits}
+            return {"images": images, "logits": jnp.stack(told)}
 
-        published = jax.lax.cond(due, answer, lambda _: published, batch["public"])
-        return {"published": published}
+        return {"published": jax.lax.cond(due, answer, lambda _: published, batch["public"])}
 
     def _gossip(self, own, tells, matrix):
         """Each who takes part moves towards the mean of those whom it hears and who take part as well."""
@@ -431,7 +435,7 @@ class DKT:
         """Bytes that one learner sends to another at an exchange."""
         if self.public:
             return 4 * self.options.public_batch * self.info.num_classes
-        leaves = jax.tree.leaves(self._travelling(live[self.names[0]]))
+        leaves = jax.tree.leaves(live[self.names[0]])
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
     def outputs(self, network, variables, images, context, of_batch=False):

@@ -6,7 +6,9 @@ A convolutional learner is trained whole and travels whole; of a prompt learner,
     init(key) -> own variables
     __call__(own, shared, images, train, context, key) -> Answer
     shared(key) -> variables that all learners have in common and nobody trains, or {}
-    trained(part), travels(part) -> bool, for the parts at the top of the own variables
+    trained(part) -> bool, for the parts at the top of the own variables; all of these travel
+
+and what `methods.base.Method` asks of the beginning and the end of a task.
 """
 
 from dataclasses import dataclass, field
@@ -59,9 +61,6 @@ class Convolutional:
     def trained(self, part):
         return part == "params"
 
-    def travels(self, part):
-        return True
-
     def start_task(self, own, context, key):
         del context, key
         return own
@@ -101,9 +100,6 @@ class Prompted:
 
     def trained(self, part):
         return part in ("prompts", "head", "student")
-
-    def travels(self, part):
-        return True
 
     def start_task(self, own, context, key):
         return self.network.change_prompts(own, lambda v: self.network.prompts.start_task(v, context=context, key=key))

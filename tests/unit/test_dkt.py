@@ -164,8 +164,10 @@ def test_who_misses_every_exchange_says_nothing_and_hears_nothing(begun):
 def test_gossip_moves_weights_towards_the_mean_of_those_heard(begun):
     method = build(exchange_mode="weights", gossip_share=0.5, kd_rel=0.0)
     assert not any(name.endswith("_st") for name in method.networks)
+    variables = method.init(jax.random.key(0))
+    assert "published" not in variables
     exchange = method.phases[0].updates[0].loss
-    outcome = quick(exchange)(begun, batch(), context(0, 2))[1]
+    outcome = quick(exchange)(variables, batch(), context(0, 2))[1]
     kernel = lambda tree: np.asarray(tree["params"]["student"])  # noqa: E731
     own = [kernel(begun[f"learner_{i}"]) for i in range(3)]
     for i in range(3):
@@ -184,6 +186,20 @@ def test_logits_of_public_pictures_travel_and_are_kept(begun):
     np.testing.assert_allclose(after["published"]["logits"][1], wanted, atol=1e-5)
     assert method.message_bytes(after) == 4 * 5 * 4
     assert float(told[0]["learner_0/student_loss"]) > 0
+
+
+def test_who_misses_an_exchange_of_logits_is_not_heard_until_the_next(begun):
+    """The third learner leaves after the first task: what it said was about other pictures."""
+    method = build(exchange_mode="predictions", public=8, public_batch=5, leaves=(2, 2, 1))
+    data = {**batch(), "public": batch(1, seed=7)["images"][0][:5]}
+    history = train(method, method.init(jax.random.key(0)), [data] * 2, [context(0, 2), context(2, 4, task=1)])
+    assert [after["exchange"]["announced"].tolist() for after, _ in history] == [[True] * 3, [True, True, False]]
+    assert [int(told["messages"]) for _, told in history] == [6, 2]
+    before, (after, told) = history[0][0], history[1]
+    own = before["learner_0"]
+    st = method.learner(own, None, data["public"], True, context(), None).st
+    expected = jnp.mean((st - after["published"]["logits"][1]) ** 2)  # the second alone
+    assert float(told["learner_0/student_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_drawn_peers_are_so_many_others_and_change_at_exchanges_only(begun):
