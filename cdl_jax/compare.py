@@ -135,9 +135,9 @@ def headlines(groups: list[Group]) -> list[list[str]]:
     """
     others = ("ensemble", "teacher")
     head, rows = ["run", "network", "seeds", "last", "difference to the first", "best epoch", *others, "diversity"], []
-    first = first_numbers(groups[0])
+    first = groups[0].values("headline", "last", finished=True)
     for label, group in zip(labels(groups), groups, strict=True):
-        values = first_numbers(group)
+        values = group.values("headline", "last", finished=True)
         pairs = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
         best = [b for b in (group.runs[seed].value("headline", "best") for seed in values) if b is not None]
         apart = [group.runs[s].measures["diversity"] for s in values if "diversity" in group.runs[s].measures]
@@ -147,12 +147,6 @@ def headlines(groups: list[Group]) -> list[list[str]]:
         rows[-1] += [*(spread(group.values(other, "last").values()) for other in others), spread(apart, 3)]
     kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
     return [[row[i] for i in kept] for row in (head, *rows)]
-
-
-def first_numbers(group: Group) -> dict[tuple, float]:
-    """`last`, averaged over the networks of the headline, by seed, of the runs that are complete."""
-    runs = {seed: run for seed, run in group.runs.items() if run.finished and run.headline}
-    return {seed: statistics.fmean(run.metrics[n]["last"] for n in run.headline) for seed, run in runs.items()}
 
 
 def gap_closed(group: Group, groups: list[Group]) -> float | None:

@@ -212,7 +212,7 @@ def _sections(groups, paper, headline=False):
 def _headline_plot(groups):
     """SVG of the first number of each group's runs."""
     found = {
-        label: list(compare.first_numbers(group).values())
+        label: list(group.values("headline", "last", finished=True).values())
         for label, group in zip(compare.labels(groups), groups, strict=True)
     }
     return plots.rows({label: values for label, values in found.items() if values}, "accuracy, %; bar: mean")

@@ -186,10 +186,8 @@ def own_rank(method, network):
 
 def allowed(method, context, num_classes, rank=None):
     """bool `[classes]`: what predictions may name, for a network to which the labels come at the places `rank`."""
-    if getattr(method, "predict_over", "seen") == "all":
-        return jnp.ones(num_classes, bool)
-    seen = context.seen(num_classes)
-    return seen if rank is None else seen[rank]
+    named = getattr(context, getattr(method, "predict_over", "seen"))(num_classes)
+    return named if rank is None else named[rank]
 
 
 def _tested(source, images, augmentation, method):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,21 @@ def run(*arguments, expect=0, timeout=240, **extra):
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == expect, f"exit code {process.returncode}\n{out}\n{err}"
     return out, err
+
+
+def run_in_two(*arguments, **extra):
+    """Runs a command as two processes that reach each other on this machine; both must end well."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [start(*arguments, f"--distributed=127.0.0.1:{port},2,{index}", **extra) for index in range(2)]
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=240)
+            assert process.returncode == 0, out + err
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for the other would wait for ever
 
 
 def results(workdir):

@@ -1,11 +1,10 @@
 """Neither the number of devices nor that of processes changes the result."""
 
 import json
-import socket
 
 import numpy as np
 
-from tests.end_to_end.command import TINY, last_weights, matrices, run, start
+from tests.end_to_end.command import TINY, last_weights, matrices, run, run_in_two
 
 ARGUMENTS = ("--config", TINY, "--config.data.max_test_per_class=0", "--config.log.every_steps=1")
 
@@ -31,21 +30,5 @@ def test_eight_devices_and_two_processes_equal_one_device(tmp_path):
     run(*ARGUMENTS, "--workdir", eight, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert_alike(eight, one)
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        start(
-            *ARGUMENTS, "--workdir", two, f"--distributed=127.0.0.1:{port},2,{index}",
-            XLA_FLAGS="--xla_force_host_platform_device_count=2",
-        )
-        for index in range(2)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=240)
-            assert process.returncode == 0, out + err
-    finally:
-        for process in processes:
-            process.kill()  # one that waits for the other would wait for ever
+    run_in_two(*ARGUMENTS, "--workdir", two, XLA_FLAGS="--xla_force_host_platform_device_count=2")
     assert_alike(two, one)

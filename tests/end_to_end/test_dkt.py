@@ -2,13 +2,12 @@
 
 import json
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
 
-from tests.end_to_end.command import last_weights, results, run, start
+from tests.end_to_end.command import last_weights, results, run, run_in_two, start
 
 ARGUMENTS = (
     "--config", "configs/dkt_glyph.py:epochs=1,replay=20",
@@ -69,18 +68,7 @@ def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
 
 
 def test_two_processes_with_a_learner_each_equal_one(whole, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spread = ("--config.peer_devices=2", "--workdir", tmp_path)
-    processes = [start(*ARGUMENTS, *spread, f"--distributed=127.0.0.1:{port},2,{index}") for index in range(2)]
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=240)
-            assert process.returncode == 0, out + err
-    finally:
-        for process in processes:
-            process.kill()  # one that waits for the other would wait for ever
+    run_in_two(*ARGUMENTS, "--config.peer_devices=2", "--workdir", tmp_path)
     one, two = ([line["loss"] for line in lines(folder) if "loss" in line] for folder in (whole, tmp_path))
     np.testing.assert_allclose(two[:4], one[:4], rtol=1e-6)
     np.testing.assert_allclose(two, one, rtol=1e-3)
