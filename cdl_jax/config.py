@@ -39,15 +39,25 @@ COMMON = {
         "every_epochs": 0,  # also within a task, each so many epochs; the best is in results.json. 0: only after it
     },
     "checkpoint": {"every_steps": 500},  # within a task; one more after each task. 0: only after tasks
-    "log": {"every_steps": 50, "tensorboard": True},
+    "log": {"every_steps": 50, "tensorboard": True, "report": True},  # report.html takes seconds to draw
     "devices": 0,  # how many local devices share a batch; 0: all
     "peer_devices": 1,  # along how many of them whole networks that learn together are spread (dml, okddip)
     "workers": 0,  # processes that decode pictures which are read from disk; 0: threads of this process
+    "compilation_cache": "~/.cache/cdl_jax/compiled",  # folder of compiled programs, for all runs; "": none is kept
     "resident_limit_mb": 4096,  # arrays of pictures up to this size live on the device; larger ones are streamed
 }
 
 # Keys that change neither weights nor metrics, so a run may be resumed with other values of them.
-FREE = ("checkpoint.", "log.", "devices", "peer_devices", "workers", "data.path", "eval.batch_size")
+FREE = (
+    "checkpoint.",
+    "log.",
+    "devices",
+    "peer_devices",
+    "workers",
+    "data.path",
+    "eval.batch_size",
+    "compilation_cache",
+)
 
 
 def arguments(text: str, **defaults) -> dict:

@@ -108,11 +108,12 @@ def _config_flag(argv):
 
 
 def _run(options):
-    from cdl_jax import sharding, workdir
+    from cdl_jax import compilation, sharding, workdir
     from cdl_jax.data import stream
     from cdl_jax.program import Program
 
     config = options.config
+    compilation.keep(config.compilation_cache)
     if options.mode == "describe":
         from cdl_jax.describe import describe, plan
 
@@ -143,7 +144,8 @@ def _run(options):
     if primary:
         print(report.summary(seeds))
         for own in workdir.seed_folders(folder, config.seeds):
-            print(f"report: {own / 'report.html'}")
+            if config.log.report:
+                print(f"report: {own / 'report.html'}")
     return 0
 
 

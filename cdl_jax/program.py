@@ -1,6 +1,7 @@
 """The compiled programs of a run: what a config, its stream and its method come to on a mesh of devices."""
 
 from contextlib import nullcontext
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -81,12 +82,19 @@ class Program:
                 + (", or run the seeds one by one" if config.seeds else "")
             )
         self._compiled, self._abstract = {}, None
+        self._steps = [self._step(index) for index in range(len(method.phases))]
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
         self.evaluation_step = jax.jit(self._each_seed(evaluation, 0, None, None, None, None))
         self.prediction_step = jax.jit(trainer.prediction_step(method, self.test_source, config.augment))
         start, end = (trainer.between_tasks(method, change) for change in (method.start_task, method.end_task))
         self._start_task = jax.jit(self._each_seed(start, 0, None, None, 0))
         self._end_task = jax.jit(self._each_seed(end, 0, None, None, 0))
+
+        def fresh_parts(live):
+            state = self._fresh_state(live)
+            return state.opt, state.kept
+
+        self._fresh_parts = jax.jit(fresh_parts, out_shardings=sharding.whole(self.mesh))
 
     @property
     def seed(self):
@@ -113,7 +121,7 @@ class Program:
         """
         key = trainer.init_key(self.seeds[0])
         # Shapes stay where nothing is loaded.
-        live, frozen = trainer.split(self.method.load(jax.eval_shape(self.method.init, key)), self._is_live)
+        live, frozen = trainer.split(self.method.load(self._shapes), self._is_live)
         if self.config.seeds and not _all_loaded(frozen):
             raise UserError(
                 "config.seeds shares one frozen backbone, and random weights would differ between seeds: name files of "
@@ -132,10 +140,15 @@ class Program:
 
     def abstract_variables(self):
         """Shapes, types and shardings of the live and the frozen variables."""
-        variables = jax.eval_shape(self.method.init, trainer.init_key(self.seeds[0]))
-        frozen = trainer.split(variables, self._is_live)[1]
-        live = jax.eval_shape(self._fresh_live, self.seed)
+        live, frozen = trainer.split(self._shapes, self._is_live)
+        if self.config.seeds:
+            live = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), *x.shape), x.dtype), live)
         return sharding.abstract(self.mesh, live), sharding.abstract(self.mesh, frozen)
+
+    @cached_property
+    def _shapes(self):
+        """Shapes and types of all variables of one seed."""
+        return jax.eval_shape(self.method.init, trainer.init_key(self.seeds[0]))
 
     def _is_live(self, path):
         return not self.method.frozen(path)
@@ -143,18 +156,18 @@ class Program:
     def abstract_state(self, live, frozen) -> trainer.State:
         """Shapes, types and shardings of the state within a task."""
         if self._abstract is None:
-            state = jax.eval_shape(self._fresh_state, live)
+            state = sharding.abstract(self.mesh, jax.eval_shape(self._fresh_state, live))
             for index in range(len(self.method.phases)):
-                state = jax.eval_shape(self._step(index), state, frozen, *self._example(index))
-            self._abstract = sharding.abstract(self.mesh, state)
+                after = jax.eval_shape(self._steps[index], state, frozen, *self._example(index))
+                state = sharding.abstract(self.mesh, after)
+            self._abstract = state
         return self._abstract
 
     def task_state(self, live, frozen) -> trainer.State:
         """The state in which a task begins: fresh optimizers, nothing summed up."""
-        state = self._fresh_state(live)
+        opt, kept = self._fresh_parts(live)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract_state(live, frozen).sums)
-        placed = {part: sharding.replicate(self.mesh, getattr(state, part)) for part in ("opt", "kept")}
-        return state.replace(sums=sharding.replicate(self.mesh, zeros), **placed)
+        return trainer.State(live, opt, sharding.replicate(self.mesh, zeros), kept)
 
     def _fresh_state(self, live):
         state = self._each_seed(lambda live: trainer.task_state(self.method, live), 0)(live)
@@ -169,7 +182,7 @@ class Program:
         size = size or self.config.train.batch_size
         if (index, size) not in self._compiled:
             everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
-            step = jax.jit(self._step(index), donate_argnums=0, out_shardings=everywhere)
+            step = jax.jit(self._steps[index], donate_argnums=0, out_shardings=everywhere)
             with self._named_axes():
                 self._compiled[index, size] = step.lower(state, frozen, *self._example(index, size)).compile()
         return self._compiled[index, size]

@@ -85,7 +85,7 @@ class _Training:
         self.traces = []
         if self.primary:
             for own in workdir.seed_folders(folder, program.config.seeds):
-                self.traces.append(_Traces(own, self.record.lines, program.config.log.tensorboard))
+                self.traces.append(_Traces(own, self.record.lines, program.config.log))
 
     def _newest_records(self):
         finished, step = self.checkpoints.finished_tasks(), self.checkpoints.latest_step()
@@ -332,11 +332,11 @@ class _Training:
 class _Traces:
     """What a run tells of one of its seeds."""
 
-    def __init__(self, folder, lines, tensorboard):
-        self.folder = folder
+    def __init__(self, folder, lines, options):
+        self.folder, self.report = folder, options.report
         self.lines = writers.JsonLines(folder / "metrics.jsonl")
         self.lines.keep(lines)
-        self.board = writers.tensorboard_writer(folder / "tensorboard" if tensorboard else None)
+        self.board = writers.tensorboard_writer(folder / "tensorboard" if options.tensorboard else None)
         self.reported = time.monotonic()
 
     def log(self, step, values, place):
@@ -346,7 +346,8 @@ class _Traces:
 
     def write_results(self, content):
         """Writes results.json anew, and before it report.html, whose plots take seconds: once a minute and at last."""
-        if content["status"] == "finished" or time.monotonic() > self.reported + _REPORT_EVERY:
+        due = content["status"] == "finished" or time.monotonic() > self.reported + _REPORT_EVERY
+        if self.report and due:
             stored = json.loads((self.folder / "config.json").read_text())["config"]
             report.write_report(self.folder / "report.html", content, self.lines.read(), stored)
             self.reported = time.monotonic()

@@ -60,13 +60,16 @@ def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
         raise UserError(f"config.{key}={batch_size} cannot be split evenly over {shares} devices: use a multiple of it")
 
 
+def whole(mesh: Mesh) -> NamedSharding:
+    """Where every device of the mesh holds all of an array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def replicate(mesh: Mesh, tree):
     """A copy of `tree` in which every device of the mesh holds every leaf whole."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x)), tree)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole(mesh), np.asarray(x)), tree)
 
 
 def abstract(mesh: Mesh, tree):
     """Shapes and types of `tree`, to be held whole by every device of the mesh."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole(mesh)), tree)

@@ -76,7 +76,8 @@ def train_step(method, index, source, augmentation):
     """
     phase = method.phases[index]
 
-    def step(state, frozen, data, item, position, seed):
+    @jax.jit  # so that what is asked for the shapes of the metrics is traced no second time
+    def learn(live, opt, frozen, data, item, position, seed):
         place = position["task"], position["epoch"], position["step"]
         images, labels = source.read(data, item)
         key = key_at(seed, _IMAGES, phase.order, *place)
@@ -89,8 +90,8 @@ def train_step(method, index, source, augmentation):
             images = erasing.erase(images, key, augmentation)
         batch = _batch(images, labels, item["rows"], phase.public)
         context = Context(**position, key=key_at(seed, _LOSS, index, *place), weight=item.get("weight"))
-        live, opt, metrics = state.live, [], {"steps": jnp.ones(())}
-        for update, opt_state in zip(phase.updates, state.opt[index], strict=True):
+        metrics, after = {"steps": jnp.ones(())}, []
+        for update, opt_state in zip(phase.updates, opt, strict=True):
             trained, rest = split(live, update.trainable)
 
             def objective(trained, update=update, rest=rest, batch=batch):
@@ -101,12 +102,16 @@ def train_step(method, index, source, augmentation):
             rate = update.optimizer.learning_rate(context.progress)
             trained = optax.apply_updates(trained, jax.tree.map(lambda d, rate=rate: -rate * d, direction))
             live = join(rest, trained, outcome.variables)
-            opt.append(opt_state)
+            after.append(opt_state)
             batch = {**batch, **outcome.batch}
             metrics |= {**outcome.metrics, "learning_rate": rate}
+        return live, tuple(after), {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    def step(state, *arguments):
+        live, opt, metrics = learn(state.live, state.opt[index], *arguments)
         before = state.sums[index]
-        sums = {name: before.get(name, 0.0) + jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return state.replace(live=live, opt=_put(state.opt, index, tuple(opt)), sums=_put(state.sums, index, sums))
+        sums = {name: before.get(name, 0.0) + value for name, value in metrics.items()}
+        return state.replace(live=live, opt=_put(state.opt, index, opt), sums=_put(state.sums, index, sums))
 
     return step
 

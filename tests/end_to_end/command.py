@@ -22,9 +22,12 @@ def environment(**extra):
 
 
 def start(*arguments, **extra):
-    """A running `python -m cdl_jax.main` in the repository's root."""
+    """A running `python -m cdl_jax.main` in the repository's root; it draws no report unless its arguments say so."""
+    arguments = [*map(str, arguments)]
+    if not any(word.startswith("--config.log.report") for word in arguments):
+        arguments.append("--config.log.report=False")
     return subprocess.Popen(
-        [sys.executable, "-m", "cdl_jax.main", *map(str, arguments)],
+        [sys.executable, "-m", "cdl_jax.main", *arguments],
         cwd=ROOT, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -6,12 +6,14 @@ import pytest
 
 from tests.end_to_end.command import TINY, matrices, results, run
 
+COMMAND = ("--config", TINY, "--config.log.report=True", "--workdir")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(workdir, what the command printed) of a finished run."""
     workdir = tmp_path_factory.mktemp("run")
-    out, _ = run("--config", TINY, "--workdir", workdir)
+    out, _ = run(*COMMAND, workdir)
     return workdir, out
 
 
@@ -41,7 +43,7 @@ def test_a_run_leaves_matrices_metrics_report_and_events(finished):
 def test_the_same_command_again_prints_the_results_and_trains_nothing(finished):
     workdir, out = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    again, _ = run("--config", TINY, "--workdir", workdir)
+    again, _ = run(*COMMAND, workdir)
     assert again == out
     assert (workdir / "metrics.jsonl").read_bytes() == before
 

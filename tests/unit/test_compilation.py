@@ -1,0 +1,37 @@
+"""Where compiled programs are kept, and where not."""
+
+import jax
+import pytest
+
+from cdl_jax import compilation
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_folder_is_made_and_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    compilation.keep("~/a/b")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_the_environment_goes_first_and_no_name_keeps_nothing(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    compilation.keep("")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    compilation.keep(str(tmp_path / "programs"))
+    assert jax.config.jax_compilation_cache_dir == before
+    assert not (tmp_path / "programs").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, caplog):
+    before = jax.config.jax_compilation_cache_dir
+    (tmp_path / "file").write_text("")
+    compilation.keep(str(tmp_path / "file" / "programs"))
+    assert "nothing is kept" in caplog.text and jax.config.jax_compilation_cache_dir == before
