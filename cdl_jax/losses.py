@@ -1,5 +1,7 @@
 """Losses and masks that every system shares, and the context in which they are computed."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,6 +22,7 @@ class Context:
     progress: float32, epochs of the phase done before this step, the share of the running one included.
     key: PRNG key of this step.
     weight: float32 `[batch]`, 0 for pictures that only fill the batch up; None where there are none.
+    constants: what the method's `constants` told of these pictures; empty where nothing was asked.
     """
 
     task: jax.Array
@@ -30,6 +33,7 @@ class Context:
     progress: jax.Array
     key: jax.Array
     weight: jax.Array | None = None
+    constants: Mapping[str, jax.Array] = struct.field(default_factory=dict)
 
     def current(self, num_classes: int) -> jax.Array:
         """bool `[num_classes]`: the classes of the current task."""

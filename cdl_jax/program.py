@@ -86,6 +86,9 @@ class Program:
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
         self.evaluation_step = jax.jit(self._each_seed(evaluation, 0, None, None, None, None))
         self.prediction_step = jax.jit(trainer.prediction_step(method, self.test_source, config.augment))
+        constants = trainer.constants_step(method, self.test_source, config.augment)
+        self._constants_step = jax.jit(constants, out_shardings=sharding.whole(self.mesh))
+        self._constants, self._test_data = {}, self.test_source.data
         start, end = (trainer.between_tasks(method, change) for change in (method.start_task, method.end_task))
         self._start_task = jax.jit(self._each_seed(start, 0, None, None, 0))
         self._end_task = jax.jit(self._each_seed(end, 0, None, None, 0))
@@ -255,7 +258,8 @@ class Program:
         order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         with self._named_axes():
-            parts = [step(live, frozen, self.test_source.data, item, place) for item in items]
+            data = self._with_constants(frozen, whole)
+            parts = [step(live, frozen, data, item, place) for item in items]
         parts = jax.device_get(parts)
         if not self.config.seeds:
             return [_summed(parts, tasks)]
@@ -266,8 +270,30 @@ class Program:
         order, weight = batches.evaluation_order(len(task.test), self.config.eval.batch_size)
         items = self.test_source.test_batches(task.test[order], weight)
         with self._named_axes():
-            parts = [self.prediction_step(live, frozen, self.test_source.data, item, place) for item in items]
+            data = self._with_constants(frozen, [task])
+            parts = [self.prediction_step(live, frozen, data, item, place) for item in items]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(task.test)], *jax.device_get(parts))
+
+    def _with_constants(self, frozen, tasks):
+        """What evaluation reads: the test pictures and, where the method has any, their `constants`.
+
+        Those are asked task by task, so that a picture's are the same whichever tasks are evaluated together.
+        """
+        new = [task for task in tasks if task.index not in self._constants]
+        if not hasattr(self.method, "constants") or not new:
+            return self._test_data
+        for task in new:
+            order, weight = batches.evaluation_order(len(task.test), self.config.eval.batch_size)
+            items = self.test_source.test_batches(task.test[order], weight)
+            parts = [self._constants_step(frozen, self.test_source.data, item) for item in items]
+            told = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(parts))
+            self._constants[task.index] = {name: values[: len(task.test)] for name, values in told.items()}
+        whole = {name: np.zeros((len(self.stream.test), *x.shape[1:]), x.dtype) for name, x in told.items()}
+        for index, told in self._constants.items():
+            for name, values in told.items():
+                whole[name][self.stream.tasks[index].test] = values
+        self._test_data = {**self.test_source.data, "constants": sharding.replicate(self.mesh, whole)}
+        return self._test_data
 
 
 def _summed(parts, tasks):

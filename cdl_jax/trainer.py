@@ -137,7 +137,8 @@ def prediction_step(method, source, augmentation):
     def step(live, frozen, data, item, position):
         images, _ = source.read(data, item)
         images = _prepared(source, images, augmentation, lambda x: augment.test(x, augmentation, method.image_size))
-        return method.predict(join(frozen, live), images, Context(**position, key=jax.random.key(0)))[0]
+        context = Context(**position, key=jax.random.key(0), constants=_constants(data, item))
+        return method.predict(join(frozen, live), images, context)[0]
 
     return step
 
@@ -157,7 +158,8 @@ def evaluation_step(method, source, augmentation, info):
     def step(live, frozen, data, item, position):
         images, labels = source.read(data, item)
         images = _tested(source, images, augmentation, method)
-        context = Context(**position, key=jax.random.key(0), weight=item["weight"])
+        constants = _constants(data, item)
+        context = Context(**position, key=jax.random.key(0), weight=item["weight"], constants=constants)
         logits, counts = method.predict(join(frozen, live), images, context)
 
         def by_task(values, rank=None):
@@ -181,6 +183,20 @@ def evaluation_step(method, source, augmentation, info):
         return {**sums, "pairs": jax.tree.map(by_task, pairs)}
 
     return step
+
+
+def constants_step(method, source, augmentation):
+    """What `method.constants` tells of a batch, to be compiled: `(frozen, data, item) -> {name: [batch, ...]}`."""
+
+    def step(frozen, data, item):
+        images, _ = source.read(data, item)
+        return method.constants(frozen, _tested(source, images, augmentation, method))
+
+    return step
+
+
+def _constants(data, item):
+    return {name: values[item["rows"]] for name, values in data.get("constants", {}).items()}
 
 
 def own_rank(method, network):

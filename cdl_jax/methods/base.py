@@ -142,7 +142,9 @@ class Method(Protocol):
     Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells
     as the teacher of another run, `logits` and what else has a name, and with a parameter `of_batch` as it does in
     training, where the batch's statistics normalise; `measures(logits, labels, context) -> {name: [batch]}`: what
-    evaluation averages over pictures, from the logits of `predict`; `counters(live) -> {name: number}`: what it has
+    evaluation averages over pictures, from the logits of `predict`; `constants(frozen, images) -> {name: [batch,
+    ...]}`: what the frozen variables alone tell of pictures as they are tested, asked once a run for each test picture
+    and handed to `predict` as `context.constants`; `counters(live) -> {name: number}`: what it has
     counted until the end of a task; and `probes() -> {name: Probe}`.
     """
 

@@ -241,6 +241,11 @@ class CDL:
         total = self.scheme.label_weight * labels + distilled + pool
         return total, Outcome({"loss": total, "cross_entropy": labels, "pool": pool, **terms})
 
+    def constants(self, frozen, images):
+        """Network -> the query `[batch, dim]` that its plain backbone asks."""
+        asking = ("student", "teacher") if self.options.query == "own" and self.teacher else ("student",)
+        return {name: getattr(self, name).query(frozen[name], images) for name in asking}
+
     def predict(self, variables, images, context):
         logits, counts, out = self._tested(variables, images, context)
         logits["student"], counts["student"] = self.scheme.predict(variables["distill"], out), out["prompts"].selected
@@ -264,7 +269,7 @@ class CDL:
 
     def _label_head(self, variables, images, context):
         """The student with its own prompts and head alone."""
-        query = self.student.query(variables["student"], images)
+        query = self._asked("student", variables, images, context)
         return {"student": self.student(variables["student"], images, query, context, train=False)["logits"]}
 
     def _mixed(self, values, variables, images, context):
@@ -275,17 +280,23 @@ class CDL:
 
     def _tested(self, variables, images, context):
         """The teacher's logits and counts, if there is one, and the student's outputs at test time."""
-        query = self.student.query(variables["student"], images)
+        query = self._asked("student", variables, images, context)
         logits, counts, teacher = {}, {}, {}
         if self.teachers:
             teacher = self._told(variables, images, query, context)
             logits["teacher"] = teacher["logits"]
         elif self.teacher is not None:
-            teacher_query = query if self.options.query == "student" else self._teacher_query(variables, images)
+            own = self.options.query == "own"
+            teacher_query = self._asked("teacher", variables, images, context) if own else query
             teacher = self.teacher(variables["teacher"], images, teacher_query, context, train=False)
             logits["teacher"], counts["teacher"] = teacher["logits"], teacher["prompts"].selected
         inputs = self.scheme.student_inputs(variables["distill"], teacher, len(images), context, False)
         return logits, counts, self.student(variables["student"], images, query, context, train=False, inputs=inputs)
+
+    def _asked(self, network, variables, images, context):
+        """The query of a network's backbone at test time."""
+        known = context.constants.get(network)
+        return getattr(self, network).query(variables[network], images) if known is None else known
 
     def outputs(self, network, variables, images, context):
         """What a network of this method tells as the teacher of another run (see `methods.base.Method`)."""

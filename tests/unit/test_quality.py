@@ -93,6 +93,7 @@ def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
         config=SimpleNamespace(eval=SimpleNamespace(batch_size=batch_size), seeds=()),
         test_source=Source,
         _named_axes=nullcontext,
+        _with_constants=lambda frozen, tasks: Source.data,
         plan=SimpleNamespace(several=False),
         evaluation_step=jax.jit(trainer.evaluation_step(method, Source, unit, StreamInfo(sum(SIZES), SIZES))),
     )
