@@ -42,6 +42,9 @@ COMMON = {
     "log": {"every_steps": 50, "tensorboard": True, "report": True},  # report.html takes seconds to draw
     "devices": 0,  # how many local devices share a batch; 0: all
     "peer_devices": 1,  # along how many of them whole networks that learn together are spread (dml, okddip)
+    # Over how many of them weights are stored in parts, for a teacher that no single one can hold; batches are split
+    # over all devices as before.
+    "fsdp_devices": 1,
     "workers": 0,  # processes that decode pictures which are read from disk; 0: threads of this process
     "compilation_cache": "~/.cache/cdl_jax/compiled",  # folder of compiled programs, for all runs; "": none is kept
     "resident_limit_mb": 4096,  # arrays of pictures up to this size live on the device; larger ones are streamed
@@ -53,6 +56,7 @@ FREE = (
     "log.",
     "devices",
     "peer_devices",
+    "fsdp_devices",
     "workers",
     "data.path",
     "eval.batch_size",
@@ -113,7 +117,14 @@ def check(config) -> None:
     Raises:
       UserError: names the key and what it must be.
     """
-    for key in ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps", "peer_devices"):
+    for key in (
+        "train.epochs",
+        "train.batch_size",
+        "eval.batch_size",
+        "log.every_steps",
+        "peer_devices",
+        "fsdp_devices",
+    ):
         if flatten(config)[key] < 1:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
     if config.train.last_batch not in ("drop", "keep"):

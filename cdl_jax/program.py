@@ -34,7 +34,7 @@ class Program:
             len(data.train),
         )
         self.method = names.load("methods", config.method).build(config, self.info)
-        self.mesh = sharding.make_mesh(config.devices, config.peer_devices)
+        self.mesh = sharding.make_mesh(config.devices, config.peer_devices, config.fsdp_devices)
         if (whole := getattr(self.method, "spreadable", 1)) % config.peer_devices:
             raise UserError(
                 f"config.peer_devices={config.peer_devices}: {config.method} has {whole} whole networks to spread, "
@@ -59,7 +59,7 @@ class Program:
             self._check_last_batches(phase)
 
     def _check_last_batches(self, phase):
-        shares = self.mesh.shape["data"]
+        shares = batches.shares(self.mesh)
         for task in self.stream.tasks:
             last = self.batch_sizes(task, phase)[-1]
             if last < self.config.train.batch_size and last % shares:
@@ -84,20 +84,24 @@ class Program:
         self._compiled, self._abstract = {}, None
         self._steps = [self._step(index) for index in range(len(method.phases))]
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
-        self.evaluation_step = jax.jit(self._each_seed(evaluation, 0, None, None, None, None))
-        self.prediction_step = jax.jit(trainer.prediction_step(method, self.test_source, config.augment))
+        prediction = trainer.prediction_step(method, self.test_source, config.augment)
         constants = trainer.constants_step(method, self.test_source, config.augment)
-        self._constants_step = jax.jit(constants, out_shardings=sharding.whole(self.mesh))
+        self.evaluation_step = self._jitted(self._each_seed(evaluation, 0, None, None, None, None), 2)
+        self.prediction_step = self._jitted(prediction, 2)
+        self._constants_step = self._jitted(constants, 1)
         self._constants, self._test_data = {}, self.test_source.data
         start, end = (trainer.between_tasks(method, change) for change in (method.start_task, method.end_task))
-        self._start_task = jax.jit(self._each_seed(start, 0, None, None, 0))
-        self._end_task = jax.jit(self._each_seed(end, 0, None, None, 0))
+        as_stored = jax.tree.map(lambda x: x.sharding, self.abstract_variables()[0])
+        self._start_task = self._jitted(self._each_seed(start, 0, None, None, 0), 2, as_stored)
+        self._end_task = self._jitted(self._each_seed(end, 0, None, None, 0), 2, as_stored)
 
-        def fresh_parts(live):
-            state = self._fresh_state(live)
-            return state.opt, state.kept
+    def _jitted(self, function, stored, out_shardings=None):
+        """`function`, to be compiled, with its first `stored` arguments in parts; results are whole unless told."""
 
-        self._fresh_parts = jax.jit(fresh_parts, out_shardings=sharding.whole(self.mesh))
+        def on_whole(*arguments):
+            return function(*sharding.gathered(self.mesh, arguments[:stored]), *arguments[stored:])
+
+        return jax.jit(on_whole, out_shardings=out_shardings or sharding.whole(self.mesh))
 
     @property
     def seed(self):
@@ -133,7 +137,7 @@ class Program:
         live = _fill(live, jax.jit(self._fresh_live)(self.seed))
         if not _all_loaded(frozen):
             frozen = _fill(frozen, jax.jit(lambda: trainer.split(self.method.init(key), self._is_live)[1])())
-        return sharding.replicate(self.mesh, live), sharding.replicate(self.mesh, frozen)
+        return sharding.store(self.mesh, live), sharding.store(self.mesh, frozen)
 
     def _fresh_live(self, seed):
         def fresh(seed):
@@ -168,9 +172,21 @@ class Program:
 
     def task_state(self, live, frozen) -> trainer.State:
         """The state in which a task begins: fresh optimizers, nothing summed up."""
+        wanted = self.abstract_state(live, frozen)
         opt, kept = self._fresh_parts(live)
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.abstract_state(live, frozen).sums)
-        return trainer.State(live, opt, sharding.replicate(self.mesh, zeros), kept)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted.sums)
+        return trainer.State(live, opt, sharding.store(self.mesh, zeros), kept)
+
+    @cached_property
+    def _fresh_parts(self):
+        """live -> what else of the state at the start of a task is no sum; compiled, with `abstract_state` known."""
+
+        def parts(live):
+            state = self._fresh_state(live)
+            return state.opt, state.kept
+
+        stored = jax.tree.map(lambda x: x.sharding, (self._abstract.opt, self._abstract.kept))
+        return jax.jit(parts, out_shardings=stored)
 
     def _fresh_state(self, live):
         state = self._each_seed(lambda live: trainer.task_state(self.method, live), 0)(live)
@@ -202,7 +218,13 @@ class Program:
     def _step(self, index):
         step = trainer.train_step(self.method, index, self.train_source, self.config.augment)
         item = None if self.method.phases[index].plain else -1  # a plain phase has one order for all seeds
-        return self._each_seed(step, 0, None, None, item, None, 0)
+        of_seeds = self._each_seed(step, 0, None, None, item, None, 0)
+
+        def on_whole(state, frozen, *arguments):
+            live, frozen = sharding.gathered(self.mesh, (state.live, frozen))
+            return of_seeds(state.replace(live=live), frozen, *arguments)
+
+        return on_whole
 
     def _example(self, index, size=0):
         phase = self.method.phases[index]
@@ -292,7 +314,7 @@ class Program:
         for index, told in self._constants.items():
             for name, values in told.items():
                 whole[name][self.stream.tasks[index].test] = values
-        self._test_data = {**self.test_source.data, "constants": sharding.replicate(self.mesh, whole)}
+        self._test_data = {**self.test_source.data, "constants": sharding.store(self.mesh, whole)}
         return self._test_data
 
 

@@ -1,10 +1,15 @@
 """The mesh of devices, what is spread over it, and the start of several processes."""
 
+import math
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cdl_jax.data import batches
 from cdl_jax.errors import UserError
+
+_WORTH_SPLITTING = 4096  # numbers; smaller arrays cost more to put together than to keep
 
 
 def start(spec: str) -> None:
@@ -32,10 +37,11 @@ def start(spec: str) -> None:
         raise UserError(f"--distributed={spec}: {' '.join(str(error).split())}") from None
 
 
-def make_mesh(devices: int = 0, peers: int = 1) -> Mesh:
+def make_mesh(devices: int = 0, peers: int = 1, fsdp: int = 1) -> Mesh:
     """A mesh with the axis `data` over the first `devices` of all devices (0: over all).
 
-    With `peers` above 1 it has a second axis, `peer`, of that length, along which methods may spread networks.
+    With `peers` above 1 it has a second axis, `peer`, of that length, along which methods may spread networks; with
+    `fsdp` above 1 a second axis `fsdp`, over which batches are split too and large arrays are stored in parts.
 
     Raises:
       UserError: there are not so many, or they cannot be split evenly.
@@ -44,20 +50,24 @@ def make_mesh(devices: int = 0, peers: int = 1) -> Mesh:
     if devices > len(available):
         raise UserError(f"config.devices={devices}, but this machine has {len(available)}: choose at most that")
     chosen = available[:devices] if devices else available
-    if peers > 1:
-        if len(chosen) % peers:
-            raise UserError(f"config.peer_devices={peers} does not divide the {len(chosen)} devices: choose a divisor")
-        shape, axes = (len(chosen) // peers, peers), ("data", "peer")
-        return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 2, devices=chosen)
+    if peers > 1 and fsdp > 1:
+        raise UserError("config.peer_devices and config.fsdp_devices cannot be combined: leave one of them at 1")
+    for axis, length in (("peer", peers), ("fsdp", fsdp)):
+        if len(chosen) % length:
+            raise UserError(
+                f"config.{axis}_devices={length} does not divide the {len(chosen)} devices: choose a divisor"
+            )
+        if length > 1:
+            shape, axes = (len(chosen) // length, length), ("data", axis)
+            return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 2, devices=chosen)
     # Explicit axes, the default of make_mesh, refuse the gathers that prompt pools are made of.
     return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raises UserError where a batch cannot be split evenly over the mesh."""
-    shares = mesh.shape["data"]
-    if batch_size % shares:
-        raise UserError(f"config.{key}={batch_size} cannot be split evenly over {shares} devices: use a multiple of it")
+    if batch_size % (count := batches.shares(mesh)):
+        raise UserError(f"config.{key}={batch_size} cannot be split evenly over {count} devices: use a multiple of it")
 
 
 def whole(mesh: Mesh) -> NamedSharding:
@@ -65,11 +75,40 @@ def whole(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(mesh: Mesh, tree):
-    """A copy of `tree` in which every device of the mesh holds every leaf whole."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole(mesh), np.asarray(x)), tree)
+def stored(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """How an array of parameters lies between steps.
+
+    On a mesh with an axis `fsdp` one of at least 4096 numbers is split over it, along the longest of its axes that can
+    be split evenly (Rajbhandari et al., "ZeRO", 2020, stage 3); all others are held whole by every device.
+    """
+    parts = mesh.shape.get("fsdp", 1)
+    fitting = [axis for axis, length in enumerate(shape) if length % parts == 0]
+    if parts == 1 or math.prod(shape) < _WORTH_SPLITTING or not fitting:
+        return whole(mesh)
+    longest = max(fitting, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
+
+
+def store(mesh: Mesh, tree):
+    """A copy of `tree` on the devices of the mesh, each leaf as `stored` says; every process has all of `tree`."""
+
+    def put(leaf):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, stored(mesh, leaf.shape), lambda index: leaf[index])
+
+    return jax.tree.map(put, tree)
 
 
 def abstract(mesh: Mesh, tree):
-    """Shapes and types of `tree`, to be held whole by every device of the mesh."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole(mesh)), tree)
+    """Shapes and types of `tree`, to lie as `stored` says."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=stored(mesh, x.shape)), tree)
+
+
+def gathered(mesh: Mesh, tree):
+    """`tree` in a traced function, its parts put together again; each leaf when it is needed, for the compiler to say.
+
+    Without this the compiler may split matrix products instead, and send activations, which are larger.
+    """
+    if "fsdp" not in mesh.shape:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole(mesh)), tree)

@@ -14,6 +14,7 @@ same program.
 
 import collections
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) live on the device
     "workers": 0,  # processes that decode picture files; 0: threads of this process
 }
+_SPLIT = ("data", "fsdp")  # the axes of a mesh along which a batch is split
 _AHEAD = 2  # batches on their way to the device while one is in use
 
 
@@ -186,7 +188,7 @@ def place(split: Split, mesh: Mesh, options: Mapping[str, Any], size: int) -> Re
 
     Args:
       split: labels int32 `[n]` with uint8 images `[n, height, width, 3]`, or None and files.
-      mesh: has an axis "data", over which batches are sharded; batch sizes must be multiples of its length.
+      mesh: batch sizes must be multiples of its `shares`.
       options: overrides of `OPTIONS` and `augment.OPTIONS`.
       size: side in pixels of the pictures that a streamed source delivers.
     """
@@ -253,8 +255,18 @@ def generator(seed: int, *purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(int(p) for p in purpose)))
 
 
+def spread(mesh: Mesh) -> NamedSharding:
+    """How a batch lies on the devices: split along the mesh's axes "data" and, where there is one, "fsdp"."""
+    return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in mesh.axis_names if axis in _SPLIT)))
+
+
+def shares(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(size for axis, size in mesh.shape.items() if axis in _SPLIT)
+
+
 def _local(mesh, order):
-    """This process's columns of `[steps, batch]`, those that its devices hold of a batch sharded over "data".
+    """This process's columns of `[steps, batch]`, those that its devices hold of a batch.
 
     What it holds of an incomplete batch, too, comes first and -1 behind it.
     """
@@ -277,18 +289,17 @@ def _sizes(order):
 
 def _share(mesh, batch):
     """First column and end of what this process's devices hold of a batch."""
-    if batch % mesh.shape["data"]:
+    if batch % shares(mesh):
         raise UserError(
-            f"batch_size={batch}: does not divide among the {mesh.shape['data']} devices of the mesh's data axis; "
-            "set it to a multiple"
+            f"batch_size={batch}: does not divide among the {shares(mesh)} devices of the mesh; set it to a multiple"
         )
-    shards = NamedSharding(mesh, PartitionSpec("data")).addressable_devices_indices_map((batch,)).values()
+    shards = spread(mesh).addressable_devices_indices_map((batch,)).values()
     bounds = [shard[0].indices(batch)[:2] for shard in shards]
     return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def _abstract(mesh, shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=spread(mesh))
 
 
 def _weight(mesh, batch_size, test):
@@ -308,7 +319,7 @@ def _ahead(batches, mesh, order):
 
     order: `[steps, batch]` of all processes; incomplete batches are cut to the pictures that they have.
     """
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = spread(mesh)
     queue, sizes = collections.deque(), _sizes(order)
     own = {size: np.diff(_share(mesh, size)).item() for size in set(sizes)}
     # np.array copies: what comes from a worker lies in shared memory, which a device array on a CPU would keep hold of.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from cdl_jax import sharding
 from cdl_jax.errors import UserError
@@ -56,10 +57,22 @@ def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
     assert refusal(sharding.start, "host:12,4,3") == "--distributed=host:12,4,3: no answer"
 
 
+def test_large_arrays_are_stored_in_parts_where_the_mesh_says_so():
+    devices = AbstractMesh((2, 4), ("data", "fsdp"))
+    spec = lambda *shape: tuple(sharding.stored(devices, shape).spec)  # noqa: E731
+    assert spec(768, 3072) == (None, "fsdp") and spec(3, 3072, 768) == (None, "fsdp")
+    assert spec(1023, 8) == (None, "fsdp") and spec(1023, 7) == ()  # 7 and 1023 are no multiples of 4
+    assert spec(63, 64) == ()  # 4032 numbers
+    assert tuple(sharding.stored(AbstractMesh((8,), ("data",)), (768, 3072)).spec) == ()
+    message = refusal(sharding.make_mesh, 1, 2, 2)
+    assert message == "config.peer_devices and config.fsdp_devices cannot be combined: leave one of them at 1"
+    assert "config.fsdp_devices=3 does not divide the 1 devices" in refusal(sharding.make_mesh, 1, 1, 3)
+
+
 def test_replicated_and_abstract_trees_keep_values_shapes_and_types():
     mesh = sharding.make_mesh(1)
     tree = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": {"c": jnp.bfloat16(1.5)}}
-    copy, outline = sharding.replicate(mesh, tree), sharding.abstract(mesh, tree)
+    copy, outline = sharding.store(mesh, tree), sharding.abstract(mesh, tree)
     np.testing.assert_array_equal(copy["a"], tree["a"])
     assert float(copy["b"]["c"]) == 1.5
     for leaf in (*jax.tree.leaves(copy), *jax.tree.leaves(outline)):
