@@ -79,7 +79,9 @@ def differences(cell: dict, run: dict, system) -> list[str]:
     def kept(config):
         flat = {k: v for k, v in config.items() if k in needed or not k.startswith(ignored)}
         return {
-            k: _kind_of_weights(v) if k.endswith(".weights") else v for k, v in flat.items() if not k.endswith(".remat")
+            k: _kind_of_weights(v) if k.endswith(".weights") else v
+            for k, v in flat.items()
+            if not k.endswith((".remat", ".attention"))
         }
 
     return configs.differences(kept(cell), kept(run))

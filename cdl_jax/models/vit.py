@@ -21,6 +21,7 @@ OPTIONS = {
     "layer_scale": 0.0,  # initial value of LayerScale; 0 leaves it out
     "drop_path": 0.0,  # stochastic depth of the last block; earlier ones linearly less
     "dtype": "float32",  # of the computation; "bfloat16" keeps softmax and norm statistics in float32
+    "attention": "xla",  # or "cudnn": fused, never storing scores; needs a GPU and bfloat16
     "remat": False,  # recompute each block in the backward pass instead of storing it
     "weights": "",  # a local file, "package:NAME", or "random"
 }
@@ -103,6 +104,7 @@ class Attention(nn.Module):
     heads: int
     dtype: jnp.dtype
     init: nn.initializers.Initializer = _xavier
+    implementation: str = "xla"  # of `jax.nn.dot_product_attention`
 
     @nn.compact
     def __call__(self, x, prompt: Prompt | None = None, class_index: int = 0):
@@ -116,10 +118,8 @@ class Attention(nn.Module):
             key = _between(prompt, key, 0)
             value = _between(prompt, value, 1)
         query, key, value = (t.reshape(batch, -1, self.heads, dim // self.heads) for t in (query, key, value))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        weights = nn.softmax(scores * (dim // self.heads) ** -0.5, axis=-1).astype(value.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, length, dim)
-        return _dense(dim, self.dtype, "proj", self.init)(mixed)
+        mixed = jax.nn.dot_product_attention(query, key, value, implementation=self.implementation)
+        return _dense(dim, self.dtype, "proj", self.init)(mixed.reshape(batch, length, dim))
 
 
 def _between(prompt, own, which):
@@ -150,6 +150,7 @@ class Block(nn.Module):
     drop_path: float
     dtype: jnp.dtype
     init: nn.initializers.Initializer = _xavier  # of the kernels
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x, prompt, class_index, train):
@@ -161,7 +162,7 @@ class Block(nn.Module):
             return y
 
         hidden = int(x.shape[-1] * self.mlp_ratio)
-        attention = Attention(self.heads, self.dtype, self.init, name="attn")
+        attention = Attention(self.heads, self.dtype, self.init, self.attention, name="attn")
         x = x + branch(attention(norm("norm1")(x), prompt, class_index), 1)
         return x + branch(MLP(hidden, self.dtype, self.init, name="mlp")(norm("norm2")(x)), 2)
 
@@ -191,6 +192,7 @@ class ViT(nn.Module):
     num_classes: int = 0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -221,7 +223,8 @@ class ViT(nn.Module):
         block = nn.remat(Block, static_argnums=(3, 4)) if self.remat else Block
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
-            layer = block(self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype, name=f"block_{i}")
+            sizes = self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype
+            layer = block(*sizes, attention=self.attention, name=f"block_{i}")
             x = layer(x, prompts.get(i), ahead + class_index, train)
             out[f"block_{i}/tokens"] = x[:, ahead:]
         x = norm("norm")(x)
@@ -248,6 +251,13 @@ def build(options, num_classes: int = 0) -> ViT:
         )
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"ViT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
+    if options.attention not in ("xla", "cudnn"):
+        raise UserError(f"ViT attention={options.attention!r}: use 'xla' or 'cudnn'")
+    if options.attention == "cudnn" and (options.dtype != "bfloat16" or jax.default_backend() != "gpu"):
+        raise UserError(
+            f"ViT attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16' (here: {jax.default_backend()} and "
+            f"{options.dtype}): use 'xla'"
+        )
     return ViT(
         dim=options.dim,
         depth=options.depth,
@@ -260,6 +270,7 @@ def build(options, num_classes: int = 0) -> ViT:
         num_classes=num_classes,
         dtype=jnp.dtype(options.dtype),
         remat=options.remat,
+        attention=options.attention,
     )
 
 

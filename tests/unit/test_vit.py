@@ -187,6 +187,8 @@ def test_a_size_by_name_and_its_mistakes():
         ({"heads": 5}, "dim=384 cannot be split over heads=5"),
         ({"image_size": 225}, "image_size=225 is no multiple of patch_size=16"),
         ({"dtype": "float16"}, "dtype='float16': use"),
+        ({"attention": "flash"}, "attention='flash': use"),
+        ({"attention": "cudnn"}, "attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16'"),
     ]:
         with pytest.raises(UserError, match=message):
             vit.build(ConfigDict({**vit.variant("vit_s16"), **changes}))
