@@ -108,11 +108,12 @@ def _config_flag(argv):
 
 
 def _run(options):
-    from cdl_jax import compilation, sharding, workdir
+    from cdl_jax import compilation, host_memory, sharding, workdir
     from cdl_jax.data import stream
     from cdl_jax.program import Program
 
     config = options.config
+    host_memory.keep()
     compilation.keep(config.compilation_cache)
     if options.mode == "describe":
         from cdl_jax.describe import describe, plan

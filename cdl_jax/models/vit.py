@@ -137,7 +137,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        hidden = nn.gelu(_dense(self.hidden, self.dtype, "fc1", self.init)(x), approximate=False)
+        hidden = _dense(self.hidden, self.dtype, "fc1", self.init)(x)
+        # Not flax's gelu: that is made of erfc, an exponential and two quotients, and doubles the time of the function.
+        hidden = hidden * (1 + jax.lax.erf(hidden * 0.5**0.5)) / 2
         return _dense(x.shape[-1], self.dtype, "fc2", self.init)(hidden)
 
 

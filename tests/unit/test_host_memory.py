@@ -1,0 +1,47 @@
+"""What the C library is told about freed memory, and when it is left alone."""
+
+import ctypes
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from cdl_jax import host_memory
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The calls of mallopt; the environment says nothing of memory."""
+    calls = []
+    library = SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(host_memory.sys, "platform", "linux")
+    for name in [name for name in os.environ if name.startswith(("GLIBC_", "MALLOC_"))]:
+        monkeypatch.delenv(name)
+    return calls
+
+
+def test_freed_memory_is_kept(told):
+    host_memory.keep()
+    assert told == [(-4, 0), (-1, 2**31 - 1), (-8, 1)]
+
+
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
+def test_the_environment_goes_first(told, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    host_memory.keep()
+    assert told == []
+
+
+def test_other_systems_and_other_libraries_are_left_alone(told, monkeypatch):
+    monkeypatch.setattr(host_memory.sys, "platform", "darwin")
+    host_memory.keep()
+    assert told == []
+
+    def absent(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(host_memory.sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    host_memory.keep()
+    assert told == []
