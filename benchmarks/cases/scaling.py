@@ -1,0 +1,125 @@
+"""What a step of CDL sends between devices, and the efficiency that follows from it for many GPUs.
+
+    python -m benchmarks.run scaling --size b_s [--devices 2 8] [--fsdp 1 4]
+
+Steps are compiled for devices that one processor simulates; nothing is run. Told are the collectives in the compiled
+program, with the bytes of their results, and the memory of a device. Predicted is weak scaling: the same pictures a
+device, whatever their number.
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+_COLLECTIVE = re.compile(rf"= (\([^)]*\)|\S+) ({_KINDS})\(")
+_ARRAY = re.compile(r"(pred|[a-z]+(\d+))\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the prediction assumes. flops: a second, of a device at work. links: bytes a second that a device sends
+    within a host of `host` devices, and beyond it. latency: seconds that a collective takes at least."""
+
+    flops: float = 0.4 * 989e12  # H200, bf16 without sparsity, 40 % of its peak
+    host: int = 8
+    links: tuple[float, float] = (450e9, 50e9)  # NVLink 4; one 400 Gb/s card for each GPU
+    latency: float = 30e-6
+
+
+def collectives(program: str) -> dict[str, tuple[int, int]]:
+    """kind -> (how many, bytes of their results) in the text of a compiled program."""
+    found = {}
+    for result, kind in _COLLECTIVE.findall(program):
+        count, size = found.get(kind, (0, 0))
+        found[kind] = count + 1, size + sum(_bytes(*array) for array in _ARRAY.findall(result))
+    return found
+
+
+def _bytes(kind, bits, shape):
+    numbers = math.prod(int(length) for length in shape.split(",") if length)
+    return numbers * (1 if kind == "pred" else int(bits) // 8)
+
+
+def efficiency(flops: float, sent: dict[str, tuple[int, int]], devices: int, cluster: Cluster) -> float:
+    """Share of the time that a device computes, if it sends only when it does not.
+
+    flops: of one device's step. A ring moves `(n - 1) / n` of a result once, to reduce it to all twice, over the
+    slowest link; a collective cannot be faster than its latency.
+    """
+    work, link = flops / cluster.flops, cluster.links[devices > cluster.host]
+    passes = {"all-reduce": 2}
+    moved = sum(passes.get(kind, 1) * size for kind, (_, size) in sent.items()) * (devices - 1) / devices
+    waits = sum(count for count, _ in sent.values()) * cluster.latency * (devices > 1)
+    return work / (work + moved / link + waits)
+
+
+def arguments(parser) -> None:
+    """Adds the case's options."""
+    from benchmarks import cdl_sizes
+
+    parser.add_argument("--size", choices=cdl_sizes.SIZES, default="tiny")
+    parser.add_argument("--learner", choices=cdl_sizes.LEARNERS, default="l2p")
+    parser.add_argument("--devices", nargs="+", type=int, default=[2, 8], help="simulated ones")
+    parser.add_argument("--fsdp", nargs="+", type=int, default=[1, 4], help="over how many weights are stored in parts")
+    parser.add_argument("--predict", nargs="+", type=int, default=[8, 64, 256, 1024])
+
+
+def measure(options) -> dict:
+    """Prints two tables; returns their figures."""
+    # Read when jax starts. The scheduler that the other option asks for keeps memory low, as that of GPUs does.
+    flags = f"--xla_force_host_platform_device_count={max(options.devices)}"
+    os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), flags))
+    os.environ["XLA_FLAGS"] += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    rows = []
+    for devices in options.devices:
+        for fsdp in (parts for parts in options.fsdp if devices % parts == 0):
+            rows += _compiled(options, devices, fsdp)
+    print(
+        "| devices | fsdp | phase | collectives | MB sent | held, MiB | at work, MiB |\n|---|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        told = ", ".join(f"{count} {kind}" for kind, (count, _) in row["sent"].items()) or "none"
+        size = sum(size for _, size in row["sent"].values())
+        print(
+            f"| {row['devices']} | {row['fsdp']} | {row['phase']} | {told} | {size / 1e6:.2f} | "
+            f"{row['held'] / 2**20:.0f} | {row['work'] / 2**20:.0f} |"
+        )
+    print(f"\n| fsdp | phase | {' | '.join(f'{count} GPUs' for count in options.predict)} |")
+    print("|---|---|" + "---|" * len(options.predict))
+    for row in (row for row in rows if row["devices"] == max(options.devices)):
+        row["predicted"] = {n: efficiency(row["flops"], row["sent"], n, Cluster()) for n in options.predict}
+        cells = " | ".join(f"{100 * value:.1f} %" for value in row["predicted"].values())
+        print(f"| {row['fsdp']} | {row['phase']} | {cells} |")
+    return {"size": options.size, "learner": options.learner, "assumed": vars(Cluster()), "rows": rows}
+
+
+def _compiled(options, devices, fsdp):
+    from benchmarks import cdl_sizes
+    from cdl_jax.data import stream
+    from cdl_jax.program import Program
+
+    config = cdl_sizes.config(options.size, options.learner, "kd")
+    config.update(devices=devices, fsdp_devices=fsdp)
+    for key in ("train", "eval"):
+        config[key].batch_size *= devices
+    program = Program(config, stream.load(config.data))
+    program.place_data()
+    live, frozen = program.abstract_variables()
+    state, rows = program.abstract_state(live, frozen), []
+    for index, phase in enumerate(program.method.phases):
+        step = program.train_step(index, state, frozen)
+        memory = step.memory_analysis()
+        rows.append(
+            {
+                "devices": devices,
+                "fsdp": fsdp,
+                "phase": phase.name,
+                "sent": collectives(step.as_text()),
+                "flops": cdl_sizes.work(config, phase.name).flops / devices,
+                "held": memory.argument_size_in_bytes,
+                "work": memory.temp_size_in_bytes,
+            }
+        )
+    return rows

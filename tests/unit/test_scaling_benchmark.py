@@ -1,0 +1,29 @@
+"""The arithmetic of what is sent between devices."""
+
+import pytest
+
+from benchmarks.cases import scaling
+
+PROGRAM = """
+  %all-reduce.1 = f32[10,384]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1}}
+  %all-reduce.2 = (f32[100]{0}, s32[]) all-reduce(%b, %c), channel_id=2
+  %all-gather.3 = bf16[768,3072]{1,0} all-gather(%d), dimensions={1}
+  %get = f32[100]{0} get-tuple-element(%all-reduce.2), index=0
+  %all-gather.4 = pred[16]{0} all-gather(%e), dimensions={0}
+"""
+
+
+def test_collectives_are_counted_with_the_bytes_of_their_results():
+    assert scaling.collectives(PROGRAM) == {
+        "all-reduce": (2, 4 * 3840 + 4 * 100 + 4),
+        "all-gather": (2, 2 * 768 * 3072 + 16),
+    }
+
+
+def test_efficiency_is_the_share_of_computing():
+    cluster = scaling.Cluster(flops=1e12, host=8, links=(1e9, 1e8), latency=1e-3)
+    sent = {"all-reduce": (3, 500_000), "all-gather": (1, 1_000_000)}
+    assert scaling.efficiency(1e12, sent, 1, cluster) == 1
+    # One second of work; 2 MB pass, of which 7/8 within the host; four times a millisecond.
+    assert scaling.efficiency(1e12, sent, 8, cluster) == pytest.approx(1 / (1 + 2e6 * 7 / 8 / 1e9 + 4e-3))
+    assert scaling.efficiency(1e12, sent, 16, cluster) == pytest.approx(1 / (1 + 2e6 * 15 / 16 / 1e8 + 4e-3))
