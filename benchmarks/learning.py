@@ -1,10 +1,9 @@
 """Our side of every case: a run's own program at its first task, one step after the other."""
 
-import time
-
 import jax
 import numpy as np
 
+from benchmarks import timing
 from cdl_jax import trainer
 from cdl_jax.data import stream
 from cdl_jax.methods.base import join
@@ -60,11 +59,11 @@ class Learning:
         if isinstance(batches, int):
             batches = self.batches(index, batches)
         step, data, seed = self.compile(index), self.program.train_source.data, self.program.seed
-        start = time.perf_counter()
+        start = timing.now()
         for item, place in batches:
             self.state = step(self.state, self.frozen, data, item, place, seed)
         jax.block_until_ready(self.state.live)
-        return time.perf_counter() - start
+        return timing.now() - start
 
     def loss(self, index: int):
         """Mean loss of the phase's steps so far; with several seeds `[seeds]`."""

@@ -5,9 +5,10 @@ multiply-add. Bytes are those of a program that reads the operands of each produ
 the scores of an attention on the chip and fuses all else into the products.
 """
 
-import time
 from dataclasses import dataclass
 from functools import partial
+
+from benchmarks import timing
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _best(work, x, y, tries):
 
     seconds = []
     for _ in range(tries + 1):
-        start = time.perf_counter()
+        start = timing.now()
         x = jax.block_until_ready(work(x, y))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(timing.now() - start)
     return min(seconds[1:])

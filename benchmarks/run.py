@@ -19,9 +19,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from benchmarks import timing
 from cdl_jax import names
 from cdl_jax.errors import UserError
 
+CLOCK = "cpu: time on the processors, for one core of a machine that other work shares"
 CASES = Path(__file__).parent / "cases"
 
 
@@ -63,14 +65,16 @@ def _main(arguments):
         prog=f"benchmarks.run {name}", description=case.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")
+    parser.add_argument("--clock", choices=timing.CLOCKS, default="wall", help=CLOCK)
     case.arguments(parser)
     options = parser.parse_args(rest)
+    timing.choose_clock(options.clock)
     found = case.measure(options)
     if options.out:
         from benchmarks import machine
 
         command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
-        content = {"command": command, **machine.describe(), **found}
+        content = {"command": command, "clock": options.clock, **machine.describe(), **found}
         options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -1,11 +1,10 @@
 """Both sides of the CDL cases: our program and its PyTorch peers, from the same weights and on the same batches."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
 
-from benchmarks import cdl_sizes, pictures, timing, torch_peers
+from benchmarks import cdl_sizes, pictures, timing
 from benchmarks.learning import Learning
 from benchmarks.torch_peers.manners import KNOWN
 
@@ -24,9 +23,9 @@ class Ours:
 
     def compile(self, phase: int) -> float:
         """Seconds that it takes."""
-        start = time.perf_counter()
+        start = timing.now()
         self.learning.compile(phase)
-        return time.perf_counter() - start
+        return timing.now() - start
 
     def rows(self, phase: int, steps: int):
         """Rows of the next batches, which `seconds` then takes, `[steps, batch]`."""
@@ -65,23 +64,23 @@ class Peer:
         return images.float() / 255, self.torch.as_tensor(labels.astype(np.int64)).to(self.device)
 
     def seconds(self, phase: int, steps: int) -> float:
-        start = time.perf_counter()
+        start = timing.now()
         for images, labels in self.batches[phase][:steps]:
             self.losses[phase].append(self.module.step(phase, images, labels).clone())
         if self.device.type == "cuda":
             self.torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return timing.now() - start
 
     def evaluate(self, test, batch: int):
         """(logits `[2, images, classes]` of teacher and student for a split, seconds)."""
-        start, found = time.perf_counter(), []
+        start, found = timing.now(), []
         for first in range(0, len(test), batch):
             rows = slice(first, first + batch)
             images, labels = self.placed(test.images[rows], test.labels[rows])
             logits = self.torch.stack(self.module.logits(images))
             (logits[:, :, : self.module.place[2]].argmax(dim=2) == labels).sum(dim=1).tolist()
             found.append(logits.float().cpu().numpy())
-        return np.concatenate(found, axis=1), time.perf_counter() - start
+        return np.concatenate(found, axis=1), timing.now() - start
 
     def loss(self, phase: int) -> float:
         """Mean over the steps so far."""
@@ -100,7 +99,6 @@ def precision(asked: str) -> bool:
 
 def both(size: str, learner: str, scheme: str, manners, bfloat16: bool, train: int = 8, test: int = 2):
     """(Ours, {manner: Peer}, config), all with the same weights; `train` and `test` pictures a class."""
-    torch_peers.start()
     config = cdl_sizes.config(size, learner, scheme, bfloat16)
     data = pictures.noise(config.student.image_size, cdl_sizes.TASKS, 10, train, test)
     ours = Ours(config, data)

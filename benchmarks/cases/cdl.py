@@ -8,7 +8,7 @@ Losses of three steps of each phase must be equal before it is timed. A ratio ab
 ours and the tuned peer compute in bfloat16 (--precision).
 """
 
-from benchmarks import cdl_sizes, roofline, timing
+from benchmarks import cdl_sizes, roofline, timing, torch_peers
 
 HEAD = ("learner", "scheme", "step of the", "ours, ms (quartiles)", "of the roof", "against", "ms (quartiles)", "ratio",
         "losses apart")  # fmt: skip
@@ -31,6 +31,7 @@ def measure(options) -> dict:
     """Prints the table; returns its figures."""
     if options.plan:
         return plan()
+    torch_peers.start()
     from benchmarks import sides
 
     bfloat16 = sides.precision(options.precision)

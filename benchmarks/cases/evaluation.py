@@ -6,11 +6,9 @@ Ours counts accuracy, calibration and the agreement of both networks in one pass
 once. Logits of the whole test set must be equal before anything is timed.
 """
 
-import time
-
 import numpy as np
 
-from benchmarks import cdl_sizes, roofline, timing
+from benchmarks import cdl_sizes, roofline, timing, torch_peers
 from cdl_jax import trainer
 
 HEAD = ("learner", "scheme", "ours, ms a picture", "of the roof", "against", "ms a picture", "ratio", "logits apart")
@@ -29,6 +27,7 @@ def arguments(parser) -> None:
 
 def measure(options) -> dict:
     """Prints the table; returns its figures."""
+    torch_peers.start()
     from benchmarks import sides
 
     bfloat16 = sides.precision(options.precision)
@@ -43,9 +42,9 @@ def measure(options) -> dict:
             test = learning.program.stream.test.take(learning.task.test)
 
             def evaluate(learning=learning, live=live, place=place):
-                start = time.perf_counter()
+                start = timing.now()
                 learning.program.evaluate(live, learning.frozen, [learning.task], place)
-                return time.perf_counter() - start
+                return timing.now() - start
 
             wanted = learning.program.logits(live, learning.frozen, learning.task, place)
             wanted = np.stack([wanted["teacher"], wanted["student"]])

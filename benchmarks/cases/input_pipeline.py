@@ -7,7 +7,6 @@ with pictures decoded ahead (`resident_limit_mb=0`); PyTorch's one by one throug
 at once on the device. The sides draw other random numbers, so only the mean brightness is compared.
 """
 
-import time
 from functools import partial
 
 import numpy as np
@@ -100,10 +99,10 @@ def _seconds(way, count, synchronize):
     """Milliseconds a batch."""
     import jax
 
-    start = time.perf_counter()
+    start = timing.now()
     jax.block_until_ready([batch for batch in way() if isinstance(batch, jax.Array)])
     synchronize()
-    return 1e3 * (time.perf_counter() - start) / count
+    return 1e3 * (timing.now() - start) / count
 
 
 def _step(learning, options):

@@ -7,10 +7,10 @@ cannot be combined says why.
 """
 
 import sys
-import time
 
 import jax
 
+from benchmarks import timing
 from cdl_jax import names, trainer
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
@@ -34,19 +34,19 @@ def one_task(learner: str, scheme: str) -> dict:
     state, seconds = program.task_state(live, frozen), {}
     for index, phase in enumerate(program.method.phases):
         step = program.train_step(index, state, frozen)
-        start = time.perf_counter()
+        start = timing.now()
         items, steps, _ = program.train_batches(task, phase, 0, 0, 0)
         for number, item in enumerate(items):
             epoch, at = divmod(number, steps)
             place = trainer.position(task, epoch=epoch, step=at, steps=steps)
             state = step(state, frozen, program.train_source.data, item, place, program.seed)
         jax.block_until_ready(state.live)
-        seconds[phase.name] = time.perf_counter() - start
+        seconds[phase.name] = timing.now() - start
     live = program.end_task(state.live, frozen, place)
     program.evaluate(live, frozen, [task], place)  # compiles
-    start = time.perf_counter()
+    start = timing.now()
     program.evaluate(live, frozen, [task], place)
-    seconds["evaluation"] = time.perf_counter() - start
+    seconds["evaluation"] = timing.now() - start
     return seconds
 
 

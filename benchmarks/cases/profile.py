@@ -9,7 +9,6 @@ Operations of all blocks of a network are told together, those of the backward p
 
 import re
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -42,9 +41,9 @@ def measure(options) -> dict:
     step, batches = learning.compile(index), learning.batches(index, options.steps)
     learning.seconds(index, batches)
     before = resource and resource.getrusage(resource.RUSAGE_SELF)
-    start = time.perf_counter()
+    start = timing.now()
     learning.seconds(index, batches)
-    wall = 1e3 * (time.perf_counter() - start) / options.steps
+    wall = 1e3 * (timing.now() - start) / options.steps
     after = resource and resource.getrusage(resource.RUSAGE_SELF)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -128,5 +127,5 @@ def group(name: str, source: str) -> str:
     """What an operation is told under: `backward mlp/fc1/dot_general`, or its own kind where its source is unknown."""
     back = "backward " if "transpose(" in source else ""
     path = re.sub(r"(jit|jvp|transpose|vmap)\(|\)", "", source)
-    parts = [part for part in path.split("/") if not re.fullmatch(r"step|ViT|block_\d+|\w*layer\d+_\d+|", part)]
+    parts = [part for part in path.split("/") if not re.fullmatch(r"step|learn|ViT|block_\d+|\w*layer\d+_\d+|", part)]
     return back + "/".join(parts[-3:]) if parts else re.sub(r"[.\d]+$", "", name)

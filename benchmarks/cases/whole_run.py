@@ -4,8 +4,9 @@
 
 The quick start's five tasks against the same in PyTorch, which starts from the same weights, with the same pictures and
 augmentation. Each side is a command of its own, without anything that an earlier one has compiled; "ours, again" finds
-the programs that the first one left (JAX_COMPILATION_CACHE_DIR). The sides shuffle and augment by different random
-numbers, so their final accuracies are equal within some points alone, which is checked.
+the programs that one before it left (`config.compilation_cache`), as users do from their second run on. The sides
+shuffle and augment by different random numbers, so their final accuracies are equal within some points alone, which is
+checked.
 """
 
 import json
@@ -13,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +45,19 @@ def measure(options) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _start(root, overrides, options.epochs)
-        accuracies, last = {}, []
+        environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        accuracies = {}
 
-        def ours(cache: Path | None):
-            last[:] = [tempfile.mkdtemp(dir=root)]
+        def ours(cache):
+            folder = Path(tempfile.mkdtemp(dir=root)) / "run"
             config = [f"--config=configs/quickstart.py:{overrides}", f"--config.train.epochs={options.epochs}"]
-            seconds, _ = _run(["-m", "cdl_jax.main", *config, f"--workdir={last[0]}/run"], _jax(cache))
-            results = json.loads((Path(last[0]) / "run" / "results.json").read_text())
+            config += [f"--config.compilation_cache={cache}", f"--workdir={folder}"]
+            seconds, _ = _run(["-m", "cdl_jax.main", *config], environment)
+            results = json.loads((folder / "results.json").read_text())
             return seconds, results["networks"]["student"]["accuracy_matrix"][-1]
 
         def peer(manner):
-            own = {**_jax(None), "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=root)}
+            own = {**environment, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=root)}
             seconds, told = _run(["-m", "benchmarks.torch_peers.whole", str(root), manner], own)
             return seconds, json.loads(told.splitlines()[-1])
 
@@ -69,7 +71,7 @@ def measure(options) -> dict:
 
         cache = root / "programs"
         ours(cache)  # fills it
-        ways = {OURS: way(OURS, lambda: ours(None)), AGAIN: way(AGAIN, lambda: ours(cache))}
+        ways = {OURS: way(OURS, lambda: ours("")), AGAIN: way(AGAIN, lambda: ours(cache))}
         ways |= {name: way(name, lambda name=name: peer(name)) for name in options.manners}
         found = timing.compare(timing.alternate(ways, options.rounds), OURS)
     means = {name: float(np.mean(values)) for name, values in accuracies.items()}
@@ -99,23 +101,15 @@ def _start(root, overrides, epochs):
     (root / "config.json").write_text(json.dumps(config.to_dict()))
 
 
-def _jax(cache):
-    """The environment of a command whose compiled programs are kept in `cache`, or nowhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPILATION", "JAX_PERS"))}
-    if cache is None:
-        return kept
-    return {**kept, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-
-
 def _run(arguments, environment):
     """(Seconds of a Python command, what it printed).
 
     Raises:
       UserError: it failed.
     """
-    start = time.perf_counter()
+    start = timing.now()
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
+    seconds = timing.now() - start
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
         raise UserError(f"benchmarks: {' '.join(arguments[:2])} failed: {last}")

@@ -1,11 +1,9 @@
 """A PyTorch peer of a method with one phase: losses, optimizers, and the manner in which a step is done."""
 
-import time
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 
+from benchmarks import timing
 from benchmarks.torch_peers.manners import Manner, compiled
 
 
@@ -39,12 +37,12 @@ class Steps:
 
     def seconds(self, steps: int) -> float:
         """Of a step on each of the first so many batches."""
-        start = time.perf_counter()
+        start = timing.now()
         for batch in self.batches[:steps]:
             self.losses.append(self._step(batch).clone())
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return timing.now() - start
 
     def _step(self, batch):
         loss, logits = self.loss_of(*batch)
@@ -67,7 +65,7 @@ class Steps:
         """Of a step, as torch counts them: products and convolutions, forward and backward."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        with FlopCounterMode(display=False) as counter, nullcontext():
+        with FlopCounterMode(display=False) as counter:
             self.module.loss(*self.batches[0])[0].backward()
         self.module.zero_grad()
         return float(counter.get_total_flops())
