@@ -3,10 +3,14 @@
     python -m benchmarks.run cdl                              # every learner with either scheme
     python -m benchmarks.run cdl --size b_s --learners l2p    # ViT-B teaches ViT-S
     python -m benchmarks.run cdl --plan                       # operations and bytes of all sizes, nothing is run
+    python -m benchmarks.run cdl --read FILE.json ...         # what earlier calls found, in one table
 
 Losses of three steps of each phase must be equal before it is timed. A ratio above 1 says that ours is faster. On a GPU
 ours and the tuned peer compute in bfloat16 (--precision).
 """
+
+import json
+from pathlib import Path
 
 from benchmarks import cdl_sizes, roofline, timing, torch_peers
 
@@ -24,6 +28,7 @@ def arguments(parser) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps of each side in a round")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--read", nargs="+", type=Path, help="figures of earlier calls to show again; nothing is run")
     parser.add_argument("--plan", action="store_true", help="operations and bytes of every size; nothing is run")
 
 
@@ -31,6 +36,10 @@ def measure(options) -> dict:
     """Prints the table; returns its figures."""
     if options.plan:
         return plan()
+    if options.read:
+        found = [one for file in options.read for one in json.loads(file.read_text())["steps"]]
+        print(timing.markdown(HEAD, [row for one in found for row in rows(one)]))
+        return {"steps": found}
     torch_peers.start()
     from benchmarks import sides
 

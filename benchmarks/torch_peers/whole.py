@@ -14,7 +14,6 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 import torch
-from flax.traverse_util import unflatten_dict
 
 from benchmarks.torch_peers import loaders
 from benchmarks.torch_peers.cdl import CDL
@@ -25,7 +24,7 @@ from cdl_jax.data import stream
 def main(folder: Path, name: str):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
-    variables = unflatten_dict(dict(np.load(folder / "variables.npz")), sep="/")
+    variables = nested(np.load(folder / "variables.npz"))
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)
     data, manner = stream.load(config.data), KNOWN[name]
@@ -47,6 +46,18 @@ def main(folder: Path, name: str):
         for file, means in zip(("acc.csv", "acc_s.csv"), zip(*seen, strict=True), strict=True):
             (folder / file).write_text("".join(f"{mean:.2f}\n" for mean in means))
     print(json.dumps([float(student) for _, student in accuracy]))
+
+
+def nested(arrays) -> dict:
+    """Arrays of names with slashes as nested dicts; flax has this, but would bring jax into a command without it."""
+    tree = {}
+    for name in arrays.files:
+        *parts, last = name.split("/")
+        inside = tree
+        for part in parts:
+            inside = inside.setdefault(part, {})
+        inside[last] = arrays[name]
+    return tree
 
 
 class Pictures:

@@ -121,6 +121,14 @@ def test_figures_are_kept_with_machine_and_command(tmp_path, capsys):
     assert "| l_b | apt | kd_token | 32 |" in capsys.readouterr().out
 
 
+def test_the_documents_show_the_stored_figures(capsys):
+    files = sorted((ROOT / "docs" / "results" / "benchmarks").glob("cdl_*.json"))
+    run.main(["cdl", "--read", *map(str, files)])
+    told = capsys.readouterr().out.splitlines()[2:]
+    assert len(told) >= 2 * len(files) > 0
+    assert set(told) <= set((ROOT / "docs" / "benchmarks.md").read_text().splitlines())
+
+
 def test_the_clock_of_the_processors_does_not_run_while_nothing_is_done():
     try:
         timing.choose_clock("cpu")
