@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import orthogonality
+from benchmarks.cases import orthogonality
 from cdl_jax import plots
 
 DOCS = Path(__file__).parents[2] / "docs"

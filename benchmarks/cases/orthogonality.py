@@ -1,7 +1,7 @@
 """How orthonormal VkD's projection stays over many steps, and what weight decay does to the published program's.
 
-    python -m benchmarks.orthogonality [--steps 10000] [--features 64] [--inputs 16] [--out FILE.json] [--svg FILE.svg]
-    python -m benchmarks.orthogonality --read FILE.json [--svg FILE.svg]
+    python -m benchmarks.run orthogonality [--steps 10000] [--features 64] [--inputs 16] [--out FILE] [--svg FILE]
+    python -m benchmarks.run orthogonality --read FILE.json [--svg FILE.svg]
 
 The projection alone is trained, by AdamW with VkD's rate and decay, to map Gaussian features onto the layer-normalised
 outputs of a fixed random network. In bfloat16 the trained numbers are rounded after every step, and the weight and the
@@ -9,7 +9,6 @@ features before their product; the map between the two is computed in float32, a
 draws the norm of the weight over the first steps. --read shows what an earlier call found and trains nothing.
 """
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax import optim, plots, workdir
+from cdl_jax import optim, plots
 from cdl_jax.distill import vkd
 from cdl_jax.models import orthogonal
 
@@ -66,7 +65,7 @@ def train(kind: str, dtype: str, exact: bool, steps: int, features: int, inputs:
     return first, weight(params), None if norms is None else jnp.append(jnp.linalg.norm(first), norms)
 
 
-def measure(steps: int, features: int, inputs: int) -> dict:
+def errors_and_norms(steps: int, features: int, inputs: int) -> dict:
     """Errors `max |W^T W - I|` of every map after `steps`, and norms of the Householder map over the first steps."""
     errors, sizes = {}, (features, inputs)
     for kind in (*orthogonal.MAPS, "linear"):
@@ -83,33 +82,29 @@ def measure(steps: int, features: int, inputs: int) -> dict:
 
 
 def table(found: dict) -> str:
-    """What `measure` found, as Markdown."""
+    """What `errors_and_norms` found, as Markdown."""
     rows = [HEAD, ["---"] * len(HEAD)]
     for kind, (*errors, moved) in found["errors"].items():
         rows.append([kind, *(f"{error:.1e}" for error in errors), f"{moved:.2f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser) -> None:
+    """Adds the case's options."""
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--features", type=int, default=64, help="width of the teacher's feature")
     parser.add_argument("--inputs", type=int, default=16, help="width of the student's")
     parser.add_argument("--read", type=Path, help="figures of an earlier call to show again")
-    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
     parser.add_argument("--svg", type=Path, help="file for the picture of the norm")
-    given = parser.parse_args()
-    if given.read:
-        found = json.loads(given.read.read_text())
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
+    if options.read:
+        found = json.loads(options.read.read_text())
     else:
-        found = {**measure(given.steps, given.features, given.inputs), "versions": workdir.versions()}
+        found = errors_and_norms(options.steps, options.features, options.inputs)
     print(table(found))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
-    if given.svg:
-        given.svg.write_text(plots.series(found["norms"], "optimizer steps", "Frobenius norm of the projection"))
-
-
-if __name__ == "__main__":
-    main()
+    if options.svg:
+        options.svg.write_text(plots.series(found["norms"], "optimizer steps", "Frobenius norm of the projection"))
+    return found

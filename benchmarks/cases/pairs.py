@@ -1,19 +1,16 @@
 """Time of one task of every learner with every scheme, on the pictures and backbones of the quick start.
 
-    python -m benchmarks.pairs [--out FILE.json]
+    python -m benchmarks.run pairs [--out FILE.json]
 
 For each pair the first task is learnt whole: teacher phase, student phase, evaluation. Compilation is left out. What
 cannot be combined says why.
 """
 
-import argparse
-import json
 import sys
-import time
-from pathlib import Path
 
 import jax
 
+from benchmarks import timing
 from cdl_jax import names, trainer
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
@@ -21,7 +18,7 @@ from cdl_jax.program import Program
 from configs import quickstart
 
 
-def measure(learner: str, scheme: str) -> dict:
+def one_task(learner: str, scheme: str) -> dict:
     """Seconds that the parts of the first task take, without compilation: each phase by its name, and `evaluation`.
 
     Raises:
@@ -37,32 +34,36 @@ def measure(learner: str, scheme: str) -> dict:
     state, seconds = program.task_state(live, frozen), {}
     for index, phase in enumerate(program.method.phases):
         step = program.train_step(index, state, frozen)
-        start = time.perf_counter()
+        start = timing.now()
         items, steps, _ = program.train_batches(task, phase, 0, 0, 0)
         for number, item in enumerate(items):
             epoch, at = divmod(number, steps)
             place = trainer.position(task, epoch=epoch, step=at, steps=steps)
             state = step(state, frozen, program.train_source.data, item, place, program.seed)
         jax.block_until_ready(state.live)
-        seconds[phase.name] = time.perf_counter() - start
+        seconds[phase.name] = timing.now() - start
     live = program.end_task(state.live, frozen, place)
     program.evaluate(live, frozen, [task], place)  # compiles
-    start = time.perf_counter()
+    start = timing.now()
     program.evaluate(live, frozen, [task], place)
-    seconds["evaluation"] = time.perf_counter() - start
+    seconds["evaluation"] = timing.now() - start
     return seconds
 
 
-def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
-    out, found = parser.parse_args().out, {}
+def arguments(parser) -> None:
+    """Adds the case's options."""
+    parser.add_argument("--learners", nargs="+", default=names.available("models.prompts"))
+    parser.add_argument("--schemes", nargs="+", default=names.available("distill"))
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
+    found = {}
     print("| learner | scheme | teacher, s | student, s | evaluation, s |\n|---|---|---|---|---|")
-    for learner in names.available("models.prompts"):
-        for scheme in names.available("distill"):
+    for learner in options.learners:
+        for scheme in options.schemes:
             try:
-                seconds = measure(learner, scheme)
+                seconds = one_task(learner, scheme)
             except UserError as error:
                 print(f"{learner} with {scheme}: {error}", file=sys.stderr)
                 continue
@@ -72,9 +73,4 @@ def main():
                 parts[:2] = ["with the student's", seconds["both"]]
             cells = ["-" if part is None else part if isinstance(part, str) else f"{part:.2f}" for part in parts]
             print(f"| {learner} | {scheme} | {' | '.join(cells)} |", flush=True)
-    if out:
-        out.write_text(json.dumps({"device": jax.devices()[0].device_kind, "seconds": found}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return {"seconds": found}

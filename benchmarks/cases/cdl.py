@@ -1,0 +1,105 @@
+"""CDL: a step of the teacher and of the student, against PyTorch as the authors have it and as fast as it can be.
+
+    python -m benchmarks.run cdl                              # every learner with either scheme
+    python -m benchmarks.run cdl --size b_s --learners l2p    # ViT-B teaches ViT-S
+    python -m benchmarks.run cdl --plan                       # operations and bytes of all sizes, nothing is run
+    python -m benchmarks.run cdl --read FILE.json ...         # what earlier calls found, in one table
+
+Losses of three steps of each phase must be equal before it is timed. A ratio above 1 says that ours is faster. On a GPU
+ours and the tuned peer compute in bfloat16 (--precision).
+"""
+
+import json
+from pathlib import Path
+
+from benchmarks import cdl_sizes, roofline, timing, torch_peers
+
+HEAD = ("learner", "scheme", "step of the", "ours, ms (quartiles)", "of the roof", "against", "ms (quartiles)", "ratio",
+        "losses apart")  # fmt: skip
+
+
+def arguments(parser) -> None:
+    """Adds the case's options."""
+    parser.add_argument("--size", choices=cdl_sizes.SIZES, default="tiny")
+    parser.add_argument("--learners", nargs="+", choices=cdl_sizes.LEARNERS, default=cdl_sizes.LEARNERS)
+    parser.add_argument("--schemes", nargs="+", choices=cdl_sizes.SCHEMES, default=cdl_sizes.SCHEMES)
+    parser.add_argument("--manners", nargs="+", choices=("authors", "tuned", "frozen"), default=("authors", "tuned"))
+    parser.add_argument("--phases", nargs="+", choices=("teacher", "student"), default=("teacher", "student"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=3, help="steps of each side in a round")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--read", nargs="+", type=Path, help="figures of earlier calls to show again; nothing is run")
+    parser.add_argument("--plan", action="store_true", help="operations and bytes of every size; nothing is run")
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
+    if options.plan:
+        return plan()
+    if options.read:
+        found = [one for file in options.read for one in json.loads(file.read_text())["steps"]]
+        print(timing.markdown(HEAD, [row for one in found for row in rows(one)]))
+        return {"steps": found}
+    torch_peers.start()
+    from benchmarks import sides
+
+    bfloat16 = sides.precision(options.precision)
+    ceiling = roofline.measure(bfloat16)
+    print(f"At most {ceiling.flops / 1e9:.0f} GFLOP/s and {ceiling.bandwidth / 1e9:.1f} GB/s.\n")
+    print(timing.markdown(HEAD, []), flush=True)
+    found = []
+    for learner in options.learners:
+        for scheme in options.schemes:
+            ours, peers, config = sides.both(options.size, learner, scheme, options.manners, bfloat16)
+            for index, phase in enumerate(("teacher", "student")):
+                if phase not in options.phases:
+                    continue
+                apart, first = sides.agree(ours, peers, index, options.steps, bfloat16)
+                ways = {sides.OURS: ours, **peers}
+                timed = timing.alternate(
+                    {
+                        name: lambda side=side, index=index: 1e3 * side.seconds(index, options.steps) / options.steps
+                        for name, side in ways.items()
+                    },
+                    options.rounds,
+                )
+                one = {"learner": learner, "scheme": scheme, "phase": phase, "apart": apart, "first_seconds": first}
+                one["ms"] = timing.compare(timed, sides.OURS)
+                seconds = one["ms"][sides.OURS]["median"] / 1e3
+                one["roof"] = roofline.told(cdl_sizes.work(config, phase), ceiling, seconds)
+                found.append(one)
+                for row in rows(one):
+                    print("| " + " | ".join(row) + " |", flush=True)
+    return {"size": options.size, "bfloat16": bfloat16, "ceiling": vars(ceiling), "steps": found}
+
+
+def rows(one: dict):
+    """The table's rows of one phase: ours beside each peer."""
+    ours = one["ms"]["ours"]
+    for name, peer in one["ms"].items():
+        if name != "ours":
+            yield (
+                one["learner"], one["scheme"], one["phase"], _range(ours), f"{100 * one['roof']['of_roof']:.0f} %",
+                name, _range(peer), f"{peer['ratio']:.2f}", f"{one['apart'][name]:.0e}",
+            )  # fmt: skip
+
+
+def _range(told):
+    return f"{told['median']:.0f} ({told['q1']:.0f}-{told['q3']:.0f})"
+
+
+def plan() -> dict:
+    """Operations and bytes of a step, for every size, learner and scheme."""
+    head, lines, found = ("size", "learner", "scheme", "batch", "teacher, GFLOP (GB)", "student, GFLOP (GB)"), [], []
+    for size in cdl_sizes.SIZES:
+        for learner in cdl_sizes.LEARNERS:
+            for scheme in cdl_sizes.SCHEMES:
+                config = cdl_sizes.config(size, learner, scheme)
+                works = {phase: cdl_sizes.work(config, phase) for phase in ("teacher", "student")}
+                batch = config.train.batch_size
+                told = [f"{work.flops / 1e9:,.0f} ({work.bytes / 1e9:.1f})" for work in works.values()]
+                lines.append((size, learner, scheme, batch, *told))
+                found.append({"size": size, "learner": learner, "scheme": scheme, "batch": batch})
+                found[-1] |= {phase: vars(work) for phase, work in works.items()}
+    print(timing.markdown(head, lines))
+    return {"plan": found}

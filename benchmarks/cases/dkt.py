@@ -1,0 +1,30 @@
+"""DKT: a step of two learners that teach each other, against PyTorch.
+
+    python -m benchmarks.run dkt [--width 5] [--rounds 7]
+
+A slim ResNet of three stages, its first of `width` channels. Both learners hear the other as it was before the step.
+"""
+
+from benchmarks import versus
+from configs import dkt_glyph
+
+
+def arguments(parser) -> None:
+    """Adds the case's options."""
+    versus.arguments(parser)
+    parser.add_argument("--width", type=int, default=5, help="channels of the first stage; 20 in the thesis")
+    parser.add_argument("--batch", type=int, default=32)
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
+    config = dkt_glyph.get_config("replay=0")
+    config.network.width = options.width
+    config.devices, config.augment.train, config.train.batch_size = 1, "none", options.batch
+
+    def make(config, variables, classes, manner):
+        from benchmarks.torch_peers.dkt import DKT
+
+        return DKT(config, variables, classes)
+
+    return versus.measure(f"DKT, width {options.width}", config, make, options, per_learner=True)

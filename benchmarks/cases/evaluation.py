@@ -1,0 +1,77 @@
+"""Evaluation of a test set by teacher and student, against PyTorch.
+
+    python -m benchmarks.run evaluation [--size tiny] [--learners l2p apt] [--images 160]
+
+Ours counts accuracy, calibration and the agreement of both networks in one pass; what the query network says of a test
+picture is asked once a run, and is known here as it is at all evaluations but the first. PyTorch asks each time. Logits
+of the whole test set must be equal before anything is timed.
+"""
+
+import numpy as np
+
+from benchmarks import cdl_sizes, roofline, timing, torch_peers
+from cdl_jax import trainer
+
+HEAD = ("learner", "scheme", "ours, ms a picture", "of the roof", "against", "ms a picture", "ratio", "logits apart")
+
+
+def arguments(parser) -> None:
+    """Adds the case's options."""
+    parser.add_argument("--size", choices=cdl_sizes.SIZES, default="tiny")
+    parser.add_argument("--learners", nargs="+", choices=cdl_sizes.LEARNERS, default=("l2p", "coda"))
+    parser.add_argument("--schemes", nargs="+", choices=cdl_sizes.SCHEMES, default=("kd_token",))
+    parser.add_argument("--manners", nargs="+", choices=("authors", "tuned", "frozen"), default=("authors", "tuned"))
+    parser.add_argument("--images", type=int, default=160, help="test pictures")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
+    torch_peers.start()
+    from benchmarks import sides
+
+    bfloat16 = sides.precision(options.precision)
+    ceiling, found = roofline.measure(bfloat16), []
+    print(timing.markdown(HEAD, []), flush=True)
+    for learner in options.learners:
+        for scheme in options.schemes:
+            each = -(-options.images // 10)
+            ours, peers, config = sides.both(options.size, learner, scheme, options.manners, bfloat16, test=each)
+            learning = ours.learning
+            live, place = learning.state.live, trainer.position(learning.task)
+            test = learning.program.stream.test.take(learning.task.test)
+
+            def evaluate(learning=learning, live=live, place=place):
+                start = timing.now()
+                learning.program.evaluate(live, learning.frozen, [learning.task], place)
+                return timing.now() - start
+
+            wanted = learning.program.logits(live, learning.frozen, learning.task, place)
+            wanted = np.stack([wanted["teacher"], wanted["student"]])
+            apart, ways = {}, {sides.OURS: evaluate}
+            for name, peer in peers.items():
+                logits, _ = peer.evaluate(test, config.eval.batch_size)
+                apart[name] = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
+                ways[name] = lambda peer=peer, test=test, size=config.eval.batch_size: peer.evaluate(test, size)[1]
+            timing.check_equal("logits", apart, sides.tolerances(peers, bfloat16))
+            evaluate()  # compiles
+            timed = timing.compare(timing.alternate(ways, options.rounds), sides.OURS)
+            batches = -(-len(test) // config.eval.batch_size)
+            work = cdl_sizes.work(config, "evaluation") * batches
+            one = {"learner": learner, "scheme": scheme, "images": len(test), "apart": apart, "seconds": timed}
+            found.append({**one, "roof": roofline.told(work, ceiling, timed[sides.OURS]["median"])})
+            for row in rows(found[-1]):
+                print("| " + " | ".join(row) + " |", flush=True)
+    return {"size": options.size, "bfloat16": bfloat16, "ceiling": vars(ceiling), "evaluation": found}
+
+
+def rows(one: dict):
+    """The table's rows of one pair: ours beside each peer."""
+    times = {name: 1e3 * told["median"] / one["images"] for name, told in one["seconds"].items()}
+    for name in times:
+        if name != "ours":
+            yield (
+                one["learner"], one["scheme"], f"{times['ours']:.2f}", f"{100 * one['roof']['of_roof']:.0f} %", name,
+                f"{times[name]:.2f}", f"{one['seconds'][name]['ratio']:.2f}", f"{one['apart'][name]:.0e}",
+            )  # fmt: skip

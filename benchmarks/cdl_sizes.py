@@ -1,0 +1,58 @@
+"""The pairs of networks that CDL is timed with, and how much work its steps are."""
+
+from benchmarks import roofline
+from cdl_jax import config as base
+
+# Teacher, student, what of both is changed, what of the student, and pictures a batch. "tiny" is for CPUs.
+SIZES = {
+    "tiny": ("vit_ti16", "vit_ti16", {"image_size": 64, "patch_size": 8}, {"dim": 128, "depth": 6, "heads": 4}, 16),
+    "s_ti": ("vit_s16", "vit_ti16", {}, {}, 64),
+    "b_s": ("vit_b16", "vit_s16", {}, {}, 64),
+    "l_b": ("vit_l16", "vit_b16", {}, {}, 32),
+}
+LEARNERS = ("l2p", "dualprompt", "coda", "apt")
+SCHEMES = ("kd", "kd_token")
+TASKS = 10
+
+
+def config(size: str, learner: str, scheme: str, bfloat16: bool = False):
+    """A run with random weights on pictures of the networks' own size, without augmentation."""
+    teacher, student, both, own, batch = SIZES[size]
+    made = base.default("cdl", data="glyph_mini", learner=learner, distill=scheme, teacher=teacher, student=student)
+    for section in (made.teacher, made.student):
+        section.update(weights="random", dtype="bfloat16" if bfloat16 else "float32", **both)
+    made.student.update(own)
+    made.train.update(batch_size=batch, epochs=2)
+    made.eval.batch_size = batch
+    made.devices = 1  # the other side has one
+    return made
+
+
+def work(made, phase: str) -> roofline.Work:
+    """Of a step of the "teacher" or of the "student", or of the "evaluation" of a batch whose queries are known."""
+    batch, size = made.train.batch_size, 2 if made.student.dtype == "bfloat16" else 4
+    own, extra = keys(made, made.student.depth), 0
+    if made.distill.name == "kd_token":
+        extra, half = 1, made.distill.length // 2
+        own = [own[0], *(count + half for count in own[1:])]
+    query = roofline.forward(made.student, batch, size=size)
+    teacher = keys(made, made.teacher.depth)
+    if phase == "teacher":
+        return query + roofline.training(made.teacher, batch, 0, teacher, size)
+    told = roofline.forward(made.teacher, batch, 0, teacher, size)
+    if phase == "evaluation":
+        return told + roofline.forward(made.student, batch, extra, own, size)
+    return query + told + roofline.training(made.student, batch, extra, own, size)
+
+
+def keys(made, depth: int) -> list[int]:
+    """How many keys the learner's prompts bring to each of `depth` blocks."""
+    learner = made.learner
+    if learner.name == "l2p":
+        brought = [learner.top_k * learner.length // 2] * (5 if learner.deep else 1)
+    elif learner.name == "dualprompt":
+        general, expert = learner.general_length // 2, learner.length // 2
+        brought = [general] * learner.general_layers + [expert] * learner.expert_layers
+    else:
+        brought = [learner.length // 2] * learner.layers if learner.name == "coda" else []
+    return (brought + [0] * depth)[:depth]

@@ -1,0 +1,42 @@
+"""What a figure depends on beside the program: the machine, its processors or GPU, and versions."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+
+def describe() -> dict:
+    """Processor, how many of it this process may use, the device that jax computes on, and versions.
+
+    jax is asked for its device only where a case has imported it.
+    """
+    from cdl_jax import workdir
+
+    versions = {**workdir.versions(), "torch": _version("torch")}
+    told = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": [round(value, 1) for value in os.getloadavg()],
+        "versions": {name: version for name, version in versions.items() if version},
+        "commit": workdir.commit(),
+    }
+    if jax := sys.modules.get("jax"):
+        told |= {"device": jax.devices()[0].device_kind, "devices": len(jax.devices())}
+    return told
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
