@@ -12,6 +12,8 @@ import os
 import re
 from dataclasses import dataclass
 
+from benchmarks import timing
+
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(rf"= (\([^)]*\)|\S+) ({_KINDS})\(")
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+))\[([\d,]*)\]")
@@ -76,35 +78,32 @@ def measure(options) -> dict:
     for devices in options.devices:
         for fsdp in (parts for parts in options.fsdp if devices % parts == 0):
             rows += _compiled(options, devices, fsdp)
-    print(
-        "| devices | fsdp | phase | collectives | MB sent | held, MiB | at work, MiB |\n|---|---|---|---|---|---|---|"
-    )
+    lines, predicted = [], []
     for row in rows:
+        where, sizes = (row["fsdp"], row["phase"]), [size for _, size in row["sent"].values()]
         told = ", ".join(f"{count} {kind}" for kind, (count, _) in row["sent"].items()) or "none"
-        size = sum(size for _, size in row["sent"].values())
-        print(
-            f"| {row['devices']} | {row['fsdp']} | {row['phase']} | {told} | {size / 1e6:.2f} | "
-            f"{row['held'] / 2**20:.0f} | {row['work'] / 2**20:.0f} |"
-        )
-    print(f"\n| fsdp | phase | {' | '.join(f'{count} GPUs' for count in options.predict)} |")
-    print("|---|---|" + "---|" * len(options.predict))
-    for row in (row for row in rows if row["devices"] == max(options.devices)):
-        row["predicted"] = {n: efficiency(row["flops"], row["sent"], n, Cluster()) for n in options.predict}
-        cells = " | ".join(f"{100 * value:.1f} %" for value in row["predicted"].values())
-        print(f"| {row['fsdp']} | {row['phase']} | {cells} |")
+        memory = [f"{row[part] / 2**20:,.0f}" for part in ("held", "work")]
+        lines.append((row["devices"], *where, told, f"{sum(sizes) / 1e6:.2f}", *memory))
+        if row["devices"] == max(options.devices):
+            row["predicted"] = {n: efficiency(row["flops"], row["sent"], n, Cluster()) for n in options.predict}
+            predicted.append((*where, *(f"{100 * value:.1f} %" for value in row["predicted"].values())))
+    head = ("devices", "fsdp", "phase", "collectives", "MB sent", "held, MiB", "at work, MiB")
+    print(timing.markdown(head, lines))
+    print()
+    print(timing.markdown(("fsdp", "phase", *(f"{n} GPUs" for n in options.predict)), predicted))
     return {"size": options.size, "learner": options.learner, "assumed": vars(Cluster()), "rows": rows}
 
 
 def _compiled(options, devices, fsdp):
-    from benchmarks import cdl_sizes
-    from cdl_jax.data import stream
+    from benchmarks import cdl_sizes, pictures
     from cdl_jax.program import Program
 
     config = cdl_sizes.config(options.size, options.learner, "kd")
     config.update(devices=devices, fsdp_devices=fsdp)
     for key in ("train", "eval"):
         config[key].batch_size *= devices
-    program = Program(config, stream.load(config.data))
+    each = -(-config.train.batch_size // 100)
+    program = Program(config, pictures.noise(config.student.image_size, 1, 100, each, 1))
     program.place_data()
     live, frozen = program.abstract_variables()
     state, rows = program.abstract_state(live, frozen), []
