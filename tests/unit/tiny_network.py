@@ -4,19 +4,24 @@ import flax.linen as nn
 
 
 class Tiny(nn.Module):
-    """Logits from the mean of 16 tokens, each of which sees one pixel; `patch_tokens` `[batch, 16, dim]`."""
+    """Logits from the mean of 16 tokens, each of which sees one pixel.
+
+    out: `patch_tokens` `[batch, 16, dim]`; where `pooled`, their mean `features` `[batch, dim]` in place of them.
+    """
 
     dim: int
     num_classes: int
+    pooled: bool = False
 
     @nn.compact
     def __call__(self, images, train: bool = False):
         step = images.shape[1] // 4
         pixels = images[:, step // 2 :: step, step // 2 :: step].reshape(len(images), 16, 3)
         tokens = nn.tanh(nn.Dense(self.dim)(pixels))
-        return nn.Dense(self.num_classes)(tokens.mean(axis=1)), {"patch_tokens": tokens}
+        features = tokens.mean(axis=1)
+        return nn.Dense(self.num_classes)(features), {"features": features} if self.pooled else {"patch_tokens": tokens}
 
 
 def build(options, num_classes):
     """The network of an option section."""
-    return Tiny(options.dim, num_classes)
+    return Tiny(options.dim, num_classes, options.get("pooled", False))
