@@ -6,7 +6,6 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from cdl_jax import config as configs
 from cdl_jax import names, quality, sharding, trainer
@@ -330,18 +329,26 @@ class Program:
     def logits(self, live, frozen, task, place) -> dict:
         """Network -> logits `[test images of the task, classes]` as NumPy arrays; in a run of one seed and process."""
         data = self._with_constants(frozen, [task])
-        return self._told(self.prediction_step, live, frozen, self.test_source, task.test, place, data)
+        return self._told(self.prediction_step, live, frozen, self.test_source, task.test, place, data=data)
 
-    def _told(self, step, live, frozen, source, rows, place, data=None):
-        """What a compiled `trainer.telling_step` says of the pictures of a source at `rows`, as NumPy arrays."""
-        order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
-        items = source.test_batches(rows[order], weight)
-        with self._named_axes():
-            data = source.data if data is None else data
-            parts = jax.device_get([step(live, frozen, data, item, place) for item in items])
-        if self.config.seeds:
-            return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(rows)], *parts)
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *parts)
+    def each_batch(self, step, live, frozen, source, rows, place, size=0, data=None):
+        """For each batch of a source's pictures at `rows` what a compiled `trainer.telling_step` says, as NumPy arrays,
+        behind an axis of seeds where there are several.
+
+        size: of a batch; 0: eval.batch_size. data: what the step reads in place of the source's.
+        """
+        size, data = size or self.config.eval.batch_size, source.data if data is None else data
+        order, weight = batches.evaluation_order(len(rows), size)
+        for number, item in enumerate(source.test_batches(rows[order], weight)):
+            with self._named_axes():
+                told = jax.device_get(step(live, frozen, data, item, place))
+            count = min(size, len(rows) - number * size)  # without what fills the last batch up
+            yield jax.tree.map(lambda x, n=count: x[:, :n] if self.config.seeds else x[:n], told)
+
+    def _told(self, *of, **options):
+        """What `each_batch` gives, in one piece."""
+        axis = 1 if self.config.seeds else 0
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=axis), *self.each_batch(*of, **options))
 
     def _with_constants(self, frozen, tasks):
         """What evaluation reads: the test pictures and, where the method has any, their `constants`.

@@ -3,7 +3,7 @@
 
 def layers(out, class_index: int = 0) -> dict:
     """Layer -> `[batch, ...]` of a network's intermediates, in its order: the maps behind its stages, or of tokens the
-    class token behind every block; and `features` `[batch, dim]`, what its head reads.
+    class token behind every block; and `features` `[batch, dim]`, what its head reads, where there is such a thing.
 
     Args:
       out: intermediates by name, as the families of `cdl_jax.models` give them.
@@ -13,5 +13,5 @@ def layers(out, class_index: int = 0) -> dict:
     for name, value in out.items():
         if name.startswith("block_"):
             found[name.removesuffix("/tokens")] = value[:, class_index]
-    features = out["class_token"] if "class_token" in out else out["features"]
-    return {**found, "features": features}
+    features = out.get("features", out.get("class_token"))
+    return found if features is None else {**found, "features": features}

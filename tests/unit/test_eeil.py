@@ -212,7 +212,7 @@ def program():
     config.augment.update(mean=(), std=())
     config.train.batch_size = 8
     config.eeil.update(replay=24, finetune_epochs=2)
-    config.log.update(tensorboard=False, every_steps=1)
+    config.log.update(tensorboard=False, report=False, every_steps=1)
     config.checkpoint.every_steps = 2
     return Program(config, stream.load(config.data))
 
