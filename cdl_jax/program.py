@@ -128,10 +128,7 @@ class Program:
         return self._end_task(live, frozen, place, self.seed)
 
     def memories(self, live) -> list:
-        """For each seed the rows that its networks have chosen to remember, see `data.herding`; None where they do not.
-
-        Of a method that has such a memory, `live` is fetched from the device only as far as that.
-        """
+        """For each seed the rows that its network has chosen to remember, see `data.herding`; None where none does."""
         if not any(phase.herds for phase in self.method.phases):
             return [None] * len(self.seeds)
         rows = jax.device_get(self._whole(live["memory"]["rows"]))
@@ -142,8 +139,10 @@ class Program:
         if phase.herds not in self._herding_steps:
             tell = lambda *at: self.method.features(*at)[phase.herds]["features"]  # noqa: E731
             self._herding_steps[phase.herds] = self.telling(tell, self.train_source)
-        # Every process fetches all of it, and chooses the same.
-        features = self._told(self._herding_steps[phase.herds], live, frozen, self.train_source, task.train, place)
+        # Every process fetches all of it, and chooses the same. Not in batches of evaluation: their size may change
+        # while a run goes on, and with it the last bits.
+        at = self.train_source, task.train, place, self.config.train.batch_size
+        features = self._told(self._herding_steps[phase.herds], live, frozen, *at)
         labels = self.stream.train.labels[task.train]
         of_seeds = list(features) if self.config.seeds else [features]
         rows = [
