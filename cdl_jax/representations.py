@@ -5,7 +5,6 @@ Made of what a method offers as `features` (see `methods.base.Method`), with the
 
 from collections import OrderedDict
 
-import jax
 import numpy as np
 
 from cdl_jax import similarity, trainer
@@ -31,7 +30,7 @@ def look(program, live, frozen, tasks) -> tuple[dict, dict]:
         seen = program.method.features(*at)
         return OrderedDict((name, OrderedDict(layers)) for name, layers in seen.items() if layers)
 
-    step = jax.jit(trainer.telling_step(program.method, tell, program.test_source, program.config.augment))
+    step = program.telling(tell, program.test_source)
     place = trainer.position(tasks[-1])
     rows = np.concatenate([task.test for task in (program.stream.tasks if program.plan.several else tasks)])
 
