@@ -8,6 +8,7 @@
   sweeps: the same for each value of a number that a probe sweeps.
   distillation_forgetting: `<teacher>/<student>` -> rows; row i, column t is KL(teacher after task t || student after
     task i) in nats on task t's test images, softmax at temperature 1 over the classes seen at task t.
+  alignment, places: how alike the networks' layers see test pictures, and where they put them; see `representations`.
   selection: network -> layer -> how often each prompt was chosen by the test images of each task, and the entropy of
     each row in bits.
 """
@@ -20,7 +21,7 @@ import jax
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import mechanism, report, results, trainer, workdir, writers
+from cdl_jax import mechanism, report, representations, results, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergences
@@ -48,12 +49,16 @@ def analyze(program: Program, folder: Path) -> dict:
         frozen = checkpoints.restore_frozen(frozen)
         forgetting = _forgetting(program, len(finished), lambda task: checkpoints.restore_task(task, target), frozen)
         live = checkpoints.restore_task(finished[-1], target)
-    predictions, sweeps = _predictions(program, live, frozen, program.stream.tasks[: len(finished)])
+    learnt = program.stream.tasks[: len(finished)]
+    predictions, sweeps = _predictions(program, live, frozen, learnt)
+    alignment, places = representations.look(program, live, frozen, learnt)
     return {
         "tasks": len(finished),
         "predictions": predictions,
         "sweeps": sweeps,
         "distillation_forgetting": forgetting,
+        "alignment": alignment,
+        "places": places,
         "selection": {
             network: {
                 layer: {"counts": rows, "entropy_bits": [report.entropy(row) for row in rows]}
@@ -67,7 +72,7 @@ def analyze(program: Program, folder: Path) -> dict:
 
 
 def write(folder: Path, content: dict) -> None:
-    """Writes analysis.json, and report.html anew with what is in it.
+    """Writes analysis.json, its plots of features, and report.html anew with what is in it.
 
     Raises:
       UserError: the run's results are missing or damaged, or the directory cannot be written.
@@ -77,6 +82,8 @@ def write(folder: Path, content: dict) -> None:
         raise UserError(f"{folder}/results.json is missing or damaged: the same command with --mode=train mends it")
     try:
         workdir.write(folder / "analysis.json", json.dumps(content, indent=1) + "\n")
+        for name, picture in mechanism.plotted_features(content).items():
+            workdir.write(folder / f"features_{name}.svg", picture)
         lines = writers.JsonLines(folder / "metrics.jsonl").read()
         page = folder / "report.html"
         report.write_report(page, stored, lines, configs.read(folder)["config"], mechanism.parts(content))

@@ -6,7 +6,9 @@
 --mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row
 --mode=analyze    writes analysis.json from the checkpoints, and the report anew with a section "Mechanism": how far the
                   student drifts from its teacher of then, accuracy without prompts, without the scheme's part and
-                  with other weights of two heads, which prompts were chosen
+                  with other weights of two heads, which prompts were chosen, how alike the networks' layers see test
+                  pictures (linear CKA), and where these lie in the plane (t-SNE, if scikit-learn is there; also in
+                  features_<network>.svg)
 --mode=describe   tasks, parameters, operations and memory of a step, resolved config; trains nothing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 

@@ -23,7 +23,23 @@ def parts(content: dict) -> list[str]:
         title = f"{pair}, KL to the teacher of then"
         caption = f"{title}: a column's teacher is the one after that task, nats."
         found.append(report.figure(plots.heat_map(rows, title, top, "nats", 2), caption))
+    alignment = content["alignment"]
+    for pair, rows in alignment.get("pairs", {}).items():
+        first, second = pair.split("/")
+        down, across = alignment["layers"][first], alignment["layers"][second]
+        title = f"{first}, its layers" if first == second else f"{first} (rows), {second}"
+        caption = f"{title}: linear centred kernel alignment on {alignment['images']} test images."
+        found.append(report.figure(plots.table(rows, down, across, title), caption))
+    for name, picture in plotted_features(content).items():
+        found.append(report.figure(picture, f"{name}: features of test images by t-SNE, also in features_{name}.svg."))
     return found
+
+
+def plotted_features(content: dict) -> dict[str, str]:
+    """Network -> SVG text of where its features lie in the plane."""
+    places = content["places"]
+    labels = [places["classes"][label] for label in places["labels"]] if places else []
+    return {name: plots.scatter(points, labels, name) for name, points in places.get("networks", {}).items()}
 
 
 def summary(content: dict) -> str:
@@ -39,6 +55,17 @@ def summary(content: dict) -> str:
         taught = sum(row[-1] for row in rows) / len(rows)
         end = sum(rows[-1]) / len(rows)
         lines.append(f"{pair}: KL to the teacher of then {taught:.4f} nats when taught, {end:.4f} in the end")
+    layers = content["alignment"].get("layers", {})
+    for pair, rows in content["alignment"].get("pairs", {}).items():
+        first, second = pair.split("/")
+        compared = ("cl", "st") if first == second else ("features", "features")
+        if compared[0] in layers[first] and compared[1] in layers[second]:
+            value = rows[layers[first].index(compared[0])][layers[second].index(compared[1])]
+            shown = "-" if value is None else f"{value:.3f}"
+            what = f"{first}: linear CKA of both heads" if first == second else f"{pair}: linear CKA of features"
+            lines.append(f"{what} {shown}")
+    if missing := content["places"].get("missing"):
+        lines.append(f"features are not drawn: {missing}")
     return "\n".join(lines)
 
 

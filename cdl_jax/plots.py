@@ -42,6 +42,21 @@ def heat_map(rows, title: str, top: float = 100, unit: str = "%", digits: int = 
     return _svg(figure)
 
 
+def table(rows, down: list[str], across: list[str], title: str) -> str:
+    """A matrix of numbers around 0 to 1, or None, with the numbers in its cells and the names of rows and columns."""
+    matrix = np.array(rows, float)
+    figure, axes = _new(1.8 + 0.52 * len(across), 1.5 + 0.38 * len(down))
+    axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for (i, j), value in np.ndenumerate(matrix):
+        if np.isfinite(value):
+            colour = "w" if value < 0.55 else "k"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(len(across)), across, rotation=45, ha="right")
+    axes.set_yticks(range(len(down)), down)
+    axes.set(title=title)
+    return _svg(figure)
+
+
 def by_age(rows) -> str:
     """A matrix, rows of 1, 2, ... numbers, against the tasks learnt since column's task: each task and the mean."""
     figure, axes = _new(6, 3.4)

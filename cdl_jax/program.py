@@ -9,7 +9,7 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import names, quality, sharding, trainer
-from cdl_jax.data import augment, batches, plan, stream
+from cdl_jax.data import augment, batches, herding, plan, stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 
@@ -84,16 +84,23 @@ class Program:
         self._compiled, self._abstract = {}, None
         self._steps = [self._step(index) for index in range(len(method.phases))]
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
-        prediction = trainer.prediction_step(method, self.test_source, config.augment)
         constants = trainer.constants_step(method, self.test_source, config.augment)
         self.evaluation_step = self._jitted(self._each_seed(evaluation, 0, None, None, None, None), 2)
-        self.prediction_step = self._jitted(prediction, 2)
+        self.prediction_step = self.telling(lambda *at: method.predict(*at)[0], self.test_source)
         self._constants_step = self._jitted(constants, 1)
         self._constants, self._test_data = {}, self.test_source.data
         start, end = (trainer.between_tasks(method, change) for change in (method.start_task, method.end_task))
         as_stored = jax.tree.map(lambda x: x.sharding, self.abstract_variables()[0])
         self._start_task = self._jitted(self._each_seed(start, 0, None, None, 0), 2, as_stored)
         self._end_task = self._jitted(self._each_seed(end, 0, None, None, 0), 2, as_stored)
+        remembering = self._each_seed(trainer.remembering(method), 0, None, 0)
+        self._herding_steps, self._remember = {}, self._jitted(remembering, 2, as_stored)
+        self._whole = self._jitted(lambda tree: tree, 1)
+
+    def telling(self, tell, source):
+        """A compiled `trainer.telling_step` for pictures of a source; with several seeds it tells for each."""
+        step = trainer.telling_step(self.method, tell, source, self.config.augment)
+        return self._jitted(self._each_seed(step, 0, None, None, None, None), 2)
 
     def _jitted(self, function, stored, out_shardings=None):
         """`function`, to be compiled, with its first `stored` arguments in parts; results are whole unless told."""
@@ -119,6 +126,31 @@ class Program:
     def end_task(self, live, frozen, place):
         """The live variables that are evaluated after the task at `place`."""
         return self._end_task(live, frozen, place, self.seed)
+
+    def memories(self, live) -> list:
+        """For each seed the rows that its network has chosen to remember, see `data.herding`; None where none does."""
+        if not any(phase.herds for phase in self.method.phases):
+            return [None] * len(self.seeds)
+        rows = jax.device_get(self._whole(live["memory"]["rows"]))
+        return list(rows) if self.config.seeds else [rows]
+
+    def remember(self, live, frozen, phase, task, place):
+        """The live variables once the network that the phase names has chosen what to remember of a task's classes."""
+        if phase.herds not in self._herding_steps:
+            tell = lambda *at: self.method.features(*at)[phase.herds]["features"]  # noqa: E731
+            self._herding_steps[phase.herds] = self.telling(tell, self.train_source)
+        # Every process fetches all of it, and chooses the same. Not in batches of evaluation: their size may change
+        # while a run goes on, and with it the last bits.
+        at = self.train_source, task.train, place, self.config.train.batch_size
+        features = self._told(self._herding_steps[phase.herds], live, frozen, *at)
+        labels = self.stream.train.labels[task.train]
+        of_seeds = list(features) if self.config.seeds else [features]
+        rows = [
+            herding.renewed(memory, task.train, labels, own)
+            for memory, own in zip(self.memories(live), of_seeds, strict=True)
+        ]
+        rows = np.stack(rows) if self.config.seeds else rows[0]
+        return self._remember(live, frozen, sharding.store(self.mesh, rows))
 
     def initial_variables(self):
         """Live and frozen variables before the first task, on every device of the mesh.
@@ -248,8 +280,11 @@ class Program:
         """Of a task's own images in each batch of an epoch, see `Plan.sizes`."""
         return self.plan.sizes(task.index, phase)
 
-    def train_batches(self, task, phase, round: int, epoch: int, step: int):
-        """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over."""
+    def train_batches(self, task, phase, round: int, epoch: int, step: int, memories=None):
+        """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over.
+
+        memories: for each seed what `memories` gives; None where nothing herds.
+        """
         size, place, count = self.config.train.batch_size, (task.index, phase.order), len(task.train)
         steps, epochs = self.steps(task, phase), self.epochs(task, phase)
         done = epoch * steps + step
@@ -258,7 +293,10 @@ class Program:
             rows, weight = (np.tile(x, (epochs, 1))[done:] for x in (task.train[order], weight))
             return self.train_source.test_batches(rows, weight), steps, done
         epochs = range(round * epochs, (round + 1) * epochs)
-        orders = [self.plan.order(task.index, phase, epochs, seed) for seed in self.seeds]
+        orders = [
+            self.plan.order(task.index, phase, epochs, seed, memory)
+            for seed, memory in zip(self.seeds, memories or [None] * len(self.seeds), strict=True)
+        ]
         rows = np.stack(orders, axis=-1) if self.config.seeds else orders[0]
         return self.train_source.train_batches(rows, done, (self.seeds[0], *place)), steps, done
 
@@ -289,12 +327,27 @@ class Program:
 
     def logits(self, live, frozen, task, place) -> dict:
         """Network -> logits `[test images of the task, classes]` as NumPy arrays; in a run of one seed and process."""
-        order, weight = batches.evaluation_order(len(task.test), self.config.eval.batch_size)
-        items = self.test_source.test_batches(task.test[order], weight)
-        with self._named_axes():
-            data = self._with_constants(frozen, [task])
-            parts = [self.prediction_step(live, frozen, data, item, place) for item in items]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(task.test)], *jax.device_get(parts))
+        data = self._with_constants(frozen, [task])
+        return self._told(self.prediction_step, live, frozen, self.test_source, task.test, place, data=data)
+
+    def each_batch(self, step, live, frozen, source, rows, place, size=0, data=None):
+        """For each batch of a source's pictures at `rows` what a compiled `trainer.telling_step` says, as NumPy arrays,
+        behind an axis of seeds where there are several.
+
+        size: of a batch; 0: eval.batch_size. data: what the step reads in place of the source's.
+        """
+        size, data = size or self.config.eval.batch_size, source.data if data is None else data
+        order, weight = batches.evaluation_order(len(rows), size)
+        for number, item in enumerate(source.test_batches(rows[order], weight)):
+            with self._named_axes():
+                told = jax.device_get(step(live, frozen, data, item, place))
+            count = min(size, len(rows) - number * size)  # without what fills the last batch up
+            yield jax.tree.map(lambda x, n=count: x[:, :n] if self.config.seeds else x[:n], told)
+
+    def _told(self, *of, **options):
+        """What `each_batch` gives, in one piece."""
+        axis = 1 if self.config.seeds else 0
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=axis), *self.each_batch(*of, **options))
 
     def _with_constants(self, frozen, tasks):
         """What evaluation reads: the test pictures and, where the method has any, their `constants`.

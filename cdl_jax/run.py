@@ -148,8 +148,9 @@ class _Training:
         phases = len(program.method.phases)
         for turn in range(record.round * phases + record.phase, getattr(program.method, "rounds", 1) * phases):
             record.round, record.phase = divmod(turn, phases)
-            if program.epochs(task, program.method.phases[record.phase]):
+            if program.epochs(task, phase := program.method.phases[record.phase]):
                 state = self._train_phase(task, record.phase, state)
+                state = self._remembering(task, phase, state)
             record.epoch, record.step_in_epoch, record.watched = 0, 0, []
         self.live = program.end_task(state.live, self.frozen, place)
         scalars = []
@@ -209,7 +210,8 @@ class _Training:
         compiled = {size: program.train_step(index, state, self.frozen, size) for size in set(sizes)}
         flops = program.flops(index, max(sizes))
         record.flops[phase.name] = flops and flops / len(program.seeds)
-        items, steps, done = program.train_batches(task, phase, record.round, record.epoch, record.step_in_epoch)
+        begun = record.round, record.epoch, record.step_in_epoch
+        items, steps, done = program.train_batches(task, phase, *begun, program.memories(state.live))
         first, stopped = None, False
         for number, item in enumerate(items, done):
             epoch, at = divmod(number, steps)
@@ -255,6 +257,18 @@ class _Training:
             images += timed * len(program.seeds) * len(program.plan.train)
             record.timed[phase.name] = (images, seconds + now - first[1])
         return state
+
+    def _remembering(self, task, phase, state):
+        """The state once the phase's network, if it names one, has chosen what to remember of the task.
+
+        Nothing new for a run that was killed and goes on after the phase's last step: the choice follows from weights.
+        """
+        if not phase.herds:
+            return state
+        start = time.perf_counter()
+        live = self.program.remember(state.live, self.frozen, phase, task, trainer.position(task))
+        self.record.add_seconds("herding", time.perf_counter() - start)
+        return state.replace(live=live)
 
     def _judged(self, state):
         """(state, whether the task ends here with what was best) after an evaluation within it."""

@@ -46,7 +46,8 @@ def hsic_terms(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.
 
     first, second: of each layer its output for one batch, `[batch, ...]` with 4 pictures or more.
     """
-    of_first, of_second = ([_gram(x) for x in layers] for layers in (first, second))
+    of_first = [_gram(x) for x in first]
+    of_second = of_first if second is first else [_gram(x) for x in second]
     across = [[hsic(k, m) for m in of_second] for k in of_first]
     own, other = ([hsic(k, k) for k in grams] for grams in (of_first, of_second))
     return np.stack(np.broadcast_arrays(np.asarray(own)[:, None], across, np.asarray(other)))

@@ -131,14 +131,15 @@ def _put(values, index, value):
     return (*values[:index], value, *values[index + 1 :])
 
 
-def prediction_step(method, source, augmentation):
-    """The predictions of a batch, to be compiled: `(live, frozen, data, item, position) -> {network: logits}`."""
+def telling_step(method, tell, source, augmentation):
+    """What `tell(variables, images, context)` says of a batch of tested pictures, to be compiled: `(live, frozen, data,
+    item, position) -> what it says`."""
 
     def step(live, frozen, data, item, position):
         images, _ = source.read(data, item)
-        images = _prepared(source, images, augmentation, lambda x: augment.test(x, augmentation, method.image_size))
+        images = _tested(source, images, augmentation, method)
         context = Context(**position, key=jax.random.key(0), constants=_constants(data, item))
-        return method.predict(join(frozen, live), images, context)[0]
+        return tell(join(frozen, live), images, context)
 
     return step
 
@@ -221,6 +222,15 @@ def _prepared(source, images, augmentation, transform):
         return augment.normalize(images, augmentation)
     flat = transform(images.reshape(-1, *images.shape[-3:]))  # behind the axis of pictures there may be one of learners
     return flat.reshape(*images.shape[:-3], *flat.shape[-3:])
+
+
+def remembering(method):
+    """`method.remember` to be compiled: `(live, frozen, rows) -> live`."""
+
+    def changed(live, frozen, rows):
+        return split(method.remember(join(frozen, live), rows), lambda path: not method.frozen(path))[0]
+
+    return changed
 
 
 def between_tasks(method, change):

@@ -11,10 +11,11 @@
 experiment   two_learners: each the other's teacher, on streams of different order; joint_teacher: of a network that has
              learnt all classes; continual_teacher: of a continual learner, as it is after the same task
 baseline     in place of an experiment: naive (fine-tuning), replay (fine-tuning with a memory: what the authors call
-             naive), lwf, joint (all classes in one task, also the first experiment's teacher)
+             naive), lwf and eeil (teachers of the second experiment), joint (all classes in one task: the first one's)
 teacher      the working directory of a finished run on the same order of classes (`data.class_order_seed`)
 keep_order   of continual_teacher: the student meets the classes in the teacher's order, or in one of its own
-network      slim_resnet18, resnet32_padded, resnet18_32px, resnet34_32px; "": the first, jointly the last
+network      slim_resnet18, resnet32_padded, resnet18_32px, resnet34_32px; "": the first, of eeil the second, of joint
+             the last
 reference    what the authors' program does, defects included: the table in docs/dkt.md
 """
 
@@ -28,7 +29,8 @@ EXPERIMENTS = {
     "joint_teacher": {"epochs": 300, "kd_rel": 5.0, "rate": 0.001},
     "continual_teacher": {"epochs": 800, "kd_rel": 0.5, "rate": 0.01},
 }
-BASELINES = {"naive": "supervised", "replay": "supervised", "lwf": "lwf", "joint": "supervised"}
+BASELINES = {"naive": "supervised", "replay": "supervised", "lwf": "lwf", "eeil": "eeil", "joint": "supervised"}
+NETWORKS = {"joint": "resnet34_32px", "eeil": "resnet32_padded"}
 MEMORY = 2000
 
 
@@ -41,7 +43,7 @@ def get_config(text=""):
         if choices[key] not in known:
             raise UserError(f"config argument {key}={choices[key]!r}: {names.nearest(choices[key], known)}")
     baseline = choices["baseline"]
-    network = choices["network"] or ("resnet34_32px" if baseline == "joint" else "slim_resnet18")
+    network = choices["network"] or NETWORKS.get(baseline, "slim_resnet18")
     config = base.default(BASELINES.get(baseline, "dkt"), data=choices["data"], network=network)
     config.seed = choices["seed"]
     config.data.update(num_tasks=choices["tasks"], class_order="shuffle")
@@ -62,6 +64,9 @@ def get_config(text=""):
 def _baseline(config, baseline, network, reference):
     """What the authors compare with, or learn from."""
     section = config[config.method]
+    if baseline == "eeil":
+        _eeil(config, section, reference)
+        return
     section.classes = "all"
     if baseline == "joint":  # the authors' recipe is not known: this is a usual one
         config.data.num_tasks = 1
@@ -79,6 +84,15 @@ def _baseline(config, baseline, network, reference):
             section.update(lwf_active="last", previous_bn="batch")
 
 
+def _eeil(config, section, reference):
+    """The best of the authors' grid."""
+    config.train.update(epochs=70, batch_size=128)
+    config.optim.update(name="sgd", learning_rate=0.1, weight_decay=1e-4, schedule="steps", milestones=(30, 60))
+    section.update(replay=3000, temperature=3.0)
+    if reference:
+        section.update(soften="batch", active="last", finetune_from=3, finetune_share="all")
+
+
 def _experiment(config, choices):
     """Students of others: two-headed, clipped, each with a memory."""
     name, teacher, reference = choices["experiment"], choices["teacher"], choices["reference"]
@@ -92,7 +106,7 @@ def _experiment(config, choices):
         dkt.update(num_learners=2, exchange_interval=10, exchange_unit="epochs")
     else:
         if not teacher:
-            first = "baseline=joint" if name == "joint_teacher" else "baseline=lwf"
+            first = "baseline=joint" if name == "joint_teacher" else "baseline=lwf or baseline=eeil"
             raise UserError(f"experiment={name} needs teacher=WORKDIR of a finished run: train {first} first")
         dkt.update(num_learners=1, teachers=(teacher,))
         dkt.teacher_checkpoint = "last" if name == "joint_teacher" else "same_task"

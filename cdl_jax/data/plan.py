@@ -1,4 +1,5 @@
 """Which training pictures each step of a run sees: a pure function of stream, config and seed, so nothing is saved.
+(But for a memory that a network chooses: it is saved with the network's weights, and an argument here.)
 
 Where several learners have a stream each, all share one set of pictures and differ in the order in which they meet its
 classes; row orders then have an axis of learners.
@@ -56,7 +57,7 @@ class Plan:
                 )
             if self.accumulate > 1:
                 raise UserError("config.train.last_batch='keep' does not go with optim.accumulate above 1: say 'drop'")
-        elif count < self.batch_size * self.accumulate and not phase.plain:
+        elif count < self.batch_size * self.accumulate and not (phase.plain or phase.balanced):
             times = f" times config.optim.accumulate={self.accumulate}" if self.accumulate > 1 else ""
             raise UserError(
                 f"config.train.batch_size={self.batch_size}{times} is larger than the {count} training images of task "
@@ -68,30 +69,51 @@ class Plan:
         return len(self.sizes(task, phase))
 
     def sizes(self, task: int, phase) -> list[int]:
-        """How many of the task's own pictures each batch of an epoch has.
+        """How many of the task's own pictures each batch of an epoch has, of a balanced phase how many in all.
 
         A plain phase has all of them, and the last batch filled up; any other what every learner can fill, and no
-        batches that fill no step of the optimizer.
+        batches that fill no step of the optimizer. A balanced phase has at least one.
         """
+        if phase.balanced:
+            lengths = self._lengths(task, phase)
+            there = np.bincount(self.stream.train.labels, minlength=len(lengths))[: len(lengths)]
+            whole = int(np.minimum(there, lengths).sum()) // (self.batch_size * self.accumulate)
+            return [self.batch_size] * (self.accumulate * max(whole, 1))
         whole, rest = divmod(min(len(tasks[task]) for tasks in self.train), self.batch_size)
         if phase.plain:
             return [self.batch_size] * (whole + (rest > 0))
         whole -= whole % self.accumulate
         return [self.batch_size] * whole + [rest] * (rest > 0 and self.last_batch == "keep")
 
-    def order(self, task: int, phase, epochs: range, seed: int) -> np.ndarray:
+    def order(self, task: int, phase, epochs: range, seed: int, memory: np.ndarray | None = None) -> np.ndarray:
         """Rows of the phase's steps, int32 `[steps, pictures]`; `[steps, pictures, learners]` where there are several.
 
         The first `batch_size` of a step are the task's own, behind those of an incomplete batch stands -1; then come
-        those remembered, then the public ones, which are the same for all learners.
+        those remembered, then the public ones, which are the same for all learners. All of a balanced phase are those
+        remembered.
+
+        memory: what a network has chosen, see `data.herding`; only where there is one learner.
         """
+        if phase.replay and phase.replay.balance == "herding":
+            kept = replay.herded_rows(memory, self._lengths(task, phase))
+            place = task, phase.order
+            if phase.balanced:
+                steps = self.steps(task, phase) * len(epochs)
+                return replay.memory_order(kept, steps, self.batch_size, seed, (*place, epochs.start, _MEMORY))
+            return self._of_learner(0, task, phase, epochs, seed, place, kept)
         if not self.several:
             return self._of_learner(0, task, phase, epochs, seed, (task, phase.order))
         learners = range(len(self.train))
         orders = [self._of_learner(i, task, phase, epochs, seed, (task, phase.order, i)) for i in learners]
         return np.stack(orders, axis=-1)
 
-    def _of_learner(self, learner, task, phase, epochs, seed, place):
+    def _lengths(self, task, phase):
+        """How many rows of each class a herded memory may bring while the task is learnt."""
+        place = self.stream.tasks[task]
+        classes = place.end if phase.balanced else place.first
+        return replay.herded_lengths(phase.replay.capacity, classes, phase.replay.per_class)
+
+    def _of_learner(self, learner, task, phase, epochs, seed, place, kept=None):
         *earlier, own = self.train[learner][: task + 1]
         steps = self.steps(task, phase)
         whole = self.batch_size * self.accumulate  # the small batches of a step are those that a large one would hold
@@ -104,7 +126,7 @@ class Plan:
         order = np.concatenate(orders)
         joined = [np.where(order < 0, order, own[order])]
         if phase.replay:
-            kept = self.remembered(learner, task, phase.replay, seed)
+            kept = self.remembered(learner, task, phase.replay, seed) if kept is None else kept
             purpose = (*place, epochs.start, _MEMORY)
             joined.append(replay.memory_order(kept, len(joined[0]), phase.replay.batch, seed, purpose))
         if phase.public:

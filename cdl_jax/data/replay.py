@@ -1,8 +1,8 @@
 """Rows of earlier tasks to learn again: which of them a memory keeps, and in which order they come back.
 
-All of it is a pure function of the seed and the place in the run, so that nothing has to be saved. A task's rows each
-have a random key, which depends on (seed, learner, task) alone; a memory that shrinks keeps those of the largest keys,
-as a reservoir would.
+All of it is a pure function of the seed and the place in the run, so that nothing has to be saved; of a memory that a
+network chooses, the rows themselves are an argument. Elsewhere a task's rows each have a random key, which depends on
+(seed, learner, task) alone; a memory that shrinks keeps those of the largest keys, as a reservoir would.
 """
 
 from collections.abc import Sequence
@@ -51,6 +51,18 @@ def memory_rows_by_class(
     chosen = [labels[rows] == c for c in classes]
     lengths = group_lengths(capacity, len(classes))
     return [_largest(rows[own], keys[own], n) for own, n in zip(chosen, lengths, strict=True)]
+
+
+def herded_lengths(capacity: int, classes: int, per_class: int = 0) -> list[int]:
+    """How many rows each of so many classes may have in a herded memory: its share, or `per_class` where not 0."""
+    return [per_class] * classes if per_class else group_lengths(capacity, classes)
+
+
+def herded_rows(memory: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """The rows that a herded memory (see `data.herding`) holds of its first classes, int32, so many of each at most."""
+    kept = [line[:length] for line, length in zip(memory, lengths, strict=False)]
+    rows = np.concatenate([np.zeros(0, np.int32), *kept])
+    return rows[rows >= 0]
 
 
 def memory_order(rows: np.ndarray, steps: int, batch: int, seed: int, purpose: tuple[int, ...]) -> np.ndarray:

@@ -70,12 +70,15 @@ class Replay:
     """Pictures of earlier tasks that join every batch.
 
     capacity: how many are remembered in all. batch: how many join a batch, behind the task's own pictures.
-    balance: what the capacity is shared out among, "experience" (the tasks learnt) or "class" (see `data.replay`).
+    balance: what the capacity is shared out among, "experience" (the tasks learnt) or "class" (see `data.replay`); or
+      "herding": classes as well, and a network has chosen the pictures (see `Method.remember`).
+    per_class: of a herded memory, so many of each class in place of a share of the capacity; 0: the share.
     """
 
     capacity: int
     batch: int
     balance: str = "experience"
+    per_class: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,10 @@ class Phase:
     Phases with the same `order` see the same batches with the same augmentation. A `plain` phase sees every picture
     once an epoch, in order and as it would be tested; its last batch is filled up, as `context.weight` tells.
 
-    tasks: which tasks go through it: "all", the "first" alone, or all "later" ones.
+    tasks: which tasks go through it: "all", the "first" alone, or all "later" ones. since: the first of these.
     replay: what is remembered; only of a phase for later tasks, for at the first there is nothing to remember.
+    balanced: its batches are of a herded memory alone, in which the task's own classes then are as the others.
+    herds: network by whose features the memory of the task's classes is chosen once the phase is over; "": by none.
     public: how many pictures of the method's `public` ones each step brings as `batch["public"]`.
     """
 
@@ -98,11 +103,14 @@ class Phase:
     tasks: str = "all"
     replay: Replay | None = None
     public: int = 0
+    since: int = 0
+    balanced: bool = False
+    herds: str = ""
 
     def epochs_of(self, task: int) -> int:
         """Passes over the data of the task of this index."""
         skipped = {"all": False, "first": task > 0, "later": task == 0}[self.tasks]
-        return 0 if skipped else self.epochs
+        return 0 if skipped or task < self.since else self.epochs
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,11 @@ class Method(Protocol):
     evaluation averages over pictures, from the logits of `predict`; `constants(frozen, images) -> {name: [batch,
     ...]}`: what the frozen variables alone tell of pictures as they are tested, asked once a run for each test picture
     and handed to `predict` as `context.constants`; `counters(live) -> {name: number}`: what it has
-    counted until the end of a task; and `probes() -> {name: Probe}`.
+    counted until the end of a task; `probes() -> {name: Probe}`; and `features(variables, images, context) -> {network:
+    {layer: [batch, ...]}}`: how its networks see pictures that are tested.
+
+    One with a herded memory has its rows in `variables["memory"]["rows"]` (see `data.herding`), a layer of the name
+    "features" `[batch, dim]`, and `remember(variables, rows) -> variables`: what changes when new rows were chosen.
     """
 
     networks: tuple[str, ...]

@@ -27,6 +27,7 @@ from cdl_jax.losses import Context, cross_entropy
 from cdl_jax.methods import teachers
 from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
 from cdl_jax.models import heads, vit, weights
+from cdl_jax.models.layers import layers
 
 OPTIONS = {
     "query": "student",  # whose backbone asks the teacher's pool: "student" (the published programs) or "own"
@@ -247,9 +248,18 @@ class CDL:
         return {name: getattr(self, name).query(frozen[name], images) for name in asking}
 
     def predict(self, variables, images, context):
-        logits, counts, out = self._tested(variables, images, context)
+        teacher, _, out = self._tested(variables, images, context)
+        logits = {"teacher": teacher["logits"]} if teacher else {}
+        counts = {"teacher": teacher["prompts"].selected} if self.teacher is not None else {}
         logits["student"], counts["student"] = self.scheme.predict(variables["distill"], out), out["prompts"].selected
         return logits, counts
+
+    def features(self, variables, images, context):
+        """How teacher and student see pictures with their prompts, see `methods.base.Method`."""
+        teacher, inputs, out = self._tested(variables, images, context)
+        ahead = 0 if inputs is None or inputs.first_tokens is None else inputs.first_tokens.shape[1]
+        seen = {"teacher": layers(teacher)} if teacher else {}
+        return {**seen, "student": layers(out, ahead)}
 
     def probes(self):
         """Predictions without the learner's prompts, without the scheme's part, and with other shares of two heads."""
@@ -279,19 +289,17 @@ class CDL:
         return {str(value): logits for value, logits in zip(values, mixed, strict=True)}
 
     def _tested(self, variables, images, context):
-        """The teacher's logits and counts, if there is one, and the student's outputs at test time."""
-        query = self._asked("student", variables, images, context)
-        logits, counts, teacher = {}, {}, {}
+        """The teacher's outputs at test time, {} without one, what the scheme puts into the student, its outputs."""
+        query, teacher = self._asked("student", variables, images, context), {}
         if self.teachers:
             teacher = self._told(variables, images, query, context)
-            logits["teacher"] = teacher["logits"]
         elif self.teacher is not None:
             own = self.options.query == "own"
             teacher_query = self._asked("teacher", variables, images, context) if own else query
             teacher = self.teacher(variables["teacher"], images, teacher_query, context, train=False)
-            logits["teacher"], counts["teacher"] = teacher["logits"], teacher["prompts"].selected
         inputs = self.scheme.student_inputs(variables["distill"], teacher, len(images), context, False)
-        return logits, counts, self.student(variables["student"], images, query, context, train=False, inputs=inputs)
+        out = self.student(variables["student"], images, query, context, train=False, inputs=inputs)
+        return teacher, inputs, out
 
     def _asked(self, network, variables, images, context):
         """The query of a network's backbone at test time."""

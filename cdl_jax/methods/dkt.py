@@ -14,7 +14,7 @@ Variables: `{"learner_0": own, ...}`, `"shared"` (a frozen backbone, or {}), `"p
 of learners in front), `"exchange"` (counters), `"teachers"`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from cdl_jax.losses import mask_classes
 from cdl_jax.methods import dkt_losses, learners, rehearsal, teachers, topology
 from cdl_jax.methods.base import Outcome, StreamInfo, Update
 from cdl_jax.models import families, vit
+from cdl_jax.models.layers import layers
 
 OPTIONS = {
     **dkt_losses.OPTIONS,
@@ -399,6 +400,16 @@ class DKT:
         if len(self.names) > 1:
             logits["ensemble"] = jnp.log(sum(soft) / len(soft))
         return logits
+
+    def features(self, variables, images, context):
+        """How learners, and the finished runs that teach them, see pictures (see `methods.base.Method`)."""
+        seen = {}
+        for name, answer in self._answers(variables, images, context, False).items():
+            seen[name] = {**layers(answer.out), "cl": answer.cl, **({"st": answer.st} if self._taught else {})}
+        for i, teacher in enumerate(self.given_teachers):
+            told = replace(teacher, of_batch=False).outputs(variables["teachers"][str(i)], images, context)
+            seen[f"teacher_{i}"] = {**layers(told), "logits": told["logits"]}
+        return seen
 
     def measures(self, logits, labels, context):
         """Stream accuracy of every network and its mean over learners, over all classes, learnt or not; and accuracy on

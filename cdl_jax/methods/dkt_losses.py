@@ -6,6 +6,7 @@ Logits are `[batch, classes]` and span all classes of the stream, seen or not, a
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from cdl_jax import names
 from cdl_jax.errors import UserError
@@ -136,10 +137,11 @@ def gradient_noise(step, eta: float = 0.3, gamma: float = 0.55):
     return eta / (1.0 + step) ** gamma
 
 
-def add_noise(gradients, key, deviation):
-    """Gradients with independent normal noise of a standard deviation."""
-    noise = optax.tree.random_like(key, gradients, jax.random.normal)
-    return jax.tree.map(lambda g, n: g + deviation * n, gradients, noise)
+def noise_term(params, key, deviation):
+    """A scalar of value 0 that adds independent normal noise of a standard deviation to the gradient of `params`."""
+    flat, _ = ravel_pytree(params)
+    term = deviation * jnp.vdot(jax.random.normal(key, flat.shape), flat)
+    return term - jax.lax.stop_gradient(term)
 
 
 def rounded_right(logits, labels):

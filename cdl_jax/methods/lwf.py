@@ -97,6 +97,10 @@ class LwF:
         """`{name: [batch]}`, see `methods.base.Method`."""
         return self.alone.measures(logits, labels, context)
 
+    def features(self, variables, images, context):
+        """How the network sees pictures, see `methods.base.Method`."""
+        return self.alone.features(variables, images, context)
+
     def outputs(self, network, variables, images, context, of_batch=False):
         """What the network tells as the teacher of another run (see `methods.base.Method`)."""
         return self.alone.outputs(network, variables, images, context, of_batch)

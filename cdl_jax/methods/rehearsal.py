@@ -15,11 +15,13 @@ CLASSES = ("current", "seen", "all")
 def check(section: str, options) -> None:
     """Refuses values that make no sense, and a loss that does not span what the memory brings.
 
+    options: a section with the keys of `OPTIONS`, but for `replay_balance` where a network chooses the memory.
+
     Raises:
       UserError: names the option and what it may be.
     """
     for key, known in {"classes": CLASSES, "replay_balance": ("experience", "class")}.items():
-        if options[key] not in known:
+        if options.get(key, known[0]) not in known:
             raise UserError(f"{section}.{key}={options[key]!r}: {names.nearest(options[key], known)}")
     for key in ("replay", "replay_batch"):
         if options[key] < 0:

@@ -18,6 +18,7 @@ from cdl_jax.methods.base import Outcome, StreamInfo, Update
 from cdl_jax.methods.peer_losses import top_k
 from cdl_jax.models import families, weights
 from cdl_jax.models.cnn import apply
+from cdl_jax.models.layers import layers
 
 OPTIONS = {
     # What the cross-entropy spans: classes of the "current" task, those "seen" so far, or "all" of the stream, which
@@ -114,6 +115,11 @@ class Supervised:
         """What the network tells as the teacher of another run (see `methods.base.Method`)."""
         (logits, out), _ = apply(self.backbone, variables[network], images, of_batch, context.key)
         return {**out, "logits": logits}
+
+    def features(self, variables, images, context):
+        """How the network sees pictures, see `methods.base.Method`."""
+        (logits, out), _ = apply(self.backbone, variables["network"], images, False, context.key)
+        return {"network": {**layers(out), "logits": logits}}
 
     def export(self, variables):
         """File name -> variables that the run writes when it is finished; those of a ViT without its head."""

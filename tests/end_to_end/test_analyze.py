@@ -127,6 +127,21 @@ def test_what_cannot_be_analyzed_is_refused_in_one_line(kd, tmp_path, capsys, mo
     assert code == 2 and "has learnt no task yet" in err and len(err.splitlines()) == 1, err
 
 
+def test_class_tokens_of_both_networks_are_compared(kd):
+    arguments, out, analysis, _ = kd
+    layers = ["block_0", "block_1", "features"]
+    assert analysis["alignment"]["layers"] == {"teacher": layers, "student": layers}
+    assert list(analysis["alignment"]["pairs"]) == ["teacher/teacher", "teacher/student", "student/student"]
+    own = np.array(analysis["alignment"]["pairs"]["teacher/teacher"])
+    np.testing.assert_allclose(np.diag(own), 1, rtol=1e-6)
+    assert (
+        f"teacher/student: linear CKA of features {analysis['alignment']['pairs']['teacher/student'][2][2]:.3f}" in out
+    )
+    assert set(analysis["places"]["networks"]) == {"teacher", "student"}
+    page = (arguments[3] / "report.html").read_text()
+    assert (arguments[3] / "features_student.svg").read_text() in page
+
+
 def test_without_a_teacher_what_needs_one_is_absent(tmp_path):
     _, out, analysis, content = trained(tmp_path, "none")
     assert content["pairs"] == analysis["distillation_forgetting"] == analysis["sweeps"] == {}

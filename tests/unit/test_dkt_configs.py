@@ -71,6 +71,19 @@ def test_what_needs_no_teacher(text, method, epochs, rates, memory):
 
 
 @pytest.mark.parametrize("reference", [False, True])
+def test_the_teacher_with_a_memory_of_its_own_is_the_best_of_the_authors_grid(reference):
+    config = get_config("baseline=eeil,reference=true" if reference else "baseline=eeil")
+    built = names.load("methods", config.method).build(config, INFO)
+    first, later, tuned = built.phases
+    assert (later.epochs, later.replay.capacity, later.replay.batch, built.predict_over) == (70, 3000, 128, "seen")
+    rates = [[float(p.updates[0].optimizer.learning_rate(jnp.float32(e))) for e in (0, 29)] for p in (first, tuned)]
+    np.testing.assert_allclose(rates, [[0.1, 0.1], [0.01, 0.0001]], rtol=1e-5)
+    assert (tuned.since, tuned.replay.per_class) == ((3, 30) if reference else (1, 0))
+    assert (config.eeil.soften, config.eeil.active) == (("batch", "last") if reference else ("classes", "all_seen"))
+    assert (config.network.width, config.network.depths, config.eeil.temperature) == (16, (5, 5, 5), 3.0)
+
+
+@pytest.mark.parametrize("reference", [False, True])
 def test_what_the_authors_do_is_behind_one_word(teacher, reference):
     word = ",reference=true" if reference else ""
     first = small(f"experiment=joint_teacher,teacher={teacher}{word}")
@@ -122,10 +135,10 @@ def test_a_student_of_a_finished_run_learns_its_own_stream(teacher, tmp_path):
     ("text", "message"),
     [
         ("experiment=joint_teacher", "needs teacher=WORKDIR of a finished run: train baseline=joint first"),
-        ("experiment=continual_teacher", "train baseline=lwf first"),
+        ("experiment=continual_teacher", "train baseline=lwf or baseline=eeil first"),
         ("teacher=runs/a", "two_learners teach each other"),
         ("experiment=continual", "did you mean 'continual_teacher'"),
-        ("baseline=eeil", "config argument baseline='eeil'"),
+        ("baseline=eil", "did you mean 'eeil'"),
     ],
 )
 def test_choices_that_do_not_fit_are_told_in_one_line(text, message):

@@ -128,7 +128,9 @@ def test_noise_is_what_optax_adds_with_the_squared_deviation(step):
     zeros = {"a": jnp.zeros(4000), "b": jnp.zeros((100, 40))}
     deviation = dkt_losses.gradient_noise(step)
     assert deviation == pytest.approx(0.3 / (1 + step) ** 0.55)
-    noisy = dkt_losses.add_noise(zeros, jax.random.key(1), deviation)
+    ones = jax.tree.map(jnp.ones_like, zeros)
+    value, noisy = jax.value_and_grad(dkt_losses.noise_term)(ones, jax.random.key(1), deviation)
+    assert value == 0
     both = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(noisy)])
     assert both.std() == pytest.approx(deviation, rel=0.03) and abs(both.mean()) < 0.05 * deviation
     assert abs(np.corrcoef(noisy["a"], noisy["b"].ravel())[0, 1]) < 0.06

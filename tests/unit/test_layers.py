@@ -20,7 +20,7 @@ LAYERS = (
     ("sharding", "quality", "trainer"),
     ("program",),
     ("metrics", "similarity", "writers", "workdir", "results", "plots", "compare", "replication", "report"),
-    ("run", "describe", "mechanism", "analysis", "compilation", "host_memory"),
+    ("run", "describe", "mechanism", "representations", "analysis", "compilation", "host_memory"),
     ("main", "download", "fetch"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -33,6 +33,8 @@ ANALYSIS = {
         }
     },
     "distillation_forgetting": {"teacher/student": [[0.125], [0.38, 0.25]]},
+    "alignment": {},
+    "places": {},
     "selection": {},
 }
 CONFIG = {"seed": 0, "learner": {"name": "l2p", "pool": 30}, "data": {"path": "a", "class_order_seed": 0}}
@@ -138,6 +140,38 @@ def test_further_sections_come_before_the_training(tmp_path):
     for shown in ("tasks learnt since", "0.38", "weight"):
         assert f"<!-- {shown} -->" in text, shown
     assert text.count("<svg") == 8 + 3
+
+
+def test_layers_and_places_are_shown():
+    told = {
+        **ANALYSIS,
+        "alignment": {
+            "images": 40,
+            "layers": {"teacher": ["block_0", "features"], "student": ["features", "cl", "st"]},
+            "pairs": {
+                "teacher/student": [[0.11, 0.12, 0.13], [0.76, None, 0.23]],
+                "student/student": [[1.0, 0.5, 0.25], [0.5, 1.0, 0.345], [0.25, 0.345, 1.0]],
+            },
+        },
+        "places": {
+            "classes": ["a < b", "c"],
+            "labels": [0, 1, 1],
+            "networks": {"student": [[0.0, 1.0], [2.0, 3.0], [1.0, 0.5]]},
+            "missing": "",
+        },
+    }
+    text = "".join(mechanism.parts(told))
+    assert text.count("<svg") == 3 + 2 + 1
+    for shown in ("block_0", "0.76", "0.34", "a &lt; b"):
+        assert f"<!-- {shown} -->" in text, shown
+    assert "linear centred kernel alignment on 40 test images" in text and "also in features_student.svg" in text
+    assert mechanism.plotted_features(told).keys() == {"student"} and mechanism.plotted_features(ANALYSIS) == {}
+    assert mechanism.summary(told).splitlines()[-2:] == [
+        "teacher/student: linear CKA of features 0.760",
+        "student: linear CKA of both heads 0.345",
+    ]
+    told["places"] = {"classes": [], "labels": [], "networks": {}, "missing": "t-SNE needs a library"}
+    assert mechanism.summary(told).splitlines()[-1] == "features are not drawn: t-SNE needs a library"
 
 
 def test_an_analysis_in_short_lines():
