@@ -44,17 +44,20 @@ def _bytes(kind, bits, shape):
     return numbers * (1 if kind == "pred" else int(bits) // 8)
 
 
-def efficiency(flops: float, sent: dict[str, tuple[int, int]], devices: int, cluster: Cluster) -> float:
+def efficiency(flops: float, sent: dict[str, tuple[int, int]], devices: int, fsdp: int, cluster: Cluster) -> float:
     """Share of the time that a device computes, if it sends only when it does not.
 
-    flops: of one device's step. A ring moves `(n - 1) / n` of a result once, to reduce it to all twice, over the
-    slowest link; a collective cannot be faster than its latency.
+    flops: of one device's step. A ring of n moves `(n - 1) / n` of a result once, to reduce it to all twice, over its
+    slowest link; a collective cannot be faster than its latency. What is no sum is put together among the `fsdp`
+    devices that hold its parts.
     """
-    work, link = flops / cluster.flops, cluster.links[devices > cluster.host]
-    passes = {"all-reduce": 2}
-    moved = sum(passes.get(kind, 1) * size for kind, (_, size) in sent.items()) * (devices - 1) / devices
-    waits = sum(count for count, _ in sent.values()) * cluster.latency * (devices > 1)
-    return work / (work + moved / link + waits)
+    seconds = 0.0
+    for kind, (count, size) in sent.items():
+        ring = fsdp if fsdp > 1 and kind != "all-reduce" else devices
+        passes = (2 if kind == "all-reduce" else 1) * (ring - 1) / ring
+        seconds += passes * size / cluster.links[ring > cluster.host] + count * cluster.latency * (ring > 1)
+    work = flops / cluster.flops
+    return work / (work + seconds)
 
 
 def arguments(parser) -> None:
@@ -85,7 +88,9 @@ def measure(options) -> dict:
         memory = [f"{row[part] / 2**20:,.0f}" for part in ("held", "work")]
         lines.append((row["devices"], *where, told, f"{sum(sizes) / 1e6:.2f}", *memory))
         if row["devices"] == max(options.devices):
-            row["predicted"] = {n: efficiency(row["flops"], row["sent"], n, Cluster()) for n in options.predict}
+            row["predicted"] = {
+                n: efficiency(row["flops"], row["sent"], n, row["fsdp"], Cluster()) for n in options.predict
+            }
             predicted.append((*where, *(f"{100 * value:.1f} %" for value in row["predicted"].values())))
     head = ("devices", "fsdp", "phase", "collectives", "MB sent", "held, MiB", "at work, MiB")
     print(timing.markdown(head, lines))

@@ -23,7 +23,10 @@ def test_collectives_are_counted_with_the_bytes_of_their_results():
 def test_efficiency_is_the_share_of_computing():
     cluster = scaling.Cluster(flops=1e12, host=8, links=(1e9, 1e8), latency=1e-3)
     sent = {"all-reduce": (3, 500_000), "all-gather": (1, 1_000_000)}
-    assert scaling.efficiency(1e12, sent, 1, cluster) == 1
+    assert scaling.efficiency(1e12, sent, 1, 1, cluster) == 1
     # One second of work; 2 MB pass, of which 7/8 within the host; four times a millisecond.
-    assert scaling.efficiency(1e12, sent, 8, cluster) == pytest.approx(1 / (1 + 2e6 * 7 / 8 / 1e9 + 4e-3))
-    assert scaling.efficiency(1e12, sent, 16, cluster) == pytest.approx(1 / (1 + 2e6 * 15 / 16 / 1e8 + 4e-3))
+    assert scaling.efficiency(1e12, sent, 8, 1, cluster) == pytest.approx(1 / (1 + 2e6 * 7 / 8 / 1e9 + 4e-3))
+    assert scaling.efficiency(1e12, sent, 16, 1, cluster) == pytest.approx(1 / (1 + 2e6 * 15 / 16 / 1e8 + 4e-3))
+    # Weights in parts on four devices of a host: their megabyte stays there.
+    seconds = 1e6 * 15 / 16 / 1e8 + 1e6 * 3 / 4 / 1e9 + 4e-3
+    assert scaling.efficiency(1e12, sent, 16, 4, cluster) == pytest.approx(1 / (1 + seconds))
