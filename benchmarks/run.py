@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import timing
-from cdl_jax import names
+from cdl_jax import host_memory, names
 from cdl_jax.errors import UserError
 
 CLOCK = "cpu: time on the processors, for one core of a machine that other work shares"
@@ -60,6 +60,7 @@ def _main(arguments):
         raise UserError(f"benchmarks: no case {name!r}: {names.nearest(name, cases)}")
     # On a GPU jax would otherwise take most of the memory at once and leave PyTorch too little.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    host_memory.keep()  # as a run does
     case = importlib.import_module(f"benchmarks.cases.{name}")
     parser = argparse.ArgumentParser(
         prog=f"benchmarks.run {name}", description=case.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
