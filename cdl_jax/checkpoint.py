@@ -1,70 +1,99 @@
 """Orbax checkpoints of a run: frozen weights once, trained ones after every task and at intervals within a task.
 
-checkpoints/frozen/        what never changes
+checkpoints/frozen/        what never changes; its checksum is in frozen.json beside it
 checkpoints/tasks/<t>/     live variables after task t, and the run's record until then (JSON)
-checkpoints/latest/<n>/    the whole training state after step n of the run; only the newest is kept
+checkpoints/latest/<n>/    the whole training state after step n of the run; only the newest are kept
+checkpoints/damaged/       what was found damaged, for which a run went on from an older checkpoint
+
+Orbax tells a checkpoint that was not written to its end, but not every bit that changed later: each record has its own
+checksum and that of the arrays beside it.
 """
 
+import json
 import logging
+import os
+import zlib
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from cdl_jax.errors import UserError
 
 
-class Checkpoints:
-    """Saves and restores; a step that is listed is whole, for Orbax renames a folder only once it is written."""
+class Damaged(UserError):
+    """A checkpoint cannot be read, is of other shapes, or is not what was saved."""
 
-    def __init__(self, workdir: Path, read_only: bool = False):
-        """`read_only` leaves alone what another process may be writing just now."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every option that it adjusts
+
+class Checkpoints:
+    """Saves and restores; a step that is listed is whole, for Orbax renames a folder only once it is written.
+
+    Saving raises UserError where nothing can be written, and restoring `Damaged`.
+    """
+
+    def __init__(self, workdir: Path, read_only: bool = False, keep: int = 2, keep_tasks: int = 0):
+        """
+        Args:
+          read_only: leaves alone what another process may be writing just now.
+          keep: how many checkpoints within a task there are at most.
+          keep_tasks: how many of those after a task, the newest; 0: all.
+        """
+        # Orbax tells of every option that it adjusts, and of errors in full length before it raises them.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         root = (workdir / "checkpoints").absolute()
         self._frozen_path, self._tasks_path, self._latest_path = (root / part for part in ("frozen", "tasks", "latest"))
-        self._read_only = read_only
+        self._read_only, self._keep, self._keep_tasks = read_only, keep, keep_tasks or None
 
     # Opened when first used: a mistake found before anything was saved then meets no thread of Orbax's on its way out.
     @cached_property
     def _tasks(self):
-        return _manager(self._tasks_path, None, self._read_only)
+        return _manager(self._tasks_path, self._keep_tasks, self._read_only)
 
     @cached_property
     def _latest(self):
-        return _manager(self._latest_path, 1, self._read_only)
+        return _manager(self._latest_path, self._keep, self._read_only)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         for opened in {"_tasks", "_latest"} & vars(self).keys():
-            getattr(self, opened).close()
+            with _writing(self._tasks_path.parent) if kind is None else suppress(Exception):  # the first error is told
+                getattr(self, opened).close()
 
     def save_frozen(self, frozen) -> None:
         """Saves what never changes, once; returns when it is on disk. Without leaves there is nothing to save."""
         if self._frozen_path.exists() or not jax.tree.leaves(frozen):
             return
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(self._frozen_path, frozen)
+        with _writing(self._frozen_path):
+            if jax.process_index() == 0:
+                self._frozen_path.parent.mkdir(parents=True, exist_ok=True)
+                aside = self._frozen_path.with_suffix(".new")
+                aside.write_text(json.dumps({"crc32": _checksum(frozen)}))
+                os.replace(aside, self._frozen_path.with_suffix(".json"))
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(self._frozen_path, frozen)
 
     def restore_frozen(self, target):
-        """The frozen variables, with the shapes and shardings of `target`.
-
-        Raises:
-          UserError: they are damaged or of other shapes.
-        """
+        """The frozen variables, with the shapes and shardings of `target`."""
         if not jax.tree.leaves(target):
             return target
-        with ocp.StandardCheckpointer() as checkpointer:
-            return _readable(self._frozen_path, lambda: checkpointer.restore(self._frozen_path, target))
+        with _reading(self._frozen_path), ocp.StandardCheckpointer() as checkpointer:
+            frozen, sums = checkpointer.restore(self._frozen_path, target), self._frozen_path.with_suffix(".json")
+            _compare(_checksum(frozen), json.loads(sums.read_text())["crc32"] if sums.exists() else None, "the arrays")
+        return frozen
 
     def save_task(self, task: int, live, record: dict) -> None:
         """Saves the end of a task; returns when it is on disk."""
         self.wait()  # two saves at once would meet at each other's barriers where there are several processes
         self._save(self._tasks, task, live, record)
-        self._tasks.wait_until_finished()
+        with _writing(self._tasks_path):
+            self._tasks.wait_until_finished()
 
     def save_latest(self, step: int, state, record: dict) -> None:
         """Saves the training state after `step` steps of the run, while training goes on."""
@@ -72,7 +101,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
-        self._latest.wait_until_finished()
+        with _writing(self._latest_path):
+            self._latest.wait_until_finished()
 
     def finished_tasks(self) -> list[int]:
         """Tasks after which a checkpoint exists, ascending."""
@@ -81,6 +111,55 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint within a task, None where there is none."""
         return self._latest.latest_step() if self._latest_path.exists() else None
+
+    def newest(self, live, state):
+        """What was saved last and is sound: (record, variables or state, whether it is a state within a task).
+
+        None where nothing was saved. What is newer and damaged is put aside, with a line that says so.
+
+        Args:
+          live, state: what to restore after a task and within one, see `restore_task` and `restore_latest`.
+
+        Raises:
+          Damaged: there are checkpoints, and none is sound; they are left where they are.
+        """
+        tasks = self.finished_tasks()
+        latest = sorted(self._latest.all_steps()) if self._latest_path.exists() else []
+        damaged = []
+        while tasks or latest:
+            manager, steps = (self._tasks, tasks) if tasks else (self._latest, latest)
+            try:
+                record = self._record(manager, steps[-1])
+                if steps is tasks and latest and latest[-1] > record["step"]:
+                    manager, steps = self._latest, latest
+                    record = self._record(manager, steps[-1])
+                restored = self._restore(manager, steps[-1], live if steps is tasks else state)
+            except Damaged as error:
+                damaged.append((manager, steps.pop(), error))
+            else:
+                self._put_aside(damaged)
+                return record, restored, steps is latest
+        if damaged:
+            raise Damaged(
+                f"{damaged[0][-1]}; no other checkpoint in {self._tasks_path.parent} is sound: bring one back, or "
+                "choose another --workdir"
+            )
+        return None
+
+    def _put_aside(self, damaged):
+        for manager, step, error in damaged:
+            path = manager.directory / str(step)
+            if jax.process_index() == 0:
+                folder = path.parents[1] / "damaged"
+                folder.mkdir(exist_ok=True)
+                names = (f"{path.parent.name}-{step}{more}" for more in ("", *(f"-{n}" for n in range(1, 1000))))
+                path.rename(next(folder / name for name in names if not (folder / name).exists()))
+                logging.getLogger("cdl_jax").warning("%s; put aside in %s, an older one is taken", error, folder)
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+            for manager in {id(manager): manager for manager, *_ in damaged}.values():
+                manager.reload()
 
     def task_record(self, task: int) -> dict:
         """The run's record that was saved with a task.
@@ -93,35 +172,32 @@ class Checkpoints:
             raise UserError(f"no checkpoint after task {task} in {self._tasks_path} (there are: {known})")
         return self._record(self._tasks, task)
 
-    def latest_record(self) -> dict:
-        """The run's record that was saved with the newest checkpoint within a task."""
-        return self._record(self._latest, self.latest_step())
-
     def restore_task(self, task: int, target):
         """Live variables after a task, with the shapes and shardings of `target`."""
         return self._restore(self._tasks, task, target)
-
-    def restore_latest(self, target):
-        """The training state of the newest checkpoint within a task, with the shapes and shardings of `target`."""
-        return self._restore(self._latest, self.latest_step(), target)
 
     @staticmethod
     def _save(manager, step, tree, record):
         # A copy, because the step that comes next is given the state's buffers to overwrite, and on the CPU a buffer
         # that Orbax still writes from is that very memory.
         tree = jax.tree.map(jnp.copy, tree)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record))
-        manager.save(step, args=items, force=True)
+        stored = {**record, "crc32": {"record": _checksum_of_json(record), "state": _checksum(tree)}}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(stored))
+        with _writing(manager.directory / str(step)):
+            manager.save(step, args=items, force=True)
 
     @staticmethod
     def _record(manager, step):
-        items = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return _readable(manager.directory / str(step), lambda: manager.restore(step, args=items)["record"])
+        return _sums_and_record(manager, step)[1]
 
     @staticmethod
     def _restore(manager, step, target):
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        return _readable(manager.directory / str(step), lambda: manager.restore(step, args=items)["state"])
+        sums, _ = _sums_and_record(manager, step)
+        with _reading(manager.directory / str(step)):
+            state = manager.restore(step, args=items)["state"]
+            _compare(_checksum(state), sums.get("state"), "the arrays")
+        return state
 
 
 def _manager(path, keep, read_only):
@@ -131,9 +207,58 @@ def _manager(path, keep, read_only):
     return ocp.CheckpointManager(path, options=options, item_names=("state", "record"))
 
 
-def _readable(path, restore):
+def _sums_and_record(manager, step):
+    """Checksums of a checkpoint, {} if it is of a time that had none, and its record."""
+    with _reading(manager.directory / str(step)):
+        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        sums = record.pop("crc32", {})
+        _compare(_checksum_of_json(record), sums.get("record"), "the record")
+    return sums, record
+
+
+def _checksum_of_json(content) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _checksum(tree) -> int:
+    """CRC-32 of names, types, shapes and values of all leaves, the same in every process."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        value = np.asarray(leaf)
+        total = zlib.crc32(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode(), total)
+        total = zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8), total)
+    return total
+
+
+def _compare(found, stored, what):
+    if stored is not None and found != stored:
+        raise ValueError(f"{what} are not those that were saved (checksum {found:08x}, not {stored:08x})")
+
+
+@contextmanager
+def _reading(path):
     try:
-        return restore()
-    except (ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"checkpoint {path} cannot be restored: {reason}") from error
+        yield
+    except jax.errors.JaxRuntimeError:  # of the device or of another process
+        raise
+    except Exception as error:  # of many kinds, by what is damaged
+        told = error.__cause__ if type(error) is Exception and error.__cause__ else error
+        raise Damaged(f"checkpoint {path} cannot be restored: {_one_line(told)}") from error
+
+
+@contextmanager
+def _writing(path):
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"checkpoint {path} cannot be written: {_one_line(error)}; what was saved before is whole, and the same "
+            "command goes on from it once there is room"
+        ) from error
+
+
+def _one_line(error):
+    words = " ".join(str(error).split())
+    return words if len(words) < 300 else f"{words[:100]} ... {words[-190:]}"  # the reason comes last

@@ -32,14 +32,25 @@ COMMON = {
         # A task ends, with the weights of its best evaluation (see eval.every_epochs) by the method's headline, where
         # `patience` epochs surpass that one by no more than `margin` percent. 0: never before its last epoch.
         "early_stopping": {"patience": 0, "margin": 0.0},
+        # After a step whose loss, gradients or weights hold a NaN or an infinity: "stop", or "skip" it, as if the batch
+        # had not been. Either way nonfinite.json tells of it, and no checkpoint holds what came of it.
+        "on_nonfinite": "stop",
     },
     "eval": {
         "batch_size": 256,
         "forward_transfer": True,
         "every_epochs": 0,  # also within a task, each so many epochs; the best is in results.json. 0: only after it
     },
-    "checkpoint": {"every_steps": 500},  # within a task; one more after each task. 0: only after tasks
+    "checkpoint": {
+        "every_steps": 500,  # within a task; one more after each task. 0: only after tasks
+        "keep": 2,  # of those within a task; should the newest be damaged, the run goes on from the one before
+        # How many of those after a task, the newest; 0: all. Evaluation (--mode=eval --task) and analysis of an earlier
+        # task need its own, and so does a run whose teacher is this one's network as it was after each task.
+        "keep_tasks": 0,
+    },
     "log": {"every_steps": 50, "tensorboard": True, "report": True},  # report.html takes seconds to draw
+    # Stops with a traceback at the operation that gave the first NaN; steps take several times as long.
+    "debug_nans": False,
     "devices": 0,  # how many local devices share a batch; 0: all
     "peer_devices": 1,  # along how many of them whole networks that learn together are spread (dml, okddip)
     # Over how many of them weights are stored in parts, for a teacher that no single one can hold; batches are split
@@ -50,7 +61,8 @@ COMMON = {
     "resident_limit_mb": 4096,  # arrays of pictures up to this size live on the device; larger ones are streamed
 }
 
-# Keys that change neither weights nor metrics, so a run may be resumed with other values of them.
+# Keys that change neither weights nor metrics, so a run may be resumed with other values of them; what it does after a
+# bad step changes nothing before.
 FREE = (
     "checkpoint.",
     "log.",
@@ -61,6 +73,8 @@ FREE = (
     "data.path",
     "eval.batch_size",
     "compilation_cache",
+    "debug_nans",
+    "train.on_nonfinite",
 )
 
 
@@ -117,22 +131,18 @@ def check(config) -> None:
     Raises:
       UserError: names the key and what it must be.
     """
-    for key in (
-        "train.epochs",
-        "train.batch_size",
-        "eval.batch_size",
-        "log.every_steps",
-        "peer_devices",
-        "fsdp_devices",
-    ):
+    positive = ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps", "checkpoint.keep")
+    for key in (*positive, "peer_devices", "fsdp_devices"):
         if flatten(config)[key] < 1:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
     if config.train.last_batch not in ("drop", "keep"):
         raise UserError(f"config.train.last_batch={config.train.last_batch!r}: use 'drop' or 'keep'")
+    if config.train.on_nonfinite not in ("stop", "skip"):
+        raise UserError(f"config.train.on_nonfinite={config.train.on_nonfinite!r}: use 'stop' or 'skip'")
     seeds = tuple(config.seeds)
     if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"config.seeds={seeds} must be different integers, none of them negative")
-    for key in ("eval.every_epochs", "checkpoint.every_steps", "devices", "workers", "seed"):
+    for key in ("eval.every_epochs", "checkpoint.every_steps", "checkpoint.keep_tasks", "devices", "workers", "seed"):
         if flatten(config)[key] < 0:
             raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")
     stopping = config.train.early_stopping

@@ -24,6 +24,8 @@ def plan(options) -> tuple[stream.Stream, str]:
 
 def describe(program: Program) -> str:
     """The text of `--mode describe`. Every phase is compiled, nothing is run."""
+    if program.config.debug_nans:
+        raise UserError("config.debug_nans leaves steps uncompiled until they run: describe the run without it")
     program.place_data()
     data = program.stream
     lines = [f"{data.name}: {data.num_classes} classes in {data.num_tasks} tasks"]

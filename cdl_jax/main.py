@@ -12,16 +12,19 @@
 --mode=describe   tasks, parameters, operations and memory of a step, resolved config; trains nothing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 
-Exit code 0: done. 2: a mistake in the command, the data or the working directory, told in one line. 143, 130: ended by
-SIGTERM or SIGINT with everything saved.
+Exit code 0: done. 2: a mistake in the command, the data or the working directory, a full disk, or a loss that is no
+number, told in one line. 143, 130: ended by SIGTERM or SIGINT with everything saved.
 """
 
+import errno
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 _MODES = ("train", "eval", "analyze", "describe")
+# What a disk does to a run: full, over a quota, a file too large for it, read-only, broken, or no longer there.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 _FLAGS = ("config", "workdir", "mode", "task", "distributed")
 
 
@@ -39,6 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print("cdl_jax: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"cdl_jax: {error.filename or 'a file'} cannot be written: {error.strerror}; the same command goes on "
+              "from the last checkpoint once that is mended", file=sys.stderr)  # fmt: skip
+        return 2
+    except KeyboardInterrupt:
+        print("cdl_jax: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parse(argv):
@@ -127,23 +139,25 @@ def _run(options):
     resolved = config.to_dict()
     if options.mode == "analyze":
         return _analyze(config, folder, options.distributed)
-    sharding.start(options.distributed)
     if options.mode == "eval":
+        sharding.start(options.distributed)
         return _evaluate(config, folder, options.task)
 
     import jax
 
-    from cdl_jax import report, run
+    from cdl_jax import interruption, report, run
 
-    primary = jax.process_index() == 0
-    with workdir.locked(folder) if primary else nullcontext():
-        workdir.check_config(folder, resolved)
-        program = Program(config, stream.load(config.data))
-        try:
-            seeds = run.train(program, folder)
-        except run.Interrupted as stop:
-            print(f"cdl_jax: {stop}", file=sys.stderr)
-            return 128 + stop.number
+    try:
+        with interruption.listening(alone=options.distributed == "off") as listener:
+            sharding.start(options.distributed)
+            primary = jax.process_index() == 0
+            with workdir.locked(folder) if primary else nullcontext():
+                workdir.check_config(folder, resolved)
+                workdir.check_seeds(folder, config.seeds)
+                seeds = run.train(Program(config, stream.load(config.data)), folder, listener)
+    except interruption.Interrupted as stop:
+        print(f"cdl_jax: {stop}", file=sys.stderr)
+        return 128 + stop.number
     if primary:
         print(report.summary(seeds))
         for own in workdir.seed_folders(folder, config.seeds):

@@ -206,8 +206,8 @@ class Program:
         """The state in which a task begins: fresh optimizers, nothing summed up."""
         wanted = self.abstract_state(live, frozen)
         opt, kept = self._fresh_parts(live)
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted.sums)
-        return trainer.State(live, opt, sharding.store(self.mesh, zeros), kept)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), {"sums": wanted.sums, "bad": wanted.bad})
+        return trainer.State(live=live, opt=opt, kept=kept, **sharding.store(self.mesh, zeros))
 
     @cached_property
     def _fresh_parts(self):
@@ -233,9 +233,11 @@ class Program:
         size = size or self.config.train.batch_size
         if (index, size) not in self._compiled:
             everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
-            step = jax.jit(self._steps[index], donate_argnums=0, out_shardings=everywhere)
+            debug = self.config.debug_nans  # jax then repeats a bad step, for which it needs what the step was given
+            step = jax.jit(self._steps[index], donate_argnums=() if debug else 0, out_shardings=everywhere)
             with self._named_axes():
-                self._compiled[index, size] = step.lower(state, frozen, *self._example(index, size)).compile()
+                example = (state, frozen, *self._example(index, size))
+                self._compiled[index, size] = step if debug else step.lower(*example).compile()
         return self._compiled[index, size]
 
     def _named_axes(self):
@@ -244,11 +246,14 @@ class Program:
 
     def flops(self, index: int, size: int = 0) -> float | None:
         """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any."""
+        if self.config.debug_nans:
+            return None
         cost = self._compiled[index, size or self.config.train.batch_size].cost_analysis()
         return cost["flops"] * self.mesh.size if cost and "flops" in cost else None
 
     def _step(self, index):
-        step = trainer.train_step(self.method, index, self.train_source, self.config.augment)
+        skip = self.config.train.on_nonfinite == "skip"
+        step = trainer.train_step(self.method, index, self.train_source, self.config.augment, skip)
         item = None if self.method.phases[index].plain else -1  # a plain phase has one order for all seeds
         of_seeds = self._each_seed(step, 0, None, None, item, None, 0)
 
@@ -285,22 +290,33 @@ class Program:
 
         memories: for each seed what `memories` gives; None where nothing herds.
         """
-        size, place, count = self.config.train.batch_size, (task.index, phase.order), len(task.train)
-        steps, epochs = self.steps(task, phase), self.epochs(task, phase)
+        steps, rows = self.steps(task, phase), self.rows(task, phase, round, memories)
         done = epoch * steps + step
         if phase.plain:
-            order, weight = batches.evaluation_order(count, size)
-            rows, weight = (np.tile(x, (epochs, 1))[done:] for x in (task.train[order], weight))
-            return self.train_source.test_batches(rows, weight), steps, done
+            weight = batches.evaluation_order(len(task.train), self.config.train.batch_size)[1]
+            weight = np.tile(weight, (self.epochs(task, phase), 1))
+            return self.train_source.test_batches(rows[done:], weight[done:]), steps, done
+        place = (self.seeds[0], task.index, phase.order)
+        return self.train_source.train_batches(rows, done, place), steps, done
+
+    def rows(self, task, phase, round: int, memories=None) -> np.ndarray:
+        """Which training pictures make up each step of a phase in a round, int32 `[steps, pictures, ...]`.
+
+        Behind the pictures there is an axis of learners and one of seeds, where there are several (see `Plan.order`).
+        memories: as in `train_batches`.
+        """
+        epochs = self.epochs(task, phase)
+        if phase.plain:
+            order, _ = batches.evaluation_order(len(task.train), self.config.train.batch_size)
+            return np.tile(task.train[order], (epochs, 1))
         epochs = range(round * epochs, (round + 1) * epochs)
         orders = [
             self.plan.order(task.index, phase, epochs, seed, memory)
             for seed, memory in zip(self.seeds, memories or [None] * len(self.seeds), strict=True)
         ]
-        rows = np.stack(orders, axis=-1) if self.config.seeds else orders[0]
-        return self.train_source.train_batches(rows, done, (self.seeds[0], *place)), steps, done
+        return np.stack(orders, axis=-1) if self.config.seeds else orders[0]
 
-    def evaluate(self, live, frozen, tasks, place, step=None):
+    def evaluate(self, live, frozen, tasks, place, step=None, before_batch=None):
         """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures, `quality.ratios`.
 
         Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
@@ -311,6 +327,8 @@ class Program:
         Args:
           place: the position whose `end` says which classes predictions may name.
           step: a compiled step in place of the method's own (see `trainer.evaluation_step`).
+          before_batch: called before each batch, with no more than two ahead of what the devices have done, so that an
+            exception of it ends the evaluation soon.
         """
         step = step or self.evaluation_step
         whole = self.stream.tasks if self.plan.several else tasks  # what is seen differs between learners
@@ -318,8 +336,12 @@ class Program:
         order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         with self._named_axes():
-            data = self._with_constants(frozen, whole)
-            parts = [step(live, frozen, data, item, place) for item in items]
+            data, parts = self._with_constants(frozen, whole), []
+            for item in items:
+                if before_batch:
+                    jax.block_until_ready(parts[-2:-1])
+                    before_batch()
+                parts.append(step(live, frozen, data, item, place))
         parts = jax.device_get(parts)
         if not self.config.seeds:
             return [_summed(parts, tasks)]

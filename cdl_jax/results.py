@@ -29,6 +29,8 @@ class Record:
     selection: network -> layer -> one row a task: how often its test images chose each prompt, or the
       sum of its absolute weights, at the last evaluation.
     quality: name -> network or pair -> what `quality.ratios` told after each task learnt.
+    nonfinite: of each stretch between two log lines that had bad steps, how many were skipped, and which the first was:
+      its place, its pictures and its metrics.
     seconds: phase or "evaluation" -> wall time. timed: phase -> images and seconds without first steps, which compile.
     flops: phase -> floating-point operations of one step for one seed, by the compiler's count.
     """
@@ -48,6 +50,7 @@ class Record:
     best: dict = field(default_factory=dict)
     selection: dict = field(default_factory=dict)
     quality: dict = field(default_factory=dict)
+    nonfinite: list = field(default_factory=list)
     seconds: dict = field(default_factory=dict)
     timed: dict = field(default_factory=dict)
     flops: dict = field(default_factory=dict)
@@ -62,7 +65,7 @@ class Record:
 
 
 # What of a record is each seed's own; in the rest the seeds of one program are alike.
-_OWN = ("accuracy", "before", "at_start", "measures", "best", "selection", "quality")
+_OWN = ("accuracy", "before", "at_start", "measures", "best", "selection", "quality", "nonfinite")
 
 
 def to_json(records: list[Record]) -> dict:
@@ -128,6 +131,7 @@ def collect(program, record: Record, seed: int) -> dict:
         "headline": headline(program.method),
         "measures": record.measures,
         "best": record.best,
+        "skipped_steps": sum(entry["count"] for entry in record.nonfinite),
         "pairs": _pairs(record),
         "formulas": metrics.FORMULAS,
         "cost": {

@@ -1,8 +1,9 @@
 """A run: the task loop, which can be stopped anywhere and goes on with the same command."""
 
 import json
-import signal
+import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cdl_jax import report, results, trainer, workdir, writers
+from cdl_jax import report, results, sharding, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
+from cdl_jax.errors import UserError
+from cdl_jax.interruption import Interrupted, Listener
 from cdl_jax.methods import early_stopping
 from cdl_jax.models import weights
 from cdl_jax.program import Program
@@ -20,18 +23,30 @@ from cdl_jax.results import Record
 _REPORT_EVERY = 60.0  # seconds between the reports of a run that is not finished
 
 
-def train(program: Program, folder: Path) -> list[dict]:
+def train(program: Program, folder: Path, listener: Listener | None = None) -> list[dict]:
     """Trains what is not trained yet, and returns the results of each seed (see `results.collect`).
+
+    Args:
+      listener: where the run learns that it is to end; without it, nowhere.
 
     Raises:
       UserError: the newest checkpoint cannot be read.
-      Interrupted: the process was asked to end; everything is saved.
+      Interrupted: the run was asked to end; everything is saved.
     """
     stored = [results.read(own) for own in workdir.seed_folders(folder, program.config.seeds)]
     if all(content and content["status"] == "finished" for content in stored):
         return stored
-    with Checkpoints(folder) as checkpoints:
-        return _Training(program, folder, checkpoints).finish()
+    options = program.config.checkpoint
+    with (
+        Checkpoints(folder, keep=options.keep, keep_tasks=options.keep_tasks) as checkpoints,
+        jax.debug_nans(True) if program.config.debug_nans else nullcontext(),
+    ):
+        try:
+            return _Training(program, folder, checkpoints, listener or Listener()).finish()
+        except jax.errors.JaxRuntimeError:
+            if jax.process_count() > 1:  # here, for the checkpoints' end waits for all processes
+                sharding.abandon("cdl_jax: this process of the run, or another, has failed; the same command goes on")
+            raise
 
 
 def evaluate(program: Program, folder: Path, task: int | None) -> dict:
@@ -62,55 +77,41 @@ def evaluate(program: Program, folder: Path, task: int | None) -> dict:
     return {"task": task, "networks": networks}
 
 
-class Interrupted(Exception):
-    """The process was asked to end by the signal `number`, and saved its state first."""
-
-    def __init__(self, number: signal.Signals, step: int):
-        super().__init__(f"{number.name}: saved after step {step}; the same command goes on from there")
-        self.number = number
-
-
 class _Training:
     """The state of the task loop, and its traces in the working directory."""
 
-    def __init__(self, program, folder, checkpoints):
-        self.program, self.folder, self.checkpoints = program, folder, checkpoints
+    def __init__(self, program, folder, checkpoints, listener):
+        self.program, self.folder, self.checkpoints, self.listener = program, folder, checkpoints, listener
         self.primary = jax.process_index() == 0  # the only process that writes files other than checkpoints
-        self.signal = None
-        self.state = None
-        self.records = self._newest_records()  # one for each seed
-        self.record = self.records[0]  # its place in the run is that of all
         program.place_data()
         self._restore()
+        self.record = self.records[0]  # its place in the run is that of all
         self.traces = []
         if self.primary:
             for own in workdir.seed_folders(folder, program.config.seeds):
                 self.traces.append(_Traces(own, self.record.lines, program.config.log))
 
-    def _newest_records(self):
-        finished, step = self.checkpoints.finished_tasks(), self.checkpoints.latest_step()
-        records = [Record() for _ in self.program.seeds]
-        if finished:
-            records = results.from_json(self.checkpoints.task_record(finished[-1]))
-        self.from_latest = step is not None and step > records[0].step
-        return results.from_json(self.checkpoints.latest_record()) if self.from_latest else records
-
     def _restore(self):
-        """Live and frozen variables (and the phase's state) where the record says the run stands."""
-        program, finished = self.program, self.checkpoints.finished_tasks()
-        if not self.from_latest and not finished:
+        """Records (one for each seed), live and frozen variables, and the phase's state, where the run stands."""
+        program, checkpoints, self.state = self.program, self.checkpoints, None
+        if not checkpoints.finished_tasks() and checkpoints.latest_step() is None:
+            self.records = [Record() for _ in program.seeds]
             self.live, self.frozen = program.initial_variables()
             if self.primary:  # only now: a mistake in what was read must leave the directory free for another config
                 self._claim()
-            self.checkpoints.save_frozen(self.frozen)
+            checkpoints.save_frozen(self.frozen)
             return
+        if not (self.folder / "config.json").exists():
+            raise UserError(f"--workdir {self.folder} has checkpoints, but no config.json: bring it back")
         live, frozen = program.abstract_variables()
-        self.frozen = self.checkpoints.restore_frozen(frozen)
-        if self.from_latest:
-            self.state = self.checkpoints.restore_latest(program.abstract_state(live, frozen))
-            self.live = self.state.live
-        else:
-            self.live = self.checkpoints.restore_task(finished[-1], live)
+        self.frozen = checkpoints.restore_frozen(frozen)
+        record, restored, within = checkpoints.newest(live, program.abstract_state(live, frozen))
+        self.records = results.from_json(record)
+        if within:
+            self.state = restored
+        self.live = restored.live if within else restored
+        if self.primary:
+            self._claim()  # of a seed, where its folder was lost
 
     def _claim(self):
         config = self.program.config.to_dict()
@@ -122,16 +123,12 @@ class _Training:
 
     def finish(self):
         program, record = self.program, self.record
-        # Processes of one run get a signal at different steps, and a checkpoint needs them all at the same one.
-        heard = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        before = {number: signal.signal(number, self._on_signal) for number in heard}
+        self.listener.save_first(program.mesh)
         try:
             with self._progress() as self.bar:
                 for task in program.stream.tasks[record.task :]:
                     self._learn(task)
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             for traces in self.traces:
                 traces.board.close()
         return self._write_results()
@@ -148,13 +145,20 @@ class _Training:
         phases = len(program.method.phases)
         for turn in range(record.round * phases + record.phase, getattr(program.method, "rounds", 1) * phases):
             record.round, record.phase = divmod(turn, phases)
+            trained = state
             if program.epochs(task, phase := program.method.phases[record.phase]):
-                state = self._train_phase(task, record.phase, state)
-                state = self._remembering(task, phase, state)
+                trained = self._train_phase(task, record.phase, state)
+                state = self._remembering(task, phase, trained)
             record.epoch, record.step_in_epoch, record.watched = 0, 0, []
         self.live = program.end_task(state.live, self.frozen, place)
         scalars = []
-        found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place)
+        try:
+            found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place, self._end_if_asked)
+        except Interrupted:
+            record.round, record.phase = getattr(program.method, "rounds", 1) - 1, phases - 1
+            record.epoch, record.step_in_epoch = program.epochs(task, program.method.phases[-1]), 0
+            self._save_latest(trained)  # what follows the last step is done again
+            raise
         for index, (own, (accuracy, counts, measures, quality)) in enumerate(zip(self.records, found, strict=True)):
             if hasattr(program.method, "counters"):
                 measures |= program.method.counters(self._of_seed(self.live, index))
@@ -168,9 +172,11 @@ class _Training:
             own.selection = counts
         self._log(scalars, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
-        self.checkpoints.save_task(task.index, self.live, results.to_json(self.records))
         if self.primary and hasattr(program.method, "export"):
-            self._export(jax.device_get(self.live))
+            self._export(
+                jax.device_get(self.live)
+            )  # first: with the checkpoint a restarted run counts the task as done
+        self.checkpoints.save_task(task.index, self.live, results.to_json(self.records))
         if record.task < program.stream.num_tasks:
             self._write_results()
 
@@ -190,16 +196,26 @@ class _Training:
         self._note_unlearnt("before", task)
 
     def _note_unlearnt(self, moment, task):
-        found = self._timed_evaluation(self.live, [task], trainer.position(task))
+        found = self._timed_evaluation(self.live, [task], trainer.position(task), self._end_if_asked)
         for own, (accuracy, *_) in zip(self.records, found, strict=True):
             for network in set(accuracy) - set(getattr(self.program.method, "given", ())):
                 getattr(own, moment).setdefault(network, []).extend(accuracy[network])
 
-    def _timed_evaluation(self, live, tasks, place):
+    def _timed_evaluation(self, live, tasks, place, before_batch=None):
         start = time.perf_counter()
-        result = self.program.evaluate(live, self.frozen, tasks, place)
+        result = self.program.evaluate(live, self.frozen, tasks, place, before_batch=before_batch)
         self.record.add_seconds("evaluation", time.perf_counter() - start)
         return result
+
+    def _end_if_asked(self):
+        if number := self.listener.asked():
+            raise Interrupted(number, self.record.step)
+
+    def _save_latest(self, state):
+        """Saves the state within a task, and waits for it."""
+        if self.checkpoints.latest_step() != self.record.step:
+            self.checkpoints.save_latest(self.record.step, state, results.to_json(self.records))
+        self.checkpoints.wait()
 
     def _train_phase(self, task, index, state):
         """The state after the rest of the phase's epochs in this round."""
@@ -240,14 +256,15 @@ class _Training:
                     state = self._log_training(state, task, index, epoch)
                 self.bar.total -= steps * epochs - number - 1
                 break
-            every = config.checkpoint.every_steps
-            if self.signal or (every and record.step % every == 0):
+            every, asked = config.checkpoint.every_steps, self.listener.asked()
+            if asked or (every and record.step % every == 0):
                 record.add_seconds(phase.name, time.perf_counter() - start)
                 start = time.perf_counter()
+                self._refuse_nonfinite(state, task, index)
+                if asked:
+                    self._save_latest(state)
+                    raise Interrupted(asked, record.step)
                 self.checkpoints.save_latest(record.step, state, results.to_json(self.records))
-                if self.signal:
-                    self.checkpoints.wait()
-                    raise Interrupted(self.signal, record.step)
         jax.block_until_ready(state.live)
         now = time.perf_counter()
         record.add_seconds(phase.name, now - start)
@@ -304,8 +321,9 @@ class _Training:
     def _log_training(self, state, task, index, epoch):
         """Writes the mean of each metric since the last line; returns the state with the sums at zero."""
         phase = self.program.method.phases[index]
+        self._tell_nonfinite(state, task, index)
         sums = {name: np.atleast_1d(value) for name, value in jax.device_get(state.sums[index]).items()}
-        steps = sums.pop("steps")
+        steps = sums.pop("steps").clip(1)  # none where all were skipped
         means = {name: value.astype(np.float64) / steps for name, value in sums.items()}
         self._log(
             [{name: float(value[i]) for name, value in means.items()} for i in range(len(steps))],
@@ -313,7 +331,49 @@ class _Training:
         )  # fmt: skip
         loss = float(np.mean(means.get("loss", np.nan)))
         self.bar.set_postfix_str(f"task {task.index}, {phase.name}, loss {loss:.3f}")
-        return state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
+        return state.replace(**jax.tree.map(jnp.zeros_like, {"sums": state.sums, "bad": state.bad}))
+
+    def _tell_nonfinite(self, state, task, index):
+        """Writes down the bad steps since the last log line, if any.
+
+        Raises:
+          UserError: there are some, and the run is to stop then.
+        """
+        bad = jax.tree.map(np.atleast_1d, jax.device_get(state.bad[index]))
+        if not bad["count"].any():
+            return
+        config, phase, round = self.program.config, self.program.method.phases[index], self.record.round
+        each_round = self.program.epochs(task, phase)
+        for i, (own, seed) in enumerate(zip(self.records, self.program.seeds, strict=True)):
+            if not bad["count"][i]:
+                continue
+            epoch, step = int(bad["epoch"][i]), int(bad["step"][i])
+            rows = self.program.rows(task, phase, round, self.program.memories(state.live))
+            rows = rows[(epoch - round * each_round) * self.program.steps(task, phase) + step]
+            if config.seeds and not phase.plain:
+                rows = rows[..., i]
+            entry = {
+                "seed": seed, "task": task.index, "phase": phase.name, "epoch": epoch, "step_in_epoch": step,
+                "count": int(bad["count"][i]), "rows": rows.tolist(),
+                "terms": {name: _json_number(value[i]) for name, value in bad["terms"].items()},
+            }  # fmt: skip
+            own.nonfinite = [*own.nonfinite, entry]
+            if i < len(self.traces):
+                path = self.traces[i].folder / "nonfinite.json"
+                workdir.write(path, json.dumps(own.nonfinite, indent=1) + "\n")
+        where = f"task {entry['task']}, {entry['phase']}, epoch {entry['epoch']}, its step {entry['step_in_epoch']}"
+        if config.train.on_nonfinite == "stop":
+            raise UserError(
+                f"loss or weights are no longer finite after {where}: nonfinite.json in {self.folder} tells batch and "
+                "loss terms; checkpoints are of before it. Go on with --config.train.on_nonfinite=skip, or look with "
+                "--config.debug_nans"
+            )
+        logging.getLogger("cdl_jax").warning("skipped %d steps, the first: %s", bad["count"].sum(), where)
+
+    def _refuse_nonfinite(self, state, task, index):
+        """Raises UserError if the state comes from a bad step, which it does not where such steps are skipped."""
+        if self.program.config.train.on_nonfinite == "stop":
+            self._tell_nonfinite(state, task, index)
 
     def _log(self, scalars, **place):
         """A line of `scalars`, name -> float, for each seed."""
@@ -338,9 +398,10 @@ class _Training:
         total = sum(self.program.steps(t, phase) * phase.epochs_of(t.index) for phase in phases for t in tasks)
         return tqdm(total=total, initial=self.record.step, unit="step", disable=None if self.primary else True)
 
-    def _on_signal(self, number, frame):
-        del frame
-        self.signal = signal.Signals(number)
+
+def _json_number(value):
+    """JSON has no numbers but finite ones."""
+    return float(value) if np.isfinite(value) else str(value)
 
 
 class _Traces:

@@ -1,6 +1,9 @@
 """The mesh of devices, what is spread over it, and the start of several processes."""
 
 import math
+import os
+import sys
+import traceback
 
 import jax
 import numpy as np
@@ -10,6 +13,7 @@ from cdl_jax.data import batches
 from cdl_jax.errors import UserError
 
 _WORTH_SPLITTING = 4096  # numbers; smaller arrays cost more to put together than to keep
+_HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost, and the others end
 
 
 def start(spec: str) -> None:
@@ -32,9 +36,20 @@ def start(spec: str) -> None:
         except ValueError:
             raise UserError(f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID") from None
     try:
-        jax.distributed.initialize(**arguments)
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away: see `interruption`
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed={spec}: {' '.join(str(error).split())}") from None
+
+
+def abandon(message: str) -> None:
+    """Ends this process at once, after the traceback of the error at hand and `message`, with exit code 1.
+
+    An orderly end would wait for the other processes, which may be lost or wait for this one.
+    """
+    traceback.print_exc()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def make_mesh(devices: int = 0, peers: int = 1, fsdp: int = 1) -> Mesh:

@@ -25,12 +25,15 @@ class State:
     live: the variables that are not frozen for the whole run.
     opt: for each phase, the optimizer states of its updates.
     sums: for each phase, metrics summed over the steps since its last log line, and `steps`, their number.
+    bad: for each phase, of the steps since its last log line that came to a NaN or an infinity (and are not in `sums`)
+      the `count`, and `epoch`, `step` and the metrics (`terms`) of the first.
     kept: the live variables that the task ends with if it is stopped early; {} where it never is.
     """
 
     live: Any
     opt: tuple[tuple, ...]
     sums: tuple[dict, ...]
+    bad: tuple[dict, ...]
     kept: Any = struct.field(default_factory=dict)
 
 
@@ -65,14 +68,17 @@ def task_state(method, live) -> State:
         tuple(update.optimizer.transform.init(split(live, update.trainable)[0]) for update in phase.updates)
         for phase in method.phases
     )
-    return State(live, opt, tuple({} for _ in method.phases))
+    return State(live, opt, *(tuple({} for _ in method.phases) for _ in range(2)))
 
 
-def train_step(method, index, source, augmentation):
+def train_step(method, index, source, augmentation, skip=False):
     """The step of phase number `index`, to be compiled: `(state, frozen, data, item, position, seed) -> state`.
 
     Each batch passes the phase's updates in order. A gradient exists only for what an update trains; `frozen` is an
     argument, so that it becomes no constant of the program.
+
+    skip: whether a bad step, one in which a loss or what an update has changed is not finite, changes nothing. It is
+      noted in the state either way, where it waits for the host to look.
     """
     phase = method.phases[index]
 
@@ -90,30 +96,60 @@ def train_step(method, index, source, augmentation):
             images = erasing.erase(images, key, augmentation)
         batch = _batch(images, labels, item["rows"], phase.public)
         context = Context(**position, key=key_at(seed, _LOSS, index, *place), weight=item.get("weight"))
-        metrics, after = {"steps": jnp.ones(())}, []
+        metrics, after, sound = {"steps": jnp.ones(())}, [], jnp.array(True)
         for update, opt_state in zip(phase.updates, opt, strict=True):
             trained, rest = split(live, update.trainable)
 
             def objective(trained, update=update, rest=rest, batch=batch):
                 return update.loss(join(frozen, rest, trained), batch, context)
 
-            gradients, outcome = jax.grad(objective, has_aux=True)(trained)
+            (value, outcome), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
             direction, opt_state = update.optimizer.transform.update(gradients, opt_state, trained)
             rate = update.optimizer.learning_rate(context.progress)
             trained = optax.apply_updates(trained, jax.tree.map(lambda d, rate=rate: -rate * d, direction))
             live = join(rest, trained, outcome.variables)
+            # Not the gradients: Adam's second moment overflows before they do.
+            sound &= _finite((value, trained, opt_state, outcome.variables))
             after.append(opt_state)
             batch = {**batch, **outcome.batch}
             metrics |= {**outcome.metrics, "learning_rate": rate}
-        return live, tuple(after), {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        return live, tuple(after), metrics, sound
 
-    def step(state, *arguments):
-        live, opt, metrics = learn(state.live, state.opt[index], *arguments)
+    def step(state, frozen, data, item, position, seed):
+        old = state.live, state.opt[index]
+        live, opt, metrics, sound = learn(*old, frozen, data, item, position, seed)
+        if skip:
+            live, opt = _if(sound, (live, opt), old)
         before = state.sums[index]
-        sums = {name: before.get(name, 0.0) + value for name, value in metrics.items()}
-        return state.replace(live=live, opt=_put(state.opt, index, opt), sums=_put(state.sums, index, sums))
+        sums = {name: before.get(name, 0.0) + jnp.where(sound, value, 0.0) for name, value in metrics.items()}
+        return state.replace(
+            live=live,
+            opt=_put(state.opt, index, opt),
+            sums=_put(state.sums, index, sums),
+            bad=_put(state.bad, index, _noted(state.bad[index], sound, position, metrics)),
+        )
 
     return step
+
+
+def _finite(tree):
+    """bool: no floating-point number of `tree` is NaN or infinite."""
+    numbers = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in numbers))
+
+
+def _if(chosen, tree, other):
+    return jax.tree.map(partial(jnp.where, chosen), tree, other)
+
+
+def _noted(bad, sound, position, metrics):
+    """`State.bad` of a phase after one more step."""
+    terms = {name: value for name, value in metrics.items() if name != "steps"}
+    now = {"epoch": position["epoch"], "step": position["step"], "terms": terms}
+    count = bad.get("count", jnp.int32(0))
+    first = {name: bad[name] for name in now} if bad else jax.tree.map(jnp.zeros_like, now)
+    return {"count": count + jnp.where(sound, 0, 1), **_if(sound | (count > 0), first, now)}
 
 
 def _batch(images, labels, rows, public):

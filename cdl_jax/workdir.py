@@ -1,5 +1,6 @@
 """A run's working directory: its lock, its config, and files that are never half-written."""
 
+import errno
 import fcntl
 import json
 import os
@@ -16,9 +17,12 @@ from cdl_jax.errors import UserError
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file aside and renames it, so that a reader or a crash never sees half of it."""
+    """Writes a file aside and renames it, so that a reader or a crash, of the machine even, never sees half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, path)
 
 
@@ -31,8 +35,11 @@ def seed_folders(workdir: Path, seeds) -> list[Path]:
 def locked(workdir: Path):
     """Keeps every other process from training in `workdir`; the system frees the lock however this one ends.
 
+    So a lock is never stale: the file stays behind, and what it says of a process that has ended has no effect.
+
     Raises:
-      UserError: the directory cannot be written, or another process is at work in it (its host and pid are named).
+      UserError: the directory cannot be written or locked, or another process is at work in it (its host and pid are
+        named).
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -42,14 +49,48 @@ def locked(workdir: Path):
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"--workdir {workdir} cannot be locked ({error.strerror}): choose one on a file system with locks"
+                ) from None
             file.seek(0)
             holder = " ".join(file.read().split()) or "another process"
             raise UserError(f"--workdir {workdir} is in use by {holder}: wait for it, or choose another") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
+        for folder in (workdir, *workdir.glob("seed_*")):
+            for left in folder.glob(".*.[0-9]*"):  # what `write` and the like had begun when their process was killed
+                left.unlink(missing_ok=True)
         yield
+
+
+def check_seeds(workdir: Path, config_seeds) -> None:
+    """Refuses to mix a run of several seeds with runs of one that lie in the same place.
+
+    Raises:
+      UserError: `workdir` belongs to one seed of an unfinished run of several, whose checkpoints are not here; or it
+        would become that of several, and one of their folders holds a run of its own.
+    """
+    above = config.read(workdir.absolute().parent)
+    if above and workdir.absolute().name in (f"seed_{seed}" for seed in above["config"].get("seeds", ())):
+        if not _finished(workdir):
+            raise UserError(
+                f"--workdir {workdir} belongs to the run of several seeds in {workdir.absolute().parent}: go on with "
+                "its command there, or choose another --workdir"
+            )
+    if config_seeds and config.read(workdir) is None:
+        for own in seed_folders(workdir, config_seeds):
+            if own.is_dir() and config.read(own) is not None:
+                raise UserError(f"{own} holds a run of its own: choose another --workdir for config.seeds")
+
+
+def _finished(workdir):
+    try:
+        return json.loads((workdir / "results.json").read_text())["status"] == "finished"
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def check_config(workdir: Path, resolved: dict) -> None:

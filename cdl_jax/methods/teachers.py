@@ -136,12 +136,16 @@ def find(
     if of_batch and not (tells and "of_batch" in inspect.signature(tells).parameters):
         raise UserError(f"the teacher's run {folder}, of method {config.method!r}, knows running statistics only")
     with Checkpoints(folder, read_only=True) as checkpoints:
-        finished = checkpoints.finished_tasks()
-    if len(finished) < known.num_tasks:
-        raise UserError(
-            f"the teacher's run {folder} has learnt {len(finished)} of {known.num_tasks} tasks: finish it first"
-        )
+        stored = checkpoints.finished_tasks()
+    learnt = stored[-1] + 1 if stored else 0
+    if learnt < known.num_tasks:
+        raise UserError(f"the teacher's run {folder} has learnt {learnt} of {known.num_tasks} tasks: finish it first")
     tasks = tuple(range(known.num_tasks)) if checkpoint == "same_task" else (known.num_tasks - 1,)
+    if absent := sorted({*tasks} - {*stored}):
+        raise UserError(
+            f"the teacher's run {folder} has not kept its checkpoint after task {absent[0]}: train it with "
+            "checkpoint.keep_tasks=0, or take its network as it was after the last task"
+        )
     return Teacher(folder, config, known, method, network, tasks, of_batch)
 
 

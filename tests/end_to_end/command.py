@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -40,16 +42,33 @@ def run(*arguments, expect=0, timeout=240, **extra):
     return out, err
 
 
-def run_in_two(*arguments, **extra):
-    """Runs a command as two processes that reach each other on this machine; both must end well."""
+def signal_at_line(process, workdir, lines, number):
+    """Sends a running process the signal once metrics.jsonl has so many lines."""
+    path, deadline = Path(workdir) / "metrics.jsonl", time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+
+
+def run_in_two(*arguments, workdir, stop_at=None, **extra):
+    """Runs a command as two processes that reach each other on this machine; both must end well.
+
+    With `stop_at` only the second is told to end, after so many lines; both must end for it. Returns what both said.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [start(*arguments, f"--distributed=127.0.0.1:{port},2,{index}", **extra) for index in range(2)]
+    both = (*arguments, "--workdir", workdir)
+    processes = [start(*both, f"--distributed=127.0.0.1:{port},2,{index}", **extra) for index in range(2)]
     try:
-        for process in processes:
-            out, err = process.communicate(timeout=240)
-            assert process.returncode == 0, out + err
+        if stop_at:
+            signal_at_line(processes[1], workdir, stop_at, signal.SIGTERM)
+        said = [process.communicate(timeout=240) for process in processes]
+        for process, (out, err) in zip(processes, said, strict=True):
+            assert process.returncode == (128 + signal.SIGTERM if stop_at else 0), out + err
+        return said
     finally:
         for process in processes:
             process.kill()  # one that waits for the other would wait for ever

@@ -1,5 +1,6 @@
 """Each mistake of a user is answered in one line with exit code 2, before any work and without a traceback."""
 
+import errno
 import fcntl
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from cdl_jax import main
+from cdl_jax import main, run
+from cdl_jax.checkpoint import Checkpoints
 from tests.end_to_end.command import ROOT, TINY, environment
 
 
@@ -43,6 +45,8 @@ def answer(capsys, monkeypatch, *arguments):
         (["--config.teacher.heads=5"], "heads=5"),
         (["--config.teacher.patch_size=12"], "patch_size=12"),
         (["--config.student.image_size=64"], "differ"),
+        (["--config.train.on_nonfinite=ignore"], "use 'stop' or 'skip'"),
+        (["--config.checkpoint.keep=0"], "config.checkpoint.keep=0 must be at least 1"),
         (["--config.devices=99"], "config.devices=99"),
         (["--config.method=cdll"], "did you mean 'cdl'"),
         (["--config.cdl.query=mine"], "cdl.query='mine'"),
@@ -105,6 +109,23 @@ def test_a_workdir_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path / "file" / "run")
     assert code == 2 and "cannot be written" in err and len(err.splitlines()) == 1
+
+
+def test_a_disk_that_is_full(tmp_path, capsys, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "metrics.jsonl"))
+
+    monkeypatch.setattr(run, "train", no_room)
+    code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path)
+    assert code == 2 and len(err.splitlines()) == 1
+    assert f"{tmp_path / 'metrics.jsonl'} cannot be written: No space left on device; the same command goes on" in err
+
+
+def test_checkpoints_without_a_config(tmp_path, capsys, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_task(0, {"x": np.zeros(2)}, {"step": 1})
+    code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path)
+    assert code == 2 and "has checkpoints, but no config.json" in err.splitlines()[-1]
 
 
 def test_a_workdir_that_another_process_uses(tmp_path, capsys, monkeypatch):

@@ -1,10 +1,12 @@
-"""Neither the number of devices nor that of processes changes the result."""
+"""Neither the number of devices nor that of processes changes the result, nor does a change of it on the way."""
 
 import json
+import signal
 
 import numpy as np
 
 from tests.end_to_end.command import TINY, last_weights, matrices, run, run_in_two
+from tests.end_to_end.test_resume import kill_at_line
 
 ARGUMENTS = ("--config", TINY, "--config.data.max_test_per_class=0", "--config.log.every_steps=1")
 
@@ -24,12 +26,18 @@ def assert_alike(ours, wanted):
             np.testing.assert_allclose(row, other, atol=2.6)  # two of 80 pictures
 
 
-def test_eight_devices_and_two_processes_equal_one_device(tmp_path):
-    one, eight, two = (tmp_path / name for name in ("one", "eight", "two"))
-    run(*ARGUMENTS, "--workdir", one)
-    # Of the eight each four hold a network's larger weights in parts.
-    run(*ARGUMENTS, "--config.fsdp_devices=4", "--workdir", eight, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    assert_alike(eight, one)
+def devices(count):
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
-    run_in_two(*ARGUMENTS, "--workdir", two, XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    assert_alike(two, one)
+
+def test_eight_devices_then_two_processes_then_one_device_equal_one_device(tmp_path):
+    one, changing = tmp_path / "one", tmp_path / "changing"
+    run(*ARGUMENTS, "--workdir", one)
+    # Of the eight each four hold a network's larger weights in parts, of the processes each device has all of them.
+    process, _ = kill_at_line(changing, 12, signal.SIGTERM, (*ARGUMENTS, "--config.fsdp_devices=4"), **devices(8))
+    assert process.returncode == 128 + signal.SIGTERM
+    told = run_in_two(*ARGUMENTS, workdir=changing, stop_at=40, **devices(2))
+    (said,) = {err.splitlines()[-1] for _, err in told}  # both saved after the same step
+    assert "SIGTERM: saved after step" in said
+    run(*ARGUMENTS, "--workdir", changing)
+    assert_alike(changing, one)

@@ -68,7 +68,7 @@ def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
 
 
 def test_two_processes_with_a_learner_each_equal_one(whole, tmp_path):
-    run_in_two(*ARGUMENTS, "--config.peer_devices=2", "--workdir", tmp_path)
+    run_in_two(*ARGUMENTS, "--config.peer_devices=2", workdir=tmp_path)
     one, two = ([line["loss"] for line in lines(folder) if "loss" in line] for folder in (whole, tmp_path))
     np.testing.assert_allclose(two[:4], one[:4], rtol=1e-6)
     np.testing.assert_allclose(two, one, rtol=1e-3)

@@ -2,12 +2,12 @@
 
 import random
 import signal
-import time
 
 import numpy as np
 import pytest
 
-from tests.end_to_end.command import TINY, last_weights, matrices, run, start
+from benchmarks.crash_storm import kill, lines
+from tests.end_to_end.command import TINY, last_weights, matrices, run, signal_at_line, start
 
 ARGUMENTS = ("--config", TINY, "--config.train.epochs=3")
 
@@ -19,16 +19,10 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-def kill_at_line(workdir, lines, number, arguments=ARGUMENTS):
+def kill_at_line(workdir, lines, number, arguments=ARGUMENTS, **extra):
     """Starts the run and sends it the signal once metrics.jsonl has so many lines."""
-    process = start(*arguments, "--workdir", workdir)
-    path = workdir / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if path.exists() and path.read_bytes().count(b"\n") >= lines:
-            process.send_signal(number)
-            break
-        time.sleep(0.002)
+    process = start(*arguments, "--workdir", workdir, **extra)
+    signal_at_line(process, workdir, lines, number)
     return process, process.communicate(timeout=60)[1]
 
 
@@ -41,15 +35,29 @@ def assert_same(workdir, whole):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def test_killed_at_three_random_moments_it_ends_with_the_same_bits(uninterrupted, tmp_path):
-    total = (uninterrupted / "metrics.jsonl").read_bytes().count(b"\n")
-    moments = sorted(random.sample(range(2, total - 2), 3))
-    killed = 0
-    for moment in moments:
-        process, _ = kill_at_line(tmp_path, moment, signal.SIGKILL)
-        killed += process.returncode == -signal.SIGKILL
-    assert killed >= 1, f"the run ended before any of the moments {moments}"
-    run(*ARGUMENTS, "--workdir", tmp_path)
+def damage(folder):
+    """Cuts the file with the arrays of the newest checkpoint."""
+    newest = max((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    largest = max((newest / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    return newest
+
+
+def test_killed_at_three_random_moments_and_damaged_it_ends_with_the_same_bits(uninterrupted, tmp_path):
+    """A short `benchmarks.crash_storm`, at whose end the newest checkpoints and results.json are damaged too."""
+    numbers = {"lines": lines(uninterrupted), "tasks": 5, "report": 1.0}
+    hits = []
+    for moment in ("training", "checkpoint", "report"):
+        process = start(*ARGUMENTS, "--config.log.report=True", "--workdir", tmp_path)
+        hits.append(kill(process, tmp_path, moment, numbers, random.Random()))
+    assert any(hits), "the run ended before any of the moments"
+    last = damage(tmp_path / "checkpoints" / "tasks")
+    newest = damage(tmp_path / "checkpoints" / "latest")
+    (tmp_path / "results.json").write_text('{"status": "fin')
+    told = run(*ARGUMENTS, "--workdir", tmp_path)[1]
+    assert f"checkpoint {last} cannot be restored" in told and "put aside in" in told
+    assert (tmp_path / "checkpoints" / "damaged" / f"tasks-{last.name}").exists()
+    assert (tmp_path / "checkpoints" / "damaged" / f"latest-{newest.name}").exists()
     assert_same(tmp_path, uninterrupted)
 
 

@@ -1,6 +1,8 @@
 """Checkpoints come back as they were saved; what cannot be restored is told in one line."""
 
+import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,19 @@ from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
 
 FROZEN = {"student": {"backbone": {"kernel": jnp.arange(6, dtype=jnp.float32).reshape(2, 3)}}}
-LIVE = {"student": {"head": jnp.array([1.5, -2.0])}, "distill": {}, "count": jnp.int32(7)}
+LIVE = {
+    "student": {"head": jnp.array([1.5, -2.0])},
+    "distill": {},
+    "count": jnp.int32(7),
+    "large": jax.random.normal(jax.random.key(0), (30, 30)),  # has a file of its own
+}
+STATE = {"live": LIVE, "sums": {"steps": jnp.float32(0)}}
 RECORD = {"step": 12, "task": 1, "accuracy": {"student": [[90.0], [1 / 3, 0.1]]}, "flops": {"student": None}}
+
+
+def after(task):
+    """The record that is saved with a task, each of five steps."""
+    return {**RECORD, "task": task, "step": 5 * (task + 1)}
 
 
 def shapes(tree):
@@ -40,7 +53,7 @@ def saved(tmp_path_factory):
     with Checkpoints(folder) as checkpoints:
         checkpoints.save_frozen(FROZEN)
         for task in (0, 1):
-            checkpoints.save_task(task, {**LIVE, "count": jnp.int32(task)}, {**RECORD, "task": task})
+            checkpoints.save_task(task, {**LIVE, "count": jnp.int32(task)}, after(task))
         for step in (12, 15):
             checkpoints.save_latest(
                 step, {"live": LIVE, "sums": {"steps": jnp.float32(step)}}, {**RECORD, "step": step}
@@ -61,18 +74,143 @@ def test_everything_comes_back(saved):
         assert (checkpoints.finished_tasks(), checkpoints.latest_step()) == ([0, 1], 15)
         assert_same(checkpoints.restore_frozen(shapes(FROZEN)), FROZEN)
         for task in (0, 1):
-            assert checkpoints.task_record(task) == {**RECORD, "task": task}
+            assert checkpoints.task_record(task) == after(task)
             assert_same(checkpoints.restore_task(task, shapes(LIVE)), {**LIVE, "count": jnp.int32(task)})
-        state = {"live": LIVE, "sums": {"steps": jnp.float32(15)}}
-        assert checkpoints.latest_record() == {**RECORD, "step": 15}
-        assert_same(checkpoints.restore_latest(shapes(state)), state)
+        record, state, within = checkpoints.newest(shapes(LIVE), shapes(STATE))
+        assert (record, within) == ({**RECORD, "step": 15}, True)
+        assert_same(state, {"live": LIVE, "sums": {"steps": jnp.float32(15)}})
 
 
-def test_frozen_weights_lie_there_once_and_latest_keeps_one(saved):
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_frozen_weights_lie_there_once_and_latest_keeps_two(saved):
     root = saved / "checkpoints"
-    assert sorted(path.name for path in root.iterdir()) == ["frozen", "latest", "tasks"]
-    assert [path.name for path in (root / "latest").iterdir()] == ["15"]
-    assert sorted(path.name for path in (root / "tasks").iterdir()) == ["0", "1"]
+    assert names(root) == ["frozen", "frozen.json", "latest", "tasks"]
+    assert names(root / "latest") == ["12", "15"]
+    assert names(root / "tasks") == ["0", "1"]
+
+
+def test_fewer_are_kept_where_that_was_asked_for(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_tasks=2) as checkpoints:
+        for number in range(4):
+            checkpoints.save_task(number, LIVE, RECORD)
+            checkpoints.save_latest(number, LIVE, RECORD)
+        checkpoints.wait()
+    assert names(tmp_path / "checkpoints" / "latest") == ["3"]
+    assert names(tmp_path / "checkpoints" / "tasks") == ["2", "3"]
+
+
+def damages(path):
+    """(what is done to a file, its new content or None for none)"""
+    content = path.read_bytes()
+    yield "missing", None
+    yield "empty", b""
+    yield "cut", content[: len(content) // 2]
+    for place in {len(content) // 4, len(content) // 2, 3 * len(content) // 4} if content else ():
+        yield f"bit {place}", content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("newest", ["latest/15", "tasks/1"])
+def test_from_a_damaged_checkpoint_the_one_before_is_taken_or_the_same_arrays(newest, saved, tmp_path, caplog):
+    """Whatever file is damaged in whatever way; some files do not matter, and some bits of the others neither."""
+    root, fallen = tmp_path / "checkpoints", 0
+    shutil.copytree(saved / "checkpoints", root)
+    if newest == "tasks/1":
+        shutil.rmtree(root / "latest")
+    spare = tmp_path / "spare"
+    shutil.copytree(root, spare)
+    for path in sorted(file for file in (spare / newest).rglob("*") if file.is_file()):
+        for what, content in damages(path):
+            shutil.rmtree(root)
+            shutil.copytree(spare, root)
+            target = root / path.relative_to(spare)
+            target.unlink() if content is None else target.write_bytes(content)
+            caplog.clear()
+            with Checkpoints(tmp_path) as checkpoints:
+                record, restored, within = checkpoints.newest(shapes(LIVE), shapes(STATE))
+            sound = not (root / "damaged").exists()
+            fallen += not sound
+            told = any(entry.name == "cdl_jax" for entry in caplog.records)
+            assert told != sound, f"{target} {what}"
+            if newest == "latest/15":
+                step = 15 if sound else 12
+                assert (record, within) == ({**RECORD, "step": step}, True)
+                assert_same(restored, {"live": LIVE, "sums": {"steps": jnp.float32(step)}})
+            else:
+                task = 1 if sound else 0
+                assert (record, within) == (after(task), False)
+                assert_same(restored, {**LIVE, "count": jnp.int32(task)})
+            if not sound:
+                assert names(root / "damaged") == [newest.replace("/", "-")]
+                assert "put aside in" in caplog.text and not (root / newest).exists()
+    assert fallen > 10
+
+
+def test_without_room_that_is_told_and_what_was_saved_is_whole(tmp_path):
+    large = {"a": np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)}
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_task(0, LIVE, RECORD)
+    saves = {
+        "frozen": lambda checkpoints: checkpoints.save_frozen(large),
+        "tasks": lambda checkpoints: checkpoints.save_task(1, large, RECORD),
+        "latest": lambda checkpoints: (checkpoints.save_latest(9, large, RECORD), checkpoints.wait()),
+    }
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
+    try:
+        for name, save in saves.items():
+            with pytest.raises(UserError) as caught, Checkpoints(tmp_path) as checkpoints:
+                save(checkpoints)
+            message = str(caught.value)
+            assert message.startswith(f"checkpoint {tmp_path / 'checkpoints' / name} cannot be written: ")
+            assert "File too large" in message and "\n" not in message
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.finished_tasks(), checkpoints.latest_step()) == ([0], None)
+        record, live, within = checkpoints.newest(shapes(LIVE), shapes(STATE))
+        checkpoints.save_frozen(large)
+        assert_same(checkpoints.restore_frozen(shapes(large)), large)
+    assert (record, within) == (RECORD, False)
+    assert_same(live, LIVE)
+
+
+def test_a_clock_that_was_set_back_changes_no_order(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_latest(12, STATE, {**RECORD, "step": 12})
+        checkpoints.wait()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 1e6)
+    for step in (15, 18):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save_latest(step, STATE, {**RECORD, "step": step})
+            checkpoints.wait()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest(shapes(LIVE), shapes(STATE))[0]["step"] == 18
+    assert names(tmp_path / "checkpoints" / "latest") == ["15", "18"]
+
+
+def test_where_none_is_sound_that_is_told_and_nothing_moved(saved, tmp_path):
+    shutil.copytree(saved / "checkpoints", tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints").rglob("record/metadata"):
+        path.unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        message = refusal(checkpoints.newest, shapes(LIVE), shapes(STATE))
+        assert (checkpoints.finished_tasks(), checkpoints.latest_step()) == ([0, 1], 15)
+    assert "no other checkpoint in " in message and not (tmp_path / "checkpoints" / "damaged").exists()
+
+
+def test_changed_frozen_weights_are_refused(saved, tmp_path):
+    shutil.copytree(saved / "checkpoints", tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints" / "frozen")
+    other = tmp_path / "other"
+    with Checkpoints(other) as checkpoints:
+        checkpoints.save_frozen(jax.tree.map(lambda x: x + 1, FROZEN))
+    (other / "checkpoints" / "frozen").rename(tmp_path / "checkpoints" / "frozen")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert "the arrays are not those that were saved" in refusal(checkpoints.restore_frozen, shapes(FROZEN))
 
 
 def test_frozen_weights_are_not_written_again_and_none_leave_no_trace(saved, tmp_path):

@@ -99,6 +99,6 @@ def test_what_cannot_be_is_said_in_one_line(monkeypatch):
     with pytest.raises(UserError, match="learners that have streams of their own, nor with pictures that join a batch"):
         several.check(own.method.phases[0])
     two = SimpleNamespace(shape={"data": 2})
-    monkeypatch.setattr("cdl_jax.sharding.make_mesh", lambda devices, peers: two)
+    monkeypatch.setattr("cdl_jax.sharding.make_mesh", lambda devices, *_: two)
     assert "the last batch of task 0 has 3 images, which cannot be split evenly over 2 devices: say 'drop'" in refusal()
     assert program(**{"train.last_batch": "drop"}).mesh is two

@@ -17,7 +17,7 @@ LAYERS = (
     ("distill",),
     ("optim", "checkpoint"),
     ("methods",),
-    ("sharding", "quality", "trainer"),
+    ("sharding", "interruption", "quality", "trainer"),
     ("program",),
     ("metrics", "similarity", "writers", "workdir", "results", "plots", "compare", "replication", "report"),
     ("run", "describe", "mechanism", "representations", "analysis", "compilation", "host_memory"),

@@ -48,7 +48,8 @@ def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
     for spec in ("off", "auto", "host:12,4,3"):
         sharding.start(spec)
-    assert calls == [{}, {"coordinator_address": "host:12", "num_processes": 4, "process_id": 3}]
+    told = {"coordinator_address": "host:12", "num_processes": 4, "process_id": 3}
+    assert calls == [{"heartbeat_timeout_seconds": 30}, {**told, "heartbeat_timeout_seconds": 30}]
 
     def fail(**_):
         raise RuntimeError("no\n  answer")

@@ -170,3 +170,28 @@ def test_between_tasks_hands_back_what_is_not_frozen():
     assert (float(live["idle"]), float(live["one"]["w"])) == (11.0, 2.0)
     other = changed(LIVE, FROZEN, trainer.position(Task(0, (0, 1), 0, np.arange(2), np.arange(2))), 4)
     assert float(live["mean"]) != float(other["mean"])
+
+
+def test_a_bad_step_is_noted_counted_and_where_asked_changes_nothing():
+    method = chain_method()
+    steps = {skip: jax.jit(trainer.train_step(method, 0, Source, augment.OPTIONS, skip)) for skip in (False, True)}
+
+    def after(skip, *scales):
+        state = trainer.task_state(method, LIVE)
+        for number, scale in enumerate(scales):
+            place = trainer.position(TASK, epoch=2, step=number, steps=9)
+            state = steps[skip](state, {"base": {"scale": jnp.float32(scale)}}, Source.data, ITEM, place, 0)
+        return state
+
+    nan, inf = float("nan"), float("inf")
+    (bad,) = after(False, 3.0).bad
+    assert int(bad["count"]) == 0
+    whole, skipping = after(True, 3.0, 3.0), after(True, nan, 3.0, inf, 3.0, nan)
+    (bad,), (sums,) = skipping.bad, skipping.sums
+    assert (int(bad["count"]), int(bad["epoch"]), int(bad["step"])) == (3, 2, 0)
+    assert np.isnan(bad["terms"]["first"]) and float(bad["terms"]["label"]) == 2.5
+    assert "steps" not in bad["terms"] and float(sums["steps"]) == 2 and float(sums["label"]) == 5.0
+    assert float(skipping.live["mean"]) == float(whole.live["mean"])  # what no optimizer changes neither
+    stopped = after(False, 3.0, inf, 3.0)
+    assert not np.isfinite(float(stopped.live["one"]["w"]))
+    assert int(stopped.bad[0]["count"]) == 2 and int(stopped.bad[0]["step"]) == 1

@@ -1,5 +1,6 @@
 """A working directory: whole files, one holder at a time, one config."""
 
+import errno
 import json
 import os
 import signal
@@ -78,6 +79,48 @@ def test_a_lock_ends_with_its_block_even_by_an_error(tmp_path):
         raise ZeroDivisionError
     with workdir.locked(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_told_from_a_lock(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
+    message = refusal(lambda: workdir.locked(tmp_path).__enter__())
+    assert message.startswith(f"--workdir {tmp_path} cannot be locked (No locks available): ")
+
+
+def test_what_a_killed_process_had_begun_to_write_goes_when_the_next_has_the_lock(tmp_path):
+    (tmp_path / "seed_3").mkdir()
+    begun = [tmp_path / ".report.html.4242", tmp_path / "seed_3" / ".results.json.7", tmp_path / ".w.npz.7.tmp"]
+    for path in (*begun, tmp_path / ".hidden", tmp_path / "results.json"):
+        path.write_text("{")
+    with workdir.locked(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "lock", "results.json", "seed_3"]
+        assert list((tmp_path / "seed_3").iterdir()) == []
+
+
+def test_a_seed_of_an_unfinished_run_of_several_is_no_run_of_its_own(tmp_path):
+    whole, own = tmp_path / "run", tmp_path / "run" / "seed_3"
+    own.mkdir(parents=True)
+    workdir.claim(whole, {**CONFIG, "seeds": [0, 3]})
+    workdir.claim(own, {**CONFIG, "seed": 3})
+    assert f"belongs to the run of several seeds in {whole}" in refusal(workdir.check_seeds, own, ())
+    (own / "results.json").write_text('{"status": "running"}')
+    assert "go on with its command there" in refusal(workdir.check_seeds, own, ())
+    (own / "results.json").write_text('{"status": "finished"}')
+    workdir.check_seeds(own, ())  # it is told of, and nothing is trained
+    workdir.check_seeds(whole, (0, 3))
+    workdir.check_seeds(whole / "seed_4", ())  # none of that run's
+
+
+def test_several_seeds_do_not_take_over_a_run_of_one(tmp_path):
+    single = tmp_path / "sweep" / "seed_0"
+    single.mkdir(parents=True)
+    workdir.claim(single, CONFIG)
+    assert f"{single} holds a run of its own" in refusal(workdir.check_seeds, tmp_path / "sweep", (0, 1))
+    workdir.check_seeds(tmp_path / "sweep", (1, 2))
+    workdir.check_seeds(single, ())
 
 
 def test_a_place_that_is_no_directory_is_refused(tmp_path):

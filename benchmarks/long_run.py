@@ -1,0 +1,122 @@
+"""Memory, files and time of a run of many tasks, from its beginning to its end.
+
+    python -m benchmarks.long_run [--tasks 200] [--folder DIR] [--out FILE.json]
+
+A small network learns pictures of noise, one class a task, through the very loop that `cdl_jax.main` runs, with a
+checkpoint after each task and within it. Looked at before each batch, in this process: resident memory of the host,
+bytes and number of arrays that live on devices, open files and threads. Told are medians over a tenth of the tasks, and
+how large the last results.json and checkpoint are. A matrix of accuracies has as many numbers as half the square of the
+tasks: some growth belongs to what a run is there to tell.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cdl_jax import config as configs
+from cdl_jax import run, workdir
+from cdl_jax.data import stream
+from cdl_jax.interruption import Listener
+from cdl_jax.program import Program
+
+_SIDE, _TRAIN, _TEST = 32, 8, 2  # pixels, pictures of a class
+
+
+def pictures(path: Path, classes: int) -> None:
+    """Writes noise as the source `arrays` reads it."""
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", _TRAIN), ("test", _TEST)):
+        arrays[f"x_{part}"] = draw.integers(0, 256, (classes * count, _SIDE, _SIDE, 3), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.repeat(np.arange(classes), count)
+    np.savez(path, **arrays)
+
+
+def configured(path: Path, tasks: int):
+    """The config of the run."""
+    config = configs.default("supervised", data="arrays", network="slim_resnet18")
+    config.network.update(width=2, depths=(1, 1), image_size=_SIDE)
+    config.data.update(path=str(path), num_tasks=tasks)
+    config.train.update(epochs=2, batch_size=4)
+    config.eval.update(forward_transfer=False, batch_size=_TEST * tasks)
+    config.checkpoint.every_steps = 3
+    config.log.every_steps = 2
+    return config
+
+
+class Probe(Listener):
+    """Looks at this process where a run looks whether it is to end."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def asked(self):
+        arrays = jax.live_arrays()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.seen.append(
+            {
+                "host_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+                "device_mib": sum(array.nbytes for array in arrays) / 2**20,
+                "arrays": len(arrays),
+                "files": len(os.listdir("/proc/self/fd")),
+                "threads": threading.active_count(),
+                "seconds": time.perf_counter(),
+            }
+        )
+
+
+def measure(tasks: int, folder: Path) -> dict:
+    """Medians over tenths of a run's tasks, by name; `seconds` are those of a task."""
+    path = folder / "noise.npz"
+    pictures(path, tasks)
+    config = configured(path, tasks)
+    probe = Probe()
+    with workdir.locked(folder / "run"):
+        run.train(Program(config, stream.load(config.data)), folder / "run", probe)
+    each = len(probe.seen) // tasks
+    tenth = max(tasks // 10, 1)
+    found = {}
+    for first in range(0, tasks, tenth):
+        part = probe.seen[first * each : (first + tenth) * each + 1]
+        medians = {name: statistics.median(look[name] for look in part) for name in part[0]}
+        medians["seconds"] = (part[-1]["seconds"] - part[0]["seconds"]) / tenth
+        found[f"{first}-{first + tenth - 1}"] = medians
+    last = folder / "run" / "checkpoints" / "tasks" / str(tasks - 1)
+    sizes = {
+        "results_kib": (folder / "run" / "results.json").stat().st_size / 1024,
+        "checkpoint_kib": sum(file.stat().st_size for file in last.rglob("*") if file.is_file()) / 1024,
+    }
+    return {"tasks": found, "sizes": sizes}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--folder", type=Path, help="an empty one (default: a temporary one)")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    found = measure(options.tasks, folder)
+    names = list(next(iter(found["tasks"].values())))
+    print("| tasks | " + " | ".join(names) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    for part, medians in found["tasks"].items():
+        print(f"| {part} | " + " | ".join(f"{medians[name]:.4g}" for name in names) + " |")
+    print({name: round(value, 1) for name, value in found["sizes"].items()})
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""How a run learns that it is to end: SIGTERM and SIGINT, about which the processes of a run agree."""
+
+import signal
+from collections import deque
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# A look at what all processes have heard is one at what they had so many looks ago: devices are never waited for.
+_LAG = 2
+
+
+class Interrupted(BaseException):
+    """The process was asked to end by the signal `number`; after `step` steps its state was saved, if it had begun."""
+
+    def __init__(self, number: signal.Signals, step: int | None = None):
+        done = "ended before training began" if step is None else f"saved after step {step}"
+        super().__init__(f"{number.name}: {done}; the same command goes on from there")
+        self.number = number
+
+
+class Listener:
+    """What this process has heard, and what all of them have.
+
+    Until `save_first` is called there is nothing to save, and a signal ends the only process of a run at once.
+    """
+
+    def __init__(self, alone: bool = True):
+        self._alone, self._patient, self._heard = alone, not alone, None
+        self._agreed, self._looks = None, deque()
+
+    def save_first(self, mesh: Mesh) -> None:
+        """From now on the caller asks, and ends the run when it has saved its state; `mesh` has all its processes."""
+        self._patient = True
+        if not self._alone:
+            everyone = Mesh(mesh.devices.flatten(), ("all",))
+            own = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+            spread, whole = (NamedSharding(everyone, PartitionSpec(*axes)) for axes in (("all",), ()))
+            highest = jax.jit(jnp.max, out_shardings=whole)
+
+            def agreed(number):
+                return highest(jax.make_array_from_process_local_data(spread, np.full(own, number, np.int32)))
+
+            self._agreed = agreed
+
+    def asked(self) -> signal.Signals | None:
+        """The signal by which the run is asked to end, if any; the same in all processes, if all ask equally often."""
+        if self._alone:
+            return self._heard
+        # Not jax's own preemption service: Orbax asks it too, by numbers of tasks and from a thread of its own, and the
+        # service agrees on a number that must not come twice.
+        self._looks.append(self._agreed(self._heard or 0))
+        number = int(self._looks.popleft()) if len(self._looks) > _LAG else 0
+        return signal.Signals(number) if number else None
+
+    def hear(self, number: int, frame=None) -> None:
+        """The handler of a signal."""
+        del frame
+        self._heard = signal.Signals(number)
+        if not self._patient:
+            raise Interrupted(self._heard)
+
+
+@contextmanager
+def listening(alone: bool = True):
+    """A `Listener` that hears SIGTERM and SIGINT inside the block, in the main thread."""
+    listener = Listener(alone)
+    before = {number: signal.signal(number, listener.hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield listener
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
