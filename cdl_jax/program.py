@@ -317,7 +317,8 @@ class Program:
         return np.stack(orders, axis=-1) if self.config.seeds else orders[0]
 
     def evaluate(self, live, frozen, tasks, place, step=None, before_batch=None):
-        """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures, `quality.ratios`.
+        """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures, `quality.ratios`;
+        to these, where learners have streams of their own, `stream`, the accuracy on each task, learnt or not.
 
         Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
         the method's, averaged over the pictures (of all tasks, where learners have streams of their own), and each
@@ -344,8 +345,9 @@ class Program:
                 parts.append(step(live, frozen, data, item, place))
         parts = jax.device_get(parts)
         if not self.config.seeds:
-            return [_summed(parts, tasks)]
-        return [_summed(jax.tree.map(lambda x, i=i: x[i], parts), tasks) for i in range(len(self.seeds))]
+            return [_summed(parts, tasks, self.plan.several)]
+        each = [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(len(self.seeds))]
+        return [_summed(own, tasks, self.plan.several) for own in each]
 
     def logits(self, live, frozen, task, place) -> dict:
         """Network -> logits `[test images of the task, classes]` as NumPy arrays; in a run of one seed and process."""
@@ -393,21 +395,28 @@ class Program:
         return self._test_data
 
 
-def _summed(parts, tasks):
-    """Accuracy, counts, measures and ratios from the sums over batches that the evaluation step gave."""
+def _summed(parts, tasks, whole):
+    """Accuracy, counts, measures and ratios from the sums over batches that the evaluation step gave.
+
+    whole: whether these were over the test pictures of all tasks.
+    """
     sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
     images, pairs, asked = sums.pop("images"), sums.pop("pairs"), [task.index for task in tasks]
     measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
     for network in sums:
         of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
         measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
-    accuracy = {network: (100 * s["correct"] / s["images"].clip(1))[asked].tolist() for network, s in sums.items()}
+    stream = {network: 100 * s["correct"] / s["images"].clip(1) for network, s in sums.items()}
+    accuracy = {network: row[asked].tolist() for network, row in stream.items()}
     own = ("correct", "calibration", "images")
     counts = {
         network: {name: value[asked].tolist() for name, value in s.items() if name not in own}
         for network, s in sums.items()
     }
-    return accuracy, counts, measures, quality.ratios(sums, pairs, images, asked)
+    ratios = quality.ratios(sums, pairs, images, asked)
+    if whole:
+        ratios["stream"] = {network: row.tolist() for network, row in stream.items()}
+    return accuracy, counts, measures, ratios
 
 
 def _all_loaded(tree) -> bool:

@@ -1,13 +1,20 @@
 """Learners that teach each other on streams of characters, in fonts never seen, on a CPU.
 
     python -m cdl_jax.main --config configs/dkt_glyph.py --workdir runs/dkt/two
-    python -m cdl_jax.main --config configs/dkt_glyph.py:learners=4,topology=ring,interval=4 --workdir runs/dkt/ring4
+    python -m cdl_jax.main --config configs/dkt_glyph.py:learners=4,topology=ring,interval=5 --workdir runs/dkt/ring4
     python -m cdl_jax.main --config configs/dkt_glyph.py:topology=none --workdir runs/dkt/alone
     python -m cdl_jax.main --config configs/dkt_glyph.py:learner=l2p --workdir runs/dkt/l2p
 
-20 characters in five tasks; each learner meets them in an order of its own (`order`, see methods/topology.py) and hears
-the others at every `interval`th step. learner: cnn, a slim ResNet of five channels, or one of models/prompts around the
-pretrained ViT of the quick start.
+20 characters in five tasks; each learner meets them in an order of its own (`order`, see methods/topology.py), which
+differs between seeds, and hears the others at every `interval`th `unit`.
+
+learner   cnn, a slim ResNet of eight channels on pictures of 16 pixels, or one of models/prompts around the pretrained
+          ViT of the quick start
+replay    how many pictures each learner remembers
+classes   which ones the loss spans, see methods/dkt.py; "": those seen so far, of a prompt learner without a memory
+          those of the task
+teacher   the working directory of a finished run that teaches one learner, in place of others; `checkpoint`: as it was
+          after the same_task, or at its last
 """
 
 from cdl_jax import config as base
@@ -15,33 +22,42 @@ from cdl_jax import config as base
 
 def get_config(text=""):
     choices = base.arguments(
-        text, learners=2, learner="cnn", topology="full", mode="state", interval=1, order="independent", replay=100,
-        kd=0.5, epochs=10, seed=0,
+        text, learners=2, learner="cnn", topology="full", mode="state", interval=1, unit="epochs", order="shuffled",
+        replay=40, kd=0.05, classes="", teacher="", checkpoint="same_task", tasks=5, epochs=10, seed=0,
     )  # fmt: skip
-    learner = choices["learner"]
+    learner, seed = choices["learner"], choices["seed"]
     network = "slim_resnet18" if learner == "cnn" else "mini_student"
     config = base.default("dkt", data="glyph_mini", network=network, learner=learner)
+    config.seed = seed
+    config.data.update(num_tasks=choices["tasks"], class_order="shuffle", class_order_seed=seed)
+    config.augment.train = "shift"
+    config.train.epochs = choices["epochs"]
+    # Running statistics follow slowly: those of a network that still moves when a task ends are of another one.
+    config.optim.update(learning_rate=0.01, schedule="cosine", clip_norm=5.0)
     if learner == "cnn":
-        config.network.update(width=5, depths=(1, 1, 1))
+        config.network.update(width=8, depths=(1, 1, 1), image_size=16)
+        config.augment.test = "resize"
+        config.train.batch_size = 16
     else:
-        config.dkt.classes = "seen" if choices["replay"] else "current"
         config.network.weights = "package:glyph_mini_student"
         config.learner.update({"l2p": {"pool": 10, "length": 2, "top_k": 2}}.get(learner, {}))
-    config.seed = choices["seed"]
-    config.data.num_tasks = 5
-    config.augment.train = "shift"
-    config.train.update(epochs=choices["epochs"], batch_size=32)
+        config.train.batch_size = 32
+        config.optim.learning_rate = 5e-3
     config.dkt.update(
-        num_learners=choices["learners"],
+        num_learners=1 if choices["teacher"] else choices["learners"],
         topology=choices["topology"],
         exchange_mode=choices["mode"],
         exchange_interval=choices["interval"],
-        stream_order=choices["order"],
+        exchange_unit=choices["unit"],
+        stream_order="same" if choices["teacher"] else choices["order"],
+        stream_seed=seed,
         replay=choices["replay"],
         kd_rel=choices["kd"],
+        classes=choices["classes"] or ("seen" if choices["replay"] or learner == "cnn" else "current"),
+        teachers=(choices["teacher"],) if choices["teacher"] else (),
+        teacher_checkpoint=choices["checkpoint"],
         public=200,
         public_batch=32,
     )
-    config.optim.update(learning_rate=2e-3, schedule="constant", clip_norm=5.0)
     config.eval.forward_transfer = False
     return config

@@ -94,10 +94,13 @@ class DKT:
     optimizer: optim.Optimizer
 
     @property
+    def heads(self):
+        return ("", "_st", "_both") if self._taught else ("",)
+
+    @property
     def networks(self):
-        heads = ("", "_st", "_both") if self._taught else ("",)
         together = ("ensemble",) if len(self.names) > 1 else ()
-        return (*(name + head for name in self.names for head in heads), *together)
+        return (*(name + head for name in self.names for head in self.heads), *together)
 
     @property
     def headline(self):
@@ -412,20 +415,16 @@ class DKT:
         return seen
 
     def measures(self, logits, labels, context):
-        """Stream accuracy of every network and its mean over learners, over all classes, learnt or not; and accuracy on
-        the classes that a learner has not met but another has, for as many test pictures of each class.
+        """Accuracy over all classes, learnt or not, on those that a learner has not met but another has, for as many
+        test pictures of each class; and what the authors' own test counts.
         """
-        right = {name: 100.0 * (z.argmax(axis=-1) == labels) for name, z in logits.items()}
-        values = {f"{name}/stream_accuracy": value for name, value in right.items()}
-        rounded = {
-            f"{name}/rounded_accuracy": 100 * dkt_losses.rounded_right(logits[name], labels) for name in self.names
-        }
-        for head in ("", "_st", "_both") if self._taught else ("",):
-            own = [right[name + head] for name in self.names]
-            values[f"mean{head}/stream_accuracy"] = sum(own) / len(own)
-            if len(self.names) > 1:
-                values[f"mean{head}/accuracy_on_others_classes"] = self._on_others(own, labels, context)
-        return values | rounded
+        values = {}
+        for head in self.heads if len(self.names) > 1 else ():
+            right = [100.0 * (logits[name + head].argmax(axis=-1) == labels) for name in self.names]
+            values[f"mean{head}/accuracy_on_others_classes"] = self._on_others(right, labels, context)
+        for name in self.names:
+            values[f"{name}/rounded_accuracy"] = 100 * dkt_losses.rounded_right(logits[name], labels)
+        return values
 
     def _on_others(self, right, labels, context):
         met = jnp.asarray(np.argsort(self.streams, axis=1)) < context.end
@@ -435,12 +434,13 @@ class DKT:
         return sum(own) / jnp.maximum((share > 0).sum(), 1)
 
     def counters(self, live):
-        """What was exchanged until now: rounds, and million bytes over all learners."""
+        """What was exchanged until now: rounds, and million bytes over all learners, in all and at each of them."""
         if not self._exchanging:
             return {}
         message = self.message_bytes(live)
         messages = int(live["exchange"]["messages"])
-        return {"rounds": int(live["exchange"]["rounds"]), "exchanged_mb": messages * message / 1e6}
+        rounds, total = int(live["exchange"]["rounds"]), messages * message / 1e6
+        return {"rounds": rounds, "exchanged_mb": total, "exchanged_mb_per_round": total / max(rounds, 1)}
 
     def message_bytes(self, live):
         """Bytes that one learner sends to another at an exchange."""
