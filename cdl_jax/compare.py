@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,17 +32,20 @@ class Run:
     measures: dict = field(default_factory=dict)
 
     def value(self, network: str, metric: str) -> float | None:
-        """A metric of a network, or the mean over the networks of the headline; None where it is not defined."""
+        """A metric of a network; of "headline" the mean over the networks of the headline, of "headline_st" over those
+        with that behind their names. None where it is not defined."""
         values = [self.metrics.get(name, {}).get(metric) for name in self._named(network)]
         return None if None in values or not values else statistics.fmean(values)
 
     def _named(self, network):
-        return self.headline if network == "headline" else (network,)
+        if not network.startswith("headline"):
+            return (network,)
+        return tuple(name + network.removeprefix("headline") for name in self.headline)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs by seed (of the run and of the class order), and their flat `config` without it and without free keys."""
+    """Runs by seed (of the run and of class orders), and their flat `config` without it and without free keys."""
 
     config: dict
     runs: dict[tuple, Run]
@@ -64,7 +68,7 @@ def read(folders: list[Path]) -> list[Group]:
         path = Path(folder) / "results.json"
         try:
             results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
-            seed = (config.pop("seed"), config.pop("data.class_order_seed", 0))
+            seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
             metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
             if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
                 raise KeyError(absent[0])
@@ -77,12 +81,19 @@ def read(folders: list[Path]) -> list[Group]:
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error} in it" if isinstance(error, KeyError) else error
             raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
-        config = {k: v for k, v in config.items() if not k.startswith(configs.FREE)}
+        config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.FREE)}
         group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
         if seed in group.runs:
             raise UserError(f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them")
         group.runs[seed] = run
     return list(groups.values())
+
+
+def _of_any_seed(value, seed):
+    """A setting, without the seed in the name of another run's folder."""
+    if isinstance(value, list):
+        return [_of_any_seed(each, seed) for each in value]
+    return re.sub(rf"\bseed_{seed}\b", "seed_*", value) if isinstance(value, str) else value
 
 
 def _best(results):
@@ -103,15 +114,17 @@ def _of_each_seed(folder):
     return workdir.seed_folders(folder, stored["config"].get("seeds", ()) if stored else ())
 
 
-def table(groups: list[Group]) -> list[list[str]]:
+def table(groups: list[Group], names: list[str] | None = None) -> list[list[str]]:
     """Rows of a table, the head first: one for each network of each group, with mean and standard deviation.
+
+    names: of the groups; `labels` by default.
 
     "last, difference to the first" is the paired difference of `last` to the first group with the same seeds and
     network: mean and standard error over the seeds that both have. "gap closed", where any group has one: see
     `gap_closed`.
     """
     rows, first = [["run", "network", "seeds", *SHOWN, "last, difference to the first", "gap closed"]], {}
-    for label, group in zip(labels(groups), groups, strict=True):
+    for label, group in zip(names or labels(groups), groups, strict=True):
         gap = gap_closed(group, groups)
         for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
             runs = [run for run in group.runs.values() if network in run.metrics]
@@ -126,25 +139,36 @@ def table(groups: list[Group]) -> list[list[str]]:
     return rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows]
 
 
-def headlines(groups: list[Group]) -> list[list[str]]:
+def headlines(groups: list[Group], names: list[str] | None = None) -> list[list[str]]:
     """Rows of a table, the head first: one a group, with the mean of `last` over the networks of its headline.
+
+    names: of the groups; `labels` by default.
 
     Unlike in `table`, groups whose networks have other names are compared too: "difference to the first" is the paired
     one of "last" to the first group, mean and standard error. Further columns where any group has them: the same at the
-    best epoch, `last` of the networks "ensemble" and "teacher", and the peers' diversity.
+    best epoch, `last` of the networks "ensemble" and "teacher", the peers' diversity, `last` of the ST heads, of them
+    and the CL heads together, the paired difference of the former to "last", and the million bytes exchanged.
     """
     others = ("ensemble", "teacher")
     head, rows = ["run", "network", "seeds", "last", "difference to the first", "best epoch", *others, "diversity"], []
+    head += ["ST head", "ST - CL", "both heads", "MB"]
     first = groups[0].values("headline", "last", finished=True)
-    for label, group in zip(labels(groups), groups, strict=True):
+    for label, group in zip(names or labels(groups), groups, strict=True):
         values = group.values("headline", "last", finished=True)
         pairs = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
         best = [b for b in (group.runs[seed].value("headline", "best") for seed in values) if b is not None]
         apart = [group.runs[s].measures["diversity"] for s in values if "diversity" in group.runs[s].measures]
-        names = next((run.headline for run in group.runs.values()), ())
-        network = names[0] if len(names) == 1 else f"mean of {len(names)}"
+        own = next((run.headline for run in group.runs.values()), ())
+        network = own[0] if len(own) == 1 else f"mean of {len(own)}"
         rows.append([label, network, str(len(values)), spread(values.values()), _difference(pairs), spread(best)])
         rows[-1] += [*(spread(group.values(other, "last").values()) for other in others), spread(apart, 3)]
+        taught = group.values("headline_st", "last", finished=True)
+        rows[-1] += [spread(taught.values()), _difference([taught[seed] - values[seed] for seed in taught])]
+        rows[-1].append(spread(group.values("headline_both", "last", finished=True).values()))
+        sent = [
+            group.runs[seed].measures["exchanged_mb"] for seed in values if "exchanged_mb" in group.runs[seed].measures
+        ]
+        rows[-1].append(f"{statistics.fmean(sent):.1f}" if sent else "-")
     kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
     return [[row[i] for i in kept] for row in (head, *rows)]
 
@@ -207,6 +231,19 @@ def labels(groups: list[Group]) -> list[str]:
             apart = [k for k in told if len({json.dumps(configs_of_groups[j].get(k)) for j in alike}) > 1]
             found[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
     return [label or "all" for label in found]
+
+
+def folder_names(groups: list[Group]) -> list[str]:
+    """For each group the name of its first run's folder, of a `seed_<s>` that of the folder around it.
+
+    Raises:
+      UserError: two groups have one name.
+    """
+    folders = [next(iter(group.runs.values())).folder.resolve() for group in groups]
+    names = [(folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder).name for folder in folders]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--names: two rows would be called {twice[0]!r}: leave it out, or rename a folder")
+    return names
 
 
 def _difference(pairs):

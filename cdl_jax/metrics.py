@@ -3,7 +3,8 @@
 Most are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are right after
 learning task i, predicted over all classes seen until then, without task identity; T tasks. On the same images and
 classes, E is the matrix of a network's expected calibration errors, and G and D are those of a teacher's and its
-student's agreement and divergence.
+student's agreement and divergence. S, where learners have streams of their own, is A with all tasks in every row, those
+to come as well.
 """
 
 import numpy as np
@@ -78,23 +79,31 @@ def backward_transfer(matrix) -> float:
 
 
 def forgetting_by_task(matrix, best: bool = False) -> np.ndarray:
-    """float64 `[T-1]`, of each task j but the last: A[j, j] - A[T-1, j], whose mean is the negative backward transfer;
-    with `best`, max over j <= k < T-1 of A[k, j] - A[T-1, j]."""
+    """A[j, j] - A[T-1, j] of each task j but the last; its mean is the negative backward transfer.
+
+    float64 `[T-1]`; with `best`, max over j <= k < T-1 of A[k, j] - A[T-1, j].
+    """
     before = np.where(np.tril(np.ones_like(matrix)), matrix, -np.inf)[:-1, :-1]
     return (before.max(axis=0, initial=-np.inf) if best else np.diag(before)) - matrix[-1, :-1]
 
 
 def forgetting_after_each(matrix) -> np.ndarray:
-    """float64 `[T]`: the mean of `forgetting_by_task` after each task; 0 after the first."""
+    """after each task i the mean over j < i of A[j, j] - A[i, j]; 0 after the first.
+
+    float64 `[T]`.
+    """
     return np.array([forgetting_by_task(matrix[:n, :n]).mean() if n > 1 else 0.0 for n in range(1, len(matrix) + 1)])
 
 
 def stream_accuracy(row, counts=None) -> float:
-    """Accuracy over all test images of a stream, from that on each of its tasks, learnt already or not.
-
-    counts: test images of each task, so that every image counts alike; without, every task does.
-    """
+    """mean over all j of S[T-1, j] weighted by task j's test images: every image of the stream counts alike, of a task
+    learnt already or not."""
     return float(np.average(row, weights=counts))
+
+
+def stream_accuracy_by_task(row) -> float:
+    """mean over all j of S[T-1, j]: every task of the stream counts alike."""
+    return stream_accuracy(row)
 
 
 def forward_transfer(before, at_start) -> float:
@@ -152,13 +161,18 @@ _OF_MATRIX = (last, average_incremental, learning_accuracy, worst_task)
 _IMAGE_WEIGHTED = (last_image_weighted, average_incremental_image_weighted)
 _OF_TWO_TASKS = (forgetting_cdl, forgetting_coda, forgetting_max, backward_transfer)
 
+_OF_STREAM = (stream_accuracy, stream_accuracy_by_task)
 _OF_SEEN = (ece_last, ece_average_incremental)
 _OF_PAIR = (agreement_last, agreement_learning, kl_last, kl_learning)
 
-FORMULAS = {
-    f.__name__: " ".join(f.__doc__.split())
-    for f in (*_OF_MATRIX, *_IMAGE_WEIGHTED, *_OF_TWO_TASKS, forward_transfer, *_OF_SEEN, ece_last_by_task, *_OF_PAIR)
-}
+
+def _definitions(functions):
+    return {f.__name__: " ".join(f.__doc__.split("\n\n")[0].split()) for f in functions}
+
+
+_OF_ROWS = (*_OF_MATRIX, *_IMAGE_WEIGHTED, *_OF_TWO_TASKS, forward_transfer)
+FORMULAS = _definitions((*_OF_ROWS, *_OF_STREAM, *_OF_SEEN, ece_last_by_task, *_OF_PAIR))
+SERIES = _definitions((forgetting_by_task, forgetting_after_each, *_OF_STREAM))  # one number for each task
 
 
 def named_metrics(rows, test_counts, before=None, at_start=None) -> dict[str, float | None]:
@@ -176,6 +190,37 @@ def named_metrics(rows, test_counts, before=None, at_start=None) -> dict[str, fl
     known = before and at_start and len(before) > 1
     values["forward_transfer"] = forward_transfer(before, at_start) if known else None
     return values
+
+
+def stream_metrics(rows, test_counts) -> dict[str, float | None]:
+    """Accuracy over a whole stream by name; None where it was not measured.
+
+    Args:
+      rows: that on every task of the stream, after each task learnt. test_counts: test images of each task.
+    """
+    if not rows:
+        return dict.fromkeys(f.__name__ for f in _OF_STREAM)
+    return {
+        "stream_accuracy": stream_accuracy(rows[-1], test_counts),
+        "stream_accuracy_by_task": stream_accuracy_by_task(rows[-1]),
+    }
+
+
+def series(rows, stream, test_counts) -> dict[str, list[float]]:
+    """What has a value for each task: of a network with the accuracy matrix `rows`, and `stream` as `stream_metrics`
+    takes it, or None."""
+    matrix = as_matrix(rows)
+    found = {f.__name__: f(matrix).tolist() for f in (forgetting_by_task, forgetting_after_each)}
+    if stream:
+        found["stream_accuracy"] = [stream_accuracy(row, test_counts) for row in stream]
+        found["stream_accuracy_by_task"] = [stream_accuracy_by_task(row) for row in stream]
+    return found
+
+
+def means(measured: list[dict]) -> dict[str, float | None]:
+    """Of several networks' metrics by name the mean of each; None where one of them has none."""
+    values = {name: [each[name] for each in measured] for name in measured[0]}
+    return {name: None if None in found else float(np.mean(found)) for name, found in values.items()}
 
 
 def calibration_metrics(rows, seen) -> dict[str, float | None]:

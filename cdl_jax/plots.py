@@ -94,6 +94,23 @@ def rows(values: dict[str, list[float]], xlabel: str) -> str:
     return _svg(figure)
 
 
+def traffic(found: dict[str, tuple[list[float], list[float]]]) -> str:
+    """Accuracy against exchanged megabytes: for each name its runs' amounts and accuracies, with their means and the
+    standard deviation of the latter; dotted lines mark names that exchange nothing."""
+    figure, axes = _new(8, 4)
+    styles = zip(itertools.product("os^Dv", _COLOURS), found.items(), strict=False)
+    for (mark, colour), (name, (amounts, values)) in styles:
+        if not any(amounts):
+            axes.axhline(np.mean(values), color=colour, ls=":", label=name)
+            continue
+        spread = np.std(values, ddof=1) if len(values) > 1 else None
+        axes.errorbar(np.mean(amounts), np.mean(values), spread, fmt=mark, color=colour, label=name, capsize=3)
+    axes.set(xlabel="megabytes exchanged", ylabel="accuracy, %", xscale="log")
+    axes.grid(axis="y", color="0.9")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return _svg(figure)
+
+
 def series(values: dict[str, list[float]], xlabel: str, ylabel: str) -> str:
     """Each name's values against their positions, 0, 1, 2, ..."""
     figure, axes = _new(6, 3.4)

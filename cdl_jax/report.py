@@ -1,10 +1,13 @@
 """What runs have come to: the report page of one, the table of several, and published results beside them.
 
-python -m cdl_jax.report RUN [RUN ...] [--headline] [--paper NAME] [--out FILE.md | --out FILE.html] [--svg FILE.svg]
+python -m cdl_jax.report RUN [RUN ...] [--headline] [--names] [--paper NAME] [--out FILE.md | --out FILE.html]
+                         [--svg FILE.svg] [--traffic FILE.svg]
 
 Runs with the settings of a published result are shown beside it, with whether they reproduce it. --paper shows a whole
 published table, that of a system (cdl, okddip, vkd) or of a version of its paper (v4), and needs no run. --headline
-compares one number of each run, that of its leading networks, whatever their names; --svg draws it for every seed.
+compares one number of each run, that of its leading networks, whatever their names; --svg draws it for every seed, and
+--traffic against the megabytes that learners have exchanged. --names calls rows after their folders, in place of the
+settings in which they differ.
 """
 
 import html
@@ -59,7 +62,8 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict, mor
     if networks:
         parts += [
             "<h2>Metrics</h2>",
-            _metrics_table(networks, results["formulas"]),
+            _metrics_table({**networks, **results.get("means", {})}, results["formulas"]),
+            *_series_tables(networks, results["formulas"]),
             "<h2>Accuracy</h2>",
             f"<div>{figure(plots.curves(matrices), _CURVES)}</div>",
             *(figure(plots.heat_map(rows, name), f"{name}: percent on each task after each task.")
@@ -130,6 +134,23 @@ def _metrics_table(measured, formulas):
     return f"<table>{''.join(rows)}</table>{listed}"
 
 
+def _series_tables(networks, formulas):
+    """What has a value for each task, of the networks for which it was measured."""
+    known = {name: network.get("by_task", {}) for name, network in networks.items()}
+    tables = []
+    for what in dict.fromkeys(what for own in known.values() for what in own):
+        rows = [(name, own[what]) for name, own in known.items() if own.get(what)]
+        if rows:
+            heads = "".join(f"<th>{i}</th>" for i in range(len(rows[0][1])))
+            body = "".join(
+                f"<tr><td>{_text(name)}</td>{''.join(f'<td>{_number(value)}</td>' for value in values)}</tr>"
+                for name, values in rows
+            )
+            caption = f"<p class=quiet>{_text(what)}, by task: {_text(formulas[what])}</p>"
+            tables.append(f"{caption}<table><tr><th></th>{heads}</tr>{body}</table>")
+    return [f"<details><summary>By task</summary>{''.join(tables)}</details>"] if tables else []
+
+
 def _cost_table(cost):
     rows = [
         (f"{n}: parameters", f"{c['trainable']:,} trained, {c['frozen']:,} frozen")
@@ -198,9 +219,9 @@ def _html(sections):
     return _page(sections[0][0], parts)
 
 
-def _sections(groups, paper, headline=False):
+def _sections(groups, names, paper, headline=False):
     """(title, rows, legend) of the tables to show."""
-    sections = [("Runs", (compare.headlines if headline else compare.table)(groups), "")] if groups else []
+    sections = [("Runs", (compare.headlines if headline else compare.table)(groups, names), "")] if groups else []
     chosen = replication.choose(paper) if paper else [(published.table(name), "") for name in published.systems()]
     for table, version in chosen:
         rows = replication.table(table, replication.matches(groups, table), version, whole=bool(paper))
@@ -209,13 +230,30 @@ def _sections(groups, paper, headline=False):
     return sections
 
 
-def _headline_plot(groups):
+def _headline_plot(groups, names):
     """SVG of the first number of each group's runs."""
     found = {
         label: list(group.values("headline", "last", finished=True).values())
-        for label, group in zip(compare.labels(groups), groups, strict=True)
+        for label, group in zip(names, groups, strict=True)
     }
     return plots.rows({label: values for label, values in found.items() if values}, "accuracy, %; bar: mean")
+
+
+def _traffic_plot(groups, names):
+    """SVG of the first number of each group's runs against what they have exchanged.
+
+    Raises:
+      UserError: no run has exchanged anything.
+    """
+    found = {}
+    for name, group in zip(names, groups, strict=True):
+        values = group.values("headline", "last", finished=True)
+        amounts = [group.runs[seed].measures.get("exchanged_mb", 0.0) for seed in values]
+        if values:
+            found[name] = amounts, list(values.values())
+    if not any(sum(amounts) for amounts, _ in found.values()):
+        raise UserError("--traffic: no finished run here has exchanged anything; name runs of learners that do")
+    return plots.traffic(found)
 
 
 def _text_of(out, sections):
@@ -253,12 +291,15 @@ def main(argv: list[str]) -> int:
         out, argv = _take(argv, "--out")
         paper, argv = _take(argv, "--paper")
         svg, argv = _take(argv, "--svg")
-        headline, argv = "--headline" in argv, [word for word in argv if word != "--headline"]
+        traffic, argv = _take(argv, "--traffic")
+        headline, named = ("--headline" in argv, "--names" in argv)
+        argv = [word for word in argv if word not in ("--headline", "--names")]
         if (not argv and not paper) or (argv and argv[0].startswith("-")):
             print(__doc__.strip())
             return 0 if argv and argv[0] in ("--help", "-h") else 2
         groups = compare.read([Path(folder) for folder in argv])
-        sections = _sections(groups, paper, headline)
+        names = (compare.folder_names if named else compare.labels)(groups)
+        sections = _sections(groups, names, paper, headline)
         for number, (title, rows, legend) in enumerate(sections):
             print((f"\n{title}\n" if number else "") + aligned(rows))
             if legend:
@@ -268,7 +309,9 @@ def main(argv: list[str]) -> int:
         if out:
             _write("--out", Path(out), _text_of(Path(out), sections))
         if svg:
-            _write("--svg", Path(svg), _headline_plot(groups))
+            _write("--svg", Path(svg), _headline_plot(groups, names))
+        if traffic:
+            _write("--traffic", Path(traffic), _traffic_plot(groups, names))
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2

@@ -96,17 +96,21 @@ def collect(program, record: Record, seed: int) -> dict:
     for network in filter(record.accuracy.get, program.method.networks):
         rows = record.accuracy[network]
         before, at_start = record.before.get(network), record.at_start.get(network)
-        ece, ece_seen = (record.quality.get(name, {}).get(network) for name in ("ece", "ece_seen"))
+        ece, ece_seen, whole = (record.quality.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream"))
+        counts = test_counts(program, network)
         networks[network] = {
             "accuracy_matrix": rows,
             "before": before,
             "at_start": at_start,
             "ece_matrix": ece,
             "ece_seen": ece_seen,
+            "stream_matrix": whole,
             "metrics": {
-                **metrics.named_metrics(rows, test_counts(program, network), before, at_start),
+                **metrics.named_metrics(rows, counts, before, at_start),
+                **metrics.stream_metrics(whole, counts),
                 **metrics.calibration_metrics(ece, ece_seen),
             },
+            "by_task": metrics.series(rows, whole, counts),
             "selection": record.selection.get(network, {}),
         }
     return {
@@ -128,12 +132,13 @@ def collect(program, record: Record, seed: int) -> dict:
         },
         "streams": [list(order) for order in getattr(program.method, "streams", ())],
         "networks": networks,
+        "means": _means(program.method, networks),
         "headline": headline(program.method),
         "measures": record.measures,
         "best": record.best,
         "skipped_steps": sum(entry["count"] for entry in record.nonfinite),
         "pairs": _pairs(record),
-        "formulas": metrics.FORMULAS,
+        "formulas": metrics.FORMULAS | metrics.SERIES,
         "cost": {
             "parameters": parameters(program),
             "flops_per_step": record.flops,
@@ -159,6 +164,16 @@ def test_counts(program, network: str) -> list[int]:
 def headline(method) -> list[str]:
     """The networks whose mean accuracy is a run's first number."""
     return list(getattr(method, "headline", method.networks[-1:]))
+
+
+def _means(method, networks):
+    """`mean<head>` -> the mean over learners of their networks' metrics, where there are several learners."""
+    found = {head: [networks.get(name + head) for name in method.names] for head in getattr(method, "heads", ())}
+    return {
+        f"mean{head}": {"metrics": metrics.means([network["metrics"] for network in own])}
+        for head, own in found.items()
+        if len(own) > 1 and all(own)
+    }
 
 
 def _pairs(record):

@@ -9,11 +9,15 @@ import pytest
 
 from tests.end_to_end.command import last_weights, results, run, run_in_two, start
 
-ARGUMENTS = (
-    "--config", "configs/dkt_glyph.py:epochs=1,replay=20",
-    "--config.network.width=2", "--config.network.depths=(1, 1)", "--config.data.num_tasks=2",
+EXCHANGE = "epochs=1,unit=steps,order=independent,kd=0.5"
+COMMON = (
+    "--config.optim.learning_rate=0.002", "--config.data.class_order=natural", "--config.data.num_tasks=2",
     "--config.data.max_train_per_class=12", "--config.data.max_test_per_class=4", "--config.train.batch_size=16",
     "--config.log.every_steps=1", "--config.checkpoint.every_steps=3", "--config.log.tensorboard=False",
+)  # fmt: skip
+ARGUMENTS = (
+    "--config", f"configs/dkt_glyph.py:{EXCHANGE},replay=20,classes=all",
+    "--config.network.width=2", "--config.network.depths=(1, 1)", *COMMON,
 )  # fmt: skip
 
 
@@ -41,13 +45,14 @@ def test_every_learner_is_told_of_in_its_own_order(whole):
     live = last_weights(whole, 1)
     bytes_of_one = sum(value.nbytes for name, value in live.items() if name.startswith("['learner_0']"))
     assert last["rounds"] == 14 and last["exchanged_mb"] == pytest.approx(28 * bytes_of_one / 1e6)
-    assert last["mean/stream_accuracy"] == pytest.approx(
-        (last["learner_0/stream_accuracy"] + last["learner_1/stream_accuracy"]) / 2
+    assert last["exchanged_mb_per_round"] == pytest.approx(2 * bytes_of_one / 1e6)
+    assert told["means"]["mean"]["metrics"]["last"] == pytest.approx(
+        np.mean([told["networks"][f"learner_{i}"]["metrics"]["last"] for i in range(2)])
     )
-    # After the last task its own order no longer matters: the matrix's last row is the stream accuracy by task.
-    for name in ("learner_0", "learner_1_st"):
-        row = told["networks"][name]["accuracy_matrix"][-1]
-        assert np.mean(row) == pytest.approx(last[f"{name}/stream_accuracy"])
+    for network in told["networks"].values():  # tasks of as many pictures: every image and every task count alike
+        assert [len(row) for row in network["stream_matrix"]] == [2, 2]
+        assert network["stream_matrix"][1] == network["accuracy_matrix"][1]
+        assert network["by_task"]["stream_accuracy"] == pytest.approx([np.mean(r) for r in network["stream_matrix"]])
 
 
 def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
@@ -75,7 +80,7 @@ def test_two_processes_with_a_learner_each_equal_one(whole, tmp_path):
 
 
 def test_prompt_learners_exchange_prompts_and_heads(tmp_path):
-    prompts = ("--config", "configs/dkt_glyph.py:learner=l2p,epochs=1,replay=0,topology=ring", *ARGUMENTS[4:])
+    prompts = ("--config", f"configs/dkt_glyph.py:{EXCHANGE},learner=l2p,replay=0,topology=ring", *COMMON)
     run(*prompts, "--workdir", tmp_path)
     told, live = results(tmp_path), last_weights(tmp_path, 1)
     assert {name.split("'")[1] for name in live} == {"learner_0", "learner_1", "published", "exchange"}

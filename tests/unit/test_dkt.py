@@ -222,7 +222,6 @@ def test_networks_are_evaluated_in_their_own_order():
     np.testing.assert_array_equal(limited._allowed(1, context(0, 2)), [False, False, True, True])
     logits = {name: jnp.eye(4)[jnp.array([0, 1, 2, 2])] for name in method.networks}
     told = method.measures(logits, jnp.arange(4), context(0, 2))
-    assert told["learner_0/stream_accuracy"].tolist() == [100, 100, 100, 0]
     # Learner 0 has met classes 0 and 1, the other one 2 and 3: one and two of the two others' are right.
     assert float(told["mean/accuracy_on_others_classes"].mean()) == pytest.approx((50 + 100) / 2)
 

@@ -23,6 +23,7 @@ BY_HAND = {
 }
 
 OF_CALIBRATION = {"ece_last": 4.0, "ece_average_incremental": 6.0, "ece_last_by_task": 5.0}
+OF_STREAM = {"stream_accuracy": 63.6, "stream_accuracy_by_task": 62.0}
 OF_PAIR = {"agreement_last": 70.0, "agreement_learning": 75.0, "kl_last": 0.75, "kl_learning": 0.375}
 
 
@@ -35,8 +36,8 @@ def test_calibration_and_pairs_have_metrics_too():
 def test_every_metric_has_its_value_and_its_formula():
     found = metrics.named_metrics(ROWS, COUNTS, before=[99.0, 12.0, 7.0], at_start=[5.0, 10.0, 3.0])
     assert found == pytest.approx(BY_HAND)
-    assert metrics.FORMULAS.keys() == {*BY_HAND, *OF_CALIBRATION, *OF_PAIR}
-    assert all(text and "\n" not in text for text in metrics.FORMULAS.values())
+    assert metrics.FORMULAS.keys() == {*BY_HAND, *OF_CALIBRATION, *OF_PAIR, *OF_STREAM}
+    assert all(text and "\n" not in text for text in (metrics.FORMULAS | metrics.SERIES).values())
 
 
 def test_forgetting_max_looks_back_at_the_best_row():
@@ -94,3 +95,22 @@ def test_forgetting_has_a_value_of_each_task_and_after_each():
 def test_accuracy_of_a_whole_stream_counts_images_or_tasks_alike():
     assert metrics.stream_accuracy([66.0, 50.0, 70.0], COUNTS) == pytest.approx(63.6)
     assert metrics.stream_accuracy([66.0, 50.0, 70.0]) == pytest.approx(62)
+
+
+def test_a_stream_counts_the_tasks_to_come_as_well():
+    # After the first task a tenth of the second is right by luck; the third has 60 of the 100 pictures.
+    stream = [[90.0, 10.0, 5.0], [60.0, 80.0, 0.0], [66.0, 50.0, 70.0]]
+    assert metrics.stream_metrics(stream, COUNTS) == pytest.approx(OF_STREAM)
+    assert metrics.stream_metrics(stream[:1], COUNTS) == {"stream_accuracy": 15.0, "stream_accuracy_by_task": 35.0}
+    assert metrics.stream_metrics(None, COUNTS) == dict.fromkeys(OF_STREAM)
+    found = metrics.series(ROWS, stream, COUNTS)
+    assert found.keys() == metrics.SERIES.keys()
+    assert found["forgetting_by_task"] == [24.0, 30.0] and found["forgetting_after_each"] == [0.0, 30.0, 27.0]
+    assert found["stream_accuracy"] == pytest.approx([15.0, 30.0, 63.6])
+    assert found["stream_accuracy_by_task"] == pytest.approx([35.0, 140 / 3, 62.0])
+    assert metrics.series(ROWS, None, COUNTS).keys() == {"forgetting_by_task", "forgetting_after_each"}
+
+
+def test_means_over_networks_need_all_of_them():
+    measured = [{"last": 60.0, "ece_last": 1.0}, {"last": 63.0, "ece_last": None}]
+    assert metrics.means(measured) == {"last": 61.5, "ece_last": None}

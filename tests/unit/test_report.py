@@ -47,14 +47,16 @@ def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
         "seed": 0,
         "command": "python -m cdl_jax.main --config 'x.py' && echo",
         "versions": {"jax": "0.10.2"},
-        "formulas": metrics.FORMULAS,
+        "formulas": metrics.FORMULAS | metrics.SERIES,
         "networks": {
             name: {
                 "accuracy_matrix": matrix,
                 "metrics": {
                     **metrics.named_metrics(matrix, [10] * len(matrix)),
+                    **metrics.stream_metrics([matrix[-1]], [10] * len(matrix)),
                     **metrics.calibration_metrics([[4.0], [2.0, 6.0]], [4.0, 3.0]),
                 },
+                "by_task": metrics.series(matrix, [matrix[-1]], [10] * len(matrix)),
                 "selection": {"layer_0": [[8, 0, 0, 0], [2, 2, 2, 2]]},
             }
             for name, matrix in rows.items()
@@ -127,6 +129,8 @@ def test_the_page_shows_the_run_s_numbers(page):
     assert text.count("Entropy: 0.00, 2.00 bits.") == 2
     assert "learner.pool = 30" in text
     assert "<td>ece_last</td><td>3.00</td><td>3.00</td></tr>" in text
+    assert text.count("<td>teacher</td><td>0.00</td><td>10.00</td></tr>") == 1  # forgetting after each task
+    assert "<td>student</td><td>45.00</td></tr>" in text and "stream_accuracy, by task: mean over all j" in text
     assert "<td>agreement_last</td><td>75.00</td></tr>" in text and "<td>kl_learning</td><td>0.1875</td></tr>" in text
     # Curves, matrices, agreement and KL, losses, selections.
     assert text.count("<svg") == text.count("</svg>") == 1 + 2 + 2 + 1 + 2
@@ -386,6 +390,53 @@ def test_the_command_line_draws_the_headlines(tmp_path, capsys):
     capsys.readouterr()
     assert report.main([str(runs[0]), "--svg", str(tmp_path / "absent" / "a.svg")]) == 2
     assert capsys.readouterr().err.startswith("cdl_jax: --svg")
+
+
+def exchanging(folder, seed, amount, last, interval=1):
+    """A run of two learners whose CL heads end at the accuracies `last`, and their ST heads ten below."""
+    folder.mkdir(exist_ok=True)
+    config = {"seed": seed, "dkt": {"stream_seed": seed, "interval": interval, "teachers": [f"runs/seed_{seed}"]}}
+    accuracies = {f"learner_{i}{head}": value - less for i, value in enumerate(last) for head, less in HEADS.items()}
+    run = store(folder / f"seed_{seed}", config, **accuracies)
+    content = json.loads((run / "results.json").read_text())
+    measures = [{}, {"exchanged_mb": amount} if amount else {}]
+    content |= {"headline": ["learner_0", "learner_1"], "measures": measures}
+    (run / "results.json").write_text(json.dumps(content))
+    return run
+
+
+HEADS = {"": 0, "_st": 10, "_both": -4}
+
+
+def test_heads_of_learners_and_what_they_exchanged_are_columns(tmp_path):
+    runs = [exchanging(tmp_path / "often", seed, 12.5, (60.0 + 4 * seed, 62.0)) for seed in (0, 1)]
+    runs.append(exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2))
+    groups = compare.read(runs)  # class orders and teachers of a seed's own do not part runs
+    table = compare.headlines(groups, compare.folder_names(groups))
+    assert table[0][5:] == ["ST head", "ST - CL", "both heads", "MB"]
+    mean = ["62.00 ± 1.41", "-", "52.00 ± 1.41", "-10.00 ± 0.00", "66.00 ± 1.41", "12.5"]
+    assert table[1] == ["often", "mean of 2", "2", *mean]
+    assert table[2] == ["never", "mean of 2", "1", "50.50", "-10.50", "40.50", "-10.00", "54.50", "-"]
+
+
+def test_the_command_line_draws_accuracy_against_what_was_exchanged(tmp_path, capsys):
+    runs = [exchanging(tmp_path / "often", seed, 12.5, (60.0 + seed, 62.0)) for seed in (0, 1)]
+    never = exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2)
+    words = ["--names", "--traffic", str(tmp_path / "a.svg")]
+    assert report.main([*map(str, runs), str(never), *words]) == 0
+    svg = (tmp_path / "a.svg").read_text()
+    assert svg == plots.traffic({"often": ([12.5, 12.5], [61.0, 61.5]), "never": ([0.0], [50.5])})
+    for text in ("often", "never", "megabytes exchanged"):
+        assert f"<!-- {text} -->" in svg
+    assert plots.traffic({"often": ([12.5, 12.5], [61.0, 62.5])}) != svg
+    capsys.readouterr()
+    assert report.main([str(never), *words]) == 2
+    assert "no finished run here has exchanged anything" in capsys.readouterr().err
+    assert (
+        report.main([str(tmp_path / "often" / "seed_0"), str(never.rename(tmp_path / "never" / "often")), *words[:1]])
+        == 2
+    )
+    assert "two rows would be called 'often'" in capsys.readouterr().err
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):

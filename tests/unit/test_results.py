@@ -91,6 +91,27 @@ def test_results_follow_from_the_record():
     assert results.collect(program(), Record(task=1), 3)["networks"] == {}
 
 
+def test_learners_have_means_of_each_head_and_the_whole_stream_by_task():
+    rows = {"a": [[80.0], [70.0, 40.0]], "a_st": [[50.0], [60.0, 20.0]], "b": [[60.0], [50.0, 50.0]]}
+    rows["b_st"] = [[10.0], [20.0, 20.0]]
+    several = program()
+    several.method = SimpleNamespace(
+        networks=(*rows, "ensemble"), names=("a", "b"), heads=("", "_st"), follows={name: 0 for name in rows}
+    )
+    several.plan = SimpleNamespace(test=((np.arange(2), np.arange(6)),))
+    whole = {"stream": {"a": [[80.0, 8.0], [70.0, 40.0]]}}
+    content = results.collect(several, Record(task=2, accuracy=rows, quality=whole), 3)
+    assert {head: mean["metrics"]["last"] for head, mean in content["means"].items()} == {"mean": 52.5, "mean_st": 30}
+    assert content["networks"]["a"]["by_task"] == {
+        "forgetting_by_task": [10.0], "forgetting_after_each": [0.0, 10.0],
+        "stream_accuracy": [(2 * 80 + 6 * 8) / 8, (2 * 70 + 6 * 40) / 8], "stream_accuracy_by_task": [44.0, 55.0],
+    }  # fmt: skip
+    assert content["networks"]["a"]["metrics"]["stream_accuracy"] == 47.5
+    assert content["networks"]["b"]["metrics"]["stream_accuracy"] is None
+    assert content["means"]["mean"]["metrics"]["stream_accuracy"] is None
+    assert results.collect(program(), RECORD, 3)["means"] == {}
+
+
 def test_parameters_are_those_of_one_seed_and_the_device_says_how_many_share_it():
     several = program()
     several.seeds = (3, 0, 7)
