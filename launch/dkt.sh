@@ -20,31 +20,31 @@ train naive topology=none,replay=0
 train alone_all topology=none,classes=all
 train together_all topology=full,classes=all
 
-# Prompts around a frozen ViT, without a memory and with one.
+# Prompts around a frozen ViT, without a memory.
 train prompts_alone learner=l2p,topology=none,replay=0
 train prompts_together learner=l2p,replay=0
-train prompts_alone_replay learner=l2p,topology=none
-train prompts_together_replay learner=l2p
 
-# What travels, and how often.
-train predictions mode=predictions,unit=steps
-train weights mode=weights
+# How often, and what travels.
 train every_5 interval=5
 train every_task unit=tasks
+train predictions mode=predictions,unit=steps
+train weights mode=weights
 train of_batch topology=full --config.dkt.teacher_bn=batch
+
+# Teachers that learn no more: of all classes, and a continual learner, of other initial weights, after the same task.
+one=learners=1,topology=none,order=same
+train joint "$one,tasks=1,replay=0,epochs=20"
+for seed in 0 1 2; do
+  "$VENV/bin/python" -m cdl_jax.main --config "configs/dkt_glyph.py:$one,seed=$seed" --config.seed=1$seed \
+    --workdir "$folder/continual/seed_$seed"
+done
+train one_alone "$one"
+train of_joint "teacher=$folder/joint/seed_@,checkpoint=last"
+train of_continual "teacher=$folder/continual/seed_@"
 
 # More learners.
 train four_alone learners=4,topology=none
 train four_ring learners=4,topology=ring
 train four_full learners=4,topology=full
-
-# Teachers that learn no more: of all classes, and a continual learner after the same task.
-one=learners=1,topology=none,order=same
-train joint "$one,tasks=1,replay=0,epochs=20"
-train continual "$one" --config.optim.learning_rate=0.005
-train one_alone "$one"
-train of_joint "teacher=$folder/joint/seed_@,checkpoint=last"
-train of_continual "teacher=$folder/continual/seed_@"
-
 train eight_alone learners=8,topology=none
 train eight_ring learners=8,topology=ring
