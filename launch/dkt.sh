@@ -13,22 +13,28 @@ train() { # NAME CHOICES [OVERRIDES...]; @ stands for the seed
   done
 }
 
-# Two learners: alone, together, without a memory; and with the loss over all classes.
+# Two learners: alone, together, without a memory; with a rate that does not fall; with the loss over all classes.
 train alone topology=none
 train together topology=full
 train naive topology=none,replay=0
+train constant topology=none --config.optim.schedule=constant
 train alone_all topology=none,classes=all
 train together_all topology=full,classes=all
-
-# Prompts around a frozen ViT, without a memory.
-train prompts_alone learner=l2p,topology=none,replay=0
-train prompts_together learner=l2p,replay=0
 
 # How often, and what travels.
 train every_5 interval=5
 train every_task unit=tasks
 train predictions mode=predictions,unit=steps
 train weights mode=weights
+
+# Prompts around a frozen ViT, without a memory.
+train prompts_alone learner=l2p,topology=none,replay=0
+train prompts_together learner=l2p,replay=0
+
+# More learners.
+train four_alone learners=4,topology=none
+train four_ring learners=4,topology=ring
+train four_full learners=4,topology=full
 train of_batch topology=full --config.dkt.teacher_bn=batch
 
 # Teachers that learn no more: of all classes, and a continual learner, of other initial weights, after the same task.
@@ -41,10 +47,3 @@ done
 train one_alone "$one"
 train of_joint "teacher=$folder/joint/seed_@,checkpoint=last"
 train of_continual "teacher=$folder/continual/seed_@"
-
-# More learners.
-train four_alone learners=4,topology=none
-train four_ring learners=4,topology=ring
-train four_full learners=4,topology=full
-train eight_alone learners=8,topology=none
-train eight_ring learners=8,topology=ring

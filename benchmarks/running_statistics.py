@@ -1,0 +1,87 @@
+"""What running statistics of batch normalisation cost a learner of DKT whose weights still move when a task ends.
+
+    python -m benchmarks.running_statistics RUN [RUN ...] [--out FILE.json]
+
+RUN is a finished run of convolutional learners. Its networks are tested as they were after each task: with the running
+statistics that training left, and with those of all training pictures of that task and of the memory, taken at once of
+the weights as they then were. Nothing else differs, so the difference is what the running ones lag behind.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from cdl_jax import config as configs
+from cdl_jax import trainer, workdir
+from cdl_jax.checkpoint import Checkpoints
+from cdl_jax.data import augment, stream
+from cdl_jax.models.batch_norm import MOMENTUM
+from cdl_jax.program import Program
+
+
+def measure(folder: Path) -> dict:
+    """{"running", "anew": [percent after each task]}: mean over the learners' CL heads and the tasks learnt."""
+    config = ml_collections.ConfigDict(configs.json_free(configs.read(folder)["config"]))
+    program = Program(config, stream.load(config.data))
+    program.place_data()
+    live, frozen = program.abstract_variables()
+    anew = jax.jit(lambda own, images: _anew(program.method, own, images))
+    found = {"running": [], "anew": []}
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        frozen = checkpoints.restore_frozen(frozen)
+        for task in program.stream.tasks:
+            restored = checkpoints.restore_task(task.index, live)
+            changed = {
+                name: anew(restored[name], _pictures(program, number, task.index))
+                for number, name in enumerate(program.method.names)
+            }
+            for kind, variables in (("running", restored), ("anew", {**restored, **changed})):
+                tasks = program.stream.tasks[: task.index + 1]
+                accuracy = program.evaluate(variables, frozen, tasks, trainer.position(task))[0][0]
+                found[kind].append(statistics.fmean(np.mean(accuracy[name]) for name in program.method.names))
+    return found
+
+
+def _anew(method, own, images):
+    """A learner's own variables with the statistics of these pictures in place of its running ones."""
+    moved = method.learner(own, None, images, True, None, jax.random.key(0)).stats["batch_stats"]
+    running = own["batch_stats"]
+    return {
+        **own,
+        "batch_stats": jax.tree.map(lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), moved, running),
+    }
+
+
+def _pictures(program, learner, task):
+    """Those of a learner's task and, in the same number, of its memory."""
+    rows = program.plan.train[learner][task]
+    if task and (memory := program.method.phases[-1].replay):
+        kept = program.plan.remembered(learner, task, memory, program.seed)
+        rows = np.concatenate([rows, np.resize(kept, len(rows))])
+    images, _ = program.train_source.read(program.train_source.data, {"rows": jnp.asarray(rows)})
+    return augment.test(images, program.config.augment, program.method.image_size)
+
+
+def main(argv: list[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(argv)
+    found = {"/".join(run.parts[-2:]): measure(run) for run in options.runs}
+    for name, told in found.items():
+        print(name, *(f"{kind}: {' '.join(f'{value:.2f}' for value in values)}" for kind, values in told.items()))
+    if options.out:
+        workdir.write(options.out, json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
