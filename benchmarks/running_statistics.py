@@ -1,10 +1,12 @@
 """What running statistics of batch normalisation cost a learner of DKT whose weights still move when a task ends.
 
     python -m benchmarks.running_statistics RUN [RUN ...] [--out FILE.json]
+    python -m benchmarks.running_statistics --read FILE.json
 
 RUN is a finished run of convolutional learners. Its networks are tested as they were after each task: with the running
 statistics that training left, and with those of all training pictures of that task and of the memory, taken at once of
-the weights as they then were. Nothing else differs, so the difference is what the running ones lag behind.
+the weights as they then were. Nothing else differs, so the difference is what the running ones lag behind. --read shows
+what an earlier call found and tests nothing.
 """
 
 import argparse
@@ -69,15 +71,27 @@ def _pictures(program, learner, task):
     return augment.test(images, program.config.augment, program.method.image_size)
 
 
+def table(found: dict) -> str:
+    """Markdown of what `measure` told of runs: after the last task, and the worst that statistics cost after any."""
+    lines = ["| run | running statistics | taken anew | most lost after a task |", "|---|---|---|---|"]
+    for name, told in found.items():
+        lost = max(b - a for a, b in zip(told["running"], told["anew"], strict=True))
+        lines.append(f"| {name} | {told['running'][-1]:.2f} | {told['anew'][-1]:.2f} | {lost:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--read", type=Path)
     options = parser.parse_args(argv)
-    found = {"/".join(run.parts[-2:]): measure(run) for run in options.runs}
-    for name, told in found.items():
-        print(name, *(f"{kind}: {' '.join(f'{value:.2f}' for value in values)}" for kind, values in told.items()))
+    if options.read:
+        found = json.loads(options.read.read_text())
+    else:
+        found = {"/".join(run.parts[-2:]): measure(run) for run in options.runs}
+    print(table(found), end="")
     if options.out:
         workdir.write(options.out, json.dumps(found, indent=1) + "\n")
     return 0

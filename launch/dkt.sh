@@ -13,37 +13,38 @@ train() { # NAME CHOICES [OVERRIDES...]; @ stands for the seed
   done
 }
 
-# Two learners: alone, together, without a memory; with a rate that does not fall; with the loss over all classes.
+# Two learners: alone, together, without a memory, with a rate that does not fall; how often, and what travels.
 train alone topology=none
 train together topology=full
 train naive topology=none,replay=0
 train constant topology=none --config.optim.schedule=constant
-train alone_all topology=none,classes=all
-train together_all topology=full,classes=all
-
-# How often, and what travels.
 train every_5 interval=5
 train every_task unit=tasks
 train predictions mode=predictions,unit=steps
 train weights mode=weights
 
+# The loss over all classes, as the authors have it. The ignorant hear what the other was at the very beginning.
+train alone_all topology=none,classes=all
+train together_all classes=all
+train ignorant_all classes=all,interval=1000
+train every_task_all classes=all,unit=tasks
+
 # Prompts around a frozen ViT, without a memory.
 train prompts_alone learner=l2p,topology=none,replay=0
 train prompts_together learner=l2p,replay=0
 
-# More learners.
-train four_alone learners=4,topology=none
-train four_ring learners=4,topology=ring
-train four_full learners=4,topology=full
-train of_batch topology=full --config.dkt.teacher_bn=batch
+# Four learners.
+train four_alone_all learners=4,topology=none,classes=all
+train four_ring_all learners=4,topology=ring,classes=all
+train four_full_all learners=4,topology=full,classes=all
 
 # Teachers that learn no more: of all classes, and a continual learner, of other initial weights, after the same task.
-one=learners=1,topology=none,order=same
+one=learners=1,topology=none,order=same,classes=all
 train joint "$one,tasks=1,replay=0,epochs=20"
 for seed in 0 1 2; do
   "$VENV/bin/python" -m cdl_jax.main --config "configs/dkt_glyph.py:$one,seed=$seed" --config.seed=1$seed \
     --workdir "$folder/continual/seed_$seed"
 done
-train one_alone "$one"
-train of_joint "teacher=$folder/joint/seed_@,checkpoint=last"
-train of_continual "teacher=$folder/continual/seed_@"
+train one_alone_all "$one"
+train of_joint_all "teacher=$folder/joint/seed_@,checkpoint=last,classes=all"
+train of_continual_all "teacher=$folder/continual/seed_@,classes=all"
