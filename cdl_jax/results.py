@@ -196,8 +196,10 @@ def _device(program):
 
 
 def parameters(program) -> dict:
-    """Network -> number of trainable and of frozen parameters of one seed; statistics and what is stored are none."""
-    is_one = lambda path: "batch_stats" not in path and path[0] not in ("cache", "memory")  # noqa: E731
+    """Network -> number of trainable and of frozen parameters of one seed; statistics, what is stored and what learners
+    have told each other are none."""
+    stored = ("cache", "memory", "published", "exchange")
+    is_one = lambda path: "batch_stats" not in path and path[0] not in stored  # noqa: E731
     live, frozen = (split(tree, is_one)[0] for tree in program.abstract_variables())
 
     def count(tree):

@@ -33,18 +33,20 @@ train every_task_all classes=all,unit=tasks
 train prompts_alone learner=l2p,topology=none,replay=0
 train prompts_together learner=l2p,replay=0
 
+# A teacher that learns no more, as it knows all classes.
+one=learners=1,topology=none,order=same,classes=all
+train joint "$one,tasks=1,replay=0,epochs=20"
+train one_alone_all "$one"
+train of_joint_all "teacher=$folder/joint/seed_@,checkpoint=last,classes=all"
+
 # Four learners.
 train four_alone_all learners=4,topology=none,classes=all
 train four_ring_all learners=4,topology=ring,classes=all
 train four_full_all learners=4,topology=full,classes=all
 
-# Teachers that learn no more: of all classes, and a continual learner, of other initial weights, after the same task.
-one=learners=1,topology=none,order=same,classes=all
-train joint "$one,tasks=1,replay=0,epochs=20"
+# A continual learner, of other initial weights, that teaches as it was after the same task.
 for seed in 0 1 2; do
   "$VENV/bin/python" -m cdl_jax.main --config "configs/dkt_glyph.py:$one,seed=$seed" --config.seed=1$seed \
     --workdir "$folder/continual/seed_$seed"
 done
-train one_alone_all "$one"
-train of_joint_all "teacher=$folder/joint/seed_@,checkpoint=last,classes=all"
 train of_continual_all "teacher=$folder/continual/seed_@,classes=all"

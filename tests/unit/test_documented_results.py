@@ -1,5 +1,8 @@
 """Tables and pictures of the documentation are made anew from the results that lie beside them."""
 
+import json
+import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -23,11 +26,22 @@ PAGES = {
 }
 
 
+DKT = {
+    "seen": ("alone", "together", "every_5", "every_task", "predictions", "weights", "naive"),
+    "all": ("alone_all", "together_all", "every_task_all", "ignorant_all"),
+    "prompts": ("prompts_alone", "prompts_together", "prompts_weights"),
+}
+
+
+DKT_DRAWN = (*DKT["seen"][:-1], *DKT["all"][:-1])
+
+
 def table(page, rows, folder, *more):
     """The Markdown table of a page's runs."""
     runs = [*(DOCS / "results" / page / row for row in rows)]
     words = [str(run) for row in runs for run in sorted(row.iterdir())]
-    assert report.main([*words, "--headline", "--out", str(folder / "table.md"), *more]) == 0
+    words += [] if "--traffic" in more else ["--headline"]
+    assert report.main([*words, "--out", str(folder / "table.md"), *more]) == 0
     return (folder / "table.md").read_text().removeprefix("## Runs\n\n")
 
 
@@ -45,3 +59,37 @@ def test_the_peers_of_one_stem_are_compared_again(tmp_path):
 
 def test_features_are_compared_with_logits_alone_again(tmp_path):
     assert table("vkd", PAGES["vkd"][1:], tmp_path) in (DOCS / "vkd.md").read_text()
+
+
+@pytest.mark.parametrize("rows", DKT.values(), ids=DKT)
+def test_learners_of_dkt_are_compared_again(rows, tmp_path):
+    found = table("dkt", rows, tmp_path, "--names")
+    assert len(found.splitlines()) == 2 + len(rows)
+    assert all(line.split(" | ")[2] == "3" for line in found.splitlines()[2:])
+    assert found in (DOCS / "dkt.md").read_text()
+
+
+def test_the_picture_of_what_was_exchanged_is_drawn_again(tmp_path):
+    table("dkt", DKT_DRAWN, tmp_path, "--names", "--traffic", str(tmp_path / "plot.svg"))
+    assert (tmp_path / "plot.svg").read_bytes() == (DOCS / "dkt_traffic.svg").read_bytes()
+
+
+def of_dkt(row):
+    return [json.loads((DOCS / f"results/dkt/{row}/seed_{seed}/results.json").read_text()) for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("row", "metric"),
+    [(row, metric) for row in ("alone", "weights") for metric in ("learning_accuracy", "forgetting_cdl")]
+    + [(row, metric) for row in ("alone_all", "together_all") for metric in ("learning_accuracy", "forgetting_cdl")],
+)
+def test_what_learners_learn_and_forget_is_as_the_page_says(row, metric):
+    mean = statistics.fmean(run["means"]["mean"]["metrics"][metric] for run in of_dkt(row))
+    assert re.search(rf"\b{mean:.1f}\b", (DOCS / "dkt.md").read_text())
+
+
+@pytest.mark.parametrize("row", ["together", "predictions"])
+@pytest.mark.parametrize("head", ["mean", "mean_st"])
+def test_how_much_of_others_classes_is_known_is_as_the_page_says(row, head):
+    told = [m[f"{head}/accuracy_on_others_classes"] for run in of_dkt(row) for m in run["measures"][:-1]]
+    assert f" {statistics.fmean(told):.1f} %" in (DOCS / "dkt.md").read_text().replace("\n", " ")

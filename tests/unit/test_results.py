@@ -66,7 +66,7 @@ def program():
         method=SimpleNamespace(networks=("teacher", "student")),
         mesh=SimpleNamespace(size=1),
         abstract_variables=lambda: (
-            {"student": {"head": tree["head"]}, "distill": {}},
+            {"student": {"head": tree["head"]}, "distill": {}, "exchange": tree, "published": tree, "cache": tree},
             {"student": {"backbone": tree["backbone"]}},
         ),
     )
