@@ -29,6 +29,7 @@ PAGES = {
 DKT = {
     "seen": ("alone", "together", "every_5", "every_task", "predictions", "weights", "naive"),
     "all": ("alone_all", "together_all", "every_task_all", "ignorant_all"),
+    "teachers": ("one_alone_all", "of_joint_all", "of_continual_all"),
     "prompts": ("prompts_alone", "prompts_together", "prompts_weights"),
 }
 
@@ -81,7 +82,8 @@ def of_dkt(row):
 @pytest.mark.parametrize(
     ("row", "metric"),
     [(row, metric) for row in ("alone", "weights") for metric in ("learning_accuracy", "forgetting_cdl")]
-    + [(row, metric) for row in ("alone_all", "together_all") for metric in ("learning_accuracy", "forgetting_cdl")],
+    + [(row, metric) for row in ("alone_all", "together_all") for metric in ("learning_accuracy", "forgetting_cdl")]
+    + [("every_task_all", "learning_accuracy")],
 )
 def test_what_learners_learn_and_forget_is_as_the_page_says(row, metric):
     mean = statistics.fmean(run["means"]["mean"]["metrics"][metric] for run in of_dkt(row))
