@@ -97,6 +97,8 @@ def rows(values: dict[str, list[float]], xlabel: str) -> str:
 def traffic(found: dict[str, tuple[list[float], list[float]]]) -> str:
     """Accuracy against exchanged megabytes: for each name its runs' amounts and accuracies, with their means and the
     standard deviation of the latter; dotted lines mark names that exchange nothing."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axes = _new(8, 4)
     styles = zip(itertools.product("os^Dv", _COLOURS), found.items(), strict=False)
     for (mark, colour), (name, (amounts, values)) in styles:
@@ -106,6 +108,9 @@ def traffic(found: dict[str, tuple[list[float], list[float]]]) -> str:
         spread = np.std(values, ddof=1) if len(values) > 1 else None
         axes.errorbar(np.mean(amounts), np.mean(values), spread, fmt=mark, color=colour, label=name, capsize=3)
     axes.set(xlabel="megabytes exchanged", ylabel="accuracy, %", xscale="log")
+    axes.xaxis.set(
+        major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=lambda x, _: f"{x:g}"
+    )
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _svg(figure)
