@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import running_statistics
+from benchmarks.cases import running_statistics
 from tests.unit.test_dkt import batch, build
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -24,13 +24,13 @@ def test_statistics_taken_anew_are_those_of_the_pictures_whatever_they_were():
 
 
 def test_the_table_shows_the_last_task_and_the_largest_loss():
-    found = {"a/seed_0": {"running": [40.0, 70.0], "anew": [90.0, 72.5]}}
+    found = {"runs": {"a/seed_0": {"running": [40.0, 70.0], "anew": [90.0, 72.5]}}}
     assert running_statistics.table(found).splitlines()[2] == "| a/seed_0 | 70.00 | 72.50 | 50.00 |"
 
 
 def test_the_documents_show_the_stored_figures_which_are_the_runs():
     found = json.loads((DOCS / "results" / "dkt" / "running_statistics.json").read_text())
     assert running_statistics.table(found) in (DOCS / "dkt.md").read_text()
-    for name, told in found.items():
+    for name, told in found["runs"].items():
         results = json.loads((DOCS / "results" / "dkt" / name / "results.json").read_text())
         np.testing.assert_allclose(told["running"][-1], results["means"]["mean"]["metrics"]["last"], atol=1e-9)

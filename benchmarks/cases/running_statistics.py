@@ -1,7 +1,7 @@
 """What running statistics of batch normalisation cost a learner of DKT whose weights still move when a task ends.
 
-    python -m benchmarks.running_statistics RUN [RUN ...] [--out FILE.json]
-    python -m benchmarks.running_statistics --read FILE.json
+    python -m benchmarks.run running_statistics RUN [RUN ...] [--out FILE.json]
+    python -m benchmarks.run running_statistics --read FILE.json
 
 RUN is a finished run of convolutional learners. Its networks are tested as they were after each task: with the running
 statistics that training left, and with those of all training pictures of that task and of the memory, taken at once of
@@ -9,10 +9,8 @@ the weights as they then were. Nothing else differs, so the difference is what t
 what an earlier call found and tests nothing.
 """
 
-import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import jax
@@ -21,14 +19,14 @@ import ml_collections
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import trainer, workdir
+from cdl_jax import trainer
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import augment, stream
 from cdl_jax.models.batch_norm import MOMENTUM
 from cdl_jax.program import Program
 
 
-def measure(folder: Path) -> dict:
+def accuracies(folder: Path) -> dict:
     """{"running", "anew": [percent after each task]}: mean over the learners' CL heads and the tasks learnt."""
     config = ml_collections.ConfigDict(configs.json_free(configs.read(folder)["config"]))
     program = Program(config, stream.load(config.data))
@@ -72,30 +70,25 @@ def _pictures(program, learner, task):
 
 
 def table(found: dict) -> str:
-    """Markdown of what `measure` told of runs: after the last task, and the worst that statistics cost after any."""
+    """Markdown of what `accuracies` told of runs: after the last task, and the worst that statistics cost after any."""
     lines = ["| run | running statistics | taken anew | most lost after a task |", "|---|---|---|---|"]
-    for name, told in found.items():
+    for name, told in found["runs"].items():
         lost = max(b - a for a, b in zip(told["running"], told["anew"], strict=True))
         lines.append(f"| {name} | {told['running'][-1]:.2f} | {told['anew'][-1]:.2f} | {lost:.2f} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--read", type=Path)
-    options = parser.parse_args(argv)
+def arguments(parser) -> None:
+    """Adds the case's options."""
+    parser.add_argument("folders", nargs="*", type=Path, metavar="RUN")
+    parser.add_argument("--read", type=Path, help="figures of an earlier call to show again")
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
     if options.read:
         found = json.loads(options.read.read_text())
     else:
-        found = {"/".join(run.parts[-2:]): measure(run) for run in options.runs}
-    print(table(found), end="")
-    if options.out:
-        workdir.write(options.out, json.dumps(found, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        found = {"runs": {"/".join(folder.parts[-2:]): accuracies(folder) for folder in options.folders}}
+    print(table(found))
+    return found
