@@ -42,7 +42,6 @@ train of_joint_all "teacher=$folder/joint/seed_@,checkpoint=last,classes=all"
 # Four learners.
 train four_alone_all learners=4,topology=none,classes=all
 train four_ring_all learners=4,topology=ring,classes=all
-train four_full_all learners=4,topology=full,classes=all
 
 # A continual learner, of other initial weights, that teaches as it was after the same task.
 for seed in 0 1 2; do
