@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import pickle
 import random
 import struct
@@ -101,13 +100,13 @@ def text(word: str) -> bytes:
 
 def tensor(key: str, count: int, shape) -> bytes:
     """What torch.save pickles for a float tensor."""
-    ints = [
+    size, strides = (
         b"(" + b"".join(b"J" + struct.pack("<i", n) for n in numbers) + b"t" for numbers in (shape, [1] * len(shape))
-    ]
-    stored = (
-        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + b"J" + struct.pack("<i", count)
     )
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + stored + b"tQK\x00" + ints[0] + ints[1] + b"\x89ccollections\nOrderedDict\n)RtR"  # fmt: skip
+    stored = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
+    stored += b"J" + struct.pack("<i", count) + b"tQ"
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + stored + b"K\x00" + size + strides + b"\x89" + hooks + b"tR"
 
 
 STATE = (
@@ -187,7 +186,7 @@ def kinds() -> dict[str, Kind]:
         return lambda root: batches._open(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)
 
     def torch_network(root):
-        return pretrained.load_network(root / "w.pth", NETWORK, lambda module: module or "x")
+        return pretrained.load_network(root / "w.pth", {"params": PARAMETERS}, lambda module: module)
 
     return {
         "CIFAR archive": Kind("c.tar.gz", gzip.compress(cifar, mtime=0), from_source(cifar100, "c.tar.gz")),
@@ -219,7 +218,10 @@ def kinds() -> dict[str, Kind]:
         ),
         "npz of weights": Kind("w.npz", npz(state), load_vit("w.npz")),
         "npz of weights, an array in it": Kind(
-            "w.npz", npy(state["norm.bias"]), load_vit("w.npz"), lambda c: zipped({"norm.bias.npy": c})
+            "w.npz",
+            npy(state["norm.bias"]),
+            load_vit("w.npz"),
+            lambda c: zipped({"norm.bias.npy": c, "cls_token.npy": npy(state["cls_token"])}),
         ),
         "weights.npz of a run": Kind(
             "w.npz", npz(flat), lambda root: weights.load_network(str(root / "w.npz"), NETWORK, "student.weights")

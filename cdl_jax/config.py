@@ -188,6 +188,9 @@ def read(workdir: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise ValueError("no config in it")
+        return content
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it or choose another --workdir") from None

@@ -171,7 +171,7 @@ def _read(folder):
         several = bool(config.get("seeds")) or not (folder / "checkpoints").exists()  # the seeds' are in one place
         if not several:
             return config, json.loads((folder / "results.json").read_text())["stream"]
-    except (OSError, TypeError, KeyError, ValueError):
+    except (OSError, TypeError, KeyError, ValueError, RecursionError):
         raise UserError(
             f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run"
         ) from None
