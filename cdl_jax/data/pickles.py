@@ -10,7 +10,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_MOST = 2_000_000  # instructions; CIFAR-100's training file has some 300 thousand, a state dict some 50 a tensor
+_MOST = 1_000_000  # instructions; CIFAR-100's training file has some 300 thousand, a state dict some 50 a tensor
 
 _HANDLERS = {
     ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]

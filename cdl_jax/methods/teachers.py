@@ -99,6 +99,8 @@ def find(
     Raises:
       UserError: there is no such run, it is not finished, or it does not fit.
     """
+    if not isinstance(folder, str | Path):
+        raise UserError(f"teachers names {folder!r}, which is no folder: name a --workdir of a finished run")
     folder = Path(folder)
     config, stream = _read(folder)
     sizes = tuple(len(task["classes"]) for task in stream["tasks"])

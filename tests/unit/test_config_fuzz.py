@@ -32,7 +32,8 @@ SHIPPED = (
     "pretrain_glyph.py",
 )
 VALUES = (
-    *("0", "-1", "1", "2", "3", "7", "0.5", "-0.5", "1.5", "1e30", "nan", "inf", "-inf", str(2**31), str(2**63), str(2**70)),
+    *("0", "-1", "1", "2", "3", "7", "0.5", "-0.5", "1.5", "1e30", "nan", "inf", "-inf"),
+    *(str(2**31), str(2**63), str(2**70)),
     *("", " ", "x", "none", "None", "true", "l2p", "a,b", "../..", "\x00", "1\n2", "()", "(1,)", "(1,2,3)", "(-1,2)"),
     *("(0.5,0.5)", "('a',)", "(1,'a')", "((1,2),3)", "[1]", "{}", "(nan,)", "(0,)", "(99999999999999999999,)", "1,2"),
 )  # fmt: skip
@@ -87,4 +88,6 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line(file, draw):
     if told:
         words = " ".join(told.split())
         assert len(words) < 1500
-        assert any(key.split(".")[-1] in words or key.split(".")[0] in words for key in chosen), (chosen, words)
+        named = any(key.split(".")[-1] in words or key.split(".")[0] in words for key in chosen)
+        # A name of a module is told as such, and of a part that became too small its batch is.
+        assert named or "no module" in words or "training images of task" in words, (chosen, words)
