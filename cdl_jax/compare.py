@@ -6,6 +6,7 @@ import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 
 from cdl_jax import config as configs
 from cdl_jax import workdir
@@ -75,10 +76,12 @@ def read(folders: list[Path]) -> list[Group]:
             best = _best(results)
             for name, values in metrics.items():
                 values |= best.get(name, {})
+            if any(type(value) not in (int, float, NoneType) for own in metrics.values() for value in own.values()):
+                raise TypeError("a metric is no number")
             finished, headline = results["status"] == "finished", tuple(results.get("headline", ()))
             measures = (results.get("measures") or [{}])[-1]
             run = Run(Path(folder), finished, metrics, headline, measures)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             reason = f"no {error} in it" if isinstance(error, KeyError) else error
             raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
         config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.FREE)}

@@ -78,6 +78,10 @@ FREE = (
 )
 
 
+_ANY_SIGN = ("distill.norm_epsilon",)  # the one number that may be negative
+_SIZES = ("dim", "depth", "heads", "patch_size", "image_size")  # of any network
+
+
 def arguments(text: str, **defaults) -> dict:
     """Reads `key=value,key=value` from behind the colon of `--config file.py:...`; types are those of the defaults.
 
@@ -157,6 +161,25 @@ def check(config) -> None:
     for seed in (config.seed, *seeds):
         if seed >= 2**31:  # steps take it as int32
             raise UserError(f"config: seed {seed} must be less than {2**31}")
+    check_numbers(config)
+
+
+def check_numbers(config) -> None:
+    """Refuses numbers that no option may have, in any section: no numbers, infinite, huge, or below 0.
+
+    Raises:
+      UserError: names the key.
+    """
+    for key, value in flatten(config).items():
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, int | float):
+                continue
+            if not abs(number) < 2**31:
+                raise UserError(f"config.{key}={value!r} must be a number less than {2**31}")
+            if number < 0 and key not in _ANY_SIGN:
+                raise UserError(f"config.{key}={value!r} must not be negative")
+            if number < 1 and key.split(".")[-1] in _SIZES:
+                raise UserError(f"config.{key}={value!r} must be at least 1")
 
 
 def flatten(config, prefix="") -> dict:
@@ -188,6 +211,9 @@ def read(workdir: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise ValueError("no config in it")
+        return content
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it or choose another --workdir") from None

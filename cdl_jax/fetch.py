@@ -11,6 +11,7 @@ Exit code 0: the files are there and verified. 2: told in one line. 130: interru
 """
 
 import argparse
+import errno
 import hashlib
 import os
 import shutil
@@ -42,6 +43,8 @@ class Archive:
     digest: str
     unpacked: str = ""
 
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 
@@ -187,13 +190,15 @@ def _unpack(archive, target):
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive}: unpacking it safely takes Python 3.11.4 or later; or unpack it by hand: tar -xf")
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:") as tar:  # a compressed one could fill the disk
             tar.extractall(aside, filter="data")  # refuses paths that lead out of `aside`, devices, absolute links
         if not (aside / target.name).is_dir():
             raise tarfile.TarError(f"no folder {target.name} in it")
         os.replace(aside / target.name, target)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive}: cannot be unpacked ({reason(error)}); remove it and run again") from None
+    except Exception as error:  # the bytes are not trusted: their reader may raise anything
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise
+        raise UserError(f"{archive}: cannot be unpacked ({reason(error)[:200]}); remove it and run again") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

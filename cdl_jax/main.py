@@ -80,6 +80,7 @@ def _parse(argv):
         raise UserError(f"unknown flag --{error.flagname}: {nearest(error.flagname, _FLAGS)}") from None
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from None
+    config.check_numbers(values.config)
     if values.rest:
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:

@@ -93,7 +93,14 @@ def build(options, epochs: int) -> Optimizer:
     """
     if not options.learning_rate > 0:
         raise UserError(f"optim.learning_rate={options.learning_rate} must be above 0")
-    first, second = options.betas
+    betas = options.betas
+    if len(betas) != 2 or not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
+        raise UserError(f"optim.betas={betas} must be two numbers within [0, 1)")
+    if not 0 <= options.momentum < 1:
+        raise UserError(f"optim.momentum={options.momentum} must lie within [0, 1)")
+    if not all(type(milestone) is int for milestone in options.milestones):
+        raise UserError(f"optim.milestones={options.milestones} must be whole numbers")
+    first, second = betas
     kinds = {
         "adam": lambda: optax.scale_by_adam(first, second, options.eps),
         "adamw": lambda: optax.scale_by_adam(first, second, options.eps),

@@ -84,9 +84,10 @@ def from_json(saved: dict) -> list[Record]:
 def read(folder: Path) -> dict | None:
     """The content of a run's results.json; None where there is none, or where it is damaged and must be made again."""
     try:
-        return json.loads((folder / "results.json").read_text())
-    except (OSError, ValueError):
+        content = json.loads((folder / "results.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def collect(program, record: Record, seed: int) -> dict:

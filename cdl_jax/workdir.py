@@ -89,7 +89,7 @@ def check_seeds(workdir: Path, config_seeds) -> None:
 def _finished(workdir):
     try:
         return json.loads((workdir / "results.json").read_text())["status"] == "finished"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

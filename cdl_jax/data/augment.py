@@ -40,6 +40,10 @@ OPTIONS: dict[str, Any] = {
 }
 DRAWS = 24 + colour.DRAWS  # uniform numbers a sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, colour
 _TRIES = 10
+_KINDS = {
+    "train": ("random_resized_crop", "shift", "pad_crop", "resize", "none"),
+    "test": ("resize", "resize_center_crop", "none"),
+}
 
 
 def train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
@@ -205,8 +209,25 @@ def check(options: Mapping[str, Any]) -> None:
         raise UserError(f"augment.erase={options['erase']} is a probability: set it within [0, 1]")
     if options["repeats"] < 1:
         raise UserError(f"augment.repeats={options['repeats']} must be at least 1")
+    for part in _KINDS:
+        _check_kind(options[part], part)
+    for name in ("scale", "ratio"):
+        limits = options[name]
+        if not _numbers(limits, 2) or not 0 < limits[0] <= limits[1]:
+            raise UserError(f"augment.{name}={limits} must be two numbers above 0, the smaller first")
+    for name in ("mean", "std"):
+        if len(options[name]) and not _numbers(options[name], 3):
+            raise UserError(f"augment.{name}={options[name]} must be empty, or a number for each of three channels")
+    if bool(options["mean"]) != bool(options["std"]) or 0 in options["std"]:
+        raise UserError(f"augment.std={options['std']}: numbers above 0 where augment.mean has any, else empty")
+    if options["resize"] < 1:
+        raise UserError(f"augment.resize={options['resize']} must be at least 1")
     colour.check(options)
     draws(options)
+
+
+def _numbers(values, count):
+    return len(values) == count and all(type(value) in (int, float) for value in values)
 
 
 def crop_box(uniforms, height: int, width: int, scale, ratio, xp) -> tuple:
@@ -256,13 +277,14 @@ def _center(height, width, shorter, size):
     return (tall, wide), (round((tall - size) / 2), round((wide - size) / 2))
 
 
+def _check_kind(kind, part):
+    if kind not in _KINDS[part]:
+        known = ", ".join(_KINDS[part])
+        raise UserError(f"augment.{part}={kind!r}: no such transform of pictures; use one of {known}")
+
+
 def _check(kind, part, height, width, size):
-    known = {
-        "train": ("random_resized_crop", "shift", "pad_crop", "resize", "none"),
-        "test": ("resize", "resize_center_crop", "none"),
-    }
-    if kind not in known[part]:
-        raise UserError(f"augment.{part}={kind!r}: no such transform of pictures; use one of {', '.join(known[part])}")
+    _check_kind(kind, part)
     if kind == "none" and (height, width) != (size, size):
         raise UserError(
             f"augment.{part}='none' leaves {height} x {width} pictures, but the networks take {size} x {size}; "

@@ -1,16 +1,13 @@
 """The official files of CIFAR-10 and CIFAR-100: python or binary, as an archive or unpacked.
 
-Python files are pickles. They are read by an unpickler that can build NumPy arrays of numbers and plain containers and
-nothing else, so a forged file cannot run code. Archives are read in memory; nothing is written to disk.
+Python files are pickles. They are read as arrays of numbers and plain containers and nothing else (see `pickles`), so a
+forged file cannot run code. Archives are read in memory; nothing is written to disk.
 
 Layout: https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
+import functools
 import gzip
-import io
-import pickle
-import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -18,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.data import places
+from cdl_jax.data import pickles, places, tar_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 
 _PIXELS = 3 * 32 * 32
-_LARGEST_MEMBER = 400 * 10**6  # bytes; the largest official one, CIFAR-100's train, has 155 million
+_MOST_MEMBERS = 1000  # of an archive; the official ones have less than ten
+_LARGEST = 400 * 10**6  # bytes of all files together; the official ones have 186 million in each form
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,12 @@ def load(name: str, layouts: tuple[Layout, ...], path: str) -> Dataset:
 
 
 def _read_folder(folder, layouts) -> Iterator[tuple[str, bytes]]:
+    left = _LARGEST
     for file in sorted({file for layout in layouts for file in layout.files}):
         if (folder / file).is_file():
             try:
-                if (folder / file).stat().st_size > _LARGEST_MEMBER:
+                left -= (folder / file).stat().st_size
+                if left < 0:
                     raise UserError(f"{folder / file}: larger than any CIFAR file; check data.path")
                 yield file, (folder / file).read_bytes()
             except OSError as error:
@@ -91,34 +91,43 @@ def _read_folder(folder, layouts) -> Iterator[tuple[str, bytes]]:
 
 def _read_archive(archive, layouts, remedy) -> Iterator[tuple[str, bytes]]:
     wanted = {f"{layout.folder}/{file}": file for layout in layouts for file in layout.files}
+    members = 0
     try:
         with open(archive, "rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"
         # tarfile's own gzip streams do not compare checksums; this one does once it has been read to its end.
-        with (gzip.open if compressed else open)(archive, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for member in tar:
-                # Checked before anything is unpacked; and for every member, since skipping one unpacks it too.
-                if member.size > _LARGEST_MEMBER:
+        with (gzip.open if compressed else open)(archive, "rb") as file, tar_files.opened(file, "r|") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()
+                # Checked before anything is unpacked; and with every member, since skipping one unpacks it too.
+                members += 1
+                if tar.offset > _LARGEST or members > _MOST_MEMBERS:
                     raise UserError(
-                        f"{archive}: {member.name} claims {member.size} bytes, so this is no CIFAR; {remedy}"
+                        f"{archive}: {' '.join(member.name.split())[:100]}, number {members}, claims {member.size} "
+                        f"bytes, so this is no CIFAR; {remedy}"
                     )
                 name = wanted.get(str(PurePosixPath(member.name)))
                 if name and member.isreg():
                     yield name, tar.extractfile(member).read()
-            for _ in range(_LARGEST_MEMBER >> 20):
+            for _ in range(_LARGEST >> 20):
                 if not file.read(1 << 20):
                     break
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except UserError:
+        raise
+    except Exception as error:  # the bytes are not trusted: their readers may raise anything
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{archive}: damaged, cut short or no tar archive ({reason}); {remedy}") from None
 
 
 class _Array:
     """Stands in for an array while its pickle is read; NumPy's own `__setstate__` never sees the file's bytes."""
 
+    def __init__(self, as_bytes):
+        self._as_bytes = as_bytes
+
     def __setstate__(self, state):
         _, shape, dtype, fortran, content = state
-        content = content.encode("latin1") if isinstance(content, str) else content
+        content = self._as_bytes(content) if isinstance(content, str) else content
         self.value = np.frombuffer(content, dtype.value).reshape(shape, order="F" if fortran else "C")
 
 
@@ -134,22 +143,17 @@ class _NumberType:
         self.value = self.value.newbyteorder(state[1])
 
 
-class _NumbersOnly(pickle.Unpickler):
-    """Knows the names that arrays of numbers and plain containers are pickled by; every other name is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        # Fresh functions, so that nothing which a pickle may do to them outlives it.
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-            ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct
-            ("numpy", "dtype"): lambda *arguments: _NumberType(*arguments),
-            ("_codecs", "encode"): lambda text, *_: text.encode("latin1"),  # how Python 3 writes bytes in protocol 2
-            **{("builtins", kind.__name__): kind for kind in (list, dict, tuple, set, frozenset)},
-        }
-        if (module, name) not in allowed:
-            raise UserError(f"it asks for {module}.{name}, which no CIFAR file does")
-        return allowed[module, name]
+def _allowed():
+    """What arrays of numbers are pickled by."""
+    as_bytes = functools.cache(lambda text: text.encode("latin1"))  # one copy, however often a pickle asks for it
+    array, encode = lambda *_: _Array(as_bytes), lambda text, *_: as_bytes(text)
+    return {
+        "numpy.core.multiarray._reconstruct": array,
+        "numpy._core.multiarray._reconstruct": array,
+        "numpy.ndarray": "ndarray",  # an argument of _reconstruct
+        "numpy.dtype": lambda *arguments: _NumberType(*arguments),
+        "_codecs.encode": encode,  # how Python 3 writes bytes in protocol 2
+    }
 
 
 def unpickle(content: bytes, where: str) -> dict[str, Any]:
@@ -159,13 +163,14 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
       UserError: no pickle of a dict, cut short, or one that asks for anything but arrays of numbers and containers.
     """
     try:
-        # The official files come from Python 2, whose byte strings latin1 keeps as they are.
-        loaded = _NumbersOnly(io.BytesIO(content), encoding="latin1").load()
+        loaded = pickles.load(
+            content, _allowed(), lambda name: UserError(f"it asks for {name}, which no CIFAR file does")
+        )
     except UserError as error:
-        raise UserError(f"{where}: refused, {error}; get the official file") from None
+        raise UserError(f"{where}: refused, {' '.join(str(error).split())[:200]}; get the official file") from None
     except Exception as error:  # a forged or cut pickle can fail in any way
         raise UserError(
-            f"{where}: damaged or no pickle ({' '.join(str(error).split())}); get the official file"
+            f"{where}: damaged or no pickle ({' '.join(str(error).split())[:200]}); get the official file"
         ) from None
     if not isinstance(loaded, dict):
         raise UserError(f"{where}: holds a {type(loaded).__name__}, not a dict; get the official file")

@@ -232,6 +232,8 @@ def validation_permutation(n: int, seed: int) -> np.ndarray:
 
 
 def _task_sizes(num_classes, num_tasks, task_sizes):
+    if not all(type(size) is int for size in task_sizes):
+        raise UserError(f"data.task_sizes={task_sizes} must be whole numbers")
     if task_sizes:
         if num_tasks not in (0, len(task_sizes)):
             raise UserError(

@@ -11,6 +11,32 @@ from cdl_jax.errors import UserError
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz"}
 _BLOCK = 512
+_LONGEST_NAME = 2**20  # bytes; and of all else that stands in an archive about its next member
+_ABOUT_THE_NEXT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Entry(tarfile.TarInfo):
+    """What tarfile makes of a header, without what it would read whole into memory whatever its size."""
+
+    def _proc_member(self, archive):
+        if self.type == tarfile.GNUTYPE_SPARSE or (self.type in _ABOUT_THE_NEXT and self.size > _LONGEST_NAME):
+            raise tarfile.ReadError(f"a member of {self.size} bytes and type {self.type!r}, which is not read")
+        return super()._proc_member(archive)
+
+
+def opened(file, mode: str) -> tarfile.TarFile:
+    """The archive in an open file, for reading by `next()`, `mode` as in `tarfile.open`.
+
+    Raises:
+      Exception: of any kind, here and at `next()`, where the archive is damaged.
+    """
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=_Entry)
 
 
 class Member(NamedTuple):
@@ -93,7 +119,7 @@ def _files(file, path, start: int, end: int) -> Iterator[tuple[str, int, int]]:
     file.seek(start)
     at = start
     try:
-        archive = tarfile.open(fileobj=file, mode="r:")
+        archive = opened(file, "r:")
         while (member := archive.next()) is not None:
             archive.members.clear()  # a million of them would fill the memory
             at = member.offset_data + member.size
@@ -111,7 +137,10 @@ def _files(file, path, start: int, end: int) -> Iterator[tuple[str, int, int]]:
         file.seek(at)
         if at + _BLOCK > end or file.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes an unreadable header for the end
             raise tarfile.ReadError("no end of the archive there")
-    except tarfile.TarError as error:
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # the bytes are not trusted: their reader may raise anything
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: incomplete or damaged near byte {at:,} ({error}); download or pack it again"
+            f"{path}: incomplete or damaged near byte {at:,} ({reason}); download or pack it again"
         ) from None

@@ -99,6 +99,8 @@ def find(
     Raises:
       UserError: there is no such run, it is not finished, or it does not fit.
     """
+    if not isinstance(folder, str | Path):
+        raise UserError(f"teachers names {folder!r}, which is no folder: name a --workdir of a finished run")
     folder = Path(folder)
     config, stream = _read(folder)
     sizes = tuple(len(task["classes"]) for task in stream["tasks"])
@@ -171,7 +173,7 @@ def _read(folder):
         several = bool(config.get("seeds")) or not (folder / "checkpoints").exists()  # the seeds' are in one place
         if not several:
             return config, json.loads((folder / "results.json").read_text())["stream"]
-    except (OSError, TypeError, KeyError, ValueError):
+    except (OSError, TypeError, KeyError, ValueError, RecursionError):
         raise UserError(
             f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run"
         ) from None

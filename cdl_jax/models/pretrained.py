@@ -212,6 +212,8 @@ def _fit_positions(path, array, shape, prefix):
 
 def _fit_grid(path, array, shape):
     """Position embeddings `[1, n, dim]` of as many tokens before the patches as in the wanted shape, one or two."""
+    if array.ndim != 3 or array.shape[::2] != shape[::2]:
+        return array
     prefix = next((n for n in (1, 2) if math.isqrt(max(shape[1] - n, 0)) ** 2 == shape[1] - n), 0)
     old, grid = array.shape[1] - prefix, math.isqrt(shape[1] - prefix)
     if array.shape == shape or math.isqrt(max(old, 0)) ** 2 != old or not (prefix and old):

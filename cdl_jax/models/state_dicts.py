@@ -4,10 +4,8 @@ Every file is treated as hostile: no code in it is run, and declared sizes are c
 there before memory is taken.
 """
 
-import io
 import math
 import pickle
-import pickletools
 import re
 import zipfile
 from collections import OrderedDict
@@ -17,18 +15,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from cdl_jax.data import npz_files, pickles
 from cdl_jax.errors import UserError
 
 _AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.save_file) and load that"
 
-_UNPACKED_FREELY = 2**30  # bytes that an .npz may hold, however well it was compressed
-
-# What torch.save writes for a dict of tensors and plain values; nothing else is let through to the unpickler.
-_OPCODES = frozenset(
-    "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
-    "GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET".split()
-)
+_LONGEST_PICKLE = 8 * 2**20  # bytes, without the numbers; some 200 a tensor
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -130,35 +122,17 @@ def _read_safetensors(path):
 
 
 def _read_npz(path, archive):
-    total = 0
-    for info in archive.infolist():
-        with archive.open(info) as member:
-            version = np.lib.format.read_magic(member)
-            if version not in ((1, 0), (2, 0)):
-                raise UserError(f"{path}: array {info.filename} has the unknown .npy version {version}")
-            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-            shape, _, dtype = read_header(member)
-            stored = info.file_size - member.tell()
-        if dtype.hasobject:
-            raise UserError(f"{path}: array {info.filename} holds Python objects, not read: save plain numbers")
-        if math.prod(shape) * dtype.itemsize != stored:
-            raise UserError(f"{path}: array {info.filename} declares {list(shape)} {dtype} but stores {stored} bytes")
-        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
-            raise UserError(f"{path}: array {info.filename} declares more bytes than are stored; download it again")
-        total += info.file_size
-    # Trained weights hardly compress: this stops a small file that unpacks to more than the memory.
-    if total > max(_UNPACKED_FREELY, 20 * path.stat().st_size):
-        raise UserError(f"{path} would unpack to {total / 2**30:.1f} GiB, over 20 times its size: not read")
+    npz_files.check(path, archive, times=20)  # trained weights hardly compress
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def _read_torch(path, archive):
     members = {info.filename: info for info in archive.infolist()}
-    pickles = [name for name in members if name.endswith("/data.pkl")]
-    if len(pickles) != 1:
+    found = [name for name in members if name.endswith("/data.pkl")]
+    if len(found) != 1:
         raise UserError(f"{path} is a zip file but neither an .npz nor the .pth of a state dict")
-    root = pickles[0].removesuffix("data.pkl")
+    root = found[0].removesuffix("data.pkl")
     for info in members.values():
         # torch.save stores and never compresses, so no member can be larger than the file.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
@@ -168,14 +142,9 @@ def _read_torch(path, archive):
     if root + "byteorder" in members and archive.read(root + "byteorder") != b"little":
         raise UserError(f"{path} was written on a big-endian machine: {_AS_SAFETENSORS}")
 
-    content = archive.read(pickles[0])
-    for opcode, argument, _ in pickletools.genops(content):
-        # The unpickler would allocate its memo up to any index that it is given.
-        bad_memo = opcode.name == "LONG_BINPUT" and argument > len(content)
-        if opcode.name not in _OPCODES or bad_memo:
-            raise UserError(f"{path}: pickle instruction {opcode.name} has no place in a state dict: {_AS_SAFETENSORS}")
-
-    state = _TensorUnpickler(path, content, lambda key: archive.read(f"{root}data/{key}")).load()
+    if members[found[0]].file_size > _LONGEST_PICKLE:
+        raise UserError(f"{path} holds more than the tensors of a state dict: {_AS_SAFETENSORS}")
+    state = _unpickled(path, archive.read(found[0]), lambda key: archive.read(f"{root}data/{key}"))
     for wrapper in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -186,45 +155,43 @@ def _read_torch(path, archive):
     return dict(state)
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles dicts of torch tensors as numpy views; any name but the few that this takes is refused unresolved."""
+def _unpickled(path, content, read_storage):
+    """What torch.save pickled, with tensors as numpy views."""
+    storages = {}
 
-    def __init__(self, path, content, read_storage):
-        super().__init__(io.BytesIO(content))
-        self._path, self._read_storage, self._storages = path, read_storage, {}
+    def rebuild_tensor(storage, offset, size, stride, *_):
+        return _view(path, storage, offset, size, stride)
 
-        # Made anew for every file, because a pickle can write attributes on what it gets from find_class.
-        def rebuild_tensor(storage, offset, size, stride, *_):
-            return _view(path, storage, offset, size, stride)
+    def rebuild_parameter(tensor, *_):
+        return tensor
 
-        def rebuild_parameter(tensor, *_):
-            return tensor
-
-        self._allowed = {
-            "collections.OrderedDict": OrderedDict,
-            "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-            "torch._utils._rebuild_parameter": rebuild_parameter,
-            **{f"torch.{name}": name for name in _STORAGES},
-        }
-
-    def find_class(self, module, name):
-        full = f"{module}.{name}"
-        if full not in self._allowed:
-            raise UserError(f"{self._path} wants to call {_one_line(full)}, which was not run: {_AS_SAFETENSORS}")
-        return self._allowed[full]
-
-    def persistent_load(self, pid):
+    def storage_of(pid):
         kind, storage, key, _, count = pid
-        if kind != "storage" or storage not in _STORAGES:
-            raise UserError(f"{self._path}: a reference that is no tensor storage: {_AS_SAFETENSORS}")
-        if key not in self._storages:
-            dtype, content = _STORAGES[storage], self._read_storage(key)
-            if count * dtype.itemsize != len(content):
+        if kind != "storage" or not isinstance(storage, str) or storage not in _STORAGES or not isinstance(key, str):
+            raise UserError(f"{path}: a reference that is no tensor storage: {_AS_SAFETENSORS}")
+        if key not in storages:
+            dtype, content = _STORAGES[storage], read_storage(key)
+            if not isinstance(count, int) or count * dtype.itemsize != len(content):
                 raise UserError(
-                    f"{self._path}: storage {_one_line(key)} declares {count} {dtype} but stores {len(content)} bytes"
+                    f"{path}: storage {_one_line(key)} declares {_one_line(count)} {dtype} but stores {len(content)} "
+                    "bytes"
                 )
-            self._storages[key] = np.frombuffer(content, dtype)
-        return self._storages[key]
+            storages[key] = np.frombuffer(content, dtype)
+        return storages[key]
+
+    def refuse(name):
+        return UserError(f"{path} wants to call {_one_line(name)}, which was not run: {_AS_SAFETENSORS}")
+
+    allowed = {
+        "collections.OrderedDict": lambda: OrderedDict(),
+        "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+        "torch._utils._rebuild_parameter": rebuild_parameter,
+        **{f"torch.{name}": name for name in _STORAGES},
+    }
+    try:
+        return pickles.load(content, allowed, refuse, storage_of)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is no state dict: {_one_line(error)}: {_AS_SAFETENSORS}") from None
 
 
 def _view(path, storage, offset, size, stride):

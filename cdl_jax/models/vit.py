@@ -256,6 +256,10 @@ def build(options, num_classes: int = 0) -> ViT:
         raise UserError(
             f"ViT image_size={options.image_size} is no multiple of patch_size={options.patch_size}: change one of them"
         )
+    if not 0 <= options.drop_path < 1:
+        raise UserError(f"ViT drop_path={options.drop_path} must lie within [0, 1)")
+    if int(options.dim * options.mlp_ratio) < 1:
+        raise UserError(f"ViT mlp_ratio={options.mlp_ratio} leaves no unit between the layers: raise it")
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"ViT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
     if options.attention not in ("xla", "cudnn"):

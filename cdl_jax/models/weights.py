@@ -6,12 +6,14 @@ where the family tells the names.
 
 import logging
 import os
+import zipfile
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cdl_jax.data import npz_files
 from cdl_jax.errors import UserError
 from cdl_jax.models import pretrained
 
@@ -58,11 +60,17 @@ def load_network(weights: str, network, key: str, torch_name=None):
         return pretrained.load_network(weights, network, torch_name)
     wanted = {name: tuple(leaf.shape) for name, leaf in flatten_dict(network, sep="/").items()}
     try:
-        with np.load(weights) as file:
+        with zipfile.ZipFile(weights) as archive:
+            npz_files.check(weights, archive, times=20)
+        with np.load(weights, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except UserError:
+        raise
+    except Exception as error:  # the bytes are not trusted: their readers may raise anything
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.{key}={weights!r} cannot be read ({reason}): name the weights.npz of a run") from None
+    if strange := [n for n, array in found.items() if array.dtype.kind not in "fiu" or not np.isfinite(array).all()]:
+        raise UserError(f"config.{key}={weights!r}: {strange[0]} holds no finite numbers: name the file of another run")
     odd = [n for n in sorted({*wanted, *found}) if n not in wanted or n not in found or found[n].shape != wanted[n]]
     if odd:
         raise UserError(
@@ -95,7 +103,7 @@ def _first_patches(network):
 def _ours(path) -> bool:
     """Whether a file is one that `save` wrote; a missing or unreadable one is not."""
     try:
-        with np.load(path) as file:
-            return any(name.startswith("params/") for name in file.files)
-    except (OSError, ValueError, AttributeError):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.startswith("params/") for name in archive.namelist())
+    except Exception:  # the bytes are not trusted: their reader may raise anything
         return False

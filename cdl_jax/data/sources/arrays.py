@@ -37,5 +37,9 @@ def load(options: Mapping[str, Any]) -> Dataset:
         for part in ("train", "test")
     )
     highest = max((int(split.labels.max()) for split in (train, test) if len(split)), default=-1)
+    if highest >= len(train) + len(test):
+        raise UserError(f"{path}: label {highest} among {len(train) + len(test)} pictures; number classes from 0")
     class_names = arrays.get("class_names", np.arange(highest + 1))
+    if class_names.ndim != 1:
+        raise UserError(f"{path}: class_names must be text [classes], not {list(class_names.shape)}")
     return Dataset(path.stem, tuple(str(name) for name in class_names), train, test)

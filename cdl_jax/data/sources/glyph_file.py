@@ -27,5 +27,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
     is_test = arrays["is_test"]
     if is_test.dtype != bool or not is_test.shape == labels.shape == images.shape[:1]:
         raise UserError(f"{path}: x, y and is_test (bool) must be of one length")
+    if arrays["chars"].ndim != 1:
+        raise UserError(f"{path}: chars must be text [classes], not {list(arrays['chars'].shape)}")
     train, test = (Split(labels[chosen], images[chosen]) for chosen in (~is_test, is_test))
     return Dataset(path.stem, tuple(str(c) for c in arrays["chars"]), train, test)

@@ -1,0 +1,161 @@
+"""Reads damaged and hostile files as the program does, and counts what became of them.
+
+    python -m benchmarks.fuzz --inputs 10000 [--seed 0] [--kinds pth npz] [--out FILE.json]
+
+First every file of `benchmarks.fuzz_attacks`, then so many that were damaged at random, in turns of all kinds. Each is
+read in a process that may take 2 GiB more memory than it has, and 20 seconds. An input is accepted, refused in one line
+(UserError), or a finding: another exception, more lines, memory at its end, too slow, a process that died, or a file
+that appeared where none should be, as any code in an input would make one. Exit code 1 where there is a finding.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from benchmarks import fuzz_attacks, fuzz_inputs
+from cdl_jax.errors import UserError
+
+MEMORY = 2 * 2**30  # bytes that reading an input may take beyond what the process has
+SECONDS = 20  # for an input
+_TOGETHER = 100  # inputs in a process
+
+
+def inputs(canary: Path, count: int, seed: int, large: bool = True) -> Iterator[tuple[str, str, bytes]]:
+    """(kind, name, file): all that are crafted, then `count` damaged ones, the same for the same seed."""
+    yield from fuzz_attacks.crafted(canary, large)
+    kinds = fuzz_inputs.kinds()
+    for name, kind in kinds.items():
+        yield name, "sound", kind.pack(kind.content)
+    for number in range(count):
+        name = list(kinds)[number % len(kinds)]
+        damaged = fuzz_inputs.damaged(kinds[name].content, random.Random(seed * 10**9 + number))
+        yield name, f"damaged, {number} of seed {seed}", kinds[name].pack(damaged)
+
+
+def outcome(kind: fuzz_inputs.Kind, content: bytes, root: Path) -> tuple[str, str]:
+    """("accepted", "refused" or "finding", in what words); `root` is a folder with nothing in it but `canary`, if any
+    code has run, and is left so."""
+    folder = root / "around" / "inside"
+    folder.mkdir(parents=True)
+    (folder / kind.file).write_bytes(content)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            kind.read(folder)
+        told = "accepted", ""
+    except UserError as error:
+        told = ("refused", str(error)) if "\n" not in str(error) else ("finding", f"more than one line: {error}")
+        while error is not None:  # a reader may take the end of memory for damage
+            told = ("finding", f"memory at its end: {told[1]}") if isinstance(error, MemoryError) else told
+            error = error.__context__
+    except BaseException as error:  # any other is what is looked for
+        told = "finding", f"{type(error).__name__}: {str(error)[:200]}"
+    escaped = [name for name in os.listdir(root) if name != "around"] + [
+        name for name in os.listdir(root / "around") if name != "inside"
+    ]
+    if escaped or Path("/tmp/cdl_jax_escaped").exists():
+        told = "finding", f"code ran or a file was written elsewhere: {escaped}"
+    for entry in os.scandir(root):
+        shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+    return told
+
+
+def _status(field):
+    """A figure in bytes of this process."""
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(field + ":"))
+
+
+def _child(batch, kinds, root, pipe):
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for place, (kind, _, content) in enumerate(batch):
+        pipe.write(json.dumps({"begun": place}) + "\n")
+        pipe.flush()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is measured anew
+        before = _status("VmRSS")
+        signal.alarm(SECONDS)
+        what, words = outcome(kinds[kind], content, root)
+        signal.alarm(0)
+        pipe.write(json.dumps({"what": what, "words": words[:400], "bytes": _status("VmHWM") - before}) + "\n")
+        pipe.flush()
+
+
+def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple[str, str, dict]]:
+    """(kind, name, {"what", "words", "bytes" of memory}) of every input, read in processes of their own."""
+    kinds, found = fuzz_inputs.kinds(), iter(found)
+    while batch := list(islice(found, _TOGETHER)):
+        while batch:
+            reading, writing = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(reading)
+                code = 1
+                try:
+                    _child(batch, kinds, root, os.fdopen(writing, "w"))
+                    code = 0
+                finally:
+                    os._exit(code)
+            os.close(writing)
+            with os.fdopen(reading) as pipe:
+                lines = [json.loads(line) for line in pipe]
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            ended = [line for line in lines if "what" in line]
+            if len(ended) < len(batch):
+                slow = "too slow" if status == -signal.SIGALRM else f"the process died ({status})"
+                ended.append({"what": "finding", "words": slow, "bytes": 0})
+                shutil.rmtree(root)
+                root.mkdir()
+            yield from ((kind, name, line) for (kind, name, _), line in zip(batch, ended, strict=False))
+            batch = batch[len(ended) :]
+
+
+def main(arguments=None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000, help="damaged ones, besides those that are crafted")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", default=[], help="only those whose names begin so")
+    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
+    options = parser.parse_args(arguments)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    table, findings = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "root"
+        root.mkdir()
+        found = inputs(root / "canary", options.inputs, options.seed)
+        found = (each for each in found if not options.kinds or each[0].startswith(tuple(options.kinds)))
+        for kind, name, told in tried(found, root):
+            row = table.setdefault(kind, {"inputs": 0, "accepted": 0, "refused": 0, "finding": 0, "mib": 0})
+            row["inputs"] += 1
+            row[told["what"]] += 1
+            row["mib"] = max(row["mib"], round(told["bytes"] / 2**20))
+            if told["what"] == "finding":
+                findings.append((kind, name, told["words"]))
+                print(f"finding: {kind}: {name}: {told['words']}", file=sys.stderr, flush=True)
+    print("| kind | inputs | accepted | refused | findings | most memory, MiB |\n|---|---|---|---|---|---|")
+    for kind, row in sorted(table.items()):
+        print(f"| {kind} | " + " | ".join(str(value) for value in row.values()) + " |")
+    columns = [[row[key] for row in table.values()] for key in ("inputs", "accepted", "refused", "finding", "mib")]
+    print("| all | " + " | ".join(str(f(c)) for f, c in zip((sum, sum, sum, sum, max), columns, strict=True)) + " |")
+    if options.out:
+        options.out.write_text(json.dumps({"kinds": table, "findings": findings}, indent=1) + "\n")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
