@@ -173,9 +173,8 @@ class _Training:
         self._log(scalars, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
         if self.primary and hasattr(program.method, "export"):
-            self._export(
-                jax.device_get(self.live)
-            )  # first: with the checkpoint a restarted run counts the task as done
+            # First: with the checkpoint a restarted run counts the task as done.
+            self._export(jax.device_get(self.live))
         self.checkpoints.save_task(task.index, self.live, results.to_json(self.records))
         if record.task < program.stream.num_tasks:
             self._write_results()
