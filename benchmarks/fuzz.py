@@ -21,7 +21,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from benchmarks import fuzz_attacks, fuzz_inputs
@@ -32,16 +32,15 @@ SECONDS = 20  # for an input
 _TOGETHER = 100  # inputs in a process
 
 
-def inputs(canary: Path, count: int, seed: int, large: bool = True) -> Iterator[tuple[str, str, bytes]]:
-    """(kind, name, file): all that are crafted, then `count` damaged ones, the same for the same seed."""
-    yield from fuzz_attacks.crafted(canary, large)
+def damaged(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
+    """(kind, name, file): a sound one of each kind, then `count` damaged ones, the same for the same seed."""
     kinds = fuzz_inputs.kinds()
     for name, kind in kinds.items():
         yield name, "sound", kind.pack(kind.content)
     for number in range(count):
         name = list(kinds)[number % len(kinds)]
-        damaged = fuzz_inputs.damaged(kinds[name].content, random.Random(seed * 10**9 + number))
-        yield name, f"damaged, {number} of seed {seed}", kinds[name].pack(damaged)
+        content = fuzz_inputs.damaged(kinds[name].content, random.Random(seed * 10**9 + number))
+        yield name, f"damaged, {number} of seed {seed}", kinds[name].pack(content)
 
 
 def outcome(kind: fuzz_inputs.Kind, content: bytes, root: Path) -> tuple[str, str]:
@@ -137,7 +136,7 @@ def main(arguments=None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         root.mkdir()
-        found = inputs(root / "canary", options.inputs, options.seed)
+        found = chain(fuzz_attacks.crafted(root / "canary"), damaged(options.inputs, options.seed))
         found = (each for each in found if not options.kinds or each[0].startswith(tuple(options.kinds)))
         for kind, name, told in tried(found, root):
             row = table.setdefault(kind, {"inputs": 0, "accepted": 0, "refused": 0, "finding": 0, "mib": 0})

@@ -233,8 +233,8 @@ def _large_picture() -> bytes:
     )
 
 
-def crafted(canary, large: bool = True) -> Iterator[tuple[str, str, bytes]]:
-    """(kind of `fuzz_inputs.kinds`, name, file) one after another; `large`: also what takes seconds to make.
+def crafted(canary) -> Iterator[tuple[str, str, bytes]]:
+    """(kind of `fuzz_inputs.kinds`, name, file) one after another.
 
     canary: the file that any code in them would make.
     """
@@ -246,11 +246,11 @@ def crafted(canary, large: bool = True) -> Iterator[tuple[str, str, bytes]]:
         yield "ImageNet-R, unpacked", name, content
         yield "tar of pictures", name, content
         yield "CIFAR archive", name, gzip.compress(content, 1)
-    for name, content in _bombs() if large else ():
+    for name, content in _bombs():
         yield "CIFAR archive", name, content
         yield "tar of pictures", name, content
         yield "ImageNet-R, unpacked", name, content
-    for name, content in _zips() if large else ():
+    for name, content in _zips():
         for kind in ("npz of pictures", "npz of weights", "weights.npz of a run", "pth"):
             yield kind, name, content
     for name, content in _safetensors():

@@ -81,6 +81,10 @@ def _parse(argv):
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from None
     config.check_numbers(values.config)
+    for key, value in config.flatten(values.config).items():
+        if isinstance(value, list) and any(isinstance(one, int | float) for one in known[key] or ()):
+            if any(isinstance(one, str) for one in value):
+                raise UserError(f"config.{key}={tuple(value)} must be numbers")
     if values.rest:
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:
