@@ -7,3 +7,6 @@ class UserError(Exception):
     The message is a single line that says what is wrong, where, and what to do. The command line prints it without a
     traceback and exits with code 2.
     """
+
+    def __init__(self, message):
+        super().__init__(" ".join(str(message).splitlines()))  # names out of files and archives may hold line breaks
