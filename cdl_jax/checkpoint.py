@@ -118,7 +118,7 @@ class Checkpoints:
         None where nothing was saved. What is newer and damaged is put aside, with a line that says so.
 
         Args:
-          live, state: what to restore after a task and within one, see `restore_task` and `restore_latest`.
+          live, state: what to restore after a task and within one, by shapes, types and shardings.
 
         Raises:
           Damaged: there are checkpoints, and none is sound; they are left where they are.
