@@ -110,7 +110,7 @@ def test_killed_and_started_again_all_seeds_end_as_they_would_have(single, tmp_p
     ("changes", "message"),
     [
         (["--config.seeds=(1,1)"], "config.seeds=(1, 1) must be different integers"),
-        (["--config.seeds=(-1,2)"], "none of them negative"),
+        (["--config.seeds=(-1,2)"], "must not be negative"),
         (["--config.seeds=(0,1)", "--config.student.weights=random"], "random weights would differ between seeds"),
         (["--config.seeds=(0,1)", "--config.resident_limit_mb=0"], "raise config.resident_limit_mb"),
     ],

@@ -50,14 +50,14 @@ def dataset(part):
 def answer(file: str, changes: dict[str, str]) -> str:
     """What is said of these overrides before anything is read, placed or compiled; "" where they are taken."""
     argv = ["cdl_jax", f"--config={FILES / file}", "--workdir=unused"]
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         config = main._parse(argv + [f"--config.{key}={value}" for key, value in changes.items()]).config
         Program(config, stream.load(config.data))
     except UserError as error:
         return str(error)
     finally:
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
     return ""
 
 
