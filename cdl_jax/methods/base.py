@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from flax import traverse_util
 
 from cdl_jax.losses import Context
@@ -33,6 +34,12 @@ class StreamInfo:
     @property
     def num_tasks(self) -> int:
         return len(self.task_sizes)
+
+    @property
+    def classes_of(self) -> np.ndarray:
+        """bool `[tasks, classes]`: which classes each task has, where they are numbered in the stream's order."""
+        tasks = np.arange(self.num_tasks)
+        return np.repeat(tasks, self.task_sizes) == tasks[:, None]
 
 
 @dataclass(frozen=True)

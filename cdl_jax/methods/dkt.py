@@ -10,11 +10,12 @@ others on the very same pictures; with w the weight of `dkt_losses.kd_weight`
 At exchanges every learner publishes; between them all hear what was published last, which passes no gradients. Teachers
 may also be finished runs (`dkt.teachers`): a network trained jointly, or a continual learner after the same task.
 
-Variables: `{"learner_0": own, ...}`, `"shared"` (a frozen backbone, or {}), `"published"` (what travelled, with an axis
-of learners in front), `"exchange"` (counters), `"teachers"`.
+Variables: `{"learner_0": own, ...}`, `"shared"` (a frozen backbone, or {}), `"teachers"`, and those of
+`methods.exchange`.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import mask_classes
 from cdl_jax.methods import dkt_losses, learners, rehearsal, teachers, topology
 from cdl_jax.methods.base import Outcome, StreamInfo, Update
+from cdl_jax.methods.exchange import Exchange, normalised, stacked
 from cdl_jax.models import families, vit
 from cdl_jax.models.layers import layers
 
@@ -122,19 +124,19 @@ class DKT:
     def image_size(self):
         return self.learner.image_size
 
+    @cached_property
+    def exchange(self):
+        return Exchange(self.learner, self.names, self.matrix, self.options, self.info.num_classes)
+
     @property
     def public(self):
-        return self.options.public if self.options.exchange_mode == "predictions" else 0
+        return self.exchange.public
 
     @property
     def _taught(self):
         """Whether ST heads learn anything."""
-        peers = self.options.exchange_mode != "weights" and bool(self.matrix.any())
+        peers = self.options.exchange_mode != "weights" and self.exchange.happens
         return self.options.st_loss != "none" and (bool(self.given_teachers) or peers)
-
-    @property
-    def _exchanging(self):
-        return bool(self.matrix.any())
 
     @property
     def phases(self):
@@ -148,7 +150,7 @@ class DKT:
             lambda variables, batch, context: self.loss(group, variables, batch, context),
         )
         exchanged = Update(lambda path: False, optim.Optimizer(optax.identity(), lambda progress: 0.0), self.exchange)
-        updates = (exchanged, learn) if self._exchanging else (learn,)
+        updates = (exchanged, learn) if self.exchange.happens else (learn,)
         name, public = "together" if len(group) > 1 else group[0], self.options.public_batch if self.public else 0
         order = self.names.index(group[0])
         return rehearsal.phases(name, self.epochs, updates, self.options, self.batch_size, order=order, public=public)
@@ -160,34 +162,7 @@ class DKT:
             variables["shared"] = shared
         if self.given_teachers:
             variables["teachers"] = {str(i): teacher.init() for i, teacher in enumerate(self.given_teachers)}
-        return variables | self.exchange_state(variables)
-
-    def exchange_state(self, variables):
-        """The variables of the exchange before anything was published."""
-        if not self._exchanging:
-            return {}
-        state = {
-            "begun": {unit: jnp.zeros((), jnp.int32) for unit in topology.UNITS},
-            "rounds": jnp.zeros((), jnp.int32),
-            "messages": jnp.zeros((), jnp.int32),
-            "announced": jnp.zeros(len(self.names), bool),
-            "matrix": jnp.asarray(self.matrix),
-        }
-        if self.options.exchange_mode == "weights":  # nothing is kept of what was told
-            return {"exchange": state}
-        return {"published": self._published(variables), "exchange": state}
-
-    def _published(self, variables):
-        """What the learners tell at an exchange, stacked: their weights, or nothing yet of public pictures."""
-        if not self.public:
-            return self._all(variables)
-        size, batch = self.image_size, self.options.public_batch
-        images = jnp.zeros((batch, size, size, 3))
-        return {"images": images, "logits": jnp.zeros((len(self.names), batch, self.info.num_classes))}
-
-    def _all(self, variables):
-        """The learners' own variables, stacked."""
-        return _stacked([variables[name] for name in self.names])
+        return variables | self.exchange.state(variables)
 
     def load(self, variables):
         loaded = dict(variables)
@@ -208,79 +183,9 @@ class DKT:
     def end_task(self, variables, context):
         return {**variables, **{name: self.learner.end_task(variables[name], context) for name in self.names}}
 
-    def present(self, task):
-        """bool `[learners]`: who has joined and not left when a task is learnt."""
-        joins, leaves = self.options.joins or (0,) * len(self.names), self.options.leaves
-        here = task >= jnp.array(joins)
-        return here & (task < jnp.array(leaves)) if leaves else here
-
-    def exchange(self, variables, batch, context):
-        """Publishes, if it is time: before the step's update, and by all who take part at once."""
-        options, state, count = self.options, variables["exchange"], len(self.names)
-        begins = {"steps": True, "epochs": context.step == 0, "tasks": (context.step == 0) & (context.epoch == 0)}
-        unit = options.exchange_unit
-        due = begins[unit] & (state["begun"][unit] % options.exchange_interval == 0)
-        present = self.present(context.task)
-        there = jax.random.uniform(jax.random.fold_in(context.key, 1), (count,)) < options.participation
-        tells = due & present & there
-        matrix = self._matrix_now(due, state["matrix"], jax.random.fold_in(context.key, 2))
-        hears = tells if options.exchange_mode == "weights" else present  # who gossips both tells and hears
-        reached = ((matrix > 0) & hears[:, None] & tells).sum()
-        # Logits are of the pictures of one exchange: who missed it has said nothing about these.
-        announced = jnp.where(due, tells, state["announced"]) if self.public else state["announced"] | tells
-        new = {
-            "begun": {unit: n + begins[unit] for unit, n in state["begun"].items()},
-            "rounds": state["rounds"] + due,
-            "messages": state["messages"] + reached,
-            "announced": announced,
-            "matrix": matrix,
-        }
-        changed = {"exchange": new, **self._after(variables, batch, context, due, tells, matrix)}
-        return jnp.zeros(()), Outcome({"messages": reached}, variables=changed)
-
-    def _matrix_now(self, due, matrix, key):
-        """Who hears whom from now on: others only where peers are drawn anew."""
-        count, peers = len(self.names), self.options.random_peers
-        if not peers:
-            return matrix
-        scores = jax.random.uniform(key, (count, count)) - 2 * jnp.eye(count)
-        drawn = jax.nn.one_hot(jax.lax.top_k(scores, peers)[1], count).sum(axis=1) / peers
-        return jnp.where(due, drawn, matrix)
-
-    def _after(self, variables, batch, context, due, tells, matrix):
-        """Partial variables after an exchange."""
-        if self.options.exchange_mode == "weights":
-            own = self._all(variables)
-            mixed = jax.lax.cond(due, self._gossip, lambda own, *_: own, own, tells, matrix)
-            return {name: jax.tree.map(lambda x, i=i: x[i], mixed) for i, name in enumerate(self.names)}
-        published = variables["published"]
-        if not self.public:
-            own = self._all(variables)
-            return {"published": jax.tree.map(lambda new, old: _where(tells, new, old), own, published)}
-
-        def answer(images):
-            told = [self._heard(variables[name], variables, images, context) for name in self.names]
-            return {"images": images, "logits": jnp.stack(told)}
-
-        return {"published": jax.lax.cond(due, answer, lambda _: published, batch["public"])}
-
-    def _gossip(self, own, tells, matrix):
-        """Each who takes part moves towards the mean of those whom it hears and who take part as well."""
-        share = matrix * tells
-        heard = share.sum(axis=1)
-        share = self.options.gossip_share * share / jnp.where(heard > 0, heard, 1)[:, None]
-        moves = tells & (heard > 0)
-        keep = jnp.where(moves, 1 - self.options.gossip_share, 1.0)
-
-        def mix(x):
-            mixed = jnp.tensordot(share, x, axes=1) + keep.reshape(-1, *[1] * (x.ndim - 1)) * x
-            return _where(moves, mixed, x)
-
-        return jax.tree.map(lambda x: mix(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, own)
-
     def loss(self, group, variables, batch, context):
         """The sum of the learners' losses: none of them depends on another's trained weights."""
-        share = self.told(variables, context)
+        share = self.exchange.told(variables, context)
         own = [variables[name] for name in group]
         numbers = [self.names.index(name) for name in group]
         data = [(batch["images"][i], batch["labels"][i]) for i in numbers]
@@ -297,27 +202,17 @@ class DKT:
         total = sum(losses)
         return total, Outcome({"loss": total / len(losses), **named}, variables=changed)
 
-    def told(self, variables, context):
-        """What all learners read and none of them trains: what was published, who hears whom, who is present."""
-        frozen = {part: variables[part] for part in ("shared", "teachers") if part in variables}
-        if self._exchanging and self.options.exchange_mode != "weights":
-            state = variables["exchange"]
-            frozen["published"] = variables["published"]
-            frozen["matrix"] = state["matrix"] * state["announced"]
-        frozen["present"] = self.present(context.task)
-        return jax.lax.stop_gradient(frozen)
-
     def _spread(self, ways, own, data, numbers, share, context):
         """As a loop over `_one`, each device along "peer" doing its own slice; the results are gathered on all."""
         each = len(own) // ways
 
         def run(own, data, numbers, share, context):
             parts = [jax.tree.map(lambda x, i=i: x[i], (own, data, numbers)) for i in range(each)]
-            return _stacked([self._one(*part, share, context) for part in parts])
+            return stacked([self._one(*part, share, context) for part in parts])
 
         along, whole = PartitionSpec("peer"), PartitionSpec()
         parts = jax.shard_map(run, in_specs=(along, along, along, whole, whole), out_specs=along, axis_names={"peer"})(
-            _stacked(own), _stacked(data), jnp.array(numbers, jnp.int32), share, context
+            stacked(own), stacked(data), jnp.array(numbers, jnp.int32), share, context
         )
         return [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(len(own))]
 
@@ -360,7 +255,7 @@ class DKT:
             return answer.st, *self.target(images, number, share, context)
         published, weights = share["published"], share["matrix"][number]
         targets = dkt_losses.student_target(published["logits"], self.options.st_loss, self.options.temperature)
-        target = jnp.tensordot(_normalised(weights), targets, axes=1)
+        target = jnp.tensordot(normalised(weights), targets, axes=1)
         key = jax.random.fold_in(key, 2)
         st = self.learner(own, share.get("shared"), published["images"], True, context, key).st
         return st, target, weights.any()
@@ -374,15 +269,11 @@ class DKT:
         weights = share["matrix"][number]
         most = self.options.random_peers or int((self.matrix > 0).sum(axis=1).max())
         target = 0.0
-        for weight, peer in zip(*jax.lax.top_k(_normalised(weights), most), strict=True):
+        for weight, peer in zip(*jax.lax.top_k(normalised(weights), most), strict=True):
             theirs = jax.tree.map(lambda x, peer=peer: x[peer], share["published"])
-            target += weight * dkt_losses.student_target(self._heard(theirs, share, images, context), kind, temperature)
+            answer = self.exchange.heard(theirs, share, images, context)
+            target += weight * dkt_losses.student_target(answer, kind, temperature)
         return target, weights.any()
-
-    def _heard(self, own, shared, images, context):
-        """CL logits of one who is heard; its running statistics stay as they are."""
-        of_batch = self.options.teacher_bn == "batch"
-        return self.learner(own, shared.get("shared"), images, of_batch, context, context.key).cl
 
     def predict(self, variables, images, context):
         return self._logits(self._answers(variables, images, context, False)), {}
@@ -434,39 +325,13 @@ class DKT:
         return sum(own) / jnp.maximum((share > 0).sum(), 1)
 
     def counters(self, live):
-        """What was exchanged until now: rounds, and million bytes over all learners, in all and at each of them."""
-        if not self._exchanging:
-            return {}
-        message = self.message_bytes(live)
-        messages = int(live["exchange"]["messages"])
-        rounds, total = int(live["exchange"]["rounds"]), messages * message / 1e6
-        return {"rounds": rounds, "exchanged_mb": total, "exchanged_mb_per_round": total / max(rounds, 1)}
-
-    def message_bytes(self, live):
-        """Bytes that one learner sends to another at an exchange."""
-        if self.public:
-            return 4 * self.options.public_batch * self.info.num_classes
-        leaves = jax.tree.leaves(live[self.names[0]])
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return self.exchange.counters(live)
 
     def outputs(self, network, variables, images, context, of_batch=False):
         """What a learner tells as the teacher of another run (see `methods.base.Method`)."""
         answers = self._answers(variables, images, context, of_batch)
         name = network.split("_st")[0].split("_both")[0]
         return {**(answers[name].out if name in answers else {}), "logits": self._logits(answers)[network]}
-
-
-def _stacked(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _normalised(weights):
-    total = weights.sum()
-    return weights / jnp.where(total > 0, total, 1.0)
-
-
-def _where(chosen, new, old):
-    return jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def build(config, info: StreamInfo) -> DKT:

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from cdl_jax import names, optim
@@ -135,9 +134,7 @@ class EEIL:
 
     def loss(self, variables, batch, context):
         """Cross-entropy, and what is held on to of earlier tasks; in the first task the former alone."""
-        owner = np.repeat(np.arange(self.info.num_tasks), self.info.task_sizes)
-        own = jnp.asarray(owner == np.arange(self.info.num_tasks)[:, None])
-        active = dkt_losses.active_classes(own, context.task, self.options.active)
+        active = dkt_losses.active_classes(self.info.classes_of, context.task, self.options.active)
         total, metrics, changed = self._terms(variables, batch, context, active)
         steps = variables["memory"]["steps"]
         noise = self._noise(variables["network"]["params"], steps, jax.random.fold_in(context.key, 3))

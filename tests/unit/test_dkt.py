@@ -184,7 +184,7 @@ def test_logits_of_public_pictures_travel_and_are_kept(begun):
     np.testing.assert_allclose(after["published"]["images"], public)  # of the first step
     wanted = method.learner(variables["learner_1"], None, public, False, context(), None).cl
     np.testing.assert_allclose(after["published"]["logits"][1], wanted, atol=1e-5)
-    assert method.message_bytes(after) == 4 * 5 * 4
+    assert method.exchange.message_bytes(after) == 4 * 5 * 4
     assert float(told[0]["learner_0/student_loss"]) > 0
 
 
