@@ -32,6 +32,7 @@ train every_task_all classes=all,unit=tasks
 # Prompts around a frozen ViT, without a memory.
 train prompts_alone learner=l2p,topology=none,replay=0
 train prompts_together learner=l2p,replay=0
+train prompts_weights learner=l2p,replay=0,mode=weights
 
 # A teacher that learns no more, as it knows all classes.
 one=learners=1,topology=none,order=same,classes=all
@@ -39,9 +40,17 @@ train joint "$one,tasks=1,replay=0,epochs=20"
 train one_alone_all "$one"
 train of_joint_all "teacher=$folder/joint/seed_@,checkpoint=last,classes=all"
 
-# Four learners.
+# Four and eight learners: in a ring, each hearing all others, and taking over a share of all others' weights.
 train four_alone_all learners=4,topology=none,classes=all
 train four_ring_all learners=4,topology=ring,classes=all
+train four_ring_task_all learners=4,topology=ring,classes=all,unit=tasks
+train four_full_task_all learners=4,classes=all,unit=tasks
+train eight_alone_all learners=8,topology=none,classes=all
+train eight_ring_task_all learners=8,topology=ring,classes=all,unit=tasks
+train four_alone learners=4,topology=none
+train four_weights learners=4,mode=weights
+train eight_alone learners=8,topology=none
+train eight_weights learners=8,mode=weights
 
 # A continual learner, of other initial weights, that teaches as it was after the same task.
 for seed in 0 1 2; do
