@@ -1,4 +1,4 @@
-"""What `benchmarks.fuzz` reads: small valid files of each kind, ways to damage them, and files made to do harm."""
+"""What the case `fuzz` reads: small valid files of each kind, ways to damage them, and files made to do harm."""
 
 import gzip
 import hashlib

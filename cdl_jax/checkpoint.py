@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from cdl_jax import tensorstore_strings
 from cdl_jax.errors import UserError
 
 
@@ -45,6 +46,7 @@ class Checkpoints:
         """
         # Orbax tells of every option that it adjusts, and of errors in full length before it raises them.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        tensorstore_strings.keep_few()
         root = (workdir / "checkpoints").absolute()
         self._frozen_path, self._tasks_path, self._latest_path = (root / part for part in ("frozen", "tasks", "latest"))
         self._read_only, self._keep, self._keep_tasks = read_only, keep, keep_tasks or None

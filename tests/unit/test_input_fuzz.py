@@ -1,6 +1,6 @@
 """Damaged and hostile files are accepted or refused in one line; nothing in them runs, and memory has a bound.
 
-More of them: python -m benchmarks.fuzz
+More of them: python -m benchmarks.run fuzz
 """
 
 import logging
@@ -8,7 +8,8 @@ import pickle
 
 import pytest
 
-from benchmarks import fuzz, fuzz_attacks, fuzz_inputs
+from benchmarks import fuzz_attacks, fuzz_inputs
+from benchmarks.cases import fuzz
 from cdl_jax.errors import UserError
 
 SLOW = ("lists nested a million deep", "marks without end", "dicts without end", "sets without end")
@@ -22,7 +23,7 @@ def quiet():
 
 
 def outcomes(inputs, folder):
-    """{(kind, name): what} of inputs that are read as `benchmarks.fuzz` does, none of them a finding."""
+    """{(kind, name): what} of inputs that are read as `benchmarks.cases.fuzz` does, none of them a finding."""
     folder.mkdir()
     found = {(kind, name): told for kind, name, told in fuzz.tried(inputs, folder)}
     assert not {key: told for key, told in found.items() if told["what"] == "finding"}

@@ -1,14 +1,13 @@
 """Reads damaged and hostile files as the program does, and counts what became of them.
 
-    python -m benchmarks.fuzz --inputs 10000 [--seed 0] [--kinds pth npz] [--out FILE.json]
+    python -m benchmarks.run fuzz --inputs 10000 [--seed 0] [--kinds pth npz] [--out FILE.json]
 
 First every file of `benchmarks.fuzz_attacks`, then so many that were damaged at random, in turns of all kinds. Each is
 read in a process that may take 2 GiB more memory than it has, and 20 seconds. An input is accepted, refused in one line
 (UserError), or a finding: another exception, more lines, memory at its end, too slow, a process that died, or a file
-that appeared where none should be, as any code in an input would make one. Exit code 1 where there is a finding.
+that appeared where none should be, as any code in an input would make one. With findings the command fails.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -122,14 +121,15 @@ def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple
             batch = batch[len(ended) :]
 
 
-def main(arguments=None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser) -> None:
+    """Adds the case's options."""
     parser.add_argument("--inputs", type=int, default=10_000, help="damaged ones, besides those that are crafted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=[], help="only those whose names begin so")
-    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
-    options = parser.parse_args(arguments)
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     table, findings = {}, []
@@ -151,10 +151,4 @@ def main(arguments=None) -> int:
         print(f"| {kind} | " + " | ".join(str(value) for value in row.values()) + " |")
     columns = [[row[key] for row in table.values()] for key in ("inputs", "accepted", "refused", "finding", "mib")]
     print("| all | " + " | ".join(str(f(c)) for f, c in zip((sum, sum, sum, sum, max), columns, strict=True)) + " |")
-    if options.out:
-        options.out.write_text(json.dumps({"kinds": table, "findings": findings}, indent=1) + "\n")
-    return 1 if findings else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {"kinds": table, "findings": findings, **({"wrong": f"fuzz: {len(findings)} findings"} if findings else {})}
