@@ -1,5 +1,6 @@
 """A run: the task loop, which can be stopped anywhere and goes on with the same command."""
 
+import itertools
 import json
 import logging
 import time
@@ -425,4 +426,5 @@ class _Traces:
             stored = json.loads((self.folder / "config.json").read_text())["config"]
             report.write_report(self.folder / "report.html", content, self.lines.read(), stored)
             self.reported = time.monotonic()
-        workdir.write(self.folder / "results.json", json.dumps(content, indent=1) + "\n")
+        parts = json.JSONEncoder(indent=1).iterencode(content)  # in one piece a long run's take many times their size
+        workdir.write(self.folder / "results.json", itertools.chain(parts, "\n"))

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from benchmarks import fuzz_attacks, fuzz_inputs
+from benchmarks import fuzz_attacks, fuzz_checkpoints, fuzz_inputs
 from cdl_jax.errors import UserError
 
 MEMORY = 2 * 2**30  # bytes that reading an input may take beyond what the process has
@@ -31,15 +31,33 @@ SECONDS = 20  # for an input
 _TOGETHER = 100  # inputs in a process
 
 
-def damaged(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
-    """(kind, name, file): a sound one of each kind, then `count` damaged ones, the same for the same seed."""
-    kinds = fuzz_inputs.kinds()
-    for name, kind in kinds.items():
-        yield name, "sound", kind.pack(kind.content)
+def kinds() -> dict[str, fuzz_inputs.Kind]:
+    """Every kind, by name; those whose names are the same before a colon are one kind in the table."""
+    return {**fuzz_inputs.kinds(), **fuzz_checkpoints.kinds()}
+
+
+def group(kind: str) -> str:
+    """The name of a kind in the table."""
+    return kind.split(":")[0]
+
+
+def damaged(count: int, seed: int, groups=()) -> Iterator[tuple[str, str, bytes]]:
+    """(kind, name, file): a sound one of each kind, then `count` damaged ones, the same for the same seed.
+
+    groups: beginnings of the names of those that are wanted; none: all.
+    """
+    known, of = kinds(), {}
+    for name in known:
+        if not groups or name.startswith(tuple(groups)):
+            of.setdefault(group(name), []).append(name)
+    for names in of.values():
+        yield names[0], "sound", known[names[0]].pack(known[names[0]].content)
     for number in range(count):
-        name = list(kinds)[number % len(kinds)]
-        content = fuzz_inputs.damaged(kinds[name].content, random.Random(seed * 10**9 + number))
-        yield name, f"damaged, {number} of seed {seed}", kinds[name].pack(content)
+        turn, at = divmod(number, len(of))
+        names = list(of.values())[at]
+        name = names[turn % len(names)]
+        content = fuzz_inputs.damaged(known[name].content, random.Random(seed * 10**9 + number))
+        yield name, f"damaged, {number} of seed {seed}", known[name].pack(content)
 
 
 def outcome(kind: fuzz_inputs.Kind, content: bytes, root: Path) -> tuple[str, str]:
@@ -94,7 +112,7 @@ def _child(batch, kinds, root, pipe):
 
 def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple[str, str, dict]]:
     """(kind, name, {"what", "words", "bytes" of memory}) of every input, read in processes of their own."""
-    kinds, found = fuzz_inputs.kinds(), iter(found)
+    known, found = kinds(), iter(found)
     while batch := list(islice(found, _TOGETHER)):
         while batch:
             reading, writing = os.pipe()
@@ -103,7 +121,7 @@ def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple
                 os.close(reading)
                 code = 1
                 try:
-                    _child(batch, kinds, root, os.fdopen(writing, "w"))
+                    _child(batch, known, root, os.fdopen(writing, "w"))
                     code = 0
                 finally:
                     os._exit(code)
@@ -136,10 +154,10 @@ def measure(options) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         root.mkdir()
-        found = chain(fuzz_attacks.crafted(root / "canary"), damaged(options.inputs, options.seed))
-        found = (each for each in found if not options.kinds or each[0].startswith(tuple(options.kinds)))
-        for kind, name, told in tried(found, root):
-            row = table.setdefault(kind, {"inputs": 0, "accepted": 0, "refused": 0, "finding": 0, "mib": 0})
+        attacks = chain(fuzz_attacks.crafted(root / "canary"), fuzz_checkpoints.crafted())
+        attacks = (each for each in attacks if not options.kinds or each[0].startswith(tuple(options.kinds)))
+        for kind, name, told in tried(chain(attacks, damaged(options.inputs, options.seed, options.kinds)), root):
+            row = table.setdefault(group(kind), {"inputs": 0, "accepted": 0, "refused": 0, "finding": 0, "mib": 0})
             row["inputs"] += 1
             row[told["what"]] += 1
             row["mib"] = max(row["mib"], round(told["bytes"] / 2**20))

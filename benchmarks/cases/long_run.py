@@ -4,16 +4,15 @@
 
 A small network learns pictures of noise, one class a task, through the very loop that `cdl_jax.main` runs, with a
 checkpoint after each task and within it, and a report every five seconds, so that what a report needs is there from the
-first tasks on. Looked at before each batch, in this process: resident memory of the host, blocks of memory that Python
-holds, bytes and number of arrays that live on devices, open files and threads. Told are medians over a tenth of the
-tasks, what a task adds to the host's memory in the second half, by a straight line through it, and how large the last
-results.json and checkpoint are. A matrix of accuracies has as many numbers as half the square of the tasks: some growth
-belongs to what a run is there to tell.
+first tasks on. Looked at before each batch, in this process: memory of the host that the process has for itself, be it
+resident or swapped (pages of files, such as libraries, come and go as the system likes), bytes and number of arrays
+that live on devices, open files and threads. Told are medians over a tenth of the tasks, what a task adds in the second
+half, by a straight line through it, and how large the last results.json and checkpoint are. A matrix of accuracies has
+as many numbers as half the square of the tasks: some growth belongs to what a run is there to tell.
 """
 
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -30,7 +29,7 @@ from cdl_jax.interruption import Listener
 from cdl_jax.program import Program
 
 _SIDE, _TRAIN, _TEST = 32, 8, 2  # pixels, pictures of a class
-_GROW = ("host_mib", "blocks", "device_mib", "arrays", "files", "threads")
+_GROW = ("host_mib", "device_mib", "arrays", "files", "threads")
 
 
 def pictures(path: Path, classes: int) -> None:
@@ -64,11 +63,10 @@ class Probe(Listener):
 
     def asked(self):
         arrays = jax.live_arrays()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         self.seen.append(
             {
-                "host_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
-                "blocks": sys.getallocatedblocks(),
+                "host_mib": sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 1024,
                 "device_mib": sum(array.nbytes for array in arrays) / 2**20,
                 "arrays": len(arrays),
                 "files": len(os.listdir("/proc/self/fd")),
