@@ -1,14 +1,14 @@
 """Memory, files and time of a run of many tasks, from its beginning to its end.
 
-    python -m benchmarks.run long_run [--tasks 200] [--folder DIR] [--out FILE.json]
+    python -m benchmarks.run long_run [--tasks 200] [--reports SECONDS] [--folder DIR] [--out FILE.json]
 
 A small network learns pictures of noise, one class a task, through the very loop that `cdl_jax.main` runs, with a
-checkpoint after each task and within it, and a report every five seconds, so that what a report needs is there from the
-first tasks on. Looked at before each batch, in this process: memory of the host that the process has for itself, be it
-resident or swapped (pages of files, such as libraries, come and go as the system likes), bytes and number of arrays
-that live on devices, open files and threads. Told are medians over a tenth of the tasks, what a task adds in the second
-half, by a straight line through it, and how large the last results.json and checkpoint are. A matrix of accuracies has
-as many numbers as half the square of the tasks: some growth belongs to what a run is there to tell.
+checkpoint after each task and within it. Looked at before each batch, in this process: memory of the host that the
+process has for itself, be it resident or swapped (pages of files, such as libraries, come and go as the system likes),
+bytes and number of arrays that live on devices, open files and threads. Told are medians over a tenth of the tasks,
+what a task adds in the second half, by a straight line through it, and how large the last results.json and checkpoint
+are. A matrix of accuracies has as many numbers as half the square of the tasks: some growth belongs to what a run is
+there to tell.
 """
 
 import os
@@ -76,13 +76,17 @@ class Probe(Listener):
         )
 
 
-def looked(tasks: int, folder: Path) -> dict:
-    """Medians over tenths of a run's tasks, by name; `seconds` are those of a task. `growth`: see the module."""
+def looked(tasks: int, reports: float, folder: Path) -> dict:
+    """Medians over tenths of a run's tasks, by name; `seconds` are those of a task. `growth`: see the module.
+
+    reports: seconds between reports, 0: none. What they need for a moment grows with the tasks that they show.
+    """
     path = folder / "noise.npz"
     pictures(path, tasks)
     config = configured(path, tasks)
+    config.log.report = reports > 0
     probe = Probe()
-    with workdir.locked(folder / "run"), mock.patch.object(run, "REPORT_EVERY", 5.0):
+    with workdir.locked(folder / "run"), mock.patch.object(run, "REPORT_EVERY", reports):
         run.train(Program(config, stream.load(config.data)), folder / "run", probe)
     each = len(probe.seen) // tasks
     tenth = max(tasks // 10, 1)
@@ -105,6 +109,7 @@ def looked(tasks: int, folder: Path) -> dict:
 def arguments(parser) -> None:
     """Adds the case's options."""
     parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--reports", type=float, default=0, help="seconds between reports (default: none)")
     parser.add_argument("--folder", type=Path, help="an empty one (default: a temporary one)")
 
 
@@ -113,7 +118,7 @@ def measure(options) -> dict:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        found = looked(options.tasks, folder)
+        found = looked(options.tasks, options.reports, folder)
     names = list(next(iter(found["tasks"].values())))
     print("| tasks | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 1) + "|")
