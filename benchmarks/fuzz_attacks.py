@@ -1,4 +1,4 @@
-"""Files made to do harm, for `benchmarks.fuzz`: those that would run code, fill memory or disk, or write elsewhere."""
+"""Files made to do harm, for the case `fuzz`: those that would run code, fill memory or disk, or write elsewhere."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""What `benchmarks.fuzz` reads: small valid files of each kind, ways to damage them, and files made to do harm."""
+"""What the case `fuzz` reads: small valid files of each kind, ways to damage them, and files made to do harm."""
 
 import gzip
 import hashlib
@@ -144,6 +144,7 @@ def kinds() -> dict[str, Kind]:
 
     planes = np.arange(4 * 3072).astype(np.uint8).reshape(4, 3072)
     batch = pickle.dumps({b"data": planes, b"fine_labels": [0, 1, 1, 0]}, protocol=2)
+    records = b"".join(bytes([0, label]) + plane.tobytes() for label, plane in enumerate(planes[:2]))
     meta = pickle.dumps({b"fine_label_names": [b"a", b"b"]}, protocol=2)
     cifar = tar(
         [(f"cifar-100-python/{name}", data) for name, data in (("train", batch), ("test", batch), ("meta", meta))]
@@ -182,6 +183,15 @@ def kinds() -> dict[str, Kind]:
         options = {**source.OPTIONS, "test_fraction": 0.5} if source is folder else source.OPTIONS
         return lambda root: source.load({**options, "path": str(root / name)})
 
+    def binary(content):
+        files = (("train.bin", content), ("test.bin", records), ("fine_label_names.txt", b"a\nb\n"))
+        return tar([(f"cifar-100-binary/{name}", data) for name, data in files])
+
+    def from_binary_folder(root):
+        (root / "test.bin").write_bytes(records)
+        (root / "fine_label_names.txt").write_bytes(b"a\nb\n")
+        return cifar100.load({"path": str(root)})
+
     def read_picture(name):
         return lambda root: batches._open(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)
 
@@ -202,6 +212,11 @@ def kinds() -> dict[str, Kind]:
                 [(f"cifar-100-python/{name}", d) for name, d in (("train", c), ("test", batch), ("meta", meta))]
             ),
         ),
+        "CIFAR binary": Kind("c.tar", records, from_source(cifar100, "c.tar"), binary),
+        "CIFAR binary archive": Kind(
+            "c.tar.gz", gzip.compress(binary(records), mtime=0), from_source(cifar100, "c.tar.gz")
+        ),
+        "CIFAR binary folder": Kind("train.bin", records, from_binary_folder),
         "tar of pictures": Kind("p.tar", pictures, from_source(folder, "p.tar")),
         "tar of pictures, headers mended": Kind("p.tar", pictures, from_source(folder, "p.tar"), mended),
         "tar with long names, mended": Kind("p.tar", long, from_source(folder, "p.tar"), mended),

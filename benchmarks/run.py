@@ -37,7 +37,7 @@ def main(arguments=None) -> None:
     """The command line.
 
     Raises:
-      SystemExit: with code 2 and one line for a user's mistake.
+      SystemExit: with code 2 and one line for a user's mistake, and for what a case found `wrong`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -71,12 +71,15 @@ def _main(arguments):
     options = parser.parse_args(rest)
     timing.choose_clock(options.clock)
     found = case.measure(options)
+    wrong = found.pop("wrong", None)
     if options.out:
         from benchmarks import machine
 
         command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
         content = {"command": command, "clock": options.clock, **machine.describe(), **found}
         options.out.write_text(json.dumps(content, indent=1) + "\n")
+    if wrong:
+        raise UserError(wrong)
 
 
 if __name__ == "__main__":

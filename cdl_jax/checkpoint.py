@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from cdl_jax import tensorstore_strings
 from cdl_jax.errors import UserError
 
 
@@ -45,6 +46,7 @@ class Checkpoints:
         """
         # Orbax tells of every option that it adjusts, and of errors in full length before it raises them.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        tensorstore_strings.keep_few()
         root = (workdir / "checkpoints").absolute()
         self._frozen_path, self._tasks_path, self._latest_path = (root / part for part in ("frozen", "tasks", "latest"))
         self._read_only, self._keep, self._keep_tasks = read_only, keep, keep_tasks or None
@@ -85,7 +87,7 @@ class Checkpoints:
             return target
         with _reading(self._frozen_path), ocp.StandardCheckpointer() as checkpointer:
             frozen, sums = checkpointer.restore(self._frozen_path, target), self._frozen_path.with_suffix(".json")
-            _compare(_checksum(frozen), json.loads(sums.read_text())["crc32"] if sums.exists() else None, "the arrays")
+            _compare(_checksum(frozen), json.loads(sums.read_text())["crc32"], "the arrays")
         return frozen
 
     def save_task(self, task: int, live, record: dict) -> None:
@@ -158,8 +160,8 @@ class Checkpoints:
         if damaged:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("damaged checkpoints are put aside")
-            for manager in {id(manager): manager for manager, *_ in damaged}.values():
-                manager.reload()
+            for name in {"_tasks", "_latest"} & vars(self).keys():  # opened anew, for they know what was there
+                vars(self).pop(name).close()
 
     def task_record(self, task: int) -> dict:
         """The run's record that was saved with a task.
@@ -196,23 +198,30 @@ class Checkpoints:
         sums, _ = _sums_and_record(manager, step)
         with _reading(manager.directory / str(step)):
             state = manager.restore(step, args=items)["state"]
-            _compare(_checksum(state), sums.get("state"), "the arrays")
+            _compare(_checksum(state), sums["state"], "the arrays")
         return state
 
 
 def _manager(path, keep, read_only):
+    # Lightly: times of saving are needed for nothing, and Orbax ends where it finds something else in their place.
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=not read_only, create=not read_only, read_only=read_only
+        max_to_keep=keep,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
+        lightweight_initialize=True,
     )
     return ocp.CheckpointManager(path, options=options, item_names=("state", "record"))
 
 
 def _sums_and_record(manager, step):
-    """Checksums of a checkpoint, {} if it is of a time that had none, and its record."""
+    """Checksums of a checkpoint, and its record."""
     with _reading(manager.directory / str(step)):
         record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-        sums = record.pop("crc32", {})
-        _compare(_checksum_of_json(record), sums.get("record"), "the record")
+        if "crc32" not in record:
+            raise ValueError("its record has no checksum")
+        sums = record.pop("crc32")
+        _compare(_checksum_of_json(record), sums["record"], "the record")
     return sums, record
 
 
@@ -233,8 +242,8 @@ def _checksum(tree) -> int:
 
 
 def _compare(found, stored, what):
-    if stored is not None and found != stored:
-        raise ValueError(f"{what} are not those that were saved (checksum {found:08x}, not {stored:08x})")
+    if found != stored:
+        raise ValueError(f"{what} are not those that were saved (checksum {found}, not {stored})")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A run: the task loop, which can be stopped anywhere and goes on with the same command."""
 
+import itertools
 import json
 import logging
 import time
@@ -20,7 +21,7 @@ from cdl_jax.models import weights
 from cdl_jax.program import Program
 from cdl_jax.results import Record
 
-_REPORT_EVERY = 60.0  # seconds between the reports of a run that is not finished
+REPORT_EVERY = 60.0  # seconds between the reports of a run that is not finished
 
 
 def train(program: Program, folder: Path, listener: Listener | None = None) -> list[dict]:
@@ -420,9 +421,10 @@ class _Traces:
 
     def write_results(self, content):
         """Writes results.json anew, and before it report.html, whose plots take seconds: once a minute and at last."""
-        due = content["status"] == "finished" or time.monotonic() > self.reported + _REPORT_EVERY
+        due = content["status"] == "finished" or time.monotonic() > self.reported + REPORT_EVERY
         if self.report and due:
             stored = json.loads((self.folder / "config.json").read_text())["config"]
             report.write_report(self.folder / "report.html", content, self.lines.read(), stored)
             self.reported = time.monotonic()
-        workdir.write(self.folder / "results.json", json.dumps(content, indent=1) + "\n")
+        parts = json.JSONEncoder(indent=1).iterencode(content)  # in one piece a long run's take many times their size
+        workdir.write(self.folder / "results.json", itertools.chain(parts, "\n"))

@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -16,11 +17,14 @@ from cdl_jax import __version__, config
 from cdl_jax.errors import UserError
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a file aside and renames it, so that a reader or a crash, of the machine even, never sees half of it."""
+def write(path: Path, text: str | Iterable[str]) -> None:
+    """Writes a file aside and renames it, so that a reader or a crash, of the machine even, never sees half of it.
+
+    text: all of it, or parts that are made as they are written.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("w") as file:
-        file.write(text)
+        file.writelines([text] if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

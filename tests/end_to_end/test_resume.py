@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from benchmarks.crash_storm import kill, lines
+from benchmarks.cases.crash_storm import kill, lines
 from tests.end_to_end.command import TINY, last_weights, matrices, run, signal_at_line, start
 
 ARGUMENTS = ("--config", TINY, "--config.train.epochs=3")
@@ -44,7 +44,7 @@ def damage(folder):
 
 
 def test_killed_at_three_random_moments_and_damaged_it_ends_with_the_same_bits(uninterrupted, tmp_path):
-    """A short `benchmarks.crash_storm`, at whose end the newest checkpoints and results.json are damaged too."""
+    """A short `benchmarks.cases.crash_storm`, at whose end the newest checkpoints and results.json are damaged too."""
     numbers = {"lines": lines(uninterrupted), "tasks": 5, "report": 1.0}
     hits = []
     for moment in ("training", "checkpoint", "report"):

@@ -213,6 +213,18 @@ def test_changed_frozen_weights_are_refused(saved, tmp_path):
         assert "the arrays are not those that were saved" in refusal(checkpoints.restore_frozen, shapes(FROZEN))
 
 
+def test_without_its_checksum_nothing_is_taken(saved, tmp_path):
+    shutil.copytree(saved / "checkpoints", tmp_path / "checkpoints")
+    record = tmp_path / "checkpoints" / "latest" / "15" / "record" / "metadata"
+    record.write_text(record.read_text().replace('"crc32"', '"crc33"'))
+    (tmp_path / "checkpoints" / "frozen.json").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest(shapes(LIVE), shapes(STATE))[0]["step"] == 12
+        assert "frozen.json" in refusal(checkpoints.restore_frozen, shapes(FROZEN))
+        assert checkpoints.latest_step() == 12  # what was put aside is forgotten
+    assert names(tmp_path / "checkpoints" / "damaged") == ["latest-15"]
+
+
 def test_frozen_weights_are_not_written_again_and_none_leave_no_trace(saved, tmp_path):
     with Checkpoints(saved) as checkpoints:
         checkpoints.save_frozen(jax.tree.map(jnp.zeros_like, FROZEN))

@@ -1,14 +1,14 @@
 """Reads damaged and hostile files as the program does, and counts what became of them.
 
-    python -m benchmarks.fuzz --inputs 10000 [--seed 0] [--kinds pth npz] [--out FILE.json]
+    python -m benchmarks.run fuzz --inputs 10000 [--seed 0] [--kinds pth npz] [--out FILE.json]
 
-First every file of `benchmarks.fuzz_attacks`, then so many that were damaged at random, in turns of all kinds. Each is
-read in a process that may take 2 GiB more memory than it has, and 20 seconds. An input is accepted, refused in one line
-(UserError), or a finding: another exception, more lines, memory at its end, too slow, a process that died, or a file
-that appeared where none should be, as any code in an input would make one. Exit code 1 where there is a finding.
+First every file of `benchmarks.fuzz_attacks` and `benchmarks.fuzz_checkpoints`, then so many that were damaged at
+random, in turns of all kinds. Each is read in a process that may take 2 GiB more memory than it has, and 20 seconds of
+the processor. An input is accepted, refused in one line (UserError), or a finding: another exception, more lines,
+memory at its end, too slow, a process that died, or a file that appeared where none should be, as any code in an input
+would make one. With findings the command fails.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -24,23 +24,41 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from benchmarks import fuzz_attacks, fuzz_inputs
+from benchmarks import fuzz_attacks, fuzz_checkpoints, fuzz_inputs
 from cdl_jax.errors import UserError
 
 MEMORY = 2 * 2**30  # bytes that reading an input may take beyond what the process has
-SECONDS = 20  # for an input
+SECONDS = 20  # of the processor for an input; of the clock ten times as many, for the machine may have other work
 _TOGETHER = 100  # inputs in a process
 
 
-def damaged(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
-    """(kind, name, file): a sound one of each kind, then `count` damaged ones, the same for the same seed."""
-    kinds = fuzz_inputs.kinds()
-    for name, kind in kinds.items():
-        yield name, "sound", kind.pack(kind.content)
+def kinds() -> dict[str, fuzz_inputs.Kind]:
+    """Every kind, by name; those whose names are the same before a colon are one kind in the table."""
+    return {**fuzz_inputs.kinds(), **fuzz_checkpoints.kinds()}
+
+
+def group(kind: str) -> str:
+    """The name of a kind in the table."""
+    return kind.split(":")[0]
+
+
+def damaged(count: int, seed: int, groups=()) -> Iterator[tuple[str, str, bytes]]:
+    """(kind, name, file): a sound one of each kind, then `count` damaged ones, the same for the same seed.
+
+    groups: beginnings of the names of those that are wanted; none: all.
+    """
+    known, of = kinds(), {}
+    for name in known:
+        if not groups or name.startswith(tuple(groups)):
+            of.setdefault(group(name), []).append(name)
+    for names in of.values():
+        yield names[0], "sound", known[names[0]].pack(known[names[0]].content)
     for number in range(count):
-        name = list(kinds)[number % len(kinds)]
-        content = fuzz_inputs.damaged(kinds[name].content, random.Random(seed * 10**9 + number))
-        yield name, f"damaged, {number} of seed {seed}", kinds[name].pack(content)
+        turn, at = divmod(number, len(of))
+        names = list(of.values())[at]
+        name = names[turn % len(names)]
+        content = fuzz_inputs.damaged(known[name].content, random.Random(seed * 10**9 + number))
+        yield name, f"damaged, {number} of seed {seed}", known[name].pack(content)
 
 
 def outcome(kind: fuzz_inputs.Kind, content: bytes, root: Path) -> tuple[str, str]:
@@ -80,22 +98,25 @@ def _child(batch, kinds, root, pipe):
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + MEMORY,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    limits = (signal.ITIMER_PROF, SECONDS), (signal.ITIMER_REAL, 10 * SECONDS)
     for place, (kind, _, content) in enumerate(batch):
         pipe.write(json.dumps({"begun": place}) + "\n")
         pipe.flush()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is measured anew
         before = _status("VmRSS")
-        signal.alarm(SECONDS)
+        for timer, seconds in limits:
+            signal.setitimer(timer, seconds)
         what, words = outcome(kinds[kind], content, root)
-        signal.alarm(0)
+        for timer, _ in limits:
+            signal.setitimer(timer, 0)
         pipe.write(json.dumps({"what": what, "words": words[:400], "bytes": _status("VmHWM") - before}) + "\n")
         pipe.flush()
 
 
 def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple[str, str, dict]]:
     """(kind, name, {"what", "words", "bytes" of memory}) of every input, read in processes of their own."""
-    kinds, found = fuzz_inputs.kinds(), iter(found)
+    known, found = kinds(), iter(found)
     while batch := list(islice(found, _TOGETHER)):
         while batch:
             reading, writing = os.pipe()
@@ -104,7 +125,7 @@ def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple
                 os.close(reading)
                 code = 1
                 try:
-                    _child(batch, kinds, root, os.fdopen(writing, "w"))
+                    _child(batch, known, root, os.fdopen(writing, "w"))
                     code = 0
                 finally:
                     os._exit(code)
@@ -114,7 +135,7 @@ def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             ended = [line for line in lines if "what" in line]
             if len(ended) < len(batch):
-                slow = "too slow" if status == -signal.SIGALRM else f"the process died ({status})"
+                slow = "too slow" if -status in (signal.SIGPROF, signal.SIGALRM) else f"the process died ({status})"
                 ended.append({"what": "finding", "words": slow, "bytes": 0})
                 shutil.rmtree(root)
                 root.mkdir()
@@ -122,24 +143,25 @@ def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple
             batch = batch[len(ended) :]
 
 
-def main(arguments=None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser) -> None:
+    """Adds the case's options."""
     parser.add_argument("--inputs", type=int, default=10_000, help="damaged ones, besides those that are crafted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=[], help="only those whose names begin so")
-    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
-    options = parser.parse_args(arguments)
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     table, findings = {}, []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         root.mkdir()
-        found = chain(fuzz_attacks.crafted(root / "canary"), damaged(options.inputs, options.seed))
-        found = (each for each in found if not options.kinds or each[0].startswith(tuple(options.kinds)))
-        for kind, name, told in tried(found, root):
-            row = table.setdefault(kind, {"inputs": 0, "accepted": 0, "refused": 0, "finding": 0, "mib": 0})
+        attacks = chain(fuzz_attacks.crafted(root / "canary"), fuzz_checkpoints.crafted())
+        attacks = (each for each in attacks if not options.kinds or each[0].startswith(tuple(options.kinds)))
+        for kind, name, told in tried(chain(attacks, damaged(options.inputs, options.seed, options.kinds)), root):
+            row = table.setdefault(group(kind), {"inputs": 0, "accepted": 0, "refused": 0, "finding": 0, "mib": 0})
             row["inputs"] += 1
             row[told["what"]] += 1
             row["mib"] = max(row["mib"], round(told["bytes"] / 2**20))
@@ -151,10 +173,4 @@ def main(arguments=None) -> int:
         print(f"| {kind} | " + " | ".join(str(value) for value in row.values()) + " |")
     columns = [[row[key] for row in table.values()] for key in ("inputs", "accepted", "refused", "finding", "mib")]
     print("| all | " + " | ".join(str(f(c)) for f, c in zip((sum, sum, sum, sum, max), columns, strict=True)) + " |")
-    if options.out:
-        options.out.write_text(json.dumps({"kinds": table, "findings": findings}, indent=1) + "\n")
-    return 1 if findings else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {"kinds": table, "findings": findings, **({"wrong": f"fuzz: {len(findings)} findings"} if findings else {})}

@@ -1,22 +1,23 @@
 """Memory, files and time of a run of many tasks, from its beginning to its end.
 
-    python -m benchmarks.long_run [--tasks 200] [--folder DIR] [--out FILE.json]
+    python -m benchmarks.run long_run [--tasks 200] [--reports SECONDS] [--folder DIR] [--out FILE.json]
 
 A small network learns pictures of noise, one class a task, through the very loop that `cdl_jax.main` runs, with a
-checkpoint after each task and within it. Looked at before each batch, in this process: resident memory of the host,
-bytes and number of arrays that live on devices, open files and threads. Told are medians over a tenth of the tasks, and
-how large the last results.json and checkpoint are. A matrix of accuracies has as many numbers as half the square of the
-tasks: some growth belongs to what a run is there to tell.
+checkpoint after each task and within it. Looked at before each batch, in this process: memory of the host that the
+process has for itself, be it resident or swapped (pages of files, such as libraries, come and go as the system likes),
+bytes and number of arrays that live on devices, open files and threads. Told are medians over a tenth of the tasks,
+what a task adds in the second half, by a straight line through it, and how large the last results.json and checkpoint
+are. A matrix of accuracies has as many numbers as half the square of the tasks: some growth belongs to what a run is
+there to tell.
 """
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from cdl_jax.interruption import Listener
 from cdl_jax.program import Program
 
 _SIDE, _TRAIN, _TEST = 32, 8, 2  # pixels, pictures of a class
+_GROW = ("host_mib", "device_mib", "arrays", "files", "threads")
 
 
 def pictures(path: Path, classes: int) -> None:
@@ -61,10 +63,10 @@ class Probe(Listener):
 
     def asked(self):
         arrays = jax.live_arrays()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         self.seen.append(
             {
-                "host_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+                "host_mib": sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 1024,
                 "device_mib": sum(array.nbytes for array in arrays) / 2**20,
                 "arrays": len(arrays),
                 "files": len(os.listdir("/proc/self/fd")),
@@ -74,13 +76,17 @@ class Probe(Listener):
         )
 
 
-def measure(tasks: int, folder: Path) -> dict:
-    """Medians over tenths of a run's tasks, by name; `seconds` are those of a task."""
+def looked(tasks: int, reports: float, folder: Path) -> dict:
+    """Medians over tenths of a run's tasks, by name; `seconds` are those of a task. `growth`: see the module.
+
+    reports: seconds between reports, 0: none. What they need for a moment grows with the tasks that they show.
+    """
     path = folder / "noise.npz"
     pictures(path, tasks)
     config = configured(path, tasks)
+    config.log.report = reports > 0
     probe = Probe()
-    with workdir.locked(folder / "run"):
+    with workdir.locked(folder / "run"), mock.patch.object(run, "REPORT_EVERY", reports):
         run.train(Program(config, stream.load(config.data)), folder / "run", probe)
     each = len(probe.seen) // tasks
     tenth = max(tasks // 10, 1)
@@ -90,33 +96,34 @@ def measure(tasks: int, folder: Path) -> dict:
         medians = {name: statistics.median(look[name] for look in part) for name in part[0]}
         medians["seconds"] = (part[-1]["seconds"] - part[0]["seconds"]) / tenth
         found[f"{first}-{first + tenth - 1}"] = medians
+    half = probe.seen[tasks // 2 * each :]
+    growth = {name: float(np.polyfit(range(len(half)), [look[name] for look in half], 1)[0]) * each for name in _GROW}
     last = folder / "run" / "checkpoints" / "tasks" / str(tasks - 1)
     sizes = {
         "results_kib": (folder / "run" / "results.json").stat().st_size / 1024,
         "checkpoint_kib": sum(file.stat().st_size for file in last.rglob("*") if file.is_file()) / 1024,
     }
-    return {"tasks": found, "sizes": sizes}
+    return {"tasks": found, "growth": growth, "sizes": sizes}
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser) -> None:
+    """Adds the case's options."""
     parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--reports", type=float, default=0, help="seconds between reports (default: none)")
     parser.add_argument("--folder", type=Path, help="an empty one (default: a temporary one)")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    folder = options.folder or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
-    found = measure(options.tasks, folder)
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = looked(options.tasks, options.reports, folder)
     names = list(next(iter(found["tasks"].values())))
     print("| tasks | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 1) + "|")
     for part, medians in found["tasks"].items():
-        print(f"| {part} | " + " | ".join(f"{medians[name]:.4g}" for name in names) + " |")
-    print({name: round(value, 1) for name, value in found["sizes"].items()})
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        print(f"| {part} | " + " | ".join(f"{medians[name]:.6g}" for name in names) + " |")
+    for what in ("growth", "sizes"):
+        print(what, {name: round(value, 3) for name, value in found[what].items()})
+    return found

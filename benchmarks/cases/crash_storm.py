@@ -1,6 +1,6 @@
 """Kills runs of the four systems at random moments, and compares what they end with to runs that nobody disturbed.
 
-    python -m benchmarks.crash_storm --folder DIR [--kills 100] [--systems cdl,okddip,dkt,vkd] [--minutes M]
+    python -m benchmarks.run crash_storm --folder DIR [--kills 100] [--systems cdl,okddip,dkt,vkd] [--minutes M]
 
 Each life of a run is one `python -m cdl_jax.main` with the same arguments. It is ended by SIGKILL at a moment of one of
 four kinds, drawn anew: while it starts, some log lines into training, while a checkpoint is being written (its folder
@@ -10,7 +10,6 @@ holds but cost, versions and command must equal, bit for bit, those of the undis
 costs a start of some seconds, for all compile into one cache.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _LIVES = 7  # after so many kills a run is left to end
 _SMALL = (
     "--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16",
@@ -182,14 +181,16 @@ def live(told: dict, arguments, folder: Path, cache: Path, rng: random.Random) -
     told["runs"], told["life"] = told["runs"] + 1, 0
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser) -> None:
+    """Adds the case's options."""
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--folder", type=Path, required=True, help="where the runs lie; a storm goes on in its own")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which the storm ends, to go on another time")
-    options = parser.parse_args()
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
     rng, systems = random.Random(), options.systems.split(",")
     folder, deadline = options.folder.absolute(), time.monotonic() + 60 * options.minutes
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,23 +206,21 @@ def main() -> None:
     for name in itertools.cycle(systems):
         if time.monotonic() > deadline or (len(told) == len(systems) and all(map(ready, systems))):
             break
-        arguments = [word.replace("{folder}", str(folder)) for word in SYSTEMS[name]]
+        command = [word.replace("{folder}", str(folder)) for word in SYSTEMS[name]]
         if name not in told:
             (folder / name).mkdir(exist_ok=True)
-            whole = measured(arguments, folder / name, cache)
+            whole = measured(command, folder / name, cache)
             told[name] = {"whole": whole, "kills": dict.fromkeys(MOMENTS, 0), "runs": 0, "life": 0, "differences": []}
         elif not ready(name):
-            live(told[name], arguments, folder / name, cache, rng)
+            live(told[name], command, folder / name, cache, rng)
         state.write_text(json.dumps(told, indent=1) + "\n")
     print("| system | " + " | ".join(MOMENTS) + " | kills | runs compared | differences |")
     print("|---" * (len(MOMENTS) + 4) + "|")
+    rows = []
     for name, of in told.items():
         counts = [of["kills"][moment] for moment in MOMENTS]
-        cells = [*counts, sum(counts), of["runs"], len(of["differences"])]
-        print(f"| {name} | " + " | ".join(map(str, cells)) + " |")
-    if any(of["differences"] for of in told.values()):
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+        rows.append([*counts, sum(counts), of["runs"], len(of["differences"])])
+        print(f"| {name} | " + " | ".join(map(str, rows[-1])) + " |")
+    print("| all | " + " | ".join(str(sum(column)) for column in zip(*rows, strict=True)) + " |")
+    changed = [f"{name}: {what}" for name, of in told.items() for what in of["differences"]]
+    return {"systems": told, **({"wrong": f"crash_storm: differences: {changed[:5]}"} if changed else {})}

@@ -1,0 +1,85 @@
+"""From task to task a run keeps nothing but what it is there to tell."""
+
+import gc
+import os
+import sys
+import threading
+
+import jax
+import pytest
+
+from benchmarks.cases import long_run
+from cdl_jax import run, tensorstore_strings, workdir
+from cdl_jax.data import stream
+from cdl_jax.interruption import Listener
+from cdl_jax.program import Program
+
+TASKS, WARM = 24, 8
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory):
+    """What this process holds after each task of a run, with three checkpoints a task."""
+    folder, seen, save = tmp_path_factory.mktemp("long"), [], run.Checkpoints.save_task
+
+    def saved(self, task, live, record):
+        save(self, task, live, record)
+        gc.collect()
+        arrays = jax.live_arrays()
+        seen.append(
+            {
+                "blocks": sys.getallocatedblocks(),
+                "numbers": len(jax.tree.leaves(record)),
+                "arrays": len(arrays),
+                "bytes": sum(array.nbytes for array in arrays),
+                "files": len(os.listdir("/proc/self/fd")),
+                "threads": threading.active_count(),
+            }
+        )
+
+    long_run.pictures(folder / "noise.npz", TASKS)
+    config = long_run.configured(folder / "noise.npz", TASKS)
+    config.log.report = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Checkpoints, "save_task", saved)
+        with workdir.locked(folder / "run"):
+            run.train(Program(config, stream.load(config.data)), folder / "run", Listener())
+    return seen
+
+
+def test_arrays_files_and_threads_are_as_many_after_every_task(looks):
+    early, late = looks[WARM : (WARM + TASKS) // 2], looks[(WARM + TASKS) // 2 :]
+    for name in ("arrays", "bytes", "files", "threads"):
+        least, most = ([f(look[name] for look in part) for part in (early, late)] for f in (min, max))
+        assert least[1] <= least[0] and most[1] <= max(look[name] for look in looks[: len(looks) - len(late)]), name
+
+
+def test_python_keeps_what_the_record_has_and_little_more(looks):
+    first, last = looks[WARM], looks[-1]
+    numbers = last["numbers"] - first["numbers"]
+    assert numbers > 2 * (TASKS - WARM)
+    assert last["blocks"] - first["blocks"] < numbers + 100 * (TASKS - 1 - WARM)
+
+
+def test_the_same_specification_is_asked_once_and_answers_are_as_before():
+    import tensorstore
+
+    spec = {"driver": "file", "path": "/tmp/somewhere/"}
+    tensorstore_strings.keep_few()
+    tensorstore_strings.keep_few()
+    spec_class = tensorstore.KvStore.Spec
+    assert spec_class(spec).to_json() == spec
+    whole = spec_class(spec).to_json(include_defaults=True)
+    assert whole.items() > spec.items() and "file_io_locking" in whole
+    spec_class(spec).to_json()["path"] = "changed"
+    assert spec_class(spec).to_json() == spec
+    for number in range(500):
+        spec_class({**spec, "path": f"/{number}/"}).to_json()
+    assert len(spec_class.to_json.answers) <= 100
+    gc.collect()
+    blocks = sys.getallocatedblocks()
+    for _ in range(500):
+        spec_class(spec).to_json()
+        tensorstore.experimental_collect_matching_metrics("/tensorstore/")
+    gc.collect()
+    assert sys.getallocatedblocks() - blocks < 200
