@@ -49,8 +49,6 @@ train eight_alone_all learners=8,topology=none,classes=all
 train eight_ring_task_all learners=8,topology=ring,classes=all,unit=tasks
 train four_alone learners=4,topology=none
 train four_weights learners=4,mode=weights
-train eight_alone learners=8,topology=none
-train eight_weights learners=8,mode=weights
 
 # A continual learner, of other initial weights, that teaches as it was after the same task.
 for seed in 0 1 2; do

@@ -29,7 +29,9 @@ PAGES = {
 DKT = {
     "seen": ("alone", "together", "every_5", "every_task", "predictions", "weights", "naive"),
     "all": ("alone_all", "together_all", "every_task_all", "ignorant_all"),
-    "four": ("four_alone_all", "four_ring_all"),
+    "four": ("four_alone_all", "four_ring_all", "four_ring_task_all", "four_full_task_all"),
+    "eight": ("eight_alone_all", "eight_ring_task_all"),
+    "four_weights": ("four_alone", "four_weights"),
     "teachers": ("one_alone_all", "of_joint_all", "of_continual_all"),
     "prompts": ("prompts_alone", "prompts_together", "prompts_weights"),
 }
