@@ -28,7 +28,6 @@ SMALL = {
     "dualprompt": {"length": 4, "general_length": 2},
     "coda": {"pool": 50, "length": 4},
 }
-RATES = {}  # others: 5e-3
 
 # Rows that are a scheme with options.
 ROWS = {
@@ -54,7 +53,7 @@ def get_config(text=""):
     config.data.update(max_train_per_class=100, max_test_per_class=20)
     config.augment.train = "shift"
     config.train.epochs = 5
-    config.optim.learning_rate = RATES.get(learner, 5e-3)
+    config.optim.learning_rate = 5e-3
     config.learner.update(SMALL.get(learner, {}))
     config.distill.update(options)
     # Every scheme has the same teacher and as many steps, so also the one that was published with both at once.
