@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import names
+from cdl_jax import names, published
 from cdl_jax.methods import cdl
 
 ROOT = Path(__file__).parents[2]
@@ -46,3 +46,14 @@ def test_the_files_and_pages_that_are_named_exist():
     assert len(files) == 5 + 8 + 2 and len(pages) >= 3
     assert [name for name in files if not (ROOT / name).exists()] == []
     assert [name for name in pages if not (ROOT / "docs" / name).exists()] == []
+
+
+def test_the_published_numbers_are_those_of_the_tables():
+    cells = {tuple(cell.where.values()): cell.values for cell in published.table("cdl").cells}
+    rows = re.findall(r"^\| `(\w+)`.*? \| (v\d) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 8
+    for scheme, version, text in rows:
+        for learner, shown_cell in zip(("l2p", "dualprompt", "coda", "apt"), text.split(" | "), strict=True):
+            where = (version, "cifar100", learner, scheme, "" if scheme == "none" else "vit_b16", "vit_s16")
+            known = cells.get(where)
+            assert shown_cell == (f"{known['accuracy']:.2f} / {known['forgetting']:.2f}" if known else "-"), where
