@@ -37,7 +37,7 @@ def place(group: Group) -> tuple[str, str]:
 
 
 def arrange(groups: list[Group]) -> dict[str, dict[str, Group]]:
-    """Learner -> scheme -> group, in the order given.
+    """Learner -> scheme -> group, in the order given, but for the learner alone, which is first.
 
     Raises:
       UserError: two groups have one place.
@@ -49,7 +49,8 @@ def arrange(groups: list[Group]) -> dict[str, dict[str, Group]]:
         if scheme in schemes:
             raise UserError(f"--grid: the runs in {learner}/{scheme} have different configs: name those of one")
         schemes[scheme] = group
-    return found
+    first = lambda schemes: sorted(schemes.items(), key=lambda item: item[0] != ALONE)  # noqa: E731
+    return {learner: dict(first(schemes)) for learner, schemes in found.items()}
 
 
 def differences(schemes: dict[str, Group], scheme: str, network: str, metric: str = "last") -> dict[tuple, float]:
