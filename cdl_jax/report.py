@@ -11,8 +11,9 @@ compares one number of each run, that of its leading networks, whatever their na
 settings in which they differ.
 
 --grid arranges continual learners by schemes, as their folders are called, and tests what each gains over the learner's
-scheme "none"; --svg then draws the gains, --into writes the tables into a page, between its lines
-`<!-- tables -->` and `<!-- end of tables -->`, and --keep copies of finished runs what the tables need to a folder.
+scheme "none"; runs without results yet are passed over. --svg then draws the gains, --into writes the tables into a
+page, between its lines `<!-- tables -->` and `<!-- end of tables -->`, and --keep copies of finished runs what tables need
+to a folder.
 """
 
 import html
@@ -336,7 +337,8 @@ def main(argv: list[str]) -> int:
         if (not argv and not paper) or (argv and argv[0].startswith("-")):
             print(__doc__.strip())
             return 0 if argv and argv[0] in ("--help", "-h") else 2
-        groups = compare.read([Path(folder) for folder in argv])
+        folders = [Path(folder) for folder in argv]
+        groups = compare.read(grid.begun(folders) if gridded else folders)
         names = (compare.folder_names if named else compare.labels)(groups)
         sections = _grid_sections(groups) if gridded else _sections(groups, names, paper, headline)
         for number, (title, rows, legend) in enumerate(sections):
