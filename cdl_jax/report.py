@@ -12,8 +12,8 @@ settings in which they differ.
 
 --grid arranges continual learners by schemes, as their folders are called, and tests what each gains over the learner's
 scheme "none"; runs without results yet are passed over. --svg then draws the gains, --into writes the tables into a
-page, between its lines `<!-- tables -->` and `<!-- end of tables -->`, and --keep copies of finished runs what tables need
-to a folder.
+page, between its lines `<!-- tables -->` and `<!-- end of tables -->`, and --keep copies what they need of finished
+runs to a folder.
 """
 
 import html
