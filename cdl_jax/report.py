@@ -2,12 +2,18 @@
 
 python -m cdl_jax.report RUN [RUN ...] [--headline] [--names] [--paper NAME] [--out FILE.md | --out FILE.html]
                          [--svg FILE.svg] [--traffic FILE.svg]
+python -m cdl_jax.report --grid FOLDER/<learner>/<scheme>/seed_<n> ... [--into PAGE.md] [--svg FILE.svg] [--keep FOLDER]
 
 Runs with the settings of a published result are shown beside it, with whether they reproduce it. --paper shows a whole
 published table, that of a system (cdl, okddip, vkd) or of a version of its paper (v4), and needs no run. --headline
 compares one number of each run, that of its leading networks, whatever their names; --svg draws it for every seed, and
 --traffic against the megabytes that learners have exchanged. --names calls rows after their folders, in place of the
 settings in which they differ.
+
+--grid arranges continual learners by schemes, as their folders are called, and tests what each gains over the learner's
+scheme "none"; runs without results yet are passed over. --svg then draws the gains, --into writes the tables into a
+page, between its lines `<!-- tables -->` and `<!-- end of tables -->`, and --keep copies what they need of finished
+runs to a folder.
 """
 
 import html
@@ -17,7 +23,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdl_jax import compare, plots, published, replication, workdir
+from cdl_jax import compare, grid, plots, published, replication, workdir
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 
@@ -230,6 +236,26 @@ def _sections(groups, names, paper, headline=False):
     return sections
 
 
+def _grid_sections(groups):
+    return [
+        ("Accuracy after the last task", grid.overview(groups), ""),
+        ("All measures", grid.details(groups), ""),
+    ]
+
+
+def _into(page, sections):
+    """Writes the tables into a page, in place of those that are there."""
+    begin, end = "<!-- tables -->\n", "<!-- end of tables -->\n"
+    try:
+        before, _, rest = page.read_text().partition(begin)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--into {page} cannot be read ({error}): name a page that exists") from None
+    _, found, after = rest.partition(end)
+    if not found:
+        raise UserError(f"--into {page}: there are no lines {begin.strip()} and {end.strip()}: add them")
+    _write("--into", page, f"{before}{begin}\n{_text_of(page, sections)}\n{end}{after}")
+
+
 def _headline_plot(groups, names):
     """SVG of the first number of each group's runs."""
     found = {
@@ -237,6 +263,18 @@ def _headline_plot(groups, names):
         for label, group in zip(names, groups, strict=True)
     }
     return plots.rows({label: values for label, values in found.items() if values}, "accuracy, %; bar: mean")
+
+
+def _gain_plot(groups):
+    """SVG of what each seed gains over the learner alone.
+
+    Raises:
+      UserError: no run has one to be compared with.
+    """
+    found = grid.gains(groups)
+    if not found:
+        raise UserError('--svg: no finished run here has the scheme "none" of its learner and seed to compare with')
+    return plots.rows(found, "gain of accuracy over the learner alone, points; bar: mean")
 
 
 def _traffic_plot(groups, names):
@@ -292,24 +330,31 @@ def main(argv: list[str]) -> int:
         paper, argv = _take(argv, "--paper")
         svg, argv = _take(argv, "--svg")
         traffic, argv = _take(argv, "--traffic")
-        headline, named = ("--headline" in argv, "--names" in argv)
-        argv = [word for word in argv if word not in ("--headline", "--names")]
+        into, argv = _take(argv, "--into")
+        keep, argv = _take(argv, "--keep")
+        headline, named, gridded = ("--headline" in argv, "--names" in argv, "--grid" in argv)
+        argv = [word for word in argv if word not in ("--headline", "--names", "--grid")]
         if (not argv and not paper) or (argv and argv[0].startswith("-")):
             print(__doc__.strip())
             return 0 if argv and argv[0] in ("--help", "-h") else 2
-        groups = compare.read([Path(folder) for folder in argv])
+        folders = [Path(folder) for folder in argv]
+        groups = compare.read(grid.begun(folders) if gridded else folders)
         names = (compare.folder_names if named else compare.labels)(groups)
-        sections = _sections(groups, names, paper, headline)
+        sections = _grid_sections(groups) if gridded else _sections(groups, names, paper, headline)
         for number, (title, rows, legend) in enumerate(sections):
             print((f"\n{title}\n" if number else "") + aligned(rows))
             if legend:
                 print("\n".join(textwrap.wrap(legend, 120)))
-        for run in (run for group in groups for run in group.runs.values()):
+        for run in (run for group in groups for run in group.runs.values() if not gridded):
             print(f"report: {run.folder / 'report.html'}")
         if out:
             _write("--out", Path(out), _text_of(Path(out), sections))
         if svg:
-            _write("--svg", Path(svg), _headline_plot(groups, names))
+            _write("--svg", Path(svg), _gain_plot(groups) if gridded else _headline_plot(groups, names))
+        if into:
+            _into(Path(into), sections)
+        if keep:
+            grid.keep(groups, Path(keep))
         if traffic:
             _write("--traffic", Path(traffic), _traffic_plot(groups, names))
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -98,3 +99,23 @@ def test_what_learners_learn_and_forget_is_as_the_page_says(row, metric):
 def test_how_much_of_others_classes_is_known_is_as_the_page_says(row, head):
     told = [m[f"{head}/accuracy_on_others_classes"] for run in of_dkt(row) for m in run["measures"][:-1]]
     assert f" {statistics.fmean(told):.1f} %" in (DOCS / "dkt.md").read_text().replace("\n", " ")
+
+
+def grid_words():
+    return ["--grid", *map(str, sorted((DOCS / "results" / "glyph100").glob("*/*/seed_*")))]
+
+
+def test_the_tables_and_the_picture_of_learners_by_schemes_are_made_again(tmp_path):
+    page = tmp_path / "results.md"
+    shutil.copy(DOCS / "results.md", page)
+    assert report.main([*grid_words(), "--into", str(page), "--svg", str(tmp_path / "plot.svg")]) == 0
+    assert page.read_bytes() == (DOCS / "results.md").read_bytes()
+    assert (tmp_path / "plot.svg").read_bytes() == (DOCS / "results.svg").read_bytes()
+    assert "| none | " in page.read_text() and "| teacher | " in page.read_text()
+
+
+def test_what_is_kept_of_runs_names_no_folder_of_a_machine():
+    for word in grid_words()[1:]:
+        config = json.loads((Path(word) / "config.json").read_text())["config"]
+        paths = [config["data"]["path"], *config.get("cdl", {}).get("teachers", ())]
+        assert not [path for path in paths if Path(path).is_absolute()]

@@ -1,5 +1,6 @@
-"""What SLURM's job script makes of signals and exit codes, with stand-ins for SLURM's commands."""
+"""What scripts make of signals and exit codes, with stand-ins for the commands that they call."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -51,3 +52,68 @@ def test_only_processes_that_were_told_to_stop_are_requeued(job, tmp_path, code,
     (tmp_path / "end").write_text(str(code))
     process.wait(timeout=10)
     assert (process.returncode, log()) == (ends_with, ["started", *more])
+
+
+LEARN = """#!/usr/bin/env bash
+[ "$1" = -m ] || exit 0
+while [ "$1" != --workdir ]; do [ "$1" = --config ] && config=$2; shift; done
+echo "$2 $config" >> "$LOG"
+[[ $config != *taught_by=* ]] || grep -q finished "${config##*taught_by=}/results.json" || exit 2
+[ -z "${STOP-}" ] || { trap 'echo saved >> "$LOG"; exit 143' TERM; echo ready; sleep 9 9>&- & wait $!; }
+echo '"status": "finished"' > "$2/results.json"
+"""
+
+
+@pytest.fixture
+def glyph100(tmp_path):
+    """Starts the script with a stand-in for the training, whose calls go into the file `log`."""
+    key = subprocess.run("cat requirements.lock requirements.txt pyproject.toml | cksum", shell=True, cwd=ROOT,
+                         capture_output=True, text=True, check=True).stdout  # fmt: skip
+    for name, text in (("bin/python", LEARN), ("made-from", f"{ROOT} cpu\n{key}"), ("data/glyph100.npz", ""),
+                       ("data/glyph_teacher.npz", ""), ("data/glyph_student.npz", "")):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    env = {**os.environ, "CDL_VENV": str(tmp_path), "CDL_DATA": str(tmp_path / "data"), "LOG": str(tmp_path / "log"),
+           "CDL_WAIT": "0.2"}  # fmt: skip
+
+    def start(*arguments, **more):
+        command = ["bash", str(ROOT / "launch" / "glyph100.sh"), str(tmp_path / "runs"), *arguments]
+        return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, text=True)
+
+    return start, lambda: [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+
+
+def test_the_matrix_is_shared_by_two_processes_and_made_once_seed_by_seed(glyph100):
+    start, log = glyph100
+    both = [start(CDL_SEEDS="0 1") for _ in range(2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
+    assert len(runs) == len(set(runs)) == 2 * (4 * 9 - 1 + 2 + 2 + 4)
+    seeds = [int(run[-1]) for run in runs]
+    assert sum(a > b for a, b in zip(seeds, sorted(seeds), strict=True)) <= 1  # but for one that the other was at
+    assert start(CDL_SEEDS="0 1").wait(timeout=60) == 0 and len(log()) == len(runs)
+
+
+def test_every_config_of_the_matrix_exists(glyph100):
+    start, log = glyph100
+    assert start("all", CDL_SEEDS="0").wait(timeout=60) == 0
+    assert len(log()) == 43 + 21
+    for config in {config for _, config in log()}:
+        file, _, text = config.partition(":")
+        spec = importlib.util.spec_from_file_location("of_launch", ROOT / file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.get_config(text)
+
+
+def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(glyph100):
+    start, log = glyph100
+    process = start(CDL_SEEDS="0", STOP="1")
+    while process.stdout.readline() != "ready\n":
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+    assert len(log()) == 2 and log()[1] == ["saved"]
+    assert start(CDL_SEEDS="0").wait(timeout=60) == 0 and log()[2] == log()[0]

@@ -19,7 +19,7 @@ LAYERS = (
     ("methods",),
     ("sharding", "interruption", "quality", "trainer"),
     ("program",),
-    ("metrics", "similarity", "writers", "workdir", "results", "plots", "compare", "replication", "report"),
+    ("metrics", "similarity", "writers", "workdir", "results", "plots", "compare", "grid", "replication", "report"),
     ("run", "describe", "mechanism", "representations", "analysis", "compilation", "host_memory"),
     ("main", "download", "fetch"),
 )

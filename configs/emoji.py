@@ -1,0 +1,61 @@
+"""Emoji in colour, 10 tasks of 40 emoji that three vendors draw, tested on a fourth's drawings: any learner with any
+distillation of configs/glyph100.py.
+
+    for network in teacher student; do
+      python -m cdl_jax.main --config configs/pretrain_glyph.py:network=glyph_$network,data=emoji_file \
+          --workdir runs/emoji/pretrain/$network --config.data.path=emoji32.npz --config.data.part=pretraining \
+          --config.data.stream_classes=400 --config.train.epochs=60
+    done
+    python -m cdl_jax.main --config configs/emoji.py:distill=kdp --workdir runs/emoji/l2p/kdp/seed_0 \
+        --config.data.path=emoji32.npz --config.teacher.weights=runs/emoji/pretrain/teacher/weights.npz \
+        --config.student.weights=runs/emoji/pretrain/student/weights.npz
+
+label      identity; or subgroup: 13 tasks of 5 Unicode subgroups, tested on emoji never seen. The networks above have
+           seen these, so subgroups want backbones that were pretrained on other pictures.
+teacher, student   sizes of ViTs; vit_s14 is DINOv2-small's, for which also --config.teacher.image_size=112
+                   --config.student.image_size=112 --config.teacher.layer_scale=1
+learner, distill, taught_by, seed   as in configs/glyph100.py
+
+An emoji has three pictures to learn from, so a task has many epochs.
+"""
+
+from cdl_jax import config as base
+from cdl_jax.errors import UserError
+
+SMALL = {
+    "l2p": {"pool": 10, "length": 2, "top_k": 1},
+    "dualprompt": {"length": 4, "general_length": 2},
+    "coda": {"length": 4},
+}
+ROWS = {"kd_token": ("kd_token", {"variant": "deit"}), "kdp": ("kd_token", {"variant": "dcdl"})}
+TASKS = {"identity": 10, "subgroup": 13}
+
+
+def get_config(text=""):
+    choices = base.arguments(
+        text, label="identity", learner="l2p", distill="kd", teacher="glyph_teacher", student="glyph_student",
+        taught_by="", seed=0,
+    )  # fmt: skip
+    if choices["label"] not in TASKS:
+        raise UserError(f"config argument label={choices['label']!r}: use {' or '.join(TASKS)}")
+    learner, (scheme, options) = choices["learner"], ROWS.get(choices["distill"], (choices["distill"], {}))
+    networks = {name: choices[name] for name in ("teacher", "student")}
+    config = base.default("cdl", data="emoji_file", learner=learner, distill=scheme, **networks)
+    config.seed = choices["seed"]
+    config.data.update(label=choices["label"], stream_classes=400, num_tasks=TASKS[choices["label"]])
+    config.data.update(class_order="shuffle", class_order_seed=choices["seed"])
+    config.augment.train = "shift"
+    config.train.epochs = 40 if choices["label"] == "identity" else 5
+    config.optim.learning_rate = 5e-3
+    config.learner.update(SMALL.get(learner, {}))
+    if learner == "coda":  # components are dealt out to the tasks
+        config.learner.pool = 5 * 10 if choices["label"] == "identity" else 3 * 13
+    config.distill.update(options)
+    config.cdl.update(schedule="teacher_first", student_rate="")
+    if "pull" in config.learner:
+        config.learner.pull = "mean"
+    if choices["taught_by"]:
+        config.cdl.teachers = (choices["taught_by"],)
+    config.eval.forward_transfer = False
+    config.checkpoint.every_steps = 0
+    return config

@@ -1,0 +1,67 @@
+"""Split-Glyph-100, 10 tasks of 10 characters in fonts never seen: any learner with any distillation, two small ViTs.
+
+    python -m cdl_jax.main --config configs/glyph100.py --workdir runs/glyph100/l2p/kd/seed_0 \
+        --config.data.path=glyph100.npz --config.teacher.weights=glyph_teacher.npz \
+        --config.student.weights=glyph_student.npz
+    python -m cdl_jax.main --config configs/glyph100.py:distill=dkd,taught_by=runs/glyph100/l2p/kd/seed_0 \
+        --workdir runs/glyph100/l2p/dkd/seed_0 --config.data.path=glyph100.npz \
+        --config.student.weights=glyph_student.npz
+
+learner    l2p, dualprompt, coda, apt; none: a linear probe
+distill    none, or a row of the table: kd, dkd, fitnets, reviewkd, vkd; kd_token, a token with a head of its own
+           (version 2 of CDL); kdp, the same with prompts of its own (KDP, D-CDL); prompt_mapping (CDL-Prompt)
+taught_by  the working directory of a finished run of this stream whose teacher teaches, as it was after each task; "":
+           a teacher that learns beside the student. Either gives the same, for a teacher knows nothing of its student.
+query      whose backbone asks the teacher's pool: the student's (as published) or its own
+seed       of the run and of the order of classes
+joint      all classes in one task
+
+Backbones come from `configs/pretrain_glyph.py`, which has seen none of the 100 characters. `launch/glyph100.sh` makes
+all runs of docs/results.md.
+"""
+
+from cdl_jax import config as base
+
+# Learners cut down to a backbone of 64 dimensions, which long prompts of U[0, 1) numbers swamp.
+SMALL = {
+    "l2p": {"pool": 10, "length": 2, "top_k": 1},
+    "dualprompt": {"length": 4, "general_length": 2},
+    "coda": {"pool": 50, "length": 4},
+}
+
+# Rows that are a scheme with options.
+ROWS = {
+    "kd_token": ("kd_token", {"variant": "deit"}),
+    "kdp": ("kd_token", {"variant": "dcdl"}),
+}
+
+
+def get_config(text=""):
+    choices = base.arguments(
+        text, learner="l2p", distill="kd", teacher="glyph_teacher", student="glyph_student", taught_by="",
+        query="student", seed=0, joint=False, tasks=10,
+    )  # fmt: skip
+    learner = choices["learner"]
+    scheme, options = ROWS.get(choices["distill"], (choices["distill"], {}))
+    config = base.default(
+        "cdl", data="glyph_file", learner=learner, distill=scheme, teacher=choices["teacher"],
+        student=choices["student"],
+    )  # fmt: skip
+    config.seed = choices["seed"]
+    config.data.update(num_tasks=1 if choices["joint"] else choices["tasks"])
+    config.data.update(class_order="shuffle", class_order_seed=choices["seed"])
+    config.data.update(max_train_per_class=100, max_test_per_class=20)
+    config.augment.train = "shift"
+    config.train.epochs = 5
+    config.optim.learning_rate = 5e-3
+    config.learner.update(SMALL.get(learner, {}))
+    config.distill.update(options)
+    # Every scheme has the same teacher and as many steps, so also the one that was published with both at once.
+    config.cdl.update(schedule="teacher_first", student_rate="", query=choices["query"])
+    if "pull" in config.learner:
+        config.learner.pull = "mean"
+    if choices["taught_by"]:
+        config.cdl.teachers = (choices["taught_by"],)
+    config.eval.forward_transfer = False
+    config.checkpoint.every_steps = 0
+    return config

@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# The runs behind docs/results.md: four continual learners, each taught in nine ways, and rows to compare with.
+#   bash launch/glyph100.sh [FOLDER] [main | ablations | all]     FOLDER: where the runs go (default: runs/glyph100)
+#
+# Run it again after an interruption: what is complete is left alone, what was interrupted resumes. Started several
+# times, for several cores or on one GPU, the processes share the work, for each passes over runs that another is at.
+# All rows of the first seed come before those of the second, so that what there is makes a whole table at any time.
+#
+#   CDL_DATA    folder with glyph100.npz and, to pretrain backbones from, glyph_pretrain354.npz (default: data); see
+#               docs/data.md. Weights glyph_teacher.npz and glyph_student.npz are taken from there, if there are any.
+#   CDL_SEEDS   (default: 0 1 2)
+source "$(dirname "$0")/setup.sh"
+folder=${1:-runs/glyph100}
+part=${2:-main}
+data=${CDL_DATA:-data}
+read -ra seeds <<<"${CDL_SEEDS:-0 1 2}"
+if [[ ! $part =~ ^(main|ablations|all)$ ]] || [ ! -f "$data/glyph100.npz" ]; then
+  echo "usage: bash launch/glyph100.sh [FOLDER] [main | ablations | all]; CDL_DATA names the folder of glyph100.npz" >&2
+  exit 2
+fi
+
+child=0
+trap '[ "$child" = 0 ] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; echo stopped >&2; exit 143' TERM INT
+
+finished() { grep -qs '"status": "finished"' "$1/results.json"; }
+
+# Trains in WORKDIR, unless that is done, another process does it, or it failed before.
+train() { # WORKDIR CONFIG [OVERRIDES...]
+  local code=0
+  if finished "$1" || [[ " ${failed[*]-} " == *" $1 "* ]]; then return; fi
+  mkdir -p "$1"
+  exec 9>"$1/turn"
+  if ! flock -n 9; then
+    waiting=$((waiting + 1))
+  elif ! finished "$1"; then
+    echo "== $1 ($(date +%H:%M:%S))"
+    "$VENV/bin/python" -m cdl_jax.main --config "configs/$2" --workdir "$1" --config.log.report=false \
+      --config.log.tensorboard=false "${@:3}" &
+    child=$!
+    wait "$child" || code=$?
+    child=0
+    if [ "$code" -gt 128 ]; then exit "$code"; fi
+    if [ "$code" -ne 0 ]; then failed+=("$1"); else trained=$((trained + 1)); fi
+  fi
+  exec 9>&-
+}
+
+weights_of() { # NETWORK
+  if [ -f "$data/glyph_$1.npz" ]; then echo "$data/glyph_$1.npz"; else echo "$folder/pretrain/$1/weights.npz"; fi
+}
+
+pretrained() {
+  local network
+  for network in teacher student; do
+    if [ ! -f "$(weights_of "$network")" ]; then
+      train "$folder/pretrain/$network" "pretrain_glyph.py:network=glyph_$network" \
+        --config.data.path="$data/glyph_pretrain354.npz"
+    fi
+    [ -f "$(weights_of "$network")" ] || return 1
+  done
+}
+
+# A row of LEARNER with its teacher's run: absent, one that learns in the run itself.
+row() { # LEARNER NAME SEED CHOICES [TEACHER'S NAME, "" for none] [OVERRIDES...]
+  local taught_by=
+  if [ -n "${5-}" ]; then
+    taught_by=$folder/$1/$5/seed_$3
+    if ! finished "$taught_by"; then return; fi
+    taught_by=,taught_by=$taught_by
+  fi
+  train "$folder/$1/$2/seed_$3" "glyph100.py:learner=$1,seed=$3,$4$taught_by" --config.data.path="$data/glyph100.npz" \
+    --config.teacher.weights="$(weights_of teacher)" --config.student.weights="$(weights_of student)" "${@:6}"
+}
+
+main_rows() { # SEED
+  local learner distill network stream=(--config.data.path="$data/glyph100.npz")
+  stream+=(--config.data.class_order=shuffle --config.data.class_order_seed="$1")
+  for distill in kd none kdp kd_token fitnets dkd prompt_mapping reviewkd vkd; do
+    for learner in l2p coda apt dualprompt; do
+      case $learner/$distill in
+        apt/prompt_mapping) ;; # APT has no prefixes to map
+        */kd) row "$learner" kd "$1" distill=kd ;;
+        */none) row "$learner" none "$1" distill=none ;;
+        *) row "$learner" "$distill" "$1" distill="$distill" kd ;;
+      esac
+    done
+  done
+  for network in student teacher; do
+    train "$folder/$network/nearest_mean/seed_$1" \
+      "reference.py:row=nearest_mean,data=glyph_file,network=glyph_$network,seed=$1" \
+      "${stream[@]}" --config.network.weights="$(weights_of "$network")"
+  done
+  row none probe "$1" distill=none
+  row none probe_teacher "$1" distill=none,student=glyph_teacher "" --config.student.weights="$(weights_of teacher)"
+  for learner in l2p coda apt dualprompt; do
+    row "$learner" joint "$1" distill=none,joint=true
+  done
+}
+
+ablation_rows() { # SEED
+  local value tasks
+  for value in 4 6 10; do row l2p kdp_length_$value "$1" distill=kdp kd --config.distill.length=$value; done
+  for value in 1 3; do row l2p kdp_layers_$value "$1" distill=kdp kd --config.distill.n_layers=$value; done
+  row l2p kdp_zeros "$1" distill=kdp kd --config.distill.token_init=zeros
+  for value in 0.1 0.9; do
+    row l2p kd_alpha_$value "$1" distill=kd kd --config.distill.alpha=$value
+    row l2p kdp_alpha_$value "$1" distill=kdp kd --config.distill.alpha=$value
+  done
+  for value in 1 4; do row l2p kd_temperature_$value "$1" distill=kd kd --config.distill.temperature=$value; done
+  row l2p kd_seen "$1" distill=kd kd --config.distill.classes=seen
+  row l2p kd_own_query "$1" distill=kd,query=own
+  row apt kd_merged "$1" distill=kd "" --config.learner.teacher_prompts=merged
+  for tasks in 5 20; do
+    row l2p kd_${tasks}_tasks "$1" distill=kd,tasks=$tasks
+    row l2p none_${tasks}_tasks "$1" distill=none,tasks=$tasks
+    row l2p kdp_${tasks}_tasks "$1" distill=kdp,tasks=$tasks kd_${tasks}_tasks
+  done
+}
+
+# What waits for its teacher, or is in another process's hands, is come back to in the next turn.
+failed=()
+while :; do
+  trained=0 waiting=0
+  pretrained || break
+  for seed in "${seeds[@]}"; do
+    [ "$part" = ablations ] || main_rows "$seed"
+    if [ "$part" = ablations ]; then
+      row l2p kd "$seed" distill=kd
+      row apt kd "$seed" distill=kd
+    fi
+    [ "$part" = main ] || ablation_rows "$seed"
+  done
+  if [ "$trained" = 0 ]; then
+    [ "$waiting" -gt 0 ] || break
+    sleep "${CDL_WAIT:-30}"
+  fi
+done
+if [ "${#failed[@]}" -gt 0 ]; then
+  printf 'failed: %s\n' "${failed[@]}" >&2
+  exit 1
+fi

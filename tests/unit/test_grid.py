@@ -1,0 +1,103 @@
+"""Learners by schemes: gains over the learner alone, their test, and what is kept of runs."""
+
+import json
+
+import pytest
+
+from cdl_jax import compare, grid, report
+from cdl_jax.errors import UserError
+from cdl_jax.metrics import named_metrics
+
+ALONE, KD, TEACHER = (50.0, 52.0, 54.0), (53.0, 56.0, 56.0), (80.0, 81.0, 82.0)
+
+
+def store(folder, learner, scheme, seed, status="finished", teachers=(), **last):
+    """A run whose networks end at the accuracies `last`, having forgotten 10 points of the first task."""
+    run = folder / learner / scheme / f"seed_{seed}"
+    run.mkdir(parents=True)
+    config = {"seed": seed, "learner": {"name": learner}, "distill": {"name": scheme}, "cdl": {"teachers": teachers}}
+    rows = {name: [[value + 10], [value, value]] for name, value in last.items()}
+    networks = {
+        name: {"accuracy_matrix": each, "metrics": named_metrics(each, [1, 1]), "selection": {"layer_0": [[1]]}}
+        for name, each in rows.items()
+    }
+    content = {"status": status, "networks": networks, "headline": ["student"], "formulas": {"last": "mean"}}
+    (run / "results.json").write_text(json.dumps(content))
+    (run / "config.json").write_text(json.dumps({"config": config}))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    found = []
+    for seed in range(3):
+        found.append(store(tmp_path, "l2p", "none", seed, student=ALONE[seed]))
+        found.append(store(tmp_path, "l2p", "kd", seed, student=KD[seed], teacher=TEACHER[seed]))
+        taught = {"student": ALONE[seed] + 1, "teacher": 0.0}
+        found.append(store(tmp_path, "l2p", "dkd", seed, teachers=(f"l2p/kd/seed_{seed}",), **taught))
+    for seed in range(2):
+        found.append(store(tmp_path, "apt", "none", seed, student=60.0))
+        found.append(store(tmp_path, "apt", "kd", seed, student=61.0 + seed, teacher=90.0))
+    found.append(store(tmp_path, "apt", "kd", 2, status="running", student=0.0, teacher=0.0))
+    return found
+
+
+def test_gains_are_paired_by_seed_and_tested(runs):
+    head, *rows = grid.overview(compare.read(runs))
+    table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert head == ["", "l2p", "apt", "mean gain"] and list(table) == ["teacher", "none", "kd", "dkd"]
+    # Differences 3, 4, 2: mean 3, deviation 1, standard error 1 / sqrt 3, t = 5.196 with two degrees of freedom.
+    assert table["kd"]["l2p"] == "55.00 ± 1.73 (+3.00 ± 0.58, p 0.035)"
+    # Differences 1 and 2 of the two finished seeds: t = 3 with one degree of freedom.
+    assert table["kd"]["apt"] == "61.50 ± 0.71 (+1.50 ± 0.50, p 0.205)"
+    # Over both learners, of seeds 0 and 1: (3 + 1) / 2 and (4 + 2) / 2.
+    assert table["kd"]["mean gain"] == "+2.50 ± 0.50, p 0.126"
+    # The teacher of the runs in which it learnt; equal differences leave nothing to test.
+    assert table["teacher"]["l2p"] == "81.00 ± 1.00 (+29.00 ± 0.58, p 0.000)"
+    assert table["dkd"]["l2p"] == "53.00 ± 2.00 (+1.00)" and table["dkd"]["apt"] == "-"
+    assert table["none"]["l2p"] == "52.00 ± 2.00" and table["none"]["mean gain"] == "-"
+
+
+def test_each_definition_of_forgetting_is_told(runs):
+    head, *rows = grid.details(compare.read(runs))
+    row = dict(zip(head, rows[1], strict=True))
+    assert (row["learner"], row["scheme"], row["seeds"]) == ("l2p", "kd", "3")
+    assert row["forgetting_cdl"] == "5.00 ± 0.00" and row["forgetting_max"] == "10.00 ± 0.00"  # 10 / T, 10 / (T - 1)
+    assert row["forgetting_coda"] == "10.00 ± 0.00"
+
+
+def test_what_is_kept_of_runs_gives_the_same_tables_again(runs, tmp_path, capsys):
+    page, words = tmp_path / "page.md", [str(run) for run in runs]
+    page.write_text("Before.\n<!-- tables -->\nold\n<!-- end of tables -->\nBehind.\n")
+    kept, svg = tmp_path / "kept", tmp_path / "plot.svg"
+    assert report.main(["--grid", *words, "--into", str(page), "--svg", str(svg), "--keep", str(kept)]) == 0
+    first, drawn = page.read_text(), svg.read_bytes()
+    assert first.startswith("Before.\n<!-- tables -->\n\n## Accuracy after the last task\n\n|  | l2p | apt |")
+    assert first.endswith("\n<!-- end of tables -->\nBehind.\n") and "old" not in first
+    again = [str(kept / run.relative_to(tmp_path)) for run in runs[:-1]]
+    assert report.main(["--grid", *again, "--into", str(page), "--svg", str(svg), "--keep", str(kept)]) == 0
+    assert page.read_text() == first and svg.read_bytes() == drawn
+    results = json.loads((kept / "l2p/kd/seed_0/results.json").read_text())
+    assert "formulas" not in results and set(results["networks"]["student"]) == {"accuracy_matrix", "metrics"}
+    assert not (kept / "apt/kd/seed_2").exists()  # it was not finished
+    capsys.readouterr()
+
+
+def test_runs_without_a_place_and_pages_without_marks_are_refused(runs, tmp_path, capsys):
+    (tmp_path / "page.md").write_text("no marks")
+    assert report.main(["--grid", str(runs[0]), "--into", str(tmp_path / "page.md")]) == 2
+    assert "there are no lines <!-- tables --> and" in capsys.readouterr().err
+    assert report.main(["--grid", str(runs[0]), "--into", str(tmp_path / "absent.md")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert report.main(["--grid", str(runs[0]), "--svg", str(tmp_path / "plot.svg")]) == 2
+    assert "to compare with" in capsys.readouterr().err
+    with pytest.raises(UserError, match="have different configs"):
+        moved = store(tmp_path / "other", "l2p", "kd", 5, student=1.0, teachers=("elsewhere",))
+        grid.overview(compare.read([*runs, moved]))
+    (tmp_path / "begun/none/seed_0").mkdir(parents=True)
+    assert report.main(["--grid", str(tmp_path / "begun/none/seed_0")]) == 2
+    assert "no run has results yet" in capsys.readouterr().err
+    assert report.main(["--grid", str(tmp_path / "begun/none/seed_0"), str(runs[0])]) == 0
+    loose = runs[0].rename(tmp_path / "loose")
+    with pytest.raises(UserError, match="is not called <learner>/<scheme>/seed_<n>"):
+        grid.overview(compare.read([loose]))
