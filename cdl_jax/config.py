@@ -29,6 +29,10 @@ COMMON = {
         "epochs": 20,
         "batch_size": 64,
         "last_batch": "drop",  # of an epoch, where it is incomplete; or "keep": it is trained in its own size
+        # So many steps in one program, for networks whose step is shorter than what starts it: docs/benchmarks.md. Log
+        # lines, evaluations and checkpoints come where they would, what is left before one goes step by step, and a
+        # signal is heard after at most so many steps. On a CPU ViTs keep every bit, convolutions round otherwise.
+        "steps_per_call": 1,
         # A task ends, with the weights of its best evaluation (see eval.every_epochs) by the method's headline, where
         # `patience` epochs surpass that one by no more than `margin` percent. 0: never before its last epoch.
         "early_stopping": {"patience": 0, "margin": 0.0},
@@ -75,6 +79,7 @@ FREE = (
     "compilation_cache",
     "debug_nans",
     "train.on_nonfinite",
+    "train.steps_per_call",
 )
 
 
@@ -135,7 +140,14 @@ def check(config) -> None:
     Raises:
       UserError: names the key and what it must be.
     """
-    positive = ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps", "checkpoint.keep")
+    positive = (
+        "train.epochs",
+        "train.batch_size",
+        "train.steps_per_call",
+        "eval.batch_size",
+        "log.every_steps",
+        "checkpoint.keep",
+    )
     for key in (*positive, "peer_devices", "fsdp_devices"):
         if flatten(config)[key] < 1:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
@@ -143,6 +155,11 @@ def check(config) -> None:
         raise UserError(f"config.train.last_batch={config.train.last_batch!r}: use 'drop' or 'keep'")
     if config.train.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"config.train.on_nonfinite={config.train.on_nonfinite!r}: use 'stop' or 'skip'")
+    if config.train.steps_per_call > 1 and config.fsdp_devices > 1:
+        raise UserError(
+            "config.train.steps_per_call above 1 does not go with config.fsdp_devices: what is stored in parts is "
+            "large, and its steps gain nothing; leave one of them at 1"
+        )
     seeds = tuple(config.seeds)
     if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"config.seeds={seeds} must be different integers, none of them negative")

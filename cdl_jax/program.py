@@ -225,20 +225,21 @@ class Program:
         # A copy: the steps are given the buffers of both.
         return state.replace(kept=jax.tree.map(jnp.copy, live)) if self.config.train.early_stopping.patience else state
 
-    def train_step(self, index: int, state, frozen, size: int = 0):
-        """The compiled step of phase number `index` for batches of `size` images (0: train.batch_size).
+    def train_step(self, index: int, state, frozen, size: int = 0, steps: int = 1):
+        """The compiled step of phase number `index` for batches of `size` images (0: train.batch_size), or several.
 
         Compiled at its first use, once for all tasks of the run.
         """
-        size = size or self.config.train.batch_size
-        if (index, size) not in self._compiled:
+        key = index, size or self.config.train.batch_size, steps
+        if key not in self._compiled:
             everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
             debug = self.config.debug_nans  # jax then repeats a bad step, for which it needs what the step was given
-            step = jax.jit(self._steps[index], donate_argnums=() if debug else 0, out_shardings=everywhere)
+            step = self._steps[index] if steps == 1 else trainer.several(self._steps[index])
+            step = jax.jit(step, donate_argnums=() if debug else 0, out_shardings=everywhere)
             with self._named_axes():
-                example = (state, frozen, *self._example(index, size))
-                self._compiled[index, size] = step if debug else step.lower(*example).compile()
-        return self._compiled[index, size]
+                example = (state, frozen, *self._example(*key))
+                self._compiled[key] = step if debug else step.lower(*example).compile()
+        return self._compiled[key]
 
     def _named_axes(self):
         """Where a traced method finds the mesh, if networks are to be spread over it."""
@@ -248,7 +249,7 @@ class Program:
         """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any."""
         if self.config.debug_nans:
             return None
-        cost = self._compiled[index, size or self.config.train.batch_size].cost_analysis()
+        cost = self._compiled[index, size or self.config.train.batch_size, 1].cost_analysis()
         return cost["flops"] * self.mesh.size if cost and "flops" in cost else None
 
     def _step(self, index):
@@ -263,15 +264,19 @@ class Program:
 
         return on_whole
 
-    def _example(self, index, size=0):
+    def _example(self, index, size=0, steps=1):
         phase = self.method.phases[index]
         pictures = self.plan.pictures(phase) + (size - self.config.train.batch_size if size else 0)
         item = self.train_source.example(pictures, phase.plain)
         axes = (len(self.plan.train),) if self.plan.several else ()
         axes += (len(self.seeds),) if self.config.seeds and not phase.plain else ()
         # These axes come last, for the first is spread over the devices.
-        item = jax.tree.map(lambda x: x.update(shape=(*x.shape, *axes)), item)
-        return self.train_source.data, item, trainer.position(self.stream.tasks[0]), self.seed
+        item, ahead = jax.tree.map(lambda x: x.update(shape=(*x.shape, *axes)), item), (steps,) * (steps > 1)
+        if ahead:
+            spread = batches.spread(self.mesh, several=True)
+            item = jax.tree.map(lambda x: x.update(shape=(steps, *x.shape), sharding=spread), item)
+        place = trainer.position(self.stream.tasks[0], step=np.zeros(ahead, np.int32))
+        return self.train_source.data, item, place, self.seed
 
     def epochs(self, task, phase) -> int:
         """Epochs of a phase in each of a task's rounds."""
@@ -285,19 +290,20 @@ class Program:
         """Of a task's own images in each batch of an epoch, see `Plan.sizes`."""
         return self.plan.sizes(task.index, phase)
 
-    def train_batches(self, task, phase, round: int, epoch: int, step: int, memories=None):
+    def train_batches(self, task, phase, round: int, epoch: int, step: int, memories=None, lengths=()):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over.
 
-        memories: for each seed what `memories` gives; None where nothing herds.
+        memories: for each seed what `memories` gives; None where nothing herds. lengths: how many batches each item
+          brings, see `data.batches.Resident.train_batches`.
         """
         steps, rows = self.steps(task, phase), self.rows(task, phase, round, memories)
         done = epoch * steps + step
         if phase.plain:
             weight = batches.evaluation_order(len(task.train), self.config.train.batch_size)[1]
             weight = np.tile(weight, (self.epochs(task, phase), 1))
-            return self.train_source.test_batches(rows[done:], weight[done:]), steps, done
+            return self.train_source.test_batches(rows[done:], weight[done:], lengths), steps, done
         place = (self.seeds[0], task.index, phase.order)
-        return self.train_source.train_batches(rows, done, place), steps, done
+        return self.train_source.train_batches(rows, done, place, lengths), steps, done
 
     def rows(self, task, phase, round: int, memories=None) -> np.ndarray:
         """Which training pictures make up each step of a phase in a round, int32 `[steps, pictures, ...]`.

@@ -50,9 +50,10 @@ def init_key(seed: int) -> jax.Array:
 def position(task, *, epoch=0, step=0, steps=1, accumulate=1) -> dict:
     """The numbers of a step's `Context`, as arrays: a change of value compiles nothing anew.
 
+    epoch, step: or of several steps `[n]`, whose numbers are then `[n]` each.
     accumulate: how many steps make one of the optimizer, all of which have the progress of the first.
     """
-    return {
+    numbers = {
         "task": np.int32(task.index),
         "first": np.int32(task.first),
         "end": np.int32(task.end),
@@ -60,6 +61,7 @@ def position(task, *, epoch=0, step=0, steps=1, accumulate=1) -> dict:
         "step": np.int32(step),
         "progress": np.float32(epoch + (step - step % accumulate) / steps),
     }
+    return {name: np.broadcast_to(x, np.shape(step)) for name, x in numbers.items()} if np.ndim(step) else numbers
 
 
 def task_state(method, live) -> State:
@@ -131,6 +133,15 @@ def train_step(method, index, source, augmentation, skip=False):
         )
 
     return step
+
+
+def several(step):
+    """What `train_step` gives, for several steps in one call: items and positions have an axis of steps in front."""
+
+    def call(state, frozen, data, items, positions, seed):
+        return jax.lax.scan(lambda now, at: (step(now, frozen, data, *at, seed), None), state, (items, positions))[0]
+
+    return call
 
 
 def _finite(tree):
