@@ -80,6 +80,7 @@ FREE = (
     "debug_nans",
     "train.on_nonfinite",
     "train.steps_per_call",
+    "cdl.kept_queries_mb",
 )
 
 

@@ -46,6 +46,11 @@ class Program:
                 f"config.train.early_stopping: method {config.method!r} has {turns} phases a task here, which end by "
                 "their epochs alone: leave patience at 0"
             )
+        if config.train.steps_per_call > 1 and any(phase.constants for phase in self.method.phases):
+            raise UserError(
+                "config.train.steps_per_call above 1 does not go with cdl.same_batches, which hands queries to each "
+                "step: leave one of them out"
+            )
         if config.seeds and config.peer_devices > 1:
             raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
         sharding.check_batch(self.mesh, config.train.batch_size, "train.batch_size")
@@ -82,6 +87,7 @@ class Program:
                 + (", or run the seeds one by one" if config.seeds else "")
             )
         self._compiled, self._abstract = {}, None
+        self._asking = {phase.order: self._asking_of(phase) for phase in method.phases if phase.constants}
         self._steps = [self._step(index) for index in range(len(method.phases))]
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
         constants = trainer.constants_step(method, self.test_source, config.augment)
@@ -115,9 +121,9 @@ class Program:
         """int32, `[seeds]` where there are several: the last argument of a step, for which nothing is compiled anew."""
         return np.array(self.seeds, np.int32) if self.config.seeds else np.int32(self.config.seed)
 
-    def _each_seed(self, function, *axes):
+    def _each_seed(self, function, *axes, out=0):
         """`function`, mapped over an axis of seeds in its arguments (None: all share one) where there are several."""
-        return jax.vmap(function, in_axes=axes) if self.config.seeds else function
+        return jax.vmap(function, in_axes=axes, out_axes=out) if self.config.seeds else function
 
     def start_task(self, live, frozen, place):
         """The live variables with which the task at `place` begins."""
@@ -246,11 +252,36 @@ class Program:
         return jax.set_mesh(self.mesh) if "peer" in self.mesh.shape else nullcontext()
 
     def flops(self, index: int, size: int = 0) -> float | None:
-        """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any."""
+        """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any.
+
+        Those of asking for `constants` count in the first phase that sees them.
+        """
         if self.config.debug_nans:
             return None
-        cost = self._compiled[index, size or self.config.train.batch_size, 1].cost_analysis()
-        return cost["flops"] * self.mesh.size if cost and "flops" in cost else None
+        size, phases = size or self.config.train.batch_size, self.method.phases
+        costs = [self._compiled[index, size, 1].cost_analysis()]
+        if phases[index].constants and not any(p.constants and p.order == phases[index].order for p in phases[:index]):
+            costs.append(self._asking_step(index, size).cost_analysis())
+        return sum(cost["flops"] for cost in costs) * self.mesh.size if all(c and "flops" in c for c in costs) else None
+
+    def constants(self, index: int, frozen, item, place) -> dict:
+        """What the steps of phase number `index` bring as `constants`, see `methods.base.Phase`, for a batch."""
+        arguments = self.train_source.data, item, place, self.seed
+        return self._asking_step(index, len(item["rows"]))(frozen, *arguments)
+
+    def _asking_step(self, index, size):
+        """The compiled step that asks; in debugging the same, not compiled ahead."""
+        order = self.method.phases[index].order
+        if ("asking", order, size) not in self._compiled:
+            example = self.abstract_variables()[1], *self._example(index, size, constants=False)
+            asking = self._asking[order] if self.config.debug_nans else self._asking[order].lower(*example).compile()
+            self._compiled["asking", order, size] = asking
+        return self._compiled["asking", order, size]
+
+    def _asking_of(self, phase):
+        step = trainer.asking_step(self.method, phase, self.train_source, self.config.augment)
+        item = None if phase.plain else -1
+        return self._jitted(self._each_seed(step, None, None, item, None, 0, out=-1), 1, batches.spread(self.mesh))
 
     def _step(self, index):
         skip = self.config.train.on_nonfinite == "skip"
@@ -264,7 +295,7 @@ class Program:
 
         return on_whole
 
-    def _example(self, index, size=0, steps=1):
+    def _example(self, index, size=0, steps=1, constants=True):
         phase = self.method.phases[index]
         pictures = self.plan.pictures(phase) + (size - self.config.train.batch_size if size else 0)
         item = self.train_source.example(pictures, phase.plain)
@@ -276,6 +307,11 @@ class Program:
             spread = batches.spread(self.mesh, several=True)
             item = jax.tree.map(lambda x: x.update(shape=(steps, *x.shape), sharding=spread), item)
         place = trainer.position(self.stream.tasks[0], step=np.zeros(ahead, np.int32))
+        if constants and phase.constants:
+            arguments = self.abstract_variables()[1], self.train_source.data, item, place, self.seed
+            told = jax.eval_shape(self._asking[phase.order], *arguments)
+            spread = batches.spread(self.mesh)
+            item["constants"] = jax.tree.map(lambda x: x.update(sharding=spread), told)
         return self.train_source.data, item, place, self.seed
 
     def epochs(self, task, phase) -> int:

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from cdl_jax import report, results, sharding, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
 from cdl_jax.interruption import Interrupted, Listener
+from cdl_jax.kept import Kept
 from cdl_jax.methods import early_stopping
 from cdl_jax.models import weights
 from cdl_jax.program import Program
@@ -143,6 +145,7 @@ class _Training:
             self.live = program.start_task(self.live, self.frozen, place)
         state, self.state = self.state or program.task_state(self.live, self.frozen), None
         self.live = None  # the steps are given its buffers
+        self.kept = Kept(program.method.phases, getattr(program.method, "kept_mb", 0))
         phases = len(program.method.phases)
         for turn in range(record.round * phases + record.phase, getattr(program.method, "rounds", 1) * phases):
             record.round, record.phase = divmod(turn, phases)
@@ -237,6 +240,9 @@ class _Training:
             at = {"epoch": before + ahead // steps, "step": ahead % steps}
             place = trainer.position(task, **at, steps=steps, accumulate=each)
             number += length
+            if phase.constants:
+                ask = partial(program.constants, index, self.frozen, item, place)
+                item = {**item, "constants": self.kept.told(index, number, ask)}
             epoch, at = before + number // steps, number % steps
             step = compiled[sizes[at], length]
             state = step(state, self.frozen, program.train_source.data, item, place, program.seed)

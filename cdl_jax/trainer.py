@@ -76,8 +76,8 @@ def task_state(method, live) -> State:
 def train_step(method, index, source, augmentation, skip=False):
     """The step of phase number `index`, to be compiled: `(state, frozen, data, item, position, seed) -> state`.
 
-    Each batch passes the phase's updates in order. A gradient exists only for what an update trains; `frozen` is an
-    argument, so that it becomes no constant of the program.
+    Each batch passes the phase's updates in order; where `item` has `constants`, the batch has them. A gradient exists
+    only for what an update trains; `frozen` is an argument, so that it becomes no constant of the program.
 
     skip: whether a bad step, one in which a loss or what an update has changed is not finite, changes nothing. It is
       noted in the state either way, where it waits for the host to look.
@@ -87,16 +87,10 @@ def train_step(method, index, source, augmentation, skip=False):
     @jax.jit  # so that what is asked for the shapes of the metrics is traced no second time
     def learn(live, opt, frozen, data, item, position, seed):
         place = position["task"], position["epoch"], position["step"]
-        images, labels = source.read(data, item)
-        key = key_at(seed, _IMAGES, phase.order, *place)
-        if phase.plain:
-            images = _tested(source, images, augmentation, method)
-        else:
-            images = _prepared(
-                source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size)
-            )
-            images = erasing.erase(images, key, augmentation)
+        images, labels = _seen(method, phase, source, augmentation, data, item, position, seed)
         batch = _batch(images, labels, item["rows"], phase.public)
+        if "constants" in item:
+            batch["constants"] = item["constants"]
         context = Context(**position, key=key_at(seed, _LOSS, index, *place), weight=item.get("weight"))
         metrics, after, sound = {"steps": jnp.ones(())}, [], jnp.array(True)
         for update, opt_state in zip(phase.updates, opt, strict=True):
@@ -133,6 +127,27 @@ def train_step(method, index, source, augmentation, skip=False):
         )
 
     return step
+
+
+def asking_step(method, phase, source, augmentation):
+    """What `method.constants` tells of a batch as a phase sees it, to be compiled: `(frozen, data, item, position,
+    seed) -> {name: [batch, ...]}`."""
+
+    def step(frozen, data, item, position, seed):
+        images, _ = _seen(method, phase, source, augmentation, data, item, position, seed)
+        return method.constants(frozen, images)
+
+    return step
+
+
+def _seen(method, phase, source, augmentation, data, item, position, seed):
+    """(pictures as the phase's updates see them, their labels)."""
+    images, labels = source.read(data, item)
+    if phase.plain:
+        return _tested(source, images, augmentation, method), labels
+    key = key_at(seed, _IMAGES, phase.order, position["task"], position["epoch"], position["step"])
+    images = _prepared(source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size))
+    return erasing.erase(images, key, augmentation), labels
 
 
 def several(step):

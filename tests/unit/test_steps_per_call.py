@@ -48,13 +48,12 @@ class After(Listener):
         return None if self.left else signal.SIGTERM
 
 
-def trained(folder, listener=None, **changes):
-    """(lengths of all calls in order, lines of metrics, live variables) of a run."""
-    own, calls = program(**changes), []
-    compiled = own.train_step
+def trained(own, most, folder, listener=None):
+    """(lengths of all calls in order, lines of metrics, live variables) of a run with at most so many steps a call."""
+    own.config.train.steps_per_call, calls = most, []
 
     def watched(index, state, frozen, size=0, steps=1):
-        step = compiled(index, state, frozen, size, steps)
+        step = type(own).train_step(own, index, state, frozen, size, steps)
         return lambda *arguments: calls.append(steps) or step(*arguments)
 
     own.train_step = watched
@@ -65,13 +64,22 @@ def trained(folder, listener=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory):
+def own():
+    """A program of which every run but the first finds all compiled."""
+    made = program()
+    made.place_data()
+    made.place_data = lambda: None
+    return made
+
+
+@pytest.fixture(scope="module")
+def single(own, tmp_path_factory):
     """The run step by step."""
-    return trained(tmp_path_factory.mktemp("single"))
+    return trained(own, 1, tmp_path_factory.mktemp("single"))
 
 
-def test_a_run_in_calls_of_three_steps_is_the_run_step_by_step(single, tmp_path):
-    calls, lines, live = trained(tmp_path, **{"train.steps_per_call": 3})
+def test_a_run_in_calls_of_three_steps_is_the_run_step_by_step(own, single, tmp_path):
+    calls, lines, live = trained(own, 3, tmp_path)
     # Steps 7 and 14 are incomplete batches, a line comes after step 10, and an evaluation after step 14.
     assert calls[:9] == [3, 3, 1, 3, 3, 1, 3, 3, 1]
     assert sum(calls) == len(single[0]) == 2 * 21 and set(single[0]) == {1}
@@ -79,11 +87,11 @@ def test_a_run_in_calls_of_three_steps_is_the_run_step_by_step(single, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, live, single[2])
 
 
-def test_stopped_between_two_calls_it_goes_on_to_the_same_end(single, tmp_path):
+def test_stopped_between_two_calls_it_goes_on_to_the_same_end(own, single, tmp_path):
     with pytest.raises(Interrupted):
-        trained(tmp_path, After(5), **{"train.steps_per_call": 3})
+        trained(own, 3, tmp_path, After(5))
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10
-    calls, lines, live = trained(tmp_path, **{"train.steps_per_call": 4})  # and at another pace
+    calls, lines, live = trained(own, 4, tmp_path)  # and at another pace
     assert sum(calls) == 42 - 13
     assert lines == single[1]
     jax.tree.map(np.testing.assert_array_equal, live, single[2])
