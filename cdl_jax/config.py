@@ -60,6 +60,10 @@ COMMON = {
     # Over how many of them weights are stored in parts, for a teacher that no single one can hold; batches are split
     # over all devices as before.
     "fsdp_devices": 1,
+    # Of the kernels of networks that are frozen for the whole run, on the devices and in checkpoints: "bfloat16" halves
+    # their bytes. What is trained, its optimizer, losses, norms and softmax stay in float32; what is computed in is the
+    # network's own `dtype`.
+    "frozen_dtype": "float32",
     "workers": 0,  # processes that decode pictures which are read from disk; 0: threads of this process
     "compilation_cache": "~/.cache/cdl_jax/compiled",  # folder of compiled programs, for all runs; "": none is kept
     "resident_limit_mb": 4096,  # arrays of pictures up to this size live on the device; larger ones are streamed
@@ -154,6 +158,8 @@ def check(config) -> None:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
     if config.train.last_batch not in ("drop", "keep"):
         raise UserError(f"config.train.last_batch={config.train.last_batch!r}: use 'drop' or 'keep'")
+    if config.frozen_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.frozen_dtype={config.frozen_dtype!r}: use 'float32' or 'bfloat16'")
     if config.train.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"config.train.on_nonfinite={config.train.on_nonfinite!r}: use 'stop' or 'skip'")
     if config.train.steps_per_call > 1 and config.fsdp_devices > 1:

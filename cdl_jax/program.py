@@ -11,7 +11,7 @@ from cdl_jax import config as configs
 from cdl_jax import names, quality, sharding, trainer
 from cdl_jax.data import augment, batches, herding, plan, stream
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.base import StreamInfo, stored
 
 
 class Program:
@@ -175,7 +175,7 @@ class Program:
         live = _fill(live, jax.jit(self._fresh_live)(self.seed))
         if not _all_loaded(frozen):
             frozen = _fill(frozen, jax.jit(lambda: trainer.split(self.method.init(key), self._is_live)[1])())
-        return sharding.store(self.mesh, live), sharding.store(self.mesh, frozen)
+        return sharding.store(self.mesh, live), sharding.store(self.mesh, stored(frozen, self.config.frozen_dtype))
 
     def _fresh_live(self, seed):
         def fresh(seed):
@@ -186,6 +186,7 @@ class Program:
     def abstract_variables(self):
         """Shapes, types and shardings of the live and the frozen variables."""
         live, frozen = trainer.split(self._shapes, self._is_live)
+        frozen = stored(frozen, self.config.frozen_dtype)
         if self.config.seeds:
             live = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), *x.shape), x.dtype), live)
         return sharding.abstract(self.mesh, live), sharding.abstract(self.mesh, frozen)

@@ -208,6 +208,23 @@ def split(variables, chosen):
     return traverse_util.unflatten_dict(inside), traverse_util.unflatten_dict(outside)
 
 
+def stored(frozen, dtype: str):
+    """Frozen variables, arrays or shapes, with the kernels of dense layers and convolutions in `dtype`.
+
+    These are nearly all of the bytes; norms, positions and running statistics, which are few and count for more, stay
+    as they are.
+    """
+    if dtype == "float32":
+        return frozen
+
+    def as_stored(path, leaf):
+        if path[-1].key != "kernel" or leaf.dtype != np.float32:
+            return leaf
+        return leaf.update(dtype=np.dtype(dtype)) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(as_stored, frozen)
+
+
 def join(*parts):
     """One nested dict of several; later leaves replace earlier ones."""
     flat = {}
