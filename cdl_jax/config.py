@@ -29,6 +29,10 @@ COMMON = {
         "epochs": 20,
         "batch_size": 64,
         "last_batch": "drop",  # of an epoch, where it is incomplete; or "keep": it is trained in its own size
+        # So many steps in one program, for networks whose step is shorter than what starts it: docs/benchmarks.md. Log
+        # lines, evaluations and checkpoints come where they would, what is left before one goes step by step, and a
+        # signal is heard after at most so many steps. On a CPU ViTs keep every bit, convolutions round otherwise.
+        "steps_per_call": 1,
         # A task ends, with the weights of its best evaluation (see eval.every_epochs) by the method's headline, where
         # `patience` epochs surpass that one by no more than `margin` percent. 0: never before its last epoch.
         "early_stopping": {"patience": 0, "margin": 0.0},
@@ -56,6 +60,10 @@ COMMON = {
     # Over how many of them weights are stored in parts, for a teacher that no single one can hold; batches are split
     # over all devices as before.
     "fsdp_devices": 1,
+    # Of the kernels of networks that are frozen for the whole run, on the devices and in checkpoints: "bfloat16" halves
+    # their bytes. What is trained, its optimizer, losses, norms and softmax stay in float32; what is computed in is the
+    # network's own `dtype`.
+    "frozen_dtype": "float32",
     "workers": 0,  # processes that decode pictures which are read from disk; 0: threads of this process
     "compilation_cache": "~/.cache/cdl_jax/compiled",  # folder of compiled programs, for all runs; "": none is kept
     "resident_limit_mb": 4096,  # arrays of pictures up to this size live on the device; larger ones are streamed
@@ -75,6 +83,8 @@ FREE = (
     "compilation_cache",
     "debug_nans",
     "train.on_nonfinite",
+    "train.steps_per_call",
+    "cdl.kept_queries_mb",
 )
 
 
@@ -135,14 +145,28 @@ def check(config) -> None:
     Raises:
       UserError: names the key and what it must be.
     """
-    positive = ("train.epochs", "train.batch_size", "eval.batch_size", "log.every_steps", "checkpoint.keep")
+    positive = (
+        "train.epochs",
+        "train.batch_size",
+        "train.steps_per_call",
+        "eval.batch_size",
+        "log.every_steps",
+        "checkpoint.keep",
+    )
     for key in (*positive, "peer_devices", "fsdp_devices"):
         if flatten(config)[key] < 1:
             raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
     if config.train.last_batch not in ("drop", "keep"):
         raise UserError(f"config.train.last_batch={config.train.last_batch!r}: use 'drop' or 'keep'")
+    if config.frozen_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.frozen_dtype={config.frozen_dtype!r}: use 'float32' or 'bfloat16'")
     if config.train.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"config.train.on_nonfinite={config.train.on_nonfinite!r}: use 'stop' or 'skip'")
+    if config.train.steps_per_call > 1 and config.fsdp_devices > 1:
+        raise UserError(
+            "config.train.steps_per_call above 1 does not go with config.fsdp_devices: what is stored in parts is "
+            "large, and its steps gain nothing; leave one of them at 1"
+        )
     seeds = tuple(config.seeds)
     if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"config.seeds={seeds} must be different integers, none of them negative")

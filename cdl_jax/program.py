@@ -11,7 +11,7 @@ from cdl_jax import config as configs
 from cdl_jax import names, quality, sharding, trainer
 from cdl_jax.data import augment, batches, herding, plan, stream
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.base import StreamInfo, stored
 
 
 class Program:
@@ -45,6 +45,11 @@ class Program:
             raise UserError(
                 f"config.train.early_stopping: method {config.method!r} has {turns} phases a task here, which end by "
                 "their epochs alone: leave patience at 0"
+            )
+        if config.train.steps_per_call > 1 and any(phase.constants for phase in self.method.phases):
+            raise UserError(
+                "config.train.steps_per_call above 1 does not go with cdl.same_batches, which hands queries to each "
+                "step: leave one of them out"
             )
         if config.seeds and config.peer_devices > 1:
             raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
@@ -82,6 +87,7 @@ class Program:
                 + (", or run the seeds one by one" if config.seeds else "")
             )
         self._compiled, self._abstract = {}, None
+        self._asking = {phase.order: self._asking_of(phase) for phase in method.phases if phase.constants}
         self._steps = [self._step(index) for index in range(len(method.phases))]
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
         constants = trainer.constants_step(method, self.test_source, config.augment)
@@ -115,9 +121,9 @@ class Program:
         """int32, `[seeds]` where there are several: the last argument of a step, for which nothing is compiled anew."""
         return np.array(self.seeds, np.int32) if self.config.seeds else np.int32(self.config.seed)
 
-    def _each_seed(self, function, *axes):
+    def _each_seed(self, function, *axes, out=0):
         """`function`, mapped over an axis of seeds in its arguments (None: all share one) where there are several."""
-        return jax.vmap(function, in_axes=axes) if self.config.seeds else function
+        return jax.vmap(function, in_axes=axes, out_axes=out) if self.config.seeds else function
 
     def start_task(self, live, frozen, place):
         """The live variables with which the task at `place` begins."""
@@ -169,7 +175,7 @@ class Program:
         live = _fill(live, jax.jit(self._fresh_live)(self.seed))
         if not _all_loaded(frozen):
             frozen = _fill(frozen, jax.jit(lambda: trainer.split(self.method.init(key), self._is_live)[1])())
-        return sharding.store(self.mesh, live), sharding.store(self.mesh, frozen)
+        return sharding.store(self.mesh, live), sharding.store(self.mesh, stored(frozen, self.config.frozen_dtype))
 
     def _fresh_live(self, seed):
         def fresh(seed):
@@ -180,6 +186,7 @@ class Program:
     def abstract_variables(self):
         """Shapes, types and shardings of the live and the frozen variables."""
         live, frozen = trainer.split(self._shapes, self._is_live)
+        frozen = stored(frozen, self.config.frozen_dtype)
         if self.config.seeds:
             live = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), *x.shape), x.dtype), live)
         return sharding.abstract(self.mesh, live), sharding.abstract(self.mesh, frozen)
@@ -225,31 +232,57 @@ class Program:
         # A copy: the steps are given the buffers of both.
         return state.replace(kept=jax.tree.map(jnp.copy, live)) if self.config.train.early_stopping.patience else state
 
-    def train_step(self, index: int, state, frozen, size: int = 0):
-        """The compiled step of phase number `index` for batches of `size` images (0: train.batch_size).
+    def train_step(self, index: int, state, frozen, size: int = 0, steps: int = 1):
+        """The compiled step of phase number `index` for batches of `size` images (0: train.batch_size), or several.
 
         Compiled at its first use, once for all tasks of the run.
         """
-        size = size or self.config.train.batch_size
-        if (index, size) not in self._compiled:
+        key = index, size or self.config.train.batch_size, steps
+        if key not in self._compiled:
             everywhere = jax.tree.map(lambda x: x.sharding, self.abstract_state(state.live, frozen))
             debug = self.config.debug_nans  # jax then repeats a bad step, for which it needs what the step was given
-            step = jax.jit(self._steps[index], donate_argnums=() if debug else 0, out_shardings=everywhere)
+            step = self._steps[index] if steps == 1 else trainer.several(self._steps[index])
+            step = jax.jit(step, donate_argnums=() if debug else 0, out_shardings=everywhere)
             with self._named_axes():
-                example = (state, frozen, *self._example(index, size))
-                self._compiled[index, size] = step if debug else step.lower(*example).compile()
-        return self._compiled[index, size]
+                example = (state, frozen, *self._example(*key))
+                self._compiled[key] = step if debug else step.lower(*example).compile()
+        return self._compiled[key]
 
     def _named_axes(self):
         """Where a traced method finds the mesh, if networks are to be spread over it."""
         return jax.set_mesh(self.mesh) if "peer" in self.mesh.shape else nullcontext()
 
     def flops(self, index: int, size: int = 0) -> float | None:
-        """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any."""
+        """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any.
+
+        Those of asking for `constants` count in the first phase that sees them.
+        """
         if self.config.debug_nans:
             return None
-        cost = self._compiled[index, size or self.config.train.batch_size].cost_analysis()
-        return cost["flops"] * self.mesh.size if cost and "flops" in cost else None
+        size, phases = size or self.config.train.batch_size, self.method.phases
+        costs = [self._compiled[index, size, 1].cost_analysis()]
+        if phases[index].constants and not any(p.constants and p.order == phases[index].order for p in phases[:index]):
+            costs.append(self._asking_step(index, size).cost_analysis())
+        return sum(cost["flops"] for cost in costs) * self.mesh.size if all(c and "flops" in c for c in costs) else None
+
+    def constants(self, index: int, frozen, item, place) -> dict:
+        """What the steps of phase number `index` bring as `constants`, see `methods.base.Phase`, for a batch."""
+        arguments = self.train_source.data, item, place, self.seed
+        return self._asking_step(index, len(item["rows"]))(frozen, *arguments)
+
+    def _asking_step(self, index, size):
+        """The compiled step that asks; in debugging the same, not compiled ahead."""
+        order = self.method.phases[index].order
+        if ("asking", order, size) not in self._compiled:
+            example = self.abstract_variables()[1], *self._example(index, size, constants=False)
+            asking = self._asking[order] if self.config.debug_nans else self._asking[order].lower(*example).compile()
+            self._compiled["asking", order, size] = asking
+        return self._compiled["asking", order, size]
+
+    def _asking_of(self, phase):
+        step = trainer.asking_step(self.method, phase, self.train_source, self.config.augment)
+        item = None if phase.plain else -1
+        return self._jitted(self._each_seed(step, None, None, item, None, 0, out=-1), 1, batches.spread(self.mesh))
 
     def _step(self, index):
         skip = self.config.train.on_nonfinite == "skip"
@@ -263,15 +296,24 @@ class Program:
 
         return on_whole
 
-    def _example(self, index, size=0):
+    def _example(self, index, size=0, steps=1, constants=True):
         phase = self.method.phases[index]
         pictures = self.plan.pictures(phase) + (size - self.config.train.batch_size if size else 0)
         item = self.train_source.example(pictures, phase.plain)
         axes = (len(self.plan.train),) if self.plan.several else ()
         axes += (len(self.seeds),) if self.config.seeds and not phase.plain else ()
         # These axes come last, for the first is spread over the devices.
-        item = jax.tree.map(lambda x: x.update(shape=(*x.shape, *axes)), item)
-        return self.train_source.data, item, trainer.position(self.stream.tasks[0]), self.seed
+        item, ahead = jax.tree.map(lambda x: x.update(shape=(*x.shape, *axes)), item), (steps,) * (steps > 1)
+        if ahead:
+            spread = batches.spread(self.mesh, several=True)
+            item = jax.tree.map(lambda x: x.update(shape=(steps, *x.shape), sharding=spread), item)
+        place = trainer.position(self.stream.tasks[0], step=np.zeros(ahead, np.int32))
+        if constants and phase.constants:
+            arguments = self.abstract_variables()[1], self.train_source.data, item, place, self.seed
+            told = jax.eval_shape(self._asking[phase.order], *arguments)
+            spread = batches.spread(self.mesh)
+            item["constants"] = jax.tree.map(lambda x: x.update(sharding=spread), told)
+        return self.train_source.data, item, place, self.seed
 
     def epochs(self, task, phase) -> int:
         """Epochs of a phase in each of a task's rounds."""
@@ -285,19 +327,20 @@ class Program:
         """Of a task's own images in each batch of an epoch, see `Plan.sizes`."""
         return self.plan.sizes(task.index, phase)
 
-    def train_batches(self, task, phase, round: int, epoch: int, step: int, memories=None):
+    def train_batches(self, task, phase, round: int, epoch: int, step: int, memories=None, lengths=()):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over.
 
-        memories: for each seed what `memories` gives; None where nothing herds.
+        memories: for each seed what `memories` gives; None where nothing herds. lengths: how many batches each item
+          brings, see `data.batches.Resident.train_batches`.
         """
         steps, rows = self.steps(task, phase), self.rows(task, phase, round, memories)
         done = epoch * steps + step
         if phase.plain:
             weight = batches.evaluation_order(len(task.train), self.config.train.batch_size)[1]
             weight = np.tile(weight, (self.epochs(task, phase), 1))
-            return self.train_source.test_batches(rows[done:], weight[done:]), steps, done
+            return self.train_source.test_batches(rows[done:], weight[done:], lengths), steps, done
         place = (self.seeds[0], task.index, phase.order)
-        return self.train_source.train_batches(rows, done, place), steps, done
+        return self.train_source.train_batches(rows, done, place, lengths), steps, done
 
     def rows(self, task, phase, round: int, memories=None) -> np.ndarray:
         """Which training pictures make up each step of a phase in a round, int32 `[steps, pictures, ...]`.

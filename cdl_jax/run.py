@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from cdl_jax import report, results, sharding, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
 from cdl_jax.interruption import Interrupted, Listener
+from cdl_jax.kept import Kept
 from cdl_jax.methods import early_stopping
 from cdl_jax.models import weights
 from cdl_jax.program import Program
@@ -143,6 +145,7 @@ class _Training:
             self.live = program.start_task(self.live, self.frozen, place)
         state, self.state = self.state or program.task_state(self.live, self.frozen), None
         self.live = None  # the steps are given its buffers
+        self.kept = Kept(program.method.phases, getattr(program.method, "kept_mb", 0))
         phases = len(program.method.phases)
         for turn in range(record.round * phases + record.phase, getattr(program.method, "rounds", 1) * phases):
             record.round, record.phase = divmod(turn, phases)
@@ -223,24 +226,32 @@ class _Training:
         config, epochs = program.config, program.epochs(task, phase)
         start = time.perf_counter()
         sizes = program.batch_sizes(task, phase)
-        compiled = {size: program.train_step(index, state, self.frozen, size) for size in set(sizes)}
+        lengths = self._calls(sizes, epochs)
+        needed = {(size, 1) for size in sizes} | {(max(sizes), length) for length in lengths if length > 1}
+        compiled = {key: program.train_step(index, state, self.frozen, *key) for key in needed}
         flops = program.flops(index, max(sizes))
         record.flops[phase.name] = flops and flops / len(program.seeds)
         begun = record.round, record.epoch, record.step_in_epoch
-        items, steps, done = program.train_batches(task, phase, *begun, program.memories(state.live))
-        first, stopped = None, False
-        for number, item in enumerate(items, done):
-            epoch, at = divmod(number, steps)
-            epoch += record.round * epochs
+        items, steps, done = program.train_batches(task, phase, *begun, program.memories(state.live), lengths)
+        first, stopped, number, before = None, False, done - 1, record.round * epochs
+        for item, length in zip(items, lengths, strict=True):
+            ahead = number + 1 if length == 1 else np.arange(number + 1, number + length + 1)
             each = 1 if phase.plain else config.optim.accumulate
-            place = trainer.position(task, epoch=epoch, step=at, steps=steps, accumulate=each)
-            state = compiled[sizes[at]](state, self.frozen, program.train_source.data, item, place, program.seed)
+            at = {"epoch": before + ahead // steps, "step": ahead % steps}
+            place = trainer.position(task, **at, steps=steps, accumulate=each)
+            number += length
+            if phase.constants:
+                ask = partial(program.constants, index, self.frozen, item, place)
+                item = {**item, "constants": self.kept.told(index, number, ask)}
+            epoch, at = before + number // steps, number % steps
+            step = compiled[sizes[at], length]
+            state = step(state, self.frozen, program.train_source.data, item, place, program.seed)
             if first is None:
                 jax.block_until_ready(state.sums)
                 first = (number, time.perf_counter())
-            record.step += 1
+            record.step += length
             record.epoch, record.step_in_epoch = divmod(number + 1, steps)
-            self.bar.update()
+            self.bar.update(length)
             if record.step % config.log.every_steps == 0 or number + 1 == steps * epochs:
                 state = self._log_training(state, task, index, epoch)
             every = config.eval.every_epochs
@@ -274,6 +285,24 @@ class _Training:
             images += timed * len(program.seeds) * len(program.plan.train)
             record.timed[phase.name] = (images, seconds + now - first[1])
         return state
+
+    def _calls(self, sizes, epochs):
+        """How many steps each call takes from here to the end of the phase's turn.
+
+        As many as `train.steps_per_call` says, but one what is left before the host looks at the state, and where a
+        batch is of another size.
+        """
+        config, record, steps = self.program.config, self.record, len(sizes)
+        number = np.arange(record.epoch * steps + record.step_in_epoch, steps * epochs)
+        of_run, at, epoch = record.step + 1 + np.arange(len(number)), number % steps, number // steps
+        look = of_run % config.log.every_steps == 0
+        if config.checkpoint.every_steps:
+            look |= of_run % config.checkpoint.every_steps == 0
+        if every := config.eval.every_epochs:
+            look |= (at + 1 == steps) & ((record.round * epochs + epoch + 1) % every == 0)
+        odd = np.not_equal(sizes, max(sizes))[at]
+        look |= odd | np.append(odd[1:], False)[: len(odd)]
+        return _call_lengths(look, 1 if config.debug_nans else config.train.steps_per_call)
 
     def _remembering(self, task, phase, state):
         """The state once the phase's network, if it names one, has chosen what to remember of the task.
@@ -397,6 +426,19 @@ class _Training:
         phases, tasks = self.program.method.phases, self.program.stream.tasks
         total = sum(self.program.steps(t, phase) * phase.epochs_of(t.index) for phase in phases for t in tasks)
         return tqdm(total=total, initial=self.record.step, unit="step", disable=None if self.primary else True)
+
+
+def _call_lengths(look, most):
+    """Lengths of calls that make up steps: `most`, where none but the last of these is one of `look`, else 1.
+
+    look: bool `[steps]`.
+    """
+    lengths, at = [], 0
+    while at < len(look):
+        whole = at + most <= len(look) and not look[at : at + most - 1].any()
+        lengths.append(most if whole else 1)
+        at += lengths[-1]
+    return lengths
 
 
 def _json_number(value):

@@ -50,9 +50,10 @@ def init_key(seed: int) -> jax.Array:
 def position(task, *, epoch=0, step=0, steps=1, accumulate=1) -> dict:
     """The numbers of a step's `Context`, as arrays: a change of value compiles nothing anew.
 
+    epoch, step: or of several steps `[n]`, whose numbers are then `[n]` each.
     accumulate: how many steps make one of the optimizer, all of which have the progress of the first.
     """
-    return {
+    numbers = {
         "task": np.int32(task.index),
         "first": np.int32(task.first),
         "end": np.int32(task.end),
@@ -60,6 +61,7 @@ def position(task, *, epoch=0, step=0, steps=1, accumulate=1) -> dict:
         "step": np.int32(step),
         "progress": np.float32(epoch + (step - step % accumulate) / steps),
     }
+    return {name: np.broadcast_to(x, np.shape(step)) for name, x in numbers.items()} if np.ndim(step) else numbers
 
 
 def task_state(method, live) -> State:
@@ -74,8 +76,8 @@ def task_state(method, live) -> State:
 def train_step(method, index, source, augmentation, skip=False):
     """The step of phase number `index`, to be compiled: `(state, frozen, data, item, position, seed) -> state`.
 
-    Each batch passes the phase's updates in order. A gradient exists only for what an update trains; `frozen` is an
-    argument, so that it becomes no constant of the program.
+    Each batch passes the phase's updates in order; where `item` has `constants`, the batch has them. A gradient exists
+    only for what an update trains; `frozen` is an argument, so that it becomes no constant of the program.
 
     skip: whether a bad step, one in which a loss or what an update has changed is not finite, changes nothing. It is
       noted in the state either way, where it waits for the host to look.
@@ -85,16 +87,10 @@ def train_step(method, index, source, augmentation, skip=False):
     @jax.jit  # so that what is asked for the shapes of the metrics is traced no second time
     def learn(live, opt, frozen, data, item, position, seed):
         place = position["task"], position["epoch"], position["step"]
-        images, labels = source.read(data, item)
-        key = key_at(seed, _IMAGES, phase.order, *place)
-        if phase.plain:
-            images = _tested(source, images, augmentation, method)
-        else:
-            images = _prepared(
-                source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size)
-            )
-            images = erasing.erase(images, key, augmentation)
+        images, labels = _seen(method, phase, source, augmentation, data, item, position, seed)
         batch = _batch(images, labels, item["rows"], phase.public)
+        if "constants" in item:
+            batch["constants"] = item["constants"]
         context = Context(**position, key=key_at(seed, _LOSS, index, *place), weight=item.get("weight"))
         metrics, after, sound = {"steps": jnp.ones(())}, [], jnp.array(True)
         for update, opt_state in zip(phase.updates, opt, strict=True):
@@ -131,6 +127,36 @@ def train_step(method, index, source, augmentation, skip=False):
         )
 
     return step
+
+
+def asking_step(method, phase, source, augmentation):
+    """What `method.constants` tells of a batch as a phase sees it, to be compiled: `(frozen, data, item, position,
+    seed) -> {name: [batch, ...]}`."""
+
+    def step(frozen, data, item, position, seed):
+        images, _ = _seen(method, phase, source, augmentation, data, item, position, seed)
+        return method.constants(frozen, images)
+
+    return step
+
+
+def _seen(method, phase, source, augmentation, data, item, position, seed):
+    """(pictures as the phase's updates see them, their labels)."""
+    images, labels = source.read(data, item)
+    if phase.plain:
+        return _tested(source, images, augmentation, method), labels
+    key = key_at(seed, _IMAGES, phase.order, position["task"], position["epoch"], position["step"])
+    images = _prepared(source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size))
+    return erasing.erase(images, key, augmentation), labels
+
+
+def several(step):
+    """What `train_step` gives, for several steps in one call: items and positions have an axis of steps in front."""
+
+    def call(state, frozen, data, items, positions, seed):
+        return jax.lax.scan(lambda now, at: (step(now, frozen, data, *at, seed), None), state, (items, positions))[0]
+
+    return call
 
 
 def _finite(tree):

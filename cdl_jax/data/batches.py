@@ -14,9 +14,10 @@ same program.
 
 import collections
 import io
+import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -98,15 +99,21 @@ class Resident:
     mesh: Mesh
     cropped: ClassVar[bool] = False
 
-    def train_batches(self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()) -> Iterator[dict]:
-        """{"rows"} for each row of `order` from `start_step` on; `key_parts` is not used, the step draws by its key."""
-        order = order[start_step:]
-        return _ahead(({"rows": rows} for rows in _local(self.mesh, order)), self.mesh, order)
+    def train_batches(
+        self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = (), lengths: Sequence[int] = ()
+    ) -> Iterator[dict]:
+        """{"rows"} for each row of `order` from `start_step` on; `key_parts` is not used, the step draws by its key.
 
-    def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[dict]:
-        """{"rows", "weight"} for each batch of `evaluation_order`."""
+        lengths: how many batches each item brings, of which those with more than one have an axis of batches in front;
+          none: one each.
+        """
+        order = order[start_step:]
+        return _ahead(({"rows": rows} for rows in _local(self.mesh, order)), self.mesh, order, lengths)
+
+    def test_batches(self, rows: np.ndarray, weight: np.ndarray, lengths: Sequence[int] = ()) -> Iterator[dict]:
+        """{"rows", "weight"} for each batch of `evaluation_order`; `lengths` as in the other."""
         pairs = zip(_local(self.mesh, rows), _local(self.mesh, weight), strict=True)
-        return _ahead(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows)
+        return _ahead(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows, lengths)
 
     def example(self, batch_size: int, test: bool = False) -> dict:
         """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
@@ -133,20 +140,24 @@ class Streamed:
     data: dict[str, jax.Array] = field(default_factory=dict)
     cropped: ClassVar[bool] = True
 
-    def train_batches(self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()) -> Iterator[dict]:
+    def train_batches(
+        self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = (), lengths: Sequence[int] = ()
+    ) -> Iterator[dict]:
         """{"images": uint8 `[batch, size, size, 3]`, "labels", "rows": int32 `[batch]`} for rows of `order`.
 
         Crop and flip of a picture depend on `key_parts` (non-negative counters, the seed first) and on its place in
         `order`, so neither a restart nor another number of processes or workers changes them.
 
+        lengths: as of `Resident`.
+
         Raises:
           UserError: a picture cannot be decoded, from the batch that holds it.
         """
-        return self._batches(order, start_step, key_parts or (0,))
+        return self._batches(order, start_step, key_parts or (0,), lengths=lengths)
 
-    def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[dict]:
-        """{"images", "labels", "rows", "weight"} for each batch of `evaluation_order`; raises as the other."""
-        return self._batches(rows, 0, None, _local(self.mesh, weight))
+    def test_batches(self, rows: np.ndarray, weight: np.ndarray, lengths: Sequence[int] = ()) -> Iterator[dict]:
+        """{"images", "labels", "rows", "weight"} for each batch of `evaluation_order`; else as the other."""
+        return self._batches(rows, 0, None, _local(self.mesh, weight), lengths)
 
     def example(self, batch_size: int, test: bool = False) -> dict:
         """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
@@ -158,7 +169,7 @@ class Streamed:
         """(images uint8 `[batch, size, size, 3]`, labels int32 `[batch]`); traced."""
         return item["images"], item["labels"]
 
-    def _batches(self, order, start_step, key_parts, weights=None):
+    def _batches(self, order, start_step, key_parts, weights=None, lengths=()):
         import grain
         from absl import flags
 
@@ -183,7 +194,7 @@ class Streamed:
         else:
             reading = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=_AHEAD * share)
             batches = pictures.to_iter_dataset(reading).batch(share)
-        return _ahead(_with_weights(iter(batches), weights), self.mesh, order[start_step:])
+        return _ahead(_with_weights(iter(batches), weights), self.mesh, order[start_step:], lengths)
 
 
 def place(split: Split, mesh: Mesh, options: Mapping[str, Any], size: int) -> Resident | Streamed:
@@ -260,9 +271,13 @@ def generator(seed: int, *purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(int(p) for p in purpose)))
 
 
-def spread(mesh: Mesh) -> NamedSharding:
-    """How a batch lies on the devices: split along the mesh's axes "data" and, where there is one, "fsdp"."""
-    return NamedSharding(mesh, PartitionSpec(tuple(axis for axis in mesh.axis_names if axis in _SPLIT)))
+def spread(mesh: Mesh, several: bool = False) -> NamedSharding:
+    """How a batch lies on the devices: split along the mesh's axes "data" and, where there is one, "fsdp".
+
+    several: it is of several batches, their axis in front.
+    """
+    axes = tuple(axis for axis in mesh.axis_names if axis in _SPLIT)
+    return NamedSharding(mesh, PartitionSpec(*(None,) * several, axes))
 
 
 def shares(mesh: Mesh) -> int:
@@ -319,25 +334,25 @@ def _with_weights(batches, weights):
         batches.close()  # ends worker processes at once, even where the consumer stopped half-way
 
 
-def _ahead(batches, mesh, order):
-    """Global device arrays of this process's `batches`, with transfers started a few batches before they are needed.
+def _ahead(batches, mesh, order, lengths=()):
+    """Global device arrays of this process's `batches`, with transfers started a few items before they are needed.
 
     order: `[steps, batch]` of all processes; incomplete batches are cut to the pictures that they have.
+    lengths: see `Resident.train_batches`; batches of one item are of one size.
     """
-    sharding = spread(mesh)
     queue, sizes = collections.deque(), _sizes(order)
     own = {size: np.diff(_share(mesh, size)).item() for size in set(sizes)}
     # np.array copies: what comes from a worker lies in shared memory, which a device array on a CPU would keep hold of.
     try:
-        for batch, size in zip(batches, sizes, strict=True):
-            queue.append(
-                {
-                    name: jax.make_array_from_process_local_data(
-                        sharding, np.array(a[: own[size]]), (size, *a.shape[1:])
-                    )
-                    for name, a in batch.items()
-                }
-            )
+        ends = itertools.accumulate(lengths or [1] * len(sizes))
+        for length, end in zip(lengths or [1] * len(sizes), ends, strict=True):
+            together, (size,) = list(itertools.islice(batches, length)), set(sizes[end - length : end])
+            item, axes = {}, (length,) * (length > 1)
+            for name, a in together[0].items():
+                local = np.array([batch[name][: own[size]] for batch in together]) if axes else np.array(a[: own[size]])
+                shape = (*axes, size, *a.shape[1:])
+                item[name] = jax.make_array_from_process_local_data(spread(mesh, bool(axes)), local, shape)
+            queue.append(item)
             if len(queue) > _AHEAD:
                 yield queue.popleft()
         while queue:

@@ -100,6 +100,8 @@ class Phase:
     balanced: its batches are of a herded memory alone, in which the task's own classes then are as the others.
     herds: network by whose features the memory of the task's classes is chosen once the phase is over; "": by none.
     public: how many pictures of the method's `public` ones each step brings as `batch["public"]`.
+    constants: whether each step brings as `batch["constants"]` what the method's `constants` tells of its pictures;
+      phases with the same `order` ask that once, as far as there is room to keep it.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Phase:
     since: int = 0
     balanced: bool = False
     herds: str = ""
+    constants: bool = False
 
     def epochs_of(self, task: int) -> int:
         """Passes over the data of the task of this index."""
@@ -158,10 +161,11 @@ class Method(Protocol):
     as the teacher of another run, `logits` and what else has a name, and with a parameter `of_batch` as it does in
     training, where the batch's statistics normalise; `measures(logits, labels, context) -> {name: [batch]}`: what
     evaluation averages over pictures, from the logits of `predict`; `constants(frozen, images) -> {name: [batch,
-    ...]}`: what the frozen variables alone tell of pictures as they are tested, asked once a run for each test picture
-    and handed to `predict` as `context.constants`; `counters(live) -> {name: number}`: what it has
-    counted until the end of a task; `probes() -> {name: Probe}`; and `features(variables, images, context) -> {network:
-    {layer: [batch, ...]}}`: how its networks see pictures that are tested.
+    ...]}`: what the frozen variables alone tell of pictures, asked once a run for each test picture and handed to
+    `predict` as `context.constants`, in phases that say so for each batch as well, of which `kept_mb` tells how much is
+    kept at most, in 2**20 bytes; `counters(live) -> {name: number}`: what it has counted until the end of a task;
+    `probes() -> {name: Probe}`; and `features(variables, images, context) -> {network: {layer: [batch, ...]}}`: how its
+    networks see pictures that are tested.
 
     One with a herded memory has its rows in `variables["memory"]["rows"]` (see `data.herding`), a layer of the name
     "features" `[batch, dim]`, and `remember(variables, rows) -> variables`: what changes when new rows were chosen.
@@ -202,6 +206,23 @@ def split(variables, chosen):
     inside = {path: leaf for path, leaf in flat.items() if chosen(path)}
     outside = {path: leaf for path, leaf in flat.items() if not chosen(path)}
     return traverse_util.unflatten_dict(inside), traverse_util.unflatten_dict(outside)
+
+
+def stored(frozen, dtype: str):
+    """Frozen variables, arrays or shapes, with the kernels of dense layers and convolutions in `dtype`.
+
+    These are nearly all of the bytes; norms, positions and running statistics, which are few and count for more, stay
+    as they are.
+    """
+    if dtype == "float32":
+        return frozen
+
+    def as_stored(path, leaf):
+        if path[-1].key != "kernel" or leaf.dtype != np.float32:
+            return leaf
+        return leaf.update(dtype=np.dtype(dtype)) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(as_stored, frozen)
 
 
 def join(*parts):

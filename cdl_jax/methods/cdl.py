@@ -42,7 +42,11 @@ OPTIONS = {
     "teacher_network": "",  # which network of those runs; "": "teacher" where a run trained one, else its last
     # "same_task": those runs' networks after the task that the student is learning; "last": after their whole stream.
     "teacher_checkpoint": "same_task",
-    "same_batches": False,  # the student sees the teacher's batches again, in the same order and augmentation
+    # The student sees the teacher's batches again, in the same order and augmentation, not in its own as the published
+    # programs have it. With "teacher_first" the frozen query networks are then asked once for both, and so much of what
+    # they say, in 2**20 bytes over all devices, is kept for the student; what finds no room is asked again.
+    "same_batches": False,
+    "kept_queries_mb": 1024,
 }
 
 
@@ -154,7 +158,8 @@ class CDL:
     def phases(self):
         epochs, optimizer = self.student_phase
         student = Update(partial(_trained, ("student", "distill")), optimizer, self.student_loss)
-        alone = Phase("student", epochs, (student,), order=0 if self.options.same_batches else 1)
+        again = {"order": 0, "constants": self._asks_once} if self.options.same_batches else {"order": 1}
+        alone = Phase("student", epochs, (student,), **again)
         if self.teacher is None:
             return (alone,)
         teacher_epochs, optimizer = self.teacher_phase
@@ -162,7 +167,16 @@ class CDL:
             teacher = Update(partial(_trained, ("teacher",)), optimizer, self.teacher_loss_handed_on)
             return (Phase("both", epochs, (teacher, student)),)
         teacher = Update(partial(_trained, ("teacher",)), optimizer, self.teacher_loss)
-        return (Phase("teacher", teacher_epochs, (teacher,), order=0), alone)
+        return (Phase("teacher", teacher_epochs, (teacher,), order=0, constants=alone.constants), alone)
+
+    @property
+    def kept_mb(self):
+        return self.options.kept_queries_mb
+
+    @property
+    def _asks_once(self):
+        """Whether there are queries that both phases ask of the same pictures."""
+        return self.teacher is not None and self.options.schedule == "teacher_first" and self.student.prompts.asks
 
     def init(self, key):
         keys = jax.random.split(key, 3)
@@ -215,8 +229,9 @@ class CDL:
         return total, Outcome(metrics, batch={"teacher": jax.lax.stop_gradient(out)})
 
     def _teacher_terms(self, variables, batch, context):
-        images = batch["images"]
-        out = self.teacher(variables["teacher"], images, self._teacher_query(variables, images), context, train=True)
+        asks = "student" if self.options.query == "student" else "teacher"
+        query = self._query(asks, variables, batch)
+        out = self.teacher(variables["teacher"], batch["images"], query, context, train=True)
         labels = cross_entropy(out["logits"], batch["labels"], context.current(self.info.num_classes))
         pool = self.options.aux_loss_scale * out["prompts"].loss
         total = labels + pool
@@ -224,12 +239,12 @@ class CDL:
 
     def student_loss(self, variables, batch, context):
         """`label_weight` cross-entropy + distillation + pool loss; one query pass serves student and teacher."""
-        images = batch["images"]
-        query = self.student.query(variables["student"], images)
+        query = self._query("student", variables, batch)
         if "teacher" in batch:
             teacher = batch["teacher"]
         else:
-            teacher = jax.lax.stop_gradient(self._told(variables, images, query, context))
+            known = batch.get("constants", {}).get("teacher")
+            teacher = jax.lax.stop_gradient(self._told(variables, batch["images"], query, context, known))
         return self.student_terms(variables, batch, query, teacher, context)
 
     def student_terms(self, variables, batch, query, teacher, context):
@@ -317,21 +332,25 @@ class CDL:
         out = self.student(taught, images, query, context, train=False, inputs=inputs)
         return {**out, "logits": self.scheme.predict(variables["distill"], out)}
 
-    def _told(self, variables, images, query, context):
-        """What the teacher tells its student, for the student's query `[batch, dim]`; nothing where there is none."""
+    def _told(self, variables, images, query, context, own_query=None):
+        """What the teacher tells its student, for the student's query `[batch, dim]`; nothing where there is none.
+
+        own_query: the teacher's own, where it is known.
+        """
         if self.teachers:
             given = variables["teachers"]
             return teachers.average([t.outputs(given[str(i)], images, context) for i, t in enumerate(self.teachers)])
         if self.teacher is None:
             return {}
         if self.options.query == "own":
-            query = self.teacher.query(variables["teacher"], images)
+            query = self.teacher.query(variables["teacher"], images) if own_query is None else own_query
         taught = self.teacher.change_prompts(variables["teacher"], self.teacher.prompts.teaching)
         return self.teacher(taught, images, query, context, train=False)
 
-    def _teacher_query(self, variables, images):
-        asks = "student" if self.options.query == "student" else "teacher"
-        return getattr(self, asks).query(variables[asks], images)
+    def _query(self, network, variables, batch):
+        """The query `[batch, dim]` of a network's backbone in training."""
+        known = batch.get("constants", {}).get(network)
+        return getattr(self, network).query(variables[network], batch["images"]) if known is None else known
 
 
 def build(config, info: StreamInfo) -> CDL:
@@ -411,6 +430,13 @@ def _check(config):
             f"cdl.teacher_epochs={options.teacher_epochs} must be a multiple of train.epochs={epochs}: with "
             "cdl.schedule='interleaved_epochs' the teacher does its share of them before each epoch of the student"
         )
+    if options.same_batches and options.schedule == "interleaved":
+        raise UserError(
+            "cdl.same_batches has no meaning with cdl.schedule='interleaved', where teacher and student share "
+            "each batch and its queries as it is: leave it at False"
+        )
+    if options.same_batches and options.teachers:
+        raise UserError("cdl.same_batches has no meaning with cdl.teachers, which learn no more: leave it at False")
     if options.teachers and options.schedule != "teacher_first":
         raise UserError(
             f"cdl.schedule={options.schedule!r} has no meaning with cdl.teachers, which learn no more: leave it at "

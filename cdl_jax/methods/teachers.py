@@ -23,7 +23,7 @@ from cdl_jax import config as configs
 from cdl_jax import names
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import StreamInfo, join, split
+from cdl_jax.methods.base import StreamInfo, join, split, stored
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Teacher:
     @cached_property
     def _shapes(self):
         shapes = jax.eval_shape(self.method.init, jax.random.key(0))
-        return split(shapes, lambda path: not self.method.frozen(path))
+        live, frozen = split(shapes, lambda path: not self.method.frozen(path))
+        return live, stored(frozen, self.config.get("frozen_dtype", "float32"))
 
 
 def find(

@@ -7,6 +7,7 @@ the file offers `head(options, num_classes)`, a Flax module from features `[batc
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -41,7 +42,11 @@ class Pool(nn.Module):
     Its variables are `{"params": ..., "state": ...}`: the optimizer trains the former; the latter it leaves alone, and
     checkpoints hold both. What follows maps variables to variables; it is pure and compiled once. By default
     nothing changes.
+
+    asks: whether what is chosen depends on the query.
     """
+
+    asks: ClassVar[bool] = True
 
     @nn.nowrap
     def start_task(self, variables, context, key):

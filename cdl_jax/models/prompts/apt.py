@@ -5,6 +5,8 @@ is evaluated is their moving average over the ends of the tasks. The head compar
 class vectors of length 1.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -32,6 +34,8 @@ class APT(Pool):
 
     State `merged`, the average, of the same shape.
     """
+
+    asks: ClassVar[bool] = False
 
     ema: float
     teacher_prompts: str

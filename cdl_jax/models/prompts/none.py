@@ -1,5 +1,7 @@
 """No prompts: a linear probe, the head alone learns on what the frozen backbone says. What a learner has to beat."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from cdl_jax.models.prompts import Pool, Selection
@@ -9,6 +11,8 @@ OPTIONS = {}
 
 class Empty(Pool):
     """No parameters."""
+
+    asks: ClassVar[bool] = False
 
     def __call__(self, query, context, train: bool) -> Selection:
         """Nothing for any picture; `query` is not computed where nothing else reads it."""

@@ -1,0 +1,90 @@
+"""Several training steps in one call (`train.steps_per_call`) against one step a call.
+
+    python -m benchmarks.run calls [--networks vit cnn] [--most 1 8 32] [--steps 32] [--rounds 7] [--out FILE]
+
+"vit": teacher and student of the quick start; "cnn": the slim ResNet of `configs/dkt_glyph.py`, alone. All ways start
+from the same state and see the same batches; beside the speed is told what their losses differ by after the first round
+and how long the program took to compile. Told are medians over the rounds, in which the ways take turns.
+"""
+
+import jax
+import numpy as np
+
+from benchmarks import timing
+from benchmarks.learning import Learning
+from cdl_jax import config as base
+from cdl_jax import trainer
+from configs import quickstart
+
+HEAD = ("network", "steps a call", "steps a second (quartiles)", "of one a call", "compilation, s", "losses apart")
+
+
+def arguments(parser) -> None:
+    """Adds the case's options."""
+    parser.add_argument("--networks", nargs="+", choices=("vit", "cnn"), default=("vit", "cnn"))
+    parser.add_argument("--most", nargs="+", type=int, default=(1, 8, 32), help="steps a call; the first is the base")
+    parser.add_argument("--steps", type=int, default=32, help="steps of each way in a round, a multiple of all of them")
+    parser.add_argument("--batch", type=int, default=0, help="pictures; 0: the config's")
+    parser.add_argument("--rounds", type=int, default=7)
+
+
+def measure(options) -> dict:
+    """Prints the table; returns its figures."""
+    found, rows = [], []
+    for network in options.networks:
+        config = quickstart.get_config() if network == "vit" else _slim_resnet()
+        config.train.batch_size = options.batch or config.train.batch_size
+        phases = Learning(config).phases
+        for index, phase in enumerate(phases):
+            ways = {most: _Way(config, index, most, options.steps) for most in options.most}
+            for way in ways.values():
+                way.seconds()
+            losses = {most: float(way.learning.loss(index)) for most, way in ways.items()}
+            apart = timing.apart(losses, options.most[0])
+            timing.check_equal("the loss", apart, dict.fromkeys(ways, 1e-3))
+            turns = {most: lambda way=way: options.steps / way.seconds() for most, way in ways.items()}
+            timed = timing.compare(timing.alternate(turns, options.rounds), options.most[0])
+            for most, one in timed.items():
+                told = {"network": phase.name, "steps_a_call": most, "per_second": one, "apart": apart[most]}
+                found.append({**told, "compilation": ways[most].compilation})
+                speed = f"{one['median']:.1f} ({one['q1']:.1f}-{one['q3']:.1f})"
+                rows.append((f"{network}, {phase.name}", most, speed, f"{one['ratio']:.2f}",
+                             f"{ways[most].compilation:.1f}", f"{apart[most]:.0e}"))  # fmt: skip
+    print(timing.markdown(HEAD, rows))
+    return {"calls": found}
+
+
+class _Way:
+    """A phase learnt in calls of `most` steps, on the same `steps` batches each time."""
+
+    def __init__(self, config, index, most, steps):
+        self.learning = Learning(config)
+        program, task, phase = self.learning.program, self.learning.task, self.learning.phases[index]
+        start = timing.now()
+        self.step = program.train_step(index, self.learning.state, self.learning.frozen, 0, most)
+        self.compilation = timing.now() - start
+        each = program.steps(task, phase)
+        whole, rest = divmod(each * program.epochs(task, phase), most)
+        items = program.train_batches(task, phase, 0, 0, 0, None, [most] * whole + [1] * rest)[0]
+        firsts = range(0, steps, most)
+        numbers = [np.arange(first, first + most) if most > 1 else first for first in firsts]
+        places = [trainer.position(task, epoch=n // each, step=n % each, steps=each) for n in numbers]
+        self.calls = [(item, place) for place, item in zip(places, items, strict=False)]
+
+    def seconds(self):
+        """Of the steps, from where the last ones ended."""
+        learning, program = self.learning, self.learning.program
+        start = timing.now()
+        for item, place in self.calls:
+            arguments = learning.frozen, program.train_source.data, item, place, program.seed
+            learning.state = self.step(learning.state, *arguments)
+        jax.block_until_ready(learning.state.live)
+        return timing.now() - start
+
+
+def _slim_resnet():
+    config = base.default("supervised", data="glyph_mini", network="slim_resnet18")
+    config.network.update(width=8, depths=(1, 1, 1), image_size=16, weights="random")
+    config.augment.update(train="shift", test="resize")
+    config.train.update(epochs=8, batch_size=16)
+    return config

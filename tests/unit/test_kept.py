@@ -1,0 +1,109 @@
+"""What frozen networks say of a task's batches is asked once for both phases of CDL, and changes nothing."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from cdl_jax import run
+from cdl_jax.checkpoint import Checkpoints
+from cdl_jax.data import stream
+from cdl_jax.errors import UserError
+from cdl_jax.interruption import Interrupted, Listener
+from cdl_jax.program import Program
+from tests.end_to_end import tiny
+
+
+def config_of(**changes):
+    config = tiny.get_config("learner=l2p")
+    for section in (config.teacher, config.student):
+        section.depth = 1
+    config.data.update(num_tasks=1, max_train_per_class=4, class_order="0,1,2,3,4,5,6,7")
+    config.train.update(epochs=2, batch_size=8)  # 4 steps an epoch
+    config.eval.forward_transfer = False
+    config.log.update(every_steps=1, report=False, tensorboard=False)
+    config.checkpoint.every_steps = 0
+    config.cdl.same_batches = True
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def made(**changes):
+    program = Program(config_of(**changes), stream.load(config_of().data))
+    program.place_data()
+    program.place_data = lambda: None  # another run finds all compiled
+    return program
+
+
+def trained(program, folder, listener=None):
+    """(phase of each time that queries were asked, lines of metrics, live variables, operations of each phase)."""
+    asked, ask = [], type(program).constants
+    program.constants = lambda index, *batch: asked.append(index) or ask(program, index, *batch)
+    (content,) = run.train(program, folder, listener)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        live = jax.device_get(checkpoints.restore_task(0, program.abstract_variables()[0]))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return asked, lines, live, content["cost"]["flops_per_step"]
+
+
+class After(Listener):
+    """Asks the run to end when it is asked for the `count`-th time."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.left = count
+
+    def asked(self):
+        self.left -= 1
+        return None if self.left else signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def program():
+    return made()
+
+
+@pytest.fixture(scope="module")
+def kept(program, tmp_path_factory):
+    """A run that asks once."""
+    return trained(program, tmp_path_factory.mktemp("kept"))
+
+
+def test_the_student_asks_nothing_and_learns_what_it_learns_when_each_step_asks(kept, tmp_path, monkeypatch):
+    asked, lines, live, flops = kept
+    assert asked == [0] * 8
+    monkeypatch.setattr("cdl_jax.methods.cdl.CDL._asks_once", False)
+    asked, alone, same, own_flops = trained(made(), tmp_path)
+    assert not asked and len(alone) == len(lines) == 17
+    for line, wanted in zip(alone, lines, strict=True):
+        assert line.get("phase") == wanted.get("phase") and line.keys() == wanted.keys()
+        assert {**line, "phase": 0} == pytest.approx({**wanted, "phase": 0}, rel=1e-5, abs=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), live, same)
+    # Of 8 pictures, 5 tokens each: what of the query's block is not the student's own as well, proj and the MLP.
+    query = 2 * 8 * 5 * (1 + 8) * 16**2
+    assert query < own_flops["student"] - flops["student"] < 1.5 * query
+    assert own_flops["teacher"] == pytest.approx(flops["teacher"], rel=0.02)
+
+
+def test_what_was_not_kept_is_asked_again_and_keeps_every_bit(program, kept, tmp_path):
+    """For want of room, and by a run that was stopped."""
+    program.config.cdl.kept_queries_mb = 0
+    with pytest.raises(Interrupted):
+        trained(program, tmp_path, After(11))
+    asked, lines, live, _ = trained(program, tmp_path)
+    assert asked == [1] * 5
+    assert lines == kept[1]
+    jax.tree.map(np.testing.assert_array_equal, live, kept[2])
+
+
+def test_what_has_no_meaning_is_refused_in_one_line():
+    def refusal(**changes):
+        with pytest.raises(UserError) as caught:
+            Program(config_of(**changes), stream.load(config_of().data))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "share each batch and its queries as it is: leave it at False" in refusal(**{"cdl.schedule": "interleaved"})
+    assert "train.steps_per_call above 1 does not go with cdl.same_batches" in refusal(**{"train.steps_per_call": 2})
