@@ -91,7 +91,8 @@ def tested(pairs: list[float]) -> str:
     p = p_value(pairs)
     if p is None:
         return mean
-    return f"{mean} ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}, p {p:.3f}"
+    told = f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
+    return f"{mean} ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}, {told}"
 
 
 def overview(groups: list[Group]) -> list[list[str]]:

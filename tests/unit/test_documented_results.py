@@ -79,6 +79,15 @@ def test_the_picture_of_what_was_exchanged_is_drawn_again(tmp_path):
     assert (tmp_path / "plot.svg").read_bytes() == (DOCS / "dkt_traffic.svg").read_bytes()
 
 
+@pytest.mark.parametrize("row", ["none", "kd"])
+def test_bfloat16_is_compared_again(row, tmp_path):
+    runs = [
+        str(DOCS / f"results/bfloat16/l2p/{name}/seed_{seed}") for name in (row, f"{row}_bf16") for seed in range(3)
+    ]
+    assert report.main([*runs, "--names", "--out", str(tmp_path / "table.md")]) == 0
+    assert (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n") in (DOCS / "results.md").read_text()
+
+
 def of_dkt(row):
     return [json.loads((DOCS / f"results/dkt/{row}/seed_{seed}/results.json").read_text()) for seed in range(3)]
 
