@@ -14,7 +14,7 @@ from cdl_jax.data import stream
 from cdl_jax.interruption import Listener
 from cdl_jax.program import Program
 
-TASKS, WARM = 24, 8
+TASKS, WARM = 16, 8
 
 
 @pytest.fixture(scope="module")
