@@ -36,10 +36,10 @@ def assert_same(workdir, whole):
 
 
 def damage(folder):
-    """Cuts the file with the arrays of the newest checkpoint."""
+    """Cuts all files with arrays of the newest checkpoint: which of them it reads depends on when each was written."""
     newest = max((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-    largest = max((newest / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    for path in (newest / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return newest
 
 
