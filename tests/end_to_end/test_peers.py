@@ -94,7 +94,7 @@ def test_a_student_learns_from_a_trained_run_or_its_file_and_refuses_another(tmp
 
 
 def test_networks_spread_over_devices_learn_the_same(tmp_path):
-    arguments = ("--config", f"{GLYPH}:method=okddip,base=network,epochs=1", *SMALL, "--config.okddip.num_branches=2")
+    arguments = ("--config", f"{GLYPH}:method=okddip,base=network,epochs=1", *SMALL)
     run(*arguments, "--workdir", tmp_path / "one")
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     run(*arguments, "--config.peer_devices=2", "--workdir", tmp_path / "four", **flags)

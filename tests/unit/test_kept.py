@@ -1,7 +1,6 @@
 """What frozen networks say of a task's batches is asked once for both phases of CDL, and changes nothing."""
 
 import json
-import signal
 
 import jax
 import numpy as np
@@ -11,9 +10,10 @@ from cdl_jax import run
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.interruption import Interrupted, Listener
+from cdl_jax.interruption import Interrupted
 from cdl_jax.program import Program
 from tests.end_to_end import tiny
+from tests.unit.stopping import After
 
 
 def config_of(**changes):
@@ -46,18 +46,6 @@ def trained(program, folder, listener=None):
         live = jax.device_get(checkpoints.restore_task(0, program.abstract_variables()[0]))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return asked, lines, live, content["cost"]["flops_per_step"]
-
-
-class After(Listener):
-    """Asks the run to end when it is asked for the `count`-th time."""
-
-    def __init__(self, count):
-        super().__init__()
-        self.left = count
-
-    def asked(self):
-        self.left -= 1
-        return None if self.left else signal.SIGTERM
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Several steps in one call: when a call ends, and that a run shows nothing of it."""
 
 import json
-import signal
 
 import jax
 import numpy as np
@@ -12,8 +11,9 @@ from cdl_jax import run, trainer
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
-from cdl_jax.interruption import Interrupted, Listener
+from cdl_jax.interruption import Interrupted
 from cdl_jax.program import Program
+from tests.unit.stopping import After
 
 SIDE = 8
 
@@ -34,18 +34,6 @@ def program(**changes):
     config.devices = 1
     config.update_from_flattened_dict(changes)
     return Program(config, stream)
-
-
-class After(Listener):
-    """Asks the run to end when it is asked for the `count`-th time."""
-
-    def __init__(self, count):
-        super().__init__()
-        self.left = count
-
-    def asked(self):
-        self.left -= 1
-        return None if self.left else signal.SIGTERM
 
 
 def trained(own, most, folder, listener=None):
