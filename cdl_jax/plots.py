@@ -81,6 +81,24 @@ def sweep(values, means, usual: float) -> str:
     return _svg(figure)
 
 
+def lines(found: dict[str, dict], xlabel: str) -> str:
+    """Accuracies against the values of an option: each line's mean, every seed as a dot, values that are no numbers
+    side by side."""
+    figure, axes = _new(6, 3.4)
+    for (name, line), colour in zip(found.items(), itertools.cycle(_COLOURS), strict=False):
+        line = {value: accuracies for value, accuracies in line.items() if accuracies}
+        if not line:
+            continue
+        axes.plot(list(line), [np.mean(accuracies) for accuracies in line.values()], "-", color=colour, label=name)
+        dots = [(value, accuracy) for value, accuracies in line.items() for accuracy in accuracies]
+        axes.plot(*zip(*dots, strict=True), "o", color=colour, markersize=4, alpha=0.7)
+    axes.set(xlabel=xlabel, ylabel="accuracy, %; line: mean")
+    axes.set_xticks(sorted({value for line in found.values() for value in line}))
+    axes.grid(axis="y", color="0.9")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
 def rows(values: dict[str, list[float]], xlabel: str) -> str:
     """For each name its values as dots on a line of its own, and their mean as a bar, the first on top."""
     figure, axes = _new(4.5 + 0.08 * max(map(len, values)), 0.9 + 0.3 * len(values))

@@ -3,6 +3,7 @@
 python -m cdl_jax.report RUN [RUN ...] [--headline] [--names] [--paper NAME] [--out FILE.md | --out FILE.html]
                          [--svg FILE.svg] [--traffic FILE.svg]
 python -m cdl_jax.report --grid FOLDER/<learner>/<scheme>/seed_<n> ... [--into PAGE.md] [--svg FILE.svg] [--keep FOLDER]
+python -m cdl_jax.report --sweep OPTION RUN [RUN ...] [--out FILE.md | --out FILE.html] [--svg FILE.svg]
 
 Runs with the settings of a published result are shown beside it, with whether they reproduce it. --paper shows a whole
 published table, that of a system (cdl, okddip, vkd) or of a version of its paper (v4), and needs no run. --headline
@@ -14,6 +15,9 @@ settings in which they differ.
 scheme "none"; runs without results yet are passed over. --svg then draws the gains, --into writes the tables into a
 page, between its lines `<!-- tables -->` and `<!-- end of tables -->`, and --keep copies what they need of finished
 runs to a folder.
+
+--sweep sets the first number of runs that differ in one option, such as distill.alpha, against its values: a line for
+all runs that are else alike. --svg draws them.
 """
 
 import html
@@ -23,7 +27,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdl_jax import compare, grid, plots, published, replication, workdir
+from cdl_jax import compare, grid, plots, published, replication, sweep, workdir
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 
@@ -332,6 +336,7 @@ def main(argv: list[str]) -> int:
         traffic, argv = _take(argv, "--traffic")
         into, argv = _take(argv, "--into")
         keep, argv = _take(argv, "--keep")
+        option, argv = _take(argv, "--sweep")
         headline, named, gridded = ("--headline" in argv, "--names" in argv, "--grid" in argv)
         argv = [word for word in argv if word not in ("--headline", "--names", "--grid")]
         if (not argv and not paper) or (argv and argv[0].startswith("-")):
@@ -340,16 +345,22 @@ def main(argv: list[str]) -> int:
         folders = [Path(folder) for folder in argv]
         groups = compare.read(grid.begun(folders) if gridded else folders)
         names = (compare.folder_names if named else compare.labels)(groups)
-        sections = _grid_sections(groups) if gridded else _sections(groups, names, paper, headline)
+        lines = sweep.lines(groups, option) if option else {}
+        if option:
+            sections = [("Runs", sweep.table(lines, option), "")]
+        else:
+            sections = _grid_sections(groups) if gridded else _sections(groups, names, paper, headline)
         for number, (title, rows, legend) in enumerate(sections):
             print((f"\n{title}\n" if number else "") + aligned(rows))
             if legend:
                 print("\n".join(textwrap.wrap(legend, 120)))
-        for run in (run for group in groups for run in group.runs.values() if not gridded):
+        for run in (run for group in groups for run in group.runs.values() if not (gridded or option)):
             print(f"report: {run.folder / 'report.html'}")
         if out:
             _write("--out", Path(out), _text_of(Path(out), sections))
-        if svg:
+        if svg and option:
+            _write("--svg", Path(svg), plots.lines(lines, option))
+        elif svg:
             _write("--svg", Path(svg), _gain_plot(groups) if gridded else _headline_plot(groups, names))
         if into:
             _into(Path(into), sections)

@@ -1,0 +1,70 @@
+"""Runs that differ in one option: lines of what its values come to."""
+
+import json
+
+import pytest
+
+from cdl_jax import compare, report, sweep
+from cdl_jax.errors import UserError
+from cdl_jax.metrics import named_metrics
+
+
+def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status="finished"):
+    run = folder / name / f"seed_{seed}"
+    run.mkdir(parents=True)
+    config = {"seed": seed, "distill": {"name": scheme, "alpha": alpha}, "cdl": {"teachers": teachers}}
+    networks = {"student": {"accuracy_matrix": [[accuracy]], "metrics": named_metrics([[accuracy]], [1])}}
+    content = {"status": status, "networks": networks, "headline": ["student"]}
+    (run / "results.json").write_text(json.dumps(content))
+    (run / "config.json").write_text(json.dumps({"config": config}))
+    return str(run)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    found = [store(tmp_path, f"kd_{a}", s, 50 + 10 * a + s, a) for a in (0.9, 0.1) for s in range(2)]
+    found.append(store(tmp_path, "kd_0.5", 0, 60.0, 0.5))
+    found.append(store(tmp_path, "kd_0.5", 1, 0.0, 0.5, status="running"))
+    found.append(store(tmp_path, "fitnets", 1, 0.0, 0.5, "fitnets", status="running"))
+    return [*found, *(store(tmp_path, f"dkd_{a}", 0, 40.0 + a, a, "dkd", (f"other_{a}",)) for a in (0.1, 0.5))]
+
+
+def test_values_are_in_order_and_all_that_is_else_alike_is_one_line(runs):
+    found = sweep.lines(compare.read(runs), "distill.alpha")
+    assert found == {
+        "distill.name=kd": {0.1: [51.0, 52.0], 0.5: [60.0], 0.9: [59.0, 60.0]},
+        "distill.name=dkd": {0.1: [40.1], 0.5: [40.5]},
+        "distill.name=fitnets": {0.5: []},
+    }
+    assert list(found["distill.name=kd"]) == [0.1, 0.5, 0.9]
+    assert sweep.table(found, "distill.alpha") == [
+        ["distill.alpha", "0.1", "0.5", "0.9"],
+        ["distill.name=kd", "51.50 ± 0.71", "60.00", "59.50 ± 0.71"],
+        ["distill.name=fitnets", "-", "-", "-"],
+        ["distill.name=dkd", "40.10", "40.50", "-"],
+    ]
+
+
+def test_the_command_writes_table_and_picture_the_same_each_time(runs, tmp_path, capsys):
+    words, made = ["--sweep", "distill.alpha", *runs], []
+    for name in ("one", "two"):
+        table, picture = tmp_path / f"{name}.md", tmp_path / f"{name}.svg"
+        assert report.main([*words, "--out", str(table), "--svg", str(picture)]) == 0
+        made.append((table.read_text(), picture.read_bytes()))
+    assert made[0] == made[1] and made[0][1].startswith(b"<svg")
+    assert "| distill.name=kd | 51.50 ± 0.71 | 60.00 | 59.50 ± 0.71 |" in made[0][0]
+    assert "report.html" not in capsys.readouterr().out
+
+
+def test_words_are_swept_too(tmp_path):
+    runs = [store(tmp_path, name, 0, 50.0 + len(name), "x" + name) for name in ("zeros", "random")]
+    assert sweep.lines(compare.read(runs), "distill.alpha") == {"all": {"xrandom": [56.0], "xzeros": [55.0]}}
+    assert report.main(["--sweep", "distill.alpha", *runs, "--svg", str(tmp_path / "plot.svg")]) == 0
+
+
+def test_an_option_that_is_not_there_or_does_not_differ_is_refused(runs):
+    groups = compare.read(runs)
+    with pytest.raises(UserError, match=r"--sweep distill\.beta: the config of .* has no such option"):
+        sweep.lines(groups, "distill.beta")
+    with pytest.raises(UserError, match=r"--sweep distill\.alpha: it has one value in all runs"):
+        sweep.lines(groups[:1], "distill.alpha")
