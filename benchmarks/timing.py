@@ -18,6 +18,11 @@ def choose_clock(name: str) -> None:
     _chosen[0] = name
 
 
+def chosen() -> str:
+    """Its name."""
+    return _chosen[0]
+
+
 def now() -> float:
     """Seconds on the chosen clock."""
     return CLOCKS[_chosen[0]]()

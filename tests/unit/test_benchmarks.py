@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks import cdl_sizes, roofline, run, timing, torch_peers
-from benchmarks.cases import cdl, profile
+from benchmarks.cases import cdl, profile, startup
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
 
@@ -139,3 +139,10 @@ def test_the_clock_of_the_processors_does_not_run_while_nothing_is_done():
         assert timing.now() - start > 0.05  # what the child has used counts
     finally:
         timing.choose_clock("wall")
+
+
+def test_a_run_that_never_takes_a_step_has_no_time_to_its_first(tmp_path):
+    with pytest.raises(UserError, match=r"benchmarks: the run failed: .*configs/absent\.py"):
+        startup.first_step("configs/absent.py", tmp_path / "run", tmp_path / "programs")
+    with pytest.raises(UserError, match="benchmarks: -c 1/0 failed: ZeroDivisionError"):
+        startup.command("-c", "1/0")
