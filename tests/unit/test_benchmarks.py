@@ -1,5 +1,6 @@
 """The benchmarks' arithmetic: quartiles, turns, refusals, operations and bytes; and a command that needs no PyTorch."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import cdl_sizes, roofline, run, timing, torch_peers
-from benchmarks.cases import cdl, profile, startup
+from benchmarks import cdl_sizes, roofline, run, timing, torch_peers, versus
+from benchmarks.cases import cdl, dkt, okddip, profile, startup, vkd
+from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
+from cdl_jax.program import Program
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,3 +149,15 @@ def test_a_run_that_never_takes_a_step_has_no_time_to_its_first(tmp_path):
         startup.first_step("configs/absent.py", tmp_path / "run", tmp_path / "programs")
     with pytest.raises(UserError, match="benchmarks: -c 1/0 failed: ZeroDivisionError"):
         startup.command("-c", "1/0")
+
+
+@pytest.mark.parametrize("case", [okddip, dkt, vkd], ids=["okddip", "dkt", "vkd"])
+def test_the_configs_of_the_cases_can_be_stepped(case, monkeypatch):
+    monkeypatch.setattr(versus, "measure", lambda what, config, *of, **options: config)
+    parser = argparse.ArgumentParser()
+    case.arguments(parser)
+    config = case.measure(parser.parse_args([]))
+    program = Program(config, stream.load(config.data))
+    program.place_data()
+    state = program.abstract_state(*program.abstract_variables())
+    assert program.method.image_size == 32 and "steps" in state.sums[0] and len(state.sums[0]) > 2
