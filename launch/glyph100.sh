@@ -99,7 +99,7 @@ main_rows() { # SEED
 
 ablation_rows() { # SEED
   local value tasks
-  for value in 4 6 10; do row l2p kdp_length_$value "$1" distill=kdp kd --config.distill.length=$value; done
+  for value in 2 12; do row l2p kdp_length_$value "$1" distill=kdp kd --config.distill.length=$value; done
   for value in 1 3; do row l2p kdp_layers_$value "$1" distill=kdp kd --config.distill.n_layers=$value; done
   row l2p kdp_zeros "$1" distill=kdp kd --config.distill.token_init=zeros
   for value in 0.1 0.9; do
