@@ -18,7 +18,7 @@ LAYERS = (
     ("optim", "checkpoint"),
     ("methods",),
     ("sharding", "interruption", "quality", "trainer"),
-    ("program", "kept"),
+    ("program", "seeds", "kept"),
     ("metrics", "similarity", "writers", "workdir", "results", "plots", "compare", "grid", "replication", "report"),
     ("run", "describe", "mechanism", "representations", "analysis", "compilation", "host_memory"),
     ("main", "download", "fetch"),
