@@ -307,9 +307,9 @@ def _local(mesh, order):
 
 
 def _sizes(order):
-    """How many pictures each batch of `[steps, batch]` or `[steps, batch, seeds]` has, a list."""
-    of_one_seed = order if order.ndim == 2 else order[:, :, 0]
-    return (of_one_seed >= 0).sum(axis=1).tolist()
+    """How many pictures each batch of `[steps, batch, ...]` has, a list; axes of learners and seeds may come last."""
+    of_one = order.reshape(*order.shape[:2], -1)[:, :, 0]
+    return (of_one >= 0).sum(axis=1).tolist()
 
 
 def _share(mesh, batch):

@@ -16,6 +16,7 @@ from cdl_jax import names
 from cdl_jax.errors import UserError
 
 _SHUFFLES = ("python_shuffle", "shuffle")
+
 OPTIONS: dict[str, Any] = {
     "path": "",  # file or folder; empty: the usual places, see docs/data.md
     "num_tasks": 10,  # equal tasks; with task_sizes: their number, or 0
@@ -125,10 +126,10 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, blank: bool = F
         raise UserError(f"{name} is no data source: it needs OPTIONS (a dict) and load(options) -> Dataset")
     defaults = {**OPTIONS, **source.OPTIONS}
     chosen = {key: options[key] if key in options else default for key, default in defaults.items()}
-    own = chosen["class_order_seed"] == -1 and seed is not None
-    chosen["class_order_seed"] = of_order = seed if own else chosen["class_order_seed"]
-    if of_order < 0:
-        raise UserError(f"data.class_order_seed={of_order}: name a seed that is not negative, or -1, the run's own")
+    if chosen["class_order_seed"] == -1 and seed is not None:
+        chosen["class_order_seed"] = seed
+    if (given := chosen["class_order_seed"]) < 0:
+        raise UserError(f"data.class_order_seed={given}: name a seed that is not negative, or -1, the run's own")
     dataset = source.blank() if blank else source.load({key: chosen[key] for key in ("path", *source.OPTIONS)})
     return split_into_tasks(dataset, **{key: chosen[key] for key in OPTIONS if key != "path"})
 
@@ -202,15 +203,16 @@ def of_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -
     Raises:
       UserError: the pictures would differ between seeds.
     """
+    options, shared = {**OPTIONS, **options}, (stream,) * len(seeds)
     if options["class_order_seed"] != -1 or len(seeds) == 1:
-        return (stream,) * len(seeds)
+        return shared
     if options["validation"]:
         raise UserError(
             "data.class_order_seed=-1 with data.validation holds out other pictures for each of config.seeds: run the "
             "seeds one by one"
         )
     if options["class_order"] not in _SHUFFLES:
-        return (stream,) * len(seeds)
+        return shared
     return tuple(_in_order(stream, order_classes(stream.num_classes, options["class_order"], s)) for s in seeds)
 
 
@@ -261,7 +263,7 @@ def order_classes(num_classes: int, class_order: str | Sequence[int], seed: int 
     try:
         listed = tuple(int(c) for c in (class_order.split(",") if isinstance(class_order, str) else class_order))
     except ValueError:
-        hint = names.nearest(class_order, ("natural", "python_shuffle", "shuffle"))
+        hint = names.nearest(class_order, ("natural", *_SHUFFLES))
         raise UserError(f"data.class_order={class_order!r}: {hint}, or class ids such as '5,0,7'") from None
     outside = [c for c in listed if not 0 <= c < num_classes]
     twice = sorted({c for c in listed if listed.count(c) > 1})

@@ -17,6 +17,7 @@ from cdl_jax.program import Program
 from tests.unit.stopping import After
 
 SIDE, SEEDS, TASKS = 8, (3, 0), 3
+TINY = {"family": "tests.unit.tiny_network", "pooled": True, "norm": True, "dim": 4}
 
 
 def stream(seed, train=(12,) * 6, test=(4,) * 6):
@@ -32,9 +33,11 @@ def stream(seed, train=(12,) * 6, test=(4,) * 6):
 
 
 def program(method="supervised", network=None, data=None, **changes):
-    config = base.default(method, data="glyph_mini", network="mini_student")
-    config.network.update(network or {"family": "tests.unit.tiny_network", "dim": 8})
-    config.network.update(image_size=SIDE, weights="random")
+    config = base.default(method, data="glyph_mini", network="resnet20" if method == "dkt" else "mini_student")
+    config.network.unlock()
+    config.network.update(
+        {**(network or {"family": TINY["family"], "dim": 8}), "image_size": SIDE, "weights": "random"}
+    )
     config.data.update(class_order="shuffle", class_order_seed=-1)
     config.train.update(epochs=3, batch_size=4)
     config.eval.batch_size = 5
@@ -137,9 +140,26 @@ def test_a_phase_that_shows_every_picture_once_shows_each_seed_its_own_tasks():
         np.testing.assert_allclose(of_class[0][c], of_class[1][c], rtol=1e-5, atol=1e-5)
 
 
+def test_learners_with_streams_of_their_own_have_them_in_each_seed_s_order():
+    changes = {"dkt.num_learners": 2, "dkt.stream_order": "shuffled"}
+    together, alone = program("dkt", TINY, seeds=SEEDS, **changes), program("dkt", TINY, seed=0, **changes)
+    together.place_data()
+    alone.place_data()
+    phase = together.method.phases[0]
+    taken = [own.train_batches(own.stream.tasks[1], phase, 0, 0, 0)[0] for own in (together, alone)]
+    for ours, theirs in zip(*taken, strict=True):
+        assert ours["rows"].shape == (4, 2, 2)  # pictures, learners, seeds
+        np.testing.assert_array_equal(ours["rows"][..., 1], theirs["rows"])
+    labels = np.stack([own.train.labels for own in together.streams])
+    for learner, order in enumerate(together.method.streams):
+        for seed, rows in enumerate(
+            np.moveaxis(together.rows(together.stream.tasks[1], phase, 0)[:, :, learner], -1, 0)
+        ):
+            assert set(labels[seed][rows.ravel()]) == set(order[2:4])
+
+
 def test_each_seed_remembers_pictures_of_its_own_classes():
-    network = {"family": "tests.unit.tiny_network", "pooled": True, "norm": True, "dim": 4}
-    together = program("eeil", network, seeds=SEEDS, **{"eeil.replay": 6})
+    together = program("eeil", TINY, seeds=SEEDS, **{"eeil.replay": 6})
     together.place_data()
     task = together.stream.tasks[0]
     phase = next(phase for phase in together.method.phases if phase.herds)
