@@ -146,16 +146,16 @@ def test_learners_with_streams_of_their_own_have_them_in_each_seed_s_order():
     together.place_data()
     alone.place_data()
     phase = together.method.phases[0]
-    taken = [own.train_batches(own.stream.tasks[1], phase, 0, 0, 0)[0] for own in (together, alone)]
+    taken = [own.train_batches(own.stream.tasks[0], phase, 0, 0, 0)[0] for own in (together, alone)]
     for ours, theirs in zip(*taken, strict=True):
         assert ours["rows"].shape == (4, 2, 2)  # pictures, learners, seeds
         np.testing.assert_array_equal(ours["rows"][..., 1], theirs["rows"])
     labels = np.stack([own.train.labels for own in together.streams])
     for learner, order in enumerate(together.method.streams):
         for seed, rows in enumerate(
-            np.moveaxis(together.rows(together.stream.tasks[1], phase, 0)[:, :, learner], -1, 0)
+            np.moveaxis(together.rows(together.stream.tasks[0], phase, 0)[:, :, learner], -1, 0)
         ):
-            assert set(labels[seed][rows.ravel()]) == set(order[2:4])
+            assert set(labels[seed][rows.ravel()]) == set(order[:2])
 
 
 def test_each_seed_remembers_pictures_of_its_own_classes():
