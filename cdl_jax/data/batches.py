@@ -308,7 +308,7 @@ def _local(mesh, order):
 
 def _sizes(order):
     """How many pictures each batch of `[steps, batch, ...]` has, a list; axes of learners and seeds may come last."""
-    of_one = order.reshape(*order.shape[:2], -1)[:, :, 0]
+    of_one = order[(..., *(0,) * (order.ndim - 2))]
     return (of_one >= 0).sum(axis=1).tolist()
 
 
