@@ -70,6 +70,7 @@ def read(folders: list[Path]) -> list[Group]:
         try:
             results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
             seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
+            seed = tuple(seed[0] if part == -1 else part for part in seed)  # an order of its own seed
             metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
             if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
                 raise KeyError(absent[0])

@@ -22,8 +22,9 @@ from cdl_jax.errors import UserError
 COMMON = {
     "seed": 0,
     # Several at once, such as (0, 1, 2), in place of `seed`: one program, mapped over what is trained, around one
-    # frozen backbone. The stream is common to all, its order of classes (data.class_order_seed) too. On a CPU
-    # short runs gain, steps do not, and with convolutions they take longer: docs/benchmarks.md.
+    # frozen backbone. The pictures are common to all, and so is the order of classes unless data.class_order_seed=-1
+    # gives each seed its own. On a CPU short runs gain, steps do not, and with convolutions they take longer:
+    # docs/benchmarks.md.
     "seeds": (),
     "train": {
         "epochs": 20,
@@ -88,7 +89,7 @@ FREE = (
 )
 
 
-_ANY_SIGN = ("distill.norm_epsilon",)  # the one number that may be negative
+_ANY_SIGN = ("distill.norm_epsilon", "data.class_order_seed")  # the numbers that may be negative
 _SIZES = ("dim", "depth", "heads", "patch_size", "image_size")  # of any network
 
 
@@ -186,6 +187,11 @@ def check(config) -> None:
         if seed >= 2**31:  # steps take it as int32
             raise UserError(f"config: seed {seed} must be less than {2**31}")
     check_numbers(config)
+
+
+def seeds_of(config) -> tuple[int, ...]:
+    """The seeds that the program of a config trains."""
+    return tuple(config.seeds) or (config.seed,)
 
 
 def check_numbers(config) -> None:

@@ -8,18 +8,19 @@ from cdl_jax.errors import UserError
 from cdl_jax.program import Program
 
 
-def plan(options) -> tuple[stream.Stream, str]:
-    """The stream of a config's data section, and a line to be told where only its published sizes are known.
+def plan(options, seed: int) -> tuple[stream.Stream, str]:
+    """The stream of a config's data section and seed, and a line to be told where only its published sizes are known.
 
     Raises:
       UserError: the data is missing and so are published sizes, or it cannot be split as asked.
     """
     try:
-        return stream.load(options), ""
+        return stream.load(options, seed), ""
     except UserError as error:
         if not hasattr(names.load("data.sources", options.name), "blank"):
             raise
-        return stream.load(options, blank=True), f"planned with published sizes, for the data is not here: {error}\n"
+        note = f"planned with published sizes, for the data is not here: {error}\n"
+        return stream.load(options, seed, blank=True), note
 
 
 def describe(program: Program) -> str:
@@ -29,9 +30,11 @@ def describe(program: Program) -> str:
     program.place_data()
     data = program.stream
     lines = [f"{data.name}: {data.num_classes} classes in {data.num_tasks} tasks"]
-    for task in data.tasks:
-        classes = ", ".join(data.class_names[task.first : task.end])
-        lines.append(f"  task {task.index}: {len(task.train)} training and {len(task.test)} test images of {classes}")
+    for seed, own in zip(program.seeds, program.streams, strict=True) if program.axis.own_orders else [(None, data)]:
+        lines += [] if seed is None else [f"the order of seed {seed}"]
+        for task in own.tasks:
+            images = f"{len(task.train)} training and {len(task.test)} test images"
+            lines.append(f"  task {task.index}: {images} of {', '.join(own.class_names[task.first : task.end])}")
     several = len(program.seeds) > 1
     lines.append("parameters of each seed" if several else "parameters")
     for network, counts in results.parameters(program).items():

@@ -128,16 +128,17 @@ def _config_flag(argv):
 
 def _run(options):
     from cdl_jax import compilation, host_memory, sharding, workdir
-    from cdl_jax.data import stream
+    from cdl_jax import config as configs
     from cdl_jax.program import Program
 
     config = options.config
+    configs.check(config)
     host_memory.keep()
     compilation.keep(config.compilation_cache)
     if options.mode == "describe":
         from cdl_jax.describe import describe, plan
 
-        data, note = plan(config.data)
+        data, note = plan(config.data, configs.seeds_of(config)[0])
         print(note + describe(Program(config, data)))
         return 0
     folder = Path(options.workdir)
@@ -159,7 +160,7 @@ def _run(options):
             with workdir.locked(folder) if primary else nullcontext():
                 workdir.check_config(folder, resolved)
                 workdir.check_seeds(folder, config.seeds)
-                seeds = run.train(Program(config, stream.load(config.data)), folder, listener)
+                seeds = run.train(_program(config), folder, listener)
     except interruption.Interrupted as stop:
         print(f"cdl_jax: {stop}", file=sys.stderr)
         return 128 + stop.number
@@ -171,6 +172,14 @@ def _run(options):
     return 0
 
 
+def _program(config):
+    from cdl_jax import config as configs
+    from cdl_jax.data import stream
+    from cdl_jax.program import Program
+
+    return Program(config, stream.load(config.data, configs.seeds_of(config)[0]))
+
+
 def _stored_run(config, folder):
     """The program of the run in `folder`.
 
@@ -178,14 +187,12 @@ def _stored_run(config, folder):
       UserError: there is none, or it is of another config.
     """
     from cdl_jax import workdir
-    from cdl_jax.data import stream
     from cdl_jax.errors import UserError
-    from cdl_jax.program import Program
 
     if not (folder / "config.json").exists():
         raise UserError(f"--workdir {folder} holds no run: train one with the same command and --mode=train")
     workdir.check_config(folder, config.to_dict())
-    return Program(config, stream.load(config.data))
+    return _program(config)
 
 
 def _analyze(config, folder, distributed):

@@ -12,6 +12,7 @@ from cdl_jax import names, quality, sharding, trainer
 from cdl_jax.data import augment, batches, herding, plan, stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo, stored
+from cdl_jax.seeds import SeedAxis
 
 
 class Program:
@@ -20,17 +21,22 @@ class Program:
     def __init__(self, config, data: stream.Stream):
         """Checks that everything fits together; nothing is read, placed or compiled yet.
 
+        Args:
+          data: the stream of the first seed; the others may have orders of their own, see `data.stream.of_seeds`. All
+            have as many tasks, classes and pictures in each.
+
         Raises:
           UserError: options that do not fit together.
         """
         configs.check(config)
         augment.check(config.augment)
-        self.config, self.stream = config, data
-        self.seeds = tuple(config.seeds) or (config.seed,)
+        self.config, self.seeds = config, configs.seeds_of(config)
+        self.streams = stream.of_seeds(data, config.data, self.seeds)
+        self.stream, self.axis = self.streams[0], SeedAxis(self.streams, bool(config.seeds))
         self.info = StreamInfo(
             data.num_classes,
             tuple(len(task.classes) for task in data.tasks),
-            tuple(data.class_names),
+            () if self.axis.own_orders else tuple(self.stream.class_names),
             len(data.train),
         )
         self.method = names.load("methods", config.method).build(config, self.info)
@@ -57,11 +63,20 @@ class Program:
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
         streams, public = getattr(self.method, "streams", ()), getattr(self.method, "public", 0)
         many = {"accumulate": config.optim.accumulate, "repeats": config.augment.repeats}
-        self.plan = plan.make(data, config.train.batch_size, streams, public, config.train.last_batch, **many)
+        of = config.train.batch_size, streams, public, config.train.last_batch
+        plans = {own: plan.make(own, *of, **many) for own in self.streams}
+        self.plans, self.plan = tuple(plans[own] for own in self.streams), plans[self.stream]
         for phase in self.method.phases:
             self.plan.check(phase)
             sharding.check_batch(self.mesh, self.plan.pictures(phase), "train.batch_size, and what joins it:")
             self._check_last_batches(phase)
+        for own, seed in zip(self.plans, self.seeds, strict=True):
+            if (found := self.plan.apart(own, self.method.phases)) is not None:
+                raise UserError(
+                    f"data.class_order_seed=-1: task {found} has other numbers of pictures in the order of seed {seed} "
+                    f"than in that of seed {self.seeds[0]}, but config.seeds takes the same steps for all: run them "
+                    "one by one, or make classes equal with data.max_train_per_class and data.max_test_per_class"
+                )
 
     def _check_last_batches(self, phase):
         shares = batches.shares(self.mesh)
@@ -78,35 +93,39 @@ class Program:
         """Puts the pictures where the steps read them and builds the steps."""
         config, method = self.config, self.method
         options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
-        self.train_source = batches.place(self.stream.train, self.mesh, options, method.image_size)
-        self.test_source = batches.place(self.stream.test, self.mesh, options, method.image_size)
-        if self.train_source.cropped and (config.seeds or self.plan.several):
+        self.train_source, self.test_source = (
+            batches.place(getattr(self.stream, part), self.mesh, options, method.image_size, self.axis.labels(part))
+            for part in ("train", "test")
+        )
+        streamed = self.train_source.cropped, self.test_source.cropped and self.axis.own_orders
+        if any(streamed) and (config.seeds or self.plan.several):
             several = "config.seeds" if config.seeds else f"method {config.method!r}, of several learners,"
             raise UserError(
-                f"{several} needs training pictures that live on the device: raise config.resident_limit_mb"
-                + (", or run the seeds one by one" if config.seeds else "")
+                f"{several} needs {'training' if streamed[0] else 'test'} pictures that live on the device: raise "
+                "config.resident_limit_mb" + (", or run the seeds one by one" if config.seeds else "")
             )
         self._compiled, self._abstract = {}, None
         self._asking = {phase.order: self._asking_of(phase) for phase in method.phases if phase.constants}
         self._steps = [self._step(index) for index in range(len(method.phases))]
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
         constants = trainer.constants_step(method, self.test_source, config.augment)
-        self.evaluation_step = self._jitted(self._each_seed(evaluation, 0, None, None, None, None), 2)
+        on_test = self.axis.mapped(evaluation, 0, None, self.axis.of_data, self.axis.of_plain, None)
+        self.evaluation_step = self._jitted(on_test, 2)
         self.prediction_step = self.telling(lambda *at: method.predict(*at)[0], self.test_source)
         self._constants_step = self._jitted(constants, 1)
-        self._constants, self._test_data = {}, self.test_source.data
+        self._constants, self._asked, self._test_data = {}, set(), self.test_source.data
         start, end = (trainer.between_tasks(method, change) for change in (method.start_task, method.end_task))
         as_stored = jax.tree.map(lambda x: x.sharding, self.abstract_variables()[0])
-        self._start_task = self._jitted(self._each_seed(start, 0, None, None, 0), 2, as_stored)
-        self._end_task = self._jitted(self._each_seed(end, 0, None, None, 0), 2, as_stored)
-        remembering = self._each_seed(trainer.remembering(method), 0, None, 0)
+        self._start_task = self._jitted(self.axis.mapped(start, 0, None, None, 0), 2, as_stored)
+        self._end_task = self._jitted(self.axis.mapped(end, 0, None, None, 0), 2, as_stored)
+        remembering = self.axis.mapped(trainer.remembering(method), 0, None, 0)
         self._herding_steps, self._remember = {}, self._jitted(remembering, 2, as_stored)
         self._whole = self._jitted(lambda tree: tree, 1)
 
     def telling(self, tell, source):
         """A compiled `trainer.telling_step` for pictures of a source; with several seeds it tells for each."""
         step = trainer.telling_step(self.method, tell, source, self.config.augment)
-        return self._jitted(self._each_seed(step, 0, None, None, None, None), 2)
+        return self._jitted(self.axis.mapped(step, 0, None, self.axis.of_data, self.axis.of_plain, None), 2)
 
     def _jitted(self, function, stored, out_shardings=None):
         """`function`, to be compiled, with its first `stored` arguments in parts; results are whole unless told."""
@@ -120,10 +139,6 @@ class Program:
     def seed(self):
         """int32, `[seeds]` where there are several: the last argument of a step, for which nothing is compiled anew."""
         return np.array(self.seeds, np.int32) if self.config.seeds else np.int32(self.config.seed)
-
-    def _each_seed(self, function, *axes, out=0):
-        """`function`, mapped over an axis of seeds in its arguments (None: all share one) where there are several."""
-        return jax.vmap(function, in_axes=axes, out_axes=out) if self.config.seeds else function
 
     def start_task(self, live, frozen, place):
         """The live variables with which the task at `place` begins."""
@@ -147,13 +162,13 @@ class Program:
             self._herding_steps[phase.herds] = self.telling(tell, self.train_source)
         # Every process fetches all of it, and chooses the same. Not in batches of evaluation: their size may change
         # while a run goes on, and with it the last bits.
-        at = self.train_source, task.train, place, self.config.train.batch_size
+        at = self.train_source, self.axis.rows([task], "train"), place, self.config.train.batch_size
         features = self._told(self._herding_steps[phase.herds], live, frozen, *at)
-        labels = self.stream.train.labels[task.train]
         of_seeds = list(features) if self.config.seeds else [features]
+        learnt = [(own.tasks[task.index].train, own.train.labels) for own in self.streams]
         rows = [
-            herding.renewed(memory, task.train, labels, own)
-            for memory, own in zip(self.memories(live), of_seeds, strict=True)
+            herding.renewed(memory, shown, labels[shown], own)
+            for memory, (shown, labels), own in zip(self.memories(live), learnt, of_seeds, strict=True)
         ]
         rows = np.stack(rows) if self.config.seeds else rows[0]
         return self._remember(live, frozen, sharding.store(self.mesh, rows))
@@ -181,7 +196,7 @@ class Program:
         def fresh(seed):
             return trainer.split(self.method.init(trainer.init_key(seed)), self._is_live)[0]
 
-        return self._each_seed(fresh, 0)(seed)
+        return self.axis.mapped(fresh, 0)(seed)
 
     def abstract_variables(self):
         """Shapes, types and shardings of the live and the frozen variables."""
@@ -228,7 +243,7 @@ class Program:
         return jax.jit(parts, out_shardings=stored)
 
     def _fresh_state(self, live):
-        state = self._each_seed(lambda live: trainer.task_state(self.method, live), 0)(live)
+        state = self.axis.mapped(lambda live: trainer.task_state(self.method, live), 0)(live)
         # A copy: the steps are given the buffers of both.
         return state.replace(kept=jax.tree.map(jnp.copy, live)) if self.config.train.early_stopping.patience else state
 
@@ -281,14 +296,14 @@ class Program:
 
     def _asking_of(self, phase):
         step = trainer.asking_step(self.method, phase, self.train_source, self.config.augment)
-        item = None if phase.plain else -1
-        return self._jitted(self._each_seed(step, None, None, item, None, 0, out=-1), 1, batches.spread(self.mesh))
+        of_seeds = self.axis.mapped(step, None, self.axis.of_data, self.axis.of_item(phase), None, 0, out=-1)
+        return self._jitted(of_seeds, 1, batches.spread(self.mesh))
 
     def _step(self, index):
         skip = self.config.train.on_nonfinite == "skip"
         step = trainer.train_step(self.method, index, self.train_source, self.config.augment, skip)
-        item = None if self.method.phases[index].plain else -1  # a plain phase has one order for all seeds
-        of_seeds = self._each_seed(step, 0, None, None, item, None, 0)
+        item = self.axis.of_item(self.method.phases[index])
+        of_seeds = self.axis.mapped(step, 0, None, self.axis.of_data, item, None, 0)
 
         def on_whole(state, frozen, *arguments):
             live, frozen = sharding.gathered(self.mesh, (state.live, frozen))
@@ -301,9 +316,9 @@ class Program:
         pictures = self.plan.pictures(phase) + (size - self.config.train.batch_size if size else 0)
         item = self.train_source.example(pictures, phase.plain)
         axes = (len(self.plan.train),) if self.plan.several else ()
-        axes += (len(self.seeds),) if self.config.seeds and not phase.plain else ()
+        axes += (len(self.seeds),) if self.axis.own_rows(phase) else ()
         # These axes come last, for the first is spread over the devices.
-        item, ahead = jax.tree.map(lambda x: x.update(shape=(*x.shape, *axes)), item), (steps,) * (steps > 1)
+        item["rows"], ahead = item["rows"].update(shape=(*item["rows"].shape, *axes)), (steps,) * (steps > 1)
         if ahead:
             spread = batches.spread(self.mesh, several=True)
             item = jax.tree.map(lambda x: x.update(shape=(steps, *x.shape), sharding=spread), item)
@@ -351,11 +366,11 @@ class Program:
         epochs = self.epochs(task, phase)
         if phase.plain:
             order, _ = batches.evaluation_order(len(task.train), self.config.train.batch_size)
-            return np.tile(task.train[order], (epochs, 1))
+            return np.concatenate([self.axis.rows([task], "train")[order]] * epochs)
         epochs = range(round * epochs, (round + 1) * epochs)
         orders = [
-            self.plan.order(task.index, phase, epochs, seed, memory)
-            for seed, memory in zip(self.seeds, memories or [None] * len(self.seeds), strict=True)
+            own.order(task.index, phase, epochs, seed, memory)
+            for own, seed, memory in zip(self.plans, self.seeds, memories or [None] * len(self.seeds), strict=True)
         ]
         return np.stack(orders, axis=-1) if self.config.seeds else orders[0]
 
@@ -376,7 +391,7 @@ class Program:
         """
         step = step or self.evaluation_step
         whole = self.stream.tasks if self.plan.several else tasks  # what is seen differs between learners
-        rows = np.concatenate([task.test for task in whole])
+        rows = self.axis.rows(whole, "test")
         order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         with self._named_axes():
@@ -388,9 +403,9 @@ class Program:
                 parts.append(step(live, frozen, data, item, place))
         parts = jax.device_get(parts)
         if not self.config.seeds:
-            return [_summed(parts, tasks, self.plan.several)]
+            return [quality.summed(parts, tasks, self.plan.several)]
         each = [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(len(self.seeds))]
-        return [_summed(own, tasks, self.plan.several) for own in each]
+        return [quality.summed(own, tasks, self.plan.several) for own in each]
 
     def logits(self, live, frozen, task, place) -> dict:
         """Network -> logits `[test images of the task, classes]` as NumPy arrays; in a run of one seed and process."""
@@ -419,47 +434,27 @@ class Program:
     def _with_constants(self, frozen, tasks):
         """What evaluation reads: the test pictures and, where the method has any, their `constants`.
 
-        Those are asked task by task, so that a picture's are the same whichever tasks are evaluated together.
+        Those are asked task by task, so that a picture's are the same whichever tasks are evaluated together; all at
+        once where tasks are of other pictures for each seed.
         """
-        new = [task for task in tasks if task.index not in self._constants]
+        wanted = {task.index: task.test for task in tasks}
+        if self.axis.own_orders:
+            wanted = {0: np.arange(len(self.stream.test), dtype=np.int32)}
+        new = {index: rows for index, rows in wanted.items() if index not in self._asked}
         if not hasattr(self.method, "constants") or not new:
             return self._test_data
-        for task in new:
-            order, weight = batches.evaluation_order(len(task.test), self.config.eval.batch_size)
-            items = self.test_source.test_batches(task.test[order], weight)
+        for rows in new.values():
+            order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
+            items = self.test_source.test_batches(rows[order], weight)
             parts = [self._constants_step(frozen, self.test_source.data, item) for item in items]
             told = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(parts))
-            self._constants[task.index] = {name: values[: len(task.test)] for name, values in told.items()}
-        whole = {name: np.zeros((len(self.stream.test), *x.shape[1:]), x.dtype) for name, x in told.items()}
-        for index, told in self._constants.items():
             for name, values in told.items():
-                whole[name][self.stream.tasks[index].test] = values
+                shape = len(self.stream.test), *values.shape[1:]
+                self._constants.setdefault(name, np.zeros(shape, values.dtype))[rows] = values[: len(rows)]
+        self._asked |= set(new)
+        whole = {name: values.copy() for name, values in self._constants.items()}  # these will change
         self._test_data = {**self.test_source.data, "constants": sharding.store(self.mesh, whole)}
         return self._test_data
-
-
-def _summed(parts, tasks, whole):
-    """Accuracy, counts, measures and ratios from the sums over batches that the evaluation step gave.
-
-    whole: whether these were over the test pictures of all tasks.
-    """
-    sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
-    images, pairs, asked = sums.pop("images"), sums.pop("pairs"), [task.index for task in tasks]
-    measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
-    for network in sums:
-        of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
-        measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
-    stream = {network: 100 * s["correct"] / s["images"].clip(1) for network, s in sums.items()}
-    accuracy = {network: row[asked].tolist() for network, row in stream.items()}
-    own = ("correct", "calibration", "images")
-    counts = {
-        network: {name: value[asked].tolist() for name, value in s.items() if name not in own}
-        for network, s in sums.items()
-    }
-    ratios = quality.ratios(sums, pairs, images, asked)
-    if whole:
-        ratios["stream"] = {network: row.tolist() for network, row in stream.items()}
-    return accuracy, counts, measures, ratios
 
 
 def _all_loaded(tree) -> bool:

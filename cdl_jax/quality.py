@@ -1,4 +1,4 @@
-"""What an evaluation tells beside accuracy: how far a network's confidence can be trusted, how alike two networks are.
+"""What an evaluation tells: accuracy, how far a network's confidence can be trusted, how alike two networks are.
 
 The step gives numbers a picture, which are summed by task on the device; the ratios are taken once, over all batches,
 so they depend neither on the size of a batch nor on the number of devices.
@@ -59,3 +59,27 @@ def ratios(networks: dict, pairs: dict, images, asked: list[int]) -> dict:
         "agreement": {pair: (100 * sums["agreement"][asked] / images[asked]).tolist() for pair, sums in pairs.items()},
         "kl": {pair: (sums["kl"][asked] / images[asked]).tolist() for pair, sums in pairs.items()},
     }
+
+
+def summed(parts, tasks, whole):
+    """Accuracy, counts, measures and ratios from the sums over batches that the evaluation step gave.
+
+    whole: whether these were over the test pictures of all tasks.
+    """
+    sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
+    images, pairs, asked = sums.pop("images"), sums.pop("pairs"), [task.index for task in tasks]
+    measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
+    for network in sums:
+        of_batches = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
+        measures[f"{network}/accuracy_batch_mean"] = float(np.mean(of_batches))
+    stream = {network: 100 * s["correct"] / s["images"].clip(1) for network, s in sums.items()}
+    accuracy = {network: row[asked].tolist() for network, row in stream.items()}
+    own = ("correct", "calibration", "images")
+    counts = {
+        network: {name: value[asked].tolist() for name, value in s.items() if name not in own}
+        for network, s in sums.items()
+    }
+    found = ratios(sums, pairs, images, asked)
+    if whole:
+        found["stream"] = {network: row.tolist() for network, row in stream.items()}
+    return accuracy, counts, measures, found

@@ -92,7 +92,7 @@ def read(folder: Path) -> dict | None:
 
 def collect(program, record: Record, seed: int) -> dict:
     """The content of results.json, all of it derived from `record` and from what the config fixes."""
-    stream, config = program.stream, program.config
+    stream, config = program.streams[program.seeds.index(seed)], program.config
     networks = {}
     for network in filter(record.accuracy.get, program.method.networks):
         rows = record.accuracy[network]

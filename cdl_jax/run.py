@@ -379,7 +379,7 @@ class _Training:
             epoch, step = int(bad["epoch"][i]), int(bad["step"][i])
             rows = self.program.rows(task, phase, round, self.program.memories(state.live))
             rows = rows[(epoch - round * each_round) * self.program.steps(task, phase) + step]
-            if config.seeds and not phase.plain:
+            if self.program.axis.own_rows(phase):
                 rows = rows[..., i]
             entry = {
                 "seed": seed, "task": task.index, "phase": phase.name, "epoch": epoch, "step_in_epoch": step,

@@ -13,7 +13,7 @@ distill    none, or a row of the table: kd, dkd, fitnets, reviewkd, vkd; kd_toke
 taught_by  the working directory of a finished run of this stream whose teacher teaches, as it was after each task; "":
            a teacher that learns beside the student. Either gives the same, for a teacher knows nothing of its student.
 query      whose backbone asks the teacher's pool: the student's (as published) or its own
-seed       of the run and of the order of classes
+seed       of the run and of the order of classes; for several as one program see CDL_TOGETHER in launch/glyph100.sh
 joint      all classes in one task
 
 Backbones come from `configs/pretrain_glyph.py`, which has seen none of the 100 characters. `launch/glyph100.sh` makes

@@ -9,6 +9,9 @@
 #   CDL_DATA    folder with glyph100.npz and, to pretrain backbones from, glyph_pretrain354.npz (default: data); see
 #               docs/data.md. Weights glyph_teacher.npz and glyph_student.npz are taken from there, if there are any.
 #   CDL_SEEDS   (default: 0 1 2)
+#   CDL_TOGETHER=1   all seeds of a row are one program, each with its own order of classes, and every teacher learns
+#               beside its student. That pays on a GPU, which steps of networks so small leave idle; on a CPU processes
+#               of one seed each are faster. Such runs need a FOLDER that holds none of the other kind.
 source "$(dirname "$0")/setup.sh"
 folder=${1:-runs/glyph100}
 part=${2:-main}
@@ -22,7 +25,21 @@ fi
 child=0
 trap '[ "$child" = 0 ] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; echo stopped >&2; exit 143' TERM INT
 
-finished() { grep -qs '"status": "finished"' "$1/results.json"; }
+# What all seeds of a row as one program are called with, and in place of a seed; empty where each is a run.
+together=() turns=("${seeds[@]}")
+if [ "${CDL_TOGETHER:-0}" = 1 ]; then
+  together=(--config.seeds="($(IFS=,; echo "${seeds[*]}"),)")
+  turns=(all)
+fi
+
+finished() { # WORKDIR, of one seed or of all
+  local seed
+  if [ ! -f "$1/seed_${seeds[0]}/results.json" ]; then
+    grep -qs '"status": "finished"' "$1/results.json"
+    return
+  fi
+  for seed in "${seeds[@]}"; do grep -qs '"status": "finished"' "$1/seed_$seed/results.json" || return 1; done
+}
 
 # Trains in WORKDIR, unless that is done, another process does it, or it failed before.
 train() { # WORKDIR CONFIG [OVERRIDES...]
@@ -60,21 +77,28 @@ pretrained() {
   done
 }
 
-# A row of LEARNER with its teacher's run: absent, one that learns in the run itself.
+place() { # FOLDER SEED or all
+  if [ "$2" = all ]; then echo "$1"; else echo "$1/seed_$2"; fi
+}
+
+# A row of LEARNER with its teacher's run: absent, or for all seeds together, one that learns in the run itself.
 row() { # LEARNER NAME SEED CHOICES [TEACHER'S NAME, "" for none] [OVERRIDES...]
-  local taught_by=
-  if [ -n "${5-}" ]; then
+  local taught_by= own=()
+  if [ "$3" = all ]; then
+    own=("${together[@]}" --config.data.class_order_seed=-1)
+  elif [ -n "${5-}" ]; then
     taught_by=$folder/$1/$5/seed_$3
     if ! finished "$taught_by"; then return; fi
     taught_by=,taught_by=$taught_by
   fi
-  train "$folder/$1/$2/seed_$3" "glyph100.py:learner=$1,seed=$3,$4$taught_by" --config.data.path="$data/glyph100.npz" \
-    --config.teacher.weights="$(weights_of teacher)" --config.student.weights="$(weights_of student)" "${@:6}"
+  train "$(place "$folder/$1/$2" "$3")" "glyph100.py:learner=$1,seed=${3/all/0},$4$taught_by" \
+    --config.data.path="$data/glyph100.npz" --config.teacher.weights="$(weights_of teacher)" \
+    --config.student.weights="$(weights_of student)" "${own[@]}" "${@:6}"
 }
 
-main_rows() { # SEED
-  local learner distill network stream=(--config.data.path="$data/glyph100.npz")
-  stream+=(--config.data.class_order=shuffle --config.data.class_order_seed="$1")
+main_rows() { # SEED or all
+  local learner distill network stream=(--config.data.path="$data/glyph100.npz" "${together[@]}")
+  stream+=(--config.data.class_order=shuffle --config.data.class_order_seed="${1/all/-1}")
   for distill in kd none kdp kd_token fitnets dkd prompt_mapping reviewkd vkd; do
     for learner in l2p coda apt dualprompt; do
       case $learner/$distill in
@@ -86,8 +110,8 @@ main_rows() { # SEED
     done
   done
   for network in student teacher; do
-    train "$folder/$network/nearest_mean/seed_$1" \
-      "reference.py:row=nearest_mean,data=glyph_file,network=glyph_$network,seed=$1" \
+    train "$(place "$folder/$network/nearest_mean" "$1")" \
+      "reference.py:row=nearest_mean,data=glyph_file,network=glyph_$network,seed=${1/all/0}" \
       "${stream[@]}" --config.network.weights="$(weights_of "$network")"
   done
   row none probe "$1" distill=none
@@ -97,7 +121,7 @@ main_rows() { # SEED
   done
 }
 
-ablation_rows() { # SEED
+ablation_rows() { # SEED or all
   local value tasks
   for value in 2 12; do row l2p kdp_length_$value "$1" distill=kdp kd --config.distill.length=$value; done
   for value in 1 3; do row l2p kdp_layers_$value "$1" distill=kdp kd --config.distill.n_layers=$value; done
@@ -122,7 +146,7 @@ failed=()
 while :; do
   trained=0 waiting=0
   pretrained || break
-  for seed in "${seeds[@]}"; do
+  for seed in "${turns[@]}"; do
     [ "$part" = ablations ] || main_rows "$seed"
     if [ "$part" = ablations ]; then
       row l2p kd "$seed" distill=kd

@@ -92,7 +92,8 @@ def evaluation_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 class Resident:
     """All pictures on every device; a batch is a gather inside the step.
 
-    data: {"images": uint8 `[n, height, width, 3]`, "labels": int32 `[n]`}, replicated over the mesh.
+    data: {"images": uint8 `[n, height, width, 3]`, "labels": int32 `[n]`}, replicated over the mesh; where seeds number
+      the classes in orders of their own the labels are `[seeds, n]`, and `read` is given one row of them.
     """
 
     data: dict[str, jax.Array]
@@ -197,7 +198,9 @@ class Streamed:
         return _ahead(_with_weights(iter(batches), weights), self.mesh, order[start_step:], lengths)
 
 
-def place(split: Split, mesh: Mesh, options: Mapping[str, Any], size: int) -> Resident | Streamed:
+def place(
+    split: Split, mesh: Mesh, options: Mapping[str, Any], size: int, labels: np.ndarray | None = None
+) -> Resident | Streamed:
     """A source of batches: `Resident` where the split is an array of at most `resident_limit_mb`, else `Streamed`.
 
     Args:
@@ -205,12 +208,14 @@ def place(split: Split, mesh: Mesh, options: Mapping[str, Any], size: int) -> Re
       mesh: batch sizes must be multiples of its `shares`.
       options: overrides of `OPTIONS` and `augment.OPTIONS`.
       size: side in pixels of the pictures that a streamed source delivers.
+      labels: int32 `[seeds, n]` in place of the split's, for a resident source.
     """
     options = {**augment.OPTIONS, **OPTIONS, **options}
     if split.images is None or split.images.nbytes > options["resident_limit_mb"] * 2**20:
         return Streamed(split, mesh, options, size)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    arrays = {"images": np.asarray(split.images, np.uint8), "labels": np.asarray(split.labels, np.int32)}
+    labels = np.asarray(split.labels if labels is None else labels, np.int32)
+    arrays = {"images": np.asarray(split.images, np.uint8), "labels": labels}
     data = {k: jax.make_array_from_process_local_data(everywhere, v, v.shape) for k, v in arrays.items()}
     return Resident(data, mesh)
 
@@ -302,9 +307,9 @@ def _local(mesh, order):
 
 
 def _sizes(order):
-    """How many pictures each batch of `[steps, batch]` or `[steps, batch, seeds]` has, a list."""
-    of_one_seed = order if order.ndim == 2 else order[:, :, 0]
-    return (of_one_seed >= 0).sum(axis=1).tolist()
+    """How many pictures each batch of `[steps, batch, ...]` has, a list; axes of learners and seeds may come last."""
+    of_one = order[(..., *(0,) * (order.ndim - 2))]
+    return (of_one >= 0).sum(axis=1).tolist()
 
 
 def _share(mesh, batch):

@@ -64,6 +64,14 @@ class Plan:
                 f"{task}: choose a smaller batch, or train.last_batch='keep'"
             )
 
+    def apart(self, other: "Plan", phases) -> int | None:
+        """The first task that in another plan has other numbers of pictures or other batches; None where none has."""
+
+        def sizes(plan, task):
+            return [len(rows[task]) for rows in (*plan.train, *plan.test)], [plan.sizes(task, p) for p in phases]
+
+        return next((t for t in range(self.stream.num_tasks) if sizes(self, t) != sizes(other, t)), None)
+
     def steps(self, task: int, phase) -> int:
         """Batches of an epoch."""
         return len(self.sizes(task, phase))

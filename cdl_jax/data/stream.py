@@ -15,11 +15,14 @@ import numpy as np
 from cdl_jax import names
 from cdl_jax.errors import UserError
 
+_SHUFFLES = ("python_shuffle", "shuffle")
+
 OPTIONS: dict[str, Any] = {
     "path": "",  # file or folder; empty: the usual places, see docs/data.md
     "num_tasks": 10,  # equal tasks; with task_sizes: their number, or 0
     "task_sizes": (),  # classes of each task, where they are not equal
     "class_order": "natural",  # natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"
+    # Of both shuffles and of the validation split; -1: the run's own seed, of config.seeds each one's own.
     "class_order_seed": 0,
     "max_train_per_class": 0,  # 0: all
     "max_test_per_class": 0,
@@ -106,10 +109,13 @@ class Stream:
         return len(self.tasks)
 
 
-def load(options: Mapping[str, Any], *, blank: bool = False) -> Stream:
+def load(options: Mapping[str, Any], seed: int | None = None, *, blank: bool = False) -> Stream:
     """The stream that `options` describe: `name` (a source), the keys of `OPTIONS` and those of the source's `OPTIONS`.
 
     With `blank` it has the data set's published sizes and no content; only for a source that offers them.
+
+    Args:
+      seed: of the run, the first where it has several (see `of_seeds`): what `class_order_seed=-1` stands for.
 
     Raises:
       UserError: no such source, its data is missing or damaged, or cannot be split as asked.
@@ -120,6 +126,10 @@ def load(options: Mapping[str, Any], *, blank: bool = False) -> Stream:
         raise UserError(f"{name} is no data source: it needs OPTIONS (a dict) and load(options) -> Dataset")
     defaults = {**OPTIONS, **source.OPTIONS}
     chosen = {key: options[key] if key in options else default for key, default in defaults.items()}
+    if chosen["class_order_seed"] == -1 and seed is not None:
+        chosen["class_order_seed"] = seed
+    if (given := chosen["class_order_seed"]) < 0:
+        raise UserError(f"data.class_order_seed={given}: name a seed that is not negative, or -1, the run's own")
     dataset = source.blank() if blank else source.load({key: chosen[key] for key in ("path", *source.OPTIONS)})
     return split_into_tasks(dataset, **{key: chosen[key] for key in OPTIONS if key != "path"})
 
@@ -179,6 +189,45 @@ def split_into_tasks(
     train = _in_stream_order(train, order, len(dataset.class_names), max_train_per_class, "max_train_per_class")
     test = _in_stream_order(test, order, len(dataset.class_names), max_test_per_class, "max_test_per_class")
 
+    return _dealt_out(dataset.name, dataset.class_names, order, sizes, train, test)
+
+
+def of_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
+    """For each seed the stream that a run of it alone would have, of the same pictures.
+
+    The same one for all, but for `class_order_seed=-1`: then each has labels, and so rows of tasks, of its own.
+
+    Args:
+      stream: what `load` gives for `options` and the first seed.
+
+    Raises:
+      UserError: the pictures would differ between seeds.
+    """
+    options, shared = {**OPTIONS, **options}, (stream,) * len(seeds)
+    if options["class_order_seed"] != -1 or len(seeds) == 1:
+        return shared
+    if options["validation"]:
+        raise UserError(
+            "data.class_order_seed=-1 with data.validation holds out other pictures for each of config.seeds: run the "
+            "seeds one by one"
+        )
+    if options["class_order"] not in _SHUFFLES:
+        return shared
+    return tuple(_in_order(stream, order_classes(stream.num_classes, options["class_order"], s)) for s in seeds)
+
+
+def _in_order(stream, order):
+    """The stream with the same classes, all of the data set, in another order."""
+    if order == stream.class_order:
+        return stream
+    ids, names_of = np.asarray(stream.class_order), dict(zip(stream.class_order, stream.class_names, strict=True))
+    rank = np.argsort(order).astype(np.int32)
+    train, test = (replace(split, labels=rank[ids[split.labels]]) for split in (stream.train, stream.test))
+    return _dealt_out(stream.name, names_of, order, [len(task.classes) for task in stream.tasks], train, test)
+
+
+def _dealt_out(name, names_of, order, sizes, train, test):
+    """The stream of splits whose labels are in stream order; names_of: class id -> name."""
     tasks = []
     for index, size in enumerate(sizes):
         first = sum(sizes[:index])
@@ -187,9 +236,7 @@ def split_into_tasks(
             for split in (train, test)
         ]
         tasks.append(Task(index, order[first : first + size], first, *rows))
-    stream = Stream(
-        dataset.name, tuple(dataset.class_names[c] for c in order), order, tuple(tasks), train=train, test=test
-    )
+    stream = Stream(name, tuple(names_of[c] for c in order), order, tuple(tasks), train=train, test=test)
     _check_pictures(stream)
     return stream
 
@@ -216,7 +263,7 @@ def order_classes(num_classes: int, class_order: str | Sequence[int], seed: int 
     try:
         listed = tuple(int(c) for c in (class_order.split(",") if isinstance(class_order, str) else class_order))
     except ValueError:
-        hint = names.nearest(class_order, ("natural", "python_shuffle", "shuffle"))
+        hint = names.nearest(class_order, ("natural", *_SHUFFLES))
         raise UserError(f"data.class_order={class_order!r}: {hint}, or class ids such as '5,0,7'") from None
     outside = [c for c in listed if not 0 <= c < num_classes]
     twice = sorted({c for c in listed if listed.count(c) > 1})

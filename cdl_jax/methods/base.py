@@ -23,8 +23,8 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a method may know of the stream: `num_classes` in all, the number of classes of each task, their names, and
-    how many pictures there are to train on."""
+    """What a method may know of the stream: `num_classes` in all, the number of classes of each task, their names (none
+    where each seed has an order of its own), and how many pictures there are to train on."""
 
     num_classes: int
     task_sizes: tuple[int, ...]

@@ -111,6 +111,11 @@ def find(
         class_names=tuple(name for task in stream["tasks"] for name in task["classes"]),
         train_images=sum(task["train"] for task in stream["tasks"]),
     )
+    if not info.class_names:
+        raise UserError(
+            f"the teacher's run {folder} learnt one order of classes, and each of config.seeds has its own "
+            "(data.class_order_seed=-1): run the seeds one by one, each with a teacher of its order"
+        )
     if known.class_names != info.class_names:
         raise UserError(
             f"the teacher's run {folder} learnt other classes, or in another order: choose a run of this stream"

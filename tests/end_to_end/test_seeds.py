@@ -14,12 +14,13 @@ from tests.end_to_end.command import last_weights, matrices, results, run
 from tests.end_to_end.test_resume import kill_at_line
 
 CONFIG = "configs/quickstart.py"
-SHORT = ("--config.train.epochs=1", "--config.data.num_tasks=2", "--config.data.class_order=0,1,2,3,4,5,6,7",
-         "--config.data.max_train_per_class=40", "--config.data.max_test_per_class=8", "--config.log.every_steps=1",
+SHORT = ("--config.train.epochs=1", "--config.data.num_tasks=2", "--config.data.class_order=shuffle",
+         "--config.data.max_train_per_class=16", "--config.data.max_test_per_class=4", "--config.log.every_steps=1",
          "--config.checkpoint.every_steps=3", "--config.log.tensorboard=False")  # fmt: skip
 # CODA draws rows between tasks, and the token's own variables start at random too.
 CODA = ("--config", f"{CONFIG}:learner=coda,distill=kd_token", *SHORT)
 L2P = ("--config", CONFIG, *SHORT)
+OWN = "--config.data.class_order_seed=-1"
 
 
 def lines(workdir):
@@ -45,7 +46,10 @@ def assert_are_the_single_runs(together, alone, costs=True):
             assert line.pop("phase", None) == wanted.pop("phase", None)
             assert line == pytest.approx(wanted, rel=1e-5, abs=1e-5)
         stored, wanted = (json.loads((f / "config.json").read_text())["config"] for f in (own, folder))
+        if stored["data"]["class_order_seed"] == -1:  # what it stands for
+            stored["data"]["class_order_seed"] = seed
         assert {**stored, "log": None} == {**wanted, "log": None}
+        assert results(own)["stream"] == results(folder)["stream"]
         cost, wanted = results(own)["cost"], results(folder)["cost"]
         assert cost["parameters"] == wanted["parameters"]
         if costs:
@@ -53,12 +57,15 @@ def assert_are_the_single_runs(together, alone, costs=True):
             assert cost["device"] == f"{wanted['device']}, shared by {len(alone)} seeds"
 
 
+def alone(seed, order, folder):
+    run(*CODA, f"--config.seed={seed}", f"--config.data.class_order_seed={order}", "--workdir", folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    folders = {seed: tmp_path_factory.mktemp(f"seed{seed}") for seed in (3, 0)}
-    for seed, folder in folders.items():
-        run(*CODA, f"--config.seed={seed}", "--workdir", folder)
-    return folders
+    """Seed -> folder of its run, all in the order of seed 0."""
+    return {seed: alone(seed, 0, tmp_path_factory.mktemp(f"seed{seed}")) for seed in (3, 0)}
 
 
 def test_each_seed_is_the_run_that_it_is_alone_on_two_devices(single, tmp_path, capsys):
@@ -96,14 +103,16 @@ def test_prompts_drawn_at_the_start_are_those_of_the_single_runs():
     assert np.abs(first - second).mean() > 0.1  # of numbers between 0 and 1
 
 
-def test_killed_and_started_again_all_seeds_end_as_they_would_have(single, tmp_path):
-    arguments = (*CODA, "--config.seeds=(3,0)")
-    (tmp_path / "seed_3").mkdir()
-    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "seed_3" / "metrics.jsonl")
-    process, _ = kill_at_line(tmp_path, 9, signal.SIGKILL, arguments)
+def test_killed_and_started_again_all_seeds_end_as_they_would_have_each_in_its_own_order(single, tmp_path):
+    arguments, together = (*CODA, OWN, "--config.seeds=(3,0)"), tmp_path / "both"
+    (together / "seed_3").mkdir(parents=True)
+    (together / "metrics.jsonl").symlink_to(together / "seed_3" / "metrics.jsonl")
+    process, _ = kill_at_line(together, 9, signal.SIGKILL, arguments)
     assert process.returncode == -signal.SIGKILL
-    run(*arguments, "--workdir", tmp_path)
-    assert_are_the_single_runs(tmp_path, single)
+    run(*arguments, "--workdir", together)
+    own = {3: alone(3, 3, tmp_path / "own"), 0: single[0]}
+    assert_are_the_single_runs(together, own)
+    assert results(own[3])["stream"] != results(own[0])["stream"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +122,7 @@ def test_killed_and_started_again_all_seeds_end_as_they_would_have(single, tmp_p
         (["--config.seeds=(-1,2)"], "must not be negative"),
         (["--config.seeds=(0,1)", "--config.student.weights=random"], "random weights would differ between seeds"),
         (["--config.seeds=(0,1)", "--config.resident_limit_mb=0"], "raise config.resident_limit_mb"),
+        (["--config.seeds=(0,1)", OWN, "--config.data.max_train_per_class=0"], "has other numbers of pictures"),
     ],
 )
 def test_what_several_seeds_cannot_do_is_said_in_one_line(tmp_path, changes, message):

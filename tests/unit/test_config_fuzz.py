@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from cdl_jax import config as configs
 from cdl_jax import main
-from cdl_jax.data import stream
 from cdl_jax.data.sources import glyph_file, glyph_mini
 from cdl_jax.errors import UserError
-from cdl_jax.program import Program
 
 FILES = Path(__file__).parents[2] / "configs"
 SHIPPED = (
@@ -53,7 +51,8 @@ def answer(file: str, changes: dict[str, str]) -> str:
     start = time.process_time()
     try:
         config = main._parse(argv + [f"--config.{key}={value}" for key, value in changes.items()]).config
-        Program(config, stream.load(config.data))
+        configs.check(config)
+        main._program(config)
     except UserError as error:
         return str(error)
     finally:

@@ -60,7 +60,13 @@ while [ "$1" != --workdir ]; do [ "$1" = --config ] && config=$2; shift; done
 echo "$2 $config" >> "$LOG"
 [[ $config != *taught_by=* ]] || grep -q finished "${config##*taught_by=}/results.json" || exit 2
 [ -z "${STOP-}" ] || { trap 'echo saved >> "$LOG"; exit 143' TERM; echo ready; sleep 9 9>&- & wait $!; }
-echo '"status": "finished"' > "$2/results.json"
+runs=("$2")
+if [[ "$*" =~ --config.seeds=.([0-9,]+) ]]; then
+  [[ "$*" == *--config.data.class_order_seed=-1* ]] || exit 2
+  IFS=, read -ra runs <<<"${BASH_REMATCH[1]}"
+  runs=("${runs[@]/#/$2/seed_}")
+fi
+for run in "${runs[@]}"; do mkdir -p "$run"; echo '"status": "finished"' > "$run/results.json"; done
 """
 
 
@@ -94,6 +100,17 @@ def test_the_matrix_is_shared_by_two_processes_and_made_once_seed_by_seed(glyph1
     seeds = [int(run[-1]) for run in runs]
     assert sum(a > b for a, b in zip(seeds, sorted(seeds), strict=True)) <= 1  # but for one that the other was at
     assert start(CDL_SEEDS="0 1").wait(timeout=60) == 0 and len(log()) == len(runs)
+
+
+def test_all_seeds_of_a_row_are_one_program_where_asked_for(glyph100, tmp_path):
+    start, log = glyph100
+    assert start(CDL_SEEDS="0 4", CDL_TOGETHER="1").wait(timeout=60) == 0
+    runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
+    assert len(runs) == len(set(runs)) == 4 * 9 - 1 + 2 + 2 + 4
+    assert not any("seed_" in run or "taught_by" in config for run, (_, config) in zip(runs, log(), strict=True))
+    made = {str(path.parent.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/*/*/*/results.json")}
+    assert made == {f"{run}/seed_{seed}" for run in runs for seed in (0, 4)}
+    assert start(CDL_SEEDS="0 4", CDL_TOGETHER="1").wait(timeout=60) == 0 and len(log()) == len(runs)
 
 
 def test_every_config_of_the_matrix_exists(glyph100):

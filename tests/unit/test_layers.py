@@ -18,7 +18,7 @@ LAYERS = (
     ("optim", "checkpoint"),
     ("methods",),
     ("sharding", "interruption", "quality", "trainer"),
-    ("program", "kept"),
+    ("program", "seeds", "kept"),
     (
         "metrics",
         "similarity",

@@ -95,6 +95,7 @@ def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
         _named_axes=nullcontext,
         _with_constants=lambda frozen, tasks: Source.data,
         plan=SimpleNamespace(several=False),
+        axis=SimpleNamespace(rows=lambda tasks, part: np.concatenate([getattr(task, part) for task in tasks])),
         evaluation_step=jax.jit(trainer.evaluation_step(method, Source, unit, StreamInfo(sum(SIZES), SIZES))),
     )
     tasks = [

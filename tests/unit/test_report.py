@@ -299,6 +299,9 @@ def test_free_keys_and_the_order_seed_do_not_part_runs(tmp_path):
     table = compared([store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", other, student=52.0)])
     assert table[1][:4] == ["all", "student", "2", "51.00 ± 1.41"]
     assert len(table) == 2
+    own = {**other, "data": {"path": "b", "class_order_seed": -1}}  # the same order by another name
+    with pytest.raises(UserError, match="are runs of one config and seed"):
+        compared([tmp_path / "b", store(tmp_path / "c", own, student=52.0)])
 
 
 def test_one_run_has_no_spread_and_each_network_a_row(tmp_path):

@@ -59,8 +59,10 @@ def test_peak_memory_is_that_of_this_process_in_bytes(monkeypatch):
 def program():
     tasks = (Task(0, (4, 2), 0, np.arange(6), np.arange(2)), Task(1, (0,), 2, np.arange(3), np.arange(6)))
     tree = {"backbone": {"kernel": np.zeros((3, 4))}, "head": np.zeros(5)}
+    stream = SimpleNamespace(name="toy", tasks=tasks, num_tasks=2, class_names=("e", "c", "a"))
     return SimpleNamespace(
-        stream=SimpleNamespace(name="toy", tasks=tasks, num_tasks=2, class_names=("e", "c", "a")),
+        stream=stream,
+        streams=(stream,),
         config=SimpleNamespace(method="cdl"),
         seeds=(3,),
         method=SimpleNamespace(networks=("teacher", "student")),
@@ -114,7 +116,7 @@ def test_learners_have_means_of_each_head_and_the_whole_stream_by_task():
 
 def test_parameters_are_those_of_one_seed_and_the_device_says_how_many_share_it():
     several = program()
-    several.seeds = (3, 0, 7)
+    several.seeds, several.streams = (3, 0, 7), several.streams * 3
     live = {"student": {"head": np.zeros((3, 5))}, "distill": {}}
     frozen = several.abstract_variables()[1]
     several.abstract_variables = lambda: (live, frozen)

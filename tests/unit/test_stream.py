@@ -58,6 +58,44 @@ def test_natural_order_ignores_the_seed_and_shuffle_follows_it():
     assert stream.order_classes(20, "shuffle", 1) == tuple(np.random.default_rng(1).permutation(20))
 
 
+@pytest.mark.parametrize("word", ["shuffle", "python_shuffle"])
+def test_each_seed_has_the_stream_that_it_has_alone_over_the_same_pictures(word):
+    data, how = dataset(), {"class_order": word, "class_order_seed": -1, "validation": 0.0}
+    cut = {"num_tasks": 0, "task_sizes": (3, 1, 2), "max_train_per_class": 3, "class_order": word}
+    alone = {seed: stream.split_into_tasks(data, class_order_seed=seed, **cut) for seed in (5, 0, 2)}
+    together = stream.of_seeds(alone[5], how, tuple(alone))
+    assert together[0] is alone[5]
+    assert len({own.class_order for own in together}) == 3
+    for own, wanted in zip(together, alone.values(), strict=True):
+        assert (own.class_order, own.class_names) == (wanted.class_order, wanted.class_names)
+        for part in ("train", "test"):
+            ours, theirs = getattr(own, part), getattr(wanted, part)
+            assert ours.images is getattr(alone[5], part).images
+            assert np.array_equal(ours.images, theirs.images)
+            assert np.array_equal(ours.labels, theirs.labels) and ours.labels.dtype == theirs.labels.dtype
+            for task, other in zip(own.tasks, wanted.tasks, strict=True):
+                assert (task.index, task.classes, task.first) == (other.index, other.classes, other.first)
+                assert np.array_equal(getattr(task, part), getattr(other, part))
+    for shared in ({**how, "class_order_seed": 0}, {**how, "class_order": "natural"}, {**how, "class_order": (1, 0)}):
+        assert stream.of_seeds(alone[5], shared, (5, 0)) == (alone[5],) * 2
+    with pytest.raises(UserError, match="holds out other pictures for each of config.seeds: run the seeds one by one"):
+        stream.of_seeds(alone[5], {**how, "validation": 0.2}, (5, 0))
+    assert stream.of_seeds(alone[5], {**how, "validation": 0.2}, (5,)) == (alone[5],)
+
+
+def test_minus_one_is_the_seed_of_the_run():
+    options = {"name": "glyph_mini", "num_tasks": 5, "class_order": "shuffle", "validation": 0.2}
+    own, named = stream.load({**options, "class_order_seed": -1}, 4), stream.load({**options, "class_order_seed": 4}, 1)
+    assert own.class_order == named.class_order != stream.load({**options, "class_order_seed": -1}, 1).class_order
+    for part in ("train", "test"):
+        assert np.array_equal(getattr(own, part).images, getattr(named, part).images)
+        assert np.array_equal(getattr(own, part).labels, getattr(named, part).labels)
+    with pytest.raises(UserError, match="data.class_order_seed=-2: name a seed that is not negative, or -1, the run's"):
+        stream.load({**options, "class_order_seed": -2}, 4)
+    with pytest.raises(UserError, match="data.class_order_seed=-1: "):
+        stream.load({**options, "class_order_seed": -1})
+
+
 def test_shuffling_leaves_pythons_own_generator_alone():
     import random
 
