@@ -116,7 +116,7 @@ def test_all_seeds_of_a_row_are_one_program_where_asked_for(glyph100, tmp_path):
 def test_every_config_of_the_matrix_exists(glyph100):
     start, log = glyph100
     assert start("all", CDL_SEEDS="0").wait(timeout=60) == 0
-    assert len(log()) == 43 + 21
+    assert len(log()) == 43 + 20
     for config in {config for _, config in log()}:
         file, _, text = config.partition(":")
         spec = importlib.util.spec_from_file_location("of_launch", ROOT / file)
