@@ -17,6 +17,11 @@ def torch_bias(fan_in: int):
     return draw
 
 
+def is_head(path) -> bool:
+    """Whether the leaf at `path` is of a layer that tells classes apart, in the networks of all families."""
+    return path[-2] in ("head", "head_dist", "classifier") or path[-3:-1] == ("tail", "fc2")
+
+
 class LinearHead(nn.Module):
     """`[batch, dim]` features to `[batch, num_classes]` float32 logits, for all classes of the stream at once.
 
