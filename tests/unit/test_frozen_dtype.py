@@ -10,6 +10,7 @@ from cdl_jax import describe, run, trainer
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
+from cdl_jax.losses import Context
 from cdl_jax.methods import teachers
 from cdl_jax.program import Program
 from tests.end_to_end import tiny
@@ -38,6 +39,14 @@ def half():
 @pytest.fixture(scope="module")
 def full():
     return made("float32")
+
+
+def told_of(teacher, side):
+    """The shape of what a teacher tells of two pictures."""
+    place = {name: np.int32(value) for name, value in dict(task=0, first=0, end=8, epoch=0, step=0).items()}
+    context = Context(**place, progress=np.float32(0), key=jax.random.key(0))
+    images = np.zeros((2, side, side, 3), np.float32)
+    return jax.eval_shape(lambda variables: teacher.outputs(variables, images, context), teacher.init())["logits"].shape
 
 
 def types(tree):
@@ -80,7 +89,8 @@ def test_a_run_is_evaluated_again_and_teaches_from_what_it_stored(half, tmp_path
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         stored = checkpoints.restore_frozen(frozen)
     assert types(stored) == types(frozen)
-    teacher = teachers.find(tmp_path, "", "same_task", program.info, 32)
+    teacher = teachers.find(tmp_path, "", "same_task", program.info, program.config.augment)
+    assert told_of(teacher, 48) == (2, 8)  # pictures of any size
     taught = teacher.load()["frozen"]
     assert types(taught) == types(frozen) == types(teacher.init()["frozen"])
     jax.tree.map(np.testing.assert_array_equal, taught, jax.device_get(stored))
