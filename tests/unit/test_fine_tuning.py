@@ -1,17 +1,16 @@
 """A pretrained network goes into method `supervised` without its head, and all of it learns, or the new head alone."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from cdl_jax import config as base
 from cdl_jax.errors import UserError
-from cdl_jax.losses import Context
 from cdl_jax.methods import supervised
 from cdl_jax.methods.base import StreamInfo, join, split
 from cdl_jax.models import pretrained, weights
+from tests.unit.places import context
 
 
 @pytest.mark.parametrize("classes", [0, 9], ids=["no head", "a head of other classes"])
@@ -90,18 +89,17 @@ def test_a_head_alone_learns_on_features_that_stay():
     (update,) = method.phases[0].updates
     assert all(update.trainable(path) for path in flatten_dict(live))
     images, labels = np.random.default_rng(1).random((4, 8, 8, 3), np.float32), np.array([0, 1, 2, 1])
-    place = {name: jnp.int32(value) for name, value in dict(task=0, first=0, end=3, epoch=0, step=0).items()}
-    context = Context(**place, progress=jnp.float32(0), key=jax.random.key(0))
+    place = context(end=3)
 
     @jax.jit
     def learn(live):
         def loss(live):
-            value, outcome = method.loss(join(frozen, live), {"images": images, "labels": labels}, context)
+            value, outcome = method.loss(join(frozen, live), {"images": images, "labels": labels}, place)
             return value, outcome.variables
 
         (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(live)
         _, out = method.backbone.apply(variables["network"], images)
-        return value, changed, gradient, out["features"], method.predict(join(frozen, live), images, context)[0]
+        return value, changed, gradient, out["features"], method.predict(join(frozen, live), images, place)[0]
 
     value, changed, gradient, features, predicted = jax.device_get(learn(live))
     assert changed == {}  # no running statistics

@@ -10,10 +10,10 @@ from cdl_jax import describe, run, trainer
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.losses import Context
 from cdl_jax.methods import teachers
 from cdl_jax.program import Program
 from tests.end_to_end import tiny
+from tests.unit.places import context
 
 
 def made(dtype):
@@ -43,10 +43,8 @@ def full():
 
 def told_of(teacher, side):
     """The shape of what a teacher tells of two pictures."""
-    place = {name: np.int32(value) for name, value in dict(task=0, first=0, end=8, epoch=0, step=0).items()}
-    context = Context(**place, progress=np.float32(0), key=jax.random.key(0))
-    images = np.zeros((2, side, side, 3), np.float32)
-    return jax.eval_shape(lambda variables: teacher.outputs(variables, images, context), teacher.init())["logits"].shape
+    images, place = np.zeros((2, side, side, 3), np.float32), context(end=8)
+    return jax.eval_shape(lambda variables: teacher.outputs(variables, images, place), teacher.init())["logits"].shape
 
 
 def types(tree):

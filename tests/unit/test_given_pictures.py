@@ -3,15 +3,14 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax.data import augment
-from cdl_jax.losses import Context
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.teachers import Teacher
+from tests.unit.places import context
 
 PLAIN = {"mean": (), "std": ()}
 OWN = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2)}
@@ -23,9 +22,7 @@ def seen(images, size, given, own):
     method = SimpleNamespace(image_size=size, outputs=lambda network, variables, images, context: {"logits": images})
     config = ConfigDict({"augment": own})
     teacher = Teacher(Path("run"), config, StreamInfo(4, (2, 2)), method, "network", (1,), ConfigDict(given), False)
-    zero = np.int32(0)
-    context = Context(zero, zero, zero + 2, zero, zero, np.float32(0), jax.random.key(0))
-    return teacher.outputs({"frozen": {}, "tasks": {}}, images, context)["logits"]
+    return teacher.outputs({"frozen": {}, "tasks": {}}, images, context(end=2))["logits"]
 
 
 def pictures(side=8):
