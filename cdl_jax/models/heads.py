@@ -19,7 +19,8 @@ def torch_bias(fan_in: int):
 
 def is_head(path) -> bool:
     """Whether the leaf at `path` is of a layer that tells classes apart, in the networks of all families."""
-    return path[-2] in ("head", "head_dist", "classifier") or path[-3:-1] == ("tail", "fc2")
+    outer, layer = ("", "", *path)[-3:-1]
+    return layer in ("head", "head_dist", "classifier") or (outer, layer) == ("tail", "fc2")
 
 
 class LinearHead(nn.Module):

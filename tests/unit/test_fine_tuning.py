@@ -10,6 +10,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods import supervised
 from cdl_jax.methods.base import StreamInfo, join, split
 from cdl_jax.models import pretrained, weights
+from cdl_jax.models.heads import is_head
 from tests.unit.places import context
 
 
@@ -129,6 +130,11 @@ def test_every_family_has_a_head(network, heads):
     live = flatten_dict(split(shapes, lambda path: not method.frozen(path))[0])
     assert {path[-2] for path in live} == heads
     assert {leaf.shape[-1] for leaf in live.values()} == {5}
+
+
+def test_a_head_is_known_by_its_path():
+    assert is_head(["params", "tail", "fc2", "bias"]) and is_head(("head", "kernel"))
+    assert not is_head(["params", "block_0", "mlp", "fc2", "bias"]) and not is_head(("pos_embed",))
 
 
 def test_other_parts_and_networks_without_a_head_are_refused():
