@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.fuzz_inputs import pth, tar, tensor, text, zipped
+from benchmarks.fuzz_inputs import old_pth, pth, tar, tensor, text, zipped
 
 GIB = 2**30
 
@@ -241,7 +241,7 @@ def crafted(canary) -> Iterator[tuple[str, str, bytes]]:
     for name, content in (*_code(canary), *_greedy_pickles()):
         yield "CIFAR pickle", name, content
         yield "pth", name, pth(content)
-        yield "pth before torch 1.6", name, content
+        yield "pth before torch 1.6", name, old_pth(content)
     for name, content in _tars():
         yield "ImageNet-R, unpacked", name, content
         yield "tar of pictures", name, content

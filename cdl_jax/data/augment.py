@@ -137,6 +137,17 @@ def normalize(pixels: jax.Array, options: Mapping[str, Any]) -> jax.Array:
     return (pixels - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32) if mean else pixels
 
 
+def renormalize(images: jax.Array, old: Mapping[str, Any], new: Mapping[str, Any]) -> jax.Array:
+    """What `normalize` has made by the options `old`, as it would be by `new`: the same array where they agree."""
+    (old_mean, old_std), (new_mean, new_std) = (
+        (tuple(options.get("mean", ())) or (0.0,) * 3, tuple(options.get("std", ())) or (1.0,) * 3)
+        for options in (old, new)
+    )
+    if (old_mean, old_std) == (new_mean, new_std):
+        return images
+    return (images * np.float32(old_std) + np.float32(old_mean) - np.float32(new_mean)) / np.float32(new_std)
+
+
 def train_picture(picture, uniforms: np.ndarray, options: Mapping[str, Any], size: int) -> np.ndarray:
     """`train` on the host, without `normalize`: an RGB Pillow picture and uniforms to uint8 `[size, size, 3]`.
 

@@ -42,7 +42,7 @@ class _Instructions(dict):
 
 class _Plain(pickle._Unpickler):
     def __init__(self, content, find, persistent):
-        super().__init__(io.BytesIO(content), encoding="latin1")
+        super().__init__(io.BytesIO(content) if isinstance(content, bytes) else content, encoding="latin1")
         self.dispatch = _Instructions(
             {
                 **_HANDLERS,
@@ -76,10 +76,13 @@ class _Plain(pickle._Unpickler):
         self.stack[-1].update(zip(keys, items[1::2], strict=True))
 
 
-def load(content: bytes, allowed: Mapping[str, Any], refuse: Callable[[str], Exception], persistent=None) -> Any:
+def load(
+    content: bytes | io.BytesIO, allowed: Mapping[str, Any], refuse: Callable[[str], Exception], persistent=None
+) -> Any:
     """What a pickle holds; the byte strings of Python 2 become text by latin1.
 
     Args:
+      content: all of it, or what a pickle is read of, and left behind its end.
       allowed: what stands for each `module.name` that the pickle may ask for. A pickle can call it with anything, and
         can write attributes on it: what is made for one file should not be used for the next.
       refuse: the exception for any other name.

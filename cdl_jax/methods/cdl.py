@@ -376,7 +376,7 @@ def build(config, info: StreamInfo) -> CDL:
         return Spec(section.dim, section.depth, tokens, info.num_classes, info.num_tasks, head, config.learner)
 
     given = tuple(
-        teachers.find(folder, options.teacher_network, options.teacher_checkpoint, info, config.student.image_size)
+        teachers.find(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
         for folder in options.teachers
     )
     teacher_spec = spec(config.teacher)

@@ -346,7 +346,7 @@ def build(config, info: StreamInfo) -> DKT:
     learner = learners.build(config, info)
     given = tuple(
         teachers.find(
-            folder, options.teacher_network, options.teacher_checkpoint, info, learner.image_size,
+            folder, options.teacher_network, options.teacher_checkpoint, info, config.augment,
             of_batch=options.teacher_bn == "batch",
         )
         for folder in options.teachers

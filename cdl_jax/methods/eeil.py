@@ -28,7 +28,7 @@ from cdl_jax.models import families
 from cdl_jax.models.cnn import apply
 
 OPTIONS = {
-    **{key: value for key, value in supervised.OPTIONS.items() if key != "replay_balance"},
+    **{key: value for key, value in supervised.LEARNING.items() if key != "replay_balance"},
     "classes": "seen",  # what cross-entropy and predictions span: the classifier grows, or has "all" from the start
     "replay": 2000,  # pictures remembered, equally many of each class learnt
     "alpha": 1.0,  # weight of what is held on to

@@ -120,8 +120,6 @@ def build(config, info: StreamInfo) -> KD:
     if config.kd.teacher_checkpoint not in ("same_task", "last"):
         raise UserError(f"kd.teacher_checkpoint={config.kd.teacher_checkpoint!r}: use 'same_task' or 'last'")
     student, size = config.student, config.student.image_size
-    if config.teacher.image_size != size:
-        raise UserError(f"teacher.image_size={config.teacher.image_size} differs from student.image_size={size}")
     return KD(
         student=names.load("models", student.family).build(student, info.num_classes),
         teacher=teacher_of(config, info, config.kd),
@@ -144,9 +142,14 @@ def teacher_of(config, info, options):
     if section.weights not in ("", "random") and not path.exists():
         raise UserError(f"teacher.weights={section.weights!r} is neither a run's directory nor a file: train it first")
     if not section.weights or not path.is_dir():
+        if (size := section.image_size) != config.student.image_size:
+            raise UserError(
+                f"teacher.image_size={size} differs from student.image_size={config.student.image_size}: set them "
+                "equal, or name a run, for which pictures are resized"
+            )
         return names.load("models", section.family).build(section, info.num_classes)
     network, checkpoint = options.teacher_network, options.teacher_checkpoint
-    teacher = teachers.find(section.weights, network, checkpoint, info, config.student.image_size)
+    teacher = teachers.find(section.weights, network, checkpoint, info, config.augment)
     of_run = teacher.config.get(teacher.network.removesuffix("_ema"), {})
     other = [k for k, v in section.items() if k != "weights" and of_run.get(k) != v]
     if other:

@@ -22,7 +22,7 @@ from cdl_jax.models import families
 from cdl_jax.models.cnn import apply
 
 OPTIONS = {
-    **supervised.OPTIONS,
+    **supervised.LEARNING,
     "classes": "all",
     "alpha": 1.0,  # weight of what is held on to
     "temperature": 2.0,

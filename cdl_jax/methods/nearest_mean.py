@@ -1,9 +1,9 @@
 """Nearest class mean on a frozen backbone: no gradient at all, a row that continual learners are compared with.
 
 Each task's training pictures, as they would be tested, pass the backbone once. A class is the mean of its pictures'
-class tokens, and a picture is of the class whose mean is nearest: NCM, or with the cosine SimpleCIL (Zhou et al., 2023,
-"Revisiting class-incremental learning with pre-trained models"). A mean once learnt never changes; those of later
-classes only compete with it.
+features (of a ViT the class token, else what the classifier would read), and a picture is of the class whose mean is
+nearest: NCM, or with the cosine SimpleCIL (Zhou et al., 2023, "Revisiting class-incremental learning with pre-trained
+models"). A mean once learnt never changes; those of later classes only compete with it.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ import optax
 from cdl_jax import names
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
-from cdl_jax.models import vit, weights
+from cdl_jax.models import families, vit, weights
+from cdl_jax.models.cnn import apply
+from cdl_jax.models.layers import layers
 from cdl_jax.models.prompts import unit
 from cdl_jax.optim import Optimizer
 
@@ -26,8 +28,8 @@ _STILL = Optimizer(optax.identity(), optax.constant_schedule(0.0))
 
 
 def defaults(network="glyph_student") -> dict:
-    """The config sections of this method, for the named size of ViT."""
-    return {"nearest_mean": OPTIONS, "network": vit.variant(network)}
+    """The config sections of this method, for a named network of any family, whose weights are to be named."""
+    return {"nearest_mean": OPTIONS, "network": {**families.variant(network), "weights": ""}}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class NearestMean:
     info: StreamInfo
     image_size: int
     weights: str
+    torch_name: Any = None
     networks: tuple[str, ...] = ("network",)
 
     @property
@@ -47,17 +50,21 @@ class NearestMean:
 
     def init(self, key):
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        classes = self.info.num_classes
-        sums, counts = jnp.zeros((classes, self.backbone.dim)), jnp.zeros(classes)
-        backbone = self.backbone.init(key, images)["params"]
-        return {"network": {"backbone": backbone, "means": {"sums": sums, "counts": counts}}}
+        classes, variables = self.info.num_classes, dict(self.backbone.init(key, images))
+        network = {"backbone": variables.pop("params"), **variables}
+        dim = jax.eval_shape(self._features, network, images).shape[-1]
+        return {"network": {**network, "means": {"sums": jnp.zeros((classes, dim)), "counts": jnp.zeros(classes)}}}
 
     def load(self, variables):
         network = variables["network"]
-        return {"network": {**network, "backbone": weights.load(self.weights, network["backbone"], "network.weights")}}
+        loaded = weights.load_network(
+            self.weights, _variables(network), "network.weights", self.torch_name, new_head=True
+        )
+        backbone = {"backbone" if name == "params" else name: leaves for name, leaves in loaded.items()}
+        return {"network": {**network, **backbone}}
 
     def frozen(self, path):
-        return path[1:2] == ("backbone",)
+        return path[1:2] != ("means",)
 
     def start_task(self, variables, context):
         return variables
@@ -68,7 +75,7 @@ class NearestMean:
     def add(self, variables, batch, context):
         """Adds a batch to the sums; nothing is minimised."""
         network = variables["network"]
-        features, _ = self.backbone.apply({"params": network["backbone"]}, batch["images"])
+        features = self._features(network, batch["images"])
         member = jax.nn.one_hot(batch["labels"], self.info.num_classes) * context.weight[:, None]
         sums = network["means"]["sums"] + jnp.einsum("bc,bd->cd", member, features, precision="highest")
         means = {"sums": sums, "counts": network["means"]["counts"] + member.sum(axis=0)}
@@ -77,7 +84,7 @@ class NearestMean:
     def predict(self, variables, images, context):
         """Cosines, or minus squared distances, to the class means."""
         network = variables["network"]
-        features, _ = self.backbone.apply({"params": network["backbone"]}, images)
+        features = self._features(network, images)
         sums, counts = network["means"]["sums"], network["means"]["counts"][:, None]
         means = sums / jnp.maximum(counts, 1)
         if self.options.distance == "euclidean":
@@ -86,6 +93,16 @@ class NearestMean:
             logits = jnp.einsum("bd,cd->bc", unit(features), unit(means), precision="highest")
         unknown = jnp.finfo(jnp.float32).min / 2  # before a class is learnt it has no mean
         return {"network": jnp.where(counts[:, 0] > 0, logits, unknown)}, {}
+
+    def _features(self, network, images):
+        """`[batch, dim]` float32."""
+        (_, out), _ = apply(self.backbone, _variables(network), images, False, None)
+        return layers(out)["features"]
+
+
+def _variables(network):
+    """A network's variables as its module takes them."""
+    return {"params": network["backbone"], **{k: v for k, v in network.items() if k == "batch_stats"}}
 
 
 def build(config, info: StreamInfo) -> NearestMean:
@@ -97,5 +114,7 @@ def build(config, info: StreamInfo) -> NearestMean:
     options, section = config.nearest_mean, config.network
     if options.distance not in ("cosine", "euclidean"):
         raise UserError(f"nearest_mean.distance={options.distance!r}: use 'cosine' or 'euclidean'")
-    backbone = names.load("models", section.family).build(section)
-    return NearestMean(backbone, options, info, section.image_size, section.weights)
+    family = names.load("models", section.family)
+    backbone = family.build(section, 0 if family is vit else info.num_classes)  # of others the head is not looked at
+    torch_name = getattr(family, "torch_name", None)
+    return NearestMean(backbone, options, info, section.image_size, section.weights, torch_name)

@@ -1,4 +1,5 @@
-"""One network, trained whole with labels on each task: pretraining, fine-tuning, or a baseline with a single task.
+"""One network, trained with labels on each task: pretraining, fine-tuning, or a baseline with a single task. Or its
+head alone, a linear probe of a frozen backbone.
 
 `python -m cdl_jax.main --config configs/pretrain_glyph.py` writes the trained weights under timm's names into the run's
 `weights.npz`; the other configs name that file in `teacher.weights` or `student.weights`. Networks with running
@@ -10,23 +11,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from cdl_jax import names, optim
+from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, mask_classes
 from cdl_jax.methods import rehearsal
 from cdl_jax.methods.base import Outcome, StreamInfo, Update
 from cdl_jax.methods.peer_losses import top_k
 from cdl_jax.models import families, weights
 from cdl_jax.models.cnn import apply
+from cdl_jax.models.heads import is_head
 from cdl_jax.models.layers import layers
 
-OPTIONS = {
+LEARNING = {
     # What the cross-entropy spans: classes of the "current" task, those "seen" so far, or "all" of the stream, which
     # predictions then span as well.
     "classes": "current",
     "label_smoothing": 0.0,
     **rehearsal.OPTIONS,
 }
+# What learns: the whole "network", or its "head" alone. The rest is then frozen and computes as it does when tested:
+# running statistics stay, nothing drops out.
+OPTIONS = {**LEARNING, "trained": "network"}
 
 
 def defaults(network="glyph_student") -> dict:
@@ -47,6 +54,7 @@ class Supervised:
     batch_size: int
     optimizer: optim.Optimizer
     torch_name: Any = None
+    trained: str = "network"
     networks: tuple[str, ...] = ("network",)
 
     @property
@@ -67,16 +75,22 @@ class Supervised:
         return {"network": self.backbone.init(key, images)}
 
     def load(self, variables):
-        """Pretrained weights, for all but the head of a ViT, which is new."""
-        network = variables["network"]
+        """Pretrained weights; the head of a ViT is new, and any head of another number of classes.
+
+        Raises:
+          UserError: the weights do not fit, or the head alone is to learn and the family has none by that name.
+        """
+        network, key = variables["network"], "network.weights"
+        if self.trained == "head" and not any(map(is_head, flatten_dict(network["params"]))):
+            raise UserError("supervised.trained='head': no layer of this network is called 'head' or 'classifier'")
         if not weights.is_vit(network):
-            return {"network": weights.load_network(self.weights, network, "network.weights", self.torch_name)}
+            return {"network": weights.load_network(self.weights, network, key, self.torch_name, new_head=True)}
         headless = {**network, "params": {part: leaves for part, leaves in network["params"].items() if part != "head"}}
-        loaded = weights.load_network(self.weights, headless, "network.weights")
+        loaded = weights.load_network(self.weights, headless, key)
         return {"network": {**loaded, "params": {**network["params"], **loaded["params"]}}}
 
     def frozen(self, path):
-        return False
+        return self.trained == "head" and not is_head(path)
 
     def start_task(self, variables, context):
         return variables
@@ -92,7 +106,8 @@ class Supervised:
     def learn(self, variables, batch, context):
         """(cross-entropy, logits `[batch, classes]`, partial variables to be replaced) of a batch."""
         key = jax.random.fold_in(context.key, 1)
-        (logits, _), stats = apply(self.backbone, variables["network"], batch["images"], True, key)
+        whole = self.trained == "network"
+        (logits, _), stats = apply(self.backbone, variables["network"], batch["images"], whole, key)
         allowed = getattr(context, self.options.classes)(self.info.num_classes)
         total = cross_entropy(logits, batch["labels"], allowed)
         smoothing = self.options.label_smoothing
@@ -122,20 +137,31 @@ class Supervised:
         return {"network": {**layers(out), "logits": logits}}
 
     def export(self, variables):
-        """File name -> variables that the run writes when it is finished; those of a ViT without its head."""
+        """File name -> variables that the run writes when it is finished; those of a ViT without its head.
+
+        None where the head alone was trained: the others are in the file that the run began with.
+        """
         network = variables["network"]
+        if self.trained == "head":
+            return {}
         if not weights.is_vit(network):
             return {"weights": network}
         return {"weights": {"params": {k: v for k, v in network["params"].items() if k != "head"}}}
 
 
 def build(config, info: StreamInfo) -> Supervised:
-    """The method that `config` describes, for the stream of `info`."""
+    """The method that `config` describes, for the stream of `info`.
+
+    Raises:
+      UserError: options that are out of range or do not fit together.
+    """
+    if config.supervised.trained not in ("network", "head"):
+        raise UserError(f"supervised.trained={config.supervised.trained!r}: use 'network' or 'head'")
     return alone("supervised", config, info)
 
 
 def alone(section: str, config, info: StreamInfo) -> Supervised:
-    """A network that learns from labels by the options of a section, which has `rehearsal.OPTIONS` and these here.
+    """A network that learns from labels by the options of a section, which has those of `LEARNING`.
 
     Raises:
       UserError: options that are out of range or do not fit together.
@@ -154,4 +180,5 @@ def alone(section: str, config, info: StreamInfo) -> Supervised:
         batch_size=config.train.batch_size,
         optimizer=optim.build(config.optim, config.train.epochs),
         torch_name=getattr(family, "torch_name", None),
+        trained=options.get("trained", "network"),
     )

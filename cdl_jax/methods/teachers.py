@@ -1,8 +1,8 @@
 """Networks that other runs have trained, as teachers that learn no more.
 
 The run may be of any method: what it says of a network's outputs (`Method.outputs`), or at least its predictions, is
-what the teacher tells. Its weights become frozen variables of the run that is taught, which needs the other's
-checkpoints only once.
+what the teacher tells. It is given the student's pictures, in the size and the normalisation that its own run had. Its
+weights become frozen variables of the run that is taught, which needs the other's checkpoints only once.
 """
 
 import inspect
@@ -22,6 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from cdl_jax import config as configs
 from cdl_jax import names
 from cdl_jax.checkpoint import Checkpoints
+from cdl_jax.data import augment, resizing
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo, join, split, stored
 
@@ -33,6 +34,7 @@ class Teacher:
     folder: the run's working directory. config: its resolved config. info: its stream. method: its method.
     network: one of the method's networks.
     tasks: the checkpoints that are used: one for the whole stream, or one for each task.
+    given: the student's `augment` section, by which the pictures that are given were normalised.
     of_batch: whether statistics of the batch normalise, in place of those that the network keeps.
     """
 
@@ -42,6 +44,7 @@ class Teacher:
     method: Any
     network: str
     tasks: tuple[int, ...]
+    given: Any
     of_batch: bool = False
 
     def init(self):
@@ -64,7 +67,12 @@ class Teacher:
         return {"frozen": frozen, "tasks": jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)}
 
     def outputs(self, variables, images, context) -> dict:
-        """What the network says of `images` after the task of `context`: `logits` `[batch, classes]` among others."""
+        """What the network says of `images` after the task of `context`: `logits` `[batch, classes]` among others.
+
+        images: float32 `[batch, size, size, 3]` of any size, as the student takes them.
+        """
+        images, side = augment.renormalize(images, self.given, self.config.augment), self.method.image_size
+        images = resizing.whole(images, (side, side), False)
         each_task = len(self.tasks) > 1
         live = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
         if not each_task:  # it has learnt all classes, whatever the task is here
@@ -85,16 +93,14 @@ class Teacher:
         return live, stored(frozen, self.config.get("frozen_dtype", "float32"))
 
 
-def find(
-    folder: str, network: str, checkpoint: str, info: StreamInfo, image_size: int, *, of_batch: bool = False
-) -> Teacher:
+def find(folder: str, network: str, checkpoint: str, info: StreamInfo, given, *, of_batch: bool = False) -> Teacher:
     """The teacher that a config names; nothing but the run's JSON files is read.
 
     Args:
       folder: the working directory of a run on the same classes in the same order.
       network: name of one of its networks; "": "teacher" where it trained one, else the last that it trained.
       checkpoint: "same_task", the one after the task that is being taught, from a run with the same tasks; or "last".
-      info: the stream that is taught. image_size: side of its pictures, as the student takes them.
+      info: the stream that is taught. given: the section `augment` of the run that is taught.
       of_batch: whether statistics of the student's batch normalise in the teacher.
 
     Raises:
@@ -135,11 +141,6 @@ def find(
         raise UserError(
             f"the teacher's run {folder} has no network {network!r}: {names.nearest(network, method.networks)}"
         )
-    if method.image_size != image_size:
-        raise UserError(
-            f"the teacher's run {folder} takes pictures of {method.image_size} pixels, the student of {image_size}: "
-            f"set student.image_size={method.image_size} or choose another run"
-        )
     tells = getattr(method, "outputs", None)
     if of_batch and not (tells and "of_batch" in inspect.signature(tells).parameters):
         raise UserError(f"the teacher's run {folder}, of method {config.method!r}, knows running statistics only")
@@ -154,7 +155,7 @@ def find(
             f"the teacher's run {folder} has not kept its checkpoint after task {absent[0]}: train it with "
             "checkpoint.keep_tasks=0, or take its network as it was after the last task"
         )
-    return Teacher(folder, config, known, method, network, tasks, of_batch)
+    return Teacher(folder, config, known, method, network, tasks, given, of_batch)
 
 
 def average(outputs: Sequence[dict]) -> dict:

@@ -205,8 +205,6 @@ def build(config, info: StreamInfo) -> VkD:
         raise UserError(f"vkd.label_loss={options.label_loss!r}: use 'cross_entropy' or 'binary'")
     if options.teacher_checkpoint not in ("same_task", "last"):
         raise UserError(f"vkd.teacher_checkpoint={options.teacher_checkpoint!r}: use 'same_task' or 'last'")
-    if config.teacher.image_size != size:
-        raise UserError(f"teacher.image_size={config.teacher.image_size} differs from student.image_size={size}")
     mixing.check(config.mixing, "mixing")
     kinds = [names.load("models", network.family) for network in (section, config.teacher)]
     student, teacher = kinds[0].build(section, info.num_classes), kd.teacher_of(config, info, options)

@@ -2,9 +2,9 @@
 
 from cdl_jax import names
 from cdl_jax.errors import UserError
-from cdl_jax.models import deit, densenet, regnet, resnet, resnet_imagenet, slim_resnet, vgg, vit
+from cdl_jax.models import deit, densenet, efficientnet_lite, regnet, resnet, resnet_imagenet, slim_resnet, vgg, vit
 
-CONVOLUTIONAL = (resnet, vgg, densenet, resnet_imagenet, regnet, slim_resnet)
+CONVOLUTIONAL = (resnet, vgg, densenet, resnet_imagenet, regnet, efficientnet_lite, slim_resnet)
 FAMILIES = (vit, deit, *CONVOLUTIONAL)
 
 

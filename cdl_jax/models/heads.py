@@ -17,6 +17,12 @@ def torch_bias(fan_in: int):
     return draw
 
 
+def is_head(path) -> bool:
+    """Whether the leaf at `path` is of a layer that tells classes apart, in the networks of all families."""
+    outer, layer = ("", "", *path)[-3:-1]
+    return layer in ("head", "head_dist", "classifier") or (outer, layer) == ("tail", "fc2")
+
+
 class LinearHead(nn.Module):
     """`[batch, dim]` features to `[batch, num_classes]` float32 logits, for all classes of the stream at once.
 

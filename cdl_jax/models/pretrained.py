@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax.errors import UserError
+from cdl_jax.models.heads import is_head
 from cdl_jax.models.state_dicts import read_state
 
 # DeiT's distillation branch, and DINOv2's token for masked patches: parts of the training, not of the plain ViT.
@@ -81,7 +82,7 @@ def load_network(path, network, torch_name) -> dict:
             array = from_torch(array, len(leaf.shape))
             if theirs == "pos_embed":
                 array = _fit_grid(path, array, leaf.shape)
-            if theirs.startswith("head") and array.shape != leaf.shape:
+            if is_head(ours) and array.shape != leaf.shape:
                 logging.getLogger("cdl_jax").warning("%s: left out %s, of other classes", path, theirs)
                 fresh[ours] = leaf
                 continue

@@ -4,9 +4,11 @@ Every file is treated as hostile: no code in it is run, and declared sizes are c
 there before memory is taken.
 """
 
+import io
 import math
 import pickle
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from cdl_jax.errors import UserError
 _AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.save_file) and load that"
 
 _LONGEST_PICKLE = 8 * 2**20  # bytes, without the numbers; some 200 a tensor
+
+_LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # what files of torch before 1.6 begin with, each a pickle
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -77,10 +81,10 @@ _KNOWN = re.compile(
 def read_state(path) -> dict[str, np.ndarray]:
     """The tensors of a weight file under timm's names and in timm's array layouts, in the dtypes of the file.
 
-    The format is told by the content: safetensors, numpy's .npz, or the zip file of torch.save (a state dict, alone or
-    under "model" or "state_dict"). The names may be timm's, DeiT's, those of Google's .npz files ("How to train your
-    ViT?", Steiner et al., 2022), or DINOv2's from Facebook or from Hugging Face. Names that none of these layouts has
-    are kept as they are.
+    The format is told by the content: safetensors, numpy's .npz, or what torch.save writes, before 1.6 too (a state
+    dict, alone or under "model" or "state_dict"). The names may be timm's, DeiT's, those of Google's .npz files ("How
+    to train your ViT?", Steiner et al., 2022), or DINOv2's from Facebook or from Hugging Face. Names that none of these
+    layouts has are kept as they are.
 
     Raises:
       UserError: no such file, a format that cannot be read safely, or a damaged file.
@@ -102,7 +106,7 @@ def read_state(path) -> dict[str, np.ndarray]:
         elif start[8:9] == b"{":
             state = _read_safetensors(path)
         elif start.startswith(b"\x80"):
-            raise UserError(f"{path} is in torch's format from before 1.6, a bare pickle, not read: {_AS_SAFETENSORS}")
+            state = _read_legacy_torch(path)
         elif start.startswith(b"version https://git-lfs"):
             raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
         else:
@@ -144,7 +148,48 @@ def _read_torch(path, archive):
 
     if members[found[0]].file_size > _LONGEST_PICKLE:
         raise UserError(f"{path} holds more than the tensors of a state dict: {_AS_SAFETENSORS}")
-    state = _unpickled(path, archive.read(found[0]), lambda key: archive.read(f"{root}data/{key}"))
+
+    def storage(key, dtype, count):
+        content = archive.read(f"{root}data/{key}")
+        if count * dtype.itemsize != len(content):
+            raise _wrong_storage(path, key, dtype, count, f"{len(content)} bytes")
+        return np.frombuffer(content, dtype)
+
+    return _state_dict(path, _unpickled(path, archive.read(found[0]), storage))
+
+
+def _read_legacy_torch(path):
+    """Pickles in a row (two numbers, sizes of the machine's types, the state, keys), then each key's storage."""
+    content = path.read_bytes()
+    file, storages = io.BytesIO(content), {}
+
+    def plain():
+        return pickles.load(file, {}, lambda name: _refused(path, name))
+
+    if any(plain() != number for number in _LEGACY):
+        raise UserError(f"{path} is a bare pickle, which torch.save has not written: {_AS_SAFETENSORS}")
+    if plain().get("little_endian") is not True:
+        raise UserError(f"{path} was written on a big-endian machine: {_AS_SAFETENSORS}")
+
+    def storage(key, dtype, count):
+        if not 0 <= count * dtype.itemsize <= len(content) - sum(block.nbytes for block in storages.values()):
+            raise _wrong_storage(path, key, dtype, count, "fewer")
+        return storages.setdefault(key, np.zeros(count, dtype))
+
+    state = _state_dict(path, _unpickled(path, file, storage))
+    missing = dict(storages)
+    for key in plain():
+        block, (count,) = missing.pop(key), struct.unpack("<q", file.read(8))
+        if count != len(block):
+            raise _wrong_storage(path, key, block.dtype, len(block), str(count))
+        block[:] = np.frombuffer(file.read(block.nbytes), block.dtype, count)  # which the tensors are views of
+    if missing:
+        raise UserError(f"{path} lacks the numbers of {len(missing)} tensors: download it again")
+    return state
+
+
+def _state_dict(path, state):
+    """The tensors by name, for what was unpickled."""
     for wrapper in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -155,8 +200,8 @@ def _read_torch(path, archive):
     return dict(state)
 
 
-def _unpickled(path, content, read_storage):
-    """What torch.save pickled, with tensors as numpy views."""
+def _unpickled(path, content, storage_at):
+    """What torch.save pickled, with tensors as numpy views of `storage_at(key, dtype, count)` `[count]`."""
     storages = {}
 
     def rebuild_tensor(storage, offset, size, stride, *_):
@@ -166,21 +211,17 @@ def _unpickled(path, content, read_storage):
         return tensor
 
     def storage_of(pid):
-        kind, storage, key, _, count = pid
+        kind, storage, key, _, count, *view = pid
         if kind != "storage" or not isinstance(storage, str) or storage not in _STORAGES or not isinstance(key, str):
             raise UserError(f"{path}: a reference that is no tensor storage: {_AS_SAFETENSORS}")
+        if any(part is not None for part in view):
+            raise UserError(f"{path}: a storage that is part of another: {_AS_SAFETENSORS}")
         if key not in storages:
-            dtype, content = _STORAGES[storage], read_storage(key)
-            if not isinstance(count, int) or count * dtype.itemsize != len(content):
-                raise UserError(
-                    f"{path}: storage {_one_line(key)} declares {_one_line(count)} {dtype} but stores {len(content)} "
-                    "bytes"
-                )
-            storages[key] = np.frombuffer(content, dtype)
+            dtype = _STORAGES[storage]
+            if not isinstance(count, int):
+                raise _wrong_storage(path, key, dtype, count, "no such number")
+            storages[key] = storage_at(key, dtype, count)
         return storages[key]
-
-    def refuse(name):
-        return UserError(f"{path} wants to call {_one_line(name)}, which was not run: {_AS_SAFETENSORS}")
 
     allowed = {
         "collections.OrderedDict": lambda: OrderedDict(),
@@ -189,9 +230,17 @@ def _unpickled(path, content, read_storage):
         **{f"torch.{name}": name for name in _STORAGES},
     }
     try:
-        return pickles.load(content, allowed, refuse, storage_of)
+        return pickles.load(content, allowed, lambda name: _refused(path, name), storage_of)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is no state dict: {_one_line(error)}: {_AS_SAFETENSORS}") from None
+
+
+def _refused(path, name):
+    return UserError(f"{path} wants to call {_one_line(name)}, which was not run: {_AS_SAFETENSORS}")
+
+
+def _wrong_storage(path, key, dtype, count, stored):
+    return UserError(f"{path}: storage {_one_line(key)} declares {_one_line(count)} {dtype} but stores {stored}")
 
 
 def _view(path, storage, offset, size, stride):

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cdl_jax.data import npz_files
 from cdl_jax.errors import UserError
 from cdl_jax.models import pretrained
+from cdl_jax.models.heads import is_head
 
 
 def load(weights: str, params, key: str):
@@ -41,10 +42,11 @@ def load(weights: str, params, key: str):
     return pretrained.load_vit(weights, params)
 
 
-def load_network(weights: str, network, key: str, torch_name=None):
+def load_network(weights: str, network, key: str, torch_name=None, new_head: bool = False):
     """As `load`, for the variables `{"params", "batch_stats"}` of a whole network.
 
     torch_name: the family's names in torch's state dicts, see `pretrained.load_network`.
+    new_head: whether a head of another number of classes stays as it is in `network`, with a warning.
 
     Raises:
       UserError: as `load`. A network other than a ViT is read from a file that `save` wrote, or from a state dict of
@@ -58,7 +60,8 @@ def load_network(weights: str, network, key: str, torch_name=None):
         raise UserError(f"config.{key} is empty: name a file of trained weights")
     if torch_name is not None and not _ours(weights):
         return pretrained.load_network(weights, network, torch_name)
-    wanted = {name: tuple(leaf.shape) for name, leaf in flatten_dict(network, sep="/").items()}
+    leaves = flatten_dict(network, sep="/")
+    wanted = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     try:
         with zipfile.ZipFile(weights) as archive:
             npz_files.check(weights, archive, times=20)
@@ -72,12 +75,16 @@ def load_network(weights: str, network, key: str, torch_name=None):
     if strange := [n for n, array in found.items() if array.dtype.kind not in "fiu" or not np.isfinite(array).all()]:
         raise UserError(f"config.{key}={weights!r}: {strange[0]} holds no finite numbers: name the file of another run")
     odd = [n for n in sorted({*wanted, *found}) if n not in wanted or n not in found or found[n].shape != wanted[n]]
+    fresh = [n for n in odd if new_head and is_head(n.split("/")) and n in wanted and n in found]
+    odd = [n for n in odd if n not in fresh]
     if odd:
         raise UserError(
             f"config.{key}={weights!r} is of another architecture: {len(odd)} arrays do not fit, first {odd[0]}; "
             "choose the network and the number of classes that it was trained with"
         )
-    return unflatten_dict({name: found[name].astype(np.float32) for name in wanted}, sep="/")
+    if fresh:
+        logging.getLogger("cdl_jax").warning("%s: left out %s, of other classes", weights, ", ".join(fresh))
+    return unflatten_dict({n: leaves[n] if n in fresh else found[n].astype(np.float32) for n in wanted}, sep="/")
 
 
 def save(path: Path, network) -> None:

@@ -72,7 +72,6 @@ def test_taking_turns_changes_the_student_and_not_its_teacher(teacher_first, tmp
         (["--config.cdl.teachers=('{run}',)", "--config.data.num_tasks=2"], "has 5 tasks, this one has 2"),
         (["--config.cdl.teachers=('{run}',)", "--config.cdl.teacher_network=tutor"], "has no network 'tutor'"),
         (["--config.cdl.teachers=('{run}',)", "--config.cdl.schedule=interleaved"], "which learn no more"),
-        (["--config.cdl.teachers=('{run}',)", "--config.student.image_size=16"], "set student.image_size=32"),
         (["--config.cdl.schedule=interleaved_epochs", "--config.cdl.teacher_epochs=3"], "must be a multiple"),
     ],
 )  # fmt: skip

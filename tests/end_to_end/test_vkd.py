@@ -41,8 +41,8 @@ def tells_its_best_network_as_a_teacher(workdir, weights):
 
     (task,) = results(workdir)["stream"]["tasks"]
     info = StreamInfo(10, (10,), tuple(task["classes"]))
-    assert teachers.find(str(workdir), "", "last", info, 32).network == "student_ema"
-    student = teachers.find(str(workdir), "student", "last", info, 32)
+    assert teachers.find(str(workdir), "", "last", info, {}).network == "student_ema"
+    student = teachers.find(str(workdir), "student", "last", info, {})
     variables = student.load()
     head = variables["tasks"]["student"]["params"]["head"]["kernel"][0]
     np.testing.assert_array_equal(head, weights["params/head/kernel"])

@@ -258,7 +258,7 @@ def test_killed_it_ends_with_the_same_bits(program, whole, tmp_path, monkeypatch
 
 
 def test_a_finished_run_is_a_teacher_of_the_second_experiment(program, whole):
-    found = find(str(whole), "", "same_task", program.info, 32)
+    found = find(str(whole), "", "same_task", program.info, {})
     variables = jax.tree.map(jnp.asarray, found.load())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     told = [

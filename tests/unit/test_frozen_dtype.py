@@ -13,6 +13,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods import teachers
 from cdl_jax.program import Program
 from tests.end_to_end import tiny
+from tests.unit.places import context
 
 
 def made(dtype):
@@ -38,6 +39,12 @@ def half():
 @pytest.fixture(scope="module")
 def full():
     return made("float32")
+
+
+def told_of(teacher, side):
+    """The shape of what a teacher tells of two pictures."""
+    images, place = np.zeros((2, side, side, 3), np.float32), context(end=8)
+    return jax.eval_shape(lambda variables: teacher.outputs(variables, images, place), teacher.init())["logits"].shape
 
 
 def types(tree):
@@ -80,7 +87,8 @@ def test_a_run_is_evaluated_again_and_teaches_from_what_it_stored(half, tmp_path
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         stored = checkpoints.restore_frozen(frozen)
     assert types(stored) == types(frozen)
-    teacher = teachers.find(tmp_path, "", "same_task", program.info, 32)
+    teacher = teachers.find(tmp_path, "", "same_task", program.info, program.config.augment)
+    assert told_of(teacher, 48) == (2, 8)  # pictures of any size
     taught = teacher.load()["frozen"]
     assert types(taught) == types(frozen) == types(teacher.init()["frozen"])
     jax.tree.map(np.testing.assert_array_equal, taught, jax.device_get(stored))

@@ -94,6 +94,28 @@ def test_all_pictures_make_the_means_and_the_nearest_mean_wins(distance, limit):
     assert accuracy["network"] == pytest.approx(expected) and min(expected) > 50
 
 
+def test_any_family_tells_features():
+    data = stream()
+    config = base.default("nearest_mean", data="glyph_mini", network="resnet20")
+    assert config.network.weights == ""  # to be named
+    config.network.update(depths=(1, 1, 1), widths=(4, 4, 8), image_size=SIDE, weights="random")
+    config.train.batch_size, config.devices = 8, 1
+    own = Program(config, data)
+    own.place_data()
+    live, frozen = own.initial_variables()
+    assert set(live["network"]) == {"means"} and set(frozen["network"]) == {"backbone", "batch_stats"}
+    task, (phase,) = data.tasks[0], own.method.phases
+    state, run = own.task_state(live, frozen), own.train_step(0, own.task_state(live, frozen), frozen)
+    for item in own.train_batches(task, phase, 0, 0, 0)[0]:
+        state = run(state, frozen, own.train_source.data, item, place(task), own.seed)
+    variables = {"params": frozen["network"]["backbone"], "batch_stats": frozen["network"]["batch_stats"]}
+    seen = data.train.labels < 2
+    _, out = jax.jit(own.method.backbone.apply)(variables, data.train.images[seen].astype(np.float32) / 255)
+    rows = np.asarray(out["features"])
+    wanted = [rows[data.train.labels[seen] == label].sum(axis=0) for label in range(2)]
+    np.testing.assert_allclose(state.live["network"]["means"]["sums"][:2], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_it_goes_on_where_it_was_stopped():
     data = stream()
     own = program(data)

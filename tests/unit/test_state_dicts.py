@@ -90,8 +90,7 @@ def test_file_of_real_torch(tmp_path, wrapper):
     torch.save({name: array.detach().bfloat16() for name, array in tensors.items()}, tmp_path / "half.pth")
     assert_same(read_state(tmp_path / "half.pth"), {name: a.astype(ml_dtypes.bfloat16) for name, a in state.items()})
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match="before 1.6"):
-        read_state(tmp_path / "old.pth")
+    assert_same(read_state(tmp_path / "old.pth"), state)
 
 
 def test_whole_modules_of_torch_are_refused(tmp_path):
@@ -99,6 +98,51 @@ def test_whole_modules_of_torch_are_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(UserError, match="has no place in a state dict: save the state dict alone as .safetensors"):
         read_state(tmp_path / "module.pth")
+
+
+def legacy(path, items, blocks, little=True, keys=None):
+    """A file as torch.save wrote it before 1.6: `blocks` are (how many numbers, bytes) by key."""
+    body = b"".join(text(name) + code + b"s" for name, code in items.items())
+    start = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little}]
+    parts = [pickle.dumps(value, protocol=2) for value in start]
+    parts += [b"\x80\x02}" + body + b".", pickle.dumps(keys or list(blocks), protocol=2)]
+    path.write_bytes(b"".join(parts + [struct.pack("<q", count) + block for count, block in blocks.values()]))
+    return path
+
+
+def test_a_state_dict_from_before_torch_1_6_is_read(tmp_path):
+    state = state_of()
+    whole = np.concatenate([state["norm.weight"], state["head.weight"].ravel()])  # two views of one storage
+    items = {
+        "norm.weight": tensor(storage("7", 36), 0, [6], [1]),
+        "head.weight": tensor(storage("7", 36), 6, [5, 6], [6, 1]),
+        "norm.bias": tensor(storage("8", 6), 0, [6], [1]),
+    }
+    blocks = {"8": (6, state["norm.bias"].tobytes()), "7": (36, whole.tobytes())}
+    assert_same(read_state(legacy(tmp_path / "w.pth", items, blocks)), {name: state[name] for name in items})
+
+
+FOUR = np.ones(4, np.float32).tobytes()
+HOSTILE_LEGACY = {
+    "larger storage": ({"a": storage("0", 2**30)}, {"0": (2**30, FOUR)}, {}, "declares 1073741824 float32 but stores"),
+    "other number": ({"a": storage("0", 4)}, {"0": (3, FOUR)}, {}, "declares 4 float32 but stores 3"),
+    "cut off": ({"a": storage("0", 4)}, {"0": (4, FOUR[:-1])}, {}, "damaged"),
+    "key twice": ({"a": storage("0", 4)}, {"0": (4, FOUR)}, {"keys": ["0", "0"]}, "damaged"),
+    "storage without numbers": (
+        {"a": storage("0", 4), "b": storage("1", 4)},
+        {"0": (4, FOUR)},
+        {},
+        "lacks the numbers",
+    ),
+    "big end first": ({"a": storage("0", 4)}, {"0": (4, FOUR)}, {"little": False}, "big-endian"),
+}
+
+
+@pytest.mark.parametrize(("sources", "blocks", "options", "message"), HOSTILE_LEGACY.values(), ids=HOSTILE_LEGACY)
+def test_hostile_sizes_before_torch_1_6_are_refused(tmp_path, sources, blocks, options, message):
+    items = {name: tensor(source, 0, [4], [1]) for name, source in sources.items()}
+    with pytest.raises(UserError, match=message):
+        read_state(legacy(tmp_path / "w.pth", items, blocks, **options))
 
 
 def test_names_that_no_layout_has_are_kept(tmp_path):
@@ -185,7 +229,7 @@ def test_npz_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
 
 
 UNREADABLE = {
-    "legacy": (pickle.dumps({"a": 1}, protocol=2), "format from before 1.6.*safetensors"),
+    "legacy": (pickle.dumps({"a": 1}, protocol=2), "a bare pickle, which torch.save has not written.*safetensors"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     "html": (b"<html>not found</html>", "no weight file"),
     "empty": (b"", "no weight file"),

@@ -1,0 +1,191 @@
+"""EfficientNet-Lite: EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, with ReLU6 in place of swish.
+
+Pads as TensorFlow does, at stride 2 one pixel more below and to the right than above and to the left. The weights were
+trained on pixels in [-1, 1]: `MEAN` and `STD`, for `augment.mean` and `augment.std`. Branches share the first three
+stages.
+"""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+from cdl_jax.models.batch_norm import BatchNorm
+from cdl_jax.models.cnn import Backbone, dense, global_pool, he_out
+
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+OPTIONS = {
+    "family": "efficientnet_lite",
+    "width": 1.0,  # times the channels of every stage, rounded to eights
+    "depth": 1.0,  # times the blocks of every stage but the first and the last, rounded up
+    "dropout": 0.2,  # of the features, ahead of the classifier
+    "drop_path": 0.2,  # stochastic depth of the last block; earlier ones linearly less
+    "image_size": 224,
+    "weights": "random",
+}
+
+SIZES = {
+    "efficientnet_lite0": {},
+    "efficientnet_lite1": {"depth": 1.1, "image_size": 240},
+    "efficientnet_lite2": {"width": 1.1, "depth": 1.2, "dropout": 0.3, "image_size": 260},
+    "efficientnet_lite3": {"width": 1.2, "depth": 1.4, "dropout": 0.3, "image_size": 280},
+    "efficientnet_lite4": {"width": 1.4, "depth": 1.8, "dropout": 0.3, "image_size": 300},
+}
+
+# Of each stage: side of the depthwise kernels, stride of the first block, expansion, channels, blocks.
+_STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4),
+           (3, 1, 6, 320, 1))  # fmt: skip
+_FIRST, _LAST, _SHARED = 32, 1280, 3  # channels of the first and the last convolution, at all widths; stages
+
+
+def variant(name: str) -> dict:
+    """The option section of a named network.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    if name not in SIZES:
+        raise UserError(f"no EfficientNet-Lite of the name {name!r}: {names.nearest(name, SIZES)}")
+    return {**OPTIONS, **SIZES[name]}
+
+
+class Depthwise(nn.Module):
+    """A convolution of each channel with its own `size` x `size` kernel: `[batch, height, width, channels]`.
+
+    Written as a sum over the kernel's places: on a CPU XLA's convolution of as many groups as channels takes 14 times
+    as long, which is nine tenths of the network's time.
+    """
+
+    size: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", he_out, (self.size, self.size, 1, x.shape[-1]))
+        (rows, height), (columns, width) = (self._along(side) for side in x.shape[1:3])
+        x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
+        places = [(i, j) for i in range(self.size) for j in range(self.size)]
+        return sum(x[:, i : i + height : self.stride, j : j + width : self.stride] * kernel[i, j, 0] for i, j in places)
+
+    def _along(self, side):
+        """The padding before and behind a side, and how far the kernel's first place goes along it."""
+        reach = (-(-side // self.stride) - 1) * self.stride + 1
+        pad = max(reach - 1 + self.size - side, 0)
+        return (pad // 2, pad - pad // 2), reach
+
+
+class Block(nn.Module):
+    """1x1 to `expansion` times the channels, depthwise, 1x1 to `width`: `[batch, height, width, channels]`.
+
+    A shortcut where the shape stays; what stands beside it is left out with probability `drop_path` in training.
+    """
+
+    width: int
+    kernel: int
+    stride: int
+    expansion: int
+    drop_path: float
+
+    @nn.compact
+    def __call__(self, x, train):
+        inner, y = x.shape[-1] * self.expansion, x
+        if self.expansion > 1:
+            y = nn.relu6(_norm("bn0")(_conv(inner, 1, name="expand")(y), train))
+        y = Depthwise(self.kernel, self.stride, name="depthwise")(y)
+        y = nn.relu6(_norm("bn1")(y, train))
+        y = _norm("bn2")(_conv(self.width, 1, name="project")(y), train)
+        if self.stride > 1 or x.shape[-1] != self.width:
+            return y
+        return x + nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
+
+
+class Stages(nn.Module):
+    """Consecutive stages, with the first convolution ahead of number 1; out: `stem` and `stage<i>`.
+
+    blocks: of each stage its number, and the fields of its blocks. first: the first block's place in the network.
+    """
+
+    blocks: tuple[tuple[int, tuple[tuple, ...]], ...]
+    first: int = 0
+
+    @nn.compact
+    def __call__(self, x, train):
+        out, place = {}, self.first
+        if not place:
+            x = nn.relu6(_norm("bn")(_conv(_FIRST, 3, 2, name="conv")(x), train))
+            out["stem"] = x
+        for number, blocks in self.blocks:
+            for block in blocks:
+                x = Block(*block, name=f"block_{place}")(x, train)
+                place += 1
+            out[f"stage{number}"] = x
+        return x, out
+
+
+class Tail(nn.Module):
+    """The last `stages`, the last convolution, the mean over the picture and the classifier."""
+
+    stages: Stages
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, train):
+        x, out = self.stages(x, train)
+        x = nn.relu6(_norm("bn")(_conv(_LAST, 1, name="conv")(x), train))
+        out["features"] = features = global_pool(x)
+        kept = nn.Dropout(self.dropout, deterministic=not train)(features)
+        return dense(self.num_classes, _LAST, name="classifier", zero_bias=True)(kept), out
+
+
+def build(options, num_classes: int) -> Backbone:
+    """The network that an option section (see `OPTIONS`) describes; `features` `[batch, 1280]`.
+
+    Raises:
+      UserError: options from which no network follows.
+    """
+    if not (options.width > 0 and options.depth > 0):
+        raise UserError(f"EfficientNet-Lite width={options.width}, depth={options.depth}: both are above 0")
+    if not (0 <= options.dropout < 1 and 0 <= options.drop_path < 1):
+        raise UserError("EfficientNet-Lite dropout and drop_path must lie within [0, 1)")
+    counts = [math.ceil(options.depth * blocks) for *_, blocks in _STAGES]
+    counts[0], counts[-1] = _STAGES[0][-1], _STAGES[-1][-1]
+    place, stages = 0, []
+    for number, ((kernel, stride, expansion, channels, _), count) in enumerate(zip(_STAGES, counts, strict=True), 1):
+        blocks = []
+        for i in range(count):
+            rate = options.drop_path * place / sum(counts)
+            blocks.append((_eights(options.width * channels), kernel, 1 if i else stride, expansion, rate))
+            place += 1
+        stages.append((number, tuple(blocks)))
+    late = Stages(tuple(stages[_SHARED:]), first=sum(counts[:_SHARED]))
+    return Backbone(Stages(tuple(stages[:_SHARED])), Tail(late, num_classes, options.dropout))
+
+
+def torch_name(path: str) -> str:
+    """The name that efficientnet_lite_pytorch has for a module: `tail/stages/block_5/expand` ->
+    `_blocks.5._expand_conv`."""
+    known = {"conv": "conv_stem", "bn": "bn0"} if path.startswith("stem") else {"conv": "conv_head", "bn": "bn1"}
+    *_, block, layer = path.split("/")
+    if not block.startswith("block_"):
+        return "_" + {**known, "classifier": "fc"}[layer]
+    return f"_blocks.{block.removeprefix('block_')}._{layer}" + ("" if layer.startswith("bn") else "_conv")
+
+
+def _conv(features, size, stride=1, *, name):
+    return nn.Conv(
+        features, (size, size), strides=stride, padding="SAME", use_bias=False, kernel_init=he_out, name=name
+    )
+
+
+def _norm(name):
+    return BatchNorm(epsilon=1e-3, momentum=0.99, name=name)
+
+
+def _eights(channels: float) -> int:
+    """The nearest multiple of 8, but none that is less than nine tenths."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
