@@ -18,7 +18,7 @@ class Learning:
     """
 
     def __init__(self, config, data=None, change=None):
-        self.program = Program(config, data or stream.load(config.data))
+        self.program = Program(config, data or stream.load(config.data, config.seed))
         if change is not None:
             self.program.method = change(self.program.method)
         self.program.place_data()

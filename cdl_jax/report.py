@@ -344,8 +344,10 @@ def main(argv: list[str]) -> int:
             return 0 if argv and argv[0] in ("--help", "-h") else 2
         folders = [Path(folder) for folder in argv]
         groups = compare.read(grid.begun(folders) if gridded else folders)
-        names = (compare.folder_names if named else compare.labels)(groups)
+        if option and (headline or named or gridded or paper):
+            raise UserError("--sweep goes with --out and --svg alone: leave the other options out")
         lines = sweep.lines(groups, option) if option else {}
+        names = (compare.folder_names if named else compare.labels)(groups)
         if option:
             sections = [("Runs", sweep.table(lines, option), "")]
         else:

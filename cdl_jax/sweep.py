@@ -5,30 +5,54 @@ import json
 from cdl_jax.compare import Group, labels, spread
 from cdl_jax.errors import UserError
 
+_TEACHERS = ("cdl.teachers", "dkt.teachers", "teacher.weights")
+
 
 def lines(groups: list[Group], option: str) -> dict[str, dict]:
     """{label: {value of the option: accuracies in percent, one for each finished seed}}, values in ascending order.
 
-    Lines are called by the settings in which they differ. Whose run a finished teacher comes from is not among them:
-    where streams differ, their teachers do.
+    Lines are called by the settings in which they differ. Which finished run or file teaches is not among them, for
+    where streams differ their teachers do; whether one does is.
 
     Raises:
-      UserError: a run's config has no such option, or it is the same in all of them.
+      UserError: a run's config has no such option, it is the same in all of them, none is finished, or two have one
+        value and seed.
     """
     found = {}
     for group in groups:
         if option not in group.config:
             folder = next(iter(group.runs.values())).folder
-            raise UserError(f"--sweep {option}: the config of {folder} has no such option: name another, or other runs")
-        rest = {key: value for key, value in group.config.items() if key not in (option, "cdl.teachers")}
+            raise UserError(f"--sweep {option}: nothing that runs are compared by has this name in {folder}")
+        rest = {key: value for key, value in group.config.items() if key != option}
+        rest |= {key: bool(rest[key]) for key in _TEACHERS if key in rest}
         _, values = found.setdefault(json.dumps(rest, sort_keys=True), (Group(rest, {}), {}))
         value = group.config[option]
-        value = value if isinstance(value, int | float | str) else json.dumps(value)
-        values.setdefault(value, []).extend(group.values("headline", "last", finished=True).values())
-    if len({value for _, values in found.values() for value in values}) < 2:
+        value = value if type(value) in (int, float, str) else json.dumps(value)
+        seeds = values.setdefault(value, {})
+        for seed, accuracy in group.values("headline", "last", finished=True).items():
+            if seed in seeds:
+                raise UserError(
+                    f"--sweep {option}: {group.runs[seed].folder} has the value {value} and the seed of another run, "
+                    "with another teacher: name those of one"
+                )
+            seeds[seed] = accuracy
+    values = {value for _, line in found.values() for value in line}
+    if len(values) < 2:
         raise UserError(f"--sweep {option}: it has one value in all runs: name runs in which it differs")
-    names = labels([rest for rest, _ in found.values()])
-    return {name: dict(sorted(values.items())) for name, (_, values) in zip(names, found.values(), strict=True)}
+    if not any(seeds for _, line in found.values() for seeds in line.values()):
+        raise UserError(f"--sweep {option}: none of these runs is finished")
+    text = any(isinstance(value, str) for value in values)  # then numbers stand among words
+    return {
+        name: {str(v) if text else v: list(line[v].values()) for v in sorted(line, key=str if text else None)}
+        for name, (_, line) in zip(_names([rest for rest, _ in found.values()]), found.values(), strict=True)
+    }
+
+
+def _names(lines):
+    """`compare.labels`, in which teachers are told of where nothing else parts two lines."""
+    untaught = [Group({k: v for k, v in line.config.items() if k not in _TEACHERS}, {}) for line in lines]
+    names = labels(untaught)
+    return names if len({*names}) == len(names) else labels(lines)
 
 
 def table(found: dict[str, dict], option: str) -> list[list[str]]:

@@ -53,7 +53,8 @@ def get_config(text=""):
     if choices["data"] == "glyph_mini":
         config.data.num_tasks = 5
         config.train.update(epochs=8, batch_size=32)
-        config.network.weights = f"package:glyph_{choices['network']}"
+        shipped = choices["network"] in ("mini_student", "mini_teacher")
+        config.network.weights = f"package:glyph_{choices['network']}" if shipped else ""
     elif choices["data"] == "emoji_file":
         config.data.update(label=choices["label"], stream_classes=400, num_tasks=EMOJI_TASKS[choices["label"]])
         config.data.update(class_order="shuffle", class_order_seed=choices["seed"])

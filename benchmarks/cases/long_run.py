@@ -87,7 +87,7 @@ def looked(tasks: int, reports: float, folder: Path) -> dict:
     config.log.report = reports > 0
     probe = Probe()
     with workdir.locked(folder / "run"), mock.patch.object(run, "REPORT_EVERY", reports):
-        run.train(Program(config, stream.load(config.data)), folder / "run", probe)
+        run.train(Program(config, stream.load(config.data, config.seed)), folder / "run", probe)
     each = len(probe.seen) // tasks
     tenth = max(tasks // 10, 1)
     found = {}

@@ -25,7 +25,7 @@ def one_task(learner: str, scheme: str) -> dict:
       UserError: the two cannot be combined.
     """
     config = quickstart.get_config(f"learner={learner},distill={scheme}")
-    program = Program(config, stream.load(config.data))
+    program = Program(config, stream.load(config.data, config.seed))
     program.place_data()
     task = program.stream.tasks[0]
     live, frozen = program.initial_variables()

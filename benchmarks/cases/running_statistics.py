@@ -29,7 +29,7 @@ from cdl_jax.program import Program
 def accuracies(folder: Path) -> dict:
     """{"running", "anew": [percent after each task]}: mean over the learners' CL heads and the tasks learnt."""
     config = ml_collections.ConfigDict(configs.json_free(configs.read(folder)["config"]))
-    program = Program(config, stream.load(config.data))
+    program = Program(config, stream.load(config.data, config.seed))
     program.place_data()
     live, frozen = program.abstract_variables()
     anew = jax.jit(lambda own, images: _anew(program.method, own, images))

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.learning import Learning
+from cdl_jax import config as configs
 from cdl_jax import run
 from cdl_jax.data import stream
 from cdl_jax.program import Program
@@ -38,7 +39,7 @@ def whole_run(seeds, epochs):
     config.log.tensorboard = False
     with tempfile.TemporaryDirectory() as folder:
         start = timing.now()
-        contents = run.train(Program(config, stream.load(config.data)), Path(folder))
+        contents = run.train(Program(config, stream.load(config.data, configs.seeds_of(config)[0])), Path(folder))
         seconds = timing.now() - start
     return seconds, {c["seed"]: {n: net["accuracy_matrix"] for n, net in c["networks"].items()} for c in contents}
 

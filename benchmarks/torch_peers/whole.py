@@ -27,7 +27,7 @@ def main(folder: Path, name: str):
     variables = nested(np.load(folder / "variables.npz"))
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)
-    data, manner = stream.load(config.data), KNOWN[name]
+    data, manner = stream.load(config.data, config.seed), KNOWN[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for network in ("teacher", "student"):
         variables[network].setdefault("state", {}).setdefault("prompts", {})

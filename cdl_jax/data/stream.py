@@ -128,7 +128,9 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, blank: bool = F
     chosen = {key: options[key] if key in options else default for key, default in defaults.items()}
     if chosen["class_order_seed"] == -1 and seed is not None:
         chosen["class_order_seed"] = seed
-    if (given := chosen["class_order_seed"]) < 0:
+    if (given := chosen["class_order_seed"]) == -1:
+        raise UserError("data.class_order_seed=-1 stands for a run's seed, and there is no run here: name a seed")
+    if given < 0:
         raise UserError(f"data.class_order_seed={given}: name a seed that is not negative, or -1, the run's own")
     dataset = source.blank() if blank else source.load({key: chosen[key] for key in ("path", *source.OPTIONS)})
     return split_into_tasks(dataset, **{key: chosen[key] for key in OPTIONS if key != "path"})

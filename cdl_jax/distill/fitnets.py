@@ -50,5 +50,5 @@ def check_tokens(teacher, student) -> None:
     if teacher.tokens != student.tokens:
         raise UserError(
             f"the teacher has {teacher.tokens} tokens, the student {student.tokens}: this scheme compares them one by "
-            "one, set teacher.patch_size and student.patch_size equal"
+            "one, choose image_size and patch_size so that both have as many"
         )

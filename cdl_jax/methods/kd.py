@@ -151,7 +151,7 @@ def teacher_of(config, info, options):
     network, checkpoint = options.teacher_network, options.teacher_checkpoint
     teacher = teachers.find(section.weights, network, checkpoint, info, config.augment)
     of_run = teacher.config.get(teacher.network.removesuffix("_ema"), {})
-    other = [k for k, v in section.items() if k != "weights" and of_run.get(k) != v]
+    other = [k for k, v in section.items() if k not in ("weights", "image_size") and of_run.get(k) != v]
     if other:
         raise UserError(
             f"teacher.weights={section.weights!r} is a run of another architecture ({other[0]}: "

@@ -11,13 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax import names
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
 from cdl_jax.models import families, vit, weights
 from cdl_jax.models.cnn import apply
+from cdl_jax.models.heads import is_head
 from cdl_jax.models.layers import layers
 from cdl_jax.models.prompts import unit
 from cdl_jax.optim import Optimizer
@@ -60,8 +63,11 @@ class NearestMean:
         loaded = weights.load_network(
             self.weights, _variables(network), "network.weights", self.torch_name, new_head=True
         )
-        backbone = {"backbone" if name == "params" else name: leaves for name, leaves in loaded.items()}
-        return {"network": {**network, **backbone}}
+        backbone = flatten_dict(dict(loaded["params"]))
+        # Nobody reads the head: where the file has none that fits, it is not to be drawn for each seed.
+        backbone |= {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in backbone.items() if is_head(path)}
+        rest = {name: leaves for name, leaves in loaded.items() if name != "params"}
+        return {"network": {**network, **rest, "backbone": unflatten_dict(backbone)}}
 
     def frozen(self, path):
         return path[1:2] != ("means",)
@@ -102,7 +108,8 @@ class NearestMean:
 
 def _variables(network):
     """A network's variables as its module takes them."""
-    return {"params": network["backbone"], **{k: v for k, v in network.items() if k == "batch_stats"}}
+    stats = {"batch_stats": network["batch_stats"]} if "batch_stats" in network else {}
+    return {"params": network["backbone"], **stats}
 
 
 def build(config, info: StreamInfo) -> NearestMean:

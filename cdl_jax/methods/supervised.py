@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax import names, optim
 from cdl_jax.errors import UserError
@@ -75,16 +75,23 @@ class Supervised:
         return {"network": self.backbone.init(key, images)}
 
     def load(self, variables):
-        """Pretrained weights; the head of a ViT is new, and any head of another number of classes.
+        """Pretrained weights; new is the head of a ViT, one that learns alone, and any of another number of classes.
 
         Raises:
           UserError: the weights do not fit, or the head alone is to learn and the family has none by that name.
         """
         network, key = variables["network"], "network.weights"
         if self.trained == "head" and not any(map(is_head, flatten_dict(network["params"]))):
-            raise UserError("supervised.trained='head': no layer of this network is called 'head' or 'classifier'")
+            raise UserError(
+                "supervised.trained='head': this network has no layer by the name of a head: train it whole"
+            )
         if not weights.is_vit(network):
-            return {"network": weights.load_network(self.weights, network, key, self.torch_name, new_head=True)}
+            loaded = weights.load_network(self.weights, network, key, self.torch_name, new_head=True)
+            if self.trained == "network":
+                return {"network": loaded}
+            params, fresh = flatten_dict(loaded["params"]), flatten_dict(network["params"])
+            params |= {path: leaf for path, leaf in fresh.items() if is_head(path)}
+            return {"network": {**loaded, "params": unflatten_dict(params)}}
         headless = {**network, "params": {part: leaves for part, leaves in network["params"].items() if part != "head"}}
         loaded = weights.load_network(self.weights, headless, key)
         return {"network": {**loaded, "params": {**network["params"], **loaded["params"]}}}
@@ -155,8 +162,8 @@ def build(config, info: StreamInfo) -> Supervised:
     Raises:
       UserError: options that are out of range or do not fit together.
     """
-    if config.supervised.trained not in ("network", "head"):
-        raise UserError(f"supervised.trained={config.supervised.trained!r}: use 'network' or 'head'")
+    if (trained := config.supervised.get("trained", "network")) not in ("network", "head"):
+        raise UserError(f"supervised.trained={trained!r}: use 'network' or 'head'")
     return alone("supervised", config, info)
 
 

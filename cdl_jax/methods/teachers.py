@@ -1,8 +1,8 @@
 """Networks that other runs have trained, as teachers that learn no more.
 
 The run may be of any method: what it says of a network's outputs (`Method.outputs`), or at least its predictions, is
-what the teacher tells. It is given the student's pictures, in the size and the normalisation that its own run had. Its
-weights become frozen variables of the run that is taught, which needs the other's checkpoints only once.
+what the teacher tells. It is given the student's pictures, resized (bilinearly) and normalised for its own run's
+network. Its weights become frozen variables of the run that is taught, which needs the other's checkpoints only once.
 """
 
 import inspect

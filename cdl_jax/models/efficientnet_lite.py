@@ -22,7 +22,7 @@ OPTIONS = {
     "width": 1.0,  # times the channels of every stage, rounded to eights
     "depth": 1.0,  # times the blocks of every stage but the first and the last, rounded up
     "dropout": 0.2,  # of the features, ahead of the classifier
-    "drop_path": 0.2,  # stochastic depth of the last block; earlier ones linearly less
+    "drop_path": 0.2,  # stochastic depth that a block behind the last would have; linearly less from there to the first
     "image_size": 224,
     "weights": "random",
 }
@@ -147,8 +147,8 @@ def build(options, num_classes: int) -> Backbone:
     Raises:
       UserError: options from which no network follows.
     """
-    if not (options.width > 0 and options.depth > 0):
-        raise UserError(f"EfficientNet-Lite width={options.width}, depth={options.depth}: both are above 0")
+    if not (options.width > 0 and options.depth >= 1):
+        raise UserError(f"EfficientNet-Lite width={options.width}, depth={options.depth}: above 0, and at least 1")
     if not (0 <= options.dropout < 1 and 0 <= options.drop_path < 1):
         raise UserError("EfficientNet-Lite dropout and drop_path must lie within [0, 1)")
     counts = [math.ceil(options.depth * blocks) for *_, blocks in _STAGES]

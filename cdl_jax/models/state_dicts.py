@@ -25,6 +25,7 @@ _AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.
 _LONGEST_PICKLE = 8 * 2**20  # bytes, without the numbers; some 200 a tensor
 
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # what files of torch before 1.6 begin with, each a pickle
+_LEGACY_START = b"\x80\x02\x8a\n" + _LEGACY[0].to_bytes(10, "little") + b"."
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -105,8 +106,10 @@ def read_state(path) -> dict[str, np.ndarray]:
                     state = _read_torch(path, archive)
         elif start[8:9] == b"{":
             state = _read_safetensors(path)
-        elif start.startswith(b"\x80"):
+        elif start.startswith(_LEGACY_START):
             state = _read_legacy_torch(path)
+        elif start.startswith(b"\x80"):
+            raise UserError(f"{path} is a bare pickle, which torch.save has not written: {_AS_SAFETENSORS}")
         elif start.startswith(b"version https://git-lfs"):
             raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
         else:
@@ -161,7 +164,7 @@ def _read_torch(path, archive):
 def _read_legacy_torch(path):
     """Pickles in a row (two numbers, sizes of the machine's types, the state, keys), then each key's storage."""
     content = path.read_bytes()
-    file, storages = io.BytesIO(content), {}
+    file, storages, left = io.BytesIO(content), {}, [len(content)]
 
     def plain():
         return pickles.load(file, {}, lambda name: _refused(path, name))
@@ -172,8 +175,9 @@ def _read_legacy_torch(path):
         raise UserError(f"{path} was written on a big-endian machine: {_AS_SAFETENSORS}")
 
     def storage(key, dtype, count):
-        if not 0 <= count * dtype.itemsize <= len(content) - sum(block.nbytes for block in storages.values()):
+        if not 0 <= count * dtype.itemsize <= left[0]:
             raise _wrong_storage(path, key, dtype, count, "fewer")
+        left[0] -= count * dtype.itemsize
         return storages.setdefault(key, np.zeros(count, dtype))
 
     state = _state_dict(path, _unpickled(path, file, storage))

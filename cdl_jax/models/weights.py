@@ -46,7 +46,8 @@ def load_network(weights: str, network, key: str, torch_name=None, new_head: boo
     """As `load`, for the variables `{"params", "batch_stats"}` of a whole network.
 
     torch_name: the family's names in torch's state dicts, see `pretrained.load_network`.
-    new_head: whether a head of another number of classes stays as it is in `network`, with a warning.
+    new_head: whether a head of another number of classes stays as it is in `network`, with a warning; one of a state
+      dict of torch's always does.
 
     Raises:
       UserError: as `load`. A network other than a ViT is read from a file that `save` wrote, or from a state dict of

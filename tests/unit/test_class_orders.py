@@ -182,5 +182,5 @@ def test_what_does_not_go_together_is_said_in_one_line(runs):
         assert "has other numbers of pictures in the order of seed 0 than in that of seed 3" in told
     assert "data.validation holds out other pictures" in refusal(seeds=SEEDS, **{"data.validation": 0.2})
     with pytest.raises(UserError, match="learnt one order of classes, and each of config.seeds has its own .* one by"):
-        find(str(runs / "3"), "", "last", program(seeds=SEEDS).info, SIDE)
-    assert find(str(runs / "3"), "", "last", program(seed=3).info, SIDE).network == "network"
+        find(str(runs / "3"), "", "last", program(seeds=SEEDS).info, {})
+    assert find(str(runs / "3"), "", "last", program(seed=3).info, {}).network == "network"

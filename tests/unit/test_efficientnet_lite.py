@@ -115,7 +115,10 @@ def test_weights_under_torchs_names_come_back(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"width": 0.0}, "both are above 0"), ({"dropout": 1.0}, "dropout and drop_path must lie within")],
+    [
+        ({"width": 0.0}, "width=0.0, depth=1.0: above 0, and at least 1"),
+        ({"dropout": 1.0}, "dropout and drop_path must lie within"),
+    ],
 )
 def test_options_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):

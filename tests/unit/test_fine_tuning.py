@@ -9,7 +9,7 @@ from cdl_jax import config as base
 from cdl_jax.errors import UserError
 from cdl_jax.methods import supervised
 from cdl_jax.methods.base import StreamInfo, join, split
-from cdl_jax.models import pretrained, weights
+from cdl_jax.models import families, pretrained, weights
 from cdl_jax.models.heads import is_head
 from tests.unit.places import context
 
@@ -72,6 +72,9 @@ def test_a_network_with_statistics_gets_a_new_head_where_its_file_has_other_clas
     else:
         assert [isinstance(found[name], jax.ShapeDtypeStruct) for name in ("kernel", "bias")] == [True, True]
         assert found["kernel"].shape == (4, 5)
+    probe = residual("head", weights=str(tmp_path / "weights.npz"))
+    of_probe = probe.load(shapes)["network"]["params"]["tail"]["classifier"]
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.shape[-1] == 5 for leaf in of_probe.values())
     saved["params"]["tail"].pop("classifier")
     jax.tree.map(np.testing.assert_array_equal, loaded, saved)
     other = residual(weights=str(tmp_path / "weights.npz"), widths=(2, 3, 6))
@@ -119,7 +122,8 @@ def test_a_head_alone_learns_on_features_that_stay():
 @pytest.mark.parametrize(
     ("network", "heads"),
     [("mini_student", {"head"}), ("deit_ti_distilled", {"head", "head_dist"}), ("vgg16", {"fc2"}),
-     ("regnety_004", {"classifier"}), ("densenetd40k12", {"classifier"}), ("efficientnet_lite0", {"classifier"})],
+     ("regnety_004", {"classifier"}), ("densenetd40k12", {"classifier"}), ("efficientnet_lite0", {"classifier"}),
+     ("resnet20", {"classifier"}), ("resnet18", {"classifier"}), ("slim_resnet18", {"classifier"})],
 )  # fmt: skip
 def test_every_family_has_a_head(network, heads):
     config = base.default("supervised", data="glyph_mini", network=network)
@@ -130,6 +134,13 @@ def test_every_family_has_a_head(network, heads):
     live = flatten_dict(split(shapes, lambda path: not method.frozen(path))[0])
     assert {path[-2] for path in live} == heads
     assert {leaf.shape[-1] for leaf in live.values()} == {5}
+
+
+def test_no_family_is_missing_above():
+    (listed,) = [mark.args[1] for mark in test_every_family_has_a_head.pytestmark]
+    assert {families.variant(name)["family"] for name, _ in listed} == {
+        family.OPTIONS["family"] for family in families.FAMILIES
+    }
 
 
 def test_a_head_is_known_by_its_path():
@@ -144,5 +155,5 @@ def test_other_parts_and_networks_without_a_head_are_refused():
     config.network.update(family="tests.unit.tiny_network", dim=4)
     config.supervised.trained = "head"
     method = supervised.build(config, StreamInfo(5, (3, 2)))
-    with pytest.raises(UserError, match="no layer of this network is called 'head' or 'classifier'"):
+    with pytest.raises(UserError, match="this network has no layer by the name of a head"):
         method.load(jax.eval_shape(method.init, jax.random.key(0)))

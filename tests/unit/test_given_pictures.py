@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from cdl_jax import config as base
 from cdl_jax.data import augment
+from cdl_jax.errors import UserError
+from cdl_jax.methods import kd, teachers
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.teachers import Teacher
 from tests.unit.places import context
@@ -39,7 +42,7 @@ def test_pictures_that_fit_are_given_as_they_are(options):
 @pytest.mark.parametrize("own", [PLAIN, OWN], ids=["plain", "own"])
 @pytest.mark.parametrize("size", [8, 24, 5])
 def test_pictures_are_those_that_the_run_would_have_made_of_the_file(size, given, own):
-    """Resized as its tests are; `augment.test` is compared with Pillow elsewhere."""
+    """Resized as by `augment.test`, which is compared with Pillow elsewhere."""
     wanted = augment.test(pictures(), {"test": "resize", **own}, size)
     found = seen(augment.normalize(pictures(), given), size, given, own)
     assert found.shape == (3, size, size, 3) and found.dtype == np.float32
@@ -49,3 +52,18 @@ def test_pictures_are_those_that_the_run_would_have_made_of_the_file(size, given
 def test_a_difference_of_normalisation_is_seen():
     images = augment.normalize(pictures(), OTHER)
     assert np.abs(seen(images, 8, OTHER, OWN) - images).max() > 0.5
+
+
+def test_the_run_that_is_named_decides_the_size_of_what_its_teacher_sees(tmp_path, monkeypatch):
+    config = base.default("kd", data="glyph_mini", network="resnet20", teacher="resnet20")
+    config.teacher.weights = str(tmp_path)
+    own = ConfigDict({"network": {**config.teacher.to_dict(), "image_size": 48}})
+    run = SimpleNamespace(config=own, network="network")
+    monkeypatch.setattr(teachers, "find", lambda *of: run)
+    assert kd.teacher_of(config, StreamInfo(4, (2, 2)), config.kd) is run
+    own.network.widths = (8, 16, 24)
+    with pytest.raises(UserError, match="of another architecture"):
+        kd.teacher_of(config, StreamInfo(4, (2, 2)), config.kd)
+    config.update(teacher={"weights": "random", "image_size": 48})
+    with pytest.raises(UserError, match="teacher.image_size=48 differs from student.image_size=32: .*or name a run"):
+        kd.teacher_of(config, StreamInfo(4, (2, 2)), config.kd)

@@ -108,6 +108,7 @@ def test_all_seeds_of_a_row_are_one_program_where_asked_for(glyph100, tmp_path):
     runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
     assert len(runs) == len(set(runs)) == 4 * 9 - 1 + 2 + 2 + 4
     assert not any("seed_" in run or "taught_by" in config for run, (_, config) in zip(runs, log(), strict=True))
+    assert all(",seed=0" in config for _, config in log())
     made = {str(path.parent.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/*/*/*/results.json")}
     assert made == {f"{run}/seed_{seed}" for run in runs for seed in (0, 4)}
     assert start(CDL_SEEDS="0 4", CDL_TOGETHER="1").wait(timeout=60) == 0 and len(log()) == len(runs)

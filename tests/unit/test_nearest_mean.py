@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as base
-from cdl_jax import trainer
+from cdl_jax import names, trainer
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
+from cdl_jax.models import weights
 from cdl_jax.program import Program
 
 SIDE, BATCH = 8, 4
@@ -114,6 +115,26 @@ def test_any_family_tells_features():
     rows = np.asarray(out["features"])
     wanted = [rows[data.train.labels[seen] == label].sum(axis=0) for label in range(2)]
     np.testing.assert_allclose(state.live["network"]["means"]["sums"][:2], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_several_seeds_share_a_file_whose_head_is_of_other_classes(tmp_path):
+    config = base.default("nearest_mean", data="glyph_mini", network="resnet20")
+    config.network.update(depths=(1, 1, 1), widths=(4, 4, 8), image_size=SIDE, weights=str(tmp_path / "weights.npz"))
+    config.train.batch_size, config.devices, config.seeds = 8, 1, (0, 1)
+    saved = (
+        names.load("models", "resnet").build(config.network, 9).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
+    )
+    weights.save(tmp_path / "weights.npz", saved)
+    own = Program(config, stream())
+    own.place_data()
+    live, frozen = own.initial_variables()
+    assert live["network"]["means"]["sums"].shape == (2, 4, 8)
+    head = frozen["network"]["backbone"]["tail"]["classifier"]
+    assert {name: leaf.shape[-1] for name, leaf in head.items()} == {"kernel": 4, "bias": 4} and not head[
+        "kernel"
+    ].any()
+    stem = jax.tree.leaves(frozen["network"]["backbone"]["stem"])[0]
+    np.testing.assert_array_equal(stem, jax.tree.leaves(saved["params"]["stem"])[0])
 
 
 def test_it_goes_on_where_it_was_stopped():

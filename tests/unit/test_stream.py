@@ -92,7 +92,7 @@ def test_minus_one_is_the_seed_of_the_run():
         assert np.array_equal(getattr(own, part).labels, getattr(named, part).labels)
     with pytest.raises(UserError, match="data.class_order_seed=-2: name a seed that is not negative, or -1, the run's"):
         stream.load({**options, "class_order_seed": -2}, 4)
-    with pytest.raises(UserError, match="data.class_order_seed=-1: "):
+    with pytest.raises(UserError, match="data.class_order_seed=-1 stands for a run's seed, and there is no run here"):
         stream.load({**options, "class_order_seed": -1})
 
 

@@ -64,7 +64,36 @@ def test_words_are_swept_too(tmp_path):
 
 def test_an_option_that_is_not_there_or_does_not_differ_is_refused(runs):
     groups = compare.read(runs)
-    with pytest.raises(UserError, match=r"--sweep distill\.beta: the config of .* has no such option"):
-        sweep.lines(groups, "distill.beta")
+    for absent in ("distill.beta", "seed"):
+        with pytest.raises(UserError, match=f"--sweep {absent}: nothing that runs are compared by has this name in"):
+            sweep.lines(groups, absent)
     with pytest.raises(UserError, match=r"--sweep distill\.alpha: it has one value in all runs"):
         sweep.lines(groups[:1], "distill.alpha")
+
+
+def test_a_seed_counts_once(tmp_path):
+    runs = [store(tmp_path, f"{teacher}_{alpha}", 0, accuracy, alpha, teachers=(teacher,))
+            for teacher, alpha, accuracy in (("one", 0.1, 50.0), ("two", 0.1, 70.0), ("one", 0.5, 52.0))]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"two_0\.1/seed_0 has the value 0\.1 and the seed of another run, with another"
+    ):
+        sweep.lines(compare.read(runs), "distill.alpha")
+    alone = store(tmp_path, "alone", 0, 40.0, 0.5)
+    assert list(sweep.lines(compare.read([runs[0], runs[2], alone]), "distill.alpha").values()) == [
+        {0.1: [50.0], 0.5: [52.0]},
+        {0.5: [40.0]},
+    ]
+
+
+def test_words_among_numbers_and_true_and_false_are_text(tmp_path):
+    runs = [store(tmp_path, f"run{i}", 0, 50.0 + i, alpha) for i, alpha in enumerate((2, True, "auto"))]
+    found = sweep.lines(compare.read(runs), "distill.alpha")
+    assert found == {"all": {"2": [50.0], "auto": [52.0], "true": [51.0]}}
+
+
+def test_without_a_finished_run_or_beside_other_options_there_is_one_line(tmp_path, capsys):
+    runs = [store(tmp_path, name, 0, 50.0, name, status="running") for name in ("zeros", "random")]
+    for more, message in (([], "none of these runs is finished"), (["--names"], "goes with --out and --svg alone")):
+        assert report.main(["--sweep", "distill.alpha", *more, *runs, "--svg", str(tmp_path / "plot.svg")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
