@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs behind docs/results.md: four continual learners, each taught in nine ways, and rows to compare with.
+# The runs behind docs/results.md: four continual learners, alone and taught in eight ways, and rows to compare with.
 #   bash launch/glyph100.sh [FOLDER] [main | ablations | all]     FOLDER: where the runs go (default: runs/glyph100)
 #
 # Run it again after an interruption: what is complete is left alone, what was interrupted resumes. Started several

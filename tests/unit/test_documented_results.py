@@ -128,3 +128,29 @@ def test_what_is_kept_of_runs_names_no_folder_of_a_machine():
         config = json.loads((Path(word) / "config.json").read_text())["config"]
         paths = [config["data"]["path"], *config.get("cdl", {}).get("teachers", ())]
         assert not [path for path in paths if Path(path).is_absolute()]
+
+
+def test_what_the_page_says_of_the_schemes_is_so_in_each_seed():
+    """Six help and DKD harms everywhere, KDP learns and forgets more than KD, and nearest means are above all."""
+    root = DOCS / "results" / "glyph100"
+
+    def of(learner, scheme, metric="last"):
+        files = [root / learner / scheme / f"seed_{seed}" / "results.json" for seed in range(3)]
+        networks = [json.loads(file.read_text())["networks"] for file in files if file.exists()]
+        return [
+            next(iter(each[n] for n in ("student", "network") if n in each))["metrics"][metric] for each in networks
+        ]
+
+    learners = ("l2p", "dualprompt", "coda", "apt")
+    gains = {
+        scheme: [b - a for own in learners for a, b in zip(of(own, "none"), of(own, scheme), strict=False)]
+        for scheme in ("prompt_mapping", "kd", "fitnets", "reviewkd", "kd_token", "kdp", "dkd")
+    }
+    assert all(gain < 0 for gain in gains["dkd"]) and len(gains.pop("dkd")) == 12
+    assert sum(len(each) for each in gains.values()) == 69 and all(gain > 0 for each in gains.values() for gain in each)
+    for learner in learners:
+        for metric in ("learning_accuracy", "forgetting_cdl", "forgetting_coda", "forgetting_max"):
+            assert statistics.fmean(of(learner, "kdp", metric)) > statistics.fmean(of(learner, "kd", metric))
+    best = max(max(of(own.parent.name, own.name)) for own in root.glob("*/*") if own.parent.name in learners
+               and own.name != "joint")  # fmt: skip
+    assert best < min(of("student", "nearest_mean"))
