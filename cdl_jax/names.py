@@ -1,10 +1,11 @@
-"""Finding a module by the name a config gives it."""
+"""What a config names: modules, and entries of tables."""
 
 import difflib
 import importlib
 import importlib.util
 import pkgutil
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -45,3 +46,14 @@ def load(folder: str, name: str) -> ModuleType:
         if error.name is None or not (path + ".").startswith(error.name + "."):
             raise  # the module exists; something that it imports does not
     raise UserError(f"no module {name!r} in {folder}: {nearest(name, available(folder))}")
+
+
+def entry(table: Mapping, name: str, what: str):
+    """`table[name]`.
+
+    Raises:
+      UserError: there is no `what` of this name.
+    """
+    if name not in table:
+        raise UserError(f"no {what} of the name {name!r}: {nearest(name, table)}")
+    return table[name]

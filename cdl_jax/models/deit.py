@@ -50,9 +50,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    if name not in SIZES:
-        raise UserError(f"no DeiT of the name {name!r}: {names.nearest(name, SIZES)}")
-    return {**OPTIONS, **SIZES[name]}
+    return {**OPTIONS, **names.entry(SIZES, name, "DeiT")}
 
 
 class Stem(nn.Module):

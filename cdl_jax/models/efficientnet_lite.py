@@ -47,9 +47,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    if name not in SIZES:
-        raise UserError(f"no EfficientNet-Lite of the name {name!r}: {names.nearest(name, SIZES)}")
-    return {**OPTIONS, **SIZES[name]}
+    return {**OPTIONS, **names.entry(SIZES, name, "EfficientNet-Lite")}
 
 
 class Depthwise(nn.Module):
@@ -148,7 +146,7 @@ def build(options, num_classes: int) -> Backbone:
       UserError: options from which no network follows.
     """
     if not (options.width > 0 and options.depth >= 1):
-        raise UserError(f"EfficientNet-Lite width={options.width}, depth={options.depth}: above 0, and at least 1")
+        raise UserError(f"EfficientNet-Lite width={options.width} must be above 0, depth={options.depth} at least 1")
     if not (0 <= options.dropout < 1 and 0 <= options.drop_path < 1):
         raise UserError("EfficientNet-Lite dropout and drop_path must lie within [0, 1)")
     counts = [math.ceil(options.depth * blocks) for *_, blocks in _STAGES]

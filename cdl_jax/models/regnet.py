@@ -43,9 +43,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    if name not in SIZES:
-        raise UserError(f"no RegNet of the name {name!r}: {names.nearest(name, SIZES)}")
-    rule = dict(zip(("depth", "w0", "wa", "wm", "group_width"), SIZES[name], strict=True))
+    rule = dict(zip(("depth", "w0", "wa", "wm", "group_width"), names.entry(SIZES, name, "RegNet"), strict=True))
     return {**OPTIONS, **rule, "se_ratio": 0.25 if name.startswith("regnety") else 0.0}
 
 

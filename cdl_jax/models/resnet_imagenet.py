@@ -1,7 +1,6 @@
 """Residual networks for large pictures (He et al., 2016) and wide ones; branches share the first two stages."""
 
 from cdl_jax import names
-from cdl_jax.errors import UserError
 from cdl_jax.models import resnet
 from cdl_jax.models.cnn import Backbone
 
@@ -29,9 +28,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    if name not in SIZES:
-        raise UserError(f"no large-picture ResNet of the name {name!r}: {names.nearest(name, SIZES)}")
-    return {**OPTIONS, **SIZES[name]}
+    return {**OPTIONS, **names.entry(SIZES, name, "large-picture ResNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

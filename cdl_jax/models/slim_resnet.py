@@ -36,9 +36,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    if name not in SIZES:
-        raise UserError(f"no slim ResNet of the name {name!r}: {names.nearest(name, SIZES)}")
-    return {**OPTIONS, **SIZES[name]}
+    return {**OPTIONS, **names.entry(SIZES, name, "slim ResNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

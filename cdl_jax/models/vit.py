@@ -48,9 +48,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    if name not in SIZES:
-        raise UserError(f"no ViT of the name {name!r}: {names.nearest(name, SIZES)}")
-    dim, depth, heads, patch_size, image_size = SIZES[name]
+    dim, depth, heads, patch_size, image_size = names.entry(SIZES, name, "ViT")
     return {**OPTIONS, "dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size, "image_size": image_size}
 
 

@@ -116,7 +116,7 @@ def test_weights_under_torchs_names_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 0.0}, "width=0.0, depth=1.0: above 0, and at least 1"),
+        ({"width": 0.0}, "width=0.0 must be above 0, depth=1.0 at least 1"),
         ({"dropout": 1.0}, "dropout and drop_path must lie within"),
     ],
 )
