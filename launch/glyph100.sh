@@ -11,7 +11,8 @@
 #   CDL_SEEDS   (default: 0 1 2)
 #   CDL_TOGETHER=1   all seeds of a row are one program, each with its own order of classes, and every teacher learns
 #               beside its student. That pays on a GPU, which steps of networks so small leave idle; on a CPU processes
-#               of one seed each are faster. Such runs need a FOLDER that holds none of the other kind.
+#               of one seed each are faster. Such runs need a FOLDER that holds none of the other kind, and data in which
+#               all classes have as many pictures.
 source "$(dirname "$0")/setup.sh"
 folder=${1:-runs/glyph100}
 part=${2:-main}
