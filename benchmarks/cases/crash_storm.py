@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
+_TEMPORARY = ".orbax-checkpoint-tmp"
 _LIVES = 7  # after so many kills a run is left to end
 _SMALL = (
     "--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16",
@@ -76,7 +77,9 @@ def lines(workdir: Path) -> int:
 
 def being_written(workdir: Path) -> list[Path]:
     """Checkpoints that have no name yet."""
-    return list((workdir / "checkpoints").glob("**/*.orbax-checkpoint-tmp"))
+    # os.walk, for it passes over folders that get their name while they are looked at; Path.glob raises.
+    walked = os.walk(workdir / "checkpoints")
+    return [Path(folder, name) for folder, names, _ in walked for name in names if name.endswith(_TEMPORARY)]
 
 
 def kill(process, workdir: Path, moment: str, whole: dict, rng: random.Random) -> str | None:

@@ -1,5 +1,6 @@
 """From task to task a run keeps nothing but what it is there to tell."""
 
+import concurrent.futures.thread
 import gc
 import os
 import sys
@@ -15,6 +16,24 @@ from cdl_jax.interruption import Listener
 from cdl_jax.program import Program
 
 TASKS, WARM = 16, 8
+
+
+def threads():
+    """How many threads there are, each pool counting as one, for a pool starts those that it may have when it is busy."""
+    pool_of = concurrent.futures.thread._threads_queues
+    return len({pool_of.get(thread, thread) for thread in threading.enumerate()})
+
+
+def test_a_pool_counts_once_and_two_pools_twice():
+    before = threads()
+    with concurrent.futures.ThreadPoolExecutor(3) as one, concurrent.futures.ThreadPoolExecutor(3) as other:
+        everybody_here = threading.Barrier(4)
+        waiting = [one.submit(everybody_here.wait) for _ in range(3)]
+        assert threads() == before + 1
+        other.submit(len, "").result()
+        assert threads() == before + 2
+        everybody_here.wait()
+        assert all(future.exception() is None for future in waiting)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +52,7 @@ def looks(tmp_path_factory):
                 "arrays": len(arrays),
                 "bytes": sum(array.nbytes for array in arrays),
                 "files": len(os.listdir("/proc/self/fd")),
-                "threads": threading.active_count(),
+                "threads": threads(),
             }
         )
 
