@@ -3,8 +3,7 @@ distillation of configs/glyph100.py.
 
     for network in teacher student; do
       python -m cdl_jax.main --config configs/pretrain_glyph.py:network=glyph_$network,data=emoji_file \
-          --workdir runs/emoji/pretrain/$network --config.data.path=emoji32.npz --config.data.part=pretraining \
-          --config.data.stream_classes=400 --config.train.epochs=60
+          --workdir runs/emoji/pretrain/$network --config.data.path=emoji32.npz
     done
     python -m cdl_jax.main --config configs/emoji.py:distill=kdp --workdir runs/emoji/l2p/kdp/seed_0 \
         --config.data.path=emoji32.npz --config.teacher.weights=runs/emoji/pretrain/teacher/weights.npz \
@@ -14,9 +13,10 @@ label      identity; or subgroup: 13 tasks of 5 Unicode subgroups, tested on emo
            seen these, so subgroups want backbones that were pretrained on other pictures.
 teacher, student   sizes of ViTs; vit_s14 is DINOv2-small's, for which also --config.teacher.image_size=112
                    --config.student.image_size=112 --config.teacher.layer_scale=1
-learner, distill, taught_by, seed   as in configs/glyph100.py; a run of configs/reference.py may teach too
+learner, distill, taught_by, seed, joint   as in configs/glyph100.py; a run of configs/reference.py may teach too
 
-An emoji has three pictures to learn from, so a task has many epochs.
+An emoji has three pictures to learn from, so a task has many epochs and small batches. `launch/emoji.sh` makes all runs
+of docs/emoji.md.
 """
 
 from cdl_jax import config as base
@@ -34,7 +34,7 @@ TASKS = {"identity": 10, "subgroup": 13}
 def get_config(text=""):
     choices = base.arguments(
         text, label="identity", learner="l2p", distill="kd", teacher="glyph_teacher", student="glyph_student",
-        taught_by="", seed=0,
+        taught_by="", seed=0, joint=False,
     )  # fmt: skip
     if choices["label"] not in TASKS:
         raise UserError(f"config argument label={choices['label']!r}: use {' or '.join(TASKS)}")
@@ -42,10 +42,13 @@ def get_config(text=""):
     networks = {name: choices[name] for name in ("teacher", "student")}
     config = base.default("cdl", data="emoji_file", learner=learner, distill=scheme, **networks)
     config.seed = choices["seed"]
-    config.data.update(label=choices["label"], stream_classes=400, num_tasks=TASKS[choices["label"]])
+    num_tasks = 1 if choices["joint"] else TASKS[choices["label"]]
+    config.data.update(label=choices["label"], stream_classes=400, num_tasks=num_tasks)
     config.data.update(class_order="shuffle", class_order_seed=choices["seed"])
     config.augment.train = "shift"
-    config.train.epochs = 40 if choices["label"] == "identity" else 5
+    config.train.epochs = 5
+    if choices["label"] == "identity":
+        config.train.update(epochs=10, batch_size=16)
     config.optim.learning_rate = 5e-3
     config.learner.update(SMALL.get(learner, {}))
     if learner == "coda":  # components are dealt out to the tasks

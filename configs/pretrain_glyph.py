@@ -26,4 +26,8 @@ def get_config(text=""):
     config.optim.betas = (0.9, 0.98)
     config.optim.weight_decay = 0.05
     config.optim.clip_norm = 1.0
+    if choices["data"] == "emoji_file":  # the emoji that configs/emoji.py leaves, three drawings each
+        config.data.update(part="pretraining", stream_classes=400)
+        config.train.epochs = 150
+        config.augment.update(train="random_resized_crop", scale=(0.6, 1.0), jitter=0.3)
     return config

@@ -58,7 +58,9 @@ def get_config(text=""):
     elif choices["data"] == "emoji_file":
         config.data.update(label=choices["label"], stream_classes=400, num_tasks=EMOJI_TASKS[choices["label"]])
         config.data.update(class_order="shuffle", class_order_seed=choices["seed"])
-        config.train.epochs = 40 if choices["label"] == "identity" else 5
+        config.train.epochs = 5
+        if choices["label"] == "identity":
+            config.train.update(epochs=10, batch_size=16)
         config.network.weights = ""
         config.eval.forward_transfer = False
     else:

@@ -2,9 +2,8 @@
 # The runs behind docs/results.md: four continual learners, alone and taught in eight ways, and rows to compare with.
 #   bash launch/glyph100.sh [FOLDER] [main | ablations | all]     FOLDER: where the runs go (default: runs/glyph100)
 #
-# Run it again after an interruption: what is complete is left alone, what was interrupted resumes. Started several
-# times, for several cores or on one GPU, the processes share the work, for each passes over runs that another is at.
-# All rows of the first seed come before those of the second, so that what there is makes a whole table at any time.
+# Run it again after an interruption, or several times at once, for several cores or on one GPU: see matrix.sh. All rows
+# of the first seed come before those of the second, so that what there is makes a whole table at any time.
 #
 #   CDL_DATA    folder with glyph100.npz and, to pretrain backbones from, glyph_pretrain354.npz (default: data); see
 #               docs/data.md. Weights glyph_teacher.npz and glyph_student.npz are taken from there, if there are any.
@@ -14,17 +13,14 @@
 #               of one seed each are faster. Such runs need a FOLDER that holds none of the other kind, and data in which
 #               all classes have as many pictures.
 source "$(dirname "$0")/setup.sh"
+source launch/matrix.sh
 folder=${1:-runs/glyph100}
 part=${2:-main}
 data=${CDL_DATA:-data}
-read -ra seeds <<<"${CDL_SEEDS:-0 1 2}"
 if [[ ! $part =~ ^(main|ablations|all)$ ]] || [ ! -f "$data/glyph100.npz" ]; then
   echo "usage: bash launch/glyph100.sh [FOLDER] [main | ablations | all]; CDL_DATA names the folder of glyph100.npz" >&2
   exit 2
 fi
-
-child=0
-trap '[ "$child" = 0 ] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; echo stopped >&2; exit 143' TERM INT
 
 # What all seeds of a row as one program are called with, and in place of a seed; empty where each is a run.
 together=() turns=("${seeds[@]}")
@@ -32,36 +28,6 @@ if [ "${CDL_TOGETHER:-0}" = 1 ]; then
   together=(--config.seeds="($(IFS=,; echo "${seeds[*]}"),)")
   turns=(all)
 fi
-
-finished() { # WORKDIR, of one seed or of all
-  local seed
-  if [ ! -f "$1/seed_${seeds[0]}/results.json" ]; then
-    grep -qs '"status": "finished"' "$1/results.json"
-    return
-  fi
-  for seed in "${seeds[@]}"; do grep -qs '"status": "finished"' "$1/seed_$seed/results.json" || return 1; done
-}
-
-# Trains in WORKDIR, unless that is done, another process does it, or it failed before.
-train() { # WORKDIR CONFIG [OVERRIDES...]
-  local code=0
-  if finished "$1" || [[ " ${failed[*]-} " == *" $1 "* ]]; then return; fi
-  mkdir -p "$1"
-  exec 9>"$1/turn"
-  if ! flock -n 9; then
-    waiting=$((waiting + 1))
-  elif ! finished "$1"; then
-    echo "== $1 ($(date +%H:%M:%S))"
-    "$VENV/bin/python" -m cdl_jax.main --config "configs/$2" --workdir "$1" --config.log.report=false \
-      --config.log.tensorboard=false "${@:3}" &
-    child=$!
-    wait "$child" || code=$?
-    child=0
-    if [ "$code" -gt 128 ]; then exit "$code"; fi
-    if [ "$code" -ne 0 ]; then failed+=("$1"); else trained=$((trained + 1)); fi
-  fi
-  exec 9>&-
-}
 
 weights_of() { # NETWORK
   if [ -f "$data/glyph_$1.npz" ]; then echo "$data/glyph_$1.npz"; else echo "$folder/pretrain/$1/weights.npz"; fi
@@ -142,11 +108,9 @@ ablation_rows() { # SEED or all
   done
 }
 
-# What waits for its teacher, or is in another process's hands, is come back to in the next turn.
-failed=()
-while :; do
-  trained=0 waiting=0
-  pretrained || break
+all_rows() {
+  local seed
+  pretrained || return 0
   for seed in "${turns[@]}"; do
     [ "$part" = ablations ] || main_rows "$seed"
     if [ "$part" = ablations ]; then
@@ -155,12 +119,6 @@ while :; do
     fi
     [ "$part" = main ] || ablation_rows "$seed"
   done
-  if [ "$trained" = 0 ]; then
-    [ "$waiting" -gt 0 ] || break
-    sleep "${CDL_WAIT:-30}"
-  fi
-done
-if [ "${#failed[@]}" -gt 0 ]; then
-  printf 'failed: %s\n' "${failed[@]}" >&2
-  exit 1
-fi
+}
+
+until_done all_rows

@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# Sourced by scripts that train the rows of a table, after setup.sh. Run again, such a script leaves alone what is
+# complete and resumes what was interrupted; started several times, its processes share the work, for each passes over
+# runs that another is at. Told to stop, it lets the run at hand save.
+#
+#   CDL_SEEDS   (default: 0 1 2)
+#   CDL_WAIT    seconds to wait for other processes when all that is left is theirs (default: 30)
+read -ra seeds <<<"${CDL_SEEDS:-0 1 2}"
+
+child=0 failed=()
+trap '[ "$child" = 0 ] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; echo stopped >&2; exit 143' TERM INT
+
+finished() { # WORKDIR, of one seed or of all
+  local seed
+  if [ ! -f "$1/seed_${seeds[0]}/results.json" ]; then
+    grep -qs '"status": "finished"' "$1/results.json"
+    return
+  fi
+  for seed in "${seeds[@]}"; do grep -qs '"status": "finished"' "$1/seed_$seed/results.json" || return 1; done
+}
+
+# Trains in WORKDIR, unless that is done, another process does it, or it failed before.
+train() { # WORKDIR CONFIG [OVERRIDES...]
+  local code=0
+  if finished "$1" || [[ " ${failed[*]-} " == *" $1 "* ]]; then return; fi
+  mkdir -p "$1"
+  exec 9>"$1/turn"
+  if ! flock -n 9; then
+    waiting=$((waiting + 1))
+  elif ! finished "$1"; then
+    echo "== $1 ($(date +%H:%M:%S))"
+    "$VENV/bin/python" -m cdl_jax.main --config "configs/$2" --workdir "$1" --config.log.report=false \
+      --config.log.tensorboard=false "${@:3}" &
+    child=$!
+    wait "$child" || code=$?
+    child=0
+    if [ "$code" -gt 128 ]; then exit "$code"; fi
+    if [ "$code" -ne 0 ]; then failed+=("$1"); else trained=$((trained + 1)); fi
+  fi
+  exec 9>&-
+}
+
+# Calls what trains all rows until nothing is left: in each turn it comes back to runs that waited for a teacher or were
+# in another process's hands. Exits with 1 if a run failed.
+until_done() { # COMMAND
+  while :; do
+    trained=0 waiting=0
+    "$@"
+    if [ "$trained" = 0 ]; then
+      [ "$waiting" -gt 0 ] || break
+      sleep "${CDL_WAIT:-30}"
+    fi
+  done
+  if [ "${#failed[@]}" -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+    exit 1
+  fi
+}
