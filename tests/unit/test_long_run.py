@@ -19,7 +19,7 @@ TASKS, WARM = 16, 8
 
 
 def threads():
-    """How many threads there are, each pool counting as one, for a pool starts those that it may have when it is busy."""
+    """How many threads there are; a pool, which when it is busy starts those that it may have, counts as one."""
     pool_of = concurrent.futures.thread._threads_queues
     return len({pool_of.get(thread, thread) for thread in threading.enumerate()})
 
