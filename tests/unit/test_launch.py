@@ -62,21 +62,23 @@ echo "$2 $config" >> "$LOG"
 [ -z "${STOP-}" ] || { trap 'echo saved >> "$LOG"; exit 143' TERM; echo ready; sleep 9 9>&- & wait $!; }
 runs=("$2")
 if [[ "$*" =~ --config.seeds=.([0-9,]+) ]]; then
-  [[ "$*" == *--config.data.class_order_seed=-1* ]] || exit 2
+  [[ "$*" == *--config.data.class_order_seed=-1* && "$*" == *--config.data.max_train_per_class=45* ]] || exit 2
   IFS=, read -ra runs <<<"${BASH_REMATCH[1]}"
   runs=("${runs[@]/#/$2/seed_}")
 fi
+[[ $2 != */pretrain/* ]] || { sleep 0.5; touch "$2/weights.npz"; }
 for run in "${runs[@]}"; do mkdir -p "$run"; echo '"status": "finished"' > "$run/results.json"; done
 """
 
 
 @pytest.fixture
-def glyph100(tmp_path):
-    """Starts the script with a stand-in for the training, whose calls go into the file `log`."""
+def launched(tmp_path):
+    """Starts a script with a stand-in for the training, whose calls go into the file `log`."""
     key = subprocess.run("cat requirements.lock requirements.txt pyproject.toml | cksum", shell=True, cwd=ROOT,
                          capture_output=True, text=True, check=True).stdout  # fmt: skip
     for name, text in (("bin/python", LEARN), ("made-from", f"{ROOT} cpu\n{key}"), ("data/glyph100.npz", ""),
-                       ("data/glyph_teacher.npz", ""), ("data/glyph_student.npz", "")):  # fmt: skip
+                       ("data/glyph_teacher.npz", ""), ("data/glyph_student.npz", ""), ("data/emoji32.npz", ""),
+                       ("data/efficientnet-lite0-57934424.pth", "")):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -84,15 +86,15 @@ def glyph100(tmp_path):
     env = {**os.environ, "CDL_VENV": str(tmp_path), "CDL_DATA": str(tmp_path / "data"), "LOG": str(tmp_path / "log"),
            "CDL_WAIT": "0.2"}  # fmt: skip
 
-    def start(*arguments, **more):
-        command = ["bash", str(ROOT / "launch" / "glyph100.sh"), str(tmp_path / "runs"), *arguments]
+    def start(*arguments, script="glyph100.sh", **more):
+        command = ["bash", str(ROOT / "launch" / script), str(tmp_path / "runs"), *arguments]
         return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, text=True)
 
     return start, lambda: [line.split() for line in (tmp_path / "log").read_text().splitlines()]
 
 
-def test_the_matrix_is_shared_by_two_processes_and_made_once_seed_by_seed(glyph100):
-    start, log = glyph100
+def test_the_matrix_is_shared_by_two_processes_and_made_once_seed_by_seed(launched):
+    start, log = launched
     both = [start(CDL_SEEDS="0 1") for _ in range(2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
@@ -102,8 +104,8 @@ def test_the_matrix_is_shared_by_two_processes_and_made_once_seed_by_seed(glyph1
     assert start(CDL_SEEDS="0 1").wait(timeout=60) == 0 and len(log()) == len(runs)
 
 
-def test_all_seeds_of_a_row_are_one_program_where_asked_for(glyph100, tmp_path):
-    start, log = glyph100
+def test_all_seeds_of_a_row_are_one_program_where_asked_for(launched, tmp_path):
+    start, log = launched
     assert start(CDL_SEEDS="0 4", CDL_TOGETHER="1").wait(timeout=60) == 0
     runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
     assert len(runs) == len(set(runs)) == 4 * 9 - 1 + 2 + 2 + 4
@@ -114,10 +116,11 @@ def test_all_seeds_of_a_row_are_one_program_where_asked_for(glyph100, tmp_path):
     assert start(CDL_SEEDS="0 4", CDL_TOGETHER="1").wait(timeout=60) == 0 and len(log()) == len(runs)
 
 
-def test_every_config_of_the_matrix_exists(glyph100):
-    start, log = glyph100
-    assert start("all", CDL_SEEDS="0").wait(timeout=60) == 0
-    assert len(log()) == 43 + 20
+@pytest.mark.parametrize(("script", "arguments", "rows"), [("glyph100.sh", ["all"], 43 + 20), ("emoji.sh", [], 21)])
+def test_every_config_of_a_matrix_exists(launched, script, arguments, rows):
+    start, log = launched
+    assert start(*arguments, script=script, CDL_SEEDS="0").wait(timeout=60) == 0
+    assert len({workdir for workdir, _ in log()}) == len(log()) == rows
     for config in {config for _, config in log()}:
         file, _, text = config.partition(":")
         spec = importlib.util.spec_from_file_location("of_launch", ROOT / file)
@@ -126,8 +129,19 @@ def test_every_config_of_the_matrix_exists(glyph100):
         module.get_config(text)
 
 
-def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(glyph100):
-    start, log = glyph100
+@pytest.mark.parametrize(("script", "networks"), [("glyph100.sh", ["teacher", "student"]), ("emoji.sh", ["student"])])
+def test_backbones_that_are_missing_are_pretrained_first_by_one_of_two_processes(launched, tmp_path, script, networks):
+    start, log = launched
+    for weights in tmp_path.glob("data/glyph_*.npz"):
+        weights.unlink()
+    both = [start(script=script, CDL_SEEDS="0") for _ in range(2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
+    assert runs[: len(networks)] == [f"pretrain/{network}" for network in networks] and len(runs) == len(set(runs))
+
+
+def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(launched):
+    start, log = launched
     process = start(CDL_SEEDS="0", STOP="1")
     while process.stdout.readline() != "ready\n":
         pass
