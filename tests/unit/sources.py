@@ -1,0 +1,19 @@
+"""What tests of data sources share."""
+
+import pytest
+
+from cdl_jax import names
+from cdl_jax.errors import UserError
+
+
+def load(source, path="", **options):
+    module = names.load("data.sources", source)
+    return module.load({"path": str(path), **module.OPTIONS, **options})
+
+
+def refusal(source, path="", **options):
+    """The one-line message with which a source answers."""
+    with pytest.raises(UserError) as error:
+        load(source, path, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
