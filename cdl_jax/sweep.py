@@ -5,14 +5,15 @@ import json
 from cdl_jax.compare import Group, labels, spread
 from cdl_jax.errors import UserError
 
-_TEACHERS = ("cdl.teachers", "dkt.teachers", "teacher.weights")
+_TEACHERS = ("dkt.teachers", "teacher.weights")
 
 
 def lines(groups: list[Group], option: str) -> dict[str, dict]:
     """{label: {value of the option: accuracies in percent, one for each finished seed}}, values in ascending order.
 
     Lines are called by the settings in which they differ. Which finished run or file teaches is not among them, for
-    where streams differ their teachers do; whether one does is.
+    where streams differ their teachers do; whether one does is, but in CDL, where without one the teacher learns beside
+    its student, as in that run.
 
     Raises:
       UserError: a run's config has no such option, it is the same in all of them, none is finished, or two have one
@@ -24,6 +25,7 @@ def lines(groups: list[Group], option: str) -> dict[str, dict]:
             folder = next(iter(group.runs.values())).folder
             raise UserError(f"--sweep {option}: nothing that runs are compared by has this name in {folder}")
         rest = {key: value for key, value in group.config.items() if key != option}
+        rest.pop("cdl.teachers", None)
         rest |= {key: bool(rest[key]) for key in _TEACHERS if key in rest}
         _, values = found.setdefault(json.dumps(rest, sort_keys=True), (Group(rest, {}), {}))
         value = group.config[option]

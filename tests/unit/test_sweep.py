@@ -9,10 +9,10 @@ from cdl_jax.errors import UserError
 from cdl_jax.metrics import named_metrics
 
 
-def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status="finished"):
+def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status="finished", method="cdl"):
     run = folder / name / f"seed_{seed}"
     run.mkdir(parents=True)
-    config = {"seed": seed, "distill": {"name": scheme, "alpha": alpha}, "cdl": {"teachers": teachers}}
+    config = {"seed": seed, "distill": {"name": scheme, "alpha": alpha}, method: {"teachers": teachers}}
     networks = {"student": {"accuracy_matrix": [[accuracy]], "metrics": named_metrics([[accuracy]], [1])}}
     content = {"status": status, "networks": networks, "headline": ["student"]}
     (run / "results.json").write_text(json.dumps(content))
@@ -78,11 +78,17 @@ def test_a_seed_counts_once(tmp_path):
         UserError, match=r"two_0\.1/seed_0 has the value 0\.1 and the seed of another run, with another"
     ):
         sweep.lines(compare.read(runs), "distill.alpha")
-    alone = store(tmp_path, "alone", 0, 40.0, 0.5)
-    assert list(sweep.lines(compare.read([runs[0], runs[2], alone]), "distill.alpha").values()) == [
-        {0.1: [50.0], 0.5: [52.0]},
-        {0.5: [40.0]},
-    ]
+
+
+def test_whether_a_learner_is_taught_parts_lines_but_not_which_run_of_cdl_has_the_teacher(tmp_path):
+    taught = [("", 0.1, 50.0, ()), ("run", 0.5, 52.0, ("run",)), ("run", 0.9, 53.0, ("other",)), ("", 0.9, 40.0, ())]
+    for method, lines in (
+        ("dkt", [{0.1: [50.0], 0.9: [41.0]}, {0.5: [52.0], 0.9: [53.0]}]),
+        ("cdl", [{0.1: [50.0], 0.5: [52.0], 0.9: [53.0, 41.0]}]),
+    ):
+        runs = [store(tmp_path, f"{method}_{run}{alpha}", number // 3, accuracy + number // 3, alpha, teachers=teachers,
+                      method=method) for number, (run, alpha, accuracy, teachers) in enumerate(taught)]  # fmt: skip
+        assert list(sweep.lines(compare.read(runs), "distill.alpha").values()) == lines
 
 
 def test_words_among_numbers_and_true_and_false_are_text(tmp_path):
