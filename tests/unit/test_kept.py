@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cdl_jax import run
+from cdl_jax import config as base
+from cdl_jax import run, trainer
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
@@ -84,6 +85,30 @@ def test_what_was_not_kept_is_asked_again_and_keeps_every_bit(program, kept, tmp
     assert asked == [1] * 5
     assert lines == kept[1]
     jax.tree.map(np.testing.assert_array_equal, live, kept[2])
+
+
+def test_seeds_with_orders_of_their_own_are_told_the_queries_of_their_own_batches():
+    several = {"data.num_tasks": 2, "data.class_order": "shuffle", "data.class_order_seed": -1}
+
+    def first_batch(**changes):
+        config = config_of(**several, **changes)
+        program = Program(config, stream.load(config.data, base.seeds_of(config)[0]))
+        program.place_data()
+        task, phase = program.stream.tasks[1], program.method.phases[0]
+        items, steps, _ = program.train_batches(task, phase, 0, 0, 0)
+        item = next(iter(items))
+        frozen = jax.tree.map(drawn, program.abstract_variables()[1])
+        told = program.constants(0, frozen, item, trainer.position(task, steps=steps))
+        return program, item["rows"], told["student"]
+
+    drawn = lambda leaf: np.random.default_rng(1).normal(0, 0.2, leaf.shape).astype(np.float32)  # noqa: E731
+    together, rows, told = first_batch(seeds=(3, 0))
+    assert together.axis.own_orders and told.shape == (8, 16, 2)
+    for index, seed in enumerate((3, 0)):
+        _, own_rows, alone = first_batch(seed=seed)
+        np.testing.assert_array_equal(rows[:, index], own_rows)
+        np.testing.assert_allclose(told[..., index], alone, atol=1e-5)
+    assert np.abs(told[..., 0] - told[..., 1]).max() > 0.01
 
 
 def test_what_has_no_meaning_is_refused_in_one_line():
