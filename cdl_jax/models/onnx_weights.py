@@ -80,10 +80,10 @@ def _positions(graph, tensors, made_by, class_token) -> list[str]:
         if node.op_type != "Concat" or len(node.input) != 2:
             continue
         first, patches = node.input
-        for _ in graph.node:  # up through Reshape, Transpose, Cast and Resize; a damaged graph may have circles
+        for _ in range(32):  # up through Reshape, Transpose, Cast and Resize; a damaged graph may have circles
             if patches in made_by and made_by[patches].input:
                 patches = made_by[patches].input[0]
         shapes = [list(tensors[name].dims) for name in (first, patches) if name in tensors and name != class_token]
-        if len(shapes) == 2 and shapes == [[1, 1, width], [1, shapes[1][1], width]]:
+        if len(shapes) == 2 and shapes[0] == [1, 1, width] and shapes[1][::2] == [1, width]:
             return [first, patches]
     return []
