@@ -133,6 +133,16 @@ def old_pth(content: bytes) -> bytes:
     return b"".join(pickles) + 2 * (struct.pack("<q", 6) + np.ones(6, np.float32).tobytes())
 
 
+def onnx_file(values) -> bytes:
+    """A graph with these tensors, of which the first is added to the picture."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node("Add", ["picture", next(iter(values))], ["sum"])
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, None)] for name in ("picture", "sum")]
+    tensors = [numpy_helper.from_array(array, name) for name, array in values.items()]
+    return helper.make_model(helper.make_graph([node], "main_graph", *ends, tensors)).SerializeToString()
+
+
 def _unpacked(root):
     path = root / "imagenet-r.tar"
     digest = hashlib.md5(path.read_bytes()).hexdigest()
@@ -249,6 +259,7 @@ def kinds() -> dict[str, Kind]:
             "w.npz", npz(flat), lambda root: weights.load_network(str(root / "w.npz"), NETWORK, "student.weights")
         ),
         "safetensors": Kind("w.safetensors", save(state), load_vit("w.safetensors")),
+        "ONNX": Kind("w.onnx", onnx_file(state), load_vit("w.onnx")),
         "pth": Kind("w.pth", pth(STATE), load_vit("w.pth")),
         "pth, its pickle": Kind("w.pth", STATE, load_vit("w.pth"), pth),
         "pth of a network, its pickle": Kind("w.pth", STATE, torch_network, pth),

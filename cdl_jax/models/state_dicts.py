@@ -19,6 +19,7 @@ import numpy as np
 
 from cdl_jax.data import npz_files, pickles
 from cdl_jax.errors import UserError
+from cdl_jax.models import onnx_weights
 
 _AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.save_file) and load that"
 
@@ -26,6 +27,8 @@ _LONGEST_PICKLE = 8 * 2**20  # bytes, without the numbers; some 200 a tensor
 
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # what files of torch before 1.6 begin with, each a pickle
 _LEGACY_START = b"\x80\x02\x8a\n" + _LEGACY[0].to_bytes(10, "little") + b"."
+
+_ONNX_START = b"\x08"  # the tag of the format's version; the format has no signature
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -82,10 +85,10 @@ _KNOWN = re.compile(
 def read_state(path) -> dict[str, np.ndarray]:
     """The tensors of a weight file under timm's names and in timm's array layouts, in the dtypes of the file.
 
-    The format is told by the content: safetensors, numpy's .npz, or what torch.save writes, before 1.6 too (a state
-    dict, alone or under "model" or "state_dict"). The names may be timm's, DeiT's, those of Google's .npz files ("How
-    to train your ViT?", Steiner et al., 2022), or DINOv2's from Facebook or from Hugging Face. Names that none of these
-    layouts has are kept as they are.
+    The format is told by the content: safetensors, numpy's .npz, what torch.save writes, before 1.6 too (a state dict,
+    alone or under "model" or "state_dict"), or ONNX as torch exports a ViT (see `cdl_jax.models.onnx_weights`). The
+    names may be timm's, DeiT's, those of Google's .npz files ("How to train your ViT?", Steiner et al., 2022), or
+    DINOv2's from Facebook or from Hugging Face. Names that none of these layouts has are kept as they are.
 
     Raises:
       UserError: no such file, a format that cannot be read safely, or a damaged file.
@@ -110,10 +113,12 @@ def read_state(path) -> dict[str, np.ndarray]:
             state = _read_legacy_torch(path)
         elif start.startswith(b"\x80"):
             raise UserError(f"{path} is a bare pickle, which torch.save has not written: {_AS_SAFETENSORS}")
+        elif start.startswith(_ONNX_START):
+            state = onnx_weights.read(path)
         elif start.startswith(b"version https://git-lfs"):
             raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
         else:
-            raise UserError(f"{path} is no weight file: use .safetensors, .npz or the .pth of a state dict")
+            raise UserError(f"{path} is no weight file: use .safetensors, .npz, the .pth of a state dict or .onnx")
     except UserError:
         raise
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
