@@ -45,7 +45,7 @@ all_rows() {
       row "$learner" joint "$seed" distill=none,joint=true
     done
     finished "$teacher" || continue
-    for distill in kd kdp; do
+    for distill in kd dkd kd_token kdp; do
       for learner in l2p coda apt dualprompt; do
         row "$learner" "$distill" "$seed" "distill=$distill,taught_by=$teacher"
       done
