@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -110,22 +111,43 @@ def test_how_much_of_others_classes_is_known_is_as_the_page_says(row, head):
     assert f" {statistics.fmean(told):.1f} %" in (DOCS / "dkt.md").read_text().replace("\n", " ")
 
 
-def grid_words():
-    return ["--grid", *map(str, sorted((DOCS / "results" / "glyph100").glob("*/*/seed_*")))]
+def kept(folder):
+    return sorted((DOCS / "results" / folder).glob("*/*/seed_*"))
 
 
-def test_the_tables_and_the_picture_of_learners_by_schemes_are_made_again(tmp_path):
-    page = tmp_path / "results.md"
-    shutil.copy(DOCS / "results.md", page)
-    assert report.main([*grid_words(), "--into", str(page), "--svg", str(tmp_path / "plot.svg")]) == 0
-    assert page.read_bytes() == (DOCS / "results.md").read_bytes()
-    assert (tmp_path / "plot.svg").read_bytes() == (DOCS / "results.svg").read_bytes()
-    assert "| none | " in page.read_text() and "| teacher | " in page.read_text()
+@pytest.mark.parametrize(("page", "folder"), [("results", "glyph100")])
+def test_the_tables_and_the_picture_of_learners_by_schemes_are_made_again(page, folder, tmp_path):
+    made = tmp_path / f"{page}.md"
+    shutil.copy(DOCS / made.name, made)
+    words = ["--grid", *map(str, kept(folder)), "--into", str(made), "--svg", str(tmp_path / "plot.svg")]
+    assert report.main(words) == 0
+    assert made.read_bytes() == (DOCS / made.name).read_bytes()
+    assert (tmp_path / "plot.svg").read_bytes() == (DOCS / f"{page}.svg").read_bytes()
+    assert "| none | " in made.read_text() and "| kd | " in made.read_text()
 
 
-def test_what_is_kept_of_runs_names_no_folder_of_a_machine():
-    for word in grid_words()[1:]:
-        config = json.loads((Path(word) / "config.json").read_text())["config"]
+def test_the_commands_of_the_page_of_ablations_make_its_tables_and_pictures_again(tmp_path, monkeypatch):
+    page = (DOCS / "ablations.md").read_text()
+    commands = re.findall(r"^    python -m cdl_jax\.report (.*)$", page, re.MULTILINE)
+    assert len(commands) == 11 and len(kept("ablations")) == 20 * 3
+    monkeypatch.chdir(DOCS / "results")
+    for command in commands:
+        expanded = subprocess.run(["bash", "-c", f"echo {command}"], capture_output=True, text=True, check=True).stdout
+        words, _, picture = expanded.strip().partition(" --svg ")
+        more = ["--out", str(tmp_path / "table.md"), *(["--svg", str(tmp_path / "plot.svg")] if picture else [])]
+        assert report.main([*words.split(), *more]) == 0
+        found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n")
+        assert all(" 3 | " in line for line in found.splitlines()[2:]) or picture
+        if picture:
+            assert (tmp_path / "plot.svg").read_bytes() == Path(picture).read_bytes()
+        else:
+            assert found in page
+
+
+@pytest.mark.parametrize("folder", ["glyph100", "ablations"])
+def test_what_is_kept_of_runs_names_no_folder_of_a_machine(folder):
+    for run in kept(folder):
+        config = json.loads((run / "config.json").read_text())["config"]
         paths = [config["data"]["path"], *config.get("cdl", {}).get("teachers", ())]
         assert not [path for path in paths if Path(path).is_absolute()]
 
@@ -154,3 +176,29 @@ def test_what_the_page_says_of_the_schemes_is_so_in_each_seed():
     best = max(max(of(own.parent.name, own.name)) for own in root.glob("*/*") if own.parent.name in learners
                and own.name != "joint")  # fmt: skip
     assert best < min(of("student", "nearest_mean"))
+
+
+def test_what_the_page_says_of_the_ablations_is_so_in_each_seed():
+    def of(place, metric):
+        files = [DOCS / "results" / place / f"seed_{seed}" / "results.json" for seed in range(3)]
+        return [json.loads(file.read_text())["networks"]["student"]["metrics"][metric] for file in files]
+
+    def above(row, base, metric="last"):
+        return [b - a for a, b in zip(of(base, metric), of(f"ablations/{row}", metric), strict=True)]
+
+    kd, kdp = "glyph100/l2p/kd", "glyph100/l2p/kdp"
+    assert min(above("l2p/kd_alpha_0.9", kd)) > 0
+    worse = ("l2p/kd_alpha_0.1", kd), ("l2p/kd_temperature_1", kd), ("l2p/kdp_length_12", kdp), ("l2p/kdp_zeros", kdp)
+    for row, base in (*worse, ("l2p/kdp_alpha_0.1", kdp), ("l2p/kdp_alpha_0.9", kdp)):
+        assert max(above(row, base)) < 0
+    for row, base in (("l2p/kd_own_query", kd), ("apt/kd_merged", "glyph100/apt/kd")):
+        assert max(map(abs, above(row, base))) < 0.11
+    assert sum(change < 0 for change in above("l2p/kd_temperature_4", kd)) == 2
+    assert all(15 < more < 19 for more in above("l2p/kd_seen", kd, "learning_accuracy"))
+    assert statistics.fmean(of("ablations/l2p/kd_seen", "forgetting_cdl")) > 4 * statistics.fmean(
+        of(kd, "forgetting_cdl")
+    )
+    assert all(abs(statistics.fmean(above(f"l2p/kdp_layers_{blocks}", kdp))) < 0.5 for blocks in (1, 3))
+    for tasks in (5, 20):
+        for row in ("kd", "kdp"):
+            assert min(above(f"l2p/{row}_{tasks}_tasks", f"ablations/l2p/none_{tasks}_tasks")) > 0
