@@ -37,12 +37,10 @@ weights_of() { # NETWORK
 pretrained() {
   local network
   for network in teacher student; do
-    if [ ! -f "$(weights_of "$network")" ]; then
-      train "$folder/pretrain/$network" "pretrain_glyph.py:network=glyph_$network" \
-        --config.data.path="$data/glyph_pretrain354.npz"
-    fi
-    [ -f "$(weights_of "$network")" ] || return 1
+    [ -f "$(weights_of "$network")" ] || train "$folder/pretrain/$network" \
+      "pretrain_glyph.py:network=glyph_$network" --config.data.path="$data/glyph_pretrain354.npz"
   done
+  [ -f "$(weights_of teacher)" ] && [ -f "$(weights_of student)" ]
 }
 
 place() { # FOLDER SEED or all

@@ -137,7 +137,7 @@ def test_backbones_that_are_missing_are_pretrained_first_by_one_of_two_processes
     both = [start(script=script, CDL_SEEDS="0") for _ in range(2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
-    assert runs[: len(networks)] == [f"pretrain/{network}" for network in networks] and len(runs) == len(set(runs))
+    assert {*runs[: len(networks)]} == {f"pretrain/{network}" for network in networks} and len(runs) == len(set(runs))
 
 
 def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(launched):
