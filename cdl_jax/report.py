@@ -22,6 +22,7 @@ all runs that are else alike. --svg draws them.
 
 import html
 import math
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -352,12 +353,6 @@ def main(argv: list[str]) -> int:
             sections = [("Runs", sweep.table(lines, option), "")]
         else:
             sections = _grid_sections(groups) if gridded else _sections(groups, names, paper, headline)
-        for number, (title, rows, legend) in enumerate(sections):
-            print((f"\n{title}\n" if number else "") + aligned(rows))
-            if legend:
-                print("\n".join(textwrap.wrap(legend, 120)))
-        for run in (run for group in groups for run in group.runs.values() if not (gridded or option)):
-            print(f"report: {run.folder / 'report.html'}")
         if out:
             _write("--out", Path(out), _text_of(Path(out), sections))
         if svg and option:
@@ -370,6 +365,12 @@ def main(argv: list[str]) -> int:
             grid.keep(groups, Path(keep))
         if traffic:
             _write("--traffic", Path(traffic), _traffic_plot(groups, names))
+        for number, (title, rows, legend) in enumerate(sections):
+            print((f"\n{title}\n" if number else "") + aligned(rows))
+            if legend:
+                print("\n".join(textwrap.wrap(legend, 120)))
+        for run in (run for group in groups for run in group.runs.values() if not (gridded or option)):
+            print(f"report: {run.folder / 'report.html'}")
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2
@@ -377,4 +378,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody is left to read, as of `report ... | head`: no mistake
     sys.exit(main(sys.argv[1:]))

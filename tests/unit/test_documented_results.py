@@ -115,7 +115,7 @@ def kept(folder):
     return sorted((DOCS / "results" / folder).glob("*/*/seed_*"))
 
 
-@pytest.mark.parametrize(("page", "folder"), [("results", "glyph100")])
+@pytest.mark.parametrize(("page", "folder"), [("results", "glyph100"), ("emoji", "emoji")])
 def test_the_tables_and_the_picture_of_learners_by_schemes_are_made_again(page, folder, tmp_path):
     made = tmp_path / f"{page}.md"
     shutil.copy(DOCS / made.name, made)
@@ -144,7 +144,7 @@ def test_the_commands_of_the_page_of_ablations_make_its_tables_and_pictures_agai
             assert found in page
 
 
-@pytest.mark.parametrize("folder", ["glyph100", "ablations"])
+@pytest.mark.parametrize("folder", ["glyph100", "ablations", "emoji"])
 def test_what_is_kept_of_runs_names_no_folder_of_a_machine(folder):
     for run in kept(folder):
         config = json.loads((run / "config.json").read_text())["config"]
@@ -178,13 +178,17 @@ def test_what_the_page_says_of_the_schemes_is_so_in_each_seed():
     assert best < min(of("student", "nearest_mean"))
 
 
-def test_what_the_page_says_of_the_ablations_is_so_in_each_seed():
-    def of(place, metric):
-        files = [DOCS / "results" / place / f"seed_{seed}" / "results.json" for seed in range(3)]
-        return [json.loads(file.read_text())["networks"]["student"]["metrics"][metric] for file in files]
+def of_each_seed(place, metric="last", network="student"):
+    """A measure of the kept runs `docs/results/<place>/seed_<n>`."""
+    files = [DOCS / "results" / place / f"seed_{seed}" / "results.json" for seed in range(3)]
+    return [json.loads(file.read_text())["networks"][network]["metrics"][metric] for file in files]
 
+
+def test_what_the_page_says_of_the_ablations_is_so_in_each_seed():
     def above(row, base, metric="last"):
-        return [b - a for a, b in zip(of(base, metric), of(f"ablations/{row}", metric), strict=True)]
+        return [
+            b - a for a, b in zip(of_each_seed(base, metric), of_each_seed(f"ablations/{row}", metric), strict=True)
+        ]
 
     kd, kdp = "glyph100/l2p/kd", "glyph100/l2p/kdp"
     assert min(above("l2p/kd_alpha_0.9", kd)) > 0
@@ -195,10 +199,25 @@ def test_what_the_page_says_of_the_ablations_is_so_in_each_seed():
         assert max(map(abs, above(row, base))) < 0.11
     assert sum(change < 0 for change in above("l2p/kd_temperature_4", kd)) == 2
     assert all(15 < more < 19 for more in above("l2p/kd_seen", kd, "learning_accuracy"))
-    assert statistics.fmean(of("ablations/l2p/kd_seen", "forgetting_cdl")) > 4 * statistics.fmean(
-        of(kd, "forgetting_cdl")
-    )
+    forgotten = [statistics.fmean(of_each_seed(row, "forgetting_cdl")) for row in (kd, "ablations/l2p/kd_seen")]
+    assert forgotten[1] > 4 * forgotten[0]
     assert all(abs(statistics.fmean(above(f"l2p/kdp_layers_{blocks}", kdp))) < 0.5 for blocks in (1, 3))
     for tasks in (5, 20):
         for row in ("kd", "kdp"):
             assert min(above(f"l2p/{row}_{tasks}_tasks", f"ablations/l2p/none_{tasks}_tasks")) > 0
+
+
+def test_what_the_page_says_of_emoji_is_so():
+    learners = ("apt", "coda", "dualprompt", "l2p")
+    alone, dkd = ([of_each_seed(f"emoji/{own}/{row}") for own in learners] for row in ("none", "dkd"))
+    assert all(b < a for before, after in zip(alone, dkd, strict=True) for a, b in zip(before, after, strict=True))
+    for row, learnt, forgotten in (("kd", (1.1, 1.9), (0.4, 1.4)), ("kd_token", (3.1, 5.8), (4.4, 6.1)),
+                                   ("kdp", (2.3, 3.3), (3.2, 4.9))):  # fmt: skip
+        for metric, (least, most) in (("learning_accuracy", learnt), ("forgetting_cdl", forgotten)):
+            means = [[statistics.fmean(of_each_seed(f"emoji/{own}/{scheme}", metric)) for scheme in ("none", row)]
+                     for own in learners]  # fmt: skip
+            gains = [b - a for a, b in means]
+            assert (round(min(gains), 1), round(max(gains), 1)) == (least, most), (row, metric)
+    schemes = ("none", "kd", "dkd", "kd_token", "kdp", "joint")
+    best = max(max(of_each_seed(f"emoji/{own}/{scheme}")) for own in learners for scheme in schemes)
+    assert best < min(of_each_seed("emoji/student/nearest_mean", network="network"))
