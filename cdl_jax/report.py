@@ -378,5 +378,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody is left to read, as of `report ... | head`: no mistake
+    if hasattr(signal, "SIGPIPE"):  # nobody is left to read, as of `report ... | head`: no mistake
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

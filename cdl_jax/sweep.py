@@ -1,32 +1,39 @@
 """Runs that differ in one option: what its values come to, a line for all that is else alike."""
 
 import json
+from pathlib import Path
 
 from cdl_jax.compare import Group, labels, spread
 from cdl_jax.errors import UserError
 
-_TEACHERS = ("dkt.teachers", "teacher.weights")
+_CDL_TEACHERS = "cdl.teachers"
+_TEACHERS = (_CDL_TEACHERS, "dkt.teachers", "teacher.weights")
 
 
 def lines(groups: list[Group], option: str) -> dict[str, dict]:
     """{label: {value of the option: accuracies in percent, one for each finished seed}}, values in ascending order.
 
     Lines are called by the settings in which they differ. Which finished run or file teaches is not among them, for
-    where streams differ their teachers do; whether one does is, but in CDL, where without one the teacher learns beside
-    its student, as in that run.
+    where streams differ their teachers do; whether one does is, but where the teacher is that of a run on the line.
 
     Raises:
       UserError: a run's config has no such option, it is the same in all of them, none is finished, or two have one
         value and seed.
     """
-    found = {}
+    found, beside = {}, {}
+    for group in groups:
+        if not group.config.get(_CDL_TEACHERS):
+            places = {run.folder.parts[-3:-1] for run in group.runs.values()}
+            beside.setdefault(_but(group.config, option, _CDL_TEACHERS), set()).update(places)
     for group in groups:
         if option not in group.config:
             folder = next(iter(group.runs.values())).folder
             raise UserError(f"--sweep {option}: nothing that runs are compared by has this name in {folder}")
         rest = {key: value for key, value in group.config.items() if key != option}
-        rest.pop("cdl.teachers", None)
         rest |= {key: bool(rest[key]) for key in _TEACHERS if key in rest}
+        if _CDL_TEACHERS in rest:
+            known = beside.get(_but(group.config, option, _CDL_TEACHERS), ())
+            rest[_CDL_TEACHERS] = not all(Path(name).parts[-3:-1] in known for name in group.config[_CDL_TEACHERS])
         _, values = found.setdefault(json.dumps(rest, sort_keys=True), (Group(rest, {}), {}))
         value = group.config[option]
         value = value if type(value) in (int, float, str) else json.dumps(value)
@@ -48,6 +55,10 @@ def lines(groups: list[Group], option: str) -> dict[str, dict]:
         name: {str(v) if text else v: list(line[v].values()) for v in sorted(line, key=str if text else None)}
         for name, (_, line) in zip(_names([rest for rest, _ in found.values()]), found.values(), strict=True)
     }
+
+
+def _but(config, *keys):
+    return json.dumps({key: value for key, value in config.items() if key not in keys}, sort_keys=True)
 
 
 def _names(lines):

@@ -3,11 +3,12 @@ distillation of configs/glyph100.py.
 
     for network in teacher student; do
       python -m cdl_jax.main --config configs/pretrain_glyph.py:network=glyph_$network,data=emoji_file \
-          --workdir runs/emoji/pretrain/$network --config.data.path=emoji32.npz
+          --workdir runs/emoji_vits/pretrain/$network --config.data.path=emoji32.npz
     done
-    python -m cdl_jax.main --config configs/emoji.py:distill=kdp --workdir runs/emoji/l2p/kdp/seed_0 \
-        --config.data.path=emoji32.npz --config.teacher.weights=runs/emoji/pretrain/teacher/weights.npz \
-        --config.student.weights=runs/emoji/pretrain/student/weights.npz
+    python -m cdl_jax.main --config configs/emoji.py:distill=kdp --workdir runs/emoji_vits/l2p/kdp/seed_0 \
+        --config.data.path=emoji32.npz \
+        --config.teacher.weights=runs/emoji_vits/pretrain/teacher/weights.npz \
+        --config.student.weights=runs/emoji_vits/pretrain/student/weights.npz
 
 label      identity; or subgroup: 13 tasks of 5 Unicode subgroups, tested on emoji never seen. The networks above have
            seen these, so subgroups want backbones that were pretrained on other pictures.
@@ -15,8 +16,8 @@ teacher, student   sizes of ViTs; vit_s14 is DINOv2-small's (docs/data.md), for 
                    --config.teacher.image_size=112 --config.student.image_size=112 --config.teacher.layer_scale=1
 learner, distill, taught_by, seed, joint   as in configs/glyph100.py; a run of configs/reference.py may teach too
 
-An emoji has three pictures to learn from, so a task has many epochs and small batches. `launch/emoji.sh` makes all runs
-of docs/emoji.md.
+Of an identity there are three pictures to learn from, so a task has small batches and ten epochs. `launch/emoji.sh`
+makes all runs of docs/emoji.md.
 """
 
 from cdl_jax import config as base

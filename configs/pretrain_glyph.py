@@ -4,7 +4,8 @@
         --config.data.path=glyph_pretrain354.npz
 
 Characters of fonts that were held out, of the 354 classes, after training on one CPU core: see docs/glyph100.md.
-docs/data.md tells how to draw such a file from fonts.
+docs/data.md tells how to draw such a file from fonts. With `,data=emoji_file` the pictures are the emoji that
+configs/emoji.py leaves, for 150 epochs of crops in changed colours: see docs/emoji.md.
 """
 
 from cdl_jax import config as base
@@ -26,7 +27,7 @@ def get_config(text=""):
     config.optim.betas = (0.9, 0.98)
     config.optim.weight_decay = 0.05
     config.optim.clip_norm = 1.0
-    if choices["data"] == "emoji_file":  # the emoji that configs/emoji.py leaves, three drawings each
+    if choices["data"] == "emoji_file":
         config.data.update(part="pretraining", stream_classes=400)
         config.train.epochs = 150
         config.augment.update(train="random_resized_crop", scale=(0.6, 1.0), jitter=0.3)

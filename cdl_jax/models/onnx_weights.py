@@ -47,7 +47,7 @@ def read(path) -> dict[str, np.ndarray]:
     named = {name: name for name in tensors if _PARAMETER.fullmatch(name) and tensors[name].dims}
     for node in graph.node:  # of equal tensors the exporter keeps the first
         if node.op_type == "Identity" and node.input[0] in named:
-            named[node.output[0]] = node.input[0]
+            named[node.output[0]] = named[node.input[0]]
     made_by = {name: node for node in graph.node for name in node.output}
     kernels = _dense_kernels(graph, tensors, named, made_by)
     plain = named.keys() - kernels.values()

@@ -149,7 +149,9 @@ def test_what_is_kept_of_runs_names_no_folder_of_a_machine(folder):
     for run in kept(folder):
         config = json.loads((run / "config.json").read_text())["config"]
         paths = [config["data"]["path"], *config.get("cdl", {}).get("teachers", ())]
+        paths += [config[name].get("weights", "") for name in ("teacher", "student", "network") if name in config]
         assert not [path for path in paths if Path(path).is_absolute()]
+        assert not re.search(r"[= ]/", json.loads((run / "results.json").read_text()).get("command", ""))
 
 
 def test_what_the_page_says_of_the_schemes_is_so_in_each_seed():
@@ -211,6 +213,8 @@ def test_what_the_page_says_of_emoji_is_so():
     learners = ("apt", "coda", "dualprompt", "l2p")
     alone, dkd = ([of_each_seed(f"emoji/{own}/{row}") for own in learners] for row in ("none", "dkd"))
     assert all(b < a for before, after in zip(alone, dkd, strict=True) for a, b in zip(before, after, strict=True))
+    losses = [statistics.fmean(a) - statistics.fmean(b) for a, b in zip(alone, dkd, strict=True)]
+    assert (round(min(losses), 1), round(max(losses), 1)) == (3.7, 6.5)
     for row, learnt, forgotten in (("kd", (1.1, 1.9), (0.4, 1.4)), ("kd_token", (3.1, 5.8), (4.4, 6.1)),
                                    ("kdp", (2.3, 3.3), (3.2, 4.9))):  # fmt: skip
         for metric, (least, most) in (("learning_accuracy", learnt), ("forgetting_cdl", forgotten)):

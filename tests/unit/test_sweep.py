@@ -80,15 +80,19 @@ def test_a_seed_counts_once(tmp_path):
         sweep.lines(compare.read(runs), "distill.alpha")
 
 
-def test_whether_a_learner_is_taught_parts_lines_but_not_which_run_of_cdl_has_the_teacher(tmp_path):
-    taught = [("", 0.1, 50.0, ()), ("run", 0.5, 52.0, ("run",)), ("run", 0.9, 53.0, ("other",)), ("", 0.9, 40.0, ())]
-    for method, lines in (
-        ("dkt", [{0.1: [50.0], 0.9: [41.0]}, {0.5: [52.0], 0.9: [53.0]}]),
-        ("cdl", [{0.1: [50.0], 0.5: [52.0], 0.9: [53.0, 41.0]}]),
-    ):
-        runs = [store(tmp_path, f"{method}_{run}{alpha}", number // 3, accuracy + number // 3, alpha, teachers=teachers,
-                      method=method) for number, (run, alpha, accuracy, teachers) in enumerate(taught)]  # fmt: skip
-        assert list(sweep.lines(compare.read(runs), "distill.alpha").values()) == lines
+def test_whether_a_learner_is_taught_parts_lines_but_where_the_teacher_is_of_a_run_on_the_line(tmp_path):
+    beside = store(tmp_path, "beside", 0, 40.0, 0.5)
+    taught = [store(tmp_path, f"taught_{alpha}", 0, 50.0, alpha, teachers=[beside]) for alpha in (0.1, 0.9)]
+    other = store(tmp_path, "other", 0, 60.0, 0.9, teachers=["runs/of/another/seed_0"])
+
+    def lines(*runs):
+        return list(sweep.lines(compare.read(runs), "distill.alpha").values())
+
+    assert lines(beside, *taught) == [{0.1: [50.0], 0.5: [40.0], 0.9: [50.0]}]
+    assert lines(beside, taught[0], other) == [{0.1: [50.0], 0.5: [40.0]}, {0.9: [60.0]}]
+    dkt = [store(tmp_path, f"dkt_{alpha}", 0, 70.0, alpha, teachers=teachers, method="dkt")
+           for alpha, teachers in ((0.1, []), (0.5, [beside]), (0.9, [beside]))]  # fmt: skip
+    assert lines(*dkt) == [{0.1: [70.0]}, {0.5: [70.0], 0.9: [70.0]}]
 
 
 def test_words_among_numbers_and_true_and_false_are_text(tmp_path):
