@@ -1,4 +1,4 @@
-"""A file of emoji in colour, each as several vendors draw it.
+"""A file of emoji in colour, each as several vendors draw it; `cdl_jax.data.make_emoji` makes one.
 
 Either the emoji are the classes, and a vendor's drawings of them are the test set: another style. Or the Unicode
 subgroups are (faces, fruit, tools), and the test set is emoji that no training picture shows, by any vendor.
@@ -38,7 +38,9 @@ def load(options: Mapping[str, Any]) -> Dataset:
       UserError: no path, no such file, arrays of other shapes and types, or an option out of range.
     """
     if not options["path"]:
-        raise UserError("the emoji_file source needs data.path, an .npz of emoji: docs/data.md tells what it holds")
+        raise UserError(
+            "the emoji_file source needs data.path; make a file with: python -m cdl_jax.data.make_emoji --help"
+        )
     path = Path(options["path"]).expanduser()
     columns, lists = ("y", "vendor", "emoji"), ("classes", "vendors", "emoji_names")
     arrays = npz_files.read(path, ("x", *columns, *lists))
