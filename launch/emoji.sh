@@ -4,8 +4,8 @@
 # matrix.sh.
 #   bash launch/emoji.sh [FOLDER]        FOLDER: where the runs go (default: runs/emoji)
 #
-#   CDL_DATA    folder with emoji32.npz and efficientnet-lite0-57934424.pth (default: data); docs/data.md tells what
-#               they are. Weights emoji_student.npz are taken from there, if there are any.
+#   CDL_DATA    folder with emoji32.npz and efficientnet-lite0-57934424.pth (default: data); docs/data.md tells where
+#               they come from. Weights emoji_student.npz are taken from there, if there are any.
 #   CDL_SEEDS   (default: 0 1 2)
 source "$(dirname "$0")/setup.sh"
 source launch/matrix.sh
