@@ -9,7 +9,10 @@ read -ra seeds <<<"${CDL_SEEDS:-0 1 2}"
 
 child=0 failed=()
 stop() { # EXIT_CODE
-  [ "$child" = 0 ] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }
+  if [ "$child" != 0 ]; then
+    kill -TERM "$child" 2>/dev/null || true
+    wait "$child" || true
+  fi
   echo stopped >&2
   exit "$1"
 }

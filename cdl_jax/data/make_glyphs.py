@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cdl_jax.data import npz_files
 from cdl_jax.errors import UserError
 
 SIZE = 32  # pixels, width and height of a picture
@@ -199,10 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             per_class_test=given.per_class_test,
             seed=given.seed,
         )
-        aside = given.out.with_name(given.out.name + ".part")
-        with open(aside, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        aside.replace(given.out)
+        npz_files.write(given.out, arrays)
     except (UserError, OSError) as error:
         print(f"make_glyphs: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Reading `.npz` files that users bring, and pictures of any usual array shape."""
+"""Reading `.npz` files that users bring, and pictures of any usual array shape; writing such files."""
 
 import io
 import math
@@ -12,6 +12,18 @@ from cdl_jax.errors import UserError
 
 _UNPACKED_FREELY = 2**30  # bytes that an .npz may hold, however well it was compressed
 _LONGEST_HEADER = 2**16  # bytes; numpy itself takes no header of more than 10,000
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a compressed `.npz` aside and renames it, so that nobody sees half of it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    aside.replace(path)
 
 
 def read(path: str | Path, keys: Iterable[str], optional: Iterable[str] = ()) -> dict[str, np.ndarray]:

@@ -140,12 +140,13 @@ def test_backbones_that_are_missing_are_pretrained_first_by_one_of_two_processes
     assert {*runs[: len(networks)]} == {f"pretrain/{network}" for network in networks} and len(runs) == len(set(runs))
 
 
-def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(launched):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(launched, number, code):
     start, log = launched
     process = start(CDL_SEEDS="0", STOP="1")
     while process.stdout.readline() != "ready\n":
         pass
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
     assert len(log()) == 2 and log()[1] == ["saved"]
     assert start(CDL_SEEDS="0").wait(timeout=240) == 0 and log()[2] == log()[0]

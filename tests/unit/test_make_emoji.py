@@ -1,6 +1,5 @@
 """Emoji files made from small npm packages; a square of one colour stands for what resvg would draw."""
 
-import importlib.util
 import io
 import json
 import re
@@ -154,7 +153,6 @@ def test_without_resvg_the_answer_says_how_to_get_it(packages, monkeypatch, tmp_
     assert capsys.readouterr().err == "make_emoji: drawing emoji needs resvg-py: pip install resvg-py\n"
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("resvg_py"), reason="resvg-py is not installed")
 def test_resvg_draws_a_vendors_picture(packages):
     half = {"body": "<path fill='#102030' d='M0 0h18v36H0z'/>"}
     write(packages / "@iconify-json/noto/icons.json", {"icons": {"the-wave": half}, "width": 36, "height": 36})
