@@ -2,9 +2,10 @@
 
 import logging
 import os
-from pathlib import Path
 
 import jax
+
+from cdl_jax import paths
 
 
 def keep(folder: str) -> None:
@@ -15,7 +16,7 @@ def keep(folder: str) -> None:
     """
     if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    path = Path(folder).expanduser()
+    path = paths.resolve(folder, "config.compilation_cache")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that stand for a user's mistakes."""
 
 
 class UserError(Exception):
@@ -10,3 +10,23 @@ class UserError(Exception):
 
     def __init__(self, message):
         super().__init__(" ".join(str(message).splitlines()))  # names out of files and archives may hold line breaks
+
+
+class Missing(UserError):
+    """Something is not on this machine, and `python -m cdl_jax.fetch` can get it.
+
+    Attributes:
+      fetch_name: the name for the fetch command.
+    """
+
+    def __init__(self, message, fetch_name: str):
+        super().__init__(message)
+        self.fetch_name = fetch_name
+
+
+class MissingData(Missing):
+    """A data set is not on this machine."""
+
+
+class MissingWeights(Missing):
+    """Pretrained weights are not on this machine."""

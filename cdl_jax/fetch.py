@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cdl_jax import paths
 from cdl_jax.data.places import usual_places
 from cdl_jax.download import download, reason
 from cdl_jax.errors import UserError
@@ -215,11 +216,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("cdl_jax.fetch", description="Fetches data sets and pretrained weights, once.")
     parser.add_argument("name", nargs="?", help="a data set, or a timm model with its tag")
     parser.add_argument("--list", action="store_true", help="print the names and leave")
-    parser.add_argument("--dir", type=Path, default=usual_places()[0], help="where to put it (default: %(default)s)")
+    parser.add_argument("--dir", help="where to put it (default: $CDL_DATA, or else ~/.cache/cdl_jax)")
     parser.add_argument("--url-base", default="", help="a mirror's folder, or a mirror of the model hub")
     options = parser.parse_args(argv)
-    folder = options.dir.expanduser()
     try:
+        folder = usual_places()[0] if options.dir is None else paths.resolve(options.dir, "--dir")
         if options.list:
             print(_list())
         elif options.url_base and not options.url_base.startswith(("http://", "https://")):

@@ -127,7 +127,7 @@ def _config_flag(argv):
 
 
 def _run(options):
-    from cdl_jax import compilation, host_memory, sharding, workdir
+    from cdl_jax import compilation, host_memory, paths, sharding, workdir
     from cdl_jax import config as configs
     from cdl_jax.program import Program
 
@@ -141,7 +141,7 @@ def _run(options):
         data, note = plan(config.data, configs.seeds_of(config)[0])
         print(note + describe(Program(config, data)))
         return 0
-    folder = Path(options.workdir)
+    folder = paths.resolve(options.workdir, "--workdir")
     resolved = config.to_dict()
     if options.mode == "analyze":
         return _analyze(config, folder, options.distributed)

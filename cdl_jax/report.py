@@ -28,7 +28,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdl_jax import compare, grid, plots, published, replication, sweep, workdir
+from cdl_jax import compare, grid, paths, plots, published, replication, sweep, workdir
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 
@@ -343,7 +343,7 @@ def main(argv: list[str]) -> int:
         if (not argv and not paper) or (argv and argv[0].startswith("-")):
             print(__doc__.strip())
             return 0 if argv and argv[0] in ("--help", "-h") else 2
-        folders = [Path(folder) for folder in argv]
+        folders = [paths.resolve(folder, "RUN") for folder in argv]
         groups = compare.read(grid.begun(folders) if gridded else folders)
         if option and (headline or named or gridded or paper):
             raise UserError("--sweep goes with --out and --svg alone: leave the other options out")
@@ -354,17 +354,20 @@ def main(argv: list[str]) -> int:
         else:
             sections = _grid_sections(groups) if gridded else _sections(groups, names, paper, headline)
         if out:
-            _write("--out", Path(out), _text_of(Path(out), sections))
+            file = paths.resolve(out, "--out")
+            _write("--out", file, _text_of(file, sections))
         if svg and option:
-            _write("--svg", Path(svg), plots.lines(lines, option))
+            _write("--svg", paths.resolve(svg, "--svg"), plots.lines(lines, option))
         elif svg:
-            _write("--svg", Path(svg), _gain_plot(groups) if gridded else _headline_plot(groups, names))
+            _write(
+                "--svg", paths.resolve(svg, "--svg"), _gain_plot(groups) if gridded else _headline_plot(groups, names)
+            )
         if into:
-            _into(Path(into), sections)
+            _into(paths.resolve(into, "--into"), sections)
         if keep:
-            grid.keep(groups, Path(keep))
+            grid.keep(groups, paths.resolve(keep, "--keep"))
         if traffic:
-            _write("--traffic", Path(traffic), _traffic_plot(groups, names))
+            _write("--traffic", paths.resolve(traffic, "--traffic"), _traffic_plot(groups, names))
         for number, (title, rows, legend) in enumerate(sections):
             print((f"\n{title}\n" if number else "") + aligned(rows))
             if legend:

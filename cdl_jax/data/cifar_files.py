@@ -60,6 +60,7 @@ def load(name: str, layouts: tuple[Layout, ...], path: str) -> Dataset:
         [entry for layout in layouts for entry in (layout.folder, layout.archive)],
         what=name,
         remedy=remedy,
+        fetch_name=name,
         inside=[layout.names_file for layout in layouts],
     )
     contents = dict(_read_folder(where, layouts) if where.is_dir() else _read_archive(where, layouts, remedy))

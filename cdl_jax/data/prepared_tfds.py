@@ -1,9 +1,9 @@
 """Data sets that TensorFlow Datasets has prepared as array_record, read without TensorFlow and never downloaded."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from cdl_jax import paths
 from cdl_jax.errors import UserError
 
 
@@ -13,11 +13,11 @@ def builder(name: str, path: str):
     Raises:
       UserError: tensorflow_datasets is not installed, or knows no such set.
     """
-    tfds = _library()
+    tfds, folder = _library(), paths.resolve(path, "data.path") if path else None
     try:
-        if path and (Path(path).expanduser() / "dataset_info.json").is_file():
-            return tfds.builder_from_directory(Path(path).expanduser())
-        return tfds.builder(name, data_dir=str(Path(path).expanduser()) if path else None, file_format="array_record")
+        if folder and (folder / "dataset_info.json").is_file():
+            return tfds.builder_from_directory(folder)
+        return tfds.builder(name, data_dir=str(folder) if folder else None, file_format="array_record")
     except Exception as error:  # tfds fails in many ways, from absent code to damaged metadata
         raise UserError(
             f"tfds set {name!r}: {_line(error)}; see tensorflow.org/datasets/catalog for the names"

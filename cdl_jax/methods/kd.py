@@ -5,7 +5,6 @@ neither ramp-up nor `1 - alpha`. The teacher is in evaluation mode.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -138,10 +137,10 @@ def teacher_of(config, info, options):
     Raises:
       UserError: there is no such file or run, or it is of another architecture.
     """
-    section, path = config.teacher, Path(config.teacher.weights)
-    if section.weights not in ("", "random") and not path.exists():
-        raise UserError(f"teacher.weights={section.weights!r} is neither a run's directory nor a file: train it first")
-    if not section.weights or not path.is_dir():
+    section = config.teacher
+    if not teachers.is_run(section.weights):
+        if section.weights not in ("", "random") and not section.weights.startswith("package:"):
+            weights.find(section.weights, "teacher.weights")
         if (size := section.image_size) != config.student.image_size:
             raise UserError(
                 f"teacher.image_size={size} differs from student.image_size={config.student.image_size}: set them "

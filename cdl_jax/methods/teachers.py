@@ -20,11 +20,12 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from cdl_jax import config as configs
-from cdl_jax import names
+from cdl_jax import names, paths
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import augment, resizing
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo, join, split, stored
+from cdl_jax.models import weights
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, given, *,
     """
     if not isinstance(folder, str | Path):
         raise UserError(f"teachers names {folder!r}, which is no folder: name a --workdir of a finished run")
-    folder = Path(folder)
+    folder = paths.resolve(folder, "the teacher's run")
     config, stream = _read(folder)
     sizes = tuple(len(task["classes"]) for task in stream["tasks"])
     known = StreamInfo(
@@ -156,6 +157,14 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, given, *,
             "checkpoint.keep_tasks=0, or take its network as it was after the last task"
         )
     return Teacher(folder, config, known, method, network, tasks, given, of_batch)
+
+
+def is_run(place: str) -> bool:
+    """Returns whether `place` is the folder of a run; Hugging Face's folders too have a `config.json`."""
+    if place in ("", "random"):
+        return False
+    folder = paths.resolve(place, "the teacher's run")
+    return (folder / "config.json").is_file() and not any((folder / name).is_file() for name in weights.OF_HUB)
 
 
 def average(outputs: Sequence[dict]) -> dict:

@@ -1,4 +1,4 @@
-"""What a config's `weights` stands for: a file, a file of this package, or random numbers that were asked for.
+"""What a config's `weights` stands for: a file, a folder, a timm name, a file of this package, or random numbers.
 
 A ViT's weights are in timm's names; those of other networks, with their running statistics, in our own, or in torch's
 where the family tells the names.
@@ -6,6 +6,7 @@ where the family tells the names.
 
 import logging
 import os
+import re
 import zipfile
 from importlib import resources
 from pathlib import Path
@@ -13,17 +14,26 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cdl_jax import paths
 from cdl_jax.data import npz_files
-from cdl_jax.errors import UserError
+from cdl_jax.data.places import usual_places
+from cdl_jax.errors import MissingWeights, UserError
 from cdl_jax.models import pretrained
 from cdl_jax.models.heads import is_head
+
+OF_HUB = ("model.safetensors", "pytorch_model.bin")  # the files' names in folders of the Hugging Face hub
+_IN_FOLDER = (*OF_HUB, "weights.npz")
+_TIMM = re.compile(r"[A-Za-z0-9_]+\.[A-Za-z0-9_]+")
+_SUFFIXES = (".safetensors", ".npz", ".npy", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".tar", ".pkl", ".pickle", ".h5",
+             ".msgpack", ".zip", ".gz")  # fmt: skip
 
 
 def load(weights: str, params, key: str):
     """`params` with the values that `weights` names.
 
     Args:
-      weights: a path; "package:NAME" for a file that this package ships; or "random", which keeps `params`.
+      weights: a file, folder or timm name (see `find`); "package:NAME" for a file that this package ships; or "random",
+        which keeps `params`.
       params: nested dict of arrays, or of their shapes.
       key: the config key, for messages.
 
@@ -39,7 +49,7 @@ def load(weights: str, params, key: str):
         name = weights.removeprefix("package:") + ".npz"
         with resources.as_file(resources.files("cdl_jax.models") / "packaged" / name) as path:
             return pretrained.load_vit(path, params)
-    return pretrained.load_vit(weights, params)
+    return pretrained.load_vit(find(weights, key), params)
 
 
 def load_network(weights: str, network, key: str, torch_name=None, new_head: bool = False):
@@ -59,6 +69,7 @@ def load_network(weights: str, network, key: str, torch_name=None, new_head: boo
         return network
     if not weights:
         raise UserError(f"config.{key} is empty: name a file of trained weights")
+    weights = str(find(weights, key))
     if torch_name is not None and not _ours(weights):
         return pretrained.load_network(weights, network, torch_name)
     leaves = flatten_dict(network, sep="/")
@@ -86,6 +97,44 @@ def load_network(weights: str, network, key: str, torch_name=None, new_head: boo
     if fresh:
         logging.getLogger("cdl_jax").warning("%s: left out %s, of other classes", weights, ", ".join(fresh))
     return unflatten_dict({n: leaves[n] if n in fresh else found[n].astype(np.float32) for n in wanted}, sep="/")
+
+
+def find(weights: str, key: str) -> Path:
+    """Returns the file that `weights` names.
+
+    Args:
+      weights: a file; a folder with one of `model.safetensors`, `pytorch_model.bin` and `weights.npz`; or the name of a
+        timm model with its tag, with or without `timm/`, for what `python -m cdl_jax.fetch` has fetched.
+      key: the config key, for messages.
+
+    Raises:
+      UserError: there is no such file, or the folder has none of these.
+      MissingWeights: `weights` is a timm name that is not fetched yet.
+    """
+    path = paths.resolve(weights, f"config.{key}")
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for name in _IN_FOLDER:
+            if (path / name).is_file():
+                return path / name
+        if parts := sorted(path.glob("*.index.json")):
+            raise UserError(f"config.{key}: {parts[0]} is of weights in several files: save them as one .safetensors")
+        raise UserError(f"config.{key}: the folder {path} has none of {', '.join(_IN_FOLDER)}: name the file itself")
+    name = weights.removeprefix("timm/")
+    if not _TIMM.fullmatch(name) or name.endswith(_SUFFIXES):
+        hint = "; a model of timm needs its tag, as in vit_base_patch16_224.augreg_in21k" if "/" not in name else ""
+        raise UserError(f"config.{key}={weights!r}: no such file or folder{hint}")
+    places = [place / "timm" / name for place in usual_places()]
+    for place in places:
+        for file in _IN_FOLDER:
+            if (place / file).is_file():
+                return place / file
+    raise MissingWeights(
+        f"config.{key}={weights!r}: these weights are not in {places[0].parent}; "
+        f"run `python -m cdl_jax.fetch {name}`, or name a file",
+        name,
+    )
 
 
 def save(path: Path, network) -> None:

@@ -200,10 +200,10 @@ def test_a_teacher_that_is_missing_or_other_is_refused_before_any_work(tmp_path)
     with pytest.raises(UserError, match="config.teacher.weights is empty"):
         built.load(jax.eval_shape(built.init, jax.random.key(0)))
     config.teacher.weights = str(tmp_path / "nothing.npz")
-    with pytest.raises(UserError, match="neither a run's directory nor a file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         names.load("methods", "kd").build(config, INFO)
     config.teacher.weights = str(tmp_path)
-    with pytest.raises(UserError, match="no run with results"):
+    with pytest.raises(UserError, match="has none of model.safetensors"):
         names.load("methods", "kd").build(config, INFO)
 
     file = tmp_path / "weights.npz"

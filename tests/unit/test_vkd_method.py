@@ -129,7 +129,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
         ({"distill.student_feature": "x"}, "'x' is no output of the student"),
         ({"distill.teacher_feature": "layer9"}, "'layer9' is no output of the teacher"),
         ({"student.image_size": 64}, "teacher.image_size=32 differs"),
-        ({"teacher.weights": "absent.pth"}, "neither a run's directory nor a file"),
+        ({"teacher.weights": "absent.pth"}, "no such file or folder"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_in_one_line(changes, message):

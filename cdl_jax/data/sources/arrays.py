@@ -1,11 +1,11 @@
 """A user's own arrays: an `.npz` with x_train, y_train, x_test and y_test."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cdl_jax import paths
 from cdl_jax.data import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
@@ -27,7 +27,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
         raise UserError(
             "the arrays source reads an .npz of yours (x_train, y_train, x_test, y_test): set data.path to it"
         )
-    path = Path(path).expanduser()
+    path = paths.resolve(path, "data.path")
     arrays = npz_files.read(path, ("x_train", "y_train", "x_test", "y_test"), optional=("class_names",))
     train, test = (
         Split(

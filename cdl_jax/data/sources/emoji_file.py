@@ -5,11 +5,11 @@ subgroups are (faces, fruit, tools), and the test set is emoji that no training 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cdl_jax import paths
 from cdl_jax.data import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
@@ -41,7 +41,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
         raise UserError(
             "the emoji_file source needs data.path; make a file with: python -m cdl_jax.data.make_emoji --help"
         )
-    path = Path(options["path"]).expanduser()
+    path = paths.resolve(options["path"], "data.path")
     columns, lists = ("y", "vendor", "emoji"), ("classes", "vendors", "emoji_names")
     arrays = npz_files.read(path, ("x", *columns, *lists))
     images = npz_files.rgb(arrays["x"], what=f"{path}: x")

@@ -1,11 +1,11 @@
 """A user's pictures, one folder a class: in a folder, or in tar archives that are read as they are."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cdl_jax import paths
 from cdl_jax.data import image_files, tar_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
@@ -31,7 +31,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
     """
     if not options["path"]:
         raise UserError("the folder source reads pictures of yours: set data.path to the folder with train/ and test/")
-    root = Path(options["path"]).expanduser()
+    root = paths.resolve(options["path"], "data.path")
     if not root.is_dir() and not root.is_file():
         raise UserError(f"data.path={options['path']!r} is no folder and no tar archive")
     parts = _parts(root)

@@ -1,9 +1,9 @@
 """A file of character pictures (Split-Glyph), as `cdl_jax.data.make_glyphs` makes them from a folder of fonts."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from cdl_jax import paths
 from cdl_jax.data import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
@@ -21,7 +21,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
         raise UserError(
             "the glyph_file source needs data.path; make a file with: python -m cdl_jax.data.make_glyphs --help"
         )
-    path = Path(options["path"]).expanduser()
+    path = paths.resolve(options["path"], "data.path")
     arrays = npz_files.read(path, ("x", "y", "chars", "is_test"))
     images, labels = npz_files.rgb(arrays["x"], what=f"{path}: x"), npz_files.labels(arrays["y"], what=f"{path}: y")
     is_test = arrays["is_test"]

@@ -37,7 +37,14 @@ def load(options: Mapping[str, Any]) -> Dataset:
         raise UserError(f"data.split={options['split']!r} is unknown: known: coda, tfds80")
     lists = json.loads(gzip.decompress(_LISTS.read_bytes()))
     label_of_wnid = lists["label_of_wnid"]
-    root = places.find(options["path"], ["imagenet-r"], what="imagenet_r", remedy=_REMEDY, inside=sorted(label_of_wnid))
+    root = places.find(
+        options["path"],
+        ["imagenet-r"],
+        what="imagenet_r",
+        remedy=_REMEDY,
+        inside=sorted(label_of_wnid),
+        fetch_name="imagenet_r",
+    )
     if not root.is_dir():
         raise UserError(f"{root}: is a file; unpack it and set data.path to the folder imagenet-r")
     if options["split"] == "coda":

@@ -1,0 +1,123 @@
+"""Every path that a user gives is understood in one way; what is no local path is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from cdl_jax import compilation, fetch, main, paths, report
+from cdl_jax.data import places, stream
+from cdl_jax.errors import MissingData, UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("runs/a", "runs/a"),
+        ("runs/a/", "runs/a"),
+        ("./runs//a/", "runs/a"),
+        ("/data/x.npz", "/data/x.npz"),
+        ("~", "/home/me"),
+        ("~/x", "/home/me/x"),
+        ("~/x/", "/home/me/x"),
+        (Path("~/x"), "/home/me/x"),
+        ("file:///data/x", "/data/x"),
+        ("FILE:///data/x/", "/data/x"),
+        ("file://localhost/data/x", "/data/x"),
+        ("file:///data/a%20b", "/data/a b"),
+        ("file://~/x", "/home/me/x"),
+        ("runs/sweep[lr=0.005]", "runs/sweep[lr=0.005]"),
+        ("odd: name/über", "odd: name/über"),
+        ("C:/x", "C:/x"),
+    ],
+)
+def test_a_local_path_in_any_spelling(monkeypatch, given, meant):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert paths.resolve(given) == Path(meant)
+
+
+def test_the_home_of_another_user():
+    assert paths.resolve("~root/x") == Path("~root").expanduser() / "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("gs://bucket/x", "is a remote place, and only local paths work: copy or mount it first"),
+        (Path("gs://bucket/x"), "is a remote place"),
+        ("s3://bucket/x", "is a remote place"),
+        ("http://host/x", "is a remote place"),
+        ("HTTPS://host/x", "is a remote place"),
+        ("anything+else://host/x", "is a remote place"),
+        ("file://host/x", "names another machine"),
+        ("file://x", "names another machine"),
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("a\0b", "has a NUL character"),
+        ("~nobody-has-this-name/x", "home folder is unknown"),
+        (7, "is no path"),
+        (None, "is no path"),
+    ],
+)
+def test_what_is_no_local_path_is_refused(given, problem):
+    with pytest.raises(UserError) as error:
+        paths.resolve(given, "data.path")
+    assert str(error.value).startswith("data.path") and problem in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+REMOTE = "gs://bucket/x"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: compilation.keep(REMOTE),
+        lambda: places.find(REMOTE, ["x"], what="x", remedy="get it"),
+        *(
+            lambda source=source: stream.names.load("data.sources", source).load(
+                {**stream.names.load("data.sources", source).OPTIONS, "path": REMOTE}
+            )
+            for source in ("arrays", "folder", "glyph_file", "emoji_file", "cifar100", "imagenet_r")
+        ),
+    ],
+)
+def test_each_option_that_is_a_path_refuses_a_remote_place(monkeypatch, use):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    with pytest.raises(UserError, match="is a remote place"):
+        use()
+
+
+def test_each_flag_that_is_a_path_refuses_a_remote_place(capsys, monkeypatch):
+    for command, argv in [
+        (main.main, ["--config", "configs/quickstart.py", "--workdir", REMOTE, "--config.compilation_cache="]),
+        (report.main, [REMOTE]),
+        (fetch.main, ["cifar100", "--dir", REMOTE]),
+    ]:
+        assert command(argv) == 2
+        assert "is a remote place" in capsys.readouterr().err
+    monkeypatch.setenv("CDL_DATA", REMOTE)
+    assert fetch.main(["cifar100"]) == 2
+    assert "CDL_DATA='gs://bucket/x' is a remote place" in capsys.readouterr().err
+
+
+def test_a_home_folder_is_not_needed(monkeypatch):
+    monkeypatch.delenv("CDL_DATA", raising=False)
+
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert places.usual_places() == (Path("data"),)
+
+
+def test_missing_data_that_can_be_fetched_has_the_name_for_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("CDL_DATA", str(tmp_path))
+    monkeypatch.setattr(places, "usual_places", lambda: (tmp_path,))
+    for name in ("cifar10", "cifar100", "imagenet_r"):
+        source = stream.names.load("data.sources", name)
+        with pytest.raises(MissingData, match=f"python -m cdl_jax.fetch {name}") as error:
+            source.load({**source.OPTIONS, "path": ""})
+        assert error.value.fetch_name == name and name in fetch.ARCHIVES
+    with pytest.raises(UserError) as error:  # a place that the user named is not filled
+        source.load({**source.OPTIONS, "path": str(tmp_path / "absent")})
+    assert not isinstance(error.value, MissingData)
