@@ -27,6 +27,12 @@ _ROWS = {
     "v4": _KDP,
 }
 
+# timm's names of the pretrained weights; docs/published.md says how certain they are.
+WEIGHTS = {
+    f"vit_{short}16": f"vit_{size}_patch16_224.augreg_in21k_ft_in1k"
+    for short, size in {"ti": "tiny", "s": "small", "b": "base", "l": "large"}.items()
+}
+
 _TEACHERS = {"vit_ti16": "vit_b16", "vit_s16": "vit_b16", "vit_b16": "vit_l16"}
 
 
@@ -66,6 +72,19 @@ def build(version="v4", data="cifar100", learner="l2p", distill="kd", teacher=""
         config.learner.pull = "legacy_sum"
     if reference:
         _follow_the_program(config)
+    return config
+
+
+def experiment(seed=0, teacher="", student="vit_s16", distill="kd", **choices):
+    """Returns the config of a cell with its seed and the names of its pretrained weights.
+
+    Args:
+      teacher, student, distill, choices: as in `build`.
+    """
+    config = build(teacher=teacher, student=student, distill=distill, **choices)
+    config.seed = seed
+    config.student.weights = WEIGHTS.get(student, "")
+    config.teacher.weights = WEIGHTS.get(teacher or _TEACHERS.get(student, student), "")
     return config
 
 

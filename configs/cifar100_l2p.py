@@ -1,0 +1,34 @@
+"""L2P on Split CIFAR-100, 10 tasks: ViT-B/16 teaches ViT-S/16 by logit distillation.
+
+    python -m cdl_jax.main --config configs/cifar100_l2p.py --fetch
+    python -m cdl_jax.main --config configs/cifar100_l2p.py:distill=kd_token,student=vit_b16
+
+Paper: continual distillation learning (arXiv 2407.13911, version 4); L2P (Wang et al., CVPR 2022).
+Published (student, percent; means over several runs, number unknown):
+
+    distill    accuracy  forgetting
+    none           77.71        7.12
+    kd             79.64        6.35
+    dkd            78.21        9.13
+    fitnets        79.56        5.89
+    reviewkd       78.50        8.04
+    deit           79.56        6.71
+    kd_token       81.79        4.31
+
+Length: 31,200 steps of 64 images (78 batches x 20 epochs x 2 networks x 10 tasks). Time on a GPU: not measured.
+
+distill   kd, none, dkd, fitnets, reviewkd, kd_token (D-CDL), deit
+student   vit_s16, vit_b16 (its teacher is vit_l16), vit_ti16
+teacher   empty: the paper's
+version   v4, v3, v2, v1: whose settings
+reference  true: with what the authors' code does besides, see configs/cdl.py
+seed      of weights, batches and augmentation; the class order is the natural one
+"""
+
+from cdl_jax import config as base
+from cdl_jax.published import cdl
+
+
+def get_config(text=""):
+    choices = base.arguments(text, distill="kd", student="vit_s16", teacher="", version="v4", reference=False, seed=0)
+    return cdl.experiment(data="cifar100", learner="l2p", **choices)

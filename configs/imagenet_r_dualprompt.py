@@ -1,0 +1,34 @@
+"""DualPrompt on Split ImageNet-R, 10 tasks: ViT-B/16 teaches ViT-S/16 by logit distillation.
+
+    python -m cdl_jax.main --config configs/imagenet_r_dualprompt.py --fetch
+    python -m cdl_jax.main --config configs/imagenet_r_dualprompt.py:distill=kd_token,student=vit_b16
+
+Paper: continual distillation learning (arXiv 2407.13911, version 4); DualPrompt (Wang et al., ECCV 2022).
+Published (student, percent; means over several runs, number unknown):
+
+    distill    accuracy  forgetting
+    none           65.51        5.93
+    kd             65.68        7.26
+    dkd            65.44        7.27
+    fitnets        66.20        5.93
+    reviewkd       65.69        6.56
+    deit           65.82        4.00
+    kd_token       68.77        3.13
+
+Length: steps of 64 images, 35 epochs x 2 networks x 10 tasks. Time on a GPU: not measured.
+
+distill   kd, none, dkd, fitnets, reviewkd, kd_token (D-CDL), deit
+student   vit_s16, vit_b16 (its teacher is vit_l16), vit_ti16
+teacher   empty: the paper's
+version   v4, v3, v2, v1: whose settings
+reference  true: with what the authors' code does besides, see configs/cdl.py
+seed      of weights, batches and augmentation; the class order is the natural one
+"""
+
+from cdl_jax import config as base
+from cdl_jax.published import cdl
+
+
+def get_config(text=""):
+    choices = base.arguments(text, distill="kd", student="vit_s16", teacher="", version="v4", reference=False, seed=0)
+    return cdl.experiment(data="imagenet_r", learner="dualprompt", **choices)
