@@ -11,9 +11,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from cdl_jax import report, results, sharding, trainer, workdir, writers
+from cdl_jax import progress, report, results, sharding, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
 from cdl_jax.interruption import Interrupted, Listener
@@ -422,10 +421,10 @@ class _Training:
         return contents
 
     def _progress(self):
-        """A bar with rate and time left over all steps of the run; nothing where the output is no terminal."""
+        """The display of rate and time left over all steps of the run."""
         phases, tasks = self.program.method.phases, self.program.stream.tasks
         total = sum(self.program.steps(t, phase) * phase.epochs_of(t.index) for phase in phases for t in tasks)
-        return tqdm(total=total, initial=self.record.step, unit="step", disable=None if self.primary else True)
+        return progress.show(total, self.record.step, primary=self.primary)
 
 
 def _call_lengths(look, most):

@@ -1,0 +1,72 @@
+"""Shows the progress of a run: a bar in a terminal, lines of a log elsewhere."""
+
+import sys
+import threading
+import time
+
+from tqdm import tqdm
+
+INTERVAL = 60.0  # seconds between two lines of a log
+
+
+def show(total: int, initial: int, *, primary: bool):
+    """Returns a progress display, a context manager with tqdm's `update`, `set_postfix_str` and `total`.
+
+    Args:
+      total: steps of the run.
+      initial: steps that an earlier process has done.
+      primary: whether this process is the one that reports; other processes show nothing.
+    """
+    if primary and not sys.stderr.isatty():
+        return Lines(total, initial)
+    return tqdm(total=total, initial=initial, unit="step", disable=not primary)
+
+
+class Lines:
+    """Prints a line to stderr when a phase begins, at least every `interval` seconds, and at the end.
+
+    A thread prints, so that lines come while a step compiles or a long evaluation runs.
+    """
+
+    def __init__(self, total: int, initial: int, interval: float = INTERVAL):
+        self.total, self.done, self.initial, self.interval = total, initial, initial, interval
+        self.postfix, self.phase = "", ""
+        self._begun, self._ended = time.monotonic(), threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+        self._print()
+
+    def update(self, steps: int) -> None:
+        """Counts steps that were done."""
+        self.done += steps
+
+    def set_postfix_str(self, text: str) -> None:
+        """Sets what a line ends with, such as task, phase and loss."""
+        phase, self.postfix = text.rpartition(", ")[0], text
+        if phase != self.phase:
+            self.phase = phase
+            self._print()
+
+    def line(self) -> str:
+        """Returns the line that is due now."""
+        seconds = time.monotonic() - self._begun
+        rate = (self.done - self.initial) / seconds if seconds else 0.0
+        share = 100 * self.done / self.total if self.total else 100.0
+        left = f", {(self.total - self.done) / rate / 60:.0f} min left" if rate else ""
+        return f"step {self.done} of {self.total} ({share:.0f} %), {rate:.2f} steps/s{left}; {self.postfix}".rstrip(
+            "; "
+        )
+
+    def _repeat(self):
+        while not self._ended.wait(self.interval):
+            self._print()
+
+    def _print(self):
+        print(self.line(), file=sys.stderr, flush=True)
