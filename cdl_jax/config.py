@@ -133,6 +133,16 @@ def default(method: str, *, data: str, **choices) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(json_free(sections), type_safe=True)
 
 
+def with_defaults(stored: dict) -> dict:
+    """Returns a stored config with the common options that it lacks, as a run of an earlier version does."""
+
+    def merge(defaults, values):
+        nested = {key: merge(defaults.get(key, {}), v) for key, v in values.items() if isinstance(v, dict)}
+        return {**defaults, **values, **nested}
+
+    return merge(COMMON, stored)
+
+
 def json_free(tree):
     """A deep copy of nested dicts, with lists made tuples so that a ConfigDict keeps them as values."""
     if isinstance(tree, dict):
@@ -228,6 +238,7 @@ def differences(old: dict, new: dict) -> list[str]:
     # A learner that chooses for whole batches predicts otherwise where test batches are of another size.
     bound = ("eval.batch_size",) if old.get("learner.batchwise") else ()
     keys = sorted(k for k in {*old, *new} if not k.startswith(FREE) or k in bound)
+    old = {**flatten(COMMON), **old}  # a run of an earlier version did what the defaults of later options do
     return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
 
 

@@ -23,8 +23,11 @@ def plan(options, seed: int) -> tuple[stream.Stream, str]:
         return stream.load(options, seed, blank=True), note
 
 
-def describe(program: Program) -> str:
-    """The text of `--mode describe`. Every phase is compiled, nothing is run."""
+def describe(program: Program, show_config: bool = False) -> str:
+    """Returns the text of `--mode describe`. Every phase is compiled, nothing is run.
+
+    show_config: whether the resolved config follows the plan.
+    """
     if program.config.debug_nans:
         raise UserError("config.debug_nans leaves steps uncompiled until they run: describe the run without it")
     program.place_data()
@@ -53,6 +56,7 @@ def describe(program: Program) -> str:
             f"memory of a device {held / 2**20:.1f} MiB held + {memory.temp_size_in_bytes / 2**20:.1f} MiB at work"
         )
     lines.append(f"device: {jax.devices()[0].device_kind}")
-    lines.append("config")
-    lines += [f"  {key} = {value!r}" for key, value in sorted(config.flatten(program.config).items())]
+    if show_config:
+        lines.append("config")
+        lines += [f"  {key} = {value!r}" for key, value in sorted(config.flatten(program.config).items())]
     return "\n".join(lines)

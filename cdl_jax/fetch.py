@@ -156,6 +156,24 @@ def fetch_weights(name: str, folder: Path, endpoint: str = "") -> Path:
     return path
 
 
+def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
+    """Fetches a data set or a timm model by its name, and returns where it is.
+
+    Args:
+      folder: where it is put; None: the first of the usual places.
+      url_base: a mirror; empty: the official place.
+
+    Raises:
+      UserError: neither a data set nor a model has this name, or as `fetch_archive` and `fetch_weights`.
+    """
+    folder = usual_places()[0] if folder is None else folder
+    if name in ARCHIVES:
+        return fetch_archive(ARCHIVES[name], folder, url_base)
+    if "." in name:  # timm's names have their tag behind a dot
+        return fetch_weights(name, folder, url_base)
+    raise UserError(f"no data set or weights {name!r}: {nearest(name, [*ARCHIVES, *WEIGHTS])}")
+
+
 @contextmanager
 def _writing(folder):
     """Turns an error of the file system into one line that names the folder."""
@@ -227,12 +245,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--url-base {options.url_base!r} must start with http:// or https://")
         elif not options.name:
             raise UserError("NAME is missing: see python -m cdl_jax.fetch --list")
-        elif options.name in ARCHIVES:
-            fetch_archive(ARCHIVES[options.name], folder, options.url_base)
-        elif "." in options.name:  # timm's names have their tag behind a dot
-            fetch_weights(options.name, folder, options.url_base)
         else:
-            raise UserError(f"no data set or weights {options.name!r}: {nearest(options.name, [*ARCHIVES, *WEIGHTS])}")
+            get(options.name, folder, options.url_base)
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2

@@ -1,44 +1,77 @@
 """Runs an experiment.
 
-    python -m cdl_jax.main --config FILE[:key=value,...] --workdir DIR [--config.section.key=value ...]
+    python -m cdl_jax.main --config CONFIG[:key=value,...] [--workdir DIR] [--config.section.key=value ...]
 
---mode=train      (default) trains, or goes on where the same command was stopped, or prints a finished run's results
+--config CONFIG   a file, or a shipped config by its name: --config quickstart:distill=none
+--workdir DIR     directory of the run; default: runs/<config>[-<arguments>]. The same command resumes the run.
+                  With a directory that holds a run, --config may be left out: config.json in it has the config.
+--fetch           downloads the data set and the weights of the config where they are missing, then goes on
+--list            lists configs, methods, learners, schemes, data sources and networks
+--version         prints the version
+
+--mode=train      (default) trains; resumes where the same command was stopped; prints a finished run's results
 --mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row
 --mode=analyze    writes analysis.json from the checkpoints, and the report anew with a section "Mechanism": how far the
                   student drifts from its teacher of then, accuracy without prompts, without the scheme's part and
                   with other weights of two heads, which prompts were chosen, how alike the networks' layers see test
-                  pictures (linear CKA), and where these lie in the plane (t-SNE, if scikit-learn is there; also in
+                  images (linear CKA), and where these lie in the plane (t-SNE, if scikit-learn is there; also in
                   features_<network>.svg)
---mode=describe   tasks, parameters, operations and memory of a step, resolved config; trains nothing
+--mode=describe   prints tasks, parameters, operations and memory of a step; with --show_config the resolved config too;
+                  trains nothing and needs no data
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 
-Exit code 0: done. 2: a mistake in the command, the data or the working directory, a full disk, or a loss that is no
-number, told in one line. 143, 130: ended by SIGTERM or SIGINT with everything saved.
+Exit code 0: done. 2: a mistake in the command, the data or the working directory, a full disk, or a loss that is NaN or
+infinite, reported in one line. 143, 130: ended by SIGTERM or SIGINT with everything saved.
 """
 
 import errno
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+
+from cdl_jax import __version__
 
 _MODES = ("train", "eval", "analyze", "describe")
 # What a disk does to a run: full, over a quota, a file too large for it, read-only, broken, or no longer there.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
-_FLAGS = ("config", "workdir", "mode", "task", "distributed")
+_FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
+_USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--config.section.key=value ...]
+
+  python -m cdl_jax.main --config quickstart          a first run, in a minute on a CPU
+  python -m cdl_jax.main --config cifar100_l2p --fetch
+  python -m cdl_jax.main --workdir runs/quickstart --mode eval
+
+  --list: configs, methods, learners, schemes, data sources, networks    --help: all flags    --version"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv if argv is None else ["cdl_jax", *argv]
-    if any(word in ("--help", "-h", "-help") for word in argv[1:]):
+    words = argv[1:]
+    if not words:
+        print(_USAGE, file=sys.stderr)
+        return 2
+    if any(word in ("--help", "-h", "-help") for word in words):
         print(__doc__.strip())
         return 0
-    from cdl_jax.errors import UserError
+    if "--version" in words:
+        print(f"cdl_jax {__version__}")
+        return 0
+    if "--list" in words:
+        from cdl_jax import listing
+
+        print(listing.text())
+        return 0
+    from cdl_jax.errors import Missing, UserError
 
     try:
         options = _parse(argv)
         return _run(options)
+    except Missing as error:
+        print(f"cdl_jax: {error}; the same command with --fetch gets it and goes on", file=sys.stderr)
+        return 2
     except UserError as error:
         print("cdl_jax: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -54,28 +87,33 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv):
-    """The flags' values.
+    """Returns the flags' values.
 
     Raises:
       UserError: a flag or a config key is wrong.
     """
     from absl import flags
 
-    from cdl_jax import config
+    from cdl_jax import config, config_files
     from cdl_jax.errors import UserError
     from cdl_jax.names import nearest
 
-    file = _config_flag(argv)
-    path = file.split(":")[0]
-    if not Path(path).is_file():
-        raise UserError(f"config file {path} does not exist: name one of configs/*.py")
-    known = config.flatten(_flags()([argv[0], f"--config={file}"]).config)
+    given, text = argv, _value(argv, "config")
+    if text:
+        name, colon, arguments = text.partition(":")
+        path = config_files.find(name)
+        argv = _with_value(argv, "config", f"{path}{colon}{arguments}")
+        parse = _flags(file=True)
+    else:
+        parse = _flags(file=False, stored=_stored_config(_value(argv, "workdir")))
+    first = [argv[0], *(["--config=" + _value(argv, "config")] if text else [])]
+    known = config.flatten(parse(first).config)
     for word in argv[1:]:
         key = word.removeprefix("--config.").split("=")[0]
         if word.startswith("--config.") and key not in known:
             raise UserError(f"unknown key config.{key}: {nearest(key, known)}")
     try:
-        values = _flags()(argv)
+        values = parse(argv)
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"unknown flag --{error.flagname}: {nearest(error.flagname, _FLAGS)}") from None
     except (flags.Error, TypeError, ValueError) as error:
@@ -89,13 +127,53 @@ def _parse(argv):
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:
         raise UserError(f"--mode={values.mode}: {nearest(values.mode, _MODES)}")
-    if values.workdir is None and values.mode != "describe":
-        raise UserError("--workdir is missing: name the directory of the run")
+    if values.task is not None and values.mode != "eval":
+        raise UserError(f"--task={values.task} goes with --mode=eval, not with --mode={values.mode}: leave it out")
+    values.chosen = values.workdir is not None
+    if not values.chosen and values.mode != "describe":
+        values.workdir = default_workdir(path, arguments)
+    sys.argv = given
     return values
 
 
-def _flags():
-    """A function from a command line to the flags' values; it leaves absl's global flags alone."""
+def default_workdir(path: Path, arguments: str) -> str:
+    """Returns the working directory of a run that names none: `runs/<config>[-<arguments>]`.
+
+    Args:
+      path: the config file.
+      arguments: what follows the colon; commas and slashes become dashes.
+    """
+    suffix = "-" + arguments.replace(",", "-").replace("/", "-") if arguments else ""
+    return f"runs/{path.stem}{suffix}"
+
+
+def _stored_config(workdir):
+    """The config of the run in a directory, as a ConfigDict.
+
+    Raises:
+      UserError: no directory is named, or it holds no run.
+    """
+    import ml_collections
+
+    from cdl_jax import config, paths
+    from cdl_jax.errors import UserError
+
+    remedy = "add --config: a file, or one of python -m cdl_jax.main --list"
+    if workdir is None:
+        raise UserError(f"--config is missing: {remedy}")
+    content = config.read(paths.resolve(workdir, "--workdir"))
+    if content is None:
+        raise UserError(f"--workdir {workdir} holds no run: {remedy}")
+    # A run of an earlier version lacks the options that came later; their defaults are what it did.
+    stored = config.with_defaults(content["config"])
+    return ml_collections.ConfigDict(config.json_free(stored), type_safe=True)
+
+
+def _flags(*, file: bool, stored=None):
+    """A function from a command line to the flags' values; it leaves absl's global flags alone.
+
+    file: whether `--config` names a file; otherwise the config is `stored`.
+    """
     from absl import flags
     from ml_collections import config_flags
 
@@ -104,7 +182,12 @@ def _flags():
     flags.DEFINE_string("mode", "train", "", flag_values=values)
     flags.DEFINE_integer("task", None, "", flag_values=values)
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
-    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
+    flags.DEFINE_boolean("fetch", False, "", flag_values=values)
+    flags.DEFINE_boolean("show_config", False, "", flag_values=values)
+    if file:
+        config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
+    else:
+        config_flags.DEFINE_config_dict("config", stored, "", lock_config=True, flag_values=values)
 
     def parse(argv):
         sys.argv = argv  # where ml_collections looks for overrides
@@ -114,16 +197,27 @@ def _flags():
     return parse
 
 
-def _config_flag(argv):
-    """The value of --config; looked at before absl does, whose answer to a mistake in it spans many lines."""
-    from cdl_jax.errors import UserError
-
-    for word, after in zip(argv[1:], [*argv[2:], ""], strict=True):
-        if word in ("--config", "-config"):
+def _value(argv, flag):
+    """The value of a flag, None where it is absent; read before absl, whose errors about it span many lines."""
+    for word, after in zip(argv[1:], [*argv[2:], None], strict=True):
+        if word in (f"--{flag}", f"-{flag}"):
             return after
-        if word.startswith(("--config=", "-config=")):
+        if word.startswith((f"--{flag}=", f"-{flag}=")):
             return word.split("=", 1)[1]
-    raise UserError("--config is missing: name one of configs/*.py")
+    return None
+
+
+def _with_value(argv, flag, value):
+    """The command line with another value of a flag that is in it."""
+    changed = list(argv)
+    for index, word in enumerate(argv[1:], start=1):
+        if word in (f"--{flag}", f"-{flag}"):
+            changed[index + 1] = value
+            break
+        if word.startswith((f"--{flag}=", f"-{flag}=")):
+            changed[index] = f"--{flag}={value}"
+            break
+    return changed
 
 
 def _run(options):
@@ -135,13 +229,17 @@ def _run(options):
     configs.check(config)
     host_memory.keep()
     compilation.keep(config.compilation_cache)
+    if options.fetch:
+        fetch_missing(config)
     if options.mode == "describe":
         from cdl_jax.describe import describe, plan
 
         data, note = plan(config.data, configs.seeds_of(config)[0])
-        print(note + describe(Program(config, data)))
+        print(note + describe(Program(config, data), show_config=options.show_config))
         return 0
     folder = paths.resolve(options.workdir, "--workdir")
+    if not options.chosen:
+        print(f"workdir: {folder}", flush=True)
     resolved = config.to_dict()
     if options.mode == "analyze":
         return _analyze(config, folder, options.distributed)
@@ -170,6 +268,31 @@ def _run(options):
             if config.log.report:
                 print(f"report: {own / 'report.html'}")
     return 0
+
+
+def fetch_missing(config) -> None:
+    """Downloads the data set and the weights that a config needs, where `cdl_jax.fetch` has them.
+
+    Raises:
+      UserError: a download failed, or something is missing that `cdl_jax.fetch` does not have.
+    """
+    from cdl_jax import config as configs
+    from cdl_jax import fetch
+    from cdl_jax.data import stream
+    from cdl_jax.errors import Missing
+    from cdl_jax.models import weights
+
+    steps = [partial(stream.load, config.data, configs.seeds_of(config)[0])]
+    alone = config.get("distill", {}).get("name") == "none"
+    for key, value in configs.flatten(config).items():
+        named = key.endswith(".weights") and value not in ("", "random") and not value.startswith("package:")
+        if named and not (alone and key == "teacher.weights"):
+            steps.append(partial(weights.find, value, key))
+    for step in steps:
+        try:
+            step()
+        except Missing as missing:
+            fetch.get(missing.fetch_name)
 
 
 def _program(config):

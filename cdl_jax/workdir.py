@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-from cdl_jax import __version__, config, fingerprints
+from cdl_jax import __version__, config
 from cdl_jax.errors import UserError
 
 
@@ -45,29 +45,56 @@ def locked(workdir: Path):
       UserError: the directory cannot be written or locked, or another process is at work in it (its host and pid are
         named).
     """
+    parents = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / "lock", "a+")  # noqa: SIM115
+        file = _locked_file(workdir)
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}): choose another") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(
-                    f"--workdir {workdir} cannot be locked ({error.strerror}): choose one on a file system with locks"
-                ) from None
-            file.seek(0)
-            holder = " ".join(file.read().split()) or "another process"
-            raise UserError(f"--workdir {workdir} is in use by {holder}: wait for it, or choose another") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         for folder in (workdir, *workdir.glob("seed_*")):
             for left in folder.glob(".*.[0-9]*"):  # what `write` and the like had begun when their process was killed
                 left.unlink(missing_ok=True)
-        yield
+        try:
+            yield
+        finally:
+            # A refused run has written nothing: what was made for its lock goes again.
+            if not (workdir / "config.json").exists() and os.listdir(workdir) == ["lock"]:
+                (workdir / "lock").unlink(missing_ok=True)
+                for folder in parents:
+                    with suppress(OSError):  # another process has put something there
+                        folder.rmdir()
+
+
+def _locked_file(workdir):
+    """The open and locked file of a working directory.
+
+    Raises:
+      UserError: another process has the lock, or the file system has no locks.
+      OSError: the file cannot be opened.
+    """
+    while True:
+        file = open(workdir / "lock", "a+")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                file.close()
+                raise UserError(
+                    f"--workdir {workdir} cannot be locked ({error.strerror}): choose one on a file system with locks"
+                ) from None
+            file.seek(0)
+            holder = " ".join(file.read().split()) or "another process"
+            file.close()
+            raise UserError(f"--workdir {workdir} is in use by {holder}: wait for it, or choose another") from None
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(workdir / "lock")):
+                return file
+        file.close()  # a refused run removed it in between: a new file of the name counts
+        workdir.mkdir(parents=True, exist_ok=True)
 
 
 def check_seeds(workdir: Path, config_seeds) -> None:
@@ -100,8 +127,6 @@ def _finished(workdir):
 def check_config(workdir: Path, resolved: dict) -> None:
     """Refuses a directory that holds a run of another config; one that holds none is fine.
 
-    Weight files and teachers' runs are compared by content (see `fingerprints`).
-
     Args:
       resolved: the config as nested dicts.
 
@@ -111,7 +136,7 @@ def check_config(workdir: Path, resolved: dict) -> None:
     stored = config.read(workdir)
     if stored is None:
         return
-    changes = config.differences(*fingerprints.compared(stored, resolved))
+    changes = config.differences(config.flatten(stored["config"]), config.flatten(resolved))
     if changes:
         shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
         raise UserError(f"--workdir {workdir} holds a run of another config ({shown}): choose another --workdir")
@@ -121,7 +146,6 @@ def claim(workdir: Path, resolved: dict) -> None:
     """Makes `workdir` the place of the run with this config, unless it is already."""
     if config.read(workdir) is None:
         content = {"config": resolved, "command": command(), "versions": versions(), "commit": commit()}
-        content["content"] = fingerprints.of_config(resolved)
         write(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 

@@ -83,12 +83,13 @@ def test_config_files(config, expected, tmp_path, capsys, monkeypatch):
 
 
 def test_flags_that_are_missing(tmp_path, capsys, monkeypatch):
-    assert answer(capsys, monkeypatch, "--workdir", tmp_path) == (
-        2,
-        "cdl_jax: --config is missing: name one of configs/*.py",
-    )
-    code, err = answer(capsys, monkeypatch, "--config", TINY)
-    assert code == 2 and "--workdir is missing" in err
+    code, err = answer(capsys, monkeypatch, "--mode=eval")
+    assert code == 2 and err.startswith("cdl_jax: --config is missing: add --config")
+    code, err = answer(capsys, monkeypatch, "--workdir", tmp_path / "empty")
+    assert code == 2 and "holds no run: add --config" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "empty").exists()
+    code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path / "run", "--task=1")
+    assert code == 2 and "--task=1 goes with --mode=eval" in err
 
 
 def test_weights_of_another_shape(tmp_path, capsys, monkeypatch):

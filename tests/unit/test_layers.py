@@ -11,7 +11,7 @@ ROOT = Path(cdl_jax.__file__).parent
 
 # A module may import from its own layer and from those above it. A folder stands for all that is in it.
 LAYERS = (
-    ("__init__", "errors", "names", "paths", "config", "published", "tensorstore_strings"),
+    ("__init__", "errors", "names", "config_files", "paths", "config", "published", "tensorstore_strings"),
     ("data",),
     ("models", "losses"),
     ("distill",),
@@ -23,7 +23,6 @@ LAYERS = (
         "metrics",
         "similarity",
         "writers",
-        "fingerprints",
         "workdir",
         "results",
         "plots",
@@ -33,8 +32,8 @@ LAYERS = (
         "replication",
         "report",
     ),
-    ("run", "describe", "mechanism", "representations", "analysis", "compilation", "host_memory"),
-    ("main", "download", "fetch"),
+    ("run", "progress", "describe", "mechanism", "representations", "analysis", "compilation", "host_memory"),
+    ("main", "__main__", "listing", "download", "fetch"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

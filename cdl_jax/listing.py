@@ -1,0 +1,39 @@
+"""Lists what a config can name: the text of `--list`.
+
+Docstrings are read by parsing: only network sizes need an import.
+"""
+
+from pathlib import Path
+
+from cdl_jax import config_files, names
+
+_PACKAGE = Path(__file__).parent
+_SECTIONS = (
+    ("methods (config.method)", "methods"),
+    ("learners (argument learner)", "models.prompts"),
+    ("distillation schemes (argument distill)", "distill"),
+    ("data sources (argument data)", "data.sources"),
+    ("network families (config.<network>.family)", "models"),
+)
+
+
+def text() -> str:
+    """Returns the list: one line for each shipped config and each plug-in, with the first line of its docstring."""
+    blocks = [_block("configs (--config NAME)", config_files.shipped().items())]
+    for title, folder in _SECTIONS:
+        path = _PACKAGE.joinpath(*folder.split("."))
+        blocks.append(_block(title, ((name, path / f"{name}.py") for name in names.available(folder))))
+    blocks.append(_block_of_networks())
+    return "\n\n".join(blocks)
+
+
+def _block(title, files):
+    return "\n".join([title, *(f"  {name:<20} {config_files.summary(path)}" for name, path in files)])
+
+
+def _block_of_networks():
+    from cdl_jax.models import families  # brings flax: some of its tables of sizes are computed
+
+    lines = [(module.__name__.split(".")[-1], ", ".join(module.SIZES)) for module in families.FAMILIES]
+    title = "networks by family (arguments teacher, student, network)"
+    return "\n".join([title, *(f"  {family:<20} {sizes}" for family, sizes in lines)])

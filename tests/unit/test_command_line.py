@@ -1,0 +1,137 @@
+"""The command line finds configs, names working directories and prints what a newcomer asks for."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+import cdl_jax
+from cdl_jax import config, config_files, main, names, progress, workdir
+from cdl_jax.errors import UserError
+from cdl_jax.published import cdl
+
+ROOT = Path(cdl_jax.__file__).parents[1]
+
+
+@pytest.mark.parametrize("text", ["quickstart", "quickstart.py", "configs/quickstart", "configs/quickstart.py"])
+def test_shipped_configs_are_found_by_name_from_any_folder(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_files.find(text).resolve() == ROOT / "configs" / "quickstart.py"
+
+
+def test_a_file_of_the_users_wins_over_a_shipped_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart.py").write_text("")
+    assert config_files.find("quickstart.py").resolve() == tmp_path / "quickstart.py"
+
+
+def test_an_unknown_config_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'cifar100_l2p'"):
+        config_files.find("cifar100_l2")
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "expected"),
+    [
+        ("configs/cifar100_l2p.py", "", "runs/cifar100_l2p"),
+        ("quickstart.py", "distill=none,seed=3", "runs/quickstart-distill=none-seed=3"),
+        ("dkt.py", "teacher=runs/dkt/joint", "runs/dkt-teacher=runs-dkt-joint"),
+    ],
+)
+def test_the_default_workdir_is_named_after_the_config(path, arguments, expected):
+    assert main.default_workdir(Path(path), arguments) == expected
+
+
+def test_version_usage_and_list(capsys):
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cdl_jax {cdl_jax.__version__}\n"
+    assert main.main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: python -m cdl_jax.main --config CONFIG")
+    assert main.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
+    for folder in ("methods", "models.prompts", "distill", "data.sources", "models"):
+        assert set(names.available(folder)) <= words
+    assert set(config_files.shipped()) <= words
+    assert "vit_b16" in listed and "resnet152" in listed
+
+
+@pytest.mark.parametrize("data", ["cifar100", "imagenet_r"])
+@pytest.mark.parametrize("learner", ["l2p", "dualprompt", "coda", "apt"])
+def test_named_configs_have_the_published_settings(data, learner):
+    module = _get_config(f"{data}_{learner}")
+    for text, choices in (
+        ("", {}),
+        ("distill=kd_token,student=vit_b16", {"distill": "kd_token", "student": "vit_b16"}),
+    ):
+        made = config.flatten(module(text))
+        wanted = config.flatten(cdl.build(data=data, learner=learner, **choices))
+        other = {key for key in wanted if made[key] != wanted[key]}
+        assert other == {"teacher.weights", "student.weights"}
+    assert made["student.weights"] == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    assert made["teacher.weights"] == "vit_large_patch16_224.augreg_in21k_ft_in1k"
+
+
+@pytest.mark.parametrize(
+    ("name", "of"), [("cifar100_okddip", "okddip"), ("cifar100_dkt", "dkt"), ("imagenet_vkd", "vkd")]
+)
+def test_the_other_systems_named_configs_are_those_of_the_papers(name, of):
+    made, wanted = (config.flatten(_get_config(each)("")) for each in (name, of))
+    assert {key for key in wanted if made[key] != wanted[key]} <= {"teacher.weights"}
+
+
+@pytest.mark.parametrize("name", sorted(config_files.shipped()))
+def test_the_docstring_of_each_shipped_config_fits_the_list(name):
+    assert len(config_files.summary(config_files.shipped()[name])) > 20
+
+
+def _get_config(name):
+    space = {"__file__": str(config_files.shipped()[name]), "__name__": name}
+    exec(compile(config_files.shipped()[name].read_text(), name, "exec"), space)
+    return space["get_config"]
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError), workdir.locked(tmp_path / "runs" / "a"):
+        raise UserError("refused")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note").write_text("")
+    with pytest.raises(UserError), workdir.locked(tmp_path / "mine"):
+        raise UserError("refused")
+    assert (tmp_path / "mine" / "note").exists()
+
+
+def test_a_stored_config_of_an_earlier_version_gets_the_defaults_that_it_lacks():
+    stored = {"method": "cdl", "train": {"epochs": 3}}
+    filled = config.with_defaults(stored)
+    assert filled["train"] == {**config.COMMON["train"], "epochs": 3}
+    assert config.differences(config.flatten(stored), config.flatten(filled)) == []
+    assert config.differences({"train.epochs": 3}, {"train.epochs": 4}) == ["train.epochs: 3 -> 4"]
+
+
+def test_a_log_gets_lines_of_progress(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress.Lines(total=200, initial=50, interval=0.01) as lines:
+        lines.update(50)
+        lines.set_postfix_str("task 0, student, loss 1.500")
+        deadline = 2000
+        while log.getvalue().count("\n") < 4 and deadline:
+            lines._ended.wait(0.005)
+            deadline -= 1
+    written = log.getvalue().splitlines()
+    assert len(written) >= 4  # of the phase, two of the clock, and the last
+    assert written[-1].startswith("step 100 of 200 (50 %), ") and written[-1].endswith("; task 0, student, loss 1.500")
+
+
+def test_an_interactive_terminal_gets_a_bar(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.show(10, 0, primary=True) as bar:
+        bar.update(1)
+    assert not isinstance(bar, progress.Lines) and bar.n == 1
