@@ -1,6 +1,7 @@
-"""How a run learns that it is to end: SIGTERM and SIGINT, about which the processes of a run agree."""
+"""Handles the signals that end a run, on which the processes of a run agree: TERM, INT, HUP and USR1."""
 
 import signal
+import threading
 from collections import deque
 from contextlib import contextmanager
 
@@ -11,6 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # A look at what all processes have heard is one at what they had so many looks ago: devices are never waited for.
 _LAG = 2
+
+# HUP comes when a terminal closes, USR1 from SLURM ahead of a job's time limit.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
@@ -66,9 +70,16 @@ class Listener:
 
 @contextmanager
 def listening(alone: bool = True):
-    """A `Listener` that hears SIGTERM and SIGINT inside the block, in the main thread."""
-    listener = Listener(alone)
-    before = {number: signal.signal(number, listener.hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Yields a `Listener` that handles `SIGNALS` inside the block.
+
+    Only the main thread can set handlers: in another thread the listener handles no signal. A HUP that the parent
+    process ignores, as `nohup` does, stays ignored.
+    """
+    listener, before = Listener(alone), {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, listener.hear)
     try:
         yield listener
     finally:

@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -40,6 +41,39 @@ def start(spec: str) -> None:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed={spec}: {' '.join(str(error).split())}") from None
+    check_gpus(os.environ, jax.default_backend(), jax.local_device_count())
+
+
+def check_gpus(environment: Mapping[str, str], platform: str, local_devices: int) -> None:
+    """Refuses a SLURM job whose processes leave GPUs of their node idle.
+
+    Args:
+      environment: variables of the process; without SLURM_GPUS_ON_NODE nothing is checked.
+      platform: jax's, "gpu" or another.
+      local_devices: number of devices that this process sees.
+
+    Raises:
+      UserError: jax sees no GPU, or all processes of the node see fewer devices than the node has GPUs.
+    """
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    if not gpus.isdecimal() or int(gpus) == 0:
+        return
+    if platform != "gpu":
+        raise UserError(
+            f"this node gives the job {gpus} GPUs, but jax runs on {platform}: make the environment with CDL_CUDA=12, "
+            "or ask for no GPUs"
+        )
+    layout = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x2),3: nodes in order
+    counts = []
+    for part in layout.split(","):
+        tasks, _, repeats = part.rstrip(")").partition("(x")
+        counts += [int(tasks)] * int(repeats or 1)
+    tasks = counts[min(int(environment.get("SLURM_NODEID", 0)), len(counts) - 1)]
+    if tasks * local_devices < int(gpus):
+        raise UserError(
+            f"{tasks} processes of this node see {local_devices} GPUs each, and the job has {gpus} there: start one "
+            f"process a GPU (--ntasks-per-node={gpus}), or ask for fewer GPUs"
+        )
 
 
 def abandon(message: str) -> None:

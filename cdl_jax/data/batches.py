@@ -193,9 +193,14 @@ class Streamed:
             working = grain.MultiprocessingOptions(num_workers=self.options["workers"], per_worker_buffer_size=_AHEAD)
             batches = pictures.batch(share).to_iter_dataset(reading).mp_prefetch(working)
         else:
-            reading = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=_AHEAD * share)
+            reading = grain.ReadOptions(num_threads=usable_cpus(), prefetch_buffer_size=_AHEAD * share)
             batches = pictures.to_iter_dataset(reading).batch(share)
         return _ahead(_with_weights(iter(batches), weights), self.mesh, order[start_step:], lengths)
+
+
+def usable_cpus() -> int:
+    """Returns the number of CPUs that this process may use, which under a scheduler is less than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def place(

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
 from cdl_jax import sharding
-from cdl_jax.interruption import Interrupted, listening
+from cdl_jax.errors import UserError
+from cdl_jax.interruption import SIGNALS, Interrupted, listening
 
 
 def test_before_there_is_anything_to_save_a_signal_ends_the_process():
@@ -19,7 +21,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_afterwards_it_is_heard_where_the_run_asks(number):
     with listening() as listener:
         listener.save_first(sharding.make_mesh(1))
@@ -35,3 +37,48 @@ def test_several_processes_learn_of_it_together_two_looks_later():
         os.kill(os.getpid(), signal.SIGTERM)  # nobody ends alone
         listener.save_first(sharding.make_mesh(1))
         assert [listener.asked() for _ in range(4)] == [None, None, signal.SIGTERM, signal.SIGTERM]
+
+
+def test_outside_the_main_thread_no_handler_is_set():
+    handlers, errors = {number: signal.getsignal(number) for number in SIGNALS}, []
+
+    def run():
+        try:
+            with listening() as listener:
+                assert listener.asked() is None
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert errors == [] and {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def test_a_hup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("variables", "platform", "devices", "message"),
+    [
+        ({}, "cpu", 1, None),
+        ({"SLURM_GPUS_ON_NODE": "0"}, "cpu", 1, None),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, None),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1"}, "gpu", 8, None),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, "4 processes of this node see 1"),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1"}, "gpu", 1, "2 processes"),
+        ({"SLURM_GPUS_ON_NODE": "4"}, "cpu", 1, "jax runs on cpu"),
+    ],
+)
+def test_a_job_that_leaves_gpus_idle_is_refused(variables, platform, devices, message):
+    if message is None:
+        sharding.check_gpus(variables, platform, devices)
+    else:
+        with pytest.raises(UserError, match=message):
+            sharding.check_gpus(variables, platform, devices)

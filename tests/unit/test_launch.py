@@ -10,48 +10,74 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# As the real one, it kills its tasks where a TERM reaches it.
 SRUN = """#!/usr/bin/env bash
-trap 'echo told >> "$SLURM_SUBMIT_DIR/log"; sleep 0.3; echo saved >> "$SLURM_SUBMIT_DIR/log"; exit 143' TERM
-echo started >> "$SLURM_SUBMIT_DIR/log"
-for _ in {1..100}; do sleep 0.05; [ -e "$SLURM_SUBMIT_DIR/end" ] && exit "$(cat "$SLURM_SUBMIT_DIR/end")"; done
+trap 'echo killed >> "$SLURM_SUBMIT_DIR/log"; exit 137' TERM
+echo "started $*" >> "$SLURM_SUBMIT_DIR/log"
+for _ in {1..400}; do sleep 0.05; [ -e "$SLURM_SUBMIT_DIR/end" ] && exit "$(cat "$SLURM_SUBMIT_DIR/end")"; done
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "$@" >> "$SLURM_SUBMIT_DIR/log"
+"""
+SQUEUE = """#!/usr/bin/env bash
+cat "$SLURM_SUBMIT_DIR/state"
 """
 
 
 @pytest.fixture
 def job(tmp_path):
     """The started script, and a function to the lines of its log; a file `end` with a code ends its srun."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("bin/python", "")):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("squeue", SQUEUE), ("bin/python", ""), ("state", "")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
-           "SLURM_JOB_ID": "77", "CDL_VENV": str(tmp_path)}  # fmt: skip
+           "SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": "4",
+           "SLURM_CPUS_ON_NODE": "64", "CDL_VENV": str(tmp_path)}  # fmt: skip
     process = subprocess.Popen(["bash", str(ROOT / "launch" / "slurm.sbatch")], env=env, stdout=subprocess.PIPE)
     log = tmp_path / "log"
     deadline = time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    yield process, lambda: log.read_text().splitlines()
+    yield process, lambda: log.read_text().splitlines()[1:]
     process.kill()
+    (tmp_path / "end").write_text("0")
 
 
-def test_told_to_stop_it_requeues_once_the_run_has_saved(job):
+def test_processes_and_cpus_follow_the_gpus_of_a_node(job, tmp_path):
+    started = (tmp_path / "log").read_text()
+    assert "--ntasks=16 --ntasks-per-node=8 --cpus-per-task=8 " in started
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "ends_with", "more"),
+    [
+        (138, "RUNNING", 0, ["requeue 77"]),  # time limit
+        (143, "RUNNING", 0, ["requeue 77"]),  # preemption
+        (143, "CANCELLED", 143, []),  # scancel
+        (138, "COMPLETING", 138, []),
+        (2, "RUNNING", 2, []),
+        (0, "RUNNING", 0, []),
+    ],
+)
+def test_a_job_is_requeued_where_it_saved_and_was_not_cancelled(job, tmp_path, code, state, ends_with, more):
     process, log = job
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
-    assert (process.returncode, log()) == (0, ["started", "told", "saved", "requeue 77"])
-
-
-@pytest.mark.parametrize(("code", "ends_with", "more"), [(143, 0, ["requeue 77"]), (2, 2, []), (0, 0, [])])
-def test_only_processes_that_were_told_to_stop_are_requeued(job, tmp_path, code, ends_with, more):
-    process, log = job
+    (tmp_path / "state").write_text(state)
     (tmp_path / "end").write_text(str(code))
     process.wait(timeout=60)
-    assert (process.returncode, log()) == (ends_with, ["started", *more])
+    assert (process.returncode, log()) == (ends_with, more)
+
+
+def test_a_term_to_the_script_kills_no_process_of_the_run(job, tmp_path):
+    process, log = job
+    (tmp_path / "state").write_text("CANCELLED")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    (tmp_path / "end").write_text("143")
+    process.wait(timeout=60)
+    assert (process.returncode, log()) == (143, [])
 
 
 LEARN = """#!/usr/bin/env bash
