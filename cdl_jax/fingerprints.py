@@ -39,6 +39,7 @@ def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
       resolved: the config of the command, as nested dicts.
     """
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
+    old = {**{key: "" for key in new if key.endswith(".weights_key")}, **old}  # runs from before this option
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, found in of_config(resolved).items():
         kept = known.get(key)
