@@ -151,7 +151,7 @@ def build(options, num_classes: int) -> DeiT:
         raise UserError(f"DeiT distillation={options.distillation!r}: use 'mean', 'learned' or 'none'")
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"DeiT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
-    shape = {key: value for key, value in options.items() if key not in ("family", "weights", "dtype")}
+    shape = {key: value for key, value in options.items() if key not in ("family", "weights", "weights_key", "dtype")}
     return DeiT(**shape, num_classes=num_classes, dtype=jnp.dtype(options.dtype))
 
 
