@@ -81,7 +81,7 @@ def differences(cell: dict, run: dict, system) -> list[str]:
         return {
             k: _kind_of_weights(v) if k.endswith(".weights") else v
             for k, v in flat.items()
-            if not k.endswith((".remat", ".attention"))
+            if not k.endswith((".remat", ".attention", ".weights_key"))
         }
 
     return configs.differences(kept(cell), kept(run))

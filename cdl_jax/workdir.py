@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-from cdl_jax import __version__, config
+from cdl_jax import __version__, config, fingerprints
 from cdl_jax.errors import UserError
 
 
@@ -127,6 +127,8 @@ def _finished(workdir):
 def check_config(workdir: Path, resolved: dict) -> None:
     """Refuses a directory that holds a run of another config; one that holds none is fine.
 
+    Weight files and teachers' runs are compared by content (see `fingerprints`).
+
     Args:
       resolved: the config as nested dicts.
 
@@ -136,7 +138,7 @@ def check_config(workdir: Path, resolved: dict) -> None:
     stored = config.read(workdir)
     if stored is None:
         return
-    changes = config.differences(config.flatten(stored["config"]), config.flatten(resolved))
+    changes = config.differences(*fingerprints.compared(stored, resolved))
     if changes:
         shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
         raise UserError(f"--workdir {workdir} holds a run of another config ({shown}): choose another --workdir")
@@ -146,6 +148,7 @@ def claim(workdir: Path, resolved: dict) -> None:
     """Makes `workdir` the place of the run with this config, unless it is already."""
     if config.read(workdir) is None:
         content = {"config": resolved, "command": command(), "versions": versions(), "commit": commit()}
+        content["content"] = fingerprints.of_config(resolved)
         write(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 

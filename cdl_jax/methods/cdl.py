@@ -74,7 +74,7 @@ class Network:
     prompts: Any
     head: Any
     image_size: int
-    weights: str
+    weights: str | tuple[str, str]
 
     def init(self, key, query_dim):
         keys = jax.random.split(key, 3)
@@ -369,7 +369,7 @@ def build(config, info: StreamInfo) -> CDL:
         prompts = pool.build(
             config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
         )
-        return Network(family.build(section), prompts, head, section.image_size, section.weights)
+        return Network(family.build(section), prompts, head, section.image_size, weights.named(section))
 
     def spec(section):
         tokens = 1 + (section.image_size // section.patch_size) ** 2

@@ -44,7 +44,7 @@ class KD:
     options: Any
     info: StreamInfo
     image_size: int
-    weights: tuple[str, str]
+    weights: tuple[str | tuple[str, str], str | tuple[str, str]]
     epochs: int
     optimizer: optim.Optimizer
     networks: tuple[str, ...] = ("teacher", "student")
@@ -125,7 +125,7 @@ def build(config, info: StreamInfo) -> KD:
         options=config.kd,
         info=info,
         image_size=size,
-        weights=(student.weights, config.teacher.weights),
+        weights=(weights.named(student), weights.named(config.teacher)),
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),
     )
@@ -150,7 +150,7 @@ def teacher_of(config, info, options):
     network, checkpoint = options.teacher_network, options.teacher_checkpoint
     teacher = teachers.find(section.weights, network, checkpoint, info, config.augment)
     of_run = teacher.config.get(teacher.network.removesuffix("_ema"), {})
-    other = [k for k, v in section.items() if k not in ("weights", "image_size") and of_run.get(k) != v]
+    other = [k for k, v in section.items() if k not in ("weights", "weights_key", "image_size") and of_run.get(k) != v]
     if other:
         raise UserError(
             f"teacher.weights={section.weights!r} is a run of another architecture ({other[0]}: "

@@ -43,7 +43,7 @@ class NearestMean:
     options: Any
     info: StreamInfo
     image_size: int
-    weights: str
+    weights: str | tuple[str, str]
     torch_name: Any = None
     networks: tuple[str, ...] = ("network",)
 
@@ -124,4 +124,4 @@ def build(config, info: StreamInfo) -> NearestMean:
     family = names.load("models", section.family)
     backbone = family.build(section, 0 if family is vit else info.num_classes)  # of others the head is not looked at
     torch_name = getattr(family, "torch_name", None)
-    return NearestMean(backbone, options, info, section.image_size, section.weights, torch_name)
+    return NearestMean(backbone, options, info, section.image_size, weights.named(section), torch_name)

@@ -49,7 +49,7 @@ class Supervised:
     options: Any
     info: StreamInfo
     image_size: int
-    weights: str
+    weights: str | tuple[str, str]
     epochs: int
     batch_size: int
     optimizer: optim.Optimizer
@@ -182,7 +182,7 @@ def alone(section: str, config, info: StreamInfo) -> Supervised:
         options=options,
         info=info,
         image_size=network.image_size,
-        weights=network.weights,
+        weights=weights.named(network),
         epochs=config.train.epochs,
         batch_size=config.train.batch_size,
         optimizer=optim.build(config.optim, config.train.epochs),

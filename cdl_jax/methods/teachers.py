@@ -191,7 +191,8 @@ def _read(folder):
             return config, json.loads((folder / "results.json").read_text())["stream"]
     except (OSError, TypeError, KeyError, ValueError, RecursionError):
         raise UserError(
-            f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run"
+            f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run; one that was "
+            "moved is the same teacher under its new path"
         ) from None
     raise UserError(
         f"the teacher's folder {folder} is of a run of several seeds, or has no checkpoints: train the seed of "

@@ -66,7 +66,7 @@ class VkD:
     mixing: Any
     info: StreamInfo
     image_size: int
-    weights: tuple[str, str]
+    weights: tuple[str | tuple[str, str], str | tuple[str, str]]
     torch_names: tuple[Any, Any]
     epochs: int
     optimizer: optim.Optimizer
@@ -221,7 +221,7 @@ def build(config, info: StreamInfo) -> VkD:
         mixing=config.mixing,
         info=info,
         image_size=size,
-        weights=(section.weights, config.teacher.weights),
+        weights=(weights.named(section), weights.named(config.teacher)),
         torch_names=tuple(getattr(kind, "torch_name", None) for kind in kinds),
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),

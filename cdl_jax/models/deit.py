@@ -28,6 +28,7 @@ OPTIONS = {
     "dtype": "float32",  # of the Transformer's computation; "bfloat16" keeps softmax and norm statistics in float32
     "remat": False,  # recompute each block in the backward pass instead of storing it
     "weights": "random",  # or a file of timm's names
+    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
 _DIMS = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
@@ -150,7 +151,7 @@ def build(options, num_classes: int) -> DeiT:
         raise UserError(f"DeiT distillation={options.distillation!r}: use 'mean', 'learned' or 'none'")
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"DeiT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
-    shape = {key: value for key, value in options.items() if key not in ("family", "weights", "dtype")}
+    shape = {key: value for key, value in options.items() if key not in ("family", "weights", "weights_key", "dtype")}
     return DeiT(**shape, num_classes=num_classes, dtype=jnp.dtype(options.dtype))
 
 

@@ -17,6 +17,7 @@ OPTIONS = {
     "compression": 0.5,  # of the channels between blocks
     "image_size": 32,
     "weights": "random",
+    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
 SIZES = {

@@ -25,6 +25,7 @@ OPTIONS = {
     "drop_path": 0.2,  # stochastic depth that a block behind the last would have; linearly less from there to the first
     "image_size": 224,
     "weights": "random",
+    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
 SIZES = {

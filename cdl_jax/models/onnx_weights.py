@@ -11,6 +11,8 @@ import numpy as np
 
 from cdl_jax.errors import UserError
 
+_QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger",
+              "QLinearMatMul", "QLinearConv", "MatMulNBits")  # fmt: skip
 _PARAMETER = re.compile(r"\w+(\.\w+)*")  # unlike "onnx::MatMul_7" and "/embeddings/Constant_output_0"
 
 
@@ -22,7 +24,8 @@ def read(path) -> dict[str, np.ndarray]:
     of other parts of the network are left out.
 
     Raises:
-      UserError: the library `onnx` is missing, the numbers are in another file, or there is no class token.
+      UserError: the library `onnx` is missing, the numbers are quantized or in another file, or there is no class
+        token.
       Exception: whatever `onnx` raises for a damaged file.
     """
     try:
@@ -36,6 +39,8 @@ def read(path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} keeps its numbers in another file: save it as one, onnx.save(onnx.load(path), new_path)"
         )
+    if integer := [node.op_type for node in graph.node if node.op_type in _QUANTIZED]:
+        raise UserError(f"{path} is quantized ({integer[0]}): take the export in float32 or float16")
     class_token = [name for name in tensors if re.fullmatch(r"(.*\.)?cls_token", name)]
     if len(class_token) != 1:
         raise UserError(

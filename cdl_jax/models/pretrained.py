@@ -11,14 +11,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.heads import is_head
-from cdl_jax.models.state_dicts import read_state
+from cdl_jax.models.state_dicts import looks_like, read_state
 
-# DeiT's distillation branch, and DINOv2's token for masked patches: parts of the training, not of the plain ViT.
-_TRAINING_ONLY = ("dist_token", "head_dist.weight", "head_dist.bias", "mask_token")
+# DeiT's distillation branch, DINOv2's token for masked patches, Hugging Face's pooler: no parts of the plain ViT.
+_TRAINING_ONLY = ("dist_token", "head_dist.weight", "head_dist.bias", "mask_token", "pooler.dense.weight",
+                  "pooler.dense.bias")  # fmt: skip
 _HEAD = ("head.", "pre_logits.", "head_dist.")
 
 
-def load_vit(path, params) -> dict:
+def load_vit(path, params, key: str = "") -> dict:
     """Parameters of a ViT from a local weight file, as a nested dict of numpy float32 arrays.
 
     Formats: see `cdl_jax.models.state_dicts.read_state`. Position embeddings of another square grid are resized (see
@@ -30,13 +31,15 @@ def load_vit(path, params) -> dict:
       path: the file.
       params: the parameters wanted: arrays or `jax.ShapeDtypeStruct`s in the tree of `cdl_jax.models.vit.ViT`. The
         number of attention heads cannot be seen in it and is not checked.
+      key: see `read_state`.
 
     Raises:
       UserError: no such file, an unreadable one, numbers that are not finite, or names and shapes that do not fit; all
         of the latter are in the one message.
     """
     wanted = {name: tuple(leaf.shape) for name, leaf in flatten_dict(params, sep="/").items()}
-    state = read_state(path)
+    state = read_state(path, key)
+    layout = looks_like(state)
     prefix = 2 if "dist_token" in state else 1
     if ignored := [name for name in _TRAINING_ONLY if name in state]:
         logging.getLogger("cdl_jax").warning("%s: ignored %s, which a plain ViT has not", path, ", ".join(ignored))
@@ -49,7 +52,7 @@ def load_vit(path, params) -> dict:
         if array is not None:
             array = _from_timm(name, array)
             found[name] = _fit_positions(path, array, shape, prefix) if name == "pos_embed" else array
-    _check(path, wanted, found, list(state))
+    _check(path, wanted, found, list(state), layout)
     loaded = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in found.items()}
     if broken := [name for name, array in loaded.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path} has NaN or infinity in {_some(broken)}: download or convert it again")
@@ -59,7 +62,7 @@ def load_vit(path, params) -> dict:
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-def load_network(path, network, torch_name) -> dict:
+def load_network(path, network, torch_name, key: str = "") -> dict:
     """Variables `{"params", "batch_stats"}` of a network from a state dict of torch's, as numpy float32 arrays.
 
     A classifier of another number of classes is left as it is in `network`, with a warning. Position embeddings
@@ -68,12 +71,14 @@ def load_network(path, network, torch_name) -> dict:
     Args:
       path: the file; formats as in `load_vit`.
       network: the variables wanted, arrays or `jax.ShapeDtypeStruct`s.
+      key: see `read_state`.
       torch_name: maps the path of one of our modules, `a/b`, to the name that torch has for it.
 
     Raises:
       UserError: as `load_vit`.
     """
-    state, found, wanted, fresh = read_state(path), {}, {}, {}
+    state, found, wanted, fresh = read_state(path, key), {}, {}, {}
+    layout = looks_like(state)
     for ours, leaf in flatten_dict(network).items():
         module, name = "/".join(ours[1:-1]), ours[-1]
         theirs = f"{torch_name(module)}.{_LEAVES[name]}" if module else name
@@ -88,7 +93,7 @@ def load_network(path, network, torch_name) -> dict:
                 continue
             found["/".join(ours)] = array
         wanted["/".join(ours)] = tuple(leaf.shape)
-    _check(path, wanted, found, [name for name in state if not name.endswith("num_batches_tracked")])
+    _check(path, wanted, found, list(state), layout)
     loaded = {tuple(name.split("/")): np.ascontiguousarray(array, np.float32) for name, array in found.items()}
     if broken := ["/".join(name) for name, array in loaded.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path} has NaN or infinity in {_some(broken)}: download or convert it again")
@@ -230,7 +235,7 @@ def _keys(x):
     return np.where(x <= 1, near, a * (((x - 5) * x + 8) * x - 4))
 
 
-def _check(path, wanted, found, unexpected):
+def _check(path, wanted, found, unexpected, layout):
     """Raises one UserError for everything that does not fit."""
     missing = [name for name in wanted if name not in found]
     shapes = [
@@ -239,13 +244,16 @@ def _check(path, wanted, found, unexpected):
         if array.shape != wanted[name]
     ]
     # bfloat16 and its like are no numpy kind: they are told by what they can be cast to.
-    types = [name for name, array in found.items() if not np.can_cast(array.dtype, np.float64)]
-    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "not numbers": types}
+    types = [
+        name for name, array in found.items() if array.dtype.kind in "iub" or not np.can_cast(array.dtype, np.float64)
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "no floating-point numbers": types}
     if any(problems.values()):
         listed = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
         raise UserError(
             f"{path} does not fit the model: {listed}. "
             "Check dim, depth, patch_size, layer_scale and the number of classes"
+            + (f"; the file looks like {layout}" if layout else "")
         )
 
 

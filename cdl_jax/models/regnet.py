@@ -25,6 +25,7 @@ OPTIONS = {
     "image_size": 224,
     "dtype": "float32",  # of the convolutions; "bfloat16" keeps norms, gates and all that is told in float32
     "weights": "random",
+    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
 SIZES = {  # name: (depth, w0, wa, wm, group_width)

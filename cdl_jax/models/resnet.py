@@ -19,6 +19,7 @@ OPTIONS = {
     "zero_init": False,  # the last batch norm of each block starts at zero, so that blocks start as the identity
     "image_size": 32,
     "weights": "random",
+    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
 SIZES = {

@@ -5,6 +5,7 @@ there before memory is taken.
 """
 
 import io
+import logging
 import math
 import pickle
 import re
@@ -43,12 +44,47 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 
-# From Google's Flax names, Hugging Face's DINOv2 names and DeiT III's to timm's, applied in this order. The layouts
-# share no name, so a file need not say which of them it is.
+# What a network is wrapped in, as an entry of a checkpoint (`{"model": ...}`) or in front of its names (`model.`).
+_WRAPPERS = (
+    "state_dict", "model", "model_state", "model_state_dict", "net", "network", "module", "_orig_mod", "weights",
+    "params", "student", "teacher", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema", "params_ema",
+    "base_encoder", "momentum_encoder", "encoder_q", "encoder_k", "online_network", "target_network",
+    "backbone", "vit", "dinov2", "deit",
+)  # fmt: skip
+# Of these one is the network itself in another's parts: what stands beside it may be its classifier.
+_BACKBONES = ("backbone", "vit", "dinov2", "deit")
+_CLASSIFIER = re.compile(r"(head|head_dist|fc|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
+# Buffers of layers, none of them trained.
+_BUFFER = re.compile(r"(.*\.)?(num_batches_tracked|position_ids|n_averaged)")
+_QUANTIZED = re.compile(
+    r".*(weight_quantized|\.qweight|\.qzeros|\.weight_scale|\.SCB|\.absmax|\.quant_state.*|\.zero_point"
+    r"|\._packed_params.*)"
+)
+
+# Names by which a layout shows; the first that fits.
+_LAYOUTS = (
+    ("a LoRA adapter, not a network", re.compile(r".*lora_[AaBb]\b.*")),
+    ("CLIP in Hugging Face's layout", re.compile(r"(.*\.)?vision_model\..*")),
+    ("CLIP in OpenAI's layout", re.compile(r"(.*\.)?transformer\.resblocks\..*")),
+    ("a Swin Transformer", re.compile(r"(.*\.)?layers\.\d+\.blocks\.\d+\..*")),
+    ("a ViT with SwiGLU blocks", re.compile(r"(.*\.)?blocks\.\d+\.mlp\.w12\..*")),
+    ("a ViT in Hugging Face's layout", re.compile(r"(.*\.)?encoder\.layer\.\d+\.attention\..*")),
+    ("a ViT in torchvision's layout", re.compile(r"(.*\.)?encoder_layer_\d+\.self_attention\..*")),
+    ("a ViT in Google's layout", re.compile(r"(.*/)?encoderblock_\d+/.*")),
+    ("a ViT in timm's layout", re.compile(r"(.*\.)?blocks\.\d+\.attn\..*")),
+    ("a ConvNeXt", re.compile(r"(.*\.)?stages\.\d+\.blocks\.\d+\.conv_dw\..*")),
+    ("a RegNet in timm's layout", re.compile(r"(.*\.)?s\d\.b\d+\.conv\d\..*")),
+    ("a ResNet in torch's layout", re.compile(r"(.*\.)?layer\d+\.\d+\.(conv\d|bn\d)\..*")),
+    ("a VGG or DenseNet in torchvision's layout", re.compile(r"(.*\.)?features\..*")),
+    ("a language model", re.compile(r".*(word_embeddings|embed_tokens|wte)\..*")),
+)
+
+# From the names of Google's Flax programs, Hugging Face, torchvision, DINOv2 and DeiT III to timm's, applied in this
+# order. The layouts share no name, so a file need not say which of them it is.
 _TO_TIMM = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"^(module|dinov2)\.", ""),
+        (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2's chunks number their blocks through
         (r"^cls$", "cls_token"),
         (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
         (r"^Transformer/encoder_norm/", "norm/"),
@@ -69,10 +105,27 @@ _TO_TIMM = [
         (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
         (r"\.attention\.attention\.", ".attn."),
         (r"\.attention\.output\.dense\.", ".attn.proj."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+        (r"^embeddings\.distillation_token$", "dist_token"),
+        (r"^class_token$", "cls_token"),
+        (r"^conv_proj\.", "patch_embed.proj."),
+        (r"^encoder\.pos_embedding$", "pos_embed"),
+        (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+        (r"\.ln_([12])\.", r".norm\1."),
+        (r"\.self_attention\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+        (r"\.self_attention\.out_proj\.", ".attn.proj."),
+        (r"\.mlp\.(linear_1|0)\.", ".mlp.fc1."),
+        (r"\.mlp\.(linear_2|3)\.", ".mlp.fc2."),
+        (r"^encoder\.ln\.", "norm."),
+        (r"^heads\.head\.", "head."),
         (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
         (r"\.gamma_([12])$", r".ls\1.gamma"),
         (r"^layernorm\.", "norm."),
-        (r"^classifier\.", "head."),
+        (r"^(cls_)?classifier\.", "head."),
+        (r"^distillation_classifier\.", "head_dist."),
     ]
 ]
 _KNOWN = re.compile(
@@ -82,16 +135,22 @@ _KNOWN = re.compile(
 )
 
 
-def read_state(path) -> dict[str, np.ndarray]:
+def read_state(path, key: str = "") -> dict[str, np.ndarray]:
     """The tensors of a weight file under timm's names and in timm's array layouts, in the dtypes of the file.
 
-    The format is told by the content: safetensors, numpy's .npz, what torch.save writes, before 1.6 too (a state dict,
-    alone or under "model" or "state_dict"), or ONNX as torch exports a ViT (see `cdl_jax.models.onnx_weights`). The
-    names may be timm's, DeiT's, those of Google's .npz files ("How to train your ViT?", Steiner et al., 2022), or
-    DINOv2's from Facebook or from Hugging Face. Names that none of these layouts has are kept as they are.
+    The format is told by the content: safetensors, numpy's .npz, what torch.save writes, before 1.6 too, or ONNX as
+    torch exports a ViT (see `cdl_jax.models.onnx_weights`). Wrappers and prefixes are taken off (`model`, `state_dict`,
+    `teacher`, `module.`, `backbone.` and the like). The names may be timm's, DeiT's, those of Google's .npz files ("How
+    to train your ViT?", Steiner et al., 2022), of DINOv2 from Facebook, of ViTs from Hugging Face's transformers, or of
+    torchvision. Names that none of these layouts has are kept as they are.
+
+    Args:
+      path: the file.
+      key: which network to take where a checkpoint has several, such as raw and averaged weights.
 
     Raises:
-      UserError: no such file, a format that cannot be read safely, or a damaged file.
+      UserError: no such file, a format that cannot be read safely, a damaged or quantized file, several networks
+        without a `key`, or no network by that name.
     """
     path = Path(path)
     if not path.is_file():
@@ -123,7 +182,59 @@ def read_state(path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
         raise UserError(f"{path} is damaged or no weight file ({_one_line(error)}): download it again") from error
+    state = _unwrapped(path, state, key)
+    _check_not_quantized(path, state)
     return _to_timm(state)
+
+
+def looks_like(names) -> str:
+    """Returns the layout that names of tensors show, in words; "" for none that is known."""
+    for layout, pattern in _LAYOUTS:
+        if any(pattern.fullmatch(name) for name in names):
+            return layout
+    return ""
+
+
+def _unwrapped(path, state, key):
+    """Returns the tensors of one network without what stands in front of all their names.
+
+    Tensors beside a wrapper, such as a head for self-supervised training, are left out with a log line; a classifier
+    beside a backbone stays.
+    """
+    chosen = []
+    while True:
+        parts = [part for part in _WRAPPERS if any(name.startswith(part + ".") for name in state)]
+        inside = sum(name.startswith(tuple(part + "." for part in parts)) for name in state)
+        if not parts or 2 * inside < len(state):  # a part's own name, not a wrapper around the network
+            break
+        if len(parts) > 1 and key not in parts:
+            found = f"it has {', '.join(parts)}"
+            if key:
+                raise UserError(f"{path} has no network {key!r}: weights_key must be one of {', '.join(parts)}")
+            raise UserError(f"{path} has several networks: choose one with weights_key={parts[0]!r}; {found}")
+        part = key if key in parts else parts[0]
+        chosen.append(part)
+        own = {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
+        if part in _BACKBONES:
+            own = {**{name: value for name, value in state.items() if _CLASSIFIER.fullmatch(name)}, **own}
+        if len(own) < len(state):
+            logging.getLogger("cdl_jax").info("%s: took %d of %d tensors, %s.*", path, len(own), len(state), part)
+        state = own
+    if key and key not in chosen:
+        has = f"it has {', '.join(chosen)}" if chosen else "it holds one network, so leave weights_key empty"
+        raise UserError(f"{path} has no network {key!r}: {has}")
+    return {name: value for name, value in state.items() if not _BUFFER.fullmatch(name)}
+
+
+def _check_not_quantized(path, state):
+    wrong = [name for name, array in state.items() if array.dtype.itemsize == 1 and array.dtype.kind != "b"]
+    wrong = [name for name in state if _QUANTIZED.fullmatch(name)] or wrong
+    if wrong:
+        raise _quantized(path, f"{wrong[0]} is {state[wrong[0]].dtype}")
+
+
+def _quantized(path, why):
+    return UserError(f"{path} is quantized ({_one_line(why)}): take the checkpoint in float32, float16 or bfloat16")
 
 
 def _read_safetensors(path):
@@ -198,15 +309,33 @@ def _read_legacy_torch(path):
 
 
 def _state_dict(path, state):
-    """The tensors by name, for what was unpickled."""
-    for wrapper in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, np.ndarray) for k, v in state.items()
-    ):
-        raise UserError(f"{path} holds no state dict (names to tensors), alone or under 'model': {_AS_SAFETENSORS}")
-    return dict(state)
+    """Returns the tensors by name, for what was unpickled; names of wrappers stand in front."""
+    if isinstance(state, dict) and state and all(_is_tensor(*item) for item in state.items()):
+        return dict(state)
+    tensors = _wrapped(state, "", 0)
+    if not tensors:
+        has = f"; it has {_one_line(', '.join(map(str, state)))}" if isinstance(state, dict) else ""
+        raise UserError(
+            f"{path} holds no state dict (names to tensors), alone or under 'model'{has}: {_AS_SAFETENSORS}"
+        )
+    return tensors
+
+
+def _wrapped(state, prefix, depth):
+    """Returns the state dicts under names of wrappers; what else a checkpoint holds, the optimizer's too, is left."""
+    found = {}
+    if isinstance(state, dict) and depth < 4:
+        for part in _WRAPPERS:
+            inner = state.get(part)
+            if isinstance(inner, dict) and inner and all(_is_tensor(*item) for item in inner.items()):
+                found |= {f"{prefix}{part}.{name}": value for name, value in inner.items()}
+            else:
+                found |= _wrapped(inner, f"{prefix}{part}.", depth + 1)
+    return found
+
+
+def _is_tensor(name, value):
+    return isinstance(name, str) and isinstance(value, np.ndarray)
 
 
 def _unpickled(path, content, storage_at):
@@ -245,6 +374,8 @@ def _unpickled(path, content, storage_at):
 
 
 def _refused(path, name):
+    if "qtensor" in name or "quantized" in name:
+        return _quantized(path, name)
     return UserError(f"{path} wants to call {_one_line(name)}, which was not run: {_AS_SAFETENSORS}")
 
 

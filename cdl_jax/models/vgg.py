@@ -16,6 +16,7 @@ OPTIONS = {
     "torch_head_bias": False,  # biases of the linear layers start as torch draws them instead of at zero
     "image_size": 32,
     "weights": "random",
+    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
 SIZES = {"vgg16": {}, "vgg19": {"group_depth": 4}}

@@ -23,7 +23,8 @@ OPTIONS = {
     "dtype": "float32",  # of the computation; "bfloat16" keeps softmax and norm statistics in float32
     "attention": "xla",  # or "cudnn": fused, never storing scores; needs a GPU and bfloat16
     "remat": False,  # recompute each block in the backward pass instead of storing it
-    "weights": "",  # a local file, "package:NAME", or "random"
+    "weights": "",  # a file, its folder, a timm name that is fetched, "package:NAME", or "random"
+    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
 SIZES = {  # name: (dim, depth, heads, patch_size, image_size)

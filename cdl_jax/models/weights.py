@@ -28,18 +28,33 @@ _SUFFIXES = (".safetensors", ".npz", ".npy", ".pth", ".pt", ".bin", ".ckpt", ".o
              ".msgpack", ".zip", ".gz")  # fmt: skip
 
 
-def load(weights: str, params, key: str):
+def named(section) -> str | tuple[str, str]:
+    """Returns what `load` takes for a network's section: its `weights`, with its `weights_key` where that is set.
+
+    Raises:
+      UserError: a `weights_key` without a file.
+    """
+    part = section.get("weights_key", "")  # teachers' runs from before this option have none
+    if not part:
+        return section.weights
+    if section.weights in ("", "random"):
+        raise UserError(f"weights_key={part!r} needs a checkpoint: name it in weights, or leave it out")
+    return section.weights, part
+
+
+def load(weights: str | tuple[str, str], params, key: str):
     """`params` with the values that `weights` names.
 
     Args:
       weights: a file, folder or timm name (see `find`); "package:NAME" for a file that this package ships; or "random",
-        which keeps `params`.
+        which keeps `params`. In a tuple with it, which network of the checkpoint, see `state_dicts.read_state`.
       params: nested dict of arrays, or of their shapes.
       key: the config key, for messages.
 
     Raises:
       UserError: `weights` is empty, or the file is missing or does not fit. Random weights are never put in its place.
     """
+    weights, part = weights if isinstance(weights, tuple) else (weights, "")
     if not weights:
         raise UserError(f"config.{key} is empty: name a file of pretrained weights, or say 'random'")
     if weights == "random":
@@ -48,11 +63,11 @@ def load(weights: str, params, key: str):
     if weights.startswith("package:"):
         name = weights.removeprefix("package:") + ".npz"
         with resources.as_file(resources.files("cdl_jax.models") / "packaged" / name) as path:
-            return pretrained.load_vit(path, params)
-    return pretrained.load_vit(find(weights, key), params)
+            return pretrained.load_vit(path, params, part)
+    return pretrained.load_vit(find(weights, key), params, part)
 
 
-def load_network(weights: str, network, key: str, torch_name=None, new_head: bool = False):
+def load_network(weights: str | tuple[str, str], network, key: str, torch_name=None, new_head: bool = False):
     """As `load`, for the variables `{"params", "batch_stats"}` of a whole network.
 
     torch_name: the family's names in torch's state dicts, see `pretrained.load_network`.
@@ -65,13 +80,16 @@ def load_network(weights: str, network, key: str, torch_name=None, new_head: boo
     """
     if is_vit(network):
         return {**network, "params": load(weights, network["params"], key)}
+    weights, part = weights if isinstance(weights, tuple) else (weights, "")
     if weights == "random":
         return network
     if not weights:
         raise UserError(f"config.{key} is empty: name a file of trained weights")
     weights = str(find(weights, key))
     if torch_name is not None and not _ours(weights):
-        return pretrained.load_network(weights, network, torch_name)
+        return pretrained.load_network(weights, network, torch_name, part)
+    if part:
+        raise UserError(f"config.{key}={weights!r} holds one network: leave weights_key={part!r} out")
     leaves = flatten_dict(network, sep="/")
     wanted = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     try:
@@ -84,7 +102,7 @@ def load_network(weights: str, network, key: str, torch_name=None, new_head: boo
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.{key}={weights!r} cannot be read ({reason}): name the weights.npz of a run") from None
-    if strange := [n for n, array in found.items() if array.dtype.kind not in "fiu" or not np.isfinite(array).all()]:
+    if strange := [n for n, array in found.items() if array.dtype.kind != "f" or not np.isfinite(array).all()]:
         raise UserError(f"config.{key}={weights!r}: {strange[0]} holds no finite numbers: name the file of another run")
     odd = [n for n in sorted({*wanted, *found}) if n not in wanted or n not in found or found[n].shape != wanted[n]]
     fresh = [n for n in odd if new_head and is_head(n.split("/")) and n in wanted and n in found]

@@ -1,6 +1,7 @@
 """When a teacher learns, and teachers that other runs have trained."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -35,6 +36,27 @@ def test_a_teacher_of_another_run_teaches_as_if_it_had_learnt_here(teacher_first
     assert not any("teacher" in name for name in last_weights(tmp_path, 4))
     network = json.loads((tmp_path / "results.json").read_text())["networks"]["teacher"]
     assert network["metrics"]["forward_transfer"] is None
+
+
+def test_a_student_goes_on_and_is_evaluated_when_its_teacher_has_moved(teacher_first, tmp_path):
+    before, after, student = tmp_path / "before", tmp_path / "after", tmp_path / "student"
+    shutil.copytree(teacher_first, before)
+    out, _ = run(*ARGUMENTS, f"--config.cdl.teachers=('{before}/',)", "--workdir", student)
+    before.rename(after)
+    moved = f"--config.cdl.teachers=('{after}',)"
+    again, _ = run(*ARGUMENTS, moved, "--workdir", f"{student}/")
+    assert again.splitlines()[-8:] == out.splitlines()[-8:]
+    shutil.rmtree(student / "checkpoints" / "tasks" / "4")  # stopped before its last task
+    (student / "results.json").unlink()
+    run(*ARGUMENTS, moved, "--workdir", student)
+    out, _ = run(*ARGUMENTS, moved, "--workdir", student, "--mode=eval")
+    assert "equal to the run's accuracy matrix" in out and "NOT" not in out
+    other = tmp_path / "other"
+    shutil.copytree(after, other)
+    (other / "checkpoints" / "frozen.json").unlink()
+    next((other / "checkpoints" / "tasks").rglob("_METADATA")).write_text("{}")
+    _, err = run(*ARGUMENTS, f"--config.cdl.teachers=('{other}',)", "--workdir", student, expect=2)
+    assert "cdl.teachers" in err and "with SHA-256" in err
 
 
 def test_several_finished_teachers_teach_with_their_mean(teacher_first, tmp_path):

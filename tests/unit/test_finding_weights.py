@@ -1,12 +1,14 @@
 """Weights are found by file, by folder and by timm name, where `python -m cdl_jax.fetch` puts them."""
 
+import ml_collections
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cdl_jax.errors import MissingWeights, UserError
 from cdl_jax.methods import teachers
-from cdl_jax.models import weights
-from cdl_jax.models.pretrained import save_timm
+from cdl_jax.models import families, vit, weights
+from cdl_jax.models.pretrained import save_timm, to_timm
 from tests.unit.vit_weights import assert_same, random_params, wanted
 
 NAME = "vit_base_patch16_224.augreg_in21k_ft_in1k"
@@ -72,3 +74,32 @@ def test_a_folder_of_the_hub_is_no_run(tmp_path):
     assert teachers.is_run(str(tmp_path))
     (tmp_path / "model.safetensors").touch()
     assert not teachers.is_run(str(tmp_path))
+
+
+def test_weights_key_goes_with_a_checkpoint_and_chooses_in_it(tmp_path):
+    one, other = random_params(0), random_params(1)
+    state = {f"model.{name}": array for name, array in to_timm(one).items()}
+    state |= {f"model_ema.{name}": array for name, array in to_timm(other).items()}
+    file = str(tmp_path / "w.safetensors")
+    save_file(state, file)
+    section = ml_collections.ConfigDict({**vit.OPTIONS, "weights": file, "weights_key": "model_ema"})
+    assert_same(weights.load(weights.named(section), wanted(), KEY), other)
+    section.weights_key = "model"
+    assert_same(weights.load(weights.named(section), wanted(), KEY), one)
+    section.weights_key = ""
+    with pytest.raises(UserError, match="has several networks: choose one with weights_key"):
+        weights.load(weights.named(section), wanted(), KEY)
+    section.update(weights="random", weights_key="model")
+    with pytest.raises(UserError, match="weights_key='model' needs a checkpoint"):
+        weights.named(section)
+
+
+def test_every_network_has_the_option_weights_key():
+    assert all(families.variant(name)["weights_key"] == "" for family in families.FAMILIES for name in family.SIZES)
+
+
+def test_every_named_network_is_built_from_its_section():
+    for family in families.FAMILIES:
+        for name in family.SIZES:
+            section = ml_collections.ConfigDict(family.variant(name))
+            family.build(section) if family is vit else family.build(section, 10)

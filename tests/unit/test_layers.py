@@ -23,6 +23,7 @@ LAYERS = (
         "metrics",
         "similarity",
         "writers",
+        "fingerprints",
         "workdir",
         "results",
         "plots",

@@ -203,4 +203,5 @@ def test_configs_are_compared_whole():
         "data.path", "data.class_order_seed", "eval.batch_size", "eval.every_epochs", "eval.forward_transfer",
         "peer_devices", "fsdp_devices", "compilation_cache", "resident_limit_mb", "seeds", "student.attention",
         "student.remat", "student.weights", "teacher.attention", "teacher.remat", "teacher.weights",
+            "student.weights_key", "teacher.weights_key",
     }  # fmt: skip

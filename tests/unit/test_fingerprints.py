@@ -1,0 +1,112 @@
+"""A run's weights and teachers are the same where their content is, wherever they lie."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+
+from cdl_jax import fingerprints, workdir
+from cdl_jax.errors import UserError
+
+NAME = "vit_base_patch16_224.augreg_in21k"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A claimed run of a student with weights in a file, and the function that gives its config for another place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "a.npz").write_bytes(b"one")
+    teacher(tmp_path / "teacher")
+
+    def config(weights="a.npz", teachers=("teacher",)):
+        return {"student": {"weights": weights}, "teacher": {"weights": "random"}, "cdl": {"teachers": teachers}}
+
+    workdir.claim(tmp_path, config())
+    return config
+
+
+def teacher(folder, variables=b"kernel", seed=0):
+    for part in ("frozen", "tasks/0/live", "latest/7"):
+        (folder / "checkpoints" / part).mkdir(parents=True)
+        (folder / "checkpoints" / part / "data").write_bytes(variables)
+    (folder / "config.json").write_text(json.dumps({"config": {"seed": seed}}))
+    (folder / "results.json").write_text(json.dumps({"stream": {"tasks": []}, "cost": 1.5}))
+
+
+def refused(folder, config):
+    with pytest.raises(UserError) as error:
+        workdir.check_config(folder, config)
+    return str(error.value)
+
+
+def test_config_json_has_the_sha256_of_each_file(run, tmp_path):
+    content = json.loads((tmp_path / "config.json").read_text())["content"]
+    assert content["student.weights"] == [hashlib.sha256(b"one").hexdigest()]
+    assert set(content) == {"student.weights", "cdl.teachers"}  # random weights have none
+    assert len(content["cdl.teachers"]) == 1 and len(content["cdl.teachers"][0]) == 64
+
+
+def test_weights_in_any_spelling_or_at_another_place_are_the_same_run(run, tmp_path):
+    for weights in (
+        "./a.npz",
+        str(tmp_path / "a.npz"),
+        f"file://{tmp_path}/a.npz",
+        f"{tmp_path}/../{tmp_path.name}/a.npz",
+    ):
+        workdir.check_config(tmp_path, run(weights))
+    (tmp_path / "timm" / NAME).mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    for moved in ("b.npz", "home/a.npz", f"timm/{NAME}/model.safetensors"):
+        shutil.copy(tmp_path / "a.npz", tmp_path / moved)
+        workdir.check_config(tmp_path, run(moved))
+    (tmp_path / "a.npz").unlink()
+    for moved in ("~/a.npz", f"timm/{NAME}/"):
+        workdir.check_config(tmp_path, run(moved))
+    workdir.check_config(tmp_path, run())  # gone: its checkpoint has what it needs
+
+
+def test_the_same_place_with_another_content_is_another_run(run, tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"two")
+    message = refused(tmp_path, run())
+    one, two = (hashlib.sha256(content).hexdigest()[:12] for content in (b"one", b"two"))
+    assert f"student.weights: 'a.npz with SHA-256 {one}' -> 'a.npz with SHA-256 {two}'" in message
+    assert "student.weights" in refused(tmp_path, run("random"))
+    assert "student.weights" in refused(tmp_path, run("package:glyph"))
+    assert "student.weights" in refused(tmp_path, run("absent.npz"))
+
+
+def test_a_teacher_that_moved_is_the_same(run, tmp_path):
+    for place in ("teacher/", "./teacher", str(tmp_path / "teacher")):
+        workdir.check_config(tmp_path, run(teachers=(place,)))
+    shutil.move(tmp_path / "teacher", tmp_path / "archive")
+    workdir.check_config(tmp_path, run(teachers=("archive/",)))
+    # What a student does not take: checkpoints within a task, measured costs.
+    shutil.rmtree(tmp_path / "archive" / "checkpoints" / "latest")
+    (tmp_path / "archive" / "results.json").write_text(json.dumps({"stream": {"tasks": []}, "cost": 9.0}))
+    workdir.check_config(tmp_path, run(teachers=("archive",)))
+
+
+@pytest.mark.parametrize("change", [{"variables": b"other"}, {"seed": 1}])
+def test_another_teacher_at_the_same_place_is_refused(run, tmp_path, change):
+    shutil.rmtree(tmp_path / "teacher")
+    teacher(tmp_path / "teacher", **change)
+    assert "cdl.teachers: \"['teacher'] with SHA-256 " in refused(tmp_path, run())
+    assert "cdl.teachers" in refused(tmp_path, run(teachers=("teacher", "teacher")))
+
+
+def test_a_teacher_in_the_weights_option_is_a_run(tmp_path):
+    teacher(tmp_path / "teacher")
+    teacher(tmp_path / "copy")
+    one, other = (fingerprints.of_config({"teacher": {"weights": str(tmp_path / n)}}) for n in ("teacher", "copy"))
+    assert one == other and one["teacher.weights"] != [None]
+
+
+def test_a_run_without_fingerprints_goes_by_its_paths(run, tmp_path):
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["content"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    workdir.check_config(tmp_path, run(str(tmp_path / "a.npz"), teachers=("teacher/",)))
+    shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
+    assert "student.weights: 'a.npz' -> 'b.npz'" in refused(tmp_path, run("b.npz"))
