@@ -164,9 +164,22 @@ def versions() -> dict:
 
 
 def commit() -> str | None:
-    """The git commit of the source, None outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Returns the git commit of this package's code.
+
+    None where the package is no part of a repository of its own, for instance installed in a virtual environment that
+    lies in the repository of another project.
+    """
+    package = Path(__file__).resolve().parent
+    root = package.parent
+
+    def git(*arguments):
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        if git("rev-parse", "--show-cdup"):  # the way to the top of the repository: empty at the top itself
+            return None
+        git("ls-files", "--error-unmatch", f"{package.name}/{Path(__file__).name}")
+        return git("rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,6 +1,5 @@
 """Where metrics go: `metrics.jsonl`, which is the record, and TensorBoard's event files, a copy."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -57,12 +56,13 @@ class _Silent:
 def tensorboard_writer(folder: Path | None):
     """clu's writer of event files in `folder`: `write_scalars(step, {name: float})`, `flush()`, `close()`.
 
-    None as folder, or an absent clu or tensorboard (told in one log line), gives a writer that does nothing.
+    None as folder, or an absent clu or tensorboard (told in one log line), gives a writer that does nothing. TensorFlow
+    is not imported, whether it is installed or not.
     """
     if folder is None:
         return _Silent()
     try:
-        _use_clu_without_tensorflow()
+        _keep_tensorflow_out()
         from clu import metric_writers
 
         return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(folder))])
@@ -71,11 +71,16 @@ def tensorboard_writer(folder: Path | None):
         return _Silent()
 
 
-def _use_clu_without_tensorflow():
-    """Puts tensorboard's own writer in the place of clu's only module that needs TensorFlow, where that is absent."""
+def _keep_tensorflow_out():
+    """Puts tensorboard's writer in the place of clu's only module that needs TensorFlow.
+
+    TensorFlow takes seconds to import and GPU memory beside jax, and an installation of it may be broken. tensorboard
+    imports it too where it can, unless there is a module `tensorboard.compat.notf`.
+    """
     name = "clu.metric_writers.summary_writer"
-    if name in sys.modules or importlib.util.find_spec("tensorflow") is not None:
+    if name in sys.modules:
         return
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
 
     from tensorboard.summary import Writer
 

@@ -4,7 +4,7 @@
 #
 #   CDL_VENV    where the environment lies (default: .venv in the repository)
 #   CDL_CUDA    12 or 13: also installs jax's CUDA libraries (some gigabytes); empty: CPU only (default: as before)
-#   PYTHON      the interpreter to build it with (default: the newest of Python 3.13, 3.12, 3.11 that works)
+#   PYTHON      the interpreter to build it with (default: the first of Python 3.13, 3.12, 3.11, 3.14 that works)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${CDL_VENV:-$PWD/.venv}
@@ -13,17 +13,17 @@ CDL_CUDA=${CDL_CUDA-$(cat "$VENV/cuda" 2>/dev/null || true)}
 # Tried by running, each name at every place on the PATH: a version manager's stand-in may be there and fail, and a
 # system's own python3 may lack ensurepip.
 find_python() {
-  local names=${PYTHON:-python3.13 python3.12 python3.11 python3} name candidate
+  local names=${PYTHON:-python3.13 python3.12 python3.11 python3.14 python3} name candidate
   for name in $names; do
     while read -r candidate; do
-      if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+      if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' \
         </dev/null 2>/dev/null; then
         echo "$candidate"
         return
       fi
     done < <(type -aP "$name")
   done
-  echo "cdl_jax: no Python 3.11, 3.12 or 3.13 with venv found (tried: $names)." \
+  echo "cdl_jax: no Python 3.11 to 3.14 with venv found (tried: $names)." \
     "Install one, or name it: PYTHON=/path/to/python3.12 before the command." >&2
   return 1
 }
@@ -43,13 +43,16 @@ make_environment() {
   python=$(find_python)
   echo "making $VENV with $("$python" --version) ..."
   "$python" -m venv --clear "$VENV"
-  "$VENV/bin/python" -m pip install -q --disable-pip-version-check -r requirements.lock
+  # setuptools first, and no build isolation: the lock's setuptools builds what has no wheel and the project itself, so
+  # nothing is fetched that the lock does not name. Bytecode is made where it is used: compiling all takes half a minute.
+  local install=("$VENV/bin/python" -m pip install -q --disable-pip-version-check --no-compile -c requirements.lock)
+  "${install[@]}" setuptools
+  "${install[@]}" --no-build-isolation -r requirements.lock
   if [ -n "$CDL_CUDA" ]; then
     echo "$CDL_CUDA" >"$VENV/cuda"
-    "$VENV/bin/python" -m pip install -q --disable-pip-version-check -c requirements.lock "jax[cuda$CDL_CUDA]"
+    "${install[@]}" "jax[cuda$CDL_CUDA]"
   fi
-  # setuptools comes from the lock, so nothing is fetched here that the lock does not name.
-  "$VENV/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+  "${install[@]}" --no-deps --no-build-isolation -e .
   environment_key >"$VENV/made-from" # last: an environment that was interrupted has no such file and is made anew
   echo "made $VENV in $((SECONDS - start)) s"
 }

@@ -9,10 +9,12 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from cdl_jax.data import stream
 from tests.unit.sources import load, refusal
+from tests.unit.test_no_tensorflow import run_without
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 
@@ -82,8 +84,7 @@ def test_imagenet_r_without_its_folder_says_where_to_get_it(tmp_path):
 
 def prepare_tfds(data_dir, name, version, features, splits):
     """A prepared tfds folder as array_record. splits: name -> list of {feature: int or bytes}."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    array_record = pytest.importorskip("array_record.python.array_record_module")
+    from array_record.python import array_record_module as array_record
     from tensorflow_datasets.proto import tf_example_pb2
 
     folder = data_dir / name / version
@@ -117,7 +118,6 @@ def png(value, shape=(8, 8, 3)):
 
 
 def test_a_prepared_tfds_folder_is_read_in_the_order_of_its_ids(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
     features = {
         "id": tfds.features.Text(),
         "image": tfds.features.Image(shape=(8, 8, 3)),
@@ -138,8 +138,24 @@ def test_a_prepared_tfds_folder_is_read_in_the_order_of_its_ids(tmp_path):
     assert "split 'val'" in refusal("tfds", folder, dataset="tiny", test_split="val")
 
 
+@pytest.mark.parametrize("raised", ["TypeError('Descriptors cannot be created directly.')", "ImportError('libcudart')"])
+def test_a_prepared_tfds_folder_is_read_beside_a_tensorflow_that_is_broken(tmp_path, raised):
+    package = tmp_path / "site" / "tensorflow"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"print('tensorflow is imported')\nraise {raised}\n")
+    features = {"image": tfds.features.Image(shape=(8, 8, 3)), "label": tfds.features.ClassLabel(names=["a", "b"])}
+    examples = [{"image": png(value), "label": value // 20} for value in (10, 20, 30)]
+    folder = prepare_tfds(tmp_path, "tiny", "1.0.0", features, {"train": examples, "test": examples})
+    code = """
+        from cdl_jax.data.sources import tfds
+        data = tfds.load(tfds.OPTIONS | {"dataset": "tiny", "path": sys.argv[1]})
+        print(data.train.images[:, 0, 0, 0].tolist(), data.train.labels.tolist())
+    """
+    done = run_without([], code, folder, path=[package.parent])
+    assert (done.returncode, done.stdout) == (0, "[10, 20, 30] [0, 1, 1]\n"), done.stderr
+
+
 def test_tfds_pictures_of_several_sizes_are_sent_to_the_folder_source(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
         "label": tfds.features.ClassLabel(names=["a"]),
@@ -150,7 +166,6 @@ def test_tfds_pictures_of_several_sizes_are_sent_to_the_folder_source(tmp_path):
 
 
 def test_tfds_by_its_own_mock(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=7):
         data = load("tfds", tmp_path, dataset="cifar100")
     assert data.train.images.shape == (7, 32, 32, 3) and data.train.images.dtype == np.uint8
@@ -158,7 +173,6 @@ def test_tfds_by_its_own_mock(tmp_path):
 
 
 def test_a_tfds_set_that_is_not_prepared_is_answered_at_once_with_the_command(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
     start = time.monotonic()
     message = refusal("tfds", tmp_path)
     assert time.monotonic() - start < 2
@@ -167,7 +181,7 @@ def test_a_tfds_set_that_is_not_prepared_is_answered_at_once_with_the_command(tm
 
 
 @pytest.mark.parametrize("source", ["tfds", "imagenet_r"])
-def test_without_tensorflow_datasets_the_answer_is_how_to_install_it(imagenet_r, monkeypatch, source):
+def test_a_missing_tensorflow_datasets_ends_with_how_to_install_it(imagenet_r, monkeypatch, source):
 
     real = builtins.__import__
 
@@ -182,7 +196,6 @@ def test_without_tensorflow_datasets_the_answer_is_how_to_install_it(imagenet_r,
 
 
 def test_tfds80_takes_the_order_from_tfds_and_the_pictures_from_the_folder(imagenet_r, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
     root, lists = imagenet_r
     chosen = [lists["test"][(i * 577) % 6000] for i in range(10)]
     features = {

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 OPTIONAL = ("tensorflow", "tensorflow_datasets", "grain", "clu")
 
 
-def run_without(absent, code, *arguments, folder=ROOT) -> subprocess.CompletedProcess:
-    """Runs `code` in a fresh interpreter in which the packages `absent` cannot be found.
+def run_without(absent, code, *arguments, folder=ROOT, path=()) -> subprocess.CompletedProcess:
+    """Runs `code` in a fresh interpreter in which the packages `absent` cannot be found, and those in `path` can.
 
     `None` in sys.modules is what Python itself takes for "not installed": an import raises ModuleNotFoundError, of a
     submodule too, and importlib.util.find_spec returns None.
@@ -26,7 +26,7 @@ def run_without(absent, code, *arguments, folder=ROOT) -> subprocess.CompletedPr
         text=True,
         timeout=300,
         cwd=folder,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path)))},
     )
 
 
@@ -70,18 +70,25 @@ def test_the_program_can_be_imported(absent):
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
-def test_a_task_is_trained_without_what_is_optional(tmp_path):
-    code = """
-        from cdl_jax.main import main
-        code = main(sys.argv[1:])
-        print(sorted(name for name in %r if sys.modules.get(name)))
-        sys.exit(code)
-    """
+TRAIN = f"""
+    from cdl_jax.main import main
+    code = main(sys.argv[1:])
+    print(sorted(name for name in {OPTIONAL} if sys.modules.get(name)))
+    sys.exit(code)
+"""
+
+
+def small_run(folder) -> list[str]:
+    """The arguments of a training of one task, one epoch of 40 pictures in batches of 16, in `folder`."""
     small = {"data.num_tasks": 1, "data.max_train_per_class": 2, "data.max_test_per_class": 1, "train.epochs": 1}
     small |= {"student.depth": 1, "checkpoint.every_steps": 0}
-    folder = tmp_path / "run"
     flags = ["--config=tests/end_to_end/tiny.py:distill=none", f"--workdir={folder}"]
-    done = run_without(OPTIONAL, code % (OPTIONAL,), *flags, *(f"--config.{k}={v}" for k, v in small.items()))
+    return flags + [f"--config.{key}={value}" for key, value in small.items()]
+
+
+def test_a_task_is_trained_without_what_is_optional(tmp_path):
+    folder = tmp_path / "run"
+    done = run_without(OPTIONAL, TRAIN, *small_run(folder))
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("[]\n")
     assert "no TensorBoard files: " in done.stderr
@@ -89,4 +96,4 @@ def test_a_task_is_trained_without_what_is_optional(tmp_path):
     assert content["status"] == "finished"
     assert [len(row) for row in content["networks"]["student"]["accuracy_matrix"]] == [1]
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert max(steps) == 2  # one epoch of 40 pictures in batches of 16
+    assert max(steps) == 2

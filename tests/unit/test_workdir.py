@@ -153,8 +153,55 @@ def test_claim_stores_config_versions_and_command_once(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "config.json").read_text()) == stored
 
 
-def test_the_commit_is_that_of_the_source_or_none(monkeypatch):
-    found = workdir.commit()
-    assert found is None or (len(found) == 40 and int(found, 16) >= 0)
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder `project` with a git repository of one commit: (the folder, a function that runs git in it)."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "project"
+    folder.mkdir()
+
+    def git(*arguments):
+        command = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    (folder / "README").write_text("A project.")
+    git("add", "README")
+    git("commit", "-qm", "First")
+    return folder, git
+
+
+def commit_of(folder, monkeypatch):
+    """What `commit()` returns for a copy of the package that lies in `folder`."""
+    package = folder / "cdl_jax"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "workdir.py").touch()
+    monkeypatch.setattr(workdir, "__file__", str(package / "workdir.py"))
+    return workdir.commit()
+
+
+def test_the_commit_is_that_of_the_repository_that_tracks_the_package(repository, monkeypatch):
+    folder, git = repository
+    assert commit_of(folder, monkeypatch) is None  # at the top of a repository that does not track it
+    git("add", "cdl_jax")
+    git("commit", "-qm", "The package")
+    assert commit_of(folder, monkeypatch) == git("rev-parse", "HEAD")
     monkeypatch.setenv("PATH", "")
     assert workdir.commit() is None
+
+
+@pytest.mark.parametrize("place", [".venv/lib/python3.11/site-packages", "third_party"])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_the_commit_is_not_that_of_a_repository_around_the_package(repository, monkeypatch, place, tracked):
+    folder, git = repository
+    commit_of(folder / place, monkeypatch)
+    if tracked:
+        git("add", "-A")
+        git("commit", "-qm", "Everything")
+    assert commit_of(folder / place, monkeypatch) is None
+
+
+def test_there_is_no_commit_outside_a_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert commit_of(tmp_path / "site-packages", monkeypatch) is None

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cdl_jax import writers
-from tests.unit.test_no_tensorflow import run_without
+from tests.unit.test_no_tensorflow import TRAIN, run_without, small_run
 
 
 def test_lines_come_back_as_they_were_written_with_sorted_keys(tmp_path):
@@ -75,15 +75,56 @@ EVENTS = """
 """
 
 
-def test_event_files_hold_the_values_without_tensorflow(tmp_path):
-    done = run_without(["tensorflow"], EVENTS, tmp_path)
+# What stands on the path under the name tensorflow: nothing, one that records its import, one that cannot be imported.
+TENSORFLOW = {
+    "absent": None,
+    "works": "import os, pathlib; pathlib.Path(os.environ['TENSORFLOW_WAS_IMPORTED']).touch()",
+    "broken": "import os, pathlib; pathlib.Path(os.environ['TENSORFLOW_WAS_IMPORTED']).touch()\n"
+    "raise TypeError('Descriptors cannot be created directly.')",
+}
+
+
+@pytest.fixture(params=TENSORFLOW)
+def tensorflow(request, tmp_path, monkeypatch):
+    """A state of TensorFlow for `run_without`: (absent packages, folders for the path, a file that an import makes)."""
+    imported = tmp_path / "tensorflow_was_imported"
+    monkeypatch.setenv("TENSORFLOW_WAS_IMPORTED", str(imported))
+    if TENSORFLOW[request.param] is None:
+        return ["tensorflow"], [], imported
+    package = tmp_path / "site" / "tensorflow"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(TENSORFLOW[request.param])
+    return [], [package.parent], imported
+
+
+def test_event_files_hold_the_values_and_tensorflow_is_not_imported(tensorflow, tmp_path):
+    absent, path, imported = tensorflow
+    folder = tmp_path / "events"
+    done = run_without(absent, EVENTS, folder, path=path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "scalars student/accuracy 3:30.000000 6:60.000000 9:90.000000",
         "scalars teacher/loss 3:0.333333 6:0.166667 9:0.111111",
         "False",
     ]
-    assert [file.name.startswith("events.out.tfevents.") for file in tmp_path.iterdir()] == [True]
+    assert [file.name.startswith("events.out.tfevents.") for file in folder.iterdir()] == [True]
+    assert not imported.exists()
+
+
+def test_a_training_writes_event_files_and_does_not_import_tensorflow(tensorflow, tmp_path):
+    absent, path, imported = tensorflow
+    done = run_without(absent, TRAIN, *small_run(tmp_path / "run"), path=path)
+    assert done.returncode == 0, done.stderr
+    assert "no TensorBoard files" not in done.stderr
+    assert len(list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    assert not imported.exists()
+
+
+def test_the_fake_tensorflow_is_seen(tensorflow):
+    absent, path, imported = tensorflow
+    done = run_without(absent, "import tensorflow", path=path)
+    assert imported.exists() == bool(path)
+    assert (done.returncode == 0) == bool(path and "TypeError" not in done.stderr)
 
 
 def test_no_folder_gives_a_writer_that_keeps_nothing(tmp_path, monkeypatch, caplog):
