@@ -9,6 +9,7 @@ Orbax tells a checkpoint that was not written to its end, but not every bit that
 checksum and that of the arrays beside it.
 """
 
+import glob
 import json
 import logging
 import os
@@ -21,10 +22,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from cdl_jax import tensorstore_strings
 from cdl_jax.errors import UserError
+
+
+@epath.register_path_cls
+class _LocalPath(epath.gpath.PosixGPath):
+    """A path of the local file system whatever it contains.
+
+    Orbax merges arrays by `path.glob(...)`. epath has the path itself as a part of the pattern, so that "[", "*" and
+    "?" in it select other files or none; it also takes /gs, /s3, /az and /hf for remote places.
+    """
+
+    _uri_scheme = None
+
+    def glob(self, pattern):
+        return (self / found for found in glob.glob(pattern, root_dir=str(self), include_hidden=True))
 
 
 class Damaged(UserError):
@@ -34,7 +50,8 @@ class Damaged(UserError):
 class Checkpoints:
     """Saves and restores; a step that is listed is whole, for Orbax renames a folder only once it is written.
 
-    Saving raises UserError where nothing can be written, and restoring `Damaged`.
+    Saving raises UserError where nothing can be written, and restoring `Damaged`. The first save of each kind is read
+    back, so that a file system on which checkpoints are lost ends the run at its beginning.
     """
 
     def __init__(self, workdir: Path, read_only: bool = False, keep: int = 2, keep_tasks: int = 0):
@@ -44,12 +61,15 @@ class Checkpoints:
           keep: how many checkpoints within a task there are at most.
           keep_tasks: how many of those after a task, the newest; 0: all.
         """
+        if "\\" in str(workdir.absolute()):
+            raise UserError(f"--workdir {workdir}: TensorStore reads a backslash as a slash: choose a name without one")
         # Orbax tells of every option that it adjusts, and of errors in full length before it raises them.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         tensorstore_strings.keep_few()
-        root = (workdir / "checkpoints").absolute()
+        root = _LocalPath((workdir / "checkpoints").absolute())
         self._frozen_path, self._tasks_path, self._latest_path = (root / part for part in ("frozen", "tasks", "latest"))
         self._read_only, self._keep, self._keep_tasks = read_only, keep, keep_tasks or None
+        self._read_back = set()  # folders whose first save was readable
 
     # Opened when first used: a mistake found before anything was saved then meets no thread of Orbax's on its way out.
     @cached_property
@@ -80,6 +100,7 @@ class Checkpoints:
                 os.replace(aside, self._frozen_path.with_suffix(".json"))
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(self._frozen_path, frozen)
+        self._check_once(self._frozen_path, self._frozen_path, frozen)
 
     def restore_frozen(self, target):
         """The frozen variables, with the shapes and shardings of `target`."""
@@ -96,10 +117,42 @@ class Checkpoints:
         self._save(self._tasks, task, live, record)
         with _writing(self._tasks_path):
             self._tasks.wait_until_finished()
+        self._check_once(self._tasks_path, self._tasks_path / str(task) / "state", live)
 
     def save_latest(self, step: int, state, record: dict) -> None:
         """Saves the training state after `step` steps of the run, while training goes on."""
         self._save(self._latest, step, state, record)
+        if self._latest_path not in self._read_back:
+            self.wait()
+            self._check_once(self._latest_path, self._latest_path / str(step) / "state", state)
+
+    def _check_once(self, kind, path, tree):
+        """Reads the smallest array of a first checkpoint back.
+
+        Args:
+          kind: folder of the checkpoint's kind; later checkpoints of it are not read back.
+          path: folder of the arrays.
+          tree: the arrays that were saved.
+
+        Raises:
+          UserError: the array cannot be read, or is another one.
+        """
+        if kind in self._read_back or not jax.tree.leaves(tree):
+            return
+        leaves, structure = jax.tree.flatten(tree)
+        smallest = min(range(len(leaves)), key=lambda i: np.size(leaves[i]))
+        wanted = structure.unflatten([x if i == smallest else ocp.PLACEHOLDER for i, x in enumerate(leaves)])
+        target = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                found = jax.tree.leaves(checkpointer.restore(path, target))[smallest]
+            _compare(_checksum(found), _checksum(leaves[smallest]), "the arrays")
+        except Exception as error:  # of many kinds, by what is missing
+            raise UserError(
+                f"checkpoint {path} was saved, but cannot be read back: {_one_line(error)}; choose a --workdir on "
+                "another file system"
+            ) from error
+        self._read_back.add(kind)
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""

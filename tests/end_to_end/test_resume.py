@@ -84,3 +84,12 @@ def test_killed_between_rounds_it_keeps_both_optimizers_and_what_no_optimizer_tr
     assert process.returncode == -signal.SIGKILL
     run(*arguments, "--workdir", killed)
     assert_same(killed, whole)
+
+
+def test_a_run_in_a_folder_with_a_pattern_in_its_name_is_resumed_and_evaluated(uninterrupted, tmp_path):
+    workdir = tmp_path / "sweep[lr=0.005] *"
+    process, _ = kill_at_line(workdir, 7, signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
+    run(*ARGUMENTS, "--workdir", workdir)
+    assert_same(workdir, uninterrupted)
+    assert "equal to the run's accuracy matrix" in run(*ARGUMENTS, "--workdir", workdir, "--mode=eval")[0]
