@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# Every config with every seed, one after another, each in a working directory of its own. Run it again after an
-# interruption: what is complete is skipped, what was interrupted resumes, what failed is tried again.
-#   bash launch/sweep.sh FOLDER SEEDS CONFIG... [-- OVERRIDES...]
-#   bash launch/sweep.sh runs/sweep 0,1,2 configs/quickstart.py configs/quickstart.py:distill=none -- --config.train.epochs=5
+# Trains every config with every seed, each in a working directory of its own. Run it again after an interruption: it
+# skips what is complete, resumes what was interrupted and tries again what failed.
+#   bash launch/sweep.sh [-j N] FOLDER SEEDS CONFIG... [-- OVERRIDES...]
+#   bash launch/sweep.sh -j 4 runs/sweep 0,1,2 configs/quickstart.py configs/quickstart.py:distill=none -- --config.train.epochs=5
 # FOLDER/<config, its arguments joined by dashes>/seed_<n> are the working directories. For other overrides take another
-# FOLDER: a run is not resumed with other settings. Use GPUs side by side with one call for each, with other seeds:
-#   CUDA_VISIBLE_DEVICES=1 bash launch/sweep.sh runs/sweep 3,4,5 ...
+# FOLDER: a run is not resumed with other settings.
+#
+# -j N trains N runs at a time. All see the same GPUs: for one run a GPU, start the same command once for each with its
+# CUDA_VISIBLE_DEVICES. Any number of these commands, on any hosts of a shared file system, share the work: a lock
+# (flock) on FOLDER/<...>/seed_<n>/turn gives each run to one of them. launch/sweep.sbatch starts them as a job array.
+# FOLDER/missing.txt lists the runs that are not complete. FOLDER/compiled holds the compiled programs for all runs.
 source "$(dirname "$0")/setup.sh"
 
-usage="usage: bash launch/sweep.sh FOLDER SEED[,SEED...] CONFIG... [-- OVERRIDES...]"
-if [ $# -lt 3 ] || ! [[ $2 =~ ^[0-9]+(,[0-9]+)*$ ]]; then
+usage="usage: bash launch/sweep.sh [-j N] FOLDER SEED[,SEED...] CONFIG... [-- OVERRIDES...]"
+jobs=1
+if [ "${1-}" = -j ]; then
+  jobs=${2-}
+  shift $(($# > 1 ? 2 : 1))
+fi
+if [ $# -lt 3 ] || ! [[ $jobs =~ ^[1-9][0-9]*$ && $2 =~ ^[0-9]+(,[0-9]+)*$ ]]; then
   echo "$usage" >&2
   exit 2
 fi
@@ -26,31 +35,96 @@ for config in "${configs[@]}"; do
   [ -f "${config%%:*}" ] || { echo "cdl_jax: no config file ${config%%:*}. $usage" >&2; exit 2; }
 done
 
-complete=0 failed=()
+# Within one call, or one job array, a run that failed is not tried twice.
+call=${SLURM_ARRAY_JOB_ID:-$(hostname).$$.$(date +%s)}
+of_run=() workdirs=() of_seed=()
 for seed in "${seeds[@]}"; do
   for config in "${configs[@]}"; do
-    file=${config%%:*}
-    name=$(basename "$file" .py)
-    [ "$file" = "$config" ] || name+=-$(tr ',/' '--' <<<"${config#*:}")
-    workdir=$folder/$name/seed_$seed
-    if [ ! -e "$workdir/sweep_complete" ]; then
-      echo "== $workdir"
-      code=0
-      "$VENV/bin/python" -m cdl_jax.main --config "$config" --workdir "$workdir" --config.seed="$seed" "$@" || code=$?
-      if [ "$code" -gt 128 ]; then # by a signal: the whole sweep was meant
-        echo "stopped; the same command goes on from here" >&2
-        exit "$code"
-      elif [ "$code" -ne 0 ]; then
-        failed+=("$workdir (exit $code)")
-        continue
-      fi
-      touch "$workdir/sweep_complete"
-    fi
-    complete=$((complete + 1))
+    name=$(basename "${config%%:*}" .py)
+    [ "${config%%:*}" = "$config" ] || name+=-$(tr ',/' '--' <<<"${config#*:}")
+    of_run+=("$config") of_seed+=("$seed") workdirs+=("$folder/$name/seed_$seed")
   done
 done
-echo "$complete runs complete, ${#failed[@]} failed"
-if [ "${#failed[@]}" -gt 0 ]; then
-  printf '  failed: %s\n' "${failed[@]}" >&2
+
+failed_in_this_call() { # WORKDIR
+  [ "$(cut -d' ' -f1 "$1/sweep_failed" 2>/dev/null)" = "$call" ]
+}
+
+# Trains one run after another, of those that no other process has. Exits with the code of a run that a signal ended.
+work() { # OVERRIDES...
+  local i workdir code child=0
+  trap '[ "$child" = 0 ] || { kill -TERM "$child"; wait "$child"; }; exit 143' TERM
+  for i in "${!workdirs[@]}"; do
+    workdir=${workdirs[i]}
+    [ ! -e "$workdir/sweep_complete" ] || continue
+    mkdir -p "$workdir"
+    exec 9>"$workdir/turn"
+    if flock -n 9 && [ ! -e "$workdir/sweep_complete" ] && ! failed_in_this_call "$workdir"; then
+      echo "== $workdir"
+      code=0
+      "$VENV/bin/python" -m cdl_jax.main --config "${of_run[i]}" --workdir "$workdir" \
+        --config.seed="${of_seed[i]}" --config.compilation_cache="$folder/compiled" "$@" &
+      child=$!
+      wait "$child" || code=$?
+      child=0
+      [ "$code" -le 128 ] || exit "$code" # by a signal: the whole sweep was meant
+      if [ "$code" -eq 0 ]; then
+        rm -f "$workdir/sweep_failed"
+        touch "$workdir/sweep_complete"
+      else
+        echo "$call $code" >"$workdir/sweep_failed"
+      fi
+    fi
+    exec 9>&-
+  done
+}
+
+# Writes FOLDER/missing.txt and sets `complete`, `failed` and `others` to numbers of runs.
+list_missing() {
+  local workdir lines=
+  complete=0 failed=0 others=0
+  for workdir in "${workdirs[@]}"; do
+    if [ -e "$workdir/sweep_complete" ]; then
+      complete=$((complete + 1))
+    elif failed_in_this_call "$workdir"; then
+      failed=$((failed + 1))
+      lines+="$workdir failed (exit $(cut -d' ' -f2 "$workdir/sweep_failed"))"$'\n'
+    else
+      others=$((others + 1))
+      lines+="$workdir not complete"$'\n'
+    fi
+  done
+  mkdir -p "$folder"
+  printf %s "$lines" >"$folder/.missing.$call.$$"
+  mv "$folder/.missing.$call.$$" "$folder/missing.txt"
+}
+
+workers=()
+stop() { # EXIT_CODE
+  trap '' TERM INT HUP USR1
+  kill -TERM "${workers[@]}" 2>/dev/null || true
+  wait "${workers[@]}" || true
+  list_missing
+  echo "stopped; the same command goes on from here. $folder/missing.txt lists what is left" >&2
+  exit "$1"
+}
+trap 'stop 143' TERM
+trap 'stop 130' INT
+trap 'stop 129' HUP
+trap 'stop 138' USR1
+for ((i = 0; i < jobs; i++)); do
+  work "$@" &
+  workers+=($!)
+done
+for _ in "${workers[@]}"; do
+  code=0
+  wait -n "${workers[@]}" || code=$?
+  [ "$code" -eq 0 ] || stop "$code"
+done
+
+list_missing
+echo "$complete runs complete, $failed failed, $others in the hands of other processes"
+if [ "$failed" -gt 0 ]; then
+  sed 's/^/  /' "$folder/missing.txt" >&2
   exit 1
 fi
