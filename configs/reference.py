@@ -53,6 +53,8 @@ def get_config(text=""):
     if choices["data"] == "glyph_mini":
         config.data.num_tasks = 5
         config.train.update(epochs=8, batch_size=32)
+        if choices["row"] == "probe" and choices["network"] == "mini_student":
+            config.optim.learning_rate = 4e-2  # of the search in docs/quickstart.md
         shipped = choices["network"] in ("mini_student", "mini_teacher")
         config.network.weights = f"package:glyph_{choices['network']}" if shipped else ""
     elif choices["data"] == "emoji_file":

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# A first experiment on a CPU: the student alone, the same student with distillation, and a report that compares the two.
+# A first experiment on a CPU: a student alone, the same student with distillation, the rows to compare with, and a table.
 # Running it again resumes what was interrupted and repeats nothing that is done.
 source "$(dirname "$0")/setup.sh"
 python=$VENV/bin/python
-"$python" -m cdl_jax.main --config configs/quickstart.py:distill=none --workdir runs/quickstart/alone
-"$python" -m cdl_jax.main --config configs/quickstart.py --workdir runs/quickstart/distilled
-"$python" -m cdl_jax.report runs/quickstart/alone runs/quickstart/distilled
+folder=runs/quickstart
+"$python" -m cdl_jax.main --config configs/quickstart.py:distill=none --workdir $folder/alone
+"$python" -m cdl_jax.main --config configs/quickstart.py --workdir $folder/distilled
+"$python" -m cdl_jax.main --config configs/quickstart.py:distill=none,joint=true --workdir $folder/joint
+"$python" -m cdl_jax.main --config configs/reference.py:row=probe --workdir $folder/linear_probe
+"$python" -m cdl_jax.main --config configs/reference.py:row=nearest_mean --workdir $folder/nearest_mean
+"$python" -m cdl_jax.report --names $folder/{alone,distilled,joint,linear_probe,nearest_mean}
