@@ -1,24 +1,47 @@
 """What a config names: modules, and entries of tables."""
 
+import ast
 import difflib
 import importlib
 import importlib.util
 import pkgutil
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 from cdl_jax.errors import UserError
 
+# What a plug-in of each folder defines at its top level. A file that lacks one of these is a helper.
+_CONTRACTS = {
+    "methods": ("build", "defaults"),
+    "distill": ("build", "OPTIONS"),
+    "models": ("build", "variant", "SIZES"),
+    "models.prompts": ("build", "OPTIONS"),
+    "data.sources": ("load", "OPTIONS"),
+    "published": ("build", "IDENTITY"),
+}
+
 
 def available(folder: str) -> list[str]:
-    """Names of the modules in `cdl_jax.<folder>` (dots for subfolders) that define `build` or `load`, which makes them
-    something that a config can name."""
+    """Returns the names of the plug-ins in `cdl_jax.<folder>`, sorted; they are parsed, not imported.
+
+    folder: a key of `_CONTRACTS`.
+    """
     package = importlib.import_module(f"cdl_jax.{folder}")
     paths = {m.name: Path(m.module_finder.path) / f"{m.name}.py" for m in pkgutil.iter_modules(package.__path__)}
-    offer = re.compile(r"^def (build|load)\(", re.MULTILINE)
-    return sorted(name for name, path in paths.items() if path.is_file() and offer.search(path.read_text()))
+    wanted = set(_CONTRACTS[folder])
+    return sorted(name for name, path in paths.items() if path.is_file() and wanted <= _top_level(path))
+
+
+def _top_level(path):
+    """Names of the functions and values that a file defines at its top level."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found.update(target.id for target in targets if isinstance(target, ast.Name))
+    return found
 
 
 def nearest(word: str, known) -> str:
@@ -35,13 +58,17 @@ def load(folder: str, name: str) -> ModuleType:
     A new scheme or learner is therefore one new file and nothing else.
 
     Raises:
-      UserError: there is no such module; the message names the nearest one that exists.
+      UserError: there is no such module, and the message names the nearest one; or the module does not define
+        `build`.
     """
     own = "." not in name
     path = f"cdl_jax.{folder}.{name}" if own else name
     try:
         if (name in available(folder)) if own else all(name.split(".")) and importlib.util.find_spec(path):
-            return importlib.import_module(path)
+            module = importlib.import_module(path)
+            if "build" in _CONTRACTS[folder] and not hasattr(module, "build"):
+                raise UserError(f"{name} is no plug-in of {folder}: it does not define build")
+            return module
     except ModuleNotFoundError as error:
         if error.name is None or not (path + ".").startswith(error.name + "."):
             raise  # the module exists; something that it imports does not

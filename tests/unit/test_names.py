@@ -71,3 +71,24 @@ def test_nearest_names_the_closest_and_lists_the_rest_where_they_are_few():
     many = [f"class_{i}" for i in range(31)]
     assert names.nearest("class_30x", many) == "did you mean 'class_30'? "
     assert names.nearest("zzz", many[:30]).count(",") == 29
+
+
+def test_helpers_beside_plug_ins_are_not_offered():
+    assert "learners" not in names.available("methods") and "weights" not in names.available("models")
+    for name in ("learners", "early_stopping"):
+        with pytest.raises(UserError, match=f"no module '{name}' in methods: "):
+            names.load("methods", name)
+
+
+@pytest.mark.parametrize("folder", ["methods", "distill", "models", "models.prompts", "data.sources", "published"])
+def test_each_name_that_is_offered_loads_and_has_its_contract(folder):
+    assert names.available(folder)
+    for name in names.available(folder):
+        module = names.load(folder, name)
+        assert all(hasattr(module, part) for part in names._CONTRACTS[folder])
+
+
+def test_a_user_s_module_without_build_is_refused(user_package):
+    user_package(empty="OPTIONS = {}")
+    with pytest.raises(UserError, match="userpart.empty is no plug-in of distill: it does not define build"):
+        names.load("distill", "userpart.empty")
