@@ -17,7 +17,7 @@
                   images (linear CKA), and where these lie in the plane (t-SNE, if scikit-learn is there; also in
                   features_<network>.svg)
 --mode=describe   prints tasks, parameters, operations and memory of a step; with --show_config the resolved config too;
-                  trains nothing and needs no data
+                  trains nothing; published data sets need not be there
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 
 Exit code 0: done. 2: a mistake in the command, the data or the working directory, a full disk, or a loss that is NaN or

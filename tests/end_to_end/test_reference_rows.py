@@ -118,6 +118,7 @@ def test_the_authors_settings_are_described_without_their_data(tmp_path, argumen
         f"configs/l2p_official.py:{arguments}",
         "--mode",
         "describe",
+        "--show_config",
         *small,
         HOME=str(tmp_path),
         CDL_DATA="",

@@ -57,6 +57,7 @@ def test_a_difference_of_normalisation_is_seen():
 def test_the_run_that_is_named_decides_the_size_of_what_its_teacher_sees(tmp_path, monkeypatch):
     config = base.default("kd", data="glyph_mini", network="resnet20", teacher="resnet20")
     config.teacher.weights = str(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     own = ConfigDict({"network": {**config.teacher.to_dict(), "image_size": 48}})
     run = SimpleNamespace(config=own, network="network")
     monkeypatch.setattr(teachers, "find", lambda *of: run)
