@@ -223,13 +223,22 @@ def _with_value(argv, flag, value):
 def _run(options):
     from cdl_jax import compilation, host_memory, paths, sharding, workdir
     from cdl_jax import config as configs
+    from cdl_jax.errors import UserError
     from cdl_jax.program import Program
 
     config = options.config
     configs.check(config)
     host_memory.keep()
     compilation.keep(config.compilation_cache)
+    if options.mode != "describe":
+        folder = paths.resolve(options.workdir, "--workdir")
+        if not options.chosen:
+            print(f"workdir: {folder}", flush=True)
     if options.fetch:
+        if options.distributed != "off":
+            raise UserError(
+                "--fetch downloads in one process: run it without --distributed first, or use cdl_jax.fetch"
+            )
         fetch_missing(config)
     if options.mode == "describe":
         from cdl_jax.describe import describe, plan
@@ -237,9 +246,6 @@ def _run(options):
         data, note = plan(config.data, configs.seeds_of(config)[0])
         print(note + describe(Program(config, data), show_config=options.show_config))
         return 0
-    folder = paths.resolve(options.workdir, "--workdir")
-    if not options.chosen:
-        print(f"workdir: {folder}", flush=True)
     resolved = config.to_dict()
     if options.mode == "analyze":
         return _analyze(config, folder, options.distributed)
@@ -273,13 +279,15 @@ def _run(options):
 def fetch_missing(config) -> None:
     """Downloads the data set and the weights that a config needs, where `cdl_jax.fetch` has them.
 
+    Other mistakes are left to the run, which reports them: a teacher's run in place of a file, a damaged archive.
+
     Raises:
-      UserError: a download failed, or something is missing that `cdl_jax.fetch` does not have.
+      UserError: a download failed.
     """
     from cdl_jax import config as configs
     from cdl_jax import fetch
     from cdl_jax.data import stream
-    from cdl_jax.errors import Missing
+    from cdl_jax.errors import Missing, UserError
     from cdl_jax.models import weights
 
     steps = [partial(stream.load, config.data, configs.seeds_of(config)[0])]
@@ -293,6 +301,8 @@ def fetch_missing(config) -> None:
             step()
         except Missing as missing:
             fetch.get(missing.fetch_name)
+        except UserError:
+            pass
 
 
 def _program(config):

@@ -92,6 +92,22 @@ def _get_config(name):
     return space["get_config"]
 
 
+def test_fetch_gets_what_is_missing_and_leaves_other_mistakes_to_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CDL_DATA", str(tmp_path / "data"))
+    fetched = []
+    monkeypatch.setattr("cdl_jax.fetch.get", fetched.append)
+    made = _get_config("cifar100_l2p")("")
+    main.fetch_missing(made)
+    names_of_weights = [f"vit_{size}_patch16_224.augreg_in21k_ft_in1k" for size in ("base", "small")]
+    assert sorted(fetched) == ["cifar100", *names_of_weights]
+    fetched.clear()
+    made.teacher.weights = str(tmp_path)  # a folder without weights, such as a teacher's run
+    made.distill.name = "none"
+    main.fetch_missing(made)
+    assert sorted(fetched) == ["cifar100", names_of_weights[1]]
+
+
 def test_a_refused_run_leaves_no_folder(tmp_path):
     with pytest.raises(UserError), workdir.locked(tmp_path / "runs" / "a"):
         raise UserError("refused")
