@@ -62,7 +62,7 @@ def locked(workdir: Path):
             yield
         finally:
             # A refused run has written nothing: what was made for its lock goes again.
-            if not (workdir / "config.json").exists() and os.listdir(workdir) == ["lock"]:
+            if workdir.is_dir() and os.listdir(workdir) == ["lock"]:
                 (workdir / "lock").unlink(missing_ok=True)
                 for folder in parents:
                     with suppress(OSError):  # another process has put something there

@@ -5,7 +5,7 @@
 
 Paper: Distributed Knowledge Transfer; docs/dkt.md has the source and the settings. This is the authors' third
 experiment; the other two need a teacher that is trained first, see configs/dkt.py.
-Published: no accuracy of these experiments can be compared with (docs/dkt.md says why).
+Published: no accuracy of these experiments can be compared with (reasons: docs/dkt.md).
 Length: 800 epochs for each of 10 tasks. Time on a GPU: not measured.
 
 baseline   empty; or instead of the experiment naive, replay, lwf, eeil, joint

@@ -138,7 +138,7 @@ _KNOWN = re.compile(
 def read_state(path, key: str = "") -> dict[str, np.ndarray]:
     """The tensors of a weight file under timm's names and in timm's array layouts, in the dtypes of the file.
 
-    The format is told by the content: safetensors, numpy's .npz, what torch.save writes, before 1.6 too, or ONNX as
+    The content determines the format: safetensors, numpy's .npz, what torch.save writes, before 1.6 too, or ONNX as
     torch exports a ViT (see `cdl_jax.models.onnx_weights`). Wrappers and prefixes are taken off (`model`, `state_dict`,
     `teacher`, `module.`, `backbone.` and the like). The names may be timm's, DeiT's, those of Google's .npz files ("How
     to train your ViT?", Steiner et al., 2022), of DINOv2 from Facebook, of ViTs from Hugging Face's transformers, or of

@@ -1,4 +1,4 @@
-"""The command line finds configs, names working directories and prints what a newcomer asks for."""
+"""The command line finds configs, names working directories and prints usage, version and list."""
 
 import io
 import sys

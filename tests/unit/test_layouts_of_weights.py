@@ -18,7 +18,7 @@ def stored(path, state, **more):
 
 
 def hugging_face(timm):
-    """The names of transformers' ViTForImageClassification, written down apart from the reader."""
+    """The names of transformers' ViTForImageClassification, written independently of the reader."""
     state = {}
     for name, array in timm.items():
         block = re.match(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name)
@@ -54,7 +54,7 @@ def hugging_face(timm):
 
 
 def torchvision(timm, mlp=("0", "3")):
-    """The names of torchvision's VisionTransformer, written down apart from the reader."""
+    """The names of torchvision's VisionTransformer, written independently of the reader."""
     pairs = {
         "cls_token": "class_token",
         "pos_embed": "encoder.pos_embedding",

@@ -79,7 +79,7 @@ TRAIN = f"""
 
 
 def small_run(folder) -> list[str]:
-    """The arguments of a training of one task, one epoch of 40 pictures in batches of 16, in `folder`."""
+    """The arguments of a training of one task, one epoch of 40 images in batches of 16, in `folder`."""
     small = {"data.num_tasks": 1, "data.max_train_per_class": 2, "data.max_test_per_class": 1, "train.epochs": 1}
     small |= {"student.depth": 1, "checkpoint.every_steps": 0}
     flags = ["--config=tests/end_to_end/tiny.py:distill=none", f"--workdir={folder}"]

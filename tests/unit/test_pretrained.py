@@ -15,7 +15,7 @@ from tests.unit.vit_weights import CLASSES, DEPTH, DIM, HEADS, PATCH, assert_sam
 
 
 def google_names(params):
-    """The layout of Google's .npz files, written down apart from the reader."""
+    """The layout of Google's .npz files, written independently of the reader."""
     flat = flatten_dict(params, sep="/")
     state = {
         "cls": flat["cls_token"],
@@ -48,7 +48,7 @@ def google_names(params):
 
 
 def dinov2_names(params):
-    """Hugging Face's names of DINOv2, written down apart from the reader."""
+    """Hugging Face's names of DINOv2, written independently of the reader."""
     flat = flatten_dict(params, sep="/")
     kernel = flat["patch_embed/kernel"].reshape(PATCH, PATCH, 3, DIM)
     state = {
