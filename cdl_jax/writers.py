@@ -56,8 +56,8 @@ class _Silent:
 def tensorboard_writer(folder: Path | None):
     """clu's writer of event files in `folder`: `write_scalars(step, {name: float})`, `flush()`, `close()`.
 
-    None as folder, or an absent clu or tensorboard (one log line reports it), gives a writer that does nothing. TensorFlow
-    is not imported, whether it is installed or not.
+    None as folder, or an absent clu or tensorboard (one log line reports it), gives a writer that does nothing.
+    TensorFlow is not imported, whether it is installed or not.
     """
     if folder is None:
         return _Silent()
