@@ -13,6 +13,7 @@ import glob
 import json
 import logging
 import os
+import sys
 import zlib
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -63,6 +64,11 @@ class Checkpoints:
         """
         if "\\" in str(workdir.absolute()):
             raise UserError(f"--workdir {workdir}: TensorStore reads a backslash as a slash: choose a name without one")
+        if os.fsencode(workdir.absolute()) != str(workdir.absolute()).encode("utf-8", "replace"):
+            raise UserError(
+                f"--workdir {workdir}: TensorStore needs paths in UTF-8, and this one is not in it (locale: "
+                f"{sys.getfilesystemencoding()}): set PYTHONUTF8=1, or choose a name of ASCII characters"
+            )
         # Orbax tells of every option that it adjusts, and of errors in full length before it raises them.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         tensorstore_strings.keep_few()
@@ -96,7 +102,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._frozen_path.parent.mkdir(parents=True, exist_ok=True)
                 aside = self._frozen_path.with_suffix(".new")
-                aside.write_text(json.dumps({"crc32": _checksum(frozen)}))
+                aside.write_text(json.dumps({"crc32": _checksum(frozen)}), encoding="utf-8")
                 os.replace(aside, self._frozen_path.with_suffix(".json"))
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(self._frozen_path, frozen)
@@ -108,7 +114,7 @@ class Checkpoints:
             return target
         with _reading(self._frozen_path), ocp.StandardCheckpointer() as checkpointer:
             frozen, sums = checkpointer.restore(self._frozen_path, target), self._frozen_path.with_suffix(".json")
-            _compare(_checksum(frozen), json.loads(sums.read_text())["crc32"], "the arrays")
+            _compare(_checksum(frozen), json.loads(sums.read_text(encoding="utf-8"))["crc32"], "the arrays")
         return frozen
 
     def save_task(self, task: int, live, record: dict) -> None:

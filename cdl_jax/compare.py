@@ -68,7 +68,7 @@ def read(folders: list[Path]) -> list[Group]:
     for folder in (own for given in folders for own in _of_each_seed(Path(given))):
         path = Path(folder) / "results.json"
         try:
-            results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
+            results, config = json.loads(path.read_bytes()), configs.flatten(configs.read(Path(folder))["config"])
             seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
             seed = tuple(seed[0] if part == -1 else part for part in seed)  # an order of its own seed
             metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}

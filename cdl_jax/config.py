@@ -252,7 +252,7 @@ def read(workdir: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise ValueError("no config in it")
         return content

@@ -128,7 +128,7 @@ def fetch_weights(name: str, folder: Path, endpoint: str = "") -> Path:
     repository, file = f"timm/{name.removeprefix('timm/')}", "model.safetensors"
     place = folder / repository
     path, stated = place / file, place / f"{file}.sha256"  # the latter as sha256sum writes it and reads it
-    if path.is_file() and stated.is_file() and stated.read_text().split()[:1] == [_digest(path, "sha256")]:
+    if path.is_file() and stated.is_file() and stated.read_text("utf-8").split()[:1] == [_digest(path, "sha256")]:
         print(f"{path}: already there, verified")
         return path
     try:
@@ -151,7 +151,7 @@ def fetch_weights(name: str, folder: Path, endpoint: str = "") -> Path:
     if len(digest or "") == 64 and _digest(path, "sha256") != digest:  # other lengths are no SHA-256
         path.unlink()
         raise UserError(f"{repository}: what came has another sha256 than {digest}, so it is removed; run it again")
-    stated.write_text(f"{_digest(path, 'sha256')}  {file}\n")
+    stated.write_text(f"{_digest(path, 'sha256')}  {file}\n", encoding="utf-8")
     print(f"{path}: fetched, verified; use it with --config.teacher.weights or --config.student.weights")
     return path
 

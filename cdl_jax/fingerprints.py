@@ -84,7 +84,7 @@ def _of_run(folder: Path) -> str | None:
         return None
     digest = hashlib.sha256()
     try:
-        stream = json.loads((folder / "results.json").read_text())["stream"]
+        stream = json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         stream = None
     digest.update(json.dumps([stored["config"], stream], sort_keys=True).encode())

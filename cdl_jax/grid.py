@@ -158,7 +158,7 @@ def keep(groups: list[Group], folder: Path) -> None:
         for run in group.runs.values():
             if not run.finished:
                 continue
-            results = json.loads((run.folder / "results.json").read_text())
+            results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
             results = {key: value for key, value in results.items() if key not in _LEFT_OUT}
             for network in results["networks"].values():
                 for key in _LEFT_OUT_OF_NETWORKS:

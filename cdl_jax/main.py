@@ -20,11 +20,12 @@
                   trains nothing; published data sets need not be there
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 
-Exit code 0: done. 2: a mistake in the command, the data or the working directory, a full disk, or a loss that is NaN or
-infinite, reported in one line. 143, 130: ended by SIGTERM or SIGINT with everything saved.
+Exit code 0: done. 2: a mistake in the command, the data or the working directory, no memory or no disk space left, or a
+loss that is NaN or infinite, reported in one line. 143, 130: ended by SIGTERM or SIGINT with everything saved.
+141: stdout was closed by its reader.
 """
 
-import errno
+import signal
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -34,8 +35,6 @@ from types import SimpleNamespace
 from cdl_jax import __version__
 
 _MODES = ("train", "eval", "analyze", "describe")
-# What a disk does to a run: full, over a quota, a file too large for it, read-only, broken, or no longer there.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 _FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
 _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--config.section.key=value ...]
 
@@ -48,7 +47,37 @@ _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--con
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    argv = sys.argv if argv is None else ["cdl_jax", *argv]
+    from cdl_jax import environment
+    from cdl_jax.errors import Missing, UserError
+
+    environment.print_anything()
+    try:
+        code = _main(sys.argv if argv is None else ["cdl_jax", *argv])
+        sys.stdout.flush()
+        return code
+    except Missing as error:
+        _complain(f"{error}; the same command with --fetch gets it and goes on")
+    except UserError as error:
+        _complain(str(error))
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except Exception as error:
+        closed = environment.abandon_stdout()
+        if closed and isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        line = environment.reason(error)
+        if line is None:
+            raise
+        _complain(line)
+    return 2
+
+
+def _complain(text):
+    print("cdl_jax: " + " ".join(text.split()), file=sys.stderr)
+
+
+def _main(argv):
     words = argv[1:]
     if not words:
         print(_USAGE, file=sys.stderr)
@@ -64,26 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(listing.text())
         return 0
-    from cdl_jax.errors import Missing, UserError
-
-    try:
-        options = _parse(argv)
-        return _run(options)
-    except Missing as error:
-        print(f"cdl_jax: {error}; the same command with --fetch gets it and goes on", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print("cdl_jax: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        print(f"cdl_jax: {error.filename or 'a file'} cannot be written: {error.strerror}; the same command goes on "
-              "from the last checkpoint once that is mended", file=sys.stderr)  # fmt: skip
-        return 2
-    except KeyboardInterrupt:
-        print("cdl_jax: interrupted", file=sys.stderr)
-        return 130
+    return _run(_parse(argv))
 
 
 def _parse(argv):
@@ -243,6 +253,7 @@ def _run(options):
     if options.mode == "describe":
         from cdl_jax.describe import describe, plan
 
+        sharding.start("off")
         data, note = plan(config.data, configs.seeds_of(config)[0])
         print(note + describe(Program(config, data), show_config=options.show_config))
         return 0
@@ -329,11 +340,12 @@ def _stored_run(config, folder):
 
 
 def _analyze(config, folder, distributed):
-    from cdl_jax import analysis, mechanism
+    from cdl_jax import analysis, mechanism, sharding
     from cdl_jax.errors import UserError
 
     if distributed != "off":
         raise UserError(f"--distributed={distributed}: --mode=analyze works in one process, leave it out")
+    sharding.start("off")
     content = analysis.analyze(_stored_run(config, folder), folder)
     analysis.write(folder, content)
     print(mechanism.summary(content))

@@ -44,4 +44,12 @@ def resolve(text: str | os.PathLike, what: str = "path") -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise UserError(f"{what}={given!r}: that user's home folder is unknown, write the whole path") from None
+        raise UserError(f"{what}={given!r}: the home folder is unknown, write the whole path or set HOME") from None
+
+
+def home() -> Path | None:
+    """Returns the user's home folder; None without HOME and without an entry of the user, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None

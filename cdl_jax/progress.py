@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -69,4 +70,5 @@ class Lines:
             self._print()
 
     def _print(self):
-        print(self.line(), file=sys.stderr, flush=True)
+        with suppress(OSError):  # a log that is full or closed must not end the run
+            print(self.line(), file=sys.stderr, flush=True)

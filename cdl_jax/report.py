@@ -252,7 +252,7 @@ def _into(page, sections):
     """Writes the tables into a page, in place of those that are there."""
     begin, end = "<!-- tables -->\n", "<!-- end of tables -->\n"
     try:
-        before, _, rest = page.read_text().partition(begin)
+        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--into {page} cannot be read ({error}): name a page that exists") from None
     _, found, after = rest.partition(end)

@@ -84,7 +84,7 @@ def from_json(saved: dict) -> list[Record]:
 def read(folder: Path) -> dict | None:
     """The content of a run's results.json; None where there is none, or where it is damaged and must be made again."""
     try:
-        content = json.loads((folder / "results.json").read_text())
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

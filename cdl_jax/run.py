@@ -464,7 +464,7 @@ class _Traces:
         """Writes results.json anew, and before it report.html, whose plots take seconds: once a minute and at last."""
         due = content["status"] == "finished" or time.monotonic() > self.reported + REPORT_EVERY
         if self.report and due:
-            stored = json.loads((self.folder / "config.json").read_text())["config"]
+            stored = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["config"]
             report.write_report(self.folder / "report.html", content, self.lines.read(), stored)
             self.reported = time.monotonic()
         parts = json.JSONEncoder(indent=1).iterencode(content)  # in one piece a long run's take many times their size

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cdl_jax import environment
 from cdl_jax.data import batches
 from cdl_jax.errors import UserError
 
@@ -18,16 +19,17 @@ _HEARTBEAT = 30  # seconds without a sign of life after which a process counts a
 
 
 def start(spec: str) -> None:
-    """Joins the processes of a run before any device is used.
+    """Joins the processes of a run, and starts jax's devices.
 
     Args:
       spec: "off" for one process; "auto" where SLURM, Open MPI or a cloud's environment tells the rest; or
         "HOST:PORT,NUM_PROCESSES,PROCESS_ID".
 
     Raises:
-      UserError: `spec` is of none of these forms, or the others cannot be reached.
+      UserError: `spec` is of none of these forms, the others cannot be reached, or jax lacks its platform.
     """
     if spec == "off":
+        _check_platform()
         return
     arguments = {}
     if spec != "auto":
@@ -41,7 +43,22 @@ def start(spec: str) -> None:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed={spec}: {' '.join(str(error).split())}") from None
+    _check_platform()
     check_gpus(os.environ, jax.default_backend(), jax.local_device_count())
+
+
+def _check_platform():
+    """Raises UserError where jax finds no device of the platform that the environment names."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts where a named platform has no plug-in
+        platform = jax.config.jax_platforms
+        which = f"JAX_PLATFORMS={platform}" if platform else "its default platform"
+        why = " ".join(str(error).split()) or "no such platform is installed"
+        raise UserError(
+            f"jax cannot start on {which} ({why[:200]}): set JAX_PLATFORMS=cpu, or install jax for this platform "
+            '(pip install "jax[cuda12]") and look at its driver'
+        ) from None
 
 
 def check_gpus(environment: Mapping[str, str], platform: str, local_devices: int) -> None:
@@ -77,10 +94,13 @@ def check_gpus(environment: Mapping[str, str], platform: str, local_devices: int
 
 
 def abandon(message: str) -> None:
-    """Ends this process at once, after the traceback of the error at hand and `message`, with exit code 1.
+    """Ends this process at once, after the error at hand and `message`, with exit code 1, of the machine's errors 2.
 
     An orderly end would wait for the other processes, which may be lost or wait for this one.
     """
+    if line := environment.reason(sys.exception()):
+        print(f"cdl_jax: {line}", file=sys.stderr, flush=True)
+        os._exit(2)
     traceback.print_exc()
     print(message, file=sys.stderr, flush=True)
     os._exit(1)

@@ -23,7 +23,7 @@ def write(path: Path, text: str | Iterable[str]) -> None:
     text: all of it, or parts that are made as they are written.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
+    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # names may hold any bytes
         file.writelines([text] if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
@@ -77,7 +77,7 @@ def _locked_file(workdir):
       OSError: the file cannot be opened.
     """
     while True:
-        file = open(workdir / "lock", "a+")  # noqa: SIM115
+        file = open(workdir / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -119,7 +119,7 @@ def check_seeds(workdir: Path, config_seeds) -> None:
 
 def _finished(workdir):
     try:
-        return json.loads((workdir / "results.json").read_text())["status"] == "finished"
+        return json.loads((workdir / "results.json").read_text(encoding="utf-8"))["status"] == "finished"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

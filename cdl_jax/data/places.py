@@ -14,10 +14,8 @@ def usual_places() -> tuple[Path, ...]:
     `$CDL_DATA` if set, `~/.cache/cdl_jax` where there is a home, `./data`.
     """
     named = [paths.resolve(os.environ["CDL_DATA"], "CDL_DATA")] if os.environ.get("CDL_DATA") else []
-    try:
-        named.append(Path.home() / ".cache" / "cdl_jax")
-    except RuntimeError:  # no HOME, and a user id without an entry, as in containers
-        pass
+    if home := paths.home():
+        named.append(home / ".cache" / "cdl_jax")
     return (*named, Path("data"))
 
 

@@ -188,7 +188,7 @@ def _read(folder):
         config = ml_collections.ConfigDict(configs.json_free(configs.read(folder)["config"]))
         several = bool(config.get("seeds")) or not (folder / "checkpoints").exists()  # the seeds' are in one place
         if not several:
-            return config, json.loads((folder / "results.json").read_text())["stream"]
+            return config, json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]
     except (OSError, TypeError, KeyError, ValueError, RecursionError):
         raise UserError(
             f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run; one that was "

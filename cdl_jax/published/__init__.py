@@ -64,7 +64,7 @@ def systems() -> list[str]:
 
 def table(system: str) -> Table:
     """The results of a system, one of `systems()`."""
-    content = json.loads(resources.files(__name__).joinpath(f"{system}.json").read_text())
+    content = json.loads(resources.files(__name__).joinpath(f"{system}.json").read_text(encoding="utf-8"))
     keys, metrics = content["keys"], {name: Metric(**metric) for name, metric in content["metrics"].items()}
     cells = []
     for row in content["cells"]:

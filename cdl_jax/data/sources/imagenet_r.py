@@ -111,6 +111,6 @@ def _split(root, files, label_of_wnid):
 def _readable(root, wnids):
     """The class names that the data set's own README gives, or WordNet ids where it is not at hand."""
     readme = root / "README.txt"
-    text = readme.read_text(errors="replace") if readme.is_file() else ""
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     named = dict(re.findall(r"^(n\d{8})[ \t:,]+(\S.*?)\s*$", text, flags=re.MULTILINE))
     return tuple(named.get(wnid, wnid).replace("_", " ") for wnid in wnids)
