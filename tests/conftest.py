@@ -1,6 +1,7 @@
 """Settings that every test shares; jax is not imported yet when this file is read."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,6 +20,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # Where a parent ignores SIGINT (`nohup`, a shell's background job), bash cannot trap it in what a test starts.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--parity-table") and not hasattr(config, "workerinput"):  # workers report to this process
         config.pluginmanager.register(_ParityTable(config.getoption("--parity-table")))
 

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +65,18 @@ def test_a_hup_that_is_ignored_stays_ignored():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_test_can_send_sigint_where_the_parent_ignores_it():
+    ask = f"{sys.executable} -c 'import signal; print(signal.getsignal(signal.SIGINT).__name__)'"
+    if "CDL_IGNORED_INT" in os.environ:
+        assert subprocess.run(ask, shell=True, capture_output=True, text=True).stdout == "default_int_handler\n"
+        return
+    name = f"{__file__}::test_a_test_can_send_sigint_where_the_parent_ignores_it"
+    nested = ["bash", "-c", "trap '' INT; \"$@\"", "bash", sys.executable, "-m", "pytest", "-q", name]
+    env = {**os.environ, "CDL_IGNORED_INT": "1"}
+    done = subprocess.run(nested, cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
