@@ -242,8 +242,8 @@ def _run(options):
     compilation.keep(config.compilation_cache)
     if options.mode != "describe":
         folder = paths.resolve(options.workdir, "--workdir")
-        if not options.chosen:
-            print(f"workdir: {folder}", flush=True)
+        if options.distributed == "off":
+            _print_workdir(options, folder)
     if options.fetch:
         if options.distributed != "off":
             raise UserError(
@@ -261,7 +261,7 @@ def _run(options):
     if options.mode == "analyze":
         return _analyze(config, folder, options.distributed)
     if options.mode == "eval":
-        sharding.start(options.distributed)
+        _start(options, folder)
         return _evaluate(config, folder, options.task)
 
     import jax
@@ -270,7 +270,7 @@ def _run(options):
 
     try:
         with interruption.listening(alone=options.distributed == "off") as listener:
-            sharding.start(options.distributed)
+            _start(options, folder)
             primary = jax.process_index() == 0
             with workdir.locked(folder) if primary else nullcontext():
                 workdir.check_config(folder, resolved)
@@ -285,6 +285,26 @@ def _run(options):
             if config.log.report:
                 print(f"report: {own / 'report.html'}")
     return 0
+
+
+def _start(options, folder):
+    """Starts jax, and prints a working directory that the command does not name, in the first process only.
+
+    One process prints before jax is loaded, several once they are joined: jax numbers them.
+    """
+    from cdl_jax import sharding
+
+    sharding.start(options.distributed)
+    if options.distributed != "off":
+        import jax
+
+        if jax.process_index() == 0:
+            _print_workdir(options, folder)
+
+
+def _print_workdir(options, folder):
+    if not options.chosen:
+        print(f"workdir: {folder}", flush=True)
 
 
 def fetch_missing(config) -> None:

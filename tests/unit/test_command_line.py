@@ -108,6 +108,24 @@ def test_fetch_gets_what_is_missing_and_leaves_other_mistakes_to_the_run(tmp_pat
     assert sorted(fetched) == ["cifar100", names_of_weights[1]]
 
 
+@pytest.mark.parametrize(("index", "printed"), [(0, "workdir: runs/quickstart\n"), (1, "")])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_of_several_processes_the_first_prints_the_working_directory(
+    index, printed, mode, tmp_path, monkeypatch, capsys
+):
+    joined = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cdl_jax.sharding.start", joined.append)
+    monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("asked before jax has started"))
+    monkeypatch.setattr("cdl_jax.run.train", lambda *_: [])
+    monkeypatch.setattr("cdl_jax.report.summary", lambda seeds: "done")
+    monkeypatch.setattr(main, "_program", lambda config: None)
+    monkeypatch.setattr(main, "_evaluate", lambda *_: 0)
+    assert main.main(["--config", "quickstart", "--mode", mode, "--distributed=auto"]) == 0
+    assert joined == ["auto"]
+    assert capsys.readouterr().out.removesuffix("done\nreport: runs/quickstart/report.html\n") == printed
+
+
 def test_a_refused_run_leaves_no_folder(tmp_path):
     with pytest.raises(UserError), workdir.locked(tmp_path / "runs" / "a"):
         raise UserError("refused")
