@@ -1,14 +1,18 @@
 """README.md: each command has a cheap form that is run here, and its tables are those of the stored results."""
 
+import ast
 import json
 import re
 import shlex
 import statistics
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cdl_jax import main, plots, report
 
@@ -18,12 +22,15 @@ QUICKSTART = ROOT / "docs" / "results" / "quickstart"
 ROWS = ("alone", "distilled", "joint", "linear_probe", "nearest_mean")
 LEARNERS = ("apt", "coda", "dualprompt", "l2p")
 
-# Command of README -> what is run in its place: words of the command line of cdl_jax.main or cdl_jax.report, or a shell
-# command. A command that needs hours, data or a cluster is described or parsed only. CI runs the quick start's two as
-# they stand.
+OWN_IMAGES = "python -m cdl_jax.main --config configs/own_images.py --config.data.path=images --fetch"
+OWN_SCHEME = "python -m cdl_jax.main --config quickstart:distill=mine.my_scheme"
+
+# Command of README -> what is run in its place: words that follow those of the command, a shell command, or FILE::TEST,
+# the test that runs the command itself. A command that needs hours, data or a cluster is described or parsed only. CI
+# runs the quick start's two as they stand.
 DESCRIBE = ("--mode", "describe")
 CHEAP = {
-    "pip install .": "test -f pyproject.toml",
+    "pip install .": "tests/unit/test_wheel.py::test_the_quick_start_runs_from_an_installed_wheel",
     "bash launch/quickstart.sh": "bash -n launch/quickstart.sh",
     "bash launch/test.sh": "bash -n launch/test.sh",
     "python -m cdl_jax.main --config configs/cifar100_l2p.py": (
@@ -35,6 +42,8 @@ CHEAP = {
     "python -m cdl_jax.main --list": (),
     "python -m cdl_jax.main --config configs/quickstart.py --mode describe": (),
     "python -m cdl_jax.main --config configs/quickstart.py:distill=fitnets --workdir runs/fitnets": DESCRIBE,
+    OWN_SCHEME: "tests/unit/test_readme.py::test_the_documented_scheme_trains",
+    OWN_IMAGES: "tests/unit/test_readme.py::test_images_in_a_folder_are_learned",
     "python -m cdl_jax.report --paper v4": (),
     "sbatch launch/slurm.sbatch --config configs/cifar100_l2p.py --workdir runs/cifar100_l2p": "bash -n "
     "launch/slurm.sbatch",
@@ -65,12 +74,76 @@ def test_the_quick_start_is_two_commands():
 def test_a_command_runs(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     more = CHEAP[command]
+    if "::" in more:
+        file, name = more.split("::")
+        functions = [node.name for node in ast.parse((ROOT / file).read_text()).body if hasattr(node, "name")]
+        assert name in functions and name.startswith("test_")
+        return
     if isinstance(more, str):
         assert subprocess.run(shlex.split(more)).returncode == 0
         return
     module, *words = shlex.split(command)[2:]
     monkeypatch.setattr(sys, "argv", ["cdl_jax"])
     assert {"cdl_jax.main": main, "cdl_jax.report": report}[module].main([*words, *more]) == 0
+
+
+def arguments(command):
+    """The words of a `python -m cdl_jax.main` command."""
+    return shlex.split(command)[3:]
+
+
+def test_the_documented_scheme_trains(tmp_path, monkeypatch):
+    page = (ROOT / "docs/own_scheme.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert OWN_SCHEME in page and 25 <= len(code.splitlines()) <= 40
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_scheme.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    few = {"train.epochs": 1, "data.max_train_per_class": 8, "data.max_test_per_class": 4, "log.report": False}
+    few |= {"log.every_steps": 1, "distill.feature_weight": 0.5, "eval.forward_transfer": False}
+    words = [f"--config.{key}={value}" for key, value in few.items()]
+    assert main.main([*arguments(OWN_SCHEME), *words]) == 0
+    run = tmp_path / "runs" / "quickstart-distill=mine.my_scheme"
+    assert json.loads((run / "results.json").read_text())["status"] == "finished"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    cosines = [line["cosine"] for line in lines if line.get("phase") == "student" and "cosine" in line]
+    assert cosines and all(0 < value < 2 for value in cosines)
+    assert main.main([*arguments(OWN_SCHEME), *words, "--config.distill.feature_weight=-1.0"]) == 2
+
+
+def test_images_in_a_folder_are_learned(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "horse", "newt"):
+        for split, count in (("train", 4), ("test", 2)):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i}.jpg")
+    monkeypatch.chdir(tmp_path)
+    few = {"train.epochs": 1, "train.batch_size": 4, "eval.batch_size": 4, "data.num_tasks": 2, "log.report": False}
+    few |= {"learner.pool": 2, "learner.length": 2, "learner.top_k": 1, "eval.forward_transfer": False}
+    for network in ("teacher", "student"):
+        few |= {f"{network}.dim": 24, f"{network}.heads": 3, f"{network}.depth": 1, f"{network}.image_size": 32}
+        few |= {f"{network}.weights": "random"}
+    assert main.main([*arguments(OWN_IMAGES), *(f"--config.{key}={value}" for key, value in few.items())]) == 0
+    stream = json.loads((tmp_path / "runs" / "own_images" / "results.json").read_text())["stream"]
+    assert [task["classes"] for task in stream["tasks"]] == [["cat", "dog"], ["horse", "newt"]]
+
+
+def test_lines_of_prose_fit_120_columns():
+    prose = [line for line in README.splitlines() if not line.startswith(("|", "!["))]
+    assert [line for line in prose if len(line) > 120] == []
+
+
+def test_the_badges_are_true():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tested = [name.rsplit(" ", 1)[1] for name in project["classifiers"] if re.fullmatch(r".*:: 3\.\d+", name)]
+    badges = dict(re.findall(r"!\[(\w+): ([^]]+)\]\(docs/badges/\w+\.svg\)", README))
+    assert badges == {"License": project["license"], "Python": f"{tested[0]} to {tested[-1]}"}
+    for name, value in badges.items():
+        badge = (ROOT / f"docs/badges/{name.lower()}.svg").read_text()
+        assert f"<title>{name}: {value}</title>".lower() in badge.lower()
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
