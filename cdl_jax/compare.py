@@ -58,39 +58,85 @@ class Group:
         return {seed: value for seed, value in found.items() if value is not None}
 
 
-def read(folders: list[Path]) -> list[Group]:
-    """The runs in `folders` as groups, in the order of their first folders; a run of several seeds counts as these.
+def read(folders: list[Path], refused: list[UserError] | None = None) -> list[Group]:
+    """Returns the runs in `folders` as groups, in the order of their first folders.
+
+    Args:
+      folders: working directories; a run of several seeds counts as one run for each seed.
+      refused: a list that receives an error for each folder without readable results; such a folder is then left out.
 
     Raises:
-      UserError: a folder holds no results, or two hold the same config and seed, which would count one run twice.
+      UserError: a folder holds no readable results and `refused` is None, or two folders hold the same config and
+        seed, which would count one run twice.
     """
-    groups = {}
-    for folder in (own for given in folders for own in _of_each_seed(Path(given))):
-        path = Path(folder) / "results.json"
+    groups, refused_here = {}, []
+    for given in map(Path, folders):
         try:
-            results, config = json.loads(path.read_text()), configs.flatten(configs.read(Path(folder))["config"])
-            seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
-            seed = tuple(seed[0] if part == -1 else part for part in seed)  # an order of its own seed
-            metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
-            if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
-                raise KeyError(absent[0])
-            best = _best(results)
-            for name, values in metrics.items():
-                values |= best.get(name, {})
-            if any(type(value) not in (int, float, NoneType) for own in metrics.values() for value in own.values()):
-                raise TypeError("a metric is no number")
-            finished, headline = results["status"] == "finished", tuple(results.get("headline", ()))
-            measures = (results.get("measures") or [{}])[-1]
-            run = Run(Path(folder), finished, metrics, headline, measures)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-            reason = f"no {error} in it" if isinstance(error, KeyError) else error
-            raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
-        config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.FREE)}
-        group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
-        if seed in group.runs:
-            raise UserError(f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them")
-        group.runs[seed] = run
+            own = _of_each_seed(given)
+        except (UserError, OSError) as error:
+            refused_here.append(UserError(error))
+            continue
+        for folder in own:
+            try:
+                run, config, seed = _run(folder)
+            except UserError as error:
+                refused_here.append(error)
+                continue
+            group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
+            if seed in group.runs:
+                raise UserError(
+                    f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them"
+                )
+            group.runs[seed] = run
+    if refused is None and refused_here:
+        raise refused_here[0]
+    if refused is not None:
+        refused += refused_here
     return list(groups.values())
+
+
+def _run(folder):
+    """Returns (run, flat config without seeds and free keys, seeds) of a folder.
+
+    Raises:
+      UserError: the folder holds no readable results.
+    """
+    try:
+        if not folder.is_dir():
+            raise UserError(f"{folder} holds no results of a run (it is not a folder): name a --workdir")
+        stored = configs.read(folder)
+        path = folder / "results.json"
+        if not path.exists():
+            raise UserError(
+                f"{folder} holds no results of a run yet: it has just begun, or it failed before a task's end"
+            )
+        if stored is None:
+            raise UserError(f"{folder} holds no results of a run (config.json is missing): name a --workdir")
+        results, config = json.loads(path.read_text(encoding="utf-8")), configs.flatten(stored["config"])
+        seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
+        seed = tuple(seed[0] if part == -1 else part for part in seed)  # an order of its own seed
+        metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
+        if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
+            raise KeyError(absent[0])
+        best = _best(results)
+        for name, values in metrics.items():
+            values |= best.get(name, {})
+        measures = dict((results.get("measures") or [{}])[-1])
+        if not all(_is_number(value) for values in (measures, *metrics.values()) for value in values.values()):
+            raise TypeError("a metric is not a number")
+        headline = tuple(results.get("headline", ()))
+        if not all(type(part) is int for part in seed) or not all(isinstance(name, str) for name in headline):
+            raise TypeError("a seed or a network's name has the wrong type")
+        run = Run(folder, results["status"] == "finished", metrics, headline, measures)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+        reason = f"no {error} in it" if isinstance(error, KeyError) else error
+        raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
+    config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.FREE)}
+    return run, config, seed
+
+
+def _is_number(value):
+    return type(value) in (int, float, NoneType)
 
 
 def _of_any_seed(value, seed):

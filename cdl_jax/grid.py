@@ -24,18 +24,6 @@ _LEFT_OUT = ("formulas", "streams", "means", "best")
 _LEFT_OUT_OF_NETWORKS = ("selection", "by_task", "before", "at_start", "stream_matrix")
 
 
-def begun(folders: list[Path]) -> list[Path]:
-    """Those of some working directories that hold results.
-
-    Raises:
-      UserError: none does.
-    """
-    found = [folder for folder in folders if (folder / "results.json").exists()]
-    if not found:
-        raise UserError("--grid: no run has results yet in the folders that are named: train first")
-    return found
-
-
 def place(group: Group) -> tuple[str, str]:
     """(learner, scheme) of a group, by its folders.
 

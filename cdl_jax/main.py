@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from cdl_jax import __version__
+from cdl_jax import __version__, console
 
 _MODES = ("train", "eval", "analyze", "describe")
 # What a disk does to a run: full, over a quota, a file too large for it, read-only, broken, or no longer there.
@@ -46,6 +46,7 @@ _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--con
   --list: configs, methods, learners, schemes, data sources, networks    --help: all flags    --version"""
 
 
+@console.command
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv if argv is None else ["cdl_jax", *argv]

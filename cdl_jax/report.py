@@ -12,9 +12,12 @@ compares one number of each run, that of its leading networks, whatever their na
 settings in which they differ.
 
 --grid arranges continual learners by schemes, as their folders are called, and tests what each gains over the learner's
-scheme "none"; runs without results yet are passed over. --svg then draws the gains, --into writes the tables into a
+scheme "none". --svg then draws the gains, --into writes the tables into a
 page, between its lines `<!-- tables -->` and `<!-- end of tables -->`, and --keep copies what they need of finished
 runs to a folder.
+
+Runs that have failed, have just begun or are damaged are named on standard error and left out. The exit code is 0 if
+at least one run is reported, and otherwise 2.
 
 --sweep sets the first number of runs that differ in one option, such as distill.alpha, against its values: a line for
 all runs that are else alike. --svg draws them.
@@ -22,13 +25,12 @@ all runs that are else alike. --svg draws them.
 
 import html
 import math
-import signal
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdl_jax import compare, grid, paths, plots, published, replication, sweep, workdir
+from cdl_jax import compare, console, grid, paths, plots, published, replication, sweep, workdir
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 
@@ -328,8 +330,9 @@ def _take(argv, option):
     return argv[at + 1], argv[:at] + argv[at + 2 :]
 
 
+@console.command
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     try:
         out, argv = _take(argv, "--out")
         paper, argv = _take(argv, "--paper")
@@ -344,7 +347,12 @@ def main(argv: list[str]) -> int:
             print(__doc__.strip())
             return 0 if argv and argv[0] in ("--help", "-h") else 2
         folders = [paths.resolve(folder, "RUN") for folder in argv]
-        groups = compare.read(grid.begun(folders) if gridded else folders)
+        refused: list[UserError] = []
+        groups = compare.read(folders, refused)
+        for error in refused:
+            print(f"cdl_jax: left out: {error}", file=sys.stderr)
+        if folders and not groups:
+            return 2
         if option and (headline or named or gridded or paper):
             raise UserError("--sweep goes with --out and --svg alone: leave the other options out")
         lines = sweep.lines(groups, option) if option else {}
@@ -381,6 +389,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # nobody is left to read, as of `report ... | head`: no mistake
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

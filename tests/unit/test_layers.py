@@ -11,7 +11,7 @@ ROOT = Path(cdl_jax.__file__).parent
 
 # A module may import from its own layer and from those above it. A folder stands for all that is in it.
 LAYERS = (
-    ("__init__", "errors", "names", "config_files", "paths", "config", "published", "tensorstore_strings"),
+    ("__init__", "console", "errors", "names", "config_files", "paths", "config", "published", "tensorstore_strings"),
     ("data",),
     ("models", "losses"),
     ("distill",),
