@@ -9,8 +9,9 @@ from pathlib import Path
 from types import NoneType
 
 from cdl_jax import config as configs
-from cdl_jax import workdir
+from cdl_jax import tables, workdir
 from cdl_jax.errors import UserError
+from cdl_jax.tables import Measured
 
 SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
 _SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.epochs")
@@ -178,14 +179,12 @@ def table(groups: list[Group], names: list[str] | None = None) -> list[list[str]
         gap = gap_closed(group, groups)
         for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
             runs = [run for run in group.runs.values() if network in run.metrics]
-            running = sum(not run.finished for run in runs)
-            count = f"{len(runs)} ({running} unfinished)" if running else str(len(runs))
             cells = [spread(group.values(network, metric).values()) for metric in SHOWN]
             values = group.values(network, "last")
             base = first.setdefault(network, values)
             pairs = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
-            closed = f"{gap:.0%}" if gap is not None and network == "student" else "-"
-            rows.append([label, network, count, *cells, _difference(pairs), closed])
+            closed = share(gap if network == "student" else None)
+            rows.append([label, network, count(runs), *cells, _difference(pairs), closed])
     return rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows]
 
 
@@ -210,7 +209,8 @@ def headlines(groups: list[Group], names: list[str] | None = None) -> list[list[
         apart = [group.runs[s].measures["diversity"] for s in values if "diversity" in group.runs[s].measures]
         own = next((run.headline for run in group.runs.values()), ())
         network = own[0] if len(own) == 1 else f"mean of {len(own)}"
-        rows.append([label, network, str(len(values)), spread(values.values()), _difference(pairs), spread(best)])
+        rows.append([label, network, Measured(str(len(values)), {"": len(values)})])
+        rows[-1] += [spread(values.values()), _difference(pairs), spread(best)]
         rows[-1] += [*(spread(group.values(other, "last").values()) for other in others), spread(apart, 3)]
         taught = group.values("headline_st", "last", finished=True)
         rows[-1] += [spread(taught.values()), _difference([taught[seed] - values[seed] for seed in taught])]
@@ -218,7 +218,7 @@ def headlines(groups: list[Group], names: list[str] | None = None) -> list[list[
         sent = [
             group.runs[seed].measures["exchanged_mb"] for seed in values if "exchanged_mb" in group.runs[seed].measures
         ]
-        rows[-1].append(f"{statistics.fmean(sent):.1f}" if sent else "-")
+        rows[-1].append(Measured(f"{statistics.fmean(sent):.1f}", {"": statistics.fmean(sent)}) if sent else "-")
     kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
     return [[row[i] for i in kept] for row in (head, *rows)]
 
@@ -253,12 +253,24 @@ def gap_closed(group: Group, groups: list[Group]) -> float | None:
 
 
 def spread(values, digits: int = 2) -> str:
-    """Mean and standard deviation of some values, as text with so many digits after the point."""
+    """Returns a cell with the mean and the standard deviation of some values, rounded to so many digits."""
     values = list(values)
     if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+        return tables.MISSING
+    mean, std = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    text = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+    return Measured(text, {"mean": mean, "std": std, "n": len(values)})
+
+
+def count(runs: list[Run]) -> Measured:
+    """Returns a cell with the number of runs, and how many of them are unfinished."""
+    running = sum(not run.finished for run in runs)
+    return Measured(f"{len(runs)} ({running} unfinished)" if running else str(len(runs)), {"": len(runs)})
+
+
+def share(value: float | None) -> str:
+    """Returns a cell with a share in percent."""
+    return tables.MISSING if value is None else Measured(f"{value:.0%}", {"": value})
 
 
 def labels(groups: list[Group]) -> list[str]:
@@ -299,5 +311,11 @@ def folder_names(groups: list[Group]) -> list[str]:
 def _difference(pairs):
     if not pairs:
         return "-"
-    mean = f"{statistics.fmean(pairs):+.2f}"
-    return f"{mean} ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}" if len(pairs) > 1 else mean
+    mean, error = statistics.fmean(pairs), standard_error(pairs)
+    text = f"{mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+    return Measured(text, {"mean": mean, "standard_error": error, "n": len(pairs)})
+
+
+def standard_error(values: list[float]) -> float | None:
+    """Returns the standard error of a mean; None for a single value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

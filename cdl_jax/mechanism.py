@@ -2,7 +2,7 @@
 
 import html
 
-from cdl_jax import plots, report
+from cdl_jax import plots, report, tables
 
 
 def parts(content: dict) -> list[str]:
@@ -44,7 +44,7 @@ def plotted_features(content: dict) -> dict[str, str]:
 
 def summary(content: dict) -> str:
     """The short table of an analysis for the terminal."""
-    lines = [report.aligned(_table(content))]
+    lines = [tables.aligned(_table(content))]
     for name, sweep in content["sweeps"].items():
         means = {each["value"]: each["mean"] for each in sweep["values"]}
         best, usual = max(means, key=means.get), sweep["usual"]

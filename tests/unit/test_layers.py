@@ -27,6 +27,7 @@ LAYERS = (
         "workdir",
         "results",
         "plots",
+        "tables",
         "compare",
         "grid",
         "sweep",
