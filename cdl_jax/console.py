@@ -1,6 +1,7 @@
 """Keeps standard output and standard error from raising on what a terminal or a pipe cannot take."""
 
 import functools
+import logging
 import os
 import select
 import sys
@@ -25,6 +26,7 @@ def command(main: Callable) -> Callable:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
+        logging.getLogger("cdl_jax").addFilter(_one_line_record)
         try:
             try:
                 return main(*arguments)
@@ -55,6 +57,11 @@ def _dropped() -> bool:
             os.dup2(null, number)
             os.close(null)
     return gone
+
+
+def _one_line_record(record):
+    record.msg, record.args = one_line(record.getMessage()), None
+    return True
 
 
 def one_line(text: object) -> str:

@@ -108,8 +108,8 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict, mor
             caption = f"{name}, {layer}: shares of the prompts that a task's test images chose. Entropy: {bits} bits."
             parts.append(figure(plots.selection(rows, f"{name}, {layer}"), caption))
     parts += ["<h2>Cost</h2>", _cost_table(results["cost"]), "<h2>Tasks</h2>", _tasks_table(results["stream"])]
-    resolved = "\n".join(f"{key} = {value!r}" for key, value in sorted(configs.flatten(config).items()))
-    parts.append(f"<details><summary>Config</summary><pre>{_text(resolved)}</pre></details>")
+    resolved = "\n".join(_text(f"{key} = {value!r}") for key, value in sorted(configs.flatten(config).items()))
+    parts.append(f"<details><summary>Config</summary><pre>{resolved}</pre></details>")
     workdir.write(Path(path), _page(results["name"], parts))
 
 
@@ -204,7 +204,7 @@ def figure(svg: str, caption: str, kind: str = "plain") -> str:
 
 
 def _text(value):
-    return html.escape(str(value))
+    return html.escape(console.one_line(value))
 
 
 def _number(value, digits=2):
@@ -253,12 +253,19 @@ def _into(page, sections):
 
 
 def _headline_plot(groups, names):
-    """SVG of the first number of each group's runs."""
+    """Returns an SVG plot of the first number of each group's runs.
+
+    Raises:
+      UserError: no run is finished.
+    """
     found = {
         label: list(group.values("headline", "last", finished=True).values())
         for label, group in zip(names, groups, strict=True)
     }
-    return plots.rows({label: values for label, values in found.items() if values}, "accuracy, %; bar: mean")
+    found = {label: values for label, values in found.items() if values}
+    if not found:
+        raise UserError("--svg: none of these runs is finished: leave --svg out")
+    return plots.rows(found, "accuracy, %; bar: mean")
 
 
 def _gain_plot(groups):
@@ -393,7 +400,7 @@ def main(argv: list[str]) -> int:
             if legend:
                 print("\n".join(textwrap.wrap(legend, 120)))
         for run in (run for group in groups for run in group.runs.values() if not (gridded or option)):
-            print(f"report: {run.folder / 'report.html'}")
+            print(console.one_line(f"report: {run.folder / 'report.html'}"))
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2
