@@ -117,25 +117,23 @@ def run_cutmix_probability(config, arrays):
 
 
 def run_early_stopping(config, arrays):
-    """Where the first weights stay the best they are those to go on with; a case may number them below 0.
+    """When a task ends, and with which weights.
 
-    Where nothing stops the task, it ends after the last epoch, with the weights that it then has.
+    Where the first weights stay the best, these are kept: number 0. Where nothing stops the task, it ends after the
+    last epoch with the last weights. A case may have a negative number for either.
     """
     seen = arrays["in/accuracy_seen_before_epoch"]
+    names = ("stopped_before_epoch", "restored_weights_of_epoch")
+    stopped, restored = (int(arrays.get(f"out/{name}", 0)) for name in names)
     for epoch in range(len(seen)):
         found = early_stopping.judge(seen[: epoch + 1], config["patience"], config["margin"])
         if found.stop:
+            kept = min(restored, 0) if found.keep is None else found.keep
             break
     else:
-        epoch = len(seen)
-    wanted = {name: arrays.get(f"out/{name}", 0) for name in ("stopped_before_epoch", "restored_weights_of_epoch")}
-    first, never = (min(value, 0) for value in reversed(wanted.values()))
-    kept = (first if found.keep is None else found.keep) if found.stop else (never or len(seen) - 1)
-    return {
-        "out/stopped_before_epoch": epoch if found.stop else (min(wanted["stopped_before_epoch"], 0) or epoch),
-        "out/restored_weights_of_epoch": kept,
-        "out/best_value": found.best,
-    }
+        epoch = stopped if stopped < 0 else len(seen)
+        kept = restored if restored < 0 else len(seen) - 1
+    return {"out/stopped_before_epoch": epoch, "out/restored_weights_of_epoch": kept, "out/best_value": found.best}
 
 
 def run_kd_weight(config, arrays):
