@@ -9,8 +9,9 @@ from pathlib import Path
 from types import NoneType
 
 from cdl_jax import config as configs
-from cdl_jax import workdir
+from cdl_jax import tables, workdir
 from cdl_jax.errors import UserError
+from cdl_jax.tables import Measured
 
 SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
 _SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.epochs")
@@ -58,39 +59,85 @@ class Group:
         return {seed: value for seed, value in found.items() if value is not None}
 
 
-def read(folders: list[Path]) -> list[Group]:
-    """The runs in `folders` as groups, in the order of their first folders; a run of several seeds counts as these.
+def read(folders: list[Path], refused: list[UserError] | None = None) -> list[Group]:
+    """Returns the runs in `folders` as groups, in the order of their first folders.
+
+    Args:
+      folders: working directories; a run of several seeds counts as one run for each seed.
+      refused: a list that receives an error for each folder without readable results; such a folder is then left out.
 
     Raises:
-      UserError: a folder holds no results, or two hold the same config and seed, which would count one run twice.
+      UserError: a folder holds no readable results and `refused` is None, or two folders hold the same config and
+        seed, which would count one run twice.
     """
-    groups = {}
-    for folder in (own for given in folders for own in _of_each_seed(Path(given))):
-        path = Path(folder) / "results.json"
+    groups, refused_here = {}, []
+    for given in map(Path, folders):
         try:
-            results, config = json.loads(path.read_bytes()), configs.flatten(configs.read(Path(folder))["config"])
-            seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
-            seed = tuple(seed[0] if part == -1 else part for part in seed)  # an order of its own seed
-            metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
-            if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
-                raise KeyError(absent[0])
-            best = _best(results)
-            for name, values in metrics.items():
-                values |= best.get(name, {})
-            if any(type(value) not in (int, float, NoneType) for own in metrics.values() for value in own.values()):
-                raise TypeError("a metric is no number")
-            finished, headline = results["status"] == "finished", tuple(results.get("headline", ()))
-            measures = (results.get("measures") or [{}])[-1]
-            run = Run(Path(folder), finished, metrics, headline, measures)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-            reason = f"no {error} in it" if isinstance(error, KeyError) else error
-            raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
-        config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.FREE)}
-        group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
-        if seed in group.runs:
-            raise UserError(f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them")
-        group.runs[seed] = run
+            own = _of_each_seed(given)
+        except (UserError, OSError) as error:
+            refused_here.append(UserError(error))
+            continue
+        for folder in own:
+            try:
+                run, config, seed = _run(folder)
+            except UserError as error:
+                refused_here.append(error)
+                continue
+            group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
+            if seed in group.runs:
+                raise UserError(
+                    f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them"
+                )
+            group.runs[seed] = run
+    if refused is None and refused_here:
+        raise refused_here[0]
+    if refused is not None:
+        refused += refused_here
     return list(groups.values())
+
+
+def _run(folder):
+    """Returns (run, flat config without seeds and free keys, seeds) of a folder.
+
+    Raises:
+      UserError: the folder holds no readable results.
+    """
+    try:
+        if not folder.is_dir():
+            raise UserError(f"{folder} holds no results of a run (it is not a folder): name a --workdir")
+        stored = configs.read(folder)
+        path = folder / "results.json"
+        if not path.exists():
+            raise UserError(
+                f"{folder} holds no results of a run yet: it has just begun, or it failed before a task's end"
+            )
+        if stored is None:
+            raise UserError(f"{folder} holds no results of a run (config.json is missing): name a --workdir")
+        results, config = json.loads(path.read_text(encoding="utf-8")), configs.flatten(stored["config"])
+        seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
+        seed = tuple(seed[0] if part == -1 else part for part in seed)  # an order of its own seed
+        metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
+        if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
+            raise KeyError(absent[0])
+        best = _best(results)
+        for name, values in metrics.items():
+            values |= best.get(name, {})
+        measures = dict((results.get("measures") or [{}])[-1])
+        if not all(_is_number(value) for values in (measures, *metrics.values()) for value in values.values()):
+            raise TypeError("a metric is not a number")
+        headline = tuple(results.get("headline", ()))
+        if not all(type(part) is int for part in seed) or not all(isinstance(name, str) for name in headline):
+            raise TypeError("a seed or a network's name has the wrong type")
+        run = Run(folder, results["status"] == "finished", metrics, headline, measures)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+        reason = f"no {error} in it" if isinstance(error, KeyError) else error
+        raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
+    config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.FREE)}
+    return run, config, seed
+
+
+def _is_number(value):
+    return type(value) in (int, float, NoneType)
 
 
 def _of_any_seed(value, seed):
@@ -132,14 +179,12 @@ def table(groups: list[Group], names: list[str] | None = None) -> list[list[str]
         gap = gap_closed(group, groups)
         for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
             runs = [run for run in group.runs.values() if network in run.metrics]
-            running = sum(not run.finished for run in runs)
-            count = f"{len(runs)} ({running} unfinished)" if running else str(len(runs))
             cells = [spread(group.values(network, metric).values()) for metric in SHOWN]
             values = group.values(network, "last")
             base = first.setdefault(network, values)
             pairs = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
-            closed = f"{gap:.0%}" if gap is not None and network == "student" else "-"
-            rows.append([label, network, count, *cells, _difference(pairs), closed])
+            closed = share(gap if network == "student" else None)
+            rows.append([label, network, count(runs), *cells, _difference(pairs), closed])
     return rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows]
 
 
@@ -164,7 +209,8 @@ def headlines(groups: list[Group], names: list[str] | None = None) -> list[list[
         apart = [group.runs[s].measures["diversity"] for s in values if "diversity" in group.runs[s].measures]
         own = next((run.headline for run in group.runs.values()), ())
         network = own[0] if len(own) == 1 else f"mean of {len(own)}"
-        rows.append([label, network, str(len(values)), spread(values.values()), _difference(pairs), spread(best)])
+        rows.append([label, network, Measured(str(len(values)), {"": len(values)})])
+        rows[-1] += [spread(values.values()), _difference(pairs), spread(best)]
         rows[-1] += [*(spread(group.values(other, "last").values()) for other in others), spread(apart, 3)]
         taught = group.values("headline_st", "last", finished=True)
         rows[-1] += [spread(taught.values()), _difference([taught[seed] - values[seed] for seed in taught])]
@@ -172,7 +218,7 @@ def headlines(groups: list[Group], names: list[str] | None = None) -> list[list[
         sent = [
             group.runs[seed].measures["exchanged_mb"] for seed in values if "exchanged_mb" in group.runs[seed].measures
         ]
-        rows[-1].append(f"{statistics.fmean(sent):.1f}" if sent else "-")
+        rows[-1].append(Measured(f"{statistics.fmean(sent):.1f}", {"": statistics.fmean(sent)}) if sent else "-")
     kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
     return [[row[i] for i in kept] for row in (head, *rows)]
 
@@ -207,12 +253,24 @@ def gap_closed(group: Group, groups: list[Group]) -> float | None:
 
 
 def spread(values, digits: int = 2) -> str:
-    """Mean and standard deviation of some values, as text with so many digits after the point."""
+    """Returns a cell with the mean and the standard deviation of some values, rounded to so many digits."""
     values = list(values)
     if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+        return tables.MISSING
+    mean, std = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    text = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+    return Measured(text, {"mean": mean, "std": std, "n": len(values)})
+
+
+def count(runs: list[Run]) -> Measured:
+    """Returns a cell with the number of runs, and how many of them are unfinished."""
+    running = sum(not run.finished for run in runs)
+    return Measured(f"{len(runs)} ({running} unfinished)" if running else str(len(runs)), {"": len(runs)})
+
+
+def share(value: float | None) -> str:
+    """Returns a cell with a share in percent."""
+    return tables.MISSING if value is None else Measured(f"{value:.0%}", {"": value})
 
 
 def labels(groups: list[Group]) -> list[str]:
@@ -253,5 +311,11 @@ def folder_names(groups: list[Group]) -> list[str]:
 def _difference(pairs):
     if not pairs:
         return "-"
-    mean = f"{statistics.fmean(pairs):+.2f}"
-    return f"{mean} ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}" if len(pairs) > 1 else mean
+    mean, error = statistics.fmean(pairs), standard_error(pairs)
+    text = f"{mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+    return Measured(text, {"mean": mean, "standard_error": error, "n": len(pairs)})
+
+
+def standard_error(values: list[float]) -> float | None:
+    """Returns the standard error of a mean; None for a single value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

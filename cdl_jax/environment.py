@@ -1,13 +1,9 @@
-"""Describes errors that the machine causes: memory, disks, limits of the system, closed pipes.
+"""Describes errors that the machine causes: memory, disks, limits of the system.
 
 Standard library only: the command line needs it before jax is loaded.
 """
 
 import errno
-import os
-import select
-import sys
-from contextlib import suppress
 
 # What happens to a file: disk full, quota, file too large, read-only, broken, file server gone.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -58,26 +54,3 @@ def _reason(error):
 
 def _shown(text):
     return f" ({text[:200]})" if text else ""
-
-
-def print_anything() -> None:
-    """Makes stdout and stderr write a character that their encoding lacks as an escape, such as `\\xe9`."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def abandon_stdout() -> bool:
-    """Sends further output nowhere if stdout cannot be written, and returns whether its reader has closed it.
-
-    Otherwise the flush at the end of the process would fail once more.
-    """
-    poll, closed = select.poll(), False
-    try:
-        poll.register(sys.stdout.fileno(), 0)
-        closed = any(event & select.POLLERR for _, event in poll.poll(0))
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError):  # a stdout without a file descriptor
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return closed

@@ -1,5 +1,7 @@
 """The exceptions that stand for a user's mistakes."""
 
+from cdl_jax.console import one_line
+
 
 class UserError(Exception):
     """A mistake that the user can mend: a wrong option, a missing file, damaged data.
@@ -9,7 +11,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message):
-        super().__init__(" ".join(str(message).splitlines()))  # names out of files and archives may hold line breaks
+        # Names out of files and archives may hold line breaks and control characters.
+        super().__init__(one_line(" ".join(str(message).splitlines())))
 
 
 class Missing(UserError):

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdl_jax import paths
+from cdl_jax import console, paths
 from cdl_jax.data.places import usual_places
 from cdl_jax.download import download, reason
 from cdl_jax.errors import UserError
@@ -179,6 +179,8 @@ def _writing(folder):
     """Turns an error of the file system into one line that names the folder."""
     try:
         yield
+    except BrokenPipeError:  # of standard output
+        raise
     except OSError as error:
         why = error.strerror or reason(error)
         raise UserError(f"{folder}: cannot be written ({why}); choose another --dir") from None
@@ -229,6 +231,7 @@ def _list() -> str:
     return "\n".join(lines)
 
 
+@console.command
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("cdl_jax.fetch", description="Fetches data sets and pretrained weights, once.")

@@ -5,15 +5,15 @@ is compared with is its scheme "none", seed by seed.
 """
 
 import json
-import math
 import re
 import statistics
 from pathlib import Path
 
 from cdl_jax import config as configs
 from cdl_jax import workdir
-from cdl_jax.compare import Group, gap_closed, spread
+from cdl_jax.compare import Group, gap_closed, share, spread, standard_error
 from cdl_jax.errors import UserError
+from cdl_jax.tables import Measured
 
 ALONE = "none"
 TEACHER = "teacher"
@@ -22,18 +22,6 @@ MEASURES = ("average_incremental", "learning_accuracy", "forgetting_cdl", "forge
 # What nobody reads of a run that is kept for its numbers; formulas are those of metrics.py.
 _LEFT_OUT = ("formulas", "streams", "means", "best")
 _LEFT_OUT_OF_NETWORKS = ("selection", "by_task", "before", "at_start", "stream_matrix")
-
-
-def begun(folders: list[Path]) -> list[Path]:
-    """Those of some working directories that hold results.
-
-    Raises:
-      UserError: none does.
-    """
-    found = [folder for folder in folders if (folder / "results.json").exists()]
-    if not found:
-        raise UserError("--grid: no run has results yet in the folders that are named: train first")
-    return found
 
 
 def place(group: Group) -> tuple[str, str]:
@@ -87,12 +75,11 @@ def tested(pairs: list[float]) -> str:
     """Mean difference, its standard error and p as text, "-" where there is none."""
     if not pairs:
         return "-"
-    mean = f"{statistics.fmean(pairs):+.2f}"
-    p = p_value(pairs)
-    if p is None:
-        return mean
-    told = f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
-    return f"{mean} ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}, {told}"
+    mean, p, error = statistics.fmean(pairs), p_value(pairs), standard_error(pairs)
+    text = f"{mean:+.2f}"
+    if p is not None:
+        text += f" ± {error:.2f}, " + (f"p {p:.3f}" if p >= 0.001 else "p < 0.001")
+    return Measured(text, {"mean": mean, "standard_error": error, "p": p, "n": len(pairs)})
 
 
 def overview(groups: list[Group]) -> list[list[str]]:
@@ -114,7 +101,12 @@ def overview(groups: list[Group]) -> list[list[str]]:
                 continue
             values = schemes[source].values(network, "last", finished=True)
             gain = differences(schemes, source, network) if scheme != ALONE else {}
-            cells.append(spread(values.values()) + (f" ({tested(list(gain.values()))})" if gain else ""))
+            cell = spread(values.values())
+            if gain:
+                of_gain = tested(list(gain.values()))
+                numbers = {f"gain_{name}": value for name, value in of_gain.numbers.items()}
+                cell = Measured(f"{cell} ({of_gain})", cell.numbers | numbers)
+            cells.append(cell)
             gains.append(gain)
         common = [seed for seed in (gains[0] if gains else {}) if all(seed in gain for gain in gains)]
         of_all = [statistics.fmean(gain[seed] for gain in gains) for seed in common]
@@ -131,9 +123,9 @@ def details(groups: list[Group]) -> list[list[str]]:
             gain = differences(schemes, scheme, "headline") if scheme != ALONE else {}
             measures = [spread(group.values("headline", name, finished=True).values()) for name in MEASURES]
             gap = gap_closed(group, [schemes[ALONE]] if ALONE in schemes else [])
-            closed = "-" if gap is None else f"{gap:.0%}"
-            row = [learner, scheme, str(len(values)), spread(values.values()), tested(list(gain.values()))]
-            rows.append([*row, *measures, closed])
+            seeds = Measured(str(len(values)), {"": len(values)})
+            row = [learner, scheme, seeds, spread(values.values()), tested(list(gain.values()))]
+            rows.append([*row, *measures, share(gap)])
     return rows
 
 

@@ -25,14 +25,13 @@ loss that is NaN or infinite, reported in one line. 143, 130: ended by SIGTERM o
 141: stdout was closed by its reader.
 """
 
-import signal
 import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from cdl_jax import __version__
+from cdl_jax import __version__, console
 
 _MODES = ("train", "eval", "analyze", "describe")
 _FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
@@ -45,16 +44,18 @@ _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--con
   --list: configs, methods, learners, schemes, data sources, networks    --help: all flags    --version"""
 
 
+@console.command
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     from cdl_jax import environment
     from cdl_jax.errors import Missing, UserError
 
-    environment.print_anything()
     try:
         code = _main(sys.argv if argv is None else ["cdl_jax", *argv])
         sys.stdout.flush()
         return code
+    except BrokenPipeError:
+        raise  # `console.command` ends quietly
     except Missing as error:
         _complain(f"{error}; the same command with --fetch gets it and goes on")
     except UserError as error:
@@ -63,9 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         _complain("interrupted")
         return 130
     except Exception as error:
-        closed = environment.abandon_stdout()
-        if closed and isinstance(error, BrokenPipeError):
-            return 128 + signal.SIGPIPE
+        console.abandon_stdout()
         line = environment.reason(error)
         if line is None:
             raise

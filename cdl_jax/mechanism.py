@@ -2,15 +2,16 @@
 
 import html
 
-from cdl_jax import plots, report
+from cdl_jax import plots, report, tables
+from cdl_jax.console import one_line
 
 
 def parts(content: dict) -> list[str]:
     """HTML of the section "Mechanism"."""
     found = [f"<h2>Mechanism</h2><p class=quiet>After {content['tasks']} tasks, with a part of the method changed.</p>"]
     head, *rows = _table(content)
-    lines = [f"<tr><td>{'</td><td>'.join(map(html.escape, row))}</td></tr>" for row in rows]
-    found.append(f"<table><tr><th>{'</th><th>'.join(map(html.escape, head))}</th></tr>{''.join(lines)}</table>")
+    lines = [f"<tr><td>{'</td><td>'.join(map(_text, row))}</td></tr>" for row in rows]
+    found.append(f"<table><tr><th>{'</th><th>'.join(map(_text, head))}</th></tr>{''.join(lines)}</table>")
     for name, sweep in content["sweeps"].items():
         values = [each["value"] for each in sweep["values"]]
         shown = plots.sweep(values, [each["mean"] for each in sweep["values"]], sweep["usual"])
@@ -44,7 +45,7 @@ def plotted_features(content: dict) -> dict[str, str]:
 
 def summary(content: dict) -> str:
     """The short table of an analysis for the terminal."""
-    lines = [report.aligned(_table(content))]
+    lines = [tables.aligned(_table(content))]
     for name, sweep in content["sweeps"].items():
         means = {each["value"]: each["mean"] for each in sweep["values"]}
         best, usual = max(means, key=means.get), sweep["usual"]
@@ -67,6 +68,10 @@ def summary(content: dict) -> str:
     if missing := content["places"].get("missing"):
         lines.append(f"features are not drawn: {missing}")
     return "\n".join(lines)
+
+
+def _text(value):
+    return html.escape(one_line(value))
 
 
 def _table(content):

@@ -2,8 +2,11 @@
 
 import io
 import itertools
+import warnings
 
 import numpy as np
+
+from cdl_jax.console import one_line
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -14,7 +17,7 @@ def curves(matrices: dict[str, list]) -> str:
     figure, axes = _new(6, 3.4)
     for (name, rows), colour in zip(matrices.items(), itertools.cycle(_COLOURS), strict=False):
         x = np.arange(1, len(rows) + 1)
-        axes.plot(x, [np.mean(row) for row in rows], "o-", color=colour, label=name, markersize=4)
+        axes.plot(x, [np.mean(row) for row in rows], "o-", color=colour, label=_label(name), markersize=4)
         axes.plot(x, [np.min(row) for row in rows], ":", color=colour)
     axes.set(xlabel="tasks learnt", ylabel="accuracy, %", ylim=(0, 102))
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -36,7 +39,7 @@ def heat_map(rows, title: str, top: float = 100, unit: str = "%", digits: int = 
             for j, value in enumerate(row):
                 colour = "w" if value < 0.55 * top else "k"
                 axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set(xlabel="task", ylabel="after learning task", title=title)
+    axes.set(xlabel="task", ylabel="after learning task", title=_label(title))
     _whole_numbers(axes, size, size)
     figure.colorbar(image, ax=axes, shrink=0.8, label=unit)
     return _svg(figure)
@@ -51,9 +54,9 @@ def table(rows, down: list[str], across: list[str], title: str) -> str:
         if np.isfinite(value):
             colour = "w" if value < 0.55 else "k"
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(len(across)), across, rotation=45, ha="right")
-    axes.set_yticks(range(len(down)), down)
-    axes.set(title=title)
+    axes.set_xticks(range(len(across)), [*map(_label, across)], rotation=45, ha="right")
+    axes.set_yticks(range(len(down)), [*map(_label, down)])
+    axes.set(title=_label(title))
     return _svg(figure)
 
 
@@ -85,14 +88,20 @@ def lines(found: dict[str, dict], xlabel: str) -> str:
     """Accuracies against the values of an option: each line's mean, every seed as a dot, values that are no numbers
     side by side."""
     figure, axes = _new(6, 3.4)
+    found = {
+        name: {one_line(value) if isinstance(value, str) else value: own for value, own in line.items()}
+        for name, line in found.items()
+    }
     for (name, line), colour in zip(found.items(), itertools.cycle(_COLOURS), strict=False):
         line = {value: accuracies for value, accuracies in line.items() if accuracies}
         if not line:
             continue
-        axes.plot(list(line), [np.mean(accuracies) for accuracies in line.values()], "-", color=colour, label=name)
+        axes.plot(
+            list(line), [np.mean(accuracies) for accuracies in line.values()], "-", color=colour, label=_label(name)
+        )
         dots = [(value, accuracy) for value, accuracies in line.items() for accuracy in accuracies]
         axes.plot(*zip(*dots, strict=True), "o", color=colour, markersize=4, alpha=0.7)
-    axes.set(xlabel=xlabel, ylabel="accuracy, %; line: mean")
+    axes.set(xlabel=_label(xlabel), ylabel="accuracy, %; line: mean")
     axes.set_xticks(sorted({value for line in found.values() for value in line}))
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False)
@@ -105,9 +114,9 @@ def rows(values: dict[str, list[float]], xlabel: str) -> str:
     for place, found in enumerate(values.values()):
         axes.plot(found, [place] * len(found), "o", color=_COLOURS[0], markersize=4, alpha=0.7)
         axes.plot([np.mean(found)], [place], "|", color=_COLOURS[1], markersize=14, markeredgewidth=2)
-    axes.set_yticks(range(len(values)), list(values))
+    axes.set_yticks(range(len(values)), [*map(_label, values)])
     axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.set(xlabel=xlabel)
+    axes.set(xlabel=_label(xlabel))
     axes.grid(axis="x", color="0.9")
     return _svg(figure)
 
@@ -121,10 +130,10 @@ def traffic(found: dict[str, tuple[list[float], list[float]]]) -> str:
     styles = zip(itertools.product("os^Dv", _COLOURS), found.items(), strict=False)
     for (mark, colour), (name, (amounts, values)) in styles:
         if not any(amounts):
-            axes.axhline(np.mean(values), color=colour, ls=":", label=name)
+            axes.axhline(np.mean(values), color=colour, ls=":", label=_label(name))
             continue
         spread = np.std(values, ddof=1) if len(values) > 1 else None
-        axes.errorbar(np.mean(amounts), np.mean(values), spread, fmt=mark, color=colour, label=name, capsize=3)
+        axes.errorbar(np.mean(amounts), np.mean(values), spread, fmt=mark, color=colour, label=_label(name), capsize=3)
     axes.set(xlabel="megabytes exchanged", ylabel="accuracy, %", xscale="log")
     axes.xaxis.set(
         major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=lambda x, _: f"{x:g}"
@@ -138,8 +147,8 @@ def series(values: dict[str, list[float]], xlabel: str, ylabel: str) -> str:
     """Each name's values against their positions, 0, 1, 2, ..."""
     figure, axes = _new(6, 3.4)
     for (name, found), colour in zip(values.items(), itertools.cycle(_COLOURS), strict=False):
-        axes.plot(found, ".-", color=colour, label=name, markersize=4)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.plot(found, ".-", color=colour, label=_label(name), markersize=4)
+    axes.set(xlabel=_label(xlabel), ylabel=ylabel)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return _svg(figure)
@@ -158,11 +167,11 @@ def losses(lines: list[dict]) -> str:
             for line in chosen:
                 pieces.setdefault(line["task"], []).append((line["step"], line.get(term, np.nan)))
             for i, piece in enumerate(pieces.values()):
-                ax.plot(*zip(*piece, strict=True), color=colour, label=None if i else term, linewidth=1.1)
+                ax.plot(*zip(*piece, strict=True), color=colour, label=None if i else _label(term), linewidth=1.1)
         for task in sorted({line["task"] for line in chosen})[1:]:
             ax.axvline(min(line["step"] for line in chosen if line["task"] == task), color="0.5", ls=":", lw=0.8)
         ax.set(xlabel="step", ylabel="loss")
-        ax.set_title(phase, loc="left")
+        ax.set_title(_label(phase), loc="left")
         ax.legend(frameon=False, fontsize=8, ncols=6, loc="lower right", bbox_to_anchor=(1, 1))
     return _svg(figure)
 
@@ -173,7 +182,7 @@ def selection(rows, title: str) -> str:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axes = _new(min(1.8 + 0.22 * counts.shape[1], 11), min(1.3 + 0.26 * counts.shape[0], 8))
     image = axes.imshow(shares, vmin=0, cmap="cividis", aspect="auto")
-    axes.set(xlabel="prompt", ylabel="task", title=title)
+    axes.set(xlabel="prompt", ylabel="task", title=_label(title))
     _whole_numbers(axes, *counts.shape)
     figure.colorbar(image, ax=axes, label="share")
     return _svg(figure)
@@ -186,8 +195,8 @@ def scatter(points, labels, title: str) -> str:
     styles = itertools.product(".x+^", _COLOURS)
     for label, (mark, colour) in zip(np.unique(labels), itertools.cycle(styles), strict=False):
         chosen = np.asarray(labels) == label
-        axes.plot(*np.asarray(points)[chosen].T, mark, color=colour, label=str(label), markersize=4)
-    axes.set(xticks=[], yticks=[], title=title)
+        axes.plot(*np.asarray(points)[chosen].T, mark, color=colour, label=_label(label), markersize=4)
+    axes.set(xticks=[], yticks=[], title=_label(title))
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _svg(figure)
 
@@ -207,10 +216,21 @@ def _new(width, height, panels=1):
     return figure, axes
 
 
+def _label(text: str) -> str:
+    """Returns a name that shows as it is: on one line, and in legends even with "_" in front."""
+    text = one_line(text)
+    return f" {text}" if text.startswith("_") else text
+
+
 def _svg(figure) -> str:
     import matplotlib
+    from matplotlib.text import Text
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "cdl_jax", "svg.fonttype": "path"}):
+    for shown in figure.findobj(Text):  # names may hold "$", which would begin a formula; ticks follow in the context
+        shown.set_parse_math(False)
+    settings = {"svg.hashsalt": "cdl_jax", "svg.fonttype": "path", "text.parse_math": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for such a character
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return text.getvalue()[text.getvalue().index("<svg") :]

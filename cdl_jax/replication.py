@@ -5,15 +5,15 @@ reproduced if the mean of at least 3 finished runs with different seeds lies wit
 that mean) of the published number; the tolerance is the table's own, 1 point in CDL's.
 """
 
-import math
 import statistics
 from dataclasses import dataclass
 
 from cdl_jax import config as configs
 from cdl_jax import names, published
-from cdl_jax.compare import Group, spread
+from cdl_jax.compare import Group, spread, standard_error
 from cdl_jax.errors import UserError
 from cdl_jax.published import Cell, Metric, Table
+from cdl_jax.tables import Measured
 
 MIN_SEEDS = 3
 _NO_EFFECT = (*configs.FREE, "seed", "eval.", "resident_limit_mb", "data.class_order_seed")
@@ -109,7 +109,7 @@ def table(published_table: Table, found: list[Match], version: str = "", *, whol
         if missing := [cell for cell in cells if whole and not any(cell is other for other in matched)]:
             values = [missing[-1].values[name] for name in metrics]
             shown = (text for v in values for text in (_number(v), "-", "-" if v is None else missed))
-            rows.append([_label(missing), "-", "0", *shown, missing[-1].note])
+            rows.append([_label(missing), "-", Measured("0", {"": 0}), *shown, missing[-1].note])
     return rows
 
 
@@ -126,14 +126,15 @@ def legend(published_table: Table) -> str:
 
 
 def verdict(paper: float, ours: list[float], within: float) -> str:
-    """Whether the mean of `ours`, one value a seed, reproduces a published number; see the top of this file."""
+    """Returns a cell: whether the mean of `ours`, one value a seed, reproduces a published number."""
     if not ours:
         return "-"
     apart = statistics.fmean(ours) - paper
     if len(ours) < MIN_SEEDS:
-        return f"too few seeds ({apart:+.2f})"
-    bound = max(within, 2 * statistics.stdev(ours) / math.sqrt(len(ours)))
-    return f"{'yes' if abs(apart) <= bound else 'no'} ({apart:+.2f})"
+        word = "too few seeds"
+    else:
+        word = "yes" if abs(apart) <= max(within, 2 * standard_error(ours)) else "no"
+    return Measured(f"{word} ({apart:+.2f})", {"": word, "difference": apart})
 
 
 def _alike(published_table, version):
@@ -159,7 +160,8 @@ def _told(several, metrics: dict[str, Metric]):
     match, apart = several[0], several[0].apart
     runs = match.group.runs.values()
     running = sum(not run.finished for run in runs)
-    seeds = f"{len(runs) - running} ({running} unfinished)" if running else str(len(runs))
+    finished = len(runs) - running
+    seeds = Measured(f"{finished} ({running} unfinished)" if running else str(finished), {"": finished})
     settings = " or ".join(sorted({f"reference={str(m.reference).lower()}" for m in several}))
     told = [_label([m.cell for m in several]), "other" if apart else settings, seeds]
     for name, metric in metrics.items():
@@ -179,4 +181,4 @@ def _kind_of_weights(value):
 
 
 def _number(value):
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else Measured(f"{value:.2f}", {"": value})

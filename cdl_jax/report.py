@@ -1,9 +1,13 @@
 """What runs have come to: the report page of one, the table of several, and published results beside them.
 
-python -m cdl_jax.report RUN [RUN ...] [--headline] [--names] [--paper NAME] [--out FILE.md | --out FILE.html]
-                         [--svg FILE.svg] [--traffic FILE.svg]
-python -m cdl_jax.report --grid FOLDER/<learner>/<scheme>/seed_<n> ... [--into PAGE.md] [--svg FILE.svg] [--keep FOLDER]
-python -m cdl_jax.report --sweep OPTION RUN [RUN ...] [--out FILE.md | --out FILE.html] [--svg FILE.svg]
+python -m cdl_jax.report RUN [RUN ...] [--headline] [--names] [--paper NAME] [--out FILE] [--svg FILE.svg]
+                         [--traffic FILE.svg]
+python -m cdl_jax.report --grid FOLDER/<learner>/<scheme>/seed_<n> ... [--out FILE] [--into PAGE.md] [--svg FILE.svg]
+                         [--keep FOLDER]
+python -m cdl_jax.report --sweep OPTION RUN [RUN ...] [--out FILE] [--svg FILE.svg]
+
+The ending of --out chooses the format: .md Markdown, .html a page, .tex LaTeX, .csv raw numbers (mean, standard
+deviation and number of seeds in columns of their own; missing values are empty).
 
 Runs with the settings of a published result are shown beside it, with whether they reproduce it. --paper shows a whole
 published table, that of a system (cdl, okddip, vkd) or of a version of its paper (v4), and needs no run. --headline
@@ -12,9 +16,12 @@ compares one number of each run, that of its leading networks, whatever their na
 settings in which they differ.
 
 --grid arranges continual learners by schemes, as their folders are called, and tests what each gains over the learner's
-scheme "none"; runs without results yet are passed over. --svg then draws the gains, --into writes the tables into a
+scheme "none". --svg then draws the gains, --into writes the tables into a
 page, between its lines `<!-- tables -->` and `<!-- end of tables -->`, and --keep copies what they need of finished
 runs to a folder.
+
+Runs that have failed, have just begun or are damaged are named on standard error and left out. The exit code is 0 if
+at least one run is reported, and otherwise 2.
 
 --sweep sets the first number of runs that differ in one option, such as distill.alpha, against its values: a line for
 all runs that are else alike. --svg draws them.
@@ -22,16 +29,17 @@ all runs that are else alike. --svg draws them.
 
 import html
 import math
-import signal
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdl_jax import compare, grid, paths, plots, published, replication, sweep, workdir
+from cdl_jax import compare, console, grid, paths, plots, published, replication, sweep, tables, workdir
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
+from cdl_jax.names import nearest
 
+_OPTIONS = ("--out", "--paper", "--svg", "--traffic", "--into", "--keep", "--sweep", "--headline", "--names", "--grid")
 _LOSSES = "Loss terms; dotted lines part the tasks."
 _CURVES = "Accuracy over the tasks seen: solid the mean, dotted the worst task."
 _STYLE = """
@@ -100,8 +108,8 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict, mor
             caption = f"{name}, {layer}: shares of the prompts that a task's test images chose. Entropy: {bits} bits."
             parts.append(figure(plots.selection(rows, f"{name}, {layer}"), caption))
     parts += ["<h2>Cost</h2>", _cost_table(results["cost"]), "<h2>Tasks</h2>", _tasks_table(results["stream"])]
-    resolved = "\n".join(f"{key} = {value!r}" for key, value in sorted(configs.flatten(config).items()))
-    parts.append(f"<details><summary>Config</summary><pre>{_text(resolved)}</pre></details>")
+    resolved = "\n".join(_text(f"{key} = {value!r}") for key, value in sorted(configs.flatten(config).items()))
+    parts.append(f"<details><summary>Config</summary><pre>{resolved}</pre></details>")
     workdir.write(Path(path), _page(results["name"], parts))
 
 
@@ -122,7 +130,7 @@ def summary(seeds: list[dict]) -> str:
         agreement = compare.spread(metrics["agreement_last"] for metrics in measured)
         kl = compare.spread((metrics["kl_last"] for metrics in measured), digits=4)
         pairs.append(f"{name}: agreement {agreement} %, KL(teacher || student) {kl} nats")
-    return "\n".join([aligned(rows), *pairs])
+    return "\n".join([tables.aligned(rows), *pairs])
 
 
 def entropy(counts) -> float:
@@ -196,28 +204,11 @@ def figure(svg: str, caption: str, kind: str = "plain") -> str:
 
 
 def _text(value):
-    return html.escape(str(value))
+    return html.escape(console.one_line(value))
 
 
 def _number(value, digits=2):
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """A table as text: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if head in (rows[0][0], "note") else c.rjust(w)
-            for c, w, head in zip(row, widths, rows[0], strict=True)
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _markdown(rows):
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
 def _html(sections):
@@ -262,12 +253,19 @@ def _into(page, sections):
 
 
 def _headline_plot(groups, names):
-    """SVG of the first number of each group's runs."""
+    """Returns an SVG plot of the first number of each group's runs.
+
+    Raises:
+      UserError: no run is finished.
+    """
     found = {
         label: list(group.values("headline", "last", finished=True).values())
         for label, group in zip(names, groups, strict=True)
     }
-    return plots.rows({label: values for label, values in found.items() if values}, "accuracy, %; bar: mean")
+    found = {label: values for label, values in found.items() if values}
+    if not found:
+        raise UserError("--svg: none of these runs is finished: leave --svg out")
+    return plots.rows(found, "accuracy, %; bar: mean")
 
 
 def _gain_plot(groups):
@@ -299,12 +297,25 @@ def _traffic_plot(groups, names):
     return plots.traffic(found)
 
 
-def _text_of(out, sections):
-    if out.suffix in (".html", ".htm"):
-        return _html(sections)
-    return "\n".join(
-        f"## {title}\n\n{_markdown(rows)}" + (f"\n{legend}\n" if legend else "") for title, rows, legend in sections
-    )
+def _text_of(file, sections):
+    suffix = file.suffix.lower()
+    formats = {".md": tables.markdown, ".csv": tables.comma_separated, ".tex": tables.latex}
+    return formats.get(suffix, _html)(sections)
+
+
+def _file(option, given, endings):
+    """Returns the path that an option gives, or None.
+
+    Raises:
+      UserError: the path has another ending.
+    """
+    if given is None:
+        return None
+    file = paths.resolve(given, option)
+    if file.suffix.lower() not in endings:
+        *others, last = endings
+        raise UserError(f"{option} {file} must end in {', '.join(others) + ' or ' if others else ''}{last}")
+    return file
 
 
 def _write(option, out, text):
@@ -315,21 +326,27 @@ def _write(option, out, text):
 
 
 def _take(argv, option):
-    """The value of an option, None without it, and the other words.
+    """Returns the value of an option, None without the option, and the other words.
 
     Raises:
-      UserError: its value is missing.
+      UserError: the value is missing, or the option is there twice.
     """
-    if option not in argv:
+    words = [i for i, word in enumerate(argv) if word == option or word.startswith(option + "=")]
+    if not words:
         return None, argv
-    at = argv.index(option)
+    if len(words) > 1:
+        raise UserError(f"{option} is given twice: give it once")
+    (at,) = words
+    if argv[at] != option:
+        return argv[at].partition("=")[2], argv[:at] + argv[at + 1 :]
     if at + 1 == len(argv):
         raise UserError(f"{option} needs a value")
     return argv[at + 1], argv[:at] + argv[at + 2 :]
 
 
+@console.command
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     try:
         out, argv = _take(argv, "--out")
         paper, argv = _take(argv, "--paper")
@@ -340,11 +357,24 @@ def main(argv: list[str]) -> int:
         option, argv = _take(argv, "--sweep")
         headline, named, gridded = ("--headline" in argv, "--names" in argv, "--grid" in argv)
         argv = [word for word in argv if word not in ("--headline", "--names", "--grid")]
-        if (not argv and not paper) or (argv and argv[0].startswith("-")):
+        if "--help" in argv or "-h" in argv:
             print(__doc__.strip())
-            return 0 if argv and argv[0] in ("--help", "-h") else 2
+            return 0
+        if unknown := [word for word in argv if word.startswith("-")]:
+            raise UserError(f"unknown option {unknown[0]}: {nearest(unknown[0].partition('=')[0], _OPTIONS)}")
+        if not argv and not paper:
+            print(__doc__.strip(), file=sys.stderr)
+            return 2
+        out = _file("--out", out, (".md", ".html", ".htm", ".csv", ".tex"))
+        into = _file("--into", into, (".md", ".html", ".htm"))
+        svg, traffic = _file("--svg", svg, (".svg",)), _file("--traffic", traffic, (".svg",))
         folders = [paths.resolve(folder, "RUN") for folder in argv]
-        groups = compare.read(grid.begun(folders) if gridded else folders)
+        refused: list[UserError] = []
+        groups = compare.read(folders, refused)
+        for error in refused:
+            print(f"cdl_jax: left out: {error}", file=sys.stderr)
+        if folders and not groups:
+            return 2
         if option and (headline or named or gridded or paper):
             raise UserError("--sweep goes with --out and --svg alone: leave the other options out")
         lines = sweep.lines(groups, option) if option else {}
@@ -354,26 +384,23 @@ def main(argv: list[str]) -> int:
         else:
             sections = _grid_sections(groups) if gridded else _sections(groups, names, paper, headline)
         if out:
-            file = paths.resolve(out, "--out")
-            _write("--out", file, _text_of(file, sections))
+            _write("--out", out, _text_of(out, sections))
         if svg and option:
-            _write("--svg", paths.resolve(svg, "--svg"), plots.lines(lines, option))
+            _write("--svg", svg, plots.lines(lines, option))
         elif svg:
-            _write(
-                "--svg", paths.resolve(svg, "--svg"), _gain_plot(groups) if gridded else _headline_plot(groups, names)
-            )
+            _write("--svg", svg, _gain_plot(groups) if gridded else _headline_plot(groups, names))
         if into:
-            _into(paths.resolve(into, "--into"), sections)
+            _into(into, sections)
         if keep:
             grid.keep(groups, paths.resolve(keep, "--keep"))
         if traffic:
-            _write("--traffic", paths.resolve(traffic, "--traffic"), _traffic_plot(groups, names))
+            _write("--traffic", traffic, _traffic_plot(groups, names))
         for number, (title, rows, legend) in enumerate(sections):
-            print((f"\n{title}\n" if number else "") + aligned(rows))
+            print((f"\n{title}\n" if number else "") + tables.aligned(rows))
             if legend:
                 print("\n".join(textwrap.wrap(legend, 120)))
         for run in (run for group in groups for run in group.runs.values() if not (gridded or option)):
-            print(f"report: {run.folder / 'report.html'}")
+            print(console.one_line(f"report: {run.folder / 'report.html'}"))
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2
@@ -381,6 +408,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # nobody is left to read, as of `report ... | head`: no mistake
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

@@ -20,14 +20,21 @@ from cdl_jax.errors import UserError
 def write(path: Path, text: str | Iterable[str]) -> None:
     """Writes a file aside and renames it, so that a reader or a crash, of the machine even, never sees half of it.
 
+    The file is in UTF-8 whatever the locale. Bytes of file names that are not UTF-8 become backslash escapes.
+
     text: all of it, or parts that are made as they are written.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # names may hold any bytes
-        file.writelines([text] if isinstance(text, str) else text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def seed_folders(workdir: Path, seeds) -> list[Path]:

@@ -17,7 +17,7 @@ class JsonLines:
 
     def write(self, values: dict) -> None:
         """Appends a line, keys sorted, and hands it to the system at once."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(values, sort_keys=True) + "\n")
 
     def read(self) -> list[dict]:
@@ -27,13 +27,16 @@ class JsonLines:
     def keep(self, count: int) -> None:
         """Removes all but the first `count` lines: what an interrupted run wrote after its last checkpoint."""
         kept = "".join(line + "\n" for line, _ in list(self._whole_lines())[:count])
-        if kept != self._path.read_text(encoding="utf-8"):
+        if kept != self._text():
             aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            aside.write_text(kept, encoding="utf-8")
+            aside.write_text(kept, encoding="utf-8", errors="backslashreplace")
             os.replace(aside, self._path)
 
+    def _text(self):
+        return self._path.read_text(encoding="utf-8", errors="backslashreplace")
+
     def _whole_lines(self):
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._text().splitlines():
             try:
                 yield line, json.loads(line)
             except ValueError:

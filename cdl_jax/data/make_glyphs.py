@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cdl_jax import console
 from cdl_jax.data import npz_files
 from cdl_jax.errors import UserError
 
@@ -165,6 +166,7 @@ def make(
     }
 
 
+@console.command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m cdl_jax.data.make_glyphs", description=__doc__.splitlines()[0])

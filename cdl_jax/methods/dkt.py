@@ -234,7 +234,7 @@ class DKT:
         if self._taught:
             st, target, known = self._lesson(own, answer, images, number, share, context, key)
             term = dkt_losses.student_term(st, target, options.st_loss, options.temperature, options.reduction)
-            weight = dkt_losses.kd_weight(options, context.task) * known
+            weight = dkt_losses.kd_weight(options, context.task, self.info.num_tasks) * known
             # Of an unknown target the term is finite and weighs nothing.
             total, metrics = total + weight * term, {**metrics, "student_loss": term, "kd_weight": weight}
         here = share["present"][number]

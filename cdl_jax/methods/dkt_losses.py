@@ -5,6 +5,7 @@ Logits are `[batch, classes]` and span all classes of the stream, seen or not, a
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -20,7 +21,7 @@ OPTIONS = {
     "reduction": "mean",  # of both heads' terms; or "sum", over pictures and, of the ST head's, classes
     "kd_rel": 0.5,  # weight of the ST head's term
     "kd_every": 0,  # tasks after which that weight changes, the first included; 0: it is constant
-    "kd_step": 0.5,  # by how much it then changes; below 0 it falls. A weight that has become 0 stays so
+    "kd_step": 0.5,  # by how much it then changes; below 0 it falls. A weight that is exactly 0 stays so
     "kd_clamp": False,  # whether it stops at 0; otherwise it may become negative, as in the authors' program
     "kd_warmup": 0,  # so many first tasks have the weight 0
 }
@@ -78,19 +79,28 @@ def student_term(st_logits, target, kind: str, temperature: float, reduction: st
     return reduce(divergence) / (st_logits.shape[-1] if reduction == "mean" else 1)
 
 
-def kd_weight(options, task):
-    """Weight of the ST head's term while task `task`, counted from 0, is learnt; float32, `task` maybe traced."""
-    start, step = options.kd_rel, options.kd_step
-    changes = (task + 1) // options.kd_every if options.kd_every and start else 0 * task
-    crossing = -start / step if step else -1.0
-    if crossing > 0 and abs(crossing - round(crossing)) < 1e-9:  # the weight becomes exactly 0, and stays there
-        changes = jnp.minimum(changes, round(crossing))
-        weight = jnp.where(changes == round(crossing), 0.0, start + step * changes)
-    else:
-        weight = start + step * jnp.float32(changes)
-    if options.kd_clamp:
-        weight = jnp.maximum(weight, 0.0)
-    return jnp.where(task < options.kd_warmup, 0.0, weight)
+def kd_weight(options, task, num_tasks: int = 1000):
+    """Returns the weight of the ST head's term while a task is learned.
+
+    The weights of all tasks are computed in double precision, one after the other, as in the authors' program. So
+    0.3 - 3 x 0.1 is not 0, and the weight goes on to -0.1.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      task: int, the task's number from 0, possibly traced.
+      num_tasks: of the stream.
+
+    Returns:
+      float32 scalar.
+    """
+    weights, weight = [], float(options.kd_rel)
+    for number in range(num_tasks):
+        if weight != 0 and options.kd_every and (number + 1) % options.kd_every == 0:
+            weight += options.kd_step
+            if options.kd_clamp:
+                weight = max(weight, 0.0)
+        weights.append(0.0 if number < options.kd_warmup else weight)
+    return jnp.asarray(np.array(weights, np.float64).astype(np.float32))[task]
 
 
 def active_classes(task_classes, task, kind: str):

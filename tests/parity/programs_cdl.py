@@ -72,7 +72,9 @@ def build(config, arrays):
     for section, (dim, depth, count) in (("teacher", config["teacher_dims"]), ("student", student)):
         made[section].update(dim=dim, depth=depth, heads=count, patch_size=patch, image_size=size)
     made.train.epochs = config.get("epochs", 20)
-    made.optim.learning_rate = config.get("lr", 1e-3)
+    made.optim.update(name=config.get("optimizer", "adam").lower(), learning_rate=float(config.get("lr", 1e-3)))
+    made.optim.update(betas=tuple(config.get("betas", (0.9, 0.999))), eps=float(config.get("eps", 1e-8)))
+    made.optim.weight_decay = float(config.get("weight_decay", 0.0))
     tasks, each = config.get("n_tasks", 4), config.get("classes_per_task", 3)
     method = cdl.build(made, StreamInfo(tasks * each, (each,) * tasks))
     return method, jax.eval_shape(method.init, jax.random.key(0))

@@ -13,21 +13,49 @@ from cdl_jax.models.pretrained import from_torch
 from cdl_jax.models.two_heads import TwoHeads
 from cdl_jax.models.two_heads import torch_name as two_headed_name
 
-_SIZES = {"slimres18": "slim_resnet18", "res32": "resnet32_padded", "res34": "resnet34_32px"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Layers within one of the program's larger residual blocks.
 _RESIDUAL = {"conv1": "residual_function.0", "bn1": "residual_function.1"}
 _RESIDUAL |= {"conv2": "residual_function.3", "bn2": "residual_function.4"}
+_BLOCK = re.compile(r"(?:^|\.)(?:layer|conv(?=\d_x))(\d)(?:_x)?\.(\d+)\.")  # of a name: its stage and number
+_FIRST = re.compile(r"(?:^|\.)conv1(?:\.0)?\.weight$")
+_CLASSIFIER = re.compile(r"^(?:cl|linear|fc)\.weight$")
 _OUTER = {"conv1": "conv1.0", "bn1": "conv1.1", "linear": "fc"}
 
 
-def build(spec, classes, state):
-    """The module of a description, single-headed where the program's state has no second head."""
-    section = ConfigDict(slim_resnet.variant(_SIZES[spec["arch"].split()[0]]))
-    section.width = spec.get("nf", spec.get("base_width", section.width))
-    section.depths = tuple(spec.get("blocks", section.depths))
+def build(state):
+    """The module that a program's state belongs to: a residual network of any width and depth, with one head or two."""
+    blocks = _blocks(state)
+    section = ConfigDict(slim_resnet.OPTIONS)
+    section.depths = tuple(len(blocks[stage]) for stage in sorted(blocks))
+    section.width = next(len(array) for name, array in state.items() if _FIRST.search(name))
+    section.shortcut = "projection" if any("shortcut" in name for name in state) else "padded"
+    classes = next(len(array) for name, array in state.items() if _CLASSIFIER.search(name))
     backbone = slim_resnet.build(section, classes)
     return TwoHeads(backbone, classes) if "cl.weight" in state else backbone
+
+
+def _blocks(state):
+    """Returns stage -> numbers of its blocks."""
+    blocks = {}
+    for name in state:
+        if block := _BLOCK.search(name):
+            blocks.setdefault(int(block[1]), set()).add(int(block[2]))
+    return blocks
+
+
+def our_name(layer, state):
+    """Our path of a layer of a slim network: `conv1`, a block such as `layer2.0`, a part of one, or a whole stage."""
+    name, _, inside = layer.partition(".")
+    stage = re.fullmatch(r"layer(\d+)", name)
+    if not stage:
+        return f"stem/{name}"
+    numbers = _blocks(state)
+    block, _, part = inside.partition(".")
+    part = {"shortcut.0": "shortcut", "shortcut.1": "shortcut_bn"}.get(part, part)
+    where = "tail" if int(stage[1]) == max(numbers) else "stem"
+    block = block or max(numbers[int(stage[1])])
+    return f"{where}/stages/{name}_{block}" + (f"/{part}" if part else "")
 
 
 def part_of(arrays, start):

@@ -18,14 +18,14 @@ from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import dkt_losses, early_stopping
 from cdl_jax.models.cnn import apply
 from tests.parity import steps_dkt
-from tests.parity.programs_dkt import build, load, part_of, to_torch
+from tests.parity.programs_dkt import build, load, our_name, part_of, to_torch
 from tests.parity.programs_okddip import images
 
 
 def run_model(config, arrays):
     """A two-headed network in both modes, with the loss and all gradients of the training mode."""
     state = part_of(arrays, "param/")
-    module = build(config, config["num_classes"], state)
+    module = build(state)
     variables, pictures = load(module, state), images(arrays["in/x"])
 
     def forward(params, train):
@@ -35,7 +35,7 @@ def run_model(config, arrays):
     def loss(params):
         told, stats = forward(params, True)
         terms = steps_dkt.terms(
-            config, told["cl_logits"], told["st_logits"], arrays["in/teacher_logits"], arrays["in/labels"]
+            config, told["cl_logits"], told["st_logits"], arrays.get("in/teacher_logits"), arrays["in/labels"]
         )
         return terms["total_loss"], ({**told, **terms}, stats)
 
@@ -51,7 +51,7 @@ def run_loss(config, arrays):
     given = [jnp.asarray(arrays[f"in/{name}"]) for name in ("cl_logits", "st_logits")]
 
     def loss(cl, st):
-        terms = steps_dkt.terms(config, cl, st, arrays["in/teacher_logits"], arrays["in/labels"])
+        terms = steps_dkt.terms(config, cl, st, arrays.get("in/teacher_logits"), arrays["in/labels"])
         return terms["total_loss"], terms
 
     (of_cl, of_st), terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(*given)
@@ -62,15 +62,18 @@ def run_loss(config, arrays):
 
 
 def _active(config, arrays):
-    return jnp.isin(jnp.arange(arrays["in/logits"].shape[1]), jnp.array(config["active_classes"]))
+    """The active classes, none in the first task, and the logits of the previous network, which is missing there."""
+    shape = arrays["in/logits"].shape
+    active = jnp.isin(jnp.arange(shape[1]), jnp.array(config["active_classes"], int))
+    return active, arrays.get("in/prev_logits", np.zeros(shape, np.float32))
 
 
 def run_lwf(config, arrays):
-    active = _active(config, arrays)
+    active, before = _active(config, arrays)
 
     def loss(logits):
         true = cross_entropy(logits, arrays["in/labels"], jnp.ones_like(active))
-        kept = config["alpha"] * dkt_losses.lwf_term(logits, arrays["in/prev_logits"], active, config["T"])
+        kept = config["alpha"] * dkt_losses.lwf_term(logits, before, active, config["T"])
         return true + kept, {"out/ce_loss": true, "out/distill_penalty": kept, "out/total_loss": true + kept}
 
     gradient, ours = jax.grad(loss, has_aux=True)(jnp.asarray(arrays["in/logits"]))
@@ -78,8 +81,10 @@ def run_lwf(config, arrays):
 
 
 def run_eeil(config, arrays):
+    active, before = _active(config, arrays)
+
     def loss(logits):
-        kept = dkt_losses.eeil_term(logits, arrays["in/prev_logits"], _active(config, arrays), config["T"])
+        kept = dkt_losses.eeil_term(logits, before, active, config["T"])
         return config["alpha"] * kept
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(arrays["in/logits"]))
@@ -87,14 +92,15 @@ def run_eeil(config, arrays):
 
 
 def run_cutmix(config, arrays):
-    pictures, side = images(arrays["in/x"]), config["height"]
+    pictures = images(arrays["in/x"])
+    size = pictures.shape[1:3]
     draws = zip(arrays["in/lam"], arrays["in/cx"], arrays["in/cy"], strict=True)
-    boxes = [mixing.cut_box(jnp.float32(lam), centre, side, side) for lam, *centre in draws]
+    boxes = [mixing.cut_box(jnp.float32(lam), centre, *size) for lam, *centre in draws]
     mixed = mixing.paste(pictures, boxes[0], pictures[arrays["in/permutation"]])
     _, other, _ = mixing.cutmix(pictures, jnp.arange(len(pictures)), jax.random.key(0), 1.0)
     return {
         "out/boxes_x1y1x2y2": [[top, left, bottom, right] for top, bottom, left, right in boxes],
-        "out/adjusted_lam": [mixing.kept(box, side, side) for box in boxes],
+        "out/adjusted_lam": [mixing.kept(box, *size) for box in boxes],
         "out/x_mixed_with_first_box": mixed.transpose(0, 3, 1, 2),
         "out/labels_used_by_the_loss": np.sort(other),  # the original ones, of which the others are a permutation
     }
@@ -111,11 +117,23 @@ def run_cutmix_probability(config, arrays):
 
 
 def run_early_stopping(config, arrays):
-    seen, epoch = arrays["in/accuracy_seen_before_epoch"], 0
-    while not (found := early_stopping.judge(seen[: epoch + 1], config["patience"], config["margin"])).stop:
-        epoch += 1
-    stopped = {"out/stopped_before_epoch": epoch, "out/restored_weights_of_epoch": found.keep}
-    return {**stopped, "out/best_value": found.best}
+    """When a task ends, and with which weights.
+
+    Where the first weights stay the best, these are kept: number 0. Where nothing stops the task, it ends after the
+    last epoch with the last weights. A case may have a negative number for either.
+    """
+    seen = arrays["in/accuracy_seen_before_epoch"]
+    names = ("stopped_before_epoch", "restored_weights_of_epoch")
+    stopped, restored = (int(arrays.get(f"out/{name}", 0)) for name in names)
+    for epoch in range(len(seen)):
+        found = early_stopping.judge(seen[: epoch + 1], config["patience"], config["margin"])
+        if found.stop:
+            kept = min(restored, 0) if found.keep is None else found.keep
+            break
+    else:
+        epoch = stopped if stopped < 0 else len(seen)
+        kept = restored if restored < 0 else len(seen) - 1
+    return {"out/stopped_before_epoch": epoch, "out/restored_weights_of_epoch": kept, "out/best_value": found.best}
 
 
 def run_kd_weight(config, arrays):
@@ -124,17 +142,18 @@ def run_kd_weight(config, arrays):
         if isinstance(c, dict):
             every = 0 if c["schedule"] is None else 1 if c["experience_flag"] else c["schedule"]
             step = -c["step_size"] if c["decreasing"] else c["step_size"]
-            options = {"kd_rel": c["kd_rel_initial"], "kd_every": every, "kd_step": step}
-            weight = partial(dkt_losses.kd_weight, ConfigDict({**dkt_losses.OPTIONS, **options}))
-            ours[f"out/kd_rel/{name}"] = jax.jit(jax.vmap(weight))(jnp.arange(len(arrays[f"out/kd_rel/{name}"])))
+            options = {"kd_rel": float(c["kd_rel_initial"]), "kd_every": every, "kd_step": float(step)}
+            tasks = len(arrays[f"out/kd_rel/{name}"])
+            weight = partial(dkt_losses.kd_weight, ConfigDict({**dkt_losses.OPTIONS, **options}), num_tasks=tasks)
+            ours[f"out/kd_rel/{name}"] = jax.jit(jax.vmap(weight))(jnp.arange(tasks))
     return ours
 
 
 def run_rate(config, arrays):
     del arrays
-    epochs = config["epochs"]
+    epochs, step = config["epochs"], config["step"]  # a step of 0: the rate is constant
     options = {**optim.OPTIONS, "learning_rate": config["lr"], "schedule": "steps"}
-    options["milestones"] = tuple(range(config["step"], epochs, config["step"]))
+    options["milestones"] = tuple(range(step, epochs, step)) if step else ()
     rates = jax.vmap(optim.schedule(SimpleNamespace(**options), epochs))(jnp.arange(epochs, dtype=jnp.float32))
     return {"out/lr": np.tile(rates, config["n_experiences"])}
 
@@ -198,14 +217,11 @@ def run_cka(config, arrays):
 
 def run_cka_layers(config, arrays):
     """Rows: layers of a single-headed network; columns: of a two-headed one."""
-    paths = {name: f"stem/{name}" for name in ("conv1", "bn1")}
-    last = {f"layer{i}": f"stem/stages/layer{i}_1" for i in (1, 2, 3)} | {"layer4": "tail/stages/layer4_1"}
-    paths, told = {**paths, **last}, []
+    told = []
     for number, prefix in ((1, ""), (2, "backbone/")):
         state = part_of(arrays, f"param/model{number}/")
-        classes = len(state.get("linear.weight", state.get("cl.weight")))
-        module = build({"arch": "slimres18", "nf": config["nf"]}, classes, state)
-        variables, chosen = load(module, state), [prefix + paths[name] for name in config["layers"]]
+        module = build(state)
+        variables, chosen = load(module, state), [prefix + our_name(name, state) for name in config["layers"]]
         batches = [images(arrays[f"in/x{i}"]) for i in range(len(config["batches"]))]
         found = [similarity.intermediates(module, variables, x, chosen) for x in batches]
         told.append([[outputs[path] for path in chosen] for outputs in found])

@@ -188,6 +188,7 @@ def student_of(config, arrays):
     options = {
         **deit.OPTIONS, "dim": config["embed_dim"], "depth": config["depth"], "heads": config["heads"],
         "image_size": config["image"], "stem_width": config["stem_width"],
+        "mlp_ratio": float(config.get("mlp_ratio", 4)),
     }  # fmt: skip
     model = deit.build(ConfigDict(options), config["num_classes"])
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, config["image"], config["image"], 3)))
@@ -246,7 +247,12 @@ def run_train_step(config, arrays):
     teacher_spec = Spec(dim=0, outputs={"map": told["map"].shape}, **common)
     scheme = vkd.build(options, teacher_spec, Spec(dim=config["embed_dim"], **common))
     decay = {name: config[name] for name in ("betas", "eps", "weight_decay")}
-    decay |= {"name": "adamw", "learning_rate": config["lr"], "undecayed": ("pos_embed", "cls_token")}
+    decay |= {
+        "clip_norm": config.get("clip_grad") or 0.0,
+        "name": "adamw",
+        "learning_rate": config["lr"],
+        "undecayed": ("pos_embed", "cls_token"),
+    }
     optimizer = optim.build(ConfigDict({**optim.OPTIONS, **decay}), 1)
     method = vkd_method.VkD(
         student=student, teacher=None, scheme=scheme, options=ConfigDict(vkd_method.OPTIONS), mixing=None,

@@ -33,11 +33,12 @@ def start(update, variables):
 
 
 def student_out(method, variables, pictures, teacher, place, train):
-    """The prompts that the scheme gives the student, class logits, and logits at test time."""
+    """The prompts that the scheme gives the student, class logits, the mean of both heads, and logits at test time."""
     inputs = method.scheme.student_inputs(variables["distill"], teacher, len(pictures), place, train)
     query = method.student.query(variables["student"], pictures)
     out = method.student(variables["student"], pictures, query, place, train, inputs=inputs)
-    return inputs.prompts, out["logits"], method.scheme.predict(variables["distill"], out)
+    (mixed,) = method.scheme.predict_mixed(variables["distill"], out, (0.5,))
+    return inputs.prompts, out["logits"], mixed, method.scheme.predict(variables["distill"], out)
 
 
 def prompts(arrays, prefix):
@@ -63,6 +64,14 @@ def teacher_outputs(config, arrays, ending, classes):
     return teacher
 
 
+def steps_of(arrays):
+    """(number, ending of the arrays' names) of each step of a case."""
+    steps = [(1, "")]
+    while f"in/images_{len(steps) + 1}" in arrays:
+        steps.append((len(steps) + 1, f"_{len(steps) + 1}"))
+    return steps
+
+
 def unused(arrays):
     """Parameters of the program that no computation reads, so that we have none: the deepest ReviewKD level's norm2."""
     start = "param/ReviewKD_layers.abfs.0.norm2."
@@ -78,14 +87,12 @@ def run_student_step(config, arrays):
     update = method.phases[-1].updates[-1]
     opt, ours = start(update, live), {}
     forward = jax.jit(partial(student_out, method), static_argnums=4)
-    # The weight of the distillation head in the prediction.
-    share = 0.5 if "mapping_task_counter" in config else config["kd_alpha"]
-    for step, ending in ((1, ""), (2, "_2")):
+    for step, ending in steps_of(arrays):
         batch = {"images": images(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
         teacher = teacher_outputs(config, arrays, ending, method.info.num_classes)
         where = f"out/step{step}/"
-        given, logits, mixed = forward(live, batch["images"], teacher, place, True)
-        ours |= {where + "logits": logits, where + "kd_logits": (mixed - (1 - share) * logits) / share}
+        given, logits, mixed, _ = forward(live, batch["images"], teacher, place, True)
+        ours |= {where + "logits": logits, where + "kd_logits": 2 * mixed - logits}
         for layer, prompt in given.items():
             if prompt.prefix is not None:
                 ours[f"{where}mapped/layer{layer}_k"], ours[f"{where}mapped/layer{layer}_v"] = prompt.prefix
@@ -108,7 +115,7 @@ def run_student_step(config, arrays):
         flat = {**to_torch(live["student"], live["distill"], deit), **unused(arrays)}
         ours |= {f"{where}param_after/{name}": value for name, value in flat.items()}
     teacher = {"prompts": prompts(arrays, "in/teacher_prompts_eval/")}
-    ours["out/eval_logits_after_step2"] = forward(live, images(arrays["in/images"]), teacher, place, False)[2]
+    ours[f"out/eval_logits_after_step{step}"] = forward(live, images(arrays["in/images"]), teacher, place, False)[3]
     return ours
 
 
@@ -120,7 +127,7 @@ def run_teacher_step(config, arrays):
     place = context(config, config["task"])
     update = method.phases[0].updates[0]
     opt, ours = start(update, live), {}
-    for step, ending in ((1, ""), (2, "_2")):
+    for step, ending in steps_of(arrays):
         batch = {"images": images(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
         where = f"out/step{step}/"
         asked = method.student.query(live["student"], batch["images"])

@@ -29,18 +29,25 @@ _KEY = jax.random.key(0)
 
 
 def terms(config, cl, st, teacher_logits, labels):
-    """The named losses of a batch."""
-    kind, temperature = config.get("st_loss") or config["loss"], config.get("T", 1)
+    """The named losses of a batch; without a teacher the target is never used."""
+    kind, temperature = config.get("st_loss") or config.get("loss") or "none", config.get("T") or 1
     reduction = config.get("reduction", "mean")
-    target = dkt_losses.student_target(jnp.asarray(teacher_logits), kind, temperature)
+    target = dkt_losses.student_target(jnp.asarray(st if teacher_logits is None else teacher_logits), kind, temperature)
     true = dkt_losses.class_term(cl, jnp.asarray(labels), reduction)
     taught = dkt_losses.student_term(st, target, kind, temperature, reduction)
     return {"cl_loss": true, "st_loss": taught, "total_loss": true + config["kd_rel"] * taught}
 
 
 def _optimizer(config):
-    clip = optax.clip_by_global_norm(config["clip_global_norm"])
-    return clip, optax.adam(config["lr"], *config.get("betas", (0.9, 0.999)), config.get("eps", 1e-8))
+    """(clipping of gradients or nothing, the program's optimizer: Adam, AdamW or SGD with torch's defaults)."""
+    bound, rate, decay = config.get("clip_global_norm"), config["lr"], config.get("weight_decay")
+    moments = (*config.get("betas", (0.9, 0.999)), config.get("eps", 1e-8))
+    name = config.get("optimizer", "adam").lower()
+    clip = optax.clip_by_global_norm(bound) if bound else optax.identity()
+    if name == "adamw":
+        return clip, optax.adamw(rate, *moments, weight_decay=0.01 if decay is None else decay)
+    own = {"adam": optax.adam(rate, *moments), "sgd": optax.sgd(rate, config.get("momentum") or None)}[name]
+    return clip, optax.chain(optax.add_decayed_weights(decay or 0.0), own)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -89,8 +96,7 @@ def _taught(teacher, theirs, pictures):
 def run_taught(config, arrays):
     """Two steps with a frozen teacher of one head."""
     own, of_teacher = part_of(arrays, "param/student/"), part_of(arrays, "param/teacher/")
-    module = build(config["student"], config["num_classes"], own)
-    teacher = build(config["teacher"], config["num_classes"], of_teacher)
+    module, teacher = build(own), build(of_teacher)
     live, theirs = load(module, own, jnp.float64), load(teacher, of_teacher, jnp.float64)
     adam, step = _trainer(config, module)
     opt, ours = adam.init(live["params"]), {}
@@ -108,9 +114,10 @@ def run_taught(config, arrays):
 @jax.enable_x64(True)
 def run_peers(config, arrays):
     """Two learners in turns, each the other's teacher; the statistics of whoever teaches move as in the program."""
-    state = part_of(arrays, "param/")
-    module = build(config, config["num_classes"], state)
-    live = {name: load(module, state, jnp.float64) for name in "AB"}
+    # One state for both, which is the program's default, or one each.
+    states = {name: part_of(arrays, f"param/{name}/") or part_of(arrays, "param/") for name in "AB"}
+    state, module = states["A"], build(states["A"])
+    live = {name: load(module, states[name], jnp.float64) for name in "AB"}
     adam, step = _trainer(config, module)
     ours = {}
     for task in range(len(config["experiences_A"])):

@@ -132,10 +132,10 @@ def _batches(arrays, start_):
     return [(images(arrays[f"{start_}{i}/x"]), jnp.asarray(arrays[f"{start_}{i}/labels"])) for i in range(count)]
 
 
-def unused(arrays):
+def unused(arrays, where):
     """Parameters of the program that no computation reads, so that we have none: the gate of individual branches."""
     gate = [name for name in arrays if name.startswith(("param/control_v1.", "param/bn_v1."))]
-    return {name.replace("param/", "out/after_2_steps/"): arrays[name] for name in gate}
+    return {name.replace("param/", where): arrays[name] for name in gate}
 
 
 def _own(variables):
@@ -147,9 +147,9 @@ def run_step(config, arrays):
     method, live, state = _variables(config, arrays)
     count, place = count_of(config), context(config["num_classes"], config["epoch_index"])
     update = method.phases[0].updates[0]
-    opt, ours = start(update, live), unused(arrays)
+    opt, steps = start(update, live), _batches(arrays, "in/step")
+    ours = unused(arrays, f"out/after_{len(steps)}_steps/")
     in_training, in_test = (jax.jit(partial(_forward, method, train)) for train in (True, False))
-    steps = _batches(arrays, "in/step")
     for step, (pictures, labels) in enumerate(steps):
         where = f"out/step{step}/"
         out, logits, *_ = in_training(live, pictures, labels, place)
@@ -177,7 +177,7 @@ def run_step(config, arrays):
 
 
 def run_epochs(config, arrays):
-    method, live, state = _variables({**config, "loss": "KL"}, arrays)
+    method, live, state = _variables({"loss": "KL", **config}, arrays)
     update = method.phases[0].updates[0]
     in_training, in_test = (jax.jit(partial(_forward, method, train)) for train in (True, False))
     opt, ours, best = start(update, live), {}, (-1.0, 0)
@@ -192,11 +192,13 @@ def run_epochs(config, arrays):
         where, tested = f"out/epoch{epoch}/", _test(method, in_test, live, tests, place)
         ours |= {where + name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
         ours |= {where + name: value for name, value in tested.items()}
-        ours |= {where + "lr": rate, where + "weight": outcome.metrics["weight"], where + "epoch": epoch + 1}
-        chosen = tested["stu_test_accTop1" if "leader" in method.networks else "mean_test_accTop1"]
+        ours |= {where + "lr": rate, where + "weight": outcome.metrics.get("weight", 0.0), where + "epoch": epoch + 1}
+        leading = ("stu_test_accTop1", "mean_test_accTop1", "test_accTop1")  # of the leader, the peers, one network
+        chosen = next(tested[name] for name in leading if name in tested)
         best = max(best, (chosen, epoch + 1))
-    ours |= {"out/best_epoch": best[1], "out/best_accuracy": best[0]}
-    return ours | {f"out/final/{name}": value for name, value in to_torch(live, state, count_of(config)).items()}
+    ours |= {"out/best_epoch": best[1], "out/best_accuracy": best[0], **unused(arrays, "out/final/")}
+    after = to_torch(_own(live), state, count_of(config))
+    return ours | {f"out/final/{name}": value for name, value in after.items()}
 
 
 def _shapes(method, size, classes, networks, count):

@@ -90,6 +90,29 @@ def test_the_weight_of_distillation_changes_from_task_to_task(changes, wanted):
     assert [float(dkt_losses.kd_weight(options, task)) for task in range(5)] == [float(value) for value in found]
 
 
+def in_double_precision(start, step, tasks):
+    """The authors' rule, in NumPy."""
+    weight, found = np.float64(start), []
+    for _ in range(tasks):
+        weight = weight if weight == 0 else weight + np.float64(step)
+        found.append(weight)
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("start", "step"), [(0.3, -0.1), (0.8, -0.1), (0.6, -0.2), (0.5, -0.25), (0.9, -0.3), (7, -0.7)]
+)
+def test_the_weight_is_computed_in_double_precision(start, step):
+    options = ConfigDict({**dkt_losses.OPTIONS, "kd_every": 1, "kd_rel": start, "kd_step": step})
+    found = jax.jit(jax.vmap(partial(dkt_losses.kd_weight, options, num_tasks=12)))(jnp.arange(12))
+    np.testing.assert_array_equal(found, in_double_precision(start, step, 12).astype(np.float32))
+    if (start, step) == (0.3, -0.1):  # 0.3 - 3 x 0.1 is -2.8e-17
+        np.testing.assert_allclose(found[:5], [0.2, 0.1, 0.0, -0.1, -0.2], atol=1e-7)
+        assert -1e-16 < found[2] < 0
+    if (start, step) == (0.5, -0.25):  # exactly 0
+        assert found[1:].tolist() == [0.0] * 11
+
+
 def test_old_classes_are_those_of_the_task_before_or_of_all():
     tasks = jnp.array([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]], bool)
     active = jax.jit(dkt_losses.active_classes, static_argnums=2)

@@ -96,7 +96,7 @@ def test_runs_without_a_place_and_pages_without_marks_are_refused(runs, tmp_path
         grid.overview(compare.read([*runs, moved]))
     (tmp_path / "begun/none/seed_0").mkdir(parents=True)
     assert report.main(["--grid", str(tmp_path / "begun/none/seed_0")]) == 2
-    assert "no run has results yet" in capsys.readouterr().err
+    assert "holds no results of a run yet" in capsys.readouterr().err
     assert report.main(["--grid", str(tmp_path / "begun/none/seed_0"), str(runs[0])]) == 0
     loose = runs[0].rename(tmp_path / "loose")
     with pytest.raises(UserError, match="is not called <learner>/<scheme>/seed_<n>"):

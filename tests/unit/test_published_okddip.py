@@ -114,7 +114,7 @@ def test_every_cell_fits_together_and_the_config_file_has_it():
 def test_a_cell_can_be_described():
     config = okddip.build(**CELLS["mcl_okd", "cifar100", "supervised", "", "resnet32"].where)
     config.devices = 1
-    told = describe.describe(Program(config, stream.split_into_tasks(cifar100.blank(), num_tasks=1)))
+    told = describe.describe(Program(config, stream.split_into_tasks(cifar100.blank(), num_tasks=1)), show_config=True)
     assert "network: 472,756 trainable, 0 frozen" in told and "network: 300 epochs a task" in told
     assert "train.last_batch = 'keep'" in told
 

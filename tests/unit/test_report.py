@@ -462,6 +462,50 @@ def test_a_folder_without_results_is_refused(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def damaged(folder):
+    """Folders of runs that failed, have just begun or are damaged; (path, part of the message)."""
+    found = []
+    for name, files, message in (
+        ("empty", {}, "holds no results of a run yet"),
+        ("begun", {"config.json": json.dumps({"config": CONFIG})}, "holds no results of a run yet"),
+        ("torn", {"config.json": json.dumps({"config": CONFIG}), "results.json": '{"name'}, "holds no results"),
+        ("binary", {"config.json": json.dumps({"config": CONFIG}), "results.json": "\udc80"}, "holds no results"),
+        ("half", {"config.json": '{"config"', "results.json": json.dumps(results())}, "config.json is damaged"),
+        ("bare", {"results.json": json.dumps(results())}, "config.json is missing"),
+        ("measures", {"config.json": json.dumps({"config": CONFIG}),
+                      "results.json": json.dumps({**results(), "measures": [5]})}, "holds no results"),
+        ("seeds", {"config.json": json.dumps({"config": {**CONFIG, "seed": [0]}}),
+                   "results.json": json.dumps(results())}, "holds no results"),
+    ):  # fmt: skip
+        (folder / name).mkdir()
+        for file, text in files.items():
+            (folder / name / file).write_text(text, encoding="utf-8", errors="surrogateescape")
+        found.append((folder / name, message))
+    (folder / "seeds of which one is there").mkdir()
+    config = {"config": {**CONFIG, "seeds": [8, 9]}}
+    (folder / "seeds of which one is there" / "config.json").write_text(json.dumps(config))
+    store(folder / "seeds of which one is there" / "seed_8", with_seed(8), student=70.0)
+    found.append((folder / "seeds of which one is there", "seed_9 holds no results of a run"))
+    (folder / "file").write_text("")
+    return [*found, (folder / "file", "not a folder"), (folder / "absent", "not a folder")]
+
+
+def test_runs_that_failed_or_have_just_begun_are_named_and_the_rest_is_reported(tmp_path, capsys):
+    good, bad = store(tmp_path / "good", with_seed(0), student=50.0), damaged(tmp_path)
+    assert (
+        report.main([str(folder) for folder, _ in bad[:3]] + [str(good)] + [str(folder) for folder, _ in bad[3:]]) == 0
+    )
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split()[:4] == ["all", "student", "2", "60.00"]  # of 50 and, in seed_8, 70
+    lines = err.splitlines()
+    assert len(lines) == len(bad)
+    for (folder, message), line in zip(bad, lines, strict=True):
+        assert line.startswith("cdl_jax: left out: ") and str(folder) in line and message in line
+    assert report.main([str(folder) for folder, _ in bad[:5]]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 5
+
+
 def test_the_command_line_writes_a_markdown_table(tmp_path, capsys):
     run = store(tmp_path / "a", with_seed(0), student=50.0)
     assert report.main([str(run), "--out", str(tmp_path / "table.md")]) == 0
