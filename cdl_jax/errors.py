@@ -1,5 +1,15 @@
 """The exceptions that stand for a user's mistakes."""
 
+import re
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
+
+
+def printable(text: str) -> str:
+    """Returns text in one line that any stream can print: line breaks as spaces, other such characters escaped."""
+    line = " ".join(text.splitlines())
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+
 
 class UserError(Exception):
     """A mistake that the user can mend: a wrong option, a missing file, damaged data.
@@ -9,7 +19,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message):
-        super().__init__(" ".join(str(message).splitlines()))  # names out of files and archives may hold line breaks
+        super().__init__(printable(str(message)))  # names out of files and archives may hold line breaks
 
 
 class Missing(UserError):

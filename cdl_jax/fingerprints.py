@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from cdl_jax import config as configs
-from cdl_jax import paths
+from cdl_jax import names, paths
 from cdl_jax.errors import UserError
 from cdl_jax.methods import teachers
 from cdl_jax.models import weights
@@ -39,7 +39,10 @@ def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
       resolved: the config of the command, as nested dicts.
     """
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
-    old = {**{key: "" for key in new if key.endswith(".weights_key")}, **old}  # runs from before this option
+    later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
+    if isinstance(source := new.get("data.name"), str):
+        later |= configs.flatten(names.load("data.sources", source).OPTIONS, "data.")
+    old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, found in of_config(resolved).items():
         kept = known.get(key)

@@ -130,6 +130,8 @@ def rgb(images: np.ndarray, *, what: str) -> np.ndarray:
             scaled = decoding.from_array(images)
         except UserError as error:
             raise UserError(f"{what}: {error}") from None
-        logging.getLogger("cdl_jax").info("%s: %s values scaled to 0 to %d", what, images.dtype, scaled.max(initial=0))
+        logging.getLogger("cdl_jax").warning(
+            "%s: %s values scaled to 0 to %d", what, images.dtype, scaled.max(initial=0)
+        )
         images = scaled
     return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
