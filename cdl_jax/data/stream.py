@@ -1,8 +1,8 @@
 """A stream of tasks: a labelled data set, its classes put in an order and dealt out to tasks.
 
 A source (one module of `cdl_jax.data.sources`, or a dotted path of the user's) offers `OPTIONS`, its own options with
-their defaults, and `load(options) -> Dataset`; where sizes are known without the data, also `blank() -> Dataset`. All
-that follows is the same for every source and happens here.
+their defaults, and `load(options) -> Dataset`. Where sizes are known without the data, it also offers
+`blank(options) -> Dataset`. All that follows is the same for every source and happens here.
 """
 
 import random
@@ -132,7 +132,8 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, blank: bool = F
         raise UserError("data.class_order_seed=-1 stands for a run's seed, and there is no run here: name a seed")
     if given < 0:
         raise UserError(f"data.class_order_seed={given}: name a seed that is not negative, or -1, the run's own")
-    dataset = source.blank() if blank else source.load({key: chosen[key] for key in ("path", *source.OPTIONS)})
+    own = {key: chosen[key] for key in ("path", *source.OPTIONS)}
+    dataset = source.blank(own) if blank else source.load(own)
     return split_into_tasks(dataset, **{key: chosen[key] for key in OPTIONS if key != "path"})
 
 
