@@ -103,7 +103,7 @@ def _of_image(split, row) -> tuple[bytes, int]:
             size = os.stat(file).st_size
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror}): restore the file or remove it") from None
-    return f"{name}/{size}/".encode(errors="surrogateescape"), size
+    return f"{name}/{size}/".encode(errors="backslashreplace"), size
 
 
 def _places(key, value) -> list[str]:

@@ -5,6 +5,8 @@ without a split. Classes are in the order of their labels.
 """
 
 import csv
+import io
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -146,7 +148,8 @@ def of_list(path: Path) -> Parts:
     found: Parts = {}
     seen: dict[str, int] = {}
     for line, row in rows:
-        file, label, split = (row[at].strip() if at is not None and at < len(row) else "" for at in columns)
+        file, label, split = (row[at] if at is not None and at < len(row) else "" for at in columns)
+        label, split = label.strip(), split.strip()
         part = _SPLITS.get(split.lower()) if columns[2] is not None else ""
         if not file or not label:
             raise UserError(f"{path}, line {line}: a file or its label is missing")
@@ -176,8 +179,8 @@ def _of_part_list(path, folder, known, left_out):
     for line, row in rows:
         if len(row) <= max(file_at, label_at):
             raise UserError(f"{path}, line {line}: expected a file and a label")
-        name, label = row[file_at].strip().split("/")[-1], row[label_at].strip()
-        label = label if label in known or not label else label.split()[0]
+        name, label = row[file_at].split("/")[-1], row[label_at]
+        label = label if label in known else (label.split() or [""])[0]  # Kaggle adds boxes behind the class
         if name not in places:
             raise UserError(f"{path}, line {line}: {name} is not in {folder}")
         listed[places[name]] = label
@@ -210,10 +213,10 @@ def _table(path):
         first = text.split("\n", 1)[0]
         delimiter = max(",;\t", key=first.count)
         if first.count(delimiter):
-            reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
             rows = [(reader.line_num, row) for row in reader if any(row)]
         else:
-            lines = enumerate(text.splitlines(), start=1)
+            lines = enumerate(text.split("\n"), start=1)
             rows = [(number, line.rsplit(None, 1)) for number, line in lines if line.strip()]
     except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
@@ -246,6 +249,6 @@ def _sorted(labels: Iterable[str]) -> list[str]:
 
 
 def _check_files(files, where):
-    missing = [file for file in files if not Path(file).is_file()]
+    missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         raise UserError(f"{where}: {len(missing):,} of the listed files are missing, first {missing[0]}")

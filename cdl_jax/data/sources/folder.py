@@ -53,12 +53,14 @@ def load(options: Mapping[str, Any]) -> Dataset:
     if tests:
         train, test = training, _of_known(parts[tests[0]], parts["train"], training, root, tests[0], left_out)
         if len(tests) > 1:
-            logging.getLogger("cdl_jax").warning("%s: test/ is the test set, and val/ is not used", root)
+            logging.getLogger("cdl_jax").warning(
+                "%s: test/ is the test set, and val/ is not used", printable(str(root))
+            )
     else:
         train, test = _split_by_seed(root, training, options["test_fraction"], options["split_seed"])
     left_out.log(root)
     name = root.resolve().name.removesuffix(".tar") if root.is_dir() or root.suffix == ".tar" else root.resolve().stem
-    return Dataset(printable(name), tuple(map(printable, training)), _split(train, training), _split(test, training))
+    return Dataset(name, tuple(training), _split(train, training), _split(test, training))
 
 
 def blank(options: Mapping[str, Any]) -> Dataset:
