@@ -19,7 +19,9 @@ from cdl_jax.errors import UserError
 
 # Pillow would hand files of other formats to programs such as Ghostscript, whatever their names.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 89_478_485  # Pillow's own limit, 256 MiB of 8-bit RGB; up to 8 bytes a pixel are held while decoding
+MAX_PIXELS = (
+    89_478_485  # Pillow's own limit, 256 MiB of 8-bit RGB; decoding holds up to 9 bytes a pixel, 15 of deep images
+)
 MAX_SIDE = 65_535  # the limit of JPEG
 _WHITE = 65_535
 # Numbers up to this maximum could also be gray levels of another scale, such as the 16 of scikit-learn's digits.
@@ -42,15 +44,17 @@ def decode(file: str | Path | bytes) -> Image.Image:
         low_bytes = _low_bytes(image)
         if low_bytes is None:
             return rgb(image)
-        high = np.asarray(image)[..., :3]
+        high = np.array(image)
     tile, channels = low_bytes
     with _opened(file) as image:
         image.tile = [tile]
-        low = np.asarray(image)[..., channels]
-    # (256 high + low) / 257, rounded
-    carry = (low > high) & (low - high > 128)
-    borrow = (high > low) & (high - low > 128)
-    return Image.fromarray(high + carry - borrow)
+        low = np.asarray(image)
+    result = high[..., :3]
+    for row, high_row, low_row in zip(result, high, low, strict=True):  # by rows, for the memory
+        difference = low_row[:, channels].astype(np.int16) - high_row[:, :3]
+        # (256 high + low) / 257, rounded
+        row += (difference > 128).astype(np.uint8) - (difference < -128)
+    return Image.fromarray(np.ascontiguousarray(result))
 
 
 def rgb(image: Image.Image) -> Image.Image:
