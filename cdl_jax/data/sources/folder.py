@@ -40,22 +40,21 @@ def load(options: Mapping[str, Any]) -> Dataset:
     if root.is_dir() and named <= {"images"}:
         formats = ", ".join(image_files.EXTENSIONS)
         raise UserError(f"{root}: no pictures ({formats}) of classes: it {layouts.described(root)}")
-    training = parts.get("train", parts.get("", {}))
+    known = parts.get("train", parts.get("", {}))
     tests = [name for name in ("test", "val") if name in parts]
     if "train" in parts and not tests:
         remedy = f", or set data.path to {root / 'train'}" if (root / "train").is_dir() else ""
         raise UserError(
-            f"{root}: has train/ but neither test/ nor val/; add one{remedy}, with class folders or a list of labels"
+            f"{root}: has train/ but neither test/ nor val/; add one with class folders or a list of labels{remedy}"
         )
-    if not training:
-        raise UserError(f"{root}: no training images; it has only {' and '.join(tests)}")
-    training = _without_empty(training, root, options["skip_empty_classes"], left_out)
+    if not known:
+        raise UserError(f"{root}: no training images" + f"; it has only {' and '.join(tests)}" * bool(tests))
+    training = _without_empty(known, root, options["skip_empty_classes"], left_out)
     if tests:
-        train, test = training, _of_known(parts[tests[0]], parts["train"], training, root, tests[0], left_out)
+        train, test = training, _of_known(parts[tests[0]], known, training, root, tests[0], left_out)
         if len(tests) > 1:
-            logging.getLogger("cdl_jax").warning(
-                "%s: test/ is the test set, and val/ is not used", printable(str(root))
-            )
+            line = f"{root}: test/ is the test set, and val/ is not used"
+            logging.getLogger("cdl_jax").warning("%s", printable(line))
     else:
         train, test = _split_by_seed(root, training, options["test_fraction"], options["split_seed"])
     left_out.log(root)
