@@ -72,12 +72,13 @@ def mended(content: bytes) -> bytes:
     return bytes(content)
 
 
-def picture(form="png") -> bytes:
-    """An encoded picture."""
+def picture(form="png", dtype=np.uint8) -> bytes:
+    """Returns an encoded image: color of 8 bits, or gray of another dtype."""
     from PIL import Image
 
     content = io.BytesIO()
-    Image.fromarray(np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)).save(content, form)
+    values = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
+    Image.fromarray(values if dtype == np.uint8 else values[..., 0].astype(dtype)).save(content, form)
     return content.getvalue()
 
 
@@ -209,6 +210,11 @@ def kinds() -> dict[str, Kind]:
         (root / "fine_label_names.txt").write_bytes(b"a\nb\n")
         return cifar100.load({"path": str(root)})
 
+    def from_list(root):
+        for number in range(1, 5):
+            (root / f"{number}.png").write_bytes(picture())
+        return folder.load({**folder.OPTIONS, "path": str(root / "list.csv")})
+
     def read_picture(name):
         return lambda root: batches._open(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)
 
@@ -240,6 +246,13 @@ def kinds() -> dict[str, Kind]:
         "ImageNet-R, unpacked": Kind("imagenet-r.tar", folders, _unpacked, mended),
         "PNG": Kind("p.png", picture(), read_picture("p.png")),
         "JPEG": Kind("p.jpg", picture("jpeg"), read_picture("p.jpg")),
+        "GIF": Kind("p.gif", picture("gif"), read_picture("p.gif")),
+        "TIFF": Kind("p.tif", picture("tiff"), read_picture("p.tif")),
+        "TIFF of 16 bits": Kind("p.tif", picture("tiff", np.uint16), read_picture("p.tif")),
+        "TIFF of floats": Kind("p.tif", picture("tiff", np.float32), read_picture("p.tif")),
+        "PNG of 16 bits": Kind("p.png", picture("png", np.uint16), read_picture("p.png")),
+        "PPM": Kind("p.ppm", picture("ppm"), read_picture("p.ppm")),
+        "list of images": Kind("list.csv", b"1.png,a,train\n2.png,b,train\n3.png,a,test\n4.png,b,test\n", from_list),
         "npz of pictures": Kind("x.npz", own, from_source(arrays, "x.npz")),
         "npz of glyphs": Kind("x.npz", glyphs, from_source(glyph_file, "x.npz")),
         "npz, an array in it": Kind(

@@ -2,22 +2,29 @@
 
 import jax
 
-from cdl_jax import config, names, results
+from cdl_jax import config, names, paths, results
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.program import Program
 
 
 def plan(options, seed: int) -> tuple[stream.Stream, str]:
-    """The stream of a config's data section and seed, and a line to be told where only its published sizes are known.
+    """Returns the stream of a config's data section, and a line about sizes that stand in for missing data.
+
+    Published or placeholder sizes are used only where nothing is at `data.path`.
+
+    Args:
+      options: the data section of a config.
+      seed: of the run.
 
     Raises:
-      UserError: the data is missing and so are published sizes, or it cannot be split as asked.
+      UserError: the data is damaged or cannot be split into the tasks, or it is missing and its source has no sizes.
     """
     try:
         return stream.load(options, seed), ""
     except UserError as error:
-        if not hasattr(names.load("data.sources", options.name), "blank"):
+        there = options.path and paths.resolve(options.path, "data.path").exists()
+        if there or not hasattr(names.load("data.sources", options.name), "blank"):
             raise
         note = f"planned with published sizes, for the data is not here: {error}\n"
         return stream.load(options, seed, blank=True), note

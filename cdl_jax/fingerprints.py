@@ -1,11 +1,17 @@
-"""Fingerprints of the weight files and teachers' runs that a config names: identity by content, not by place."""
+"""Fingerprints of a run's inputs: weight files, teachers' runs and data. Identity is by content, not by place."""
 
+import functools
 import hashlib
 import json
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import paths
+from cdl_jax import names, paths
+from cdl_jax.data import tar_files
+from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods import teachers
 from cdl_jax.models import weights
@@ -39,7 +45,10 @@ def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
       resolved: the config of the command, as nested dicts.
     """
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
-    old = {**{key: "" for key in new if key.endswith(".weights_key")}, **old}  # runs from before this option
+    later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
+    if isinstance(source := new.get("data.name"), str):
+        later |= configs.flatten(names.load("data.sources", source).OPTIONS, "data.")
+    old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, found in of_config(resolved).items():
         kept = known.get(key)
@@ -51,6 +60,50 @@ def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
         else:
             old[key], new[key] = _with_digests(old.get(key), kept), _with_digests(new[key], found)
     return old, new
+
+
+@functools.lru_cache(maxsize=1)  # a start compares it and may write it for several seeds
+def of_data(stream: Stream) -> dict[str, str]:
+    """Returns the fingerprint of each class's training and test images.
+
+    Files count by their names and sizes, in folders and in archives alike. Images in memory count by their pixels. The
+    order of classes and the place of the data set have no effect.
+
+    Returns:
+      `{"train/<class>": "<n> images, <b> bytes, <SHA-256, shortened>"}`, and likewise for "test/<class>".
+    """
+    names_of = list(stream.class_names)
+    if len(set(names_of)) < len(names_of):
+        names_of = [f"{name} ({number})" for name, number in zip(names_of, stream.class_order, strict=True)]
+    found = {}
+    for part, split in (("train", stream.train), ("test", stream.test)):
+        order = np.argsort(split.labels, kind="stable")
+        ends = np.cumsum(np.bincount(split.labels, minlength=stream.num_classes))
+        for name, rows in zip(names_of, np.split(order, ends[:-1]), strict=True):
+            digest, size = hashlib.sha256(), 0
+            for row in rows:
+                content, length = _of_image(split, row)
+                digest.update(content)
+                size += length
+            found[f"{part}/{name}"] = f"{len(rows)} images, {size} bytes, {digest.hexdigest()[:16]}"
+    return dict(sorted(found.items()))
+
+
+def _of_image(split, row) -> tuple[bytes, int]:
+    """Returns what stands for an image in a fingerprint, and its size in bytes."""
+    if split.images is not None:
+        image = split.images[row]
+        return f"{image.shape} ".encode() + image.tobytes(), image.nbytes
+    file = split.files[row]
+    if isinstance(file, tar_files.Member):
+        name, size = PurePosixPath(file.name).name, file.size
+    else:
+        name = os.path.basename(file)
+        try:
+            size = os.stat(file).st_size
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}): restore the file or remove it") from None
+    return f"{name}/{size}/".encode(errors="backslashreplace"), size
 
 
 def _places(key, value) -> list[str]:

@@ -274,7 +274,7 @@ def _run(options):
             with workdir.locked(folder) if primary else nullcontext():
                 workdir.check_config(folder, resolved)
                 workdir.check_seeds(folder, config.seeds)
-                seeds = run.train(_program(config), folder, listener)
+                seeds = run.train(_program(config, folder), folder, listener)
     except interruption.Interrupted as stop:
         print(f"cdl_jax: {stop}", file=sys.stderr)
         return 128 + stop.number
@@ -335,12 +335,21 @@ def fetch_missing(config) -> None:
             pass
 
 
-def _program(config):
+def _program(config, folder=None):
+    """Returns the program of a config, with the data of the run in `folder` if there is one.
+
+    Raises:
+      UserError: the data is missing, damaged, or has changed since the run began.
+    """
     from cdl_jax import config as configs
+    from cdl_jax import workdir
     from cdl_jax.data import stream
     from cdl_jax.program import Program
 
-    return Program(config, stream.load(config.data, configs.seeds_of(config)[0]))
+    data = stream.load(config.data, configs.seeds_of(config)[0])
+    if folder is not None:
+        workdir.check_data(folder, data)
+    return Program(config, data)
 
 
 def _stored_run(config, folder):
@@ -355,7 +364,7 @@ def _stored_run(config, folder):
     if not (folder / "config.json").exists():
         raise UserError(f"--workdir {folder} holds no run: train one with the same command and --mode=train")
     workdir.check_config(folder, config.to_dict())
-    return _program(config)
+    return _program(config, folder)
 
 
 def _analyze(config, folder, distributed):

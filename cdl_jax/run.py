@@ -118,10 +118,10 @@ class _Training:
     def _claim(self):
         config = self.program.config.to_dict()
         # The whole first: killed in between, the directory still refuses another config.
-        workdir.claim(self.folder, config)
+        workdir.claim(self.folder, config, self.program.stream)
         for seed, own in zip(self.program.seeds, workdir.seed_folders(self.folder, config["seeds"]), strict=True):
             own.mkdir(exist_ok=True)
-            workdir.claim(own, {**config, "seed": seed, "seeds": ()})
+            workdir.claim(own, {**config, "seed": seed, "seeds": ()}, self.program.stream)
 
     def finish(self):
         program, record = self.program, self.record

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cdl_jax import __version__, config, fingerprints
+from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 
 
@@ -151,11 +152,33 @@ def check_config(workdir: Path, resolved: dict) -> None:
         raise UserError(f"--workdir {workdir} holds a run of another config ({shown}): choose another --workdir")
 
 
-def claim(workdir: Path, resolved: dict) -> None:
-    """Makes `workdir` the place of the run with this config, unless it is already."""
+def check_data(workdir: Path, stream: Stream) -> None:
+    """Refuses a directory whose run has seen other data; runs without a fingerprint of their data pass.
+
+    Raises:
+      UserError: names the classes whose images have changed.
+    """
+    stored = (config.read(workdir) or {}).get("data")
+    if not isinstance(stored, dict):
+        return
+    found = fingerprints.of_data(stream)
+    changed = [key for key in sorted({*stored, *found}) if stored.get(key) != found.get(key)]
+    if changed:
+        shown = "; ".join(f"{key}: {stored.get(key, 'absent')} -> {found.get(key, 'absent')}" for key in changed[:3])
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"--workdir {workdir}: the data has changed since this run began ({shown}{more}): restore the data, or "
+            "choose another --workdir"
+        )
+
+
+def claim(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
+    """Makes `workdir` the place of the run with this config and data, unless it is already."""
     if config.read(workdir) is None:
         content = {"config": resolved, "command": command(), "versions": versions(), "commit": commit()}
         content["content"] = fingerprints.of_config(resolved)
+        if stream is not None:
+            content["data"] = fingerprints.of_data(stream)
         write(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 

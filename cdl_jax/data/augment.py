@@ -8,6 +8,7 @@ Every sample draws from its own uniform numbers, so a result depends on the samp
 nothing else: neither on the number of devices nor on the batch size.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ OPTIONS: dict[str, Any] = {
 }
 DRAWS = 24 + colour.DRAWS  # uniform numbers a sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, colour
 _TRIES = 10
+_LARGEST = 2**25  # pixels of a resized image on the host, 128 MiB
 _KINDS = {
     "train": ("random_resized_crop", "shift", "pad_crop", "resize", "none"),
     "test": ("resize", "resize_center_crop", "none"),
@@ -187,6 +189,11 @@ def test_picture(picture, options: Mapping[str, Any], size: int) -> np.ndarray:
     width, height = picture.size
     if options["test"] == "resize_center_crop":
         shape, (top, left) = _center(height, width, options["resize"], size)
+        if math.prod(shape) > _LARGEST:  # a narrow image: only what the crop shows is resized
+            corner = np.array([left, top]) * (width / shape[1], height / shape[0])
+            side = np.array([size * width / shape[1], size * height / shape[0]])
+            chosen = resizing.pillow_filter(resizing.cubic(options["interpolation"]))
+            return np.array(picture.resize((size, size), chosen, (*corner, *corner + side)), np.uint8)
         resized = resizing.picture(picture, shape, bool(resizing.cubic(options["interpolation"])))
         return np.array(resized.crop((left, top, left + size, top + size)), np.uint8)
     _check(options["test"], "test", height, width, size)

@@ -13,7 +13,6 @@ same program.
 """
 
 import collections
-import io
 import itertools
 import math
 import os
@@ -29,9 +28,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cdl_jax.data import augment, tar_files
 from cdl_jax.data.stream import Split
 from cdl_jax.errors import UserError
-
-# What a picture may be, whatever its name says: Pillow would hand others to programs such as Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 OPTIONS: dict[str, Any] = {
     "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) live on the device
@@ -262,14 +258,15 @@ def _open(split, row):
     """(RGB Pillow picture, its name)."""
     from PIL import Image
 
+    from cdl_jax.data import decoding  # imports Pillow, which resident images do without
+
     if split.images is not None:
         return Image.fromarray(split.images[row]), f"picture {row}"
     path = split.files[row]
     try:
-        with Image.open(
-            io.BytesIO(path.read()) if isinstance(path, tar_files.Member) else path, formats=_FORMATS
-        ) as file:
-            return file.convert("RGB"), str(path)
+        return decoding.decode(path.read() if isinstance(path, tar_files.Member) else path), str(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read as a picture ({reason}); replace the file or remove it") from None

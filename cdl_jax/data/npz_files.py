@@ -1,6 +1,7 @@
 """Reading `.npz` files that users bring, and pictures of any usual array shape; writing such files."""
 
 import io
+import logging
 import math
 import zipfile
 from collections.abc import Iterable
@@ -106,16 +107,31 @@ def labels(values: np.ndarray, *, what: str) -> np.ndarray:
 
 
 def rgb(images: np.ndarray, *, what: str) -> np.ndarray:
-    """uint8 `[n, height, width, 3]` from `[n, height, width]`, `[..., 1]` or `[..., 3]`; grey gives equal channels.
+    """Returns images as uint8 `[n, height, width, 3]`; gray gives equal channels.
+
+    Args:
+      images: `[n, height, width]`, `[..., 1]` or `[..., 3]` of a dtype that `decoding.from_array` takes.
+      what: the name of the array, for the message.
 
     Raises:
-      UserError: another shape or type; `what` says whose pictures they are.
+      UserError: another shape, or values that have no known scale.
     """
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise UserError(
-            f"{what}: pictures must be uint8 [n, height, width] or [n, height, width, 1 or 3], not {images.dtype} "
+            f"{what}: images must be [n, height, width] or [n, height, width, 1 or 3], not {images.dtype} "
             f"{list(images.shape)}"
         )
+    if images.dtype != np.uint8:
+        from cdl_jax.data import decoding  # imports Pillow, which uint8 arrays do without
+
+        try:
+            scaled = decoding.from_array(images)
+        except UserError as error:
+            raise UserError(f"{what}: {error}") from None
+        logging.getLogger("cdl_jax").warning(
+            "%s: %s values scaled to 0 to %d", what, images.dtype, scaled.max(initial=0)
+        )
+        images = scaled
     return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)

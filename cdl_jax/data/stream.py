@@ -1,10 +1,11 @@
 """A stream of tasks: a labelled data set, its classes put in an order and dealt out to tasks.
 
 A source (one module of `cdl_jax.data.sources`, or a dotted path of the user's) offers `OPTIONS`, its own options with
-their defaults, and `load(options) -> Dataset`; where sizes are known without the data, also `blank() -> Dataset`. All
-that follows is the same for every source and happens here.
+their defaults, and `load(options) -> Dataset`. Where sizes are known without the data, it also offers
+`blank(options) -> Dataset`. All that follows is the same for every source and happens here.
 """
 
+import operator
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cdl_jax import names
-from cdl_jax.errors import UserError
+from cdl_jax.errors import UserError, printable
 
 _SHUFFLES = ("python_shuffle", "shuffle")
 
@@ -132,7 +133,8 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, blank: bool = F
         raise UserError("data.class_order_seed=-1 stands for a run's seed, and there is no run here: name a seed")
     if given < 0:
         raise UserError(f"data.class_order_seed={given}: name a seed that is not negative, or -1, the run's own")
-    dataset = source.blank() if blank else source.load({key: chosen[key] for key in ("path", *source.OPTIONS)})
+    own = {key: chosen[key] for key in ("path", *source.OPTIONS)}
+    dataset = source.blank(own) if blank else source.load(own)
     return split_into_tasks(dataset, **{key: chosen[key] for key in OPTIONS if key != "path"})
 
 
@@ -178,6 +180,8 @@ def split_into_tasks(
     """
     for split, part in ((dataset.train, "training"), (dataset.test, "test")):
         _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names))
+    shown = tuple(printable(str(name)) for name in dataset.class_names)  # folders may have any bytes as names
+    dataset = replace(dataset, name=printable(dataset.name), class_names=shown)
     order = order_classes(len(dataset.class_names), class_order, class_order_seed)
     sizes = _task_sizes(len(order), num_tasks, tuple(task_sizes))
 
@@ -213,7 +217,7 @@ def of_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -
             "data.class_order_seed=-1 with data.validation holds out other pictures for each of config.seeds: run the "
             "seeds one by one"
         )
-    if options["class_order"] not in _SHUFFLES:
+    if not isinstance(options["class_order"], str) or options["class_order"] not in _SHUFFLES:
         return shared
     return tuple(_in_order(stream, order_classes(stream.num_classes, options["class_order"], s)) for s in seeds)
 
@@ -249,12 +253,13 @@ def order_classes(num_classes: int, class_order: str | Sequence[int], seed: int 
     natural: 0, 1, 2, ... for every seed, as the CDL trainer has it.
     python_shuffle: `random.seed(seed); random.shuffle(ids)`, as CODA-Prompt and APT have it.
     shuffle: a permutation of NumPy's default generator.
-    Anything else lists the ids, as a sequence of int or as text with commas.
+    Anything else lists the ids: a list, a tuple, a NumPy array, or text with commas, in brackets or not.
 
     Raises:
       UserError: an unknown word, an id out of range or one listed twice.
     """
     ids = list(range(num_classes))
+    class_order = class_order if isinstance(class_order, str) else tuple(class_order)
     if class_order == "natural":
         return tuple(ids)
     if class_order == "python_shuffle":
@@ -263,9 +268,12 @@ def order_classes(num_classes: int, class_order: str | Sequence[int], seed: int 
     if class_order == "shuffle":
         return tuple(np.random.default_rng(seed).permutation(num_classes).tolist())
     try:
-        listed = tuple(int(c) for c in (class_order.split(",") if isinstance(class_order, str) else class_order))
-    except ValueError:
-        hint = names.nearest(class_order, ("natural", *_SHUFFLES))
+        if isinstance(class_order, str):
+            listed = tuple(int(c) for c in class_order.strip(" ()[]").rstrip(",").split(","))
+        else:
+            listed = tuple(map(operator.index, class_order))
+    except (ValueError, TypeError):
+        hint = names.nearest(str(class_order), ("natural", *_SHUFFLES))
         raise UserError(f"data.class_order={class_order!r}: {hint}, or class ids such as '5,0,7'") from None
     outside = [c for c in listed if not 0 <= c < num_classes]
     twice = sorted({c for c in listed if listed.count(c) > 1})
@@ -281,8 +289,10 @@ def validation_permutation(n: int, seed: int) -> np.ndarray:
 
 
 def _task_sizes(num_classes, num_tasks, task_sizes):
-    if not all(type(size) is int for size in task_sizes):
-        raise UserError(f"data.task_sizes={task_sizes} must be whole numbers")
+    try:
+        task_sizes = tuple(map(operator.index, task_sizes))
+    except TypeError:
+        raise UserError(f"data.task_sizes={task_sizes} must be whole numbers") from None
     if task_sizes:
         if num_tasks not in (0, len(task_sizes)):
             raise UserError(

@@ -1,12 +1,11 @@
 """Pictures in a tar archive of class folders, found once, then read by their place in it; nothing is unpacked."""
 
-import logging
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cdl_jax.data.image_files import EXTENSIONS
+from cdl_jax.data.image_files import EXTENSIONS, LeftOut, hidden
 from cdl_jax.errors import UserError
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz"}
@@ -69,25 +68,29 @@ def classes(path: Path) -> dict[str, dict[str, list[Member]]]:
 
     A picture's class is the folder that it lies in, or, as ImageNet is delivered, the archive within the archive. Its
     part is the folder above where that is called train, test or val, else "". All that lies further up means nothing.
-    What is no file, hidden (also `..`), no picture by its name, or in no folder is left out, and their number logged.
-    Of two files of one name the later counts, as if they had been unpacked.
+    What is no file, hidden (also `..`), of `__MACOSX`, no picture by its name, or in no folder is left out, counted and
+    logged. Of two files of one name the later counts, as if they had been unpacked.
 
     Raises:
       UserError: the archive cannot be read, is compressed, ends too early or is damaged, or has no picture in a folder.
     """
-    found, ignored, homeless = {}, 0, 0
+    found, left_out, homeless = {}, LeftOut(), 0
     try:
         with open(path, "rb") as file:
             end = file.seek(0, 2)
             for name, offset, size in _files(file, path, 0, end):
                 parts = [part for part in name.split("/") if part not in ("", ".")]
                 *folders, picture = parts or [""]
-                hidden = any(part.startswith(".") for part in parts)
-                if hidden or not picture.lower().endswith(EXTENSIONS):
-                    ignored += 1
+                if reason := next(filter(None, map(hidden, parts)), ""):
+                    left_out.add(reason, name)
+                elif not picture.lower().endswith(EXTENSIONS):
+                    left_out.add_file(name)
                 elif not folders:
                     homeless += 1
+                    left_out.add("outside of class folders", name)
                 else:
+                    if folders[-1] == "images" and len(folders) > 2 and folders[-3] in ("train", "test", "val"):
+                        folders.pop()  # as Tiny-ImageNet has it
                     part = folders[-2] if len(folders) > 1 and folders[-2] in ("train", "test", "val") else ""
                     members = found.setdefault(part, {}).setdefault(folders[-1], {})
                     members[picture] = Member(str(path), name, offset, size)
@@ -98,10 +101,7 @@ def classes(path: Path) -> dict[str, dict[str, list[Member]]]:
             f"{path}: no pictures ({', '.join(EXTENSIONS)}) in class folders, {homeless} outside of any: pack one "
             "folder a class"
         )
-    if ignored + homeless:
-        logging.getLogger("cdl_jax").info(
-            "%s: left out %d files that are no pictures of a class", path, ignored + homeless
-        )
+    left_out.log(path)
     return {
         part: {name: [members[key] for key in sorted(members)] for name, members in sorted(found[part].items())}
         for part in found

@@ -1,16 +1,24 @@
 """Damaged and hostile files are accepted or refused in one line; nothing in them runs, and memory has a bound.
 
+Sound files of drawn layouts, formats and names are read with the labels and gray levels that they were written with.
+
 More of them: python -m benchmarks.run fuzz
 """
 
+import csv
+import io
 import logging
 import pickle
+import random
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import fuzz_attacks, fuzz_checkpoints, fuzz_inputs
 from benchmarks.cases import fuzz
-from cdl_jax.errors import UserError
+from cdl_jax.data import batches, stream
+from cdl_jax.errors import UserError, printable
 
 SLOW = ("lists nested a million deep", "marks without end", "dicts without end", "sets without end")
 
@@ -105,3 +113,117 @@ def test_a_finding_is_found(tmp_path, what):
 
 def test_a_message_is_one_line_whatever_a_file_calls_its_parts():
     assert str(UserError("a\nb\r\nc")) == "a b c"
+
+
+NAMES = (
+    "a",
+    "b\nc",
+    "q\"uo'te",
+    "100%s",
+    "\udcff\udcfe",
+    " edge ",
+    "é",
+    "b",
+    "10",
+    "9",
+    "x,y;z",
+    "{0}",
+    "n0\x1b[1m",
+    "#",
+)
+
+
+def encoded(image, ending, draw):
+    """The content of an image file of that ending, in a mode that the format can have."""
+    modes = {".jpg": "L RGB CMYK", ".webp": "RGB RGBA", ".bmp": "L RGB", ".gif": "L", ".ppm": "RGB", ".pgm": "L I;16"}
+    mode = draw.choice(modes.get(ending, "L LA RGB RGBA I;16 F" if ending == ".tif" else "L LA RGB RGBA I;16").split())
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image, np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(np.asarray(image, np.float32) / 255)
+    elif mode != "L":
+        image = image.convert("RGB").convert(mode) if mode != "LA" else image.convert("LA")
+    content = io.BytesIO()
+    form = {".jpg": "JPEG", ".tif": "TIFF", ".pgm": "PPM"}.get(ending, ending[1:].upper())
+    image.save(content, form, **({"lossless": True} if form == "WEBP" else {}))
+    return content.getvalue()
+
+
+def meant(draw, root):
+    """Writes a data set in a drawn layout: (source, path, {part: sorted (class name, gray level)})."""
+    classes = draw.sample(NAMES, draw.randint(2, 5))
+    kind = draw.choice(("train and val", "tar", "tiny", "cub", "csv", "arrays"))
+    if kind == "cub":  # its lists are lines
+        classes = [name.replace("\n", " ").strip() for name in classes]
+        classes = [f"{number:03}.{name}" for number, name in enumerate(classes)]
+    if kind == "csv":  # where blanks around labels are dropped
+        classes = [name.strip() for name in classes]
+    levels = iter(draw.sample(range(250), 4 * len(classes)))
+    images = [(part, name, next(levels)) for name in classes for part in ("train", "train", "test", "test")]
+    want = {
+        part: sorted((printable(name), level) for p, name, level in images if p == part) for part in ("train", "test")
+    }
+    if kind == "arrays":
+        scale, dtype = draw.choice(((1, "u1"), (257, "u2"), (1, "i8"), (1 / 255, "f4"), (1 / 255, "f8"), (1, "f4")))
+        arrays = {"class_names": np.array(classes)}
+        for part in ("train", "test"):
+            own = [(classes.index(name), level) for p, name, level in images if p == part]
+            x = np.array([np.full((4, 4), level) for _, level in own]) * scale
+            arrays |= {f"x_{part}": x.astype(dtype), f"y_{part}": np.array([label for label, _ in own])}
+        np.savez(root / "x.npz", **arrays)
+        return "arrays", root / "x.npz", want
+    endings = (".jpg", ".PNG", ".webp", ".bmp", ".Gif", ".tif", ".ppm", ".PGM")
+    files, lists = {}, []
+    for number, (part, name, level) in enumerate(images):
+        ending = draw.choice(endings)
+        content = encoded(Image.new("L", (4, 4), level), ending.lower(), draw)
+        where = {
+            "tiny": f"train/{name}/images" if part == "train" else "val/images",
+            "cub": f"images/{name}",
+            "csv": draw.choice(("x", "sub dir/é")),
+        }.get(kind, f"{part.replace('test', 'val')}/{name}")
+        files[f'{where}/{number}%d "{ending}'] = content
+        lists.append((f'{number}%d "{ending}', f'{where}/{number}%d "{ending}', name, part))
+    if kind == "tar":
+        (root / "x.tar").write_bytes(fuzz_inputs.tar([(f"set/{name}", content) for name, content in files.items()]))
+        return "folder", root / "x.tar", want
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    write = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    if kind == "tiny":
+        with (root / "val/val_annotations.txt").open("w", **write) as file:
+            rows = [(file_, name, 0, 0, 3, 3) for file_, _, name, part in lists if part == "test"]
+            csv.writer(file, delimiter="\t").writerows(rows)
+    if kind == "csv":
+        with (root / "list.csv").open("w", **write) as file:
+            csv.writer(file).writerows((place, name, part) for _, place, name, part in lists)
+        return "folder", root / "list.csv", want
+    if kind == "cub":
+        columns = {
+            "images.txt": [place.removeprefix("images/") for _, place, _, _ in lists],
+            "image_class_labels.txt": [classes.index(name) + 1 for _, _, name, _ in lists],
+            "train_test_split.txt": [int(part == "train") for *_, part in lists],
+        }
+        for name, column in columns.items():
+            text = "".join(f"{number} {value}\n" for number, value in enumerate(column, start=1))
+            (root / name).write_bytes(text.encode(errors="surrogateescape"))
+    return "folder", root, want
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_read_is_what_was_meant(tmp_path, seed):
+    draw = random.Random(seed)
+    source, path, want = meant(draw, tmp_path)
+    order = draw.choice(("natural", "shuffle", "python_shuffle"))
+    options = {"num_tasks": 1, "class_order": order, "class_order_seed": seed}
+    data = stream.load({"name": source, "path": str(path), **options})
+    for part in ("train", "test"):
+        split = getattr(data, part)
+        found = [
+            (data.class_names[label], round(float(np.asarray(batches._open(split, row)[0]).mean())))
+            for row, label in enumerate(split.labels)
+        ]
+        assert [name for name, _ in sorted(found)] == [name for name, _ in want[part]]
+        for (name, level), (_, right) in zip(sorted(found), want[part], strict=True):
+            assert abs(level - right) <= 2, (name, level, right)  # JPEG and CMYK round

@@ -78,7 +78,7 @@ def test_arrays_that_cannot_be_used_are_answered_in_one_line(tmp_path):
         np.savez(tmp_path / "bad.npz", **{k: v for k, v in {**good, **changes}.items() if v is not None})
         return refusal("arrays", tmp_path / "bad.npz")
 
-    assert "float64" in answer(x_train=np.zeros((2, 4, 4)))
+    assert "float64" in answer(x_train=np.zeros((2, 4)))
     assert "[2, 4, 4, 2]" in answer(x_train=np.zeros((2, 4, 4, 2), np.uint8))
     assert "no array 'y_test'" in answer(y_test=None)
     assert "whole numbers" in answer(y_train=np.asarray([0.0, 1.0]))

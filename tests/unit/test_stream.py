@@ -262,3 +262,34 @@ def test_load_takes_a_config_dict():
 def test_an_unknown_source_gets_the_nearest_name():
     with pytest.raises(UserError, match="cifar100"):
         stream.load({"name": "cifar1000"})
+
+
+@pytest.mark.parametrize(
+    "order",
+    ["5,0,3", "(5, 0, 3)", "[5, 0, 3]", (5, 0, 3), [5, 0, 3], np.array([5, 0, 3]), np.array([5, 0, 3], np.uint8)],
+)
+def test_class_ids_may_be_text_or_any_sequence_of_integers(order):
+    made = stream.split_into_tasks(dataset(), num_tasks=3, class_order=order)
+    assert made.class_order == (5, 0, 3) and made.class_names == ("f", "a", "d")
+    assert [int(made.train.images[task.train[0], 0, 0, 0]) for task in made.tasks] == [5, 0, 3]
+    assert stream.of_seeds(made, {"class_order": order, "class_order_seed": -1}, (0, 1)) == (made, made)
+
+
+@pytest.mark.parametrize("order", [(0.5, 1), ["a", "b"], np.array([0.0, 1.0]), "a,b"])
+def test_class_orders_that_are_no_integers_are_refused(order):
+    with pytest.raises(UserError, match="^data.class_order=[^\n]*class ids such as '5,0,7'$"):
+        stream.split_into_tasks(dataset(), num_tasks=1, class_order=order)
+
+
+def test_task_sizes_may_be_numpy_numbers():
+    made = stream.split_into_tasks(dataset(), num_tasks=0, task_sizes=np.array([4, 2]))
+    assert [task.classes for task in made.tasks] == [(0, 1, 2, 3), (4, 5)]
+
+
+def test_class_names_of_any_bytes_become_text_of_one_line():
+    whole = dataset(4)
+    odd = stream.Dataset("x\ny", ("a\nb", "\udcff", "%s \x1b[31m", 7), whole.train, whole.test)
+    made = stream.split_into_tasks(odd, num_tasks=1)
+    assert made.name == "x y" and made.class_names == ("a b", "\\udcff", "%s \\x1b[31m", "7")
+    for name in made.class_names:
+        name.encode()

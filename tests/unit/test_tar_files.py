@@ -183,3 +183,27 @@ def test_a_damaged_picture_and_a_shorter_archive_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(UserError, match=r"set\.tar: val/.*cannot be read as a picture .*has become shorter"):
         pixels(data.test)
+
+
+def test_classes_beside_a_test_part_are_the_training_part(tmp_path):
+    files = {"set/a/1.png": png(1), "set/b/2.png": png(2), "set/test/b/3.png": png(3), "set/test/a/4.png": png(4)}
+    data = load(write(tmp_path / "set.tar", files))
+    np.testing.assert_array_equal(pixels(data.train)[0], GLYPHS[[1, 2]])
+    np.testing.assert_array_equal(pixels(data.test)[0], GLYPHS[[4, 3]])
+
+
+def test_tiny_imagenets_images_folders_and_left_out_members_of_an_archive(tmp_path, caplog):
+    files = {f"t/{part}/{name}/images/{i}.png": png(i) for part, name, i in (("train", "a", 1), ("train", "b", 2))}
+    files |= {
+        "t/val/a/1.png": png(3),
+        "t/val/b/2.png": png(4),
+        "__MACOSX/t/val/a/1.png": b"x",
+        "t/val/a/x.gif.txt": b"x",
+    }
+    data = load(write(tmp_path / "t.tar", files))
+    assert data.class_names == ("a", "b")
+    np.testing.assert_array_equal(pixels(data.train)[0], GLYPHS[[1, 2]])
+    assert (
+        "left out 2 files or folders: 1 of __MACOSX (first __MACOSX/t/val/a/1.png), 1 with the ending .txt"
+        in caplog.text
+    )

@@ -33,6 +33,6 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return cifar_files.load("cifar10", LAYOUTS, options["path"])
 
 
-def blank() -> Dataset:
+def blank(options: Mapping[str, Any]) -> Dataset:
     """The published sizes without the pictures."""
     return stream.blank("cifar10", 10, 50_000, 10_000, side=32)

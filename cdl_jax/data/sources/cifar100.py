@@ -34,6 +34,6 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return cifar_files.load("cifar100", LAYOUTS, options["path"])
 
 
-def blank() -> Dataset:
+def blank(options: Mapping[str, Any]) -> Dataset:
     """The published sizes without the pictures."""
     return stream.blank("cifar100", 100, 50_000, 10_000, side=32)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cdl_jax import paths
-from cdl_jax.data import npz_files
+from cdl_jax.data import npz_files, stream
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 
@@ -60,6 +60,15 @@ def load(options: Mapping[str, Any]) -> Dataset:
         np.flatnonzero((classes >= 0) & ~is_test), np.flatnonzero((classes >= 0) & is_test)
     ))  # fmt: skip
     return Dataset(f"{path.stem}_{options['label']}", tuple(str(names[i]) for i in kept), *splits)
+
+
+def blank(options: Mapping[str, Any]) -> Dataset:
+    """Returns the sizes of emoji32.npz (docs/data.md) for the chosen labels and part."""
+    if options["label"] == "subgroup":
+        return stream.blank("emoji_file_subgroup", 65, 4_669, 1_159, side=32)
+    count = options["stream_classes"] or 1_594
+    count = count if options["part"] == "incremental" else 1_594 - count
+    return stream.blank("emoji_file_identity", count, 3 * count, count, side=32)
 
 
 def _by_identity(options, subgroup, vendor, emoji, subgroups, vendors, names):

@@ -1,100 +1,125 @@
-"""A user's pictures, one folder a class: in a folder, or in tar archives that are read as they are."""
+"""A user's images: in class folders, by lists, or in tar archives that are read as they are."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from cdl_jax import paths
-from cdl_jax.data import image_files, tar_files
+from cdl_jax.data import image_files, layouts, stream
 from cdl_jax.data.stream import Dataset, Split
-from cdl_jax.errors import UserError
+from cdl_jax.errors import UserError, printable
 
 OPTIONS: dict[str, Any] = {
     "test_fraction": 0.2,  # of each class, where the folder has no test set of its own
     "split_seed": 0,  # of that split
+    "skip_empty_classes": False,  # leaves classes without training images out, which are refused otherwise
 }
-_ARCHIVES = ("{}.tar", "ILSVRC2012_img_{}.tar")
+_NAMED = 5  # classes in a message
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Pictures of any size from `train/<class>/` and `test/<class>/` (or `val/<class>/`), or from `<class>/` alone.
+    """Returns images of any size from a folder, a tar archive or a list, in one of the layouts of `layouts`.
 
-    `data.path` is a folder or a tar archive with these. In a folder, `train.tar` or `ILSVRC2012_img_train.tar` may
-    stand for `train/`, and so for the others; archives are read as `tar_files.classes` tells. Classes are numbered in
-    sorted order of their names. Without training pictures of their own, `test_fraction` of each class (rounded, at
-    least one) becomes the test set, drawn by `split_seed` from the sorted file names.
+    Classes have the sorted order of their names. Where there are `test/` and `val/`, the former is the test set.
+    Without a test set, `test_fraction` of each class (rounded, at least one image) becomes one, drawn by `split_seed`
+    from the sorted file names. One log line counts and names what is left out.
 
     Raises:
-      UserError: no such folder, no classes or no pictures in it, a damaged archive, or a class that occurs in the test
-        set alone.
+      UserError: the path or its layout is unknown, a class has no training images, or a class is in the test set only.
     """
     if not options["path"]:
-        raise UserError("the folder source reads pictures of yours: set data.path to the folder with train/ and test/")
+        raise UserError("the folder source reads images of yours: set data.path to the folder with train/ and test/")
     root = paths.resolve(options["path"], "data.path")
     if not root.is_dir() and not root.is_file():
         raise UserError(f"data.path={options['path']!r} is no folder and no tar archive")
-    parts = _parts(root)
-    if "train" not in parts:
-        return _split_by_seed(root, parts.get("", {}), options["test_fraction"], options["split_seed"])
+    left_out = image_files.LeftOut()
+    parts = layouts.find(root, left_out)
+    named = {name for classes in parts.values() for name, files in classes.items() if files}
+    if root.is_dir() and named <= {"images"}:
+        formats = ", ".join(image_files.EXTENSIONS)
+        raise UserError(f"{root}: no pictures ({formats}) of classes: it {layouts.described(root)}")
+    known = parts.get("train", parts.get("", {}))
     tests = [name for name in ("test", "val") if name in parts]
-    if not tests:
+    if "train" in parts and not tests:
         remedy = f", or set data.path to {root / 'train'}" if (root / "train").is_dir() else ""
-        raise UserError(f"{root}: has train/ but neither test/ nor val/; add one{remedy}")
-    train, test = parts["train"], parts[tests[0]]
-    unknown = [name for name in test if name not in train]
+        raise UserError(
+            f"{root}: has train/ but neither test/ nor val/; add one with class folders or a list of labels{remedy}"
+        )
+    if not known:
+        raise UserError(f"{root}: no training images" + f"; it has only {' and '.join(tests)}" * bool(tests))
+    training = _without_empty(known, root, options["skip_empty_classes"], left_out)
+    if tests:
+        train, test = training, _of_known(parts[tests[0]], known, training, root, tests[0], left_out)
+        if len(tests) > 1:
+            line = f"{root}: test/ is the test set, and val/ is not used"
+            logging.getLogger("cdl_jax").warning("%s", printable(line))
+    else:
+        train, test = _split_by_seed(root, training, options["test_fraction"], options["split_seed"])
+    left_out.log(root)
+    name = root.resolve().name.removesuffix(".tar") if root.is_dir() or root.suffix == ".tar" else root.resolve().stem
+    return Dataset(name, tuple(training), _split(train, training), _split(test, training))
+
+
+def blank(options: Mapping[str, Any]) -> Dataset:
+    """Returns the sizes of ImageNet (ILSVRC 2012), as a placeholder for images of the user."""
+    return stream.blank("folder", 1000, 1_281_167, 50_000)
+
+
+def _without_empty(classes, root, skip, left_out):
+    """Returns the classes that have training images.
+
+    Raises:
+      UserError: some have none, and they are not to be left out.
+    """
+    empty = [name for name, files in classes.items() if not files]
+    if empty and not skip:
+        raise UserError(
+            f"{root}: {len(empty)} classes without training images: {_some(empty)}; add images, remove the folders, or "
+            "leave the classes out by --config.data.skip_empty_classes=true"
+        )
+    for name in empty:
+        left_out.add("classes without training images", name)
+    return {name: files for name, files in classes.items() if files}
+
+
+def _of_known(test, folders, training, root, part, left_out):
+    """Returns the test images of the classes that have training images.
+
+    Raises:
+      UserError: a class is unknown to the training part.
+    """
+    unknown = [name for name, files in test.items() if name not in folders and files]
     if unknown:
-        raise UserError(f"{root / tests[0] / unknown[0]}: no such class in {root / 'train'}")
-    splits = _split(list(train.values()), root), _split([test.get(name, []) for name in train], root)
-    return Dataset(_name(root), tuple(train), *splits)
+        raise UserError(
+            f"{root / part / unknown[0]}: no such class in {root / 'train'}; {len(unknown)} classes of {part}/ lack "
+            f"training images: {_some(unknown)}"
+        )
+    for name in test.keys() - training.keys():
+        left_out.add(f"{part} classes without training images", name)
+    return {name: test.get(name, []) for name in training}
 
 
-def _parts(root) -> dict[str, dict[str, list]]:
-    """`{part: {class: pictures}}` of the parts train, test and val that there are; without train, of the part ""."""
-    if root.is_file():
-        return tar_files.classes(root)
-    found = {}
-    for part in ("train", "test", "val"):
-        archives = [root / name.format(part) for name in _ARCHIVES if (root / name.format(part)).is_file()]
-        if (root / part).is_dir():
-            found[part] = _folders(root / part)
-        elif archives:
-            inside = tar_files.classes(archives[0])
-            found[part] = inside.get(part) or inside.get("") or next(iter(inside.values()))
-    return found if "train" in found else {"": _folders(root)}
+def _some(names):
+    return ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
 
 
-def _split_by_seed(root, pictures, fraction, seed):
+def _split_by_seed(root, images, fraction, seed):
     if not 0 < fraction < 1:
         raise UserError(f"data.test_fraction={fraction} must lie between 0 and 1")
-    train, test = [], []
-    for label, (name, files) in enumerate(pictures.items()):
+    train, test = {}, {}
+    for label, (name, files) in enumerate(images.items()):
         if len(files) < 2:
-            raise UserError(f"{root / name}: {len(files)} pictures; a class needs two or more to be split")
+            raise UserError(f"{root / name}: {len(files)} images; a class needs two or more to be split")
         order = np.random.default_rng((seed, label)).permutation(len(files))
         held_out = min(max(1, round(fraction * len(files))), len(files) - 1)
-        test.append([files[row] for row in sorted(order[:held_out])])
-        train.append([files[row] for row in sorted(order[held_out:])])
-    return Dataset(_name(root), tuple(pictures), _split(train, root), _split(test, root))
+        test[name] = [files[row] for row in sorted(order[:held_out])]
+        train[name] = [files[row] for row in sorted(order[held_out:])]
+    return train, test
 
 
-def _folders(root):
-    """`{class: paths}` of the folders in a folder, sorted."""
-    return {
-        name: [str(root / name / picture) for picture in image_files.pictures(root / name)]
-        for name in image_files.subfolders(root)
-    }
-
-
-def _name(root):
-    return root.resolve().name.removesuffix(".tar")
-
-
-def _split(files_of_class, root):
-    files = tuple(file for files in files_of_class for file in files)
-    if not files:
-        formats = ", ".join(image_files.EXTENSIONS)
-        raise UserError(f"{root}: no pictures ({formats}) in <class> folders, nor in train/<class> and test/<class>")
-    return Split(
-        np.repeat(np.arange(len(files_of_class), dtype=np.int32), [len(f) for f in files_of_class]), files=files
-    )
+def _split(images, classes):
+    files = [images[name] for name in classes]
+    labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(own) for own in files])
+    return Split(labels, files=tuple(file for own in files for file in own))

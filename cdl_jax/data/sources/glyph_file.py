@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdl_jax import paths
-from cdl_jax.data import npz_files
+from cdl_jax.data import npz_files, stream
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 
@@ -31,3 +31,8 @@ def load(options: Mapping[str, Any]) -> Dataset:
         raise UserError(f"{path}: chars must be text [classes], not {list(arrays['chars'].shape)}")
     train, test = (Split(labels[chosen], images[chosen]) for chosen in (~is_test, is_test))
     return Dataset(path.stem, tuple(str(c) for c in arrays["chars"]), train, test)
+
+
+def blank(options: Mapping[str, Any]) -> Dataset:
+    """Returns the sizes of Split-Glyph-100, as a placeholder for a file of the user."""
+    return stream.blank("glyph_file", 100, 48_928, 21_609, side=32)

@@ -56,7 +56,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return Dataset("imagenet_r", class_names, *(_split(root, files, label_of_wnid) for files in (train, test)))
 
 
-def blank() -> Dataset:
+def blank(options: Mapping[str, Any]) -> Dataset:
     """The published sizes without the pictures."""
     return stream.blank("imagenet_r", 200, 24_000, 6_000)
 
