@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path, PurePosixPath
 
-from cdl_jax.errors import printable
+from cdl_jax.console import one_line
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _SHOWN = 6  # reasons in a log line
@@ -34,7 +34,7 @@ class LeftOut:
         parts = [f"{count:,} {reason} (first {first})" for reason, (count, first) in reasons[:_SHOWN]]
         rest = sum(count for _, (count, _) in reasons[_SHOWN:])
         line = f"{where}: left out {total:,} files or folders: {', '.join(parts)}" + f", {rest:,} others" * bool(rest)
-        logging.getLogger("cdl_jax").warning("%s", printable(line))
+        logging.getLogger("cdl_jax").warning("%s", one_line(line))
 
 
 def hidden(name: str) -> str:

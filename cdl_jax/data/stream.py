@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from cdl_jax import names
-from cdl_jax.errors import UserError, printable
+from cdl_jax.console import one_line
+from cdl_jax.errors import UserError
 
 _SHUFFLES = ("python_shuffle", "shuffle")
 
@@ -180,8 +181,8 @@ def split_into_tasks(
     """
     for split, part in ((dataset.train, "training"), (dataset.test, "test")):
         _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names))
-    shown = tuple(printable(str(name)) for name in dataset.class_names)  # folders may have any bytes as names
-    dataset = replace(dataset, name=printable(dataset.name), class_names=shown)
+    shown = tuple(one_line(str(name)) for name in dataset.class_names)  # folders may have any bytes as names
+    dataset = replace(dataset, name=one_line(dataset.name), class_names=shown)
     order = order_classes(len(dataset.class_names), class_order, class_order_seed)
     sizes = _task_sizes(len(order), num_tasks, tuple(task_sizes))
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from benchmarks import fuzz_attacks, fuzz_checkpoints, fuzz_inputs
 from benchmarks.cases import fuzz
+from cdl_jax.console import one_line
 from cdl_jax.data import batches, stream
-from cdl_jax.errors import UserError, printable
+from cdl_jax.errors import UserError
 
 SLOW = ("lists nested a million deep", "marks without end", "dicts without end", "sets without end")
 
@@ -161,7 +162,7 @@ def meant(draw, root):
     levels = iter(draw.sample(range(250), 4 * len(classes)))
     images = [(part, name, next(levels)) for name in classes for part in ("train", "train", "test", "test")]
     want = {
-        part: sorted((printable(name), level) for p, name, level in images if p == part) for part in ("train", "test")
+        part: sorted((one_line(name), level) for p, name, level in images if p == part) for part in ("train", "test")
     }
     if kind == "arrays":
         scale, dtype = draw.choice(((1, "u1"), (257, "u2"), (1, "i8"), (1 / 255, "f4"), (1 / 255, "f8"), (1, "f4")))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax import errors
+from cdl_jax import console
 from cdl_jax.data import batches, stream
 from cdl_jax.errors import UserError
 
@@ -27,7 +27,7 @@ def test_a_class_and_its_files_may_have_any_name(tmp_path, name, caplog, capsys)
     write(root, "train/z/1.png", "val/z/1.png", level=90)
     (root / "train" / name / f"{name}.txt").touch()
     data = stream.load({"name": "folder", "path": str(root), "num_tasks": 2})
-    shown = {errors.printable(name): 7, "z": 90}
+    shown = {console.one_line(name): 7, "z": 90}
     for part in ("train", "test"):
         split = getattr(data, part)
         found = {
@@ -47,10 +47,10 @@ def test_an_error_names_them_in_one_printable_line(tmp_path, name):
     with pytest.raises(UserError) as error:
         stream.load({"name": "folder", "path": str(tmp_path), "num_tasks": 1})
     text = str(error.value)
-    assert text.encode() and len(text.splitlines()) == 1 and errors.printable(f"{name}2") in text
+    assert text.encode() and len(text.splitlines()) == 1 and console.one_line(" ".join(f"{name}2".splitlines())) in text
 
 
-def test_printable_escapes_what_no_stream_can_print():
-    assert errors.printable("a\nb\r\nc") == "a b c"
-    assert errors.printable("\udcff\x1b[31m\0\x85") == "\\udcff\\x1b[31m\\x00"
-    assert errors.printable("100% 'é' \u3042") == "100% 'é' \u3042"
+def test_one_line_escapes_what_no_stream_can_print():
+    assert console.one_line("a\nb\r\nc") == "a\\nb\\r\\nc"
+    assert console.one_line("\udcff\x1b[31m\0\x85") == "\\udcff\\x1b[31m\\x00\\x85"
+    assert console.one_line("100% 'é' \u3042") == "100% 'é' \u3042"

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from cdl_jax import paths
+from cdl_jax.console import one_line
 from cdl_jax.data import image_files, layouts, stream
 from cdl_jax.data.stream import Dataset, Split
-from cdl_jax.errors import UserError, printable
+from cdl_jax.errors import UserError
 
 OPTIONS: dict[str, Any] = {
     "test_fraction": 0.2,  # of each class, where the folder has no test set of its own
@@ -54,7 +55,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
         train, test = training, _of_known(parts[tests[0]], known, training, root, tests[0], left_out)
         if len(tests) > 1:
             line = f"{root}: test/ is the test set, and val/ is not used"
-            logging.getLogger("cdl_jax").warning("%s", printable(line))
+            logging.getLogger("cdl_jax").warning("%s", one_line(line))
     else:
         train, test = _split_by_seed(root, training, options["test_fraction"], options["split_seed"])
     left_out.log(root)
