@@ -118,6 +118,7 @@ def _parse(argv):
         raise UserError(f"unknown flag --{error.flagname}: {nearest(error.flagname, _FLAGS)}") from None
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from None
+    config.check_keys(values.config)
     config.check_numbers(values.config)
     for key, value in config.flatten(values.config).items():
         if isinstance(value, list) and any(isinstance(one, int | float) for one in known[key] or ()):

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -33,6 +34,7 @@ def available(folder: str) -> list[str]:
     return sorted(name for name, path in paths.items() if path.is_file() and wanted <= _top_level(path))
 
 
+@functools.cache
 def _top_level(path):
     """Names of the functions and values that a file defines at its top level."""
     found = set()
