@@ -200,22 +200,24 @@ def check_keys(config) -> None:
         if not isinstance(found.get(key), str):
             raise UserError(f"config.{key} is missing: begin the config with cdl_jax.config.default(...)")
     known = flatten(_rebuilt(config, found))
-    own = [section for section in ("learner", "distill") if f"{section}.name" in found]
-    families = [key for key in found if key.endswith(".family") and "." in str(found[key])]
-    skipped = tuple(key.removesuffix("family") for key in families)  # networks of a user's package
-    for key in sorted(known.keys() - found.keys()):
+    choices = {"data": "data.name"} | {key.split(".")[0]: key for key in found if key.endswith((".family", ".name"))}
+    choices.pop("optim", None)
+    theirs = tuple(
+        f"{section}." for section, key in choices.items() if key.endswith("family") and "." in str(found[key])
+    )
+    for key in sorted(known.keys() ^ found.keys(), key=lambda key: (key in found, key)):
         section = key.split(".")[0]
-        if key.startswith(skipped):
+        choice = choices.get(section, "method")
+        if key.startswith(theirs):  # a network of a user's package
             continue
-        choice = f"{section}.name" if section in own else f"{section}.family" if f"{section}.family" in found else ""
-        choice = choice or ("data.name" if section == "data" else "method")
-        raise UserError(
-            f"config.{key} is missing, an option of config.{choice}={found[choice]!r}: the config has the options of "
-            "another; choose it in the config file or behind its colon (file.py:learner=coda), which brings its options"
-        )
-    for key in sorted(found.keys() - known.keys()):
-        if not key.startswith(skipped):
-            raise UserError(f"unknown key config.{key}: {names.nearest(key, known)}")
+        if key in known:
+            raise UserError(
+                f"config.{key} is missing, an option of config.{choice}={found[choice]!r}: the config has the options "
+                "of another; choose it in the config file or behind its colon (file.py:learner=coda), which brings its "
+                "options"
+            )
+        of = f" of config.{choice}={found[choice]!r}" if section in choices else ""
+        raise UserError(f"unknown key config.{key}{of}: {names.nearest(key, known)}")
 
 
 def _rebuilt(config, found):
@@ -233,9 +235,11 @@ def _rebuilt(config, found):
     rebuilt = partial(default, config.method, data=source, **choices)
     try:
         return rebuilt(**{name: size for name, (_, _, size) in networks.items()})
+    except names.NoModule:
+        raise
     except UserError:
-        rebuilt()  # raises where the method, the source, the learner or the scheme is the mistake
-        name = next(name for name, (_, _, size) in networks.items() if _refuses(rebuilt, **{name: size}))
+        culprits = [name for name, (_, _, size) in networks.items() if _refuses(rebuilt, **{name: size})]
+    name = (culprits or list(networks))[0]
     section, family, _ = networks[name]
     of = f" with config.learner.name={choices['learner']!r}" if "learner" in choices else ""
     raise UserError(
@@ -250,6 +254,17 @@ def _refuses(call, **options):
     except UserError:
         return True
     return False
+
+
+def with_source(config, name: str):
+    """Returns the config with another data source, whose own options have their default values."""
+    from cdl_jax.data import stream
+
+    common = {key: value for key, value in config.data.items() if key in stream.OPTIONS}
+    changed = Config(config)
+    del changed["data"]
+    changed.data = {**common, **names.load("data.sources", name).OPTIONS, "name": name}
+    return changed
 
 
 def with_defaults(stored: dict) -> dict:

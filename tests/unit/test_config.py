@@ -211,7 +211,10 @@ def test_a_value_that_does_not_fit_is_refused_where_it_is_assigned(default, key,
     ("line", "message"),
     [
         ("config.train.epoch = 1", "unknown key config.train.epoch: did you mean 'train.epochs'?"),
-        ("config.distill.tempreature = 4.0", "unknown key config.distill.tempreature: did you mean 'distill.temper"),
+        (
+            "config.distill.tempreature = 4.0",
+            "unknown key config.distill.tempreature of config.distill.name='kd': did you mean 'distill.temper",
+        ),
         ("config.trian = {'epochs': 3}", "unknown key config.trian.epochs: did you mean 'train.epochs'?"),
         ("config.notes = ''", "unknown key config.notes: "),
         (
