@@ -267,8 +267,8 @@ def _run(options):
     if primary:
         print(report.summary(seeds))
         for own in workdir.seed_folders(folder, config.seeds):
-            if config.log.report:
-                print(f"report: {own / 'report.html'}")
+            if (page := own / "report.html").exists() and config.log.report:
+                print(f"report: {page}")
     return 0
 
 
