@@ -11,10 +11,14 @@ A config file is a short program:
         return config
 """
 
+import inspect
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
 from cdl_jax import names
 from cdl_jax.errors import UserError
@@ -93,6 +97,53 @@ _ANY_SIGN = ("distill.norm_epsilon", "data.class_order_seed")  # the numbers tha
 _SIZES = ("dim", "depth", "heads", "patch_size", "image_size")  # of any network
 
 
+class Config(ml_collections.ConfigDict):
+    """Takes what a config file may assign: values that fit an option's type, from Python, NumPy or pathlib."""
+
+    def __init__(self, tree=(), type_safe=True, prefix=""):
+        super().__init__(type_safe=type_safe)
+        object.__setattr__(self, "_prefix", prefix)
+        for key, value in dict(tree).items():
+            self[key] = value
+
+    def __setitem__(self, key, value):
+        place = f"{self._prefix}{key}"
+        if isinstance(value, dict | ml_collections.ConfigDict):
+            value = Config(value, self.is_type_safe, place + ".")
+        elif not isinstance(value, ml_collections.FieldReference):
+            value = _fitted(place, value, self[key]) if key in self and self.is_type_safe else _plain(value)
+        super().__setitem__(key, value)
+
+
+def _fitted(place, value, old):
+    """Returns the value of an option as an object of the type of its `old` value.
+
+    Raises:
+      UserError: the value is of another kind.
+    """
+    new, kind = _plain(value), type(old)
+    if kind is str and isinstance(new, tuple) and new and all(type(one) is int for one in new):
+        return ",".join(map(str, new))  # class ids
+    if kind is tuple and isinstance(value, list | np.ndarray):
+        return new if isinstance(new, tuple) else (new,)
+    if kind is int and type(new) is float and new.is_integer():
+        return int(new)
+    if kind is float and type(new) is int:
+        return float(new)
+    if old is None or isinstance(new, kind) and (type(new) is bool) == (kind is bool):
+        return new
+    raise UserError(f"config.{place}={value!r} must be of type {kind.__name__}, as {old!r} is")
+
+
+def _plain(value):
+    """Returns `value` with NumPy scalars and arrays as Python's, paths as text and sequences as tuples."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
 def arguments(text: str, **defaults) -> dict:
     """Reads `key=value,key=value` from behind the colon of `--config file.py:...`; types are those of the defaults.
 
@@ -116,31 +167,118 @@ def default(method: str, *, data: str, **choices) -> ml_collections.ConfigDict:
     """All sections with their default values: what is common, the data source's, and the method's for `choices`.
 
     Raises:
-      UserError: a module of that name does not exist.
+      UserError: a module of that name does not exist, or the method has no such choice.
     """
     from cdl_jax import optim
     from cdl_jax.data import augment, stream
 
-    source = names.load("data.sources", data)
+    source, module = names.load("data.sources", data), names.load("methods", method)
+    known = inspect.signature(module.defaults).parameters
+    for name in choices:
+        if name not in known:
+            raise UserError(f"method {method!r} has no choice {name!r}: {names.nearest(name, known)}")
     sections = {
         **COMMON,
         "method": method,
         "data": {**stream.OPTIONS, "name": data, **source.OPTIONS},
         "augment": augment.OPTIONS,
         "optim": optim.OPTIONS,
-        **names.load("methods", method).defaults(**choices),
+        **module.defaults(**choices),
     }
-    return ml_collections.ConfigDict(json_free(sections), type_safe=True)
+    return Config(json_free(sections))
+
+
+def check_keys(config) -> None:
+    """Refuses a config whose keys differ from those of its method, data source, learner, scheme and networks.
+
+    Raises:
+      UserError: names an unknown key and the nearest known one, an option that is missing, or a choice that does not
+        fit the others.
+    """
+    found = flatten(config)
+    for key in ("method", "data.name"):
+        if not isinstance(found.get(key), str):
+            raise UserError(f"config.{key} is missing: begin the config with cdl_jax.config.default(...)")
+    known = flatten(_rebuilt(config, found))
+    choices = {"data": "data.name"} | {key.split(".")[0]: key for key in found if key.endswith((".family", ".name"))}
+    choices.pop("optim", None)
+    theirs = tuple(
+        f"{section}." for section, key in choices.items() if key.endswith("family") and "." in str(found[key])
+    )
+    for key in sorted(known.keys() ^ found.keys(), key=lambda key: (key in found, key)):
+        section = key.split(".")[0]
+        choice = choices.get(section, "method")
+        if key.startswith(theirs):  # a network of a user's package
+            continue
+        if key in known:
+            raise UserError(
+                f"config.{key} is missing, an option of config.{choice}={found[choice]!r}: the config has the options "
+                "of another; choose it in the config file or behind its colon (file.py:learner=coda), which brings its "
+                "options"
+            )
+        of = f" of config.{choice}={found[choice]!r}" if section in choices else ""
+        raise UserError(f"unknown key config.{key}{of}: {names.nearest(key, known)}")
+
+
+def _rebuilt(config, found):
+    """The default config of the method, data source, learner, scheme and families of networks that a config names."""
+    source, method = config.data.name, names.load("methods", config.method)
+    parts, choices, networks = inspect.signature(method.defaults).parameters, {}, {}
+    for name in parts:
+        section = "student" if name == "network" and "network.family" not in found else name
+        if isinstance(chosen := found.get(f"{section}.name"), str):
+            choices[name] = chosen
+        elif isinstance(family := found.get(f"{section}.family"), str):
+            sizes = getattr(names.load("models", family), "SIZES", ())
+            if sizes:
+                networks[name] = (section, family, next(iter(sizes)))
+    rebuilt = partial(default, config.method, data=source, **choices)
+    try:
+        return rebuilt(**{name: size for name, (_, _, size) in networks.items()})
+    except names.NoModule:
+        raise
+    except UserError:
+        culprits = [name for name, (_, _, size) in networks.items() if _refuses(rebuilt, **{name: size})]
+    name = (culprits or list(networks))[0]
+    section, family, _ = networks[name]
+    of = f" with config.learner.name={choices['learner']!r}" if "learner" in choices else ""
+    raise UserError(
+        f"config.{section}.family={family!r} does not fit config.method={config.method!r}{of}: name another network in "
+        f"the config file or behind its colon (file.py:{name}=...)"
+    )
+
+
+def _refuses(call, **options):
+    try:
+        call(**options)
+    except UserError:
+        return True
+    return False
+
+
+def with_source(config, name: str):
+    """Returns the config with another data source, whose own options have their default values."""
+    from cdl_jax.data import stream
+
+    common = {key: value for key, value in config.data.items() if key in stream.OPTIONS}
+    changed = Config(config)
+    del changed["data"]
+    changed.data = {**common, **names.load("data.sources", name).OPTIONS, "name": name}
+    return changed
 
 
 def with_defaults(stored: dict) -> dict:
-    """Returns a stored config with the common options that it lacks, as a run of an earlier version does."""
+    """Returns a stored config with the options that it lacks, as a run of an earlier version does."""
 
     def merge(defaults, values):
         nested = {key: merge(defaults.get(key, {}), v) for key, v in values.items() if isinstance(v, dict)}
         return {**defaults, **values, **nested}
 
-    return merge(COMMON, stored)
+    whole = merge(COMMON, stored)
+    try:
+        return merge(_rebuilt(ml_collections.ConfigDict(json_free(whole)), flatten(whole)).to_dict(), whole)
+    except (UserError, AttributeError, KeyError):
+        return whole  # not a config of this version; `check_keys` names the reason
 
 
 def json_free(tree):
@@ -151,11 +289,12 @@ def json_free(tree):
 
 
 def check(config) -> None:
-    """Refuses values of the common sections that are out of range; methods and sources check their own.
+    """Refuses unknown keys, and values of the common sections out of range; methods and sources check their own.
 
     Raises:
       UserError: names the key and what it must be.
     """
+    check_keys(config)
     positive = (
         "train.epochs",
         "train.batch_size",

@@ -38,6 +38,7 @@ def describe(program: Program, show_config: bool = False) -> str:
     if program.config.debug_nans:
         raise UserError("config.debug_nans leaves steps uncompiled until they run: describe the run without it")
     program.place_data()
+    program.check_steps()
     data = program.stream
     lines = [f"{data.name}: {data.num_classes} classes in {data.num_tasks} tasks"]
     for seed, own in zip(program.seeds, program.streams, strict=True) if program.axis.own_orders else [(None, data)]:

@@ -111,22 +111,25 @@ def _parse(argv):
     if text:
         name, colon, arguments = text.partition(":")
         path = config_files.find(name)
-        argv = _with_value(argv, "config", f"{path}{colon}{arguments}")
-        parse = _flags(file=True)
+        loaded = _flags([argv[0], f"--config={path}{colon}{arguments}"]).config
+        argv = _without(argv, "config")
     else:
-        parse = _flags(file=False, stored=_stored_config(_value(argv, "workdir")))
-    first = [argv[0], *(["--config=" + _value(argv, "config")] if text else [])]
-    known = config.flatten(parse(first).config)
+        loaded = _stored_config(_value(argv, "workdir"))
+    if source := _value(argv, "config.data.name"):
+        loaded = config.with_source(loaded, source)
+    known = config.flatten(loaded)
     for word in argv[1:]:
         key = word.removeprefix("--config.").split("=")[0]
         if word.startswith("--config.") and key not in known:
             raise UserError(f"unknown key config.{key}: {nearest(key, known)}")
     try:
-        values = parse(argv)
+        values = _flags(argv, loaded)
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"unknown flag --{error.flagname}: {nearest(error.flagname, _FLAGS)}") from None
+        flags_known = [*_FLAGS, *(f"config.{key}" for key in known)]
+        raise UserError(f"unknown flag --{error.flagname}: {nearest(error.flagname, flags_known)}") from None
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from None
+    config.check_keys(values.config)
     config.check_numbers(values.config)
     for key, value in config.flatten(values.config).items():
         if isinstance(value, list) and any(isinstance(one, int | float) for one in known[key] or ()):
@@ -178,14 +181,15 @@ def _stored_config(workdir):
     return ml_collections.ConfigDict(config.json_free(stored), type_safe=True)
 
 
-def _flags(*, file: bool, stored=None):
-    """A function from a command line to the flags' values; it leaves absl's global flags alone.
+def _flags(argv, config=None):
+    """Returns the flags' values of a command line; absl's global flags stay as they are.
 
-    file: whether `--config` names a file; otherwise the config is `stored`.
+    config: what `--config.section.key=value` changes; None: what the file of `--config` makes.
     """
     from absl import flags
     from ml_collections import config_flags
 
+    sys.argv = argv  # where ml_collections finds the changes, of a config already when its flag is defined
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
@@ -193,22 +197,17 @@ def _flags(*, file: bool, stored=None):
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
     flags.DEFINE_boolean("fetch", False, "", flag_values=values)
     flags.DEFINE_boolean("show_config", False, "", flag_values=values)
-    if file:
+    if config is None:
         config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
     else:
-        config_flags.DEFINE_config_dict("config", stored, "", lock_config=True, flag_values=values)
-
-    def parse(argv):
-        sys.argv = argv  # where ml_collections looks for overrides
-        rest = values(argv)[1:]
-        return SimpleNamespace(rest=rest, **{name: values[name].value for name in _FLAGS})
-
-    return parse
+        config_flags.DEFINE_config_dict("config", config, "", lock_config=True, flag_values=values)
+    rest = values(argv)[1:]
+    return SimpleNamespace(rest=rest, **{name: values[name].value for name in _FLAGS})
 
 
 def _value(argv, flag):
     """The value of a flag, None where it is absent; read before absl, whose errors about it span many lines."""
-    for word, after in zip(argv[1:], [*argv[2:], None], strict=True):
+    for word, after in zip(argv[1:], [*argv[2:], None], strict=False):
         if word in (f"--{flag}", f"-{flag}"):
             return after
         if word.startswith((f"--{flag}=", f"-{flag}=")):
@@ -216,17 +215,14 @@ def _value(argv, flag):
     return None
 
 
-def _with_value(argv, flag, value):
-    """The command line with another value of a flag that is in it."""
-    changed = list(argv)
+def _without(argv, flag):
+    """Returns the command line without a flag that is in it."""
     for index, word in enumerate(argv[1:], start=1):
         if word in (f"--{flag}", f"-{flag}"):
-            changed[index + 1] = value
-            break
+            return [*argv[:index], *argv[index + 2 :]]
         if word.startswith((f"--{flag}=", f"-{flag}=")):
-            changed[index] = f"--{flag}={value}"
-            break
-    return changed
+            return [*argv[:index], *argv[index + 1 :]]
+    return list(argv)
 
 
 def _run(options):
@@ -281,8 +277,8 @@ def _run(options):
     if primary:
         print(report.summary(seeds))
         for own in workdir.seed_folders(folder, config.seeds):
-            if config.log.report:
-                print(f"report: {own / 'report.html'}")
+            if (page := own / "report.html").exists() and config.log.report:
+                print(f"report: {page}")
     return 0
 
 

@@ -40,6 +40,7 @@ class Program:
             len(data.train),
         )
         self.method = names.load("methods", config.method).build(config, self.info)
+        self._check_labels()
         self.mesh = sharding.make_mesh(config.devices, config.peer_devices, config.fsdp_devices)
         if (whole := getattr(self.method, "spreadable", 1)) % config.peer_devices:
             raise UserError(
@@ -77,6 +78,23 @@ class Program:
                     f"than in that of seed {self.seeds[0]}, but config.seeds takes the same steps for all: run them "
                     "one by one, or make classes equal with data.max_train_per_class and data.max_test_per_class"
                 )
+
+    def _check_labels(self):
+        """Refuses streams for which the labels' loss is 0 whatever the weights: its softmax spans one class."""
+        name, sizes = self.config.method, self.info.task_sizes
+        spans = getattr(self.method, "spans", "current")
+        if spans == "current" and 1 in sizes:
+            other = f"say config.{name}.classes='seen', or " if "classes" in self.config.get(name, {}) else ""
+            raise UserError(
+                f"task {sizes.index(1)} has one class, and the softmax of method {name!r} spans the classes of the "
+                f"current task: the loss is 0 whatever the weights, and nothing is learned; {other}choose "
+                "data.num_tasks or data.task_sizes for at least two classes a task"
+            )
+        if spans in ("seen", "all") and self.info.num_classes == 1:
+            raise UserError(
+                f"the stream has one class, {self.stream.class_names[0]!r}: the softmax over it is 1 whatever the "
+                "weights, and nothing is learned; choose data.class_order or data of at least two classes"
+            )
 
     def _check_last_batches(self, phase):
         shares = batches.shares(self.mesh)
@@ -122,6 +140,45 @@ class Program:
         self._herding_steps, self._remember = {}, self._jitted(remembering, 2, as_stored)
         self._whole = self._jitted(lambda tree: tree, 1)
 
+    def check_steps(self) -> None:
+        """Traces all steps of the run, so that mistakes in shapes and names come before the first one.
+
+        Nothing is compiled; of streamed pictures the first of each task are decoded.
+
+        Raises:
+          UserError: options that do not fit together.
+        """
+        live, frozen = self.abstract_variables()
+        place, item = trainer.position(self.stream.tasks[0]), self._test_item(self.test_source, "test")
+        self.abstract_state(live, frozen)
+        for change in (self._start_task, self._end_task):
+            jax.eval_shape(change, live, frozen, place, self.seed)
+        with self._named_axes():
+            data = self.test_source.data
+            if hasattr(self.method, "constants"):
+                plain = self.test_source.example(self.config.eval.batch_size, True)
+                told = jax.eval_shape(self._constants_step, frozen, data, plain)
+                every = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct((len(self.stream.test), *x.shape[1:]), x.dtype), told
+                )
+                data = {**data, "constants": sharding.abstract(self.mesh, every)}
+            jax.eval_shape(self.evaluation_step, live, frozen, data, item, place)
+            for network in {phase.herds for phase in self.method.phases if phase.herds}:
+                shown = self._test_item(self.train_source, "train")
+                jax.eval_shape(self._herding_step(network), live, frozen, self.train_source.data, shown, place)
+        for part, source in (("train", self.train_source), ("test", self.test_source)):
+            if source.cropped:
+                for task in self.stream.tasks:
+                    source.check(getattr(task, part)[0], part)
+
+    def _test_item(self, source, part):
+        """Shapes, types and shardings of a batch of tested pictures."""
+        size = self.config.eval.batch_size if part == "test" else self.config.train.batch_size
+        item = source.example(size, True)
+        if self.axis.own_orders:
+            item["rows"] = item["rows"].update(shape=(*item["rows"].shape, len(self.seeds)))
+        return item
+
     def telling(self, tell, source):
         """A compiled `trainer.telling_step` for pictures of a source; with several seeds it tells for each."""
         step = trainer.telling_step(self.method, tell, source, self.config.augment)
@@ -157,13 +214,10 @@ class Program:
 
     def remember(self, live, frozen, phase, task, place):
         """The live variables once the network that the phase names has chosen what to remember of a task's classes."""
-        if phase.herds not in self._herding_steps:
-            tell = lambda *at: self.method.features(*at)[phase.herds]["features"]  # noqa: E731
-            self._herding_steps[phase.herds] = self.telling(tell, self.train_source)
         # Every process fetches all of it, and chooses the same. Not in batches of evaluation: their size may change
         # while a run goes on, and with it the last bits.
         at = self.train_source, self.axis.rows([task], "train"), place, self.config.train.batch_size
-        features = self._told(self._herding_steps[phase.herds], live, frozen, *at)
+        features = self._told(self._herding_step(phase.herds), live, frozen, *at)
         of_seeds = list(features) if self.config.seeds else [features]
         learnt = [(own.tasks[task.index].train, own.train.labels) for own in self.streams]
         rows = [
@@ -172,6 +226,13 @@ class Program:
         ]
         rows = np.stack(rows) if self.config.seeds else rows[0]
         return self._remember(live, frozen, sharding.store(self.mesh, rows))
+
+    def _herding_step(self, network):
+        """The compiled step that tells by which features a network chooses what to remember."""
+        if network not in self._herding_steps:
+            tell = lambda *at: self.method.features(*at)[network]["features"]  # noqa: E731
+            self._herding_steps[network] = self.telling(tell, self.train_source)
+        return self._herding_steps[network]
 
     def initial_variables(self):
         """Live and frozen variables before the first task, on every device of the mesh.

@@ -35,8 +35,13 @@ def train(program: Program, folder: Path, listener: Listener | None = None) -> l
       UserError: the newest checkpoint cannot be read.
       Interrupted: the run was asked to end; everything is saved.
     """
-    stored = [results.read(own) for own in workdir.seed_folders(folder, program.config.seeds)]
+    folders = workdir.seed_folders(folder, program.config.seeds)
+    stored = [results.read(own) for own in folders]
     if all(content and content["status"] == "finished" for content in stored):
+        if program.config.log.report and jax.process_index() == 0:
+            for own, content in zip(folders, stored, strict=True):
+                if not _has_report(own):  # the process ended while it was drawn
+                    _draw_report(own, content)
         return stored
     options = program.config.checkpoint
     with (
@@ -86,6 +91,7 @@ class _Training:
         self.program, self.folder, self.checkpoints, self.listener = program, folder, checkpoints, listener
         self.primary = jax.process_index() == 0  # the only process that writes files other than checkpoints
         program.place_data()
+        program.check_steps()
         self._restore()
         self.record = self.records[0]  # its place in the run is that of all
         self.traces = []
@@ -461,11 +467,30 @@ class _Traces:
         self.board.write_scalars(step, {phase + name: value for name, value in values.items()})
 
     def write_results(self, content):
-        """Writes results.json anew, and before it report.html, whose plots take seconds: once a minute and at last."""
-        due = content["status"] == "finished" or time.monotonic() > self.reported + REPORT_EVERY
-        if self.report and due:
-            stored = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["config"]
-            report.write_report(self.folder / "report.html", content, self.lines.read(), stored)
-            self.reported = time.monotonic()
+        """Writes results.json anew, then report.html, whose plots take seconds: once a minute and at last."""
         parts = json.JSONEncoder(indent=1).iterencode(content)  # in one piece a long run's take many times their size
         workdir.write(self.folder / "results.json", itertools.chain(parts, "\n"))
+        if self.report and (content["status"] == "finished" or time.monotonic() > self.reported + REPORT_EVERY):
+            _draw_report(self.folder, content)
+            self.reported = time.monotonic()
+
+
+def _draw_report(folder, content):
+    """Writes report.html anew; one that fails is a warning, for all that it shows is in the other files."""
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+        lines = writers.JsonLines(folder / "metrics.jsonl").read()
+        report.write_report(folder / "report.html", content, lines, stored)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logging.getLogger("cdl_jax").warning(
+            "report.html is not drawn (%s); results.json is complete, and the same command draws it again", reason
+        )
+
+
+def _has_report(folder):
+    """Whether report.html shows results.json; `--mode=analyze` draws it again with more in it."""
+    page, of = folder / "report.html", folder / "results.json"
+    if not page.exists() or (folder / "analysis.json").exists():
+        return page.exists()
+    return page.stat().st_mtime_ns >= of.stat().st_mtime_ns

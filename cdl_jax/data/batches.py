@@ -166,6 +166,17 @@ class Streamed:
         """(images uint8 `[batch, size, size, 3]`, labels int32 `[batch]`); traced."""
         return item["images"], item["labels"]
 
+    def check(self, row: int, part: str) -> None:
+        """Prepares one picture as in training ("train") or as in evaluation ("test").
+
+        Raises:
+          UserError: it cannot be read, or has another size than its transform needs.
+        """
+        if self.split.images is None and self.split.files[row] == "":  # planned by published sizes, without the data
+            return
+        rows, key_parts = np.array([row]), (0,) if part == "train" else None
+        _Pictures(self.split, rows, np.zeros(1, int), key_parts, self.options, self.size)[0]
+
     def _batches(self, order, start_step, key_parts, weights=None, lengths=()):
         import grain
         from absl import flags

@@ -23,6 +23,7 @@ class Spec:
     head: the network's kind of head, a Flax module from `[batch, dim]` to logits of all classes of the stream.
     learner: the option section of the prompt pools.
     outputs: shapes of the named outputs of a teacher that another run has trained.
+    task_sizes: the number of classes of each task.
     """
 
     dim: int
@@ -33,6 +34,7 @@ class Spec:
     head: Any
     learner: Any
     outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    task_sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import Scheme
+from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergence, mask_classes
 
 OPTIONS = {
@@ -24,10 +25,11 @@ def build(options, teacher, student) -> Scheme:
     """`alpha (target_weight TCKD + other_weight NCKD)`.
 
     Raises:
-      UserError: a value out of range.
+      UserError: a value out of range, or a term that is 0 whatever the weights.
     """
     del teacher
     kd.check(options)
+    _check_terms(options, student.task_sizes)
 
     def loss(variables, student_out, teacher_out, labels, context):
         del variables
@@ -37,6 +39,21 @@ def build(options, teacher, student) -> Scheme:
         return value, {"dkd": value, "tckd": target, "nckd": other}
 
     return Scheme(loss=loss, label_weight=1 - options.alpha)
+
+
+def _check_terms(options, task_sizes):
+    if not options.alpha:
+        return
+    if not (options.target_weight or options.other_weight):
+        raise UserError(
+            "distill.target_weight=0 and distill.other_weight=0: nothing is distilled; raise one of them, or choose "
+            "distill.alpha=0 for the labels alone"
+        )
+    if not options.target_weight and options.classes == "current" and 2 in task_sizes:
+        raise UserError(
+            f"distill.target_weight=0: task {task_sizes.index(2)} has two classes, so that NCKD spans one and is 0 "
+            "whatever the weights; raise distill.target_weight, or say distill.classes='seen'"
+        )
 
 
 def decoupled(student_logits, teacher_logits, labels, allowed, temperature: float) -> tuple[jax.Array, jax.Array]:

@@ -150,6 +150,11 @@ def check(options) -> None:
     for key in ("feature_weight", "logit_weight", "label_weight"):
         if options[key] < 0:
             raise UserError(f"distill.{key}={options[key]} must not be negative")
+    if not (options.feature_weight or options.logit_weight or options.label_weight):
+        raise UserError(
+            "distill.feature_weight, logit_weight and label_weight are 0: the loss is 0 whatever the weights; "
+            "raise one of them"
+        )
     if not options.temperature > 0:
         raise UserError(f"distill.temperature={options.temperature} must be above 0")
     if options.classes not in ("current", "seen"):

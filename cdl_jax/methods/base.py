@@ -153,6 +153,8 @@ class Method(Protocol):
     streams: where several learners have a stream each, for every learner the labels in the order in which it meets
       them. The batch of a step then has an axis of learners in front of that of pictures. Else empty.
     follows: network -> the index in `streams` of the one by whose tasks it is evaluated; others follow the run's.
+    spans: the classes of the softmax of the labels' loss: "current" (of a method that does not say), "seen", "all", or
+      "" where there is no such softmax.
     predict_over: the classes that predictions may name, those "seen" so far, or "all".
     public: how many training pictures, drawn for the whole run, all learners see, without labels.
     headline: networks whose mean accuracy chooses the best epoch; the last of `networks` where there is no such name.
@@ -178,6 +180,7 @@ class Method(Protocol):
     given: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     streams: tuple[tuple[int, ...], ...] = ()
+    spans: str = "current"
     predict_over: str = "seen"
     public: int = 0
 

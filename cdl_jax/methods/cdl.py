@@ -373,7 +373,8 @@ def build(config, info: StreamInfo) -> CDL:
 
     def spec(section):
         tokens = 1 + (section.image_size // section.patch_size) ** 2
-        return Spec(section.dim, section.depth, tokens, info.num_classes, info.num_tasks, head, config.learner)
+        sizes = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "task_sizes": info.task_sizes}
+        return Spec(section.dim, section.depth, tokens, **sizes, head=head, learner=config.learner)
 
     given = tuple(
         teachers.find(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)

@@ -113,6 +113,10 @@ class DKT:
         return {name + head: i for i, name in enumerate(self.names) for head in ("", "_st", "_both")}
 
     @property
+    def spans(self):
+        return self.options.classes
+
+    @property
     def predict_over(self):
         return "all" if self.options.classes == "all" else "seen"
 

@@ -78,6 +78,10 @@ class EEIL:
         return self.alone.image_size
 
     @property
+    def spans(self):
+        return self.alone.spans
+
+    @property
     def predict_over(self):
         return self.alone.predict_over
 
@@ -202,6 +206,11 @@ def build(config, info: StreamInfo) -> EEIL:
             raise UserError(f"eeil.{key}={options[key]!r}: {names.nearest(options[key], known)}")
     if not options.temperature > 0 or options.alpha < 0:
         raise UserError(f"eeil.temperature={options.temperature}, alpha={options.alpha}: above 0, and not negative")
+    if options.active == "last" and options.alpha and 1 in info.task_sizes[:-1] and options.soften == "classes":
+        raise UserError(
+            f"eeil.active='last' holds on to one class after task {info.task_sizes.index(1)}, and the softmax over "
+            "it is 1 whatever the weights; say 'all_seen'"
+        )
     for key in ("noise", "noise_decay", "finetune_epochs"):
         if options[key] < 0:
             raise UserError(f"eeil.{key}={options[key]} must not be negative")

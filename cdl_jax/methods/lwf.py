@@ -50,6 +50,10 @@ class LwF:
         return self.alone.image_size
 
     @property
+    def spans(self):
+        return self.alone.spans
+
+    @property
     def predict_over(self):
         return self.alone.predict_over
 
@@ -119,4 +123,9 @@ def build(config, info: StreamInfo) -> LwF:
             raise UserError(f"lwf.{key}={options[key]!r}: {names.nearest(options[key], known)}")
     if not options.temperature > 0 or options.alpha < 0:
         raise UserError(f"lwf.temperature={options.temperature}, alpha={options.alpha}: above 0, and not negative")
+    if options.lwf_active == "last" and options.alpha and 1 in info.task_sizes[:-1]:
+        raise UserError(
+            f"lwf.lwf_active='last' holds on to one class after task {info.task_sizes.index(1)}, and the softmax over "
+            "it is 1 whatever the weights; say 'all_seen'"
+        )
     return LwF(supervised.alone("lwf", config, info), options, info)

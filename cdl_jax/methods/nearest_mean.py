@@ -46,6 +46,7 @@ class NearestMean:
     weights: str | tuple[str, str]
     torch_name: Any = None
     networks: tuple[str, ...] = ("network",)
+    spans: str = ""
 
     @property
     def phases(self):

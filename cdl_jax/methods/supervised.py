@@ -67,6 +67,10 @@ class Supervised:
         return rehearsal.phases("network", self.epochs, (learn,), self.options, self.batch_size)
 
     @property
+    def spans(self):
+        return self.options.classes
+
+    @property
     def predict_over(self):
         return "all" if self.options.classes == "all" else "seen"
 

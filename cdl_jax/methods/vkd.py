@@ -79,6 +79,10 @@ class VkD:
         return ("teacher", "student", "student_ema") if self.options.ema else ("teacher", "student")
 
     @property
+    def spans(self):
+        return "current" if self.options.label_loss == "cross_entropy" else ""
+
+    @property
     def pairs(self):
         return tuple(("teacher", student) for student in self.networks[1:])
 

@@ -1,10 +1,14 @@
 """Configs: arguments, sections, checks, and which differences bear on a run's results."""
 
+import itertools
 import json
+import runpy
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cdl_jax import config
+from cdl_jax import config, config_files, main, names
 from cdl_jax.errors import UserError
 
 
@@ -60,8 +64,8 @@ def test_default_is_a_copy_and_keeps_types():
     one.train.epochs = 99
     one.optim.betas = (0.5, 0.5)
     assert (other.train.epochs, other.optim.betas, config.COMMON["train"]["epochs"]) == (20, (0.9, 0.999), 20)
-    with pytest.raises(TypeError):
-        one.train.epochs = "many"
+    message = refusal(lambda: one.train.update(epochs="many"))
+    assert message == "config.train.epochs='many' must be of type int, as 99 is"
 
 
 def test_an_unknown_part_is_named_with_the_nearest():
@@ -154,3 +158,132 @@ def test_a_stored_config_is_read_or_told_to_be_damaged(tmp_path):
     assert config.read(tmp_path) == {"config": {"seed": 4}}
     (tmp_path / "config.json").write_text('{"config": {"se')
     assert refusal(config.read, tmp_path).startswith(f"{tmp_path / 'config.json'} is damaged (")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stored"),
+    [
+        ("optim.learning_rate", np.float32(0.5), 0.5),
+        ("optim.learning_rate", np.array(0.25), 0.25),
+        ("optim.learning_rate", 1, 1.0),
+        ("train.epochs", np.int64(7), 7),
+        ("train.epochs", 3.0, 3),
+        ("log.report", np.bool_(False), False),
+        ("seeds", [0, 1], (0, 1)),
+        ("seeds", np.arange(3), (0, 1, 2)),
+        ("seeds", (np.int32(4), 5), (4, 5)),
+        ("augment.mean", np.array([0.5, 0.25, 0.125]), (0.5, 0.25, 0.125)),
+        ("data.path", Path("folder") / "file.npz", "folder/file.npz"),
+        ("data.class_order", (5, 0, 7), "5,0,7"),
+        ("data.class_order", np.array([5, 0, 7]), "5,0,7"),
+        ("cdl.teachers", [Path("runs/a")], ("runs/a",)),
+    ],
+)
+def test_values_of_python_numpy_and_pathlib_are_stored_as_the_option_s_type(default, key, value, stored):
+    changed = default.copy_and_resolve_references()
+    section, _, name = key.rpartition(".")
+    (changed[section] if section else changed)[name] = value
+    found = changed[section][name] if section else changed[name]
+    assert found == stored and type(found) is type(stored)
+    config.check_keys(changed)
+    assert json.loads(json.dumps(config.flatten(changed)))[key] == (list(stored) if type(stored) is tuple else stored)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("epochs", 2.5, "int"),
+        ("epochs", np.float64(2.5), "int"),
+        ("epochs", True, "int"),
+        ("epochs", np.array([1, 2]), "int"),
+        ("epochs", None, "int"),
+        ("last_batch", 3, "str"),
+        ("last_batch", (0.5, 1.0), "str"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_where_it_is_assigned(default, key, value, kind):
+    changed = default.copy_and_resolve_references()
+    message = refusal(lambda: changed.train.update({key: value}))
+    assert message.startswith(f"config.train.{key}={' '.join(repr(value).split())} must be of type {kind}, as ")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.train.epoch = 1", "unknown key config.train.epoch: did you mean 'train.epochs'?"),
+        (
+            "config.distill.tempreature = 4.0",
+            "unknown key config.distill.tempreature of config.distill.name='kd': did you mean 'distill.temper",
+        ),
+        ("config.trian = {'epochs': 3}", "unknown key config.trian.epochs: did you mean 'train.epochs'?"),
+        ("config.notes = ''", "unknown key config.notes: "),
+        (
+            "config.learner.update(name='coda')",
+            "config.learner.layers is missing, an option of config.learner.name='coda'",
+        ),
+        ("del config.train.epochs", "config.train.epochs is missing, an option of config.method='cdl'"),
+        ("del config.data.name", "config.data.name is missing: begin the config with cdl_jax.config.default("),
+        ("config = base.Config()", "config.method is missing: begin the config with cdl_jax.config.default("),
+    ],
+)
+def test_keys_of_a_config_file_are_those_of_its_parts(line, message, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from cdl_jax import config as base\n\n\ndef get_config(text=''):\n"
+        f"    config = base.default('cdl', data='glyph_mini')\n    {line}\n    return config\n"
+    )
+    assert refusal(main._parse, ["cdl_jax", "--config", str(path)]).startswith(message)
+
+
+CHOICES = {
+    "learner": ("models.prompts", ()),
+    "distill": ("distill", ("deit",)),
+    "method": (None, ("okddip", "dml", "one", "cl_ilr", "individual", "kd", "supervised")),
+    "row": (None, ("nearest_mean", "probe", "finetune")),
+    "baseline": (None, ("naive", "replay", "lwf", "eeil", "joint")),
+    "part": (None, ("teacher", "student")),
+    "base": (None, ("branch", "network")),
+    "network": (None, ("vit_s16", "resnet20", "vgg16", "densenet40_12", "deit_ti_conv", "efficientnet_lite0")),
+    "reference": (None, ("true",)),
+}
+
+
+@pytest.mark.parametrize("name", [*config_files.shipped(), "tiny"])
+def test_keys_of_shipped_configs_with_their_arguments_are_known(name, monkeypatch):
+    path = {**config_files.shipped(), "tiny": Path(__file__).parents[1] / "end_to_end" / "tiny.py"}[name]
+    get_config = runpy.run_path(str(path))["get_config"]
+    arguments, asked = config.arguments, {}
+    monkeypatch.setattr(config, "arguments", lambda text, **known: asked.update(known) or arguments(text, **known))
+    config.check_keys(get_config())
+    options = [
+        [f"{key}={value}" for value in ((*names.available(folder), *more) if folder else more)]
+        for key, (folder, more) in CHOICES.items()
+        if key in asked
+    ]
+    pairs = [
+        ",".join(pair) for one, other in itertools.combinations(options, 2) for pair in itertools.product(one, other)
+    ]
+    taken = 0
+    for text in [*itertools.chain(*options), *pairs]:
+        try:
+            found = get_config(text)
+        except UserError:
+            continue  # a pair that the config refuses
+        config.check_keys(found)
+        taken += 1
+    assert taken >= len(options)
+
+
+@pytest.mark.parametrize("family", names.available("models"))
+def test_networks_of_a_family_have_the_same_options(family):
+    module = names.load("models", family)
+    assert len({tuple(sorted(module.variant(size))) for size in module.SIZES}) == 1
+
+
+def test_a_stored_config_gets_the_options_that_it_lacks():
+    whole = config.default("supervised", data="glyph_mini", network="mini_student").to_dict()
+    stored = config.json_free(whole)
+    del stored["supervised"]["trained"], stored["data"]["validation"], stored["train"]["steps_per_call"]
+    stored["supervised"]["label_smoothing"] = 0.5
+    whole["supervised"]["label_smoothing"] = 0.5
+    assert config.with_defaults(stored) == whole

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdl_jax import config as configs
-from cdl_jax import main
+from cdl_jax import main, names
 from cdl_jax.data.sources import glyph_file, glyph_mini
 from cdl_jax.errors import UserError
 
@@ -91,3 +91,55 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line(file, draw):
         named = any(key.split(".")[-1].rstrip("s") in words or key.split(".")[0] in words for key in chosen)
         # A name of a module is told as such, and of a part that became too small its batch is.
         assert named or "no module" in words or "training images of task" in words, (chosen, words)
+
+
+FOLDERS = {
+    "method": "methods",
+    "learner.name": "models.prompts",
+    "distill.name": "distill",
+    "data.name": "data.sources",
+}
+
+
+@pytest.mark.parametrize("file", ["quickstart.py", "okddip_glyph.py:method=supervised", "dkt_glyph.py", "vkd_glyph.py"])
+def test_any_name_that_exists_is_taken_or_refused_in_one_line(file):
+    chosen, refused = [key for key in keys(file) if key in FOLDERS or key.endswith(".family")], 0
+    for key in chosen:
+        for name in names.available(FOLDERS.get(key, "models")):
+            told = answer(file, {key: name})
+            assert "\n" not in told
+            if told and key != "data.name":  # of a source the data may be missing
+                assert f"config.{key}={name!r}" in told or key == "method" or "network." in told, told
+                refused += 1
+    assert refused >= len(names.available("methods")) - 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "quickstart.py",
+            ("learner.name", "coda"),
+            "config.learner.layers is missing, an option of config.learner.name",
+        ),
+        ("quickstart.py", ("distill.name", "none"), "unknown key config.distill.alpha of config.distill.name='none'"),
+        (
+            "quickstart.py",
+            ("student.family", "resnet"),
+            "config.student.family='resnet' does not fit config.method='cdl'",
+        ),
+        ("quickstart.py", ("method", "dkt"), "config.dkt.classes is missing, an option of config.method='dkt'"),
+        ("dkt_glyph.py", ("learner.name", "l2p"), "does not fit config.method='dkt' with config.learner.name='l2p'"),
+        ("dkt_glyph.py", ("method", "cdl"), "no module 'cnn' in models.prompts"),
+        ("okddip_glyph.py:method=cdl", ("seed", "1"), "method 'cdl' has no choice 'network': "),
+    ],
+)
+def test_a_name_that_does_not_fit_is_named(file, change, message):
+    assert message in answer(file, dict([change]))
+
+
+def test_another_data_source_brings_its_own_options():
+    flags = ["--config.data.name=tfds", "--config.data.dataset=cifar10", "--config.data.num_tasks=2"]
+    data = main._parse(["cdl_jax", f"--config={FILES / 'quickstart.py'}", "--workdir=unused", *flags]).config.data
+    assert (data.name, data.dataset, data.train_split, data.num_tasks) == ("tfds", "cifar10", "train", 2)
+    assert "part" not in data

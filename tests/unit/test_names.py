@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from cdl_jax import names
+from cdl_jax import config, names
 from cdl_jax.errors import UserError
 
 
@@ -92,3 +92,60 @@ def test_a_user_s_module_without_build_is_refused(user_package):
     user_package(empty="OPTIONS = {}")
     with pytest.raises(UserError, match="userpart.empty is no plug-in of distill: it does not define build"):
         names.load("distill", "userpart.empty")
+
+
+@pytest.mark.parametrize(
+    ("word", "known"),
+    [
+        ("lr", "optim.learning_rate"),
+        ("optim.lr", "optim.learning_rate"),
+        ("train.LR", "optim.learning_rate"),
+        ("base-lr", "optim.learning_rate"),
+        ("wd", "optim.weight_decay"),
+        ("bs", "train.batch_size"),
+        ("batch_size", "train.batch_size"),
+        ("num_epochs", "train.epochs"),
+        ("EPOCHS", "train.epochs"),
+        ("gpus", "devices"),
+        ("backbone", "student.family"),
+        ("dataset", "data.name"),
+        ("data_dir", "data.path"),
+        ("n_tasks", "data.num_tasks"),
+        ("tau", "distill.temperature"),
+        ("Temperature", "distill.temperature"),
+        ("optimizer", "optim.name"),
+        ("pool_size", "learner.pool"),
+        ("img_size", "student.image_size"),
+    ],
+)
+def test_other_projects_words_are_translated(word, known):
+    keys = config.flatten(config.default("cdl", data="glyph_mini"))
+    assert names.nearest(word, keys) == f"did you mean {known!r}? "
+    assert names.nearest(word, [f"config.{key}" for key in keys]) == f"did you mean 'config.{known}'? "
+
+
+@pytest.mark.parametrize(
+    ("folder", "word", "known"),
+    [("distill", "KD", "kd"), ("distill", "hinton", "kd"), ("models.prompts", "CODAPrompt", "coda"),
+     ("models.prompts", "L2P", "l2p"), ("methods", "finetune", "supervised"), ("methods", "NCM", "nearest_mean"),
+     ("data.sources", "ImageNet-R", "imagenet_r"), ("models", "ViT", "vit")],
+)  # fmt: skip
+def test_other_projects_names_are_translated(folder, word, known):
+    with pytest.raises(UserError, match=f"no module '{word}' in {folder}: did you mean '{known}'?"):
+        names.load(folder, word)
+
+
+def test_each_translation_is_of_a_key_a_choice_a_flag_or_a_name():
+    from cdl_jax import main
+
+    offered = {*main._FLAGS, "data", "tasks", "network", "student"}
+    for method in names.available("methods"):
+        offered |= {*config.flatten(config.default(method, data="glyph_mini"))}
+    for folder in names._CONTRACTS:
+        offered |= {*names.available(folder)}
+    assert {*names._WORDS} <= offered
+    assert all(words == words.casefold() for words in names._WORDS.values())
+
+
+def test_an_empty_name_is_not_offered():
+    assert names.nearest("xyz", ["", "naive"]) == "known: naive"

@@ -1,0 +1,67 @@
+"""All steps of a run are traced before the first one: mistakes in evaluation are found, and nothing is compiled."""
+
+import jax.monitoring
+import pytest
+
+from cdl_jax import main
+from cdl_jax.errors import UserError
+from tests.end_to_end.command import TINY
+
+OWN_ORDERS = [
+    *("--config.seeds=(0,1)", "--config.data.class_order=shuffle", "--config.data.class_order_seed=-1"),
+    *("--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16"),
+]
+
+
+def program(config, *changes):
+    """The program of a command line, with its data placed."""
+    made = main._program(main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes]).config)
+    made.place_data()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (TINY, []),
+        (TINY, ["--config.cdl.same_batches=True"]),
+        (TINY, ["--config.resident_limit_mb=0"]),
+        ("quickstart:distill=none", ["--config.seeds=(0,1)"]),
+        ("quickstart:distill=none", OWN_ORDERS),
+        ("okddip_glyph:tasks=5", OWN_ORDERS),
+        ("reference", OWN_ORDERS),
+        (
+            "dkt:baseline=eeil",
+            ["--config.data.name=glyph_mini", "--config.eeil.replay=80", "--config.data.num_tasks=5"],
+        ),
+        ("dkt_glyph", []),
+    ],
+)
+def test_a_run_without_mistakes_is_traced(config, changes):
+    made, compiled = program(config, *changes), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    made.check_steps()
+    assert config != TINY or not compiled  # other methods draw constants of their own
+
+
+@pytest.mark.parametrize("part", ["predict", "measures", "end_task", "start_task", "constants"])
+def test_a_part_that_fails_is_found_before_the_first_step(part):
+    made = program(TINY)
+
+    def fails(*_, **__):
+        raise UserError(f"{part} does not fit")
+
+    object.__setattr__(made.method, part, fails)
+    made.place_data()
+    with pytest.raises(UserError, match=f"{part} does not fit"):
+        made.check_steps()
+
+
+def test_a_network_whose_features_choose_the_memory_is_looked_at_too():
+    flags = ["--config.data.name=glyph_mini", "--config.eeil.replay=80", "--config.data.num_tasks=5"]
+    made = program("dkt:baseline=eeil", *flags)
+    object.__setattr__(made.method, "features", lambda *_: {"network": {}})
+    with pytest.raises(KeyError, match="features"):
+        made.check_steps()

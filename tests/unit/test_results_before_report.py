@@ -1,0 +1,65 @@
+"""Results are on disk before the report is drawn, and a report that fails takes nothing with it."""
+
+import json
+import logging
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from cdl_jax import report, run
+
+CONFIG = SimpleNamespace(seeds=(), log=SimpleNamespace(report=True))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": {"seed": 0}}')
+    return tmp_path
+
+
+def traces(folder):
+    return run._Traces(folder, 0, SimpleNamespace(report=True, tensorboard=False))
+
+
+def test_results_are_written_first(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        report, "write_report", lambda *_: seen.append(json.loads((folder / "results.json").read_text()))
+    )
+    traces(folder).write_results({"status": "finished", "value": 7})
+    assert seen == [{"status": "finished", "value": 7}]
+
+
+def test_a_report_that_fails_is_one_warning(folder, monkeypatch, caplog):
+    def fails(*_):
+        raise RuntimeError("no font\nfound")
+
+    monkeypatch.setattr(report, "write_report", fails)
+    with caplog.at_level(logging.WARNING, logger="cdl_jax"):
+        traces(folder).write_results({"status": "finished", "value": 7})
+    assert json.loads((folder / "results.json").read_text())["value"] == 7
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("report.html is not drawn (RuntimeError: no font found); results.json is complete")
+
+
+def test_the_same_command_draws_a_report_that_is_missing(folder, monkeypatch):
+    drawn = []
+
+    def draws(path, content, lines, config):
+        drawn.append(content["value"])
+        path.write_text("<html>")
+
+    monkeypatch.setattr(report, "write_report", draws)
+    (folder / "results.json").write_text('{"status": "finished", "value": 7}')
+    program = SimpleNamespace(config=CONFIG)
+    for expected in ([7], [7]):  # once it is there, it stays as it is
+        assert run.train(program, folder)[0]["value"] == 7
+        assert drawn == expected
+    os.utime(folder / "report.html", (0, 0))  # of an unfinished run
+    run.train(program, folder)
+    assert drawn == [7, 7]
+    (folder / "analysis.json").write_text("{}")
+    os.utime(folder / "report.html", (0, 0))
+    run.train(program, folder)
+    assert drawn == [7, 7]
