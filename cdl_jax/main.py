@@ -21,7 +21,7 @@
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 
 Exit code 0: done. 2: a mistake in the command, the data or the working directory, a full disk, or a loss that is NaN or
-infinite, reported in one line. 143, 130: ended by SIGTERM or SIGINT with everything saved.
+infinite, reported in one line. 143, 130, 129, 138: ended by SIGTERM, SIGINT, SIGHUP or SIGUSR1, everything saved.
 """
 
 import errno
@@ -64,11 +64,17 @@ def main(argv: list[str] | None = None) -> int:
 
         print(listing.text())
         return 0
+    from cdl_jax import interruption
     from cdl_jax.errors import Missing, UserError
 
     try:
-        options = _parse(argv)
-        return _run(options)
+        # Of several processes that train none ends alone: it would take the others along before they save.
+        several = _value(argv, "distributed") not in (None, "off") and _value(argv, "mode") in (None, "train")
+        with interruption.listening(alone=not several) as listener:
+            return _run(_parse(argv), listener)
+    except interruption.Interrupted as stop:
+        print(f"cdl_jax: {stop}", file=sys.stderr)
+        return 128 + stop.number
     except Missing as error:
         print(f"cdl_jax: {error}; the same command with --fetch gets it and goes on", file=sys.stderr)
         return 2
@@ -81,9 +87,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cdl_jax: {error.filename or 'a file'} cannot be written: {error.strerror}; the same command goes on "
               "from the last checkpoint once that is mended", file=sys.stderr)  # fmt: skip
         return 2
-    except KeyboardInterrupt:
-        print("cdl_jax: interrupted", file=sys.stderr)
-        return 130
 
 
 def _parse(argv):
@@ -220,7 +223,7 @@ def _with_value(argv, flag, value):
     return changed
 
 
-def _run(options):
+def _run(options, listener):
     from cdl_jax import compilation, host_memory, paths, sharding, workdir
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
@@ -255,19 +258,14 @@ def _run(options):
 
     import jax
 
-    from cdl_jax import interruption, report, run
+    from cdl_jax import report, run
 
-    try:
-        with interruption.listening(alone=options.distributed == "off") as listener:
-            sharding.start(options.distributed)
-            primary = jax.process_index() == 0
-            with workdir.locked(folder) if primary else nullcontext():
-                workdir.check_config(folder, resolved)
-                workdir.check_seeds(folder, config.seeds)
-                seeds = run.train(_program(config), folder, listener)
-    except interruption.Interrupted as stop:
-        print(f"cdl_jax: {stop}", file=sys.stderr)
-        return 128 + stop.number
+    sharding.start(options.distributed)
+    primary = jax.process_index() == 0
+    with workdir.locked(folder) if primary else nullcontext():
+        workdir.check_config(folder, resolved)
+        workdir.check_seeds(folder, config.seeds)
+        seeds = run.train(_program(config), folder, listener)
     if primary:
         print(report.summary(seeds))
         for own in workdir.seed_folders(folder, config.seeds):
