@@ -97,6 +97,12 @@ for run in "${runs[@]}"; do mkdir -p "$run"; echo '"status": "finished"' > "$run
 """
 
 
+def heed():
+    """Undoes what a parent that ignores signals passes on: a shell cannot trap them then."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def launched(tmp_path):
     """Starts a script with a stand-in for the training, whose calls go into the file `log`."""
@@ -114,7 +120,7 @@ def launched(tmp_path):
 
     def start(*arguments, script="glyph100.sh", **more):
         command = ["bash", str(ROOT / "launch" / script), str(tmp_path / "runs"), *arguments]
-        return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
 
     return start, lambda: [line.split() for line in (tmp_path / "log").read_text().splitlines()]
 
@@ -166,7 +172,7 @@ def test_backbones_that_are_missing_are_pretrained_first_by_one_of_two_processes
     assert {*runs[: len(networks)]} == {f"pretrain/{network}" for network in networks} and len(runs) == len(set(runs))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(launched, number, code):
     start, log = launched
     process = start(CDL_SEEDS="0", STOP="1")
