@@ -97,10 +97,16 @@ for run in "${runs[@]}"; do mkdir -p "$run"; echo '"status": "finished"' > "$run
 """
 
 
+@pytest.fixture(autouse=True)
 def heed():
     """Undoes what a parent that ignores signals passes on: a shell cannot trap them then."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number in before:
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -120,7 +126,7 @@ def launched(tmp_path):
 
     def start(*arguments, script="glyph100.sh", **more):
         command = ["bash", str(ROOT / "launch" / script), str(tmp_path / "runs"), *arguments]
-        return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
+        return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, text=True)
 
     return start, lambda: [line.split() for line in (tmp_path / "log").read_text().splitlines()]
 

@@ -24,10 +24,16 @@ sleep 0.1
 """
 
 
+@pytest.fixture(autouse=True)
 def heed():
     """Undoes what a parent that ignores signals passes on: a shell cannot trap them then."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number in before:
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def sweep(tmp_path):
     def start(*options, seeds="0,1,2", **more):
         command = ["bash", str(ROOT / "launch" / "sweep.sh"), *options, str(tmp_path / "sweep"), seeds, *CONFIGS]
         return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                start_new_session=True, preexec_fn=heed)  # fmt: skip
+                                start_new_session=True)  # fmt: skip
 
     log = tmp_path / "log"
     return start, lambda: [line.split() for line in log.read_text().splitlines()] if log.exists() else []
