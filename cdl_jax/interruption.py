@@ -1,14 +1,20 @@
-"""Handles the signals that end a run, on which the processes of a run agree: TERM, INT, HUP and USR1."""
+"""Handles the signals that end a run, on which the processes of a run agree: TERM, INT, HUP and USR1.
 
+jax and NumPy are imported where they are needed, so that handlers are set before the seconds that these imports take.
+"""
+
+from __future__ import annotations
+
+import os
 import signal
+import sys
 import threading
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 # A look at what all processes have heard is one at what they had so many looks ago: devices are never waited for.
 _LAG = 2
@@ -18,11 +24,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
-    """The process was asked to end by the signal `number`; after `step` steps its state was saved, if it had begun."""
+    """The process was asked to end by the signal `number`; after `step` steps its state was saved."""
 
-    def __init__(self, number: signal.Signals, step: int | None = None):
-        done = "ended before training began" if step is None else f"saved after step {step}"
-        super().__init__(f"{number.name}: {done}; the same command goes on from there")
+    def __init__(self, number: signal.Signals, step: int):
+        super().__init__(f"{number.name}: saved after step {step}; the same command goes on from there")
         self.number = number
 
 
@@ -40,6 +45,11 @@ class Listener:
         """From now on the caller asks, and ends the run when it has saved its state; `mesh` has all its processes."""
         self._patient = True
         if not self._alone:
+            import jax
+            import jax.numpy as jnp
+            import numpy as np
+            from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
             everyone = Mesh(mesh.devices.flatten(), ("all",))
             own = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
             spread, whole = (NamedSharding(everyone, PartitionSpec(*axes)) for axes in (("all",), ()))
@@ -65,7 +75,21 @@ class Listener:
         del frame
         self._heard = signal.Signals(number)
         if not self._patient:
-            raise Interrupted(self._heard)
+            _exit_now(self._heard)
+
+
+def _exit_now(number: signal.Signals) -> None:
+    """Ends this process with one line and exit code 128 + `number`.
+
+    An exception would be lost in a callback or a finalizer, where a handler may run, and the interpreter's orderly end
+    crashes while a thread of XLA compiles.
+    """
+    with suppress(Exception):  # the signal may have come in the middle of a write
+        sys.stdout.flush()
+    line = f"cdl_jax: {number.name}: ended with nothing to save; the same command goes on\n"
+    with suppress(OSError):
+        os.write(2, line.encode())
+    os._exit(128 + number)
 
 
 @contextmanager

@@ -21,8 +21,8 @@
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
 
 Exit code 0: done. 2: a mistake in the command, the data or the working directory, no memory or no disk space left, or a
-loss that is NaN or infinite, reported in one line. 143, 130: ended by SIGTERM or SIGINT with everything saved.
-141: stdout was closed by its reader.
+loss that is NaN or infinite, reported in one line. 143, 130, 129, 138: ended by SIGTERM, SIGINT, SIGHUP or SIGUSR1 with
+everything saved. 141: stdout was closed by its reader.
 """
 
 import sys
@@ -92,7 +92,16 @@ def _main(argv):
 
         print(listing.text())
         return 0
-    return _run(_parse(argv))
+    from cdl_jax import interruption
+
+    # Of several processes that train none ends alone: it would take the others along before they save.
+    several = _value(argv, "distributed") not in (None, "off") and _value(argv, "mode") in (None, "train")
+    try:
+        with interruption.listening(alone=not several) as listener:
+            return _run(_parse(argv), listener)
+    except interruption.Interrupted as stop:
+        _complain(str(stop))
+        return 128 + stop.number
 
 
 def _parse(argv):
@@ -225,7 +234,7 @@ def _without(argv, flag):
     return list(argv)
 
 
-def _run(options):
+def _run(options, listener):
     from cdl_jax import compilation, host_memory, paths, sharding, workdir
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
@@ -261,19 +270,14 @@ def _run(options):
 
     import jax
 
-    from cdl_jax import interruption, report, run
+    from cdl_jax import report, run
 
-    try:
-        with interruption.listening(alone=options.distributed == "off") as listener:
-            _start(options, folder)
-            primary = jax.process_index() == 0
-            with workdir.locked(folder) if primary else nullcontext():
-                workdir.check_config(folder, resolved)
-                workdir.check_seeds(folder, config.seeds)
-                seeds = run.train(_program(config, folder), folder, listener)
-    except interruption.Interrupted as stop:
-        print(f"cdl_jax: {stop}", file=sys.stderr)
-        return 128 + stop.number
+    _start(options, folder)
+    primary = jax.process_index() == 0
+    with workdir.locked(folder) if primary else nullcontext():
+        workdir.check_config(folder, resolved)
+        workdir.check_seeds(folder, config.seeds)
+        seeds = run.train(_program(config, folder), folder, listener)
     if primary:
         print(report.summary(seeds))
         for own in workdir.seed_folders(folder, config.seeds):

@@ -1,9 +1,11 @@
 """The mesh of devices, what is spread over it, and the start of several processes."""
 
+import importlib.util
 import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping
 
 import jax
@@ -40,11 +42,22 @@ def start(spec: str) -> None:
             raise UserError(f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID") from None
     try:
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away: see `interruption`
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"--distributed={spec}: {' '.join(str(error).split())}") from None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"\s*Kubernetes")  # six lines; `_remedy` has it in one
+            jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
+    except Exception as error:  # clients of clusters raise errors of their own
+        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        remedy = "" if arguments else _remedy(os.environ)
+        raise UserError(f"--distributed={spec}: {kind}{' '.join(str(error).split())}{remedy}") from None
     _check_platform()
     check_gpus(os.environ, jax.default_backend(), jax.local_device_count())
+
+
+def _remedy(environment: Mapping[str, str]) -> str:
+    """Returns what to do where jax found no cluster, or could not read it."""
+    if "KUBERNETES_SERVICE_HOST" in environment and not importlib.util.find_spec("kubernetes"):
+        return "; in Kubernetes jax needs pip install 'jax[k8s]', or use HOST:PORT,NUM_PROCESSES,PROCESS_ID"
+    return "; start under srun, mpirun or a Kubernetes job, or use HOST:PORT,NUM_PROCESSES,PROCESS_ID"
 
 
 def _check_platform():

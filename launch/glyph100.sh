@@ -50,7 +50,7 @@ place() { # FOLDER SEED or all
 
 # A row of LEARNER with its teacher's run: absent, or for all seeds together, one that learns in the run itself.
 row() { # LEARNER NAME SEED CHOICES [TEACHER'S NAME, "" for none] [OVERRIDES...]
-  local taught_by= own=()
+  local taught_by='' own=()
   if [ "$3" = all ]; then
     own=("${together[@]}" --config.data.class_order_seed=-1)
   elif [ -n "${5-}" ]; then

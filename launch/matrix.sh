@@ -18,6 +18,7 @@ stop() { # EXIT_CODE
 }
 trap 'stop 143' TERM
 trap 'stop 130' INT
+trap 'stop 129' HUP
 
 finished() { # WORKDIR, of one seed or of all
   local seed
@@ -43,10 +44,10 @@ train() { # WORKDIR CONFIG [OVERRIDES...]
     child=$!
     wait "$child" || code=$?
     child=0
-    if [ "$code" -gt 128 ]; then
+    case $code in 129 | 130 | 138 | 143) # HUP, INT, USR1, TERM: it was told to stop; other signals are a failure
       echo "$1 was ended by signal $((code - 128))" >&2
-      exit "$code"
-    fi
+      exit "$code" ;;
+    esac
     if [ "$code" -ne 0 ]; then failed+=("$1"); else trained=$((trained + 1)); fi
   fi
   exec 9>&-

@@ -50,10 +50,12 @@ failed_in_this_call() { # WORKDIR
   [ "$(cut -d' ' -f1 "$1/sweep_failed" 2>/dev/null)" = "$call" ]
 }
 
-# Trains one run after another, of those that no other process has. Exits with the code of a run that a signal ended.
+# Trains one run after another, of those that no other process has. Exits with the code of a run that was told to stop. A run
+# that any other signal ended has failed, such as one that the system killed for memory.
 work() { # OVERRIDES...
   local i workdir code child=0
-  trap '[ "$child" = 0 ] || { kill -TERM "$child"; wait "$child"; }; exit 143' TERM
+  # A terminal sends INT and HUP to this process too, which must not end before its run has saved.
+  trap '[ "$child" = 0 ] || { kill -TERM "$child"; wait "$child"; }; exit 143' TERM INT HUP USR1
   for i in "${!workdirs[@]}"; do
     workdir=${workdirs[i]}
     [ ! -e "$workdir/sweep_complete" ] || continue
@@ -67,7 +69,7 @@ work() { # OVERRIDES...
       child=$!
       wait "$child" || code=$?
       child=0
-      [ "$code" -le 128 ] || exit "$code" # by a signal: the whole sweep was meant
+      case $code in 129 | 130 | 138 | 143) exit "$code" ;; esac # HUP, INT, USR1, TERM: the whole sweep was meant
       if [ "$code" -eq 0 ]; then
         rm -f "$workdir/sweep_failed"
         touch "$workdir/sweep_complete"

@@ -17,7 +17,7 @@ train() { # WORKDIR PART[,OPTIONS] [OVERRIDES...]
 }
 
 rows=(
-  none:feature=0,logit=0 logit:feature=0 linear:projector=linear householder:projector=householder
+  "none:feature=0,logit=0" logit:feature=0 linear:projector=linear householder:projector=householder
   matrix_exp:projector=matrix_exp cayley:projector=cayley
   householder_none:norm=none householder_batch:norm=batch householder_whiten:norm=whiten_zca
 )

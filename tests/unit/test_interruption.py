@@ -13,15 +13,58 @@ from cdl_jax import sharding
 from cdl_jax.errors import UserError
 from cdl_jax.interruption import SIGNALS, Interrupted, listening
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+SIGNAL_AT_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["SIGNAL_AT"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder())
+"""
 
-def test_before_there_is_anything_to_save_a_signal_ends_the_process():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted) as caught, listening():
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.pause()
-    assert caught.value.number == signal.SIGTERM
-    assert str(caught.value) == "SIGTERM: ended before training began; the same command goes on from there"
-    assert signal.getsignal(signal.SIGTERM) is before
+
+# Sends itself a signal where a handler runs inside a callback of C++ or a finalizer, in which an exception is lost.
+IN_A_FINALIZER = """
+import os, signal, sys
+from cdl_jax.interruption import listening
+assert not {"jax", "numpy"} & set(sys.modules)
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+with listening():
+    print("begun")
+    Dying()
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_there_is_anything_to_save_a_signal_ends_the_process_with_one_line(number):
+    done = subprocess.run([sys.executable, "-c", IN_A_FINALIZER, str(int(number))], cwd=ROOT, env=ENVIRONMENT,
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert (done.returncode, done.stdout) == (128 + number, "begun\n")
+    assert done.stderr == f"cdl_jax: {number.name}: ended with nothing to save; the same command goes on\n"
+
+
+@pytest.mark.parametrize("module", ["jax", "orbax.checkpoint", "cdl_jax.run"])
+def test_a_signal_while_a_library_is_imported_ends_the_command_with_one_line(tmp_path, module):
+    (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_IMPORT)
+    command = [sys.executable, "-m", "cdl_jax.main", "--config", "configs/quickstart.py", "--workdir", tmp_path / "run"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(command, cwd=ROOT, env={**ENVIRONMENT, "PYTHONPATH": path, "SIGNAL_AT": module},
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 143 and not (tmp_path / "run").exists()
+    assert done.stderr == "cdl_jax: SIGTERM: ended with nothing to save; the same command goes on\n"
+
+
+def test_handlers_are_set_inside_the_block_alone():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with listening() as listener:
+        assert {signal.getsignal(number) for number in SIGNALS if before[number] != signal.SIG_IGN} == {listener.hear}
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 @pytest.mark.parametrize("number", SIGNALS)

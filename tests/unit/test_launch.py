@@ -97,6 +97,18 @@ for run in "${runs[@]}"; do mkdir -p "$run"; echo '"status": "finished"' > "$run
 """
 
 
+@pytest.fixture(autouse=True)
+def heed():
+    """Undoes what a parent that ignores signals passes on: a shell cannot trap them then."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number in before:
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def launched(tmp_path):
     """Starts a script with a stand-in for the training, whose calls go into the file `log`."""
@@ -166,7 +178,7 @@ def test_backbones_that_are_missing_are_pretrained_first_by_one_of_two_processes
     assert {*runs[: len(networks)]} == {f"pretrain/{network}" for network in networks} and len(runs) == len(set(runs))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(launched, number, code):
     start, log = launched
     process = start(CDL_SEEDS="0", STOP="1")

@@ -1,5 +1,6 @@
 """Meshes, batches and the start of several processes: what does not fit is told in one line."""
 
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -56,6 +57,29 @@ def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     assert refusal(sharding.start, "host:12,4,3") == "--distributed=host:12,4,3: no answer"
+
+
+@pytest.mark.parametrize(
+    ("variables", "error", "ending"),
+    [
+        ({}, ValueError("coordinator_address should be defined."), "address should be defined.; start under"),
+        ({}, KeyError("job-name"), "auto: KeyError: 'job-name'; start under srun, mpirun or a Kubernetes job, or use"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, ValueError("none"), "none; in Kubernetes jax needs pip install "),
+    ],
+)
+def test_where_no_cluster_is_found_one_line_says_what_to_do(monkeypatch, variables, error, ending):
+    def fail(**_):
+        warnings.warn("\nKubernetes environment detected", stacklevel=1)
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sharding.importlib.util, "find_spec", lambda name: None)
+    with warnings.catch_warnings(record=True) as shown:
+        assert ending in refusal(sharding.start, "auto")
+    assert shown == []
 
 
 def test_large_arrays_are_stored_in_parts_where_the_mesh_says_so():

@@ -13,10 +13,27 @@ TRAIN = """#!/usr/bin/env bash
 [ "$1" = -m ] || exit 0
 while [ "$1" != --workdir ]; do shift; done
 echo "${2##*/sweep/} ${4#*compilation_cache=}" >> "$LOG"
-case "$2" in *"${FAIL-no such run}"*) exit 2 ;; esac
-[ -z "${STOP-}" ] || { trap 'echo saved >> "$LOG"; exit 143' TERM; echo ready; sleep 9 9>&- & wait $!; }
+case "$2" in *"${FAIL-no such run}"*) exit "${CODE-2}" ;; esac
+[ -z "${STOP-}" ] || {
+  trap 'echo saved >> "$LOG"; exit 143' TERM
+  trap : INT HUP USR1
+  echo ready
+  sleep 9 9>&- & while ! wait $!; do :; done
+}
 sleep 0.1
 """
+
+
+@pytest.fixture(autouse=True)
+def heed():
+    """Undoes what a parent that ignores signals passes on: a shell cannot trap them then."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number in before:
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -33,7 +50,8 @@ def sweep(tmp_path):
 
     def start(*options, seeds="0,1,2", **more):
         command = ["bash", str(ROOT / "launch" / "sweep.sh"), *options, str(tmp_path / "sweep"), seeds, *CONFIGS]
-        return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                start_new_session=True)  # fmt: skip
 
     log = tmp_path / "log"
     return start, lambda: [line.split() for line in log.read_text().splitlines()] if log.exists() else []
@@ -69,12 +87,25 @@ def test_what_failed_is_listed_and_alone_made_again(sweep, tmp_path):
     assert [run for run, _ in log()[6:]] == ["quickstart-distill=none/seed_1"] and missing(tmp_path) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)])
-def test_a_signal_lets_all_runs_at_hand_save_and_lists_the_rest(sweep, tmp_path, number, code):
+@pytest.mark.parametrize("code", [137, 139])
+def test_a_run_that_the_system_killed_has_failed_and_the_others_are_made(sweep, tmp_path, code):
+    start, log = sweep
+    process = start(FAIL="quickstart/seed_0", CODE=str(code))
+    assert process.wait(timeout=120) == 1 and len(log()) == 6
+    assert missing(tmp_path) == [f"quickstart/seed_0 failed (exit {code})"]
+
+
+# A terminal that closes or gets Ctrl-C sends the signal to the whole group of processes.
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+)
+def test_a_signal_lets_all_runs_at_hand_save_and_lists_the_rest(sweep, tmp_path, number, code, send):
     start, log = sweep
     process = start("-j", "2", seeds="0", STOP="1")
     assert [process.stdout.readline() for _ in range(4)].count("ready\n") == 2
-    process.send_signal(number)
+    send(process.pid, number)
     assert process.wait(timeout=60) == code
     assert [line for line in log() if line == ["saved"]] == [["saved"]] * 2
     assert set(missing(tmp_path)) == {f"{run} not complete" for run in runs(0)}
