@@ -47,7 +47,6 @@ _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--con
 @console.command
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    from cdl_jax import environment
     from cdl_jax.errors import Missing, UserError
 
     try:
@@ -64,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         _complain("interrupted")
         return 130
     except Exception as error:
+        from cdl_jax import environment
+
         console.abandon_stdout()
         line = environment.reason(error)
         if line is None:

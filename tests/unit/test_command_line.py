@@ -119,11 +119,11 @@ def test_of_several_processes_the_first_prints_the_working_directory(
     monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("asked before jax has started"))
     monkeypatch.setattr("cdl_jax.run.train", lambda *_: [])
     monkeypatch.setattr("cdl_jax.report.summary", lambda seeds: "done")
-    monkeypatch.setattr(main, "_program", lambda config: None)
+    monkeypatch.setattr(main, "_program", lambda *_: None)
     monkeypatch.setattr(main, "_evaluate", lambda *_: 0)
     assert main.main(["--config", "quickstart", "--mode", mode, "--distributed=auto"]) == 0
     assert joined == ["auto"]
-    assert capsys.readouterr().out.removesuffix("done\nreport: runs/quickstart/report.html\n") == printed
+    assert capsys.readouterr().out.removesuffix("done\n") == printed
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):
