@@ -111,10 +111,15 @@ def prepare_tfds(data_dir, name, version, features, splits):
     return folder
 
 
+def png_of(image):
+    """The bytes of a PNG file. image: uint8 `[height, width, 3]`."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
+    return file.getvalue()
+
+
 def png(value, shape=(8, 8, 3)):
-    stream_ = io.BytesIO()
-    Image.fromarray(np.full(shape, value, np.uint8)).save(stream_, "PNG")
-    return stream_.getvalue()
+    return png_of(np.full(shape, value, np.uint8))
 
 
 def test_a_prepared_tfds_folder_is_read_in_the_order_of_its_ids(tmp_path):
@@ -162,7 +167,29 @@ def test_tfds_pictures_of_several_sizes_are_sent_to_the_folder_source(tmp_path):
     }
     examples = [{"image": png(0), "label": 0}, {"image": png(0, (9, 8, 3)), "label": 0}]
     folder = prepare_tfds(tmp_path, "sizes", "1.0.0", features, {"train": examples, "test": examples})
-    assert "folder source" in refusal("tfds", folder, dataset="sizes")
+    assert "data.side=256" in refusal("tfds", folder, dataset="sizes")
+
+
+def test_tfds_images_of_several_sizes_are_brought_to_one_by_resizing_and_a_center_crop(tmp_path):
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=[f"class{i}" for i in range(5)]),
+    }
+
+    def striped(height, width):  # one third of the longer side each in 0, 100 and 200
+        levels = np.repeat([0, 100, 200], max(height, width) // 3).astype(np.uint8)
+        image = np.broadcast_to(levels[:, None, None] if height > width else levels[None, :, None], (height, width, 3))
+        return png_of(image)
+
+    examples = [{"image": striped(24, 8), "label": 1}, {"image": striped(8, 24), "label": 3}]
+    folder = prepare_tfds(tmp_path, "sizes", "1.0.0", features, {"test": examples * 5})
+    split = {"train_split": "test[:80%]", "test_split": "test[80%:]"}
+    data = load("tfds", folder, dataset="sizes", side=8, **split)
+    assert data.train.images.shape == (8, 8, 8, 3) and len(data.test.labels) == 2
+    assert (data.train.images == 100).all()  # the middle third, of tall and of wide images
+    assert load("tfds", folder, dataset="sizes", side=4, **split).train.images.shape == (8, 4, 4, 3)
+    assert data.class_names == ("class1", "class3")  # no other class has an image
+    assert data.train.labels.tolist() == [0, 1] * 4
 
 
 def test_tfds_by_its_own_mock(tmp_path):

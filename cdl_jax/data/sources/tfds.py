@@ -1,9 +1,12 @@
 """Any labelled picture set that TensorFlow Datasets has prepared as array_record."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cdl_jax.data import npz_files, prepared_tfds
 from cdl_jax.data.stream import Dataset, Split
@@ -14,6 +17,9 @@ OPTIONS: dict[str, Any] = {
     "train_split": "train",
     "test_split": "test",
     "label": "label",  # the feature that holds the class
+    # Size in pixels of the square images: the shorter side is resized (bicubic), then the center is cropped. 0: as they
+    # are, all of one size.
+    "side": 0,
 }
 
 
@@ -23,7 +29,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
     Examples come in the order of their `id` where the set has one (CIFAR: the official order), else as stored.
 
     Raises:
-      UserError: tensorflow_datasets is missing, the set is not prepared, or its pictures differ in size.
+      UserError: tensorflow_datasets is missing, the set is not prepared, or its images differ in size and `side` is 0.
     """
     builder = prepared_tfds.builder(options["dataset"], options["path"])
     features = builder.info.features
@@ -33,21 +39,42 @@ def load(options: Mapping[str, Any]) -> Dataset:
             f"tfds set {options['dataset']!r} has the features {', '.join(features)}; data.label must name the one "
             "that holds classes, and pictures must be called 'image'"
         )
-    splits = [_read(builder, options[f"{part}_split"], options["label"]) for part in ("train", "test")]
-    return Dataset(builder.name, tuple(class_names), *splits)
+    label, side = options["label"], options["side"]
+    splits = [_read(builder, options[f"{part}_split"], label, side) for part in ("train", "test")]
+    return _present(Dataset(builder.name, tuple(class_names), *splits))
 
 
-def _read(builder, split, label):
+def _present(dataset):
+    """Returns a data set without the classes of which neither split has an image: ImageNet-R has 200 of 1,000 names."""
+    labels = [split.labels for split in (dataset.train, dataset.test)]
+    present = np.unique(np.concatenate(labels))
+    if len(present) == len(dataset.class_names):
+        return dataset
+    logging.getLogger("cdl_jax").warning(
+        "%s: %d of %d classes have no image and are left out", dataset.name, len(dataset.class_names) - len(present),
+        len(dataset.class_names),
+    )  # fmt: skip
+    train, test = (np.searchsorted(present, each).astype(np.int32) for each in labels)
+    return replace(
+        dataset,
+        class_names=tuple(dataset.class_names[c] for c in present),
+        train=replace(dataset.train, labels=train),
+        test=replace(dataset.test, labels=test),
+    )
+
+
+def _read(builder, split, label, side):
     named = "id" in builder.info.features
     records = prepared_tfds.records(builder, split)
     images, labels, ids = [], [], []
     for record in (records[index] for index in range(len(records))):
-        if images and record["image"].shape != images[0].shape:
+        image = _square(record["image"], side) if side else record["image"]
+        if images and image.shape != images[0].shape:
             raise UserError(
-                f"tfds set {builder.name!r} has pictures of {images[0].shape} and {record['image'].shape}; save them "
-                "as files and use the folder source, which takes all sizes"
+                f"tfds set {builder.name!r} has images of {images[0].shape} and {image.shape}: bring them to one size "
+                "with data.side=256, or save them as files for the folder source, which takes all sizes"
             )
-        images.append(record["image"])
+        images.append(image)
         labels.append(record[label])
         ids.append(record["id"] if named else len(ids))
     if not images:
@@ -57,3 +84,17 @@ def _read(builder, split, label):
     return Split(
         npz_files.labels(np.asarray(labels)[order], what=what), npz_files.rgb(np.stack(images)[order], what=what)
     )
+
+
+def _square(image, side):
+    """Returns an image `[side, side, 3]`, uint8: the shorter side is resized (bicubic), the center is cropped.
+
+    image: uint8 `[height, width, 1 or 3]`.
+    """
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
+    scale = side / min(picture.size)
+    size = tuple(max(side, round(length * scale)) for length in picture.size)
+    left, top = ((length - side) // 2 for length in size)
+    box = (left / scale, top / scale, (left + side) / scale, (top + side) / scale)
+    box = (box[0], box[1], min(box[2], picture.width), min(box[3], picture.height))
+    return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))
