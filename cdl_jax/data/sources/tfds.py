@@ -20,6 +20,7 @@ OPTIONS: dict[str, Any] = {
     # Size in pixels of the square images: the shorter side is resized (bicubic), then the center is cropped. 0: as they
     # are, all of one size.
     "side": 0,
+    "skip_empty_classes": False,  # leaves out classes of which neither split has an image
 }
 
 
@@ -41,15 +42,14 @@ def load(options: Mapping[str, Any]) -> Dataset:
         )
     label, side = options["label"], options["side"]
     splits = [_read(builder, options[f"{part}_split"], label, side) for part in ("train", "test")]
-    return _present(Dataset(builder.name, tuple(class_names), *splits))
+    dataset = Dataset(builder.name, tuple(class_names), *splits)
+    return _without_empty(dataset) if options["skip_empty_classes"] else dataset
 
 
-def _present(dataset):
+def _without_empty(dataset):
     """Returns a data set without the classes of which neither split has an image: ImageNet-R has 200 of 1,000 names."""
     labels = [split.labels for split in (dataset.train, dataset.test)]
     present = np.unique(np.concatenate(labels))
-    if len(present) == len(dataset.class_names):
-        return dataset
     logging.getLogger("cdl_jax").warning(
         "%s: %d of %d classes have no image and are left out", dataset.name, len(dataset.class_names) - len(present),
         len(dataset.class_names),
