@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdl_jax import config as configs
+from cdl_jax import names
 from cdl_jax import main
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,7 @@ def literals():
 def options():
     """Every key of every config section, with and without its `config.`."""
     made = [configs.default(method, data="folder") for method in ("cdl", "dkt", "okddip", "vkd", "supervised")]
+    made += [configs.default("cdl", data=source) for source in names.available("data.sources")]
     keys = {key for config in made for key in configs.flatten(config)}
     keys |= {key.rsplit(".", 1)[0] for key in keys}
     return keys | {f"config.{key}" for key in keys}
