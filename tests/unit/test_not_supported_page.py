@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax import names
-from cdl_jax import main
+from cdl_jax import main, names
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "not_supported.md").read_text(encoding="utf-8")
