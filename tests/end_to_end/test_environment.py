@@ -115,10 +115,10 @@ def test_a_home_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, ca
 
 
 def images(folder):
-    """Writes two classes of images with names outside ASCII."""
+    """Writes four classes of images, most with names outside ASCII."""
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
-        for name in ("café", "日本"):
+        for name in ("café", "Ωmega", "plain", "日本"):
             (folder / split / name).mkdir(parents=True)
             for i in range(4):
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / split / name / f"ü{i}.png")
@@ -135,7 +135,7 @@ def test_another_locale_changes_nothing(locale, tmp_path):
     few = ("--config", f"{TINY}:data=folder", *FEW[2:], *small, "--config.data.max_train_per_class=0", path)
     few = (*few, "--config.log.report=True")
     out = run(*few, "--mode=describe", **locale)[0]
-    assert "2 classes in 2 tasks" in out
+    assert "4 classes in 2 tasks" in out
     run(*few, "--workdir", tmp_path / "run", **locale)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "<html" in page
