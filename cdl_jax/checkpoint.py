@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import time
 import zlib
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -28,6 +29,9 @@ from jax.experimental import multihost_utils
 
 from cdl_jax import tensorstore_strings
 from cdl_jax.errors import UserError
+
+# Seconds for the writes that are under way when one fails. Once the interpreter ends, no hook catches their errors.
+_LATE = 1.0
 
 
 @epath.register_path_cls
@@ -72,6 +76,7 @@ class Checkpoints:
         # Orbax tells of every option that it adjusts, and of errors in full length before it raises them.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         tensorstore_strings.keep_few()
+        _drop_late_callbacks()
         root = _LocalPath((workdir / "checkpoints").absolute())
         self._frozen_path, self._tasks_path, self._latest_path = (root / part for part in ("frozen", "tasks", "latest"))
         self._read_only, self._keep, self._keep_tasks = read_only, keep, keep_tasks or None
@@ -321,10 +326,31 @@ def _writing(path):
     try:
         yield
     except (ValueError, OSError) as error:
+        time.sleep(_LATE)
         raise UserError(
             f"checkpoint {path} cannot be written: {_one_line(error)}; what was saved before is whole, and the same "
             "command goes on from it once there is room"
         ) from error
+
+
+def _drop_late_callbacks() -> None:
+    """Keeps TensorStore's threads from printing a traceback for each write that ends after another one has failed.
+
+    The first failure ends Orbax's event loop. A later write then reports to a closed loop, from a thread without a
+    caller, so that Python hands the error to `sys.unraisablehook`. The failure itself is raised where the checkpoint is
+    saved.
+    """
+    if getattr(sys.unraisablehook, "drops_late_callbacks", False):
+        return
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    hook.drops_late_callbacks = True
+    sys.unraisablehook = hook
 
 
 def _one_line(error):

@@ -77,6 +77,11 @@ def _one_line_record(record):
 
 
 def one_line(text: object) -> str:
-    """Returns text for a line of a terminal or of a table: line breaks and control characters become escapes."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
-    return "".join(shown)
+    """Returns text for a line of a terminal or of a table: line breaks and control characters become escapes.
+
+    A file name whose bytes are UTF-8 is shown so in any locale. In another locale Python has such bytes as surrogates.
+    """
+    text = str(text)
+    with suppress(UnicodeEncodeError):  # a surrogate that stands for no byte
+        text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

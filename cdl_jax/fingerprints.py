@@ -10,6 +10,7 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import names, paths
+from cdl_jax.console import one_line
 from cdl_jax.data import tar_files
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
@@ -103,7 +104,7 @@ def _of_image(split, row) -> tuple[bytes, int]:
             size = os.stat(file).st_size
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror}): restore the file or remove it") from None
-    return f"{name}/{size}/".encode(errors="backslashreplace"), size
+    return f"{one_line(name)}/{size}/".encode(), size  # the same in any locale
 
 
 def _places(key, value) -> list[str]:

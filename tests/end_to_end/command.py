@@ -31,6 +31,7 @@ def start(*arguments, **extra):
     return subprocess.Popen(
         [sys.executable, "-m", "cdl_jax.main", *arguments],
         cwd=ROOT, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        errors="backslashreplace",
     )  # fmt: skip
 
 

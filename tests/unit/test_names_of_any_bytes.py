@@ -54,3 +54,8 @@ def test_one_line_escapes_what_no_stream_can_print():
     assert console.one_line("a\nb\r\nc") == "a\\nb\\r\\nc"
     assert console.one_line("\udcff\x1b[31m\0\x85") == "\\udcff\\x1b[31m\\x00\\x85"
     assert console.one_line("100% 'é' \u3042") == "100% 'é' \u3042"
+
+
+def test_a_utf8_name_is_shown_in_a_locale_without_utf8_too():
+    assert console.one_line("caf\udcc3\udca9 \ud800") == "caf\\udcc3\\udca9 \\ud800"  # no byte has that surrogate
+    assert console.one_line("caf\udcc3\udca9") == "café"
