@@ -20,9 +20,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Where a parent ignores SIGINT (`nohup`, a shell's background job), bash cannot trap it in what a test starts.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What a parent ignores (SIGINT in a background job, SIGHUP under `nohup`) bash cannot trap in what a test starts.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
     if config.getoption("--parity-table") and not hasattr(config, "workerinput"):  # workers report to this process
         config.pluginmanager.register(_ParityTable(config.getoption("--parity-table")))
 

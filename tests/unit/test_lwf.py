@@ -19,12 +19,12 @@ from tests.unit.stepping import quick
 INFO = StreamInfo(5, (2, 1, 2))
 
 
-def build(**changes):
+def build(info=INFO, **changes):
     config = configs.default("lwf", data="glyph_mini", network="slim_resnet18")
     config.network.update(width=2, depths=(1, 1), image_size=8)
     config.lwf.update(changes)
     config.train.update(epochs=3, batch_size=6)
-    return lwf.build(config, INFO)
+    return lwf.build(config, info)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,13 @@ def told(method, variables, data, place):
     return {name: float(value) for name, value in quick(loss)(variables, data).items()}
 
 
-@pytest.mark.parametrize(("active", "columns"), [("all_seen", [0, 1, 2]), ("last", [2])])
+@pytest.mark.parametrize(("active", "columns"), [("all_seen", [0, 1, 2]), ("last", [2, 3])])
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_what_was_learnt_before_is_held_on_to(variables, data, active, columns, statistics):
-    method = build(alpha=1.5, temperature=2.0, lwf_active=active, previous_bn=statistics)
-    place = context(3, 5, task=2)
+    info, place = INFO, context(3, 5, task=2)
+    if active == "last":  # a softmax over the one class of INFO's second task has no gradient, and is refused
+        info, place = StreamInfo(5, (2, 2, 1)), context(4, 5, task=2)
+    method = build(info, alpha=1.5, temperature=2.0, lwf_active=active, previous_bn=statistics)
     found = told(method, variables, data, place)
     key, of_batch = jax.random.key(0), statistics == "batch"
     (before, _), _ = apply(method.alone.backbone, variables["previous"], data["images"], of_batch, key)
@@ -60,7 +62,7 @@ def test_what_was_learnt_before_is_held_on_to(variables, data, active, columns, 
     assert found["previous_loss"] == pytest.approx(held, rel=1e-4, abs=1e-7)
     assert found["class_loss"] == pytest.approx(true, rel=1e-4)
     assert found["loss"] == pytest.approx(true + 1.5 * held, rel=1e-4)
-    assert (held > 1e-3) == (active == "all_seen")  # a single column has one probability, whatever its logit
+    assert held > 1e-3
 
 
 def test_the_first_task_holds_on_to_nothing_and_then_the_network_is_kept(variables, data):

@@ -290,6 +290,6 @@ def test_class_names_of_any_bytes_become_text_of_one_line():
     whole = dataset(4)
     odd = stream.Dataset("x\ny", ("a\nb", "\udcff", "%s \x1b[31m", 7), whole.train, whole.test)
     made = stream.split_into_tasks(odd, num_tasks=1)
-    assert made.name == "x y" and made.class_names == ("a b", "\\udcff", "%s \\x1b[31m", "7")
+    assert made.name == "x\\ny" and made.class_names == ("a\\nb", "\\udcff", "%s \\x1b[31m", "7")
     for name in made.class_names:
         name.encode()
