@@ -199,7 +199,8 @@ def check_keys(config) -> None:
     for key in ("method", "data.name"):
         if not isinstance(found.get(key), str):
             raise UserError(f"config.{key} is missing: begin the config with cdl_jax.config.default(...)")
-    known = flatten(_rebuilt(config, found))
+    rebuilt = _rebuilt(config, found)
+    known = flatten(rebuilt)
     choices = {"data": "data.name"} | {key.split(".")[0]: key for key in found if key.endswith((".family", ".name"))}
     choices.pop("optim", None)
     theirs = tuple(
@@ -218,6 +219,9 @@ def check_keys(config) -> None:
             )
         of = f" of config.{choice}={found[choice]!r}" if section in choices else ""
         raise UserError(f"unknown key config.{key}{of}: {names.nearest(key, known)}")
+    for section in config:  # an empty one has no keys
+        if section not in rebuilt:
+            raise UserError(f"unknown key config.{section}: {names.nearest(section, rebuilt)}")
 
 
 def _rebuilt(config, found):

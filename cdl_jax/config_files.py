@@ -5,6 +5,8 @@ Standard library only, so that `--list` starts at once.
 
 import ast
 import difflib
+import runpy
+import traceback
 from pathlib import Path
 
 from cdl_jax import paths
@@ -43,6 +45,27 @@ def find(text: str) -> Path:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UserError(f"config file {text} does not exist: {hint}python -m cdl_jax.main --list names the shipped configs")
+
+
+def load(path: Path, arguments: str):
+    """Returns what `get_config(arguments)` of a config file returns.
+
+    Raises:
+      UserError: the file cannot be run or has no `get_config`; the message names the line.
+    """
+    try:
+        functions = runpy.run_path(str(path), run_name="config")
+        if "get_config" not in functions:
+            raise UserError(f"config file {path}: no get_config(text) in it; see configs/quickstart.py")
+        return functions["get_config"](arguments)
+    except UserError:
+        raise
+    except Exception as error:  # a config is a program of the user's
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
+        kind, where = type(error).__name__, f", line {line}" if line else ""
+        raise UserError(f"config file {path}{where}: {kind}: {getattr(error, 'msg', error)}") from error
 
 
 def summary(path: Path) -> str:

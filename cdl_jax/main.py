@@ -111,6 +111,7 @@ def _parse(argv):
     Raises:
       UserError: a flag or a config key is wrong.
     """
+    import ml_collections
     from absl import flags
 
     from cdl_jax import config, config_files
@@ -119,9 +120,12 @@ def _parse(argv):
 
     given, text = argv, _value(argv, "config")
     if text:
-        name, colon, arguments = text.partition(":")
+        name, _, arguments = text.partition(":")
         path = config_files.find(name)
-        loaded = _flags([argv[0], f"--config={path}{colon}{arguments}"]).config
+        loaded = config_files.load(path, arguments)
+        if not isinstance(loaded, ml_collections.ConfigDict):
+            raise UserError(f"config file {path}: get_config returns {type(loaded).__name__}, not a ConfigDict; begin "
+                            "with cdl_jax.config.default(...)")  # fmt: skip
         argv = _without(argv, "config")
     else:
         loaded = _stored_config(_value(argv, "workdir"))
@@ -191,10 +195,10 @@ def _stored_config(workdir):
     return ml_collections.ConfigDict(config.json_free(stored), type_safe=True)
 
 
-def _flags(argv, config=None):
+def _flags(argv, config):
     """Returns the flags' values of a command line; absl's global flags stay as they are.
 
-    config: what `--config.section.key=value` changes; None: what the file of `--config` makes.
+    config: a ConfigDict, which `--config.section.key=value` changes.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -207,10 +211,7 @@ def _flags(argv, config=None):
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
     flags.DEFINE_boolean("fetch", False, "", flag_values=values)
     flags.DEFINE_boolean("show_config", False, "", flag_values=values)
-    if config is None:
-        config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
-    else:
-        config_flags.DEFINE_config_dict("config", config, "", lock_config=True, flag_values=values)
+    config_flags.DEFINE_config_dict("config", config, "", lock_config=True, flag_values=values)
     rest = values(argv)[1:]
     return SimpleNamespace(rest=rest, **{name: values[name].value for name in _FLAGS})
 

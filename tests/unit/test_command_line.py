@@ -92,6 +92,31 @@ def _get_config(name):
     return space["get_config"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = (", ", line 1: SyntaxError: '(' was never closed"),
+        ("def get_config(text=''):\n    return absent", ", line 2: NameError: name 'absent' is not defined"),
+        ("import absent_module", ", line 1: ModuleNotFoundError: No module named 'absent_module'"),
+        ("", ": no get_config(text) in it"),
+        ("def get_config(text=''):\n    return {}", ": get_config returns dict, not a ConfigDict"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_one_line_with_its_place(tmp_path, capsys, text, expected):
+    (tmp_path / "mine.py").write_text(text)
+    assert main.main(["--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cdl_jax: config file {tmp_path / 'mine.py'}{expected}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_section_that_nobody_knows_is_refused():
+    made = config.default("cdl", data="glyph_mini")
+    made.trian = {}
+    with pytest.raises(UserError, match="unknown key config.trian: did you mean 'train'"):
+        config.check_keys(made)
+
+
 def test_fetch_gets_what_is_missing_and_leaves_other_mistakes_to_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CDL_DATA", str(tmp_path / "data"))
