@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import mechanism, report, representations, results, trainer, workdir, writers
+from cdl_jax import files, mechanism, report, representations, results, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergences
@@ -81,9 +81,9 @@ def write(folder: Path, content: dict) -> None:
     if stored is None:
         raise UserError(f"{folder}/results.json is missing or damaged: the same command with --mode=train mends it")
     try:
-        workdir.write(folder / "analysis.json", json.dumps(content, indent=1) + "\n")
+        files.write(folder / "analysis.json", json.dumps(content, indent=1) + "\n")
         for name, picture in mechanism.plotted_features(content).items():
-            workdir.write(folder / f"features_{name}.svg", picture)
+            files.write(folder / f"features_{name}.svg", picture)
         lines = writers.JsonLines(folder / "metrics.jsonl").read()
         page = folder / "report.html"
         report.write_report(page, stored, lines, configs.read(folder)["config"], mechanism.parts(content))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 
 from cdl_jax import config as configs
-from cdl_jax import tables, workdir
+from cdl_jax import files, tables
 from cdl_jax.errors import UserError
 from cdl_jax.tables import Measured
 
@@ -162,7 +162,7 @@ def _best(results):
 
 def _of_each_seed(folder):
     stored = configs.read(folder)
-    return workdir.seed_folders(folder, stored["config"].get("seeds", ()) if stored else ())
+    return files.seed_folders(folder, stored["config"].get("seeds", ()) if stored else ())
 
 
 def table(groups: list[Group], names: list[str] | None = None) -> list[list[str]]:

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from cdl_jax import config as configs
-from cdl_jax import workdir
+from cdl_jax import files
 from cdl_jax.compare import Group, gap_closed, share, spread, standard_error
 from cdl_jax.errors import UserError
 from cdl_jax.tables import Measured
@@ -158,7 +158,7 @@ def keep(groups: list[Group], folder: Path) -> None:
             own = folder / learner / scheme / run.folder.name
             own.mkdir(parents=True, exist_ok=True)
             for name, content in (("config", configs.read(run.folder)), ("results", results)):
-                workdir.write(own / f"{name}.json", json.dumps(content, sort_keys=True) + "\n")
+                files.write(own / f"{name}.json", json.dumps(content, sort_keys=True) + "\n")
 
 
 def _with_teacher(schemes):

@@ -237,7 +237,7 @@ def _without(argv, flag):
 
 
 def _run(options, listener):
-    from cdl_jax import compilation, host_memory, paths, sharding, workdir
+    from cdl_jax import compilation, files, host_memory, paths, sharding, workdir
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
     from cdl_jax.program import Program
@@ -282,7 +282,7 @@ def _run(options, listener):
         seeds = run.train(_program(config, folder), folder, listener)
     if primary:
         print(report.summary(seeds))
-        for own in workdir.seed_folders(folder, config.seeds):
+        for own in files.seed_folders(folder, config.seeds):
             if (page := own / "report.html").exists() and config.log.report:
                 print(f"report: {page}")
     return 0

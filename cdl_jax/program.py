@@ -97,7 +97,7 @@ class Program:
             )
 
     def _check_last_batches(self, phase):
-        shares = batches.shares(self.mesh)
+        shares = sharding.shares(self.mesh)
         for task in self.stream.tasks:
             last = self.batch_sizes(task, phase)[-1]
             if last < self.config.train.batch_size and last % shares:
@@ -358,7 +358,7 @@ class Program:
     def _asking_of(self, phase):
         step = trainer.asking_step(self.method, phase, self.train_source, self.config.augment)
         of_seeds = self.axis.mapped(step, None, self.axis.of_data, self.axis.of_item(phase), None, 0, out=-1)
-        return self._jitted(of_seeds, 1, batches.spread(self.mesh))
+        return self._jitted(of_seeds, 1, sharding.spread(self.mesh))
 
     def _step(self, index):
         skip = self.config.train.on_nonfinite == "skip"
@@ -381,13 +381,13 @@ class Program:
         # These axes come last, for the first is spread over the devices.
         item["rows"], ahead = item["rows"].update(shape=(*item["rows"].shape, *axes)), (steps,) * (steps > 1)
         if ahead:
-            spread = batches.spread(self.mesh, several=True)
+            spread = sharding.spread(self.mesh, several=True)
             item = jax.tree.map(lambda x: x.update(shape=(steps, *x.shape), sharding=spread), item)
         place = trainer.position(self.stream.tasks[0], step=np.zeros(ahead, np.int32))
         if constants and phase.constants:
             arguments = self.abstract_variables()[1], self.train_source.data, item, place, self.seed
             told = jax.eval_shape(self._asking[phase.order], *arguments)
-            spread = batches.spread(self.mesh)
+            spread = sharding.spread(self.mesh)
             item["constants"] = jax.tree.map(lambda x: x.update(sharding=spread), told)
         return self.train_source.data, item, place, self.seed
 

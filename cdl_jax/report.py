@@ -34,7 +34,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdl_jax import compare, console, grid, paths, plots, published, replication, sweep, tables, workdir
+from cdl_jax import compare, console, files, grid, paths, plots, published, replication, sweep, tables
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.names import nearest
@@ -110,7 +110,7 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict, mor
     parts += ["<h2>Cost</h2>", _cost_table(results["cost"]), "<h2>Tasks</h2>", _tasks_table(results["stream"])]
     resolved = "\n".join(_text(f"{key} = {value!r}") for key, value in sorted(configs.flatten(config).items()))
     parts.append(f"<details><summary>Config</summary><pre>{resolved}</pre></details>")
-    workdir.write(Path(path), _page(results["name"], parts))
+    files.write(Path(path), _page(results["name"], parts))
 
 
 def summary(seeds: list[dict]) -> str:
@@ -320,7 +320,7 @@ def _file(option, given, endings):
 
 def _write(option, out, text):
     try:
-        workdir.write(out, text)
+        files.write(out, text)
     except OSError as error:
         raise UserError(f"{option} {out} cannot be written ({error.strerror}): choose another file") from None
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax import progress, report, results, sharding, trainer, workdir, writers
+from cdl_jax import files, progress, report, results, sharding, trainer, workdir, writers
 from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
 from cdl_jax.interruption import Interrupted, Listener
@@ -35,7 +35,7 @@ def train(program: Program, folder: Path, listener: Listener | None = None) -> l
       UserError: the newest checkpoint cannot be read.
       Interrupted: the run was asked to end; everything is saved.
     """
-    folders = workdir.seed_folders(folder, program.config.seeds)
+    folders = files.seed_folders(folder, program.config.seeds)
     stored = [results.read(own) for own in folders]
     if all(content and content["status"] == "finished" for content in stored):
         if program.config.log.report and jax.process_index() == 0:
@@ -96,7 +96,7 @@ class _Training:
         self.record = self.records[0]  # its place in the run is that of all
         self.traces = []
         if self.primary:
-            for own in workdir.seed_folders(folder, program.config.seeds):
+            for own in files.seed_folders(folder, program.config.seeds):
                 self.traces.append(_Traces(own, self.record.lines, program.config.log))
 
     def _restore(self):
@@ -125,7 +125,7 @@ class _Training:
         config = self.program.config.to_dict()
         # The whole first: killed in between, the directory still refuses another config.
         workdir.claim(self.folder, config, self.program.stream)
-        for seed, own in zip(self.program.seeds, workdir.seed_folders(self.folder, config["seeds"]), strict=True):
+        for seed, own in zip(self.program.seeds, files.seed_folders(self.folder, config["seeds"]), strict=True):
             own.mkdir(exist_ok=True)
             workdir.claim(own, {**config, "seed": seed, "seeds": ()}, self.program.stream)
 
@@ -394,7 +394,7 @@ class _Training:
             own.nonfinite = [*own.nonfinite, entry]
             if i < len(self.traces):
                 path = self.traces[i].folder / "nonfinite.json"
-                workdir.write(path, json.dumps(own.nonfinite, indent=1) + "\n")
+                files.write(path, json.dumps(own.nonfinite, indent=1) + "\n")
         where = f"task {entry['task']}, {entry['phase']}, epoch {entry['epoch']}, its step {entry['step_in_epoch']}"
         if config.train.on_nonfinite == "stop":
             raise UserError(
@@ -469,7 +469,7 @@ class _Traces:
     def write_results(self, content):
         """Writes results.json anew, then report.html, whose plots take seconds: once a minute and at last."""
         parts = json.JSONEncoder(indent=1).iterencode(content)  # in one piece a long run's take many times their size
-        workdir.write(self.folder / "results.json", itertools.chain(parts, "\n"))
+        files.write(self.folder / "results.json", itertools.chain(parts, "\n"))
         if self.report and (content["status"] == "finished" or time.monotonic() > self.reported + REPORT_EVERY):
             _draw_report(self.folder, content)
             self.reported = time.monotonic()

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cdl_jax import environment
-from cdl_jax.data import batches
 from cdl_jax.errors import UserError
 
+_SPLIT = ("data", "fsdp")  # the axes of a mesh along which a batch is split
 _WORTH_SPLITTING = 4096  # numbers; smaller arrays cost more to put together than to keep
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost, and the others end
 
@@ -148,7 +148,7 @@ def make_mesh(devices: int = 0, peers: int = 1, fsdp: int = 1) -> Mesh:
 
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raises UserError where a batch cannot be split evenly over the mesh."""
-    if batch_size % (count := batches.shares(mesh)):
+    if batch_size % (count := shares(mesh)):
         raise UserError(f"config.{key}={batch_size} cannot be split evenly over {count} devices: use a multiple of it")
 
 
@@ -194,3 +194,17 @@ def gathered(mesh: Mesh, tree):
     if "fsdp" not in mesh.shape:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole(mesh)), tree)
+
+
+def spread(mesh: Mesh, several: bool = False) -> NamedSharding:
+    """How a batch lies on the devices: split along the mesh's axes "data" and, where there is one, "fsdp".
+
+    several: it is of several batches, their axis in front.
+    """
+    axes = tuple(axis for axis in mesh.axis_names if axis in _SPLIT)
+    return NamedSharding(mesh, PartitionSpec(*(None,) * several, axes))
+
+
+def shares(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(size for axis, size in mesh.shape.items() if axis in _SPLIT)

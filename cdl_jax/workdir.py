@@ -1,4 +1,4 @@
-"""A run's working directory: its lock, its config, and files that are never half-written."""
+"""A run's working directory: its lock and its config."""
 
 import errno
 import fcntl
@@ -8,39 +8,13 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-from cdl_jax import __version__, config, fingerprints
+from cdl_jax import __version__, config, files, fingerprints
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
-
-
-def write(path: Path, text: str | Iterable[str]) -> None:
-    """Writes a file aside and renames it, so that a reader or a crash, of the machine even, never sees half of it.
-
-    The file is in UTF-8 whatever the locale. Bytes of file names that are not UTF-8 become backslash escapes.
-
-    text: all of it, or parts that are made as they are written.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.writelines([text] if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
-
-
-def seed_folders(workdir: Path, seeds) -> list[Path]:
-    """Where each seed's results lie: `workdir` itself, or its folders `seed_<s>` where `config.seeds` lists several."""
-    return [workdir / f"seed_{seed}" for seed in seeds] or [workdir]
 
 
 @contextmanager
@@ -120,7 +94,7 @@ def check_seeds(workdir: Path, config_seeds) -> None:
                 "its command there, or choose another --workdir"
             )
     if config_seeds and config.read(workdir) is None:
-        for own in seed_folders(workdir, config_seeds):
+        for own in files.seed_folders(workdir, config_seeds):
             if own.is_dir() and config.read(own) is not None:
                 raise UserError(f"{own} holds a run of its own: choose another --workdir for config.seeds")
 
@@ -179,7 +153,7 @@ def claim(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
         content["content"] = fingerprints.of_config(resolved)
         if stream is not None:
             content["data"] = fingerprints.of_data(stream)
-        write(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+        files.write(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def command() -> str:

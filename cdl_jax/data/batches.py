@@ -14,7 +14,6 @@ same program.
 
 import collections
 import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +22,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from cdl_jax import sharding
 from cdl_jax.data import augment, tar_files
 from cdl_jax.data.stream import Split
 from cdl_jax.errors import UserError
@@ -33,7 +33,6 @@ OPTIONS: dict[str, Any] = {
     "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) live on the device
     "workers": 0,  # processes that decode picture files; 0: threads of this process
 }
-_SPLIT = ("data", "fsdp")  # the axes of a mesh along which a batch is split
 _AHEAD = 2  # batches on their way to the device while one is in use
 
 
@@ -225,7 +224,7 @@ def place(
     options = {**augment.OPTIONS, **OPTIONS, **options}
     if split.images is None or split.images.nbytes > options["resident_limit_mb"] * 2**20:
         return Streamed(split, mesh, options, size)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere = sharding.whole(mesh)
     labels = np.asarray(split.labels if labels is None else labels, np.int32)
     arrays = {"images": np.asarray(split.images, np.uint8), "labels": labels}
     data = {k: jax.make_array_from_process_local_data(everywhere, v, v.shape) for k, v in arrays.items()}
@@ -289,20 +288,6 @@ def generator(seed: int, *purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(int(p) for p in purpose)))
 
 
-def spread(mesh: Mesh, several: bool = False) -> NamedSharding:
-    """How a batch lies on the devices: split along the mesh's axes "data" and, where there is one, "fsdp".
-
-    several: it is of several batches, their axis in front.
-    """
-    axes = tuple(axis for axis in mesh.axis_names if axis in _SPLIT)
-    return NamedSharding(mesh, PartitionSpec(*(None,) * several, axes))
-
-
-def shares(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
-    return math.prod(size for axis, size in mesh.shape.items() if axis in _SPLIT)
-
-
 def _local(mesh, order):
     """This process's columns of `[steps, batch]`, those that its devices hold of a batch.
 
@@ -327,17 +312,17 @@ def _sizes(order):
 
 def _share(mesh, batch):
     """First column and end of what this process's devices hold of a batch."""
-    if batch % shares(mesh):
+    if batch % (count := sharding.shares(mesh)):
         raise UserError(
-            f"batch_size={batch}: does not divide among the {shares(mesh)} devices of the mesh; set it to a multiple"
+            f"batch_size={batch}: does not divide among the {count} devices of the mesh; set it to a multiple"
         )
-    shards = spread(mesh).addressable_devices_indices_map((batch,)).values()
+    shards = sharding.spread(mesh).addressable_devices_indices_map((batch,)).values()
     bounds = [shard[0].indices(batch)[:2] for shard in shards]
     return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def _abstract(mesh, shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=spread(mesh))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.spread(mesh))
 
 
 def _weight(mesh, batch_size, test):
@@ -369,7 +354,7 @@ def _ahead(batches, mesh, order, lengths=()):
             for name, a in together[0].items():
                 local = np.array([batch[name][: own[size]] for batch in together]) if axes else np.array(a[: own[size]])
                 shape = (*axes, size, *a.shape[1:])
-                item[name] = jax.make_array_from_process_local_data(spread(mesh, bool(axes)), local, shape)
+                item[name] = jax.make_array_from_process_local_data(sharding.spread(mesh, bool(axes)), local, shape)
             queue.append(item)
             if len(queue) > _AHEAD:
                 yield queue.popleft()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import console, plots, report, workdir
+from cdl_jax import console, files, plots, report
 from cdl_jax.errors import UserError
 from cdl_jax.writers import JsonLines
 from tests.unit.test_report import CONFIG, LINES, results, store, with_seed
@@ -90,10 +90,10 @@ def test_folders_of_any_name_are_reported(tmp_path, capsys):
 WRITES = """
 import sys
 from pathlib import Path
-from cdl_jax import report, workdir
+from cdl_jax import files, report
 from cdl_jax.writers import JsonLines
 folder = Path(sys.argv[1])
-workdir.write(folder / "text", "caf\\u00e9 \\u00b1 \\udcff\\n")
+files.write(folder / "text", "caf\\u00e9 \\u00b1 \\udcff\\n")
 lines = JsonLines(folder / "lines")
 lines.write({"step": 1, "name": "\\u00e9\\udcff"})
 lines.write({"step": 2})
@@ -131,7 +131,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
 
     (tmp_path / "file").write_text("whole")
     with pytest.raises(RuntimeError):
-        workdir.write(tmp_path / "file", parts())
+        files.write(tmp_path / "file", parts())
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "whole"
 
 

@@ -19,6 +19,8 @@ LAYERS = (
         "names",
         "config_files",
         "paths",
+        "files",
+        "sharding",
         "config",
         "published",
         "tensorstore_strings",
@@ -28,7 +30,7 @@ LAYERS = (
     ("distill",),
     ("optim", "checkpoint"),
     ("methods",),
-    ("sharding", "interruption", "quality", "trainer"),
+    ("interruption", "quality", "trainer"),
     ("program", "seeds", "kept"),
     (
         "metrics",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import workdir
+from cdl_jax import files, workdir
 from cdl_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def refusal(call, *arguments):
 
 def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    workdir.write(path, "old")
+    files.write(path, "old")
     replace, seen = os.replace, []
 
     def crash(source, target):
@@ -36,11 +36,11 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        workdir.write(path, "new and longer")
+        files.write(path, "new and longer")
     assert seen == [("new and longer", "old", tmp_path)]  # whole beside it, in the same file system
     assert path.read_text() == "old"
     monkeypatch.setattr(os, "replace", replace)
-    workdir.write(path, "newest")
+    files.write(path, "newest")
     assert path.read_text() == "newest"
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
@@ -48,7 +48,7 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, monkeypatch):
 def hold(folder) -> subprocess.Popen:
     """Another process that holds the lock until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from cdl_jax import workdir\n"
+        "import sys, time; from pathlib import Path; from cdl_jax import files, workdir\n"
         "with workdir.locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
