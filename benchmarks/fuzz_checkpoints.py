@@ -35,14 +35,14 @@ def _state(step):
 
 
 def _record(step, task):
-    from cdl_jax import results
+    from cdl_jax.run import results
 
     return results.to_json([results.Record(step=step, task=task, accuracy={"student": [[90.0], [1 / 3, 0.1]][:task]})])
 
 
 def save(folder: Path) -> None:
     """Writes the checkpoints of a run of two tasks, of which each state within a task is newer than the first task."""
-    from cdl_jax.checkpoint import Checkpoints
+    from cdl_jax.runtime.checkpoint import Checkpoints
 
     with Checkpoints(folder) as checkpoints:
         checkpoints.save_frozen(_tree(_FROZEN))
@@ -61,7 +61,7 @@ def _tree(tree):
 def _shapes(tree):
     import jax
 
-    from cdl_jax import sharding
+    from cdl_jax.runtime import sharding
 
     return sharding.abstract(sharding.make_mesh(1), jax.tree.map(np.asarray, tree))
 
@@ -77,8 +77,8 @@ def _check(found, expected, what):
 
 def _resume(folder):
     """What a run does that goes on: the newest sound checkpoint, whose record and arrays must be those of its step."""
-    from cdl_jax import results
-    from cdl_jax.checkpoint import Checkpoints
+    from cdl_jax.run import results
+    from cdl_jax.runtime.checkpoint import Checkpoints
 
     with Checkpoints(folder) as checkpoints:
         _check(checkpoints.restore_frozen(_shapes(_FROZEN)), _FROZEN, "frozen")
@@ -92,8 +92,8 @@ def _resume(folder):
 
 def _evaluate(folder):
     """What `--mode eval` does after the last task; it changes nothing and falls back on nothing."""
-    from cdl_jax import results
-    from cdl_jax.checkpoint import Checkpoints
+    from cdl_jax.run import results
+    from cdl_jax.runtime.checkpoint import Checkpoints
 
     with Checkpoints(folder, read_only=True) as checkpoints:
         results.from_json(checkpoints.task_record(1))

@@ -15,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cdl_jax import compare, fetch
 from cdl_jax import config as configs
-from cdl_jax.data import batches, cifar_files
+from cdl_jax import fetch
+from cdl_jax.data import batches
+from cdl_jax.data.readers import cifar_files
 from cdl_jax.data.sources import arrays, cifar100, folder, glyph_file
 from cdl_jax.data.stream import Split
-from cdl_jax.models import pretrained, weights
+from cdl_jax.models import weights
+from cdl_jax.models.weights import pretrained
+from cdl_jax.report import groups as compare
 
 PARAMETERS = {"cls_token": np.ones((1, 1, 6), np.float32), "norm": {"bias": np.ones(6, np.float32)}}
 NETWORK = {"params": {"Dense_0": {"bias": np.ones(4, np.float32)}}, "batch_stats": {"mean": np.ones(4, np.float32)}}

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from cdl_jax import trainer
 from cdl_jax.data import stream
 from cdl_jax.methods.base import join
-from cdl_jax.program import Program
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 
 
 class Learning:

@@ -12,7 +12,7 @@ def describe() -> dict:
 
     jax is asked for its device only where a case has imported it.
     """
-    from cdl_jax import workdir
+    from cdl_jax.run import workdir
 
     versions = {**workdir.versions(), "torch": _version("torch")}
     told = {

@@ -20,8 +20,9 @@ import sys
 from pathlib import Path
 
 from benchmarks import timing
-from cdl_jax import host_memory, names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import malloc as host_memory
 
 CLOCK = "cpu: time on the processors, for one core of a machine that other work shares"
 CASES = Path(__file__).parent / "cases"

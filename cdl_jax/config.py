@@ -20,7 +20,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 COMMON = {
@@ -170,7 +170,8 @@ def default(method: str, *, data: str, **choices) -> ml_collections.ConfigDict:
       UserError: a module of that name does not exist, or the method has no such choice.
     """
     from cdl_jax import optim
-    from cdl_jax.data import augment, stream
+    from cdl_jax.data import stream
+    from cdl_jax.data.transforms import augment
 
     source, module = names.load("data.sources", data), names.load("methods", method)
     known = inspect.signature(module.defaults).parameters

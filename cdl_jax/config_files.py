@@ -9,8 +9,8 @@ import runpy
 import traceback
 from pathlib import Path
 
-from cdl_jax import paths
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import paths
 
 _PACKAGE = Path(__file__).parent
 

@@ -1,6 +1,6 @@
 """The exceptions that stand for a user's mistakes."""
 
-from cdl_jax.console import one_line
+from cdl_jax.runtime.console import one_line
 
 
 class UserError(Exception):

@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdl_jax import console, paths
-from cdl_jax.data.places import usual_places
-from cdl_jax.download import download, reason
+from cdl_jax.data.readers.locate import usual_places
 from cdl_jax.errors import UserError
-from cdl_jax.names import nearest
+from cdl_jax.plugins import nearest
+from cdl_jax.runtime import console, paths
+from cdl_jax.runtime.download import download, reason
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Docstrings are read by parsing: only network sizes need an import.
 
 from pathlib import Path
 
-from cdl_jax import config_files, names
+from cdl_jax import config_files
+from cdl_jax import plugins as names
 
 _PACKAGE = Path(__file__).parent
 _SECTIONS = (
@@ -32,7 +33,7 @@ def _block(title, files):
 
 
 def _block_of_networks():
-    from cdl_jax.models import families  # brings flax: some of its tables of sizes are computed
+    from cdl_jax.models.modules import families  # brings flax: some of its tables of sizes are computed
 
     lines = [(module.__name__.split(".")[-1], ", ".join(module.SIZES)) for module in families.FAMILIES]
     title = "networks by family (arguments teacher, student, network)"

@@ -31,7 +31,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from cdl_jax import __version__, console
+from cdl_jax import __version__
+from cdl_jax.runtime import console
 
 _MODES = ("train", "eval", "analyze", "describe")
 _FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         _complain("interrupted")
         return 130
     except Exception as error:
-        from cdl_jax import environment
+        from cdl_jax.runtime import environment
 
         console.abandon_stdout()
         line = environment.reason(error)
@@ -93,7 +94,7 @@ def _main(argv):
 
         print(listing.text())
         return 0
-    from cdl_jax import interruption
+    from cdl_jax.runtime import signals as interruption
 
     # Of several processes that train none ends alone: it would take the others along before they save.
     several = _value(argv, "distributed") not in (None, "off") and _value(argv, "mode") in (None, "train")
@@ -116,7 +117,7 @@ def _parse(argv):
 
     from cdl_jax import config, config_files
     from cdl_jax.errors import UserError
-    from cdl_jax.names import nearest
+    from cdl_jax.plugins import nearest
 
     given, text = argv, _value(argv, "config")
     if text:
@@ -181,8 +182,9 @@ def _stored_config(workdir):
     """
     import ml_collections
 
-    from cdl_jax import config, paths
+    from cdl_jax import config
     from cdl_jax.errors import UserError
+    from cdl_jax.runtime import paths
 
     remedy = "add --config: a file, or one of python -m cdl_jax.main --list"
     if workdir is None:
@@ -237,10 +239,13 @@ def _without(argv, flag):
 
 
 def _run(options, listener):
-    from cdl_jax import compilation, files, host_memory, paths, sharding, workdir
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
-    from cdl_jax.program import Program
+    from cdl_jax.run import workdir
+    from cdl_jax.runtime import compilation_cache as compilation
+    from cdl_jax.runtime import files, paths, sharding
+    from cdl_jax.runtime import malloc as host_memory
+    from cdl_jax.training.program import Program
 
     config = options.config
     configs.check(config)
@@ -257,7 +262,7 @@ def _run(options, listener):
             )
         fetch_missing(config)
     if options.mode == "describe":
-        from cdl_jax.describe import describe, plan
+        from cdl_jax.run.describe import describe, plan
 
         sharding.start("off")
         data, note = plan(config.data, configs.seeds_of(config)[0])
@@ -272,7 +277,8 @@ def _run(options, listener):
 
     import jax
 
-    from cdl_jax import report, run
+    from cdl_jax.report import page as report
+    from cdl_jax.run import loop as run
 
     _start(options, folder)
     primary = jax.process_index() == 0
@@ -293,7 +299,7 @@ def _start(options, folder):
 
     One process prints before jax is loaded, several once they are joined: jax numbers them.
     """
-    from cdl_jax import sharding
+    from cdl_jax.runtime import sharding
 
     sharding.start(options.distributed)
     if options.distributed != "off":
@@ -344,9 +350,9 @@ def _program(config, folder=None):
       UserError: the data is missing, damaged, or has changed since the run began.
     """
     from cdl_jax import config as configs
-    from cdl_jax import workdir
     from cdl_jax.data import stream
-    from cdl_jax.program import Program
+    from cdl_jax.run import workdir
+    from cdl_jax.training.program import Program
 
     data = stream.load(config.data, configs.seeds_of(config)[0])
     if folder is not None:
@@ -360,8 +366,8 @@ def _stored_run(config, folder):
     Raises:
       UserError: there is none, or it is of another config.
     """
-    from cdl_jax import workdir
     from cdl_jax.errors import UserError
+    from cdl_jax.run import workdir
 
     if not (folder / "config.json").exists():
         raise UserError(f"--workdir {folder} holds no run: train one with the same command and --mode=train")
@@ -370,8 +376,10 @@ def _stored_run(config, folder):
 
 
 def _analyze(config, folder, distributed):
-    from cdl_jax import analysis, mechanism, sharding
     from cdl_jax.errors import UserError
+    from cdl_jax.report import analysis_section as mechanism
+    from cdl_jax.run import analysis
+    from cdl_jax.runtime import sharding
 
     if distributed != "off":
         raise UserError(f"--distributed={distributed}: --mode=analyze works in one process, leave it out")
@@ -384,7 +392,7 @@ def _analyze(config, folder, distributed):
 
 
 def _evaluate(config, folder, task):
-    from cdl_jax import run
+    from cdl_jax.run import loop as run
 
     result = run.evaluate(_stored_run(config, folder), folder, task)
     same = True

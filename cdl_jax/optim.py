@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 OPTIONS = {

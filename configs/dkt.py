@@ -20,7 +20,7 @@ reference    what the authors' program does, defects included: the table in docs
 """
 
 from cdl_jax import config as base
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 # Epochs a task, weight of the ST head's term, learning rate: the first one's argument 0.01 never reaches its optimizer.

@@ -17,7 +17,7 @@ joint    true: all classes in one task
 """
 
 from cdl_jax import config as base
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 

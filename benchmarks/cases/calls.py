@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.learning import Learning
 from cdl_jax import config as base
-from cdl_jax import trainer
+from cdl_jax.training import steps as trainer
 from configs import quickstart
 
 HEAD = ("network", "steps a call", "steps a second (quartiles)", "of one a call", "compilation, s", "losses apart")

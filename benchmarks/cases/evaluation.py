@@ -10,7 +10,7 @@ of the whole test set must be equal before anything is timed.
 import numpy as np
 
 from benchmarks import cdl_sizes, roofline, timing, torch_peers
-from cdl_jax import trainer
+from cdl_jax.training import steps as trainer
 
 HEAD = ("learner", "scheme", "ours, ms a picture", "of the roof", "against", "ms a picture", "ratio", "logits apart")
 

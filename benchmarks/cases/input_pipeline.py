@@ -32,7 +32,7 @@ def measure(options) -> dict:
 
     from benchmarks import pictures
     from benchmarks.learning import Learning
-    from cdl_jax.data import augment
+    from cdl_jax.data.transforms import augment
 
     config = cdl_sizes.config(options.size, "l2p", "kd")
     config.augment.update(train="random_resized_crop", flip=True, test="resize")

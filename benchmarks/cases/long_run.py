@@ -23,10 +23,11 @@ import jax
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import run, workdir
 from cdl_jax.data import stream
-from cdl_jax.interruption import Listener
-from cdl_jax.program import Program
+from cdl_jax.run import loop as run
+from cdl_jax.run import workdir
+from cdl_jax.runtime.signals import Listener
+from cdl_jax.training.program import Program
 
 _SIDE, _TRAIN, _TEST = 32, 8, 2  # pixels, pictures of a class
 _GROW = ("host_mib", "device_mib", "arrays", "files", "threads")

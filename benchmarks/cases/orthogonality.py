@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax import optim, plots
+from cdl_jax import optim
 from cdl_jax.distill import vkd
-from cdl_jax.models import orthogonal
+from cdl_jax.models.modules import orthogonal
+from cdl_jax.report import plots
 
 BATCH, FIRST = 64, 50
 RATE, DECAY = 5e-4, 0.05

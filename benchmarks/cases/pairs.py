@@ -11,10 +11,11 @@ import sys
 import jax
 
 from benchmarks import timing
-from cdl_jax import names, trainer
+from cdl_jax import plugins as names
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.program import Program
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 from configs import quickstart
 
 

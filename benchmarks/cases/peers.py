@@ -23,8 +23,8 @@ import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
 from benchmarks.learning import Learning  # noqa: E402
-from cdl_jax.models.cnn import apply  # noqa: E402
-from cdl_jax.models.peer_networks import Networks, Seen  # noqa: E402
+from cdl_jax.models.modules.conv import apply  # noqa: E402
+from cdl_jax.models.peers.networks import Networks, Seen  # noqa: E402
 from configs import okddip_glyph  # noqa: E402
 
 LOOPED, SPREAD, STACKED = "looped over, one device", f"one a device, {PEERS} devices", "stacked under vmap, one device"

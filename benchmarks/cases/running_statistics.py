@@ -19,11 +19,12 @@ import ml_collections
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import trainer
-from cdl_jax.checkpoint import Checkpoints
-from cdl_jax.data import augment, stream
-from cdl_jax.models.batch_norm import MOMENTUM
-from cdl_jax.program import Program
+from cdl_jax.data import stream
+from cdl_jax.data.transforms import augment
+from cdl_jax.models.modules.batch_norm import MOMENTUM
+from cdl_jax.runtime.checkpoint import Checkpoints
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 
 
 def accuracies(folder: Path) -> dict:

@@ -101,7 +101,7 @@ def measure(options) -> dict:
 
 def _compiled(options, devices, fsdp):
     from benchmarks import cdl_sizes, pictures
-    from cdl_jax.program import Program
+    from cdl_jax.training.program import Program
 
     config = cdl_sizes.config(options.size, options.learner, "kd")
     config.update(devices=devices, fsdp_devices=fsdp)

@@ -16,9 +16,9 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.learning import Learning
 from cdl_jax import config as configs
-from cdl_jax import run
 from cdl_jax.data import stream
-from cdl_jax.program import Program
+from cdl_jax.run import loop as run
+from cdl_jax.training.program import Program
 from configs import quickstart
 
 

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cdl_jax import sharding
-from cdl_jax.data import augment, tar_files
+from cdl_jax.data.readers import tar_files
 from cdl_jax.data.stream import Split
+from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import sharding
 
 OPTIONS: dict[str, Any] = {
     "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) live on the device
@@ -268,7 +269,7 @@ def _open(split, row):
     """(RGB Pillow picture, its name)."""
     from PIL import Image
 
-    from cdl_jax.data import decoding  # imports Pillow, which resident images do without
+    from cdl_jax.data.readers import decoding  # imports Pillow, which resident images do without
 
     if split.images is not None:
         return Image.fromarray(split.images[row]), f"picture {row}"

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax import names
-from cdl_jax.console import one_line
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
+from cdl_jax.runtime.console import one_line
 
 _SHUFFLES = ("python_shuffle", "shuffle")
 

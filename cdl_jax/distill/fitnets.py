@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import Scheme
 from cdl_jax.errors import UserError
-from cdl_jax.models import heads
+from cdl_jax.models.modules import heads
 
 OPTIONS = {**kd.OPTIONS, "feature_weight": 0.1}  # the published two-device runs sum this term over devices: 0.2 there
 

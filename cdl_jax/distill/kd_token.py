@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import Scheme, StudentInputs
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import check_length, halves
+from cdl_jax.models.prompts.base import check_length, halves
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import Scheme, StudentInputs
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompt_mapping import PoolMapping, SelfAttentionMapping
-from cdl_jax.models.prompts import check_layers, check_length, coda
+from cdl_jax.models.modules.prompt_mapping import PoolMapping, SelfAttentionMapping
+from cdl_jax.models.prompts import coda
+from cdl_jax.models.prompts.base import check_layers, check_length
 
 OPTIONS = {
     **kd.OPTIONS,

@@ -11,7 +11,7 @@ from cdl_jax.distill import kd
 from cdl_jax.distill.base import Scheme
 from cdl_jax.distill.fitnets import check_tokens
 from cdl_jax.errors import UserError
-from cdl_jax.models import heads
+from cdl_jax.models.modules import heads
 
 OPTIONS = {
     **kd.OPTIONS,

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.distill.base import Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergence
-from cdl_jax.models import feature_norms, orthogonal
+from cdl_jax.models.modules import feature_norms, orthogonal
 
 OPTIONS = {
     "feature_weight": 1.0,

@@ -20,14 +20,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax import names, optim
+from cdl_jax import optim
+from cdl_jax import plugins as names
 from cdl_jax.distill.base import Scheme, Spec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
-from cdl_jax.methods import teachers
 from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
-from cdl_jax.models import heads, vit, weights
-from cdl_jax.models.layers import layers
+from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.models import vit, weights
+from cdl_jax.models.modules import heads
+from cdl_jax.models.modules.features import layers
 
 OPTIONS = {
     "query": "student",  # whose backbone asks the teacher's pool: "student" (the published programs) or "own"

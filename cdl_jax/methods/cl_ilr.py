@@ -8,8 +8,8 @@ instead of their sum.
 import jax
 
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods import peer_losses, peers
 from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.shared import peer_losses, peers
 
 OPTIONS = {
     **peers.OPTIONS,

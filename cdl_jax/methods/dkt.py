@@ -24,15 +24,19 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from cdl_jax import names, optim
-from cdl_jax.data import mixing
+from cdl_jax import optim
+from cdl_jax import plugins as names
+from cdl_jax.data.transforms import mixing
 from cdl_jax.errors import UserError
 from cdl_jax.losses import mask_classes
-from cdl_jax.methods import dkt_losses, learners, rehearsal, teachers, topology
 from cdl_jax.methods.base import Outcome, StreamInfo, Update
-from cdl_jax.methods.exchange import Exchange, normalised, stacked
-from cdl_jax.models import families, vit
-from cdl_jax.models.layers import layers
+from cdl_jax.methods.shared import dkt_learners as learners
+from cdl_jax.methods.shared import dkt_losses, rehearsal, topology
+from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared.dkt_exchange import Exchange, normalised, stacked
+from cdl_jax.models import vit
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.features import layers
 
 OPTIONS = {
     **dkt_losses.OPTIONS,

@@ -8,9 +8,9 @@ temperature 1: `pairwise=True`, `detach_targets=True`, `temperature=1` come near
 import jax
 
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods import peer_losses, peers
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.models.peer_networks import Networks
+from cdl_jax.methods.shared import peer_losses, peers
+from cdl_jax.models.peers.networks import Networks
 
 OPTIONS = {
     **peers.OPTIONS,

@@ -20,12 +20,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax import names, optim
+from cdl_jax import optim
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.methods import dkt_losses, supervised
+from cdl_jax.methods import supervised
 from cdl_jax.methods.base import Outcome, Phase, Replay, StreamInfo, Update
-from cdl_jax.models import families
-from cdl_jax.models.cnn import apply
+from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.conv import apply
 
 OPTIONS = {
     **{key: value for key, value in supervised.LEARNING.items() if key != "replay_balance"},

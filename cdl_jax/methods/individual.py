@@ -1,8 +1,8 @@
 """Branches of one network that learn from labels alone: the comparison without distillation in OKDDip's tables."""
 
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods import peers
 from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.shared import peers
 
 OPTIONS = {
     **peers.OPTIONS,

@@ -10,13 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import names, optim
+from cdl_jax import optim
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods import peer_losses, teachers
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
-from cdl_jax.models import families, weights
-from cdl_jax.models.cnn import apply
+from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared import peer_losses
+from cdl_jax.models import weights
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.conv import apply
 
 OPTIONS = {
     **peer_losses.OPTIONS,

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.methods import dkt_losses, supervised
+from cdl_jax.methods import supervised
 from cdl_jax.methods.base import Outcome, StreamInfo
-from cdl_jax.models import families
-from cdl_jax.models.cnn import apply
+from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.conv import apply
 
 OPTIONS = {
     **supervised.LEARNING,

@@ -15,14 +15,15 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
-from cdl_jax.models import families, vit, weights
-from cdl_jax.models.cnn import apply
-from cdl_jax.models.heads import is_head
-from cdl_jax.models.layers import layers
-from cdl_jax.models.prompts import unit
+from cdl_jax.models import vit, weights
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.models.modules.features import layers
+from cdl_jax.models.modules.heads import is_head
+from cdl_jax.models.prompts.base import unit
 from cdl_jax.optim import Optimizer
 
 OPTIONS = {"distance": "cosine"}  # of a picture to the class means, or "euclidean"

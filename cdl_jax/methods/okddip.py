@@ -13,13 +13,14 @@ as well. On a stream of tasks every softmax spans the current task's classes.
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import names, optim
+from cdl_jax import optim
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods import peer_losses, peers
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.models.exchange import Attention
-from cdl_jax.models.peer_networks import Networks, Seen
+from cdl_jax.methods.shared import peer_losses, peers
+from cdl_jax.models.peers.attention_and_gate import Attention
+from cdl_jax.models.peers.networks import Networks, Seen
 
 OPTIONS = {
     **peers.OPTIONS,

@@ -10,9 +10,9 @@ import jax
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods import peer_losses, peers
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.models.exchange import Gate
+from cdl_jax.methods.shared import peer_losses, peers
+from cdl_jax.models.peers.attention_and_gate import Gate
 
 OPTIONS = {
     **peers.OPTIONS,

@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cdl_jax import names, optim
+from cdl_jax import optim
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, mask_classes
-from cdl_jax.methods import rehearsal
 from cdl_jax.methods.base import Outcome, StreamInfo, Update
-from cdl_jax.methods.peer_losses import top_k
-from cdl_jax.models import families, weights
-from cdl_jax.models.cnn import apply
-from cdl_jax.models.heads import is_head
-from cdl_jax.models.layers import layers
+from cdl_jax.methods.shared import rehearsal
+from cdl_jax.methods.shared.peer_losses import top_k
+from cdl_jax.models import weights
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.models.modules.features import layers
+from cdl_jax.models.modules.heads import is_head
 
 LEARNING = {
     # What the cross-entropy spans: classes of the "current" task, those "seen" so far, or "all" of the stream, which

@@ -14,17 +14,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax import names, optim
-from cdl_jax.data import augment, mixing
+from cdl_jax import optim
+from cdl_jax import plugins as names
+from cdl_jax.data.transforms import augment, mixing
 from cdl_jax.distill import vkd
 from cdl_jax.distill.base import Scheme, Spec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes, soft_cross_entropy
-from cdl_jax.methods import kd, teachers
+from cdl_jax.methods import kd
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
-from cdl_jax.methods.peer_losses import top_k
-from cdl_jax.models import families, weights
-from cdl_jax.models.cnn import apply
+from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared.peer_losses import top_k
+from cdl_jax.models import weights
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.conv import apply
 
 OPTIONS = {
     "label_loss": "cross_entropy",  # or "binary": a yes or no for each class, yes where its soft label is not zero

@@ -7,12 +7,12 @@ distillation token is the mean of the embedded patches, no parameter.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
-from cdl_jax.models.batch_norm import BatchNorm
-from cdl_jax.models.cnn import conv, he_in
-from cdl_jax.models.heads import torch_bias, torch_kernel
+from cdl_jax.models.modules.batch_norm import BatchNorm
+from cdl_jax.models.modules.conv import conv, he_in
+from cdl_jax.models.modules.heads import torch_bias, torch_kernel
 
 OPTIONS = {
     "family": "deit",

@@ -3,10 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.models.batch_norm import BatchNorm
-from cdl_jax.models.cnn import Backbone, conv, dense, global_pool, he_in
+from cdl_jax.models.modules.batch_norm import BatchNorm
+from cdl_jax.models.modules.conv import Backbone, conv, dense, global_pool, he_in
 
 OPTIONS = {
     "family": "densenet",

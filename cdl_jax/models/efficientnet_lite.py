@@ -10,10 +10,10 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.models.batch_norm import BatchNorm
-from cdl_jax.models.cnn import Backbone, dense, global_pool, he_out
+from cdl_jax.models.modules.batch_norm import BatchNorm
+from cdl_jax.models.modules.conv import Backbone, dense, global_pool, he_out
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 

@@ -6,11 +6,11 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.models import cnn
-from cdl_jax.models.batch_norm import BatchNorm
-from cdl_jax.models.cnn import Backbone, dense, global_pool
+from cdl_jax.models.modules import conv as cnn
+from cdl_jax.models.modules.batch_norm import BatchNorm
+from cdl_jax.models.modules.conv import Backbone, dense, global_pool
 
 OPTIONS = {
     "family": "regnet",

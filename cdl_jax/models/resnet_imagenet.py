@@ -1,8 +1,8 @@
 """Residual networks for large pictures (He et al., 2016) and wide ones; branches share the first two stages."""
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.models import resnet
-from cdl_jax.models.cnn import Backbone
+from cdl_jax.models.modules.conv import Backbone
 
 OPTIONS = {
     **resnet.OPTIONS,

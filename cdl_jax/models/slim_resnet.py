@@ -4,10 +4,10 @@ The slim ResNet-18 (Lopez-Paz and Ranzato, 2017), ResNet-32 whose shortcuts have
 and ResNet-18 and -34 with a first convolution for pictures of 32 pixels.
 """
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.models.cnn import Backbone, he_in
-from cdl_jax.models.heads import torch_kernel
+from cdl_jax.models.modules.conv import Backbone, he_in
+from cdl_jax.models.modules.heads import torch_kernel
 from cdl_jax.models.resnet import Stages, Stem, Tail
 
 OPTIONS = {

@@ -2,11 +2,11 @@
 
 import flax.linen as nn
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.models.batch_norm import BatchNorm
-from cdl_jax.models.cnn import Backbone, conv
-from cdl_jax.models.heads import torch_bias
+from cdl_jax.models.modules.batch_norm import BatchNorm
+from cdl_jax.models.modules.conv import Backbone, conv
+from cdl_jax.models.modules.heads import torch_bias
 
 OPTIONS = {
     "family": "vgg",

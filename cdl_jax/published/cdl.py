@@ -5,7 +5,7 @@ What all share are the defaults of optimizer, learners and schemes; here is what
 """
 
 from cdl_jax import config as base
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 NAMED = {"data": "data.name", "learner": "learner.name"}

@@ -5,7 +5,7 @@ For ImageNet it says nothing, and the usual settings of ResNet stand in.
 """
 
 from cdl_jax import config as base_config
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 NAMED = {"method": "method"}

@@ -5,7 +5,7 @@ projection. Paper and repository differ in the teacher's weights and in the numb
 """
 
 from cdl_jax import config as base
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 NAMED = {}

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from cdl_jax import main, run
-from cdl_jax.checkpoint import Checkpoints
+from cdl_jax import main
+from cdl_jax.run import loop as run
+from cdl_jax.runtime.checkpoint import Checkpoints
 from tests.end_to_end.command import ROOT, TINY, environment
 
 

@@ -3,7 +3,8 @@
 import jax.monitoring
 import pytest
 
-from cdl_jax import main, run
+from cdl_jax import main
+from cdl_jax.run import loop as run
 from tests.end_to_end.command import ROOT, TINY
 
 SEEDS = ["configs/quickstart.py:distill=none", "--config.train.epochs=1", "--config.data.max_train_per_class=16",

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax import run
-from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.program import Program
+from cdl_jax.run import loop as run
+from cdl_jax.runtime.checkpoint import Checkpoints
+from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights
 
 EPOCHS, STEPS = 5, 10  # epochs a task at most, steps an epoch

@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 
 import cdl_jax
-from cdl_jax import compilation, environment, main, progress
+from cdl_jax import main
+from cdl_jax.run import progress
+from cdl_jax.runtime import compilation_cache as compilation
+from cdl_jax.runtime import environment
 from tests.end_to_end.command import ROOT, TINY, run
 
 FEW = ("--config", TINY, "--config.train.epochs=1", "--config.checkpoint.every_steps=0")
@@ -78,7 +81,7 @@ def test_a_run_without_enough_memory_ends_in_one_line(error, tmp_path, capsys, m
         raise error
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("cdl_jax.run.train", no_memory)
+    monkeypatch.setattr("cdl_jax.run.loop.train", no_memory)
     assert main.main([*FEW, "--workdir", str(tmp_path / "run")]) == 2
     assert "memory" in only_line(capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax import run
-from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
 from cdl_jax.methods.supervised import Supervised
+from cdl_jax.run import loop as run
+from cdl_jax.runtime.checkpoint import Checkpoints
 from tests.end_to_end.command import last_weights
 from tests.end_to_end.test_early_stopping import STEPS, program
 

@@ -22,8 +22,9 @@ from cdl_jax import config as configs
 from cdl_jax import config_files, main
 from cdl_jax.data import stream
 from cdl_jax.data.sources import imagenet_r
-from cdl_jax.models import pretrained, regnet, vit, weights
-from cdl_jax.program import Program
+from cdl_jax.models import regnet, vit, weights
+from cdl_jax.models.weights import pretrained
+from cdl_jax.training.program import Program
 from tests.end_to_end.command import ROOT, results
 
 VIT = {"dim": 24, "depth": 1, "heads": 3, "patch_size": 16, "image_size": 32}

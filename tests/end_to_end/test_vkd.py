@@ -21,7 +21,7 @@ def teacher(tmp_path_factory):
 
 def weight(workdir, task):
     """W `[teacher, student]` of a run's Householder projector, and the base's first columns, where it started."""
-    from cdl_jax.models import orthogonal
+    from cdl_jax.models.modules import orthogonal
 
     raw, base, signs = (
         next(v for k, v in last_weights(workdir, task).items() if f"['projector']['{name}']" in k)
@@ -36,8 +36,9 @@ def tells_its_best_network_as_a_teacher(workdir, weights):
     """What the run's networks tell another run: the mean of the student where none is named, and not its teacher."""
     import jax
 
-    from cdl_jax.methods import teachers, vkd
+    from cdl_jax.methods import vkd
     from cdl_jax.methods.base import StreamInfo
+    from cdl_jax.methods.shared import finished_run as teachers
 
     (task,) = results(workdir)["stream"]["tasks"]
     info = StreamInfo(10, (10,), tuple(task["classes"]))

@@ -13,7 +13,7 @@ from cdl_jax import config as configs
 from cdl_jax import losses
 from cdl_jax.methods import cdl
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.models import pretrained
+from cdl_jax.models.weights import pretrained
 
 LEARNERS = {"l2p": "l2p", "dual": "dualprompt", "dualprompt": "dualprompt", "coda": "coda", "apt": "apt"}
 SCHEMES = {"KD": "kd", "DKD": "dkd", "FitNets": "fitnets", "ReviewKD": "reviewkd", "KD_Token": "kd_token"}

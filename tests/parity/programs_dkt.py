@@ -9,9 +9,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax.models import slim_resnet
-from cdl_jax.models.pretrained import from_torch
-from cdl_jax.models.two_heads import TwoHeads
-from cdl_jax.models.two_heads import torch_name as two_headed_name
+from cdl_jax.models.modules.two_heads import TwoHeads
+from cdl_jax.models.modules.two_heads import torch_name as two_headed_name
+from cdl_jax.models.weights.pretrained import from_torch
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Layers within one of the program's larger residual blocks.

@@ -8,7 +8,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax import config as configs
-from cdl_jax import losses, names
+from cdl_jax import losses
+from cdl_jax import plugins as names
 from cdl_jax.methods.base import StreamInfo
 
 METHODS = {"base": "supervised", "cl": "cl_ilr", "ind": "individual", "one": "one", "dml": "dml", "okddip": "okddip"}

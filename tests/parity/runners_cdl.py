@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax import losses, metrics, optim
+from cdl_jax import losses, optim
 from cdl_jax.data import stream
 from cdl_jax.distill import dkd
-from cdl_jax.models import prompt_mapping, vit
+from cdl_jax.evaluation import metrics
+from cdl_jax.models import vit
+from cdl_jax.models.modules import prompt_mapping
 from cdl_jax.models.prompts import apt, coda
 from cdl_jax.models.vit import Prompt
 from tests.parity import steps_cdl

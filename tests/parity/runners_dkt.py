@@ -12,11 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.spatial.distance import pdist
 
-from cdl_jax import metrics, optim, similarity
-from cdl_jax.data import mixing, replay
+from cdl_jax import optim
+from cdl_jax.data import replay
+from cdl_jax.data.transforms import mixing
+from cdl_jax.evaluation import metrics, similarity
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods import dkt_losses, early_stopping
-from cdl_jax.models.cnn import apply
+from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.run import early_stopping
 from tests.parity import steps_dkt
 from tests.parity.programs_dkt import build, load, our_name, part_of, to_torch
 from tests.parity.programs_okddip import images

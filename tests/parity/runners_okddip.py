@@ -13,11 +13,13 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax import optim
-from cdl_jax.methods import cl_ilr, dml, individual, kd, okddip, one, peer_losses
+from cdl_jax.methods import cl_ilr, dml, individual, kd, okddip, one
 from cdl_jax.methods.base import join
-from cdl_jax.methods.peers import logits_without_leader, targets_of_others
-from cdl_jax.models import exchange, families
-from cdl_jax.models.peer_networks import Seen
+from cdl_jax.methods.shared import peer_losses
+from cdl_jax.methods.shared.peers import logits_without_leader, targets_of_others
+from cdl_jax.models.modules import families
+from cdl_jax.models.peers import attention_and_gate as exchange
+from cdl_jax.models.peers.networks import Seen
 from tests.parity import steps_okddip
 from tests.parity.programs_okddip import build, generated, images, load, to_torch
 from tests.parity.steps_okddip import count_of, outputs, percent

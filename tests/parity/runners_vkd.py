@@ -14,13 +14,15 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax import losses, optim
-from cdl_jax.data import mixing
+from cdl_jax.data.transforms import mixing
 from cdl_jax.distill import vkd
 from cdl_jax.distill.base import Spec
 from cdl_jax.methods import vkd as vkd_method
 from cdl_jax.methods.base import StreamInfo, join, split
-from cdl_jax.models import deit, feature_norms, orthogonal, pretrained, regnet
-from cdl_jax.models.cnn import apply
+from cdl_jax.models import deit, regnet
+from cdl_jax.models.modules import feature_norms, orthogonal
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.models.weights import pretrained
 
 LOGITS = ("student_logits_cls", "student_logits_dist")
 

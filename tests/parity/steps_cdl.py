@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax import trainer
-from cdl_jax.models.prompts import Selection, coda
+from cdl_jax.models.prompts import coda
+from cdl_jax.models.prompts.base import Selection
 from cdl_jax.models.vit import Prompt
+from cdl_jax.training import steps as trainer
 from tests.parity.programs_cdl import backbone, build, context, images, load, to_torch
 
 

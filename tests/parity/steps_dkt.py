@@ -15,10 +15,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax import config as configs
 from cdl_jax import optim
-from cdl_jax.methods import dkt, dkt_losses, learners
+from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.models.cnn import apply
-from cdl_jax.models.two_heads import TwoHeads
+from cdl_jax.methods.shared import dkt_learners as learners
+from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.models.modules.two_heads import TwoHeads
 from tests.parity.programs_dkt import build, load, part_of, to_torch
 from tests.parity.programs_okddip import images
 from tests.unit.places import context

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods import kd, okddip, one, peer_losses, peers
+from cdl_jax.methods import kd, okddip, one
 from cdl_jax.methods.base import StreamInfo, join
-from cdl_jax.models.cnn import apply
+from cdl_jax.methods.shared import peer_losses, peers
+from cdl_jax.models.modules.conv import apply
 from tests.parity.programs_okddip import build, context, images, load, to_torch
 from tests.parity.steps_cdl import start, train
 

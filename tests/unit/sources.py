@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 
-from cdl_jax import trainer
+from cdl_jax.training import steps as trainer
 
 # Compiled in a fraction of the time; what is compared is no matter of speed.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_disable_hlo_passes": "fusion"})

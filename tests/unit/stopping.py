@@ -2,7 +2,7 @@
 
 import signal
 
-from cdl_jax.interruption import Listener
+from cdl_jax.runtime.signals import Listener
 
 
 class After(Listener):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax.data import augment
+from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
 
 TOLERANCE = 1.01 / 255  # Pillow rounds to whole numbers after each of two passes: half a level each

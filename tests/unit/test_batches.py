@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import AxisType
 from PIL import Image
 
-from cdl_jax.data import augment, batches
+from cdl_jax.data import batches
 from cdl_jax.data.stream import Split
+from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
 
 CROP = {"train": "random_resized_crop", "flip": True}

@@ -16,7 +16,7 @@ from benchmarks.cases import cdl, dkt, okddip, profile, startup, vkd
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
-from cdl_jax.program import Program
+from cdl_jax.training.program import Program
 
 ROOT = Path(__file__).parents[2]
 

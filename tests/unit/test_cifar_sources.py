@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from cdl_jax.data import cifar_files
+from cdl_jax.data.readers import cifar_files
 from cdl_jax.errors import UserError
 from tests.unit.sources import load, refusal
 

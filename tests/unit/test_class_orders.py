@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as base
-from cdl_jax import describe, run, trainer
-from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
-from cdl_jax.interruption import Interrupted
-from cdl_jax.methods.teachers import find
-from cdl_jax.program import Program
+from cdl_jax.methods.shared.finished_run import find
+from cdl_jax.run import describe
+from cdl_jax.run import loop as run
+from cdl_jax.runtime.checkpoint import Checkpoints
+from cdl_jax.runtime.signals import Interrupted
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 from tests.unit.stopping import After
 
 SIDE, SEEDS, TASKS = 8, (3, 0), 3

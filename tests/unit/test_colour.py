@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from cdl_jax.data import augment, colour, erasing, rand_augment
 from cdl_jax.data.sources import glyph_mini
+from cdl_jax.data.transforms import augment, erasing, rand_augment
+from cdl_jax.data.transforms import color as colour
 from cdl_jax.errors import UserError
 
 THREE = {"three_augment": True, "jitter": 0.0}

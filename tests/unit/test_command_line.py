@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import cdl_jax
-from cdl_jax import config, config_files, main, names, progress, workdir
+from cdl_jax import config, config_files, main
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.published import cdl
+from cdl_jax.run import progress, workdir
 
 ROOT = Path(cdl_jax.__file__).parents[1]
 
@@ -140,10 +142,10 @@ def test_of_several_processes_the_first_prints_the_working_directory(
 ):
     joined = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cdl_jax.sharding.start", joined.append)
+    monkeypatch.setattr("cdl_jax.runtime.sharding.start", joined.append)
     monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("asked before jax has started"))
-    monkeypatch.setattr("cdl_jax.run.train", lambda *_: [])
-    monkeypatch.setattr("cdl_jax.report.summary", lambda seeds: "done")
+    monkeypatch.setattr("cdl_jax.run.loop.train", lambda *_: [])
+    monkeypatch.setattr("cdl_jax.report.page.summary", lambda seeds: "done")
     monkeypatch.setattr(main, "_program", lambda *_: None)
     monkeypatch.setattr(main, "_evaluate", lambda *_: 0)
     assert main.main(["--config", "quickstart", "--mode", mode, "--distributed=auto"]) == 0

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from cdl_jax import compilation
+from cdl_jax.runtime import compilation_cache as compilation
 
 
 @pytest.fixture(autouse=True)

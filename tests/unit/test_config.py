@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdl_jax import config, config_files, main, names
+from cdl_jax import config, config_files, main
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdl_jax import config as configs
-from cdl_jax import main, names
+from cdl_jax import main
+from cdl_jax import plugins as names
 from cdl_jax.data.sources import glyph_file, glyph_mini
 from cdl_jax.errors import UserError
 

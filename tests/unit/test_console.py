@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax.console import one_line
+from cdl_jax.runtime.console import one_line
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -18,7 +18,7 @@ COMMANDS = [
 ]
 SCRIPT = """
 import sys
-from cdl_jax.console import command
+from cdl_jax.runtime.console import command
 @command
 def main():
     print("caf\\u00e9 \\u00b1 \\udcff \\u4e2d")

@@ -8,7 +8,7 @@ from cdl_jax import config as base
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, kl_divergence
-from cdl_jax.program import Program
+from cdl_jax.training.program import Program
 from tests.end_to_end import tiny
 
 CURRENT = ("cdl", "okddip", "dml", "one", "cl_ilr", "individual", "kd", "vkd")

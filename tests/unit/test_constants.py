@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from cdl_jax import trainer
 from cdl_jax.data import stream
-from cdl_jax.program import Program
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 from tests.end_to_end import tiny
 
 

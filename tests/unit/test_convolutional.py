@@ -7,10 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.models import densenet, families, resnet, vgg
-from cdl_jax.models.batch_norm import BatchNorm
-from cdl_jax.models.cnn import conv
-from cdl_jax.names import load
+from cdl_jax.models import densenet, resnet, vgg
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.batch_norm import BatchNorm
+from cdl_jax.models.modules.conv import conv
+from cdl_jax.plugins import load
 
 RNG = np.random.default_rng(3)
 

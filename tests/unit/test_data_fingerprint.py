@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax import config, fingerprints, main, workdir
+from cdl_jax import config, main
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
+from cdl_jax.run import fingerprints, workdir
 
 
 def write(root, *names):

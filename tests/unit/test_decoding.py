@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax.data import augment, batches, decoding, npz_files, tar_files
+from cdl_jax.data import batches
+from cdl_jax.data.readers import decoding, npz_files, tar_files
 from cdl_jax.data.stream import Split
+from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
 from tests.unit.sources import load, refusal
 

@@ -11,9 +11,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.models import deit, families, regnet, weights
+from cdl_jax.models import deit, regnet, weights
+from cdl_jax.models.modules import families
 
 COUNTS = {  # of 1000 classes
     "deit_ti_conv": 6_633_104,

@@ -5,8 +5,9 @@ import importlib.util
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax import config_files, describe
+from cdl_jax import config_files
 from cdl_jax.errors import UserError
+from cdl_jax.run import describe
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 

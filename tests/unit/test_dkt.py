@@ -9,10 +9,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cdl_jax import config as configs
-from cdl_jax import trainer
 from cdl_jax.errors import UserError
-from cdl_jax.methods import dkt, learners, topology
+from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.shared import dkt_learners as learners
+from cdl_jax.methods.shared import topology
+from cdl_jax.training import steps as trainer
 from tests.unit.places import context
 from tests.unit.stepping import quick, train
 

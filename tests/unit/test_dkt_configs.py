@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax import names, run
+from cdl_jax import plugins as names
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo, join
-from cdl_jax.methods.teachers import find
-from cdl_jax.models.cnn import apply
-from cdl_jax.program import Program
+from cdl_jax.methods.shared.finished_run import find
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.run import loop as run
+from cdl_jax.training.program import Program
 from tests.unit.places import context
 
 get_config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "dkt.py"))["get_config"]

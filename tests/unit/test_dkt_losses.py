@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.methods import dkt_losses, early_stopping
+from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.run import early_stopping
 
 RNG = np.random.default_rng(5)
 LOGITS, TAUGHT, OTHER = (RNG.normal(0, 2, (5, 7)).astype(np.float32) for _ in range(3))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import report
+from cdl_jax.report import page as report
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {

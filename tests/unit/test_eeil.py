@@ -11,15 +11,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax import config as configs
-from cdl_jax import run, trainer
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import eeil
 from cdl_jax.methods.base import Replay, StreamInfo, join
-from cdl_jax.methods.teachers import find
-from cdl_jax.models.cnn import apply
-from cdl_jax.program import Program
+from cdl_jax.methods.shared.finished_run import find
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.run import loop as run
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights
 from tests.unit.places import context
 from tests.unit.stepping import quick

@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.models import efficientnet_lite, families, weights
+from cdl_jax.models import efficientnet_lite, weights
+from cdl_jax.models.modules import families
 
 CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

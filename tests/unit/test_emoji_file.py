@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 VENDORS, SUBGROUPS = ("noto", "twemoji", "openmoji"), ("fruit", "tool", "skin-tone", "few")

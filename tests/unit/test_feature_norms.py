@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 
 from cdl_jax.errors import UserError
-from cdl_jax.models import feature_norms
+from cdl_jax.models.modules import feature_norms
 
 RNG = np.random.default_rng(0)
 

@@ -6,9 +6,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from cdl_jax.errors import MissingWeights, UserError
-from cdl_jax.methods import teachers
-from cdl_jax.models import families, vit, weights
-from cdl_jax.models.pretrained import save_timm, to_timm
+from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.models import vit, weights
+from cdl_jax.models.modules import families
+from cdl_jax.models.weights.pretrained import save_timm, to_timm
 from tests.unit.vit_weights import assert_same, random_params, wanted
 
 NAME = "vit_base_patch16_224.augreg_in21k_ft_in1k"

@@ -9,8 +9,10 @@ from cdl_jax import config as base
 from cdl_jax.errors import UserError
 from cdl_jax.methods import supervised
 from cdl_jax.methods.base import StreamInfo, join, split
-from cdl_jax.models import families, pretrained, weights
-from cdl_jax.models.heads import is_head
+from cdl_jax.models import weights
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.heads import is_head
+from cdl_jax.models.weights import pretrained
 from tests.unit.places import context
 
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from cdl_jax import fingerprints, workdir
 from cdl_jax.errors import UserError
+from cdl_jax.run import fingerprints, workdir
 
 NAME = "vit_base_patch16_224.augreg_in21k"
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import console, files, plots, report
 from cdl_jax.errors import UserError
-from cdl_jax.writers import JsonLines
+from cdl_jax.report import page as report
+from cdl_jax.report import plots
+from cdl_jax.runtime import console, files
+from cdl_jax.runtime.event_files import JsonLines
 from tests.unit.test_report import CONFIG, LINES, results, store, with_seed
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +92,8 @@ def test_folders_of_any_name_are_reported(tmp_path, capsys):
 WRITES = """
 import sys
 from pathlib import Path
-from cdl_jax import files, report
+from cdl_jax.report import page as report
+from cdl_jax.runtime import files
 from cdl_jax.writers import JsonLines
 folder = Path(sys.argv[1])
 files.write(folder / "text", "caf\\u00e9 \\u00b1 \\udcff\\n")

@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from cdl_jax import describe, run, trainer
-from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.methods import teachers
-from cdl_jax.program import Program
+from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.run import describe
+from cdl_jax.run import loop as run
+from cdl_jax.runtime.checkpoint import Checkpoints
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 from tests.end_to_end import tiny
 from tests.unit.places import context
 

@@ -8,11 +8,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax import config as base
-from cdl_jax.data import augment
+from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
-from cdl_jax.methods import kd, teachers
+from cdl_jax.methods import kd
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.methods.teachers import Teacher
+from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared.finished_run import Teacher
 from tests.unit.places import context
 
 PLAIN = {"mean": (), "std": ()}

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from cdl_jax import compare, grid, report
 from cdl_jax.errors import UserError
-from cdl_jax.metrics import named_metrics
+from cdl_jax.evaluation.metrics import named_metrics
+from cdl_jax.report import grid
+from cdl_jax.report import groups as compare
+from cdl_jax.report import page as report
 
 ALONE, KD, TEACHER = (50.0, 52.0, 54.0), (53.0, 56.0, 56.0), (80.0, 81.0, 82.0)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax.models import heads
+from cdl_jax.models.modules import heads
 
 
 @pytest.mark.parametrize("dim", [16, 100])

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cdl_jax.data import herding, plan, replay, stream
+from cdl_jax.data import batch_plan as plan
+from cdl_jax.data import herding, replay, stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Phase, Replay
 

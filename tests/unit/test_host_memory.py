@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cdl_jax import host_memory
+from cdl_jax.runtime import malloc as host_memory
 
 
 @pytest.fixture

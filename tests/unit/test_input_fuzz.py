@@ -17,9 +17,9 @@ from PIL import Image
 
 from benchmarks import fuzz_attacks, fuzz_checkpoints, fuzz_inputs
 from benchmarks.cases import fuzz
-from cdl_jax.console import one_line
 from cdl_jax.data import batches, stream
 from cdl_jax.errors import UserError
+from cdl_jax.runtime.console import one_line
 
 SLOW = ("lists nested a million deep", "marks without end", "dicts without end", "sets without end")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import sharding
 from cdl_jax.errors import UserError
-from cdl_jax.interruption import SIGNALS, Interrupted, listening
+from cdl_jax.runtime import sharding
+from cdl_jax.runtime.signals import SIGNALS, Interrupted, listening
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -49,7 +49,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process_with_one_lin
     assert done.stderr == f"cdl_jax: {number.name}: ended with nothing to save; the same command goes on\n"
 
 
-@pytest.mark.parametrize("module", ["jax", "orbax.checkpoint", "cdl_jax.run"])
+@pytest.mark.parametrize("module", ["jax", "orbax.checkpoint", "cdl_jax.run.loop"])
 def test_a_signal_while_a_library_is_imported_ends_the_command_with_one_line(tmp_path, module):
     (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_IMPORT)
     command = [sys.executable, "-m", "cdl_jax.main", "--config", "configs/quickstart.py", "--workdir", tmp_path / "run"]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as base
-from cdl_jax import trainer
-from cdl_jax.data import plan
+from cdl_jax.data import batch_plan as plan
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
-from cdl_jax.program import Program
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 
 SIDE, BATCH = 8, 4
 
@@ -99,6 +99,6 @@ def test_what_cannot_be_is_said_in_one_line(monkeypatch):
     with pytest.raises(UserError, match="learners that have streams of their own, nor with pictures that join a batch"):
         several.check(own.method.phases[0])
     two = SimpleNamespace(shape={"data": 2})
-    monkeypatch.setattr("cdl_jax.sharding.make_mesh", lambda devices, *_: two)
+    monkeypatch.setattr("cdl_jax.runtime.sharding.make_mesh", lambda devices, *_: two)
     assert "the last batch of task 0 has 3 images, which cannot be split evenly over 2 devices: say 'drop'" in refusal()
     assert program(**{"train.last_batch": "drop"}).mesh is two

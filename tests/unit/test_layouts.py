@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax.data import batches, image_files
+from cdl_jax.data import batches
+from cdl_jax.data.readers import image_files
 from tests.unit.sources import load, refusal
 
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.pretrained import load_vit, to_timm
-from cdl_jax.models.state_dicts import looks_like, read_state
+from cdl_jax.models.weights.pretrained import load_vit, to_timm
+from cdl_jax.models.weights.state_dicts import looks_like, read_state
 from tests.unit.vit_weights import DIM, assert_same, random_params, wanted
 
 

@@ -10,10 +10,12 @@ import jax
 import pytest
 
 from benchmarks.cases import long_run
-from cdl_jax import run, tensorstore_strings, workdir
 from cdl_jax.data import stream
-from cdl_jax.interruption import Listener
-from cdl_jax.program import Program
+from cdl_jax.run import loop as run
+from cdl_jax.run import workdir
+from cdl_jax.runtime import tensorstore_leak as tensorstore_strings
+from cdl_jax.runtime.signals import Listener
+from cdl_jax.training.program import Program
 
 TASKS, WARM = 16, 8
 

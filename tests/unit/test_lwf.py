@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax import trainer
 from cdl_jax.errors import UserError
 from cdl_jax.methods import lwf
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.models.cnn import apply
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.training import steps as trainer
 from tests.unit.places import context
 from tests.unit.stepping import quick
 

@@ -8,8 +8,8 @@ import types
 
 import pytest
 
-from cdl_jax import names
-from cdl_jax.data import make_emoji
+from cdl_jax import plugins as names
+from cdl_jax.data.tools import make_emoji
 
 LIST = [  # short name, subgroup, code points
     ("hash", "keycap", "0023-FE0F-20E3"),

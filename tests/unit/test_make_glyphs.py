@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdl_jax.data import make_glyphs, stream
+from cdl_jax.data import stream
+from cdl_jax.data.tools import make_glyphs
 from cdl_jax.errors import UserError
 
 pytest.importorskip("fontTools")

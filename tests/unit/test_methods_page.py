@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import names, published
+from cdl_jax import plugins as names
+from cdl_jax import published
 from cdl_jax.methods import cdl
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cdl_jax import metrics
 from cdl_jax.errors import UserError
+from cdl_jax.evaluation import metrics
 
 ROWS = [[90.0], [60.0, 80.0], [66.0, 50.0, 70.0]]
 COUNTS = [10, 30, 60]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax.data import mixing
+from cdl_jax.data.transforms import mixing
 from cdl_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).random((4, 8, 6, 3), np.float32)

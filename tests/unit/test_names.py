@@ -5,7 +5,8 @@ from types import ModuleType
 
 import pytest
 
-from cdl_jax import config, names
+from cdl_jax import config
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 
 

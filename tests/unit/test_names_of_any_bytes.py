@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax import console
 from cdl_jax.data import batches, stream
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import console
 
 NAMES = ("a\nb", 'it\'s "quoted"', "100%d%s", "\udcff\udc80", "[x]*?", " space ", "é\u2028ü")
 

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as base
-from cdl_jax import names, trainer
+from cdl_jax import plugins as names
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.models import weights
-from cdl_jax.program import Program
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 
 SIDE, BATCH = 8, 4
 

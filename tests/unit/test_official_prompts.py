@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import dualprompt, l2p, majority
+from cdl_jax.models.prompts import dualprompt, l2p
+from cdl_jax.models.prompts.base import majority
 from tests.unit.places import context
 
 POOL, LENGTH, TOP, DIM, KEY, BATCH = 6, 3, 2, 5, 4, 7

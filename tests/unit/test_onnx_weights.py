@@ -12,8 +12,8 @@ from onnx.reference import ReferenceEvaluator
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import weights
-from cdl_jax.models.pretrained import load_vit, to_timm
 from cdl_jax.models.vit import ViT
+from cdl_jax.models.weights.pretrained import load_vit, to_timm
 
 DIM, DEPTH, HEADS, PATCH, TABLE = 12, 2, 3, 4, 3
 

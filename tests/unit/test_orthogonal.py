@@ -7,7 +7,7 @@ import optax
 import pytest
 import scipy.linalg
 
-from cdl_jax.models import orthogonal
+from cdl_jax.models.modules import orthogonal
 
 SHAPES = [(6, 6), (12, 5), (5, 12), (40, 3)]
 RNG = np.random.default_rng(0)

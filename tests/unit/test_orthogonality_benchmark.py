@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import orthogonality
-from cdl_jax import plots
+from cdl_jax.report import plots
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cdl_jax import config as configs
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods import cdl

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import compilation, fetch, main, paths, report
-from cdl_jax.data import places, stream
+from cdl_jax import fetch, main
+from cdl_jax.data import stream
+from cdl_jax.data.readers import locate as places
 from cdl_jax.errors import MissingData, UserError
+from cdl_jax.report import page as report
+from cdl_jax.runtime import compilation_cache as compilation
+from cdl_jax.runtime import paths
 
 
 @pytest.mark.parametrize(

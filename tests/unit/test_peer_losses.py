@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from scipy.special import log_softmax, softmax
 
 from cdl_jax.errors import UserError
-from cdl_jax.methods import cl_ilr, dml, kd, okddip, one, peer_losses
-from cdl_jax.models.peer_networks import Seen, divide_gradient
+from cdl_jax.methods import cl_ilr, dml, kd, okddip, one
+from cdl_jax.methods.shared import peer_losses
+from cdl_jax.models.peers.networks import Seen, divide_gradient
 
 RNG = np.random.default_rng(7)
 Z = [RNG.normal(0, 2, (5, 6)).astype(np.float32) for _ in range(4)]

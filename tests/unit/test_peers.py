@@ -11,10 +11,11 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax import config as configs
-from cdl_jax import names, trainer
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.models import weights
+from cdl_jax.training import steps as trainer
 from tests.unit.places import context
 
 INFO = StreamInfo(4, (2, 2))

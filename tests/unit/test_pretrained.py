@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.pretrained import load_vit, resize_positions, save_timm, to_timm
+from cdl_jax.models.weights.pretrained import load_vit, resize_positions, save_timm, to_timm
 from tests.unit.vit_weights import CLASSES, DEPTH, DIM, HEADS, PATCH, assert_same, random_params, wanted
 
 

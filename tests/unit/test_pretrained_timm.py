@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.pretrained import load_vit, resize_positions, to_timm
 from cdl_jax.models.vit import ViT
+from cdl_jax.models.weights.pretrained import load_vit, resize_positions, to_timm
 
 torch = pytest.importorskip("torch")
 

@@ -12,8 +12,8 @@ from cdl_jax import published
 from cdl_jax.data import stream
 from cdl_jax.data.sources import cifar100, imagenet_r
 from cdl_jax.errors import UserError
-from cdl_jax.program import Program
 from cdl_jax.published import cdl
+from cdl_jax.training.program import Program
 from configs.cdl import get_config
 from tests.unit.places import context
 
@@ -168,7 +168,7 @@ def test_reference_adds_what_the_program_did_and_nothing_else(choices, expected)
 
 
 def test_the_sum_of_the_pairs_within_two_halves_is_half_of_all_pairs():
-    from cdl_jax import names
+    from cdl_jax import plugins as names
 
     def pull(learner, images):
         options = cdl.build(version="v2", learner=learner).learner

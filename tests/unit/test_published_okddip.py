@@ -6,14 +6,17 @@ from collections import Counter
 import jax
 import pytest
 
-from cdl_jax import compare, describe, published, replication
 from cdl_jax import config as configs
+from cdl_jax import published
 from cdl_jax.data import stream
 from cdl_jax.data.sources import cifar10, cifar100
 from cdl_jax.errors import UserError
-from cdl_jax.metrics import named_metrics
-from cdl_jax.program import Program
+from cdl_jax.evaluation.metrics import named_metrics
 from cdl_jax.published import okddip
+from cdl_jax.report import groups as compare
+from cdl_jax.report import replication
+from cdl_jax.run import describe
+from cdl_jax.training.program import Program
 from configs.okddip import get_config
 
 TABLE = published.table("okddip")

@@ -5,13 +5,15 @@ import json
 import jax
 import pytest
 
-from cdl_jax import compare, published, replication
 from cdl_jax import config as configs
+from cdl_jax import published
 from cdl_jax.errors import UserError
+from cdl_jax.evaluation.metrics import named_metrics
 from cdl_jax.methods import vkd as method
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.metrics import named_metrics
 from cdl_jax.published import vkd
+from cdl_jax.report import groups as compare
+from cdl_jax.report import replication
 from configs.vkd import get_config
 
 TABLE = published.table("vkd")

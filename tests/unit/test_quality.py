@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax import quality, trainer
-from cdl_jax.data import augment, batches
+from cdl_jax.data import batches
 from cdl_jax.data.stream import Task
+from cdl_jax.data.transforms import augment
+from cdl_jax.evaluation import calibration as quality
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.program import Program
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 
 RNG = np.random.default_rng(3)
 NUM, CLASSES, SIZES = 50, 6, (2, 2, 2)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax import main, plots, report
+from cdl_jax import main
+from cdl_jax.report import page as report
+from cdl_jax.report import plots
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

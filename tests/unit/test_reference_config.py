@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax import names
+from cdl_jax import plugins as names
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 

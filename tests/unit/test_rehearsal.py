@@ -10,7 +10,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import supervised
 from cdl_jax.methods.base import Replay, StreamInfo
-from cdl_jax.models.cnn import apply
+from cdl_jax.models.modules.conv import apply
 from tests.unit.places import context
 
 INFO = StreamInfo(4, (2, 2))

@@ -5,11 +5,14 @@ import math
 
 import pytest
 
-from cdl_jax import compare, published, replication, report
 from cdl_jax import config as configs
+from cdl_jax import published
 from cdl_jax.errors import UserError
-from cdl_jax.metrics import named_metrics
+from cdl_jax.evaluation.metrics import named_metrics
 from cdl_jax.published import Cell, Metric, Table, cdl
+from cdl_jax.report import groups as compare
+from cdl_jax.report import page as report
+from cdl_jax.report import replication
 
 TABLE = published.table("cdl")
 FORMER = "unchanged since v2"

@@ -8,8 +8,12 @@ import re
 
 import pytest
 
-from cdl_jax import compare, mechanism, metrics, plots, report
 from cdl_jax.errors import UserError
+from cdl_jax.evaluation import metrics
+from cdl_jax.report import analysis_section as mechanism
+from cdl_jax.report import groups as compare
+from cdl_jax.report import page as report
+from cdl_jax.report import plots
 
 ROWS = {"teacher": [[90.0], [80.0, 70.0]], "student": [[60.0], [50.0, 40.0]]}
 AGREEMENT, KL = [[90.0], [70.0, 80.0]], [[0.125], [0.5, 0.25]]

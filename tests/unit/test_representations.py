@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cdl_jax import analysis, representations, run, similarity
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.models.layers import layers
-from cdl_jax.program import Program
+from cdl_jax.evaluation import similarity
+from cdl_jax.models.modules.features import layers
+from cdl_jax.run import analysis, representations
+from cdl_jax.run import loop as run
+from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights
 
 get_config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "dkt.py"))["get_config"]

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from cdl_jax import results
 from cdl_jax.data.stream import Task
-from cdl_jax.results import Record
+from cdl_jax.run import results
+from cdl_jax.run.results import Record
 
 RECORD = Record(
     step=40, task=2, accuracy={"student": [[80.0], [70.0, 1 / 3]]}, before={"student": [50.0, 20.0]},

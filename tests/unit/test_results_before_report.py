@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cdl_jax import report, run
+from cdl_jax.report import page as report
+from cdl_jax.run import loop as run
 
 CONFIG = SimpleNamespace(seeds=(), log=SimpleNamespace(report=True))
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from cdl_jax import sharding
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import sharding
 
 
 def refusal(call, *arguments):

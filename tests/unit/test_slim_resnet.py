@@ -10,8 +10,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.models import resnet, slim_resnet, two_heads, weights
-from cdl_jax.models.cnn import apply
+from cdl_jax.models import resnet, slim_resnet, weights
+from cdl_jax.models.modules import two_heads
+from cdl_jax.models.modules.conv import apply
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
 

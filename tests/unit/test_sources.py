@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cdl_jax import names
+from cdl_jax import plugins as names
 from tests.unit.sources import load, refusal
 
 pytestmark = pytest.mark.usefixtures("nowhere")

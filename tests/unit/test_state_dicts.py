@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cdl_jax.data import npz_files
+from cdl_jax.data.readers import npz_files
 from cdl_jax.errors import UserError
-from cdl_jax.models.state_dicts import read_state
+from cdl_jax.models.weights.state_dicts import read_state
 
 
 def text(word):

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from cdl_jax import compare, report, sweep
 from cdl_jax.errors import UserError
-from cdl_jax.metrics import named_metrics
+from cdl_jax.evaluation.metrics import named_metrics
+from cdl_jax.report import groups as compare
+from cdl_jax.report import page as report
+from cdl_jax.report import sweep
 
 
 def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status="finished", method="cdl"):

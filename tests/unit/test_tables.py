@@ -6,8 +6,10 @@ import math
 
 import pytest
 
-from cdl_jax import compare, grid, report, tables
-from cdl_jax.tables import Measured
+from cdl_jax.report import grid, tables
+from cdl_jax.report import groups as compare
+from cdl_jax.report import page as report
+from cdl_jax.report.tables import Measured
 from tests.unit import test_replication, test_sweep
 from tests.unit.test_grid import runs as grid_runs  # noqa: F401
 from tests.unit.test_report import store, with_seed

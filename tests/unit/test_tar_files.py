@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType
 from PIL import Image
 
-from cdl_jax.data import batches, stream, tar_files
+from cdl_jax.data import batches, stream
+from cdl_jax.data.readers import tar_files
 from cdl_jax.data.sources import folder, glyph_mini
 from cdl_jax.errors import UserError
 

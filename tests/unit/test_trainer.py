@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax import optim, trainer
-from cdl_jax.data import augment
+from cdl_jax import optim
 from cdl_jax.data.stream import Task
+from cdl_jax.data.transforms import augment
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.training import steps as trainer
 
 TREE = {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 3}, "none": {}}
 

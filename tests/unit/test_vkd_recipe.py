@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax import trainer
-from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods import vkd
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.program import Program
+from cdl_jax.runtime.checkpoint import Checkpoints
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
 
 PLAIN = {"augment.train": "none", "mixing.mixup": 0.0, "mixing.cutmix": 0.0}
 

@@ -11,7 +11,7 @@ from cdl_jax.distill import vkd
 from cdl_jax.distill.base import Spec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models import orthogonal
+from cdl_jax.models.modules import orthogonal
 
 RNG = np.random.default_rng(0)
 STUDENT = Spec(6, 2, 5, 4, 2, None, None)

@@ -50,7 +50,7 @@ def test_the_wheel_has_every_file_of_the_package_and_every_config(wheel):
     assert names == {f"cdl_jax/{name}" for name in files_of("cdl_jax")} | {
         f"cdl_jax/configs/{name}" for name in files_of("configs")
     }
-    assert {"cdl_jax/py.typed", "cdl_jax/configs/quickstart.py", "cdl_jax/models/packaged/README.md"} <= names
+    assert {"cdl_jax/py.typed", "cdl_jax/configs/quickstart.py", "cdl_jax/models/weights/packaged/README.md"} <= names
 
 
 def test_the_wheel_names_its_command_python_versions_and_requirements(wheel):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import files, workdir
 from cdl_jax.errors import UserError
+from cdl_jax.run import workdir
+from cdl_jax.runtime import files
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"seed": 0, "learner": {"pool": 30, "top_k": 5}, "log": {"every_steps": 50}}
@@ -48,7 +49,7 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, monkeypatch):
 def hold(folder) -> subprocess.Popen:
     """Another process that holds the lock until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from cdl_jax import files, workdir\n"
+        "import sys, time; from pathlib import Path; from cdl_jax.run import workdir\n"
         "with workdir.locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
@@ -176,8 +177,8 @@ def commit_of(folder, monkeypatch):
     """What `commit()` returns for a copy of the package that lies in `folder`."""
     package = folder / "cdl_jax"
     package.mkdir(parents=True, exist_ok=True)
-    (package / "workdir.py").touch()
-    monkeypatch.setattr(workdir, "__file__", str(package / "workdir.py"))
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(workdir, "__file__", str(package / "run" / "workdir.py"))
     return workdir.commit()
 
 

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax import checkpoint, sharding
-from cdl_jax.checkpoint import Checkpoints
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import checkpoint, sharding
+from cdl_jax.runtime.checkpoint import Checkpoints
 
 TREE = {"a": jnp.arange(6, dtype=jnp.float32).reshape(2, 3), "b": jnp.ones(2)}
 NAMES = (

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cdl_jax import writers
+from cdl_jax.runtime import event_files as writers
 from tests.unit.test_no_tensorflow import TRAIN, run_without, small_run
 
 

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from cdl_jax.models.batch_norm import BatchNorm
+from cdl_jax.models.modules.batch_norm import BatchNorm
 
 
 class Tiny(nn.Module):

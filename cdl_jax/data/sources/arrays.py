@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax import paths
-from cdl_jax.data import npz_files
+from cdl_jax.data.readers import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import paths
 
 OPTIONS: dict[str, Any] = {}
 

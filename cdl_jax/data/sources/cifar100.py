@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cdl_jax.data import cifar_files, stream
+from cdl_jax.data import stream
+from cdl_jax.data.readers import cifar_files
 from cdl_jax.data.stream import Dataset
 
 OPTIONS: dict[str, Any] = {}

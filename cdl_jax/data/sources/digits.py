@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.data import npz_files
+from cdl_jax.data.readers import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 

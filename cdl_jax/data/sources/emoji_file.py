@@ -1,4 +1,4 @@
-"""A file of emoji in colour, each as several vendors draw it; `cdl_jax.data.make_emoji` makes one.
+"""A file of emoji in colour, each as several vendors draw it; `cdl_jax.data.tools.make_emoji` makes one.
 
 Either the emoji are the classes, and a vendor's drawings of them are the test set: another style. Or the Unicode
 subgroups are (faces, fruit, tools), and the test set is emoji that no training picture shows, by any vendor.
@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax import paths
-from cdl_jax.data import npz_files, stream
+from cdl_jax.data import stream
+from cdl_jax.data.readers import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import paths
 
 OPTIONS: dict[str, Any] = {
     "label": "identity",  # or "subgroup"
@@ -39,7 +40,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
     """
     if not options["path"]:
         raise UserError(
-            "the emoji_file source needs data.path; make a file with: python -m cdl_jax.data.make_emoji --help"
+            "the emoji_file source needs data.path; make a file with: python -m cdl_jax.data.tools.make_emoji --help"
         )
     path = paths.resolve(options["path"], "data.path")
     columns, lists = ("y", "vendor", "emoji"), ("classes", "vendors", "emoji_names")

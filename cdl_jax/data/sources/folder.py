@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax import paths
-from cdl_jax.console import one_line
-from cdl_jax.data import image_files, layouts, stream
+from cdl_jax.data import stream
+from cdl_jax.data.readers import image_files, layouts
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import paths
+from cdl_jax.runtime.console import one_line
 
 OPTIONS: dict[str, Any] = {
     "test_fraction": 0.2,  # of each class, where the folder has no test set of its own

@@ -1,12 +1,13 @@
-"""A file of character pictures (Split-Glyph), as `cdl_jax.data.make_glyphs` makes them from a folder of fonts."""
+"""A file of character pictures (Split-Glyph), as `cdl_jax.data.tools.make_glyphs` makes them from a folder of fonts."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from cdl_jax import paths
-from cdl_jax.data import npz_files, stream
+from cdl_jax.data import stream
+from cdl_jax.data.readers import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import paths
 
 OPTIONS: dict[str, Any] = {}
 
@@ -19,7 +20,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
     """
     if not options["path"]:
         raise UserError(
-            "the glyph_file source needs data.path; make a file with: python -m cdl_jax.data.make_glyphs --help"
+            "the glyph_file source needs data.path; make a file with: python -m cdl_jax.data.tools.make_glyphs --help"
         )
     path = paths.resolve(options["path"], "data.path")
     arrays = npz_files.read(path, ("x", "y", "chars", "is_test"))

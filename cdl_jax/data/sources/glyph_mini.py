@@ -1,13 +1,13 @@
 """Small pictures of characters in many typefaces, shipped with cdl_jax: the data of the quick start.
 
-Test typefaces do not occur in training. Drawn as `cdl_jax.data.make_glyphs` draws, from freely licensed fonts.
+Test typefaces do not occur in training. Drawn as `cdl_jax.data.tools.make_glyphs` draws, from freely licensed fonts.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cdl_jax.data import npz_files
+from cdl_jax.data.readers import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 

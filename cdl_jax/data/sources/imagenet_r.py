@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.data import image_files, places, prepared_tfds, stream
+from cdl_jax.data import stream
+from cdl_jax.data.readers import image_files, prepared_tfds
+from cdl_jax.data.readers import locate as places
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 

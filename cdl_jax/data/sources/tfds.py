@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cdl_jax.data import npz_files, prepared_tfds
+from cdl_jax.data.readers import npz_files, prepared_tfds
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 

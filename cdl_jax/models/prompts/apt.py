@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
-from cdl_jax.models import heads
-from cdl_jax.models.prompts import Pool, Selection
+from cdl_jax.models.modules import heads
+from cdl_jax.models.prompts.base import Pool, Selection
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {

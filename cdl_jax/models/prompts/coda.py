@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import Pool, Selection, check_layers, check_length, halves, unit
+from cdl_jax.models.prompts.base import Pool, Selection, check_layers, check_length, halves, unit
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {

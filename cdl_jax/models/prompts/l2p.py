@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
-from cdl_jax.models import heads
-from cdl_jax.models.prompts import Pool, Selection, check_choice, check_length, majority, unit
+from cdl_jax.models.modules import heads
+from cdl_jax.models.prompts.base import Pool, Selection, check_choice, check_length, majority, unit
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from cdl_jax.models.prompts import Pool, Selection
+from cdl_jax.models.prompts.base import Pool, Selection
 
 OPTIONS = {}
 

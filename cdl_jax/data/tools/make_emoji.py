@@ -1,0 +1,184 @@
+"""Makes a file of emoji pictures from npm packages of free emoji sets.
+
+    python -m cdl_jax.data.tools.make_emoji FOLDER OUT
+
+FOLDER holds npm packages, each under its name as in `node_modules`: `@iconify-json/noto`, `/twemoji`, `/openmoji` and
+`/fluent-emoji-flat`, each the SVGs of one vendor (icons.json, chars.json), and `emoji-datasource`, names and subgroups
+(emoji.json). Each picture is one emoji as one vendor draws it, on white; the same versions of packages and libraries
+give the same bytes. The `emoji_file` source reads the result.
+"""
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cdl_jax.data.readers import npz_files
+from cdl_jax.errors import UserError
+from cdl_jax.runtime import console
+
+SIZE = 32  # pixels, width and height of a picture
+DRAWN = 64  # pixels, before it is made smaller
+PACKAGES = {  # of each vendor
+    "noto": "@iconify-json/noto",
+    "twemoji": "@iconify-json/twemoji",
+    "openmoji": "@iconify-json/openmoji",
+    "fluent-flat": "@iconify-json/fluent-emoji-flat",
+}
+_LIST = "emoji-datasource"
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """A short name, a Unicode subgroup, and the code points as vendors name pictures: `1f44b`, `0023-20e3`."""
+
+    name: str
+    subgroup: str
+    code: str
+
+
+def read_emoji(folder: Path) -> list[Emoji]:
+    """The emoji of `emoji-datasource`, in its order; their variations by skin tone are left out.
+
+    Raises:
+      UserError: the package is not there or holds something else.
+    """
+    path = folder / _LIST / "emoji.json"
+    try:
+        return [Emoji(e["short_name"], e["subcategory"], _plain(e["unified"])) for e in _json(path, _LIST)]
+    except (KeyError, TypeError, AttributeError):
+        raise _other(path, _LIST) from None
+
+
+def read_pictures(folder: Path, package: str) -> dict[str, str]:
+    """SVG documents of a vendor's `package`, by `Emoji.code`.
+
+    Raises:
+      UserError: the package is not there or holds something else.
+    """
+    path = folder / package / "icons.json"
+    icons, names = _json(path, package), _json(folder / package / "chars.json", package)
+    try:
+        drawn = icons["icons"]
+        return {_plain(code): _svg({**icons, **drawn[name]}) for code, name in names.items() if name in drawn}
+    except (KeyError, TypeError, AttributeError):
+        raise _other(path, package) from None
+
+
+def draw(svg: str) -> np.ndarray:
+    """The picture uint8 `[SIZE, SIZE, 3]` of an SVG document, on white.
+
+    Raises:
+      UserError: resvg-py is not installed.
+      ValueError: the document cannot be drawn.
+    """
+    try:
+        import resvg_py
+    except ImportError:
+        raise UserError("drawing emoji needs resvg-py: pip install resvg-py") from None
+    from PIL import Image
+
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=DRAWN, height=DRAWN, skip_system_fonts=True)
+    # Made smaller while still transparent: the other order lets Lanczos overshoot against the white, and moves the
+    # pixels of real emoji by 1 of 255 on average.
+    small = Image.open(io.BytesIO(png)).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    white = Image.new("RGBA", small.size, "white")
+    white.alpha_composite(small)
+    return np.asarray(white.convert("RGB"))
+
+
+def make(folder: Path) -> dict[str, np.ndarray]:
+    """Draws all emoji of all vendors: vendor by vendor, in the order of the list of emoji, left out where one has none.
+
+    Returns:
+      x uint8 `[n, SIZE, SIZE, 3]`; y int16, vendor int8 and emoji int16 `[n]`, positions in classes (the subgroups of
+      which there are pictures, sorted), vendors and emoji_names (all that are listed, in that order).
+
+    Raises:
+      UserError: a package is missing or damaged, a picture cannot be drawn, or there are none.
+    """
+    listed = read_emoji(folder)
+    pictures, rows = [], []
+    for vendor, package in enumerate(PACKAGES.values()):
+        drawings = read_pictures(folder, package)
+        for number, emoji in enumerate(listed):
+            if emoji.code not in drawings:
+                continue
+            try:
+                pictures.append(draw(drawings[emoji.code]))
+            except ValueError as error:
+                raise UserError(f"{folder / package}: {emoji.name} cannot be drawn ({error})") from None
+            rows.append((emoji.subgroup, vendor, number))
+    if not rows:
+        raise UserError(f"{folder}: the vendors have none of the emoji that {_LIST} lists; unpack the packages anew")
+    subgroup, vendor, number = zip(*rows, strict=True)
+    classes, y = np.unique(subgroup, return_inverse=True)
+    return {
+        "x": np.stack(pictures),
+        "y": y.astype(np.int16),
+        "vendor": np.asarray(vendor, np.int8),
+        "emoji": np.asarray(number, np.int16),
+        "classes": classes,
+        "emoji_names": np.asarray([emoji.name for emoji in listed]),
+        "vendors": np.asarray(list(PACKAGES)),
+    }
+
+
+@console.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cdl_jax.data.tools.make_emoji", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path, help="folder with the unpacked npm packages, as node_modules")
+    parser.add_argument("out", type=Path, help="the .npz to write")
+    given = parser.parse_args(argv)
+    try:
+        arrays = make(given.folder)
+        npz_files.write(given.out, arrays)
+    except (UserError, OSError) as error:
+        print(f"make_emoji: {error}", file=sys.stderr)
+        return 2
+    counts = zip(PACKAGES, np.bincount(arrays["vendor"], minlength=len(PACKAGES)), strict=True)
+    print(
+        f"{given.out}: {len(arrays['y'])} pictures of {len(np.unique(arrays['emoji']))} emoji in "
+        f"{len(arrays['classes'])} subgroups: {', '.join(f'{vendor} {count}' for vendor, count in counts)}"
+    )
+    return 0
+
+
+def _json(path, package):
+    """The content of a package's file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; unpack the npm package {package} to {path.parent}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); unpack the npm package {package} anew") from None
+
+
+def _other(path, package):
+    return UserError(f"{path}: not what the npm package {package} holds; unpack it anew")
+
+
+def _plain(code):
+    """Code points in lower case without FE0F, which only asks for a picture in place of text."""
+    return "-".join(point for point in code.lower().split("-") if point != "fe0f")
+
+
+def _svg(icon):
+    """The document around an icon's `body`; what the icon and its set leave open is 0 0 16 16, as iconify has it."""
+    box = (icon.get("left", 0), icon.get("top", 0), icon.get("width", 16), icon.get("height", 16))
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{DRAWN}" height="{DRAWN}" viewBox="{" ".join(map(str, box))}">{icon["body"]}</svg>'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

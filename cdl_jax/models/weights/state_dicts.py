@@ -1,0 +1,444 @@
+"""Reading weight files of other programs into one form: timm's names and array layouts.
+
+Every file is treated as hostile: no code in it is run, and declared sizes are compared with the bytes that are really
+there before memory is taken.
+"""
+
+import io
+import logging
+import math
+import pickle
+import re
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from cdl_jax.data.readers import npz_files, pickles
+from cdl_jax.errors import UserError
+from cdl_jax.models.weights import onnx_files as onnx_weights
+
+_AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.save_file) and load that"
+
+_LONGEST_PICKLE = 8 * 2**20  # bytes, without the numbers; some 200 a tensor
+
+_LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # what files of torch before 1.6 begin with, each a pickle
+_LEGACY_START = b"\x80\x02\x8a\n" + _LEGACY[0].to_bytes(10, "little") + b"."
+
+_ONNX_START = b"\x08"  # the tag of the format's version; the format has no signature
+
+_STORAGES = {
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+# What a network is wrapped in, as an entry of a checkpoint (`{"model": ...}`) or in front of its names (`model.`).
+_WRAPPERS = (
+    "state_dict", "model", "model_state", "model_state_dict", "net", "network", "module", "_orig_mod", "weights",
+    "params", "student", "teacher", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema", "params_ema",
+    "base_encoder", "momentum_encoder", "encoder_q", "encoder_k", "online_network", "target_network",
+    "backbone", "vit", "dinov2", "deit",
+)  # fmt: skip
+# Of these one is the network itself in another's parts: what stands beside it may be its classifier.
+_BACKBONES = ("backbone", "vit", "dinov2", "deit")
+_CLASSIFIER = re.compile(r"(head|head_dist|fc|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
+# Buffers of layers, none of them trained.
+_BUFFER = re.compile(r"(.*\.)?(num_batches_tracked|position_ids|n_averaged)")
+_QUANTIZED = re.compile(
+    r".*(weight_quantized|\.qweight|\.qzeros|\.weight_scale|\.SCB|\.absmax|\.quant_state.*|\.zero_point"
+    r"|\._packed_params.*)"
+)
+
+# Names by which a layout shows; the first that fits.
+_LAYOUTS = (
+    ("a LoRA adapter, not a network", re.compile(r".*lora_[AaBb]\b.*")),
+    ("CLIP in Hugging Face's layout", re.compile(r"(.*\.)?vision_model\..*")),
+    ("CLIP in OpenAI's layout", re.compile(r"(.*\.)?transformer\.resblocks\..*")),
+    ("a Swin Transformer", re.compile(r"(.*\.)?layers\.\d+\.blocks\.\d+\..*")),
+    ("a ViT with SwiGLU blocks", re.compile(r"(.*\.)?blocks\.\d+\.mlp\.w12\..*")),
+    ("a ViT in Hugging Face's layout", re.compile(r"(.*\.)?encoder\.layer\.\d+\.attention\..*")),
+    ("a ViT in torchvision's layout", re.compile(r"(.*\.)?encoder_layer_\d+\.self_attention\..*")),
+    ("a ViT in Google's layout", re.compile(r"(.*/)?encoderblock_\d+/.*")),
+    ("a ViT in timm's layout", re.compile(r"(.*\.)?blocks\.\d+\.attn\..*")),
+    ("a ConvNeXt", re.compile(r"(.*\.)?stages\.\d+\.blocks\.\d+\.conv_dw\..*")),
+    ("a RegNet in timm's layout", re.compile(r"(.*\.)?s\d\.b\d+\.conv\d\..*")),
+    ("a ResNet in torch's layout", re.compile(r"(.*\.)?layer\d+\.\d+\.(conv\d|bn\d)\..*")),
+    ("a VGG or DenseNet in torchvision's layout", re.compile(r"(.*\.)?features\..*")),
+    ("a language model", re.compile(r".*(word_embeddings|embed_tokens|wte)\..*")),
+)
+
+# From the names of Google's Flax programs, Hugging Face, torchvision, DINOv2 and DeiT III to timm's, applied in this
+# order. The layouts share no name, so a file need not say which of them it is.
+_TO_TIMM = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2's chunks number their blocks through
+        (r"^cls$", "cls_token"),
+        (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
+        (r"^Transformer/encoder_norm/", "norm/"),
+        (r"^Transformer/encoderblock_(\d+)/", r"blocks/\1/"),
+        (r"^embedding/", "patch_embed/proj/"),
+        (r"^pre_logits/", "pre_logits/fc/"),
+        (r"/LayerNorm_0/", "/norm1/"),
+        (r"/LayerNorm_2/", "/norm2/"),
+        (r"/MlpBlock_3/Dense_0/", "/mlp/fc1/"),
+        (r"/MlpBlock_3/Dense_1/", "/mlp/fc2/"),
+        (r"/MultiHeadDotProductAttention_1/out/", "/attn/proj/"),
+        (r"/MultiHeadDotProductAttention_1/", "/attn/"),
+        (r"/(kernel|scale)$", ".weight"),
+        (r"/", "."),
+        (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+        (r"\.attention\.attention\.", ".attn."),
+        (r"\.attention\.output\.dense\.", ".attn.proj."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+        (r"^embeddings\.distillation_token$", "dist_token"),
+        (r"^class_token$", "cls_token"),
+        (r"^conv_proj\.", "patch_embed.proj."),
+        (r"^encoder\.pos_embedding$", "pos_embed"),
+        (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+        (r"\.ln_([12])\.", r".norm\1."),
+        (r"\.self_attention\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+        (r"\.self_attention\.out_proj\.", ".attn.proj."),
+        (r"\.mlp\.(linear_1|0)\.", ".mlp.fc1."),
+        (r"\.mlp\.(linear_2|3)\.", ".mlp.fc2."),
+        (r"^encoder\.ln\.", "norm."),
+        (r"^heads\.head\.", "head."),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+        (r"\.gamma_([12])$", r".ls\1.gamma"),
+        (r"^layernorm\.", "norm."),
+        (r"^(cls_)?classifier\.", "head."),
+        (r"^distillation_classifier\.", "head_dist."),
+    ]
+]
+_KNOWN = re.compile(
+    r"cls_token|dist_token|mask_token|pos_embed|blocks\.\d+\.ls[12]\.gamma"
+    r"|(patch_embed\.proj|norm|head|head_dist|pre_logits\.fc"
+    r"|blocks\.\d+\.(norm[12]|attn\.(qkv|query|key|value|proj)|mlp\.fc[12]))\.(weight|bias)"
+)
+
+
+def read_state(path, key: str = "") -> dict[str, np.ndarray]:
+    """The tensors of a weight file under timm's names and in timm's array layouts, in the dtypes of the file.
+
+    The content determines the format: safetensors, numpy's .npz, what torch.save writes, before 1.6 too, or ONNX as
+    torch exports a ViT (see `cdl_jax.models.weights.onnx_files`). Wrappers and prefixes are taken off (`model`,
+    `state_dict`, `teacher`, `module.`, `backbone.` and the like). The names may be timm's, DeiT's, those of Google's
+    .npz files ("How to train your ViT?", Steiner et al., 2022), of DINOv2 from Facebook, of ViTs from Hugging Face's
+    transformers, or of torchvision. Names that none of these layouts has are kept as they are.
+
+    Args:
+      path: the file.
+      key: which network to take where a checkpoint has several, such as raw and averaged weights.
+
+    Raises:
+      UserError: no such file, a format that cannot be read safely, a damaged or quantized file, several networks
+        without a `key`, or no network by that name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"no weights at {path}: fetch them with `python -m cdl_jax.fetch` or give the path of a file that exists"
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                if any(info.filename.endswith(".npy") for info in archive.infolist()):
+                    state = _read_npz(path, archive)
+                else:
+                    state = _read_torch(path, archive)
+        elif start[8:9] == b"{":
+            state = _read_safetensors(path)
+        elif start.startswith(_LEGACY_START):
+            state = _read_legacy_torch(path)
+        elif start.startswith(b"\x80"):
+            raise UserError(f"{path} is a bare pickle, which torch.save has not written: {_AS_SAFETENSORS}")
+        elif start.startswith(_ONNX_START):
+            state = onnx_weights.read(path)
+        elif start.startswith(b"version https://git-lfs"):
+            raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
+        else:
+            raise UserError(f"{path} is no weight file: use .safetensors, .npz, the .pth of a state dict or .onnx")
+    except UserError:
+        raise
+    except Exception as error:  # the bytes are not trusted: their readers may raise anything
+        raise UserError(f"{path} is damaged or no weight file ({_one_line(error)}): download it again") from error
+    state = _unwrapped(path, state, key)
+    _check_not_quantized(path, state)
+    return _to_timm(state)
+
+
+def looks_like(names) -> str:
+    """Returns the layout that names of tensors show, in words; "" for none that is known."""
+    for layout, pattern in _LAYOUTS:
+        if any(pattern.fullmatch(name) for name in names):
+            return layout
+    return ""
+
+
+def _unwrapped(path, state, key):
+    """Returns the tensors of one network without what stands in front of all their names.
+
+    Tensors beside a wrapper, such as a head for self-supervised training, are left out with a log line; a classifier
+    beside a backbone stays.
+    """
+    chosen = []
+    while True:
+        parts = [part for part in _WRAPPERS if any(name.startswith(part + ".") for name in state)]
+        inside = sum(name.startswith(tuple(part + "." for part in parts)) for name in state)
+        if not parts or 2 * inside < len(state):  # a part's own name, not a wrapper around the network
+            break
+        if len(parts) > 1 and key not in parts:
+            found = f"it has {', '.join(parts)}"
+            if key:
+                raise UserError(f"{path} has no network {key!r}: weights_key must be one of {', '.join(parts)}")
+            raise UserError(f"{path} has several networks: choose one with weights_key={parts[0]!r}; {found}")
+        part = key if key in parts else parts[0]
+        chosen.append(part)
+        own = {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
+        if part in _BACKBONES:
+            own = {**{name: value for name, value in state.items() if _CLASSIFIER.fullmatch(name)}, **own}
+        if len(own) < len(state):
+            logging.getLogger("cdl_jax").info("%s: took %d of %d tensors, %s.*", path, len(own), len(state), part)
+        state = own
+    if key and key not in chosen:
+        has = f"it has {', '.join(chosen)}" if chosen else "it holds one network, so leave weights_key empty"
+        raise UserError(f"{path} has no network {key!r}: {has}")
+    return {name: value for name, value in state.items() if not _BUFFER.fullmatch(name)}
+
+
+def _check_not_quantized(path, state):
+    wrong = [name for name, array in state.items() if array.dtype.itemsize == 1 and array.dtype.kind != "b"]
+    wrong = [name for name in state if _QUANTIZED.fullmatch(name)] or wrong
+    if wrong:
+        raise _quantized(path, f"{wrong[0]} is {state[wrong[0]].dtype}")
+
+
+def _quantized(path, why):
+    return UserError(f"{path} is quantized ({_one_line(why)}): take the checkpoint in float32, float16 or bfloat16")
+
+
+def _read_safetensors(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _read_npz(path, archive):
+    npz_files.check(path, archive, times=20)  # trained weights hardly compress
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _read_torch(path, archive):
+    members = {info.filename: info for info in archive.infolist()}
+    found = [name for name in members if name.endswith("/data.pkl")]
+    if len(found) != 1:
+        raise UserError(f"{path} is a zip file but neither an .npz nor the .pth of a state dict")
+    root = found[0].removesuffix("data.pkl")
+    for info in members.values():
+        # torch.save stores and never compresses, so no member can be larger than the file.
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise UserError(f"{path}: compressed member {info.filename}, which torch.save never writes: not read")
+    if sum(info.file_size for info in members.values()) > path.stat().st_size:
+        raise UserError(f"{path}: its members overlap or are cut off; download it again")
+    if root + "byteorder" in members and archive.read(root + "byteorder") != b"little":
+        raise UserError(f"{path} was written on a big-endian machine: {_AS_SAFETENSORS}")
+
+    if members[found[0]].file_size > _LONGEST_PICKLE:
+        raise UserError(f"{path} holds more than the tensors of a state dict: {_AS_SAFETENSORS}")
+
+    def storage(key, dtype, count):
+        content = archive.read(f"{root}data/{key}")
+        if count * dtype.itemsize != len(content):
+            raise _wrong_storage(path, key, dtype, count, f"{len(content)} bytes")
+        return np.frombuffer(content, dtype)
+
+    return _state_dict(path, _unpickled(path, archive.read(found[0]), storage))
+
+
+def _read_legacy_torch(path):
+    """Pickles in a row (two numbers, sizes of the machine's types, the state, keys), then each key's storage."""
+    content = path.read_bytes()
+    file, storages, left = io.BytesIO(content), {}, [len(content)]
+
+    def plain():
+        return pickles.load(file, {}, lambda name: _refused(path, name))
+
+    if any(plain() != number for number in _LEGACY):
+        raise UserError(f"{path} is a bare pickle, which torch.save has not written: {_AS_SAFETENSORS}")
+    if plain().get("little_endian") is not True:
+        raise UserError(f"{path} was written on a big-endian machine: {_AS_SAFETENSORS}")
+
+    def storage(key, dtype, count):
+        if not 0 <= count * dtype.itemsize <= left[0]:
+            raise _wrong_storage(path, key, dtype, count, "fewer")
+        left[0] -= count * dtype.itemsize
+        return storages.setdefault(key, np.zeros(count, dtype))
+
+    state = _state_dict(path, _unpickled(path, file, storage))
+    missing = dict(storages)
+    for key in plain():
+        block, (count,) = missing.pop(key), struct.unpack("<q", file.read(8))
+        if count != len(block):
+            raise _wrong_storage(path, key, block.dtype, len(block), str(count))
+        block[:] = np.frombuffer(file.read(block.nbytes), block.dtype, count)  # which the tensors are views of
+    if missing:
+        raise UserError(f"{path} lacks the numbers of {len(missing)} tensors: download it again")
+    return state
+
+
+def _state_dict(path, state):
+    """Returns the tensors by name, for what was unpickled; names of wrappers stand in front."""
+    if isinstance(state, dict) and state and all(_is_tensor(*item) for item in state.items()):
+        return dict(state)
+    tensors = _wrapped(state, "", 0)
+    if not tensors:
+        has = f"; it has {_one_line(', '.join(map(str, state)))}" if isinstance(state, dict) else ""
+        raise UserError(
+            f"{path} holds no state dict (names to tensors), alone or under 'model'{has}: {_AS_SAFETENSORS}"
+        )
+    return tensors
+
+
+def _wrapped(state, prefix, depth):
+    """Returns the state dicts under names of wrappers; what else a checkpoint holds, the optimizer's too, is left."""
+    found = {}
+    if isinstance(state, dict) and depth < 4:
+        for part in _WRAPPERS:
+            inner = state.get(part)
+            if isinstance(inner, dict) and inner and all(_is_tensor(*item) for item in inner.items()):
+                found |= {f"{prefix}{part}.{name}": value for name, value in inner.items()}
+            else:
+                found |= _wrapped(inner, f"{prefix}{part}.", depth + 1)
+    return found
+
+
+def _is_tensor(name, value):
+    return isinstance(name, str) and isinstance(value, np.ndarray)
+
+
+def _unpickled(path, content, storage_at):
+    """What torch.save pickled, with tensors as numpy views of `storage_at(key, dtype, count)` `[count]`."""
+    storages = {}
+
+    def rebuild_tensor(storage, offset, size, stride, *_):
+        return _view(path, storage, offset, size, stride)
+
+    def rebuild_parameter(tensor, *_):
+        return tensor
+
+    def storage_of(pid):
+        kind, storage, key, _, count, *view = pid
+        if kind != "storage" or not isinstance(storage, str) or storage not in _STORAGES or not isinstance(key, str):
+            raise UserError(f"{path}: a reference that is no tensor storage: {_AS_SAFETENSORS}")
+        if any(part is not None for part in view):
+            raise UserError(f"{path}: a storage that is part of another: {_AS_SAFETENSORS}")
+        if key not in storages:
+            dtype = _STORAGES[storage]
+            if not isinstance(count, int):
+                raise _wrong_storage(path, key, dtype, count, "no such number")
+            storages[key] = storage_at(key, dtype, count)
+        return storages[key]
+
+    allowed = {
+        "collections.OrderedDict": lambda: OrderedDict(),
+        "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+        "torch._utils._rebuild_parameter": rebuild_parameter,
+        **{f"torch.{name}": name for name in _STORAGES},
+    }
+    try:
+        return pickles.load(content, allowed, lambda name: _refused(path, name), storage_of)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is no state dict: {_one_line(error)}: {_AS_SAFETENSORS}") from None
+
+
+def _refused(path, name):
+    if "qtensor" in name or "quantized" in name:
+        return _quantized(path, name)
+    return UserError(f"{path} wants to call {_one_line(name)}, which was not run: {_AS_SAFETENSORS}")
+
+
+def _wrong_storage(path, key, dtype, count, stored):
+    return UserError(f"{path}: storage {_one_line(key)} declares {_one_line(count)} {dtype} but stores {stored}")
+
+
+def _view(path, storage, offset, size, stride):
+    """`storage` `[numbers]` seen as a tensor, after the check that all of it lies inside."""
+    numbers = (offset, *size, *stride)
+    # A view of a view with gaps would make the bounds below wrong.
+    whole = isinstance(storage, np.ndarray) and storage.ndim == 1 and storage.flags.c_contiguous
+    if not whole or len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        raise UserError(f"{path}: a tensor with impossible sizes; download it again")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else 0
+    # More numbers than stored (strides of 0) would be small here and huge in the first copy.
+    if last >= max(storage.size, 1) or count > storage.size:
+        raise UserError(f"{path}: a tensor declares {list(size)} but only {storage.size} numbers are stored for it")
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * storage.itemsize for s in stride])
+
+
+def _to_timm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names and layouts of timm for a state in any of the known layouts."""
+    # Google's training checkpoints hold the optimiser's state beside the weights.
+    for prefix in ("opt/target/", "params/"):
+        if f"{prefix}embedding/kernel" in state:
+            state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+    result = {}
+    for name, array in state.items():
+        new = name
+        for pattern, replacement in _TO_TIMM:
+            new = pattern.sub(replacement, new)
+        if not _KNOWN.fullmatch(new):
+            result[name] = array  # under its own name, by which the error message will list it
+        else:
+            result[new] = _from_flax(name, array) if "/" in name else array
+    return _join_qkv(result)
+
+
+def _from_flax(name, array):
+    """One array of Google's layout in timm's: dense kernels `[out, in]`, convolution `[out, in, row, column]`."""
+    *_, module, leaf = name.split("/")
+    if module in ("query", "key", "value"):  # kernel [dim, heads, dim / heads], bias [heads, dim / heads]
+        array = array.reshape(*array.shape[: array.ndim - 2], -1)
+    elif module == "out" and array.ndim == 3:  # kernel [heads, dim / heads, dim]
+        array = array.reshape(-1, array.shape[-1])
+    if leaf != "kernel":
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def _join_qkv(state):
+    """Separate query, key and value layers as timm's single one; incomplete triples are left as they are."""
+    for name in [n for n in state if n.endswith((".attn.query.weight", ".attn.query.bias"))]:
+        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        parts = [state.get(n) for n in names]
+        if all(part is not None and part.shape == parts[0].shape and part.ndim for part in parts):
+            state[name.replace(".query.", ".qkv.")] = np.concatenate(parts)
+            for n in names:
+                del state[n]
+    return state
+
+
+def _one_line(value) -> str:
+    return " ".join(str(value).split())[:200]

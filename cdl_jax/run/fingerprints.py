@@ -1,0 +1,162 @@
+"""Fingerprints of a run's inputs: weight files, teachers' runs and data. Identity is by content, not by place."""
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from cdl_jax import config as configs
+from cdl_jax import plugins as names
+from cdl_jax.data.readers import tar_files
+from cdl_jax.data.stream import Stream
+from cdl_jax.errors import UserError
+from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.models import weights
+from cdl_jax.runtime import paths
+from cdl_jax.runtime.console import one_line
+
+
+def of_config(config: dict) -> dict[str, list[str | None]]:
+    """Returns the SHA-256 of each file or run that a config names, by key.
+
+    Args:
+      config: the resolved config as nested dicts.
+
+    Returns:
+      A list for each key, of one digest for `*.weights` and one a teacher for `*.teachers`. None stands for a place
+      where nothing is.
+    """
+    flat = configs.flatten(config)
+    return {
+        key: [_digest(place, key) for place in _places(key, value)]
+        for key, value in flat.items()
+        if _places(key, value)
+    }
+
+
+def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
+    """Returns two flat configs in which places of the same content are equal, and those of other content differ.
+
+    Where a run has no fingerprints, or nothing is at the place now, paths to the same place are equal.
+
+    Args:
+      stored: the content of a run's config.json.
+      resolved: the config of the command, as nested dicts.
+    """
+    old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
+    later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
+    if isinstance(source := new.get("data.name"), str):
+        later |= configs.flatten(names.load("data.sources", source).OPTIONS, "data.")
+    old = {**later, **old}
+    known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
+    for key, found in of_config(resolved).items():
+        kept = known.get(key)
+        if kept is None or None in found:
+            if _same_places(key, old.get(key), new[key]):
+                new[key] = old[key]
+        elif kept == found:
+            new[key] = old[key]
+        else:
+            old[key], new[key] = _with_digests(old.get(key), kept), _with_digests(new[key], found)
+    return old, new
+
+
+@functools.lru_cache(maxsize=1)  # a start compares it and may write it for several seeds
+def of_data(stream: Stream) -> dict[str, str]:
+    """Returns the fingerprint of each class's training and test images.
+
+    Files count by their names and sizes, in folders and in archives alike. Images in memory count by their pixels. The
+    order of classes and the place of the data set have no effect.
+
+    Returns:
+      `{"train/<class>": "<n> images, <b> bytes, <SHA-256, shortened>"}`, and likewise for "test/<class>".
+    """
+    names_of = list(stream.class_names)
+    if len(set(names_of)) < len(names_of):
+        names_of = [f"{name} ({number})" for name, number in zip(names_of, stream.class_order, strict=True)]
+    found = {}
+    for part, split in (("train", stream.train), ("test", stream.test)):
+        order = np.argsort(split.labels, kind="stable")
+        ends = np.cumsum(np.bincount(split.labels, minlength=stream.num_classes))
+        for name, rows in zip(names_of, np.split(order, ends[:-1]), strict=True):
+            digest, size = hashlib.sha256(), 0
+            for row in rows:
+                content, length = _of_image(split, row)
+                digest.update(content)
+                size += length
+            found[f"{part}/{name}"] = f"{len(rows)} images, {size} bytes, {digest.hexdigest()[:16]}"
+    return dict(sorted(found.items()))
+
+
+def _of_image(split, row) -> tuple[bytes, int]:
+    """Returns what stands for an image in a fingerprint, and its size in bytes."""
+    if split.images is not None:
+        image = split.images[row]
+        return f"{image.shape} ".encode() + image.tobytes(), image.nbytes
+    file = split.files[row]
+    if isinstance(file, tar_files.Member):
+        name, size = PurePosixPath(file.name).name, file.size
+    else:
+        name = os.path.basename(file)
+        try:
+            size = os.stat(file).st_size
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}): restore the file or remove it") from None
+    return f"{one_line(name)}/{size}/".encode(), size  # the same in any locale
+
+
+def _places(key, value) -> list[str]:
+    """Returns the files and folders that an option names; `random` and `package:NAME` are none."""
+    if key.endswith(".teachers") and isinstance(value, list):
+        return value
+    named = key.endswith(".weights") and isinstance(value, str) and value not in ("", "random")
+    return [value] if named and not value.startswith("package:") else []
+
+
+def _digest(place, key) -> str | None:
+    try:
+        if key.endswith(".teachers") or teachers.is_run(place):
+            return _of_run(paths.resolve(place, f"config.{key}"))
+        return _of_file(weights.find(place, key))
+    except (UserError, FileNotFoundError):
+        return None
+    except OSError as error:
+        raise UserError(f"config.{key}={place!r} cannot be read ({error.strerror}): mend that, or copy it") from None
+
+
+def _of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of_run(folder: Path) -> str | None:
+    """Returns the SHA-256 of what a student takes from a run: its config, its stream, its variables."""
+    stored = configs.read(folder)
+    if stored is None:
+        return None
+    digest = hashlib.sha256()
+    try:
+        stream = json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        stream = None
+    digest.update(json.dumps([stored["config"], stream], sort_keys=True).encode())
+    saved = folder / "checkpoints"
+    for path in sorted([*(saved / "frozen").rglob("*"), *(saved / "tasks").rglob("*")]):
+        if path.is_file():
+            digest.update(f"{path.relative_to(saved)} {_of_file(path)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _same_places(key, old, new) -> bool:
+    one, other = _places(key, old), _places(key, new)
+    try:
+        return [paths.resolve(p).resolve() for p in one] == [paths.resolve(p).resolve() for p in other]
+    except (UserError, OSError):
+        return False
+
+
+def _with_digests(value, digests):
+    return f"{value} with SHA-256 {', '.join(str(digest)[:12] for digest in digests)}"

@@ -1,0 +1,221 @@
+"""What a run has come to: the record saved with its checkpoints, and results.json made from it."""
+
+import copy
+import json
+import resource
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jax
+
+from cdl_jax.evaluation import metrics
+from cdl_jax.methods.base import split
+from cdl_jax.run import workdir
+
+
+@dataclass
+class Record:
+    """What a run has come to, as it is saved with every checkpoint; JSON only.
+
+    step: steps trained in the whole run. lines: of metrics.jsonl until now.
+    task, round, phase, epoch, step_in_epoch: what comes next; epochs are counted within the round.
+    watched: the method's headline in the evaluations within the phase until now.
+    accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
+    before, at_start: network -> percent on task j over the classes up to it, just before it is learnt and at the very
+      start.
+    measures: for each task learnt, name -> mean over the test images of the tasks seen (see `Program.evaluate`).
+    best: task -> the best of the evaluations within it: phase, epochs done, the value that chose it, accuracy of each
+      network on tasks 0..i, measures. Of equal ones the last.
+    selection: network -> layer -> one row a task: how often its test images chose each prompt, or the
+      sum of its absolute weights, at the last evaluation.
+    quality: name -> network or pair -> what `quality.ratios` told after each task learnt.
+    nonfinite: of each stretch between two log lines that had bad steps, how many were skipped, and which the first was:
+      its place, its pictures and its metrics.
+    seconds: phase or "evaluation" -> wall time. timed: phase -> images and seconds without first steps, which compile.
+    flops: phase -> floating-point operations of one step for one seed, by the compiler's count.
+    """
+
+    step: int = 0
+    lines: int = 0
+    task: int = 0
+    round: int = 0
+    phase: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    watched: list = field(default_factory=list)
+    accuracy: dict = field(default_factory=dict)
+    before: dict = field(default_factory=dict)
+    at_start: dict = field(default_factory=dict)
+    measures: list = field(default_factory=list)
+    best: dict = field(default_factory=dict)
+    selection: dict = field(default_factory=dict)
+    quality: dict = field(default_factory=dict)
+    nonfinite: list = field(default_factory=list)
+    seconds: dict = field(default_factory=dict)
+    timed: dict = field(default_factory=dict)
+    flops: dict = field(default_factory=dict)
+
+    def within_task(self) -> bool:
+        """Whether the next step belongs to a task that has begun."""
+        return any((self.round, self.phase, self.epoch, self.step_in_epoch))
+
+    def add_seconds(self, what: str, seconds: float) -> None:
+        """Adds wall time to what it was spent on."""
+        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+
+
+# What of a record is each seed's own; in the rest the seeds of one program are alike.
+_OWN = ("accuracy", "before", "at_start", "measures", "best", "selection", "quality", "nonfinite")
+
+
+def to_json(records: list[Record]) -> dict:
+    """The records of a run's seeds, as they are saved."""
+    common, *_ = saved = [asdict(record) for record in records]
+    own = [{name: values[name] for name in _OWN} for values in saved]
+    return {**{name: value for name, value in common.items() if name not in _OWN}, "seeds": own}
+
+
+def from_json(saved: dict) -> list[Record]:
+    """What `to_json` was given, with the place in the run that the first record has."""
+    common = {name: value for name, value in saved.items() if name != "seeds"}
+    return [Record(**copy.deepcopy(common), **own) for own in saved["seeds"]]
+
+
+def read(folder: Path) -> dict | None:
+    """The content of a run's results.json; None where there is none, or where it is damaged and must be made again."""
+    try:
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def collect(program, record: Record, seed: int) -> dict:
+    """The content of results.json, all of it derived from `record` and from what the config fixes."""
+    stream, config = program.streams[program.seeds.index(seed)], program.config
+    networks = {}
+    for network in filter(record.accuracy.get, program.method.networks):
+        rows = record.accuracy[network]
+        before, at_start = record.before.get(network), record.at_start.get(network)
+        ece, ece_seen, whole = (record.quality.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream"))
+        counts = test_counts(program, network)
+        networks[network] = {
+            "accuracy_matrix": rows,
+            "before": before,
+            "at_start": at_start,
+            "ece_matrix": ece,
+            "ece_seen": ece_seen,
+            "stream_matrix": whole,
+            "metrics": {
+                **metrics.named_metrics(rows, counts, before, at_start),
+                **metrics.stream_metrics(whole, counts),
+                **metrics.calibration_metrics(ece, ece_seen),
+            },
+            "by_task": metrics.series(rows, whole, counts),
+            "selection": record.selection.get(network, {}),
+        }
+    return {
+        "name": f"{stream.name}, {config.method}",
+        "method": config.method,
+        "status": "finished" if record.task == stream.num_tasks else "running",
+        "seed": seed,
+        "stream": {
+            "name": stream.name,
+            "num_tasks": stream.num_tasks,
+            "tasks": [
+                {
+                    "classes": list(stream.class_names[task.first : task.end]),
+                    "train": len(task.train),
+                    "test": len(task.test),
+                }
+                for task in stream.tasks
+            ],
+        },
+        "streams": [list(order) for order in getattr(program.method, "streams", ())],
+        "networks": networks,
+        "means": _means(program.method, networks),
+        "headline": headline(program.method),
+        "measures": record.measures,
+        "best": record.best,
+        "skipped_steps": sum(entry["count"] for entry in record.nonfinite),
+        "pairs": _pairs(record),
+        "formulas": metrics.FORMULAS | metrics.SERIES,
+        "cost": {
+            "parameters": parameters(program),
+            "flops_per_step": record.flops,
+            "images_per_second": {
+                phase: images / seconds for phase, (images, seconds) in record.timed.items() if images
+            },
+            "seconds": record.seconds,
+            "peak_memory_bytes": peak_memory(),
+            "device": _device(program),
+        },
+        "versions": workdir.versions(),
+        "command": workdir.command(),
+    }
+
+
+def test_counts(program, network: str) -> list[int]:
+    """How many test images each task has, in the stream by which the network is evaluated."""
+    index = getattr(program.method, "follows", {}).get(network)
+    own = [task.test for task in program.stream.tasks] if index is None else program.plan.test[index]
+    return [len(rows) for rows in own]
+
+
+def headline(method) -> list[str]:
+    """The networks whose mean accuracy is a run's first number."""
+    return list(getattr(method, "headline", method.networks[-1:]))
+
+
+def _means(method, networks):
+    """`mean<head>` -> the mean over learners of their networks' metrics, where there are several learners."""
+    found = {head: [networks.get(name + head) for name in method.names] for head in getattr(method, "heads", ())}
+    return {
+        f"mean{head}": {"metrics": metrics.means([network["metrics"] for network in own])}
+        for head, own in found.items()
+        if len(own) > 1 and all(own)
+    }
+
+
+def _pairs(record):
+    """`teacher/student` -> how alike the two predict."""
+    agreement, kl = (record.quality.get(name, {}) for name in ("agreement", "kl"))
+    return {
+        pair: {
+            "agreement_matrix": rows,
+            "kl_matrix": kl[pair],
+            "metrics": metrics.pair_metrics(rows, kl[pair]),
+        }
+        for pair, rows in agreement.items()
+    }
+
+
+def _device(program):
+    """What speed, seconds and memory belong to: with several seeds they are those of all together."""
+    device = f"{program.mesh.size} x {jax.devices()[0].device_kind}"
+    return f"{device}, shared by {len(program.seeds)} seeds" if len(program.seeds) > 1 else device
+
+
+def parameters(program) -> dict:
+    """Network -> number of trainable and of frozen parameters of one seed; statistics, what is stored and what learners
+    have told each other are none."""
+    stored = ("cache", "memory", "published", "exchange")
+    is_one = lambda path: "batch_stats" not in path and path[0] not in stored  # noqa: E731
+    live, frozen = (split(tree, is_one)[0] for tree in program.abstract_variables())
+
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    names, seeds = sorted({*live, *frozen}), len(program.seeds)
+    counts = {n: {"trainable": count(live.get(n, {})) // seeds, "frozen": count(frozen.get(n, {}))} for n in names}
+    return {name: both for name, both in counts.items() if any(both.values())}
+
+
+def peak_memory() -> int:
+    """Peak bytes of the first device's memory, or of this process where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,191 @@
+"""A run's working directory: its lock and its config."""
+
+import errno
+import fcntl
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+
+from cdl_jax import __version__, config
+from cdl_jax.data.stream import Stream
+from cdl_jax.errors import UserError
+from cdl_jax.run import fingerprints
+from cdl_jax.runtime import files
+
+
+@contextmanager
+def locked(workdir: Path):
+    """Keeps every other process from training in `workdir`; the system frees the lock however this one ends.
+
+    So a lock is never stale: the file stays behind, and what it says of a process that has ended has no effect.
+
+    Raises:
+      UserError: the directory cannot be written or locked, or another process is at work in it (its host and pid are
+        named).
+    """
+    parents = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = _locked_file(workdir)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}): choose another") from None
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        for folder in (workdir, *workdir.glob("seed_*")):
+            for left in folder.glob(".*.[0-9]*"):  # what `write` and the like had begun when their process was killed
+                left.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            # A refused run has written nothing: what was made for its lock goes again.
+            if workdir.is_dir() and os.listdir(workdir) == ["lock"]:
+                (workdir / "lock").unlink(missing_ok=True)
+                for folder in parents:
+                    with suppress(OSError):  # another process has put something there
+                        folder.rmdir()
+
+
+def _locked_file(workdir):
+    """The open and locked file of a working directory.
+
+    Raises:
+      UserError: another process has the lock, or the file system has no locks.
+      OSError: the file cannot be opened.
+    """
+    while True:
+        file = open(workdir / "lock", "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                file.close()
+                raise UserError(
+                    f"--workdir {workdir} cannot be locked ({error.strerror}): choose one on a file system with locks"
+                ) from None
+            file.seek(0)
+            holder = " ".join(file.read().split()) or "another process"
+            file.close()
+            raise UserError(f"--workdir {workdir} is in use by {holder}: wait for it, or choose another") from None
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(workdir / "lock")):
+                return file
+        file.close()  # a refused run removed it in between: a new file of the name counts
+        workdir.mkdir(parents=True, exist_ok=True)
+
+
+def check_seeds(workdir: Path, config_seeds) -> None:
+    """Refuses to mix a run of several seeds with runs of one that lie in the same place.
+
+    Raises:
+      UserError: `workdir` belongs to one seed of an unfinished run of several, whose checkpoints are not here; or it
+        would become that of several, and one of their folders holds a run of its own.
+    """
+    above = config.read(workdir.absolute().parent)
+    if above and workdir.absolute().name in (f"seed_{seed}" for seed in above["config"].get("seeds", ())):
+        if not _finished(workdir):
+            raise UserError(
+                f"--workdir {workdir} belongs to the run of several seeds in {workdir.absolute().parent}: go on with "
+                "its command there, or choose another --workdir"
+            )
+    if config_seeds and config.read(workdir) is None:
+        for own in files.seed_folders(workdir, config_seeds):
+            if own.is_dir() and config.read(own) is not None:
+                raise UserError(f"{own} holds a run of its own: choose another --workdir for config.seeds")
+
+
+def _finished(workdir):
+    try:
+        return json.loads((workdir / "results.json").read_text(encoding="utf-8"))["status"] == "finished"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def check_config(workdir: Path, resolved: dict) -> None:
+    """Refuses a directory that holds a run of another config; one that holds none is fine.
+
+    Weight files and teachers' runs are compared by content (see `fingerprints`).
+
+    Args:
+      resolved: the config as nested dicts.
+
+    Raises:
+      UserError: names the differences.
+    """
+    stored = config.read(workdir)
+    if stored is None:
+        return
+    changes = config.differences(*fingerprints.compared(stored, resolved))
+    if changes:
+        shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
+        raise UserError(f"--workdir {workdir} holds a run of another config ({shown}): choose another --workdir")
+
+
+def check_data(workdir: Path, stream: Stream) -> None:
+    """Refuses a directory whose run has seen other data; runs without a fingerprint of their data pass.
+
+    Raises:
+      UserError: names the classes whose images have changed.
+    """
+    stored = (config.read(workdir) or {}).get("data")
+    if not isinstance(stored, dict):
+        return
+    found = fingerprints.of_data(stream)
+    changed = [key for key in sorted({*stored, *found}) if stored.get(key) != found.get(key)]
+    if changed:
+        shown = "; ".join(f"{key}: {stored.get(key, 'absent')} -> {found.get(key, 'absent')}" for key in changed[:3])
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"--workdir {workdir}: the data has changed since this run began ({shown}{more}): restore the data, or "
+            "choose another --workdir"
+        )
+
+
+def claim(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
+    """Makes `workdir` the place of the run with this config and data, unless it is already."""
+    if config.read(workdir) is None:
+        content = {"config": resolved, "command": command(), "versions": versions(), "commit": commit()}
+        content["content"] = fingerprints.of_config(resolved)
+        if stream is not None:
+            content["data"] = fingerprints.of_data(stream)
+        files.write(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def command() -> str:
+    """The command line of this process."""
+    return shlex.join(["python", "-m", "cdl_jax.main", *sys.argv[1:]])
+
+
+def versions() -> dict:
+    """Versions of this package and of those that its numbers depend on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"cdl_jax": __version__, "python": sys.version.split()[0], **{p: metadata.version(p) for p in packages}}
+
+
+def commit() -> str | None:
+    """Returns the git commit of this package's code.
+
+    None where the package is no part of a repository of its own, for instance installed in a virtual environment that
+    lies in the repository of another project.
+    """
+    package = Path(__file__).resolve().parents[1]
+    root = package.parent
+
+    def git(*arguments):
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        if git("rev-parse", "--show-cdup"):  # the way to the top of the repository: empty at the top itself
+            return None
+        git("ls-files", "--error-unmatch", f"{package.name}/__init__.py")
+        return git("rev-parse", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None
