@@ -109,7 +109,7 @@ def imagenet(tmp_path_factory):
 def check_settings(name, resolved, changes):
     """Asserts that a resolved config has the named config's own options, except for `changes`.
 
-    tests/unit/test_command_line.py asserts that these are the published settings.
+    tests/unit/commands/test_command_line.py asserts that these are the published settings.
     """
     space = {"__file__": str(config_files.shipped()[name]), "__name__": name}
     exec(config_files.shipped()[name].read_text(), space)

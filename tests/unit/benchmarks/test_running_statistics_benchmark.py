@@ -1,0 +1,36 @@
+"""The benchmark of running statistics: what it puts in their place, and its figures in the documentation."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cases import running_statistics
+from tests.unit.methods.test_dkt import batch, build
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def test_statistics_taken_anew_are_those_of_the_pictures_whatever_they_were():
+    method, images = build(1), batch(1)["images"][0]
+    own = method.init(jax.random.key(0))["learner_0"]
+    wanted = (images.reshape(6, -1) @ own["params"]["body"]).mean(axis=0)
+    for old in (own, {**own, "batch_stats": {"mean": jnp.full(5, 7.0)}}):
+        found = running_statistics._anew(method, old, images)
+        np.testing.assert_allclose(found["batch_stats"]["mean"], wanted, atol=1e-5)
+        assert found["params"] is own["params"]
+
+
+def test_the_table_shows_the_last_task_and_the_largest_loss():
+    found = {"runs": {"a/seed_0": {"running": [40.0, 70.0], "anew": [90.0, 72.5]}}}
+    assert running_statistics.table(found).splitlines()[2] == "| a/seed_0 | 70.00 | 72.50 | 50.00 |"
+
+
+def test_the_documents_show_the_stored_figures_which_are_the_runs():
+    found = json.loads((DOCS / "results" / "dkt" / "running_statistics.json").read_text())
+    assert running_statistics.table(found) in (DOCS / "dkt.md").read_text()
+    for name, told in found["runs"].items():
+        results = json.loads((DOCS / "results" / "dkt" / name / "results.json").read_text())
+        np.testing.assert_allclose(told["running"][-1], results["means"]["mean"]["metrics"]["last"], atol=1e-9)

@@ -1,0 +1,72 @@
+"""The page on methods tells of every learner and scheme, with all options and their defaults."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from cdl_jax import plugins as names
+from cdl_jax import published
+from cdl_jax.methods import cdl
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "methods.md").read_text()
+MODULES = [(package, name) for package in ("models.prompts", "distill") for name in names.available(package)]
+
+
+def section(file):
+    """The text of the section that begins by naming a file, and the rows of its table of options."""
+    heads = [part for part in re.split(r"^#{2,3} .*\n\n", PAGE, flags=re.MULTILINE) if part.startswith(f"`{file}`")]
+    assert len(heads) == 1, file
+    return heads[0], dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", heads[0], re.MULTILINE))
+
+
+def shown(options):
+    return {name: str(value) or " " for name, value in options.items()}
+
+
+def test_the_learners_and_schemes_are_known():
+    assert len(MODULES) == 5 + 8
+
+
+@pytest.mark.parametrize(("package", "name"), MODULES)
+def test_each_learner_and_scheme_has_a_section_with_all_its_options(package, name):
+    text, options = section(f"cdl_jax/{package.replace('.', '/')}/{name}.py")
+    assert options == shown(names.load(package, name).OPTIONS)
+    assert f"`{'distill' if package == 'distill' else 'learner'}={name}`" in text
+    assert "```math" in text or name == "none"
+
+
+def test_the_options_of_training_are_told():
+    assert section("cdl_jax/methods/cdl.py")[1] == shown(cdl.OPTIONS)
+
+
+def test_the_files_and_pages_that_are_named_exist():
+    files = {*re.findall(r"`((?:cdl_jax|configs)/[\w/]+\.py)`", PAGE)} | {*re.findall(r"configs/\w+\.py", PAGE)}
+    pages = set(re.findall(r"\]\(([\w.]+)\)", PAGE))
+    assert len(files) == 5 + 8 + 2 and len(pages) >= 3
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    assert [name for name in pages if not (ROOT / "docs" / name).exists()] == []
+
+
+def test_the_published_numbers_are_those_of_the_tables():
+    cells = {tuple(cell.where.values()): cell.values for cell in published.table("cdl").cells}
+    rows = re.findall(r"^\| `(\w+)`.*? \| (v\d) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 8
+    for scheme, version, text in rows:
+        *published_cells, _ = text.split(" | ")
+        for learner, shown_cell in zip(("l2p", "dualprompt", "coda", "apt"), published_cells, strict=True):
+            where = (version, "cifar100", learner, scheme, "" if scheme == "none" else "vit_b16", "vit_s16")
+            known = cells.get(where)
+            assert shown_cell == (f"{known['accuracy']:.2f} / {known['forgetting']:.2f}" if known else "-"), where
+
+
+def test_our_numbers_are_those_of_the_runs_that_are_kept():
+    for scheme, version, text in re.findall(r"^\| `(\w+)`.*? \| (v\d) \| (.*) \|$", PAGE, re.MULTILINE):
+        row = "kdp" if (scheme, version) == ("kd_token", "v4") else scheme
+        files = (ROOT / "docs/results/glyph100/l2p" / row).glob("seed_*/results.json")
+        found = [json.loads(file.read_text())["networks"]["student"]["metrics"] for file in files]
+        means = [statistics.fmean(run[name] for run in found) for name in ("last", "forgetting_cdl") if found]
+        assert text.split(" | ")[-1] == (" / ".join(f"{mean:.2f}" for mean in means) or "-"), row

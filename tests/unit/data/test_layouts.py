@@ -1,0 +1,221 @@
+"""Layouts of image folders: every image gets its own label, and what is left out is named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdl_jax.data import batches
+from cdl_jax.data.readers import image_files
+from tests.support.sources import load, refusal
+
+
+def write(root, levels):
+    """Writes a gray image for each `{path: level}`."""
+    for name, level in levels.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (level,) * 3).save(path)
+
+
+def shown(data, part):
+    """(class name, gray level) of each image, as it is decoded."""
+    split = getattr(data, part)
+    levels = [int(np.asarray(batches._open(split, row)[0]).mean()) for row in range(len(split))]
+    return [(data.class_names[label], level) for label, level in zip(split.labels, levels, strict=True)]
+
+
+TRAIN = {"train/n1/images/n1_0.png": 10, "train/n1/images/n1_1.png": 11, "train/n2/images/n2_0.png": 20}
+
+
+def tiny_imagenet(root):
+    write(root, {**TRAIN, "val/images/val_0.png": 21, "val/images/val_1.png": 12, "test/images/test_0.png": 99})
+    boxes = "val_0.png\tn2\t0\t0\t3\t3\nval_1.png\tn1\t0\t0\t3\t3\n"
+    (root / "val" / "val_annotations.txt").write_text(boxes)
+    (root / "train" / "n1" / "n1_boxes.txt").write_text("n1_0.png\t0\t0\t3\t3\n")
+    (root / "wnids.txt").write_text("n2\nn1\n")
+
+
+def test_tiny_imagenet_as_it_is_delivered(tmp_path, caplog):
+    tiny_imagenet(tmp_path)
+    data = load("folder", tmp_path)
+    assert shown(data, "train") == [("n1", 10), ("n1", 11), ("n2", 20)]
+    assert shown(data, "test") == [("n1", 12), ("n2", 21)]
+    assert "1 with the ending .txt" in caplog.text and "1 without labels in test/" in caplog.text
+
+
+def cub(root, names=True):
+    files = {
+        "1": "001.Albatross/A_1.png",
+        "2": "001.Albatross/A_2.png",
+        "3": "010.Crow/C_1.png",
+        "4": "010.Crow/C_2.png",
+    }
+    write(root, {f"images/{file}": 10 * int(number) for number, file in files.items()})
+    (root / "images.txt").write_text("".join(f"{number} {file}\n" for number, file in files.items()))
+    (root / "image_class_labels.txt").write_text("1 1\n2 1\n3 10\n4 10\n")
+    (root / "train_test_split.txt").write_text("1 1\n2 0\n3 0\n4 1\n")
+    if names:
+        (root / "classes.txt").write_text("1 001.Albatross\n10 010.Crow\n")
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_cubs_lists(tmp_path, names):
+    cub(tmp_path / "CUB_200_2011", names)
+    data = load("folder", tmp_path / "CUB_200_2011")
+    assert shown(data, "train") == [("001.Albatross", 10), ("010.Crow", 40)]
+    assert shown(data, "test") == [("001.Albatross", 20), ("010.Crow", 30)]
+    assert "set data.path to " + str(tmp_path / "CUB_200_2011") in refusal("folder", tmp_path)
+    (tmp_path / "CUB_200_2011/images/010.Crow/C_1.png").unlink()
+    assert "1 of the listed files are missing, first" in refusal("folder", tmp_path / "CUB_200_2011")
+    (tmp_path / "CUB_200_2011/train_test_split.txt").write_text("1 1\n")
+    assert "do not list the same images" in refusal("folder", tmp_path / "CUB_200_2011")
+
+
+FLAT = {"train/cat/1.png": 10, "train/dog/1.png": 20, "val/a.png": 21, "val/b.png": 11, "val/c.png": 12}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("val.txt", "a.png 1\nb.png 0\nc.png 0\n"),
+        ("val.txt", "val/a.png dog\nval/b.png cat\nval/c.png cat\n"),
+        ("val.csv", "label,file\ndog,a.png\ncat,b.png\ncat,c.png\n"),
+        ("val/val_annotations.txt", "a.png\tdog\nb.png\tcat\nc.png\tcat\n"),
+        ("LOC_val_solution.csv", "ImageId,PredictionString\na,dog 1 2 3 4\nb,cat 1 2 3 4 cat 5 6 7 8\nc,cat 0 0 1 1\n"),
+    ],
+)
+def test_a_flat_validation_folder_with_a_list(tmp_path, name, text):
+    write(tmp_path, FLAT)
+    (tmp_path / name).write_text(text)
+    data = load("folder", tmp_path)
+    assert shown(data, "test") == [("cat", 11), ("cat", 12), ("dog", 21)]
+    assert shown(data, "train") == [("cat", 10), ("dog", 20)]
+
+
+def test_lists_that_do_not_fit_are_refused(tmp_path):
+    write(tmp_path, FLAT)
+
+    def answer(text):
+        (tmp_path / "val.txt").write_text(text)
+        return refusal("folder", tmp_path)
+
+    assert "not positions from 0 to 1" in answer("a.png 2\nb.png 1\n")  # numbers from 1, as ILSVRC's own are
+    assert "is not a class" in answer("a.png bird\n")
+    assert "line 2: z.png is not in" in answer("a.png cat\nz.png dog\n")
+    assert "expected lines of file,label" in answer("1\n2\n")
+    (tmp_path / "val.txt").unlink()
+    assert "neither test/ nor val/" in refusal("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x/1.png,cat,train\nx/2.png,dog,train\nx/3.png,cat,test\nx/4.png,dog,Test\n",
+        "\ufefflabel;split;filename\r\ncat;training;x/1.png\r\ndog;train;x/2.png\r\ncat;test;x/3.png\r\ndog;test;x/4.png\r\n",
+    ],
+)
+def test_a_csv_of_file_label_split(tmp_path, text):
+    write(tmp_path, {f"x/{i}.png": 10 * i for i in range(1, 5)})
+    (tmp_path / "my.csv").write_text(text, encoding="utf-8")
+    data = load("folder", tmp_path / "my.csv")
+    assert (data.name, data.class_names) == ("my", ("cat", "dog"))
+    assert shown(data, "train") == [("cat", 10), ("dog", 20)]
+    assert shown(data, "test") == [("cat", 30), ("dog", 40)]
+
+
+def test_a_csv_without_splits_is_split_by_seed_and_numbers_sort_as_numbers(tmp_path):
+    write(tmp_path, {f"images/{label}_{i}.png": 10 * label + i for label in (2, 10) for i in range(5)})
+    rows = [f"images/{label}_{i}.png,{label}" for label in (10, 2) for i in range(5)]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    data = load("folder", tmp_path / "labels.csv")
+    assert data.class_names == ("2", "10") and np.bincount(data.test.labels).tolist() == [1, 1]
+    both = shown(data, "train") + shown(data, "test")
+    assert sorted(both) == sorted((str(label), 10 * label + i) for label in (2, 10) for i in range(5))
+    assert f"set data.path to {tmp_path / 'labels.csv'}" in refusal("folder", tmp_path)
+
+
+def test_csvs_that_cannot_be_used_name_the_line(tmp_path):
+    write(tmp_path, {"1.png": 1, "2.png": 2})
+
+    def answer(text):
+        (tmp_path / "a.csv").write_text(text)
+        return refusal("folder", tmp_path / "a.csv")
+
+    assert "line 2: a file or its label is missing" in answer("1.png,cat\n2.png,\n")
+    assert "line 2: the split 'foo' is not one of train, test, val" in answer("1.png,cat,train\n2.png,cat,foo\n")
+    assert "line 2: 1.png is listed in line 1 too" in answer("1.png,cat\n1.png,dog\n")
+    assert "1 of the listed files are missing, first" in answer("1.png,cat\n3.png,dog\n")
+    assert "no training images; it has only test" in answer("1.png,cat,test\n2.png,cat,test\n")
+    assert "expected lines of file,label" in answer("")
+
+
+def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path, caplog):
+    write(tmp_path, {f"{part}/{name}/{i}.png": i for part in ("train", "val") for name in "ab" for i in (1, 2)})
+    write(tmp_path, {"train/__MACOSX/a/1.png": 1, "train/.cache/1.png": 1, "train/a/.2.png": 1, "train/top.png": 1})
+    write(tmp_path, {"train/a/more/3.png": 3, "test/5.png": 5})
+    (tmp_path / "train/a/notes.txt").touch()
+    (tmp_path / "train/b/photo.HEIC").touch()
+    (tmp_path / "train/b/lost.png").symlink_to(tmp_path / "nowhere.png")
+    data = load("folder", tmp_path)
+    assert data.class_names == ("a", "b") and len(data.train) == 4 and len(data.test) == 4
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert "left out 9 files or folders" in line and "\n" not in line
+    for part in ("2 hidden (first ", "1 of __MACOSX (first ", "1 outside of class folders", "1 folders within a class"):
+        assert part in line
+    assert "1 not a file, or a broken link" in line and "2 others" in line
+    assert load("folder", tmp_path) is not None
+
+
+@pytest.mark.parametrize("layout", ["train/{}/1.png", "{}/1.png"])
+def test_a_class_without_training_images_is_refused_unless_it_may_be_skipped(tmp_path, caplog, layout):
+    write(
+        tmp_path, {layout.format(name): 1 for name in "ab"} | {layout.format(name)[:-5] + "2.png": 2 for name in "ab"}
+    )
+    for name in ("c", "d"):
+        (tmp_path / layout.format(name)).parent.mkdir()
+    (tmp_path / layout.format("d")).with_suffix(".heic").touch()
+    if layout.startswith("train"):
+        write(tmp_path, {f"val/{name}/{i}.png": i for name in "abc" for i in (3, 4)})
+    message = refusal("folder", tmp_path)
+    assert "2 classes without training images: c, d" in message and "skip_empty_classes=true" in message
+    caplog.clear()
+    data = load("folder", tmp_path, skip_empty_classes=True)
+    assert data.class_names == ("a", "b") and {label for label, _ in shown(data, "test")} == {"a", "b"}
+    assert "2 classes without training images (first c)" in caplog.text
+    if layout.startswith("train"):
+        assert "1 val classes without training images (first c)" in caplog.text
+
+
+def test_classes_that_only_the_test_set_has_are_all_named(tmp_path):
+    write(tmp_path, {"train/a/1.png": 1, **{f"val/{name}/1.png": 1 for name in "abcdefgh"}})
+    assert "7 classes of val/ lack training images: b, c, d, e, f and 2 more" in refusal("folder", tmp_path)
+
+
+def test_of_test_and_val_the_log_names_the_one_in_use(tmp_path, caplog):
+    write(tmp_path, {"train/a/1.png": 1, "val/a/1.png": 2, "test/a/1.png": 3})
+    assert shown(load("folder", tmp_path), "test") == [("a", 3)]
+    assert "test/ is the test set, and val/ is not used" in caplog.text
+
+
+@pytest.mark.parametrize("ending", image_files.EXTENSIONS)
+def test_every_ending_is_read_in_either_case(tmp_path, ending):
+    def save(path, level):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), level).save(path)
+
+    for part, level in (("train", 40), ("test", 80)):
+        save(tmp_path / part / "a" / f"x{ending}", level)
+        save(tmp_path / part / "a" / f"y{ending.upper()}", level)
+    data = load("folder", tmp_path)
+    assert [abs(level - 40) <= 1 for _, level in shown(data, "train")] == [True, True]
+    assert [abs(level - 80) <= 1 for _, level in shown(data, "test")] == [True, True]
+
+
+def test_an_unknown_layout_is_described(tmp_path):
+    write(tmp_path, {"1.png": 1, "2.png": 2})
+    (tmp_path / "readme.md").touch()
+    message = refusal("folder", tmp_path)
+    assert "holds 0 folders, 2 images (1.png, 2.png), 1 other files (readme.md); expected train/<class>/" in message
+    write(tmp_path / "up", {f"set/{part}/a/1.png": 1 for part in ("train", "val")})
+    assert f"set data.path to {tmp_path / 'up' / 'set'}" in refusal("folder", tmp_path / "up")

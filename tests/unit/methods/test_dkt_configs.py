@@ -1,0 +1,156 @@
+"""The experiments of DKT and their baselines as configs, and students of runs that are finished."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdl_jax import plugins as names
+from cdl_jax.data import stream
+from cdl_jax.errors import UserError
+from cdl_jax.methods.base import StreamInfo, join
+from cdl_jax.methods.shared.finished_run import find
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.run import loop as run
+from cdl_jax.training.program import Program
+from tests.support.places import context
+
+get_config = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "dkt.py"))["get_config"]
+INFO = StreamInfo(100, (10,) * 10)
+
+
+def small(text):
+    """A config of the same choices on two tasks of glyphs, with a small network, one epoch and no memory."""
+    config = get_config(f"{text},data=glyph_mini,tasks=2,epochs=1")
+    config.network.update(width=2, depths=(1, 1), image_size=32)
+    config.data.update(max_train_per_class=8, max_test_per_class=4)
+    config.augment.update(mean=(), std=())
+    config.train.batch_size = 16
+    config[config.method].replay = 0
+    config.log.tensorboard = False
+    return config
+
+
+def program(config):
+    return Program(config, stream.load(config.data))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The working directory of a finished run of Learning without Forgetting."""
+    folder = tmp_path_factory.mktemp("teacher")
+    (results,) = run.train(program(small("baseline=lwf")), folder)
+    assert results["status"] == "finished"
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "epochs", "rates", "memory"),
+    [
+        ("", "dkt", 800, (0.01, 0.01), 2000),
+        ("reference=true", "dkt", 800, (0.01, 0.01), 2000),
+        ("baseline=naive", "supervised", 150, (0.001, 0.001), 0),
+        ("baseline=replay", "supervised", 150, (0.001, 0.001), 2000),
+        ("baseline=lwf", "lwf", 50, (0.01, 0.001), 2000),
+        ("baseline=lwf,network=resnet32_padded,epochs=90", "lwf", 90, (0.01, 0.0001), 2000),
+        ("baseline=joint", "supervised", 200, (0.1, 0.001), 0),
+    ],
+)
+def test_what_needs_no_teacher(text, method, epochs, rates, memory):
+    config = get_config(text)
+    built = names.load("methods", config.method).build(config, INFO)
+    phase = built.phases[-1]
+    assert (config.method, phase.epochs, phase.replay.capacity if phase.replay else 0) == (method, epochs, memory)
+    rate = phase.updates[-1].optimizer.learning_rate
+    assert [float(rate(jnp.float32(e))) for e in (0, epochs - 1)] == pytest.approx(rates, rel=1e-5)
+    assert built.predict_over == "all" and config.data.class_order == "shuffle"
+    assert config.network.width == (64 if "joint" in text else 16 if "resnet32" in text else 20)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_teacher_with_a_memory_of_its_own_is_the_best_of_the_authors_grid(reference):
+    config = get_config("baseline=eeil,reference=true" if reference else "baseline=eeil")
+    built = names.load("methods", config.method).build(config, INFO)
+    first, later, tuned = built.phases
+    assert (later.epochs, later.replay.capacity, later.replay.batch, built.predict_over) == (70, 3000, 128, "seen")
+    rates = [[float(p.updates[0].optimizer.learning_rate(jnp.float32(e))) for e in (0, 29)] for p in (first, tuned)]
+    np.testing.assert_allclose(rates, [[0.1, 0.1], [0.01, 0.0001]], rtol=1e-5)
+    assert (tuned.since, tuned.replay.per_class) == ((3, 30) if reference else (1, 0))
+    assert (config.eeil.soften, config.eeil.active) == (("batch", "last") if reference else ("classes", "all_seen"))
+    assert (config.network.width, config.network.depths, config.eeil.temperature) == (16, (5, 5, 5), 3.0)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_what_the_authors_do_is_behind_one_word(teacher, reference):
+    word = ",reference=true" if reference else ""
+    first = small(f"experiment=joint_teacher,teacher={teacher}{word}")
+    assert (first.dkt.kd_rel, first.optim.learning_rate, first.dkt.cutmix) == (5.0, 0.001, 0.5)
+    assert (first.dkt.cutmix_ramp, first.dkt.cutmix_labels) == (
+        ("as_coded", "original") if reference else ("linear", "mixed")
+    )
+    assert (first.dkt.teacher_checkpoint, first.dkt.stream_order) == ("last", "same")
+    second = small(f"experiment=continual_teacher,teacher={teacher}{word}")
+    assert (second.dkt.kd_rel, second.optim.learning_rate, second.dkt.cutmix) == (0.5, 0.01, 0.0)
+    assert (second.dkt.teacher_checkpoint, second.dkt.stream_order) == ("same_task", "shuffled")
+    third = names.load("methods", "dkt").build(get_config(f"{word}".lstrip(",")), INFO)
+    assert [phase.name for phase in third.phases] == (
+        ["learner_0", "learner_0_replay", "learner_1", "learner_1_replay"] if reference else
+        ["together", "together_replay"]
+    )  # fmt: skip
+    assert third.options.kd_rel == 0.01 and third.options.teacher_bn == ("batch" if reference else "running")
+    lwf = get_config(f"baseline=lwf{word}").lwf
+    assert (lwf.lwf_active, lwf.previous_bn) == (("last", "batch") if reference else ("all_seen", "running"))
+
+
+@pytest.mark.parametrize("of_batch", [False, True])
+def test_a_finished_run_teaches_as_it_was_after_the_same_task(teacher, of_batch):
+    info = program(small("baseline=lwf")).info
+    found = find(str(teacher), "", "same_task", info, {}, of_batch=of_batch)
+    variables = jax.tree.map(jnp.asarray, found.load())
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
+    said = []
+    for task, (first, end) in enumerate(((0, 10), (10, 20))):
+        own = join(variables["frozen"], jax.tree.map(lambda x, task=task: x[task], variables["tasks"]))
+        place = context(first, end, task=task)
+        (logits, _), _ = apply(found.method.alone.backbone, own["network"], images, of_batch, place.key)
+        said.append(found.outputs(variables, images, place)["logits"])
+        np.testing.assert_allclose(said[-1], logits, atol=1e-5)
+    assert float(jnp.abs(said[0] - said[1]).max()) > 1e-3
+
+
+def test_a_student_of_a_finished_run_learns_its_own_stream(teacher, tmp_path):
+    config = small(f"experiment=continual_teacher,teacher={teacher},reference=true")
+    (results,) = run.train(program(config), tmp_path)
+    assert results["status"] == "finished" and results["streams"][0] != list(range(20))
+    assert set(results["networks"]) == {"learner_0", "learner_0_st", "learner_0_both"}
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    told = [json.loads(line) for line in lines.splitlines() if "kd_weight" in line]
+    assert told and all(line["learner_0/kd_weight"] == 0.5 and line["learner_0/student_loss"] > 0 for line in told)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("experiment=joint_teacher", "needs teacher=WORKDIR of a finished run: train baseline=joint first"),
+        ("experiment=continual_teacher", "train baseline=lwf or baseline=eeil first"),
+        ("teacher=runs/a", "two_learners teach each other"),
+        ("experiment=continual", "did you mean 'continual_teacher'"),
+        ("baseline=eil", "did you mean 'eeil'"),
+    ],
+)
+def test_choices_that_do_not_fit_are_told_in_one_line(text, message):
+    with pytest.raises(UserError) as error:
+        get_config(text)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_method_that_knows_running_statistics_only_is_refused(teacher, monkeypatch):
+    from cdl_jax.methods import lwf
+
+    monkeypatch.delattr(lwf.LwF, "outputs")
+    with pytest.raises(UserError, match="of method 'lwf', knows running statistics only"):
+        find(str(teacher), "", "last", program(small("baseline=lwf")).info, {}, of_batch=True)

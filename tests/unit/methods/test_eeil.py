@@ -1,0 +1,274 @@
+"""EEIL: what its losses hold on to, noise on gradients, what it tells a student; and a run that is killed."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cdl_jax import config as configs
+from cdl_jax.data import stream
+from cdl_jax.errors import UserError
+from cdl_jax.losses import cross_entropy
+from cdl_jax.methods import eeil
+from cdl_jax.methods.base import Replay, StreamInfo, join
+from cdl_jax.methods.shared.finished_run import find
+from cdl_jax.models.modules.conv import apply
+from cdl_jax.run import loop as run
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
+from tests.end_to_end.command import last_weights
+from tests.support.places import context
+from tests.support.stepping import quick
+
+INFO = StreamInfo(6, (2, 1, 2, 1))
+TINY = {
+    "family": "tests.support.tiny_network", "pooled": True, "norm": True, "dim": 4, "image_size": 8,
+    "weights": "random",
+}  # fmt: skip
+get_config = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "dkt.py"))["get_config"]
+
+
+def build(info=INFO, network=TINY, **changes):
+    config = configs.default("eeil", data="glyph_mini", network="glyph_student")
+    config.network = ConfigDict(network)
+    config.eeil.update({"replay": 21, **changes})
+    config.train.update(epochs=3, batch_size=6)
+    return eeil.build(config, info)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    return {"images": jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32), "labels": jnp.array([3, 4, 3, 0, 1, 2])}
+
+
+def moved_on(method):
+    """Variables of a network that is no longer what it was when it last chose."""
+    one, other = (method.init(jax.random.key(seed)) for seed in (0, 1))
+    return {**one, "previous": other["network"], "memory": {**one["memory"], "steps": jnp.int32(40)}}
+
+
+def logits(method, variables, data):
+    """What the network says as it learns, and the previous one as it is tested."""
+    backbone, key = method.alone.backbone, jax.random.key(0)
+    (now, _), _ = apply(backbone, variables["network"], data["images"], True, key)
+    (before, _), _ = apply(backbone, variables["previous"], data["images"], False, key)
+    return np.asarray(now, np.float64), np.asarray(before, np.float64)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return moved_on(build())
+
+
+@pytest.fixture(scope="module")
+def said(variables, data):
+    return logits(build(), variables, data)
+
+
+def softmax(z, axis):
+    e = np.exp(z - z.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def held_on_to(said, columns, kind):
+    """By the formulas, at temperature 2."""
+    now, before = (z[:, columns] / 2 for z in said)
+    if kind == "classes":
+        p, q = softmax(before, 1), softmax(now, 1)
+        return (p * np.log(p / q)).sum(axis=1).mean()
+    p, q = softmax(before, 0), softmax(now, 0)
+    return -(p * np.log(q) + (1 - p) * np.log(1 - q)).mean(axis=0).sum()
+
+
+@pytest.mark.parametrize("kind", ["classes", "batch"])
+@pytest.mark.parametrize(
+    ("active", "tuning", "columns"),
+    [("all_seen", False, [0, 1, 2]), ("last", False, [2, 3]), ("all_seen", True, [3, 4])],
+)
+def test_what_is_held_on_to(variables, data, said, kind, active, tuning, columns):
+    info, place, known = INFO, context(3, 5, task=2), 5
+    if active == "last":  # a softmax over the one class of INFO's second task has no gradient, and is refused
+        info, place, known = StreamInfo(6, (2, 2, 2)), context(4, 6, task=2), 6
+    method = build(info, alpha=1.5, soften=kind, active=active)
+    loss = method.finetune_loss if tuning else method.loss
+    total, outcome = quick(lambda v, b: loss(v, b, place))(variables, data)
+    held = held_on_to(said, columns, kind)
+    seen = jnp.arange(6) < known  # the classifier has not grown to later classes yet
+    true = float(cross_entropy(jnp.asarray(said[0]), data["labels"], seen))
+    assert float(outcome.metrics["previous_loss"]) == pytest.approx(held, rel=1e-4, abs=1e-6)
+    assert float(outcome.metrics["class_loss"]) == pytest.approx(true, rel=1e-4)
+    assert float(total) == float(outcome.metrics["loss"]) == pytest.approx(true + 1.5 * held, rel=1e-4)
+    assert set(outcome.variables["network"]) == {"batch_stats"}
+    counted = outcome.variables.get("memory", {}).get("steps")
+    assert counted is None if tuning else int(counted) == 41
+
+
+def test_the_first_task_holds_on_to_nothing_and_spans_its_own_classes(variables, data, said):
+    early = {**data, "labels": data["labels"] % 2}
+    _, outcome = quick(lambda v, b: build().loss(v, b, context(0, 2)))(variables, early)
+    assert float(outcome.metrics["previous_loss"]) == 0
+    log_p = np.log(softmax(said[0][:, :2], 1))
+    wanted = -log_p[np.arange(6), np.asarray(early["labels"])].mean()
+    assert float(outcome.metrics["class_loss"]) == pytest.approx(wanted, rel=1e-4)
+    _, over_all = quick(lambda v, b: build(classes="all").loss(v, b, context(0, 2)))(variables, early)
+    assert float(over_all.metrics["class_loss"]) > float(outcome.metrics["class_loss"]) + 0.1
+
+
+def test_gradients_have_noise_that_falls_over_the_run_and_the_loss_none(data):
+    wide, place = {**TINY, "dim": 200}, context(3, 5, task=2)
+    variables = moved_on(build(network=wide))
+
+    def gradients(**changes):
+        method = build(network=wide, **changes)
+        (update,) = method.phases[1].updates
+        trained, rest = trainer.split(variables, update.trainable)
+        assert set(trained) == {"network"} and set(trained["network"]) == {"params"}
+        loss = lambda t: update.loss(join(rest, t), data, place)[0]  # noqa: E731
+        value, found = quick(jax.value_and_grad(loss))(trained)
+        return float(value), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
+
+    (loss, plain), size = gradients(noise=0.0), 0.3 / 41**0.55
+    for kind, deviation in (("deviation", size), ("variance", size**0.5)):
+        noisy_loss, noisy = gradients(noise=0.3, noise_is=kind)
+        assert loss == pytest.approx(noisy_loss, rel=1e-6)
+        assert (noisy - plain).std() == pytest.approx(deviation, rel=0.1)
+
+
+def test_phases_end_with_equally_many_pictures_of_each_class():
+    first, later, tuned = build().phases
+    assert (first.name, first.tasks, first.replay, first.herds) == ("network", "first", None, "network")
+    assert (later.name, later.tasks, later.herds) == ("network_replay", "later", "network")
+    assert later.replay == Replay(21, 6, "herding") and later.updates[0].optimizer is first.updates[0].optimizer
+    assert (tuned.balanced, tuned.epochs_of(0), tuned.epochs_of(1)) == (True, 0, 30)
+    assert tuned.replay == Replay(21, 0, "herding", per_class=0)
+    rate = tuned.updates[0].optimizer.learning_rate
+    assert [float(rate(jnp.float32(e))) for e in (0, 9, 10, 29)] == pytest.approx([0.01, 0.01, 0.001, 0.0001])
+    theirs = build(finetune_from=3, finetune_share="all").phases[-1]
+    assert [theirs.epochs_of(task) for task in range(5)] == [0, 0, 0, 30, 30]
+    assert theirs.replay.per_class == 21 // 6
+    assert len(build(finetune_epochs=0).phases) == 2
+    assert build().init(jax.random.key(0))["memory"]["rows"].shape == (6, 11)
+
+
+def test_who_chooses_is_held_on_to_next(variables):
+    rows = jnp.arange(66, dtype=jnp.int32).reshape(6, 11)
+    after = build().remember(variables, rows)
+    np.testing.assert_array_equal(after["memory"]["rows"], rows)
+    assert int(after["memory"]["steps"]) == 40
+    for part in ("network", "previous"):
+        jax.tree.map(np.testing.assert_array_equal, after[part], variables["network"])
+
+
+def test_a_student_is_told_of_unseen_classes_that_they_are_the_least_likely(variables, data):
+    method, place = build(), context(3, 5, task=2)
+    told = np.asarray(method.outputs("network", variables, data["images"], place)["logits"])
+    (logits, _), _ = apply(method.alone.backbone, variables["network"], data["images"], False, place.key)
+    np.testing.assert_allclose(told[:, :5], logits[:, :5], atol=1e-6)
+    np.testing.assert_allclose(told[:, 5], logits[:, :5].min(axis=1), atol=1e-6)
+    assert np.abs(told[:, 5] - logits[:, 5]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"soften": "batches"}, "did you mean 'batch'"),
+        ({"active": "lst"}, "did you mean 'last'"),
+        ({"classes": "current"}, "eeil.classes='current'"),
+        ({"noise_is": "devation"}, "did you mean 'deviation'"),
+        ({"temperature": 0.0}, "eeil.temperature=0.0"),
+        ({"noise": -1.0}, "eeil.noise=-1.0 must not be negative"),
+        ({"replay": 5}, "eeil.replay=5: at least one picture of each of the 6 classes"),
+        ({"finetune_from": 0}, "eeil.finetune_from=0: at least 1"),
+        ({"finetune_rate": 0.0}, "learning_rate=0.0 must be above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_told_in_one_line(changes, message):
+    with pytest.raises(UserError) as error:
+        build(**changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def program():
+    """Two tasks of five glyphs."""
+    config = get_config("baseline=eeil,data=glyph_mini,tasks=2,epochs=1")
+    config.network = ConfigDict({**TINY, "image_size": 32})
+    config.data.update(max_train_per_class=8, max_test_per_class=4, num_tasks=0, task_sizes=(5, 5))
+    config.data.class_order = ",".join(map(str, range(10)))
+    config.augment.update(mean=(), std=())
+    config.train.batch_size = 8
+    config.eeil.update(replay=24, finetune_epochs=2)
+    config.log.update(tensorboard=False, report=False, every_steps=1)
+    config.checkpoint.every_steps = 2
+    return Program(config, stream.load(config.data))
+
+
+@pytest.fixture(scope="module")
+def whole(program, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eeil")
+    (results,) = run.train(program, folder)
+    assert results["status"] == "finished"
+    program.place_data = lambda: None  # later runs of these tests take the compiled steps of this one
+    return folder
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_remembers_what_its_network_chose(program, whole):
+    told = [line["phase"] for line in lines(whole) if "loss" in line]
+    assert told == ["network"] * 5 + ["network_replay"] * 5 + ["balanced"] * 6  # of 24 remembered, 3 batches an epoch
+    early, late = (last_weights(whole, task)["['memory']['rows']"] for task in range(2))
+    assert early.shape == (10, 5) and (early[5:] == -1).all() and np.array_equal(late[:5], early[:5])
+    for label, rows in enumerate(late):
+        assert len(set(rows)) == 5 and (program.stream.train.labels[rows] == label).all()
+    assert last_weights(whole, 1)["['memory']['steps']"] == 10
+
+
+def test_killed_it_ends_with_the_same_bits(program, whole, tmp_path, monkeypatch):
+    def dying(function, at, calls):
+        def call(*arguments):
+            calls.append(0)
+            if len(calls) == at:
+                raise Killed
+            return function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:  # after the last step before it chooses anew
+        patch.setattr(program, "remember", dying(program.remember, 2, []), raising=False)
+        with pytest.raises(Killed):
+            run.train(program, tmp_path)
+    with monkeypatch.context() as patch:  # while it is fine-tuned
+        patch.setattr(run._Training, "_log_training", dying(run._Training._log_training, 5, []))
+        with pytest.raises(Killed):
+            run.train(program, tmp_path)
+    assert lines(tmp_path)[-1].get("phase") == "balanced"
+    run.train(program, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    wanted = last_weights(whole, 1)
+    for name, value in last_weights(tmp_path, 1).items():
+        np.testing.assert_array_equal(value, wanted[name], err_msg=name)
+
+
+def test_a_finished_run_is_a_teacher_of_the_second_experiment(program, whole):
+    found = find(str(whole), "", "same_task", program.info, {})
+    variables = jax.tree.map(jnp.asarray, found.load())
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
+    told = [
+        np.asarray(found.outputs(variables, images, context(0, end, task=i))["logits"]) for i, end in ((0, 5), (1, 10))
+    ]
+    assert np.isfinite(told).all() and np.abs(told).max() < 100  # nothing that an mse could not follow
+    np.testing.assert_allclose(told[0][:, 5:], told[0][:, :5].min(axis=1, keepdims=True).repeat(5, axis=1))
+    assert (np.ptp(told[1][:, 5:], axis=1) > 0).all()

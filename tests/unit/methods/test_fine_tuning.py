@@ -1,0 +1,161 @@
+"""A pretrained network goes into method `supervised` without its head, and all of it learns, or the new head alone."""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from cdl_jax import config as base
+from cdl_jax.errors import UserError
+from cdl_jax.methods import supervised
+from cdl_jax.methods.base import StreamInfo, join, split
+from cdl_jax.models import weights
+from cdl_jax.models.modules import families
+from cdl_jax.models.modules.heads import is_head
+from cdl_jax.models.weights import pretrained
+from tests.support.places import context
+
+
+@pytest.mark.parametrize("classes", [0, 9], ids=["no head", "a head of other classes"])
+def test_the_backbone_is_loaded_and_the_head_is_new(tmp_path, classes):
+    config = base.default("supervised", data="glyph_mini", network="mini_student")
+    config.network.update(dim=8, depth=1, heads=2, image_size=16, weights=str(tmp_path / "weights.npz"))
+    method = supervised.build(config, StreamInfo(5, (3, 2)))
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    saved = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)["network"]["params"]
+    saved["head"] = {"kernel": rng.normal(size=(8, classes)), "bias": rng.normal(size=classes)}
+    pretrained.save_timm(
+        tmp_path / "weights.npz", {name: leaf for name, leaf in saved.items() if classes or name != "head"}
+    )
+    loaded = method.load(shapes)["network"]["params"]
+    assert loaded["head"]["kernel"].shape == (8, 5)
+    assert isinstance(loaded["head"]["kernel"], jax.ShapeDtypeStruct)  # to be drawn
+    for part in set(saved) - {"head"}:
+        jax.tree.map(np.testing.assert_array_equal, loaded[part], saved[part])
+    (update,) = method.phases[0].updates
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    assert len(paths) > 15 and all(update.trainable(tuple(key.key for key in path)) for path in paths)
+
+
+SMALL = {"depths": (1, 1, 1), "widths": (2, 3, 4), "image_size": 8}
+
+
+def residual(trained="network", **network):
+    """A small residual network of five classes in method `supervised`."""
+    config = base.default("supervised", data="glyph_mini", network="resnet20")
+    config.network.update({**SMALL, **network})
+    config.supervised.trained = trained
+    return supervised.build(config, StreamInfo(5, (3, 2)))
+
+
+def drawn(method, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+
+    def draw(leaf):  # what may be a variance is above 0
+        values = rng.normal(size=leaf.shape).astype(np.float32)
+        return 0.5 * values if leaf.ndim > 1 else np.abs(values)
+
+    return jax.tree.map(draw, shapes)
+
+
+@pytest.mark.parametrize("classes", [5, 9])
+def test_a_network_with_statistics_gets_a_new_head_where_its_file_has_other_classes(tmp_path, classes):
+    method = residual(weights=str(tmp_path / "weights.npz"))
+    shapes, saved = jax.eval_shape(method.init, jax.random.key(0)), drawn(method)["network"]
+    head = {"kernel": np.ones((4, classes), np.float32), "bias": np.zeros(classes, np.float32)}
+    saved["params"]["tail"]["classifier"] = head
+    weights.save(tmp_path / "weights.npz", saved)
+    loaded = method.load(shapes)["network"]
+    found = loaded["params"]["tail"].pop("classifier")
+    if classes == 5:
+        jax.tree.map(np.testing.assert_array_equal, found, head)
+    else:
+        assert [isinstance(found[name], jax.ShapeDtypeStruct) for name in ("kernel", "bias")] == [True, True]
+        assert found["kernel"].shape == (4, 5)
+    probe = residual("head", weights=str(tmp_path / "weights.npz"))
+    of_probe = probe.load(shapes)["network"]["params"]["tail"]["classifier"]
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.shape[-1] == 5 for leaf in of_probe.values())
+    saved["params"]["tail"].pop("classifier")
+    jax.tree.map(np.testing.assert_array_equal, loaded, saved)
+    other = residual(weights=str(tmp_path / "weights.npz"), widths=(2, 3, 6))
+    with pytest.raises(UserError, match="of another architecture"):
+        other.load(jax.eval_shape(other.init, jax.random.key(0)))
+
+
+def test_a_head_alone_learns_on_features_that_stay():
+    method, whole = residual("head"), residual()
+    variables = drawn(method)
+    live, frozen = split(variables, lambda path: not method.frozen(path))
+    assert live == {"network": {"params": {"tail": {"classifier": live["network"]["params"]["tail"]["classifier"]}}}}
+    assert len(jax.tree.leaves(live)) == 2 and "batch_stats" in frozen["network"]
+    assert split(variables, lambda path: not whole.frozen(path))[0].keys() == {"network"}
+    assert not any(jax.tree.leaves(split(variables, whole.frozen)[0]))
+    (update,) = method.phases[0].updates
+    assert all(update.trainable(path) for path in flatten_dict(live))
+    images, labels = np.random.default_rng(1).random((4, 8, 8, 3), np.float32), np.array([0, 1, 2, 1])
+    place = context(end=3)
+
+    @jax.jit
+    def learn(live):
+        def loss(live):
+            value, outcome = method.loss(join(frozen, live), {"images": images, "labels": labels}, place)
+            return value, outcome.variables
+
+        (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(live)
+        _, out = method.backbone.apply(variables["network"], images)
+        return value, changed, gradient, out["features"], method.predict(join(frozen, live), images, place)[0]
+
+    value, changed, gradient, features, predicted = jax.device_get(learn(live))
+    assert changed == {}  # no running statistics
+    head = live["network"]["params"]["tail"]["classifier"]
+    logits = features @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(predicted["network"], logits, rtol=1e-4, atol=1e-4)
+    p = np.exp(logits[:, :3] - logits[:, :3].max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    assert value == pytest.approx(-np.log(p[range(4), labels]).mean(), rel=1e-4)
+    error = np.pad(p - np.eye(3)[labels], ((0, 0), (0, 2))) / 4
+    found = gradient["network"]["params"]["tail"]["classifier"]
+    np.testing.assert_allclose(found["kernel"], features.T @ error, rtol=1e-3, atol=1e-5)
+    assert not method.export(variables) and whole.export(variables)
+
+
+@pytest.mark.parametrize(
+    ("network", "heads"),
+    [("mini_student", {"head"}), ("deit_ti_distilled", {"head", "head_dist"}), ("vgg16", {"fc2"}),
+     ("regnety_004", {"classifier"}), ("densenetd40k12", {"classifier"}), ("efficientnet_lite0", {"classifier"}),
+     ("resnet20", {"classifier"}), ("resnet18", {"classifier"}), ("slim_resnet18", {"classifier"})],
+)  # fmt: skip
+def test_every_family_has_a_head(network, heads):
+    config = base.default("supervised", data="glyph_mini", network=network)
+    config.supervised.trained = "head"
+    config.network.update({"depth": 1} if "depth" in config.network and "vit" in config.network.family else {})
+    method = supervised.build(config, StreamInfo(5, (3, 2)))
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    live = flatten_dict(split(shapes, lambda path: not method.frozen(path))[0])
+    assert {path[-2] for path in live} == heads
+    assert {leaf.shape[-1] for leaf in live.values()} == {5}
+
+
+def test_no_family_is_missing_above():
+    (listed,) = [mark.args[1] for mark in test_every_family_has_a_head.pytestmark]
+    assert {families.variant(name)["family"] for name, _ in listed} == {
+        family.OPTIONS["family"] for family in families.FAMILIES
+    }
+
+
+def test_a_head_is_known_by_its_path():
+    assert is_head(["params", "tail", "fc2", "bias"]) and is_head(("head", "kernel"))
+    assert not is_head(["params", "block_0", "mlp", "fc2", "bias"]) and not is_head(("pos_embed",))
+
+
+def test_other_parts_and_networks_without_a_head_are_refused():
+    with pytest.raises(UserError, match="supervised.trained='tail': use 'network' or 'head'"):
+        residual("tail")
+    config = base.default("supervised", data="glyph_mini", network="mini_student")
+    config.network.update(family="tests.support.tiny_network", dim=4)
+    config.supervised.trained = "head"
+    method = supervised.build(config, StreamInfo(5, (3, 2)))
+    with pytest.raises(UserError, match="this network has no layer by the name of a head"):
+        method.load(jax.eval_shape(method.init, jax.random.key(0)))

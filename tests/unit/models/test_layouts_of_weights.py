@@ -1,0 +1,197 @@
+"""Checkpoints of other programs give the same parameters, whatever they are wrapped in and whatever names they have."""
+
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cdl_jax.errors import UserError
+from cdl_jax.models.weights.pretrained import load_vit, to_timm
+from cdl_jax.models.weights.state_dicts import looks_like, read_state
+from tests.support.vit_weights import DIM, assert_same, random_params, wanted
+
+
+def stored(path, state, **more):
+    save_file({name: np.ascontiguousarray(array) for name, array in {**state, **more}.items()}, path)
+    return path
+
+
+def hugging_face(timm):
+    """The names of transformers' ViTForImageClassification, written independently of the reader."""
+    state = {}
+    for name, array in timm.items():
+        block = re.match(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name)
+        if not block:
+            state[
+                {
+                    "cls_token": "vit.embeddings.cls_token",
+                    "pos_embed": "vit.embeddings.position_embeddings",
+                    "patch_embed.proj.weight": "vit.embeddings.patch_embeddings.projection.weight",
+                    "patch_embed.proj.bias": "vit.embeddings.patch_embeddings.projection.bias",
+                    "norm.weight": "vit.layernorm.weight",
+                    "norm.bias": "vit.layernorm.bias",
+                    "head.weight": "classifier.weight",
+                    "head.bias": "classifier.bias",
+                }[name]
+            ] = array
+            continue
+        number, part, leaf = block.groups()
+        layer = f"vit.encoder.layer.{number}"
+        if part == "attn.qkv":
+            for k, letter in enumerate(("query", "key", "value")):
+                state[f"{layer}.attention.attention.{letter}.{leaf}"] = array[k * DIM : (k + 1) * DIM]
+            continue
+        theirs = {
+            "attn.proj": "attention.output.dense",
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+            "mlp.fc1": "intermediate.dense",
+            "mlp.fc2": "output.dense",
+        }
+        state[f"{layer}.{theirs[part]}.{leaf}"] = array
+    return state
+
+
+def torchvision(timm, mlp=("0", "3")):
+    """The names of torchvision's VisionTransformer, written independently of the reader."""
+    pairs = {
+        "cls_token": "class_token",
+        "pos_embed": "encoder.pos_embedding",
+        "patch_embed.proj.": "conv_proj.",
+        "norm.": "encoder.ln.",
+        "head.": "heads.head.",
+        "attn.qkv.": "self_attention.in_proj_",
+        "attn.proj.": "self_attention.out_proj.",
+        "norm1.": "ln_1.",
+        "norm2.": "ln_2.",
+        "mlp.fc1.": f"mlp.{mlp[0]}.",
+        "mlp.fc2.": f"mlp.{mlp[1]}.",
+    }
+    state = {}
+    for name, array in timm.items():
+        block, inside = re.fullmatch(r"(blocks\.\d+\.)?(.*)", name).groups()
+        ours = next(own for own in pairs if inside.startswith(own))
+        number = f"encoder.layers.encoder_layer_{block[7:-1]}." if block else ""
+        state[number + inside.replace(ours, pairs[ours], 1)] = array
+    return state
+
+
+def chunked(timm):
+    """DINOv2's names of a network in chunks of one block, which number the blocks through."""
+    return {re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", name): array for name, array in timm.items()}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [hugging_face, torchvision, lambda timm: torchvision(timm, ("linear_1", "linear_2")), chunked],
+    ids=["hugging_face", "torchvision", "torchvision_before_0.14", "chunked"],
+)
+def test_each_layout_gives_the_same_parameters(tmp_path, layout):
+    params = random_params()
+    path = stored(tmp_path / "w.safetensors", layout(to_timm(params)))
+    assert_same(load_vit(path, wanted()), params)
+    assert_same(load_vit(path, wanted(num_classes=0)), {name: leaf for name, leaf in params.items() if name != "head"})
+
+
+def test_a_hugging_face_model_without_head_leaves_its_pooler_out(tmp_path, caplog):
+    params = random_params(num_classes=0)
+    state = {name.removeprefix("vit."): array for name, array in hugging_face(to_timm(params)).items()}
+    pooler = {f"pooler.dense.{leaf}": np.ones(DIM, np.float32) for leaf in ("weight", "bias")}
+    assert_same(load_vit(stored(tmp_path / "w.safetensors", state, **pooler), params), params)
+    assert "ignored pooler.dense.weight, pooler.dense.bias" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.", "model.", "backbone.", "teacher.", "student.", "_orig_mod.", "base_encoder.", "state_dict.",
+        "model_ema.", "module.base_encoder.", "_orig_mod.module.", "model.backbone.", "teacher.module.backbone.",
+        "vit.",
+    ],
+)  # fmt: skip
+def test_prefixes_are_taken_off(tmp_path, prefix):
+    params = random_params()
+    state = {prefix + name: array for name, array in to_timm(params).items()}
+    assert_same(load_vit(stored(tmp_path / "w.safetensors", state), wanted()), params)
+
+
+def test_a_head_beside_a_backbone_is_its_classifier_and_that_of_the_training_is_left(tmp_path):
+    params = random_params()
+    state = {n if n.startswith("head.") else f"backbone.{n}": array for n, array in to_timm(params).items()}
+    more = {"dino_head.mlp.0.weight": np.ones(3, np.float32), "dino_head.last_layer.weight_g": np.ones(3, np.float32)}
+    assert_same(load_vit(stored(tmp_path / "w.safetensors", state, **more), wanted()), params)
+
+
+@pytest.mark.parametrize(
+    ("raw", "averaged"),
+    [
+        ("model", "model_ema"),
+        ("state_dict", "state_dict_ema"),
+        ("student", "teacher"),
+        ("base_encoder", "momentum_encoder"),
+    ],
+)
+def test_of_raw_and_averaged_weights_the_config_chooses(tmp_path, raw, averaged):
+    one, other = random_params(0), random_params(1)
+    state = {f"{raw}.{name}": array for name, array in to_timm(one).items()}
+    state |= {f"{averaged}.module.{name}": array for name, array in to_timm(other).items()}
+    path = stored(tmp_path / "w.safetensors", state)
+    with pytest.raises(UserError, match="has several networks: choose one with .*weights_key") as error:
+        load_vit(path, wanted())
+    assert raw in str(error.value) and averaged in str(error.value)
+    assert_same(load_vit(path, wanted(), raw), one)
+    assert_same(load_vit(path, wanted(), averaged), other)
+    with pytest.raises(UserError, match=f"has no network 'best': weights_key must be one of .*{averaged}"):
+        load_vit(path, wanted(), "best")
+
+
+def test_a_key_for_a_file_of_one_network_is_refused(tmp_path):
+    path = stored(tmp_path / "w.safetensors", to_timm(random_params()))
+    with pytest.raises(UserError, match="has no network 'model_ema': it holds one network, so leave weights_key empty"):
+        load_vit(path, wanted(), "model_ema")
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_quantized_weights_are_refused(tmp_path, dtype):
+    state = to_timm(random_params())
+    state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].astype(dtype)
+    path = stored(tmp_path / "w.safetensors", state)
+    with pytest.raises(UserError, match=rf"is quantized \(blocks.0.attn.qkv.weight is {np.dtype(dtype)}\)"):
+        load_vit(path, wanted())
+    scale = {"blocks.0.attn.qkv.weight_scale": np.ones(1, np.float32)}
+    with pytest.raises(UserError, match=r"is quantized \(blocks.0.attn.qkv.weight_scale is float32\)"):
+        load_vit(stored(path, to_timm(random_params()), **scale), wanted())
+
+
+def test_integers_are_no_weights(tmp_path):
+    state = {name: array.astype(np.int32) for name, array in to_timm(random_params()).items()}
+    with pytest.raises(UserError, match="no floating-point numbers: "):
+        load_vit(stored(tmp_path / "w.safetensors", state), wanted())
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("vision_model.encoder.layers.0.self_attn.q_proj.weight", "CLIP in Hugging Face's layout"),
+        ("visual.transformer.resblocks.0.attn.in_proj_weight", "CLIP in OpenAI's layout"),
+        ("layers.0.blocks.1.attn.qkv.weight", "a Swin Transformer"),
+        ("blocks.0.mlp.w12.weight", "a ViT with SwiGLU blocks"),
+        ("layer1.0.conv1.weight", "a ResNet in torch's layout"),
+        ("features.0.weight", "a VGG or DenseNet in torchvision's layout"),
+        ("base_layer.lora_A.weight", "a LoRA adapter, not a network"),
+    ],
+)
+def test_what_does_not_fit_is_named_by_its_layout(tmp_path, name, layout):
+    assert looks_like([name]) == layout
+    path = stored(tmp_path / "w.safetensors", {name: np.ones((2, 2), np.float32)})
+    with pytest.raises(UserError, match="does not fit the model: 30 missing: .*1 unexpected: ") as error:
+        load_vit(path, wanted(num_classes=0, depth=2))
+    assert str(error.value).endswith(f"; the file looks like {layout}") and name in str(error.value)
+
+
+def test_buffers_are_no_parameters(tmp_path):
+    path = stored(
+        tmp_path / "w.safetensors", {"x": np.ones(2, np.float32), "bn.num_batches_tracked": np.ones(1, np.int64)}
+    )
+    assert list(read_state(path)) == ["x"]

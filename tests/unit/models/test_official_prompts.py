@@ -1,0 +1,173 @@
+"""What the authors' own L2P and DualPrompt do otherwise, each option against NumPy."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cdl_jax import plugins as names
+from cdl_jax.errors import UserError
+from cdl_jax.models.prompts import dualprompt, l2p
+from cdl_jax.models.prompts.base import majority
+from tests.support.places import context
+
+POOL, LENGTH, TOP, DIM, KEY, BATCH = 6, 3, 2, 5, 4, 7
+QUERY = np.random.default_rng(11).normal(size=(BATCH, KEY)).astype(np.float32)
+MODULES = {"l2p": l2p, "dualprompt": dualprompt}
+
+
+def pool(learner, depth=12, num_tasks=POOL, **changes):
+    sizes = {"l2p": {"pool": POOL, "length": LENGTH, "top_k": TOP}, "dualprompt": {"length": 2, "general_length": 2}}
+    options = ConfigDict({**MODULES[learner].OPTIONS, **sizes[learner], **changes})
+    return MODULES[learner].build(options, dim=DIM, key_dim=KEY, depth=depth, num_tasks=num_tasks)
+
+
+def random_params(own):
+    rng = np.random.default_rng(12)
+    shapes = jax.eval_shape(lambda key: own.init(key, QUERY, context(), False), jax.random.key(0))["params"]
+    return {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
+
+
+def call(own, params, train=True, place=None, query=QUERY):
+    return jax.jit(own.apply, static_argnums=3)({"params": params}, query, place or context(), train)
+
+
+def cosines(keys, query=QUERY):
+    """Cosine of each query and key, `[batch, pool]`, in float64."""
+    query, keys = query.astype(np.float64), keys.astype(np.float64)
+    return query @ keys.T / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(keys, axis=1)
+
+
+def elected(choices, count):
+    """The rows with most votes, by counting hands: the first of equals is the one of the lower number."""
+    votes = {row: sum(row in ballot for ballot in choices) for row in range(POOL)}
+    return sorted(votes, key=lambda row: (-votes[row], row))[:count]
+
+
+def test_the_majority_rules_and_a_tie_goes_to_the_lower_row():
+    ballots = np.array([[5, 1], [4, 5], [1, 4], [5, 2], [0, 3]])
+    assert elected(ballots, 2) == [5, 1]  # three votes; two, as row 4 has
+    np.testing.assert_array_equal(majority(ballots, POOL, 2), [[5, 1]] * 5)
+    without = majority(ballots, POOL, 2, np.array([1.0, 0, 1, 0, 1]))
+    np.testing.assert_array_equal(without, [[1, 0]] * 5)  # row 5 is left with one vote, as 0, 3 and 4 are
+
+
+def test_a_batch_takes_the_prompts_that_most_of_it_chose():
+    own = pool("l2p", form="tokens", batchwise=True, pull="similarity")
+    params = random_params(own)
+    similarity = cosines(params["keys_0"])
+    ballots = np.argsort(-similarity, axis=1)[:, :TOP]
+    rows = elected(ballots, TOP)
+    assert len({tuple(sorted(ballot)) for ballot in ballots}) > 1
+    selection = call(own, params)
+    expected = np.concatenate([params["prompts_0"][row] for row in rows])  # all `length` vectors of each
+    assert selection.tokens.shape == (BATCH, TOP * LENGTH, DIM) and selection.prompts == {}
+    for picture in range(BATCH):
+        np.testing.assert_array_equal(selection.tokens[picture], expected)
+        np.testing.assert_array_equal(selection.selected["layer_0"][picture], np.bincount(rows, minlength=POOL))
+    assert float(selection.loss) == pytest.approx(-similarity[:, rows].sum() / BATCH, rel=1e-5)
+    weight = np.array([1, 1, 1, 0, 0, 0, 0], np.float32)
+    rows = elected(ballots[:3], TOP)
+    padded = call(own, params, train=False, place=context().replace(weight=weight))
+    np.testing.assert_array_equal(padded.tokens[0], np.concatenate([params["prompts_0"][row] for row in rows]))
+
+
+def test_the_similarity_pull_is_the_mean_pull_less_a_constant():
+    params = random_params(pool("l2p", length=2))
+    pulls = {pull: pool("l2p", length=2, pull=pull) for pull in ("mean", "similarity")}
+    losses = {pull: call(own, params).loss for pull, own in pulls.items()}
+    assert float(losses["mean"] - losses["similarity"]) == pytest.approx(TOP, rel=1e-5)
+    gradients = [jax.grad(lambda p, own=own: call(own, p).loss)(params)["keys_0"] for own in pulls.values()]
+    np.testing.assert_allclose(*gradients, atol=1e-6)
+    assert np.abs(gradients[0]).max() > 0.01
+
+
+def test_layers_with_shared_keys_choose_alike_and_are_pulled_once():
+    own = pool("l2p", length=2, deep=True, shared_keys=True)
+    params = random_params(own)
+    assert sorted(params) == ["keys_0", *(f"prompts_{layer}" for layer in range(5))]
+    selection, similarity = call(own, params), cosines(params["keys_0"])
+    nearest = np.argsort(-similarity, axis=1)[:, :TOP]
+    for layer in range(5):
+        expected = params[f"prompts_{layer}"][nearest][:, :, 1]  # the second of two vectors is the value
+        np.testing.assert_array_equal(selection.prompts[layer].prefix[1], expected)
+    distance = 1 - np.take_along_axis(similarity, nearest, axis=1)
+    assert float(selection.loss) == pytest.approx(distance.sum(axis=1).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("learner", MODULES)
+def test_full_length_prefixes_have_as_many_keys_and_values_as_the_length_says(learner):
+    own = pool(learner, length=LENGTH, full_length=True)
+    params = random_params(own)
+    layer = 0 if learner == "l2p" else 2
+    keys, values = call(own, params, train=False).prompts[layer].prefix
+    chosen = np.argsort(-cosines(params[f"keys_{layer}"]), axis=1)[:, : TOP if learner == "l2p" else 1]
+    assert params[f"prompts_{layer}"].shape == (POOL, 2 * LENGTH, DIM)
+    rows = params[f"prompts_{layer}"][chosen]  # [batch, chosen, 2 length, dim]
+    np.testing.assert_array_equal(keys, rows[:, :, :LENGTH].reshape(BATCH, -1, DIM))
+    np.testing.assert_array_equal(values, rows[:, :, LENGTH:].reshape(BATCH, -1, DIM))
+
+
+def test_dualprompt_trains_the_task_s_row_and_tests_a_batch_with_the_most_chosen_one():
+    own = pool("dualprompt", batchwise=True, shared_keys=True, pull="similarity")
+    params = random_params(own)
+    assert [name for name in sorted(params) if "keys" in name] == ["keys_2"]
+    similarity = cosines(params["keys_2"])
+    (most,) = elected(np.argsort(-similarity, axis=1)[:, :1], 1)
+    task = (most + 1) % POOL
+    trained, tested = (call(own, params, train=train, place=context(task=task)) for train in (True, False))
+    for layer in (2, 3, 4):
+        rows = params[f"prompts_{layer}"]
+        np.testing.assert_array_equal(trained.prompts[layer].prefix[0], np.tile(rows[task, :1], (BATCH, 1, 1)))
+        np.testing.assert_array_equal(tested.prompts[layer].prefix[1], np.tile(rows[most, 1:], (BATCH, 1, 1)))
+    assert float(trained.loss) == pytest.approx(-similarity[:, task].mean(), rel=1e-5)
+    assert float(tested.loss) == 0
+
+
+def test_a_task_of_dualprompt_inherits_the_prompts_of_the_task_before_and_not_its_keys():
+    own, plain = pool("dualprompt", inherit=True), pool("dualprompt")
+    variables = {"params": random_params(own)}
+    start = jax.jit(own.start_task)
+    first, third = (start(variables, context(task=task), jax.random.key(0))["params"] for task in (0, 2))
+    for name, rows in variables["params"].items():
+        expected = rows.copy()
+        if name.startswith("prompts_"):
+            expected[2] = rows[1]
+        np.testing.assert_array_equal(third[name], expected)
+        np.testing.assert_array_equal(first[name], rows)
+    assert plain.start_task(variables, context(task=2), jax.random.key(0)) is variables
+
+
+@pytest.mark.parametrize("learner", MODULES)
+def test_official_values_are_options_that_build_and_start_near_zero(learner):
+    module = names.load("models.prompts", learner)
+    assert set(module.OFFICIAL) <= set(module.OPTIONS)
+    assert {key: type(value) for key, value in module.OFFICIAL.items()} == {
+        key: type(module.OPTIONS[key]) for key in module.OFFICIAL
+    }
+    options = ConfigDict({**module.OPTIONS, **module.OFFICIAL})
+    own = module.build(options, dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
+    params = jax.jit(lambda key: own.init(key, QUERY, context(), False)["params"])(jax.random.key(0))
+    values = np.concatenate([np.asarray(leaf).ravel() for leaf in params.values()])
+    assert 0 <= values.min() < 1e-3 and 9e-3 < values.max() < 0.01
+    head = module.head(options, 9).init(jax.random.key(0), np.zeros((1, DIM)))["params"]["linear"]
+    assert head["kernel"].shape == (DIM, 9) and not np.any(head["kernel"]) and not np.any(head["bias"])
+    assert np.all(module.head(ConfigDict(module.OPTIONS), 9).init(jax.random.key(0), QUERY)["params"]["linear"]["bias"])
+
+
+@pytest.mark.parametrize(
+    ("learner", "changes", "message"),
+    [
+        ("l2p", {"form": "token"}, "learner.form='token': use 'prefix' or 'tokens'"),
+        ("l2p", {"head_init": "one"}, "learner.head_init='one': use 'torch' or 'zeros'"),
+        ("l2p", {"form": "tokens", "deep": True}, "learner.deep has no meaning with learner.form='tokens'"),
+        ("l2p", {"form": "tokens", "full_length": True}, "learner.full_length has no meaning with"),
+        ("l2p", {"form": "tokens", "length": 0}, "learner.length=0 must be at least 1"),
+        ("l2p", {"length": 2, "init_scale": 0.0}, "learner.init_scale=0.0 must be above 0"),
+        ("dualprompt", {"pull": "x"}, "learner.pull='x': use 'mean' or 'similarity' or 'legacy_sum'"),
+        ("dualprompt", {"full_length": True, "general_length": 0}, "learner.general_length=0 must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(learner, changes, message):
+    with pytest.raises(UserError, match=message):
+        pool(learner, **changes)

@@ -1,0 +1,142 @@
+"""A signal ends a run at once while it has nothing to save, and afterwards when it asks."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cdl_jax.errors import UserError
+from cdl_jax.runtime import sharding
+from cdl_jax.runtime.signals import SIGNALS, Interrupted, listening
+
+ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+SIGNAL_AT_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["SIGNAL_AT"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+# Sends itself a signal where a handler runs inside a callback of C++ or a finalizer, in which an exception is lost.
+IN_A_FINALIZER = """
+import os, signal, sys
+from cdl_jax.interruption import listening
+assert not {"jax", "numpy"} & set(sys.modules)
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+with listening():
+    print("begun")
+    Dying()
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_there_is_anything_to_save_a_signal_ends_the_process_with_one_line(number):
+    done = subprocess.run([sys.executable, "-c", IN_A_FINALIZER, str(int(number))], cwd=ROOT, env=ENVIRONMENT,
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert (done.returncode, done.stdout) == (128 + number, "begun\n")
+    assert done.stderr == f"cdl_jax: {number.name}: ended with nothing to save; the same command goes on\n"
+
+
+@pytest.mark.parametrize("module", ["jax", "orbax.checkpoint", "cdl_jax.run.loop"])
+def test_a_signal_while_a_library_is_imported_ends_the_command_with_one_line(tmp_path, module):
+    (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_IMPORT)
+    command = [sys.executable, "-m", "cdl_jax.main", "--config", "configs/quickstart.py", "--workdir", tmp_path / "run"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(command, cwd=ROOT, env={**ENVIRONMENT, "PYTHONPATH": path, "SIGNAL_AT": module},
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 143 and not (tmp_path / "run").exists()
+    assert done.stderr == "cdl_jax: SIGTERM: ended with nothing to save; the same command goes on\n"
+
+
+def test_handlers_are_set_inside_the_block_alone():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with listening() as listener:
+        assert {signal.getsignal(number) for number in SIGNALS if before[number] != signal.SIG_IGN} == {listener.hear}
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_afterwards_it_is_heard_where_the_run_asks(number):
+    with listening() as listener:
+        listener.save_first(sharding.make_mesh(1))
+        assert listener.asked() is None
+        os.kill(os.getpid(), number)
+        assert listener.asked() == number
+        assert listener.asked() == number  # for as long as the run has not ended
+    assert str(Interrupted(number, 7)).startswith(f"{number.name}: saved after step 7; ")
+
+
+def test_several_processes_learn_of_it_together_two_looks_later():
+    with listening(alone=False) as listener:
+        os.kill(os.getpid(), signal.SIGTERM)  # nobody ends alone
+        listener.save_first(sharding.make_mesh(1))
+        assert [listener.asked() for _ in range(4)] == [None, None, signal.SIGTERM, signal.SIGTERM]
+
+
+def test_outside_the_main_thread_no_handler_is_set():
+    handlers, errors = {number: signal.getsignal(number) for number in SIGNALS}, []
+
+    def run():
+        try:
+            with listening() as listener:
+                assert listener.asked() is None
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert errors == [] and {number: signal.getsignal(number) for number in SIGNALS} == handlers
+
+
+def test_a_hup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_test_can_send_sigint_where_the_parent_ignores_it():
+    ask = f"{sys.executable} -c 'import signal; print(signal.getsignal(signal.SIGINT).__name__)'"
+    if "CDL_IGNORED_INT" in os.environ:
+        assert subprocess.run(ask, shell=True, capture_output=True, text=True).stdout == "default_int_handler\n"
+        return
+    name = f"{__file__}::test_a_test_can_send_sigint_where_the_parent_ignores_it"
+    nested = ["bash", "-c", "trap '' INT; \"$@\"", "bash", sys.executable, "-m", "pytest", "-q", name]
+    env = {**os.environ, "CDL_IGNORED_INT": "1"}
+    done = subprocess.run(nested, cwd=Path(__file__).parents[3], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "platform", "devices", "message"),
+    [
+        ({}, "cpu", 1, None),
+        ({"SLURM_GPUS_ON_NODE": "0"}, "cpu", 1, None),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, None),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1"}, "gpu", 8, None),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, "4 processes of this node see 1"),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1"}, "gpu", 1, "2 processes"),
+        ({"SLURM_GPUS_ON_NODE": "4"}, "cpu", 1, "jax runs on cpu"),
+    ],
+)
+def test_a_job_that_leaves_gpus_idle_is_refused(variables, platform, devices, message):
+    if message is None:
+        sharding.check_gpus(variables, platform, devices)
+    else:
+        with pytest.raises(UserError, match=message):
+            sharding.check_gpus(variables, platform, devices)

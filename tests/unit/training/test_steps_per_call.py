@@ -1,0 +1,114 @@
+"""Several steps in one call: when a call ends, and that a run shows nothing of it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cdl_jax import config as base
+from cdl_jax.data.stream import Dataset, Split, split_into_tasks
+from cdl_jax.errors import UserError
+from cdl_jax.run import loop as run
+from cdl_jax.runtime.checkpoint import Checkpoints
+from cdl_jax.runtime.signals import Interrupted
+from cdl_jax.training import steps as trainer
+from cdl_jax.training.program import Program
+from tests.support.stopping import After
+
+SIDE = 8
+
+
+def program(**changes):
+    """Two tasks of 27 pictures, in batches of 4 and a last one of 3: 7 steps an epoch."""
+    labels = np.repeat(np.arange(4, dtype=np.int32), [14, 13, 14, 13])
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), SIDE, SIDE, 3), np.uint8)
+    stream = split_into_tasks(Dataset("noise", tuple("abcd"), *[Split(labels, images)] * 2), num_tasks=2)
+    config = base.default("supervised", data="glyph_mini", network="mini_student")
+    config.network.update(family="tests.support.tiny_network", dim=4, image_size=SIDE, weights="random")
+    config.train.update(epochs=3, batch_size=4, last_batch="keep")
+    config.eval.update(batch_size=32, forward_transfer=False, every_epochs=2)
+    config.augment.train = "shift"
+    config.optim.update(name="adam", schedule="cosine", learning_rate=0.1)
+    config.log.update(every_steps=10, tensorboard=False, report=False)
+    config.checkpoint.every_steps = 0
+    config.devices = 1
+    config.update_from_flattened_dict(changes)
+    return Program(config, stream)
+
+
+def trained(own, most, folder, listener=None):
+    """(lengths of all calls in order, lines of metrics, live variables) of a run with at most so many steps a call."""
+    own.config.train.steps_per_call, calls = most, []
+
+    def watched(index, state, frozen, size=0, steps=1):
+        step = type(own).train_step(own, index, state, frozen, size, steps)
+        return lambda *arguments: calls.append(steps) or step(*arguments)
+
+    own.train_step = watched
+    run.train(own, folder, listener)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        live = jax.device_get(checkpoints.restore_task(1, own.abstract_variables()[0]))
+    return calls, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], live
+
+
+@pytest.fixture(scope="module")
+def own():
+    """A program of which every run but the first finds all compiled."""
+    made = program()
+    made.place_data()
+    made.place_data = lambda: None
+    return made
+
+
+@pytest.fixture(scope="module")
+def single(own, tmp_path_factory):
+    """The run step by step."""
+    return trained(own, 1, tmp_path_factory.mktemp("single"))
+
+
+def test_a_run_in_calls_of_three_steps_is_the_run_step_by_step(own, single, tmp_path):
+    calls, lines, live = trained(own, 3, tmp_path)
+    # Steps 7 and 14 are incomplete batches, a line comes after step 10, and an evaluation after step 14.
+    assert calls[:9] == [3, 3, 1, 3, 3, 1, 3, 3, 1]
+    assert sum(calls) == len(single[0]) == 2 * 21 and set(single[0]) == {1}
+    assert lines == single[1] and [line["step"] for line in lines][:4] == [10, 14, 20, 21]
+    jax.tree.map(np.testing.assert_array_equal, live, single[2])
+
+
+def test_stopped_between_two_calls_it_goes_on_to_the_same_end(own, single, tmp_path):
+    with pytest.raises(Interrupted):
+        trained(own, 3, tmp_path, After(5))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10
+    calls, lines, live = trained(own, 4, tmp_path)  # and at another pace
+    assert sum(calls) == 42 - 13
+    assert lines == single[1]
+    jax.tree.map(np.testing.assert_array_equal, live, single[2])
+
+
+def test_seeds_together_and_a_streamed_source_take_steps_in_one_call():
+    """Batches stacked are those that come one by one, and a call on them does what these do."""
+    for changes in ({"seeds": (0, 3)}, {"resident_limit_mb": 0}):
+        own = program(**{"train.last_batch": "drop", **changes})
+        own.place_data()
+        task, (phase,) = own.stream.tasks[0], own.method.phases
+        ends = []
+        for lengths in ((1,) * 18, (4, 1, 4, 4, 4, 1)):
+            state = own.task_state(*(variables := own.initial_variables()))
+            items, steps, number = own.train_batches(task, phase, 0, 0, 0, None, lengths)
+            for item, length in zip(items, lengths, strict=True):
+                ahead = np.arange(number, number + length) if length > 1 else number
+                number += length
+                place = trainer.position(task, epoch=ahead // steps, step=ahead % steps, steps=steps)
+                step = own.train_step(0, state, variables[1], 0, length)
+                state = step(state, variables[1], own.train_source.data, item, place, own.seed)
+            ends.append(jax.device_get((state.live, state.sums)))
+        jax.tree.map(np.testing.assert_array_equal, *ends)
+        assert np.all(ends[0][1][0]["steps"] == 18)
+
+
+def test_what_cannot_be_is_said_in_one_line():
+    with pytest.raises(UserError, match="train.steps_per_call=0 must be at least 1"):
+        program(**{"train.steps_per_call": 0})
+    with pytest.raises(UserError, match="steps_per_call above 1 does not go with config.fsdp_devices: .*at 1$"):
+        program(**{"train.steps_per_call": 2, "fsdp_devices": 2})
