@@ -20,9 +20,9 @@ import sys
 from pathlib import Path
 
 from benchmarks import timing
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.runtime import malloc as host_memory
+from cdl_jax.runtime import malloc
 
 CLOCK = "cpu: time on the processors, for one core of a machine that other work shares"
 CASES = Path(__file__).parent / "cases"
@@ -58,10 +58,10 @@ def _main(arguments):
         return
     name, *rest = arguments
     if name not in cases:
-        raise UserError(f"benchmarks: no case {name!r}: {names.nearest(name, cases)}")
+        raise UserError(f"benchmarks: no case {name!r}: {plugins.nearest(name, cases)}")
     # On a GPU jax would otherwise take most of the memory at once and leave PyTorch too little.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    host_memory.keep()  # as a run does
+    malloc.keep()  # as a run does
     case = importlib.import_module(f"benchmarks.cases.{name}")
     parser = argparse.ArgumentParser(
         prog=f"benchmarks.run {name}", description=case.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

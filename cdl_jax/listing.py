@@ -5,8 +5,7 @@ Docstrings are read by parsing: only network sizes need an import.
 
 from pathlib import Path
 
-from cdl_jax import config_files
-from cdl_jax import plugins as names
+from cdl_jax import config_files, plugins
 
 _PACKAGE = Path(__file__).parent
 _SECTIONS = (
@@ -23,7 +22,7 @@ def text() -> str:
     blocks = [_block("configs (--config NAME)", config_files.shipped().items())]
     for title, folder in _SECTIONS:
         path = _PACKAGE.joinpath(*folder.split("."))
-        blocks.append(_block(title, ((name, path / f"{name}.py") for name in names.available(folder))))
+        blocks.append(_block(title, ((name, path / f"{name}.py") for name in plugins.available(folder))))
     blocks.append(_block_of_networks())
     return "\n\n".join(blocks)
 

@@ -94,14 +94,14 @@ def _main(argv):
 
         print(listing.text())
         return 0
-    from cdl_jax.runtime import signals as interruption
+    from cdl_jax.runtime import signals
 
     # Of several processes that train none ends alone: it would take the others along before they save.
     several = _value(argv, "distributed") not in (None, "off") and _value(argv, "mode") in (None, "train")
     try:
-        with interruption.listening(alone=not several) as listener:
+        with signals.listening(alone=not several) as listener:
             return _run(_parse(argv), listener)
-    except interruption.Interrupted as stop:
+    except signals.Interrupted as stop:
         _complain(str(stop))
         return 128 + stop.number
 
@@ -242,15 +242,13 @@ def _run(options, listener):
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
     from cdl_jax.run import workdir
-    from cdl_jax.runtime import compilation_cache as compilation
-    from cdl_jax.runtime import files, paths, sharding
-    from cdl_jax.runtime import malloc as host_memory
+    from cdl_jax.runtime import compilation_cache, files, malloc, paths, sharding
     from cdl_jax.training.program import Program
 
     config = options.config
     configs.check(config)
-    host_memory.keep()
-    compilation.keep(config.compilation_cache)
+    malloc.keep()
+    compilation_cache.keep(config.compilation_cache)
     if options.mode != "describe":
         folder = paths.resolve(options.workdir, "--workdir")
         if options.distributed == "off":
@@ -278,14 +276,14 @@ def _run(options, listener):
     import jax
 
     from cdl_jax.report import page as report
-    from cdl_jax.run import loop as run
+    from cdl_jax.run import loop
 
     _start(options, folder)
     primary = jax.process_index() == 0
     with workdir.locked(folder) if primary else nullcontext():
         workdir.check_config(folder, resolved)
         workdir.check_seeds(folder, config.seeds)
-        seeds = run.train(_program(config, folder), folder, listener)
+        seeds = loop.train(_program(config, folder), folder, listener)
     if primary:
         print(report.summary(seeds))
         for own in files.seed_folders(folder, config.seeds):
@@ -377,7 +375,7 @@ def _stored_run(config, folder):
 
 def _analyze(config, folder, distributed):
     from cdl_jax.errors import UserError
-    from cdl_jax.report import analysis_section as mechanism
+    from cdl_jax.report import analysis_section
     from cdl_jax.run import analysis
     from cdl_jax.runtime import sharding
 
@@ -386,15 +384,15 @@ def _analyze(config, folder, distributed):
     sharding.start("off")
     content = analysis.analyze(_stored_run(config, folder), folder)
     analysis.write(folder, content)
-    print(mechanism.summary(content))
+    print(analysis_section.summary(content))
     print(f"report: {folder / 'report.html'}")
     return 0
 
 
 def _evaluate(config, folder, task):
-    from cdl_jax.run import loop as run
+    from cdl_jax.run import loop
 
-    result = run.evaluate(_stored_run(config, folder), folder, task)
+    result = loop.evaluate(_stored_run(config, folder), folder, task)
     same = True
     for network, rows in result["networks"].items():
         shown = " ".join(f"{value:.2f}" for value in rows["now"])

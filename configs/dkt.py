@@ -20,7 +20,7 @@ reference    what the authors' program does, defects included: the table in docs
 """
 
 from cdl_jax import config as base
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 # Epochs a task, weight of the ST head's term, learning rate: the first one's argument 0.01 never reaches its optimizer.
@@ -41,7 +41,7 @@ def get_config(text=""):
     )  # fmt: skip
     for key, known in {"experiment": EXPERIMENTS, "baseline": {"": "", **BASELINES}}.items():
         if choices[key] not in known:
-            raise UserError(f"config argument {key}={choices[key]!r}: {names.nearest(choices[key], known)}")
+            raise UserError(f"config argument {key}={choices[key]!r}: {plugins.nearest(choices[key], known)}")
     baseline = choices["baseline"]
     network = choices["network"] or NETWORKS.get(baseline, "slim_resnet18")
     config = base.default(BASELINES.get(baseline, "dkt"), data=choices["data"], network=network)

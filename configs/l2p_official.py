@@ -17,7 +17,7 @@ joint    true: all classes in one task
 """
 
 from cdl_jax import config as base
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 
@@ -26,7 +26,7 @@ def get_config(text=""):
         text, learner="l2p", data="cifar100", distill="none", teacher="vit_l16", student="vit_b16", joint=False
     )
     joint, learner, data = choices.pop("joint"), choices["learner"], choices["data"]
-    official = getattr(names.load("models.prompts", learner), "OFFICIAL", None)
+    official = getattr(plugins.load("models.prompts", learner), "OFFICIAL", None)
     if official is None:
         raise UserError(f"config argument learner={learner!r}: use l2p or dualprompt")
     config = base.default("cdl", **choices)

@@ -24,8 +24,7 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax.data import stream
-from cdl_jax.run import loop as run
-from cdl_jax.run import workdir
+from cdl_jax.run import loop, workdir
 from cdl_jax.runtime.signals import Listener
 from cdl_jax.training.program import Program
 
@@ -88,8 +87,8 @@ def looked(tasks: int, reports: float, folder: Path) -> dict:
     config = configured(path, tasks)
     config.log.report = reports > 0
     probe = Probe()
-    with workdir.locked(folder / "run"), mock.patch.object(run, "REPORT_EVERY", reports):
-        run.train(Program(config, stream.load(config.data, config.seed)), folder / "run", probe)
+    with workdir.locked(folder / "run"), mock.patch.object(loop, "REPORT_EVERY", reports):
+        loop.train(Program(config, stream.load(config.data, config.seed)), folder / "run", probe)
     each = len(probe.seen) // tasks
     tenth = max(tasks // 10, 1)
     found = {}

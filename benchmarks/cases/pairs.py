@@ -11,7 +11,7 @@ import sys
 import jax
 
 from benchmarks import timing
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.training import steps as trainer
@@ -53,8 +53,8 @@ def one_task(learner: str, scheme: str) -> dict:
 
 def arguments(parser) -> None:
     """Adds the case's options."""
-    parser.add_argument("--learners", nargs="+", default=names.available("models.prompts"))
-    parser.add_argument("--schemes", nargs="+", default=names.available("distill"))
+    parser.add_argument("--learners", nargs="+", default=plugins.available("models.prompts"))
+    parser.add_argument("--schemes", nargs="+", default=plugins.available("distill"))
 
 
 def measure(options) -> dict:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.distill.base import Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergence
@@ -116,7 +116,7 @@ def vector(out: Mapping[str, jax.Array], name: str) -> jax.Array:
     """
     source = output_name(name, out)
     if source not in out:
-        raise UserError(f"distill: a network has no output for the feature {name!r}: {names.nearest(name, out)}")
+        raise UserError(f"distill: a network has no output for the feature {name!r}: {plugins.nearest(name, out)}")
     value = out[source][:, 1:] if (name, source) == ("patch_mean", "tokens") else out[source]
     return value.astype(jnp.float32).mean(axis=tuple(range(1, value.ndim - 1)))
 

@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax import optim
-from cdl_jax import plugins as names
+from cdl_jax import optim, plugins
 from cdl_jax.distill.base import Scheme, Spec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
 from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
-from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import heads
 from cdl_jax.models.modules.features import layers
@@ -54,10 +53,10 @@ OPTIONS = {
 
 def defaults(learner="l2p", distill="kd", teacher="vit_b16", student="vit_s16") -> dict:
     """The config sections of this method, for the named learner, scheme and sizes of the two ViTs."""
-    scheme = names.load("distill", distill)
+    scheme = plugins.load("distill", distill)
     sections = {
         "cdl": OPTIONS,
-        "learner": {"name": learner, **names.load("models.prompts", learner).OPTIONS},
+        "learner": {"name": learner, **plugins.load("models.prompts", learner).OPTIONS},
         "distill": {"name": distill, **scheme.OPTIONS},
         "teacher": vit.variant(teacher),
         "student": vit.variant(student),
@@ -124,7 +123,7 @@ class CDL:
     """See `methods.base.Method`. `teacher` is None where the scheme needs none, or `teachers` of other runs teach."""
 
     teacher: Network | None
-    teachers: tuple[teachers.Teacher, ...]
+    teachers: tuple[finished_run.Teacher, ...]
     student: Network
     scheme: Scheme
     options: Any
@@ -341,7 +340,9 @@ class CDL:
         """
         if self.teachers:
             given = variables["teachers"]
-            return teachers.average([t.outputs(given[str(i)], images, context) for i, t in enumerate(self.teachers)])
+            return finished_run.average(
+                [t.outputs(given[str(i)], images, context) for i, t in enumerate(self.teachers)]
+            )
         if self.teacher is None:
             return {}
         if self.options.query == "own":
@@ -363,11 +364,11 @@ def build(config, info: StreamInfo) -> CDL:
     """
     options = config.cdl
     _check(config)
-    pool = names.load("models.prompts", config.learner.name)
+    pool = plugins.load("models.prompts", config.learner.name)
     head = pool.head(config.learner, info.num_classes) if hasattr(pool, "head") else heads.LinearHead(info.num_classes)
 
     def network(section, query_dim):
-        family = names.load("models", section.family)
+        family = plugins.load("models", section.family)
         prompts = pool.build(
             config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
         )
@@ -379,7 +380,7 @@ def build(config, info: StreamInfo) -> CDL:
         return Spec(section.dim, section.depth, tokens, **sizes, head=head, learner=config.learner)
 
     given = tuple(
-        teachers.find(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
+        finished_run.find(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
         for folder in options.teachers
     )
     teacher_spec = spec(config.teacher)
@@ -388,7 +389,7 @@ def build(config, info: StreamInfo) -> CDL:
         section = given[0].config.get(given[0].network, {})
         teacher_spec = spec(section) if "patch_size" in section else replace(teacher_spec, dim=0, depth=0, tokens=0)
         teacher_spec = replace(teacher_spec, outputs=told)
-    scheme = names.load("distill", config.distill.name).build(config.distill, teacher_spec, spec(config.student))
+    scheme = plugins.load("distill", config.distill.name).build(config.distill, teacher_spec, spec(config.student))
     query_dim = config.student.dim
     teacher = None
     if given:
@@ -453,7 +454,9 @@ def _told_shapes(given, size):
         return {}
 
     def told(variables, images):
-        return teachers.average([t.outputs(v, images, _blank_context()) for t, v in zip(given, variables, strict=True)])
+        return finished_run.average(
+            [t.outputs(v, images, _blank_context()) for t, v in zip(given, variables, strict=True)]
+        )
 
     shapes = jax.eval_shape(lambda: told([t.init() for t in given], jnp.zeros((2, size, size, 3))))
     return {name: getattr(value, "shape", ()) for name, value in shapes.items()}

@@ -24,15 +24,12 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from cdl_jax import optim
-from cdl_jax import plugins as names
+from cdl_jax import optim, plugins
 from cdl_jax.data.transforms import mixing
 from cdl_jax.errors import UserError
 from cdl_jax.losses import mask_classes
 from cdl_jax.methods.base import Outcome, StreamInfo, Update
-from cdl_jax.methods.shared import dkt_learners as learners
-from cdl_jax.methods.shared import dkt_losses, rehearsal, topology
-from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared import dkt_learners, dkt_losses, finished_run, rehearsal, topology
 from cdl_jax.methods.shared.dkt_exchange import Exchange, normalised, stacked
 from cdl_jax.models import vit
 from cdl_jax.models.modules import families
@@ -76,7 +73,7 @@ OPTIONS = {
 
 def defaults(network="slim_resnet18", learner="cnn") -> dict:
     """The config sections of this method, for a named network, whole or with the prompts of a learner."""
-    pool = {} if learner == "cnn" else names.load("models.prompts", learner).OPTIONS
+    pool = {} if learner == "cnn" else plugins.load("models.prompts", learner).OPTIONS
     section = families.variant(network, families.CONVOLUTIONAL) if learner == "cnn" else vit.variant(network)
     return {"dkt": OPTIONS, "learner": {"name": learner, **pool}, "network": section}
 
@@ -92,7 +89,7 @@ class DKT:
     names: tuple[str, ...]
     streams: tuple[tuple[int, ...], ...]
     matrix: np.ndarray
-    given_teachers: tuple[teachers.Teacher, ...]
+    given_teachers: tuple[finished_run.Teacher, ...]
     options: Any
     info: StreamInfo
     batch_size: int
@@ -273,7 +270,7 @@ class DKT:
         kind, temperature = self.options.st_loss, self.options.temperature
         if self.given_teachers:
             given = [t.outputs(share["teachers"][str(i)], images, context) for i, t in enumerate(self.given_teachers)]
-            return dkt_losses.student_target(teachers.average(given)["logits"], kind, temperature), True
+            return dkt_losses.student_target(finished_run.average(given)["logits"], kind, temperature), True
         weights = share["matrix"][number]
         most = self.options.random_peers or int((self.matrix > 0).sum(axis=1).max())
         target = 0.0
@@ -351,9 +348,9 @@ def build(config, info: StreamInfo) -> DKT:
     options = config.dkt
     _check(options)
     count = options.num_learners
-    learner = learners.build(config, info)
+    learner = dkt_learners.build(config, info)
     given = tuple(
-        teachers.find(
+        finished_run.find(
             folder, options.teacher_network, options.teacher_checkpoint, info, config.augment,
             of_batch=options.teacher_bn == "batch",
         )
@@ -403,7 +400,7 @@ def _check(options):
     }
     for key, known in choices.items():
         if options[key] not in known:
-            raise UserError(f"dkt.{key}={options[key]!r}: {names.nearest(options[key], known)}")
+            raise UserError(f"dkt.{key}={options[key]!r}: {plugins.nearest(options[key], known)}")
     count = options.num_learners
     least = {"num_learners": 1, "exchange_interval": 1, "public": 1, "public_batch": 1}
     for key, minimum in {**least, "random_peers": 0, "stream_seed": 0}.items():

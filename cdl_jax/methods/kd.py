@@ -10,13 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import optim
-from cdl_jax import plugins as names
+from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
-from cdl_jax.methods.shared import finished_run as teachers
-from cdl_jax.methods.shared import peer_losses
+from cdl_jax.methods.shared import finished_run, peer_losses
 from cdl_jax.models import weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
@@ -40,7 +38,7 @@ def defaults(network="resnet32", teacher="resnet110") -> dict:
 
 @dataclass(frozen=True)
 class KD:
-    """See `methods.base.Method`. `teacher` is a module, or a `teachers.Teacher` of another run."""
+    """See `methods.base.Method`. `teacher` is a module, or a `finished_run.Teacher` of another run."""
 
     student: Any
     teacher: Any
@@ -60,14 +58,14 @@ class KD:
 
     def init(self, key):
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        of_run = isinstance(self.teacher, teachers.Teacher)
+        of_run = isinstance(self.teacher, finished_run.Teacher)
         teacher = self.teacher.init() if of_run else self.teacher.init(jax.random.fold_in(key, 1), images)
         return {"student": self.student.init(jax.random.fold_in(key, 0), images), "teacher": teacher}
 
     def load(self, variables):
         of_student, of_teacher = self.weights
         student = weights.load_network(of_student, variables["student"], "student.weights")
-        if isinstance(self.teacher, teachers.Teacher):
+        if isinstance(self.teacher, finished_run.Teacher):
             return {"student": student, "teacher": self.teacher.load()}
         return {
             "student": student,
@@ -99,7 +97,7 @@ class KD:
         return {"weights": variables["student"]}
 
     def _told(self, variables, images, context):
-        if isinstance(self.teacher, teachers.Teacher):
+        if isinstance(self.teacher, finished_run.Teacher):
             return self.teacher.outputs(variables["teacher"], images, context)["logits"]
         return apply(self.teacher, variables["teacher"], images, False, context.key)[0][0]
 
@@ -123,7 +121,7 @@ def build(config, info: StreamInfo) -> KD:
         raise UserError(f"kd.teacher_checkpoint={config.kd.teacher_checkpoint!r}: use 'same_task' or 'last'")
     student, size = config.student, config.student.image_size
     return KD(
-        student=names.load("models", student.family).build(student, info.num_classes),
+        student=plugins.load("models", student.family).build(student, info.num_classes),
         teacher=teacher_of(config, info, config.kd),
         options=config.kd,
         info=info,
@@ -135,13 +133,13 @@ def build(config, info: StreamInfo) -> KD:
 
 
 def teacher_of(config, info, options):
-    """The module that the section `teacher` describes, or the `teachers.Teacher` of the run that its weights name.
+    """The module that the section `teacher` describes, or the `finished_run.Teacher` of the run that its weights name.
 
     Raises:
       UserError: there is no such file or run, or it is of another architecture.
     """
     section = config.teacher
-    if not teachers.is_run(section.weights):
+    if not finished_run.is_run(section.weights):
         if section.weights not in ("", "random") and not section.weights.startswith("package:"):
             weights.find(section.weights, "teacher.weights")
         if (size := section.image_size) != config.student.image_size:
@@ -149,9 +147,9 @@ def teacher_of(config, info, options):
                 f"teacher.image_size={size} differs from student.image_size={config.student.image_size}: set them "
                 "equal, or name a run, for which pictures are resized"
             )
-        return names.load("models", section.family).build(section, info.num_classes)
+        return plugins.load("models", section.family).build(section, info.num_classes)
     network, checkpoint = options.teacher_network, options.teacher_checkpoint
-    teacher = teachers.find(section.weights, network, checkpoint, info, config.augment)
+    teacher = finished_run.find(section.weights, network, checkpoint, info, config.augment)
     of_run = teacher.config.get(teacher.network.removesuffix("_ema"), {})
     other = [k for k, v in section.items() if k not in ("weights", "weights_key", "image_size") and of_run.get(k) != v]
     if other:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
 from cdl_jax.models import vit, weights
@@ -123,7 +123,7 @@ def build(config, info: StreamInfo) -> NearestMean:
     options, section = config.nearest_mean, config.network
     if options.distance not in ("cosine", "euclidean"):
         raise UserError(f"nearest_mean.distance={options.distance!r}: use 'cosine' or 'euclidean'")
-    family = names.load("models", section.family)
+    family = plugins.load("models", section.family)
     backbone = family.build(section, 0 if family is vit else info.num_classes)  # of others the head is not looked at
     torch_name = getattr(family, "torch_name", None)
     return NearestMean(backbone, options, info, section.image_size, weights.named(section), torch_name)

@@ -13,8 +13,7 @@ as well. On a stream of tasks every softmax spans the current task's classes.
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import optim
-from cdl_jax import plugins as names
+from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
@@ -144,6 +143,6 @@ def _check(options):
     choices["select_by"] = ("leader", "mean", "ensemble")
     for key, known in choices.items():
         if options[key] not in known:
-            raise UserError(f"okddip.{key}={options[key]!r}: {names.nearest(options[key], known)}")
+            raise UserError(f"okddip.{key}={options[key]!r}: {plugins.nearest(options[key], known)}")
     if options.head_divisor < 1:
         raise UserError(f"okddip.head_divisor={options.head_divisor} must be at least 1")

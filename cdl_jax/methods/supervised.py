@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cdl_jax import optim
-from cdl_jax import plugins as names
+from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, mask_classes
 from cdl_jax.methods.base import Outcome, StreamInfo, Update
@@ -182,7 +181,7 @@ def alone(section: str, config, info: StreamInfo) -> Supervised:
     options = config[section]
     rehearsal.check(section, options)
     network = config.network
-    family = names.load("models", network.family)
+    family = plugins.load("models", network.family)
     return Supervised(
         backbone=family.build(network, info.num_classes),
         options=options,

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdl_jax import optim
-from cdl_jax import plugins as names
+from cdl_jax import optim, plugins
 from cdl_jax.data.transforms import augment, mixing
 from cdl_jax.distill import vkd
 from cdl_jax.distill.base import Scheme, Spec
@@ -23,7 +22,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes, soft_cross_entropy
 from cdl_jax.methods import kd
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
-from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared import finished_run
 from cdl_jax.methods.shared.peer_losses import top_k
 from cdl_jax.models import weights
 from cdl_jax.models.modules import families
@@ -55,7 +54,7 @@ def defaults(network="deit_ti_conv", teacher="regnety_160") -> dict:
 
 @dataclass(frozen=True)
 class VkD:
-    """See `methods.base.Method`. `teacher` is a module, or a `teachers.Teacher` of another run.
+    """See `methods.base.Method`. `teacher` is a module, or a `finished_run.Teacher` of another run.
 
     torch_names: of student and teacher, see `weights.load_network`.
     accumulate: how many batches make a step of the optimizer.
@@ -102,7 +101,7 @@ class VkD:
 
     def init(self, key):
         keys, images = [jax.random.fold_in(key, i) for i in range(3)], _pictures(self.image_size)
-        of_run = isinstance(self.teacher, teachers.Teacher)
+        of_run = isinstance(self.teacher, finished_run.Teacher)
         teacher = self.teacher.init() if of_run else self.teacher.init(keys[1], images)
         student = self.student.init(keys[0], images)
         variables = {"student": student, "teacher": teacher, "distill": self.scheme.init(keys[2])}
@@ -115,7 +114,7 @@ class VkD:
         return variables
 
     def load(self, variables):
-        if isinstance(self.teacher, teachers.Teacher):
+        if isinstance(self.teacher, finished_run.Teacher):
             loaded = {"teacher": self.teacher.load()}
         else:
             loaded = {"teacher": self._read(1, variables["teacher"], "teacher.weights")}
@@ -213,7 +212,7 @@ def build(config, info: StreamInfo) -> VkD:
     if options.teacher_checkpoint not in ("same_task", "last"):
         raise UserError(f"vkd.teacher_checkpoint={options.teacher_checkpoint!r}: use 'same_task' or 'last'")
     mixing.check(config.mixing, "mixing")
-    kinds = [names.load("models", network.family) for network in (section, config.teacher)]
+    kinds = [plugins.load("models", network.family) for network in (section, config.teacher)]
     student, teacher = kinds[0].build(section, info.num_classes), kd.teacher_of(config, info, options)
     first, last = options.ema_decay
     if not (0 <= first <= 1 and 0 <= last <= 1):
@@ -253,7 +252,7 @@ def _scheme(options, student, teacher, info, size):
 
     def told():
         images, key = _pictures(size), jax.random.key(0)
-        variables = teacher.init() if isinstance(teacher, teachers.Teacher) else teacher.init(key, images)
+        variables = teacher.init() if isinstance(teacher, finished_run.Teacher) else teacher.init(key, images)
         _, out = student.apply(student.init(key, images), images)
         return out, _teacher_outputs(teacher, variables, images, _blank_context())
 
@@ -261,7 +260,7 @@ def _scheme(options, student, teacher, info, size):
     feature = vkd.output_name(options.student_feature, of_student)
     if feature not in of_student:
         raise UserError(
-            f"distill.student_feature={feature!r} is no output of the student: {names.nearest(feature, of_student)}"
+            f"distill.student_feature={feature!r} is no output of the student: {plugins.nearest(feature, of_student)}"
         )
     shapes = {name: value.shape for name, value in of_teacher.items() if hasattr(value, "shape")}
     common = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "head": None, "learner": None}
@@ -277,7 +276,7 @@ def _label_loss(kind, logits, targets, allowed):
 
 
 def _teacher_outputs(teacher, variables, images, context):
-    if isinstance(teacher, teachers.Teacher):
+    if isinstance(teacher, finished_run.Teacher):
         return teacher.outputs(variables, images, context)
     (logits, out), _ = apply(teacher, variables, images, False, context.key)
     return {**out, "logits": logits}

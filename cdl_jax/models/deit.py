@@ -7,7 +7,7 @@ distillation token is the mean of the embedded patches, no parameter.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
 from cdl_jax.models.modules.batch_norm import BatchNorm
@@ -51,7 +51,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **names.entry(SIZES, name, "DeiT")}
+    return {**OPTIONS, **plugins.entry(SIZES, name, "DeiT")}
 
 
 class Stem(nn.Module):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, conv, dense, global_pool, he_in
@@ -92,7 +92,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **names.entry(SIZES, name, "DenseNet")}
+    return {**OPTIONS, **plugins.entry(SIZES, name, "DenseNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

@@ -10,7 +10,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, dense, global_pool, he_out
@@ -48,7 +48,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **names.entry(SIZES, name, "EfficientNet-Lite")}
+    return {**OPTIONS, **plugins.entry(SIZES, name, "EfficientNet-Lite")}
 
 
 class Depthwise(nn.Module):

@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules import conv as cnn
 from cdl_jax.models.modules.batch_norm import BatchNorm
@@ -44,7 +44,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    rule = dict(zip(("depth", "w0", "wa", "wm", "group_width"), names.entry(SIZES, name, "RegNet"), strict=True))
+    rule = dict(zip(("depth", "w0", "wa", "wm", "group_width"), plugins.entry(SIZES, name, "RegNet"), strict=True))
     return {**OPTIONS, **rule, "se_ratio": 0.25 if name.startswith("regnety") else 0.0}
 
 

@@ -1,6 +1,6 @@
 """Residual networks for large pictures (He et al., 2016) and wide ones; branches share the first two stages."""
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.models import resnet
 from cdl_jax.models.modules.conv import Backbone
 
@@ -28,7 +28,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **names.entry(SIZES, name, "large-picture ResNet")}
+    return {**OPTIONS, **plugins.entry(SIZES, name, "large-picture ResNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

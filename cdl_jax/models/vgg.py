@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, conv
@@ -82,7 +82,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **names.entry(SIZES, name, "VGG")}
+    return {**OPTIONS, **plugins.entry(SIZES, name, "VGG")}
 
 
 def build(options, num_classes: int) -> Backbone:

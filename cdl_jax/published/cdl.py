@@ -5,7 +5,7 @@ What all share are the defaults of optimizer, learners and schemes; here is what
 """
 
 from cdl_jax import config as base
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 NAMED = {"data": "data.name", "learner": "learner.name"}
@@ -50,12 +50,12 @@ def build(version="v4", data="cifar100", learner="l2p", distill="kd", teacher=""
     """
     for key, value, known in (("version", version, _ROWS), ("data", data, _DATA)):
         if value not in known:
-            raise UserError(f"config argument {key}={value!r}: {names.nearest(value, known)}")
-    schemes = {name: (name, {}) for name in names.available("distill")} | _ROWS[version]
+            raise UserError(f"config argument {key}={value!r}: {plugins.nearest(value, known)}")
+    schemes = {name: (name, {}) for name in plugins.available("distill")} | _ROWS[version]
     if distill not in schemes and "." not in distill:
         raise UserError(
             f"config argument distill={distill!r}: no row of version {version} and no scheme; "
-            + names.nearest(distill, schemes)
+            + plugins.nearest(distill, schemes)
         )
     scheme, options = schemes.get(distill, (distill, {}))
     alone = scheme == "none"

@@ -5,7 +5,7 @@ For ImageNet it says nothing, and the usual settings of ResNet stand in.
 """
 
 from cdl_jax import config as base_config
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 NAMED = {"method": "method"}
@@ -48,7 +48,7 @@ def build(
     del source
     for key, value, known in (("data", data, _STATISTICS), ("method", method, _METHODS)):
         if value not in known:
-            raise UserError(f"config argument {key}={value!r}: {names.nearest(value, known)}")
+            raise UserError(f"config argument {key}={value!r}: {plugins.nearest(value, known)}")
     large = data == "imagenet"
     epochs = epochs or (90 if large else 300)
     choices = {"network": network, "base": base, "teacher": teacher, "reference": reference}

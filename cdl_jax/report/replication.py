@@ -9,8 +9,7 @@ import statistics
 from dataclasses import dataclass
 
 from cdl_jax import config as configs
-from cdl_jax import plugins as names
-from cdl_jax import published
+from cdl_jax import plugins, published
 from cdl_jax.errors import UserError
 from cdl_jax.published import Cell, Metric, Table
 from cdl_jax.report.groups import Group, spread, standard_error
@@ -45,15 +44,15 @@ def choose(paper: str) -> list[tuple[Table, str]]:
     versions = {table.system: {cell.where.get("version") for cell in table.cells} - {None} for table in tables}
     chosen = [(table, paper) for table in tables if paper in versions[table.system]]
     if not chosen:
-        raise UserError(f"--paper {paper}: {names.nearest(paper, [*versions, *set().union(*versions.values())])}")
+        raise UserError(f"--paper {paper}: {plugins.nearest(paper, [*versions, *set().union(*versions.values())])}")
     return chosen
 
 
 def matches(groups: list[Group], table: Table) -> list[Match]:
     """All cells whose runs are here; a group that is no cell's own goes to the nearest of those that it could be."""
-    if table.system not in names.available("published"):
+    if table.system not in plugins.available("published"):
         return []
-    system = names.load("published", table.system)
+    system = plugins.load("published", table.system)
     found = []
     for group in groups:
         near = []
@@ -97,7 +96,7 @@ def table(published_table: Table, found: list[Match], version: str = "", *, whol
       whole: cells without a run too.
     """
     metrics = published_table.metrics
-    missed = "not run" if published_table.system in names.available("published") else "no config"
+    missed = "not run" if published_table.system in plugins.available("published") else "no config"
     head = [[name, "ours", "reproduced?"] for name in metrics]
     rows = [["published result", "settings", "seeds", *(text for three in head for text in three), "note"]]
     for cells in _alike(published_table, version):

@@ -23,11 +23,10 @@ import numpy as np
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergences
-from cdl_jax.report import analysis_section as mechanism
+from cdl_jax.report import analysis_section
 from cdl_jax.report import page as report
 from cdl_jax.run import representations, results, workdir
-from cdl_jax.runtime import event_files as writers
-from cdl_jax.runtime import files
+from cdl_jax.runtime import event_files, files
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
@@ -87,11 +86,11 @@ def write(folder: Path, content: dict) -> None:
         raise UserError(f"{folder}/results.json is missing or damaged: the same command with --mode=train mends it")
     try:
         files.write(folder / "analysis.json", json.dumps(content, indent=1) + "\n")
-        for name, picture in mechanism.plotted_features(content).items():
+        for name, picture in analysis_section.plotted_features(content).items():
             files.write(folder / f"features_{name}.svg", picture)
-        lines = writers.JsonLines(folder / "metrics.jsonl").read()
+        lines = event_files.JsonLines(folder / "metrics.jsonl").read()
         page = folder / "report.html"
-        report.write_report(page, stored, lines, configs.read(folder)["config"], mechanism.parts(content))
+        report.write_report(page, stored, lines, configs.read(folder)["config"], analysis_section.parts(content))
     except OSError as error:
         raise UserError(f"--workdir {folder} cannot be written ({error.strerror}): free it, or copy the run") from None
 

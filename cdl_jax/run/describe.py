@@ -2,8 +2,7 @@
 
 import jax
 
-from cdl_jax import config
-from cdl_jax import plugins as names
+from cdl_jax import config, plugins
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.run import results
@@ -27,7 +26,7 @@ def plan(options, seed: int) -> tuple[stream.Stream, str]:
         return stream.load(options, seed), ""
     except UserError as error:
         there = options.path and paths.resolve(options.path, "data.path").exists()
-        if there or not hasattr(names.load("data.sources", options.name), "blank"):
+        if there or not hasattr(plugins.load("data.sources", options.name), "blank"):
             raise
         note = f"planned with published sizes, for the data is not here: {error}\n"
         return stream.load(options, seed, blank=True), note

@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.data.readers import tar_files
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
-from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import weights
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.console import one_line
@@ -49,7 +49,7 @@ def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
     later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
     if isinstance(source := new.get("data.name"), str):
-        later |= configs.flatten(names.load("data.sources", source).OPTIONS, "data.")
+        later |= configs.flatten(plugins.load("data.sources", source).OPTIONS, "data.")
     old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, found in of_config(resolved).items():
@@ -118,7 +118,7 @@ def _places(key, value) -> list[str]:
 
 def _digest(place, key) -> str | None:
     try:
-        if key.endswith(".teachers") or teachers.is_run(place):
+        if key.endswith(".teachers") or finished_run.is_run(place):
             return _of_run(paths.resolve(place, f"config.{key}"))
         return _of_file(weights.find(place, key))
     except (UserError, FileNotFoundError):

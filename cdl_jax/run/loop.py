@@ -17,8 +17,7 @@ from cdl_jax.models import weights
 from cdl_jax.report import page as report
 from cdl_jax.run import early_stopping, progress, results, workdir
 from cdl_jax.run.results import Record
-from cdl_jax.runtime import event_files as writers
-from cdl_jax.runtime import files, sharding
+from cdl_jax.runtime import event_files, files, sharding
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import Interrupted, Listener
 from cdl_jax.training import steps as trainer
@@ -459,9 +458,9 @@ class _Traces:
 
     def __init__(self, folder, lines, options):
         self.folder, self.report = folder, options.report
-        self.lines = writers.JsonLines(folder / "metrics.jsonl")
+        self.lines = event_files.JsonLines(folder / "metrics.jsonl")
         self.lines.keep(lines)
-        self.board = writers.tensorboard_writer(folder / "tensorboard" if options.tensorboard else None)
+        self.board = event_files.tensorboard_writer(folder / "tensorboard" if options.tensorboard else None)
         self.reported = time.monotonic()
 
     def log(self, step, values, place):
@@ -482,7 +481,7 @@ def _draw_report(folder, content):
     """Writes report.html anew; one that fails is a warning, for all that it shows is in the other files."""
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-        lines = writers.JsonLines(folder / "metrics.jsonl").read()
+        lines = event_files.JsonLines(folder / "metrics.jsonl").read()
         report.write_report(folder / "report.html", content, lines, stored)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

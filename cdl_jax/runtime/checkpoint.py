@@ -28,7 +28,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cdl_jax.errors import UserError
-from cdl_jax.runtime import tensorstore_leak as tensorstore_strings
+from cdl_jax.runtime import tensorstore_leak
 
 # Seconds for the writes that are under way when one fails. Once the interpreter ends, no hook catches their errors.
 _LATE = 1.0
@@ -75,7 +75,7 @@ class Checkpoints:
             )
         # Orbax tells of every option that it adjusts, and of errors in full length before it raises them.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        tensorstore_strings.keep_few()
+        tensorstore_leak.keep_few()
         _drop_late_callbacks()
         root = _LocalPath((workdir / "checkpoints").absolute())
         self._frozen_path, self._tasks_path, self._latest_path = (root / part for part in ("frozen", "tasks", "latest"))

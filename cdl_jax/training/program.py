@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import plugins as names
-from cdl_jax.data import batch_plan as plan
-from cdl_jax.data import batches, herding, stream
+from cdl_jax import plugins
+from cdl_jax.data import batch_plan, batches, herding, stream
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
-from cdl_jax.evaluation import calibration as quality
+from cdl_jax.evaluation import calibration
 from cdl_jax.methods.base import StreamInfo, stored
 from cdl_jax.runtime import sharding
 from cdl_jax.training import steps as trainer
@@ -44,7 +43,7 @@ class Program:
             () if self.axis.own_orders else tuple(self.stream.class_names),
             len(data.train),
         )
-        self.method = names.load("methods", config.method).build(config, self.info)
+        self.method = plugins.load("methods", config.method).build(config, self.info)
         self._check_labels()
         self.mesh = sharding.make_mesh(config.devices, config.peer_devices, config.fsdp_devices)
         if (whole := getattr(self.method, "spreadable", 1)) % config.peer_devices:
@@ -70,7 +69,7 @@ class Program:
         streams, public = getattr(self.method, "streams", ()), getattr(self.method, "public", 0)
         many = {"accumulate": config.optim.accumulate, "repeats": config.augment.repeats}
         of = config.train.batch_size, streams, public, config.train.last_batch
-        plans = {own: plan.make(own, *of, **many) for own in self.streams}
+        plans = {own: batch_plan.make(own, *of, **many) for own in self.streams}
         self.plans, self.plan = tuple(plans[own] for own in self.streams), plans[self.stream]
         for phase in self.method.phases:
             self.plan.check(phase)
@@ -441,8 +440,8 @@ class Program:
         return np.stack(orders, axis=-1) if self.config.seeds else orders[0]
 
     def evaluate(self, live, frozen, tasks, place, step=None, before_batch=None):
-        """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures, `quality.ratios`;
-        to these, where learners have streams of their own, `stream`, the accuracy on each task, learnt or not.
+        """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures,
+        `calibration.ratios`; to these, where learners have streams of their own, `stream`, the accuracy on each task, learnt or not.
 
         Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
         the method's, averaged over the pictures (of all tasks, where learners have streams of their own), and each
@@ -469,9 +468,9 @@ class Program:
                 parts.append(step(live, frozen, data, item, place))
         parts = jax.device_get(parts)
         if not self.config.seeds:
-            return [quality.summed(parts, tasks, self.plan.several)]
+            return [calibration.summed(parts, tasks, self.plan.several)]
         each = [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(len(self.seeds))]
-        return [quality.summed(own, tasks, self.plan.several) for own in each]
+        return [calibration.summed(own, tasks, self.plan.several) for own in each]
 
     def logits(self, live, frozen, task, place) -> dict:
         """Network -> logits `[test images of the task, classes]` as NumPy arrays; in a run of one seed and process."""

@@ -10,7 +10,7 @@ import optax
 from flax import struct
 
 from cdl_jax.data.transforms import augment, erasing
-from cdl_jax.evaluation import calibration as quality
+from cdl_jax.evaluation import calibration
 from cdl_jax.losses import Context, mask_classes
 from cdl_jax.methods.base import join, split
 
@@ -237,10 +237,10 @@ def evaluation_step(method, source, augmentation, info):
             named = allowed(method, context, num_classes, rank)
             own = {"images": jnp.ones(labels.shape)}
             own["correct"] = (mask_classes(values, named).argmax(axis=-1) == labels).astype(jnp.float32)
-            own |= {**quality.of_network(values, labels, named), **counts.get(network, {})}
+            own |= {**calibration.of_network(values, labels, named), **counts.get(network, {})}
             sums[network] = jax.tree.map(partial(by_task, rank=rank), own)
         pairs = {
-            f"{teacher}/{student}": quality.of_pair(logits[teacher], logits[student], context.seen(num_classes))
+            f"{teacher}/{student}": calibration.of_pair(logits[teacher], logits[student], context.seen(num_classes))
             for teacher, student in getattr(method, "pairs", ())
         }
         return {**sums, "pairs": jax.tree.map(by_task, pairs)}

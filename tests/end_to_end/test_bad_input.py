@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cdl_jax import main
-from cdl_jax.run import loop as run
+from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from tests.end_to_end.command import ROOT, TINY, environment
 
@@ -107,7 +107,7 @@ def test_images_that_the_networks_cannot_take_are_found_before_the_first_step(
     mode, changes, expected, tmp_path, capsys, monkeypatch
 ):
     trained = []
-    monkeypatch.setattr(run._Training, "finish", lambda self: trained.append(self))
+    monkeypatch.setattr(loop._Training, "finish", lambda self: trained.append(self))
     flags = ["--config", "quickstart:joint=true", "--workdir", tmp_path / "runs" / "a", "--mode", mode, *changes]
     code, err = answer(capsys, monkeypatch, *flags)
     assert code == 2 and expected in err and len(err.splitlines()) == 1, err
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full(tmp_path, capsys, monkeypatch):
     def no_room(*_):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "metrics.jsonl"))
 
-    monkeypatch.setattr(run, "train", no_room)
+    monkeypatch.setattr(loop, "train", no_room)
     code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path)
     assert code == 2 and len(err.splitlines()) == 1
     assert f"{tmp_path / 'metrics.jsonl'} cannot be written: No space left on device; the same command goes on" in err

@@ -4,7 +4,7 @@ import jax.monitoring
 import pytest
 
 from cdl_jax import main
-from cdl_jax.run import loop as run
+from cdl_jax.run import loop
 from tests.end_to_end.command import ROOT, TINY
 
 SEEDS = ["configs/quickstart.py:distill=none", "--config.train.epochs=1", "--config.data.max_train_per_class=16",
@@ -19,8 +19,8 @@ def test_nothing_is_compiled_after_the_second_task(config, tmp_path, monkeypatch
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
     )
-    save = run.Checkpoints.save_task
-    monkeypatch.setattr(run.Checkpoints, "save_task", lambda *a: (save(*a), after.append(len(compiled))))
+    save = loop.Checkpoints.save_task
+    monkeypatch.setattr(loop.Checkpoints, "save_task", lambda *a: (save(*a), after.append(len(compiled))))
     code = main.main(
         ["--config", *config, "--workdir", str(tmp_path), "--config.log.report=False", "--config.data.num_tasks=6",
          "--config.data.class_order=" + ",".join(map(str, range(12)))]

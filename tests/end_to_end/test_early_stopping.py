@@ -6,7 +6,7 @@ import pytest
 from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.run import loop as run
+from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights
@@ -41,7 +41,7 @@ def built():
 @pytest.fixture(scope="module")
 def whole(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    (results,) = run.train(built, folder)
+    (results,) = loop.train(built, folder)
     return folder, results
 
 
@@ -70,8 +70,8 @@ def test_killed_twice_it_ends_with_the_same_bits(built, whole, tmp_path, monkeyp
     left += [STEPS + 2, 3 * STEPS + 2]
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run.train(built, tmp_path)
-    (results,) = run.train(built, tmp_path)
+            loop.train(built, tmp_path)
+    (results,) = loop.train(built, tmp_path)
     assert not left and results["best"] == whole[1]["best"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
     for task in (0, 1):

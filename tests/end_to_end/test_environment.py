@@ -17,8 +17,7 @@ from PIL import Image
 import cdl_jax
 from cdl_jax import main
 from cdl_jax.run import progress
-from cdl_jax.runtime import compilation_cache as compilation
-from cdl_jax.runtime import environment
+from cdl_jax.runtime import compilation_cache, environment
 from tests.end_to_end.command import ROOT, TINY, run
 
 FEW = ("--config", TINY, "--config.train.epochs=1", "--config.checkpoint.every_steps=0")
@@ -113,7 +112,7 @@ def test_a_home_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, ca
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     (tmp_path / "home").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    compilation.keep("~/.cache")
+    compilation_cache.keep("~/.cache")
     assert "Not a directory; nothing is kept" in caplog.text
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cdl_jax.errors import UserError
 from cdl_jax.methods.supervised import Supervised
-from cdl_jax.run import loop as run
+from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from tests.end_to_end.command import last_weights
 from tests.end_to_end.test_early_stopping import STEPS, program
@@ -40,7 +40,7 @@ def bad_batch(monkeypatch):
 def test_it_stops_and_goes_on_where_such_steps_may_be_skipped(bad_batch, tmp_path):
     stopping = short()
     with pytest.raises(UserError) as error:
-        run.train(stopping, tmp_path)
+        loop.train(stopping, tmp_path)
     assert "after task 0, network, epoch 1, its step 3: nonfinite.json" in str(error.value)
     assert "\n" not in str(error.value)
     (entry,) = json.loads((tmp_path / "nonfinite.json").read_text())
@@ -54,7 +54,7 @@ def test_it_stops_and_goes_on_where_such_steps_may_be_skipped(bad_batch, tmp_pat
     assert all(np.isfinite(json.loads(line)["loss"]) for line in (tmp_path / "metrics.jsonl").open())
 
     skipping = short(**{"train.on_nonfinite": "skip"})
-    (results,) = run.train(skipping, tmp_path)
+    (results,) = loop.train(skipping, tmp_path)
     assert results["skipped_steps"] == 1
     assert json.loads((tmp_path / "nonfinite.json").read_text())[-1]["count"] == 1
     assert all(np.isfinite(value).all() for value in last_weights(tmp_path, 0).values())
@@ -64,6 +64,6 @@ def test_it_stops_and_goes_on_where_such_steps_may_be_skipped(bad_batch, tmp_pat
 
 def test_a_debugged_run_tells_the_operation(bad_batch, tmp_path):
     with pytest.raises(FloatingPointError, match="nan"):
-        run.train(short(debug_nans=True), tmp_path)
+        loop.train(short(debug_nans=True), tmp_path)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.latest_step() < BAD

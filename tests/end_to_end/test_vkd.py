@@ -38,12 +38,12 @@ def tells_its_best_network_as_a_teacher(workdir, weights):
 
     from cdl_jax.methods import vkd
     from cdl_jax.methods.base import StreamInfo
-    from cdl_jax.methods.shared import finished_run as teachers
+    from cdl_jax.methods.shared import finished_run
 
     (task,) = results(workdir)["stream"]["tasks"]
     info = StreamInfo(10, (10,), tuple(task["classes"]))
-    assert teachers.find(str(workdir), "", "last", info, {}).network == "student_ema"
-    student = teachers.find(str(workdir), "student", "last", info, {})
+    assert finished_run.find(str(workdir), "", "last", info, {}).network == "student_ema"
+    student = finished_run.find(str(workdir), "student", "last", info, {})
     variables = student.load()
     head = variables["tasks"]["student"]["params"]["head"]["kernel"][0]
     np.testing.assert_array_equal(head, weights["params/head/kernel"])

@@ -8,8 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax import config as configs
-from cdl_jax import losses
-from cdl_jax import plugins as names
+from cdl_jax import losses, plugins
 from cdl_jax.methods.base import StreamInfo
 
 METHODS = {"base": "supervised", "cl": "cl_ilr", "ind": "individual", "one": "one", "dml": "dml", "okddip": "okddip"}
@@ -77,7 +76,7 @@ def build(config, arrays, image_size=32):
     made.optim.update(weight_decay=config.get("weight_decay", 0.0), learning_rate=config.get("lr", 0.1))
     made.optim.update(schedule="steps", milestones=tuple(config.get("milestones", ())))
     classes = config["num_classes"]
-    built = names.load("methods", method).build(made, StreamInfo(classes, (classes,)))
+    built = plugins.load("methods", method).build(made, StreamInfo(classes, (classes,)))
     return built, jax.eval_shape(built.init, jax.random.key(0)), state
 
 

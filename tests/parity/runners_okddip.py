@@ -18,7 +18,7 @@ from cdl_jax.methods.base import join
 from cdl_jax.methods.shared import peer_losses
 from cdl_jax.methods.shared.peers import logits_without_leader, targets_of_others
 from cdl_jax.models.modules import families
-from cdl_jax.models.peers import attention_and_gate as exchange
+from cdl_jax.models.peers import attention_and_gate
 from cdl_jax.models.peers.networks import Seen
 from tests.parity import steps_okddip
 from tests.parity.programs_okddip import build, generated, images, load, to_torch
@@ -123,7 +123,7 @@ def run_kd_loss(config, arrays):
 
 def run_one_loss(config, arrays):
     options, labels = _options(config), jnp.asarray(arrays["in/labels"])
-    allowed, gate = jnp.ones(config["classes"], bool), exchange.Gate(config["branches"])
+    allowed, gate = jnp.ones(config["classes"], bool), attention_and_gate.Gate(config["branches"])
     shared = images(arrays["in/shared_features"])
     shapes = {"gate": jax.eval_shape(gate.init, jax.random.key(0), shared)}
     theirs = {name[6:]: array for name, array in arrays.items() if name.startswith("param/")}
@@ -158,7 +158,7 @@ def run_one_loss(config, arrays):
 def run_okddip_loss(config, arrays):
     options, labels = _options(config), jnp.asarray(arrays["in/labels"])
     allowed = jnp.ones(config["classes"], bool)
-    attention = exchange.Attention(config["feature_dim"] // config["head_dim"])
+    attention = attention_and_gate.Attention(config["feature_dim"] // config["head_dim"])
     features, logits, leader = (jnp.asarray(arrays[f"in/{n}"]) for n in ("features", "logits_peers", "logits_leader"))
     shapes = {"attention": jax.eval_shape(attention.init, jax.random.key(0), features)}
     theirs = {name[6:]: array for name, array in arrays.items() if name.startswith("param/")}

@@ -17,8 +17,7 @@ from cdl_jax import config as configs
 from cdl_jax import optim
 from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.methods.shared import dkt_learners as learners
-from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.methods.shared import dkt_learners, dkt_losses
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.two_heads import TwoHeads
 from tests.parity.programs_dkt import build, load, part_of, to_torch
@@ -158,7 +157,7 @@ def run_simultaneous(config, arrays):
     count, classes = config["n_learners"], config["num_classes"]
     module = TwoHeads(_Perceptron(config["hidden"], classes), classes)
     method = dkt.DKT(
-        learner=learners.Convolutional(module, image_size=0),
+        learner=dkt_learners.Convolutional(module, image_size=0),
         names=tuple(f"learner_{i}" for i in range(count)),
         streams=(tuple(range(classes)),) * count,
         matrix=np.asarray(arrays["in/mixing_matrix"], np.float32),

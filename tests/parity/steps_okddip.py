@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import kd, okddip, one
 from cdl_jax.methods.base import StreamInfo, join
@@ -210,7 +210,7 @@ def _shapes(method, size, classes, networks, count):
     made = configs.default(method, data="glyph_mini", network=size, **choices)
     if count:
         made[method].num_branches = count
-    built = names.load("methods", method).build(made, StreamInfo(classes, (classes,)))
+    built = plugins.load("methods", method).build(made, StreamInfo(classes, (classes,)))
     return jax.eval_shape(built.init, jax.random.key(0))
 
 

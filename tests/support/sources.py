@@ -2,12 +2,12 @@
 
 import pytest
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 
 def load(source, path="", **options):
-    module = names.load("data.sources", source)
+    module = plugins.load("data.sources", source)
     return module.load({"path": str(path), **module.OPTIONS, **options})
 
 

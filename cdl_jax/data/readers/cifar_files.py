@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cdl_jax.data.readers import locate as places
-from cdl_jax.data.readers import pickles, tar_files
+from cdl_jax.data.readers import locate, pickles, tar_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 
@@ -56,7 +55,7 @@ def load(name: str, layouts: tuple[Layout, ...], path: str) -> Dataset:
       UserError: nothing found, or files that are missing, damaged, cut short, or hold what CIFAR files do not hold.
     """
     remedy = f"run: python -m cdl_jax.fetch {name}"
-    where = places.find(
+    where = locate.find(
         path,
         [entry for layout in layouts for entry in (layout.folder, layout.archive)],
         what=name,

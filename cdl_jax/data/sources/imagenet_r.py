@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from cdl_jax.data import stream
-from cdl_jax.data.readers import image_files, prepared_tfds
-from cdl_jax.data.readers import locate as places
+from cdl_jax.data.readers import image_files, locate, prepared_tfds
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 
@@ -39,7 +38,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
         raise UserError(f"data.split={options['split']!r} is unknown: known: coda, tfds80")
     lists = json.loads(gzip.decompress(_LISTS.read_bytes()))
     label_of_wnid = lists["label_of_wnid"]
-    root = places.find(
+    root = locate.find(
         options["path"],
         ["imagenet-r"],
         what="imagenet_r",

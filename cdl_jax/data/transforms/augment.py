@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax.data.transforms import color as colour
-from cdl_jax.data.transforms import rand_augment, resizing
+from cdl_jax.data.transforms import color, rand_augment, resizing
 from cdl_jax.errors import UserError
 
 # train: random_resized_crop, shift, pad_crop, resize, none. test: resize, resize_center_crop, none.
@@ -31,7 +30,7 @@ OPTIONS: dict[str, Any] = {
     "test": "none",
     "resize": 256,  # shorter side in pixels, for test="resize_center_crop"
     "interpolation": "bilinear",  # or "bicubic"; or "random": either for a training picture, "bicubic" for a test
-    **colour.OPTIONS,
+    **color.OPTIONS,
     "rand_augment": "",  # timm's policy for training pictures, as "rand-m9-mstd0.5-inc1"; on the host alone
     "erase": 0.0,  # probability of noise in a rectangle of a training picture
     # Every training picture comes so many times in a row, each time changed otherwise. Epochs stay as long as they
@@ -40,7 +39,7 @@ OPTIONS: dict[str, Any] = {
     "mean": (),  # a channel each, of pixels in [0, 1]; empty: do not normalise
     "std": (),
 }
-DRAWS = 24 + colour.DRAWS  # uniform numbers a sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, colour
+DRAWS = 24 + color.DRAWS  # uniform numbers a sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, colour
 _TRIES = 10
 _LARGEST = 2**25  # pixels of a resized image on the host, 128 MiB
 _KINDS = {
@@ -50,7 +49,7 @@ _KINDS = {
 
 
 def train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
-    """Training pictures: the transform `options["train"]`, then a flip, then `colour.change`, then `normalize`.
+    """Training pictures: the transform `options["train"]`, then a flip, then `color.change`, then `normalize`.
 
     random_resized_crop: torchvision's rule, see `crop_box`; the crop is resized to `size`.
     shift: by a whole number of pixels, uniform in [-shift, shift] for each axis, filled with zeros.
@@ -95,8 +94,8 @@ def train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: i
         pixels = resizing.whole(images, (size, size), _filter(options, uniforms))
     if options["flip"]:
         pixels = jnp.where((uniforms[:, 22] < 0.5)[:, None, None, None], pixels[:, :, ::-1], pixels)
-    if colour.wanted(options):
-        pixels = colour.change(jnp.floor(pixels.astype(jnp.float32) + 0.5), uniforms[:, 24:], options)
+    if color.wanted(options):
+        pixels = color.change(jnp.floor(pixels.astype(jnp.float32) + 0.5), uniforms[:, 24:], options)
     return normalize(pixels, options)
 
 
@@ -179,8 +178,8 @@ def train_picture(picture, uniforms: np.ndarray, options: Mapping[str, Any], siz
         fill = tuple(min(255, round(255 * level)) for level in options["mean"]) or (128, 128, 128)
         policy = rand_augment.parse(options["rand_augment"])
         picture = rand_augment.augment(picture, uniforms[DRAWS:], policy, fill, filters)
-    if colour.wanted(options):
-        picture = colour.change_picture(picture, uniforms[24:DRAWS], options)
+    if color.wanted(options):
+        picture = color.change_picture(picture, uniforms[24:DRAWS], options)
     return np.array(picture, np.uint8)
 
 
@@ -209,7 +208,7 @@ def draws(options: Mapping[str, Any]) -> int:
 
 def changing(options: Mapping[str, Any]) -> list[str]:
     """The options for which a training picture is not the same each time, or not as it would be tested."""
-    switches = ("flip", *colour.OPTIONS, "rand_augment", "erase")
+    switches = ("flip", *color.OPTIONS, "rand_augment", "erase")
     found = [name for name in switches if options[name]]
     if options["train"] != options["test"] or options["train"] not in ("resize", "none"):
         found.insert(0, "train")
@@ -241,7 +240,7 @@ def check(options: Mapping[str, Any]) -> None:
         raise UserError(f"augment.std={options['std']}: numbers above 0 where augment.mean has any, else empty")
     if options["resize"] < 1:
         raise UserError(f"augment.resize={options['resize']} must be at least 1")
-    colour.check(options)
+    color.check(options)
     draws(options)
 
 

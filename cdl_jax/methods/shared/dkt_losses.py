@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergence
 
@@ -36,7 +36,7 @@ def check(section: str, options) -> None:
       UserError: names the option and its range.
     """
     if options.st_loss not in _KINDS:
-        raise UserError(f"{section}.st_loss={options.st_loss!r}: {names.nearest(options.st_loss, _KINDS)}")
+        raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.nearest(options.st_loss, _KINDS)}")
     if options.reduction not in ("mean", "sum"):
         raise UserError(f"{section}.reduction={options.reduction!r}: use 'mean' or 'sum'")
     if not options.temperature > 0:

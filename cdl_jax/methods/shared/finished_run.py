@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from cdl_jax import config as configs
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.data.transforms import augment, resizing
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo, join, split, stored
@@ -134,14 +134,14 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, given, *,
             "teacher_checkpoint='last', or choose a run with the same tasks"
         )
     try:
-        method = names.load("methods", config.method).build(config, known)
+        method = plugins.load("methods", config.method).build(config, known)
     except (AttributeError, KeyError) as error:
         raise UserError(f"the teacher's run {folder} was made by another version ({error}): train it anew") from None
     own = [name for name in method.networks if name not in getattr(method, "given", ())]
     network = network or ("teacher" if "teacher" in own else own[-1])
     if network not in method.networks:
         raise UserError(
-            f"the teacher's run {folder} has no network {network!r}: {names.nearest(network, method.networks)}"
+            f"the teacher's run {folder} has no network {network!r}: {plugins.nearest(network, method.networks)}"
         )
     tells = getattr(method, "outputs", None)
     if of_batch and not (tells and "of_batch" in inspect.signature(tells).parameters):

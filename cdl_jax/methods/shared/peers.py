@@ -16,8 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import optim
-from cdl_jax import plugins as names
+from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
@@ -194,7 +193,7 @@ def network(section, num_classes: int):
     Raises:
       UserError: the family has no such network, or weights are named.
     """
-    backbone = names.load("models", section.family).build(section, num_classes)
+    backbone = plugins.load("models", section.family).build(section, num_classes)
     if not hasattr(backbone, "stem"):
         raise UserError(f"network.family={section.family!r}: this method needs one of the convolutional families")
     if section.weights != "random":
@@ -223,7 +222,7 @@ def together(section: str, config, info: StreamInfo, peers, *, exchange=None, lo
     options = config[section]
     headline = {"mean": peers.names, "ensemble": ("ensemble",)}
     if options.select_by not in headline:
-        raise UserError(f"{section}.select_by={options.select_by!r}: {names.nearest(options.select_by, headline)}")
+        raise UserError(f"{section}.select_by={options.select_by!r}: {plugins.nearest(options.select_by, headline)}")
     return Together(
         peers=peers,
         exchange=exchange,

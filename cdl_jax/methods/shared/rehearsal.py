@@ -1,6 +1,6 @@
 """What a method that learns whole tasks from labels has in common with others: a memory, and what its loss spans."""
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Phase, Replay
 
@@ -22,7 +22,7 @@ def check(section: str, options) -> None:
     """
     for key, known in {"classes": CLASSES, "replay_balance": ("experience", "class")}.items():
         if options.get(key, known[0]) not in known:
-            raise UserError(f"{section}.{key}={options[key]!r}: {names.nearest(options[key], known)}")
+            raise UserError(f"{section}.{key}={options[key]!r}: {plugins.nearest(options[key], known)}")
     for key in ("replay", "replay_batch"):
         if options[key] < 0:
             raise UserError(f"{section}.{key}={options[key]} must not be negative")

@@ -1,6 +1,6 @@
 """Named networks of all families."""
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models import deit, densenet, efficientnet_lite, regnet, resnet, resnet_imagenet, slim_resnet, vgg, vit
 
@@ -18,4 +18,4 @@ def variant(name: str, families=FAMILIES) -> dict:
     for family in families:
         if name in family.SIZES:
             return family.variant(name)
-    raise UserError(f"no network of the name {name!r}: {names.nearest(name, known)}")
+    raise UserError(f"no network of the name {name!r}: {plugins.nearest(name, known)}")

@@ -6,7 +6,7 @@ All take and give `[rows, channels]`, compute in float32 and have no parameters 
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 KINDS = ("none", "layer", "batch", "whiten_cholesky", "whiten_zca")
@@ -32,7 +32,7 @@ def check(kind: str, key: str) -> None:
       UserError: names the config `key` and the kinds.
     """
     if kind not in KINDS:
-        raise UserError(f"{key}={kind!r} is no normalisation of features: {names.nearest(kind, KINDS)}")
+        raise UserError(f"{key}={kind!r} is no normalisation of features: {plugins.nearest(kind, KINDS)}")
 
 
 def layer(x, epsilon: float = 1e-5):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import expm, solve_triangular
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 
@@ -168,7 +168,7 @@ def check(kind: str, key: str) -> None:
       UserError: names the config `key` and the maps.
     """
     if kind and kind not in MAPS:
-        raise UserError(f"{key}={kind!r} is no orthogonal map: {names.nearest(kind, MAPS)}, or '' for the usual one")
+        raise UserError(f"{key}={kind!r} is no orthogonal map: {plugins.nearest(kind, MAPS)}, or '' for the usual one")
 
 
 def _uniform(fan_in):

@@ -20,7 +20,7 @@ import numpy as np
 
 from cdl_jax.data.readers import npz_files, pickles
 from cdl_jax.errors import UserError
-from cdl_jax.models.weights import onnx_files as onnx_weights
+from cdl_jax.models.weights import onnx_files
 
 _AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.save_file) and load that"
 
@@ -173,7 +173,7 @@ def read_state(path, key: str = "") -> dict[str, np.ndarray]:
         elif start.startswith(b"\x80"):
             raise UserError(f"{path} is a bare pickle, which torch.save has not written: {_AS_SAFETENSORS}")
         elif start.startswith(_ONNX_START):
-            state = onnx_weights.read(path)
+            state = onnx_files.read(path)
         elif start.startswith(b"version https://git-lfs"):
             raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
         else:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import cdl_jax
-from cdl_jax import config, config_files, main
-from cdl_jax import plugins as names
+from cdl_jax import config, config_files, main, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.published import cdl
 from cdl_jax.run import progress, workdir
@@ -54,7 +53,7 @@ def test_version_usage_and_list(capsys):
     listed = capsys.readouterr().out
     words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
     for folder in ("methods", "models.prompts", "distill", "data.sources", "models"):
-        assert set(names.available(folder)) <= words
+        assert set(plugins.available(folder)) <= words
     assert set(config_files.shipped()) <= words
     assert "vit_b16" in listed and "resnet152" in listed
 

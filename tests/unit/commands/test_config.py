@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdl_jax import config, config_files, main
-from cdl_jax import plugins as names
+from cdl_jax import config, config_files, main, plugins
 from cdl_jax.errors import UserError
 
 
@@ -257,7 +256,7 @@ def test_keys_of_shipped_configs_with_their_arguments_are_known(name, monkeypatc
     monkeypatch.setattr(config, "arguments", lambda text, **known: asked.update(known) or arguments(text, **known))
     config.check_keys(get_config())
     options = [
-        [f"{key}={value}" for value in ((*names.available(folder), *more) if folder else more)]
+        [f"{key}={value}" for value in ((*plugins.available(folder), *more) if folder else more)]
         for key, (folder, more) in CHOICES.items()
         if key in asked
     ]
@@ -275,9 +274,9 @@ def test_keys_of_shipped_configs_with_their_arguments_are_known(name, monkeypatc
     assert taken >= len(options)
 
 
-@pytest.mark.parametrize("family", names.available("models"))
+@pytest.mark.parametrize("family", plugins.available("models"))
 def test_networks_of_a_family_have_the_same_options(family):
-    module = names.load("models", family)
+    module = plugins.load("models", family)
     assert len({tuple(sorted(module.variant(size))) for size in module.SIZES}) == 1
 
 

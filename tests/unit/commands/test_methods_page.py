@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import plugins as names
-from cdl_jax import published
+from cdl_jax import plugins, published
 from cdl_jax.methods import cdl
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "methods.md").read_text()
-MODULES = [(package, name) for package in ("models.prompts", "distill") for name in names.available(package)]
+MODULES = [(package, name) for package in ("models.prompts", "distill") for name in plugins.available(package)]
 
 
 def section(file):
@@ -34,7 +33,7 @@ def test_the_learners_and_schemes_are_known():
 @pytest.mark.parametrize(("package", "name"), MODULES)
 def test_each_learner_and_scheme_has_a_section_with_all_its_options(package, name):
     text, options = section(f"cdl_jax/{package.replace('.', '/')}/{name}.py")
-    assert options == shown(names.load(package, name).OPTIONS)
+    assert options == shown(plugins.load(package, name).OPTIONS)
     assert f"`{'distill' if package == 'distill' else 'learner'}={name}`" in text
     assert "```math" in text or name == "none"
 

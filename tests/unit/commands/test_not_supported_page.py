@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax import main
-from cdl_jax import plugins as names
+from cdl_jax import main, plugins
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "not_supported.md").read_text(encoding="utf-8")
@@ -33,7 +32,7 @@ def literals():
 def options():
     """Every key of every config section, with and without its `config.`."""
     made = [configs.default(method, data="folder") for method in ("cdl", "dkt", "okddip", "vkd", "supervised")]
-    made += [configs.default("cdl", data=source) for source in names.available("data.sources")]
+    made += [configs.default("cdl", data=source) for source in plugins.available("data.sources")]
     keys = {key for config in made for key in configs.flatten(config)}
     keys |= {key.rsplit(".", 1)[0] for key in keys}
     return keys | {f"config.{key}" for key in keys}

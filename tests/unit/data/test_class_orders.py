@@ -10,8 +10,7 @@ from cdl_jax import config as base
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared.finished_run import find
-from cdl_jax.run import describe
-from cdl_jax.run import loop as run
+from cdl_jax.run import describe, loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import Interrupted
 from cdl_jax.training import steps as trainer
@@ -60,11 +59,11 @@ def runs(tmp_path_factory):
         (folder / name).mkdir()
     together = program(seeds=SEEDS)
     with pytest.raises(Interrupted):
-        run.train(together, folder / "both", After(36))
+        loop.train(together, folder / "both", After(36))
     assert (folder / "both" / "checkpoints" / "tasks" / "0").exists()
-    run.train(together, folder / "both")
+    loop.train(together, folder / "both")
     for seed in SEEDS:
-        run.train(program(seed=seed), folder / str(seed))
+        loop.train(program(seed=seed), folder / str(seed))
     return folder
 
 
@@ -92,7 +91,7 @@ def test_results_are_those_of_the_single_runs(runs):
     assert classes[0] != classes[1] and sorted(sum(classes[0], [])) == sorted(sum(classes[1], [])) == list("abcdef")
     rows = [content["networks"]["network"]["accuracy_matrix"] for content in (first, second)]
     assert min(row[0][0] for row in rows) > 80 and rows[0] != rows[1]  # of two classes, whose colours are told apart
-    again = run.evaluate(taken[0], runs / "both", 1)
+    again = loop.evaluate(taken[0], runs / "both", 1)
     assert len(again["networks"]) == 2 and all(of["now"] == of["stored"] for of in again["networks"].values())
 
 

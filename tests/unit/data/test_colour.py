@@ -7,8 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from cdl_jax.data.sources import glyph_mini
-from cdl_jax.data.transforms import augment, erasing, rand_augment
-from cdl_jax.data.transforms import color as colour
+from cdl_jax.data.transforms import augment, color, erasing, rand_augment
 from cdl_jax.errors import UserError
 
 THREE = {"three_augment": True, "jitter": 0.0}
@@ -23,16 +22,16 @@ def photo():
 
 
 def on_device(images, uniforms, options):
-    changed = jax.jit(lambda x, u: colour.change(x, u, options))(jnp.float32(images), jnp.float32(uniforms))
+    changed = jax.jit(lambda x, u: color.change(x, u, options))(jnp.float32(images), jnp.float32(uniforms))
     return np.asarray(changed)
 
 
 def on_host(image, uniforms, options):
-    return np.asarray(colour.change_picture(Image.fromarray(image), uniforms, options), np.float32)
+    return np.asarray(color.change_picture(Image.fromarray(image), uniforms, options), np.float32)
 
 
 def test_the_three_are_grey_solarised_and_blurred(photo):
-    picture, uniforms = Image.fromarray(photo), np.zeros((3, colour.DRAWS))
+    picture, uniforms = Image.fromarray(photo), np.zeros((3, color.DRAWS))
     uniforms[:, 0], uniforms[:, 1] = (0.1, 0.5, 0.9), 0.5  # a third each; radius 1.05
     wanted = [
         picture.convert("L").convert("RGB"),
@@ -49,14 +48,14 @@ def test_the_three_are_grey_solarised_and_blurred(photo):
 
 def test_every_radius_blurs_as_pillow_does(photo):
     radii = np.linspace(0.1, 1.98, 24)  # at 2 sums are ties of fifteenths
-    found = jax.jit(jax.vmap(lambda r: colour.blurred(jnp.float32(photo), r)))(radii)
+    found = jax.jit(jax.vmap(lambda r: color.blurred(jnp.float32(photo), r)))(radii)
     for radius, got in zip(radii, np.asarray(found), strict=True):
         want = np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(float(radius))), np.float32)
         assert np.abs(got - want).max() <= 1 and (got == want).mean() > 0.999, radius
 
 
 def test_jitter_is_pillows_in_every_order(photo):
-    options, uniforms = {"three_augment": False, "jitter": 0.3}, np.random.default_rng(0).random((60, colour.DRAWS))
+    options, uniforms = {"three_augment": False, "jitter": 0.3}, np.random.default_rng(0).random((60, color.DRAWS))
     uniforms = uniforms.astype(np.float32)
     found = on_device(np.stack([photo] * 60), uniforms, options)
     wanted = np.stack([on_host(photo, u, options) for u in uniforms])
@@ -64,7 +63,7 @@ def test_jitter_is_pillows_in_every_order(photo):
     alone = np.array([0, 0, 0.9, 0.5, 0.5, 0.0])  # brightness by 1.24, the others by 1
     want = ImageEnhance.Brightness(Image.fromarray(photo)).enhance(1.24)
     np.testing.assert_array_equal(on_host(photo, alone, options), np.asarray(want))
-    orders = {tuple(colour._ORDERS[int(u[5] * 6)]) for u in uniforms}
+    orders = {tuple(color._ORDERS[int(u[5] * 6)]) for u in uniforms}
     assert len(orders) == 6
 
 

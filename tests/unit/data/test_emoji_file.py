@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 VENDORS, SUBGROUPS = ("noto", "twemoji", "openmoji"), ("fruit", "tool", "skin-tone", "few")
@@ -24,7 +24,7 @@ def file(tmp_path_factory):
 
 
 def load(file, **options):
-    source = names.load("data.sources", "emoji_file")
+    source = plugins.load("data.sources", "emoji_file")
     return source.load({"path": str(file), **source.OPTIONS, **options})
 
 

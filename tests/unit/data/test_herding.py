@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from cdl_jax.data import batch_plan as plan
-from cdl_jax.data import herding, replay, stream
+from cdl_jax.data import batch_plan, herding, replay, stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Phase, Replay
 
@@ -71,7 +70,7 @@ def own():
     tasks = tuple(stream.Task(i, (2 * i, 2 * i + 1), 2 * i, own, own) for i, own in enumerate(rows))
     names = tuple("abcd")
     memory = np.stack([np.flatnonzero(labels == c)[:10] for c in range(4)]).astype(np.int32)
-    return plan.make(stream.Stream("four", names, tuple(range(4)), tasks, split, split), 8), memory
+    return batch_plan.make(stream.Stream("four", names, tuple(range(4)), tasks, split, split), 8), memory
 
 
 def test_what_was_chosen_joins_the_tasks_own_pictures(own):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from tests.support.sources import load, refusal
 
 pytestmark = pytest.mark.usefixtures("nowhere")
@@ -132,8 +132,8 @@ def test_a_glyph_file(tmp_path):
     assert "make_glyphs" in refusal("glyph_file")
 
 
-@pytest.mark.parametrize("source", names.available("data.sources"))
+@pytest.mark.parametrize("source", plugins.available("data.sources"))
 def test_every_source_declares_options_that_a_config_can_hold(source):
-    module = names.load("data.sources", source)
+    module = plugins.load("data.sources", source)
     assert not set(module.OPTIONS) & {"path", "name"}
     assert json.loads(json.dumps(module.OPTIONS)) == module.OPTIONS

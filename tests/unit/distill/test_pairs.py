@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cdl_jax import config as configs
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods import cdl
@@ -131,8 +131,8 @@ def test_a_teacher_learns_alone(learner):
 
 
 def test_every_learner_and_scheme_is_covered():
-    assert {learner.split()[0] for learner in LEARNERS} == set(names.available("models.prompts"))
-    assert set(SCHEMES) == set(names.available("distill"))
+    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.available("models.prompts"))
+    assert set(SCHEMES) == set(plugins.available("distill"))
 
 
 @pytest.mark.parametrize(

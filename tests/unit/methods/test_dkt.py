@@ -12,8 +12,7 @@ from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.methods.shared import dkt_learners as learners
-from cdl_jax.methods.shared import topology
+from cdl_jax.methods.shared import dkt_learners, topology
 from cdl_jax.training import steps as trainer
 from tests.support.places import context
 from tests.support.stepping import quick, train
@@ -21,7 +20,7 @@ from tests.support.stepping import quick, train
 INFO = StreamInfo(4, (2, 2))
 
 
-class Tiny(learners.Convolutional):
+class Tiny(dkt_learners.Convolutional):
     """A learner of three matrices and a running mean, which takes a moment to compile."""
 
     def init(self, key):
@@ -35,7 +34,7 @@ class Tiny(learners.Convolutional):
         mean = features.mean(axis=0) if train else running
         features = jnp.tanh(features - mean)
         stats = {"batch_stats": {"mean": 0.9 * running + 0.1 * mean}} if train else {}
-        return learners.Answer(features @ params["cl"], features @ params["student"], stats)
+        return dkt_learners.Answer(features @ params["cl"], features @ params["student"], stats)
 
 
 def build(count=3, **changes):

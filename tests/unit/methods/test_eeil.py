@@ -18,7 +18,7 @@ from cdl_jax.methods import eeil
 from cdl_jax.methods.base import Replay, StreamInfo, join
 from cdl_jax.methods.shared.finished_run import find
 from cdl_jax.models.modules.conv import apply
-from cdl_jax.run import loop as run
+from cdl_jax.run import loop
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights
@@ -216,7 +216,7 @@ def program():
 @pytest.fixture(scope="module")
 def whole(program, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eeil")
-    (results,) = run.train(program, folder)
+    (results,) = loop.train(program, folder)
     assert results["status"] == "finished"
     program.place_data = lambda: None  # later runs of these tests take the compiled steps of this one
     return folder
@@ -249,13 +249,13 @@ def test_killed_it_ends_with_the_same_bits(program, whole, tmp_path, monkeypatch
     with monkeypatch.context() as patch:  # after the last step before it chooses anew
         patch.setattr(program, "remember", dying(program.remember, 2, []), raising=False)
         with pytest.raises(Killed):
-            run.train(program, tmp_path)
+            loop.train(program, tmp_path)
     with monkeypatch.context() as patch:  # while it is fine-tuned
-        patch.setattr(run._Training, "_log_training", dying(run._Training._log_training, 5, []))
+        patch.setattr(loop._Training, "_log_training", dying(loop._Training._log_training, 5, []))
         with pytest.raises(Killed):
-            run.train(program, tmp_path)
+            loop.train(program, tmp_path)
     assert lines(tmp_path)[-1].get("phase") == "balanced"
-    run.train(program, tmp_path)
+    loop.train(program, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     wanted = last_weights(whole, 1)
     for name, value in last_weights(tmp_path, 1).items():

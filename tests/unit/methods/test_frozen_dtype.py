@@ -8,9 +8,8 @@ import pytest
 
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.methods.shared import finished_run as teachers
-from cdl_jax.run import describe
-from cdl_jax.run import loop as run
+from cdl_jax.methods.shared import finished_run
+from cdl_jax.run import describe, loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
@@ -82,14 +81,14 @@ def test_memory_that_is_told_falls_by_the_bytes_saved(half, full):
 
 def test_a_run_is_evaluated_again_and_teaches_from_what_it_stored(half, tmp_path):
     program, *_ = half
-    run.train(program, tmp_path)
-    (told,) = run.evaluate(program, tmp_path, None)["networks"].values()
+    loop.train(program, tmp_path)
+    (told,) = loop.evaluate(program, tmp_path, None)["networks"].values()
     assert told["now"] == told["stored"]
     frozen = program.abstract_variables()[1]
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         stored = checkpoints.restore_frozen(frozen)
     assert types(stored) == types(frozen)
-    teacher = teachers.find(tmp_path, "", "same_task", program.info, program.config.augment)
+    teacher = finished_run.find(tmp_path, "", "same_task", program.info, program.config.augment)
     assert told_of(teacher, 48) == (2, 8)  # pictures of any size
     taught = teacher.load()["frozen"]
     assert types(taught) == types(frozen) == types(teacher.init()["frozen"])

@@ -12,7 +12,7 @@ from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
 from cdl_jax.methods import kd
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared import finished_run
 from cdl_jax.methods.shared.finished_run import Teacher
 from tests.support.places import context
 
@@ -61,7 +61,7 @@ def test_the_run_that_is_named_decides_the_size_of_what_its_teacher_sees(tmp_pat
     (tmp_path / "config.json").write_text("{}")
     own = ConfigDict({"network": {**config.teacher.to_dict(), "image_size": 48}})
     run = SimpleNamespace(config=own, network="network")
-    monkeypatch.setattr(teachers, "find", lambda *of: run)
+    monkeypatch.setattr(finished_run, "find", lambda *of: run)
     assert kd.teacher_of(config, StreamInfo(4, (2, 2)), config.kd) is run
     own.network.widths = (8, 16, 24)
     with pytest.raises(UserError, match="of another architecture"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as base
-from cdl_jax import plugins as names
+from cdl_jax import plugins
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
@@ -123,7 +123,7 @@ def test_several_seeds_share_a_file_whose_head_is_of_other_classes(tmp_path):
     config.network.update(depths=(1, 1, 1), widths=(4, 4, 8), image_size=SIDE, weights=str(tmp_path / "weights.npz"))
     config.train.batch_size, config.devices, config.seeds = 8, 1, (0, 1)
     saved = (
-        names.load("models", "resnet").build(config.network, 9).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
+        plugins.load("models", "resnet").build(config.network, 9).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
     )
     weights.save(tmp_path / "weights.npz", saved)
     own = Program(config, stream())

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from cdl_jax.errors import MissingWeights, UserError
-from cdl_jax.methods.shared import finished_run as teachers
+from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.weights.pretrained import save_timm, to_timm
@@ -68,13 +68,13 @@ def test_folders_without_one_file_of_weights(tmp_path):
 
 
 def test_a_folder_of_the_hub_is_no_run(tmp_path):
-    assert not any(teachers.is_run(place) for place in ("", "random", "package:glyph", str(tmp_path)))
+    assert not any(finished_run.is_run(place) for place in ("", "random", "package:glyph", str(tmp_path)))
     (tmp_path / "config.json").touch()
-    assert teachers.is_run(str(tmp_path))
+    assert finished_run.is_run(str(tmp_path))
     np.savez(tmp_path / "weights.npz", x=np.zeros(1))
-    assert teachers.is_run(str(tmp_path))
+    assert finished_run.is_run(str(tmp_path))
     (tmp_path / "model.safetensors").touch()
-    assert not teachers.is_run(str(tmp_path))
+    assert not finished_run.is_run(str(tmp_path))
 
 
 def test_weights_key_goes_with_a_checkpoint_and_chooses_in_it(tmp_path):

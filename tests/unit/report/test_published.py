@@ -168,11 +168,11 @@ def test_reference_adds_what_the_program_did_and_nothing_else(choices, expected)
 
 
 def test_the_sum_of_the_pairs_within_two_halves_is_half_of_all_pairs():
-    from cdl_jax import plugins as names
+    from cdl_jax import plugins
 
     def pull(learner, images):
         options = cdl.build(version="v2", learner=learner).learner
-        pool = names.load("models.prompts", learner).build(options, dim=8, key_dim=8, depth=12, num_tasks=10)
+        pool = plugins.load("models.prompts", learner).build(options, dim=8, key_dim=8, depth=12, num_tasks=10)
         variables = pool.init(jax.random.key(1), images[:1], context(), True)
         return float(pool.apply(variables, images, context(), True).loss)
 

@@ -10,10 +10,9 @@ import pytest
 
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import metrics
-from cdl_jax.report import analysis_section as mechanism
+from cdl_jax.report import analysis_section, plots
 from cdl_jax.report import groups as compare
 from cdl_jax.report import page as report
-from cdl_jax.report import plots
 
 ROWS = {"teacher": [[90.0], [80.0, 70.0]], "student": [[60.0], [50.0, 40.0]]}
 AGREEMENT, KL = [[90.0], [70.0, 80.0]], [[0.125], [0.5, 0.25]]
@@ -141,7 +140,7 @@ def test_the_page_shows_the_run_s_numbers(page):
 
 
 def test_further_sections_come_before_the_training(tmp_path):
-    report.write_report(tmp_path / "report.html", results(), LINES, CONFIG, mechanism.parts(ANALYSIS))
+    report.write_report(tmp_path / "report.html", results(), LINES, CONFIG, analysis_section.parts(ANALYSIS))
     text = (tmp_path / "report.html").read_text()
     assert text.index("<h2>Teacher and student</h2>") < text.index("<h2>Mechanism</h2>") < text.index("<h2>Training")
     assert "<td>student</td><td>45.00</td><td>20.00</td><td>-</td></tr>" in text
@@ -168,22 +167,25 @@ def test_layers_and_places_are_shown():
             "missing": "",
         },
     }
-    text = "".join(mechanism.parts(told))
+    text = "".join(analysis_section.parts(told))
     assert text.count("<svg") == 3 + 2 + 1
     for shown in ("block_0", "0.76", "0.34", "a &lt; b"):
         assert f"<!-- {shown} -->" in text, shown
     assert "linear centred kernel alignment on 40 test images" in text and "also in features_student.svg" in text
-    assert mechanism.plotted_features(told).keys() == {"student"} and mechanism.plotted_features(ANALYSIS) == {}
-    assert mechanism.summary(told).splitlines()[-2:] == [
+    assert (
+        analysis_section.plotted_features(told).keys() == {"student"}
+        and analysis_section.plotted_features(ANALYSIS) == {}
+    )
+    assert analysis_section.summary(told).splitlines()[-2:] == [
         "teacher/student: linear CKA of features 0.760",
         "student: linear CKA of both heads 0.345",
     ]
     told["places"] = {"classes": [], "labels": [], "networks": {}, "missing": "t-SNE needs a library"}
-    assert mechanism.summary(told).splitlines()[-1] == "features are not drawn: t-SNE needs a library"
+    assert analysis_section.summary(told).splitlines()[-1] == "features are not drawn: t-SNE needs a library"
 
 
 def test_an_analysis_in_short_lines():
-    assert mechanism.summary(ANALYSIS).splitlines() == [
+    assert analysis_section.summary(ANALYSIS).splitlines() == [
         "mean accuracy, %  unchanged  prompts_off  distillation_off",
         "teacher               75.00        30.00             10.00",
         "student               45.00        20.00                 -",

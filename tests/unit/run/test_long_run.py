@@ -11,9 +11,8 @@ import pytest
 
 from benchmarks.cases import long_run
 from cdl_jax.data import stream
-from cdl_jax.run import loop as run
-from cdl_jax.run import workdir
-from cdl_jax.runtime import tensorstore_leak as tensorstore_strings
+from cdl_jax.run import loop, workdir
+from cdl_jax.runtime import tensorstore_leak
 from cdl_jax.runtime.signals import Listener
 from cdl_jax.training.program import Program
 
@@ -41,7 +40,7 @@ def test_a_pool_counts_once_and_two_pools_twice():
 @pytest.fixture(scope="module")
 def looks(tmp_path_factory):
     """What this process holds after each task of a run, with three checkpoints a task."""
-    folder, seen, save = tmp_path_factory.mktemp("long"), [], run.Checkpoints.save_task
+    folder, seen, save = tmp_path_factory.mktemp("long"), [], loop.Checkpoints.save_task
 
     def saved(self, task, live, record):
         save(self, task, live, record)
@@ -62,9 +61,9 @@ def looks(tmp_path_factory):
     config = long_run.configured(folder / "noise.npz", TASKS)
     config.log.report = False
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Checkpoints, "save_task", saved)
+        patch.setattr(loop.Checkpoints, "save_task", saved)
         with workdir.locked(folder / "run"):
-            run.train(Program(config, stream.load(config.data)), folder / "run", Listener())
+            loop.train(Program(config, stream.load(config.data)), folder / "run", Listener())
     return seen
 
 
@@ -86,8 +85,8 @@ def test_the_same_specification_is_asked_once_and_answers_are_as_before():
     import tensorstore
 
     spec = {"driver": "file", "path": "/tmp/somewhere/"}
-    tensorstore_strings.keep_few()
-    tensorstore_strings.keep_few()
+    tensorstore_leak.keep_few()
+    tensorstore_leak.keep_few()
     spec_class = tensorstore.KvStore.Spec
     assert spec_class(spec).to_json() == spec
     whole = spec_class(spec).to_json(include_defaults=True)

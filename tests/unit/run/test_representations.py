@@ -13,8 +13,7 @@ from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import similarity
 from cdl_jax.models.modules.features import layers
-from cdl_jax.run import analysis, representations
-from cdl_jax.run import loop as run
+from cdl_jax.run import analysis, loop, representations
 from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights
 
@@ -33,7 +32,7 @@ def analyzed(tmp_path_factory):
     config.log.tensorboard = False
     program = Program(config, stream.load(config.data))
     folder = tmp_path_factory.mktemp("representations")
-    run.train(program, folder)
+    loop.train(program, folder)
     content = analysis.analyze(program, folder)
     analysis.write(folder, content)
     return program, folder, content

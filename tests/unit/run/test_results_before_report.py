@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cdl_jax.report import page as report
-from cdl_jax.run import loop as run
+from cdl_jax.run import loop
 
 CONFIG = SimpleNamespace(seeds=(), log=SimpleNamespace(report=True))
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def traces(folder):
-    return run._Traces(folder, 0, SimpleNamespace(report=True, tensorboard=False))
+    return loop._Traces(folder, 0, SimpleNamespace(report=True, tensorboard=False))
 
 
 def test_results_are_written_first(folder, monkeypatch):
@@ -55,12 +55,12 @@ def test_the_same_command_draws_a_report_that_is_missing(folder, monkeypatch):
     (folder / "results.json").write_text('{"status": "finished", "value": 7}')
     program = SimpleNamespace(config=CONFIG)
     for expected in ([7], [7]):  # once it is there, it stays as it is
-        assert run.train(program, folder)[0]["value"] == 7
+        assert loop.train(program, folder)[0]["value"] == 7
         assert drawn == expected
     os.utime(folder / "report.html", (0, 0))  # of an unfinished run
-    run.train(program, folder)
+    loop.train(program, folder)
     assert drawn == [7, 7]
     (folder / "analysis.json").write_text("{}")
     os.utime(folder / "report.html", (0, 0))
-    run.train(program, folder)
+    loop.train(program, folder)
     assert drawn == [7, 7]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cdl_jax.runtime import malloc as host_memory
+from cdl_jax.runtime import malloc
 
 
 @pytest.fixture
@@ -15,33 +15,33 @@ def told(monkeypatch):
     calls = []
     library = SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-    monkeypatch.setattr(host_memory.sys, "platform", "linux")
+    monkeypatch.setattr(malloc.sys, "platform", "linux")
     for name in [name for name in os.environ if name.startswith(("GLIBC_", "MALLOC_"))]:
         monkeypatch.delenv(name)
     return calls
 
 
 def test_freed_memory_is_kept(told):
-    host_memory.keep()
+    malloc.keep()
     assert told == [(-4, 0), (-1, 2**31 - 1), (-8, 1)]
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
 def test_the_environment_goes_first(told, monkeypatch, name):
     monkeypatch.setenv(name, "1")
-    host_memory.keep()
+    malloc.keep()
     assert told == []
 
 
 def test_other_systems_and_other_libraries_are_left_alone(told, monkeypatch):
-    monkeypatch.setattr(host_memory.sys, "platform", "darwin")
-    host_memory.keep()
+    monkeypatch.setattr(malloc.sys, "platform", "darwin")
+    malloc.keep()
     assert told == []
 
     def absent(name):
         raise OSError(name)
 
-    monkeypatch.setattr(host_memory.sys, "platform", "linux")
+    monkeypatch.setattr(malloc.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", absent)
-    host_memory.keep()
+    malloc.keep()
     assert told == []

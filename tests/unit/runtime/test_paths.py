@@ -6,11 +6,10 @@ import pytest
 
 from cdl_jax import fetch, main
 from cdl_jax.data import stream
-from cdl_jax.data.readers import locate as places
+from cdl_jax.data.readers import locate
 from cdl_jax.errors import MissingData, UserError
 from cdl_jax.report import page as report
-from cdl_jax.runtime import compilation_cache as compilation
-from cdl_jax.runtime import paths
+from cdl_jax.runtime import compilation_cache, paths
 
 
 @pytest.mark.parametrize(
@@ -75,8 +74,8 @@ REMOTE = "gs://bucket/x"
 @pytest.mark.parametrize(
     "use",
     [
-        lambda: compilation.keep(REMOTE),
-        lambda: places.find(REMOTE, ["x"], what="x", remedy="get it"),
+        lambda: compilation_cache.keep(REMOTE),
+        lambda: locate.find(REMOTE, ["x"], what="x", remedy="get it"),
         *(
             lambda source=source: stream.names.load("data.sources", source).load(
                 {**stream.names.load("data.sources", source).OPTIONS, "path": REMOTE}
@@ -111,12 +110,12 @@ def test_a_home_folder_is_not_needed(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", unknown)
-    assert places.usual_places() == (Path("data"),)
+    assert locate.usual_places() == (Path("data"),)
 
 
 def test_missing_data_that_can_be_fetched_has_the_name_for_it(monkeypatch, tmp_path):
     monkeypatch.setenv("CDL_DATA", str(tmp_path))
-    monkeypatch.setattr(places, "usual_places", lambda: (tmp_path,))
+    monkeypatch.setattr(locate, "usual_places", lambda: (tmp_path,))
     for name in ("cifar10", "cifar100", "imagenet_r"):
         source = stream.names.load("data.sources", name)
         with pytest.raises(MissingData, match=f"python -m cdl_jax.fetch {name}") as error:

@@ -6,19 +6,19 @@ import sys
 
 import pytest
 
-from cdl_jax.runtime import event_files as writers
+from cdl_jax.runtime import event_files
 from tests.unit.run.test_no_tensorflow import TRAIN, run_without, small_run
 
 
 def test_lines_come_back_as_they_were_written_with_sorted_keys(tmp_path):
-    lines = writers.JsonLines(tmp_path / "metrics.jsonl")
+    lines = event_files.JsonLines(tmp_path / "metrics.jsonl")
     assert lines.read() == []
     written = [{"step": 3, "loss": 0.1, "phase": "teacher"}, {"step": 5, "loss": 1e-9}]
     for values in written:
         lines.write(values)
     assert lines.read() == written
     assert (tmp_path / "metrics.jsonl").read_text().splitlines()[0] == '{"loss": 0.1, "phase": "teacher", "step": 3}'
-    writers.JsonLines(tmp_path / "metrics.jsonl").write({"step": 7})  # opened again, it is continued
+    event_files.JsonLines(tmp_path / "metrics.jsonl").write({"step": 7})  # opened again, it is continued
     assert [values["step"] for values in lines.read()] == [3, 5, 7]
 
 
@@ -27,7 +27,7 @@ def test_later_lines_and_a_torn_last_one_are_dropped(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     whole = [{"step": step, "loss": step / 10} for step in (1, 2, 2, 3)]
     path.write_text("".join(json.dumps(values) + "\n" for values in whole) + torn)
-    lines = writers.JsonLines(path)
+    lines = event_files.JsonLines(path)
     lines.keep(3)
     assert lines.read() == whole[:3]
     lines.write({"step": 3})  # begins a line of its own
@@ -39,14 +39,14 @@ def test_later_lines_and_a_torn_last_one_are_dropped(tmp_path, torn):
 def test_a_whole_last_line_without_its_end_is_kept_and_ended(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}')
-    lines = writers.JsonLines(path)
+    lines = event_files.JsonLines(path)
     lines.keep(2)
     lines.write({"step": 3})
     assert [values["step"] for values in lines.read()] == [1, 2, 3]
 
 
 def test_dropping_nothing_does_not_write_the_file_anew(tmp_path):
-    lines = writers.JsonLines(tmp_path / "metrics.jsonl")
+    lines = event_files.JsonLines(tmp_path / "metrics.jsonl")
     lines.write({"step": 1})
     before = (tmp_path / "metrics.jsonl").stat()
     lines.keep(1)
@@ -57,9 +57,9 @@ def test_dropping_nothing_does_not_write_the_file_anew(tmp_path):
 EVENTS = """
     import sys
     from pathlib import Path
-    from cdl_jax import writers
+    from cdl_jax.runtime import event_files
     folder = sys.argv[1]
-    board = writers.tensorboard_writer(Path(folder))
+    board = event_files.tensorboard_writer(Path(folder))
     for step in (3, 6, 9):
         board.write_scalars(step, {"teacher/loss": 1 / step, "student/accuracy": 10.0 * step})
     board.flush()
@@ -130,7 +130,7 @@ def test_the_fake_tensorflow_is_seen(tensorflow):
 def test_no_folder_gives_a_writer_that_keeps_nothing(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.WARNING):
-        board = writers.tensorboard_writer(None)
+        board = event_files.tensorboard_writer(None)
     board.write_scalars(1, {"loss": 1.0})
     board.flush()
     board.close()
@@ -140,6 +140,6 @@ def test_no_folder_gives_a_writer_that_keeps_nothing(tmp_path, monkeypatch, capl
 def test_an_absent_library_is_told_in_one_line(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "clu", None)
     with caplog.at_level(logging.WARNING):
-        writers.tensorboard_writer(tmp_path / "tensorboard").write_scalars(1, {"loss": 1.0})
+        event_files.tensorboard_writer(tmp_path / "tensorboard").write_scalars(1, {"loss": 1.0})
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith("no TensorBoard files: ")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from cdl_jax import config as base
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.run import loop as run
+from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import Interrupted
 from cdl_jax.training import steps as trainer
@@ -43,7 +43,7 @@ def trained(program, folder, listener=None):
     """(phase of each time that queries were asked, lines of metrics, live variables, operations of each phase)."""
     asked, ask = [], type(program).constants
     program.constants = lambda index, *batch: asked.append(index) or ask(program, index, *batch)
-    (content,) = run.train(program, folder, listener)
+    (content,) = loop.train(program, folder, listener)
     with Checkpoints(folder, read_only=True) as checkpoints:
         live = jax.device_get(checkpoints.restore_task(0, program.abstract_variables()[0]))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -9,7 +9,7 @@ import pytest
 from cdl_jax import config as base
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
-from cdl_jax.run import loop as run
+from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import Interrupted
 from cdl_jax.training import steps as trainer
@@ -46,7 +46,7 @@ def trained(own, most, folder, listener=None):
         return lambda *arguments: calls.append(steps) or step(*arguments)
 
     own.train_step = watched
-    run.train(own, folder, listener)
+    loop.train(own, folder, listener)
     with Checkpoints(folder, read_only=True) as checkpoints:
         live = jax.device_get(checkpoints.restore_task(1, own.abstract_variables()[0]))
     return calls, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], live
