@@ -440,8 +440,9 @@ class Program:
         return np.stack(orders, axis=-1) if self.config.seeds else orders[0]
 
     def evaluate(self, live, frozen, tasks, place, step=None, before_batch=None):
-        """For each seed: accuracy in percent on each of `tasks`, the counts of `predict`, measures,
-        `calibration.ratios`; to these, where learners have streams of their own, `stream`, the accuracy on each task, learnt or not.
+        """Returns for each seed accuracy in percent on each of `tasks`, counts, measures and `calibration.ratios`.
+
+        Where learners have streams of their own, the last has `stream`, the accuracy on each task, learned or not.
 
         Accuracy is `{network: [percent, ...]}`, counts are `{network: {name: [numbers of each task]}}`. Measures are
         the method's, averaged over the pictures (of all tasks, where learners have streams of their own), and each
