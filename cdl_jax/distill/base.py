@@ -16,7 +16,7 @@ from cdl_jax.models.vit import Prompt
 
 
 @dataclass(frozen=True)
-class Spec:
+class NetworkSpec:
     """What a scheme may know of a network and of the stream.
 
     dim: width. depth: number of blocks. tokens: class token and patches.
@@ -88,15 +88,15 @@ class Scheme:
     second_weight: float = 0.0
 
     @property
-    def adds(self) -> bool:
+    def changes_prediction(self) -> bool:
         """Whether the student has anything of the scheme's at test time."""
         return self.second_head is not None or self.student_inputs is not _nothing_added
 
     def predict(self, variables, student) -> jax.Array:
         """Logits `[batch, classes]` at test time."""
-        return self.predict_mixed(variables, student, (self.second_weight,))[0]
+        return self.predict_with_weights(variables, student, (self.second_weight,))[0]
 
-    def predict_mixed(self, variables, student, weights: Sequence[float]) -> list[jax.Array]:
+    def predict_with_weights(self, variables, student, weights: Sequence[float]) -> list[jax.Array]:
         """`predict` for each of several values in place of `second_weight`."""
         if self.second_head is None:
             return [student["logits"] for _ in weights]

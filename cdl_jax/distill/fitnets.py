@@ -23,7 +23,7 @@ def build(options, teacher, student) -> Scheme:
 
     def loss(variables, student_out, teacher_out, labels, context):
         del labels
-        logits = kd.term(options, student_out["logits"], teacher_out["logits"], context)
+        logits = kd.kd_loss(options, student_out["logits"], teacher_out["logits"], context)
         fitted = regressor.apply(variables, student_out[f"block_{student.depth - 1}/tokens"])
         difference = fitted - teacher_out[f"block_{teacher.depth - 1}/tokens"]
         feature = options.feature_weight * (difference**2).mean()

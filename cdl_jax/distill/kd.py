@@ -22,13 +22,13 @@ def build(options, teacher, student) -> Scheme:
 
     def loss(variables, student_out, teacher_out, labels, context):
         del variables, labels
-        value = term(options, student_out["logits"], teacher_out["logits"], context)
+        value = kd_loss(options, student_out["logits"], teacher_out["logits"], context)
         return value, {"kd": value}
 
     return Scheme(loss=loss, label_weight=1 - options.alpha)
 
 
-def term(options, student_logits, teacher_logits, context):
+def kd_loss(options, student_logits, teacher_logits, context):
     """`alpha temperature^2 KL(teacher || student)` of logits `[batch, classes]`."""
     allowed = getattr(context, options.classes)(student_logits.shape[-1])
     return (

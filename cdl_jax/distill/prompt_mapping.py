@@ -92,7 +92,7 @@ def build(options, teacher, student) -> Scheme:
 
     def loss(variables, student_out, teacher_out, labels, context):
         del labels
-        value = kd.term(options, kd_logits(variables, student_out), teacher_out["logits"], context)
+        value = kd.kd_loss(options, kd_logits(variables, student_out), teacher_out["logits"], context)
         return value, {"kd": value}
 
     return Scheme(

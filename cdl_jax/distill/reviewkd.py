@@ -69,7 +69,7 @@ def build(options, teacher, student) -> Scheme:
 
     def loss(variables, student_out, teacher_out, labels, context):
         del labels
-        logits = kd.term(options, student_out["logits"], teacher_out["logits"], context)
+        logits = kd.kd_loss(options, student_out["logits"], teacher_out["logits"], context)
         fused = review.apply(variables, [student_out[name] for name in _last_blocks(student.depth, levels)])
         wanted = [teacher_out[name] for name in _last_blocks(teacher.depth, levels)]
         errors = [((x - y) ** 2).mean() for x, y in zip(fused, wanted, strict=True)]

@@ -72,8 +72,8 @@ def build(options, teacher, student) -> Scheme:
 
     def loss(variables, student_out, teacher_out, labels, context):
         del labels
-        projected = projector.apply(variables, vector(student_out, options.student_feature))
-        feature = options.feature_weight * feature_loss(options, projected, vector(teacher_out, asked))
+        projected = projector.apply(variables, feature_vector(student_out, options.student_feature))
+        feature = options.feature_weight * feature_loss(options, projected, feature_vector(teacher_out, asked))
         logits = options.logit_weight * logit_loss(
             options, student_out["logits"], teacher_out["logits"], getattr(context, options.classes)
         )
@@ -105,7 +105,7 @@ def logit_loss(options, student, teacher, classes) -> jax.Array:
     return options.temperature**2 * kl_divergence(student, teacher, classes(student.shape[-1]), options.temperature)
 
 
-def vector(out: Mapping[str, jax.Array], name: str) -> jax.Array:
+def feature_vector(out: Mapping[str, jax.Array], name: str) -> jax.Array:
     """The named feature of a network's outputs as one vector a picture: `[batch, dim]` float32.
 
     "patch_mean" is the mean of "tokens" behind the class token, or of "patch_tokens" where a network has several such
@@ -126,10 +126,10 @@ def teacher_feature(options, outputs) -> str:
     return options.teacher_feature or ("features" if "features" in outputs else "patch_mean")
 
 
-def condensed(options, out: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def cacheable_outputs(options, out: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The least of a teacher's outputs from which `build`'s loss is the same: logits, and the feature as one vector."""
     feature = teacher_feature(options, out)
-    value = vector(out, feature)
+    value = feature_vector(out, feature)
     told = {"patch_tokens": value[:, None]} if feature == "patch_mean" else {feature: value}
     return {"logits": out["logits"], **told}
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cdl_jax import optim, plugins
-from cdl_jax.distill.base import Scheme, Spec
+from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
 from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
@@ -123,7 +123,7 @@ class CDL:
     """See `methods.base.Method`. `teacher` is None where the scheme needs none, or `teachers` of other runs teach."""
 
     teacher: Network | None
-    teachers: tuple[finished_run.Teacher, ...]
+    teachers: tuple[finished_run.RunTeacher, ...]
     student: Network
     scheme: Scheme
     options: Any
@@ -280,7 +280,7 @@ class CDL:
     def probes(self):
         """Predictions without the learner's prompts, without the scheme's part, and with other shares of two heads."""
         probes = {"prompts_off": Probe(self._plain)}
-        if self.scheme.adds:
+        if self.scheme.changes_prediction:
             probes["distillation_off"] = Probe(self._label_head)
         if self.scheme.second_head is not None:
             usual = float(self.scheme.second_weight)
@@ -301,7 +301,7 @@ class CDL:
     def _mixed(self, values, variables, images, context):
         """`predict` of the student with each of `values` as the weight of the scheme's second head."""
         _, _, out = self._tested(variables, images, context)
-        mixed = self.scheme.predict_mixed(variables["distill"], out, values)
+        mixed = self.scheme.predict_with_weights(variables["distill"], out, values)
         return {str(value): logits for value, logits in zip(values, mixed, strict=True)}
 
     def _tested(self, variables, images, context):
@@ -340,7 +340,7 @@ class CDL:
         """
         if self.teachers:
             given = variables["teachers"]
-            return finished_run.average(
+            return finished_run.average_outputs(
                 [t.outputs(given[str(i)], images, context) for i, t in enumerate(self.teachers)]
             )
         if self.teacher is None:
@@ -377,10 +377,10 @@ def build(config, info: StreamInfo) -> CDL:
     def spec(section):
         tokens = 1 + (section.image_size // section.patch_size) ** 2
         sizes = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "task_sizes": info.task_sizes}
-        return Spec(section.dim, section.depth, tokens, **sizes, head=head, learner=config.learner)
+        return NetworkSpec(section.dim, section.depth, tokens, **sizes, head=head, learner=config.learner)
 
     given = tuple(
-        finished_run.find(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
+        finished_run.find_teacher(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
         for folder in options.teachers
     )
     teacher_spec = spec(config.teacher)
@@ -454,7 +454,7 @@ def _told_shapes(given, size):
         return {}
 
     def told(variables, images):
-        return finished_run.average(
+        return finished_run.average_outputs(
             [t.outputs(v, images, _blank_context()) for t, v in zip(given, variables, strict=True)]
         )
 

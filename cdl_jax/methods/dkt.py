@@ -89,7 +89,7 @@ class DKT:
     names: tuple[str, ...]
     streams: tuple[tuple[int, ...], ...]
     matrix: np.ndarray
-    given_teachers: tuple[finished_run.Teacher, ...]
+    given_teachers: tuple[finished_run.RunTeacher, ...]
     options: Any
     info: StreamInfo
     batch_size: int
@@ -270,7 +270,7 @@ class DKT:
         kind, temperature = self.options.st_loss, self.options.temperature
         if self.given_teachers:
             given = [t.outputs(share["teachers"][str(i)], images, context) for i, t in enumerate(self.given_teachers)]
-            return dkt_losses.student_target(finished_run.average(given)["logits"], kind, temperature), True
+            return dkt_losses.student_target(finished_run.average_outputs(given)["logits"], kind, temperature), True
         weights = share["matrix"][number]
         most = self.options.random_peers or int((self.matrix > 0).sum(axis=1).max())
         target = 0.0
@@ -350,7 +350,7 @@ def build(config, info: StreamInfo) -> DKT:
     count = options.num_learners
     learner = dkt_learners.build(config, info)
     given = tuple(
-        finished_run.find(
+        finished_run.find_teacher(
             folder, options.teacher_network, options.teacher_checkpoint, info, config.augment,
             of_batch=options.teacher_bn == "batch",
         )

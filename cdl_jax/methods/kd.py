@@ -38,7 +38,7 @@ def defaults(network="resnet32", teacher="resnet110") -> dict:
 
 @dataclass(frozen=True)
 class KD:
-    """See `methods.base.Method`. `teacher` is a module, or a `finished_run.Teacher` of another run."""
+    """See `methods.base.Method`. `teacher` is a module, or a `finished_run.RunTeacher` of another run."""
 
     student: Any
     teacher: Any
@@ -58,14 +58,14 @@ class KD:
 
     def init(self, key):
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        of_run = isinstance(self.teacher, finished_run.Teacher)
+        of_run = isinstance(self.teacher, finished_run.RunTeacher)
         teacher = self.teacher.init() if of_run else self.teacher.init(jax.random.fold_in(key, 1), images)
         return {"student": self.student.init(jax.random.fold_in(key, 0), images), "teacher": teacher}
 
     def load(self, variables):
         of_student, of_teacher = self.weights
         student = weights.load_network(of_student, variables["student"], "student.weights")
-        if isinstance(self.teacher, finished_run.Teacher):
+        if isinstance(self.teacher, finished_run.RunTeacher):
             return {"student": student, "teacher": self.teacher.load()}
         return {
             "student": student,
@@ -97,7 +97,7 @@ class KD:
         return {"weights": variables["student"]}
 
     def _told(self, variables, images, context):
-        if isinstance(self.teacher, finished_run.Teacher):
+        if isinstance(self.teacher, finished_run.RunTeacher):
             return self.teacher.outputs(variables["teacher"], images, context)["logits"]
         return apply(self.teacher, variables["teacher"], images, False, context.key)[0][0]
 
@@ -133,7 +133,7 @@ def build(config, info: StreamInfo) -> KD:
 
 
 def teacher_of(config, info, options):
-    """The module that the section `teacher` describes, or the `finished_run.Teacher` of the run that its weights name.
+    """Returns the module of the section `teacher`, or the `RunTeacher` of the run that `teacher.weights` names.
 
     Raises:
       UserError: there is no such file or run, or it is of another architecture.
@@ -149,7 +149,7 @@ def teacher_of(config, info, options):
             )
         return plugins.load("models", section.family).build(section, info.num_classes)
     network, checkpoint = options.teacher_network, options.teacher_checkpoint
-    teacher = finished_run.find(section.weights, network, checkpoint, info, config.augment)
+    teacher = finished_run.find_teacher(section.weights, network, checkpoint, info, config.augment)
     of_run = teacher.config.get(teacher.network.removesuffix("_ema"), {})
     other = [k for k, v in section.items() if k not in ("weights", "weights_key", "image_size") and of_run.get(k) != v]
     if other:

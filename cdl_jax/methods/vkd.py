@@ -17,7 +17,7 @@ import optax
 from cdl_jax import optim, plugins
 from cdl_jax.data.transforms import augment, mixing
 from cdl_jax.distill import vkd
-from cdl_jax.distill.base import Scheme, Spec
+from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes, soft_cross_entropy
 from cdl_jax.methods import kd
@@ -54,7 +54,7 @@ def defaults(network="deit_ti_conv", teacher="regnety_160") -> dict:
 
 @dataclass(frozen=True)
 class VkD:
-    """See `methods.base.Method`. `teacher` is a module, or a `finished_run.Teacher` of another run.
+    """See `methods.base.Method`. `teacher` is a module, or a `finished_run.RunTeacher` of another run.
 
     torch_names: of student and teacher, see `weights.load_network`.
     accumulate: how many batches make a step of the optimizer.
@@ -101,7 +101,7 @@ class VkD:
 
     def init(self, key):
         keys, images = [jax.random.fold_in(key, i) for i in range(3)], _pictures(self.image_size)
-        of_run = isinstance(self.teacher, finished_run.Teacher)
+        of_run = isinstance(self.teacher, finished_run.RunTeacher)
         teacher = self.teacher.init() if of_run else self.teacher.init(keys[1], images)
         student = self.student.init(keys[0], images)
         variables = {"student": student, "teacher": teacher, "distill": self.scheme.init(keys[2])}
@@ -114,7 +114,7 @@ class VkD:
         return variables
 
     def load(self, variables):
-        if isinstance(self.teacher, finished_run.Teacher):
+        if isinstance(self.teacher, finished_run.RunTeacher):
             loaded = {"teacher": self.teacher.load()}
         else:
             loaded = {"teacher": self._read(1, variables["teacher"], "teacher.weights")}
@@ -232,7 +232,7 @@ def build(config, info: StreamInfo) -> VkD:
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),
         accumulate=config.optim.accumulate,
-        condense=partial(vkd.condensed, config.distill) if options.cache_teacher else None,
+        condense=partial(vkd.cacheable_outputs, config.distill) if options.cache_teacher else None,
     )
 
 
@@ -252,7 +252,7 @@ def _scheme(options, student, teacher, info, size):
 
     def told():
         images, key = _pictures(size), jax.random.key(0)
-        variables = teacher.init() if isinstance(teacher, finished_run.Teacher) else teacher.init(key, images)
+        variables = teacher.init() if isinstance(teacher, finished_run.RunTeacher) else teacher.init(key, images)
         _, out = student.apply(student.init(key, images), images)
         return out, _teacher_outputs(teacher, variables, images, _blank_context())
 
@@ -264,8 +264,8 @@ def _scheme(options, student, teacher, info, size):
         )
     shapes = {name: value.shape for name, value in of_teacher.items() if hasattr(value, "shape")}
     common = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "head": None, "learner": None}
-    teacher_spec = Spec(dim=0, depth=0, tokens=0, outputs=shapes, **common)
-    return vkd.build(options, teacher_spec, Spec(dim=of_student[feature].shape[-1], depth=0, tokens=0, **common))
+    teacher_spec = NetworkSpec(dim=0, depth=0, tokens=0, outputs=shapes, **common)
+    return vkd.build(options, teacher_spec, NetworkSpec(dim=of_student[feature].shape[-1], depth=0, tokens=0, **common))
 
 
 def _label_loss(kind, logits, targets, allowed):
@@ -276,7 +276,7 @@ def _label_loss(kind, logits, targets, allowed):
 
 
 def _teacher_outputs(teacher, variables, images, context):
-    if isinstance(teacher, finished_run.Teacher):
+    if isinstance(teacher, finished_run.RunTeacher):
         return teacher.outputs(variables, images, context)
     (logits, out), _ = apply(teacher, variables, images, False, context.key)
     return {**out, "logits": logits}

@@ -42,8 +42,8 @@ def tells_its_best_network_as_a_teacher(workdir, weights):
 
     (task,) = results(workdir)["stream"]["tasks"]
     info = StreamInfo(10, (10,), tuple(task["classes"]))
-    assert finished_run.find(str(workdir), "", "last", info, {}).network == "student_ema"
-    student = finished_run.find(str(workdir), "student", "last", info, {})
+    assert finished_run.find_teacher(str(workdir), "", "last", info, {}).network == "student_ema"
+    student = finished_run.find_teacher(str(workdir), "student", "last", info, {})
     variables = student.load()
     head = variables["tasks"]["student"]["params"]["head"]["kernel"][0]
     np.testing.assert_array_equal(head, weights["params/head/kernel"])

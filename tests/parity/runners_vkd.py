@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from cdl_jax import losses, optim
 from cdl_jax.data.transforms import mixing
 from cdl_jax.distill import vkd
-from cdl_jax.distill.base import Spec
+from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.methods import vkd as vkd_method
 from cdl_jax.methods.base import StreamInfo, join, split
 from cdl_jax.models import deit, regnet
@@ -116,12 +116,14 @@ def run_losses(config, arrays):
         **{name: jnp.asarray(arrays[f"in/{name}"]) for name in ("student_tokens", *LOGITS)},
     }
     options = loss_options(config, config["map"])
-    teacher = vkd.vector({"map": jnp.moveaxis(arrays["in/teacher_feature_map"], 1, -1)}, "map")
+    teacher = vkd.feature_vector({"map": jnp.moveaxis(arrays["in/teacher_feature_map"], 1, -1)}, "map")
     projector = projector_of(options, config["teacher_channels"])
 
     def total(learnt):
         variables = projector_variables(learnt["original"], arrays["param/base"])
-        projected = projector.apply(variables, vkd.vector({"patch_tokens": learnt["student_tokens"]}, "patch_mean"))
+        projected = projector.apply(
+            variables, vkd.feature_vector({"patch_tokens": learnt["student_tokens"]}, "patch_mean")
+        )
         terms = step_terms(options, arrays, projected, teacher, *(learnt[name] for name in LOGITS))
         return terms["out/loss_total"], terms | {"out/projected": projected}
 
@@ -246,8 +248,8 @@ def run_train_step(config, arrays):
     options.teacher_feature = "map"
     told = {"logits": jnp.asarray(arrays["in/teacher_logits"]), "map": images(arrays["in/teacher_feature_map"])}
     common = {"depth": 0, "tokens": 0, "num_classes": config["num_classes"], "num_tasks": 1, "head": 0, "learner": 0}
-    teacher_spec = Spec(dim=0, outputs={"map": told["map"].shape}, **common)
-    scheme = vkd.build(options, teacher_spec, Spec(dim=config["embed_dim"], **common))
+    teacher_spec = NetworkSpec(dim=0, outputs={"map": told["map"].shape}, **common)
+    scheme = vkd.build(options, teacher_spec, NetworkSpec(dim=config["embed_dim"], **common))
     decay = {name: config[name] for name in ("betas", "eps", "weight_decay")}
     decay |= {
         "clip_norm": config.get("clip_grad") or 0.0,
@@ -282,7 +284,7 @@ def run_train_step(config, arrays):
         return outcome, gradients, join(rest, stepped, outcome.variables), out
 
     outcome, gradients, after, out = step(trained)
-    pooled, teacher = vkd.vector(out, options.student_feature), vkd.vector(told, "map")
+    pooled, teacher = vkd.feature_vector(out, options.student_feature), vkd.feature_vector(told, "map")
     projector = projector_of(options, teacher.shape[1])
     terms = {"cross_entropy": "cross_entropy", "kl": "kd", "feature": "feature", "total": "loss"}
     return {

@@ -38,7 +38,7 @@ def student_out(method, variables, pictures, teacher, place, train):
     inputs = method.scheme.student_inputs(variables["distill"], teacher, len(pictures), place, train)
     query = method.student.query(variables["student"], pictures)
     out = method.student(variables["student"], pictures, query, place, train, inputs=inputs)
-    (mixed,) = method.scheme.predict_mixed(variables["distill"], out, (0.5,))
+    (mixed,) = method.scheme.predict_with_weights(variables["distill"], out, (0.5,))
     return inputs.prompts, out["logits"], mixed, method.scheme.predict(variables["distill"], out)
 
 

@@ -30,7 +30,7 @@ from cdl_jax.runtime.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True)
-class Teacher:
+class RunTeacher:
     """A network of another run, as it was after one task or after each.
 
     folder: the run's working directory. config: its resolved config. info: its stream. method: its method.
@@ -95,7 +95,9 @@ class Teacher:
         return live, stored(frozen, self.config.get("frozen_dtype", "float32"))
 
 
-def find(folder: str, network: str, checkpoint: str, info: StreamInfo, given, *, of_batch: bool = False) -> Teacher:
+def find_teacher(
+    folder: str, network: str, checkpoint: str, info: StreamInfo, given, *, of_batch: bool = False
+) -> RunTeacher:
     """The teacher that a config names; nothing but the run's JSON files is read.
 
     Args:
@@ -157,7 +159,7 @@ def find(folder: str, network: str, checkpoint: str, info: StreamInfo, given, *,
             f"the teacher's run {folder} has not kept its checkpoint after task {absent[0]}: train it with "
             "checkpoint.keep_tasks=0, or take its network as it was after the last task"
         )
-    return Teacher(folder, config, known, method, network, tasks, given, of_batch)
+    return RunTeacher(folder, config, known, method, network, tasks, given, of_batch)
 
 
 def is_run(place: str) -> bool:
@@ -168,7 +170,7 @@ def is_run(place: str) -> bool:
     return (folder / "config.json").is_file() and not any((folder / name).is_file() for name in weights.OF_HUB)
 
 
-def average(outputs: Sequence[dict]) -> dict:
+def average_outputs(outputs: Sequence[dict]) -> dict:
     """The mean of what several teachers say, of those outputs that all of them have in the same shape."""
     if len(outputs) == 1:
         return outputs[0]

@@ -9,7 +9,7 @@ import pytest
 from cdl_jax import config as base
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
-from cdl_jax.methods.shared.finished_run import find
+from cdl_jax.methods.shared.finished_run import find_teacher
 from cdl_jax.run import describe, loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import Interrupted
@@ -183,5 +183,5 @@ def test_what_does_not_go_together_is_said_in_one_line(runs):
         assert "has other numbers of pictures in the order of seed 0 than in that of seed 3" in told
     assert "data.validation holds out other pictures" in refusal(seeds=SEEDS, **{"data.validation": 0.2})
     with pytest.raises(UserError, match="learnt one order of classes, and each of config.seeds has its own .* one by"):
-        find(str(runs / "3"), "", "last", program(seeds=SEEDS).info, {})
-    assert find(str(runs / "3"), "", "last", program(seed=3).info, {}).network == "network"
+        find_teacher(str(runs / "3"), "", "last", program(seeds=SEEDS).info, {})
+    assert find_teacher(str(runs / "3"), "", "last", program(seed=3).info, {}).network == "network"

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from scipy.special import log_softmax, softmax
 
 from cdl_jax.distill import dkd, kd, none
-from cdl_jax.distill.base import Spec
+from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.errors import UserError
 from tests.support.places import context
 
@@ -21,7 +21,7 @@ COLUMNS = {"current": slice(2, 5), "seen": slice(0, 5)}
 
 
 def scheme(module, **changes):
-    spec = Spec(dim=4, depth=2, tokens=5, num_classes=CLASSES, num_tasks=2, head=None, learner=None)
+    spec = NetworkSpec(dim=4, depth=2, tokens=5, num_classes=CLASSES, num_tasks=2, head=None, learner=None)
     return module.build(ConfigDict({**module.OPTIONS, **changes}), spec, spec)
 
 

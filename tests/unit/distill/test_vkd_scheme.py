@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 
 from cdl_jax import optim
 from cdl_jax.distill import vkd
-from cdl_jax.distill.base import Spec
+from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.models.modules import orthogonal
 
 RNG = np.random.default_rng(0)
-STUDENT = Spec(6, 2, 5, 4, 2, None, None)
-CNN = Spec(0, 0, 0, 4, 2, None, None, {"logits": (2, 4), "features": (2, 9), "shared": (2, 3, 3, 7)})
+STUDENT = NetworkSpec(6, 2, 5, 4, 2, None, None)
+CNN = NetworkSpec(0, 0, 0, 4, 2, None, None, {"logits": (2, 4), "features": (2, 9), "shared": (2, 3, 3, 7)})
 
 
 def options(**changes):
@@ -70,9 +70,11 @@ def test_a_teachers_feature_is_found_by_name(teacher, asked, needed, width):
 
 def test_a_map_is_averaged_over_the_picture():
     out = outputs(shared=(2, 3, 3, 7), tokens=(2, 4, 7), patch_tokens=(2, 3, 7))
-    assert np.allclose(vkd.vector(out, "shared"), out["shared"].mean((1, 2)), atol=1e-6)
-    assert np.allclose(vkd.vector(out, "patch_mean"), out["patch_tokens"].mean(1), atol=1e-6)
-    assert np.allclose(vkd.vector({"tokens": out["tokens"]}, "patch_mean"), out["tokens"][:, 1:].mean(1), atol=1e-6)
+    assert np.allclose(vkd.feature_vector(out, "shared"), out["shared"].mean((1, 2)), atol=1e-6)
+    assert np.allclose(vkd.feature_vector(out, "patch_mean"), out["patch_tokens"].mean(1), atol=1e-6)
+    assert np.allclose(
+        vkd.feature_vector({"tokens": out["tokens"]}, "patch_mean"), out["tokens"][:, 1:].mean(1), atol=1e-6
+    )
 
 
 def test_a_teacher_that_tells_no_feature_is_refused():

@@ -16,7 +16,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import eeil
 from cdl_jax.methods.base import Replay, StreamInfo, join
-from cdl_jax.methods.shared.finished_run import find
+from cdl_jax.methods.shared.finished_run import find_teacher
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.run import loop
 from cdl_jax.training import steps as trainer
@@ -263,7 +263,7 @@ def test_killed_it_ends_with_the_same_bits(program, whole, tmp_path, monkeypatch
 
 
 def test_a_finished_run_is_a_teacher_of_the_second_experiment(program, whole):
-    found = find(str(whole), "", "same_task", program.info, {})
+    found = find_teacher(str(whole), "", "same_task", program.info, {})
     variables = jax.tree.map(jnp.asarray, found.load())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     told = [

@@ -88,7 +88,7 @@ def test_a_run_is_evaluated_again_and_teaches_from_what_it_stored(half, tmp_path
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         stored = checkpoints.restore_frozen(frozen)
     assert types(stored) == types(frozen)
-    teacher = finished_run.find(tmp_path, "", "same_task", program.info, program.config.augment)
+    teacher = finished_run.find_teacher(tmp_path, "", "same_task", program.info, program.config.augment)
     assert told_of(teacher, 48) == (2, 8)  # pictures of any size
     taught = teacher.load()["frozen"]
     assert types(taught) == types(frozen) == types(teacher.init()["frozen"])

@@ -13,7 +13,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods import kd
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import finished_run
-from cdl_jax.methods.shared.finished_run import Teacher
+from cdl_jax.methods.shared.finished_run import RunTeacher
 from tests.support.places import context
 
 PLAIN = {"mean": (), "std": ()}
@@ -25,7 +25,7 @@ def seen(images, size, given, own):
     """The pictures that the teacher's method sees."""
     method = SimpleNamespace(image_size=size, outputs=lambda network, variables, images, context: {"logits": images})
     config = ConfigDict({"augment": own})
-    teacher = Teacher(Path("run"), config, StreamInfo(4, (2, 2)), method, "network", (1,), ConfigDict(given), False)
+    teacher = RunTeacher(Path("run"), config, StreamInfo(4, (2, 2)), method, "network", (1,), ConfigDict(given), False)
     return teacher.outputs({"frozen": {}, "tasks": {}}, images, context(end=2))["logits"]
 
 
@@ -61,7 +61,7 @@ def test_the_run_that_is_named_decides_the_size_of_what_its_teacher_sees(tmp_pat
     (tmp_path / "config.json").write_text("{}")
     own = ConfigDict({"network": {**config.teacher.to_dict(), "image_size": 48}})
     run = SimpleNamespace(config=own, network="network")
-    monkeypatch.setattr(finished_run, "find", lambda *of: run)
+    monkeypatch.setattr(finished_run, "find_teacher", lambda *of: run)
     assert kd.teacher_of(config, StreamInfo(4, (2, 2)), config.kd) is run
     own.network.widths = (8, 16, 24)
     with pytest.raises(UserError, match="of another architecture"):

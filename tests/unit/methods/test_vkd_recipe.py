@@ -178,9 +178,9 @@ def test_a_run_goes_on_within_a_step_of_the_optimizer(tmp_path):
 def test_a_teachers_feature_of_a_convolutional_network_is_cached_as_it_is():
     out = {"logits": jnp.ones((2, 3)), "features": jnp.ones((2, 5)), "shared": jnp.ones((2, 4, 4, 7))}
     options = config_of().distill
-    assert vkd.vkd.condensed(options, out).keys() == {"logits", "features"}
+    assert vkd.vkd.cacheable_outputs(options, out).keys() == {"logits", "features"}
     options.teacher_feature = "shared"
-    assert vkd.vkd.condensed(options, out)["shared"].shape == (2, 7)
+    assert vkd.vkd.cacheable_outputs(options, out)["shared"].shape == (2, 7)
 
 
 @pytest.mark.parametrize(
