@@ -28,15 +28,16 @@ COMMON = {
     # Several at once, such as (0, 1, 2), in place of `seed`: one program, mapped over what is trained, around one
     # frozen backbone. The pictures are common to all, and so is the order of classes unless data.class_order_seed=-1
     # gives each seed its own. On a CPU short runs gain, steps do not, and with convolutions they take longer:
-    # docs/benchmarks.md.
+    # docs/maintainers/benchmarks.md.
     "seeds": (),
     "train": {
         "epochs": 20,
         "batch_size": 64,
         "last_batch": "drop",  # of an epoch, where it is incomplete; or "keep": it is trained in its own size
-        # So many steps in one program, for networks whose step is shorter than what starts it: docs/benchmarks.md. Log
-        # lines, evaluations and checkpoints come where they would, what is left before one goes step by step, and a
-        # signal is heard after at most so many steps. On a CPU ViTs keep every bit, convolutions round otherwise.
+        # So many steps in one program, for networks whose step is shorter than what starts it:
+        # docs/maintainers/benchmarks.md. Log lines, evaluations and checkpoints come where they would, what is left
+        # before one goes step by step, and a signal is heard after at most so many steps. On a CPU ViTs keep every
+        # bit, convolutions round otherwise.
         "steps_per_call": 1,
         # A task ends, with the weights of its best evaluation (see eval.every_epochs) by the method's headline, where
         # `patience` epochs surpass that one by no more than `margin` percent. 0: never before its last epoch.

@@ -12,12 +12,12 @@ distillation of configs/glyph100.py.
 
 label      identity; or subgroup: 13 tasks of 5 Unicode subgroups, tested on emoji never seen. The networks above have
            seen these, so subgroups want backbones that were pretrained on other pictures.
-teacher, student   sizes of ViTs; vit_s14 is DINOv2-small's (docs/data.md), for which also
+teacher, student   sizes of ViTs; vit_s14 is DINOv2-small's (docs/guides/data.md), for which also
                    --config.teacher.image_size=112 --config.student.image_size=112 --config.teacher.layer_scale=1
 learner, distill, taught_by, seed, joint   as in configs/glyph100.py; a run of configs/reference.py may teach too
 
 Of an identity there are three pictures to learn from, so a task has small batches and ten epochs. `launch/emoji.sh`
-makes all runs of docs/emoji.md.
+makes all runs of docs/results/emoji.md.
 """
 
 from cdl_jax import config as base

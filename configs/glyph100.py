@@ -17,7 +17,7 @@ seed       of the run and of the order of classes; for several as one program se
 joint      all classes in one task
 
 Backbones come from `configs/pretrain_glyph.py`, which has seen none of the 100 characters. `launch/glyph100.sh` makes
-all runs of docs/results.md and docs/ablations.md.
+all runs of docs/results/glyph100.md and docs/results/ablations.md.
 """
 
 from cdl_jax import config as base

@@ -8,7 +8,7 @@ Published (top-1, percent): deit_ti_conv 78.3 in the paper, 79.2 in the authors'
 Length: 750,600 steps of 512 images (2,502 batches x 300 epochs). Time on a GPU: not measured.
 
 The teacher's weights are DeiT's file regnety_160-a5fe301d.pth, which the user downloads; `data.path` holds train/ and
-val/, or ImageNet's tar archives (docs/data.md).
+val/, or ImageNet's tar archives (docs/guides/data.md).
 
 row        vkd; orthogonal, unconstrained (ablation); kd, none (comparison)
 network    deit_ti_conv, deit_s_conv

@@ -3,12 +3,12 @@
     python -m cdl_jax.main --config configs/own_images.py --config.data.path=FOLDER --fetch
     python -m cdl_jax.main --config configs/own_images.py:learner=coda,tasks=2 --config.data.path=FOLDER
 
-FOLDER holds train/<class>/ and test/<class>/, or <class>/ alone; docs/data.md has the other layouts. Images have any
-size. `--fetch` downloads the pretrained weights. The settings are those of continual distillation learning (arXiv
+FOLDER holds train/<class>/ and test/<class>/, or <class>/ alone; docs/guides/data.md has the other layouts. Images have
+any size. `--fetch` downloads the pretrained weights. The settings are those of continual distillation learning (arXiv
 2407.13911) for Split CIFAR-100; no result is published. Time: not measured.
 
 learner   l2p, dualprompt, coda, apt
-distill   kd, none, dkd, fitnets, reviewkd, kd_token, kdp, vkd, or a scheme of yours (docs/own_scheme.md)
+distill   kd, none, dkd, fitnets, reviewkd, kd_token, kdp, vkd, or a scheme of yours (docs/tutorials/first_scheme.md)
 student   vit_s16, vit_b16, vit_ti16
 teacher   vit_b16, vit_l16
 tasks     into how many tasks of equal size the classes are split; data.task_sizes has other sizes

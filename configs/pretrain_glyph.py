@@ -3,9 +3,9 @@
     python -m cdl_jax.main --config configs/pretrain_glyph.py:network=glyph_teacher --workdir runs/pretrain/teacher \
         --config.data.path=glyph_pretrain354.npz
 
-Characters of fonts that were held out, of the 354 classes, after training on one CPU core: see docs/glyph100.md.
-docs/data.md tells how to draw such a file from fonts. With `,data=emoji_file` the pictures are the emoji that
-configs/emoji.py leaves, for 150 epochs of crops in changed colours: see docs/emoji.md.
+Accuracy on the 354 characters in held-out fonts, on one CPU core: see docs/results/glyph100_baselines.md.
+docs/guides/data.md shows how to draw such a file from fonts. With `,data=emoji_file` the images are the emoji that
+configs/emoji.py leaves out, for 150 epochs with crops and color jitter: see docs/results/emoji.md.
 """
 
 from cdl_jax import config as base

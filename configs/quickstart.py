@@ -1,7 +1,7 @@
 """Quick start: 20 characters in 5 tasks, in fonts never seen, learnt by a small ViT with L2P, alone or with a teacher.
 
 Pictures (glyph_mini) and pretrained weights come with the package. Half a minute on two CPU cores;
-docs/quickstart.md has the figures over five seeds.
+docs/start/quickstart.md has the figures over five seeds.
 
     python -m cdl_jax.main --config configs/quickstart.py:distill=none --workdir runs/quickstart/alone
     python -m cdl_jax.main --config configs/quickstart.py --workdir runs/quickstart/distilled
@@ -28,7 +28,7 @@ def get_config(text=""):
     config.augment.train = "shift"
     config.train.epochs = 8
     config.train.batch_size = 32
-    config.optim.learning_rate = 1e-2  # of the search in docs/quickstart.md
+    config.optim.learning_rate = 1e-2  # of the search in docs/start/quickstart.md
     config.teacher.weights = "package:glyph_mini_teacher"
     config.student.weights = "package:glyph_mini_student"
     if choices["distill"] == "kd":

@@ -8,7 +8,7 @@ Two more rows are learners of the other configs: `learner=none,distill=none` is 
 gives any learner all classes in one task (the upper bound of CDL's authors). A joint run has one task, so its `last` is
 the accuracy over all pictures of all classes after it has seen all data. It compares with `last` of the other rows, and
 where tasks have test sets of different sizes with their `last_image_weighted`. In any config,
-`--config.data.num_tasks=1` does the same. Results: docs/glyph100.md.
+`--config.data.num_tasks=1` does the same. Results: docs/results/glyph100_baselines.md.
 
     python -m cdl_jax.main --config configs/reference.py:row=nearest_mean --workdir runs/reference/nearest_mean
     python -m cdl_jax.main --config configs/quickstart.py:learner=none,distill=none --workdir runs/reference/probe
@@ -54,7 +54,7 @@ def get_config(text=""):
         config.data.num_tasks = 5
         config.train.update(epochs=8, batch_size=32)
         if choices["row"] == "probe" and choices["network"] == "mini_student":
-            config.optim.learning_rate = 4e-2  # of the search in docs/quickstart.md
+            config.optim.learning_rate = 4e-2  # of the search in docs/start/quickstart.md
         shipped = choices["network"] in ("mini_student", "mini_teacher")
         config.network.weights = f"package:glyph_{choices['network']}" if shipped else ""
     elif choices["data"] == "emoji_file":

@@ -1,4 +1,4 @@
-"""VkD's classification on a CPU: a small DeiT learns 20 characters from a small RegNet. Results: docs/vkd.md.
+"""VkD's classification on a CPU: a small DeiT learns 20 characters from a small RegNet. Results: docs/results/vkd.md.
 
     python -m cdl_jax.main --config configs/vkd_glyph.py:part=teacher --workdir runs/vkd_glyph/teacher \
         --config.data.path=glyph100.npz
@@ -7,7 +7,7 @@
 
 part=student takes from the scheme: `feature`, `logit`, the weights of its two terms, `projector` and `norm`, the
 teacher's normalisation; see cdl_jax/distill/vkd.py. feature=0,logit=0 is the student alone. Pictures are not mixed: in
-so few epochs mixup and cutmix would only slow both sides down. docs/data.md tells how to draw glyph100.npz.
+so few epochs mixup and cutmix would only slow both sides down. docs/guides/data.md tells how to draw glyph100.npz.
 """
 
 from cdl_jax import config as base

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs behind docs/dkt.md, three seeds each, each with class orders of its own, and their tables. Run it again after
+# The runs behind docs/results/dkt.md, three seeds each, each with class orders of its own, and their tables. Run it again after
 # an interruption: what is complete is left alone, what was interrupted resumes.
 #   bash launch/dkt.sh [FOLDER]        FOLDER: where the runs go (default: runs/dkt)
 source "$(dirname "$0")/setup.sh"

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The runs behind docs/results.md, four continual learners, alone and taught in eight ways, with rows to compare with, and
-# behind docs/ablations.md.
+# The runs behind docs/results/glyph100.md, four continual learners, alone and taught in eight ways, with rows to compare with, and
+# behind docs/results/ablations.md.
 #   bash launch/glyph100.sh [FOLDER] [main | ablations | all]     FOLDER: where the runs go (default: runs/glyph100)
 #
 # Run it again after an interruption, or several times at once, for several cores or on one GPU: see matrix.sh. All rows
 # of the first seed come before those of the second, so that what there is makes a whole table at any time.
 #
 #   CDL_DATA    folder with glyph100.npz and, to pretrain backbones from, glyph_pretrain354.npz (default: data); see
-#               docs/data.md. Weights glyph_teacher.npz and glyph_student.npz are taken from there, if there are any.
+#               docs/guides/data.md. Weights glyph_teacher.npz and glyph_student.npz are taken from there, if there are any.
 #   CDL_SEEDS   (default: 0 1 2)
 #   CDL_TOGETHER=1   all seeds of a row are one program, each with its own order of classes, and every teacher learns
 #               beside its student. That pays on a GPU, which steps of networks so small leave idle; on a CPU processes
 #               of one seed each are faster. Such runs need a FOLDER that holds none of the other kind. All classes have
-#               45 training pictures there, in place of up to 100, so numbers are lower than those of docs/results.md.
+#               45 training pictures there, in place of up to 100, so numbers are lower than those of docs/results/glyph100.md.
 source "$(dirname "$0")/setup.sh"
 source launch/matrix.sh
 folder=${1:-runs/glyph100}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs behind docs/peers.md, three seeds each, and their table. Run it again after an interruption: what is complete
+# The runs behind docs/results/peers.md, three seeds each, and their table. Run it again after an interruption: what is complete
 # is left alone, what was interrupted resumes.
 #   bash launch/peers.sh [FOLDER]        FOLDER: where the runs go (default: runs/peers)
 source "$(dirname "$0")/setup.sh"

@@ -20,7 +20,7 @@ from cdl_jax.runtime.console import one_line
 _SHUFFLES = ("python_shuffle", "shuffle")
 
 OPTIONS: dict[str, Any] = {
-    "path": "",  # file or folder; empty: the usual places, see docs/data.md
+    "path": "",  # file or folder; empty: the usual places, see docs/guides/data.md
     "num_tasks": 10,  # equal tasks; with task_sizes: their number, or 0
     "task_sizes": (),  # classes of each task, where they are not equal
     "class_order": "natural",  # natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"

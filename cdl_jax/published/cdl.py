@@ -27,7 +27,7 @@ _ROWS = {
     "v4": _KDP,
 }
 
-# timm's names of the pretrained weights; docs/published.md discusses how certain these names are.
+# timm's names of the pretrained weights; docs/guides/published.md discusses how certain these names are.
 WEIGHTS = {
     f"vit_{short}16": f"vit_{size}_patch16_224.augreg_in21k_ft_in1k"
     for short, size in {"ti": "tiny", "s": "small", "b": "base", "l": "large"}.items()

@@ -38,7 +38,7 @@ def _reason(error):
         return f"out of host memory{_shown(text)}: {_SMALLER}; fewer --config.workers take less"
     if isinstance(error, RuntimeError | ValueError):
         if any(mark in text for mark in _DEVICE_MEMORY):
-            return f"out of device memory{_shown(text)}: {_SMALLER}; docs/reliability.md has more ways"
+            return f"out of device memory{_shown(text)}: {_SMALLER}; docs/maintainers/reliability.md has more ways"
         if "can't start new thread" in text:
             return f"the system starts no more threads: {_LIMITS[errno.EAGAIN]}"
     if isinstance(error, OSError):

@@ -13,7 +13,7 @@ def keep() -> None:
 
     XLA asks for its working memory at each call of a program. Large pieces go back to the system when they are freed,
     and the next call's must be filled with zeros, page by page: up to a fifth of the time of a ViT's step, see
-    docs/benchmarks.md. The process holds its peak of memory then.
+    docs/maintainers/benchmarks.md. The process holds its peak of memory then.
     """
     told = [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]
     if sys.platform != "linux" or told:

@@ -20,7 +20,7 @@ Parts = dict[str, dict[str, list[Any]]]
 
 EXPECTED = (
     "expected train/<class>/ beside test/<class>/ or val/<class>/, or <class>/ alone, a list of files and labels, or "
-    "the files of Tiny-ImageNet or CUB-200-2011; docs/data.md shows the layouts"
+    "the files of Tiny-ImageNet or CUB-200-2011; docs/guides/data.md shows the layouts"
 )
 _ARCHIVES = ("{}.tar", "ILSVRC2012_img_{}.tar")
 _LISTS = ("{0}/{0}_annotations.txt", "{0}_annotations.txt", "{0}.csv", "{0}.txt", "LOC_{0}_solution.csv")

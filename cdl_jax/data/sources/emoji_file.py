@@ -64,7 +64,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
 
 
 def blank(options: Mapping[str, Any]) -> Dataset:
-    """Returns the sizes of emoji32.npz (docs/data.md) for the chosen labels and part."""
+    """Returns the sizes of emoji32.npz (docs/guides/data.md) for the chosen labels and part."""
     if options["label"] == "subgroup":
         return stream.blank("emoji_file_subgroup", 65, 4_669, 1_159, side=32)
     count = options["stream_classes"] or 1_594

@@ -129,7 +129,7 @@ def test_the_documents_show_the_stored_figures(capsys):
     run.main(["cdl", "--read", *map(str, files)])
     told = capsys.readouterr().out.splitlines()[2:]
     assert len(told) >= 2 * len(files) > 0
-    assert set(told) <= set((ROOT / "docs" / "benchmarks.md").read_text().splitlines())
+    assert set(told) <= set((ROOT / "docs" / "maintainers" / "benchmarks.md").read_text().splitlines())
 
 
 def test_the_clock_of_the_processors_does_not_run_while_nothing_is_done():

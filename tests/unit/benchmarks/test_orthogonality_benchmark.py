@@ -9,7 +9,7 @@ import pytest
 from benchmarks.cases import orthogonality
 from cdl_jax.report import plots
 
-DOCS = Path(__file__).parents[3] / "docs"
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 def test_the_reference_projector_vanishes_after_one_step():
@@ -26,8 +26,8 @@ def test_rounded_numbers_still_give_an_orthonormal_weight():
 
 
 def test_the_documents_show_the_stored_figures():
-    found = json.loads((DOCS / "results" / "orthogonality.json").read_text())
+    found = json.loads((RESULTS / "orthogonality.json").read_text())
     assert found["steps"] == 10_000
-    assert orthogonality.table(found) in (DOCS / "vkd.md").read_text()
+    assert orthogonality.table(found) in (RESULTS / "vkd.md").read_text()
     drawn = plots.series(found["norms"], "optimizer steps", "Frobenius norm of the projection")
-    assert drawn == (DOCS / "vkd_collapse.svg").read_text()
+    assert drawn == (RESULTS / "vkd_collapse.svg").read_text()

@@ -11,7 +11,7 @@ from cdl_jax import plugins, published
 from cdl_jax.methods import cdl
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "methods.md").read_text()
+PAGE = (ROOT / "docs" / "methods" / "cdl.md").read_text()
 MODULES = [(package, name) for package in ("models.prompts", "distill") for name in plugins.available(package)]
 
 
@@ -44,10 +44,10 @@ def test_the_options_of_training_are_told():
 
 def test_the_files_and_pages_that_are_named_exist():
     files = {*re.findall(r"`((?:cdl_jax|configs)/[\w/]+\.py)`", PAGE)} | {*re.findall(r"configs/\w+\.py", PAGE)}
-    pages = set(re.findall(r"\]\(([\w.]+)\)", PAGE))
+    pages = set(re.findall(r"\]\(([\w./]+)\)", PAGE))
     assert len(files) == 5 + 8 + 2 and len(pages) >= 3
     assert [name for name in files if not (ROOT / name).exists()] == []
-    assert [name for name in pages if not (ROOT / "docs" / name).exists()] == []
+    assert [name for name in pages if not (ROOT / "docs" / "methods" / name).exists()] == []
 
 
 def test_the_published_numbers_are_those_of_the_tables():

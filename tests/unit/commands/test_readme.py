@@ -95,7 +95,7 @@ def arguments(command):
 
 
 def test_the_documented_scheme_trains(tmp_path, monkeypatch):
-    page = (ROOT / "docs/own_scheme.md").read_text()
+    page = (ROOT / "docs/tutorials/first_scheme.md").read_text()
     (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert OWN_SCHEME in page and 25 <= len(code.splitlines()) <= 40
     (tmp_path / "mine").mkdir()
@@ -168,7 +168,7 @@ def test_the_quick_start_table_is_that_of_the_stored_results(tmp_path):
     words = [str(run) for row in ROWS for run in stored(row)]
     assert report.main([*words, "--names", "--out", str(tmp_path / "table.md")]) == 0
     found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n").strip()
-    assert found in README and found in (ROOT / "docs/quickstart.md").read_text()
+    assert found in README and found in (ROOT / "docs/start/quickstart.md").read_text()
     assert len({len(stored(row)) for row in ROWS}) == 1 and len(stored("alone")) >= 2
 
 
@@ -179,7 +179,7 @@ def test_the_curves_are_those_of_the_stored_results():
     for name, row, network in named:
         networks = json.loads((QUICKSTART / row / "seed_0" / "results.json").read_text())["networks"]
         matrices[name] = networks[network]["accuracy_matrix"]
-    assert plots.curves(matrices) == (ROOT / "docs/quickstart.svg").read_text()
+    assert plots.curves(matrices) == (ROOT / "docs/start/quickstart.svg").read_text()
 
 
 def mean_of(learner, scheme, network="student"):
