@@ -24,7 +24,7 @@ import jax.numpy as jnp  # noqa: E402
 from benchmarks import timing  # noqa: E402
 from benchmarks.learning import Learning  # noqa: E402
 from cdl_jax.models.modules.conv import apply  # noqa: E402
-from cdl_jax.models.peers.networks import Networks, Seen  # noqa: E402
+from cdl_jax.models.peers.networks import PeerNetworks, PeerOutputs  # noqa: E402
 from configs import okddip_glyph  # noqa: E402
 
 LOOPED, SPREAD, STACKED = "looped over, one device", f"one a device, {PEERS} devices", "stacked under vmap, one device"
@@ -33,26 +33,26 @@ CHECKED = 3  # steps whose losses must agree
 
 @dataclass(frozen=True)
 class Stacked:
-    """`Networks` with the variables of all peers as one tree, its leaves stacked along a first axis."""
+    """`PeerNetworks` with the variables of all peers as one tree, its leaves stacked along a first axis."""
 
-    looped: Networks
+    looped: PeerNetworks
 
     @property
     def names(self):
         return self.looped.names
 
     def init(self, key, images):
-        """Variables `{"peers": tree}` that equal those of `Networks`."""
+        """Variables `{"peers": tree}` that equal those of `PeerNetworks`."""
         each = self.looped.init(key, images).values()
         return {"peers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)}
 
-    def __call__(self, variables, images, train, key) -> Seen:
+    def __call__(self, variables, images, train, key) -> PeerOutputs:
         """See `Networks.__call__`."""
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(self.names)))
         (logits, out), stats = jax.vmap(lambda network, key: apply(self.looped.backbone, network, images, train, key))(
             variables["peers"], keys
         )
-        return Seen(tuple(logits), tuple(out["features"]), stats={"peers": stats})
+        return PeerOutputs(tuple(logits), tuple(out["features"]), stats={"peers": stats})
 
 
 def way(batch: int, spread: bool = False, stacked: bool = False) -> Learning:

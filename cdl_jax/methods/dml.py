@@ -10,7 +10,7 @@ import jax
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
-from cdl_jax.models.peers.networks import Networks
+from cdl_jax.models.peers.networks import PeerNetworks
 
 OPTIONS = {
     **peers.OPTIONS,
@@ -34,7 +34,7 @@ def build(config, info: StreamInfo) -> peers.Together:
     """
     options = config.dml
     peer_losses.check("dml", options)
-    group = Networks(peers.network(config.network, info.num_classes), peers.names_of("dml", options, False))
+    group = PeerNetworks(peers.network(config.network, info.num_classes), peers.names_of("dml", options, False))
 
     def loss_terms(seen, told, labels, allowed, epoch):
         return terms(options, seen, labels, allowed)

@@ -19,7 +19,7 @@ from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
 from cdl_jax.models.peers.attention_and_gate import Attention
-from cdl_jax.models.peers.networks import Networks, Seen
+from cdl_jax.models.peers.networks import PeerNetworks, PeerOutputs
 
 OPTIONS = {
     **peers.OPTIONS,
@@ -60,7 +60,7 @@ def build(config, info: StreamInfo) -> peers.Together:
     if options.base == "branch":
         group = peers.branches("okddip", config, every, info.num_classes, bare=leader)
     else:
-        group = Networks(peers.network(config.network, info.num_classes), every)
+        group = PeerNetworks(peers.network(config.network, info.num_classes), every)
     headline = {"leader": ("leader",), "mean": rivals, "ensemble": ("ensemble",)}
     select_by = "ensemble" if options.en and options.select_by == "leader" else options.select_by
     attention = Attention(options.head_divisor, normal_init=config.network.family == "vgg" and options.base == "branch")
@@ -92,16 +92,16 @@ def build(config, info: StreamInfo) -> peers.Together:
     )
 
 
-def split(seen: Seen, leader: bool):
+def split(seen: PeerOutputs, leader: bool):
     """(Logits of the attention's peers, logits of the leader or None)."""
     if not leader:
         return seen.logits, None
-    if seen.bare is not None:
-        return seen.logits, seen.bare
+    if seen.leader_logits is not None:
+        return seen.logits, seen.leader_logits
     return seen.logits[:-1], seen.logits[-1]
 
 
-def attended_features(seen: Seen, leader: bool):
+def attended_features(seen: PeerOutputs, leader: bool):
     """Features of the attention's peers, `[batch, peers, dim]`."""
     attended, _ = split(seen, leader)
     return jnp.stack(seen.features[: len(attended)], axis=1)

@@ -19,7 +19,7 @@ from cdl_jax.methods.shared import peer_losses
 from cdl_jax.methods.shared.peers import logits_without_leader, targets_of_others
 from cdl_jax.models.modules import families
 from cdl_jax.models.peers import attention_and_gate
-from cdl_jax.models.peers.networks import Seen
+from cdl_jax.models.peers.networks import PeerOutputs
 from tests.parity import steps_okddip
 from tests.parity.programs_okddip import build, generated, images, load, to_torch
 from tests.parity.steps_okddip import count_of, outputs, percent
@@ -52,7 +52,7 @@ def _options(config):
 
 
 def _seen(logits, features=()):
-    return Seen(tuple(logits[..., i] for i in range(logits.shape[-1])), tuple(features))
+    return PeerOutputs(tuple(logits[..., i] for i in range(logits.shape[-1])), tuple(features))
 
 
 def _accuracies(logits, labels, rivals):

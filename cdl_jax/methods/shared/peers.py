@@ -24,7 +24,7 @@ from cdl_jax.methods.shared import peer_losses
 from cdl_jax.models import densenet
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
-from cdl_jax.models.peers.networks import Branches, Networks, Seen
+from cdl_jax.models.peers.networks import PeerBranches, PeerNetworks, PeerOutputs
 
 OPTIONS = {
     "num_branches": 4,  # how many learn together; with a leader it is the last of them
@@ -44,14 +44,14 @@ class Exchange:
 
     name: str
     module: nn.Module
-    reads: Callable[[Seen], jax.Array]
+    reads: Callable[[PeerOutputs], jax.Array]
 
 
 @dataclass(frozen=True)
 class Together:
     """See `methods.base.Method`.
 
-    peers: `Networks` or `Branches`.
+    peers: `PeerNetworks` or `PeerBranches`.
     loss_terms(seen, told, labels, allowed, epoch) -> (scalar, {name: scalar}); `told` is what `exchange` gives.
     logits_of(seen, told) -> {network: logits}: what is evaluated.
     rivals: the networks that "mean" is about. diverse: name of a diversity -> the networks that it compares.
@@ -59,10 +59,10 @@ class Together:
     headline: networks whose mean accuracy chooses the best epoch.
     """
 
-    peers: Networks | Branches
+    peers: PeerNetworks | PeerBranches
     exchange: Exchange | None
     loss_terms: Callable[..., tuple[jax.Array, dict]]
-    logits_of: Callable[[Seen, Any], dict[str, jax.Array]]
+    logits_of: Callable[[PeerOutputs, Any], dict[str, jax.Array]]
     networks: tuple[str, ...]
     rivals: tuple[str, ...]
     diverse: tuple[tuple[str, tuple[str, ...]], ...]
@@ -75,7 +75,7 @@ class Together:
 
     @property
     def spreadable(self):
-        return len(self.peers.names) if isinstance(self.peers, Networks) else 1
+        return len(self.peers.names) if isinstance(self.peers, PeerNetworks) else 1
 
     @property
     def phases(self):
@@ -136,14 +136,14 @@ def _right(logits, labels, allowed):
     return (mask_classes(logits, allowed).argmax(axis=-1) == labels).astype(jnp.float32)
 
 
-def logits_without_leader(seen: Seen, told=None) -> dict:
+def logits_without_leader(seen: PeerOutputs, told=None) -> dict:
     """Every peer by name, and the ensemble: the mean of all logits."""
     del told
     peers = {f"peer_{i}": z for i, z in enumerate(seen.logits)}
     return {**peers, "ensemble": sum(seen.logits) / len(seen.logits)}
 
 
-def targets_of_others(seen: Seen):
+def targets_of_others(seen: PeerOutputs):
     """For each peer the mean of the others' logits."""
     total = sum(seen.logits)
     return [(total - z) / (len(seen.logits) - 1) for z in seen.logits]
@@ -164,7 +164,9 @@ def names_of(section: str, options, leader: bool) -> tuple[str, ...]:
     return (*(f"peer_{i}" for i in range(count - 1)), last)
 
 
-def branches(section: str, config, every: tuple[str, ...], num_classes: int, *, rescale=False, bare=False) -> Branches:
+def branches(
+    section: str, config, every: tuple[str, ...], num_classes: int, *, rescale=False, bare=False
+) -> PeerBranches:
     """The branched network of `config.network`.
 
     Args:
@@ -184,7 +186,7 @@ def branches(section: str, config, every: tuple[str, ...], num_classes: int, *, 
                 f"{config.network.family!r}: leave it at 'own'"
             )
         block, tail = tail.block.clone(updates=len(every) + bare), tail.clone(block=None)
-    return Branches(backbone.stem, tail, every, block, rescale)
+    return PeerBranches(backbone.stem, tail, every, block, rescale)
 
 
 def network(section, num_classes: int):

@@ -16,23 +16,23 @@ from cdl_jax.models.modules.conv import apply
 
 
 @dataclass(frozen=True)
-class Seen:
+class PeerOutputs:
     """What the peers make of a batch.
 
     logits, features: of each peer, `[batch, classes]` and `[batch, dim]`. shared: the map that branches share, or None.
-    bare: logits of the last branch without its final batch norm, with `densenet_shared_block="reference"` only.
+    leader_logits: logits of the last branch without its final batch norm, with `densenet_shared_block="reference"` only.
     stats: new running statistics, as partial variables.
     """
 
     logits: tuple[jax.Array, ...]
     features: tuple[jax.Array, ...]
     shared: jax.Array | None = None
-    bare: jax.Array | None = None
+    leader_logits: jax.Array | None = None
     stats: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Networks:
+class PeerNetworks:
     """Peers that are whole networks; where the mesh has an axis "peer", each of its devices runs its share of them."""
 
     backbone: nn.Module
@@ -43,14 +43,14 @@ class Networks:
         keys = jax.random.split(key, len(self.names))
         return {name: self.backbone.init(k, images) for name, k in zip(self.names, keys, strict=True)}
 
-    def __call__(self, variables, images, train, key) -> Seen:
+    def __call__(self, variables, images, train, key) -> PeerOutputs:
         """What the peers make of images `[batch, size, size, 3]`; `key` is that of dropout."""
         each, numbers = [variables[name] for name in self.names], range(len(self.names))
         ways = jax.sharding.get_abstract_mesh().shape.get("peer", 1)
         run = partial(self._spread, ways) if ways > 1 else self._run
         told = run(each, images, key, numbers, train)
         logits, features, stats = zip(*told, strict=True)
-        return Seen(logits, features, stats=dict(zip(self.names, stats, strict=True)))
+        return PeerOutputs(logits, features, stats=dict(zip(self.names, stats, strict=True)))
 
     def _run(self, each, images, key, numbers, train):
         """(logits, features, new running statistics) of some networks, `numbers` being their places among all."""
@@ -79,7 +79,7 @@ def _stacked(trees):
 
 
 @dataclass(frozen=True)
-class Branches:
+class PeerBranches:
     """Peers that share a stem and part behind it.
 
     block: a last block that all branches share, or None.
@@ -101,7 +101,7 @@ class Branches:
             x, variables["block"] = self.block.init_with_output(keys[1], x, False)
         return variables | {n: self.tail.init(k, x, False) for n, k in zip(self.names, keys[2:], strict=True)}
 
-    def __call__(self, variables, images, train, key) -> Seen:
+    def __call__(self, variables, images, train, key) -> PeerOutputs:
         """As `Networks.__call__`."""
         stats = {}
         (shared, _), stats["stem"] = apply(self.stem, variables["stem"], images, train, jax.random.fold_in(key, 0))
@@ -113,10 +113,10 @@ class Branches:
             (z, out), stats[name] = apply(self.tail, variables[name], x, train, jax.random.fold_in(key, i))
             logits.append(z)
             features.append(out["features"])
-        bare = None
+        leader_logits = None
         if self.block is not None:
-            bare, _ = self.tail.apply(variables[self.names[-1]], x, False, bare=True)
-        return Seen(tuple(logits), tuple(features), shared, bare, stats)
+            leader_logits, _ = self.tail.apply(variables[self.names[-1]], x, False, bare=True)
+        return PeerOutputs(tuple(logits), tuple(features), shared, leader_logits, stats)
 
 
 def divide_gradient(x, by: int):

@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 from cdl_jax.errors import UserError
 from cdl_jax.methods import cl_ilr, dml, kd, okddip, one
 from cdl_jax.methods.shared import peer_losses
-from cdl_jax.models.peers.networks import Seen, divide_gradient
+from cdl_jax.models.peers.networks import PeerOutputs, divide_gradient
 
 RNG = np.random.default_rng(7)
 Z = [RNG.normal(0, 2, (5, 6)).astype(np.float32) for _ in range(4)]
@@ -22,7 +22,7 @@ ALL, SOME = jnp.ones(6, bool), jnp.arange(6) < 4
 OPTIONS = ConfigDict(
     {"loss": "KL", "temperature": 3.0, "alpha": 0.5, "detach_targets": False, "en": False, "aggregate": "logits"}
 )
-SEEN = Seen(tuple(map(jnp.asarray, Z)), ())
+SEEN = PeerOutputs(tuple(map(jnp.asarray, Z)), ())
 
 
 def options(**changes):
@@ -51,10 +51,10 @@ def test_distillation_is_the_published_formula():
 
 
 def test_masked_columns_are_as_if_they_were_not_there():
-    seen, cut = SEEN, Seen(tuple(z[:, :4] for z in SEEN.logits), ())
+    seen, cut = SEEN, PeerOutputs(tuple(z[:, :4] for z in SEEN.logits), ())
     for loss in ("KL", "CE"):
         chosen = options(loss=loss)
-        value = lambda z, allowed, o=chosen: cl_ilr.terms(o, Seen(z, ()), LABELS, allowed, 0.7)[0]  # noqa: E731
+        value = lambda z, allowed, o=chosen: cl_ilr.terms(o, PeerOutputs(z, ()), LABELS, allowed, 0.7)[0]  # noqa: E731
         masked, gradients = jax.value_and_grad(value)(seen.logits, SOME)
         alone, expected = jax.value_and_grad(value)(cut.logits, jnp.ones(4, bool))
         assert masked == pytest.approx(float(alone), rel=1e-6)
@@ -106,7 +106,7 @@ def test_the_attention_learns_through_targets_alone():
 
 def test_the_leader_pushes_the_peers_unless_targets_are_detached():
     def of_leader(logits, chosen):
-        return okddip.terms(chosen, Seen(logits, ()), jnp.full((5, 3, 3), 1 / 3), LABELS, ALL, 1.0)[1][
+        return okddip.terms(chosen, PeerOutputs(logits, ()), jnp.full((5, 3, 3), 1 / 3), LABELS, ALL, 1.0)[1][
             "leader_group_loss"
         ]
 
