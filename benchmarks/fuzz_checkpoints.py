@@ -63,7 +63,7 @@ def _shapes(tree):
 
     from cdl_jax.runtime import sharding
 
-    return sharding.abstract(sharding.make_mesh(1), jax.tree.map(np.asarray, tree))
+    return sharding.abstract_tree(sharding.make_mesh(1), jax.tree.map(np.asarray, tree))
 
 
 def _check(found, expected, what):

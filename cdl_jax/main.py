@@ -262,7 +262,7 @@ def _run(options, listener):
     if options.mode == "describe":
         from cdl_jax.run.describe import describe, plan
 
-        sharding.start("off")
+        sharding.init_distributed("off")
         data, note = plan(config.data, configs.seeds_of(config)[0])
         print(note + describe(Program(config, data), show_config=options.show_config))
         return 0
@@ -299,7 +299,7 @@ def _start(options, folder):
     """
     from cdl_jax.runtime import sharding
 
-    sharding.start(options.distributed)
+    sharding.init_distributed(options.distributed)
     if options.distributed != "off":
         import jax
 
@@ -381,7 +381,7 @@ def _analyze(config, folder, distributed):
 
     if distributed != "off":
         raise UserError(f"--distributed={distributed}: --mode=analyze works in one process, leave it out")
-    sharding.start("off")
+    sharding.init_distributed("off")
     content = analysis.analyze(_stored_run(config, folder), folder)
     analysis.write(folder, content)
     print(analysis_section.summary(content))

@@ -225,7 +225,7 @@ def place(
     options = {**augment.OPTIONS, **OPTIONS, **options}
     if split.images is None or split.images.nbytes > options["resident_limit_mb"] * 2**20:
         return Streamed(split, mesh, options, size)
-    everywhere = sharding.whole(mesh)
+    everywhere = sharding.replicated(mesh)
     labels = np.asarray(split.labels if labels is None else labels, np.int32)
     arrays = {"images": np.asarray(split.images, np.uint8), "labels": labels}
     data = {k: jax.make_array_from_process_local_data(everywhere, v, v.shape) for k, v in arrays.items()}
@@ -313,17 +313,17 @@ def _sizes(order):
 
 def _share(mesh, batch):
     """First column and end of what this process's devices hold of a batch."""
-    if batch % (count := sharding.shares(mesh)):
+    if batch % (count := sharding.num_batch_shards(mesh)):
         raise UserError(
             f"batch_size={batch}: does not divide among the {count} devices of the mesh; set it to a multiple"
         )
-    shards = sharding.spread(mesh).addressable_devices_indices_map((batch,)).values()
+    shards = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     bounds = [shard[0].indices(batch)[:2] for shard in shards]
     return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def _abstract(mesh, shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.spread(mesh))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh))
 
 
 def _weight(mesh, batch_size, test):
@@ -355,7 +355,8 @@ def _ahead(batches, mesh, order, lengths=()):
             for name, a in together[0].items():
                 local = np.array([batch[name][: own[size]] for batch in together]) if axes else np.array(a[: own[size]])
                 shape = (*axes, size, *a.shape[1:])
-                item[name] = jax.make_array_from_process_local_data(sharding.spread(mesh, bool(axes)), local, shape)
+                split = sharding.batch_sharding(mesh, stacked=bool(axes))
+                item[name] = jax.make_array_from_process_local_data(split, local, shape)
             queue.append(item)
             if len(queue) > _AHEAD:
                 yield queue.popleft()

@@ -54,7 +54,7 @@ def train(program: Program, folder: Path, listener: Listener | None = None) -> l
             return _Training(program, folder, checkpoints, listener or Listener()).finish()
         except jax.errors.JaxRuntimeError:
             if jax.process_count() > 1:  # here, for the checkpoints' end waits for all processes
-                sharding.abandon("cdl_jax: this process of the run, or another, has failed; the same command goes on")
+                sharding.abort("cdl_jax: this process of the run, or another, has failed; the same command goes on")
             raise
 
 

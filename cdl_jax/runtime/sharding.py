@@ -16,11 +16,11 @@ from cdl_jax.errors import UserError
 from cdl_jax.runtime import environment
 
 _SPLIT = ("data", "fsdp")  # the axes of a mesh along which a batch is split
-_WORTH_SPLITTING = 4096  # numbers; smaller arrays cost more to put together than to keep
-_HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost, and the others end
+MIN_SHARDED_SIZE = 4096  # numbers; smaller arrays cost more to put together than to keep
+HEARTBEAT_TIMEOUT = 30  # seconds without a sign of life after which a process counts as lost, and the others end
 
 
-def start(spec: str) -> None:
+def init_distributed(spec: str) -> None:
     """Joins the processes of a run, and starts jax's devices.
 
     Args:
@@ -44,7 +44,7 @@ def start(spec: str) -> None:
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away: see `interruption`
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\s*Kubernetes")  # six lines; `_remedy` has it in one
-            jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
+            jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
     except Exception as error:  # clients of clusters raise errors of their own
         kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         remedy = "" if arguments else _remedy(os.environ)
@@ -106,7 +106,7 @@ def check_gpus(environment: Mapping[str, str], platform: str, local_devices: int
         )
 
 
-def abandon(message: str) -> None:
+def abort(message: str) -> None:
     """Ends this process at once, after the error at hand and `message`, with exit code 1, of the machine's errors 2.
 
     An orderly end would wait for the other processes, which may be lost or wait for this one.
@@ -148,16 +148,16 @@ def make_mesh(devices: int = 0, peers: int = 1, fsdp: int = 1) -> Mesh:
 
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raises UserError where a batch cannot be split evenly over the mesh."""
-    if batch_size % (count := shares(mesh)):
+    if batch_size % (count := num_batch_shards(mesh)):
         raise UserError(f"config.{key}={batch_size} cannot be split evenly over {count} devices: use a multiple of it")
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """Where every device of the mesh holds all of an array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def stored(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+def param_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """How an array of parameters lies between steps.
 
     On a mesh with an axis `fsdp` one of at least 4096 numbers is split over it, along the longest of its axes that can
@@ -165,46 +165,46 @@ def stored(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """
     parts = mesh.shape.get("fsdp", 1)
     fitting = [axis for axis, length in enumerate(shape) if length % parts == 0]
-    if parts == 1 or math.prod(shape) < _WORTH_SPLITTING or not fitting:
-        return whole(mesh)
+    if parts == 1 or math.prod(shape) < MIN_SHARDED_SIZE or not fitting:
+        return replicated(mesh)
     longest = max(fitting, key=lambda axis: shape[axis])
     return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
 
 
-def store(mesh: Mesh, tree):
-    """A copy of `tree` on the devices of the mesh, each leaf as `stored` says; every process has all of `tree`."""
+def shard(mesh: Mesh, tree):
+    """Copies `tree` to the devices of the mesh by `param_sharding`; every process holds all of `tree`."""
 
     def put(leaf):
         leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, stored(mesh, leaf.shape), lambda index: leaf[index])
+        return jax.make_array_from_callback(leaf.shape, param_sharding(mesh, leaf.shape), lambda index: leaf[index])
 
     return jax.tree.map(put, tree)
 
 
-def abstract(mesh: Mesh, tree):
-    """Shapes and types of `tree`, to lie as `stored` says."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=stored(mesh, x.shape)), tree)
+def abstract_tree(mesh: Mesh, tree):
+    """Shapes and types of `tree`, to lie as `param_sharding` says."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=param_sharding(mesh, x.shape)), tree)
 
 
-def gathered(mesh: Mesh, tree):
+def unshard(mesh: Mesh, tree):
     """`tree` in a traced function, its parts put together again; each leaf when it is needed, for the compiler to say.
 
     Without this the compiler may split matrix products instead, and send activations, which are larger.
     """
     if "fsdp" not in mesh.shape:
         return tree
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, whole(mesh)), tree)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, replicated(mesh)), tree)
 
 
-def spread(mesh: Mesh, several: bool = False) -> NamedSharding:
+def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
     """How a batch lies on the devices: split along the mesh's axes "data" and, where there is one, "fsdp".
 
-    several: it is of several batches, their axis in front.
+    stacked: the array holds several batches, their axis in front.
     """
     axes = tuple(axis for axis in mesh.axis_names if axis in _SPLIT)
-    return NamedSharding(mesh, PartitionSpec(*(None,) * several, axes))
+    return NamedSharding(mesh, PartitionSpec(*(None,) * stacked, axes))
 
 
-def shares(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return math.prod(size for axis, size in mesh.shape.items() if axis in _SPLIT)

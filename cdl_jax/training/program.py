@@ -101,7 +101,7 @@ class Program:
             )
 
     def _check_last_batches(self, phase):
-        shares = sharding.shares(self.mesh)
+        shares = sharding.num_batch_shards(self.mesh)
         for task in self.stream.tasks:
             last = self.batch_sizes(task, phase)[-1]
             if last < self.config.train.batch_size and last % shares:
@@ -165,7 +165,7 @@ class Program:
                 every = jax.tree.map(
                     lambda x: jax.ShapeDtypeStruct((len(self.stream.test), *x.shape[1:]), x.dtype), told
                 )
-                data = {**data, "constants": sharding.abstract(self.mesh, every)}
+                data = {**data, "constants": sharding.abstract_tree(self.mesh, every)}
             jax.eval_shape(self.evaluation_step, live, frozen, data, item, place)
             for network in {phase.herds for phase in self.method.phases if phase.herds}:
                 shown = self._test_item(self.train_source, "train")
@@ -192,9 +192,9 @@ class Program:
         """`function`, to be compiled, with its first `stored` arguments in parts; results are whole unless told."""
 
         def on_whole(*arguments):
-            return function(*sharding.gathered(self.mesh, arguments[:stored]), *arguments[stored:])
+            return function(*sharding.unshard(self.mesh, arguments[:stored]), *arguments[stored:])
 
-        return jax.jit(on_whole, out_shardings=out_shardings or sharding.whole(self.mesh))
+        return jax.jit(on_whole, out_shardings=out_shardings or sharding.replicated(self.mesh))
 
     @property
     def seed(self):
@@ -229,7 +229,7 @@ class Program:
             for memory, (shown, labels), own in zip(self.memories(live), learnt, of_seeds, strict=True)
         ]
         rows = np.stack(rows) if self.config.seeds else rows[0]
-        return self._remember(live, frozen, sharding.store(self.mesh, rows))
+        return self._remember(live, frozen, sharding.shard(self.mesh, rows))
 
     def _herding_step(self, network):
         """The compiled step that tells by which features a network chooses what to remember."""
@@ -255,7 +255,7 @@ class Program:
         live = _fill(live, jax.jit(self._fresh_live)(self.seed))
         if not _all_loaded(frozen):
             frozen = _fill(frozen, jax.jit(lambda: trainer.split(self.method.init(key), self._is_live)[1])())
-        return sharding.store(self.mesh, live), sharding.store(self.mesh, stored(frozen, self.config.frozen_dtype))
+        return sharding.shard(self.mesh, live), sharding.shard(self.mesh, stored(frozen, self.config.frozen_dtype))
 
     def _fresh_live(self, seed):
         def fresh(seed):
@@ -269,7 +269,7 @@ class Program:
         frozen = stored(frozen, self.config.frozen_dtype)
         if self.config.seeds:
             live = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), *x.shape), x.dtype), live)
-        return sharding.abstract(self.mesh, live), sharding.abstract(self.mesh, frozen)
+        return sharding.abstract_tree(self.mesh, live), sharding.abstract_tree(self.mesh, frozen)
 
     @cached_property
     def _shapes(self):
@@ -282,10 +282,10 @@ class Program:
     def abstract_state(self, live, frozen) -> trainer.State:
         """Shapes, types and shardings of the state within a task."""
         if self._abstract is None:
-            state = sharding.abstract(self.mesh, jax.eval_shape(self._fresh_state, live))
+            state = sharding.abstract_tree(self.mesh, jax.eval_shape(self._fresh_state, live))
             for index in range(len(self.method.phases)):
                 after = jax.eval_shape(self._steps[index], state, frozen, *self._example(index))
-                state = sharding.abstract(self.mesh, after)
+                state = sharding.abstract_tree(self.mesh, after)
             self._abstract = state
         return self._abstract
 
@@ -294,7 +294,7 @@ class Program:
         wanted = self.abstract_state(live, frozen)
         opt, kept = self._fresh_parts(live)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), {"sums": wanted.sums, "bad": wanted.bad})
-        return trainer.State(live=live, opt=opt, kept=kept, **sharding.store(self.mesh, zeros))
+        return trainer.State(live=live, opt=opt, kept=kept, **sharding.shard(self.mesh, zeros))
 
     @cached_property
     def _fresh_parts(self):
@@ -362,7 +362,7 @@ class Program:
     def _asking_of(self, phase):
         step = trainer.asking_step(self.method, phase, self.train_source, self.config.augment)
         of_seeds = self.axis.mapped(step, None, self.axis.of_data, self.axis.of_item(phase), None, 0, out=-1)
-        return self._jitted(of_seeds, 1, sharding.spread(self.mesh))
+        return self._jitted(of_seeds, 1, sharding.batch_sharding(self.mesh))
 
     def _step(self, index):
         skip = self.config.train.on_nonfinite == "skip"
@@ -371,7 +371,7 @@ class Program:
         of_seeds = self.axis.mapped(step, 0, None, self.axis.of_data, item, None, 0)
 
         def on_whole(state, frozen, *arguments):
-            live, frozen = sharding.gathered(self.mesh, (state.live, frozen))
+            live, frozen = sharding.unshard(self.mesh, (state.live, frozen))
             return of_seeds(state.replace(live=live), frozen, *arguments)
 
         return on_whole
@@ -385,13 +385,13 @@ class Program:
         # These axes come last, for the first is spread over the devices.
         item["rows"], ahead = item["rows"].update(shape=(*item["rows"].shape, *axes)), (steps,) * (steps > 1)
         if ahead:
-            spread = sharding.spread(self.mesh, several=True)
+            spread = sharding.batch_sharding(self.mesh, stacked=True)
             item = jax.tree.map(lambda x: x.update(shape=(steps, *x.shape), sharding=spread), item)
         place = trainer.position(self.stream.tasks[0], step=np.zeros(ahead, np.int32))
         if constants and phase.constants:
             arguments = self.abstract_variables()[1], self.train_source.data, item, place, self.seed
             told = jax.eval_shape(self._asking[phase.order], *arguments)
-            spread = sharding.spread(self.mesh)
+            spread = sharding.batch_sharding(self.mesh)
             item["constants"] = jax.tree.map(lambda x: x.update(sharding=spread), told)
         return self.train_source.data, item, place, self.seed
 
@@ -519,7 +519,7 @@ class Program:
                 self._constants.setdefault(name, np.zeros(shape, values.dtype))[rows] = values[: len(rows)]
         self._asked |= set(new)
         whole = {name: values.copy() for name, values in self._constants.items()}  # these will change
-        self._test_data = {**self.test_source.data, "constants": sharding.store(self.mesh, whole)}
+        self._test_data = {**self.test_source.data, "constants": sharding.shard(self.mesh, whole)}
         return self._test_data
 
 

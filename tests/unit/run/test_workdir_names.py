@@ -25,7 +25,7 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_kind_of_checkpoint_is_restored_from_a_folder_of_any_name(tmp_path, name):
-    folder, shapes = tmp_path / name, sharding.abstract(sharding.make_mesh(1), TREE)
+    folder, shapes = tmp_path / name, sharding.abstract_tree(sharding.make_mesh(1), TREE)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save_frozen(TREE)
         checkpoints.save_task(0, TREE, {"step": 1})

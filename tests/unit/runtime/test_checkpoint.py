@@ -30,7 +30,7 @@ def after(task):
 
 
 def shapes(tree):
-    return sharding.abstract(sharding.make_mesh(1), tree)
+    return sharding.abstract_tree(sharding.make_mesh(1), tree)
 
 
 def assert_same(found, expected):

@@ -41,14 +41,14 @@ def test_a_mesh_takes_the_devices_that_there_are():
 def test_a_start_of_no_known_form_is_refused_before_anything_is_started(spec, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("started"))
     expected = f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID"
-    assert refusal(sharding.start, spec) == expected
+    assert refusal(sharding.init_distributed, spec) == expected
 
 
 def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
     for spec in ("off", "auto", "host:12,4,3"):
-        sharding.start(spec)
+        sharding.init_distributed(spec)
     told = {"coordinator_address": "host:12", "num_processes": 4, "process_id": 3}
     assert calls == [{"heartbeat_timeout_seconds": 30}, {**told, "heartbeat_timeout_seconds": 30}]
 
@@ -56,7 +56,7 @@ def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
         raise RuntimeError("no\n  answer")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    assert refusal(sharding.start, "host:12,4,3") == "--distributed=host:12,4,3: no answer"
+    assert refusal(sharding.init_distributed, "host:12,4,3") == "--distributed=host:12,4,3: no answer"
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,17 @@ def test_where_no_cluster_is_found_one_line_says_what_to_do(monkeypatch, variabl
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sharding.importlib.util, "find_spec", lambda name: None)
     with warnings.catch_warnings(record=True) as shown:
-        assert ending in refusal(sharding.start, "auto")
+        assert ending in refusal(sharding.init_distributed, "auto")
     assert shown == []
 
 
 def test_large_arrays_are_stored_in_parts_where_the_mesh_says_so():
     devices = AbstractMesh((2, 4), ("data", "fsdp"))
-    spec = lambda *shape: tuple(sharding.stored(devices, shape).spec)  # noqa: E731
+    spec = lambda *shape: tuple(sharding.param_sharding(devices, shape).spec)  # noqa: E731
     assert spec(768, 3072) == (None, "fsdp") and spec(3, 3072, 768) == (None, "fsdp")
     assert spec(1023, 8) == (None, "fsdp") and spec(1023, 7) == ()  # 7 and 1023 are no multiples of 4
     assert spec(63, 64) == ()  # 4032 numbers
-    assert tuple(sharding.stored(AbstractMesh((8,), ("data",)), (768, 3072)).spec) == ()
+    assert tuple(sharding.param_sharding(AbstractMesh((8,), ("data",)), (768, 3072)).spec) == ()
     message = refusal(sharding.make_mesh, 1, 2, 2)
     assert message == "config.peer_devices and config.fsdp_devices cannot be combined: leave one of them at 1"
     assert "config.fsdp_devices=3 does not divide the 1 devices" in refusal(sharding.make_mesh, 1, 1, 3)
@@ -97,7 +97,7 @@ def test_large_arrays_are_stored_in_parts_where_the_mesh_says_so():
 def test_replicated_and_abstract_trees_keep_values_shapes_and_types():
     mesh = sharding.make_mesh(1)
     tree = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": {"c": jnp.bfloat16(1.5)}}
-    copy, outline = sharding.store(mesh, tree), sharding.abstract(mesh, tree)
+    copy, outline = sharding.shard(mesh, tree), sharding.abstract_tree(mesh, tree)
     np.testing.assert_array_equal(copy["a"], tree["a"])
     assert float(copy["b"]["c"]) == 1.5
     for leaf in (*jax.tree.leaves(copy), *jax.tree.leaves(outline)):
