@@ -61,7 +61,7 @@ def _main(arguments):
         raise UserError(f"benchmarks: no case {name!r}: {plugins.nearest(name, cases)}")
     # On a GPU jax would otherwise take most of the memory at once and leave PyTorch too little.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    malloc.keep()  # as a run does
+    malloc.retain_freed_memory()  # as a run does
     case = importlib.import_module(f"benchmarks.cases.{name}")
     parser = argparse.ArgumentParser(
         prog=f"benchmarks.run {name}", description=case.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

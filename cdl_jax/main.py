@@ -247,8 +247,8 @@ def _run(options, listener):
 
     config = options.config
     configs.check(config)
-    malloc.keep()
-    compilation_cache.keep(config.compilation_cache)
+    malloc.retain_freed_memory()
+    compilation_cache.enable_cache(config.compilation_cache)
     if options.mode != "describe":
         folder = paths.resolve(options.workdir, "--workdir")
         if options.distributed == "off":

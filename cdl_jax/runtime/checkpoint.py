@@ -75,7 +75,7 @@ class Checkpoints:
             )
         # Orbax tells of every option that it adjusts, and of errors in full length before it raises them.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        tensorstore_leak.keep_few()
+        tensorstore_leak.memoize_spec_json()
         _drop_late_callbacks()
         root = _LocalPath((workdir / "checkpoints").absolute())
         self._frozen_path, self._tasks_path, self._latest_path = (root / part for part in ("frozen", "tasks", "latest"))

@@ -8,7 +8,7 @@ import jax
 from cdl_jax.runtime import paths
 
 
-def keep(folder: str) -> None:
+def enable_cache(folder: str) -> None:
     """Keeps what takes over a second to compile in `folder`, by jax's own cache, whose key has program and machine.
 
     An empty name keeps nothing. The environment's `JAX_COMPILATION_CACHE_DIR` goes before it. A folder that cannot be

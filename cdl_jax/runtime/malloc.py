@@ -8,7 +8,7 @@ import sys
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def keep() -> None:
+def retain_freed_memory() -> None:
     """Has glibc keep what is freed, unless the environment tells it otherwise; to be called before jax starts.
 
     XLA asks for its working memory at each call of a program. Large pieces go back to the system when they are freed,

@@ -7,7 +7,7 @@ import tensorstore
 _MOST = 100  # answers kept
 
 
-def keep_few() -> None:
+def memoize_spec_json() -> None:
     """Has TensorStore tell what it told already; to be called before checkpoints are written or read.
 
     Each text in a JSON value that C++ hands to Python is never freed (so until 0.1.86 at least). Orbax asks for two

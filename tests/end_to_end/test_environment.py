@@ -112,7 +112,7 @@ def test_a_home_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, ca
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     (tmp_path / "home").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    compilation_cache.keep("~/.cache")
+    compilation_cache.enable_cache("~/.cache")
     assert "Not a directory; nothing is kept" in caplog.text
 
 

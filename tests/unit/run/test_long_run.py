@@ -85,8 +85,8 @@ def test_the_same_specification_is_asked_once_and_answers_are_as_before():
     import tensorstore
 
     spec = {"driver": "file", "path": "/tmp/somewhere/"}
-    tensorstore_leak.keep_few()
-    tensorstore_leak.keep_few()
+    tensorstore_leak.memoize_spec_json()
+    tensorstore_leak.memoize_spec_json()
     spec_class = tensorstore.KvStore.Spec
     assert spec_class(spec).to_json() == spec
     whole = spec_class(spec).to_json(include_defaults=True)

@@ -16,16 +16,16 @@ def as_before(monkeypatch):
 
 def test_the_folder_is_made_and_used(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    compilation_cache.keep("~/a/b")
+    compilation_cache.enable_cache("~/a/b")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_the_environment_goes_first_and_no_name_keeps_nothing(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
-    compilation_cache.keep("")
+    compilation_cache.enable_cache("")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    compilation_cache.keep(str(tmp_path / "programs"))
+    compilation_cache.enable_cache(str(tmp_path / "programs"))
     assert jax.config.jax_compilation_cache_dir == before
     assert not (tmp_path / "programs").exists()
 
@@ -33,5 +33,5 @@ def test_the_environment_goes_first_and_no_name_keeps_nothing(tmp_path, monkeypa
 def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, caplog):
     before = jax.config.jax_compilation_cache_dir
     (tmp_path / "file").write_text("")
-    compilation_cache.keep(str(tmp_path / "file" / "programs"))
+    compilation_cache.enable_cache(str(tmp_path / "file" / "programs"))
     assert "nothing is kept" in caplog.text and jax.config.jax_compilation_cache_dir == before

@@ -22,20 +22,20 @@ def told(monkeypatch):
 
 
 def test_freed_memory_is_kept(told):
-    malloc.keep()
+    malloc.retain_freed_memory()
     assert told == [(-4, 0), (-1, 2**31 - 1), (-8, 1)]
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
 def test_the_environment_goes_first(told, monkeypatch, name):
     monkeypatch.setenv(name, "1")
-    malloc.keep()
+    malloc.retain_freed_memory()
     assert told == []
 
 
 def test_other_systems_and_other_libraries_are_left_alone(told, monkeypatch):
     monkeypatch.setattr(malloc.sys, "platform", "darwin")
-    malloc.keep()
+    malloc.retain_freed_memory()
     assert told == []
 
     def absent(name):
@@ -43,5 +43,5 @@ def test_other_systems_and_other_libraries_are_left_alone(told, monkeypatch):
 
     monkeypatch.setattr(malloc.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", absent)
-    malloc.keep()
+    malloc.retain_freed_memory()
     assert told == []

@@ -74,7 +74,7 @@ REMOTE = "gs://bucket/x"
 @pytest.mark.parametrize(
     "use",
     [
-        lambda: compilation_cache.keep(REMOTE),
+        lambda: compilation_cache.enable_cache(REMOTE),
         lambda: locate.find(REMOTE, ["x"], what="x", remedy="get it"),
         *(
             lambda source=source: stream.names.load("data.sources", source).load(
