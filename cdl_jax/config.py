@@ -23,7 +23,7 @@ import numpy as np
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
-COMMON = {
+DEFAULTS = {
     "seed": 0,
     # Several at once, such as (0, 1, 2), in place of `seed`: one program, mapped over what is trained, around one
     # frozen backbone. The pictures are common to all, and so is the order of classes unless data.class_order_seed=-1
@@ -77,7 +77,7 @@ COMMON = {
 
 # Keys that change neither weights nor metrics, so a run may be resumed with other values of them; what it does after a
 # bad step changes nothing before.
-FREE = (
+RESUMABLE_KEYS = (
     "checkpoint.",
     "log.",
     "devices",
@@ -180,14 +180,14 @@ def default(method: str, *, data: str, **choices) -> ml_collections.ConfigDict:
         if name not in known:
             raise UserError(f"method {method!r} has no choice {name!r}: {plugins.nearest(name, known)}")
     sections = {
-        **COMMON,
+        **DEFAULTS,
         "method": method,
         "data": {**stream.OPTIONS, "name": data, **source.OPTIONS},
         "augment": augment.OPTIONS,
         "optim": optim.OPTIONS,
         **module.defaults(**choices),
     }
-    return Config(json_free(sections))
+    return Config(copy_with_tuples(sections))
 
 
 def check_keys(config) -> None:
@@ -280,17 +280,17 @@ def with_defaults(stored: dict) -> dict:
         nested = {key: merge(defaults.get(key, {}), v) for key, v in values.items() if isinstance(v, dict)}
         return {**defaults, **values, **nested}
 
-    whole = merge(COMMON, stored)
+    whole = merge(DEFAULTS, stored)
     try:
-        return merge(_rebuilt(ml_collections.ConfigDict(json_free(whole)), flatten(whole)).to_dict(), whole)
+        return merge(_rebuilt(ml_collections.ConfigDict(copy_with_tuples(whole)), flatten(whole)).to_dict(), whole)
     except (UserError, AttributeError, KeyError):
         return whole  # not a config of this version; `check_keys` names the reason
 
 
-def json_free(tree):
+def copy_with_tuples(tree):
     """A deep copy of nested dicts, with lists made tuples so that a ConfigDict keeps them as values."""
     if isinstance(tree, dict):
-        return {key: json_free(value) for key, value in tree.items()}
+        return {key: copy_with_tuples(value) for key, value in tree.items()}
     return tuple(tree) if isinstance(tree, list) else tree
 
 
@@ -382,8 +382,8 @@ def differences(old: dict, new: dict) -> list[str]:
     """`key: old -> new` of every value that differs and bears on the results."""
     # A learner that chooses for whole batches predicts otherwise where test batches are of another size.
     bound = ("eval.batch_size",) if old.get("learner.batchwise") else ()
-    keys = sorted(k for k in {*old, *new} if not k.startswith(FREE) or k in bound)
-    old = {**flatten(COMMON), **old}  # a run of an earlier version did what the defaults of later options do
+    keys = sorted(k for k in {*old, *new} if not k.startswith(RESUMABLE_KEYS) or k in bound)
+    old = {**flatten(DEFAULTS), **old}  # a run of an earlier version did what the defaults of later options do
     return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
 
 

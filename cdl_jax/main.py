@@ -194,7 +194,7 @@ def _stored_config(workdir):
         raise UserError(f"--workdir {workdir} holds no run: {remedy}")
     # A run of an earlier version lacks the options that came later; their defaults are what it did.
     stored = config.with_defaults(content["config"])
-    return ml_collections.ConfigDict(config.json_free(stored), type_safe=True)
+    return ml_collections.ConfigDict(config.copy_with_tuples(stored), type_safe=True)
 
 
 def _flags(argv, config):

@@ -29,7 +29,7 @@ from cdl_jax.training.program import Program
 
 def accuracies(folder: Path) -> dict:
     """{"running", "anew": [percent after each task]}: mean over the learners' CL heads and the tasks learnt."""
-    config = ml_collections.ConfigDict(configs.json_free(configs.read(folder)["config"]))
+    config = ml_collections.ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
     program = Program(config, stream.load(config.data, config.seed))
     program.place_data()
     live, frozen = program.abstract_variables()

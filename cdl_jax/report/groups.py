@@ -133,7 +133,7 @@ def _run(folder):
     except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else error
         raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
-    config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.FREE)}
+    config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.RESUMABLE_KEYS)}
     return run, config, seed
 
 

@@ -16,7 +16,7 @@ from cdl_jax.report.groups import Group, spread, standard_error
 from cdl_jax.report.tables import Measured
 
 MIN_SEEDS = 3
-_NO_EFFECT = (*configs.FREE, "seed", "eval.", "resident_limit_mb", "data.class_order_seed")
+_NO_EFFECT = (*configs.RESUMABLE_KEYS, "seed", "eval.", "resident_limit_mb", "data.class_order_seed")
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def _stacked(leaf, count):
 
 def _read(folder):
     try:
-        config = ml_collections.ConfigDict(configs.json_free(configs.read(folder)["config"]))
+        config = ml_collections.ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
         several = bool(config.get("seeds")) or not (folder / "checkpoints").exists()  # the seeds' are in one place
         if not several:
             return config, json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]

@@ -166,7 +166,7 @@ def test_a_refused_run_leaves_no_folder(tmp_path):
 def test_a_stored_config_of_an_earlier_version_gets_the_defaults_that_it_lacks():
     stored = {"method": "cdl", "train": {"epochs": 3}}
     filled = config.with_defaults(stored)
-    assert filled["train"] == {**config.COMMON["train"], "epochs": 3}
+    assert filled["train"] == {**config.DEFAULTS["train"], "epochs": 3}
     assert config.differences(config.flatten(stored), config.flatten(filled)) == []
     assert config.differences({"train.epochs": 3}, {"train.epochs": 4}) == ["train.epochs: 3 -> 4"]
 

@@ -48,7 +48,7 @@ def test_a_wrong_argument_is_named_with_the_nearest(text, message):
 
 
 def test_default_has_the_common_sections_and_the_method_s(default):
-    assert set(default) == {*config.COMMON, "method", "data", "augment", "optim", "cdl", "learner", "distill"} | {
+    assert set(default) == {*config.DEFAULTS, "method", "data", "augment", "optim", "cdl", "learner", "distill"} | {
         "teacher", "student",
     }  # fmt: skip
     assert (default.method, default.data.name, default.learner.name, default.distill.name) == (
@@ -63,7 +63,7 @@ def test_default_is_a_copy_and_keeps_types():
     one, other = (config.default("cdl", data="glyph_mini", teacher="mini_teacher") for _ in range(2))
     one.train.epochs = 99
     one.optim.betas = (0.5, 0.5)
-    assert (other.train.epochs, other.optim.betas, config.COMMON["train"]["epochs"]) == (20, (0.9, 0.999), 20)
+    assert (other.train.epochs, other.optim.betas, config.DEFAULTS["train"]["epochs"]) == (20, (0.9, 0.999), 20)
     message = refusal(lambda: one.train.update(epochs="many"))
     assert message == "config.train.epochs='many' must be of type int, as 99 is"
 
@@ -282,7 +282,7 @@ def test_networks_of_a_family_have_the_same_options(family):
 
 def test_a_stored_config_gets_the_options_that_it_lacks():
     whole = config.default("supervised", data="glyph_mini", network="mini_student").to_dict()
-    stored = config.json_free(whole)
+    stored = config.copy_with_tuples(whole)
     del stored["supervised"]["trained"], stored["data"]["validation"], stored["train"]["steps_per_call"]
     stored["supervised"]["label_smoothing"] = 0.5
     whole["supervised"]["label_smoothing"] = 0.5
