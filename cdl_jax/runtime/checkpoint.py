@@ -48,15 +48,16 @@ class _LocalPath(epath.gpath.PosixGPath):
         return (self / found for found in glob.glob(pattern, root_dir=str(self), include_hidden=True))
 
 
-class Damaged(UserError):
+class CorruptCheckpointError(UserError):
     """A checkpoint cannot be read, is of other shapes, or is not what was saved."""
 
 
 class Checkpoints:
-    """Saves and restores; a step that is listed is whole, for Orbax renames a folder only once it is written.
+    """Saves and restores checkpoints.
 
-    Saving raises UserError where nothing can be written, and restoring `Damaged`. The first save of each kind is read
-    back, so that a file system on which checkpoints are lost ends the run at its beginning.
+    A listed step is complete, because Orbax renames a folder only after it has been written. Saving raises UserError
+    where nothing can be written, and restoring raises `CorruptCheckpointError`. The first save of each kind is read
+    back, so that a file system that loses checkpoints ends the run at its start.
     """
 
     def __init__(self, workdir: Path, read_only: bool = False, keep: int = 2, keep_tasks: int = 0):
@@ -187,7 +188,7 @@ class Checkpoints:
           live, state: what to restore after a task and within one, by shapes, types and shardings.
 
         Raises:
-          Damaged: there are checkpoints, and none is sound; they are left where they are.
+          CorruptCheckpointError: there are checkpoints, and none is sound; they are left where they are.
         """
         tasks = self.finished_tasks()
         latest = sorted(self._latest.all_steps()) if self._latest_path.exists() else []
@@ -200,13 +201,13 @@ class Checkpoints:
                     manager, steps = self._latest, latest
                     record = self._record(manager, steps[-1])
                 restored = self._restore(manager, steps[-1], live if steps is tasks else state)
-            except Damaged as error:
+            except CorruptCheckpointError as error:
                 damaged.append((manager, steps.pop(), error))
             else:
                 self._put_aside(damaged)
                 return record, restored, steps is latest
         if damaged:
-            raise Damaged(
+            raise CorruptCheckpointError(
                 f"{damaged[0][-1]}; no other checkpoint in {self._tasks_path.parent} is sound: bring one back, or "
                 "choose another --workdir"
             )
@@ -254,12 +255,12 @@ class Checkpoints:
 
     @staticmethod
     def _record(manager, step):
-        return _sums_and_record(manager, step)[1]
+        return _checksums_and_record(manager, step)[1]
 
     @staticmethod
     def _restore(manager, step, target):
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        sums, _ = _sums_and_record(manager, step)
+        sums, _ = _checksums_and_record(manager, step)
         with _reading(manager.directory / str(step)):
             state = manager.restore(step, args=items)["state"]
             _compare(_checksum(state), sums["state"], "the arrays")
@@ -278,7 +279,7 @@ def _manager(path, keep, read_only):
     return ocp.CheckpointManager(path, options=options, item_names=("state", "record"))
 
 
-def _sums_and_record(manager, step):
+def _checksums_and_record(manager, step):
     """Checksums of a checkpoint, and its record."""
     with _reading(manager.directory / str(step)):
         record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
@@ -318,7 +319,7 @@ def _reading(path):
         raise
     except Exception as error:  # of many kinds, by what is damaged
         told = error.__cause__ if type(error) is Exception and error.__cause__ else error
-        raise Damaged(f"checkpoint {path} cannot be restored: {_one_line(told)}") from error
+        raise CorruptCheckpointError(f"checkpoint {path} cannot be restored: {_one_line(told)}") from error
 
 
 @contextmanager
