@@ -58,7 +58,7 @@ def _main(arguments):
         return
     name, *rest = arguments
     if name not in cases:
-        raise UserError(f"benchmarks: no case {name!r}: {plugins.nearest(name, cases)}")
+        raise UserError(f"benchmarks: no case {name!r}: {plugins.did_you_mean(name, cases)}")
     # On a GPU jax would otherwise take most of the memory at once and leave PyTorch too little.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     malloc.retain_freed_memory()  # as a run does

@@ -155,7 +155,7 @@ def arguments(text: str, **defaults) -> dict:
     for part in filter(None, (text or "").split(",")):
         key, found, value = part.partition("=")
         if not found or key not in defaults:
-            raise UserError(f"config argument {part!r} is unknown: {plugins.nearest(key, defaults)}")
+            raise UserError(f"config argument {part!r} is unknown: {plugins.did_you_mean(key, defaults)}")
         kind = type(defaults[key])
         try:
             chosen[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
@@ -174,11 +174,11 @@ def default(method: str, *, data: str, **choices) -> ml_collections.ConfigDict:
     from cdl_jax.data import stream
     from cdl_jax.data.transforms import augment
 
-    source, module = plugins.load("data.sources", data), plugins.load("methods", method)
+    source, module = plugins.load_plugin("data.sources", data), plugins.load_plugin("methods", method)
     known = inspect.signature(module.defaults).parameters
     for name in choices:
         if name not in known:
-            raise UserError(f"method {method!r} has no choice {name!r}: {plugins.nearest(name, known)}")
+            raise UserError(f"method {method!r} has no choice {name!r}: {plugins.did_you_mean(name, known)}")
     sections = {
         **DEFAULTS,
         "method": method,
@@ -220,22 +220,22 @@ def check_keys(config) -> None:
                 "options"
             )
         of = f" of config.{choice}={found[choice]!r}" if section in choices else ""
-        raise UserError(f"unknown key config.{key}{of}: {plugins.nearest(key, known)}")
+        raise UserError(f"unknown key config.{key}{of}: {plugins.did_you_mean(key, known)}")
     for section in config:  # an empty one has no keys
         if section not in rebuilt:
-            raise UserError(f"unknown key config.{section}: {plugins.nearest(section, rebuilt)}")
+            raise UserError(f"unknown key config.{section}: {plugins.did_you_mean(section, rebuilt)}")
 
 
 def _rebuilt(config, found):
     """The default config of the method, data source, learner, scheme and families of networks that a config names."""
-    source, method = config.data.name, plugins.load("methods", config.method)
+    source, method = config.data.name, plugins.load_plugin("methods", config.method)
     parts, choices, networks = inspect.signature(method.defaults).parameters, {}, {}
     for name in parts:
         section = "student" if name == "network" and "network.family" not in found else name
         if isinstance(chosen := found.get(f"{section}.name"), str):
             choices[name] = chosen
         elif isinstance(family := found.get(f"{section}.family"), str):
-            sizes = getattr(plugins.load("models", family), "SIZES", ())
+            sizes = getattr(plugins.load_plugin("models", family), "SIZES", ())
             if sizes:
                 networks[name] = (section, family, next(iter(sizes)))
     rebuilt = partial(default, config.method, data=source, **choices)
@@ -269,7 +269,7 @@ def with_source(config, name: str):
     common = {key: value for key, value in config.data.items() if key in stream.OPTIONS}
     changed = Config(config)
     del changed["data"]
-    changed.data = {**common, **plugins.load("data.sources", name).OPTIONS, "name": name}
+    changed.data = {**common, **plugins.load_plugin("data.sources", name).OPTIONS, "name": name}
     return changed
 
 

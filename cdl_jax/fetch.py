@@ -23,7 +23,7 @@ from pathlib import Path
 
 from cdl_jax.data.readers.locate import usual_places
 from cdl_jax.errors import UserError
-from cdl_jax.plugins import nearest
+from cdl_jax.plugins import did_you_mean
 from cdl_jax.runtime import console, paths
 from cdl_jax.runtime.download import download, reason
 
@@ -144,7 +144,7 @@ def fetch_weights(name: str, folder: Path, endpoint: str = "") -> Path:
         digest = hub.get_hf_file_metadata(hub.hf_hub_url(repository, file, endpoint=endpoint or None)).etag
         hub.hf_hub_download(repository, file, local_dir=place, endpoint=endpoint or None)
     except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError, errors.HFValidationError):
-        hint = nearest(repository.removeprefix("timm/"), WEIGHTS)
+        hint = did_you_mean(repository.removeprefix("timm/"), WEIGHTS)
         raise UserError(f"{repository}: no such weights in the model hub; {hint}") from None
     except (errors.HTTPError, OSError) as error:
         raise UserError(f"{repository}: {reason(error)}; repeat the command, it goes on where it stopped") from None

@@ -117,7 +117,6 @@ def _parse(argv):
 
     from cdl_jax import config, config_files
     from cdl_jax.errors import UserError
-    from cdl_jax.plugins import nearest
 
     given, text = argv, _value(argv, "config")
     if text:

@@ -77,7 +77,7 @@ def schedule(options, epochs: int) -> optax.Schedule:
     if name == "steps":
         return optax.piecewise_constant_schedule(rate, {m: 0.1 for m in options.milestones})
     raise UserError(
-        f"optim.schedule={name!r} is unknown: {plugins.nearest(name, ['constant', 'cdl_cosine', 'cosine', 'steps'])}"
+        f"optim.schedule={name!r} is unknown: {plugins.did_you_mean(name, ['constant', 'cdl_cosine', 'cosine', 'steps'])}"
     )
 
 
@@ -112,7 +112,7 @@ def build(options, epochs: int) -> Optimizer:
         ),
     }
     if options.name not in kinds:
-        raise UserError(f"optim.name={options.name!r} is unknown: {plugins.nearest(options.name, kinds)}")
+        raise UserError(f"optim.name={options.name!r} is unknown: {plugins.did_you_mean(options.name, kinds)}")
     if options.accumulate < 1:
         raise UserError(f"optim.accumulate={options.accumulate} must be at least 1")
     chain = []

@@ -94,7 +94,7 @@ def _top_level(path):
     return found
 
 
-def nearest(word: str, known) -> str:
+def did_you_mean(word: str, known) -> str:
     """Returns a hint for a mistyped word: the closest known one, then all of them where they are few.
 
     Case has no effect, a key's section may be absent, and other projects' words are translated by `_WORDS`.
@@ -112,7 +112,7 @@ def nearest(word: str, known) -> str:
     return hint + (f"known: {', '.join(known)}" if len(known) <= 30 else "")
 
 
-def load(folder: str, name: str) -> ModuleType:
+def load_plugin(folder: str, name: str) -> ModuleType:
     """Imports `cdl_jax.<folder>.<name>`, or `name` itself where it is a dotted path such as `my_package.my_scheme`.
 
     A new scheme or learner is therefore one new file and nothing else.
@@ -135,7 +135,7 @@ def load(folder: str, name: str) -> ModuleType:
     raise NoModule(f"no module {name!r} in {folder}: {nearest(name, available(folder))}")
 
 
-def entry(table: Mapping, name: str, what: str):
+def lookup(table: Mapping, name: str, what: str):
     """`table[name]`.
 
     Raises:

@@ -41,7 +41,7 @@ def get_config(text=""):
     )  # fmt: skip
     for key, known in {"experiment": EXPERIMENTS, "baseline": {"": "", **BASELINES}}.items():
         if choices[key] not in known:
-            raise UserError(f"config argument {key}={choices[key]!r}: {plugins.nearest(choices[key], known)}")
+            raise UserError(f"config argument {key}={choices[key]!r}: {plugins.did_you_mean(choices[key], known)}")
     baseline = choices["baseline"]
     network = choices["network"] or NETWORKS.get(baseline, "slim_resnet18")
     config = base.default(BASELINES.get(baseline, "dkt"), data=choices["data"], network=network)

@@ -123,7 +123,7 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, blank: bool = F
       UserError: no such source, its data is missing or damaged, or cannot be split as asked.
     """
     name = options["name"]
-    source = plugins.load("data.sources", name)
+    source = plugins.load_plugin("data.sources", name)
     if not hasattr(source, "load") or not hasattr(source, "OPTIONS"):
         raise UserError(f"{name} is no data source: it needs OPTIONS (a dict) and load(options) -> Dataset")
     defaults = {**OPTIONS, **source.OPTIONS}
@@ -274,7 +274,7 @@ def order_classes(num_classes: int, class_order: str | Sequence[int], seed: int 
         else:
             listed = tuple(map(operator.index, class_order))
     except (ValueError, TypeError):
-        hint = plugins.nearest(str(class_order), ("natural", *_SHUFFLES))
+        hint = plugins.did_you_mean(str(class_order), ("natural", *_SHUFFLES))
         raise UserError(f"data.class_order={class_order!r}: {hint}, or class ids such as '5,0,7'") from None
     outside = [c for c in listed if not 0 <= c < num_classes]
     twice = sorted({c for c in listed if listed.count(c) > 1})

@@ -116,7 +116,7 @@ def feature_vector(out: Mapping[str, jax.Array], name: str) -> jax.Array:
     """
     source = output_name(name, out)
     if source not in out:
-        raise UserError(f"distill: a network has no output for the feature {name!r}: {plugins.nearest(name, out)}")
+        raise UserError(f"distill: a network has no output for the feature {name!r}: {plugins.did_you_mean(name, out)}")
     value = out[source][:, 1:] if (name, source) == ("patch_mean", "tokens") else out[source]
     return value.astype(jnp.float32).mean(axis=tuple(range(1, value.ndim - 1)))
 

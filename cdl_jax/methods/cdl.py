@@ -53,10 +53,10 @@ OPTIONS = {
 
 def defaults(learner="l2p", distill="kd", teacher="vit_b16", student="vit_s16") -> dict:
     """The config sections of this method, for the named learner, scheme and sizes of the two ViTs."""
-    scheme = plugins.load("distill", distill)
+    scheme = plugins.load_plugin("distill", distill)
     sections = {
         "cdl": OPTIONS,
-        "learner": {"name": learner, **plugins.load("models.prompts", learner).OPTIONS},
+        "learner": {"name": learner, **plugins.load_plugin("models.prompts", learner).OPTIONS},
         "distill": {"name": distill, **scheme.OPTIONS},
         "teacher": vit.variant(teacher),
         "student": vit.variant(student),
@@ -364,11 +364,11 @@ def build(config, info: StreamInfo) -> CDL:
     """
     options = config.cdl
     _check(config)
-    pool = plugins.load("models.prompts", config.learner.name)
+    pool = plugins.load_plugin("models.prompts", config.learner.name)
     head = pool.head(config.learner, info.num_classes) if hasattr(pool, "head") else heads.LinearHead(info.num_classes)
 
     def network(section, query_dim):
-        family = plugins.load("models", section.family)
+        family = plugins.load_plugin("models", section.family)
         prompts = pool.build(
             config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
         )
@@ -389,7 +389,9 @@ def build(config, info: StreamInfo) -> CDL:
         section = given[0].config.get(given[0].network, {})
         teacher_spec = spec(section) if "patch_size" in section else replace(teacher_spec, dim=0, depth=0, tokens=0)
         teacher_spec = replace(teacher_spec, outputs=told)
-    scheme = plugins.load("distill", config.distill.name).build(config.distill, teacher_spec, spec(config.student))
+    scheme = plugins.load_plugin("distill", config.distill.name).build(
+        config.distill, teacher_spec, spec(config.student)
+    )
     query_dim = config.student.dim
     teacher = None
     if given:

@@ -73,7 +73,7 @@ OPTIONS = {
 
 def defaults(network="slim_resnet18", learner="cnn") -> dict:
     """The config sections of this method, for a named network, whole or with the prompts of a learner."""
-    pool = {} if learner == "cnn" else plugins.load("models.prompts", learner).OPTIONS
+    pool = {} if learner == "cnn" else plugins.load_plugin("models.prompts", learner).OPTIONS
     section = families.variant(network, families.CONVOLUTIONAL) if learner == "cnn" else vit.variant(network)
     return {"dkt": OPTIONS, "learner": {"name": learner, **pool}, "network": section}
 
@@ -400,7 +400,7 @@ def _check(options):
     }
     for key, known in choices.items():
         if options[key] not in known:
-            raise UserError(f"dkt.{key}={options[key]!r}: {plugins.nearest(options[key], known)}")
+            raise UserError(f"dkt.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
     count = options.num_learners
     least = {"num_learners": 1, "exchange_interval": 1, "public": 1, "public_batch": 1}
     for key, minimum in {**least, "random_peers": 0, "stream_seed": 0}.items():

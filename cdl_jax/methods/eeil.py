@@ -204,7 +204,7 @@ def build(config, info: StreamInfo) -> EEIL:
     options = config.eeil
     for key, known in _CHOICES.items():
         if options[key] not in known:
-            raise UserError(f"eeil.{key}={options[key]!r}: {plugins.nearest(options[key], known)}")
+            raise UserError(f"eeil.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
     if not options.temperature > 0 or options.alpha < 0:
         raise UserError(f"eeil.temperature={options.temperature}, alpha={options.alpha}: above 0, and not negative")
     if options.active == "last" and options.alpha and 1 in info.task_sizes[:-1] and options.soften == "classes":

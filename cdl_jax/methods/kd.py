@@ -121,7 +121,7 @@ def build(config, info: StreamInfo) -> KD:
         raise UserError(f"kd.teacher_checkpoint={config.kd.teacher_checkpoint!r}: use 'same_task' or 'last'")
     student, size = config.student, config.student.image_size
     return KD(
-        student=plugins.load("models", student.family).build(student, info.num_classes),
+        student=plugins.load_plugin("models", student.family).build(student, info.num_classes),
         teacher=teacher_of(config, info, config.kd),
         options=config.kd,
         info=info,
@@ -147,7 +147,7 @@ def teacher_of(config, info, options):
                 f"teacher.image_size={size} differs from student.image_size={config.student.image_size}: set them "
                 "equal, or name a run, for which pictures are resized"
             )
-        return plugins.load("models", section.family).build(section, info.num_classes)
+        return plugins.load_plugin("models", section.family).build(section, info.num_classes)
     network, checkpoint = options.teacher_network, options.teacher_checkpoint
     teacher = finished_run.find_teacher(section.weights, network, checkpoint, info, config.augment)
     of_run = teacher.config.get(teacher.network.removesuffix("_ema"), {})

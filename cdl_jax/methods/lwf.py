@@ -121,7 +121,7 @@ def build(config, info: StreamInfo) -> LwF:
     options = config.lwf
     for key, known in {"lwf_active": ("all_seen", "last"), "previous_bn": ("running", "batch")}.items():
         if options[key] not in known:
-            raise UserError(f"lwf.{key}={options[key]!r}: {plugins.nearest(options[key], known)}")
+            raise UserError(f"lwf.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
     if not options.temperature > 0 or options.alpha < 0:
         raise UserError(f"lwf.temperature={options.temperature}, alpha={options.alpha}: above 0, and not negative")
     if options.lwf_active == "last" and options.alpha and 1 in info.task_sizes[:-1]:

@@ -123,7 +123,7 @@ def build(config, info: StreamInfo) -> NearestMean:
     options, section = config.nearest_mean, config.network
     if options.distance not in ("cosine", "euclidean"):
         raise UserError(f"nearest_mean.distance={options.distance!r}: use 'cosine' or 'euclidean'")
-    family = plugins.load("models", section.family)
+    family = plugins.load_plugin("models", section.family)
     backbone = family.build(section, 0 if family is vit else info.num_classes)  # of others the head is not looked at
     torch_name = getattr(family, "torch_name", None)
     return NearestMean(backbone, options, info, section.image_size, weights.named(section), torch_name)

@@ -143,6 +143,6 @@ def _check(options):
     choices["select_by"] = ("leader", "mean", "ensemble")
     for key, known in choices.items():
         if options[key] not in known:
-            raise UserError(f"okddip.{key}={options[key]!r}: {plugins.nearest(options[key], known)}")
+            raise UserError(f"okddip.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
     if options.head_divisor < 1:
         raise UserError(f"okddip.head_divisor={options.head_divisor} must be at least 1")

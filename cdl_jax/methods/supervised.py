@@ -181,7 +181,7 @@ def alone(section: str, config, info: StreamInfo) -> Supervised:
     options = config[section]
     rehearsal.check(section, options)
     network = config.network
-    family = plugins.load("models", network.family)
+    family = plugins.load_plugin("models", network.family)
     return Supervised(
         backbone=family.build(network, info.num_classes),
         options=options,

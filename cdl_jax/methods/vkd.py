@@ -212,7 +212,7 @@ def build(config, info: StreamInfo) -> VkD:
     if options.teacher_checkpoint not in ("same_task", "last"):
         raise UserError(f"vkd.teacher_checkpoint={options.teacher_checkpoint!r}: use 'same_task' or 'last'")
     mixing.check(config.mixing, "mixing")
-    kinds = [plugins.load("models", network.family) for network in (section, config.teacher)]
+    kinds = [plugins.load_plugin("models", network.family) for network in (section, config.teacher)]
     student, teacher = kinds[0].build(section, info.num_classes), kd.teacher_of(config, info, options)
     first, last = options.ema_decay
     if not (0 <= first <= 1 and 0 <= last <= 1):
@@ -260,7 +260,7 @@ def _scheme(options, student, teacher, info, size):
     feature = vkd.output_name(options.student_feature, of_student)
     if feature not in of_student:
         raise UserError(
-            f"distill.student_feature={feature!r} is no output of the student: {plugins.nearest(feature, of_student)}"
+            f"distill.student_feature={feature!r} is no output of the student: {plugins.did_you_mean(feature, of_student)}"
         )
     shapes = {name: value.shape for name, value in of_teacher.items() if hasattr(value, "shape")}
     common = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "head": None, "learner": None}

@@ -51,7 +51,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **plugins.entry(SIZES, name, "DeiT")}
+    return {**OPTIONS, **plugins.lookup(SIZES, name, "DeiT")}
 
 
 class Stem(nn.Module):

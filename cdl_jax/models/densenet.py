@@ -92,7 +92,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **plugins.entry(SIZES, name, "DenseNet")}
+    return {**OPTIONS, **plugins.lookup(SIZES, name, "DenseNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

@@ -48,7 +48,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **plugins.entry(SIZES, name, "EfficientNet-Lite")}
+    return {**OPTIONS, **plugins.lookup(SIZES, name, "EfficientNet-Lite")}
 
 
 class Depthwise(nn.Module):

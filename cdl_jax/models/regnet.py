@@ -44,7 +44,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    rule = dict(zip(("depth", "w0", "wa", "wm", "group_width"), plugins.entry(SIZES, name, "RegNet"), strict=True))
+    rule = dict(zip(("depth", "w0", "wa", "wm", "group_width"), plugins.lookup(SIZES, name, "RegNet"), strict=True))
     return {**OPTIONS, **rule, "se_ratio": 0.25 if name.startswith("regnety") else 0.0}
 
 

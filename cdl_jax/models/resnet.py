@@ -135,7 +135,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **plugins.entry(SIZES, name, "small-picture ResNet")}
+    return {**OPTIONS, **plugins.lookup(SIZES, name, "small-picture ResNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

@@ -28,7 +28,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **plugins.entry(SIZES, name, "large-picture ResNet")}
+    return {**OPTIONS, **plugins.lookup(SIZES, name, "large-picture ResNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

@@ -37,7 +37,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **plugins.entry(SIZES, name, "slim ResNet")}
+    return {**OPTIONS, **plugins.lookup(SIZES, name, "slim ResNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

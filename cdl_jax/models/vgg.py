@@ -82,7 +82,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    return {**OPTIONS, **plugins.entry(SIZES, name, "VGG")}
+    return {**OPTIONS, **plugins.lookup(SIZES, name, "VGG")}
 
 
 def build(options, num_classes: int) -> Backbone:

@@ -49,7 +49,7 @@ def variant(name: str) -> dict:
     Raises:
       UserError: the name is unknown.
     """
-    dim, depth, heads, patch_size, image_size = plugins.entry(SIZES, name, "ViT")
+    dim, depth, heads, patch_size, image_size = plugins.lookup(SIZES, name, "ViT")
     return {**OPTIONS, "dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size, "image_size": image_size}
 
 

@@ -48,7 +48,7 @@ def build(
     del source
     for key, value, known in (("data", data, _STATISTICS), ("method", method, _METHODS)):
         if value not in known:
-            raise UserError(f"config argument {key}={value!r}: {plugins.nearest(value, known)}")
+            raise UserError(f"config argument {key}={value!r}: {plugins.did_you_mean(value, known)}")
     large = data == "imagenet"
     epochs = epochs or (90 if large else 300)
     choices = {"network": network, "base": base, "teacher": teacher, "reference": reference}

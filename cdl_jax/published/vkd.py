@@ -43,7 +43,7 @@ def build(source="", row="vkd", network="deit_ti_conv", teacher="regnety_160", d
     """
     del source
     if row not in _ROWS:
-        raise UserError(f"config argument row={row!r}: {plugins.nearest(row, _ROWS)}")
+        raise UserError(f"config argument row={row!r}: {plugins.did_you_mean(row, _ROWS)}")
     config = base.default("vkd", network=network, teacher=teacher, data=data)
     config.data.num_tasks = 1
     config.train.update(epochs=300, batch_size=512)

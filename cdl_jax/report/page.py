@@ -37,7 +37,6 @@ from pathlib import Path
 from cdl_jax import config as configs
 from cdl_jax import published
 from cdl_jax.errors import UserError
-from cdl_jax.plugins import nearest
 from cdl_jax.report import grid, plots, replication, sweep, tables
 from cdl_jax.report import groups as compare
 from cdl_jax.runtime import console, files, paths

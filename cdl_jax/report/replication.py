@@ -44,7 +44,9 @@ def choose(paper: str) -> list[tuple[Table, str]]:
     versions = {table.system: {cell.where.get("version") for cell in table.cells} - {None} for table in tables}
     chosen = [(table, paper) for table in tables if paper in versions[table.system]]
     if not chosen:
-        raise UserError(f"--paper {paper}: {plugins.nearest(paper, [*versions, *set().union(*versions.values())])}")
+        raise UserError(
+            f"--paper {paper}: {plugins.did_you_mean(paper, [*versions, *set().union(*versions.values())])}"
+        )
     return chosen
 
 
@@ -52,7 +54,7 @@ def matches(groups: list[Group], table: Table) -> list[Match]:
     """All cells whose runs are here; a group that is no cell's own goes to the nearest of those that it could be."""
     if table.system not in plugins.available("published"):
         return []
-    system = plugins.load("published", table.system)
+    system = plugins.load_plugin("published", table.system)
     found = []
     for group in groups:
         near = []

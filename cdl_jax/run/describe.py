@@ -26,7 +26,7 @@ def plan(options, seed: int) -> tuple[stream.Stream, str]:
         return stream.load(options, seed), ""
     except UserError as error:
         there = options.path and paths.resolve(options.path, "data.path").exists()
-        if there or not hasattr(plugins.load("data.sources", options.name), "blank"):
+        if there or not hasattr(plugins.load_plugin("data.sources", options.name), "blank"):
             raise
         note = f"planned with published sizes, for the data is not here: {error}\n"
         return stream.load(options, seed, blank=True), note

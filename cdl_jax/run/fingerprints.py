@@ -49,7 +49,7 @@ def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
     later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
     if isinstance(source := new.get("data.name"), str):
-        later |= configs.flatten(plugins.load("data.sources", source).OPTIONS, "data.")
+        later |= configs.flatten(plugins.load_plugin("data.sources", source).OPTIONS, "data.")
     old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, found in of_config(resolved).items():

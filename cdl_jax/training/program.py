@@ -43,7 +43,7 @@ class Program:
             () if self.axis.own_orders else tuple(self.stream.class_names),
             len(data.train),
         )
-        self.method = plugins.load("methods", config.method).build(config, self.info)
+        self.method = plugins.load_plugin("methods", config.method).build(config, self.info)
         self._check_labels()
         self.mesh = sharding.make_mesh(config.devices, config.peer_devices, config.fsdp_devices)
         if (whole := getattr(self.method, "spreadable", 1)) % config.peer_devices:

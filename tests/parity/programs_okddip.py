@@ -76,7 +76,7 @@ def build(config, arrays, image_size=32):
     made.optim.update(weight_decay=config.get("weight_decay", 0.0), learning_rate=config.get("lr", 0.1))
     made.optim.update(schedule="steps", milestones=tuple(config.get("milestones", ())))
     classes = config["num_classes"]
-    built = plugins.load("methods", method).build(made, StreamInfo(classes, (classes,)))
+    built = plugins.load_plugin("methods", method).build(made, StreamInfo(classes, (classes,)))
     return built, jax.eval_shape(built.init, jax.random.key(0)), state
 
 

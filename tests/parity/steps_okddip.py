@@ -210,7 +210,7 @@ def _shapes(method, size, classes, networks, count):
     made = configs.default(method, data="glyph_mini", network=size, **choices)
     if count:
         made[method].num_branches = count
-    built = plugins.load("methods", method).build(made, StreamInfo(classes, (classes,)))
+    built = plugins.load_plugin("methods", method).build(made, StreamInfo(classes, (classes,)))
     return jax.eval_shape(built.init, jax.random.key(0))
 
 

@@ -7,7 +7,7 @@ from cdl_jax.errors import UserError
 
 
 def load(source, path="", **options):
-    module = plugins.load("data.sources", source)
+    module = plugins.load_plugin("data.sources", source)
     return module.load({"path": str(path), **module.OPTIONS, **options})
 
 

@@ -126,11 +126,11 @@ def build(config, info):
       UserError: options that do not fit together.
     """
     section = config.network
-    family = plugins.load("models", section.family)
+    family = plugins.load_plugin("models", section.family)
     if config.learner.name == "cnn":
         backbone = family.build(section, info.num_classes)
         return Convolutional(TwoHeads(backbone, info.num_classes), section.image_size)
-    pool = plugins.load("models.prompts", config.learner.name)
+    pool = plugins.load_plugin("models.prompts", config.learner.name)
     head = pool.head(config.learner, info.num_classes) if hasattr(pool, "head") else heads.LinearHead(info.num_classes)
     prompts = pool.build(
         config.learner, dim=section.dim, key_dim=section.dim, depth=section.depth, num_tasks=info.num_tasks

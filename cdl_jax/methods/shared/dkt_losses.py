@@ -36,7 +36,7 @@ def check(section: str, options) -> None:
       UserError: names the option and its range.
     """
     if options.st_loss not in _KINDS:
-        raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.nearest(options.st_loss, _KINDS)}")
+        raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.did_you_mean(options.st_loss, _KINDS)}")
     if options.reduction not in ("mean", "sum"):
         raise UserError(f"{section}.reduction={options.reduction!r}: use 'mean' or 'sum'")
     if not options.temperature > 0:

@@ -136,14 +136,14 @@ def find_teacher(
             "teacher_checkpoint='last', or choose a run with the same tasks"
         )
     try:
-        method = plugins.load("methods", config.method).build(config, known)
+        method = plugins.load_plugin("methods", config.method).build(config, known)
     except (AttributeError, KeyError) as error:
         raise UserError(f"the teacher's run {folder} was made by another version ({error}): train it anew") from None
     own = [name for name in method.networks if name not in getattr(method, "given", ())]
     network = network or ("teacher" if "teacher" in own else own[-1])
     if network not in method.networks:
         raise UserError(
-            f"the teacher's run {folder} has no network {network!r}: {plugins.nearest(network, method.networks)}"
+            f"the teacher's run {folder} has no network {network!r}: {plugins.did_you_mean(network, method.networks)}"
         )
     tells = getattr(method, "outputs", None)
     if of_batch and not (tells and "of_batch" in inspect.signature(tells).parameters):

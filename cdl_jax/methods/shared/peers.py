@@ -195,7 +195,7 @@ def network(section, num_classes: int):
     Raises:
       UserError: the family has no such network, or weights are named.
     """
-    backbone = plugins.load("models", section.family).build(section, num_classes)
+    backbone = plugins.load_plugin("models", section.family).build(section, num_classes)
     if not hasattr(backbone, "stem"):
         raise UserError(f"network.family={section.family!r}: this method needs one of the convolutional families")
     if section.weights != "random":
@@ -224,7 +224,9 @@ def together(section: str, config, info: StreamInfo, peers, *, exchange=None, lo
     options = config[section]
     headline = {"mean": peers.names, "ensemble": ("ensemble",)}
     if options.select_by not in headline:
-        raise UserError(f"{section}.select_by={options.select_by!r}: {plugins.nearest(options.select_by, headline)}")
+        raise UserError(
+            f"{section}.select_by={options.select_by!r}: {plugins.did_you_mean(options.select_by, headline)}"
+        )
     return Together(
         peers=peers,
         exchange=exchange,

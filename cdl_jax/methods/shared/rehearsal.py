@@ -22,7 +22,7 @@ def check(section: str, options) -> None:
     """
     for key, known in {"classes": CLASSES, "replay_balance": ("experience", "class")}.items():
         if options.get(key, known[0]) not in known:
-            raise UserError(f"{section}.{key}={options[key]!r}: {plugins.nearest(options[key], known)}")
+            raise UserError(f"{section}.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
     for key in ("replay", "replay_batch"):
         if options[key] < 0:
             raise UserError(f"{section}.{key}={options[key]} must not be negative")

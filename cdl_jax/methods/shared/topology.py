@@ -39,7 +39,7 @@ def mixing(topology: str | Sequence[Sequence[float]], learners: int) -> np.ndarr
     elif topology == "star":
         matrix[0, 1:] = matrix[1:, 0] = 1
     elif topology != "none":
-        raise UserError(f"dkt.topology={topology!r}: {plugins.nearest(topology, TOPOLOGIES)}, or a matrix")
+        raise UserError(f"dkt.topology={topology!r}: {plugins.did_you_mean(topology, TOPOLOGIES)}, or a matrix")
     matrix[everyone, everyone] = 0
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
@@ -79,5 +79,5 @@ def class_orders(kind: str, learners: int, task_sizes: Sequence[int], seed: int)
         shifts = [i * len(task_sizes) // learners * task_sizes[0] for i in range(learners)]
         orders = [np.roll(labels, -shift) for shift in shifts]
     else:
-        raise UserError(f"dkt.stream_order={kind!r}: {plugins.nearest(kind, ORDERS)}")
+        raise UserError(f"dkt.stream_order={kind!r}: {plugins.did_you_mean(kind, ORDERS)}")
     return tuple(tuple(int(label) for label in order) for order in orders)

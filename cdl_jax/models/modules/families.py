@@ -18,4 +18,4 @@ def variant(name: str, families=FAMILIES) -> dict:
     for family in families:
         if name in family.SIZES:
             return family.variant(name)
-    raise UserError(f"no network of the name {name!r}: {plugins.nearest(name, known)}")
+    raise UserError(f"no network of the name {name!r}: {plugins.did_you_mean(name, known)}")

@@ -32,7 +32,7 @@ def check(kind: str, key: str) -> None:
       UserError: names the config `key` and the kinds.
     """
     if kind not in KINDS:
-        raise UserError(f"{key}={kind!r} is no normalisation of features: {plugins.nearest(kind, KINDS)}")
+        raise UserError(f"{key}={kind!r} is no normalisation of features: {plugins.did_you_mean(kind, KINDS)}")
 
 
 def layer(x, epsilon: float = 1e-5):

@@ -168,7 +168,9 @@ def check(kind: str, key: str) -> None:
       UserError: names the config `key` and the maps.
     """
     if kind and kind not in MAPS:
-        raise UserError(f"{key}={kind!r} is no orthogonal map: {plugins.nearest(kind, MAPS)}, or '' for the usual one")
+        raise UserError(
+            f"{key}={kind!r} is no orthogonal map: {plugins.did_you_mean(kind, MAPS)}, or '' for the usual one"
+        )
 
 
 def _uniform(fan_in):

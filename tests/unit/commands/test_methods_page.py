@@ -33,7 +33,7 @@ def test_the_learners_and_schemes_are_known():
 @pytest.mark.parametrize(("package", "name"), MODULES)
 def test_each_learner_and_scheme_has_a_section_with_all_its_options(package, name):
     text, options = section(f"cdl_jax/{package.replace('.', '/')}/{name}.py")
-    assert options == shown(plugins.load(package, name).OPTIONS)
+    assert options == shown(plugins.load_plugin(package, name).OPTIONS)
     assert f"`{'distill' if package == 'distill' else 'learner'}={name}`" in text
     assert "```math" in text or name == "none"
 

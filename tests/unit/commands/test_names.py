@@ -28,70 +28,70 @@ def user_package(tmp_path, monkeypatch):
 def test_a_bare_name_is_one_of_the_package():
     from cdl_jax.distill import kd
 
-    assert plugins.load("distill", "kd") is kd
-    assert plugins.load("models.prompts", "l2p").__name__ == "cdl_jax.models.prompts.l2p"
+    assert plugins.load_plugin("distill", "kd") is kd
+    assert plugins.load_plugin("models.prompts", "l2p").__name__ == "cdl_jax.models.prompts.l2p"
     assert {"kd", "dkd", "none"} <= set(plugins.available("distill"))
     assert "l2p" in plugins.available("models.prompts") and "prompts" not in plugins.available("models")
 
 
 def test_a_dotted_path_is_a_user_s_module(user_package):
     user_package(scheme="from cdl_jax.distill.kd import OPTIONS, build\nANSWER = 42")
-    module = plugins.load("distill", "userpart.scheme")
+    module = plugins.load_plugin("distill", "userpart.scheme")
     assert isinstance(module, ModuleType) and module.ANSWER == 42
 
 
 def test_a_mistyped_name_gets_the_nearest():
     with pytest.raises(UserError) as caught:
-        plugins.load("distill", "dkdd")
+        plugins.load_plugin("distill", "dkdd")
     assert str(caught.value).startswith("no module 'dkdd' in distill: did you mean 'dkd'? known: ")
     for absent in ("", "userpart_absent.scheme", "cdl_jax.absent", "cdl_jax.distill.absent", "json.absent.deeper"):
         with pytest.raises(UserError, match=f"no module '{absent}' in distill"):
-            plugins.load("distill", absent)
+            plugins.load_plugin("distill", absent)
 
 
 def test_what_a_user_s_module_fails_to_import_is_told_itself(user_package):
     user_package(scheme="import not_installed_anywhere", broken="from userpart import not_there", wrong="1 / 0")
     with pytest.raises(ModuleNotFoundError, match="No module named 'not_installed_anywhere'"):
-        plugins.load("distill", "userpart.scheme")
+        plugins.load_plugin("distill", "userpart.scheme")
     with pytest.raises(ImportError, match="cannot import name 'not_there' from 'userpart'"):
-        plugins.load("distill", "userpart.broken")
+        plugins.load_plugin("distill", "userpart.broken")
     with pytest.raises(ZeroDivisionError):
-        plugins.load("distill", "userpart.wrong")
+        plugins.load_plugin("distill", "userpart.wrong")
 
 
 def test_a_missing_import_whose_name_begins_like_the_package_is_told_itself(user_package):
     user_package(scheme="import userp")
     with pytest.raises(ModuleNotFoundError, match="No module named 'userp'"):
-        plugins.load("distill", "userpart.scheme")
+        plugins.load_plugin("distill", "userpart.scheme")
 
 
 def test_nearest_names_the_closest_and_lists_the_rest_where_they_are_few():
-    assert plugins.nearest("stduent", ["teacher", "student"]) == "did you mean 'student'? known: student, teacher"
-    assert plugins.nearest("xyz", ["teacher", "student"]) == "known: student, teacher"
+    assert plugins.did_you_mean("stduent", ["teacher", "student"]) == "did you mean 'student'? known: student, teacher"
+    assert plugins.did_you_mean("xyz", ["teacher", "student"]) == "known: student, teacher"
     many = [f"class_{i}" for i in range(31)]
-    assert plugins.nearest("class_30x", many) == "did you mean 'class_30'? "
-    assert plugins.nearest("zzz", many[:30]).count(",") == 29
+    assert plugins.did_you_mean("class_30x", many) == "did you mean 'class_30'? "
+    assert plugins.did_you_mean("zzz", many[:30]).count(",") == 29
 
 
 def test_helpers_beside_plug_ins_are_not_offered():
     assert "learners" not in plugins.available("methods") and "weights" not in plugins.available("models")
     for name in ("learners", "early_stopping"):
         with pytest.raises(UserError, match=f"no module '{name}' in methods: "):
-            plugins.load("methods", name)
+            plugins.load_plugin("methods", name)
 
 
 @pytest.mark.parametrize("folder", ["methods", "distill", "models", "models.prompts", "data.sources", "published"])
 def test_each_name_that_is_offered_loads_and_has_its_contract(folder):
     assert plugins.available(folder)
     for name in plugins.available(folder):
-        module = plugins.load(folder, name)
+        module = plugins.load_plugin(folder, name)
         assert all(hasattr(module, part) for part in plugins._CONTRACTS[folder])
 
 
 def test_a_user_s_module_without_build_is_refused(user_package):
     user_package(empty="OPTIONS = {}")
     with pytest.raises(UserError, match="userpart.empty is no plug-in of distill: it does not define build"):
-        plugins.load("distill", "userpart.empty")
+        plugins.load_plugin("distill", "userpart.empty")
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_a_user_s_module_without_build_is_refused(user_package):
 )
 def test_other_projects_words_are_translated(word, known):
     keys = config.flatten(config.default("cdl", data="glyph_mini"))
-    assert plugins.nearest(word, keys) == f"did you mean {known!r}? "
-    assert plugins.nearest(word, [f"config.{key}" for key in keys]) == f"did you mean 'config.{known}'? "
+    assert plugins.did_you_mean(word, keys) == f"did you mean {known!r}? "
+    assert plugins.did_you_mean(word, [f"config.{key}" for key in keys]) == f"did you mean 'config.{known}'? "
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_other_projects_words_are_translated(word, known):
 )  # fmt: skip
 def test_other_projects_names_are_translated(folder, word, known):
     with pytest.raises(UserError, match=f"no module '{word}' in {folder}: did you mean '{known}'?"):
-        plugins.load(folder, word)
+        plugins.load_plugin(folder, word)
 
 
 def test_each_translation_is_of_a_key_a_choice_a_flag_or_a_name():
@@ -148,4 +148,4 @@ def test_each_translation_is_of_a_key_a_choice_a_flag_or_a_name():
 
 
 def test_an_empty_name_is_not_offered():
-    assert plugins.nearest("xyz", ["", "naive"]) == "known: naive"
+    assert plugins.did_you_mean("xyz", ["", "naive"]) == "known: naive"

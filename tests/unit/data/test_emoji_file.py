@@ -24,7 +24,7 @@ def file(tmp_path_factory):
 
 
 def load(file, **options):
-    source = plugins.load("data.sources", "emoji_file")
+    source = plugins.load_plugin("data.sources", "emoji_file")
     return source.load({"path": str(file), **source.OPTIONS, **options})
 
 

@@ -134,6 +134,6 @@ def test_a_glyph_file(tmp_path):
 
 @pytest.mark.parametrize("source", plugins.available("data.sources"))
 def test_every_source_declares_options_that_a_config_can_hold(source):
-    module = plugins.load("data.sources", source)
+    module = plugins.load_plugin("data.sources", source)
     assert not set(module.OPTIONS) & {"path", "name"}
     assert json.loads(json.dumps(module.OPTIONS)) == module.OPTIONS

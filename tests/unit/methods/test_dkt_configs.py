@@ -62,7 +62,7 @@ def teacher(tmp_path_factory):
 )
 def test_what_needs_no_teacher(text, method, epochs, rates, memory):
     config = get_config(text)
-    built = plugins.load("methods", config.method).build(config, INFO)
+    built = plugins.load_plugin("methods", config.method).build(config, INFO)
     phase = built.phases[-1]
     assert (config.method, phase.epochs, phase.replay.capacity if phase.replay else 0) == (method, epochs, memory)
     rate = phase.updates[-1].optimizer.learning_rate
@@ -74,7 +74,7 @@ def test_what_needs_no_teacher(text, method, epochs, rates, memory):
 @pytest.mark.parametrize("reference", [False, True])
 def test_the_teacher_with_a_memory_of_its_own_is_the_best_of_the_authors_grid(reference):
     config = get_config("baseline=eeil,reference=true" if reference else "baseline=eeil")
-    built = plugins.load("methods", config.method).build(config, INFO)
+    built = plugins.load_plugin("methods", config.method).build(config, INFO)
     first, later, tuned = built.phases
     assert (later.epochs, later.replay.capacity, later.replay.batch, built.predict_over) == (70, 3000, 128, "seen")
     rates = [[float(p.updates[0].optimizer.learning_rate(jnp.float32(e))) for e in (0, 29)] for p in (first, tuned)]
@@ -96,7 +96,7 @@ def test_what_the_authors_do_is_behind_one_word(teacher, reference):
     second = small(f"experiment=continual_teacher,teacher={teacher}{word}")
     assert (second.dkt.kd_rel, second.optim.learning_rate, second.dkt.cutmix) == (0.5, 0.01, 0.0)
     assert (second.dkt.teacher_checkpoint, second.dkt.stream_order) == ("same_task", "shuffled")
-    third = plugins.load("methods", "dkt").build(get_config(f"{word}".lstrip(",")), INFO)
+    third = plugins.load_plugin("methods", "dkt").build(get_config(f"{word}".lstrip(",")), INFO)
     assert [phase.name for phase in third.phases] == (
         ["learner_0", "learner_0_replay", "learner_1", "learner_1_replay"] if reference else
         ["together", "together_replay"]

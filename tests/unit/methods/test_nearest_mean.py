@@ -123,7 +123,9 @@ def test_several_seeds_share_a_file_whose_head_is_of_other_classes(tmp_path):
     config.network.update(depths=(1, 1, 1), widths=(4, 4, 8), image_size=SIDE, weights=str(tmp_path / "weights.npz"))
     config.train.batch_size, config.devices, config.seeds = 8, 1, (0, 1)
     saved = (
-        plugins.load("models", "resnet").build(config.network, 9).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
+        plugins.load_plugin("models", "resnet")
+        .build(config.network, 9)
+        .init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
     )
     weights.save(tmp_path / "weights.npz", saved)
     own = Program(config, stream())

@@ -37,7 +37,7 @@ def build(method, *, network="resnet20", changes=(), **choices):
     if "num_branches" in config[method] and "num_branches" not in dict(changes):
         config[method].num_branches = 3 if method == "okddip" else 2
     config.optim.update(name="sgd", nesterov=True, learning_rate=0.1, schedule="constant")
-    return plugins.load("methods", method).build(config, INFO), config
+    return plugins.load_plugin("methods", method).build(config, INFO), config
 
 
 def step(method, variables, place=None):
@@ -202,19 +202,19 @@ def test_a_teacher_that_is_missing_or_other_is_refused_before_any_work(tmp_path)
         built.load(jax.eval_shape(built.init, jax.random.key(0)))
     config.teacher.weights = str(tmp_path / "nothing.npz")
     with pytest.raises(UserError, match="no such file or folder"):
-        plugins.load("methods", "kd").build(config, INFO)
+        plugins.load_plugin("methods", "kd").build(config, INFO)
     config.teacher.weights = str(tmp_path)
     with pytest.raises(UserError, match="has none of model.safetensors"):
-        plugins.load("methods", "kd").build(config, INFO)
+        plugins.load_plugin("methods", "kd").build(config, INFO)
 
     file = tmp_path / "weights.npz"
     weights.save(file, start(built)["teacher"])
     config.teacher.weights = str(file)
-    loaded = plugins.load("methods", "kd").build(config, INFO)
+    loaded = plugins.load_plugin("methods", "kd").build(config, INFO)
     again = loaded.load(jax.eval_shape(loaded.init, jax.random.key(0)))["teacher"]
     assert not changed(start(built)["teacher"], again)
     config.teacher.update(widths=(2, 4, 6))
-    other = plugins.load("methods", "kd").build(config, INFO)
+    other = plugins.load_plugin("methods", "kd").build(config, INFO)
     with pytest.raises(UserError, match="of another architecture") as error:
         other.load(jax.eval_shape(other.init, jax.random.key(0)))
     assert "\n" not in str(error.value)
@@ -232,7 +232,7 @@ def test_every_method_has_a_config_for_every_data_set(method, data):
     for network in networks:
         teacher = ",teacher=resnet34" if method == "kd" and data == "imagenet" else ""
         config = get_config(f"method={method},network={network},data={data},epochs=60{teacher}")
-        built = plugins.load("methods", method).build(config, INFO)
+        built = plugins.load_plugin("methods", method).build(config, INFO)
         assert built.phases[0].epochs == 60 and built.image_size == (224 if data == "imagenet" else 32)
         rates = [float(built.phases[0].updates[0].optimizer.learning_rate(jnp.float32(e))) for e in (0, 29, 59)]
         assert rates == pytest.approx([0.1, 0.01 if data == "imagenet" else 0.1, 0.001], rel=1e-5)
@@ -244,7 +244,7 @@ def test_nesterov_is_that_of_torch():
     """`g' = g + wd p; v = 0.9 v + g'; p <- p - lr (g' + 0.9 v)`, decay on every leaf."""
     built, config = build("supervised", changes={})
     config.optim.update(weight_decay=5e-4)
-    transform = plugins.load("methods", "supervised").build(config, INFO).optimizer.transform
+    transform = plugins.load_plugin("methods", "supervised").build(config, INFO).optimizer.transform
     p, v, ours = 2.0, 0.0, {"bias": jnp.float32(2.0)}
     state = transform.init(ours)
     for gradient in (0.5, -1.0, 0.25):

@@ -11,14 +11,14 @@ from cdl_jax.models import densenet, resnet, vgg
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import conv
-from cdl_jax.plugins import load
+from cdl_jax.plugins import load_plugin
 
 RNG = np.random.default_rng(3)
 
 
 def build(name, classes=10, **changes):
     section = ConfigDict({**families.variant(name), **changes})
-    return load("models", section.family).build(section, classes), section
+    return load_plugin("models", section.family).build(section, classes), section
 
 
 @pytest.mark.parametrize(

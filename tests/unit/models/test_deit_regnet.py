@@ -34,7 +34,7 @@ COUNTS = {  # of 1000 classes
 
 def shapes_of(name, num_classes=1000, **changes):
     section = ConfigDict({**families.variant(name), **changes})
-    module = plugins.load("models", section.family).build(section, num_classes)
+    module = plugins.load_plugin("models", section.family).build(section, num_classes)
     images = jnp.zeros((2, section.image_size, section.image_size, 3))
     return module, jax.eval_shape(module.init, jax.random.key(0), images), images
 
@@ -60,7 +60,7 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_weights_of_a_state_dict_come_back(name, tmp_path):
     _, shapes, _ = shapes_of(name, 5, **SMALL[name])
-    rng, family = np.random.default_rng(0), plugins.load("models", families.variant(name)["family"])
+    rng, family = np.random.default_rng(0), plugins.load_plugin("models", families.variant(name)["family"])
     values = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape)), shapes)
     ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state = {"stem.bn.num_batches_tracked": np.int64(3)}

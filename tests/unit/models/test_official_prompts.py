@@ -140,7 +140,7 @@ def test_a_task_of_dualprompt_inherits_the_prompts_of_the_task_before_and_not_it
 
 @pytest.mark.parametrize("learner", MODULES)
 def test_official_values_are_options_that_build_and_start_near_zero(learner):
-    module = plugins.load("models.prompts", learner)
+    module = plugins.load_plugin("models.prompts", learner)
     assert set(module.OFFICIAL) <= set(module.OPTIONS)
     assert {key: type(value) for key, value in module.OFFICIAL.items()} == {
         key: type(module.OPTIONS[key]) for key in module.OFFICIAL

@@ -172,7 +172,7 @@ def test_the_sum_of_the_pairs_within_two_halves_is_half_of_all_pairs():
 
     def pull(learner, images):
         options = cdl.build(version="v2", learner=learner).learner
-        pool = plugins.load("models.prompts", learner).build(options, dim=8, key_dim=8, depth=12, num_tasks=10)
+        pool = plugins.load_plugin("models.prompts", learner).build(options, dim=8, key_dim=8, depth=12, num_tasks=10)
         variables = pool.init(jax.random.key(1), images[:1], context(), True)
         return float(pool.apply(variables, images, context(), True).loss)
 

@@ -23,7 +23,7 @@ def test_the_stream_is_that_of_the_students(row, label):
     assert configs.flatten(own.data) == configs.flatten(theirs.data) and own.data.class_order_seed == 3
     assert own.seed == theirs.seed and own.train.epochs == theirs.train.epochs
     assert own.network.weights == ""
-    method = plugins.load("methods", own.method).build(own, INFO)
+    method = plugins.load_plugin("methods", own.method).build(own, INFO)
     assert (method.image_size, own.augment.test, own.augment.train) == (96, "resize", theirs.augment.train)
     assert own.augment.mean == (127 / 255,) * 3 and own.augment.std == (128 / 255,) * 3
 
