@@ -241,7 +241,7 @@ def _rebuilt(config, found):
     rebuilt = partial(default, config.method, data=source, **choices)
     try:
         return rebuilt(**{name: size for name, (_, _, size) in networks.items()})
-    except plugins.NoModule:
+    except plugins.UnknownPluginError:
         raise
     except UserError:
         culprits = [name for name, (_, _, size) in networks.items() if _refuses(rebuilt, **{name: size})]

@@ -22,7 +22,7 @@ def text() -> str:
     blocks = [_block("configs (--config NAME)", config_files.shipped().items())]
     for title, folder in _SECTIONS:
         path = _PACKAGE.joinpath(*folder.split("."))
-        blocks.append(_block(title, ((name, path / f"{name}.py") for name in plugins.available(folder))))
+        blocks.append(_block(title, ((name, path / f"{name}.py") for name in plugins.list_plugins(folder))))
     blocks.append(_block_of_networks())
     return "\n\n".join(blocks)
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from cdl_jax.errors import UserError
 
 
-class NoModule(UserError):
+class UnknownPluginError(UserError):
     """No plug-in has the name that a config gives."""
 
 
@@ -71,7 +71,7 @@ _WORDS = {
 }
 
 
-def available(folder: str) -> list[str]:
+def list_plugins(folder: str) -> list[str]:
     """Returns the names of the plug-ins in `cdl_jax.<folder>`, sorted; they are parsed, not imported.
 
     folder: a key of `_CONTRACTS`.
@@ -124,7 +124,7 @@ def load_plugin(folder: str, name: str) -> ModuleType:
     own = "." not in name
     path = f"cdl_jax.{folder}.{name}" if own else name
     try:
-        if (name in available(folder)) if own else all(name.split(".")) and importlib.util.find_spec(path):
+        if (name in list_plugins(folder)) if own else all(name.split(".")) and importlib.util.find_spec(path):
             module = importlib.import_module(path)
             if "build" in _CONTRACTS[folder] and not hasattr(module, "build"):
                 raise UserError(f"{name} is no plug-in of {folder}: it does not define build")
@@ -132,7 +132,7 @@ def load_plugin(folder: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (path + ".").startswith(error.name + "."):
             raise  # the module exists; something that it imports does not
-    raise NoModule(f"no module {name!r} in {folder}: {nearest(name, available(folder))}")
+    raise UnknownPluginError(f"no module {name!r} in {folder}: {nearest(name, available(folder))}")
 
 
 def lookup(table: Mapping, name: str, what: str):

@@ -51,7 +51,7 @@ def build(version="v4", data="cifar100", learner="l2p", distill="kd", teacher=""
     for key, value, known in (("version", version, _ROWS), ("data", data, _DATA)):
         if value not in known:
             raise UserError(f"config argument {key}={value!r}: {plugins.did_you_mean(value, known)}")
-    schemes = {name: (name, {}) for name in plugins.available("distill")} | _ROWS[version]
+    schemes = {name: (name, {}) for name in plugins.list_plugins("distill")} | _ROWS[version]
     if distill not in schemes and "." not in distill:
         raise UserError(
             f"config argument distill={distill!r}: no row of version {version} and no scheme; "

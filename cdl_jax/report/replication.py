@@ -52,7 +52,7 @@ def choose(paper: str) -> list[tuple[Table, str]]:
 
 def matches(groups: list[Group], table: Table) -> list[Match]:
     """All cells whose runs are here; a group that is no cell's own goes to the nearest of those that it could be."""
-    if table.system not in plugins.available("published"):
+    if table.system not in plugins.list_plugins("published"):
         return []
     system = plugins.load_plugin("published", table.system)
     found = []
@@ -98,7 +98,7 @@ def table(published_table: Table, found: list[Match], version: str = "", *, whol
       whole: cells without a run too.
     """
     metrics = published_table.metrics
-    missed = "not run" if published_table.system in plugins.available("published") else "no config"
+    missed = "not run" if published_table.system in plugins.list_plugins("published") else "no config"
     head = [[name, "ours", "reproduced?"] for name in metrics]
     rows = [["published result", "settings", "seeds", *(text for three in head for text in three), "note"]]
     for cells in _alike(published_table, version):

@@ -53,7 +53,7 @@ def test_version_usage_and_list(capsys):
     listed = capsys.readouterr().out
     words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
     for folder in ("methods", "models.prompts", "distill", "data.sources", "models"):
-        assert set(plugins.available(folder)) <= words
+        assert set(plugins.list_plugins(folder)) <= words
     assert set(config_files.shipped()) <= words
     assert "vit_b16" in listed and "resnet152" in listed
 

@@ -256,7 +256,7 @@ def test_keys_of_shipped_configs_with_their_arguments_are_known(name, monkeypatc
     monkeypatch.setattr(config, "arguments", lambda text, **known: asked.update(known) or arguments(text, **known))
     config.check_keys(get_config())
     options = [
-        [f"{key}={value}" for value in ((*plugins.available(folder), *more) if folder else more)]
+        [f"{key}={value}" for value in ((*plugins.list_plugins(folder), *more) if folder else more)]
         for key, (folder, more) in CHOICES.items()
         if key in asked
     ]
@@ -274,7 +274,7 @@ def test_keys_of_shipped_configs_with_their_arguments_are_known(name, monkeypatc
     assert taken >= len(options)
 
 
-@pytest.mark.parametrize("family", plugins.available("models"))
+@pytest.mark.parametrize("family", plugins.list_plugins("models"))
 def test_networks_of_a_family_have_the_same_options(family):
     module = plugins.load_plugin("models", family)
     assert len({tuple(sorted(module.variant(size))) for size in module.SIZES}) == 1

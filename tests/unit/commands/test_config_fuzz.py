@@ -105,13 +105,13 @@ FOLDERS = {
 def test_any_name_that_exists_is_taken_or_refused_in_one_line(file):
     chosen, refused = [key for key in keys(file) if key in FOLDERS or key.endswith(".family")], 0
     for key in chosen:
-        for name in plugins.available(FOLDERS.get(key, "models")):
+        for name in plugins.list_plugins(FOLDERS.get(key, "models")):
             told = answer(file, {key: name})
             assert "\n" not in told
             if told and key != "data.name":  # of a source the data may be missing
                 assert f"config.{key}={name!r}" in told or key == "method" or "network." in told, told
                 refused += 1
-    assert refused >= len(plugins.available("methods")) - 1
+    assert refused >= len(plugins.list_plugins("methods")) - 1
 
 
 @pytest.mark.parametrize(

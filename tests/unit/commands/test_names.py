@@ -30,8 +30,8 @@ def test_a_bare_name_is_one_of_the_package():
 
     assert plugins.load_plugin("distill", "kd") is kd
     assert plugins.load_plugin("models.prompts", "l2p").__name__ == "cdl_jax.models.prompts.l2p"
-    assert {"kd", "dkd", "none"} <= set(plugins.available("distill"))
-    assert "l2p" in plugins.available("models.prompts") and "prompts" not in plugins.available("models")
+    assert {"kd", "dkd", "none"} <= set(plugins.list_plugins("distill"))
+    assert "l2p" in plugins.list_plugins("models.prompts") and "prompts" not in plugins.list_plugins("models")
 
 
 def test_a_dotted_path_is_a_user_s_module(user_package):
@@ -74,7 +74,7 @@ def test_nearest_names_the_closest_and_lists_the_rest_where_they_are_few():
 
 
 def test_helpers_beside_plug_ins_are_not_offered():
-    assert "learners" not in plugins.available("methods") and "weights" not in plugins.available("models")
+    assert "learners" not in plugins.list_plugins("methods") and "weights" not in plugins.list_plugins("models")
     for name in ("learners", "early_stopping"):
         with pytest.raises(UserError, match=f"no module '{name}' in methods: "):
             plugins.load_plugin("methods", name)
@@ -82,8 +82,8 @@ def test_helpers_beside_plug_ins_are_not_offered():
 
 @pytest.mark.parametrize("folder", ["methods", "distill", "models", "models.prompts", "data.sources", "published"])
 def test_each_name_that_is_offered_loads_and_has_its_contract(folder):
-    assert plugins.available(folder)
-    for name in plugins.available(folder):
+    assert plugins.list_plugins(folder)
+    for name in plugins.list_plugins(folder):
         module = plugins.load_plugin(folder, name)
         assert all(hasattr(module, part) for part in plugins._CONTRACTS[folder])
 
@@ -139,10 +139,10 @@ def test_each_translation_is_of_a_key_a_choice_a_flag_or_a_name():
     from cdl_jax import main
 
     offered = {*main._FLAGS, "data", "tasks", "network", "student"}
-    for method in plugins.available("methods"):
+    for method in plugins.list_plugins("methods"):
         offered |= {*config.flatten(config.default(method, data="glyph_mini"))}
     for folder in plugins._CONTRACTS:
-        offered |= {*plugins.available(folder)}
+        offered |= {*plugins.list_plugins(folder)}
     assert {*plugins._WORDS} <= offered
     assert all(words == words.casefold() for words in plugins._WORDS.values())
 

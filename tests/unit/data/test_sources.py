@@ -132,7 +132,7 @@ def test_a_glyph_file(tmp_path):
     assert "make_glyphs" in refusal("glyph_file")
 
 
-@pytest.mark.parametrize("source", plugins.available("data.sources"))
+@pytest.mark.parametrize("source", plugins.list_plugins("data.sources"))
 def test_every_source_declares_options_that_a_config_can_hold(source):
     module = plugins.load_plugin("data.sources", source)
     assert not set(module.OPTIONS) & {"path", "name"}

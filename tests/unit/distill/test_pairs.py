@@ -131,8 +131,8 @@ def test_a_teacher_learns_alone(learner):
 
 
 def test_every_learner_and_scheme_is_covered():
-    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.available("models.prompts"))
-    assert set(SCHEMES) == set(plugins.available("distill"))
+    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.prompts"))
+    assert set(SCHEMES) == set(plugins.list_plugins("distill"))
 
 
 @pytest.mark.parametrize(
