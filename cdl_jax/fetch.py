@@ -171,7 +171,7 @@ def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
         return fetch_archive(ARCHIVES[name], folder, url_base)
     if "." in name:  # timm's names have their tag behind a dot
         return fetch_weights(name, folder, url_base)
-    raise UserError(f"no data set or weights {name!r}: {nearest(name, [*ARCHIVES, *WEIGHTS])}")
+    raise UserError(f"no data set or weights {name!r}: {did_you_mean(name, [*ARCHIVES, *WEIGHTS])}")
 
 
 @contextmanager

@@ -99,8 +99,8 @@ def _main(argv):
     # Of several processes that train none ends alone: it would take the others along before they save.
     several = _value(argv, "distributed") not in (None, "off") and _value(argv, "mode") in (None, "train")
     try:
-        with signals.listening(alone=not several) as listener:
-            return _run(_parse(argv), listener)
+        with signals.handle_signals(alone=not several) as handler:
+            return _run(_parse(argv), handler)
     except signals.Interrupted as stop:
         _complain(str(stop))
         return 128 + stop.number
@@ -117,6 +117,7 @@ def _parse(argv):
 
     from cdl_jax import config, config_files
     from cdl_jax.errors import UserError
+    from cdl_jax.plugins import did_you_mean
 
     given, text = argv, _value(argv, "config")
     if text:
@@ -135,12 +136,12 @@ def _parse(argv):
     for word in argv[1:]:
         key = word.removeprefix("--config.").split("=")[0]
         if word.startswith("--config.") and key not in known:
-            raise UserError(f"unknown key config.{key}: {nearest(key, known)}")
+            raise UserError(f"unknown key config.{key}: {did_you_mean(key, known)}")
     try:
         values = _flags(argv, loaded)
     except flags.UnrecognizedFlagError as error:
         flags_known = [*_FLAGS, *(f"config.{key}" for key in known)]
-        raise UserError(f"unknown flag --{error.flagname}: {nearest(error.flagname, flags_known)}") from None
+        raise UserError(f"unknown flag --{error.flagname}: {did_you_mean(error.flagname, flags_known)}") from None
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from None
     config.check_keys(values.config)
@@ -152,7 +153,7 @@ def _parse(argv):
     if values.rest:
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:
-        raise UserError(f"--mode={values.mode}: {nearest(values.mode, _MODES)}")
+        raise UserError(f"--mode={values.mode}: {did_you_mean(values.mode, _MODES)}")
     if values.task is not None and values.mode != "eval":
         raise UserError(f"--task={values.task} goes with --mode=eval, not with --mode={values.mode}: leave it out")
     values.chosen = values.workdir is not None
@@ -237,7 +238,7 @@ def _without(argv, flag):
     return list(argv)
 
 
-def _run(options, listener):
+def _run(options, handler):
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
     from cdl_jax.run import workdir
@@ -282,7 +283,7 @@ def _run(options, listener):
     with workdir.locked(folder) if primary else nullcontext():
         workdir.check_config(folder, resolved)
         workdir.check_seeds(folder, config.seeds)
-        seeds = loop.train(_program(config, folder), folder, listener)
+        seeds = loop.train(_program(config, folder), folder, handler)
     if primary:
         print(report.summary(seeds))
         for own in files.seed_folders(folder, config.seeds):

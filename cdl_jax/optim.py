@@ -76,9 +76,8 @@ def schedule(options, epochs: int) -> optax.Schedule:
         return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), fall], [warmup])
     if name == "steps":
         return optax.piecewise_constant_schedule(rate, {m: 0.1 for m in options.milestones})
-    raise UserError(
-        f"optim.schedule={name!r} is unknown: {plugins.did_you_mean(name, ['constant', 'cdl_cosine', 'cosine', 'steps'])}"
-    )
+    hint = plugins.did_you_mean(name, ["constant", "cdl_cosine", "cosine", "steps"])
+    raise UserError(f"optim.schedule={name!r} is unknown: {hint}")
 
 
 def build(options, epochs: int) -> Optimizer:

@@ -118,7 +118,7 @@ def load_plugin(folder: str, name: str) -> ModuleType:
     A new scheme or learner is therefore one new file and nothing else.
 
     Raises:
-      NoModule: there is no such module; the message names the nearest one.
+      UnknownPluginError: there is no such module; the message names the nearest one.
       UserError: the module does not define `build`.
     """
     own = "." not in name
@@ -132,7 +132,7 @@ def load_plugin(folder: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (path + ".").startswith(error.name + "."):
             raise  # the module exists; something that it imports does not
-    raise UnknownPluginError(f"no module {name!r} in {folder}: {nearest(name, available(folder))}")
+    raise UnknownPluginError(f"no module {name!r} in {folder}: {did_you_mean(name, list_plugins(folder))}")
 
 
 def lookup(table: Mapping, name: str, what: str):
@@ -142,5 +142,5 @@ def lookup(table: Mapping, name: str, what: str):
       UserError: there is no `what` of this name.
     """
     if name not in table:
-        raise UserError(f"no {what} of the name {name!r}: {nearest(name, table)}")
+        raise UserError(f"no {what} of the name {name!r}: {did_you_mean(name, table)}")
     return table[name]

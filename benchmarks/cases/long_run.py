@@ -25,7 +25,7 @@ import numpy as np
 from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.run import loop, workdir
-from cdl_jax.runtime.signals import Listener
+from cdl_jax.runtime.signals import SignalHandler
 from cdl_jax.training.program import Program
 
 _SIDE, _TRAIN, _TEST = 32, 8, 2  # pixels, pictures of a class
@@ -55,14 +55,14 @@ def configured(path: Path, tasks: int):
     return config
 
 
-class Probe(Listener):
+class Probe(SignalHandler):
     """Looks at this process where a run looks whether it is to end."""
 
     def __init__(self):
         super().__init__()
         self.seen = []
 
-    def asked(self):
+    def stop_requested(self):
         arrays = jax.live_arrays()
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         self.seen.append(

@@ -259,9 +259,8 @@ def _scheme(options, student, teacher, info, size):
     of_student, of_teacher = jax.eval_shape(told)
     feature = vkd.output_name(options.student_feature, of_student)
     if feature not in of_student:
-        raise UserError(
-            f"distill.student_feature={feature!r} is no output of the student: {plugins.did_you_mean(feature, of_student)}"
-        )
+        hint = plugins.did_you_mean(feature, of_student)
+        raise UserError(f"distill.student_feature={feature!r} is no output of the student: {hint}")
     shapes = {name: value.shape for name, value in of_teacher.items() if hasattr(value, "shape")}
     common = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "head": None, "learner": None}
     teacher_spec = NetworkSpec(dim=0, depth=0, tokens=0, outputs=shapes, **common)

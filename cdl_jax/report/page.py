@@ -37,6 +37,7 @@ from pathlib import Path
 from cdl_jax import config as configs
 from cdl_jax import published
 from cdl_jax.errors import UserError
+from cdl_jax.plugins import did_you_mean
 from cdl_jax.report import grid, plots, replication, sweep, tables
 from cdl_jax.report import groups as compare
 from cdl_jax.runtime import console, files, paths
@@ -363,7 +364,7 @@ def main(argv: list[str]) -> int:
             print(__doc__.strip())
             return 0
         if unknown := [word for word in argv if word.startswith("-")]:
-            raise UserError(f"unknown option {unknown[0]}: {nearest(unknown[0].partition('=')[0], _OPTIONS)}")
+            raise UserError(f"unknown option {unknown[0]}: {did_you_mean(unknown[0].partition('=')[0], _OPTIONS)}")
         if not argv and not paper:
             print(__doc__.strip(), file=sys.stderr)
             return 2

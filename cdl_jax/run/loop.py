@@ -19,7 +19,7 @@ from cdl_jax.run import early_stopping, progress, results, workdir
 from cdl_jax.run.results import Record
 from cdl_jax.runtime import event_files, files, sharding
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.runtime.signals import Interrupted, Listener
+from cdl_jax.runtime.signals import Interrupted, SignalHandler
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 from cdl_jax.training.query_cache import Kept
@@ -27,7 +27,7 @@ from cdl_jax.training.query_cache import Kept
 REPORT_EVERY = 60.0  # seconds between the reports of a run that is not finished
 
 
-def train(program: Program, folder: Path, listener: Listener | None = None) -> list[dict]:
+def train(program: Program, folder: Path, listener: SignalHandler | None = None) -> list[dict]:
     """Trains what is not trained yet, and returns the results of each seed (see `results.collect`).
 
     Args:
@@ -51,7 +51,7 @@ def train(program: Program, folder: Path, listener: Listener | None = None) -> l
         jax.debug_nans(True) if program.config.debug_nans else nullcontext(),
     ):
         try:
-            return _Training(program, folder, checkpoints, listener or Listener()).finish()
+            return _Training(program, folder, checkpoints, listener or SignalHandler()).finish()
         except jax.errors.JaxRuntimeError:
             if jax.process_count() > 1:  # here, for the checkpoints' end waits for all processes
                 sharding.abort("cdl_jax: this process of the run, or another, has failed; the same command goes on")
@@ -133,7 +133,7 @@ class _Training:
 
     def finish(self):
         program, record = self.program, self.record
-        self.listener.save_first(program.mesh)
+        self.listener.defer_stop(program.mesh)
         try:
             with self._progress() as self.bar:
                 for task in program.stream.tasks[record.task :]:
@@ -218,7 +218,7 @@ class _Training:
         return result
 
     def _end_if_asked(self):
-        if number := self.listener.asked():
+        if number := self.listener.stop_requested():
             raise Interrupted(number, self.record.step)
 
     def _save_latest(self, state):
@@ -274,7 +274,7 @@ class _Training:
                     state = self._log_training(state, task, index, epoch)
                 self.bar.total -= steps * epochs - number - 1
                 break
-            every, asked = config.checkpoint.every_steps, self.listener.asked()
+            every, asked = config.checkpoint.every_steps, self.listener.stop_requested()
             if asked or (every and record.step % every == 0):
                 record.add_seconds(phase.name, time.perf_counter() - start)
                 start = time.perf_counter()

@@ -31,17 +31,17 @@ class Interrupted(BaseException):
         self.number = number
 
 
-class Listener:
+class SignalHandler:
     """What this process has heard, and what all of them have.
 
-    Until `save_first` is called there is nothing to save, and a signal ends the only process of a run at once.
+    Until `defer_stop` is called there is nothing to save, and a signal ends the only process of a run at once.
     """
 
     def __init__(self, alone: bool = True):
         self._alone, self._patient, self._heard = alone, not alone, None
         self._agreed, self._looks = None, deque()
 
-    def save_first(self, mesh: Mesh) -> None:
+    def defer_stop(self, mesh: Mesh) -> None:
         """From now on the caller asks, and ends the run when it has saved its state; `mesh` has all its processes."""
         self._patient = True
         if not self._alone:
@@ -60,7 +60,7 @@ class Listener:
 
             self._agreed = agreed
 
-    def asked(self) -> signal.Signals | None:
+    def stop_requested(self) -> signal.Signals | None:
         """The signal by which the run is asked to end, if any; the same in all processes, if all ask equally often."""
         if self._alone:
             return self._heard
@@ -70,7 +70,7 @@ class Listener:
         number = int(self._looks.popleft()) if len(self._looks) > _LAG else 0
         return signal.Signals(number) if number else None
 
-    def hear(self, number: int, frame=None) -> None:
+    def on_signal(self, number: int, frame=None) -> None:
         """The handler of a signal."""
         del frame
         self._heard = signal.Signals(number)
@@ -93,19 +93,19 @@ def _exit_now(number: signal.Signals) -> None:
 
 
 @contextmanager
-def listening(alone: bool = True):
-    """Yields a `Listener` that handles `SIGNALS` inside the block.
+def handle_signals(alone: bool = True):
+    """Yields a `SignalHandler` that handles `SIGNALS` inside the block.
 
-    Only the main thread can set handlers: in another thread the listener handles no signal. A HUP that the parent
+    Only the main thread can set handlers: in another thread the handler receives no signal. A HUP that the parent
     process ignores, as `nohup` does, stays ignored.
     """
-    listener, before = Listener(alone), {}
+    handler, before = SignalHandler(alone), {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, listener.hear)
+                before[number] = signal.signal(number, handler.on_signal)
     try:
-        yield listener
+        yield handler
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

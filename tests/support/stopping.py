@@ -2,16 +2,16 @@
 
 import signal
 
-from cdl_jax.runtime.signals import Listener
+from cdl_jax.runtime.signals import SignalHandler
 
 
-class After(Listener):
+class After(SignalHandler):
     """Asks the run to end when it is asked for the `count`-th time."""
 
     def __init__(self, count):
         super().__init__()
         self.left = count
 
-    def asked(self):
+    def stop_requested(self):
         self.left -= 1
         return None if self.left else signal.SIGTERM

@@ -11,7 +11,7 @@ import pytest
 
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import sharding
-from cdl_jax.runtime.signals import SIGNALS, Interrupted, listening
+from cdl_jax.runtime.signals import SIGNALS, Interrupted, handle_signals
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -62,27 +62,28 @@ def test_a_signal_while_a_library_is_imported_ends_the_command_with_one_line(tmp
 
 def test_handlers_are_set_inside_the_block_alone():
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    with listening() as listener:
-        assert {signal.getsignal(number) for number in SIGNALS if before[number] != signal.SIG_IGN} == {listener.hear}
+    with handle_signals() as handler:
+        handled = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
+        assert {signal.getsignal(number) for number in handled} == {handler.on_signal}
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_afterwards_it_is_heard_where_the_run_asks(number):
-    with listening() as listener:
-        listener.save_first(sharding.make_mesh(1))
-        assert listener.asked() is None
+    with handle_signals() as handler:
+        handler.defer_stop(sharding.make_mesh(1))
+        assert handler.stop_requested() is None
         os.kill(os.getpid(), number)
-        assert listener.asked() == number
-        assert listener.asked() == number  # for as long as the run has not ended
+        assert handler.stop_requested() == number
+        assert handler.stop_requested() == number  # for as long as the run has not ended
     assert str(Interrupted(number, 7)).startswith(f"{number.name}: saved after step 7; ")
 
 
 def test_several_processes_learn_of_it_together_two_looks_later():
-    with listening(alone=False) as listener:
+    with handle_signals(alone=False) as handler:
         os.kill(os.getpid(), signal.SIGTERM)  # nobody ends alone
-        listener.save_first(sharding.make_mesh(1))
-        assert [listener.asked() for _ in range(4)] == [None, None, signal.SIGTERM, signal.SIGTERM]
+        handler.defer_stop(sharding.make_mesh(1))
+        assert [handler.stop_requested() for _ in range(4)] == [None, None, signal.SIGTERM, signal.SIGTERM]
 
 
 def test_outside_the_main_thread_no_handler_is_set():
@@ -90,8 +91,8 @@ def test_outside_the_main_thread_no_handler_is_set():
 
     def run():
         try:
-            with listening() as listener:
-                assert listener.asked() is None
+            with handle_signals() as handler:
+                assert handler.stop_requested() is None
         except BaseException as error:
             errors.append(error)
 
@@ -104,7 +105,7 @@ def test_outside_the_main_thread_no_handler_is_set():
 def test_a_hup_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with listening():
+        with handle_signals():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

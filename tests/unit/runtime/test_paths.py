@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import fetch, main
-from cdl_jax.data import stream
+from cdl_jax import fetch, main, plugins
 from cdl_jax.data.readers import locate
 from cdl_jax.errors import MissingData, UserError
 from cdl_jax.report import page as report
@@ -77,8 +76,8 @@ REMOTE = "gs://bucket/x"
         lambda: compilation_cache.enable_cache(REMOTE),
         lambda: locate.find(REMOTE, ["x"], what="x", remedy="get it"),
         *(
-            lambda source=source: stream.names.load("data.sources", source).load(
-                {**stream.names.load("data.sources", source).OPTIONS, "path": REMOTE}
+            lambda source=source: plugins.load_plugin("data.sources", source).load(
+                {**plugins.load_plugin("data.sources", source).OPTIONS, "path": REMOTE}
             )
             for source in ("arrays", "folder", "glyph_file", "emoji_file", "cifar100", "imagenet_r")
         ),
@@ -117,7 +116,7 @@ def test_missing_data_that_can_be_fetched_has_the_name_for_it(monkeypatch, tmp_p
     monkeypatch.setenv("CDL_DATA", str(tmp_path))
     monkeypatch.setattr(locate, "usual_places", lambda: (tmp_path,))
     for name in ("cifar10", "cifar100", "imagenet_r"):
-        source = stream.names.load("data.sources", name)
+        source = plugins.load_plugin("data.sources", name)
         with pytest.raises(MissingData, match=f"python -m cdl_jax.fetch {name}") as error:
             source.load({**source.OPTIONS, "path": ""})
         assert error.value.fetch_name == name and name in fetch.ARCHIVES
