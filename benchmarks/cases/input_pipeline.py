@@ -41,7 +41,9 @@ def measure(options) -> dict:
     learning = Learning(config, data)
     source, key = learning.program.train_source, jax.random.key(0)
     prepared = [item for item, _ in learning.batches(0, options.batches)]
-    read = jax.jit(lambda data, item, key: augment.train(source.read(data, item)[0], key, config.augment, size))
+    read = jax.jit(
+        lambda data, item, key: augment.transform_train(source.read(data, item)[0], key, config.augment, size)
+    )
     host_config = config.copy_and_resolve_references()
     host_config.resident_limit_mb = 0
     host = Learning(host_config, data)

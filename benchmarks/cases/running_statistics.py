@@ -67,7 +67,7 @@ def _pictures(program, learner, task):
         kept = program.plan.remembered(learner, task, memory, program.seed)
         rows = np.concatenate([rows, np.resize(kept, len(rows))])
     images, _ = program.train_source.read(program.train_source.data, {"rows": jnp.asarray(rows)})
-    return augment.test(images, program.config.augment, program.method.image_size)
+    return augment.transform_test(images, program.config.augment, program.method.image_size)
 
 
 def table(found: dict) -> str:

@@ -4,7 +4,10 @@
 row numbers; `Streamed` decodes and crops pictures on the host, a few batches ahead. A step reads both the same way:
 
     images, labels = source.read(data, item)
-    images = augment.normalize(images, options) if source.cropped else augment.train(images, key, options, size)
+    if source.cropped:
+        images = augment.normalize(images, options)
+    else:
+        images = augment.transform_train(images, key, options, size)
     images = erasing.erase(images, key, options)
 
 where `data` is `source.data`, passed as an argument, and `item` comes from `train_batches` or `test_batches`. Rows may
@@ -256,10 +259,10 @@ class _Pictures:
         picture, name = _open(self.split, row)
         try:
             if self.key_parts is None:
-                image = augment.test_picture(picture, self.options, self.size)
+                image = augment.transform_test_image(picture, self.options, self.size)
             else:
-                draws = generator(*self.key_parts, self.places[index]).random(augment.draws(self.options))
-                image = augment.train_picture(picture, draws, self.options, self.size)
+                draws = generator(*self.key_parts, self.places[index]).random(augment.num_uniforms(self.options))
+                image = augment.transform_train_image(picture, draws, self.options, self.size)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         return {"images": image, "labels": np.int32(self.split.labels[row]), "rows": np.int32(row)}

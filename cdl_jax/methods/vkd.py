@@ -143,7 +143,7 @@ class VkD:
     def loss(self, variables, batch, context):
         allowed = context.current(self.info.num_classes)
         keys = jax.random.split(context.key)
-        images, targets = mixing.mix(batch["images"], batch["labels"], allowed, keys[0], self.mixing)
+        images, targets = mixing.mixup_or_cutmix(batch["images"], batch["labels"], allowed, keys[0], self.mixing)
         if self.condense:
             told = jax.tree.map(lambda kept: kept[batch["rows"]], variables["cache"])
         else:
@@ -239,7 +239,7 @@ def build(config, info: StreamInfo) -> VkD:
 def _check_unchanged(config):
     """Refuses to cache what a teacher tells of pictures that differ from epoch to epoch."""
     wrong = [f"mixing.{name}={config.mixing[name]}" for name in ("mixup", "cutmix") if config.mixing[name]]
-    wrong += [f"augment.{name}={config.augment[name]!r}" for name in augment.changing(config.augment)]
+    wrong += [f"augment.{name}={config.augment[name]!r}" for name in augment.stochastic_options(config.augment)]
     if wrong:
         raise UserError(
             f"vkd.cache_teacher=True with {wrong[0]}: a cache needs pictures that are the same in each epoch and as "

@@ -146,7 +146,9 @@ def _seen(method, phase, source, augmentation, data, item, position, seed):
     if phase.plain:
         return _tested(source, images, augmentation, method), labels
     key = key_at(seed, _IMAGES, phase.order, position["task"], position["epoch"], position["step"])
-    images = _prepared(source, images, augmentation, lambda x: augment.train(x, key, augmentation, method.image_size))
+    images = _prepared(
+        source, images, augmentation, lambda x: augment.transform_train(x, key, augmentation, method.image_size)
+    )
     return erasing.erase(images, key, augmentation), labels
 
 
@@ -275,7 +277,7 @@ def allowed(method, context, num_classes, rank=None):
 
 
 def _tested(source, images, augmentation, method):
-    return _prepared(source, images, augmentation, lambda x: augment.test(x, augmentation, method.image_size))
+    return _prepared(source, images, augmentation, lambda x: augment.transform_test(x, augmentation, method.image_size))
 
 
 def _prepared(source, images, augmentation, transform):

@@ -98,12 +98,12 @@ def run_cutmix(config, arrays):
     pictures = images(arrays["in/x"])
     size = pictures.shape[1:3]
     draws = zip(arrays["in/lam"], arrays["in/cx"], arrays["in/cy"], strict=True)
-    boxes = [mixing.cut_box(jnp.float32(lam), centre, *size) for lam, *centre in draws]
-    mixed = mixing.paste(pictures, boxes[0], pictures[arrays["in/permutation"]])
+    boxes = [mixing.cutmix_box(jnp.float32(lam), centre, *size) for lam, *centre in draws]
+    mixed = mixing.cutmix_images(pictures, boxes[0], pictures[arrays["in/permutation"]])
     _, other, _ = mixing.cutmix(pictures, jnp.arange(len(pictures)), jax.random.key(0), 1.0)
     return {
         "out/boxes_x1y1x2y2": [[top, left, bottom, right] for top, bottom, left, right in boxes],
-        "out/adjusted_lam": [mixing.kept(box, *size) for box in boxes],
+        "out/adjusted_lam": [mixing.kept_area(box, *size) for box in boxes],
         "out/x_mixed_with_first_box": mixed.transpose(0, 3, 1, 2),
         "out/labels_used_by_the_loss": np.sort(other),  # the original ones, of which the others are a permutation
     }

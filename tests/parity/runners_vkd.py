@@ -215,12 +215,12 @@ def run_mixing(config, arrays):
     weight, box = drawn, arrays["out/cutmix_box_y0y1x0x1"]
     if config["cutmix"]:
         rows, columns = np.divmod(np.arange(size * size), size)  # the centre is not told: any that gives their box
-        boxes = np.stack(jax.vmap(lambda *centre: mixing.cut_box(drawn, centre, size, size))(rows, columns), axis=1)
+        boxes = np.stack(jax.vmap(lambda *centre: mixing.cutmix_box(drawn, centre, size, size))(rows, columns), axis=1)
         box = boxes[np.abs(boxes - box).sum(axis=1).argmin()]
-        mixed, weight = mixing.paste(x, box), mixing.kept(box, size, size)
+        mixed, weight = mixing.cutmix_images(x, box), mixing.kept_area(box, size, size)
     else:
-        mixed = mixing.blend(x, weight)
-    soft = mixing.blend(targets, weight)
+        mixed = mixing.mixup(x, weight)
+    soft = mixing.mixup(targets, weight)
     loss, gradient = jax.value_and_grad(losses.soft_cross_entropy)(jnp.asarray(arrays["in/logits"]), soft)
     return {
         "out/cutmix_box_y0y1x0x1": box,

@@ -1,8 +1,8 @@
 """Picture transforms: crop, shift, flip, resize and normalise, on the device inside a compiled step or on the host.
 
-On the device, `train` and `test` take uint8 `[batch, height, width, 3]` to float32 `[batch, size, size, 3]`. On the
-host, `train_picture` and `test_picture` follow the same rules for one Pillow picture of any size and leave uint8
-`[size, size, 3]`, which `normalize` finishes on the device.
+On the device, `transform_train` and `transform_test` take uint8 `[batch, height, width, 3]` to float32
+`[batch, size, size, 3]`. On the host, `transform_train_image` and `transform_test_image` follow the same rules for one
+Pillow image of any size and return uint8 `[size, size, 3]`, which `normalize` finishes on the device.
 
 Every sample draws from its own uniform numbers, so a result depends on the sample's place in the global batch and on
 nothing else: neither on the number of devices nor on the batch size.
@@ -39,7 +39,8 @@ OPTIONS: dict[str, Any] = {
     "mean": (),  # a channel each, of pixels in [0, 1]; empty: do not normalise
     "std": (),
 }
-DRAWS = 24 + color.DRAWS  # uniform numbers a sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, colour
+# Uniform numbers per sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, color.
+NUM_UNIFORMS = 24 + color.NUM_UNIFORMS
 _TRIES = 10
 _LARGEST = 2**25  # pixels of a resized image on the host, 128 MiB
 _KINDS = {
@@ -48,8 +49,8 @@ _KINDS = {
 }
 
 
-def train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
-    """Training pictures: the transform `options["train"]`, then a flip, then `color.change`, then `normalize`.
+def transform_train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
+    """Training pictures: the transform `options["train"]`, then a flip, then `color.apply`, then `normalize`.
 
     random_resized_crop: torchvision's rule, see `crop_box`; the crop is resized to `size`.
     shift: by a whole number of pixels, uniform in [-shift, shift] for each axis, filled with zeros.
@@ -78,28 +79,28 @@ def train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: i
         )
     batch, height, width, _ = images.shape
     kind = options["train"]
-    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (DRAWS,)))(jax.random.split(key, batch))
+    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (NUM_UNIFORMS,)))(jax.random.split(key, batch))
     if kind == "random_resized_crop":
         pick = jax.vmap(lambda u: jnp.stack(crop_box(u, height, width, options["scale"], options["ratio"], jnp)))
-        pixels = resizing.crops(images, pick(uniforms), (size, size), _filter(options, uniforms))
-    elif reach := _reach(kind, options):
+        pixels = resizing.resize_crops(images, pick(uniforms), (size, size), _filter(options, uniforms))
+    elif reach := _max_shift(kind, options):
         pad = [(reach, reach), (reach, reach), (0, 0)]
         corners = jnp.floor(uniforms[:, 20:22] * (2 * reach + 1)).astype(jnp.int32)
         pixels = jax.vmap(
             lambda image, corner: jax.lax.dynamic_slice(jnp.pad(image, pad), (corner[0], corner[1], 0), image.shape)
         )(images, corners)
-        pixels = resizing.whole(pixels, (size, size), _filter(options, uniforms))
+        pixels = resizing.resize(pixels, (size, size), _filter(options, uniforms))
     else:
         _check(kind, "train", height, width, size)
-        pixels = resizing.whole(images, (size, size), _filter(options, uniforms))
+        pixels = resizing.resize(images, (size, size), _filter(options, uniforms))
     if options["flip"]:
         pixels = jnp.where((uniforms[:, 22] < 0.5)[:, None, None, None], pixels[:, :, ::-1], pixels)
-    if color.wanted(options):
-        pixels = color.change(jnp.floor(pixels.astype(jnp.float32) + 0.5), uniforms[:, 24:], options)
+    if color.is_enabled(options):
+        pixels = color.apply(jnp.floor(pixels.astype(jnp.float32) + 0.5), uniforms[:, 24:], options)
     return normalize(pixels, options)
 
 
-def test(images: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
+def transform_test(images: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
     """Test pictures: the transform `options["test"]`, then `normalize`.
 
     resize: the whole picture, squeezed where it is not square.
@@ -120,13 +121,13 @@ def test(images: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
     options = {**OPTIONS, **options}
     _, height, width, _ = images.shape
     if options["test"] == "resize_center_crop":
-        (tall, wide), (top, left) = _center(height, width, options["resize"], size)
-        pixels = resizing.whole(
-            images, (tall, wide), resizing.cubic(options["interpolation"]), (top, left), (size, size)
+        (crop_height, crop_width), (top, left) = _center(height, width, options["resize"], size)
+        pixels = resizing.resize(
+            images, (crop_height, crop_width), resizing.is_bicubic(options["interpolation"]), (top, left), (size, size)
         )
     else:
         _check(options["test"], "test", height, width, size)
-        pixels = resizing.whole(images, (size, size), resizing.cubic(options["interpolation"]))
+        pixels = resizing.resize(images, (size, size), resizing.is_bicubic(options["interpolation"]))
     return normalize(pixels, options)
 
 
@@ -150,10 +151,10 @@ def renormalize(images: jax.Array, old: Mapping[str, Any], new: Mapping[str, Any
     return (images * np.float32(old_std) + np.float32(old_mean) - np.float32(new_mean)) / np.float32(new_std)
 
 
-def train_picture(picture, uniforms: np.ndarray, options: Mapping[str, Any], size: int) -> np.ndarray:
-    """`train` on the host, without `normalize`: an RGB Pillow picture and uniforms to uint8 `[size, size, 3]`.
+def transform_train_image(picture, uniforms: np.ndarray, options: Mapping[str, Any], size: int) -> np.ndarray:
+    """Transforms an RGB Pillow image for training, without `normalize`: uint8 `[size, size, 3]`.
 
-    uniforms: `[draws(options)]` in [0, 1). What `options["rand_augment"]` asks for comes ahead of the other colours.
+    uniforms: `[num_uniforms(options)]` in [0, 1). `options["rand_augment"]` is applied before the other colors.
     """
     from PIL import ImageOps
 
@@ -161,30 +162,30 @@ def train_picture(picture, uniforms: np.ndarray, options: Mapping[str, Any], siz
     kind = options["train"]
     width, height = picture.size
     if kind == "random_resized_crop":
-        top, left, tall, wide = (
+        top, left, crop_height, crop_width = (
             int(v) for v in crop_box(uniforms, height, width, options["scale"], options["ratio"], np)
         )
-        picture = picture.crop((left, top, left + wide, top + tall))
-    elif reach := _reach(kind, options):
+        picture = picture.crop((left, top, left + crop_width, top + crop_height))
+    elif reach := _max_shift(kind, options):
         top, left = np.floor(uniforms[20:22] * (2 * reach + 1)).astype(int) - reach
         picture = picture.crop((left, top, left + width, top + height))  # Pillow fills what lies outside with zeros
     else:
         _check(kind, "train", height, width, size)
-    picture = resizing.picture(picture, (size, size), bool(_filter(options, uniforms)))
+    picture = resizing.resize_image(picture, (size, size), bool(_filter(options, uniforms)))
     if options["flip"] and uniforms[22] < 0.5:
         picture = ImageOps.mirror(picture)
     if options["rand_augment"]:
         filters = [resizing.pillow_filter(cubic) for cubic in resizing.FILTERS[options["interpolation"]]]
         fill = tuple(min(255, round(255 * level)) for level in options["mean"]) or (128, 128, 128)
         policy = rand_augment.parse(options["rand_augment"])
-        picture = rand_augment.augment(picture, uniforms[DRAWS:], policy, fill, filters)
-    if color.wanted(options):
-        picture = color.change_picture(picture, uniforms[24:DRAWS], options)
+        picture = rand_augment.augment(picture, uniforms[NUM_UNIFORMS:], policy, fill, filters)
+    if color.is_enabled(options):
+        picture = color.apply_to_image(picture, uniforms[24:NUM_UNIFORMS], options)
     return np.array(picture, np.uint8)
 
 
-def test_picture(picture, options: Mapping[str, Any], size: int) -> np.ndarray:
-    """`test` on the host, without `normalize`: an RGB Pillow picture to uint8 `[size, size, 3]`."""
+def transform_test_image(picture, options: Mapping[str, Any], size: int) -> np.ndarray:
+    """`transform_test` on the host, without `normalize`: an RGB Pillow picture to uint8 `[size, size, 3]`."""
     options = {**OPTIONS, **options}
     width, height = picture.size
     if options["test"] == "resize_center_crop":
@@ -192,21 +193,22 @@ def test_picture(picture, options: Mapping[str, Any], size: int) -> np.ndarray:
         if math.prod(shape) > _LARGEST:  # a narrow image: only what the crop shows is resized
             corner = np.array([left, top]) * (width / shape[1], height / shape[0])
             side = np.array([size * width / shape[1], size * height / shape[0]])
-            chosen = resizing.pillow_filter(resizing.cubic(options["interpolation"]))
+            chosen = resizing.pillow_filter(resizing.is_bicubic(options["interpolation"]))
             return np.array(picture.resize((size, size), chosen, (*corner, *corner + side)), np.uint8)
-        resized = resizing.picture(picture, shape, bool(resizing.cubic(options["interpolation"])))
+        resized = resizing.resize_image(picture, shape, bool(resizing.is_bicubic(options["interpolation"])))
         return np.array(resized.crop((left, top, left + size, top + size)), np.uint8)
     _check(options["test"], "test", height, width, size)
-    return np.array(resizing.picture(picture, (size, size), bool(resizing.cubic(options["interpolation"]))), np.uint8)
+    is_bicubic = bool(resizing.is_bicubic(options["interpolation"]))
+    return np.array(resizing.resize_image(picture, (size, size), is_bicubic), np.uint8)
 
 
-def draws(options: Mapping[str, Any]) -> int:
-    """How many uniform numbers `train_picture` needs."""
+def num_uniforms(options: Mapping[str, Any]) -> int:
+    """How many uniform numbers `transform_train_image` needs."""
     policy = options.get("rand_augment")
-    return DRAWS + (rand_augment.parse(policy).layers * rand_augment.DRAWS if policy else 0)
+    return NUM_UNIFORMS + (rand_augment.parse(policy).layers * rand_augment.NUM_UNIFORMS if policy else 0)
 
 
-def changing(options: Mapping[str, Any]) -> list[str]:
+def stochastic_options(options: Mapping[str, Any]) -> list[str]:
     """The options for which a training picture is not the same each time, or not as it would be tested."""
     switches = ("flip", *color.OPTIONS, "rand_augment", "erase")
     found = [name for name in switches if options[name]]
@@ -241,7 +243,7 @@ def check(options: Mapping[str, Any]) -> None:
     if options["resize"] < 1:
         raise UserError(f"augment.resize={options['resize']} must be at least 1")
     color.check(options)
-    draws(options)
+    num_uniforms(options)
 
 
 def _numbers(values, count):
@@ -262,37 +264,45 @@ def crop_box(uniforms, height: int, width: int, scale, ratio, xp) -> tuple:
     area = height * width * (scale[0] + uniforms[:_TRIES] * (scale[1] - scale[0]))
     low, high = np.log(ratio[0]), np.log(ratio[1])
     aspect = xp.exp(low + uniforms[_TRIES : 2 * _TRIES] * (high - low))
-    tall, wide = xp.round(xp.sqrt(area / aspect)), xp.round(xp.sqrt(area * aspect))
-    fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
-    fallback_tall = min(height, round(width / ratio[0]))
-    fallback_wide = min(width, round(height * ratio[1]))
+    crop_height, crop_width = xp.round(xp.sqrt(area / aspect)), xp.round(xp.sqrt(area * aspect))
+    fits = (crop_height > 0) & (crop_height <= height) & (crop_width > 0) & (crop_width <= width)
+    fallback_height = min(height, round(width / ratio[0]))
+    fallback_width = min(width, round(height * ratio[1]))
     first = xp.argmax(fits)
-    tall = xp.where(xp.any(fits), tall[first], fallback_tall)
-    wide = xp.where(xp.any(fits), wide[first], fallback_wide)
+    crop_height = xp.where(xp.any(fits), crop_height[first], fallback_height)
+    crop_width = xp.where(xp.any(fits), crop_width[first], fallback_width)
     # float32 may round u * n up to n although u < 1
-    top = xp.where(xp.any(fits), xp.minimum(uniforms[20] * (height - tall + 1), height - tall), (height - tall) // 2)
-    left = xp.where(xp.any(fits), xp.minimum(uniforms[21] * (width - wide + 1), width - wide), (width - wide) // 2)
-    return tuple(v.astype(xp.int32) for v in (top, left, tall, wide))
+    top = xp.where(
+        xp.any(fits),
+        xp.minimum(uniforms[20] * (height - crop_height + 1), height - crop_height),
+        (height - crop_height) // 2,
+    )
+    left = xp.where(
+        xp.any(fits), xp.minimum(uniforms[21] * (width - crop_width + 1), width - crop_width), (width - crop_width) // 2
+    )
+    return tuple(v.astype(xp.int32) for v in (top, left, crop_height, crop_width))
 
 
 def _filter(options, uniforms):
-    """See `resizing.cubic`; `uniforms` `[..., DRAWS]` or longer."""
-    return resizing.cubic(options["interpolation"], uniforms[..., 23])
+    """See `resizing.is_bicubic`; `uniforms` `[..., NUM_UNIFORMS]` or longer."""
+    return resizing.is_bicubic(options["interpolation"], uniforms[..., 23])
 
 
-def _reach(kind, options) -> int:
+def _max_shift(kind, options) -> int:
     """How far the transform shifts, in pixels; 0 where it does not."""
     return int({"shift": options["shift"], "pad_crop": options["pad"]}.get(kind, 0))
 
 
 def _center(height, width, shorter, size):
     """torchvision's Resize(shorter) and CenterCrop(size): the shape of the resized picture and the crop's corner."""
-    tall, wide = (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
+    crop_height, crop_width = (
+        (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
+    )
     if size > shorter:
         raise UserError(
             f"augment.resize={shorter}: the central crop of {size} pixels does not fit; set resize to {size} or more"
         )
-    return (tall, wide), (round((tall - size) / 2), round((wide - size) / 2))
+    return (crop_height, crop_width), (round((crop_height - size) / 2), round((crop_width - size) / 2))
 
 
 def _check_kind(kind, part):

@@ -19,18 +19,18 @@ OPTIONS: dict[str, Any] = {
     "three_augment": False,  # every training picture is made grey, solarised or blurred, each with probability 1/3
     "jitter": 0.0,  # factors in [1 - jitter, 1 + jitter] of brightness, contrast and saturation, in random order
 }
-DRAWS = 6  # uniform numbers a sample: which of three, radius, 3 factors, their order
+NUM_UNIFORMS = 6  # uniform numbers a sample: which of three, radius, 3 factors, their order
 _THRESHOLD = 128  # levels from here on are inverted where a picture is solarised
 _RADII = (0.1, 2.0)  # of the blur, in pixels
 _ORDERS = np.array(list(itertools.permutations(range(3))))
 
 
-def wanted(options: Mapping[str, Any]) -> bool:
+def is_enabled(options: Mapping[str, Any]) -> bool:
     """Whether the options ask for any change."""
     return bool(options["three_augment"] or options["jitter"])
 
 
-def change(pixels: jax.Array, uniforms: jax.Array, options: Mapping[str, Any]) -> jax.Array:
+def apply(pixels: jax.Array, uniforms: jax.Array, options: Mapping[str, Any]) -> jax.Array:
     """Training pictures on the device.
 
     Args:
@@ -45,12 +45,12 @@ def change(pixels: jax.Array, uniforms: jax.Array, options: Mapping[str, Any]) -
         if options["three_augment"]:
             which = (u[0] * 3).astype(jnp.int32)
             radius = _RADII[0] + u[1] * (_RADII[1] - _RADII[0])
-            x = jax.lax.switch(which, (_grey, _solarised, lambda x: blurred(x, radius)), x)
+            x = jax.lax.switch(which, (_to_gray, _solarize, lambda x: blur(x, radius)), x)
         if options["jitter"]:
             factors = 1 + options["jitter"] * (2 * u[2:5] - 1)
             order = jnp.asarray(_ORDERS)[(u[5] * len(_ORDERS)).astype(jnp.int32)]
             for step in range(3):
-                towards = (jnp.zeros_like, _mean_grey, _grey)  # brightness, contrast, saturation
+                towards = (jnp.zeros_like, _mean_gray, _to_gray)  # brightness, contrast, saturation
                 away_from = jax.lax.switch(order[step], towards, x)
                 x = jnp.floor(jnp.clip(away_from + factors[order[step]] * (x - away_from), 0, 255))
         return x
@@ -58,8 +58,8 @@ def change(pixels: jax.Array, uniforms: jax.Array, options: Mapping[str, Any]) -
     return jax.vmap(one)(pixels, uniforms)
 
 
-def change_picture(picture, uniforms: np.ndarray, options: Mapping[str, Any]):
-    """`change` of one RGB Pillow picture on the host; `uniforms` `[6]`."""
+def apply_to_image(picture, uniforms: np.ndarray, options: Mapping[str, Any]):
+    """`apply` of one RGB Pillow picture on the host; `uniforms` `[6]`."""
     from PIL import ImageEnhance, ImageFilter, ImageOps
 
     u = uniforms
@@ -78,7 +78,7 @@ def change_picture(picture, uniforms: np.ndarray, options: Mapping[str, Any]):
     return picture
 
 
-def blurred(x, radius):
+def blur(x, radius):
     """Pillow's GaussianBlur of `[height, width, 3]` by `radius` up to 2: three passes of a box along each axis.
 
     The box has a whole number of pixels and a share of one more at each end (Gwosdek et al., 2011); borders repeat.
@@ -109,17 +109,17 @@ def check(options: Mapping[str, Any]) -> None:
         raise UserError(f"augment.jitter={options['jitter']} must lie in [0, 1]; 0 leaves colours as they are")
 
 
-def _grey(x):
+def _to_gray(x):
     weighted = x.astype(jnp.int32) * jnp.array([19595, 38470, 7471])  # ITU-R 601-2 in 65536ths, as Pillow has it
     level = (weighted.sum(axis=-1, keepdims=True) + 2**15) >> 16
     return jnp.broadcast_to(level.astype(x.dtype), x.shape)
 
 
-def _mean_grey(x):
-    levels = _grey(x)[..., 0].astype(jnp.int32)
+def _mean_gray(x):
+    levels = _to_gray(x)[..., 0].astype(jnp.int32)
     mean = (2 * levels.sum() + levels.size) // (2 * levels.size)
     return jnp.full_like(x, mean.astype(x.dtype))
 
 
-def _solarised(x):
+def _solarize(x):
     return jnp.where(x < _THRESHOLD, x, 255 - x)

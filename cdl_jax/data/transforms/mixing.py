@@ -1,7 +1,7 @@
 """Mixup and cutmix of whole batches with soft targets, on the device inside a compiled step.
 
-`mix` mixes each picture with its mirror in the batch, the last with the first, as timm's batch mode does; one draw of
-weight and box serves the whole batch (Zhang et al., 2018; Yun et al., 2019). `cutmix` is DKT's.
+`mixup_or_cutmix` mixes image i of a batch with image n - 1 - i, as timm's batch mode does. One weight and one box are
+drawn for the batch (Zhang et al., 2018; Yun et al., 2019). `cutmix` is DKT's.
 """
 
 import jax
@@ -18,7 +18,7 @@ OPTIONS = {
 }
 
 
-def mix(images, labels, allowed, key, options):
+def mixup_or_cutmix(images, labels, allowed, key, options):
     """A batch mixed with itself reversed.
 
     Args:
@@ -38,12 +38,12 @@ def mix(images, labels, allowed, key, options):
     ways = {}
     if options["mixup"]:
         weight = jax.random.beta(keys[0], options["mixup"], options["mixup"])
-        ways["mixup"] = blend(images, weight), weight
+        ways["mixup"] = mixup(images, weight), weight
     if options["cutmix"]:
         height, width = images.shape[1:3]
         centre = jax.random.randint(keys[1], (2,), 0, jnp.array([height, width]))
-        box = cut_box(jax.random.beta(keys[2], options["cutmix"], options["cutmix"]), centre, height, width)
-        ways["cutmix"] = paste(images, box), kept(box, height, width)
+        box = cutmix_box(jax.random.beta(keys[2], options["cutmix"], options["cutmix"]), centre, height, width)
+        ways["cutmix"] = cutmix_images(images, box), kept_area(box, height, width)
     chosen = next(iter(ways.values()))
     if len(ways) == 2:
         cut = jax.random.uniform(keys[3]) < options["switch"]
@@ -52,7 +52,7 @@ def mix(images, labels, allowed, key, options):
     if options["probability"] < 1:
         at_all = jax.random.uniform(keys[4]) < options["probability"]
         mixed, weight = jnp.where(at_all, mixed, images), jnp.where(at_all, weight, 1.0)
-    return mixed, blend(targets, weight)
+    return mixed, mixup(targets, weight)
 
 
 def soft_labels(labels, allowed, smoothing: float):
@@ -61,12 +61,12 @@ def soft_labels(labels, allowed, smoothing: float):
     return (1 - smoothing) * sharp + smoothing * allowed / allowed.sum()
 
 
-def blend(x, weight):
+def mixup(x, weight):
     """`weight x + (1 - weight) x reversed` along the first axis."""
     return weight * x + (1 - weight) * x[::-1]
 
 
-def cut_box(weight, centre, height: int, width: int):
+def cutmix_box(weight, centre, height: int, width: int):
     """int32 `(top, bottom, left, right)` around `centre` (row, column): 1 - weight of the area, cut at the border."""
     share = jnp.sqrt(1 - weight)
     edges = []
@@ -76,7 +76,7 @@ def cut_box(weight, centre, height: int, width: int):
     return tuple(edges)
 
 
-def paste(images, box, others=None):
+def cutmix_images(images, box, others=None):
     """Images with the pixels within `box` of `others`, by default those reversed along the batch."""
     top, bottom, left, right = box
     rows, columns = jnp.arange(images.shape[1])[:, None], jnp.arange(images.shape[2])
@@ -84,7 +84,7 @@ def paste(images, box, others=None):
     return jnp.where(inside[:, :, None], images[::-1] if others is None else others, images)
 
 
-def kept(box, height: int, width: int):
+def kept_area(box, height: int, width: int):
     """The part of the area outside `box`."""
     top, bottom, left, right = box
     return 1 - (bottom - top) * (right - left) / (height * width)
@@ -107,10 +107,10 @@ def cutmix(images, labels, key, probability):
     height, width = images.shape[1:3]
     order = jax.random.permutation(keys[0], len(images))
     centre = jax.random.randint(keys[1], (2,), 0, jnp.array([height, width]))
-    box = cut_box(jax.random.uniform(keys[2]), centre, height, width)
+    box = cutmix_box(jax.random.uniform(keys[2]), centre, height, width)
     cut = jax.random.uniform(keys[3]) < probability
-    mixed = jnp.where(cut, paste(images, box, jnp.take(images, order, axis=0)), images)
-    return mixed, jnp.take(labels, order), jnp.where(cut, kept(box, height, width), 1.0)
+    mixed = jnp.where(cut, cutmix_images(images, box, jnp.take(images, order, axis=0)), images)
+    return mixed, jnp.take(labels, order), jnp.where(cut, kept_area(box, height, width), 1.0)
 
 
 def cutmix_probability(ramp: str, target: float, epoch, epochs: int):

@@ -8,7 +8,7 @@ import numpy as np
 
 from cdl_jax.errors import UserError
 
-DRAWS = 5  # uniform numbers a layer: operation, whether at all, magnitude, sign, filter
+NUM_UNIFORMS = 5  # uniform numbers a layer: operation, whether at all, magnitude, sign, filter
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def augment(picture, uniforms: np.ndarray, policy: Policy, fill: tuple[int, int,
       fill: the colour of what a turned, sheared or shifted picture leaves open.
       filters: Pillow's resampling filters, one of which each such operation takes.
     """
-    for u in uniforms.reshape(policy.layers, DRAWS):
+    for u in uniforms.reshape(policy.layers, NUM_UNIFORMS):
         if u[1] >= policy.probability:
             continue
         magnitude = policy.magnitude

@@ -36,7 +36,7 @@ def resize_weights(start, length, inputs: int, outputs: int, cubic=False) -> jax
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def crops(images, boxes, shape, cubic):
+def resize_crops(images, boxes, shape, cubic):
     """The `boxes` int32 `[batch, 4]` (top, left, height, width) of images, resized to `shape`: float32 in 0..255."""
     _, height, width, _ = images.shape
     own = isinstance(cubic, jax.Array)  # a filter for each picture
@@ -51,7 +51,7 @@ def crops(images, boxes, shape, cubic):
     return _apply(images, rows, columns, rounded=cubic is not False)
 
 
-def whole(images, shape, cubic, corner=(0, 0), crop=None):
+def resize(images, shape, cubic, corner=(0, 0), crop=None):
     """The rectangle `crop` at `corner` of whole images resized to `shape`; as they are where nothing changes."""
     _, height, width, _ = images.shape
     crop = crop or shape
@@ -84,7 +84,7 @@ def _apply(images, rows, columns, rounded):
     return jnp.clip(jnp.floor(multiply(f"{of_rows},bhpc->bopc", rows, pixels) + 0.5), 0, 255)
 
 
-def cubic(interpolation: str, uniform=None):
+def is_bicubic(interpolation: str, uniform=None):
     """Whether resizing is bicubic, one of the values of `FILTERS`; for training pictures by a `uniform` number each."""
     if interpolation == "random":
         return True if uniform is None else uniform < 0.5
@@ -98,6 +98,6 @@ def pillow_filter(cubic):
     return Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
 
 
-def picture(image, shape, cubic):
+def resize_image(image, shape, cubic):
     """A Pillow picture resized to `shape`, (height, width)."""
     return image.resize((shape[1], shape[0]), pillow_filter(cubic))

@@ -74,7 +74,7 @@ class RunTeacher:
         images: float32 `[batch, size, size, 3]` of any size, as the student takes them.
         """
         images, side = augment.renormalize(images, self.given, self.config.augment), self.method.image_size
-        images = resizing.whole(images, (side, side), False)
+        images = resizing.resize(images, (side, side), False)
         each_task = len(self.tasks) > 1
         live = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
         if not each_task:  # it has learnt all classes, whatever the task is here

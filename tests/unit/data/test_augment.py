@@ -31,18 +31,18 @@ def pillow(image, box, size):
 
 
 def train(images, key, options, size):
-    return np.asarray(jax.jit(lambda x, k: augment.train(x, k, options, size))(images, key))
+    return np.asarray(jax.jit(lambda x, k: augment.transform_train(x, k, options, size))(images, key))
 
 
 def test(images, options, size):
-    return np.asarray(jax.jit(lambda x: augment.test(x, options, size))(images))
+    return np.asarray(jax.jit(lambda x: augment.transform_test(x, options, size))(images))
 
 
 test.__test__ = False  # not a test
 
 
 def uniforms_of(key, batch):
-    return jax.jit(jax.vmap(lambda k: jax.random.uniform(k, (augment.DRAWS,))))(jax.random.split(key, batch))
+    return jax.jit(jax.vmap(lambda k: jax.random.uniform(k, (augment.NUM_UNIFORMS,))))(jax.random.split(key, batch))
 
 
 def boxes_of(key, batch, height, width, options):
@@ -65,7 +65,7 @@ def test_random_resized_crop_equals_crop_then_resize_of_pillow(photos, height, w
 
 def test_crops_follow_torchvisions_rule():
     height, width, scale, ratio = 100, 160, (0.08, 1.0), (3 / 4, 4 / 3)
-    uniforms = np.random.default_rng(0).random((3000, augment.DRAWS))
+    uniforms = np.random.default_rng(0).random((3000, augment.NUM_UNIFORMS))
     boxes = np.array([augment.crop_box(u, height, width, scale, ratio, np) for u in uniforms])
     top, left, tall, wide = boxes.T
     assert (top >= 0).all() and (left >= 0).all() and (top + tall <= height).all() and (left + wide <= width).all()
@@ -87,7 +87,7 @@ def test_crops_follow_torchvisions_rule():
 
 @pytest.mark.parametrize(("shape", "box"), [((100, 300), (0, 83, 100, 133)), ((300, 100), (83, 0, 133, 100))])
 def test_a_crop_that_never_fits_falls_back_to_the_centre(shape, box):
-    uniforms = np.full(augment.DRAWS, 0.999)  # all of the area, at an aspect ratio the picture does not have
+    uniforms = np.full(augment.NUM_UNIFORMS, 0.999)  # all of the area, at an aspect ratio the picture does not have
 
     def pick(u, xp):
         return augment.crop_box(u, *shape, (1.0, 1.0), (3 / 4, 4 / 3), xp)
@@ -97,7 +97,7 @@ def test_a_crop_that_never_fits_falls_back_to_the_centre(shape, box):
 
 
 def test_host_and_device_draw_the_same_boxes():
-    uniforms = np.random.default_rng(3).random((200, augment.DRAWS)).astype(np.float32)
+    uniforms = np.random.default_rng(3).random((200, augment.NUM_UNIFORMS)).astype(np.float32)
     pick = jax.vmap(lambda u: jnp.stack(augment.crop_box(u, 97, 131, (0.08, 1.0), (0.75, 4 / 3), jnp)))
     device = jax.jit(pick)(uniforms)
     host = [augment.crop_box(u, 97, 131, (0.08, 1.0), (0.75, 4 / 3), np) for u in uniforms]
@@ -174,7 +174,7 @@ def test_host_transforms_follow_the_device(photos, kind):
     uniforms = np.asarray(uniforms_of(key, 8))
     device = train(np.stack([image] * 8), key, options, 48)
     for got, draws in zip(device, uniforms, strict=True):
-        host = augment.train_picture(Image.fromarray(image), draws, options, 48)
+        host = augment.transform_train_image(Image.fromarray(image), draws, options, 48)
         assert host.dtype == np.uint8
         np.testing.assert_allclose(got, host / 255.0, rtol=0, atol=TOLERANCE)
 
@@ -182,7 +182,7 @@ def test_host_transforms_follow_the_device(photos, kind):
 def test_a_sample_depends_on_its_position_alone(photos):
     options = {"train": "random_resized_crop", "flip": True}
     images, key = np.concatenate([photos[:, :60, :60]] * 3)[:8], jax.random.key(7)
-    step = jax.jit(lambda x, k: augment.train(x, k, options, 32))
+    step = jax.jit(lambda x, k: augment.transform_train(x, k, options, 32))
     whole = step(images, key)
     np.testing.assert_array_equal(whole, step(images, key))
     np.testing.assert_allclose(whole[:5], step(images[:5], key), atol=1e-6)
@@ -194,14 +194,14 @@ import jax, sys, numpy as np
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from cdl_jax.data import augment
+from cdl_jax.data.transforms import augment
 mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 images = np.random.default_rng(0).integers(0, 256, (16, 20, 24, 3), np.uint8)
 images = jax.device_put(images, NamedSharding(mesh, P("data")))
 out = {}
 for kind in ("random_resized_crop", "shift", "pad_crop"):
     options = {"train": kind, "flip": True}
-    step = jax.jit(lambda x, k, o=options: augment.train(x, k, o, 16))
+    step = jax.jit(lambda x, k, o=options: augment.transform_train(x, k, o, 16))
     result = step(images, jax.random.key(0))
     assert len(result.sharding.device_set) == int(sys.argv[1])
     assert jax.device_count() == 1 or result.addressable_shards[0].data.shape[0] == 2, result.sharding

@@ -289,6 +289,6 @@ def test_device_and_host_normalise_alike(mesh):
     for limit in (4096, 0):
         source = batches.place(split, mesh, {**options, "resident_limit_mb": limit}, 20)
         ((images, _),) = read(source, source.test_batches(*batches.evaluation_order(13, 13)))
-        finish = augment.normalize if source.cropped else lambda x, o: augment.test(x, o, 20)
+        finish = augment.normalize if source.cropped else lambda x, o: augment.transform_test(x, o, 20)
         results.append(finish(images, options))
     np.testing.assert_array_equal(*results)

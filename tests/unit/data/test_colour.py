@@ -22,16 +22,16 @@ def photo():
 
 
 def on_device(images, uniforms, options):
-    changed = jax.jit(lambda x, u: color.change(x, u, options))(jnp.float32(images), jnp.float32(uniforms))
+    changed = jax.jit(lambda x, u: color.apply(x, u, options))(jnp.float32(images), jnp.float32(uniforms))
     return np.asarray(changed)
 
 
 def on_host(image, uniforms, options):
-    return np.asarray(color.change_picture(Image.fromarray(image), uniforms, options), np.float32)
+    return np.asarray(color.apply_to_image(Image.fromarray(image), uniforms, options), np.float32)
 
 
 def test_the_three_are_grey_solarised_and_blurred(photo):
-    picture, uniforms = Image.fromarray(photo), np.zeros((3, color.DRAWS))
+    picture, uniforms = Image.fromarray(photo), np.zeros((3, color.NUM_UNIFORMS))
     uniforms[:, 0], uniforms[:, 1] = (0.1, 0.5, 0.9), 0.5  # a third each; radius 1.05
     wanted = [
         picture.convert("L").convert("RGB"),
@@ -48,14 +48,17 @@ def test_the_three_are_grey_solarised_and_blurred(photo):
 
 def test_every_radius_blurs_as_pillow_does(photo):
     radii = np.linspace(0.1, 1.98, 24)  # at 2 sums are ties of fifteenths
-    found = jax.jit(jax.vmap(lambda r: color.blurred(jnp.float32(photo), r)))(radii)
+    found = jax.jit(jax.vmap(lambda r: color.blur(jnp.float32(photo), r)))(radii)
     for radius, got in zip(radii, np.asarray(found), strict=True):
         want = np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(float(radius))), np.float32)
         assert np.abs(got - want).max() <= 1 and (got == want).mean() > 0.999, radius
 
 
 def test_jitter_is_pillows_in_every_order(photo):
-    options, uniforms = {"three_augment": False, "jitter": 0.3}, np.random.default_rng(0).random((60, color.DRAWS))
+    options, uniforms = (
+        {"three_augment": False, "jitter": 0.3},
+        np.random.default_rng(0).random((60, color.NUM_UNIFORMS)),
+    )
     uniforms = uniforms.astype(np.float32)
     found = on_device(np.stack([photo] * 60), uniforms, options)
     wanted = np.stack([on_host(photo, u, options) for u in uniforms])
@@ -74,13 +77,13 @@ def test_jitter_is_pillows_in_every_order(photo):
 def test_whole_transforms_follow_pillow(photo, kind, interpolation):
     options = {"train": kind, "interpolation": interpolation, "flip": True}
     key = jax.random.key(2)
-    device = np.asarray(jax.jit(lambda x: augment.train(x, key, options, 32))(np.stack([photo] * 12)))
-    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (augment.DRAWS,)))(jax.random.split(key, 12))
+    device = np.asarray(jax.jit(lambda x: augment.transform_train(x, key, options, 32))(np.stack([photo] * 12)))
+    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (augment.NUM_UNIFORMS,)))(jax.random.split(key, 12))
     for got, draws in zip(device, np.asarray(uniforms), strict=True):
-        want = augment.train_picture(Image.fromarray(photo), draws, options, 32)
+        want = augment.transform_train_image(Image.fromarray(photo), draws, options, 32)
         np.testing.assert_allclose(got, want / 255.0, rtol=0, atol=1.01 / 255)
         assert np.mean(np.abs(got - want / 255.0) > 1e-6) < 0.12  # where Pillow resizes the rows first
-    bilinear = [augment.train_picture(Image.fromarray(photo), u, {**options, "interpolation": "bilinear"}, 32)
+    bilinear = [augment.transform_train_image(Image.fromarray(photo), u, {**options, "interpolation": "bilinear"}, 32)
                 for u in np.asarray(uniforms)]  # fmt: skip
     same = np.mean([np.abs(got - b / 255.0).max() < 2.01 / 255 for got, b in zip(device, bilinear, strict=True)])
     assert same < 0.2 if interpolation == "bicubic" else 0.2 < same < 0.9  # of an even sky both filters make the same
@@ -88,9 +91,9 @@ def test_whole_transforms_follow_pillow(photo, kind, interpolation):
 
 def test_bicubic_test_pictures_equal_pillows(photo):
     options = {"test": "resize_center_crop", "resize": 30, "interpolation": "random"}
-    device = np.asarray(jax.jit(lambda x: augment.test(x, options, 24))(photo[None]))[0]
+    device = np.asarray(jax.jit(lambda x: augment.transform_test(x, options, 24))(photo[None]))[0]
     want = Image.fromarray(photo).resize((36, 30), Image.Resampling.BICUBIC).crop((6, 3, 30, 27))
-    np.testing.assert_array_equal(augment.test_picture(Image.fromarray(photo), options, 24), np.asarray(want))
+    np.testing.assert_array_equal(augment.transform_test_image(Image.fromarray(photo), options, 24), np.asarray(want))
     assert np.abs(device * 255 - np.asarray(want)).max() < 1.01
     assert np.mean(np.abs(device * 255 - np.asarray(want)) > 1e-3) < 0.12
 
@@ -99,10 +102,10 @@ def test_colours_of_whole_pictures_are_the_hosts():
     images = np.repeat(glyph_mini.load({"part": "incremental"}).train.images[:4], 4, axis=0)
     options = {"train": "shift", "flip": True, "three_augment": True, "jitter": 0.3}
     key = jax.random.key(7)
-    device = np.asarray(jax.jit(lambda x: augment.train(x, key, options, 32))(images)) * 255
-    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (augment.DRAWS,)))(jax.random.split(key, 16))
+    device = np.asarray(jax.jit(lambda x: augment.transform_train(x, key, options, 32))(images)) * 255
+    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (augment.NUM_UNIFORMS,)))(jax.random.split(key, 16))
     host = [
-        augment.train_picture(Image.fromarray(x), u, options, 32)
+        augment.transform_train_image(Image.fromarray(x), u, options, 32)
         for x, u in zip(images, np.asarray(uniforms), strict=True)
     ]
     assert np.abs(device - np.stack(host)).max() < 2.01
@@ -111,10 +114,10 @@ def test_colours_of_whole_pictures_are_the_hosts():
 
 def test_more_numbers_are_drawn_without_changing_the_first():
     keys = jax.random.split(jax.random.key(3), 4)
-    few, many = (jax.vmap(lambda k, n=n: jax.random.uniform(k, (n,)))(keys) for n in (23, augment.DRAWS))
+    few, many = (jax.vmap(lambda k, n=n: jax.random.uniform(k, (n,)))(keys) for n in (23, augment.NUM_UNIFORMS))
     np.testing.assert_array_equal(few, many[:, :23])
-    assert augment.draws({"rand_augment": ""}) == 30
-    assert augment.draws({"rand_augment": "rand-m9-n3"}) == 45
+    assert augment.num_uniforms({"rand_augment": ""}) == 30
+    assert augment.num_uniforms({"rand_augment": "rand-m9-n3"}) == 45
 
 
 def test_a_policys_text_is_timms():
@@ -187,13 +190,13 @@ def test_a_policy_draws_operations_evenly_and_by_its_numbers(photo):
 
 def test_rand_augment_changes_pictures_on_the_host_and_is_refused_on_the_device(photo):
     options = {"train": "resize", "rand_augment": "rand-m9-inc1", "mean": (0.5,) * 3, "std": (1.0,) * 3}
-    uniforms = np.random.default_rng(1).random((20, augment.draws(options)))
-    plain = augment.train_picture(Image.fromarray(photo), uniforms[0], {"train": "resize"}, 32)
-    found = [augment.train_picture(Image.fromarray(photo), u, options, 32) for u in uniforms]
+    uniforms = np.random.default_rng(1).random((20, augment.num_uniforms(options)))
+    plain = augment.transform_train_image(Image.fromarray(photo), uniforms[0], {"train": "resize"}, 32)
+    found = [augment.transform_train_image(Image.fromarray(photo), u, options, 32) for u in uniforms]
     assert {x.shape for x in found} == {(32, 32, 3)}
     assert 0.4 < np.mean([(x != plain).any() for x in found]) < 1
     with pytest.raises(UserError, match="^augment.rand_augment [^\n]* set config.resident_limit_mb=0[^\n]*$"):
-        augment.train(jnp.zeros((1, 8, 8, 3), jnp.uint8), jax.random.key(0), options, 8)
+        augment.transform_train(jnp.zeros((1, 8, 8, 3), jnp.uint8), jax.random.key(0), options, 8)
 
 
 def test_erased_rectangles_are_noise_of_timms_sizes():
@@ -217,8 +220,8 @@ def test_erased_rectangles_are_noise_of_timms_sizes():
 
 def test_a_rectangle_that_never_fits_leaves_the_picture():
     uniforms = jnp.full(22, 0.999)  # a third of the area, 3.3 times as high as wide: 21 rows of 20
-    assert [int(v) for v in erasing.rectangle(uniforms, 20, 20)][2:] == [0, 0]
-    assert [int(v) for v in erasing.rectangle(uniforms.at[3].set(0.0), 20, 20)] == [15, 18, 5, 2]
+    assert [int(v) for v in erasing.sample_rectangle(uniforms, 20, 20)][2:] == [0, 0]
+    assert [int(v) for v in erasing.sample_rectangle(uniforms.at[3].set(0.0), 20, 20)] == [15, 18, 5, 2]
 
 
 @pytest.mark.parametrize(

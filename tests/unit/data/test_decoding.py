@@ -191,15 +191,15 @@ def test_images_beyond_the_limits_end_in_one_line_that_names_the_file(tmp_path, 
 def test_a_narrow_image_is_cropped_within_memory():
     narrow = Image.fromarray(np.arange(4 * 60_000, dtype=np.uint32).astype(np.uint8).reshape(4, 60_000)).convert("RGB")
     options = {"test": "resize_center_crop", "resize": 64}
-    whole = augment.test_picture(narrow, options, 48)
+    whole = augment.transform_test_image(narrow, options, 48)
     before = augment._LARGEST
     try:
         augment._LARGEST = 2**20
-        part = augment.test_picture(narrow, options, 48)
+        part = augment.transform_test_image(narrow, options, 48)
     finally:
         augment._LARGEST = before
     assert np.abs(whole.astype(int) - part).max() <= 1
-    line = augment.test_picture(Image.new("RGB", (1, 65_535), (9, 9, 9)), {**options, "resize": 256}, 224)
+    line = augment.transform_test_image(Image.new("RGB", (1, 65_535), (9, 9, 9)), {**options, "resize": 256}, 224)
     assert line.shape == (224, 224, 3) and (line == 9).all()
 
 

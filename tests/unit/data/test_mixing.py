@@ -11,7 +11,9 @@ from cdl_jax.errors import UserError
 IMAGES = np.random.default_rng(0).random((4, 8, 6, 3), np.float32)
 LABELS = jnp.array([0, 2, 1, 2])
 ALLOWED = jnp.array([True, True, True, False])
-mix = jax.jit(lambda key, **options: mixing.mix(IMAGES, LABELS, ALLOWED, key, options), static_argnames=mixing.OPTIONS)
+mix = jax.jit(
+    lambda key, **options: mixing.mixup_or_cutmix(IMAGES, LABELS, ALLOWED, key, options), static_argnames=mixing.OPTIONS
+)
 
 
 def test_smoothing_stays_within_the_allowed_classes():
@@ -21,12 +23,12 @@ def test_smoothing_stays_within_the_allowed_classes():
 
 
 def test_a_box_is_cut_at_the_border_and_the_weight_follows_it():
-    box = [int(edge) for edge in mixing.cut_box(0.75, (0, 3), 8, 6)]
+    box = [int(edge) for edge in mixing.cutmix_box(0.75, (0, 3), 8, 6)]
     assert box == [0, 2, 2, 4]
-    assert mixing.kept(box, 8, 6) == pytest.approx(1 - 4 / 48)
+    assert mixing.kept_area(box, 8, 6) == pytest.approx(1 - 4 / 48)
     wanted = IMAGES.copy()
     wanted[:, 0:2, 2:4] = IMAGES[::-1, 0:2, 2:4]
-    assert np.array_equal(mixing.paste(IMAGES, box), wanted)
+    assert np.array_equal(mixing.cutmix_images(IMAGES, box), wanted)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -45,7 +47,7 @@ def test_probabilities_choose_between_the_two_and_none():
     many = jax.random.split(jax.random.key(0), 400)
 
     def shares(**options):
-        images, _ = jax.jit(jax.vmap(lambda key: mixing.mix(IMAGES, LABELS, ALLOWED, key, options)))(many)
+        images, _ = jax.jit(jax.vmap(lambda key: mixing.mixup_or_cutmix(IMAGES, LABELS, ALLOWED, key, options)))(many)
         pasted = np.all((np.asarray(images) == IMAGES) | (np.asarray(images) == IMAGES[::-1]), axis=(1, 2, 3, 4))
         plain = np.all(np.asarray(images) == IMAGES, axis=(1, 2, 3, 4))
         return pasted.mean(), plain.mean()

@@ -43,8 +43,8 @@ def test_pictures_that_fit_are_given_as_they_are(options):
 @pytest.mark.parametrize("own", [PLAIN, OWN], ids=["plain", "own"])
 @pytest.mark.parametrize("size", [8, 24, 5])
 def test_pictures_are_those_that_the_run_would_have_made_of_the_file(size, given, own):
-    """Resized as by `augment.test`, which is compared with Pillow elsewhere."""
-    wanted = augment.test(pictures(), {"test": "resize", **own}, size)
+    """Resized as by `augment.transform_test`, which is compared with Pillow elsewhere."""
+    wanted = augment.transform_test(pictures(), {"test": "resize", **own}, size)
     found = seen(augment.normalize(pictures(), given), size, given, own)
     assert found.shape == (3, size, size, 3) and found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, atol=2e-6 / min(own["std"] or (1,)))
