@@ -119,17 +119,17 @@ def build(options, epochs: int) -> Optimizer:
         chain.append(optax.clip_by_global_norm(options.clip_norm))
     decay = options.weight_decay
     if decay and options.name != "adamw":
-        chain.append(optax.add_decayed_weights(decay, mask=partial(_decayed, options.undecayed, 0)))
+        chain.append(optax.add_decayed_weights(decay, mask=partial(_weight_decay_mask, options.undecayed, 0)))
     chain.append(kinds[options.name]())
     if decay and options.name == "adamw":
-        chain.append(optax.add_decayed_weights(decay, mask=partial(_decayed, options.undecayed, 2)))
+        chain.append(optax.add_decayed_weights(decay, mask=partial(_weight_decay_mask, options.undecayed, 2)))
     transform = optax.chain(*chain)
     if options.accumulate > 1:  # the direction is zero until a step is full
         transform = optax.MultiSteps(transform, options.accumulate).gradient_transformation()
     return Optimizer(transform, schedule(options, epochs))
 
 
-def _decayed(names, rank, params):
+def _weight_decay_mask(names, rank, params):
     """Whether weight decay applies to a leaf: to all of at least this rank on whose path is none of the names."""
     outside = {jax.tree_util.DictKey(name) for name in names}
     return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= rank and outside.isdisjoint(path), params)

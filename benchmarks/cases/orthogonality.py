@@ -73,7 +73,7 @@ def errors_and_norms(steps: int, features: int, inputs: int) -> dict:
         start, found, _ = train(kind, "float32", False, steps, *sizes)
         _, low, _ = train(kind, "bfloat16", False, steps, *sizes)
         rounded = low.astype(jnp.bfloat16).astype(jnp.float32)
-        figures = (*map(orthogonal.orthogonality, (found, low, rounded)), jnp.linalg.norm(found - start))
+        figures = (*map(orthogonal.orthogonality_error, (found, low, rounded)), jnp.linalg.norm(found - start))
         errors[kind] = [float(figure) for figure in figures]
         print(kind, errors[kind], flush=True)
     norms = {}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import Scheme, StudentInputs
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts.base import check_length, halves
+from cdl_jax.models.prompts.base import check_length, split_kv
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -51,7 +51,7 @@ class KDToken(nn.Module):
         def each(x):
             return jnp.broadcast_to(x, (batch_size, *x.shape))
 
-        return each(self.token), {layer: Prompt(suffix=halves(each(rows))) for layer, rows in self.prompts.items()}
+        return each(self.token), {layer: Prompt(suffix=split_kv(each(rows))) for layer, rows in self.prompts.items()}
 
     def __call__(self, features):
         return self.head(features)

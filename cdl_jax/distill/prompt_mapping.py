@@ -79,7 +79,7 @@ def build(options, teacher, student) -> Scheme:
         params = variables["params"]
         return {
             **variables,
-            "params": {**params, "mapping": coda.begin_task(params["mapping"], per_task, context.task, key)},
+            "params": {**params, "mapping": coda.start_task(params["mapping"], per_task, context.task, key)},
         }
 
     def student_inputs(variables, teacher_out, batch_size, context, train):

@@ -28,7 +28,7 @@ from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import heads
-from cdl_jax.models.modules.features import layers
+from cdl_jax.models.modules.features import named_features
 
 OPTIONS = {
     "query": "student",  # whose backbone asks the teacher's pool: "student" (the published programs) or "own"
@@ -177,7 +177,7 @@ class CDL:
     @property
     def _asks_once(self):
         """Whether there are queries that both phases ask of the same pictures."""
-        return self.teacher is not None and self.options.schedule == "teacher_first" and self.student.prompts.asks
+        return self.teacher is not None and self.options.schedule == "teacher_first" and self.student.prompts.uses_query
 
     def init(self, key):
         keys = jax.random.split(key, 3)
@@ -274,8 +274,8 @@ class CDL:
         """How teacher and student see pictures with their prompts, see `methods.base.Method`."""
         teacher, inputs, out = self._tested(variables, images, context)
         ahead = 0 if inputs is None or inputs.first_tokens is None else inputs.first_tokens.shape[1]
-        seen = {"teacher": layers(teacher)} if teacher else {}
-        return {**seen, "student": layers(out, ahead)}
+        seen = {"teacher": named_features(teacher)} if teacher else {}
+        return {**seen, "student": named_features(out, ahead)}
 
     def probes(self):
         """Predictions without the learner's prompts, without the scheme's part, and with other shares of two heads."""
@@ -329,7 +329,7 @@ class CDL:
         if network == "teacher":
             return teacher
         inputs = self.scheme.student_inputs(variables["distill"], teacher, len(images), context, False)
-        taught = self.student.change_prompts(variables["student"], self.student.prompts.teaching)
+        taught = self.student.change_prompts(variables["student"], self.student.prompts.teacher_variables)
         out = self.student(taught, images, query, context, train=False, inputs=inputs)
         return {**out, "logits": self.scheme.predict(variables["distill"], out)}
 
@@ -347,7 +347,7 @@ class CDL:
             return {}
         if self.options.query == "own":
             query = self.teacher.query(variables["teacher"], images) if own_query is None else own_query
-        taught = self.teacher.change_prompts(variables["teacher"], self.teacher.prompts.teaching)
+        taught = self.teacher.change_prompts(variables["teacher"], self.teacher.prompts.teacher_variables)
         return self.teacher(taught, images, query, context, train=False)
 
     def _query(self, network, variables, batch):
@@ -372,7 +372,7 @@ def build(config, info: StreamInfo) -> CDL:
         prompts = pool.build(
             config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
         )
-        return Network(family.build(section), prompts, head, section.image_size, weights.named(section))
+        return Network(family.build(section), prompts, head, section.image_size, weights.from_section(section))
 
     def spec(section):
         tokens = 1 + (section.image_size // section.patch_size) ** 2

@@ -33,7 +33,7 @@ from cdl_jax.methods.shared import dkt_learners, dkt_losses, finished_run, rehea
 from cdl_jax.methods.shared.dkt_exchange import Exchange, normalised, stacked
 from cdl_jax.models import vit
 from cdl_jax.models.modules import families
-from cdl_jax.models.modules.features import layers
+from cdl_jax.models.modules.features import named_features
 
 OPTIONS = {
     **dkt_losses.OPTIONS,
@@ -304,10 +304,10 @@ class DKT:
         """How learners, and the finished runs that teach them, see pictures (see `methods.base.Method`)."""
         seen = {}
         for name, answer in self._answers(variables, images, context, False).items():
-            seen[name] = {**layers(answer.out), "cl": answer.cl, **({"st": answer.st} if self._taught else {})}
+            seen[name] = {**named_features(answer.out), "cl": answer.cl, **({"st": answer.st} if self._taught else {})}
         for i, teacher in enumerate(self.given_teachers):
             told = replace(teacher, of_batch=False).outputs(variables["teachers"][str(i)], images, context)
-            seen[f"teacher_{i}"] = {**layers(told), "logits": told["logits"]}
+            seen[f"teacher_{i}"] = {**named_features(told), "logits": told["logits"]}
         return seen
 
     def measures(self, logits, labels, context):

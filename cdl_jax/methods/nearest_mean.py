@@ -21,9 +21,9 @@ from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
-from cdl_jax.models.modules.features import layers
+from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.modules.heads import is_head
-from cdl_jax.models.prompts.base import unit
+from cdl_jax.models.prompts.base import l2_normalize
 from cdl_jax.optim import Optimizer
 
 OPTIONS = {"distance": "cosine"}  # of a picture to the class means, or "euclidean"
@@ -98,14 +98,14 @@ class NearestMean:
         if self.options.distance == "euclidean":
             logits = -((features[:, None] - means) ** 2).sum(axis=-1)
         else:
-            logits = jnp.einsum("bd,cd->bc", unit(features), unit(means), precision="highest")
+            logits = jnp.einsum("bd,cd->bc", l2_normalize(features), l2_normalize(means), precision="highest")
         unknown = jnp.finfo(jnp.float32).min / 2  # before a class is learnt it has no mean
         return {"network": jnp.where(counts[:, 0] > 0, logits, unknown)}, {}
 
     def _features(self, network, images):
         """`[batch, dim]` float32."""
         (_, out), _ = apply(self.backbone, _variables(network), images, False, None)
-        return layers(out)["features"]
+        return named_features(out)["features"]
 
 
 def _variables(network):
@@ -126,4 +126,4 @@ def build(config, info: StreamInfo) -> NearestMean:
     family = plugins.load_plugin("models", section.family)
     backbone = family.build(section, 0 if family is vit else info.num_classes)  # of others the head is not looked at
     torch_name = getattr(family, "torch_name", None)
-    return NearestMean(backbone, options, info, section.image_size, weights.named(section), torch_name)
+    return NearestMean(backbone, options, info, section.image_size, weights.from_section(section), torch_name)

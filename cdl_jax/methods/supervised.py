@@ -22,7 +22,7 @@ from cdl_jax.methods.shared.peer_losses import top_k
 from cdl_jax.models import weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
-from cdl_jax.models.modules.features import layers
+from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.modules.heads import is_head
 
 LEARNING = {
@@ -146,7 +146,7 @@ class Supervised:
     def features(self, variables, images, context):
         """How the network sees pictures, see `methods.base.Method`."""
         (logits, out), _ = apply(self.backbone, variables["network"], images, False, context.key)
-        return {"network": {**layers(out), "logits": logits}}
+        return {"network": {**named_features(out), "logits": logits}}
 
     def export(self, variables):
         """File name -> variables that the run writes when it is finished; those of a ViT without its head.
@@ -187,7 +187,7 @@ def alone(section: str, config, info: StreamInfo) -> Supervised:
         options=options,
         info=info,
         image_size=network.image_size,
-        weights=weights.named(network),
+        weights=weights.from_section(network),
         epochs=config.train.epochs,
         batch_size=config.train.batch_size,
         optimizer=optim.build(config.optim, config.train.epochs),

@@ -227,7 +227,7 @@ def build(config, info: StreamInfo) -> VkD:
         mixing=config.mixing,
         info=info,
         image_size=size,
-        weights=(weights.named(section), weights.named(config.teacher)),
+        weights=(weights.from_section(section), weights.named(config.teacher)),
         torch_names=tuple(getattr(kind, "torch_name", None) for kind in kinds),
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),

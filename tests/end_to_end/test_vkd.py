@@ -28,7 +28,7 @@ def weight(workdir, task):
         for name in ("raw", "base", "signs")
     )
     start = base[:, : min(raw.shape)]
-    found = np.asarray(orthogonal.weight(raw, base, "householder", raw.shape, signs))
+    found = np.asarray(orthogonal.orthogonal_weight(raw, base, "householder", raw.shape, signs))
     return found, start if raw.shape[0] > raw.shape[1] else start.T
 
 

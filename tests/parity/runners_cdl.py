@@ -71,7 +71,7 @@ def run_gram_schmidt(config, arrays):
     pools = {"keys": "key", "prompts": "prompt"}
     rows = {ours: jnp.asarray(arrays[f"in/{name}"]) for ours, name in pools.items()}
     normal = {ours: jnp.asarray(arrays[f"in/{name}_normal_draws"]) for ours, name in pools.items()}
-    renewed = coda.renew(rows, normal, config["rows_new"][0])
+    renewed = coda.reinit_rows(rows, normal, config["rows_new"][0])
     return {f"out/{name}": renewed[ours] for ours, name in pools.items()}
 
 

@@ -32,7 +32,7 @@ def run_orthogonal(config, arrays):
     raw, base, cotangent = (arrays.get(name) for name in ("param/original", "param/base", "in/cotangent"))
 
     def value(raw):
-        weight = orthogonal.weight(raw, base, config["map"], shape)
+        weight = orthogonal.orthogonal_weight(raw, base, config["map"], shape)
         return (cotangent * weight).sum(), weight
 
     (_, weight), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(jnp.asarray(raw))
@@ -40,23 +40,23 @@ def run_orthogonal(config, arrays):
         packed = jnp.asarray(arrays["out/original_at_init"])
         columns = min(shape)
         reflected = orthogonal.householder(packed, jnp.ones(columns))
-        first = orthogonal.start_without_base(reflected @ jnp.triu(packed[:columns]))
+        first = orthogonal.init_raw(reflected @ jnp.triu(packed[:columns]))
     else:
-        first, _ = orthogonal.start(jnp.zeros(shape), jnp.eye(max(shape))[:, min(shape) :])
+        first, _ = orthogonal.init_raw_and_base(jnp.zeros(shape), jnp.eye(max(shape))[:, min(shape) :])
     return {
         "out/weight": weight,
         "grad/original": gradient,
         "out/original_at_init": first,
-        "out/weight_at_init": orthogonal.weight(first, base, config["map"], shape),
+        "out/weight_at_init": orthogonal.orthogonal_weight(first, base, config["map"], shape),
     }
 
 
 def run_orthogonal_init(config, arrays):
     shape = config["out_features"], config["in_features"]
     completion = arrays.get("in/completion", np.zeros((max(shape), 0), np.float32))
-    raw, base = orthogonal.start(jnp.asarray(arrays["in/initial_weight"]), jnp.asarray(completion))
+    raw, base = orthogonal.init_raw_and_base(jnp.asarray(arrays["in/initial_weight"]), jnp.asarray(completion))
     kind = orthogonal.default_map(*shape)
-    return {"out/original": raw, "out/base": base, "out/weight": orthogonal.weight(raw, base, kind, shape)}
+    return {"out/original": raw, "out/base": base, "out/weight": orthogonal.orthogonal_weight(raw, base, kind, shape)}
 
 
 def run_collapse(config, arrays):

@@ -135,5 +135,5 @@ def build(config, info):
     prompts = pool.build(
         config.learner, dim=section.dim, key_dim=section.dim, depth=section.depth, num_tasks=info.num_tasks
     )
-    network = cdl.Network(family.build(section), prompts, head, section.image_size, weights.named(section))
+    network = cdl.Network(family.build(section), prompts, head, section.image_size, weights.from_section(section))
     return Prompted(network, heads.LinearHead(info.num_classes))

@@ -1,7 +1,7 @@
 """How networks of all families see pictures, layer by layer: by that they are compared, and a memory is chosen."""
 
 
-def layers(out, class_index: int = 0) -> dict:
+def named_features(out, class_index: int = 0) -> dict:
     """Layer -> `[batch, ...]` of a network's intermediates, in its order: the maps behind its stages, or of tokens the
     class token behind every block; and `features` `[batch, dim]`, what its head reads, where there is such a thing.
 

@@ -71,7 +71,7 @@ def default_map(features: int, inputs: int) -> str:
     return "matrix_exp" if features == inputs else "householder"
 
 
-def weight(raw, base, kind: str, shape: tuple[int, int], signs=None) -> jax.Array:
+def orthogonal_weight(raw, base, kind: str, shape: tuple[int, int], signs=None) -> jax.Array:
     """The weight of `shape` `[features, inputs]`.
 
     Args:
@@ -97,7 +97,7 @@ def weight(raw, base, kind: str, shape: tuple[int, int], signs=None) -> jax.Arra
     return tall if shape[0] >= shape[1] else tall.T
 
 
-def start(initial: jax.Array, completion: jax.Array) -> tuple[jax.Array, jax.Array]:
+def init_raw_and_base(initial: jax.Array, completion: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`(raw, base)` with which a weight starts at `initial` `[features, inputs]` made orthogonal.
 
     The base is the Q factor, R's diagonal positive, of `initial` (tall) with `completion` `[n, n - k]` beside it; `raw`
@@ -109,7 +109,7 @@ def start(initial: jax.Array, completion: jax.Array) -> tuple[jax.Array, jax.Arr
     return raw if tall is initial else raw.T, base * jnp.where(jnp.diagonal(triangle) < 0, -1, 1)
 
 
-def start_without_base(initial: jax.Array) -> jax.Array:
+def init_raw(initial: jax.Array) -> jax.Array:
     """`raw` with which a Householder weight without base starts at `initial` made orthogonal: LAPACK's QR vectors.
 
     The diagonal holds the signs that make R's diagonal positive.
@@ -122,7 +122,7 @@ def start_without_base(initial: jax.Array) -> jax.Array:
     return raw if tall is initial else raw.T
 
 
-def orthogonality(weight: jax.Array) -> jax.Array:
+def orthogonality_error(weight: jax.Array) -> jax.Array:
     """`max |W^T W - I|` over the smaller side of a weight."""
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     with jax.default_matmul_precision("highest"):
@@ -147,18 +147,18 @@ class OrthogonalDense(nn.Module):
         shape, kind = (self.features, inputs), self.kind or default_map(self.features, inputs)
         n, k = max(shape), min(shape)
         if kind == "skew_expm":
-            return x @ weight(self.param("raw", _uniform(n), (n, n)), None, kind, shape).T
+            return x @ orthogonal_weight(self.param("raw", _uniform(n), (n, n)), None, kind, shape).T
 
         def draw_base():
             keys = jax.random.split(self.make_rng("params"))
             first = _uniform(inputs)(keys[0], shape)
-            return start(first, jax.random.normal(keys[1], (n, n - k)))[1]
+            return init_raw_and_base(first, jax.random.normal(keys[1], (n, n - k)))[1]
 
         raw = self.param("raw", lambda key, shape: -jnp.eye(*shape), shape)
         base, signs = self.variable("state", "base", draw_base).value, None
         if kind == "householder" and not self.reference_exact:
             signs = self.variable("state", "signs", lambda: -jnp.ones((k,))).value
-        return x @ weight(raw, base, kind, shape, signs).T
+        return x @ orthogonal_weight(raw, base, kind, shape, signs).T
 
 
 def check(kind: str, key: str) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cdl_jax.models.modules import heads
 from cdl_jax.models.prompts import coda
-from cdl_jax.models.prompts.base import halves
+from cdl_jax.models.prompts.base import split_kv
 from cdl_jax.models.vit import Prompt
 
 
@@ -42,8 +42,8 @@ class PoolMapping(nn.Module):
             pools = coda.component_pools(self, layer, self.pool, self.per_task, self.length, self.dim, self.teacher_dim)
             if layer in prompts:
                 first, end = task * self.per_task, (task + 1) * self.per_task
-                pools = [coda.live_rows(rows, first, end, train) for rows in pools]
-                mapped[layer] = Prompt(prefix=halves(coda.weighted_sum(mean_vector(prompts[layer]), *pools)))
+                pools = [coda.active_rows(rows, first, end, train) for rows in pools]
+                mapped[layer] = Prompt(prefix=split_kv(coda.weighted_sum(mean_vector(prompts[layer]), *pools)))
         return mapped
 
 

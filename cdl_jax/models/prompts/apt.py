@@ -35,7 +35,7 @@ class APT(Pool):
     State `merged`, the average, of the same shape.
     """
 
-    asks: ClassVar[bool] = False
+    uses_query: ClassVar[bool] = False
 
     ema: float
     teacher_prompts: str
@@ -61,7 +61,7 @@ class APT(Pool):
         return {**variables, "state": {"merged": jnp.where(context.task == 0, live, average)}}
 
     @nn.nowrap
-    def teaching(self, variables):
+    def teacher_variables(self, variables):
         """With `teacher_prompts="live"` the trained prompt in place of the average."""
         if self.teacher_prompts == "merged":
             return variables

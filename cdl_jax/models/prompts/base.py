@@ -43,10 +43,10 @@ class Pool(nn.Module):
     checkpoints hold both. What follows maps variables to variables; it is pure and compiled once. By default
     nothing changes.
 
-    asks: whether what is chosen depends on the query.
+    uses_query: whether what is chosen depends on the query.
     """
 
-    asks: ClassVar[bool] = True
+    uses_query: ClassVar[bool] = True
 
     @nn.nowrap
     def start_task(self, variables, context, key):
@@ -61,17 +61,17 @@ class Pool(nn.Module):
         return variables
 
     @nn.nowrap
-    def teaching(self, variables):
+    def teacher_variables(self, variables):
         """The variables with which a teacher that has learnt the task teaches it, with `train=False`."""
         return variables
 
 
-def unit(x):
+def l2_normalize(x):
     """`x / max(|x|, 1e-12)` along the last axis; the gradient at zero is zero."""
     return x / jnp.sqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-24))
 
 
-def majority(rows, pool: int, top_k: int, weight=None):
+def batchwise_top_k(rows, pool: int, top_k: int, weight=None):
     """The `top_k` rows of the pool that most pictures of the batch chose, for all of them: int32 `[batch, top_k]`.
 
     The most popular first, and of equally popular ones that of the lower number. The batch is the whole one, over all
@@ -88,7 +88,7 @@ def majority(rows, pool: int, top_k: int, weight=None):
     return jnp.broadcast_to(chosen, rows.shape)
 
 
-def halves(prompts):
+def split_kv(prompts):
     """The prefix (keys, values) of prompts `[batch, length, dim]`: the first half of the vectors, and the rest."""
     half = prompts.shape[1] // 2
     return prompts[:, :half], prompts[:, half:]

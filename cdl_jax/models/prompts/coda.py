@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts.base import Pool, Selection, check_layers, check_length, halves, unit
+from cdl_jax.models.prompts.base import Pool, Selection, check_layers, check_length, l2_normalize, split_kv
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -45,8 +45,8 @@ class CODA(Pool):
         first, end = context.task * self.per_task, (context.task + 1) * self.per_task
         for layer in range(self.layers):
             pools = component_pools(self, layer, self.pool, self.per_task, self.length, self.dim, self.key_dim)
-            pools = [live_rows(rows, first, end, train) for rows in pools]
-            prompts[layer] = Prompt(prefix=halves(weighted_sum(query, *pools)))
+            pools = [active_rows(rows, first, end, train) for rows in pools]
+            prompts[layer] = Prompt(prefix=split_kv(weighted_sum(query, *pools)))
             selected[f"layer_{layer}"] = jnp.abs(component_weights(query, *pools[1:]))
             if train and self.ortho:
                 loss += self.ortho * sum(_far_from_orthogonal(rows, end) for rows in pools)
@@ -55,7 +55,7 @@ class CODA(Pool):
     @nn.nowrap
     def start_task(self, variables, context, key):
         """New rows of the task; those of the first task are drawn with the parameters."""
-        return {**variables, "params": begin_task(variables["params"], self.per_task, context.task, key)}
+        return {**variables, "params": start_task(variables["params"], self.per_task, context.task, key)}
 
 
 def component_pools(module, layer: int, pool: int, per_task: int, length: int, dim: int, key_dim: int):
@@ -69,23 +69,23 @@ def component_pools(module, layer: int, pool: int, per_task: int, length: int, d
     return [module.param(f"{name}_{layer}", first_rows, shape) for name, shape in shapes.items()]
 
 
-def begin_task(params, per_task: int, task, key):
+def start_task(params, per_task: int, task, key):
     """The pools `params` with new rows for `task` (int32); unchanged at the first, for which they were drawn ready."""
     keys = jax.random.split(key, len(params))
     normal = {
         name: jax.random.normal(k, (per_task, params[name][0].size))
         for k, name in zip(keys, sorted(params), strict=True)
     }
-    renewed = renew(params, normal, task * per_task)
+    renewed = reinit_rows(params, normal, task * per_task)
     return jax.tree.map(lambda new, old: jnp.where(task > 0, new, old), renewed, params)
 
 
-def renew(params, normal, first):
+def reinit_rows(params, normal, first):
     """Each of the pools `params` with rows from `first` on made of `normal`, name -> `[count, width]`."""
     return {name: orthogonal_rows(rows, normal[name], first) for name, rows in params.items()}
 
 
-def live_rows(rows, first, end, train: bool):
+def active_rows(rows, first, end, train: bool):
     """`rows` `[pool, ...]` with zeros from row `end` on, and constant ahead of row `first` in training."""
     index = jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
     rows = jnp.where(index < end, rows, 0)
@@ -99,7 +99,7 @@ def weighted_sum(query, prompts, keys, attention):
 
 def component_weights(query, keys, attention):
     """`cos(q_b * A_k, K_k)`, `[batch, pool]`; 0 for rows of zeros."""
-    return jnp.einsum("bkd,kd->bk", unit(query[:, None] * attention), unit(keys))
+    return jnp.einsum("bkd,kd->bk", l2_normalize(query[:, None] * attention), l2_normalize(keys))
 
 
 def orthogonal_rows(rows, normal, first):
@@ -123,7 +123,7 @@ def orthogonal_rows(rows, normal, first):
         return flat.at[first + k].set(normal[k] - jnp.dot(along, earlier, precision="highest"))
 
     flat = jax.lax.fori_loop(0, len(normal), add, flat)
-    new = jnp.where(index < first + len(normal), unit(flat), 0)
+    new = jnp.where(index < first + len(normal), l2_normalize(flat), 0)
     return jnp.where(index < first, flat, new).reshape(rows.shape)
 
 

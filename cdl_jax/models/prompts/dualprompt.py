@@ -18,12 +18,12 @@ from cdl_jax.models.modules import heads
 from cdl_jax.models.prompts.base import (
     Pool,
     Selection,
+    batchwise_top_k,
     check_choice,
     check_layers,
     check_length,
-    halves,
-    majority,
-    unit,
+    l2_normalize,
+    split_kv,
 )
 from cdl_jax.models.vit import Prompt
 
@@ -91,21 +91,21 @@ class DualPrompt(Pool):
     def __call__(self, query, context, train: bool) -> Selection:
         """query `[batch, key_dim]`, a constant of the frozen query network."""
         prompts, selected, loss = {}, {}, jnp.zeros(())
-        draw, batch, query = nn.initializers.uniform(self.init_scale), len(query), unit(query)
+        draw, batch, query = nn.initializers.uniform(self.init_scale), len(query), l2_normalize(query)
         for layer in range(self.general_layers):
             values = self.param(f"general_{layer}", draw, (self.general_vectors, self.dim))
-            prompts[layer] = Prompt(prefix=halves(jnp.broadcast_to(values, (batch, *values.shape))))
+            prompts[layer] = Prompt(prefix=split_kv(jnp.broadcast_to(values, (batch, *values.shape))))
         for layer in range(self.general_layers, self.general_layers + self.expert_layers):
             values = self.param(f"prompts_{layer}", draw, (self.pool, self.vectors, self.dim))
             if layer == self.general_layers or not self.shared_keys:
-                similarity = query @ unit(self.param(f"keys_{layer}", draw, (self.pool, self.key_dim))).T
+                similarity = query @ l2_normalize(self.param(f"keys_{layer}", draw, (self.pool, self.key_dim))).T
                 rows = similarity.argmax(axis=1)
                 if train:
                     rows = jnp.full_like(rows, context.task)
                     loss += self._pull_loss(jnp.take(similarity, context.task, axis=1))
                 elif self.batchwise:
-                    rows = majority(rows[:, None], self.pool, 1, context.weight)[:, 0]
-            prompts[layer] = Prompt(prefix=halves(values[rows]))
+                    rows = batchwise_top_k(rows[:, None], self.pool, 1, context.weight)[:, 0]
+            prompts[layer] = Prompt(prefix=split_kv(values[rows]))
             selected[f"layer_{layer}"] = jax.nn.one_hot(rows, self.pool, dtype=jnp.int32)
         return Selection(prompts, loss, selected)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts.base import Pool, Selection, check_choice, check_length, majority, unit
+from cdl_jax.models.prompts.base import Pool, Selection, batchwise_top_k, check_choice, check_length, l2_normalize
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -84,15 +84,15 @@ class L2P(Pool):
     def __call__(self, query, context, train: bool) -> Selection:
         """query `[batch, key_dim]`, a constant of the frozen query network."""
         prompts, selected, tokens, loss = {}, {}, None, jnp.zeros(())
-        draw, query = nn.initializers.uniform(self.init_scale), unit(query)
+        draw, query = nn.initializers.uniform(self.init_scale), l2_normalize(query)
         for layer in self.layers:
             values = self.param(f"prompts_{layer}", draw, (self.pool, self.vectors, self.dim))
             if layer == self.layers[0] or not self.shared_keys:
                 keys = self.param(f"keys_{layer}", draw, (self.pool, self.key_dim))
-                similarity = query @ unit(keys).T
+                similarity = query @ l2_normalize(keys).T
                 _, rows = jax.lax.top_k(jax.lax.stop_gradient(similarity), self.top_k)
                 if self.batchwise:
-                    rows = majority(rows, self.pool, self.top_k, context.weight)
+                    rows = batchwise_top_k(rows, self.pool, self.top_k, context.weight)
                 if train:
                     loss += self._pull_loss(similarity, rows)
             chosen = values[rows]  # [batch, top_k, vectors, dim], the nearest first

@@ -12,7 +12,7 @@ OPTIONS = {}
 class Empty(Pool):
     """No parameters."""
 
-    asks: ClassVar[bool] = False
+    uses_query: ClassVar[bool] = False
 
     def __call__(self, query, context, train: bool) -> Selection:
         """Nothing for any picture; `query` is not computed where nothing else reads it."""

@@ -28,7 +28,7 @@ _SUFFIXES = (".safetensors", ".npz", ".npy", ".pth", ".pt", ".bin", ".ckpt", ".o
              ".msgpack", ".zip", ".gz")  # fmt: skip
 
 
-def named(section) -> str | tuple[str, str]:
+def from_section(section) -> str | tuple[str, str]:
     """Returns what `load` takes for a network's section: its `weights`, with its `weights_key` where that is set.
 
     Raises:

@@ -99,4 +99,4 @@ def test_a_linear_projector_is_there_to_compare_with():
     scheme = vkd.build(options(projector="linear"), CNN, STUDENT)
     variables = jax.jit(scheme.init)(jax.random.key(0))
     assert variables["params"]["projector"]["kernel"].shape == (6, 9)
-    assert orthogonal.orthogonality(variables["params"]["projector"]["kernel"]) > 0.1
+    assert orthogonal.orthogonality_error(variables["params"]["projector"]["kernel"]) > 0.1

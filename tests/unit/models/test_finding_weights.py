@@ -84,15 +84,15 @@ def test_weights_key_goes_with_a_checkpoint_and_chooses_in_it(tmp_path):
     file = str(tmp_path / "w.safetensors")
     save_file(state, file)
     section = ml_collections.ConfigDict({**vit.OPTIONS, "weights": file, "weights_key": "model_ema"})
-    assert_same(weights.load(weights.named(section), wanted(), KEY), other)
+    assert_same(weights.load(weights.from_section(section), wanted(), KEY), other)
     section.weights_key = "model"
-    assert_same(weights.load(weights.named(section), wanted(), KEY), one)
+    assert_same(weights.load(weights.from_section(section), wanted(), KEY), one)
     section.weights_key = ""
     with pytest.raises(UserError, match="has several networks: choose one with weights_key"):
-        weights.load(weights.named(section), wanted(), KEY)
+        weights.load(weights.from_section(section), wanted(), KEY)
     section.update(weights="random", weights_key="model")
     with pytest.raises(UserError, match="weights_key='model' needs a checkpoint"):
-        weights.named(section)
+        weights.from_section(section)
 
 
 def test_every_network_has_the_option_weights_key():

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.prompts import dualprompt, l2p
-from cdl_jax.models.prompts.base import majority
+from cdl_jax.models.prompts.base import batchwise_top_k
 from tests.support.places import context
 
 POOL, LENGTH, TOP, DIM, KEY, BATCH = 6, 3, 2, 5, 4, 7
@@ -47,8 +47,8 @@ def elected(choices, count):
 def test_the_majority_rules_and_a_tie_goes_to_the_lower_row():
     ballots = np.array([[5, 1], [4, 5], [1, 4], [5, 2], [0, 3]])
     assert elected(ballots, 2) == [5, 1]  # three votes; two, as row 4 has
-    np.testing.assert_array_equal(majority(ballots, POOL, 2), [[5, 1]] * 5)
-    without = majority(ballots, POOL, 2, np.array([1.0, 0, 1, 0, 1]))
+    np.testing.assert_array_equal(batchwise_top_k(ballots, POOL, 2), [[5, 1]] * 5)
+    without = batchwise_top_k(ballots, POOL, 2, np.array([1.0, 0, 1, 0, 1]))
     np.testing.assert_array_equal(without, [[1, 0]] * 5)  # row 5 is left with one vote, as 0, 3 and 4 are
 
 

@@ -38,17 +38,17 @@ def test_maps_equal_dense_matrix_functions(kind, shape):
     base = scipy.linalg.qr(RNG.normal(size=(n, n)))[0]
     tall = raw if shape[0] >= shape[1] else raw.T
     wanted = base @ dense(kind, tall, signs)
-    found = orthogonal.weight(jnp.float32(raw), jnp.float32(base), kind, shape, jnp.float32(signs))
+    found = orthogonal.orthogonal_weight(jnp.float32(raw), jnp.float32(base), kind, shape, jnp.float32(signs))
     assert found.shape == shape
     assert np.abs((found if tall is raw else found.T) - wanted).max() < 3e-6
-    assert orthogonal.orthogonality(found) < 3e-6
+    assert orthogonal.orthogonality_error(found) < 3e-6
 
 
 def test_skew_expm_equals_scipy():
     square = RNG.normal(size=(9, 9))
     wanted = scipy.linalg.expm((square - square.T) / 2)
     for shape in ((9, 4), (4, 9)):
-        found = orthogonal.weight(jnp.float32(square), None, "skew_expm", shape)
+        found = orthogonal.orthogonal_weight(jnp.float32(square), None, "skew_expm", shape)
         assert np.abs(found - (wanted[:, :4] if shape[0] == 9 else wanted[:, :4].T)).max() < 3e-6
 
 
@@ -64,7 +64,7 @@ def test_gradients_equal_finite_differences_of_the_dense_functions(kind, shape):
         return (cotangent * (q if tall is raw else q.T)).sum()
 
     def ours(raw):
-        return (jnp.float32(cotangent) * orthogonal.weight(raw, None, kind, shape, jnp.float32(signs))).sum()
+        return (jnp.float32(cotangent) * orthogonal.orthogonal_weight(raw, None, kind, shape, jnp.float32(signs))).sum()
 
     found, step = jax.jit(jax.grad(ours))(jnp.float32(raw)), 1e-5
     for place in np.ndindex(*shape):
@@ -88,13 +88,13 @@ def test_a_layer_starts_and_stays_orthogonal(kind, shape):
         return layer.apply({**variables, "params": params}, jnp.eye(shape[1])).T
 
     start = weight(variables["params"])
-    assert orthogonal.orthogonality(start) < 1e-5
+    assert orthogonal.orthogonality_error(start) < 1e-5
     if kind != "skew_expm":
         base = variables["state"]["base"][:, : min(shape)]
         assert np.allclose(start, base if shape[0] >= shape[1] else base.T, atol=1e-6)
     assert np.allclose(layer.apply(variables, x), x @ start.T, atol=1e-6)
     later = jax.tree.map(lambda p: p + jnp.float32(RNG.normal(size=p.shape)), variables["params"])
-    assert orthogonal.orthogonality(weight(later)) < 1e-5
+    assert orthogonal.orthogonality_error(weight(later)) < 1e-5
     assert np.abs(weight(later) - start).max() > 0.1
 
 
@@ -112,12 +112,12 @@ def test_weight_decay_leaves_nothing_of_the_reference_projector(exact):
     if exact:
         assert not weight.any()
     else:
-        assert orthogonal.orthogonality(weight) < 1e-5
+        assert orthogonal.orthogonality_error(weight) < 1e-5
 
 
 def test_a_start_without_base_is_the_orthogonal_factor():
     initial = RNG.normal(size=(6, 4))
-    raw = orthogonal.start_without_base(jnp.float32(initial))
+    raw = orthogonal.init_raw(jnp.float32(initial))
     q, r = np.linalg.qr(initial)
-    found = orthogonal.weight(raw, None, "householder", (6, 4))
+    found = orthogonal.orthogonal_weight(raw, None, "householder", (6, 4))
     assert np.allclose(found, q * np.sign(np.diag(r)), atol=1e-5)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import similarity
-from cdl_jax.models.modules.features import layers
+from cdl_jax.models.modules.features import named_features
 from cdl_jax.run import analysis, loop, representations
 from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights
@@ -114,11 +114,11 @@ def test_without_the_library_the_rest_is_there(analyzed, monkeypatch):
 def test_layers_come_in_the_order_of_the_network():
     tokens = jnp.arange(24.0).reshape(2, 3, 4)
     out = {"patches": tokens, "block_0/tokens": tokens, "block_10/tokens": 2 * tokens, "class_token": tokens[:, 1]}
-    found = layers(out, 1)
+    found = named_features(out, 1)
     assert list(found) == ["block_0", "block_10", "features"]
     np.testing.assert_array_equal(found["block_10"], 2 * tokens[:, 1])
     np.testing.assert_array_equal(found["features"], tokens[:, 1])
-    assert list(layers({"layer1": tokens, "shared": tokens, "stage2": tokens, "features": tokens})) == [
+    assert list(named_features({"layer1": tokens, "shared": tokens, "stage2": tokens, "features": tokens})) == [
         "layer1", "stage2", "features",
     ]  # fmt: skip
-    assert layers({"logits": tokens}) == {}
+    assert named_features({"logits": tokens}) == {}
