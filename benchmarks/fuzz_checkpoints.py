@@ -82,7 +82,7 @@ def _resume(folder):
 
     with Checkpoints(folder) as checkpoints:
         _check(checkpoints.restore_frozen(_shapes(_FROZEN)), _FROZEN, "frozen")
-        record, restored, within = checkpoints.newest(_shapes(_live(0)), _shapes(_state(0)))
+        record, restored, within = checkpoints.restore_newest(_shapes(_live(0)), _shapes(_state(0)))
     (run,) = results.from_json(record)
     expected = _state(run.step) if within else _live(run.task - 1)
     _check(restored, expected, f"step {run.step}")

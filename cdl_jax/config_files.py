@@ -15,15 +15,15 @@ from cdl_jax.runtime import paths
 _PACKAGE = Path(__file__).parent
 
 
-def folder() -> Path:
+def configs_folder() -> Path:
     """Returns the folder of the shipped configs: `configs/` beside the package, or inside an installed one."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
-def shipped() -> dict[str, Path]:
+def shipped_configs() -> dict[str, Path]:
     """Returns the path of each shipped config by its name, sorted."""
-    return {path.stem: path for path in sorted(folder().glob("*.py")) if not path.stem.startswith("_")}
+    return {path.stem: path for path in sorted(configs_folder().glob("*.py")) if not path.stem.startswith("_")}
 
 
 def find(text: str) -> Path:
@@ -38,7 +38,7 @@ def find(text: str) -> Path:
     path = paths.resolve(text, "--config")
     if path.is_file():
         return path
-    known = shipped()
+    known = shipped_configs()
     parent, name = path.parent.as_posix(), path.name.removesuffix(".py")
     if parent in (".", "configs") and name in known:
         return known[name]

@@ -15,7 +15,7 @@ class UserError(Exception):
         super().__init__(one_line(" ".join(str(message).splitlines())))
 
 
-class Missing(UserError):
+class MissingFileError(UserError):
     """Something is not on this machine, and `python -m cdl_jax.fetch` can get it.
 
     Attributes:
@@ -27,9 +27,9 @@ class Missing(UserError):
         self.fetch_name = fetch_name
 
 
-class MissingData(Missing):
+class MissingDataError(MissingFileError):
     """A data set is not on this machine."""
 
 
-class MissingWeights(Missing):
+class MissingWeightsError(MissingFileError):
     """Pretrained weights are not on this machine."""

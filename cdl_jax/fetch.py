@@ -25,7 +25,7 @@ from cdl_jax.data.readers.locate import usual_places
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean
 from cdl_jax.runtime import console, paths
-from cdl_jax.runtime.download import download, reason
+from cdl_jax.runtime.download import download, error_text
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def fetch_weights(name: str, folder: Path, endpoint: str = "") -> Path:
         hint = did_you_mean(repository.removeprefix("timm/"), WEIGHTS)
         raise UserError(f"{repository}: no such weights in the model hub; {hint}") from None
     except (errors.HTTPError, OSError) as error:
-        raise UserError(f"{repository}: {reason(error)}; repeat the command, it goes on where it stopped") from None
+        raise UserError(f"{repository}: {error_text(error)}; repeat the command, it goes on where it stopped") from None
     if len(digest or "") == 64 and _digest(path, "sha256") != digest:  # other lengths are no SHA-256
         path.unlink()
         raise UserError(f"{repository}: what came has another sha256 than {digest}, so it is removed; run it again")
@@ -182,7 +182,7 @@ def _writing(folder):
     except BrokenPipeError:  # of standard output
         raise
     except OSError as error:
-        why = error.strerror or reason(error)
+        why = error.strerror or error_text(error)
         raise UserError(f"{folder}: cannot be written ({why}); choose another --dir") from None
 
 
@@ -219,7 +219,7 @@ def _unpack(archive, target):
     except Exception as error:  # the bytes are not trusted: their reader may raise anything
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise
-        raise UserError(f"{archive}: cannot be unpacked ({reason(error)[:200]}); remove it and run again") from None
+        raise UserError(f"{archive}: cannot be unpacked ({error_text(error)[:200]}); remove it and run again") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -19,7 +19,7 @@ _SECTIONS = (
 
 def text() -> str:
     """Returns the list: one line for each shipped config and each plug-in, with the first line of its docstring."""
-    blocks = [_block("configs (--config NAME)", config_files.shipped().items())]
+    blocks = [_block("configs (--config NAME)", config_files.shipped_configs().items())]
     for title, folder in _SECTIONS:
         path = _PACKAGE.joinpath(*folder.split("."))
         blocks.append(_block(title, ((name, path / f"{name}.py") for name in plugins.list_plugins(folder))))

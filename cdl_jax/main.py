@@ -48,7 +48,7 @@ _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--con
 @console.command
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    from cdl_jax.errors import Missing, UserError
+    from cdl_jax.errors import MissingFileError, UserError
 
     try:
         code = _main(sys.argv if argv is None else ["cdl_jax", *argv])
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         raise  # `console.command` ends quietly
-    except Missing as error:
+    except MissingFileError as error:
         _complain(f"{error}; the same command with --fetch gets it and goes on")
     except UserError as error:
         _complain(str(error))
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         from cdl_jax.runtime import environment
 
-        console.abandon_stdout()
-        line = environment.reason(error)
+        console.discard_stdout()
+        line = environment.explain_error(error)
         if line is None:
             raise
         _complain(line)
@@ -101,7 +101,7 @@ def _main(argv):
     try:
         with signals.handle_signals(alone=not several) as handler:
             return _run(_parse(argv), handler)
-    except signals.Interrupted as stop:
+    except signals.RunInterrupted as stop:
         _complain(str(stop))
         return 128 + stop.number
 
@@ -323,7 +323,7 @@ def fetch_missing(config) -> None:
     from cdl_jax import config as configs
     from cdl_jax import fetch
     from cdl_jax.data import stream
-    from cdl_jax.errors import Missing, UserError
+    from cdl_jax.errors import MissingFileError, UserError
     from cdl_jax.models import weights
 
     steps = [partial(stream.load, config.data, configs.seeds_of(config)[0])]
@@ -335,7 +335,7 @@ def fetch_missing(config) -> None:
     for step in steps:
         try:
             step()
-        except Missing as missing:
+        except MissingFileError as missing:
             fetch.get(missing.fetch_name)
         except UserError:
             pass

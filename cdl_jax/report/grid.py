@@ -158,7 +158,7 @@ def keep(groups: list[Group], folder: Path) -> None:
             own = folder / learner / scheme / run.folder.name
             own.mkdir(parents=True, exist_ok=True)
             for name, content in (("config", configs.read(run.folder)), ("results", results)):
-                files.write(own / f"{name}.json", json.dumps(content, sort_keys=True) + "\n")
+                files.write_atomically(own / f"{name}.json", json.dumps(content, sort_keys=True) + "\n")
 
 
 def _with_teacher(schemes):

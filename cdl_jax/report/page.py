@@ -113,7 +113,7 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict, mor
     parts += ["<h2>Cost</h2>", _cost_table(results["cost"]), "<h2>Tasks</h2>", _tasks_table(results["stream"])]
     resolved = "\n".join(_text(f"{key} = {value!r}") for key, value in sorted(configs.flatten(config).items()))
     parts.append(f"<details><summary>Config</summary><pre>{resolved}</pre></details>")
-    files.write(Path(path), _page(results["name"], parts))
+    files.write_atomically(Path(path), _page(results["name"], parts))
 
 
 def summary(seeds: list[dict]) -> str:
@@ -323,7 +323,7 @@ def _file(option, given, endings):
 
 def _write(option, out, text):
     try:
-        files.write(out, text)
+        files.write_atomically(out, text)
     except OSError as error:
         raise UserError(f"{option} {out} cannot be written ({error.strerror}): choose another file") from None
 

@@ -85,9 +85,9 @@ def write(folder: Path, content: dict) -> None:
     if stored is None:
         raise UserError(f"{folder}/results.json is missing or damaged: the same command with --mode=train mends it")
     try:
-        files.write(folder / "analysis.json", json.dumps(content, indent=1) + "\n")
+        files.write_atomically(folder / "analysis.json", json.dumps(content, indent=1) + "\n")
         for name, picture in analysis_section.plotted_features(content).items():
-            files.write(folder / f"features_{name}.svg", picture)
+            files.write_atomically(folder / f"features_{name}.svg", picture)
         lines = event_files.JsonLines(folder / "metrics.jsonl").read()
         page = folder / "report.html"
         report.write_report(page, stored, lines, configs.read(folder)["config"], analysis_section.parts(content))

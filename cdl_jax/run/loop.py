@@ -19,7 +19,7 @@ from cdl_jax.run import early_stopping, progress, results, workdir
 from cdl_jax.run.results import Record
 from cdl_jax.runtime import event_files, files, sharding
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.runtime.signals import Interrupted, SignalHandler
+from cdl_jax.runtime.signals import RunInterrupted, SignalHandler
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 from cdl_jax.training.query_cache import Kept
@@ -35,7 +35,7 @@ def train(program: Program, folder: Path, listener: SignalHandler | None = None)
 
     Raises:
       UserError: the newest checkpoint cannot be read.
-      Interrupted: the run was asked to end; everything is saved.
+      RunInterrupted: the run was asked to end; everything is saved.
     """
     folders = files.seed_folders(folder, program.config.seeds)
     stored = [results.read(own) for own in folders]
@@ -115,7 +115,7 @@ class _Training:
             raise UserError(f"--workdir {self.folder} has checkpoints, but no config.json: bring it back")
         live, frozen = program.abstract_variables()
         self.frozen = checkpoints.restore_frozen(frozen)
-        record, restored, within = checkpoints.newest(live, program.abstract_state(live, frozen))
+        record, restored, within = checkpoints.restore_newest(live, program.abstract_state(live, frozen))
         self.records = results.from_json(record)
         if within:
             self.state = restored
@@ -165,7 +165,7 @@ class _Training:
         scalars = []
         try:
             found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place, self._end_if_asked)
-        except Interrupted:
+        except RunInterrupted:
             record.round, record.phase = getattr(program.method, "rounds", 1) - 1, phases - 1
             record.epoch, record.step_in_epoch = program.epochs(task, program.method.phases[-1]), 0
             self._save_latest(trained)  # what follows the last step is done again
@@ -219,7 +219,7 @@ class _Training:
 
     def _end_if_asked(self):
         if number := self.listener.stop_requested():
-            raise Interrupted(number, self.record.step)
+            raise RunInterrupted(number, self.record.step)
 
     def _save_latest(self, state):
         """Saves the state within a task, and waits for it."""
@@ -281,7 +281,7 @@ class _Training:
                 self._refuse_nonfinite(state, task, index)
                 if asked:
                     self._save_latest(state)
-                    raise Interrupted(asked, record.step)
+                    raise RunInterrupted(asked, record.step)
                 self.checkpoints.save_latest(record.step, state, results.to_json(self.records))
         jax.block_until_ready(state.live)
         now = time.perf_counter()
@@ -396,7 +396,7 @@ class _Training:
             own.nonfinite = [*own.nonfinite, entry]
             if i < len(self.traces):
                 path = self.traces[i].folder / "nonfinite.json"
-                files.write(path, json.dumps(own.nonfinite, indent=1) + "\n")
+                files.write_atomically(path, json.dumps(own.nonfinite, indent=1) + "\n")
         where = f"task {entry['task']}, {entry['phase']}, epoch {entry['epoch']}, its step {entry['step_in_epoch']}"
         if config.train.on_nonfinite == "stop":
             raise UserError(
@@ -459,7 +459,7 @@ class _Traces:
     def __init__(self, folder, lines, options):
         self.folder, self.report = folder, options.report
         self.lines = event_files.JsonLines(folder / "metrics.jsonl")
-        self.lines.keep(lines)
+        self.lines.truncate(lines)
         self.board = event_files.tensorboard_writer(folder / "tensorboard" if options.tensorboard else None)
         self.reported = time.monotonic()
 
@@ -471,7 +471,7 @@ class _Traces:
     def write_results(self, content):
         """Writes results.json anew, then report.html, whose plots take seconds: once a minute and at last."""
         parts = json.JSONEncoder(indent=1).iterencode(content)  # in one piece a long run's take many times their size
-        files.write(self.folder / "results.json", itertools.chain(parts, "\n"))
+        files.write_atomically(self.folder / "results.json", itertools.chain(parts, "\n"))
         if self.report and (content["status"] == "finished" or time.monotonic() > self.reported + REPORT_EVERY):
             _draw_report(self.folder, content)
             self.reported = time.monotonic()

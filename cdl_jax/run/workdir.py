@@ -155,7 +155,7 @@ def claim(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
         content["content"] = fingerprints.of_config(resolved)
         if stream is not None:
             content["data"] = fingerprints.of_data(stream)
-        files.write(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+        files.write_atomically(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def command() -> str:

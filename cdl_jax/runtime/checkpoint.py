@@ -179,7 +179,7 @@ class Checkpoints:
         """Step of the newest checkpoint within a task, None where there is none."""
         return self._latest.latest_step() if self._latest_path.exists() else None
 
-    def newest(self, live, state):
+    def restore_newest(self, live, state):
         """What was saved last and is sound: (record, variables or state, whether it is a state within a task).
 
         None where nothing was saved. What is newer and damaged is put aside, with a line that says so.

@@ -16,7 +16,7 @@ def enable_cache(folder: str) -> None:
     """
     if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    if folder.startswith("~/") and paths.home() is None:
+    if folder.startswith("~/") and paths.home_folder() is None:
         _warn(folder, "this user has no home folder, set HOME")
         return
     path = paths.resolve(folder, "config.compilation_cache")

@@ -60,7 +60,7 @@ def _dropped() -> bool:
     return gone
 
 
-def abandon_stdout() -> None:
+def discard_stdout() -> None:
     """Sends further output nowhere if stdout cannot be written, because the flush at exit would fail once more."""
     try:
         sys.stdout.flush()

@@ -38,7 +38,7 @@ def download(url: str, part: Path, size: int, attempts: int, pause: float) -> No
                 raise UserError(f"{url}: {error.code} {error.reason}; take another mirror with --url-base") from None
             why = f"{error.code} {error.reason}"
         except (ConnectionError, TimeoutError, urllib.error.URLError, http.client.HTTPException, ssl.SSLError) as error:
-            why = reason(error)
+            why = error_text(error)
     have = part.stat().st_size if part.exists() else 0
     raise UserError(
         f"{url}: {why}; {have:,} of {size:,} bytes are kept, run the same command again to go on from there"
@@ -75,6 +75,6 @@ def _transfer(url, part, size):
         raise ConnectionError("the transfer broke off")
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error's text in one line."""
     return " ".join(str(getattr(error, "reason", "") or error).split())

@@ -19,20 +19,20 @@ _SMALLER = (
 )
 
 
-def reason(error: BaseException) -> str | None:
+def explain_error(error: BaseException) -> str | None:
     """Returns one line with cause and remedy for an error of the machine, None for any other error.
 
     Args:
       error: the error; the errors that caused it are looked at too.
     """
     while error is not None:
-        if line := _reason(error):
+        if line := _explain_one_error(error):
             return line
         error = error.__cause__
     return None
 
 
-def _reason(error):
+def _explain_one_error(error):
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return f"out of host memory{_shown(text)}: {_SMALLER}; fewer --config.workers take less"

@@ -24,7 +24,7 @@ class JsonLines:
         """All whole lines."""
         return [values for _, values in self._whole_lines()]
 
-    def keep(self, count: int) -> None:
+    def truncate(self, count: int) -> None:
         """Removes all but the first `count` lines: what an interrupted run wrote after its last checkpoint."""
         kept = "".join(line + "\n" for line, _ in list(self._whole_lines())[:count])
         if kept != self._text():

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write(path: Path, text: str | Iterable[str]) -> None:
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Writes a file aside and renames it, so that a reader or a crash, of the machine even, never sees half of it.
 
     The file is in UTF-8 whatever the locale. Bytes of file names that are not UTF-8 become backslash escapes.

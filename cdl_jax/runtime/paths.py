@@ -47,7 +47,7 @@ def resolve(text: str | os.PathLike, what: str = "path") -> Path:
         raise UserError(f"{what}={given!r}: the home folder is unknown, write the whole path or set HOME") from None
 
 
-def home() -> Path | None:
+def home_folder() -> Path | None:
     """Returns the user's home folder; None without HOME and without an entry of the user, as in some containers."""
     try:
         return Path.home()

@@ -111,7 +111,7 @@ def abort(message: str) -> None:
 
     An orderly end would wait for the other processes, which may be lost or wait for this one.
     """
-    if line := environment.reason(sys.exception()):
+    if line := environment.explain_error(sys.exception()):
         print(f"cdl_jax: {line}", file=sys.stderr, flush=True)
         os._exit(2)
     traceback.print_exc()

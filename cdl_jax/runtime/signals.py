@@ -23,7 +23,7 @@ _LAG = 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-class Interrupted(BaseException):
+class RunInterrupted(BaseException):
     """The process was asked to end by the signal `number`; after `step` steps its state was saved."""
 
     def __init__(self, number: signal.Signals, step: int):

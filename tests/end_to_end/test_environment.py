@@ -59,7 +59,7 @@ def test_errors_of_the_machine_are_told_from_those_of_the_program(error, line):
     wrapped = ValueError("raised further up")
     wrapped.__cause__ = error
     for each in (error, wrapped):
-        found = environment.reason(each)
+        found = environment.explain_error(each)
         assert found is None if line is None else found.startswith(line)
 
 
@@ -68,8 +68,12 @@ def test_an_array_that_no_memory_holds_is_recognized():
         np.zeros(2**58, np.uint8)
     with pytest.raises(jax.errors.JaxRuntimeError) as device:
         jnp.zeros((2**29, 2**20)).block_until_ready()
-    assert environment.reason(host.value).startswith("out of host memory (Unable to allocate 256. PiB for an array")
-    assert environment.reason(device.value).startswith("out of device memory (RESOURCE_EXHAUSTED: Out of memory alloc")
+    assert environment.explain_error(host.value).startswith(
+        "out of host memory (Unable to allocate 256. PiB for an array"
+    )
+    assert environment.explain_error(device.value).startswith(
+        "out of device memory (RESOURCE_EXHAUSTED: Out of memory alloc"
+    )
 
 
 @pytest.mark.parametrize(

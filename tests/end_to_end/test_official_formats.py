@@ -111,8 +111,8 @@ def check_settings(name, resolved, changes):
 
     tests/unit/commands/test_command_line.py asserts that these are the published settings.
     """
-    space = {"__file__": str(config_files.shipped()[name]), "__name__": name}
-    exec(config_files.shipped()[name].read_text(), space)
+    space = {"__file__": str(config_files.shipped_configs()[name]), "__name__": name}
+    exec(config_files.shipped_configs()[name].read_text(), space)
     resolved, published = configs.flatten(resolved), configs.flatten(space["get_config"](""))
     assert {key for key in resolved if resolved[key] != published[key]} <= set(changes)
 

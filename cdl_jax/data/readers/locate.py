@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cdl_jax.errors import MissingData, UserError
+from cdl_jax.errors import MissingDataError, UserError
 from cdl_jax.runtime import paths
 
 
@@ -14,7 +14,7 @@ def usual_places() -> tuple[Path, ...]:
     `$CDL_DATA` if set, `~/.cache/cdl_jax` where there is a home, `./data`.
     """
     named = [paths.resolve(os.environ["CDL_DATA"], "CDL_DATA")] if os.environ.get("CDL_DATA") else []
-    if home := paths.home():
+    if home := paths.home_folder():
         named.append(home / ".cache" / "cdl_jax")
     return (*named, Path("data"))
 
@@ -35,7 +35,7 @@ def find(
 
     Raises:
       UserError: nothing is there; the message names the places.
-      MissingData: the same, with an empty path, where it can be fetched.
+      MissingDataError: the same, with an empty path, where it can be fetched.
     """
     names = tuple(names)
     if path:
@@ -53,4 +53,4 @@ def find(
                 return place / name
     looked = ", ".join(str(place) for place in places)
     message = f"{what}: none of {', '.join(names)} found in {looked}; {remedy} or set data.path"
-    raise MissingData(message, fetch_name) if fetch_name and not path else UserError(message)
+    raise MissingDataError(message, fetch_name) if fetch_name and not path else UserError(message)

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax.data.readers import npz_files
 from cdl_jax.data.readers.locate import usual_places
-from cdl_jax.errors import MissingWeights, UserError
+from cdl_jax.errors import MissingWeightsError, UserError
 from cdl_jax.models.modules.heads import is_head
 from cdl_jax.models.weights import pretrained
 from cdl_jax.runtime import paths
@@ -127,7 +127,7 @@ def find(weights: str, key: str) -> Path:
 
     Raises:
       UserError: there is no such file, or the folder has none of these.
-      MissingWeights: `weights` is a timm name that is not fetched yet.
+      MissingWeightsError: `weights` is a timm name that is not fetched yet.
     """
     path = paths.resolve(weights, f"config.{key}")
     if path.is_file():
@@ -148,7 +148,7 @@ def find(weights: str, key: str) -> Path:
         for file in _IN_FOLDER:
             if (place / file).is_file():
                 return place / file
-    raise MissingWeights(
+    raise MissingWeightsError(
         f"config.{key}={weights!r}: these weights are not in {places[0].parent}; "
         f"run `python -m cdl_jax.fetch {name}`, or name a file",
         name,

@@ -54,7 +54,7 @@ def test_version_usage_and_list(capsys):
     words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
     for folder in ("methods", "models.prompts", "distill", "data.sources", "models"):
         assert set(plugins.list_plugins(folder)) <= words
-    assert set(config_files.shipped()) <= words
+    assert set(config_files.shipped_configs()) <= words
     assert "vit_b16" in listed and "resnet152" in listed
 
 
@@ -82,14 +82,14 @@ def test_the_other_systems_named_configs_are_those_of_the_papers(name, of):
     assert {key for key in wanted if made[key] != wanted[key]} <= {"teacher.weights"}
 
 
-@pytest.mark.parametrize("name", sorted(config_files.shipped()))
+@pytest.mark.parametrize("name", sorted(config_files.shipped_configs()))
 def test_the_docstring_of_each_shipped_config_fits_the_list(name):
-    assert len(config_files.summary(config_files.shipped()[name])) > 20
+    assert len(config_files.summary(config_files.shipped_configs()[name])) > 20
 
 
 def _get_config(name):
-    space = {"__file__": str(config_files.shipped()[name]), "__name__": name}
-    exec(compile(config_files.shipped()[name].read_text(), name, "exec"), space)
+    space = {"__file__": str(config_files.shipped_configs()[name]), "__name__": name}
+    exec(compile(config_files.shipped_configs()[name].read_text(), name, "exec"), space)
     return space["get_config"]
 
 

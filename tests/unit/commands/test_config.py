@@ -248,9 +248,9 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("name", [*config_files.shipped(), "tiny"])
+@pytest.mark.parametrize("name", [*config_files.shipped_configs(), "tiny"])
 def test_keys_of_shipped_configs_with_their_arguments_are_known(name, monkeypatch):
-    path = {**config_files.shipped(), "tiny": Path(__file__).parents[2] / "end_to_end" / "tiny.py"}[name]
+    path = {**config_files.shipped_configs(), "tiny": Path(__file__).parents[2] / "end_to_end" / "tiny.py"}[name]
     get_config = runpy.run_path(str(path))["get_config"]
     arguments, asked = config.arguments, {}
     monkeypatch.setattr(config, "arguments", lambda text, **known: asked.update(known) or arguments(text, **known))

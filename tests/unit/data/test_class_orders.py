@@ -12,7 +12,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods.shared.finished_run import find_teacher
 from cdl_jax.run import describe, loop
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.runtime.signals import Interrupted
+from cdl_jax.runtime.signals import RunInterrupted
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 from tests.support.stopping import After
@@ -58,7 +58,7 @@ def runs(tmp_path_factory):
     for name in ("both", *map(str, SEEDS)):
         (folder / name).mkdir()
     together = program(seeds=SEEDS)
-    with pytest.raises(Interrupted):
+    with pytest.raises(RunInterrupted):
         loop.train(together, folder / "both", After(36))
     assert (folder / "both" / "checkpoints" / "tasks" / "0").exists()
     loop.train(together, folder / "both")

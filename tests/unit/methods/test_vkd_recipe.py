@@ -155,7 +155,7 @@ def test_a_run_goes_on_within_a_step_of_the_optimizer(tmp_path):
         for start in (0, 1):
             if start:
                 shapes = program.abstract_variables()
-                _, state, within = checkpoints.newest(shapes[0], program.abstract_state(*shapes))
+                _, state, within = checkpoints.restore_newest(shapes[0], program.abstract_state(*shapes))
                 assert within
             for index, phase in enumerate(program.method.phases):
                 step = program.train_step(index, state, frozen)

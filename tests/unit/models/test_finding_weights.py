@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cdl_jax.errors import MissingWeights, UserError
+from cdl_jax.errors import MissingWeightsError, UserError
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
@@ -46,7 +46,7 @@ def test_a_folder_may_hold_what_torch_saved_or_a_run_exported(tmp_path):
 def test_a_timm_name_that_is_not_fetched_gives_the_command(tmp_path, monkeypatch, given):
     monkeypatch.setenv("CDL_DATA", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(MissingWeights, match=f"config.{KEY}={given!r}.*`python -m cdl_jax.fetch {NAME}`") as error:
+    with pytest.raises(MissingWeightsError, match=f"config.{KEY}={given!r}.*`python -m cdl_jax.fetch {NAME}`") as error:
         weights.find(given, KEY)
     assert error.value.fetch_name == NAME
 
@@ -56,7 +56,7 @@ def test_what_cannot_be_fetched_is_a_plain_mistake(tmp_path, monkeypatch, given)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no such file or folder") as error:
         weights.find(given, KEY)
-    assert not isinstance(error.value, MissingWeights)
+    assert not isinstance(error.value, MissingWeightsError)
 
 
 def test_folders_without_one_file_of_weights(tmp_path):

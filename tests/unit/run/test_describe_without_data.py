@@ -11,7 +11,7 @@ from cdl_jax.run import describe
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 
-ARGUMENTS = [(name, "") for name in config_files.shipped()]
+ARGUMENTS = [(name, "") for name in config_files.shipped_configs()]
 ARGUMENTS += [
     ("okddip", "data=imagenet,network=resnet18"),
     ("emoji", "label=subgroup"),
@@ -23,7 +23,7 @@ ARGUMENTS += [
 
 
 def read(name, arguments):
-    path = config_files.shipped()[name]
+    path = config_files.shipped_configs()[name]
     spec = importlib.util.spec_from_file_location(f"shipped_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

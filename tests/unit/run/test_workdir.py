@@ -28,7 +28,7 @@ def refusal(call, *arguments):
 
 def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    files.write(path, "old")
+    files.write_atomically(path, "old")
     replace, seen = os.replace, []
 
     def crash(source, target):
@@ -37,11 +37,11 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        files.write(path, "new and longer")
+        files.write_atomically(path, "new and longer")
     assert seen == [("new and longer", "old", tmp_path)]  # whole beside it, in the same file system
     assert path.read_text() == "old"
     monkeypatch.setattr(os, "replace", replace)
-    files.write(path, "newest")
+    files.write_atomically(path, "newest")
     assert path.read_text() == "newest"
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 

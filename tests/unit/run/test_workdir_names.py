@@ -32,7 +32,7 @@ def test_each_kind_of_checkpoint_is_restored_from_a_folder_of_any_name(tmp_path,
         checkpoints.save_latest(2, TREE, {"step": 2})
     with Checkpoints(folder) as checkpoints:
         assert (checkpoints.finished_tasks(), checkpoints.latest_step()) == ([0], 2)
-        record, state, within = checkpoints.newest(shapes, shapes)
+        record, state, within = checkpoints.restore_newest(shapes, shapes)
         assert (record, within) == ({"step": 2}, True)
         for found in (checkpoints.restore_frozen(shapes), checkpoints.restore_task(0, shapes), state):
             np.testing.assert_array_equal(found["a"], TREE["a"])

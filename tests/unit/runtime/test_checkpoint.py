@@ -76,7 +76,7 @@ def test_everything_comes_back(saved):
         for task in (0, 1):
             assert checkpoints.task_record(task) == after(task)
             assert_same(checkpoints.restore_task(task, shapes(LIVE)), {**LIVE, "count": jnp.int32(task)})
-        record, state, within = checkpoints.newest(shapes(LIVE), shapes(STATE))
+        record, state, within = checkpoints.restore_newest(shapes(LIVE), shapes(STATE))
         assert (record, within) == ({**RECORD, "step": 15}, True)
         assert_same(state, {"live": LIVE, "sums": {"steps": jnp.float32(15)}})
 
@@ -129,7 +129,7 @@ def test_from_a_damaged_checkpoint_the_one_before_is_taken_or_the_same_arrays(ne
             target.unlink() if content is None else target.write_bytes(content)
             caplog.clear()
             with Checkpoints(tmp_path) as checkpoints:
-                record, restored, within = checkpoints.newest(shapes(LIVE), shapes(STATE))
+                record, restored, within = checkpoints.restore_newest(shapes(LIVE), shapes(STATE))
             sound = not (root / "damaged").exists()
             fallen += not sound
             told = any(entry.name == "cdl_jax" for entry in caplog.records)
@@ -170,7 +170,7 @@ def test_without_room_that_is_told_and_what_was_saved_is_whole(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     with Checkpoints(tmp_path) as checkpoints:
         assert (checkpoints.finished_tasks(), checkpoints.latest_step()) == ([0], None)
-        record, live, within = checkpoints.newest(shapes(LIVE), shapes(STATE))
+        record, live, within = checkpoints.restore_newest(shapes(LIVE), shapes(STATE))
         checkpoints.save_frozen(large)
         assert_same(checkpoints.restore_frozen(shapes(large)), large)
     assert (record, within) == (RECORD, False)
@@ -188,7 +188,7 @@ def test_a_clock_that_was_set_back_changes_no_order(tmp_path, monkeypatch):
             checkpoints.save_latest(step, STATE, {**RECORD, "step": step})
             checkpoints.wait()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.newest(shapes(LIVE), shapes(STATE))[0]["step"] == 18
+        assert checkpoints.restore_newest(shapes(LIVE), shapes(STATE))[0]["step"] == 18
     assert names(tmp_path / "checkpoints" / "latest") == ["15", "18"]
 
 
@@ -219,7 +219,7 @@ def test_without_its_checksum_nothing_is_taken(saved, tmp_path):
     record.write_text(record.read_text().replace('"crc32"', '"crc33"'))
     (tmp_path / "checkpoints" / "frozen.json").unlink()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.newest(shapes(LIVE), shapes(STATE))[0]["step"] == 12
+        assert checkpoints.restore_newest(shapes(LIVE), shapes(STATE))[0]["step"] == 12
         assert "frozen.json" in refusal(checkpoints.restore_frozen, shapes(FROZEN))
         assert checkpoints.latest_step() == 12  # what was put aside is forgotten
     assert names(tmp_path / "checkpoints" / "damaged") == ["latest-15"]

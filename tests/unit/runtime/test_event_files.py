@@ -28,7 +28,7 @@ def test_later_lines_and_a_torn_last_one_are_dropped(tmp_path, torn):
     whole = [{"step": step, "loss": step / 10} for step in (1, 2, 2, 3)]
     path.write_text("".join(json.dumps(values) + "\n" for values in whole) + torn)
     lines = event_files.JsonLines(path)
-    lines.keep(3)
+    lines.truncate(3)
     assert lines.read() == whole[:3]
     lines.write({"step": 3})  # begins a line of its own
     assert lines.read() == [*whole[:3], {"step": 3}]
@@ -40,7 +40,7 @@ def test_a_whole_last_line_without_its_end_is_kept_and_ended(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}')
     lines = event_files.JsonLines(path)
-    lines.keep(2)
+    lines.truncate(2)
     lines.write({"step": 3})
     assert [values["step"] for values in lines.read()] == [1, 2, 3]
 
@@ -49,7 +49,7 @@ def test_dropping_nothing_does_not_write_the_file_anew(tmp_path):
     lines = event_files.JsonLines(tmp_path / "metrics.jsonl")
     lines.write({"step": 1})
     before = (tmp_path / "metrics.jsonl").stat()
-    lines.keep(1)
+    lines.truncate(1)
     after = (tmp_path / "metrics.jsonl").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 

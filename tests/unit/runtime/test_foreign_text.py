@@ -96,11 +96,11 @@ from cdl_jax.report import page as report
 from cdl_jax.runtime import files
 from cdl_jax.writers import JsonLines
 folder = Path(sys.argv[1])
-files.write(folder / "text", "caf\\u00e9 \\u00b1 \\udcff\\n")
+files.write_atomically(folder / "text", "caf\\u00e9 \\u00b1 \\udcff\\n")
 lines = JsonLines(folder / "lines")
 lines.write({"step": 1, "name": "\\u00e9\\udcff"})
 lines.write({"step": 2})
-lines.keep(1)
+lines.truncate(1)
 sys.exit(report.main([str(folder / "run"), "--out", str(folder / "t.md"), "--paper", "cdl"]))
 """
 
@@ -134,7 +134,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
 
     (tmp_path / "file").write_text("whole")
     with pytest.raises(RuntimeError):
-        files.write(tmp_path / "file", parts())
+        files.write_atomically(tmp_path / "file", parts())
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "whole"
 
 

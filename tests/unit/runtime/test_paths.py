@@ -6,7 +6,7 @@ import pytest
 
 from cdl_jax import fetch, main, plugins
 from cdl_jax.data.readers import locate
-from cdl_jax.errors import MissingData, UserError
+from cdl_jax.errors import MissingDataError, UserError
 from cdl_jax.report import page as report
 from cdl_jax.runtime import compilation_cache, paths
 
@@ -117,9 +117,9 @@ def test_missing_data_that_can_be_fetched_has_the_name_for_it(monkeypatch, tmp_p
     monkeypatch.setattr(locate, "usual_places", lambda: (tmp_path,))
     for name in ("cifar10", "cifar100", "imagenet_r"):
         source = plugins.load_plugin("data.sources", name)
-        with pytest.raises(MissingData, match=f"python -m cdl_jax.fetch {name}") as error:
+        with pytest.raises(MissingDataError, match=f"python -m cdl_jax.fetch {name}") as error:
             source.load({**source.OPTIONS, "path": ""})
         assert error.value.fetch_name == name and name in fetch.ARCHIVES
     with pytest.raises(UserError) as error:  # a place that the user named is not filled
         source.load({**source.OPTIONS, "path": str(tmp_path / "absent")})
-    assert not isinstance(error.value, MissingData)
+    assert not isinstance(error.value, MissingDataError)

@@ -11,7 +11,7 @@ import pytest
 
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import sharding
-from cdl_jax.runtime.signals import SIGNALS, Interrupted, handle_signals
+from cdl_jax.runtime.signals import SIGNALS, RunInterrupted, handle_signals
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -76,7 +76,7 @@ def test_afterwards_it_is_heard_where_the_run_asks(number):
         os.kill(os.getpid(), number)
         assert handler.stop_requested() == number
         assert handler.stop_requested() == number  # for as long as the run has not ended
-    assert str(Interrupted(number, 7)).startswith(f"{number.name}: saved after step 7; ")
+    assert str(RunInterrupted(number, 7)).startswith(f"{number.name}: saved after step 7; ")
 
 
 def test_several_processes_learn_of_it_together_two_looks_later():

@@ -11,7 +11,7 @@ from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.runtime.signals import Interrupted
+from cdl_jax.runtime.signals import RunInterrupted
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 from tests.end_to_end import tiny
@@ -80,7 +80,7 @@ def test_the_student_asks_nothing_and_learns_what_it_learns_when_each_step_asks(
 def test_what_was_not_kept_is_asked_again_and_keeps_every_bit(program, kept, tmp_path):
     """For want of room, and by a run that was stopped."""
     program.config.cdl.kept_queries_mb = 0
-    with pytest.raises(Interrupted):
+    with pytest.raises(RunInterrupted):
         trained(program, tmp_path, After(11))
     asked, lines, live, _ = trained(program, tmp_path)
     assert asked == [1] * 5

@@ -11,7 +11,7 @@ from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.runtime.signals import Interrupted
+from cdl_jax.runtime.signals import RunInterrupted
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 from tests.support.stopping import After
@@ -77,7 +77,7 @@ def test_a_run_in_calls_of_three_steps_is_the_run_step_by_step(own, single, tmp_
 
 
 def test_stopped_between_two_calls_it_goes_on_to_the_same_end(own, single, tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(RunInterrupted):
         trained(own, 3, tmp_path, After(5))
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10
     calls, lines, live = trained(own, 4, tmp_path)  # and at another pace
