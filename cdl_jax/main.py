@@ -242,7 +242,7 @@ def _run(options, handler):
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
     from cdl_jax.run import workdir
-    from cdl_jax.runtime import compilation_cache, files, malloc, paths, sharding
+    from cdl_jax.runtime import compilation_cache, distributed, files, malloc, paths
     from cdl_jax.training.program import Program
 
     config = options.config
@@ -262,13 +262,13 @@ def _run(options, handler):
     if options.mode == "describe":
         from cdl_jax.run.describe import describe, plan
 
-        sharding.init_distributed("off")
+        distributed.initialize("off")
         data, note = plan(config.data, configs.seeds_of(config)[0])
         print(note + describe(Program(config, data), show_config=options.show_config))
         return 0
     resolved = config.to_dict()
     if options.mode == "analyze":
-        return _analyze(config, folder, options.distributed)
+        return _analyze(config, folder, options)
     if options.mode == "eval":
         _start(options, folder)
         return _evaluate(config, folder, options.task)
@@ -297,9 +297,9 @@ def _start(options, folder):
 
     One process prints before jax is loaded, several once they are joined: jax numbers them.
     """
-    from cdl_jax.runtime import sharding
+    from cdl_jax.runtime import distributed
 
-    sharding.init_distributed(options.distributed)
+    distributed.initialize(options.distributed)
     if options.distributed != "off":
         import jax
 
@@ -373,15 +373,15 @@ def _stored_run(config, folder):
     return _program(config, folder)
 
 
-def _analyze(config, folder, distributed):
+def _analyze(config, folder, options):
     from cdl_jax.errors import UserError
     from cdl_jax.report import analysis_section
     from cdl_jax.run import analysis
-    from cdl_jax.runtime import sharding
+    from cdl_jax.runtime import distributed
 
-    if distributed != "off":
-        raise UserError(f"--distributed={distributed}: --mode=analyze works in one process, leave it out")
-    sharding.init_distributed("off")
+    if options.distributed != "off":
+        raise UserError(f"--distributed={options.distributed}: --mode=analyze works in one process, leave it out")
+    distributed.initialize("off")
     content = analysis.analyze(_stored_run(config, folder), folder)
     analysis.write(folder, content)
     print(analysis_section.summary(content))

@@ -17,7 +17,7 @@ from cdl_jax.models import weights
 from cdl_jax.report import page as report
 from cdl_jax.run import early_stopping, progress, results, workdir
 from cdl_jax.run.results import Record
-from cdl_jax.runtime import event_files, files, sharding
+from cdl_jax.runtime import distributed, event_files, files
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import RunInterrupted, SignalHandler
 from cdl_jax.training import steps as trainer
@@ -54,7 +54,7 @@ def train(program: Program, folder: Path, listener: SignalHandler | None = None)
             return _Training(program, folder, checkpoints, listener or SignalHandler()).finish()
         except jax.errors.JaxRuntimeError:
             if jax.process_count() > 1:  # here, for the checkpoints' end waits for all processes
-                sharding.abort("cdl_jax: this process of the run, or another, has failed; the same command goes on")
+                distributed.abort("cdl_jax: this process of the run, or another, has failed; the same command goes on")
             raise
 
 

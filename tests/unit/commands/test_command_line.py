@@ -141,7 +141,7 @@ def test_of_several_processes_the_first_prints_the_working_directory(
 ):
     joined = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cdl_jax.runtime.sharding.init_distributed", joined.append)
+    monkeypatch.setattr("cdl_jax.runtime.distributed.initialize", joined.append)
     monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("asked before jax has started"))
     monkeypatch.setattr("cdl_jax.run.loop.train", lambda *_: [])
     monkeypatch.setattr("cdl_jax.report.page.summary", lambda seeds: "done")

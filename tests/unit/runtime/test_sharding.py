@@ -1,6 +1,5 @@
-"""Meshes, batches and the start of several processes: what does not fit is told in one line."""
+"""Meshes and the sharding of batches and parameters; what does not fit is refused in one line."""
 
-import warnings
 from types import SimpleNamespace
 
 import jax
@@ -35,51 +34,6 @@ def test_a_mesh_takes_the_devices_that_there_are():
     )
     assert (sharding.make_mesh().size, sharding.make_mesh(1).size) == (count, 1)
     assert sharding.make_mesh(1).axis_names == ("data",)
-
-
-@pytest.mark.parametrize("spec", ["on", "", "host:1", "host:1,2", "host:1,two,0", "host:1,2,0,0", "auto,off"])
-def test_a_start_of_no_known_form_is_refused_before_anything_is_started(spec, monkeypatch):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("started"))
-    expected = f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID"
-    assert refusal(sharding.init_distributed, spec) == expected
-
-
-def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
-    for spec in ("off", "auto", "host:12,4,3"):
-        sharding.init_distributed(spec)
-    told = {"coordinator_address": "host:12", "num_processes": 4, "process_id": 3}
-    assert calls == [{"heartbeat_timeout_seconds": 30}, {**told, "heartbeat_timeout_seconds": 30}]
-
-    def fail(**_):
-        raise RuntimeError("no\n  answer")
-
-    monkeypatch.setattr(jax.distributed, "initialize", fail)
-    assert refusal(sharding.init_distributed, "host:12,4,3") == "--distributed=host:12,4,3: no answer"
-
-
-@pytest.mark.parametrize(
-    ("variables", "error", "ending"),
-    [
-        ({}, ValueError("coordinator_address should be defined."), "address should be defined.; start under"),
-        ({}, KeyError("job-name"), "auto: KeyError: 'job-name'; start under srun, mpirun or a Kubernetes job, or use"),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, ValueError("none"), "none; in Kubernetes jax needs pip install "),
-    ],
-)
-def test_where_no_cluster_is_found_one_line_says_what_to_do(monkeypatch, variables, error, ending):
-    def fail(**_):
-        warnings.warn("\nKubernetes environment detected", stacklevel=1)
-        raise error
-
-    monkeypatch.setattr(jax.distributed, "initialize", fail)
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sharding.importlib.util, "find_spec", lambda name: None)
-    with warnings.catch_warnings(record=True) as shown:
-        assert ending in refusal(sharding.init_distributed, "auto")
-    assert shown == []
 
 
 def test_large_arrays_are_stored_in_parts_where_the_mesh_says_so():

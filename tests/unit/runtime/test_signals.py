@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax.errors import UserError
 from cdl_jax.runtime import sharding
 from cdl_jax.runtime.signals import SIGNALS, RunInterrupted, handle_signals
 
@@ -121,23 +120,3 @@ def test_a_test_can_send_sigint_where_the_parent_ignores_it():
     env = {**os.environ, "CDL_IGNORED_INT": "1"}
     done = subprocess.run(nested, cwd=Path(__file__).parents[3], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize(
-    ("variables", "platform", "devices", "message"),
-    [
-        ({}, "cpu", 1, None),
-        ({"SLURM_GPUS_ON_NODE": "0"}, "cpu", 1, None),
-        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, None),
-        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1"}, "gpu", 8, None),
-        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, "4 processes of this node see 1"),
-        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1"}, "gpu", 1, "2 processes"),
-        ({"SLURM_GPUS_ON_NODE": "4"}, "cpu", 1, "jax runs on cpu"),
-    ],
-)
-def test_a_job_that_leaves_gpus_idle_is_refused(variables, platform, devices, message):
-    if message is None:
-        sharding.check_gpus(variables, platform, devices)
-    else:
-        with pytest.raises(UserError, match=message):
-            sharding.check_gpus(variables, platform, devices)
