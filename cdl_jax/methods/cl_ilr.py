@@ -39,7 +39,7 @@ def build(config, info: StreamInfo) -> peers.Together:
     group = peers.branches("cl_ilr", config, every, info.num_classes, rescale=options.bpscale)
 
     def loss_terms(seen, told, labels, allowed, epoch):
-        weight = options.alpha * peer_losses.ramp_up(epoch, options, config.train.epochs)
+        weight = options.alpha * peer_losses.ramp_up_weight(epoch, options, config.train.epochs)
         return terms(options, seen, labels, allowed, weight)
 
     return peers.together("cl_ilr", config, info, group, loss_terms=loss_terms, logits_of=peers.logits_without_leader)
@@ -51,6 +51,7 @@ def terms(options, seen, labels, allowed, weight):
     targets = [peer_losses.soften(t, allowed, options.temperature) for t in peers.targets_of_others(seen)]
     targets = jax.lax.stop_gradient(targets) if options.detach_targets else targets
     group = sum(
-        peer_losses.distillation(z, target, allowed, options) for z, target in zip(seen.logits, targets, strict=True)
+        peer_losses.distillation_loss(z, target, allowed, options)
+        for z, target in zip(seen.logits, targets, strict=True)
     )
     return true + weight * group, {"true_loss": true, "group_loss": group, "weight": weight}

@@ -231,14 +231,14 @@ class DKT:
             images, others, part = mixing.cutmix(images, labels, jax.random.fold_in(key, 0), probability)
         answer = self.learner(own, share.get("shared"), images, True, context, jax.random.fold_in(key, 1))
         allowed = self._allowed(number, context)
-        of = lambda y: dkt_losses.class_term(mask_classes(answer.cl, allowed), y, options.reduction)  # noqa: E731
+        of = lambda y: dkt_losses.class_loss(mask_classes(answer.cl, allowed), y, options.reduction)  # noqa: E731
         true = of(labels)
         if options.cutmix and options.cutmix_labels == "mixed":
             true = part * true + (1 - part) * of(others)
         total, metrics = true + answer.loss, {"class_loss": true}
         if self._taught:
             st, target, known = self._lesson(own, answer, images, number, share, context, key)
-            term = dkt_losses.student_term(st, target, options.st_loss, options.temperature, options.reduction)
+            term = dkt_losses.student_loss(st, target, options.st_loss, options.temperature, options.reduction)
             weight = dkt_losses.kd_weight(options, context.task, self.info.num_tasks) * known
             # Of an unknown target the term is finite and weighs nothing.
             total, metrics = total + weight * term, {**metrics, "student_loss": term, "kd_weight": weight}
@@ -319,7 +319,7 @@ class DKT:
             right = [100.0 * (logits[name + head].argmax(axis=-1) == labels) for name in self.names]
             values[f"mean{head}/accuracy_on_others_classes"] = self._on_others(right, labels, context)
         for name in self.names:
-            values[f"{name}/rounded_accuracy"] = 100 * dkt_losses.rounded_right(logits[name], labels)
+            values[f"{name}/rounded_accuracy"] = 100 * dkt_losses.rounded_correct(logits[name], labels)
         return values
 
     def _on_others(self, right, labels, context):

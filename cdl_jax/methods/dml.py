@@ -48,7 +48,7 @@ def terms(options, seen, labels, allowed):
     def distill(logits, target):
         target = peer_losses.soften(target, allowed, options.temperature)
         target = jax.lax.stop_gradient(target) if options.detach_targets else target
-        return peer_losses.distillation(logits, target, allowed, options)
+        return peer_losses.distillation_loss(logits, target, allowed, options)
 
     true = sum(cross_entropy(z, labels, allowed) for z in seen.logits)
     if options.pairwise:

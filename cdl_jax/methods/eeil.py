@@ -155,7 +155,7 @@ class EEIL:
         options = self.options
         true, logits, changed = self.alone.learn(variables, batch, context)
         (before, _), _ = apply(self.alone.backbone, variables["previous"], batch["images"], False, context.key)
-        term = dkt_losses.lwf_term if options.soften == "classes" else dkt_losses.eeil_term
+        term = dkt_losses.lwf_loss if options.soften == "classes" else dkt_losses.eeil_loss
         held = term(logits, before, active, options.temperature)
         total = true + options.alpha * held
         return total, {"loss": total, "class_loss": true, "previous_loss": held}, changed
@@ -165,9 +165,9 @@ class EEIL:
         options = self.options
         if not options.noise:
             return 0.0
-        size = dkt_losses.gradient_noise(step, options.noise, options.noise_decay)
+        size = dkt_losses.gradient_noise_std(step, options.noise, options.noise_decay)
         deviation = size if options.noise_is == "deviation" else jnp.sqrt(size)
-        return dkt_losses.noise_term(params, key, deviation)
+        return dkt_losses.noise_loss(params, key, deviation)
 
     def predict(self, variables, images, context):
         return self.alone.predict(variables, images, context)

@@ -106,7 +106,7 @@ def terms(options, logits, teacher_logits, labels, allowed):
     """(total, named terms) of logits `[batch, classes]`."""
     true = cross_entropy(logits, labels, allowed)
     target = peer_losses.soften(teacher_logits, allowed, options.temperature)
-    taught = peer_losses.distillation(logits, target, allowed, options)
+    taught = peer_losses.distillation_loss(logits, target, allowed, options)
     return true + options.alpha * taught, {"true_loss": true, "teacher_loss": taught}
 
 

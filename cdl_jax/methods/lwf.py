@@ -88,7 +88,7 @@ class LwF:
         key = jax.random.fold_in(context.key, 2)
         (before, _), _ = apply(self.alone.backbone, variables["previous"], batch["images"], of_batch, key)
         active = dkt_losses.active_classes(self.info.classes_of, context.task, options.lwf_active)
-        held = dkt_losses.lwf_term(logits, before, active, options.temperature)
+        held = dkt_losses.lwf_loss(logits, before, active, options.temperature)
         total = true + options.alpha * held
         return total, Outcome({"loss": total, "class_loss": true, "previous_loss": held}, variables=changed)
 

@@ -72,7 +72,7 @@ def build(config, info: StreamInfo) -> peers.Together:
         return logits | {"ensemble": sum(attended) / len(attended)}
 
     def loss_terms(seen, told, labels, allowed, epoch):
-        weight = options.alpha * peer_losses.ramp_up(epoch, options, config.train.epochs)
+        weight = options.alpha * peer_losses.ramp_up_weight(epoch, options, config.train.epochs)
         return terms(options, seen, told, labels, allowed, weight)
 
     return peers.Together(
@@ -122,7 +122,7 @@ def terms(options, seen, attention, labels, allowed, weight):
     if options.detach_targets:
         targets, mean = jax.lax.stop_gradient((targets, mean))
     rivals = seen.logits if options.en else seen.logits[:-1]
-    distill = lambda z, target: peer_losses.distillation(z, target, allowed, options)  # noqa: E731
+    distill = lambda z, target: peer_losses.distillation_loss(z, target, allowed, options)  # noqa: E731
     true = sum(cross_entropy(z, labels, allowed) for z in rivals)
     group = sum(distill(z, target) for z, target in zip(rivals, targets, strict=False))
     total, named = true + weight * group, {"true_loss": true, "group_loss": group, "weight": weight}

@@ -56,7 +56,7 @@ def build(config, info: StreamInfo) -> peers.Together:
         return peers.logits_without_leader(seen) | {"gate": gated(seen, told)}
 
     def loss_terms(seen, told, labels, allowed, epoch):
-        weight = options.alpha * peer_losses.ramp_up(epoch, options, config.train.epochs)
+        weight = options.alpha * peer_losses.ramp_up_weight(epoch, options, config.train.epochs)
         return terms(options, seen, told, labels, allowed, weight)
 
     exchange = peers.Exchange("gate", gate, lambda seen: seen.shared)
@@ -76,5 +76,5 @@ def terms(options, seen, weights, labels, allowed, weight):
     target = peer_losses.soften(ensemble, allowed, options.temperature)
     target = jax.lax.stop_gradient(target) if options.detach_targets else target
     true = sum(cross_entropy(z, labels, allowed) for z in (*seen.logits, ensemble))
-    group = sum(peer_losses.distillation(z, target, allowed, options) for z in seen.logits)
+    group = sum(peer_losses.distillation_loss(z, target, allowed, options) for z in seen.logits)
     return true + weight * group, {"true_loss": true, "group_loss": group, "weight": weight}

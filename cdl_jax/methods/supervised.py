@@ -18,7 +18,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, mask_classes
 from cdl_jax.methods.base import Outcome, StreamInfo, Update
 from cdl_jax.methods.shared import rehearsal
-from cdl_jax.methods.shared.peer_losses import top_k
+from cdl_jax.methods.shared.peer_losses import top_k_correct
 from cdl_jax.models import weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
@@ -136,7 +136,7 @@ class Supervised:
     def measures(self, logits, labels, context):
         """`{name: [batch]}`, see `methods.base.Method`."""
         allowed = getattr(context, self.predict_over)(self.info.num_classes)
-        return {"network/top5": 100 * top_k(logits["network"], labels, 5, allowed)}
+        return {"network/top5": 100 * top_k_correct(logits["network"], labels, 5, allowed)}
 
     def outputs(self, network, variables, images, context, of_batch=False):
         """What the network tells as the teacher of another run (see `methods.base.Method`)."""

@@ -23,7 +23,7 @@ from cdl_jax.losses import Context, mask_classes, soft_cross_entropy
 from cdl_jax.methods import kd
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
 from cdl_jax.methods.shared import finished_run
-from cdl_jax.methods.shared.peer_losses import top_k
+from cdl_jax.methods.shared.peer_losses import top_k_correct
 from cdl_jax.models import weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
@@ -182,7 +182,7 @@ class VkD:
     def measures(self, logits, labels, context):
         """`{name: [batch]}`, see `methods.base.Method`."""
         seen = context.seen(self.info.num_classes)
-        return {f"{name}/top5": 100 * top_k(z, labels, 5, seen) for name, z in logits.items()}
+        return {f"{name}/top5": 100 * top_k_correct(z, labels, 5, seen) for name, z in logits.items()}
 
     def outputs(self, network, variables, images, context):
         """What a network tells as the teacher of another run (see `methods.base.Method`)."""

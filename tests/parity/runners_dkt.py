@@ -76,7 +76,7 @@ def run_lwf(config, arrays):
 
     def loss(logits):
         true = cross_entropy(logits, arrays["in/labels"], jnp.ones_like(active))
-        kept = config["alpha"] * dkt_losses.lwf_term(logits, before, active, config["T"])
+        kept = config["alpha"] * dkt_losses.lwf_loss(logits, before, active, config["T"])
         return true + kept, {"out/ce_loss": true, "out/distill_penalty": kept, "out/total_loss": true + kept}
 
     gradient, ours = jax.grad(loss, has_aux=True)(jnp.asarray(arrays["in/logits"]))
@@ -87,7 +87,7 @@ def run_eeil(config, arrays):
     active, before = _active(config, arrays)
 
     def loss(logits):
-        kept = dkt_losses.eeil_term(logits, before, active, config["T"])
+        kept = dkt_losses.eeil_loss(logits, before, active, config["T"])
         return config["alpha"] * kept
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(arrays["in/logits"]))
@@ -163,7 +163,7 @@ def run_rate(config, arrays):
 
 def run_gradient_noise(config, arrays):
     steps = jnp.asarray(arrays["in/iteration"])
-    return {"out/stddev": dkt_losses.gradient_noise(steps, config["eta"], config["gamma"])}
+    return {"out/stddev": dkt_losses.gradient_noise_std(steps, config["eta"], config["gamma"])}
 
 
 def run_group_lengths(config, arrays):
@@ -190,7 +190,7 @@ def run_stream_accuracy(config, arrays):
         "out/st_stream_accuracy": metrics.stream_accuracy(rows("st", best), counts),
         "out/cl_trained_experiences_accuracy": metrics.stream_accuracy(cl[:trained], counts[:trained]),
         "out/cl_per_experience_accuracy": cl,
-        "out/cl_rounded_softmax_accuracy": metrics.stream_accuracy(rows("cl", dkt_losses.rounded_right), counts),
+        "out/cl_rounded_softmax_accuracy": metrics.stream_accuracy(rows("cl", dkt_losses.rounded_correct), counts),
     }
 
 

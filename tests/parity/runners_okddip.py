@@ -86,7 +86,7 @@ def run_branch_loss(loss, config, arrays):
         ours["out/targets"] = jnp.stack(targets_of_others(_seen(logits)), axis=-1)
     named = logits_without_leader(_seen(logits))
     for epoch in config["epochs"]:
-        weight = peer_losses.ramp_up(epoch, options, 300)
+        weight = peer_losses.ramp_up_weight(epoch, options, 300)
         both = jax.value_and_grad(lambda z, w=weight: loss(options, _seen(z), labels, allowed, w), has_aux=True)
         (value, terms), ours[f"grad/e{epoch}/logits"] = both(logits)
         ours |= _terms(f"out/e{epoch}/", value, terms, weight)
@@ -142,7 +142,7 @@ def run_one_loss(config, arrays):
     named = logits_without_leader(_seen(logits))
     accuracies = _accuracies(named, labels, list(named)[:-1])
     for epoch in config["epochs"]:
-        weight = peer_losses.ramp_up(epoch, options, 300)
+        weight = peer_losses.ramp_up_weight(epoch, options, 300)
         both = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
         (value, (terms, weights, ensemble, stats)), gradients = both(variables["params"], shared, logits, weight)
         where = f"grad/e{epoch}/"
@@ -175,7 +175,7 @@ def run_okddip_loss(config, arrays):
     named = logits_without_leader(_seen(logits)) | {"leader": leader}
     accuracies = _accuracies(named, labels, [name for name in named if name.startswith("peer")])
     for epoch in config["epochs"]:
-        weight = peer_losses.ramp_up(epoch, options, 300)
+        weight = peer_losses.ramp_up_weight(epoch, options, 300)
         both = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
         (value, (terms, told, mixed)), gradients = both(params, features, logits, leader, weight)
         where = f"grad/e{epoch}/"
@@ -202,7 +202,7 @@ def run_schedules(config, arrays):
     ours["out/lr_kd_200_epochs"] = rates(kd_epochs, (kd_epochs // 2, 3 * kd_epochs // 4))
     for name, options in config["rampups"].items():
         options = ConfigDict({"start_consistency": 0.0, **options})
-        weights = jax.vmap(lambda e, o=options: peer_losses.ramp_up(e, o, o.get("num_epochs", 300)))
+        weights = jax.vmap(lambda e, o=options: peer_losses.ramp_up_weight(e, o, o.get("num_epochs", 300)))
         ours[f"out/rampup_{name}"] = weights(jnp.arange(len(arrays[f"out/rampup_{name}"])))
     return ours
 

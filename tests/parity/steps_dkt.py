@@ -34,8 +34,8 @@ def terms(config, cl, st, teacher_logits, labels):
     kind, temperature = config.get("st_loss") or config.get("loss") or "none", config.get("T") or 1
     reduction = config.get("reduction", "mean")
     target = dkt_losses.student_target(jnp.asarray(st if teacher_logits is None else teacher_logits), kind, temperature)
-    true = dkt_losses.class_term(cl, jnp.asarray(labels), reduction)
-    taught = dkt_losses.student_term(st, target, kind, temperature, reduction)
+    true = dkt_losses.class_loss(cl, jnp.asarray(labels), reduction)
+    taught = dkt_losses.student_loss(st, target, kind, temperature, reduction)
     return {"cl_loss": true, "st_loss": taught, "total_loss": true + config["kd_rel"] * taught}
 
 

@@ -25,7 +25,7 @@ def count_of(config):
 def percent(logits, labels, k):
     """Percent of a batch whose label is among the `k` largest logits."""
     allowed = jnp.ones(logits.shape[-1], bool)
-    return float(100 * peer_losses.top_k(jnp.asarray(logits), jnp.asarray(labels), k, allowed).mean())
+    return float(100 * peer_losses.top_k_correct(jnp.asarray(logits), jnp.asarray(labels), k, allowed).mean())
 
 
 def _stack(arrays):

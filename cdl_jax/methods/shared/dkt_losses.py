@@ -46,7 +46,7 @@ def check(section: str, options) -> None:
             raise UserError(f"{section}.{key}={options[key]} must not be negative")
 
 
-def class_term(cl_logits, labels, reduction: str = "mean"):
+def class_loss(cl_logits, labels, reduction: str = "mean"):
     """Cross-entropy of the CL head over all classes; labels int32 `[batch]`."""
     return getattr(jnp, reduction)(optax.softmax_cross_entropy_with_integer_labels(cl_logits, labels))
 
@@ -60,7 +60,7 @@ def student_target(logits, kind: str, temperature: float):
     return jax.nn.softmax(logits / temperature) if kind in ("kd", "soft_mse") else logits
 
 
-def student_term(st_logits, target, kind: str, temperature: float, reduction: str = "mean"):
+def student_loss(st_logits, target, kind: str, temperature: float, reduction: str = "mean"):
     """What it costs the ST head to differ from a `student_target` of the same `kind`; a scalar.
 
     mse: `mean_bc (z - target)^2`, of raw logits. kd: `mean_bc target (log target - log_softmax(z / T))`, neither
@@ -104,7 +104,7 @@ def kd_weight(options, task, num_tasks: int = 1000):
 
 
 def active_classes(task_classes, task, kind: str):
-    """bool `[classes]`: those whose logits `lwf_term` and `eeil_term` hold on to while task `task` is learnt.
+    """bool `[classes]`: those whose logits `lwf_loss` and `eeil_loss` hold on to while task `task` is learnt.
 
     Args:
       task_classes: bool `[tasks, classes]`. task: int, maybe traced; for the first one no class is active.
@@ -115,7 +115,7 @@ def active_classes(task_classes, task, kind: str):
     return jnp.any(jnp.asarray(task_classes) & before[:, None], axis=0)
 
 
-def lwf_term(logits, previous_logits, active, temperature: float):
+def lwf_loss(logits, previous_logits, active, temperature: float):
     """`mean_b KL(previous || current)`, softmax at T over the `active` `[classes]` columns; 0 where none is.
 
     Learning without Forgetting (Li and Hoiem, 2016) as DKT's baseline has it, not multiplied by T^2.
@@ -123,7 +123,7 @@ def lwf_term(logits, previous_logits, active, temperature: float):
     return kl_divergence(logits, jax.lax.stop_gradient(previous_logits), active, temperature)
 
 
-def eeil_term(logits, previous_logits, active, temperature: float):
+def eeil_loss(logits, previous_logits, active, temperature: float):
     """Sum over the `active` `[classes]` columns of a binary cross-entropy with the previous network, a mean over the
     batch, where each column is a softmax at T over the batch.
 
@@ -137,7 +137,7 @@ def eeil_term(logits, previous_logits, active, temperature: float):
     return jnp.where(active, columns, 0).sum()
 
 
-def gradient_noise(step, eta: float = 0.3, gamma: float = 0.55):
+def gradient_noise_std(step, eta: float = 0.3, gamma: float = 0.55):
     """Standard deviation `eta / (1 + step)^gamma` of the noise that EEIL's baseline adds to gradients in step `step`.
 
     Counted from 0 over the whole run. Neelakantan et al. (2015) have it as the variance: their rule is
@@ -147,14 +147,14 @@ def gradient_noise(step, eta: float = 0.3, gamma: float = 0.55):
     return eta / (1.0 + step) ** gamma
 
 
-def noise_term(params, key, deviation):
+def noise_loss(params, key, deviation):
     """A scalar of value 0 that adds independent normal noise of a standard deviation to the gradient of `params`."""
     flat, _ = ravel_pytree(params)
     term = deviation * jnp.vdot(jax.random.normal(key, flat.shape), flat)
     return term - jax.lax.stop_gradient(term)
 
 
-def rounded_right(logits, labels):
+def rounded_correct(logits, labels):
     """float32 `[batch]`: 1 where the largest of the probabilities, each rounded to 0 or 1, is the label's.
 
     What the authors' stand-alone test counts. A picture whose largest probability is at most one half counts as class

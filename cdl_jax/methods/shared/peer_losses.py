@@ -48,7 +48,7 @@ def soften(logits, allowed, temperature: float):
     return jax.nn.softmax(mask_classes(logits / temperature, allowed))
 
 
-def distillation(logits, target, allowed, options):
+def distillation_loss(logits, target, allowed, options):
     """What it costs `logits` to differ from the probabilities `target`; differentiable in both.
 
     KL: `T^2 mean_b sum_c p (log p - log_softmax(z / T))` with p = target + 1e-7, which is not normalised again.
@@ -63,7 +63,7 @@ def distillation(logits, target, allowed, options):
     return options.temperature**2 * jnp.where(allowed, terms, 0).sum(axis=-1).mean()
 
 
-def ramp_up(epoch, options, epochs: int):
+def ramp_up_weight(epoch, options, epochs: int):
     """Weight of distillation in an epoch, counted from 0: `exp(-5 (1 - u)^2)`, u growing from 0 to 1 over `length`.
 
     Args:
@@ -85,7 +85,7 @@ def diversity(logits: Sequence[jax.Array], allowed, divisor: str):
     return apart / (len(pairs) if divisor == "pairs" else 3)
 
 
-def top_k(logits, labels, k: int, allowed):
+def top_k_correct(logits, labels, k: int, allowed):
     """float32 `[batch]`: 1 where the label is among the `k` largest `allowed` logits."""
     logits = mask_classes(logits, allowed)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)

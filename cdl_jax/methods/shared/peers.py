@@ -126,7 +126,7 @@ class Together:
         seen = context.seen(self.info.num_classes)
         right = sum(_right(logits[name], labels, seen) for name in self.rivals) / len(self.rivals)
         values = {"mean/accuracy": 100 * right}
-        values |= {f"{n}/top5": 100 * peer_losses.top_k(z, labels, 5, seen) for n, z in logits.items()}
+        values |= {f"{n}/top5": 100 * peer_losses.top_k_correct(z, labels, 5, seen) for n, z in logits.items()}
         for name, compared in self.diverse:
             values[name] = peer_losses.diversity([logits[n] for n in compared], seen, self.divisor)
         return values

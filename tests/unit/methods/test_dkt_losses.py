@@ -30,7 +30,7 @@ def of_numpy(kind, temperature):
 
 def term(st, taught, kind, temperature=2.0, reduction="mean"):
     target = dkt_losses.student_target(jnp.asarray(taught), kind, temperature)
-    return dkt_losses.student_term(jnp.asarray(st), target, kind, temperature, reduction)
+    return dkt_losses.student_loss(jnp.asarray(st), target, kind, temperature, reduction)
 
 
 @pytest.mark.parametrize("kind", ["mse", "kd", "soft_mse", "none"])
@@ -48,7 +48,7 @@ def test_an_averaged_target_teaches_as_the_average_of_terms_does(kind):
     targets = [dkt_losses.student_target(jnp.asarray(t), kind, 2.0) for t in (TAUGHT, OTHER)]
 
     def at_once(st):
-        return dkt_losses.student_term(st, 0.25 * targets[0] + 0.75 * targets[1], kind, 2.0)
+        return dkt_losses.student_loss(st, 0.25 * targets[0] + 0.75 * targets[1], kind, 2.0)
 
     def each(st):
         return 0.25 * term(st, TAUGHT, kind) + 0.75 * term(st, OTHER, kind)
@@ -58,15 +58,15 @@ def test_an_averaged_target_teaches_as_the_average_of_terms_does(kind):
 
 def test_a_certain_teacher_leaves_no_nan():
     target = jnp.eye(7)[LABELS]
-    value, gradient = jax.value_and_grad(lambda st: dkt_losses.student_term(st, target, "kd", 1.0))(jnp.asarray(LOGITS))
+    value, gradient = jax.value_and_grad(lambda st: dkt_losses.student_loss(st, target, "kd", 1.0))(jnp.asarray(LOGITS))
     assert value == pytest.approx(-np.log(softmax(LOGITS)[np.arange(5), LABELS]).sum() / 35, rel=1e-5)
     assert np.isfinite(gradient).all()
 
 
 def test_cross_entropy_spans_all_classes():
     each = -np.log(softmax(LOGITS)[np.arange(5), LABELS])
-    assert dkt_losses.class_term(LOGITS, LABELS) == pytest.approx(each.mean(), rel=1e-5)
-    assert dkt_losses.class_term(LOGITS, LABELS, "sum") == pytest.approx(each.sum(), rel=1e-5)
+    assert dkt_losses.class_loss(LOGITS, LABELS) == pytest.approx(each.mean(), rel=1e-5)
+    assert dkt_losses.class_loss(LOGITS, LABELS, "sum") == pytest.approx(each.sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_lwf_and_eeil_hold_on_to_the_active_columns():
     active, none = jnp.arange(7) < 3, jnp.zeros(7, bool)
     p, q = softmax(LOGITS[:, :3] / 2), softmax(TAUGHT[:, :3] / 2)
     wanted = (q * np.log(q / p)).sum(axis=1).mean()
-    assert dkt_losses.lwf_term(LOGITS, TAUGHT, active, 2.0) == pytest.approx(wanted, rel=1e-5)
+    assert dkt_losses.lwf_loss(LOGITS, TAUGHT, active, 2.0) == pytest.approx(wanted, rel=1e-5)
     p, q = softmax(LOGITS[:, :3] / 2, 0), softmax(TAUGHT[:, :3] / 2, 0)
     wanted = -(q * np.log(p) + (1 - q) * np.log(1 - p)).mean(axis=0).sum()
-    assert dkt_losses.eeil_term(LOGITS, TAUGHT, active, 2.0) == pytest.approx(wanted, rel=1e-5)
-    for loss in (dkt_losses.lwf_term, dkt_losses.eeil_term):
+    assert dkt_losses.eeil_loss(LOGITS, TAUGHT, active, 2.0) == pytest.approx(wanted, rel=1e-5)
+    for loss in (dkt_losses.lwf_loss, dkt_losses.eeil_loss):
         value, gradient = jax.value_and_grad(loss)(jnp.asarray(LOGITS), TAUGHT, none, 2.0)
         assert value == 0 and not gradient.any()
         assert not jax.grad(loss)(jnp.asarray(LOGITS), TAUGHT, active, 2.0)[:, 3:].any()
@@ -143,17 +143,17 @@ def test_lwf_and_eeil_hold_on_to_the_active_columns():
 
 def test_eeil_bears_a_column_that_one_picture_has_to_itself():
     logits = jnp.zeros((4, 7)).at[0, 0].set(300.0)
-    value, gradient = jax.value_and_grad(dkt_losses.eeil_term)(logits, TAUGHT[:4], jnp.arange(7) < 3, 2.0)
+    value, gradient = jax.value_and_grad(dkt_losses.eeil_loss)(logits, TAUGHT[:4], jnp.arange(7) < 3, 2.0)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("step", [0, 9])
 def test_noise_is_what_optax_adds_with_the_squared_deviation(step):
     zeros = {"a": jnp.zeros(4000), "b": jnp.zeros((100, 40))}
-    deviation = dkt_losses.gradient_noise(step)
+    deviation = dkt_losses.gradient_noise_std(step)
     assert deviation == pytest.approx(0.3 / (1 + step) ** 0.55)
     ones = jax.tree.map(jnp.ones_like, zeros)
-    value, noisy = jax.value_and_grad(dkt_losses.noise_term)(ones, jax.random.key(1), deviation)
+    value, noisy = jax.value_and_grad(dkt_losses.noise_loss)(ones, jax.random.key(1), deviation)
     assert value == 0
     both = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(noisy)])
     assert both.std() == pytest.approx(deviation, rel=0.03) and abs(both.mean()) < 0.05 * deviation
@@ -167,7 +167,7 @@ def test_noise_is_what_optax_adds_with_the_squared_deviation(step):
 
 def test_a_rounded_probability_of_one_half_counts_as_class_0():
     logits = jnp.log(jnp.array([[0.3, 0.45, 0.25], [0.2, 0.6, 0.2], [0.3, 0.45, 0.25]]))
-    assert dkt_losses.rounded_right(logits, jnp.array([1, 1, 0])).tolist() == [0, 1, 1]
+    assert dkt_losses.rounded_correct(logits, jnp.array([1, 1, 0])).tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,9 @@ def soft(z):
 
 def test_distillation_is_the_published_formula():
     target = soft(Z[1])
-    assert peer_losses.distillation(Z[0], target, ALL, OPTIONS) == pytest.approx(kl(Z[0], target), rel=1e-5)
+    assert peer_losses.distillation_loss(Z[0], target, ALL, OPTIONS) == pytest.approx(kl(Z[0], target), rel=1e-5)
     cross = -9 * (target * log_softmax(Z[0].astype(np.float64) / 3, axis=1)).sum(1).mean()
-    assert peer_losses.distillation(Z[0], target, ALL, options(loss="CE")) == pytest.approx(cross, rel=1e-5)
+    assert peer_losses.distillation_loss(Z[0], target, ALL, options(loss="CE")) == pytest.approx(cross, rel=1e-5)
 
 
 def test_masked_columns_are_as_if_they_were_not_there():
@@ -117,12 +117,12 @@ def test_the_leader_pushes_the_peers_unless_targets_are_detached():
 
 def test_ramp_up_at_published_epochs():
     default = SimpleNamespace(length=80, start_consistency=0.0)
-    weights = [float(peer_losses.ramp_up(epoch, default, 300)) for epoch in (0, 10, 40, 79, 80, 299)]
+    weights = [float(peer_losses.ramp_up_weight(epoch, default, 300)) for epoch in (0, 10, 40, 79, 80, 299)]
     assert weights == pytest.approx([0.0067379, 0.0217504, 0.2865048, 0.999219, 1, 1], rel=1e-4)
     late = SimpleNamespace(length=80, start_consistency=0.1)
-    weights = [float(peer_losses.ramp_up(epoch, late, 300)) for epoch in (0, 29, 30, 70, 110)]
+    weights = [float(peer_losses.ramp_up_weight(epoch, late, 300)) for epoch in (0, 29, 30, 70, 110)]
     assert weights == pytest.approx([1, 1, 0.0067379, 0.2865048, 1], rel=1e-4)
-    assert float(peer_losses.ramp_up(0, SimpleNamespace(length=0, start_consistency=0.0), 300)) == 1
+    assert float(peer_losses.ramp_up_weight(0, SimpleNamespace(length=0, start_consistency=0.0), 300)) == 1
 
 
 def test_diversity_is_a_mean_over_pairs_or_a_third_of_their_sum():
@@ -135,8 +135,8 @@ def test_diversity_is_a_mean_over_pairs_or_a_third_of_their_sum():
 def test_top_k_counts_only_allowed_classes():
     logits = jnp.array([[9.0, 3, 2, 1, 8], [5, 4, 3, 2, 1]])
     labels, allowed = jnp.array([2, 3]), jnp.array([False, True, True, True, True])
-    assert peer_losses.top_k(logits, labels, 2, jnp.ones(5, bool)).tolist() == [0, 0]
-    assert peer_losses.top_k(logits, labels, 3, allowed).tolist() == [1, 1]
+    assert peer_losses.top_k_correct(logits, labels, 2, jnp.ones(5, bool)).tolist() == [0, 0]
+    assert peer_losses.top_k_correct(logits, labels, 3, allowed).tolist() == [1, 1]
 
 
 def test_the_gradient_is_divided_and_the_value_is_not():
