@@ -23,7 +23,8 @@ from cdl_jax.data.sources import arrays, cifar100, folder, glyph_file
 from cdl_jax.data.stream import Split
 from cdl_jax.models import weights
 from cdl_jax.models.weights import pretrained
-from cdl_jax.report import groups as compare
+from cdl_jax.report import tables
+from cdl_jax.report.groups import TABLE_METRICS, read_groups
 
 PARAMETERS = {"cls_token": np.ones((1, 1, 6), np.float32), "norm": {"bias": np.ones(6, np.float32)}}
 NETWORK = {"params": {"Dense_0": {"bias": np.ones(4, np.float32)}}, "batch_stats": {"mean": np.ones(4, np.float32)}}
@@ -155,8 +156,8 @@ def _unpacked(root):
 
 
 def _compared(root):
-    groups = compare.read([root])
-    return configs.read(root), compare.table(groups), compare.headlines(groups)
+    groups = read_groups([root])
+    return configs.read(root), tables.table(groups), tables.headlines(groups)
 
 
 def kinds() -> dict[str, Kind]:
@@ -183,7 +184,7 @@ def kinds() -> dict[str, Kind]:
         {
             "status": "finished",
             "headline": ["student"],
-            "networks": {"student": {"metrics": dict.fromkeys(compare.SHOWN, 1.5)}},
+            "networks": {"student": {"metrics": dict.fromkeys(TABLE_METRICS, 1.5)}},
             "measures": [{"student/accuracy_batch_mean": 2.0}],
             "best": [],
         }

@@ -275,7 +275,7 @@ def _run(options, handler):
 
     import jax
 
-    from cdl_jax.report import page as report
+    from cdl_jax.report import run_page
     from cdl_jax.run import loop
 
     _start(options, folder)
@@ -285,7 +285,7 @@ def _run(options, handler):
         workdir.check_seeds(folder, config.seeds)
         seeds = loop.train(_program(config, folder), folder, handler)
     if primary:
-        print(report.summary(seeds))
+        print(run_page.summary(seeds))
         for own in files.seed_folders(folder, config.seeds):
             if (page := own / "report.html").exists() and config.log.report:
                 print(f"report: {page}")

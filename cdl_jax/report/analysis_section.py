@@ -1,39 +1,35 @@
 """The content of analysis.json in words and pictures: a section of the report page, a table for the terminal."""
 
-import html
-
-from cdl_jax.report import page as report
-from cdl_jax.report import plots, tables
-from cdl_jax.runtime.console import one_line
+from cdl_jax.report import plots, text
 
 
 def parts(content: dict) -> list[str]:
     """HTML of the section "Mechanism"."""
     found = [f"<h2>Mechanism</h2><p class=quiet>After {content['tasks']} tasks, with a part of the method changed.</p>"]
     head, *rows = _table(content)
-    lines = [f"<tr><td>{'</td><td>'.join(map(_text, row))}</td></tr>" for row in rows]
-    found.append(f"<table><tr><th>{'</th><th>'.join(map(_text, head))}</th></tr>{''.join(lines)}</table>")
+    lines = [f"<tr><td>{'</td><td>'.join(map(text.escape, row))}</td></tr>" for row in rows]
+    found.append(f"<table><tr><th>{'</th><th>'.join(map(text.escape, head))}</th></tr>{''.join(lines)}</table>")
     for name, sweep in content["sweeps"].items():
         values = [each["value"] for each in sweep["values"]]
         shown = plots.sweep(values, [each["mean"] for each in sweep["values"]], sweep["usual"])
         caption = f"{sweep['network']}, {name}: mean accuracy over tasks; the dotted line is what is used, "
-        found.append(report.figure(shown, f"{caption}{sweep['usual']}."))
+        found.append(text.figure(shown, f"{caption}{sweep['usual']}."))
     for pair, rows in content["distillation_forgetting"].items():
         caption = f"{pair}: KL(teacher after a task || student later) on the task's test images, a grey line a task."
-        found.append(report.figure(plots.by_age(rows), caption))
+        found.append(text.figure(plots.by_age(rows), caption))
         top = max(map(max, rows)) or 1
         title = f"{pair}, KL to the teacher of then"
         caption = f"{title}: a column's teacher is the one after that task, nats."
-        found.append(report.figure(plots.heat_map(rows, title, top, "nats", 2), caption))
+        found.append(text.figure(plots.heat_map(rows, title, top, "nats", 2), caption))
     alignment = content["alignment"]
     for pair, rows in alignment.get("pairs", {}).items():
         first, second = pair.split("/")
         down, across = alignment["layers"][first], alignment["layers"][second]
         title = f"{first}, its layers" if first == second else f"{first} (rows), {second}"
         caption = f"{title}: linear centred kernel alignment on {alignment['images']} test images."
-        found.append(report.figure(plots.table(rows, down, across, title), caption))
+        found.append(text.figure(plots.table(rows, down, across, title), caption))
     for name, picture in plotted_features(content).items():
-        found.append(report.figure(picture, f"{name}: features of test images by t-SNE, also in features_{name}.svg."))
+        found.append(text.figure(picture, f"{name}: features of test images by t-SNE, also in features_{name}.svg."))
     return found
 
 
@@ -46,7 +42,7 @@ def plotted_features(content: dict) -> dict[str, str]:
 
 def summary(content: dict) -> str:
     """The short table of an analysis for the terminal."""
-    lines = [tables.aligned(_table(content))]
+    lines = [text.aligned(_table(content))]
     for name, sweep in content["sweeps"].items():
         means = {each["value"]: each["mean"] for each in sweep["values"]}
         best, usual = max(means, key=means.get), sweep["usual"]
@@ -69,10 +65,6 @@ def summary(content: dict) -> str:
     if missing := content["places"].get("missing"):
         lines.append(f"features are not drawn: {missing}")
     return "\n".join(lines)
-
-
-def _text(value):
-    return html.escape(one_line(value))
 
 
 def _table(content):

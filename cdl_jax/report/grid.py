@@ -11,8 +11,9 @@ from pathlib import Path
 
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import Group, gap_closed, share, spread, standard_error
-from cdl_jax.report.tables import Measured
+from cdl_jax.report.groups import Group
+from cdl_jax.report.tables import gap_closed, share, spread, standard_error
+from cdl_jax.report.text import Measured
 from cdl_jax.runtime import files
 
 ALONE = "none"

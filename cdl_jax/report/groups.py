@@ -1,7 +1,6 @@
 """Runs beside one another: those that differ in the seed alone make a group, and each group rows of a table."""
 
 import json
-import math
 import re
 import statistics
 from dataclasses import dataclass, field
@@ -10,12 +9,9 @@ from types import NoneType
 
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
-from cdl_jax.report import tables
-from cdl_jax.report.tables import Measured
 from cdl_jax.runtime import files
 
-SHOWN = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
-_SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.epochs")
+TABLE_METRICS = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Group:
         return {seed: value for seed, value in found.items() if value is not None}
 
 
-def read(folders: list[Path], refused: list[UserError] | None = None) -> list[Group]:
+def read_groups(folders: list[Path], refused: list[UserError] | None = None) -> list[Group]:
     """Returns the runs in `folders` as groups, in the order of their first folders.
 
     Args:
@@ -118,7 +114,7 @@ def _run(folder):
         seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
         seed = tuple(seed[0] if part == -1 else part for part in seed)  # an order of its own seed
         metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
-        if absent := [name for values in metrics.values() for name in SHOWN if name not in values]:
+        if absent := [name for values in metrics.values() for name in TABLE_METRICS if name not in values]:
             raise KeyError(absent[0])
         best = _best(results)
         for name, values in metrics.items():
@@ -166,114 +162,6 @@ def _of_each_seed(folder):
     return files.seed_folders(folder, stored["config"].get("seeds", ()) if stored else ())
 
 
-def table(groups: list[Group], names: list[str] | None = None) -> list[list[str]]:
-    """Rows of a table, the head first: one for each network of each group, with mean and standard deviation.
-
-    names: of the groups; `labels` by default.
-
-    "last, difference to the first" is the paired difference of `last` to the first group with the same seeds and
-    network: mean and standard error over the seeds that both have. "gap closed", where any group has one: see
-    `gap_closed`.
-    """
-    rows, first = [["run", "network", "seeds", *SHOWN, "last, difference to the first", "gap closed"]], {}
-    for label, group in zip(names or labels(groups), groups, strict=True):
-        gap = gap_closed(group, groups)
-        for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
-            runs = [run for run in group.runs.values() if network in run.metrics]
-            cells = [spread(group.values(network, metric).values()) for metric in SHOWN]
-            values = group.values(network, "last")
-            base = first.setdefault(network, values)
-            pairs = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
-            closed = share(gap if network == "student" else None)
-            rows.append([label, network, count(runs), *cells, _difference(pairs), closed])
-    return rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows]
-
-
-def headlines(groups: list[Group], names: list[str] | None = None) -> list[list[str]]:
-    """Rows of a table, the head first: one a group, with the mean of `last` over the networks of its headline.
-
-    names: of the groups; `labels` by default.
-
-    Unlike in `table`, groups whose networks have other names are compared too: "difference to the first" is the paired
-    one of "last" to the first group, mean and standard error. Further columns where any group has them: the same at the
-    best epoch, `last` of the networks "ensemble" and "teacher", the peers' diversity, `last` of the ST heads, of them
-    and the CL heads together, the paired difference of the former to "last", and the million bytes exchanged.
-    """
-    others = ("ensemble", "teacher")
-    head, rows = ["run", "network", "seeds", "last", "difference to the first", "best epoch", *others, "diversity"], []
-    head += ["ST head", "ST - CL", "both heads", "MB"]
-    first = groups[0].values("headline", "last", finished=True)
-    for label, group in zip(names or labels(groups), groups, strict=True):
-        values = group.values("headline", "last", finished=True)
-        pairs = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
-        best = [b for b in (group.runs[seed].value("headline", "best") for seed in values) if b is not None]
-        apart = [group.runs[s].measures["diversity"] for s in values if "diversity" in group.runs[s].measures]
-        own = next((run.headline for run in group.runs.values()), ())
-        network = own[0] if len(own) == 1 else f"mean of {len(own)}"
-        rows.append([label, network, Measured(str(len(values)), {"": len(values)})])
-        rows[-1] += [spread(values.values()), _difference(pairs), spread(best)]
-        rows[-1] += [*(spread(group.values(other, "last").values()) for other in others), spread(apart, 3)]
-        taught = group.values("headline_st", "last", finished=True)
-        rows[-1] += [spread(taught.values()), _difference([taught[seed] - values[seed] for seed in taught])]
-        rows[-1].append(spread(group.values("headline_both", "last", finished=True).values()))
-        sent = [
-            group.runs[seed].measures["exchanged_mb"] for seed in values if "exchanged_mb" in group.runs[seed].measures
-        ]
-        rows[-1].append(Measured(f"{statistics.fmean(sent):.1f}", {"": statistics.fmean(sent)}) if sent else "-")
-    kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
-    return [[row[i] for i in kept] for row in (head, *rows)]
-
-
-def gap_closed(group: Group, groups: list[Group]) -> float | None:
-    """(student - alone) / (teacher - alone), of the means of `last` over the seeds that both groups have.
-
-    `alone` is the student of the group without a teacher (`distill.name` "none") that learns the same data with the
-    same learner, optimizer and number of epochs; of several, the one whose config differs in the fewest other keys.
-    `teacher` is the distilled run's own.
-    None where there is no such group or seed, and where the teacher is not above the student alone.
-    """
-    if group.config.get("distill.name", "none") == "none":
-        return None
-
-    def part(other):
-        return {key: value for key, value in other.config.items() if key.startswith(_SAME_STUDENT)}
-
-    def apart(other):
-        return len(configs.differences(group.config, other.config))
-
-    alone = [o for o in groups if o.config.get("distill.name") == "none" and part(o) == part(group)]
-    if not alone:
-        return None
-    base, student, teacher = (
-        g.values(network, "last", finished=True)
-        for g, network in ((min(alone, key=apart), "student"), (group, "student"), (group, "teacher"))
-    )
-    seeds = [seed for seed in base if seed in student and seed in teacher]
-    whole = sum(teacher[seed] - base[seed] for seed in seeds)
-    return sum(student[seed] - base[seed] for seed in seeds) / whole if whole > 0 else None
-
-
-def spread(values, digits: int = 2) -> str:
-    """Returns a cell with the mean and the standard deviation of some values, rounded to so many digits."""
-    values = list(values)
-    if not values:
-        return tables.MISSING
-    mean, std = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-    text = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
-    return Measured(text, {"mean": mean, "std": std, "n": len(values)})
-
-
-def count(runs: list[Run]) -> Measured:
-    """Returns a cell with the number of runs, and how many of them are unfinished."""
-    running = sum(not run.finished for run in runs)
-    return Measured(f"{len(runs)} ({running} unfinished)" if running else str(len(runs)), {"": len(runs)})
-
-
-def share(value: float | None) -> str:
-    """Returns a cell with a share in percent."""
-    return tables.MISSING if value is None else Measured(f"{value:.0%}", {"": value})
-
-
 def labels(groups: list[Group]) -> list[str]:
     """For each group the values in which groups differ; no two are alike."""
     configs_of_groups = [group.config for group in groups]
@@ -307,16 +195,3 @@ def folder_names(groups: list[Group]) -> list[str]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"--names: two rows would be called {twice[0]!r}: leave it out, or rename a folder")
     return names
-
-
-def _difference(pairs):
-    if not pairs:
-        return "-"
-    mean, error = statistics.fmean(pairs), standard_error(pairs)
-    text = f"{mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
-    return Measured(text, {"mean": mean, "standard_error": error, "n": len(pairs)})
-
-
-def standard_error(values: list[float]) -> float | None:
-    """Returns the standard error of a mean; None for a single value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -12,8 +12,9 @@ from cdl_jax import config as configs
 from cdl_jax import plugins, published
 from cdl_jax.errors import UserError
 from cdl_jax.published import Cell, Metric, Table
-from cdl_jax.report.groups import Group, spread, standard_error
-from cdl_jax.report.tables import Measured
+from cdl_jax.report.groups import Group
+from cdl_jax.report.tables import spread, standard_error
+from cdl_jax.report.text import Measured
 
 MIN_SEEDS = 3
 _NO_EFFECT = (*configs.RESUMABLE_KEYS, "seed", "eval.", "resident_limit_mb", "data.class_order_seed")

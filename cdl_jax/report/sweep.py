@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import Group, labels, spread
+from cdl_jax.report.groups import Group, labels
+from cdl_jax.report.tables import spread
 
 _CDL_TEACHERS = "cdl.teachers"
 _TEACHERS = (_CDL_TEACHERS, "dkt.teachers", "teacher.weights")

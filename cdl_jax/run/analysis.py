@@ -23,8 +23,7 @@ import numpy as np
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergences
-from cdl_jax.report import analysis_section
-from cdl_jax.report import page as report
+from cdl_jax.report import analysis_section, run_page
 from cdl_jax.run import representations, results, workdir
 from cdl_jax.runtime import event_files, files
 from cdl_jax.runtime.checkpoint import Checkpoints
@@ -65,7 +64,7 @@ def analyze(program: Program, folder: Path) -> dict:
         "places": places,
         "selection": {
             network: {
-                layer: {"counts": rows, "entropy_bits": [report.entropy(row) for row in rows]}
+                layer: {"counts": rows, "entropy_bits": [run_page.entropy(row) for row in rows]}
                 for layer, rows in layers.items()
             }
             for network, layers in chosen.items()
@@ -90,7 +89,7 @@ def write(folder: Path, content: dict) -> None:
             files.write_atomically(folder / f"features_{name}.svg", picture)
         lines = event_files.JsonLines(folder / "metrics.jsonl").read()
         page = folder / "report.html"
-        report.write_report(page, stored, lines, configs.read(folder)["config"], analysis_section.parts(content))
+        run_page.write_report(page, stored, lines, configs.read(folder)["config"], analysis_section.parts(content))
     except OSError as error:
         raise UserError(f"--workdir {folder} cannot be written ({error.strerror}): free it, or copy the run") from None
 

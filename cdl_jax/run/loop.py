@@ -14,7 +14,7 @@ import numpy as np
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import weights
-from cdl_jax.report import page as report
+from cdl_jax.report import run_page
 from cdl_jax.run import early_stopping, progress, results, workdir
 from cdl_jax.run.results import Record
 from cdl_jax.runtime import distributed, event_files, files
@@ -482,7 +482,7 @@ def _draw_report(folder, content):
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
         lines = event_files.JsonLines(folder / "metrics.jsonl").read()
-        report.write_report(folder / "report.html", content, lines, stored)
+        run_page.write_report(folder / "report.html", content, lines, stored)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         logging.getLogger("cdl_jax").warning(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cdl_jax.data import stream
-from cdl_jax.report import page as report
+from cdl_jax.report import __main__ as report
 from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights, matrices, results, run
 from tests.end_to_end.test_resume import kill_at_line

@@ -144,7 +144,7 @@ def test_of_several_processes_the_first_prints_the_working_directory(
     monkeypatch.setattr("cdl_jax.runtime.distributed.initialize", joined.append)
     monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("asked before jax has started"))
     monkeypatch.setattr("cdl_jax.run.loop.train", lambda *_: [])
-    monkeypatch.setattr("cdl_jax.report.page.summary", lambda seeds: "done")
+    monkeypatch.setattr("cdl_jax.report.run_page.summary", lambda seeds: "done")
     monkeypatch.setattr(main, "_program", lambda *_: None)
     monkeypatch.setattr(main, "_evaluate", lambda *_: 0)
     assert main.main(["--config", "quickstart", "--mode", mode, "--distributed=auto"]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax.report import page as report
+from cdl_jax.report import __main__ as report
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 PAGES = {

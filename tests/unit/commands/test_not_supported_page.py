@@ -65,7 +65,7 @@ def test_named_options_exist():
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"`--([a-z]+)(?:=[^`.]*)?`", PAGE))))
 def test_named_flags_exist(flag):
-    from cdl_jax.report import page as report
+    from cdl_jax.report import __main__ as report
 
     assert f"--{flag}" in main.__doc__ or f"--{flag}" in report.__doc__
 

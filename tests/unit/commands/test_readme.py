@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cdl_jax import main
-from cdl_jax.report import page as report
+from cdl_jax.report import __main__ as report
 from cdl_jax.report import plots
 
 ROOT = Path(__file__).parents[3]

@@ -6,9 +6,9 @@ import pytest
 
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation.metrics import named_metrics
+from cdl_jax.report import __main__ as report
 from cdl_jax.report import grid
-from cdl_jax.report import groups as compare
-from cdl_jax.report import page as report
+from cdl_jax.report.groups import read_groups
 
 ALONE, KD, TEACHER = (50.0, 52.0, 54.0), (53.0, 56.0, 56.0), (80.0, 81.0, 82.0)
 
@@ -45,7 +45,7 @@ def runs(tmp_path):
 
 
 def test_gains_are_paired_by_seed_and_tested(runs):
-    head, *rows = grid.overview(compare.read(runs))
+    head, *rows = grid.overview(read_groups(runs))
     table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert head == ["", "l2p", "apt", "mean gain"] and list(table) == ["teacher", "none", "kd", "dkd"]
     # Differences 3, 4, 2: mean 3, deviation 1, standard error 1 / sqrt 3, t = 5.196 with two degrees of freedom.
@@ -61,7 +61,7 @@ def test_gains_are_paired_by_seed_and_tested(runs):
 
 
 def test_each_definition_of_forgetting_is_told(runs):
-    head, *rows = grid.details(compare.read(runs))
+    head, *rows = grid.details(read_groups(runs))
     row = dict(zip(head, rows[1], strict=True))
     assert (row["learner"], row["scheme"], row["seeds"]) == ("l2p", "kd", "3")
     assert row["forgetting_cdl"] == "5.00 ± 0.00" and row["forgetting_max"] == "10.00 ± 0.00"  # 10 / T, 10 / (T - 1)
@@ -95,11 +95,11 @@ def test_runs_without_a_place_and_pages_without_marks_are_refused(runs, tmp_path
     assert "to compare with" in capsys.readouterr().err
     with pytest.raises(UserError, match="have different configs"):
         moved = store(tmp_path / "other", "l2p", "kd", 5, student=1.0, teachers=("elsewhere",))
-        grid.overview(compare.read([*runs, moved]))
+        grid.overview(read_groups([*runs, moved]))
     (tmp_path / "begun/none/seed_0").mkdir(parents=True)
     assert report.main(["--grid", str(tmp_path / "begun/none/seed_0")]) == 2
     assert "holds no results of a run yet" in capsys.readouterr().err
     assert report.main(["--grid", str(tmp_path / "begun/none/seed_0"), str(runs[0])]) == 0
     loose = runs[0].rename(tmp_path / "loose")
     with pytest.raises(UserError, match="is not called <learner>/<scheme>/seed_<n>"):
-        grid.overview(compare.read([loose]))
+        grid.overview(read_groups([loose]))

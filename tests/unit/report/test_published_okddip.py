@@ -13,8 +13,8 @@ from cdl_jax.data.sources import cifar10, cifar100
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation.metrics import named_metrics
 from cdl_jax.published import okddip
-from cdl_jax.report import groups as compare
 from cdl_jax.report import replication
+from cdl_jax.report.groups import read_groups
 from cdl_jax.run import describe
 from cdl_jax.training.program import Program
 from configs.okddip import get_config
@@ -48,7 +48,7 @@ def store(folder, peers, best, seed=0, changes=(), **choices):
 
 
 def rows(folders):
-    found = replication.table(TABLE, replication.matches(compare.read(folders), TABLE))[1:]
+    found = replication.table(TABLE, replication.matches(read_groups(folders), TABLE))[1:]
     return {row[0]: row[1:] for row in found}
 
 

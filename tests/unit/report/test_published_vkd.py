@@ -12,8 +12,8 @@ from cdl_jax.evaluation.metrics import named_metrics
 from cdl_jax.methods import vkd as method
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.published import vkd
-from cdl_jax.report import groups as compare
 from cdl_jax.report import replication
+from cdl_jax.report.groups import read_groups
 from configs.vkd import get_config
 
 TABLE = published.table("vkd")
@@ -43,7 +43,7 @@ def rows(folder, best, changes=(), measures=(), **choices):
     results = {"status": "finished", "networks": networks, "headline": ["student"], "best": {"0": epoch}}
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "config.json").write_text(json.dumps({"config": config.to_dict()}))
-    return replication.table(TABLE, replication.matches(compare.read([folder]), TABLE))[1:]
+    return replication.table(TABLE, replication.matches(read_groups([folder]), TABLE))[1:]
 
 
 def test_numbers():

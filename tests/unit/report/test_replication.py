@@ -10,9 +10,9 @@ from cdl_jax import published
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation.metrics import named_metrics
 from cdl_jax.published import Cell, Metric, Table, cdl
-from cdl_jax.report import groups as compare
-from cdl_jax.report import page as report
+from cdl_jax.report import __main__ as report
 from cdl_jax.report import replication
+from cdl_jax.report.groups import read_groups
 
 TABLE = published.table("cdl")
 FORMER = "unchanged since v2"
@@ -34,7 +34,7 @@ def store(folder, last, forgetting=6.0, seed=0, status="finished", changes=(), *
 
 
 def rows(folders, version="", whole=False):
-    found = replication.matches(compare.read(folders), TABLE)
+    found = replication.matches(read_groups(folders), TABLE)
     return replication.table(TABLE, found, version, whole=whole)[1:]
 
 
@@ -116,7 +116,7 @@ def test_runs_of_other_things_are_of_no_cell(tmp_path, changes):
 @pytest.mark.parametrize("number", range(0, 310, 44))
 def test_a_cell_s_config_leads_back_to_the_cell(tmp_path, number):
     cell = TABLE.cells[number]
-    found = replication.matches(compare.read([store(tmp_path / "a", 70.0, **cell.where)]), TABLE)
+    found = replication.matches(read_groups([store(tmp_path / "a", 70.0, **cell.where)]), TABLE)
     assert any(match.cell is cell and not match.reference and not match.apart for match in found)
 
 
@@ -156,7 +156,7 @@ def test_a_table_may_count_in_its_own_way(tmp_path):
     precision = Metric("student", "average_precision", within=0.01)
     cell = Cell({"data": "cifar100", "method": "x"}, {"top-1 error": 21.0, "AP": None}, "")
     table = Table("x", "X", "a paper", "somewhere.", {"top-1 error": error, "AP": precision}, (cell,))
-    groups = compare.read([store(tmp_path / str(s), 78.0 + s, seed=s) for s in range(3)])
+    groups = read_groups([store(tmp_path / str(s), 78.0 + s, seed=s) for s in range(3)])
     assert replication.matches(groups, table) == []  # nothing tells the settings of its cells
     found = [replication.Match(groups[0], cell, False, ())]
     assert replication.table(table, found)[1][3:9] == ["21.00", "21.00 ± 1.00", "yes (+0.00)", "-", "-", "-"]

@@ -10,9 +10,9 @@ import pytest
 
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import metrics
-from cdl_jax.report import analysis_section, plots
-from cdl_jax.report import groups as compare
-from cdl_jax.report import page as report
+from cdl_jax.report import __main__ as report
+from cdl_jax.report import analysis_section, plots, run_page, tables
+from cdl_jax.report.groups import folder_names, read_groups
 
 ROWS = {"teacher": [[90.0], [80.0, 70.0]], "student": [[60.0], [50.0, 40.0]]}
 AGREEMENT, KL = [[90.0], [70.0, 80.0]], [[0.125], [0.5, 0.25]]
@@ -92,14 +92,14 @@ def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    report.write_report(path, results(), LINES, CONFIG)
+    run_page.write_report(path, results(), LINES, CONFIG)
     return path
 
 
 def test_the_page_is_the_same_bytes_for_the_same_run(page, tmp_path):
-    report.write_report(tmp_path / "again.html", results(), copy.deepcopy(LINES), copy.deepcopy(CONFIG))
+    run_page.write_report(tmp_path / "again.html", results(), copy.deepcopy(LINES), copy.deepcopy(CONFIG))
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
-    report.write_report(tmp_path / "other.html", results(classes=("x", "y", "z", "w")), LINES, CONFIG)
+    run_page.write_report(tmp_path / "other.html", results(classes=("x", "y", "z", "w")), LINES, CONFIG)
     assert (tmp_path / "other.html").read_bytes() != page.read_bytes()
 
 
@@ -140,7 +140,7 @@ def test_the_page_shows_the_run_s_numbers(page):
 
 
 def test_further_sections_come_before_the_training(tmp_path):
-    report.write_report(tmp_path / "report.html", results(), LINES, CONFIG, analysis_section.parts(ANALYSIS))
+    run_page.write_report(tmp_path / "report.html", results(), LINES, CONFIG, analysis_section.parts(ANALYSIS))
     text = (tmp_path / "report.html").read_text()
     assert text.index("<h2>Teacher and student</h2>") < text.index("<h2>Mechanism</h2>") < text.index("<h2>Training")
     assert "<td>student</td><td>45.00</td><td>20.00</td><td>-</td></tr>" in text
@@ -196,15 +196,15 @@ def test_an_analysis_in_short_lines():
 
 def test_a_run_without_a_finished_task_has_a_page_too(tmp_path):
     nothing = {**results(), "networks": {}, "pairs": {}, "status": "running"}
-    report.write_report(tmp_path / "report.html", nothing, [], CONFIG)
+    run_page.write_report(tmp_path / "report.html", nothing, [], CONFIG)
     text = (tmp_path / "report.html").read_text()
     assert "running" in text and "<svg" not in text and "<h2>Metrics</h2>" not in text
 
 
 def test_entropy_is_in_bits():
-    assert report.entropy([3, 3, 3, 3]) == 2.0
-    assert report.entropy([0, 7, 0]) == report.entropy([0, 0]) == 0.0
-    assert report.entropy([1, 3]) == pytest.approx(2 - 0.75 * math.log2(3))
+    assert run_page.entropy([3, 3, 3, 3]) == 2.0
+    assert run_page.entropy([0, 7, 0]) == run_page.entropy([0, 0]) == 0.0
+    assert run_page.entropy([1, 3]) == pytest.approx(2 - 0.75 * math.log2(3))
 
 
 def test_pictures_name_what_they_show():
@@ -222,7 +222,7 @@ def test_pictures_name_what_they_show():
 
 
 def test_summary_has_a_line_a_network():
-    lines = report.summary([results()]).splitlines()
+    lines = run_page.summary([results()]).splitlines()
     assert lines[0].split() == ["last", "average_incremental", "forgetting_cdl", "forgetting_max", "ece_last"]
     assert lines[1].split() == ["teacher", "75.00", "82.50", "5.00", "10.00", "3.00"]
     assert lines[2].split() == ["student", "45.00", "52.50", "5.00", "10.00", "3.00"]
@@ -240,7 +240,7 @@ def store(folder, config, **last):
 
 
 def compared(runs):
-    return compare.table(compare.read(runs))
+    return tables.table(read_groups(runs))
 
 
 def with_seed(seed, **learner):
@@ -368,7 +368,7 @@ def test_headlines_compare_networks_of_other_names(tmp_path):
         of_method(tmp_path / f"b{s}", s, "dml", ["peer_0", "peer_1"], a + 5, peer_0=a, peer_1=b, ensemble=e)
         for s, a, b, e in peers[:2]
     ]
-    table = compare.headlines(compare.read(runs))
+    table = tables.headlines(read_groups(runs))
     assert table[0] == [
         "run",
         "network",
@@ -384,7 +384,7 @@ def test_headlines_compare_networks_of_other_names(tmp_path):
     means = ["65.50 ± 4.95", "+3.50 ± 1.50", "69.00 ± 4.24", "75.00 ± 7.07", "0.690 ± 0.042"]
     assert table[2] == ["method=dml", "mean of 2", "2", *means]
     unpaired = of_method(tmp_path / "c", 2, "dml", ["peer_0", "peer_1"], peer_0=1.0, peer_1=2.0, ensemble=3.0)
-    assert compare.headlines(compare.read([*runs, unpaired]))[2][2:5] == ["3", "44.17 ± 37.12", "+3.50 ± 1.50"]
+    assert tables.headlines(read_groups([*runs, unpaired]))[2][2:5] == ["3", "44.17 ± 37.12", "+3.50 ± 1.50"]
 
 
 def test_the_command_line_draws_the_headlines(tmp_path, capsys):
@@ -420,8 +420,8 @@ HEADS = {"": 0, "_st": 10, "_both": -4}
 def test_heads_of_learners_and_what_they_exchanged_are_columns(tmp_path):
     runs = [exchanging(tmp_path / "often", seed, 12.5, (60.0 + 4 * seed, 62.0)) for seed in (0, 1)]
     runs.append(exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2))
-    groups = compare.read(runs)  # class orders and teachers of a seed's own do not part runs
-    table = compare.headlines(groups, compare.folder_names(groups))
+    groups = read_groups(runs)  # class orders and teachers of a seed's own do not part runs
+    table = tables.headlines(groups, folder_names(groups))
     assert table[0][5:] == ["ST head", "ST - CL", "both heads", "MB"]
     mean = ["62.00 ± 1.41", "-", "52.00 ± 1.41", "-10.00 ± 0.00", "66.00 ± 1.41", "12.5"]
     assert table[1] == ["often", "mean of 2", "2", *mean]

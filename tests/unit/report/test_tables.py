@@ -6,10 +6,9 @@ import math
 
 import pytest
 
+from cdl_jax.report import __main__ as report
 from cdl_jax.report import grid, tables
-from cdl_jax.report import groups as compare
-from cdl_jax.report import page as report
-from cdl_jax.report.tables import Measured
+from cdl_jax.report.text import MISSING, Measured, latex, markdown
 from tests.unit.report import test_replication, test_sweep
 from tests.unit.report.test_grid import runs as grid_runs  # noqa: F401
 from tests.unit.report.test_report import store, with_seed
@@ -85,7 +84,7 @@ def test_csv_and_latex_of_a_published_table(tmp_path, capsys):
 
 def test_latex_is_escaped_and_has_as_many_cells_as_columns(tmp_path, capsys):
     rows = [["run", "note"], [FOREIGN, Measured("-1.50 ± 0.25", {"mean": -1.5})], ["[a]", "-"]]
-    text = tables.latex([("T", rows, "100 %")])
+    text = latex([("T", rows, "100 %")])
     assert (
         r"50\% of\_a \& \#1 \$x\textasciicircum{}\{2\}\$ \textasciitilde{} \textbackslash{} \{b\} "
         r"\textless{}script\textgreater{} \textbar{} {[}x{]} & $-$1.50 $\pm$ 0.25 \\"
@@ -102,9 +101,7 @@ def test_latex_is_escaped_and_has_as_many_cells_as_columns(tmp_path, capsys):
 
 
 def test_markdown_is_escaped():
-    text = tables.markdown(
-        [("T", [["run", "n"], [FOREIGN, "1"], ["a\nb \udcff `c` a_b _d_ p < 0.1 &amp; &", "2"]], "")]
-    )
+    text = markdown([("T", [["run", "n"], [FOREIGN, "1"], ["a\nb \udcff `c` a_b _d_ p < 0.1 &amp; &", "2"]], "")])
     assert text.splitlines() == [
         "## T", "", "| run | n |", "|---|---|",
         r"| 50% of_a & #1 \$x^{2}\$ \~ \\ {b} &lt;script> \| \[x\] | 1 |",
@@ -160,6 +157,6 @@ def test_endings_count_in_capitals_too(tmp_path, capsys):
 
 
 def test_a_cell_is_its_text():
-    cell = compare.spread([1.0, 3.0])
+    cell = tables.spread([1.0, 3.0])
     assert cell == "2.00 ± 1.41" and cell.numbers == {"mean": 2.0, "std": pytest.approx(math.sqrt(2)), "n": 2}
-    assert compare.spread([]) == tables.MISSING
+    assert tables.spread([]) == MISSING

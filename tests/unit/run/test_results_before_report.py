@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cdl_jax.report import page as report
+from cdl_jax.report import run_page
 from cdl_jax.run import loop
 
 CONFIG = SimpleNamespace(seeds=(), log=SimpleNamespace(report=True))
@@ -26,7 +26,7 @@ def traces(folder):
 def test_results_are_written_first(folder, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        report, "write_report", lambda *_: seen.append(json.loads((folder / "results.json").read_text()))
+        run_page, "write_report", lambda *_: seen.append(json.loads((folder / "results.json").read_text()))
     )
     traces(folder).write_results({"status": "finished", "value": 7})
     assert seen == [{"status": "finished", "value": 7}]
@@ -36,7 +36,7 @@ def test_a_report_that_fails_is_one_warning(folder, monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("no font\nfound")
 
-    monkeypatch.setattr(report, "write_report", fails)
+    monkeypatch.setattr(run_page, "write_report", fails)
     with caplog.at_level(logging.WARNING, logger="cdl_jax"):
         traces(folder).write_results({"status": "finished", "value": 7})
     assert json.loads((folder / "results.json").read_text())["value"] == 7
@@ -51,7 +51,7 @@ def test_the_same_command_draws_a_report_that_is_missing(folder, monkeypatch):
         drawn.append(content["value"])
         path.write_text("<html>")
 
-    monkeypatch.setattr(report, "write_report", draws)
+    monkeypatch.setattr(run_page, "write_report", draws)
     (folder / "results.json").write_text('{"status": "finished", "value": 7}')
     program = SimpleNamespace(config=CONFIG)
     for expected in ([7], [7]):  # once it is there, it stays as it is

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cdl_jax.errors import UserError
-from cdl_jax.report import page as report
-from cdl_jax.report import plots
+from cdl_jax.report import __main__ as report
+from cdl_jax.report import plots, run_page
 from cdl_jax.runtime import console, files
 from cdl_jax.runtime.event_files import JsonLines
 from tests.unit.report.test_report import CONFIG, LINES, results, store, with_seed
@@ -59,7 +59,7 @@ def test_the_page_of_a_run_escapes_names(tmp_path):
         names = (NAMES[i : i + 4] + ["b", "c", "d"])[:4]
         content = results(classes=names)
         content["name"], content["command"] = names[0], names[1]
-        report.write_report(tmp_path / "report.html", content, LINES, CONFIG | {"data": {"path": names[2]}})
+        run_page.write_report(tmp_path / "report.html", content, LINES, CONFIG | {"data": {"path": names[2]}})
         text = (tmp_path / "report.html").read_bytes().decode()
         assert html.escape(", ".join(console.one_line(name) for name in names[:2])) in text
         assert f"<title>{html.escape(console.one_line(names[0]))}</title>" in text
@@ -92,9 +92,9 @@ def test_folders_of_any_name_are_reported(tmp_path, capsys):
 WRITES = """
 import sys
 from pathlib import Path
-from cdl_jax.report import page as report
+from cdl_jax.report import __main__ as report
 from cdl_jax.runtime import files
-from cdl_jax.writers import JsonLines
+from cdl_jax.runtime.event_files import JsonLines
 folder = Path(sys.argv[1])
 files.write_atomically(folder / "text", "caf\\u00e9 \\u00b1 \\udcff\\n")
 lines = JsonLines(folder / "lines")

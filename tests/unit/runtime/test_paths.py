@@ -7,7 +7,7 @@ import pytest
 from cdl_jax import fetch, main, plugins
 from cdl_jax.data.readers import locate
 from cdl_jax.errors import MissingDataError, UserError
-from cdl_jax.report import page as report
+from cdl_jax.report import __main__ as report
 from cdl_jax.runtime import compilation_cache, paths
 
 

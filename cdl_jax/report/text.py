@@ -1,0 +1,174 @@
+"""Tables as text: for the terminal, Markdown, CSV and LaTeX.
+
+A table is a list of rows, the head first; a row is a list of text cells. A section is (title, table, legend).
+"""
+
+import csv
+import html
+import io
+import re
+
+from cdl_jax.runtime.console import one_line
+
+MISSING = "-"
+Section = tuple[str, list[list[str]], str]
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --quiet: #888; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { display: inline-block; margin: .6rem 1rem .6rem 0; max-width: 100%; overflow-x: auto; vertical-align: top; }
+figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figcaption, .quiet { color: var(--quiet); font-size: .9rem; } pre { overflow-x: auto; }
+figure.wide svg { max-width: max(100%, 40rem); }
+dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; }
+@media (max-width: 40rem) { th, td { padding: .25rem .35rem; } table { font-size: .85rem; }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; } }
+"""
+
+
+class Measured(str):
+    """The text of a cell, with the numbers behind it for formats that hold raw numbers.
+
+    numbers: name -> value, such as {"mean": 63.0, "std": 3.6, "n": 3}; the name "" is the column's own.
+    """
+
+    def __new__(cls, text: str, numbers: dict):
+        """Returns the cell."""
+        cell = super().__new__(cls, text)
+        cell.numbers = numbers
+        return cell
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Returns a table for the terminal: the first column and notes left-aligned, the others right-aligned."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if _is_left(i, head) else cell.rjust(width)
+            for i, (cell, width, head) in enumerate(zip(row, widths, rows[0], strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def markdown(sections: list[Section]) -> str:
+    """Returns sections as Markdown, with headings."""
+    parts = []
+    for title, rows, legend in sections:
+        head, *lines = ["| " + " | ".join(_markdown_text(cell) for cell in row) + " |" for row in rows]
+        table = "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
+        parts.append(f"## {title}\n\n{table}\n" + (f"\n{legend}\n" if legend else ""))
+    return "\n".join(parts)
+
+
+def comma_separated(sections: list[Section]) -> str:
+    """Returns sections as one CSV table with raw numbers.
+
+    A cell with several numbers has a column for each: `last` becomes `last_mean`, `last_std` and `last_n`. Missing
+    values are empty. With several sections the first column `table` names the section.
+    """
+    columns, lines = {}, []
+    for title, rows, _ in sections:
+        heads = _distinct(rows[0])
+        kinds = [
+            dict.fromkeys(k for row in rows[1:] for k in getattr(row[i], "numbers", ())) for i in range(len(heads))
+        ]
+        for row in rows[1:]:
+            line = {"table": title} if len(sections) > 1 else {}
+            for head, cell, names in zip(heads, row, kinds, strict=True):
+                own = getattr(cell, "numbers", {"": "" if cell == MISSING else cell})
+                for name in names or ("",):
+                    line[f"{head}_{name}" if name else head] = own.get(name)
+            columns |= dict.fromkeys(line)
+            lines.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def latex(sections: list[Section]) -> str:
+    """Returns sections as LaTeX tables that need no package."""
+    parts = []
+    for title, rows, legend in sections:
+        head, *lines = [" & ".join(_latex_text(cell) for cell in row) + r" \\" for row in rows]
+        columns = "".join("l" if _is_left(i, name) else "r" for i, name in enumerate(rows[0]))
+        caption = _latex_text(f"{title}. {legend}" if legend else title)
+        parts.append("\n".join([
+            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}",
+            r"\hline", head, r"\hline", *lines, r"\hline", r"\end{tabular}", r"\end{table}",
+        ]))  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_left(index, head):
+    return index == 0 or head == "note"
+
+
+def _distinct(heads):
+    """Column names: an empty one becomes "name", a repeated one gets the last name that is not repeated before it."""
+    found, before = [], ""
+    for head in heads:
+        head = one_line(head) or "name"
+        if heads.count(head) > 1:
+            head = f"{before} {head}"
+        else:
+            before = head
+        found.append(head)
+    return found
+
+
+# Backslashes, cell borders, code, links, emphasis, strikethrough and mathematics; "<" where a tag could begin, "&"
+# where a character reference could, and "_" outside words.
+_MARKDOWN = re.compile(r"[\\|`\[\]*~$]|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])|(?<![^\W_])_|_(?![^\W_])")
+
+
+def _markdown_text(cell):
+    replaced = {"<": "&lt;", "&": "&amp;"}
+    return _MARKDOWN.sub(lambda found: replaced.get(found[0], "\\" + found[0]), one_line(cell))
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+_LATEX |= {"[": "{[}", "]": "{]}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "*": "{*}"}
+_LATEX |= {character: "\\" + character for character in "%_&#${}"}
+
+
+def _latex_text(cell):
+    text = "".join(_LATEX.get(character, character) for character in one_line(cell))
+    return re.sub(r"^-(?=[\d.])", "$-$", text) if isinstance(cell, Measured) else text
+
+
+def page(title, parts):
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
+    body = "\n".join(parts)
+    return f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+
+
+def figure(svg: str, caption: str, kind: str = "plain") -> str:
+    """HTML of a picture with its caption; `kind` "wide" lets it fill the page."""
+    return f"<figure class={kind}>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def escape(value):
+    return html.escape(one_line(value))
+
+
+def number(value, digits=2):
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def html_page(sections):
+    parts = []
+    for title, rows, legend in sections:
+        head, *rest = [[escape(cell) for cell in row] for row in rows]
+        lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>"]
+        lines += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rest]
+        parts += [f"<h1>{escape(title)}</h1>", f"<table>{''.join(lines)}</table>"]
+        parts.append(f"<p class=quiet>{escape(legend)}</p>")
+    return page(sections[0][0], parts)
