@@ -1,21 +1,24 @@
-"""FitNets (Romero et al., 2015) as CDL compares with it: logit distillation, and the last tokens are matched."""
+"""FitNets (Romero et al., 2015) as the baseline of CDL: logit distillation plus a loss on the last tokens."""
 
 import flax.linen as nn
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.distill import kd
-from cdl_jax.distill.base import Scheme
+from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules import heads
 
-OPTIONS = {**kd.OPTIONS, "feature_weight": 0.1}  # the published two-device runs sum this term over devices: 0.2 there
+OPTIONS = {**kd.OPTIONS, "feature_weight": 0.1}  # the published two-device runs sum this loss over devices: 0.2
 
 
-def build(options, teacher, student) -> Scheme:
-    """`kd + feature_weight MSE(W x_student + b, x_teacher)`; x: all tokens after the last block, before the final norm.
+def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
+    """Returns the scheme `kd + feature_weight MSE(W x_student + b, x_teacher)`.
+
+    x are all tokens after the last block, before the final norm.
 
     Raises:
-      UserError: a value out of range, or networks with different numbers of tokens.
+      UserError: a value is out of range, or the networks have different numbers of tokens.
     """
     kd.check(options)
     check_tokens(teacher, student)
@@ -24,8 +27,8 @@ def build(options, teacher, student) -> Scheme:
     def loss(variables, student_out, teacher_out, labels, context):
         del labels
         logits = kd.kd_loss(options, student_out["logits"], teacher_out["logits"], context)
-        fitted = regressor.apply(variables, student_out[f"block_{student.depth - 1}/tokens"])
-        difference = fitted - teacher_out[f"block_{teacher.depth - 1}/tokens"]
+        mapped = regressor.apply(variables, student_out[f"block_{student.depth - 1}/tokens"])
+        difference = mapped - teacher_out[f"block_{teacher.depth - 1}/tokens"]
         feature = options.feature_weight * (difference**2).mean()
         return logits + feature, {"kd": logits, "feature": feature}
 
@@ -37,18 +40,18 @@ def build(options, teacher, student) -> Scheme:
     )
 
 
-def check_tokens(teacher, student) -> None:
-    """Refuses to compare tokens of different patches.
+def check_tokens(teacher: NetworkSpec, student: NetworkSpec) -> None:
+    """Checks that both networks have the same number of tokens.
 
     Raises:
-      UserError: names the two numbers.
+      UserError: the numbers differ, or the teacher has no tokens.
     """
     if not teacher.tokens:
         raise UserError(
-            "this scheme compares tokens, and the teacher's family has none: choose one that needs logits alone"
+            "this scheme compares tokens, and the teacher's family has none: choose a scheme that needs only logits"
         )
     if teacher.tokens != student.tokens:
         raise UserError(
             f"the teacher has {teacher.tokens} tokens, the student {student.tokens}: this scheme compares them one by "
-            "one, choose image_size and patch_size so that both have as many"
+            "one, choose image_size and patch_size so that both numbers are equal"
         )

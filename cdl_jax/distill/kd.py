@@ -1,48 +1,76 @@
-"""Logit distillation (Hinton et al., 2015) over the current task's classes, as in the CDL papers."""
+"""Logit distillation (Hinton et al., 2015) over the classes of the current task, as in the CDL papers."""
 
-from cdl_jax.distill.base import Scheme
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme, Variables
 from cdl_jax.errors import UserError
-from cdl_jax.losses import kl_divergence
+from cdl_jax.losses import Context, kl_divergence
 
 OPTIONS = {
-    "alpha": 0.5,  # weight of the distillation; the labels' cross-entropy gets 1 - alpha
+    "alpha": 0.5,  # weight of the distillation loss; the cross-entropy with the labels has weight 1 - alpha
     "temperature": 2.0,
-    "classes": "current",  # or "seen": those of the earlier tasks too
+    "classes": "current",  # classes of the softmax: of the "current" task, or all "seen" so far
 }
 
 
-def build(options, teacher, student) -> Scheme:
-    """`alpha temperature^2 KL(teacher || student)`, softmax over the columns that `options.classes` names.
+def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
+    """Returns the scheme `alpha temperature^2 KL(teacher || student)`.
 
     Raises:
-      UserError: a value out of range.
+      UserError: a value is out of range.
     """
     del teacher, student
     check(options)
+    return Scheme(loss=make_loss(options, lambda variables, student: student["logits"]), label_weight=1 - options.alpha)
+
+
+def make_loss(options: ConfigDict, student_logits: Callable[[Variables, Outputs], jax.Array]) -> Callable:
+    """Returns the `Scheme.loss` that distills the teacher's logits into one head of the student.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      student_logits: `(variables, student) -> logits` float32 `[batch, classes]` of that head.
+    """
 
     def loss(variables, student_out, teacher_out, labels, context):
-        del variables, labels
-        value = kd_loss(options, student_out["logits"], teacher_out["logits"], context)
+        del labels
+        value = kd_loss(options, student_logits(variables, student_out), teacher_out["logits"], context)
         return value, {"kd": value}
 
-    return Scheme(loss=loss, label_weight=1 - options.alpha)
+    return loss
 
 
-def kd_loss(options, student_logits, teacher_logits, context):
-    """`alpha temperature^2 KL(teacher || student)` of logits `[batch, classes]`."""
-    allowed = getattr(context, options.classes)(student_logits.shape[-1])
+def kd_loss(options: ConfigDict, student_logits: jax.Array, teacher_logits: jax.Array, context: Context) -> jax.Array:
+    """Returns `alpha temperature^2 KL(teacher || student)`, a float32 scalar averaged over the batch.
+
+    >>> import jax.numpy as jnp
+    >>> context = Context(task=1, first=2, end=4, epoch=0, step=0, progress=0.0, key=None)
+    >>> student, teacher = jnp.array([[9.0, 9.0, 1.0, 0.0]]), jnp.array([[0.0, 0.0, 1.0, 0.0]])
+    >>> float(kd_loss(ConfigDict(OPTIONS), student, teacher, context))  # columns 0 and 1 are of another task
+    0.0
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      student_logits: `[batch, classes]`.
+      teacher_logits: `[batch, classes]`.
+      context: position in the stream, which defines the classes of the softmax.
+    """
+    mask = getattr(context, options.classes)(student_logits.shape[-1])
     return (
         options.alpha
         * options.temperature**2
-        * kl_divergence(student_logits, teacher_logits, allowed, options.temperature)
+        * kl_divergence(student_logits, teacher_logits, mask, options.temperature)
     )
 
 
-def check(options) -> None:
-    """Refuses values that make no sense.
+def check(options: ConfigDict) -> None:
+    """Checks the ranges of the options.
 
     Raises:
-      UserError: names the option and its range.
+      UserError: a value is out of range.
     """
     if not 0 <= options.alpha <= 1:
         raise UserError(f"distill.alpha={options.alpha} must lie in [0, 1]")

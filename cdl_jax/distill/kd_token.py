@@ -1,16 +1,18 @@
-"""D-CDL, called KDP in version 3 of the paper (arXiv 2407.13911): a distillation token and prompts of its own.
+"""D-CDL, called KDP in version 3 of the paper (arXiv 2407.13911): a distillation token with its own prompts.
 
-The student gets a learnt token behind its patches and, in later blocks, learnt prefixes behind its keys and values. A
-second head reads the token and learns from the teacher; the first reads the class token and learns from the labels.
-Token, prompts and head persist over tasks. Variant "deit" is the KD-Token of version 2, after DeiT (Touvron et al.,
-2021): only a token, ahead of the class token.
+The student gets a learned token behind its patches and, in later blocks, learned vectors behind its keys and values. A
+second head reads the token and is trained with the teacher's logits. The first head reads the class token and is
+trained with the labels. Token, prompts and second head are kept from task to task. Variant "deit" is the KD-Token of
+version 2, after DeiT (Touvron et al., 2021): a token alone, ahead of the class token.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.distill import kd
-from cdl_jax.distill.base import Scheme, StudentInputs
+from cdl_jax.distill.base import NetworkSpec, Scheme, StudentInputs
 from cdl_jax.errors import UserError
 from cdl_jax.models.prompts.base import check_length, split_kv
 from cdl_jax.models.vit import Prompt
@@ -18,18 +20,26 @@ from cdl_jax.models.vit import Prompt
 OPTIONS = {
     **kd.OPTIONS,
     "variant": "dcdl",  # or "deit"
-    "n_layers": 0,  # block 0 has the token, the next n_layers - 1 blocks prompts; 0: all blocks, 1: the token alone
-    "length": 6,  # vectors of a prompt: the first half keys, the rest values
-    "token_init": "",  # "uniform" on [0, 1) or "zeros"; "": as published, zeros for "deit", else uniform
+    "n_layers": 0,  # block 0 has the token, the next n_layers - 1 blocks have prompts; 0: all blocks, 1: only the token
+    "length": 6,  # vectors of a prompt: the first half are keys, the rest values
+    "token_init": "",  # "uniform" in [0, 1) or "zeros"; "": as published, zeros for "deit", else uniform
 }
 
 _INITS = {"uniform": nn.initializers.uniform(1.0), "zeros": nn.initializers.zeros}
 
 
 class KDToken(nn.Module):
-    """Parameters `token` `[1, dim]` and, for blocks l from 1 to n_layers - 1, `prompts_l` `[length, dim]` from U[0, 1).
+    """The distillation token, its prompts and the second head.
 
-    Called with the token's output `[batch, dim]` it gives the distillation head's logits.
+    Parameters: `token` `[1, dim]` and, for each block l from 1 to n_layers - 1, `prompts_l` `[length, dim]`, drawn from
+    U[0, 1).
+
+    Attributes:
+      n_layers: number of blocks with a token or a prompt.
+      length: vectors of a prompt.
+      token_init: key of `_INITS`.
+      dim: width of the student.
+      head: classifier on the token.
     """
 
     n_layers: int
@@ -45,23 +55,28 @@ class KDToken(nn.Module):
             layer: self.param(f"prompts_{layer}", _INITS["uniform"], shape) for layer in range(1, self.n_layers)
         }
 
-    def inputs(self, batch_size: int):
-        """The token `[batch, 1, dim]` and the prompts of the layers."""
+    def inputs(self, batch_size: int) -> tuple[jax.Array, dict[int, Prompt]]:
+        """Returns the token float32 `[batch, 1, dim]` and layer -> `Prompt`."""
 
-        def each(x):
+        def repeat(x):
             return jnp.broadcast_to(x, (batch_size, *x.shape))
 
-        return each(self.token), {layer: Prompt(suffix=split_kv(each(rows))) for layer, rows in self.prompts.items()}
+        return repeat(self.token), {
+            layer: Prompt(suffix=split_kv(repeat(rows))) for layer, rows in self.prompts.items()
+        }
 
-    def __call__(self, features):
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Returns the logits of the second head for the token's output `[batch, dim]`."""
         return self.head(features)
 
 
-def build(options, teacher, student) -> Scheme:
-    """`alpha temperature^2 KL(teacher || distillation head)`; tested is `(1 - alpha) label head + alpha KD head`.
+def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
+    """Returns the scheme `alpha temperature^2 KL(teacher || second head)`.
+
+    The prediction is `(1 - alpha) first head + alpha second head`.
 
     Raises:
-      UserError: a value out of range.
+      UserError: a value is out of range.
     """
     del teacher
     kd.check(options)
@@ -86,19 +101,14 @@ def build(options, teacher, student) -> Scheme:
         token, prompts = module.apply(variables, batch_size, method="inputs")
         return StudentInputs(prompts, first_tokens=token) if deit else StudentInputs(prompts, last_tokens=token)
 
-    def kd_logits(variables, student_out):
+    def second_head(variables, student_out):
         return module.apply(variables, student_out["tokens"][:, 0 if deit else -1].astype(jnp.float32))
 
-    def loss(variables, student_out, teacher_out, labels, context):
-        del labels
-        value = kd.kd_loss(options, kd_logits(variables, student_out), teacher_out["logits"], context)
-        return value, {"kd": value}
-
     return Scheme(
-        loss=loss,
+        loss=kd.make_loss(options, second_head),
         label_weight=1 - options.alpha,
         init=lambda key: module.init(key, jnp.zeros((1, student.dim))),
         student_inputs=student_inputs,
-        second_head=kd_logits,
+        second_head=second_head,
         second_weight=options.alpha,
     )

@@ -1,13 +1,14 @@
-"""No teacher: the student learns alone, with the teacher's loss (cross-entropy of weight 1 and its pool's loss)."""
+"""No distillation: the student is trained like a teacher, by cross-entropy of weight 1 and the loss of its pool."""
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from cdl_jax.distill.base import Scheme
+from cdl_jax.distill.base import NetworkSpec, Scheme
 
 OPTIONS = {}
 
 
-def build(options, teacher, student) -> Scheme:
-    """The scheme without a distillation term."""
+def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
+    """Returns the scheme without a teacher and without a distillation loss."""
     del options, teacher, student
     return Scheme(loss=lambda *_: (jnp.zeros(()), {}), needs=())

@@ -1,30 +1,39 @@
-"""ReviewKD (Chen et al., CVPR 2021) in CDL's form for tokens: logit distillation, and fused features are matched.
+"""ReviewKD (Chen et al., CVPR 2021) for tokens, as in CDL: logit distillation plus a loss on fused tokens.
 
-From the last block to the first, the student's tokens are fused with what came out of the block after; each level is
-compared with one of the teacher's last blocks.
+From the last block to the first, the student's tokens are fused with the result of the block behind. The result of each
+level is compared with one of the teacher's last blocks.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.distill import kd
-from cdl_jax.distill.base import Scheme
+from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.distill.fitnets import check_tokens
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules import heads
 
 OPTIONS = {
     **kd.OPTIONS,
-    "feature_weight": 0.2,  # the published two-device runs sum this term over devices: 0.4 there
-    "levels": 0,  # of the last blocks; 0: all of the student's (12 in the published program)
+    "feature_weight": 0.2,  # the published two-device runs sum this loss over devices: 0.4
+    "levels": 0,  # number of last blocks to compare; 0: all blocks of the student (12 in the authors' code)
 }
 
 
 class Review(nn.Module):
-    """Student tokens of `levels` blocks, first to last, each `[batch, tokens, student_dim]`, in the teacher's width.
+    """Fuses the student's tokens across blocks and maps them to the teacher's width.
 
-    Level 0 is the last block. x = norm1(proj1(tokens)); with r of the level before, the fused
-    `norm2(x * normz(projz(x)) + r * normz(projz(r)))`; out comes proj2 of it.
+    Level 0 is the last block, with `x = norm1(proj1(tokens))`. Each further level fuses its x with the result r of the
+    level before, `x = norm2(x * normz(projz(x)) + r * normz(projz(r)))`. The output of a level is `proj2(x)`.
+
+    Attributes:
+      levels: number of blocks.
+      student_dim: width of the input tokens.
+      teacher_dim: width of the output tokens.
     """
 
     levels: int
@@ -32,7 +41,13 @@ class Review(nn.Module):
     teacher_dim: int
 
     @nn.compact
-    def __call__(self, blocks):
+    def __call__(self, blocks: Sequence[jax.Array]) -> list[jax.Array]:
+        """Returns float32 `[batch, tokens, teacher_dim]` for each of `blocks`, first to last.
+
+        Args:
+          blocks: float32 `[batch, tokens, student_dim]` for each of the last `levels` blocks, first to last.
+        """
+
         def dense(features, name):
             bias = heads.torch_bias(self.student_dim)
             return nn.Dense(features, kernel_init=heads.torch_kernel, bias_init=bias, name=name)
@@ -51,11 +66,13 @@ class Review(nn.Module):
         return outputs[::-1]
 
 
-def build(options, teacher, student) -> Scheme:
-    """`kd + feature_weight mean_levels MSE(fused student tokens, teacher tokens)`, before the final norms.
+def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
+    """Returns the scheme `kd + feature_weight mean_levels MSE(fused student tokens, teacher tokens)`.
+
+    The tokens are those before the final norm.
 
     Raises:
-      UserError: a value out of range, more levels than a network has blocks, or different numbers of tokens.
+      UserError: a value is out of range, a network has fewer blocks than levels, or the numbers of tokens differ.
     """
     kd.check(options)
     check_tokens(teacher, student)
@@ -71,8 +88,8 @@ def build(options, teacher, student) -> Scheme:
         del labels
         logits = kd.kd_loss(options, student_out["logits"], teacher_out["logits"], context)
         fused = review.apply(variables, [student_out[name] for name in _last_blocks(student.depth, levels)])
-        wanted = [teacher_out[name] for name in _last_blocks(teacher.depth, levels)]
-        errors = [((x - y) ** 2).mean() for x, y in zip(fused, wanted, strict=True)]
+        targets = [teacher_out[name] for name in _last_blocks(teacher.depth, levels)]
+        errors = [((x - y) ** 2).mean() for x, y in zip(fused, targets, strict=True)]
         feature = options.feature_weight * sum(errors) / levels
         return logits + feature, {"kd": logits, "feature": feature}
 

@@ -1,18 +1,20 @@
-"""VkD (Miles et al., CVPR 2024, arXiv 2403.06213): an orthogonal projection meets the teacher's normalised feature.
+"""VkD (Miles et al., CVPR 2024, arXiv 2403.06213): an orthogonal projection and normalized features.
 
-One vector of the student, its mean patch in the paper, is mapped into the teacher's width by a matrix with orthonormal
-columns, which can neither scale nor drop a direction; of the teacher's vector mean and scale are taken away.
+One vector of the student (in the paper the mean of its patch tokens) is mapped into the teacher's width. The matrix has
+orthonormal columns, so it can neither scale nor drop a direction. The teacher's vector is normalized to mean 0 and
+variance 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from cdl_jax import plugins
-from cdl_jax.distill.base import Scheme
+from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergence
 from cdl_jax.models.modules import feature_norms, orthogonal
@@ -22,25 +24,31 @@ OPTIONS = {
     "logit_weight": 1.0,  # of temperature^2 KL(teacher || student)
     "label_weight": 1.0,
     "temperature": 1.0,
-    "classes": "current",  # of the logits' term; or "seen": those of the earlier tasks too
-    # What is compared: "patch_mean", "class_token", or any named output, averaged over tokens or over the map; of a
-    # teacher, "" is its "features" where it has such an output (convolutional networks), else "patch_mean".
+    "classes": "current",  # classes of the softmax of the logits: of the "current" task, or all "seen" so far
+    # The compared features: "patch_mean", "class_token", or any named output, averaged over tokens or positions.
+    # "" for the teacher: its output "features" if it has one (convolutional networks), else "patch_mean".
     "student_feature": "patch_mean",
     "teacher_feature": "",
-    "student_norm": "none",  # "layer", "batch", "whiten_cholesky", "whiten_zca"
+    "student_norm": "none",  # "none", "layer", "batch", "whiten_cholesky" or "whiten_zca"
     "teacher_norm": "layer",
-    "norm_epsilon": -1.0,  # of these; negative: 1e-5 for "layer", 0 for "batch", 0.01 for whitening
+    "norm_epsilon": -1.0,  # epsilon of both norms; negative: 1e-5 for "layer", 0 for "batch", 0.01 for whitening
     "feature_loss": "smooth_l1",  # or "mse"
-    "projector": "",  # "householder", "matrix_exp", "cayley", "skew_expm", "linear"; "": the published choice
-    # As the published program: weight decay reaches the projector too, and puts a "householder" to zero for good.
+    "projector": "",  # "householder", "matrix_exp", "cayley", "skew_expm" or "linear"; "": the published choice
+    # Weight decay applies to the projector too, as in the authors' code. It sets a "householder" to zero for good.
     "reference_exact": False,
 }
 
 
 class Projector(nn.Module):
-    """`[batch, student_dim]` to `[batch, features]`; optimizers keep weight decay from a part of the name "projector".
+    """Maps `[batch, student_dim]` to `[batch, features]`.
 
-    kind: a map of `models.orthogonal`, "" for its usual one, or "linear" for an unconstrained matrix to compare with.
+    The optimizer applies no weight decay to a module of the name "projector".
+
+    Attributes:
+      features: width of the teacher's feature.
+      kind: a parametrization of `models.modules.orthogonal`; "" for its default; "linear" for an unconstrained matrix,
+        as a baseline.
+      reference_exact: whether weight decay applies, as in the authors' code.
     """
 
     features: int
@@ -48,112 +56,146 @@ class Projector(nn.Module):
     reference_exact: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the projection float32 `[batch, features]`."""
         name = "decayed_projector" if self.reference_exact else "projector"
         if self.kind == "linear":
             return nn.Dense(self.features, use_bias=False, name=name)(x)
         return orthogonal.OrthogonalDense(self.features, self.kind, self.reference_exact, name=name)(x)
 
 
-def build(options, teacher, student) -> Scheme:
-    """`feature_weight smooth-L1(P norm(f_student), norm(f_teacher)) + logit_weight KL`, `label_weight` of the labels'.
+def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
+    """Returns the scheme `feature_weight smooth-L1(norm(P f_student), norm(f_teacher)) + logit_weight T^2 KL`.
+
+    The cross-entropy with the labels has weight `label_weight`.
 
     Raises:
-      UserError: a value out of range, or a teacher of whose features nothing is known.
+      UserError: a value is out of range, or the teacher has no such feature.
     """
     check(options)
-    asked = teacher_feature(options, teacher.outputs)
-    source = output_name(asked, teacher.outputs)
-    dim = teacher.outputs[source][-1] if source in teacher.outputs else teacher.dim
+    teacher_feature = teacher_feature_name(options, teacher.outputs)
+    output = output_name(teacher_feature, teacher.outputs)
+    dim = teacher.outputs[output][-1] if output in teacher.outputs else teacher.dim
     if not dim:
-        told = f"its outputs are {', '.join(sorted(teacher.outputs))}" if teacher.outputs else "it tells logits alone"
-        raise UserError(f"distill.teacher_feature={asked!r} is no output of the teacher: {told}")
+        known = f"its outputs are {', '.join(sorted(teacher.outputs))}" if teacher.outputs else "it outputs only logits"
+        raise UserError(f"distill.teacher_feature={teacher_feature!r} is no output of the teacher: {known}")
     projector = Projector(dim, options.projector, options.reference_exact)
 
     def loss(variables, student_out, teacher_out, labels, context):
         del labels
         projected = projector.apply(variables, feature_vector(student_out, options.student_feature))
-        feature = options.feature_weight * feature_loss(options, projected, feature_vector(teacher_out, asked))
-        logits = options.logit_weight * logit_loss(
-            options, student_out["logits"], teacher_out["logits"], getattr(context, options.classes)
-        )
+        target = feature_vector(teacher_out, teacher_feature)
+        feature = options.feature_weight * feature_loss(options, projected, target)
+        mask = getattr(context, options.classes)(student_out["logits"].shape[-1])
+        logits = options.logit_weight * logit_loss(options, student_out["logits"], teacher_out["logits"], mask)
         return feature + logits, {"feature": feature, "kd": logits}
 
     return Scheme(
         loss=loss,
         label_weight=options.label_weight,
-        needs=("logits", source),
+        needs=("logits", output),
         init=lambda key: projector.init(key, jnp.zeros((1, student.dim))),
     )
 
 
-def feature_loss(options, projected, teacher) -> jax.Array:
-    """Smooth-L1 (beta 1) or squared error, mean over all entries, of `[batch, dim]` vectors, both normalised here.
+def feature_loss(options: ConfigDict, projected: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Returns the distance of normalized features, a float32 scalar averaged over all entries.
 
-    The student's is normalised after its projection, as the teacher's lives in the same space.
+    The student's feature is normalized after its projection, since only then it is in the space of the teacher's.
+
+    Args:
+      options: the section `distill`; `feature_loss` selects smooth-L1 (beta 1) or the squared error.
+      projected: `[batch, dim]`, the student's feature after the projection.
+      teacher: `[batch, dim]`, the teacher's feature.
     """
     epsilon = options.norm_epsilon if options.norm_epsilon >= 0 else None
-    ours = feature_norms.normalize(projected, options.student_norm, epsilon)
-    theirs = feature_norms.normalize(teacher, options.teacher_norm, epsilon)
+    student = feature_norms.normalize(projected, options.student_norm, epsilon)
+    target = feature_norms.normalize(teacher, options.teacher_norm, epsilon)
     if options.feature_loss == "mse":
-        return ((ours - theirs) ** 2).mean()
-    return optax.huber_loss(ours, theirs).mean()
+        return ((student - target) ** 2).mean()
+    return optax.huber_loss(student, target).mean()
 
 
-def logit_loss(options, student, teacher, classes) -> jax.Array:
-    """`temperature^2 KL(teacher || student)` of logits `[batch, n]`, over the columns `classes(n)`."""
-    return options.temperature**2 * kl_divergence(student, teacher, classes(student.shape[-1]), options.temperature)
+def logit_loss(options: ConfigDict, student_logits: jax.Array, teacher_logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns `temperature^2 KL(teacher || student)`, a float32 scalar averaged over the batch.
+
+    Args:
+      options: the section `distill`.
+      student_logits: `[batch, classes]`.
+      teacher_logits: `[batch, classes]`.
+      mask: bool `[classes]`, the classes of the softmax.
+    """
+    return options.temperature**2 * kl_divergence(student_logits, teacher_logits, mask, options.temperature)
 
 
-def feature_vector(out: Mapping[str, jax.Array], name: str) -> jax.Array:
-    """The named feature of a network's outputs as one vector a picture: `[batch, dim]` float32.
+def feature_vector(out: Outputs, name: str) -> jax.Array:
+    """Returns one vector per image of a named feature, float32 `[batch, dim]`.
 
-    "patch_mean" is the mean of "tokens" behind the class token, or of "patch_tokens" where a network has several such
-    tokens; any other name is averaged over its axes between the first and the last.
+    "patch_mean" is the mean of "patch_tokens", or of "tokens" without the first, the class token. Any other output is
+    averaged over its axes between the first and the last.
+
+    >>> tokens = jnp.array([[[9.0, 9.0], [1.0, 2.0], [3.0, 4.0]]])  # class token, two patches
+    >>> feature_vector({"tokens": tokens}, "patch_mean").tolist()
+    [[2.0, 3.0]]
+
+    Args:
+      out: named outputs of a network.
+      name: "patch_mean" or a key of `out`.
 
     Raises:
       UserError: the network has no such output.
     """
-    source = output_name(name, out)
-    if source not in out:
+    output = output_name(name, out)
+    if output not in out:
         raise UserError(f"distill: a network has no output for the feature {name!r}: {plugins.did_you_mean(name, out)}")
-    value = out[source][:, 1:] if (name, source) == ("patch_mean", "tokens") else out[source]
+    value = out[output][:, 1:] if (name, output) == ("patch_mean", "tokens") else out[output]
     return value.astype(jnp.float32).mean(axis=tuple(range(1, value.ndim - 1)))
 
 
-def teacher_feature(options, outputs) -> str:
-    """The name of the feature that is read of a teacher with these outputs."""
+def teacher_feature_name(options: ConfigDict, outputs: Container[str]) -> str:
+    """Returns the feature to compare of a teacher with these outputs."""
     return options.teacher_feature or ("features" if "features" in outputs else "patch_mean")
 
 
-def cacheable_outputs(options, out: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The least of a teacher's outputs from which `build`'s loss is the same: logits, and the feature as one vector."""
-    feature = teacher_feature(options, out)
+def cacheable_outputs(options: ConfigDict, out: Outputs) -> dict[str, jax.Array]:
+    """Returns the smallest outputs of a teacher for which `build`'s loss is the same.
+
+    Args:
+      options: the section `distill`.
+      out: named outputs of the teacher.
+
+    Returns:
+      The logits, and the compared feature as one vector per image.
+    """
+    feature = teacher_feature_name(options, out)
     value = feature_vector(out, feature)
-    told = {"patch_tokens": value[:, None]} if feature == "patch_mean" else {feature: value}
-    return {"logits": out["logits"], **told}
+    features = {"patch_tokens": value[:, None]} if feature == "patch_mean" else {feature: value}
+    return {"logits": out["logits"], **features}
 
 
-def output_name(feature: str, out) -> str:
-    """The name among a network's outputs `out` from which `vector` makes a feature."""
+def output_name(feature: str, out: Container[str]) -> str:
+    """Returns the name of the network output from which `feature_vector` computes a feature.
+
+    >>> output_name("patch_mean", {"tokens"}), output_name("class_token", {"tokens"})
+    ('tokens', 'class_token')
+    """
     if feature != "patch_mean":
         return feature
     return "patch_tokens" if "patch_tokens" in out else "tokens"
 
 
-def check(options) -> None:
-    """Refuses values that make no sense.
+def check(options: ConfigDict) -> None:
+    """Checks the ranges and choices of the options.
 
     Raises:
-      UserError: names the option and its range.
+      UserError: a value is out of range or unknown.
     """
     for key in ("feature_weight", "logit_weight", "label_weight"):
         if options[key] < 0:
             raise UserError(f"distill.{key}={options[key]} must not be negative")
     if not (options.feature_weight or options.logit_weight or options.label_weight):
         raise UserError(
-            "distill.feature_weight, logit_weight and label_weight are 0: the loss is 0 whatever the weights; "
-            "raise one of them"
+            "distill.feature_weight, logit_weight and label_weight are 0: the loss is always 0; raise one of them"
         )
     if not options.temperature > 0:
         raise UserError(f"distill.temperature={options.temperature} must be above 0")
@@ -166,4 +208,4 @@ def check(options) -> None:
     for key in ("student_norm", "teacher_norm"):
         feature_norms.check(options[key], f"distill.{key}")
         if options[key].startswith("whiten") and options.norm_epsilon == 0:
-            raise UserError(f"distill.norm_epsilon=0 with distill.{key}={options[key]!r}: set 0.01, or -1 for the same")
+            raise UserError(f"distill.norm_epsilon=0 with distill.{key}={options[key]!r}: set 0.01, or -1 for 0.01")

@@ -158,12 +158,12 @@ def run_losses(config, arrays):
     for weights in config["dkd"]:
 
         def decoupled(logits, weights=weights):
-            target, other = dkd.decoupled(logits, teacher, labels, everything, weights["T"])
+            target, other = dkd.tckd_and_nckd(logits, teacher, labels, everything, weights["T"])
             return weights["alpha"] * target + weights["beta"] * other
 
         name = f"dkd_a{weights['alpha']}_b{weights['beta']}_T{weights['T']}"
         ours[f"out/{name}"], ours[f"out/grad_{name}"] = jax.value_and_grad(decoupled)(student)
-        target, other = dkd.decoupled(student, teacher, labels, everything, weights["T"])
+        target, other = dkd.tckd_and_nckd(student, teacher, labels, everything, weights["T"])
         ours |= {f"out/tckd_T{weights['T']}": target, f"out/nckd_T{weights['T']}": other}
     return ours
 

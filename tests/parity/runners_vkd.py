@@ -135,7 +135,7 @@ def step_terms(options, arrays, projected, teacher, logits, distilled):
     """The losses of a step by the fixtures' names; `logits` of the class head, `distilled` of the other."""
     labels = losses.soft_cross_entropy(logits, arrays["in/soft_targets"])
     told = jnp.asarray(arrays["in/teacher_logits"])
-    kl = options.logit_weight * vkd.logit_loss(options, distilled, told, lambda n: jnp.ones(n, bool))
+    kl = options.logit_weight * vkd.logit_loss(options, distilled, told, jnp.ones(distilled.shape[-1], bool))
     feature = options.feature_weight * vkd.feature_loss(options, projected, teacher)
     return {
         "out/normalised_teacher": feature_norms.normalize(teacher, options.teacher_norm),

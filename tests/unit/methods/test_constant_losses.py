@@ -109,7 +109,7 @@ def test_decoupled_distillation_needs_a_term_that_is_not_constant():
     dkd((2,) * 10)
     dkd((2,) * 10, target_weight=0.0, classes="seen")
     dkd((10, 10), target_weight=0.0, other_weight=0.0, alpha=0.0)
-    with pytest.raises(UserError, match="distill.target_weight=0: task 0 has two classes, so that NCKD spans one"):
+    with pytest.raises(UserError, match="distill.target_weight=0: task 0 has two classes, so NCKD spans one class"):
         dkd((2,) * 10, target_weight=0.0)
-    with pytest.raises(UserError, match="nothing is distilled; raise one of them, or choose distill.alpha=0"):
+    with pytest.raises(UserError, match="nothing is distilled; raise one of them, or set distill.alpha=0"):
         dkd((10, 10), target_weight=0.0, other_weight=0.0)
