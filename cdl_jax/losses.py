@@ -48,6 +48,14 @@ class Context:
         """bool `[num_classes]`: every class of the stream, learnt or not."""
         return jnp.ones(num_classes, bool)
 
+    @staticmethod
+    def dummy() -> "Context":
+        """Returns a context of one class at step 0, for the shapes of variables and outputs."""
+        zero = jnp.zeros((), jnp.int32)
+        return Context(
+            task=zero, first=zero, end=zero + 1, epoch=zero, step=zero, progress=jnp.float32(0), key=jax.random.key(0)
+        )
+
 
 def mask_classes(logits: jax.Array, allowed: jax.Array) -> jax.Array:
     """`logits` `[batch, classes]` in float32, columns outside `allowed` `[classes]` out of any softmax or argmax."""

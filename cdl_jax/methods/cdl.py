@@ -27,8 +27,8 @@ from cdl_jax.losses import Context, cross_entropy
 from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
-from cdl_jax.models.modules import heads
 from cdl_jax.models.modules.features import named_features
+from cdl_jax.models.modules.prompted import PromptedNetwork
 
 OPTIONS = {
     "query": "student",  # whose backbone asks the teacher's pool: "student" (the published programs) or "own"
@@ -68,63 +68,12 @@ def defaults(learner="l2p", distill="kd", teacher="vit_b16", student="vit_s16") 
 
 
 @dataclass(frozen=True)
-class Network:
-    """A frozen `backbone`, the `prompts` put into it and the `head` on its class token or on its prompts' tokens."""
-
-    backbone: Any
-    prompts: Any
-    head: Any
-    image_size: int
-    weights: str | tuple[str, str]
-
-    def init(self, key, query_dim):
-        keys = jax.random.split(key, 3)
-        images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        prompts = self.prompts.init(keys[1], jnp.zeros((1, query_dim)), _blank_context(), True)
-        head = self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))
-        return {
-            "backbone": self.backbone.init(keys[0], images)["params"],
-            "prompts": prompts.get("params", {}),
-            "head": head["params"],
-            "state": {"prompts": prompts.get("state", {}), "head": head.get("state", {})},
-        }
-
-    def change_prompts(self, variables, change):
-        """The network's variables with `change` applied to those of its pool (see `Pool`)."""
-        prompts = {"state": {}, **change(_of(variables, "prompts"))}
-        state = {**variables["state"], "prompts": prompts["state"]}
-        return {**variables, "prompts": prompts["params"], "state": state}
-
-    def query(self, variables, images):
-        """Class token `[batch, dim]` of the plain backbone, a constant."""
-        features, _ = self.backbone.apply({"params": variables["backbone"]}, images)
-        return jax.lax.stop_gradient(features)
-
-    def plain(self, variables, images):
-        """Logits `[batch, classes]` of the head on the plain backbone's class token."""
-        return self.head.apply(_of(variables, "head"), self.query(variables, images))
-
-    def __call__(self, variables, images, query, context, train, inputs=None):
-        """Named outputs with `logits` `[batch, classes]` and `prompts` (the pool's `Selection`) among them."""
-        selection = self.prompts.apply(_of(variables, "prompts"), query, context, train)
-        prompts = selection.prompts if inputs is None else vit.merge_prompts(inputs.prompts, selection.prompts)
-        tokens = {} if inputs is None else {"first_tokens": inputs.first_tokens, "last_tokens": inputs.last_tokens}
-        tokens["prompt_tokens"] = selection.tokens
-        features, out = self.backbone.apply({"params": variables["backbone"]}, images, prompts, **tokens)
-        if selection.tokens is not None:
-            features = out["prompt_tokens"].mean(axis=1)
-        out["logits"] = self.head.apply(_of(variables, "head"), features)
-        out["prompts"] = selection
-        return out
-
-
-@dataclass(frozen=True)
 class CDL:
     """See `methods.base.Method`. `teacher` is None where the scheme needs none, or `teachers` of other runs teach."""
 
-    teacher: Network | None
+    teacher: PromptedNetwork | None
     teachers: tuple[finished_run.RunTeacher, ...]
-    student: Network
+    student: PromptedNetwork
     scheme: Scheme
     options: Any
     info: StreamInfo
@@ -208,14 +157,16 @@ class CDL:
         new = dict(variables)
         for name, network in self._learning.items():
             change = partial(network.prompts.start_task, context=context, key=keys[name])
-            new[name] = network.change_prompts(variables[name], change)
+            new[name] = network.map_prompt_variables(variables[name], change)
         new["distill"] = self.scheme.start_task(variables["distill"], context, keys["distill"])
         return new
 
     def end_task(self, variables, context):
         new = dict(variables)
         for name, network in self._learning.items():
-            new[name] = network.change_prompts(variables[name], partial(network.prompts.end_task, context=context))
+            new[name] = network.map_prompt_variables(
+                variables[name], partial(network.prompts.end_task, context=context)
+            )
         return new
 
     def teacher_loss(self, variables, batch, context):
@@ -291,7 +242,9 @@ class CDL:
     def _plain(self, variables, images, context):
         """Each head on the class token of its plain backbone: no prompts, and nothing of the scheme."""
         del context
-        return {name: network.plain(variables[name], images) for name, network in self._learning.items()}
+        return {
+            name: network.logits_without_prompts(variables[name], images) for name, network in self._learning.items()
+        }
 
     def _label_head(self, variables, images, context):
         """The student with its own prompts and head alone."""
@@ -329,7 +282,7 @@ class CDL:
         if network == "teacher":
             return teacher
         inputs = self.scheme.student_inputs(variables["distill"], teacher, len(images), context, False)
-        taught = self.student.change_prompts(variables["student"], self.student.prompts.teacher_variables)
+        taught = self.student.map_prompt_variables(variables["student"], self.student.prompts.teacher_variables)
         out = self.student(taught, images, query, context, train=False, inputs=inputs)
         return {**out, "logits": self.scheme.predict(variables["distill"], out)}
 
@@ -347,7 +300,7 @@ class CDL:
             return {}
         if self.options.query == "own":
             query = self.teacher.query(variables["teacher"], images) if own_query is None else own_query
-        taught = self.teacher.change_prompts(variables["teacher"], self.teacher.prompts.teacher_variables)
+        taught = self.teacher.map_prompt_variables(variables["teacher"], self.teacher.prompts.teacher_variables)
         return self.teacher(taught, images, query, context, train=False)
 
     def _query(self, network, variables, batch):
@@ -365,24 +318,26 @@ def build(config, info: StreamInfo) -> CDL:
     options = config.cdl
     _check(config)
     pool = plugins.load_plugin("models.prompts", config.learner.name)
-    head = pool.head(config.learner, info.num_classes) if hasattr(pool, "head") else heads.LinearHead(info.num_classes)
 
     def network(section, query_dim):
         family = plugins.load_plugin("models", section.family)
         prompts = pool.build(
             config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
         )
-        return Network(family.build(section), prompts, head, section.image_size, weights.from_section(section))
+        head = prompts.head(info.num_classes)
+        return PromptedNetwork(family.build(section), prompts, head, section.image_size, weights.from_section(section))
 
     def spec(section):
         tokens = 1 + (section.image_size // section.patch_size) ** 2
         sizes = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "task_sizes": info.task_sizes}
-        return NetworkSpec(section.dim, section.depth, tokens, **sizes, head=head, learner=config.learner)
+        return NetworkSpec(section.dim, section.depth, tokens, **sizes, head=student.head, learner=config.learner)
 
     given = tuple(
         finished_run.find_teacher(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
         for folder in options.teachers
     )
+    query_dim = config.student.dim
+    student = network(config.student, query_dim)
     teacher_spec = spec(config.teacher)
     told = _told_shapes(given, config.student.image_size)
     if given:
@@ -392,7 +347,6 @@ def build(config, info: StreamInfo) -> CDL:
     scheme = plugins.load_plugin("distill", config.distill.name).build(
         config.distill, teacher_spec, spec(config.student)
     )
-    query_dim = config.student.dim
     teacher = None
     if given:
         _check_given(given, told, scheme, config)
@@ -404,7 +358,7 @@ def build(config, info: StreamInfo) -> CDL:
     return CDL(
         teacher=teacher,
         teachers=given if scheme.needs else (),
-        student=network(config.student, query_dim),
+        student=student,
         scheme=scheme,
         options=options,
         info=info,
@@ -457,7 +411,7 @@ def _told_shapes(given, size):
 
     def told(variables, images):
         return finished_run.average_outputs(
-            [t.outputs(v, images, _blank_context()) for t, v in zip(given, variables, strict=True)]
+            [t.outputs(v, images, Context.dummy()) for t, v in zip(given, variables, strict=True)]
         )
 
     shapes = jax.eval_shape(lambda: told([t.init() for t in given], jnp.zeros((2, size, size, 3))))
@@ -474,15 +428,5 @@ def _check_given(given, told, scheme, config):
         )
 
 
-def _of(variables, part):
-    """A network's `part` as a Flax module takes it."""
-    return {"params": variables[part], "state": variables["state"][part]}
-
-
 def _trained(networks, path):
     return path[0] in networks and path[1:2] not in (("backbone",), ("state",))
-
-
-def _blank_context():
-    zero = jnp.zeros((), jnp.int32)
-    return Context(task=zero, first=zero, end=zero + 1, epoch=zero, step=zero, progress=zero, key=jax.random.key(0))

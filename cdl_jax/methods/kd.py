@@ -126,7 +126,7 @@ def build(config, info: StreamInfo) -> KD:
         options=config.kd,
         info=info,
         image_size=size,
-        weights=(weights.from_section(student), weights.named(config.teacher)),
+        weights=(weights.from_section(student), weights.from_section(config.teacher)),
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),
     )

@@ -108,7 +108,7 @@ class VkD:
         if self.options.ema:
             variables["student_ema"] = student
         if self.condense:
-            told = jax.eval_shape(lambda: self.condense(self._told(variables, images, _blank_context())))
+            told = jax.eval_shape(lambda: self.condense(self._told(variables, images, Context.dummy())))
             rows = self.info.train_images
             variables["cache"] = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), told)
         return variables
@@ -227,7 +227,7 @@ def build(config, info: StreamInfo) -> VkD:
         mixing=config.mixing,
         info=info,
         image_size=size,
-        weights=(weights.from_section(section), weights.named(config.teacher)),
+        weights=(weights.from_section(section), weights.from_section(config.teacher)),
         torch_names=tuple(getattr(kind, "torch_name", None) for kind in kinds),
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),
@@ -254,7 +254,7 @@ def _scheme(options, student, teacher, info, size):
         images, key = _pictures(size), jax.random.key(0)
         variables = teacher.init() if isinstance(teacher, finished_run.RunTeacher) else teacher.init(key, images)
         _, out = student.apply(student.init(key, images), images)
-        return out, _teacher_outputs(teacher, variables, images, _blank_context())
+        return out, _teacher_outputs(teacher, variables, images, Context.dummy())
 
     of_student, of_teacher = jax.eval_shape(told)
     feature = vkd.output_name(options.student_feature, of_student)
@@ -284,12 +284,6 @@ def _teacher_outputs(teacher, variables, images, context):
 def _left_out(variables):
     """Whether a file of weights has left leaves as mere shapes, a classifier of other classes."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables))
-
-
-def _blank_context() -> Context:
-    """A place where only shapes matter."""
-    zero = jnp.zeros((), jnp.int32)
-    return Context(zero, zero, zero + 1, zero, zero, jnp.float32(0), jax.random.key(0))
 
 
 def _pictures(size):

@@ -36,7 +36,7 @@ def tells_its_best_network_as_a_teacher(workdir, weights):
     """What the run's networks tell another run: the mean of the student where none is named, and not its teacher."""
     import jax
 
-    from cdl_jax.methods import vkd
+    from cdl_jax.losses import Context
     from cdl_jax.methods.base import StreamInfo
     from cdl_jax.methods.shared import finished_run
 
@@ -48,7 +48,7 @@ def tells_its_best_network_as_a_teacher(workdir, weights):
     head = variables["tasks"]["student"]["params"]["head"]["kernel"][0]
     np.testing.assert_array_equal(head, weights["params/head/kernel"])
     images = np.ones((2, 32, 32, 3), np.float32)
-    told = jax.eval_shape(lambda v: student.outputs(v, images, vkd._blank_context()), variables)
+    told = jax.eval_shape(lambda v: student.outputs(v, images, Context.dummy()), variables)
     assert (told["logits"].shape, told["patch_tokens"].shape) == ((2, 10), (2, 4, 16))
 
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from cdl_jax import plugins
-from cdl_jax.methods import cdl
 from cdl_jax.models import weights
 from cdl_jax.models.modules import heads
 from cdl_jax.models.modules.conv import apply
+from cdl_jax.models.modules.prompted import PromptedNetwork
 from cdl_jax.models.modules.two_heads import TwoHeads
 
 
@@ -80,7 +80,7 @@ class Convolutional:
 class Prompted:
     """A learner of `models.prompts` around a frozen ViT. Own variables: {"prompts", "head", "state", "student"}."""
 
-    network: cdl.Network
+    network: PromptedNetwork
     student: nn.Module
 
     @property
@@ -103,10 +103,12 @@ class Prompted:
         return part in ("prompts", "head", "student")
 
     def start_task(self, own, context, key):
-        return self.network.change_prompts(own, lambda v: self.network.prompts.start_task(v, context=context, key=key))
+        return self.network.map_prompt_variables(
+            own, lambda v: self.network.prompts.start_task(v, context=context, key=key)
+        )
 
     def end_task(self, own, context):
-        return self.network.change_prompts(own, lambda v: self.network.prompts.end_task(v, context=context))
+        return self.network.map_prompt_variables(own, lambda v: self.network.prompts.end_task(v, context=context))
 
     def __call__(self, own, shared, images, train, context, key):
         del key
@@ -131,9 +133,9 @@ def build(config, info):
         backbone = family.build(section, info.num_classes)
         return Convolutional(TwoHeads(backbone, info.num_classes), section.image_size)
     pool = plugins.load_plugin("models.prompts", config.learner.name)
-    head = pool.head(config.learner, info.num_classes) if hasattr(pool, "head") else heads.LinearHead(info.num_classes)
     prompts = pool.build(
         config.learner, dim=section.dim, key_dim=section.dim, depth=section.depth, num_tasks=info.num_tasks
     )
-    network = cdl.Network(family.build(section), prompts, head, section.image_size, weights.from_section(section))
+    head = prompts.head(info.num_classes)
+    network = PromptedNetwork(family.build(section), prompts, head, section.image_size, weights.from_section(section))
     return Prompted(network, heads.LinearHead(info.num_classes))

@@ -23,12 +23,6 @@ OPTIONS = {
 }
 
 
-def head(options, num_classes: int):
-    """The head of APT."""
-    del options
-    return heads.NormalizedHead(num_classes)
-
-
 class APT(Pool):
     """Parameter `prompts` `[2 depth, dim]`: row 2l is for the keys, row 2l + 1 for the values of block l; N(0, 0.02).
 
@@ -41,6 +35,11 @@ class APT(Pool):
     teacher_prompts: str
     dim: int
     depth: int
+
+    @nn.nowrap
+    def head(self, num_classes: int) -> heads.NormalizedHead:
+        """Returns APT's head, which compares features with class vectors of length 1."""
+        return heads.NormalizedHead(num_classes)
 
     @nn.compact
     def __call__(self, query, context, train: bool) -> Selection:

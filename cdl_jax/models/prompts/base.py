@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from cdl_jax.errors import UserError
+from cdl_jax.models.modules import heads
 from cdl_jax.models.vit import Prompt
 
 
@@ -47,6 +48,14 @@ class Pool(nn.Module):
     """
 
     uses_query: ClassVar[bool] = True
+
+    @nn.nowrap
+    def head(self, num_classes: int) -> nn.Module:
+        """Returns the classification head: a Flax module from features `[batch, dim]` to logits `[batch, num_classes]`.
+
+        The default is a linear layer with torch's initial values.
+        """
+        return heads.LinearHead(num_classes)
 
     @nn.nowrap
     def start_task(self, variables, context, key):

@@ -60,11 +60,6 @@ OFFICIAL = {
 }
 
 
-def head(options, num_classes: int):
-    """A linear head, drawn as `options.head_init` says."""
-    return heads.LinearHead(num_classes, options.head_init)
-
-
 class DualPrompt(Pool):
     """General and expert prompts.
 
@@ -86,6 +81,12 @@ class DualPrompt(Pool):
     init_scale: float
     dim: int
     key_dim: int
+    head_init: str
+
+    @nn.nowrap
+    def head(self, num_classes: int) -> heads.LinearHead:
+        """Returns a linear head with the initial values of `head_init`."""
+        return heads.LinearHead(num_classes, self.head_init)
 
     @nn.compact
     def __call__(self, query, context, train: bool) -> Selection:
@@ -154,4 +155,5 @@ def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> Dua
     return DualPrompt(
         pool, each * options.length, each * options.general_length, options.general_layers, options.expert_layers,
         options.pull, options.batchwise, options.shared_keys, options.inherit, options.init_scale, dim, key_dim,
+        options.head_init,
     )  # fmt: skip

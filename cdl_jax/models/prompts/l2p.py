@@ -54,11 +54,6 @@ OFFICIAL = {
 }
 
 
-def head(options, num_classes: int):
-    """A linear head, drawn as `options.head_init` says."""
-    return heads.LinearHead(num_classes, options.head_init)
-
-
 class L2P(Pool):
     """Prompt pool.
 
@@ -79,6 +74,12 @@ class L2P(Pool):
     init_scale: float
     dim: int
     key_dim: int
+    head_init: str
+
+    @nn.nowrap
+    def head(self, num_classes: int) -> heads.LinearHead:
+        """Returns a linear head with the initial values of `head_init`."""
+        return heads.LinearHead(num_classes, self.head_init)
 
     @nn.compact
     def __call__(self, query, context, train: bool) -> Selection:
@@ -147,5 +148,5 @@ def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> L2P
     vectors = 2 * options.length if options.full_length else options.length
     return L2P(
         options.pool, vectors, options.top_k, layers, options.pull, tokens, options.batchwise, options.shared_keys,
-        options.init_scale, dim, key_dim,
+        options.init_scale, dim, key_dim, options.head_init,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
+from cdl_jax.losses import Context
 from cdl_jax.methods import vkd
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.runtime.checkpoint import Checkpoints
@@ -110,7 +111,7 @@ def test_the_mean_is_told_under_its_own_name():
     variables = jax.jit(method.init)(jax.random.key(0))
     assert_alike(variables["student_ema"], variables["student"], 0)
     variables["student_ema"] = jax.tree.map(lambda x: x + 0.1, variables["student"])
-    images, context = jnp.ones((2, 32, 32, 3)) * 0.3, vkd._blank_context()
+    images, context = jnp.ones((2, 32, 32, 3)) * 0.3, Context.dummy()
     logits, _ = method.predict(variables, images, context)
     told = method.outputs("student", {**variables, "student": variables["student_ema"]}, images, context)["logits"]
     np.testing.assert_array_equal(logits["student_ema"], told)
@@ -121,7 +122,7 @@ def test_the_mean_is_told_under_its_own_name():
 
 def test_the_label_may_be_among_the_five_largest():
     method = vkd.build(config_of(), StreamInfo(8, (8,)))
-    context = vkd._blank_context().replace(end=jnp.int32(8))
+    context = Context.dummy().replace(end=jnp.int32(8))
     told = method.measures({"student": jnp.tile(jnp.arange(8.0), (3, 1))}, jnp.array([7, 3, 2]), context)
     assert told["student/top5"].tolist() == [100, 100, 0]
 

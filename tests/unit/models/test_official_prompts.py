@@ -150,9 +150,10 @@ def test_official_values_are_options_that_build_and_start_near_zero(learner):
     params = jax.jit(lambda key: own.init(key, QUERY, context(), False)["params"])(jax.random.key(0))
     values = np.concatenate([np.asarray(leaf).ravel() for leaf in params.values()])
     assert 0 <= values.min() < 1e-3 and 9e-3 < values.max() < 0.01
-    head = module.head(options, 9).init(jax.random.key(0), np.zeros((1, DIM)))["params"]["linear"]
+    head = own.head(9).init(jax.random.key(0), np.zeros((1, DIM)))["params"]["linear"]
     assert head["kernel"].shape == (DIM, 9) and not np.any(head["kernel"]) and not np.any(head["bias"])
-    assert np.all(module.head(ConfigDict(module.OPTIONS), 9).init(jax.random.key(0), QUERY)["params"]["linear"]["bias"])
+    default = module.build(ConfigDict(module.OPTIONS), dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
+    assert np.all(default.head(9).init(jax.random.key(0), QUERY)["params"]["linear"]["bias"])
 
 
 @pytest.mark.parametrize(
