@@ -6,8 +6,12 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # a test is told nothing by an earlier one
-# Most of the suite's time is compilation, and most of that is LLVM's effort for speed that no test needs.
+# Most of the suite's time is compilation. Tests and the processes that they start share one cache of compiled programs.
+# Its key holds the program, the flags, the version of jaxlib and the device, so no test can change another's result.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Most of the compiler's time is LLVM's effort for speed that no test needs.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 _QUANTITIES = ("values", "grads", "after_steps")

@@ -14,13 +14,9 @@ TINY = "tests/end_to_end/tiny.py"
 
 
 def environment(**extra):
-    """This environment with the repository on the path, and one cache of compiled programs for all tests."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+    """Returns this environment, which names the tests' cache of compiled programs, with the repository on the path."""
     flags = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), extra.pop("XLA_FLAGS", ""))))
-    return {**os.environ, **cache, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra, "XLA_FLAGS": flags}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra, "XLA_FLAGS": flags}
 
 
 def start(*arguments, **extra):
