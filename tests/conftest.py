@@ -42,7 +42,9 @@ class _ParityTable:
         found = dict(report.user_properties).get("parity")
         if report.when == "call" and found:
             self.rows.setdefault((found["system"], found["kind"]), []).append(found)
-        elif "test_equals_the_authors_program" in report.nodeid and (report.failed or report.skipped):
+        elif "test_equals_the_authors_program[" not in report.nodeid or "NOTSET" in report.nodeid:
+            return  # another test, or pytest's mark of a file without cases
+        elif report.failed or report.skipped:
             self.missing += 1
 
     def pytest_sessionfinish(self, session):

@@ -1,7 +1,7 @@
-"""Replays fixtures that the authors' programs computed: `pytest tests/parity --goldens DIR`.
+"""Replays cases that the authors' programs computed, and compares.
 
-A case is a pair `<name>.json` and `<name>.npz`, anywhere below DIR. Its `kind` chooses the runner; a kind without one
-is reported as skipped, with its name.
+A case is a pair `<name>.json` and `<name>.npz`, anywhere below the folder of `--goldens`. Its `system` chooses the test
+file, its `kind` the runner: a function from (config, arrays) to {"out/..." or "grad/...": array}.
 """
 
 import json
@@ -9,28 +9,24 @@ import json
 import numpy as np
 import pytest
 
-from tests.parity import runners_cdl, runners_dkt, runners_okddip, runners_vkd
-
-RUNNERS = {
-    "cdl": runners_cdl.RUNNERS,
-    "dkt": runners_dkt.RUNNERS,
-    "okddip": runners_okddip.RUNNERS,
-    "vkd": runners_vkd.RUNNERS,
-}
-CHECKS = {("okddip", "structure"): runners_okddip.check_structure}  # of cases without arrays
+SYSTEMS = ("cdl", "dkt", "okddip", "vkd")  # each has a test file of its own, so that workers share the cases
 
 
-def pytest_generate_tests(metafunc):
-    cases = sorted(metafunc.config.getoption("--goldens").rglob("*.json"))
-    metafunc.parametrize("path", cases, ids=[f"{path.parent.name}/{path.stem}" for path in cases])
+def find_cases(folder, systems=SYSTEMS):
+    """Returns the sorted paths of the cases of some systems below a folder."""
+    return [path for path in sorted(folder.rglob("*.json")) if json.loads(path.read_text())["system"] in systems]
 
 
-def test_equals_the_authors_program(path, record_property):
+def replay(path, runners, record_property):
+    """Runs a case and compares every array that the case stores below `out/` and `grad/`.
+
+    Args:
+        path: JSON file of the case.
+        runners: kind -> runner. A kind without a runner is skipped, with its name.
+        record_property: pytest's fixture. It receives the largest error of each quantity.
+    """
     case = json.loads(path.read_text())
-    if check := CHECKS.get((case["system"], case["kind"])):
-        check(case)
-        return
-    runner = RUNNERS.get(case["system"], {}).get(case["kind"])
+    runner = runners.get(case["kind"])
     if runner is None:
         pytest.skip(f"no runner for kind {case['kind']!r} of system {case['system']!r}")
     with np.load(path.with_suffix(".npz")) as file:
