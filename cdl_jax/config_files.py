@@ -6,10 +6,9 @@ Standard library only, so that `--list` starts at once.
 import ast
 import difflib
 import runpy
-import traceback
 from pathlib import Path
 
-from cdl_jax.errors import UserError
+from cdl_jax.errors import UserError, one_line_traceback
 from cdl_jax.runtime import paths
 
 _PACKAGE = Path(__file__).parent
@@ -61,11 +60,7 @@ def load(path: Path, arguments: str):
     except UserError:
         raise
     except Exception as error:  # a config is a program of the user's
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
-        kind, where = type(error).__name__, f", line {line}" if line else ""
-        raise UserError(f"config file {path}{where}: {kind}: {getattr(error, 'msg', error)}") from error
+        raise UserError(f"config file {path}{one_line_traceback(error, str(path))}") from error
 
 
 def summary(path: Path) -> str:

@@ -1,28 +1,30 @@
-"""The exceptions that stand for a user's mistakes."""
+"""Exceptions for the mistakes of a user."""
+
+import traceback
 
 from cdl_jax.runtime.console import one_line
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: a wrong option, a missing file, damaged data.
+    """A mistake that the user can correct: a wrong option, a missing file, damaged data.
 
-    The message is a single line that says what is wrong, where, and what to do. The command line prints it without a
-    traceback and exits with code 2.
+    The message is one line: what is wrong, where, and what to do. The command line prints it without a traceback and
+    exits with code 2.
     """
 
-    def __init__(self, message):
-        # Names out of files and archives may hold line breaks and control characters.
+    def __init__(self, message: object):
+        # Names from files and archives may contain line breaks and control characters.
         super().__init__(one_line(" ".join(str(message).splitlines())))
 
 
 class MissingFileError(UserError):
-    """Something is not on this machine, and `python -m cdl_jax.fetch` can get it.
+    """A file is not on this machine, and `python -m cdl_jax.fetch` can download it.
 
     Attributes:
       fetch_name: the name for the fetch command.
     """
 
-    def __init__(self, message, fetch_name: str):
+    def __init__(self, message: object, fetch_name: str):
         super().__init__(message)
         self.fetch_name = fetch_name
 
@@ -33,3 +35,19 @@ class MissingDataError(MissingFileError):
 
 class MissingWeightsError(MissingFileError):
     """Pretrained weights are not on this machine."""
+
+
+def one_line_traceback(error: Exception, path: str) -> str:
+    """Returns the place and the text of an error in a user's file, to follow the path in a message.
+
+    Args:
+      error: an error that was raised while the file was executed.
+      path: the file; of its lines in the traceback the last one counts.
+
+    Returns:
+      Text such as ", line 3: ZeroDivisionError: division by zero". The line is left out where the traceback has none.
+    """
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
+    place = f", line {line}" if line else ""
+    return f"{place}: {type(error).__name__}: {getattr(error, 'msg', error)}"

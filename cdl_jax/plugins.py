@@ -1,34 +1,39 @@
-"""What a config names: modules, and entries of tables."""
+"""Finds plug-ins by name, checks their contracts, and suggests names for mistyped ones.
 
-import ast
+A plug-in is a file of a plug-in folder, except `__init__.py`, `base.py` and files with a leading underscore. Helpers of
+plug-ins are in subfolders.
+"""
+
 import difflib
-import functools
 import importlib
 import importlib.util
+import inspect
 import pkgutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
+from typing import TypeVar
 
-from cdl_jax.errors import UserError
+from cdl_jax.errors import UserError, one_line_traceback
+
+Value = TypeVar("Value")
 
 
 class UnknownPluginError(UserError):
     """No plug-in has the name that a config gives."""
 
 
-# What a plug-in of each folder defines at its top level. A file that lacks one of these is a helper.
-_CONTRACTS = {
-    "methods": ("build", "defaults"),
-    "distill": ("build", "OPTIONS"),
-    "models": ("build", "variant", "SIZES"),
-    "models.prompts": ("build", "OPTIONS"),
-    "data.sources": ("load", "OPTIONS"),
-    "published": ("build", "IDENTITY"),
+# Folder -> what each of its plug-ins defines: OPTIONS, a dict, and functions with the arguments of their callers.
+_CONTRACTS: dict[str, dict[str, str | None]] = {
+    "methods": {"defaults": "", "build": "config, info"},
+    "distill": {"OPTIONS": None, "build": "options, teacher, student"},
+    "models": {"build": "options, num_classes"},
+    "models.prompts": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
+    "data.sources": {"OPTIONS": None, "load": "options"},
+    "published": {"build": ""},
 }
 
-# Option, flag or name -> what other projects call it, in lower case. Of several that are known the first is offered.
-_WORDS = {
+# Option, flag or name -> what other projects call it, in lower case. The first known one is suggested.
+_SYNONYMS = {
     "optim.learning_rate": "lr base_lr init_lr rate",
     "optim.weight_decay": "wd decay l2",
     "optim.name": "optimizer opt optim",
@@ -72,75 +77,151 @@ _WORDS = {
 
 
 def list_plugins(folder: str) -> list[str]:
-    """Returns the names of the plug-ins in `cdl_jax.<folder>`, sorted; they are parsed, not imported.
+    """Returns the sorted names of the plug-ins in `cdl_jax.<folder>`, without importing them.
 
-    folder: a key of `_CONTRACTS`.
+    Args:
+      folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.prompts".
+
+    >>> list_plugins("models.prompts")
+    ['apt', 'coda', 'dualprompt', 'l2p', 'none']
     """
     package = importlib.import_module(f"cdl_jax.{folder}")
-    paths = {m.name: Path(m.module_finder.path) / f"{m.name}.py" for m in pkgutil.iter_modules(package.__path__)}
-    wanted = set(_CONTRACTS[folder])
-    return sorted(name for name, path in paths.items() if path.is_file() and wanted <= _top_level(path))
+    modules = [module for module in pkgutil.iter_modules(package.__path__) if not module.ispkg]
+    return sorted(module.name for module in modules if module.name != "base" and not module.name.startswith("_"))
 
 
-@functools.cache
-def _top_level(path):
-    """Names of the functions and values that a file defines at its top level."""
-    found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            found.add(node.name)
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        found.update(target.id for target in targets if isinstance(target, ast.Name))
-    return found
+def did_you_mean(word: str, known: Iterable[object]) -> str:
+    """Returns a hint for a mistyped word: the closest known word, then all known words if there are at most 30.
 
+    Case has no effect, and the section of a key may be missing. `_SYNONYMS` translates the words of other projects.
 
-def did_you_mean(word: str, known) -> str:
-    """Returns a hint for a mistyped word: the closest known one, then all of them where they are few.
-
-    Case has no effect, a key's section may be absent, and other projects' words are translated by `_WORDS`.
+    >>> did_you_mean("lr", ["optim.learning_rate", "seed"])
+    "did you mean 'optim.learning_rate'? known: optim.learning_rate, seed"
     """
     known = sorted(str(k) for k in known if str(k))
-    folded = {key.casefold(): key for key in known}
+    by_lower_case = {key.casefold(): key for key in known}
     word = word.casefold()
     tail = word.split(".")[-1].replace("-", "_")
-    elsewhere = [name for name, words in _WORDS.items() if tail in words.split()]
-    same = [k for name in elsewhere for k in known if k == name or k.endswith(f".{name}")]
-    same += sorted((k for k in known if k.casefold().split(".")[-1] == tail), key=lambda k: ("train." not in k, len(k)))
-    close = difflib.get_close_matches(word, folded, n=1, cutoff=0.5)
-    found = folded.get(word) or next(iter(same), None) or (folded[close[0]] if close else None)
-    hint = f"did you mean {found!r}? " if found else ""
+    translations = [name for name, words in _SYNONYMS.items() if tail in words.split()]
+    matches = [k for name in translations for k in known if k == name or k.endswith(f".{name}")]
+    same_tail = (k for k in known if k.casefold().split(".")[-1] == tail)
+    matches += sorted(same_tail, key=lambda k: ("train." not in k, len(k)))
+    close = difflib.get_close_matches(word, by_lower_case, n=1, cutoff=0.5)
+    suggestion = by_lower_case.get(word) or next(iter(matches), None) or (by_lower_case[close[0]] if close else None)
+    hint = f"did you mean {suggestion!r}? " if suggestion else ""
     return hint + (f"known: {', '.join(known)}" if len(known) <= 30 else "")
 
 
 def load_plugin(folder: str, name: str) -> ModuleType:
-    """Imports `cdl_jax.<folder>.<name>`, or `name` itself where it is a dotted path such as `my_package.my_scheme`.
+    """Imports the plug-in `name` of a folder, or a user's module, and checks that it fulfills the folder's contract.
 
-    A new scheme or learner is therefore one new file and nothing else.
+    A new scheme or learner is therefore one new file, without registration.
+
+    Args:
+      folder: one of the folders in `_CONTRACTS`.
+      name: a file of `cdl_jax.<folder>`, or the dotted path of a user's module, such as "my_package.my_scheme".
+
+    Returns:
+      The module.
 
     Raises:
-      UnknownPluginError: there is no such module; the message names the nearest one.
-      UserError: the module does not define `build`.
+      UnknownPluginError: there is no such module. The message suggests the closest name.
+      UserError: the user's module cannot be imported, lacks a part of the contract, or has a function with other
+        arguments. The message names the file, and the line or the function.
     """
-    own = "." not in name
-    path = f"cdl_jax.{folder}.{name}" if own else name
-    try:
-        if (name in list_plugins(folder)) if own else all(name.split(".")) and importlib.util.find_spec(path):
-            module = importlib.import_module(path)
-            if "build" in _CONTRACTS[folder] and not hasattr(module, "build"):
-                raise UserError(f"{name} is no plug-in of {folder}: it does not define build")
-            return module
-    except ModuleNotFoundError as error:
-        if error.name is None or not (path + ".").startswith(error.name + "."):
-            raise  # the module exists; something that it imports does not
+    if "." not in name:
+        if name in list_plugins(folder):
+            return importlib.import_module(f"cdl_jax.{folder}.{name}")
+    elif module := _import_user_module(name):
+        _check_contract(module, folder, name)
+        return module
     raise UnknownPluginError(f"no module {name!r} in {folder}: {did_you_mean(name, list_plugins(folder))}")
 
 
-def lookup(table: Mapping, name: str, what: str):
-    """`table[name]`.
+def _import_user_module(name: str) -> ModuleType | None:
+    """Returns the module of a dotted path, None if there is none.
 
     Raises:
-      UserError: there is no `what` of this name.
+      UserError: the module, or a package that contains it, fails while it is imported.
+    """
+    path = name
+    try:
+        if not all(name.split(".")) or (spec := importlib.util.find_spec(name)) is None:
+            return None
+        path = spec.origin or name
+        return importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:  # a plug-in is a program of the user's
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise UserError(f"plug-in {path}{one_line_traceback(error, path)}") from error
+
+
+def _check_contract(module, folder, name):
+    """Raises UserError where a user's module does not fulfill the contract of a folder."""
+    contract = _CONTRACTS[folder]
+    parts = " and ".join(part if arguments is None else f"{part}({arguments})" for part, arguments in contract.items())
+    for part, arguments in contract.items():
+        value = getattr(module, part, None)
+        if value is None:
+            raise UserError(f"{name} is not a plug-in of {folder}: {module.__file__} does not define {part}; "
+                            f"a plug-in of this folder defines {parts}")  # fmt: skip
+        if arguments is not None:
+            check_arguments(value, arguments, f"{module.__file__}: {part}")
+        elif not isinstance(value, Mapping):
+            raise UserError(f"{module.__file__}: {part} must be a dict of options and their defaults, "
+                            f"but it is of type {type(value).__name__}")  # fmt: skip
+
+
+def check_arguments(function: Callable, arguments: str, what: str = "a plug-in's function") -> None:
+    """Checks that a function of a user's plug-in accepts the arguments of its caller.
+
+    Args:
+      function: the function.
+      arguments: names of the arguments, such as "options, *, dim"; those after "*" are passed by name.
+      what: name for a value that is not a function, for the message.
+
+    Raises:
+      UserError: the function does not accept them. The message names its file, the function and the arguments.
+
+    >>> check_arguments(lambda options, dim=1: None, "options, *, dim")
+    """
+    if not callable(function):
+        raise UserError(f"{what} must be a function of ({arguments}), but it is of type {type(function).__name__}")
+    by_position, _, by_name = arguments.partition("*")
+    positional, named = ([word.strip() for word in part.split(",") if word.strip()] for part in (by_position, by_name))
+    try:
+        signature = inspect.signature(function).replace(return_annotation=inspect.Signature.empty)
+    except ValueError:  # a function of C without a signature
+        return
+    try:
+        signature.bind(*positional, **dict.fromkeys(named))
+    except TypeError as error:
+        raise UserError(
+            f"{describe_function(function)} has the arguments {signature}, but is called with ({arguments}): {error}"
+        ) from None
+
+
+def describe_function(function: Callable) -> str:
+    """Returns file and name of a function, for messages about a user's plug-in."""
+    plain = inspect.unwrap(getattr(function, "func", function))  # of a partial
+    code = getattr(plain, "__code__", None)
+    name = getattr(plain, "__qualname__", type(plain).__name__).replace(".<locals>", "")
+    return f"{code.co_filename}: function {name}" if code else name
+
+
+def lookup(table: Mapping[str, Value], name: str, kind: str) -> Value:
+    """Returns `table[name]`.
+
+    Args:
+      table: the known entries.
+      name: the key.
+      kind: what an entry is, for the message.
+
+    Raises:
+      UserError: the table has no such key. The message suggests the closest one.
     """
     if name not in table:
-        raise UserError(f"no {what} of the name {name!r}: {did_you_mean(name, table)}")
+        raise UserError(f"no {kind} of the name {name!r}: {did_you_mean(name, table)}")
     return table[name]

@@ -1,4 +1,4 @@
-"""Modules by name: the package's own, a user's by dotted path, and what is said where there is none."""
+"""Plug-ins by name: those of the package, a user's by dotted path, and the messages about wrong ones."""
 
 import sys
 from types import ModuleType
@@ -25,7 +25,7 @@ def user_package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_a_bare_name_is_one_of_the_package():
+def test_a_name_without_a_dot_is_a_plug_in_of_the_package():
     from cdl_jax.distill import kd
 
     assert plugins.load_plugin("distill", "kd") is kd
@@ -34,13 +34,13 @@ def test_a_bare_name_is_one_of_the_package():
     assert "l2p" in plugins.list_plugins("models.prompts") and "prompts" not in plugins.list_plugins("models")
 
 
-def test_a_dotted_path_is_a_user_s_module(user_package):
+def test_a_dotted_path_is_a_module_of_the_user(user_package):
     user_package(scheme="from cdl_jax.distill.kd import OPTIONS, build\nANSWER = 42")
     module = plugins.load_plugin("distill", "userpart.scheme")
     assert isinstance(module, ModuleType) and module.ANSWER == 42
 
 
-def test_a_mistyped_name_gets_the_nearest():
+def test_a_mistyped_name_gets_a_suggestion():
     with pytest.raises(UserError) as caught:
         plugins.load_plugin("distill", "dkdd")
     assert str(caught.value).startswith("no module 'dkdd' in distill: did you mean 'dkd'? known: ")
@@ -49,23 +49,67 @@ def test_a_mistyped_name_gets_the_nearest():
             plugins.load_plugin("distill", absent)
 
 
-def test_what_a_user_s_module_fails_to_import_is_told_itself(user_package):
-    user_package(scheme="import not_installed_anywhere", broken="from userpart import not_there", wrong="1 / 0")
-    with pytest.raises(ModuleNotFoundError, match="No module named 'not_installed_anywhere'"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import not_installed_anywhere", "line 1: ModuleNotFoundError: No module named 'not_installed_anywhere'"),
+        ("import userp", "line 1: ModuleNotFoundError: No module named 'userp'"),
+        (
+            "import json\nfrom userpart import absent",
+            "line 2: ImportError: cannot import name 'absent' from 'userpart'",
+        ),
+        ("OPTIONS = {}\n1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        ("OPTIONS = {", "line 1: SyntaxError: '{' was never closed"),
+    ],
+)
+def test_a_user_module_that_fails_on_import_is_reported_with_file_and_line(user_package, text, message):
+    user_package(scheme=text)
+    with pytest.raises(UserError, match="^plug-in .*userpart.scheme.py, ") as caught:
         plugins.load_plugin("distill", "userpart.scheme")
-    with pytest.raises(ImportError, match="cannot import name 'not_there' from 'userpart'"):
-        plugins.load_plugin("distill", "userpart.broken")
-    with pytest.raises(ZeroDivisionError):
-        plugins.load_plugin("distill", "userpart.wrong")
+    assert message in str(caught.value)
 
 
-def test_a_missing_import_whose_name_begins_like_the_package_is_told_itself(user_package):
-    user_package(scheme="import userp")
-    with pytest.raises(ModuleNotFoundError, match="No module named 'userp'"):
-        plugins.load_plugin("distill", "userpart.scheme")
+KD = "from cdl_jax.distill.kd import OPTIONS, build\n"
+POOL = "from cdl_jax.models.prompts.l2p import OPTIONS, build\n"
 
 
-def test_nearest_names_the_closest_and_lists_the_rest_where_they_are_few():
+@pytest.mark.parametrize(
+    ("folder", "text", "message"),
+    [
+        ("distill", "OPTIONS = {}", "is not a plug-in of distill: {file} does not define build; a plug-in of this "
+         "folder defines OPTIONS and build(options, teacher, student)"),
+        ("distill", "def build(options, teacher, student): ...", "{file} does not define OPTIONS; "),
+        ("distill", KD + "OPTIONS = ['alpha']", "{file}: OPTIONS must be a dict of options and their defaults, but it "
+         "is of type list"),
+        ("distill", KD + "build = 3", "{file}: build must be a function of (options, teacher, student), but it is of "
+         "type int"),
+        ("distill", KD + "def build(options): ...", "{file}: function build has the arguments (options), but is called "
+         "with (options, teacher, student): too many positional arguments"),
+        ("models.prompts", POOL + "def build(options, dim): ...", "is called with (options, *, dim, key_dim, depth, "
+         "num_tasks): got an unexpected keyword argument 'key_dim'"),
+        ("methods", "def build(config): ...\ndef defaults(): ...", "(config), but is called with (config, info)"),
+        ("methods", "def build(config, info): ...\ndef defaults(network): ...",
+         "missing a required argument: 'network'"),
+        ("models", "def build(options): ...", "(options), but is called with (options, num_classes)"),
+        ("data.sources", "OPTIONS = {}\ndef load(): ...", "function load has the arguments (), but is called with "),
+    ],
+)  # fmt: skip
+def test_a_user_module_that_breaks_the_contract_is_refused_with_file_and_function(user_package, folder, text, message):
+    user_package(part=text)
+    with pytest.raises(UserError) as caught:
+        plugins.load_plugin(folder, "userpart.part")
+    file = sys.modules["userpart.part"].__file__
+    assert message.format(file=file) in str(caught.value) and file in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_functions_of_c_and_with_defaults_fulfill_a_contract(user_package):
+    user_package(part=KD + "def build(options, teacher, student, more=1): ...")
+    assert plugins.load_plugin("distill", "userpart.part")
+    plugins.check_arguments(dict.fromkeys, "keys")
+
+
+def test_a_hint_names_the_closest_word_and_lists_at_most_30():
     assert plugins.did_you_mean("stduent", ["teacher", "student"]) == "did you mean 'student'? known: student, teacher"
     assert plugins.did_you_mean("xyz", ["teacher", "student"]) == "known: student, teacher"
     many = [f"class_{i}" for i in range(31)]
@@ -73,25 +117,33 @@ def test_nearest_names_the_closest_and_lists_the_rest_where_they_are_few():
     assert plugins.did_you_mean("zzz", many[:30]).count(",") == 29
 
 
-def test_helpers_beside_plug_ins_are_not_offered():
-    assert "learners" not in plugins.list_plugins("methods") and "weights" not in plugins.list_plugins("models")
-    for name in ("learners", "early_stopping"):
+def test_helpers_packages_and_private_files_are_not_plug_ins():
+    assert not {"base", "shared", "__init__"} & set(plugins.list_plugins("methods"))
+    assert not {"modules", "peers", "prompts", "weights"} & set(plugins.list_plugins("models"))
+    for name in ("base", "shared", "early_stopping"):
         with pytest.raises(UserError, match=f"no module '{name}' in methods: "):
             plugins.load_plugin("methods", name)
 
 
+def test_plug_ins_are_found_by_the_names_of_their_files(tmp_path, monkeypatch):
+    from cdl_jax import distill
+
+    for name in ("fresh", "_helper", "base"):
+        (tmp_path / f"{name}.py").write_text("not even Python")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    monkeypatch.setattr(distill, "__path__", [str(tmp_path)])
+    assert plugins.list_plugins("distill") == ["fresh"]
+
+
 @pytest.mark.parametrize("folder", ["methods", "distill", "models", "models.prompts", "data.sources", "published"])
-def test_each_name_that_is_offered_loads_and_has_its_contract(folder):
+def test_every_listed_plug_in_loads_and_fulfills_its_contract(folder):
     assert plugins.list_plugins(folder)
+    more = {"models": ("variant", "SIZES"), "published": ("IDENTITY",)}.get(folder, ())
     for name in plugins.list_plugins(folder):
         module = plugins.load_plugin(folder, name)
-        assert all(hasattr(module, part) for part in plugins._CONTRACTS[folder])
-
-
-def test_a_user_s_module_without_build_is_refused(user_package):
-    user_package(empty="OPTIONS = {}")
-    with pytest.raises(UserError, match="userpart.empty is no plug-in of distill: it does not define build"):
-        plugins.load_plugin("distill", "userpart.empty")
+        plugins._check_contract(module, folder, name)
+        assert all(hasattr(module, part) for part in more)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +170,7 @@ def test_a_user_s_module_without_build_is_refused(user_package):
         ("img_size", "student.image_size"),
     ],
 )
-def test_other_projects_words_are_translated(word, known):
+def test_words_of_other_projects_are_translated_to_options(word, known):
     keys = config.flatten(config.default("cdl", data="glyph_mini"))
     assert plugins.did_you_mean(word, keys) == f"did you mean {known!r}? "
     assert plugins.did_you_mean(word, [f"config.{key}" for key in keys]) == f"did you mean 'config.{known}'? "
@@ -130,22 +182,22 @@ def test_other_projects_words_are_translated(word, known):
      ("models.prompts", "L2P", "l2p"), ("methods", "finetune", "supervised"), ("methods", "NCM", "nearest_mean"),
      ("data.sources", "ImageNet-R", "imagenet_r"), ("models", "ViT", "vit")],
 )  # fmt: skip
-def test_other_projects_names_are_translated(folder, word, known):
+def test_names_of_other_projects_are_translated_to_plug_ins(folder, word, known):
     with pytest.raises(UserError, match=f"no module '{word}' in {folder}: did you mean '{known}'?"):
         plugins.load_plugin(folder, word)
 
 
-def test_each_translation_is_of_a_key_a_choice_a_flag_or_a_name():
+def test_every_synonym_belongs_to_a_key_a_flag_or_a_name():
     from cdl_jax import main
 
-    offered = {*main._FLAGS, "data", "tasks", "network", "student"}
+    suggestions = {*main._FLAGS, "data", "tasks", "network", "student"}
     for method in plugins.list_plugins("methods"):
-        offered |= {*config.flatten(config.default(method, data="glyph_mini"))}
+        suggestions |= {*config.flatten(config.default(method, data="glyph_mini"))}
     for folder in plugins._CONTRACTS:
-        offered |= {*plugins.list_plugins(folder)}
-    assert {*plugins._WORDS} <= offered
-    assert all(words == words.casefold() for words in plugins._WORDS.values())
+        suggestions |= {*plugins.list_plugins(folder)}
+    assert {*plugins._SYNONYMS} <= suggestions
+    assert all(words == words.casefold() for words in plugins._SYNONYMS.values())
 
 
-def test_an_empty_name_is_not_offered():
+def test_an_empty_name_is_not_suggested():
     assert plugins.did_you_mean("xyz", ["", "naive"]) == "known: naive"
