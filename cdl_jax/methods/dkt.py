@@ -306,7 +306,7 @@ class DKT:
         for name, answer in self._answers(variables, images, context, False).items():
             seen[name] = {**named_features(answer.out), "cl": answer.cl, **({"st": answer.st} if self._taught else {})}
         for i, teacher in enumerate(self.given_teachers):
-            told = replace(teacher, of_batch=False).outputs(variables["teachers"][str(i)], images, context)
+            told = replace(teacher, use_batch_statistics=False).outputs(variables["teachers"][str(i)], images, context)
             seen[f"teacher_{i}"] = {**named_features(told), "logits": told["logits"]}
         return seen
 
@@ -352,7 +352,7 @@ def build(config, info: StreamInfo) -> DKT:
     given = tuple(
         finished_run.find_teacher(
             folder, options.teacher_network, options.teacher_checkpoint, info, config.augment,
-            of_batch=options.teacher_bn == "batch",
+            use_batch_statistics=options.teacher_bn == "batch",
         )
         for folder in options.teachers
     )  # fmt: skip

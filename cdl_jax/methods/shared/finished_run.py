@@ -1,13 +1,13 @@
-"""Networks that other runs have trained, as teachers that learn no more.
+"""Networks of finished runs as teachers that are no longer trained.
 
-The run may be of any method: what it says of a network's outputs (`Method.outputs`), or at least its predictions, is
-what the teacher tells. It is given the student's pictures, resized (bilinearly) and normalised for its own run's
-network. Its weights become frozen variables of the run that is taught, which needs the other's checkpoints only once.
+The run may be of any method. The teacher's outputs are the method's `outputs`, by default its logits. A teacher gets
+the student's images, resized (bilinearly) and normalized for the network of its own run. Its weights become frozen
+variables of the student's run, which reads the teacher's checkpoints only once.
 """
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,74 +15,208 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
 
 from cdl_jax import config as configs
 from cdl_jax import plugins
 from cdl_jax.data.transforms import augment, resizing
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import StreamInfo, join, split, stored
+from cdl_jax.losses import Context
+from cdl_jax.methods.base import StreamInfo, Variables, join, split, stored
 from cdl_jax.models import weights
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True)
-class RunTeacher:
-    """A network of another run, as it was after one task or after each.
+class FinishedRun:
+    """A run of which every task is trained.
 
-    folder: the run's working directory. config: its resolved config. info: its stream. method: its method.
-    network: one of the method's networks.
-    tasks: the checkpoints that are used: one for the whole stream, or one for each task.
-    given: the student's `augment` section, by which the pictures that are given were normalised.
-    of_batch: whether statistics of the batch normalise, in place of those that the network keeps.
+    Attributes:
+      folder: the run's working directory.
+      config: its resolved config.
+      info: its stream.
     """
 
     folder: Path
-    config: Any
+    config: ConfigDict
+    info: StreamInfo
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "FinishedRun":
+        """Reads the JSON files of a run.
+
+        Args:
+          folder: working directory of the run, absolute or relative to the current directory.
+
+        Raises:
+          UserError: the folder has no run with results, or a run of several seeds.
+        """
+        if not isinstance(folder, str | Path):
+            raise UserError(f"teachers names {folder!r}, which is not a folder: name a --workdir of a finished run")
+        folder = paths.resolve(folder, "the teacher's run")
+        config, tasks = _read_json_files(folder)
+        sizes = tuple(len(task["classes"]) for task in tasks)
+        names = tuple(name for task in tasks for name in task["classes"])
+        return cls(folder, config, StreamInfo(sum(sizes), sizes, names, sum(task["train"] for task in tasks)))
+
+    @cached_property
+    def method(self) -> Any:
+        """The run's method.
+
+        Raises:
+          UserError: the config is of another version of this package.
+        """
+        try:
+            return plugins.load_plugin("methods", self.config.method).build(self.config, self.info)
+        except (AttributeError, KeyError) as error:
+            raise UserError(
+                f"the teacher's run {self.folder} was made by another version ({error}): train it anew"
+            ) from None
+
+
+def check_same_stream(run: FinishedRun, info: StreamInfo, checkpoint: str) -> None:
+    """Checks that a run was trained on the student's stream.
+
+    Args:
+      run: the teacher's run.
+      info: the student's stream.
+      checkpoint: "same_task" requires the same tasks, "last" only the same classes in the same order.
+
+    Raises:
+      UserError: the streams differ.
+    """
+    if not info.class_names:
+        raise UserError(
+            f"the teacher's run {run.folder} has one class order, and each of config.seeds has its own "
+            "(data.class_order_seed=-1): run the seeds one by one, each with a teacher of its class order"
+        )
+    if run.info.class_names != info.class_names:
+        raise UserError(
+            f"the teacher's run {run.folder} has other classes, or in another order: choose a run of this stream"
+        )
+    if checkpoint == "same_task" and run.info.task_sizes != info.task_sizes:
+        raise UserError(
+            f"the teacher's run {run.folder} has {run.info.num_tasks} tasks, this one has {info.num_tasks}: set "
+            "teacher_checkpoint='last', or choose a run with the same tasks"
+        )
+
+
+def pick_network(run: FinishedRun, name: str) -> str:
+    """Returns the network of a run that is the teacher.
+
+    Args:
+      run: the teacher's run.
+      name: of the network. "": "teacher" if the run trained a network of that name, else the last one that it trained.
+
+    Raises:
+      UserError: the run has no network of this name.
+    """
+    networks = run.method.networks
+    trained = [network for network in networks if network not in getattr(run.method, "given", ())]
+    name = name or ("teacher" if "teacher" in trained else trained[-1])
+    if name not in networks:
+        raise UserError(
+            f"the teacher's run {run.folder} has no network {name!r}: {plugins.did_you_mean(name, networks)}"
+        )
+    return name
+
+
+def pick_tasks(run: FinishedRun, checkpoint: str) -> tuple[int, ...]:
+    """Returns the tasks after which the teacher's weights are taken.
+
+    Args:
+      run: the teacher's run.
+      checkpoint: "same_task": all tasks. "last": the last task.
+
+    Raises:
+      UserError: the run is not finished, or a checkpoint is missing.
+    """
+    num_tasks = run.info.num_tasks
+    with Checkpoints(run.folder, read_only=True) as checkpoints:
+        finished = checkpoints.finished_tasks()
+    num_trained = finished[-1] + 1 if finished else 0
+    if num_trained < num_tasks:
+        raise UserError(f"the teacher's run {run.folder} has finished {num_trained} of {num_tasks} tasks: resume it")
+    tasks = tuple(range(num_tasks)) if checkpoint == "same_task" else (num_tasks - 1,)
+    if missing := sorted({*tasks} - {*finished}):
+        raise UserError(
+            f"the teacher's run {run.folder} has deleted its checkpoint after task {missing[0]}: train it with "
+            "checkpoint.keep_tasks=0, or set teacher_checkpoint='last'"
+        )
+    return tasks
+
+
+@dataclass(frozen=True)
+class RunTeacher:
+    """A network of a finished run, with its weights after one task or after each task.
+
+    Attributes:
+      folder: the run's working directory.
+      config: its resolved config.
+      info: its stream.
+      method: its method.
+      network: one of the method's networks.
+      tasks: tasks of the checkpoints in use, one for the whole stream or one for each task.
+      input_augment: the student's config section `augment`, whose normalization the input images have.
+      use_batch_statistics: whether batch norm uses statistics of the batch, instead of running statistics.
+    """
+
+    folder: Path
+    config: ConfigDict
     info: StreamInfo
     method: Any
     network: str
     tasks: tuple[int, ...]
-    given: Any
-    of_batch: bool = False
+    input_augment: Mapping[str, Any]
+    use_batch_statistics: bool = False
 
-    def init(self):
-        """The variables, all zero: {"frozen": the run's, "tasks": its live ones, stacked over `tasks`}."""
+    def init(self) -> Variables:
+        """Returns variables of zeros.
+
+        Returns:
+          {"frozen": the run's frozen variables, "tasks": its other variables, stacked over `tasks`}.
+        """
         live, frozen = self._shapes
         zeros = {"frozen": frozen, "tasks": jax.tree.map(lambda x: _stacked(x, len(self.tasks)), live)}
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
 
-    def load(self):
-        """The variables as the run's checkpoints have them, as NumPy arrays.
+    def load(self) -> Variables:
+        """Returns the variables of the run's checkpoints, as NumPy arrays.
 
         Raises:
           UserError: a checkpoint cannot be read.
         """
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        live, frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), self._shapes)
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+        live, frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self._shapes)
         with Checkpoints(self.folder, read_only=True) as checkpoints:
             tasks = [jax.device_get(checkpoints.restore_task(task, live)) for task in self.tasks]
             frozen = jax.device_get(checkpoints.restore_frozen(frozen))
         return {"frozen": frozen, "tasks": jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)}
 
-    def outputs(self, variables, images, context) -> dict:
-        """What the network says of `images` after the task of `context`: `logits` `[batch, classes]` among others.
+    def outputs(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, Any]:
+        """Returns the network's named outputs, with its weights for the task of `context`.
 
-        images: float32 `[batch, size, size, 3]` of any size, as the student takes them.
+        Args:
+          variables: as `init` returns them.
+          images: float32 `[batch, size, size, 3]`, the student's input of any size.
+          context: position in the student's stream.
+
+        Returns:
+          `logits` float32 `[batch, classes]`, and what else the method names.
         """
-        images, side = augment.renormalize(images, self.given, self.config.augment), self.method.image_size
+        images, side = augment.renormalize(images, self.input_augment, self.config.augment), self.method.image_size
         images = resizing.resize(images, (side, side), False)
         each_task = len(self.tasks) > 1
         live = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
-        if not each_task:  # it has learnt all classes, whatever the task is here
+        if not each_task:  # the teacher has learned all classes, whatever the student's task is
             last = jnp.int32(self.info.num_tasks - 1)
             first = jnp.int32(self.info.num_classes - self.info.task_sizes[-1])
             context = context.replace(task=last, first=first, end=jnp.int32(self.info.num_classes))
         joined = join(variables["frozen"], live)
-        if self.of_batch:
+        if self.use_batch_statistics:
             return self.method.outputs(self.network, joined, images, context, of_batch=True)
         if hasattr(self.method, "outputs"):
             return self.method.outputs(self.network, joined, images, context)
@@ -90,92 +224,76 @@ class RunTeacher:
 
     @cached_property
     def _shapes(self):
+        """Shapes of the run's live and frozen variables, as its checkpoints have them."""
         shapes = jax.eval_shape(self.method.init, jax.random.key(0))
         live, frozen = split(shapes, lambda path: not self.method.frozen(path))
         return live, stored(frozen, self.config.get("frozen_dtype", "float32"))
 
 
 def find_teacher(
-    folder: str, network: str, checkpoint: str, info: StreamInfo, given, *, of_batch: bool = False
+    folder: str | Path,
+    network: str,
+    checkpoint: str,
+    info: StreamInfo,
+    input_augment: Mapping[str, Any],
+    *,
+    use_batch_statistics: bool = False,
 ) -> RunTeacher:
-    """The teacher that a config names; nothing but the run's JSON files is read.
+    """Returns the teacher that a config names. Reads only the run's JSON files, not its weights.
 
     Args:
-      folder: the working directory of a run on the same classes in the same order.
-      network: name of one of its networks; "": "teacher" where it trained one, else the last that it trained.
-      checkpoint: "same_task", the one after the task that is being taught, from a run with the same tasks; or "last".
-      info: the stream that is taught. given: the section `augment` of the run that is taught.
-      of_batch: whether statistics of the student's batch normalise in the teacher.
+      folder: working directory of a run on the same classes in the same order.
+      network: name of one of its networks; "" as in `pick_network`.
+      checkpoint: "same_task", the weights after the task that the student is training; or "last".
+      info: the student's stream.
+      input_augment: the student's config section `augment`.
+      use_batch_statistics: whether the teacher's batch norm uses statistics of the student's batch.
 
     Raises:
       UserError: there is no such run, it is not finished, or it does not fit.
     """
-    if not isinstance(folder, str | Path):
-        raise UserError(f"teachers names {folder!r}, which is no folder: name a --workdir of a finished run")
-    folder = paths.resolve(folder, "the teacher's run")
-    config, stream = _read(folder)
-    sizes = tuple(len(task["classes"]) for task in stream["tasks"])
-    known = StreamInfo(
-        num_classes=sum(sizes),
-        task_sizes=sizes,
-        class_names=tuple(name for task in stream["tasks"] for name in task["classes"]),
-        train_images=sum(task["train"] for task in stream["tasks"]),
-    )
-    if not info.class_names:
+    run = FinishedRun.read(folder)
+    check_same_stream(run, info, checkpoint)
+    network = pick_network(run, network)
+    method = run.method
+    outputs = getattr(method, "outputs", None)
+    if use_batch_statistics and not (outputs and "of_batch" in inspect.signature(outputs).parameters):
         raise UserError(
-            f"the teacher's run {folder} learnt one order of classes, and each of config.seeds has its own "
-            "(data.class_order_seed=-1): run the seeds one by one, each with a teacher of its order"
+            f"the teacher's run {run.folder}, of method {run.config.method!r}, supports running statistics only"
         )
-    if known.class_names != info.class_names:
-        raise UserError(
-            f"the teacher's run {folder} learnt other classes, or in another order: choose a run of this stream"
-        )
-    if checkpoint == "same_task" and sizes != info.task_sizes:
-        raise UserError(
-            f"the teacher's run {folder} has {known.num_tasks} tasks, this one has {info.num_tasks}: say "
-            "teacher_checkpoint='last', or choose a run with the same tasks"
-        )
-    try:
-        method = plugins.load_plugin("methods", config.method).build(config, known)
-    except (AttributeError, KeyError) as error:
-        raise UserError(f"the teacher's run {folder} was made by another version ({error}): train it anew") from None
-    own = [name for name in method.networks if name not in getattr(method, "given", ())]
-    network = network or ("teacher" if "teacher" in own else own[-1])
-    if network not in method.networks:
-        raise UserError(
-            f"the teacher's run {folder} has no network {network!r}: {plugins.did_you_mean(network, method.networks)}"
-        )
-    tells = getattr(method, "outputs", None)
-    if of_batch and not (tells and "of_batch" in inspect.signature(tells).parameters):
-        raise UserError(f"the teacher's run {folder}, of method {config.method!r}, knows running statistics only")
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        stored = checkpoints.finished_tasks()
-    learnt = stored[-1] + 1 if stored else 0
-    if learnt < known.num_tasks:
-        raise UserError(f"the teacher's run {folder} has learnt {learnt} of {known.num_tasks} tasks: finish it first")
-    tasks = tuple(range(known.num_tasks)) if checkpoint == "same_task" else (known.num_tasks - 1,)
-    if absent := sorted({*tasks} - {*stored}):
-        raise UserError(
-            f"the teacher's run {folder} has not kept its checkpoint after task {absent[0]}: train it with "
-            "checkpoint.keep_tasks=0, or take its network as it was after the last task"
-        )
-    return RunTeacher(folder, config, known, method, network, tasks, given, of_batch)
+    tasks = pick_tasks(run, checkpoint)
+    return RunTeacher(run.folder, run.config, run.info, method, network, tasks, input_augment, use_batch_statistics)
 
 
-def is_run(place: str) -> bool:
-    """Returns whether `place` is the folder of a run; Hugging Face's folders too have a `config.json`."""
-    if place in ("", "random"):
+def is_run(path: str) -> bool:
+    """Returns whether `path` is the folder of a run.
+
+    A folder from Hugging Face has a `config.json` too; its weights distinguish it from a run.
+    """
+    if path in ("", "random"):
         return False
-    folder = paths.resolve(place, "the teacher's run")
+    folder = paths.resolve(path, "the teacher's run")
     return (folder / "config.json").is_file() and not any((folder / name).is_file() for name in weights.OF_HUB)
 
 
-def average_outputs(outputs: Sequence[dict]) -> dict:
-    """The mean of what several teachers say, of those outputs that all of them have in the same shape."""
+def average_outputs(outputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Averages the named outputs of several teachers.
+
+    >>> first, second = {"logits": jnp.array([1.0, 3.0])}, {"logits": jnp.array([2.0, 5.0]), "features": jnp.ones(4)}
+    >>> {name: value.tolist() for name, value in average_outputs([first, second]).items()}
+    {'logits': [1.5, 4.0]}
+
+    Args:
+      outputs: named outputs of each teacher; pytrees of arrays.
+
+    Returns:
+      The means of the outputs that all teachers have in one shape.
+    """
     if len(outputs) == 1:
         return outputs[0]
-    alike = [name for name, value in outputs[0].items() if all(_shape(o.get(name)) == _shape(value) for o in outputs)]
-    return {name: jax.tree.map(lambda *x: sum(x) / len(x), *(o[name] for o in outputs)) for name in alike}
+    shapes = [{name: _shape(value) for name, value in out.items()} for out in outputs]
+    common = [name for name, shape in shapes[0].items() if all(other.get(name) == shape for other in shapes)]
+    return {name: jax.tree.map(lambda *x: sum(x) / len(x), *(out[name] for out in outputs)) for name in common}
 
 
 def _shape(tree):
@@ -186,15 +304,16 @@ def _stacked(leaf, count):
     return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
 
 
-def _read(folder):
+def _read_json_files(folder):
+    """Returns a run's config, and the tasks of its stream as results.json has them."""
     try:
-        config = ml_collections.ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
-        several = bool(config.get("seeds")) or not (folder / "checkpoints").exists()  # the seeds' are in one place
-        if not several:
-            return config, json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]
+        config = ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
+        # The checkpoints of a run of several seeds are not in the folders of the seeds.
+        if not config.get("seeds") and (folder / "checkpoints").exists():
+            return config, json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]["tasks"]
     except (OSError, TypeError, KeyError, ValueError, RecursionError):
         raise UserError(
-            f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run; one that was "
+            f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run; a run that was "
             "moved is the same teacher under its new path"
         ) from None
     raise UserError(

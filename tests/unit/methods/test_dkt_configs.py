@@ -109,7 +109,7 @@ def test_what_the_authors_do_is_behind_one_word(teacher, reference):
 @pytest.mark.parametrize("of_batch", [False, True])
 def test_a_finished_run_teaches_as_it_was_after_the_same_task(teacher, of_batch):
     info = program(small("baseline=lwf")).info
-    found = find_teacher(str(teacher), "", "same_task", info, {}, of_batch=of_batch)
+    found = find_teacher(str(teacher), "", "same_task", info, {}, use_batch_statistics=of_batch)
     variables = jax.tree.map(jnp.asarray, found.load())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     said = []
@@ -152,5 +152,5 @@ def test_a_method_that_knows_running_statistics_only_is_refused(teacher, monkeyp
     from cdl_jax.methods import lwf
 
     monkeypatch.delattr(lwf.LwF, "outputs")
-    with pytest.raises(UserError, match="of method 'lwf', knows running statistics only"):
-        find_teacher(str(teacher), "", "last", program(small("baseline=lwf")).info, {}, of_batch=True)
+    with pytest.raises(UserError, match="of method 'lwf', supports running statistics only"):
+        find_teacher(str(teacher), "", "last", program(small("baseline=lwf")).info, {}, use_batch_statistics=True)
