@@ -359,7 +359,7 @@ def build(config, info: StreamInfo) -> DKT:
     if options.random_peers:
         matrix = (1 - np.eye(count, dtype=np.float32)) / max(count - 1, 1)
     else:
-        matrix = topology.mixing(options.topology, count)
+        matrix = topology.mixing_matrix(options.topology, count)
     if given or count == 1:
         matrix = np.zeros_like(matrix)
     names_of = tuple(f"learner_{i}" for i in range(count))

@@ -1,7 +1,9 @@
-"""Loss terms, weights, masks and measures of DKT and of the baselines that it is compared with.
+"""Losses, weights, masks and metrics of DKT and of its baselines LwF and EEIL.
 
-Logits are `[batch, classes]` and span all classes of the stream, seen or not, as the authors' do.
+Throughout, logits are float `[batch, classes]`. They span all classes of the stream, as in the authors' code.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,29 +16,33 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergence
 
 OPTIONS = {
-    # How the ST head follows its target: "mse" of raw logits, "kd": divergence of softened probabilities, "soft_mse":
-    # mse of these (as the authors' README has it, not their program), or "none": it does not learn.
+    # Loss of the ST head: "mse" of raw logits, "kd": KL divergence of softened probabilities, "soft_mse": MSE of these
+    # (described in the authors' README, absent from their code), or "none": the ST head is not trained.
     "st_loss": "mse",
     "temperature": 2.0,  # of kd and soft_mse
-    "reduction": "mean",  # of both heads' terms; or "sum", over pictures and, of the ST head's, classes
-    "kd_rel": 0.5,  # weight of the ST head's term
-    "kd_every": 0,  # tasks after which that weight changes, the first included; 0: it is constant
-    "kd_step": 0.5,  # by how much it then changes; below 0 it falls. A weight that is exactly 0 stays so
-    "kd_clamp": False,  # whether it stops at 0; otherwise it may become negative, as in the authors' program
-    "kd_warmup": 0,  # so many first tasks have the weight 0
+    "reduction": "mean",  # of both heads' losses; or "sum", over images and, for the ST head, classes
+    "kd_rel": 0.5,  # weight of the ST head's loss
+    "kd_every": 0,  # number of tasks after which that weight changes, the first included; 0: it is constant
+    "kd_step": 0.5,  # change of the weight; below 0 it falls. A weight that is exactly 0 stays 0
+    "kd_clamp": False,  # whether the weight stops at 0; otherwise it may become negative, as in the authors' code
+    "kd_warmup": 0,  # number of first tasks whose weight is 0
 }
 
 _KINDS = ("mse", "kd", "soft_mse", "none")
 
 
-def check(section: str, options) -> None:
-    """Refuses values that make no sense.
+def check(section: str, options: Any) -> None:
+    """Refuses options that are out of range.
+
+    Args:
+      section: the section's name, for the message.
+      options: a config section with the keys of `OPTIONS`.
 
     Raises:
       UserError: names the option and its range.
     """
     if options.st_loss not in _KINDS:
-        raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.did_you_mean(options.st_loss, _KINDS)}")
+        raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.nearest(options.st_loss, _KINDS)}")
     if options.reduction not in ("mean", "sum"):
         raise UserError(f"{section}.reduction={options.reduction!r}: use 'mean' or 'sum'")
     if not options.temperature > 0:
@@ -46,26 +52,64 @@ def check(section: str, options) -> None:
             raise UserError(f"{section}.{key}={options[key]} must not be negative")
 
 
-def class_loss(cl_logits, labels, reduction: str = "mean"):
-    """Cross-entropy of the CL head over all classes; labels int32 `[batch]`."""
+def class_loss(cl_logits: jax.Array, labels: jax.Array, reduction: str = "mean") -> jax.Array:
+    """Computes the cross-entropy of the CL head over all classes.
+
+    Args:
+      cl_logits: float `[batch, classes]`.
+      labels: int32 `[batch]`.
+      reduction: over the batch, "mean" or "sum".
+
+    Returns:
+      Scalar in the logits' dtype.
+    """
     return getattr(jnp, reduction)(optax.softmax_cross_entropy_with_integer_labels(cl_logits, labels))
 
 
-def student_target(logits, kind: str, temperature: float):
-    """What the ST head follows of a teacher's or a peer's `logits`, without a gradient: the logits, or probabilities.
+def student_target(logits: jax.Array, kind: str, temperature: float) -> jax.Array:
+    """Computes the ST head's target from the logits of a teacher or a peer.
 
-    Targets of several peers may be averaged: the gradient is then that of the average of their terms.
+    Targets of multiple peers may be averaged: the gradient is then that of the average of their losses.
+
+    Args:
+      logits: float `[batch, classes]`.
+      kind: the option `st_loss`.
+      temperature: of "kd" and "soft_mse".
+
+    Returns:
+      float `[batch, classes]` without a gradient: probabilities for "kd" and "soft_mse", else the logits.
+
+    Example:
+      >>> student_target(jnp.array([[2.0, 2.0]]), "kd", temperature=2.0).tolist()
+      [[0.5, 0.5]]
     """
     logits = jax.lax.stop_gradient(logits)
     return jax.nn.softmax(logits / temperature) if kind in ("kd", "soft_mse") else logits
 
 
-def student_loss(st_logits, target, kind: str, temperature: float, reduction: str = "mean"):
-    """What it costs the ST head to differ from a `student_target` of the same `kind`; a scalar.
+def student_loss(
+    st_logits: jax.Array, target: jax.Array, kind: str, temperature: float, reduction: str = "mean"
+) -> jax.Array:
+    """Computes the distillation loss of the ST head.
 
-    mse: `mean_bc (z - target)^2`, of raw logits. kd: `mean_bc target (log target - log_softmax(z / T))`, neither
-    multiplied by T^2 nor summed over classes. soft_mse: `mean_bc (softmax(z / T) - target)^2`. none: 0.
-    With `reduction` "sum", sums in place of these means over batch and classes.
+    mse: `mean_bc (z - target)^2` of raw logits.
+    kd: `mean_bc target (log target - log_softmax(z / T))`, neither multiplied by T^2 nor summed over classes.
+    soft_mse: `mean_bc (softmax(z / T) - target)^2`.
+    none: 0.
+
+    Args:
+      st_logits: float `[batch, classes]`.
+      target: float `[batch, classes]`, a `student_target` of the same kind.
+      kind: the option `st_loss`.
+      temperature: of "kd" and "soft_mse".
+      reduction: "mean", or "sum": sums over batch and classes replace the means above.
+
+    Returns:
+      Scalar in the logits' dtype.
+
+    Example:
+      >>> student_loss(jnp.array([[1.0, 3.0]]), jnp.array([[1.0, 1.0]]), "mse", temperature=2.0).item()
+      2.0
     """
     reduce = getattr(jnp, reduction)
     if kind == "none":
@@ -79,19 +123,25 @@ def student_loss(st_logits, target, kind: str, temperature: float, reduction: st
     return reduce(divergence) / (st_logits.shape[-1] if reduction == "mean" else 1)
 
 
-def kd_weight(options, task, num_tasks: int = 1000):
-    """Returns the weight of the ST head's term while a task is learned.
+def kd_weight(options: Any, task: int | jax.Array, num_tasks: int = 1000) -> jax.Array:
+    """Computes the weight of the ST head's loss in a task.
 
-    The weights of all tasks are computed in double precision, one after the other, as in the authors' program. So
+    The weights of all tasks are computed in double precision, one after the other, as in the authors' code. So
     0.3 - 3 x 0.1 is not 0, and the weight goes on to -0.1.
 
     Args:
       options: a section with the keys of `OPTIONS`.
-      task: int, the task's number from 0, possibly traced.
+      task: int, counted from 0; may be traced.
       num_tasks: of the stream.
 
     Returns:
       float32 scalar.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> options = SimpleNamespace(**{**OPTIONS, "kd_every": 2, "kd_step": 0.25})
+      >>> [float(kd_weight(options, task, num_tasks=4)) for task in range(4)]
+      [0.5, 0.75, 0.75, 1.0]
     """
     weights, weight = [], float(options.kd_rel)
     for number in range(num_tasks):
@@ -103,61 +153,124 @@ def kd_weight(options, task, num_tasks: int = 1000):
     return jnp.asarray(np.array(weights, np.float64).astype(np.float32))[task]
 
 
-def active_classes(task_classes, task, kind: str):
-    """bool `[classes]`: those whose logits `lwf_loss` and `eeil_loss` hold on to while task `task` is learnt.
+def active_classes(task_classes: np.ndarray | jax.Array, task: int | jax.Array, kind: str) -> jax.Array:
+    """Selects the old classes whose logits `lwf_loss` and `eeil_loss` preserve.
 
     Args:
-      task_classes: bool `[tasks, classes]`. task: int, maybe traced; for the first one no class is active.
-      kind: "last": those of the task before, as the authors' library has it; "all_seen": those of all tasks before.
+      task_classes: bool `[tasks, classes]`, the classes of each task.
+      task: int, the task that is being learned; may be traced.
+      kind: "last": the classes of the task before, as in the authors' library. "all_seen": of all tasks before.
+
+    Returns:
+      bool `[classes]`; all False for the first task.
+
+    Example:
+      >>> active_classes(np.eye(3, dtype=bool), 2, "last").tolist()
+      [False, True, False]
+      >>> active_classes(np.eye(3, dtype=bool), 2, "all_seen").tolist()
+      [True, True, False]
     """
     tasks = jnp.arange(len(task_classes))
     before = tasks == task - 1 if kind == "last" else tasks < task
     return jnp.any(jnp.asarray(task_classes) & before[:, None], axis=0)
 
 
-def lwf_loss(logits, previous_logits, active, temperature: float):
-    """`mean_b KL(previous || current)`, softmax at T over the `active` `[classes]` columns; 0 where none is.
+def lwf_loss(logits: jax.Array, previous_logits: jax.Array, active: jax.Array, temperature: float) -> jax.Array:
+    """Computes the loss that preserves the previous network's outputs in LwF.
 
-    Learning without Forgetting (Li and Hoiem, 2016) as DKT's baseline has it, not multiplied by T^2.
+    `mean_b KL(previous || current)`, softmax at T over the active classes, not multiplied by T^2. Learning without
+    Forgetting (Li and Hoiem, 2016) in the form of DKT's baseline.
+
+    Args:
+      logits: float `[batch, classes]`.
+      previous_logits: float `[batch, classes]`, of the network before this task; no gradient passes.
+      active: bool `[classes]`; see `active_classes`.
+      temperature: T.
+
+    Returns:
+      float32 scalar, 0 without an active class.
     """
     return kl_divergence(logits, jax.lax.stop_gradient(previous_logits), active, temperature)
 
 
-def eeil_loss(logits, previous_logits, active, temperature: float):
-    """Sum over the `active` `[classes]` columns of a binary cross-entropy with the previous network, a mean over the
-    batch, where each column is a softmax at T over the batch.
+def eeil_loss(logits: jax.Array, previous_logits: jax.Array, active: jax.Array, temperature: float) -> jax.Array:
+    """Computes the loss that preserves the previous network's outputs in EEIL.
 
-    EEIL (Castro et al., 2018) as DKT's baseline has it; the paper's softmax is over classes.
+    Each class has a softmax at T over the images of the batch. The loss is the sum over the active classes of the
+    binary cross-entropy with the previous network's softmax, a mean over the batch. This is EEIL (Castro et al., 2018)
+    in the form of DKT's baseline; the paper's softmax is over classes.
+
+    Args:
+      logits: float `[batch, classes]`.
+      previous_logits: float `[batch, classes]`, of the network before this task; no gradient passes.
+      active: bool `[classes]`; see `active_classes`.
+      temperature: T.
+
+    Returns:
+      float32 scalar, 0 without an active class.
     """
     log_p = jax.nn.log_softmax(logits / temperature, axis=0)
     target = jax.nn.softmax(jax.lax.stop_gradient(previous_logits) / temperature, axis=0)
-    # A column that one picture has to itself would make log(1 - p) infinite.
+    # A probability of 1 would make log(1 - p) infinite.
     log_rest = jnp.log1p(-jnp.minimum(jnp.exp(log_p), 1 - 1e-7))
     columns = -(target * log_p + (1 - target) * log_rest).mean(axis=0)
     return jnp.where(active, columns, 0).sum()
 
 
-def gradient_noise_std(step, eta: float = 0.3, gamma: float = 0.55):
-    """Standard deviation `eta / (1 + step)^gamma` of the noise that EEIL's baseline adds to gradients in step `step`.
+def gradient_noise_std(step: int | jax.Array, eta: float = 0.3, gamma: float = 0.55) -> jax.Array:
+    """Computes `eta / (1 + step)^gamma`, the standard deviation of gradient noise.
 
-    Counted from 0 over the whole run. Neelakantan et al. (2015) have it as the variance: their rule is
-    `optax.add_noise(eta, gamma, seed)`, this one `optax.add_noise(eta**2, 2 * gamma, seed)` with a state that no task
-    resets.
+    DKT's baseline EEIL adds this noise. Neelakantan et al. (2015) give this value for the variance: their rule is
+    `optax.add_noise(eta, gamma, seed)`. This one is `optax.add_noise(eta**2, 2 * gamma, seed)` with a state that no
+    task resets.
+
+    Args:
+      step: int, counted from 0 over all tasks of the run; may be traced.
+      eta: standard deviation at step 0.
+      gamma: exponent of the decay.
+
+    Returns:
+      Scalar.
+
+    Example:
+      >>> gradient_noise_std(3, eta=0.3, gamma=0.5)
+      0.15
     """
     return eta / (1.0 + step) ** gamma
 
 
-def noise_loss(params, key, deviation):
-    """A scalar of value 0 that adds independent normal noise of a standard deviation to the gradient of `params`."""
+def noise_loss(params: Any, key: jax.Array, deviation: float | jax.Array) -> jax.Array:
+    """Returns a loss of 0 that adds normal noise to the gradient of `params`.
+
+    Args:
+      params: pytree of float arrays.
+      key: PRNG key.
+      deviation: standard deviation of the noise, which is independent for each parameter.
+
+    Returns:
+      float32 scalar 0.
+    """
     flat, _ = ravel_pytree(params)
     term = deviation * jnp.vdot(jax.random.normal(key, flat.shape), flat)
     return term - jax.lax.stop_gradient(term)
 
 
-def rounded_correct(logits, labels):
-    """float32 `[batch]`: 1 where the largest of the probabilities, each rounded to 0 or 1, is the label's.
+def rounded_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Scores 1 where the argmax of the rounded probabilities is the label, else 0.
 
-    What the authors' stand-alone test counts. A picture whose largest probability is at most one half counts as class
-    0, so that its accuracies are too low: to compare with theirs, not to report.
+    The authors' stand-alone test counts this. An image whose largest probability is at most one half counts as class
+    0, which makes the accuracy too low: use it to compare with theirs, and report the plain accuracy.
+
+    Args:
+      logits: float `[batch, classes]`.
+      labels: int32 `[batch]`.
+
+    Returns:
+      float32 `[batch]`.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[0.3, 0.45, 0.25], [0.2, 0.6, 0.2]]))
+      >>> rounded_correct(logits, jnp.array([1, 1])).tolist()
+      [0.0, 1.0]
     """
     return (jnp.round(jax.nn.softmax(logits)).argmax(axis=-1) == labels).astype(jnp.float32)

@@ -229,11 +229,11 @@ def test_networks_are_evaluated_in_their_own_order():
 
 def test_topologies():
     third = np.float32(1) / 3
-    assert topology.mixing("ring", 3).tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
-    assert topology.mixing("full", 4)[0].tolist() == [0, third, third, third]
-    assert topology.mixing("star", 3).tolist() == [[0, 0.5, 0.5], [1, 0, 0], [1, 0, 0]]
-    assert topology.mixing("pairs", 3).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
-    assert topology.mixing(((0, 1), (0, 0)), 2).tolist() == [[0, 1], [0, 0]]
+    assert topology.mixing_matrix("ring", 3).tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    assert topology.mixing_matrix("full", 4)[0].tolist() == [0, third, third, third]
+    assert topology.mixing_matrix("star", 3).tolist() == [[0, 0.5, 0.5], [1, 0, 0], [1, 0, 0]]
+    assert topology.mixing_matrix("pairs", 3).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert topology.mixing_matrix(((0, 1), (0, 0)), 2).tolist() == [[0, 1], [0, 0]]
     independent = topology.class_orders("independent", 3, (2, 2), 5)
     assert independent[0] == (0, 1, 2, 3) and all(sorted(order) == [0, 1, 2, 3] for order in independent)
     shuffled = topology.class_orders("shuffled", 3, (2, 2), 5)
@@ -263,4 +263,4 @@ def test_what_makes_no_sense_is_told_in_one_line(changes, message):
 @pytest.mark.parametrize("rows", [((0, 1),), ((1, 0), (0, 1)), ((0, 0.5), (1, 0)), ((0, -1), (1, 0)), ((0, 1), (1,))])
 def test_a_matrix_that_is_none_is_refused(rows):
     with pytest.raises(UserError, match="dkt.topology: a matrix"):
-        topology.mixing(rows, 2)
+        topology.mixing_matrix(rows, 2)
