@@ -220,7 +220,7 @@ def kinds() -> dict[str, Kind]:
         return folder.load({**folder.OPTIONS, "path": str(root / "list.csv")})
 
     def read_picture(name):
-        return lambda root: batches._open(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)
+        return lambda root: batches.load_image(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)
 
     def torch_network(root):
         return pretrained.load_network(root / "w.pth", {"params": PARAMETERS}, lambda module: module)

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdl_jax.data.readers.locate import usual_places
+from cdl_jax.data.readers.locate import search_paths
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean
 from cdl_jax.runtime import console, paths
@@ -166,7 +166,7 @@ def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
     Raises:
       UserError: neither a data set nor a model has this name, or as `fetch_archive` and `fetch_weights`.
     """
-    folder = usual_places()[0] if folder is None else folder
+    folder = search_paths()[0] if folder is None else folder
     if name in ARCHIVES:
         return fetch_archive(ARCHIVES[name], folder, url_base)
     if "." in name:  # timm's names have their tag behind a dot
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--url-base", default="", help="a mirror's folder, or a mirror of the model hub")
     options = parser.parse_args(argv)
     try:
-        folder = usual_places()[0] if options.dir is None else paths.resolve(options.dir, "--dir")
+        folder = search_paths()[0] if options.dir is None else paths.resolve(options.dir, "--dir")
         if options.list:
             print(_list())
         elif options.url_base and not options.url_base.startswith(("http://", "https://")):

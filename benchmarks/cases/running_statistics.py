@@ -64,7 +64,7 @@ def _pictures(program, learner, task):
     """Those of a learner's task and, in the same number, of its memory."""
     rows = program.plan.train[learner][task]
     if task and (memory := program.method.phases[-1].replay):
-        kept = program.plan.remembered(learner, task, memory, program.seed)
+        kept = program.plan.replay_rows(learner, task, memory, program.seed)
         rows = np.concatenate([rows, np.resize(kept, len(rows))])
     images, _ = program.train_source.read(program.train_source.data, {"rows": jnp.asarray(rows)})
     return augment.transform_test(images, program.config.augment, program.method.image_size)

@@ -19,14 +19,14 @@ _MEMORY, _PUBLIC = 1_000_000, 1_000_001
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class BatchPlan:
     """The batches of a run.
 
     train: for each learner the rows of the training split that each of its tasks has, int32.
     test: likewise of the test split.
-    several: whether there are learners with streams of their own.
+    multi_learner: whether there are learners with streams of their own.
     batch_size: of a task's own pictures.
-    public: rows that all learners may see without labels.
+    num_public: rows that all learners may see without labels.
     last_batch: of an epoch, where it is incomplete: "drop" or "keep".
     accumulate: how many batches make a step of the optimizer; an epoch has none that fill no step.
     repeats: how often a picture comes in a row, see `batches.epoch_order`.
@@ -35,14 +35,45 @@ class Plan:
     stream: Stream
     train: tuple[tuple[np.ndarray, ...], ...]
     test: tuple[tuple[np.ndarray, ...], ...]
-    several: bool
+    multi_learner: bool
     batch_size: int
-    public: int = 0
+    num_public: int = 0
     last_batch: str = "drop"
     accumulate: int = 1
     repeats: int = 1
 
-    def pictures(self, phase) -> int:
+    @classmethod
+    def build(
+        cls,
+        stream: Stream,
+        batch_size: int,
+        learner_orders: Sequence[Sequence[int]] = (),
+        num_public: int = 0,
+        last_batch: str = "drop",
+        *,
+        accumulate: int = 1,
+        repeats: int = 1,
+    ) -> "BatchPlan":
+        """The plan of a stream, or of several learners' own.
+
+        Args:
+          learner_orders: for each learner, all labels of the stream in the order in which it meets them. Its tasks
+            have the sizes of the stream's tasks.
+        """
+
+        def dealt(labels, order):
+            rank = np.argsort(order)[labels]
+            bounds = [(task.first, task.end) for task in stream.tasks]
+            return tuple(np.flatnonzero((rank >= first) & (rank < end)).astype(np.int32) for first, end in bounds)
+
+        if not learner_orders:
+            train, test = ((tuple(getattr(task, part) for task in stream.tasks),) for part in ("train", "test"))
+        else:
+            train = tuple(dealt(stream.train.labels, order) for order in learner_orders)
+            test = tuple(dealt(stream.test.labels, order) for order in learner_orders)
+        return cls(stream, train, test, bool(learner_orders), batch_size, num_public, last_batch, accumulate, repeats)
+
+    def images_per_step(self, phase) -> int:
         """How many pictures a learner sees in a step of the phase: a batch, and what joins it."""
         return self.batch_size + (phase.replay.batch if phase.replay else 0) + phase.public
 
@@ -50,7 +81,7 @@ class Plan:
         """Raises UserError where a phase's batches cannot be filled, or an incomplete one cannot be kept."""
         count, task = min((len(rows), task) for tasks in self.train for task, rows in enumerate(tasks))
         if self.last_batch == "keep":
-            if self.several or self.pictures(phase) > self.batch_size:
+            if self.multi_learner or self.images_per_step(phase) > self.batch_size:
                 raise UserError(
                     "config.train.last_batch='keep' does not go with learners that have streams of their own, nor with "
                     "pictures that join a batch: say 'drop'"
@@ -64,19 +95,19 @@ class Plan:
                 f"{task}: choose a smaller batch, or train.last_batch='keep'"
             )
 
-    def apart(self, other: "Plan", phases) -> int | None:
+    def first_mismatch(self, other: "BatchPlan", phases) -> int | None:
         """The first task that in another plan has other numbers of pictures or other batches; None where none has."""
 
         def sizes(plan, task):
-            return [len(rows[task]) for rows in (*plan.train, *plan.test)], [plan.sizes(task, p) for p in phases]
+            return [len(rows[task]) for rows in (*plan.train, *plan.test)], [plan.batch_sizes(task, p) for p in phases]
 
         return next((t for t in range(self.stream.num_tasks) if sizes(self, t) != sizes(other, t)), None)
 
-    def steps(self, task: int, phase) -> int:
+    def steps_per_epoch(self, task: int, phase) -> int:
         """Batches of an epoch."""
-        return len(self.sizes(task, phase))
+        return len(self.batch_sizes(task, phase))
 
-    def sizes(self, task: int, phase) -> list[int]:
+    def batch_sizes(self, task: int, phase) -> list[int]:
         """How many of the task's own pictures each batch of an epoch has, of a balanced phase how many in all.
 
         A plain phase has all of them, and the last batch filled up; any other what every learner can fill, and no
@@ -106,13 +137,13 @@ class Plan:
             kept = replay.herded_rows(memory, self._lengths(task, phase))
             place = task, phase.order
             if phase.balanced:
-                steps = self.steps(task, phase) * len(epochs)
+                steps = self.steps_per_epoch(task, phase) * len(epochs)
                 return replay.memory_order(kept, steps, self.batch_size, seed, (*place, epochs.start, _MEMORY))
-            return self._of_learner(0, task, phase, epochs, seed, place, kept)
-        if not self.several:
-            return self._of_learner(0, task, phase, epochs, seed, (task, phase.order))
+            return self._learner_order(0, task, phase, epochs, seed, place, kept)
+        if not self.multi_learner:
+            return self._learner_order(0, task, phase, epochs, seed, (task, phase.order))
         learners = range(len(self.train))
-        orders = [self._of_learner(i, task, phase, epochs, seed, (task, phase.order, i)) for i in learners]
+        orders = [self._learner_order(i, task, phase, epochs, seed, (task, phase.order, i)) for i in learners]
         return np.stack(orders, axis=-1)
 
     def _lengths(self, task, phase):
@@ -121,9 +152,9 @@ class Plan:
         classes = place.end if phase.balanced else place.first
         return replay.herded_lengths(phase.replay.capacity, classes, phase.replay.per_class)
 
-    def _of_learner(self, learner, task, phase, epochs, seed, place, kept=None):
+    def _learner_order(self, learner, task, phase, epochs, seed, place, kept=None):
         *earlier, own = self.train[learner][: task + 1]
-        steps = self.steps(task, phase)
+        steps = self.steps_per_epoch(task, phase)
         whole = self.batch_size * self.accumulate  # the small batches of a step are those that a large one would hold
         many = {"seed": seed, "last_batch": self.last_batch, "repeats": self.repeats}
         purposes = [(*place[:2], epoch, *place[2:]) for epoch in epochs]
@@ -134,7 +165,7 @@ class Plan:
         order = np.concatenate(orders)
         joined = [np.where(order < 0, order, own[order])]
         if phase.replay:
-            kept = self.remembered(learner, task, phase.replay, seed) if kept is None else kept
+            kept = self.replay_rows(learner, task, phase.replay, seed) if kept is None else kept
             purpose = (*place, epochs.start, _MEMORY)
             joined.append(replay.memory_order(kept, len(joined[0]), phase.replay.batch, seed, purpose))
         if phase.public:
@@ -142,7 +173,7 @@ class Plan:
             joined.append(replay.memory_order(self.public_rows(seed), len(joined[0]), phase.public, seed, purpose))
         return np.concatenate(joined, axis=1)
 
-    def remembered(self, learner: int, task: int, options, seed: int) -> np.ndarray:
+    def replay_rows(self, learner: int, task: int, options, seed: int) -> np.ndarray:
         """Rows of earlier tasks that a learner has in its memory while it learns a task."""
         earlier = self.train[learner][:task]
         if options.balance == "class":
@@ -155,34 +186,4 @@ class Plan:
     def public_rows(self, seed: int) -> np.ndarray:
         """Rows of the pictures that all learners may see without labels, drawn from the whole training split."""
         count = len(self.stream.train)
-        return batches.epoch_order(count, min(self.public, count), seed=seed, purpose=(_PUBLIC,))[0]
-
-
-def make(
-    stream: Stream,
-    batch_size: int,
-    streams: Sequence[Sequence[int]] = (),
-    public: int = 0,
-    last_batch: str = "drop",
-    *,
-    accumulate: int = 1,
-    repeats: int = 1,
-) -> Plan:
-    """The plan of a stream, or of several learners' own.
-
-    Args:
-      streams: for each learner, all labels of the stream in the order in which it meets them; tasks are as large as
-        those of the stream.
-    """
-
-    def dealt(labels, order):
-        rank = np.argsort(order)[labels]
-        bounds = [(task.first, task.end) for task in stream.tasks]
-        return tuple(np.flatnonzero((rank >= first) & (rank < end)).astype(np.int32) for first, end in bounds)
-
-    if not streams:
-        train, test = ((tuple(getattr(task, part) for task in stream.tasks),) for part in ("train", "test"))
-    else:
-        train = tuple(dealt(stream.train.labels, order) for order in streams)
-        test = tuple(dealt(stream.test.labels, order) for order in streams)
-    return Plan(stream, train, test, bool(streams), batch_size, public, last_batch, accumulate, repeats)
+        return batches.epoch_order(count, min(self.num_public, count), seed=seed, purpose=(_PUBLIC,))[0]

@@ -1,10 +1,10 @@
 """Order and delivery of batches: which pictures form each batch, and how they reach the compiled step.
 
-`place` chooses between two sources with the same methods. `Resident` keeps all pictures on the device and sends only
-row numbers; `Streamed` decodes and crops pictures on the host, a few batches ahead. A step reads both the same way:
+`make_loader` chooses between two loaders with the same methods. `DeviceLoader` keeps all images on the device and sends
+row numbers alone; `HostLoader` decodes and crops images on the host, a few batches ahead. A step reads both in one way:
 
     images, labels = source.read(data, item)
-    if source.cropped:
+    if source.crops_on_host:
         images = augment.normalize(images, options)
     else:
         images = augment.transform_train(images, key, options, size)
@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {
     "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) live on the device
     "workers": 0,  # processes that decode picture files; 0: threads of this process
 }
-_AHEAD = 2  # batches on their way to the device while one is in use
+PREFETCH = 2  # batches on their way to the device while one is in use
 
 
 def epoch_order(
@@ -69,7 +69,7 @@ def epoch_order(
         raise UserError(
             f"batch_size={batch_size}: a task has only {n} training pictures; set batch_size to {n} or less"
         )
-    rows = generator(seed, *purpose).permutation(n) if shuffle else np.arange(n)
+    rows = rng_for(seed, *purpose).permutation(n) if shuffle else np.arange(n)
     rows = np.repeat(rows[: -(-n // repeats)], repeats)[:n]
     if last_batch == "keep":
         steps = -(-n // batch_size)
@@ -77,7 +77,7 @@ def epoch_order(
     return rows[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
 
 
-def evaluation_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def sequential_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Every row once, in order: (rows int32 `[steps, batch]`, weight float32 `[steps, batch]`).
 
     The last batch is filled up with row 0 at weight 0.
@@ -88,7 +88,7 @@ def evaluation_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True, eq=False)
-class Resident:
+class DeviceLoader:
     """All pictures on every device; a batch is a gather inside the step.
 
     data: {"images": uint8 `[n, height, width, 3]`, "labels": int32 `[n]`}, replicated over the mesh; where seeds number
@@ -97,7 +97,7 @@ class Resident:
 
     data: dict[str, jax.Array]
     mesh: Mesh
-    cropped: ClassVar[bool] = False
+    crops_on_host: ClassVar[bool] = False
 
     def train_batches(
         self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = (), lengths: Sequence[int] = ()
@@ -108,14 +108,14 @@ class Resident:
           none: one each.
         """
         order = order[start_step:]
-        return _ahead(({"rows": rows} for rows in _local(self.mesh, order)), self.mesh, order, lengths)
+        return prefetch(({"rows": rows} for rows in _local(self.mesh, order)), self.mesh, order, lengths)
 
     def test_batches(self, rows: np.ndarray, weight: np.ndarray, lengths: Sequence[int] = ()) -> Iterator[dict]:
-        """{"rows", "weight"} for each batch of `evaluation_order`; `lengths` as in the other."""
+        """{"rows", "weight"} for each batch of `sequential_order`; `lengths` as in the other."""
         pairs = zip(_local(self.mesh, rows), _local(self.mesh, weight), strict=True)
-        return _ahead(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows, lengths)
+        return prefetch(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows, lengths)
 
-    def example(self, batch_size: int, test: bool = False) -> dict:
+    def abstract_batch(self, batch_size: int, test: bool = False) -> dict:
         """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
         return {"rows": _abstract(self.mesh, (batch_size,), np.int32), **_weight(self.mesh, batch_size, test)}
 
@@ -125,7 +125,7 @@ class Resident:
 
 
 @dataclass(frozen=True, eq=False)
-class Streamed:
+class HostLoader:
     """Pictures decoded, cropped and flipped on the host, in the order asked for, each process only its own slice.
 
     Files are decoded by `options["workers"]` processes, or by threads of this process if that is 0; pictures of an
@@ -138,7 +138,7 @@ class Streamed:
     options: Mapping[str, Any]
     size: int
     data: dict[str, jax.Array] = field(default_factory=dict)
-    cropped: ClassVar[bool] = True
+    crops_on_host: ClassVar[bool] = True
 
     def train_batches(
         self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = (), lengths: Sequence[int] = ()
@@ -148,7 +148,7 @@ class Streamed:
         Crop and flip of a picture depend on `key_parts` (non-negative counters, the seed first) and on its place in
         `order`, so neither a restart nor another number of processes or workers changes them.
 
-        lengths: as of `Resident`.
+        lengths: as of `DeviceLoader`.
 
         Raises:
           UserError: a picture cannot be decoded, from the batch that holds it.
@@ -156,10 +156,10 @@ class Streamed:
         return self._batches(order, start_step, key_parts or (0,), lengths=lengths)
 
     def test_batches(self, rows: np.ndarray, weight: np.ndarray, lengths: Sequence[int] = ()) -> Iterator[dict]:
-        """{"images", "labels", "rows", "weight"} for each batch of `evaluation_order`; else as the other."""
+        """{"images", "labels", "rows", "weight"} for each batch of `sequential_order`; else as the other."""
         return self._batches(rows, 0, None, _local(self.mesh, weight), lengths)
 
-    def example(self, batch_size: int, test: bool = False) -> dict:
+    def abstract_batch(self, batch_size: int, test: bool = False) -> dict:
         """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
         images = _abstract(self.mesh, (batch_size, self.size, self.size, 3), np.uint8)
         labels = _abstract(self.mesh, (batch_size,), np.int32)
@@ -169,7 +169,7 @@ class Streamed:
         """(images uint8 `[batch, size, size, 3]`, labels int32 `[batch]`); traced."""
         return item["images"], item["labels"]
 
-    def check(self, row: int, part: str) -> None:
+    def check_image(self, row: int, part: str) -> None:
         """Prepares one picture as in training ("train") or as in evaluation ("test").
 
         Raises:
@@ -178,7 +178,7 @@ class Streamed:
         if self.split.images is None and self.split.files[row] == "":  # planned by published sizes, without the data
             return
         rows, key_parts = np.array([row]), (0,) if part == "train" else None
-        _Pictures(self.split, rows, np.zeros(1, int), key_parts, self.options, self.size)[0]
+        ImageDataset(self.split, rows, np.zeros(1, int), key_parts, self.options, self.size)[0]
 
     def _batches(self, order, start_step, key_parts, weights=None, lengths=()):
         import grain
@@ -186,7 +186,7 @@ class Streamed:
 
         rows = _local(self.mesh, order)
         places = _local(self.mesh, np.where(order < 0, -1, np.arange(order.size).reshape(order.shape)))
-        pictures = _Pictures(
+        pictures = ImageDataset(
             split=self.split,
             rows=rows[start_step:].reshape(-1),
             places=places[start_step:].reshape(-1),
@@ -200,12 +200,12 @@ class Streamed:
             reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads flags; outside of absl's app.run none are parsed
-            working = grain.MultiprocessingOptions(num_workers=self.options["workers"], per_worker_buffer_size=_AHEAD)
+            working = grain.MultiprocessingOptions(num_workers=self.options["workers"], per_worker_buffer_size=PREFETCH)
             batches = pictures.batch(share).to_iter_dataset(reading).mp_prefetch(working)
         else:
-            reading = grain.ReadOptions(num_threads=usable_cpus(), prefetch_buffer_size=_AHEAD * share)
+            reading = grain.ReadOptions(num_threads=usable_cpus(), prefetch_buffer_size=PREFETCH * share)
             batches = pictures.to_iter_dataset(reading).batch(share)
-        return _ahead(_with_weights(iter(batches), weights), self.mesh, order[start_step:], lengths)
+        return prefetch(_with_weights(iter(batches), weights), self.mesh, order[start_step:], lengths)
 
 
 def usable_cpus() -> int:
@@ -213,10 +213,10 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def place(
+def make_loader(
     split: Split, mesh: Mesh, options: Mapping[str, Any], size: int, labels: np.ndarray | None = None
-) -> Resident | Streamed:
-    """A source of batches: `Resident` where the split is an array of at most `resident_limit_mb`, else `Streamed`.
+) -> DeviceLoader | HostLoader:
+    """Returns a `DeviceLoader` for an array of at most `resident_limit_mb`, else a `HostLoader`.
 
     Args:
       split: labels int32 `[n]` with uint8 images `[n, height, width, 3]`, or None and files.
@@ -227,16 +227,16 @@ def place(
     """
     options = {**augment.OPTIONS, **OPTIONS, **options}
     if split.images is None or split.images.nbytes > options["resident_limit_mb"] * 2**20:
-        return Streamed(split, mesh, options, size)
+        return HostLoader(split, mesh, options, size)
     everywhere = sharding.replicated(mesh)
     labels = np.asarray(split.labels if labels is None else labels, np.int32)
     arrays = {"images": np.asarray(split.images, np.uint8), "labels": labels}
     data = {k: jax.make_array_from_process_local_data(everywhere, v, v.shape) for k, v in arrays.items()}
-    return Resident(data, mesh)
+    return DeviceLoader(data, mesh)
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class ImageDataset:
     """A random-access source for grain: element i is picture `rows[i]`, ready for the device, its label and row."""
 
     split: Split
@@ -250,25 +250,25 @@ class _Pictures:
         return len(self.rows)
 
     def __repr__(self):
-        return f"_Pictures({len(self)})"
+        return f"ImageDataset({len(self)})"
 
     def __getitem__(self, index):
         row = self.rows[index]
         if row < 0:  # fills up an incomplete batch, and is cut off again
             return {"images": np.zeros((self.size, self.size, 3), np.uint8), "labels": np.int32(0), "rows": np.int32(0)}
-        picture, name = _open(self.split, row)
+        picture, name = load_image(self.split, row)
         try:
             if self.key_parts is None:
                 image = augment.transform_test_image(picture, self.options, self.size)
             else:
-                draws = generator(*self.key_parts, self.places[index]).random(augment.num_uniforms(self.options))
+                draws = rng_for(*self.key_parts, self.places[index]).random(augment.num_uniforms(self.options))
                 image = augment.transform_train_image(picture, draws, self.options, self.size)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         return {"images": image, "labels": np.int32(self.split.labels[row]), "rows": np.int32(row)}
 
 
-def _open(split, row):
+def load_image(split, row):
     """(RGB Pillow picture, its name)."""
     from PIL import Image
 
@@ -286,7 +286,7 @@ def _open(split, row):
         raise UserError(f"{path}: cannot be read as a picture ({reason}); replace the file or remove it") from None
 
 
-def generator(seed: int, *purpose: int) -> np.random.Generator:
+def rng_for(seed: int, *purpose: int) -> np.random.Generator:
     """The random numbers of a purpose: the same in every process, and none of them those of another purpose."""
     # A spawn key rather than more entropy: entropy is padded with zeros, so that (1, 2) and (1, 2, 0) would coincide.
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(int(p) for p in purpose)))
@@ -341,11 +341,11 @@ def _with_weights(batches, weights):
         batches.close()  # ends worker processes at once, even where the consumer stopped half-way
 
 
-def _ahead(batches, mesh, order, lengths=()):
+def prefetch(batches, mesh, order, lengths=()):
     """Global device arrays of this process's `batches`, with transfers started a few items before they are needed.
 
     order: `[steps, batch]` of all processes; incomplete batches are cut to the pictures that they have.
-    lengths: see `Resident.train_batches`; batches of one item are of one size.
+    lengths: see `DeviceLoader.train_batches`; batches of one item are of one size.
     """
     queue, sizes = collections.deque(), _sizes(order)
     own = {size: np.diff(_share(mesh, size)).item() for size in set(sizes)}
@@ -361,7 +361,7 @@ def _ahead(batches, mesh, order, lengths=()):
                 split = sharding.batch_sharding(mesh, stacked=bool(axes))
                 item[name] = jax.make_array_from_process_local_data(split, local, shape)
             queue.append(item)
-            if len(queue) > _AHEAD:
+            if len(queue) > PREFETCH:
                 yield queue.popleft()
         while queue:
             yield queue.popleft()

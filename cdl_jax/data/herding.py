@@ -28,7 +28,7 @@ def herd(features: np.ndarray, count: int) -> np.ndarray:
     return np.array(picked, int)
 
 
-def renewed(memory: np.ndarray, rows: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:
+def update_memory(memory: np.ndarray, rows: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:
     """The memory with the lines of all classes that occur among some pictures chosen from these.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cdl_jax.data.batches import generator
+from cdl_jax.data.batches import rng_for
 from cdl_jax.errors import UserError
 
 _KEYS, _ORDER = 0x5EE9, 0x0DE6  # keep the random numbers of keys and orders apart from each other and from batches
@@ -82,12 +82,12 @@ def memory_order(rows: np.ndarray, steps: int, batch: int, seed: int, purpose: t
     if not len(rows):
         raise UserError("the replay memory is empty: give it room for at least one picture of each task")
     passes = -(-steps * batch // len(rows))
-    shuffled = [generator(seed, _ORDER, *purpose, i).permutation(rows) for i in range(passes)]
+    shuffled = [rng_for(seed, _ORDER, *purpose, i).permutation(rows) for i in range(passes)]
     return np.concatenate(shuffled)[: steps * batch].reshape(steps, batch).astype(np.int32)
 
 
 def _keys(task_rows, seed, learner):
-    return [generator(seed, _KEYS, learner, task).random(len(rows)) for task, rows in enumerate(task_rows)]
+    return [rng_for(seed, _KEYS, learner, task).random(len(rows)) for task, rows in enumerate(task_rows)]
 
 
 def _largest(rows, keys, count):

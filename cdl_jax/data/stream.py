@@ -2,7 +2,7 @@
 
 A source (one module of `cdl_jax.data.sources`, or a dotted path of the user's) offers `OPTIONS`, its own options with
 their defaults, and `load(options) -> Dataset`. Where sizes are known without the data, it also offers
-`blank(options) -> Dataset`. All that follows is the same for every source and happens here.
+`placeholder(options) -> Dataset`. All that follows is the same for every source and happens here.
 """
 
 import operator
@@ -111,13 +111,13 @@ class Stream:
         return len(self.tasks)
 
 
-def load(options: Mapping[str, Any], seed: int | None = None, *, blank: bool = False) -> Stream:
+def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bool = False) -> Stream:
     """The stream that `options` describe: `name` (a source), the keys of `OPTIONS` and those of the source's `OPTIONS`.
 
-    With `blank` it has the data set's published sizes and no content; only for a source that offers them.
+    With `placeholder` it has the data set's published sizes and no content; only for a source that offers them.
 
     Args:
-      seed: of the run, the first where it has several (see `of_seeds`): what `class_order_seed=-1` stands for.
+      seed: of the run, the first of several (see `streams_for_seeds`): the value of `class_order_seed=-1`.
 
     Raises:
       UserError: no such source, its data is missing or damaged, or cannot be split as asked.
@@ -135,11 +135,11 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, blank: bool = F
     if given < 0:
         raise UserError(f"data.class_order_seed={given}: name a seed that is not negative, or -1, the run's own")
     own = {key: chosen[key] for key in ("path", *source.OPTIONS)}
-    dataset = source.blank(own) if blank else source.load(own)
+    dataset = source.placeholder(own) if placeholder else source.load(own)
     return split_into_tasks(dataset, **{key: chosen[key] for key in OPTIONS if key != "path"})
 
 
-def blank(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
+def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
     """A data set of the given sizes without its content, equally many pictures a class: what a run can be planned with.
 
     Args:
@@ -196,10 +196,10 @@ def split_into_tasks(
     train = _in_stream_order(train, order, len(dataset.class_names), max_train_per_class, "max_train_per_class")
     test = _in_stream_order(test, order, len(dataset.class_names), max_test_per_class, "max_test_per_class")
 
-    return _dealt_out(dataset.name, dataset.class_names, order, sizes, train, test)
+    return _assemble(dataset.name, dataset.class_names, order, sizes, train, test)
 
 
-def of_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
+def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
     """For each seed the stream that a run of it alone would have, of the same pictures.
 
     The same one for all, but for `class_order_seed=-1`: then each has labels, and so rows of tasks, of its own.
@@ -220,20 +220,20 @@ def of_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -
         )
     if not isinstance(options["class_order"], str) or options["class_order"] not in _SHUFFLES:
         return shared
-    return tuple(_in_order(stream, order_classes(stream.num_classes, options["class_order"], s)) for s in seeds)
+    return tuple(_reordered(stream, order_classes(stream.num_classes, options["class_order"], s)) for s in seeds)
 
 
-def _in_order(stream, order):
+def _reordered(stream, order):
     """The stream with the same classes, all of the data set, in another order."""
     if order == stream.class_order:
         return stream
     ids, names_of = np.asarray(stream.class_order), dict(zip(stream.class_order, stream.class_names, strict=True))
     rank = np.argsort(order).astype(np.int32)
     train, test = (replace(split, labels=rank[ids[split.labels]]) for split in (stream.train, stream.test))
-    return _dealt_out(stream.name, names_of, order, [len(task.classes) for task in stream.tasks], train, test)
+    return _assemble(stream.name, names_of, order, [len(task.classes) for task in stream.tasks], train, test)
 
 
-def _dealt_out(name, names_of, order, sizes, train, test):
+def _assemble(name, names_of, order, sizes, train, test):
     """The stream of splits whose labels are in stream order; names_of: class id -> name."""
     tasks = []
     for index, size in enumerate(sizes):

@@ -26,10 +26,10 @@ def plan(options, seed: int) -> tuple[stream.Stream, str]:
         return stream.load(options, seed), ""
     except UserError as error:
         there = options.path and paths.resolve(options.path, "data.path").exists()
-        if there or not hasattr(plugins.load_plugin("data.sources", options.name), "blank"):
+        if there or not hasattr(plugins.load_plugin("data.sources", options.name), "placeholder"):
             raise
         note = f"planned with published sizes, for the data is not here: {error}\n"
-        return stream.load(options, seed, blank=True), note
+        return stream.load(options, seed, placeholder=True), note
 
 
 def describe(program: Program, show_config: bool = False) -> str:

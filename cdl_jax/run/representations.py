@@ -33,7 +33,7 @@ def look(program, live, frozen, tasks) -> tuple[dict, dict]:
 
     step = program.telling(tell, program.test_source)
     place = trainer.position(tasks[-1])
-    rows = np.concatenate([task.test for task in (program.stream.tasks if program.plan.several else tasks)])
+    rows = np.concatenate([task.test for task in (program.stream.tasks if program.plan.multi_learner else tasks)])
 
     def told(rows):
         return program.each_batch(step, live, frozen, program.test_source, rows, place)

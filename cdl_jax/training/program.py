@@ -9,7 +9,8 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import plugins
-from cdl_jax.data import batch_plan, batches, herding, stream
+from cdl_jax.data import batches, herding, stream
+from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import calibration
@@ -26,8 +27,8 @@ class Program:
         """Checks that everything fits together; nothing is read, placed or compiled yet.
 
         Args:
-          data: the stream of the first seed; the others may have orders of their own, see `data.stream.of_seeds`. All
-            have as many tasks, classes and pictures in each.
+          data: the stream of the first seed; the others may have orders of their own, see `streams_for_seeds` of
+            `data.stream`. All have as many tasks, classes and pictures in each.
 
         Raises:
           UserError: options that do not fit together.
@@ -35,7 +36,7 @@ class Program:
         configs.check(config)
         augment.check(config.augment)
         self.config, self.seeds = config, configs.seeds_of(config)
-        self.streams = stream.of_seeds(data, config.data, self.seeds)
+        self.streams = stream.streams_for_seeds(data, config.data, self.seeds)
         self.stream, self.axis = self.streams[0], SeedAxis(self.streams, bool(config.seeds))
         self.info = StreamInfo(
             data.num_classes,
@@ -66,17 +67,22 @@ class Program:
             raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
         sharding.check_batch(self.mesh, config.train.batch_size, "train.batch_size")
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
-        streams, public = getattr(self.method, "streams", ()), getattr(self.method, "public", 0)
-        many = {"accumulate": config.optim.accumulate, "repeats": config.augment.repeats}
-        of = config.train.batch_size, streams, public, config.train.last_batch
-        plans = {own: batch_plan.make(own, *of, **many) for own in self.streams}
-        self.plans, self.plan = tuple(plans[own] for own in self.streams), plans[self.stream]
+        plan_options = {
+            "batch_size": config.train.batch_size,
+            "learner_orders": getattr(self.method, "streams", ()),
+            "num_public": getattr(self.method, "public", 0),
+            "last_batch": config.train.last_batch,
+            "accumulate": config.optim.accumulate,
+            "repeats": config.augment.repeats,
+        }
+        plans = {one: BatchPlan.build(one, **plan_options) for one in self.streams}
+        self.plans, self.plan = tuple(plans[one] for one in self.streams), plans[self.stream]
         for phase in self.method.phases:
             self.plan.check(phase)
-            sharding.check_batch(self.mesh, self.plan.pictures(phase), "train.batch_size, and what joins it:")
+            sharding.check_batch(self.mesh, self.plan.images_per_step(phase), "train.batch_size, and what joins it:")
             self._check_last_batches(phase)
         for own, seed in zip(self.plans, self.seeds, strict=True):
-            if (found := self.plan.apart(own, self.method.phases)) is not None:
+            if (found := self.plan.first_mismatch(own, self.method.phases)) is not None:
                 raise UserError(
                     f"data.class_order_seed=-1: task {found} has other numbers of pictures in the order of seed {seed} "
                     f"than in that of seed {self.seeds[0]}, but config.seeds takes the same steps for all: run them "
@@ -116,11 +122,13 @@ class Program:
         config, method = self.config, self.method
         options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
         self.train_source, self.test_source = (
-            batches.place(getattr(self.stream, part), self.mesh, options, method.image_size, self.axis.labels(part))
+            batches.make_loader(
+                getattr(self.stream, part), self.mesh, options, method.image_size, self.axis.labels(part)
+            )
             for part in ("train", "test")
         )
-        streamed = self.train_source.cropped, self.test_source.cropped and self.axis.own_orders
-        if any(streamed) and (config.seeds or self.plan.several):
+        streamed = self.train_source.crops_on_host, self.test_source.crops_on_host and self.axis.own_orders
+        if any(streamed) and (config.seeds or self.plan.multi_learner):
             several = "config.seeds" if config.seeds else f"method {config.method!r}, of several learners,"
             raise UserError(
                 f"{several} needs {'training' if streamed[0] else 'test'} pictures that live on the device: raise "
@@ -160,7 +168,7 @@ class Program:
         with self._named_axes():
             data = self.test_source.data
             if hasattr(self.method, "constants"):
-                plain = self.test_source.example(self.config.eval.batch_size, True)
+                plain = self.test_source.abstract_batch(self.config.eval.batch_size, True)
                 told = jax.eval_shape(self._constants_step, frozen, data, plain)
                 every = jax.tree.map(
                     lambda x: jax.ShapeDtypeStruct((len(self.stream.test), *x.shape[1:]), x.dtype), told
@@ -171,14 +179,14 @@ class Program:
                 shown = self._test_item(self.train_source, "train")
                 jax.eval_shape(self._herding_step(network), live, frozen, self.train_source.data, shown, place)
         for part, source in (("train", self.train_source), ("test", self.test_source)):
-            if source.cropped:
+            if source.crops_on_host:
                 for task in self.stream.tasks:
                     source.check(getattr(task, part)[0], part)
 
     def _test_item(self, source, part):
         """Shapes, types and shardings of a batch of tested pictures."""
         size = self.config.eval.batch_size if part == "test" else self.config.train.batch_size
-        item = source.example(size, True)
+        item = source.abstract_batch(size, True)
         if self.axis.own_orders:
             item["rows"] = item["rows"].update(shape=(*item["rows"].shape, len(self.seeds)))
         return item
@@ -225,7 +233,7 @@ class Program:
         of_seeds = list(features) if self.config.seeds else [features]
         learnt = [(own.tasks[task.index].train, own.train.labels) for own in self.streams]
         rows = [
-            herding.renewed(memory, shown, labels[shown], own)
+            herding.update_memory(memory, shown, labels[shown], own)
             for memory, (shown, labels), own in zip(self.memories(live), learnt, of_seeds, strict=True)
         ]
         rows = np.stack(rows) if self.config.seeds else rows[0]
@@ -378,9 +386,9 @@ class Program:
 
     def _example(self, index, size=0, steps=1, constants=True):
         phase = self.method.phases[index]
-        pictures = self.plan.pictures(phase) + (size - self.config.train.batch_size if size else 0)
-        item = self.train_source.example(pictures, phase.plain)
-        axes = (len(self.plan.train),) if self.plan.several else ()
+        pictures = self.plan.images_per_step(phase) + (size - self.config.train.batch_size if size else 0)
+        item = self.train_source.abstract_batch(pictures, phase.plain)
+        axes = (len(self.plan.train),) if self.plan.multi_learner else ()
         axes += (len(self.seeds),) if self.axis.own_rows(phase) else ()
         # These axes come last, for the first is spread over the devices.
         item["rows"], ahead = item["rows"].update(shape=(*item["rows"].shape, *axes)), (steps,) * (steps > 1)
@@ -401,22 +409,22 @@ class Program:
 
     def steps(self, task, phase) -> int:
         """Batches of an epoch."""
-        return self.plan.steps(task.index, phase)
+        return self.plan.steps_per_epoch(task.index, phase)
 
     def batch_sizes(self, task, phase) -> list[int]:
-        """Of a task's own images in each batch of an epoch, see `Plan.sizes`."""
-        return self.plan.sizes(task.index, phase)
+        """Of a task's own images in each batch of an epoch, see `BatchPlan.batch_sizes`."""
+        return self.plan.batch_sizes(task.index, phase)
 
     def train_batches(self, task, phase, round: int, epoch: int, step: int, memories=None, lengths=()):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over.
 
         memories: for each seed what `memories` gives; None where nothing herds. lengths: how many batches each item
-          brings, see `data.batches.Resident.train_batches`.
+          brings, see `data.batches.DeviceLoader.train_batches`.
         """
         steps, rows = self.steps(task, phase), self.rows(task, phase, round, memories)
         done = epoch * steps + step
         if phase.plain:
-            weight = batches.evaluation_order(len(task.train), self.config.train.batch_size)[1]
+            weight = batches.sequential_order(len(task.train), self.config.train.batch_size)[1]
             weight = np.tile(weight, (self.epochs(task, phase), 1))
             return self.train_source.test_batches(rows[done:], weight[done:], lengths), steps, done
         place = (self.seeds[0], task.index, phase.order)
@@ -425,12 +433,12 @@ class Program:
     def rows(self, task, phase, round: int, memories=None) -> np.ndarray:
         """Which training pictures make up each step of a phase in a round, int32 `[steps, pictures, ...]`.
 
-        Behind the pictures there is an axis of learners and one of seeds, where there are several (see `Plan.order`).
+        Behind the images there is an axis of learners and one of seeds, if there are several (see `BatchPlan.order`).
         memories: as in `train_batches`.
         """
         epochs = self.epochs(task, phase)
         if phase.plain:
-            order, _ = batches.evaluation_order(len(task.train), self.config.train.batch_size)
+            order, _ = batches.sequential_order(len(task.train), self.config.train.batch_size)
             return np.concatenate([self.axis.rows([task], "train")[order]] * epochs)
         epochs = range(round * epochs, (round + 1) * epochs)
         orders = [
@@ -456,9 +464,9 @@ class Program:
             exception of it ends the evaluation soon.
         """
         step = step or self.evaluation_step
-        whole = self.stream.tasks if self.plan.several else tasks  # what is seen differs between learners
+        whole = self.stream.tasks if self.plan.multi_learner else tasks  # what is seen differs between learners
         rows = self.axis.rows(whole, "test")
-        order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
+        order, weight = batches.sequential_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         with self._named_axes():
             data, parts = self._with_constants(frozen, whole), []
@@ -469,9 +477,9 @@ class Program:
                 parts.append(step(live, frozen, data, item, place))
         parts = jax.device_get(parts)
         if not self.config.seeds:
-            return [calibration.summed(parts, tasks, self.plan.several)]
+            return [calibration.summed(parts, tasks, self.plan.multi_learner)]
         each = [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(len(self.seeds))]
-        return [calibration.summed(own, tasks, self.plan.several) for own in each]
+        return [calibration.summed(own, tasks, self.plan.multi_learner) for own in each]
 
     def logits(self, live, frozen, task, place) -> dict:
         """Network -> logits `[test images of the task, classes]` as NumPy arrays; in a run of one seed and process."""
@@ -485,7 +493,7 @@ class Program:
         size: of a batch; 0: eval.batch_size. data: what the step reads in place of the source's.
         """
         size, data = size or self.config.eval.batch_size, source.data if data is None else data
-        order, weight = batches.evaluation_order(len(rows), size)
+        order, weight = batches.sequential_order(len(rows), size)
         for number, item in enumerate(source.test_batches(rows[order], weight)):
             with self._named_axes():
                 told = jax.device_get(step(live, frozen, data, item, place))
@@ -510,7 +518,7 @@ class Program:
         if not hasattr(self.method, "constants") or not new:
             return self._test_data
         for rows in new.values():
-            order, weight = batches.evaluation_order(len(rows), self.config.eval.batch_size)
+            order, weight = batches.sequential_order(len(rows), self.config.eval.batch_size)
             items = self.test_source.test_batches(rows[order], weight)
             parts = [self._constants_step(frozen, self.test_source.data, item) for item in items]
             told = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(parts))

@@ -282,7 +282,7 @@ def _tested(source, images, augmentation, method):
 
 def _prepared(source, images, augmentation, transform):
     """Pictures as the networks take them; a source that has cropped them on the host leaves only the normalisation."""
-    if source.cropped:
+    if source.crops_on_host:
         return augment.normalize(images, augmentation)
     flat = transform(images.reshape(-1, *images.shape[-3:]))  # behind the axis of pictures there may be one of learners
     return flat.reshape(*images.shape[:-3], *flat.shape[-3:])

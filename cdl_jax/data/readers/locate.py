@@ -8,7 +8,7 @@ from cdl_jax.errors import MissingDataError, UserError
 from cdl_jax.runtime import paths
 
 
-def usual_places() -> tuple[Path, ...]:
+def search_paths() -> tuple[Path, ...]:
     """Returns the folders that are searched where no path is given.
 
     `$CDL_DATA` if set, `~/.cache/cdl_jax` where there is a home, `./data`.
@@ -46,7 +46,7 @@ def find(
             raise UserError(f"{what}: data.path={path!r} does not exist; {remedy}")
         places = (given,)
     else:
-        places = usual_places()
+        places = search_paths()
     for place in places:
         for name in names:
             if (place / name).exists():

@@ -34,6 +34,6 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return cifar_files.load("cifar10", LAYOUTS, options["path"])
 
 
-def blank(options: Mapping[str, Any]) -> Dataset:
+def placeholder(options: Mapping[str, Any]) -> Dataset:
     """The published sizes without the pictures."""
-    return stream.blank("cifar10", 10, 50_000, 10_000, side=32)
+    return stream.placeholder("cifar10", 10, 50_000, 10_000, side=32)

@@ -35,6 +35,6 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return cifar_files.load("cifar100", LAYOUTS, options["path"])
 
 
-def blank(options: Mapping[str, Any]) -> Dataset:
+def placeholder(options: Mapping[str, Any]) -> Dataset:
     """The published sizes without the pictures."""
-    return stream.blank("cifar100", 100, 50_000, 10_000, side=32)
+    return stream.placeholder("cifar100", 100, 50_000, 10_000, side=32)

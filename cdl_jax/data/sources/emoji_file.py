@@ -63,13 +63,13 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return Dataset(f"{path.stem}_{options['label']}", tuple(str(names[i]) for i in kept), *splits)
 
 
-def blank(options: Mapping[str, Any]) -> Dataset:
+def placeholder(options: Mapping[str, Any]) -> Dataset:
     """Returns the sizes of emoji32.npz (docs/guides/data.md) for the chosen labels and part."""
     if options["label"] == "subgroup":
-        return stream.blank("emoji_file_subgroup", 65, 4_669, 1_159, side=32)
+        return stream.placeholder("emoji_file_subgroup", 65, 4_669, 1_159, side=32)
     count = options["stream_classes"] or 1_594
     count = count if options["part"] == "incremental" else 1_594 - count
-    return stream.blank("emoji_file_identity", count, 3 * count, count, side=32)
+    return stream.placeholder("emoji_file_identity", count, 3 * count, count, side=32)
 
 
 def _by_identity(options, subgroup, vendor, emoji, subgroups, vendors, names):

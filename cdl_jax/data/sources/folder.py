@@ -64,9 +64,9 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return Dataset(name, tuple(training), _split(train, training), _split(test, training))
 
 
-def blank(options: Mapping[str, Any]) -> Dataset:
+def placeholder(options: Mapping[str, Any]) -> Dataset:
     """Returns the sizes of ImageNet (ILSVRC 2012), as a placeholder for images of the user."""
-    return stream.blank("folder", 1000, 1_281_167, 50_000)
+    return stream.placeholder("folder", 1000, 1_281_167, 50_000)
 
 
 def _without_empty(classes, root, skip, left_out):

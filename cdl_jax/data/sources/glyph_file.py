@@ -34,6 +34,6 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return Dataset(path.stem, tuple(str(c) for c in arrays["chars"]), train, test)
 
 
-def blank(options: Mapping[str, Any]) -> Dataset:
+def placeholder(options: Mapping[str, Any]) -> Dataset:
     """Returns the sizes of Split-Glyph-100, as a placeholder for a file of the user."""
-    return stream.blank("glyph_file", 100, 48_928, 21_609, side=32)
+    return stream.placeholder("glyph_file", 100, 48_928, 21_609, side=32)

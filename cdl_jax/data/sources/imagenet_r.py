@@ -57,9 +57,9 @@ def load(options: Mapping[str, Any]) -> Dataset:
     return Dataset("imagenet_r", class_names, *(_split(root, files, label_of_wnid) for files in (train, test)))
 
 
-def blank(options: Mapping[str, Any]) -> Dataset:
+def placeholder(options: Mapping[str, Any]) -> Dataset:
     """The published sizes without the pictures."""
-    return stream.blank("imagenet_r", 200, 24_000, 6_000)
+    return stream.placeholder("imagenet_r", 200, 24_000, 6_000)
 
 
 def _published(root, label_of_wnid, test, train_size):

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax.data.readers import npz_files
-from cdl_jax.data.readers.locate import usual_places
+from cdl_jax.data.readers.locate import search_paths
 from cdl_jax.errors import MissingWeightsError, UserError
 from cdl_jax.models.modules.heads import is_head
 from cdl_jax.models.weights import pretrained
@@ -143,7 +143,7 @@ def find(weights: str, key: str) -> Path:
     if not _TIMM.fullmatch(name) or name.endswith(_SUFFIXES):
         hint = "; a model of timm needs its tag, as in vit_base_patch16_224.augreg_in21k" if "/" not in name else ""
         raise UserError(f"config.{key}={weights!r}: no such file or folder{hint}")
-    places = [place / "timm" / name for place in usual_places()]
+    places = [place / "timm" / name for place in search_paths()]
     for place in places:
         for file in _IN_FOLDER:
             if (place / file).is_file():

@@ -78,7 +78,7 @@ def test_an_incomplete_last_batch_can_be_kept(mesh):
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_an_incomplete_batch_comes_in_its_own_size_in_the_middle_of_an_order_too(mesh, limit):
     split = arrays()
-    source = batches.place(split, mesh, {"resident_limit_mb": limit}, 20)
+    source = batches.make_loader(split, mesh, {"resident_limit_mb": limit}, 20)
     epochs = [batches.epoch_order(13, 4, seed=3, purpose=(e,), last_batch="keep") for e in range(2)]
     order = np.concatenate(epochs)
     got = read(source, source.train_batches(order, 0, (3, 0)))
@@ -101,7 +101,7 @@ def test_repeated_pictures_come_in_a_row_in_an_epoch_of_the_same_length():
 
 def test_repeated_pictures_are_changed_otherwise_each_time(mesh):
     options = {**CROP, "rand_augment": "rand-m9-mstd0.5-inc1", "three_augment": True, "jitter": 0.3}
-    source = batches.place(arrays(), mesh, {**options, "resident_limit_mb": 0}, 12)
+    source = batches.make_loader(arrays(), mesh, {**options, "resident_limit_mb": 0}, 12)
     order = batches.epoch_order(13, 3, seed=3, purpose=(0,), repeats=3)
     whole = read(source, source.train_batches(order, 0, (3, 0)))
     assert all((images[0] != images[1]).any() and (images[1] != images[2]).any() for images, _ in whole)
@@ -109,28 +109,28 @@ def test_repeated_pictures_are_changed_otherwise_each_time(mesh):
 
 
 def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
-    rows, weight = batches.evaluation_order(7, 3)
+    rows, weight = batches.sequential_order(7, 3)
     np.testing.assert_array_equal(rows, [[0, 1, 2], [3, 4, 5], [6, 0, 0]])
     np.testing.assert_array_equal(weight, [[1, 1, 1], [1, 1, 1], [1, 0, 0]])
     assert rows.dtype == np.int32 and weight.dtype == np.float32
-    rows, weight = batches.evaluation_order(6, 3)
+    rows, weight = batches.sequential_order(6, 3)
     assert rows.shape == (2, 3) and weight.sum() == 6
 
 
 def test_size_decides_where_pictures_live(mesh, tmp_path):
     split = arrays()
-    assert not batches.place(split, mesh, {}, 20).cropped
-    assert batches.place(split, mesh, {"resident_limit_mb": 0.01}, 20).cropped
-    assert batches.place(files(tmp_path, split), mesh, {}, 20).cropped
+    assert not batches.make_loader(split, mesh, {}, 20).crops_on_host
+    assert batches.make_loader(split, mesh, {"resident_limit_mb": 0.01}, 20).crops_on_host
+    assert batches.make_loader(files(tmp_path, split), mesh, {}, 20).crops_on_host
 
 
 def test_resident_batches_hold_the_rows_asked_for(mesh):
     split = arrays()
-    source = batches.place(split, mesh, {}, 20)
+    source = batches.make_loader(split, mesh, {}, 20)
     order = batches.epoch_order(13, 4, seed=3, purpose=(0,))
     got = read(source, source.train_batches(order, 0, (3, 0)))
     assert_equal(got, [(split.images[rows], split.labels[rows]) for rows in order])
-    rows, weight = batches.evaluation_order(13, 4)
+    rows, weight = batches.sequential_order(13, 4)
     items = list(source.test_batches(rows, weight))
     assert_equal(read(source, items), [(split.images[r], split.labels[r]) for r in rows])
     np.testing.assert_array_equal([item["weight"] for item in items], weight)
@@ -139,11 +139,11 @@ def test_resident_batches_hold_the_rows_asked_for(mesh):
 def test_streamed_pictures_equal_resident_ones_pixel_for_pixel(mesh, tmp_path):
     split = arrays()
     order = batches.epoch_order(13, 4, seed=3, purpose=(0,))
-    rows, weight = batches.evaluation_order(13, 4)
-    resident = batches.place(split, mesh, {}, 20)
+    rows, weight = batches.sequential_order(13, 4)
+    resident = batches.make_loader(split, mesh, {}, 20)
     for streamed in (
-        batches.place(files(tmp_path, split), mesh, {}, 20),
-        batches.place(split, mesh, {"resident_limit_mb": 0}, 20),
+        batches.make_loader(files(tmp_path, split), mesh, {}, 20),
+        batches.make_loader(split, mesh, {"resident_limit_mb": 0}, 20),
     ):
         assert_equal(
             read(streamed, streamed.train_batches(order, 0, (3, 0))), read(resident, resident.train_batches(order))
@@ -155,7 +155,7 @@ def test_streamed_pictures_equal_resident_ones_pixel_for_pixel(mesh, tmp_path):
 
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_a_restart_continues_with_the_same_batches(mesh, limit):
-    source = batches.place(arrays(), mesh, {**CROP, "resident_limit_mb": limit}, 12)
+    source = batches.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": limit}, 12)
     order = batches.epoch_order(13, 3, seed=3, purpose=(0,))
     whole = read(source, source.train_batches(order, 0, (3, 0)))
     assert len(whole) == 4
@@ -165,7 +165,7 @@ def test_a_restart_continues_with_the_same_batches(mesh, limit):
 
 
 def test_streamed_crops_depend_on_key_and_place(mesh):
-    source = batches.place(arrays(), mesh, {**CROP, "resident_limit_mb": 0}, 12)
+    source = batches.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": 0}, 12)
     order = np.array([[0, 0], [0, 1]], np.int32)
     (first, _), (second, _) = read(source, source.train_batches(order, 0, (3, 0)))
     assert (first[0] != first[1]).any() and (first[0] != second[0]).any()  # one picture, three crops
@@ -177,8 +177,8 @@ def test_streamed_test_pictures_are_resized_and_cropped_by_pillow(mesh, tmp_path
     image = Image.fromarray(arrays(1, 60).images[0]).crop((0, 0, 60, 45))
     image.convert("L").save(tmp_path / "grey.png")
     split = Split(labels=np.zeros(1, np.int32), files=(str(tmp_path / "grey.png"),))
-    source = batches.place(split, mesh, {"test": "resize_center_crop", "resize": 30}, 24)
-    ((images, _),) = read(source, source.test_batches(*batches.evaluation_order(1, 1)))
+    source = batches.make_loader(split, mesh, {"test": "resize_center_crop", "resize": 30}, 24)
+    ((images, _),) = read(source, source.test_batches(*batches.sequential_order(1, 1)))
     want = np.asarray(image.convert("L").convert("RGB").resize((40, 30), Image.Resampling.BILINEAR))[3:27, 8:32]
     np.testing.assert_array_equal(images[0], want)
 
@@ -186,7 +186,7 @@ def test_streamed_test_pictures_are_resized_and_cropped_by_pillow(mesh, tmp_path
 def test_two_worker_processes_give_the_same_bytes_as_none(mesh, tmp_path):
     split = files(tmp_path, arrays())
     order = batches.epoch_order(13, 2, seed=3, purpose=(0,))
-    alone, helped = (batches.place(split, mesh, {**CROP, "workers": n}, 12) for n in (0, 2))
+    alone, helped = (batches.make_loader(split, mesh, {**CROP, "workers": n}, 12) for n in (0, 2))
     want = read(alone, alone.train_batches(order, 1, (3, 0)))
     assert_equal(read(helped, helped.train_batches(order, 1, (3, 0))), want)
 
@@ -196,21 +196,21 @@ def test_a_damaged_picture_is_named(mesh, tmp_path, workers):
     split = files(tmp_path, arrays(5))
     damaged = tmp_path / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    source = batches.place(split, mesh, {"workers": workers}, 20)
+    source = batches.make_loader(split, mesh, {"workers": workers}, 20)
     with pytest.raises(UserError, match=r"3\.png: cannot be read as a picture") as caught:
         list(source.train_batches(np.arange(4)[:, None], 0, (0,)))
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_picture_is_named(mesh, tmp_path):
-    source = batches.place(files(tmp_path, arrays(5)), mesh, {}, 20)
+    source = batches.make_loader(files(tmp_path, arrays(5)), mesh, {}, 20)
     (tmp_path / "4.png").unlink()
     with pytest.raises(UserError, match=r"4\.png: cannot be read as a picture .*No such file"):
         list(source.test_batches(np.array([[4]]), np.ones((1, 1), np.float32)))
 
 
 def test_a_picture_of_another_size_is_named_with_what_to_set(mesh, tmp_path):
-    source = batches.place(files(tmp_path, arrays(2)), mesh, {}, 24)
+    source = batches.make_loader(files(tmp_path, arrays(2)), mesh, {}, 24)
     with pytest.raises(
         UserError, match=r"\.png: augment.train='none' leaves 20 x 20 pictures.* set augment.train='resize'"
     ):
@@ -234,7 +234,7 @@ out = {}
 for limit in (4096, 0):
     split = Split(labels=saved["labels"], images=saved["images"])
     options = {"train": "random_resized_crop", "flip": True, "resident_limit_mb": limit}
-    source = batches.place(split, mesh, options, 12)
+    source = batches.make_loader(split, mesh, options, 12)
     step = jax.jit(source.read)
     read = [step(source.data, item) for item in source.train_batches(saved["order"], 1, (3, 0))]
     assert read[0][0].addressable_shards[0].data.shape[0] == 2
@@ -265,7 +265,7 @@ def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
             run.kill()
     got = np.load(tmp_path / "out.npz")
     for limit in (4096, 0):
-        source = batches.place(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
+        source = batches.make_loader(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
         want = [images for images, _ in read(source, source.train_batches(order, 1, (3, 0)))]
         np.testing.assert_array_equal(got[str(limit)], np.concatenate(want))
 
@@ -276,7 +276,7 @@ def test_a_batch_that_does_not_divide_is_refused(mesh, tmp_path):
         "import numpy as np\n"
         "from cdl_jax.data import batches\n"
         "mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))\n"
-        "next(batches.Resident({}, mesh).train_batches(np.zeros((1, 6), np.int32)))\n"
+        "next(batches.DeviceLoader({}, mesh).train_batches(np.zeros((1, 6), np.int32)))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert "UserError: batch_size=6: does not divide among the 4 devices" in run.stderr
@@ -287,8 +287,8 @@ def test_device_and_host_normalise_alike(mesh):
     options = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "test": "resize"}
     results = []
     for limit in (4096, 0):
-        source = batches.place(split, mesh, {**options, "resident_limit_mb": limit}, 20)
-        ((images, _),) = read(source, source.test_batches(*batches.evaluation_order(13, 13)))
-        finish = augment.normalize if source.cropped else lambda x, o: augment.transform_test(x, o, 20)
+        source = batches.make_loader(split, mesh, {**options, "resident_limit_mb": limit}, 20)
+        ((images, _),) = read(source, source.test_batches(*batches.sequential_order(13, 13)))
+        finish = augment.normalize if source.crops_on_host else lambda x, o: augment.transform_test(x, o, 20)
         results.append(finish(images, options))
     np.testing.assert_array_equal(*results)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cdl_jax.data import batch_plan, herding, replay, stream
+from cdl_jax.data import herding, replay, stream
+from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Phase, Replay
 
@@ -43,12 +44,12 @@ def test_a_memory_gets_the_lines_of_the_classes_that_are_shown():
     memory = np.full((4, 3), -1, np.int32)
     rows, labels = np.arange(10, 20, dtype=np.int32), np.array([2] * 8 + [1] * 2)
     features = RNG.normal(size=(10, 5))
-    new = herding.renewed(memory, rows, labels, features)
+    new = herding.update_memory(memory, rows, labels, features)
     assert (memory == -1).all() and new.dtype == np.int32
     assert new[2].tolist() == [10 + i for i in plainly(features[:8], 3)]
     assert sorted(new[1][:2]) == [18, 19] and new[1][2] == -1
     assert (new[[0, 3]] == -1).all()
-    again = herding.renewed(new, rows[8:], labels[8:], -features[8:])
+    again = herding.update_memory(new, rows[8:], labels[8:], -features[8:])
     assert np.array_equal(again[2], new[2])
 
 
@@ -70,14 +71,14 @@ def own():
     tasks = tuple(stream.Task(i, (2 * i, 2 * i + 1), 2 * i, own, own) for i, own in enumerate(rows))
     names = tuple("abcd")
     memory = np.stack([np.flatnonzero(labels == c)[:10] for c in range(4)]).astype(np.int32)
-    return batch_plan.make(stream.Stream("four", names, tuple(range(4)), tasks, split, split), 8), memory
+    return BatchPlan.build(stream.Stream("four", names, tuple(range(4)), tasks, split, split), 8), memory
 
 
 def test_what_was_chosen_joins_the_tasks_own_pictures(own):
     whole, memory = own
     phase = Phase("replay", 2, (), tasks="later", replay=Replay(10, 4, "herding"))
     order = whole.order(1, phase, range(2), 3, memory)
-    assert order.shape == (6, 12) and whole.pictures(phase) == 12
+    assert order.shape == (6, 12) and whole.images_per_step(phase) == 12
     labels = whole.stream.train.labels[order]
     assert (labels[:, :8] >= 2).all() and (labels[:, 8:] < 2).all()
     assert set(order[:, 8:].ravel()) == {*memory[0, :5], *memory[1, :5]}
@@ -93,7 +94,11 @@ def test_a_balanced_phase_sees_every_class_equally_often(own, per_class, each):
     whole.check(phase)
     steps = max(4 * each // 8, 1)
     order = whole.order(1, phase, range(4), 3, memory)
-    assert order.shape == (4 * steps, 8) and whole.sizes(1, phase) == [8] * steps and whole.pictures(phase) == 8
+    assert (
+        order.shape == (4 * steps, 8)
+        and whole.batch_sizes(1, phase) == [8] * steps
+        and whole.images_per_step(phase) == 8
+    )
     passes = order.ravel()[: order.size // (4 * each) * 4 * each].reshape(-1, 4 * each)
     assert len(passes) >= 1
     for seen in passes:

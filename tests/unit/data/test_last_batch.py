@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as base
-from cdl_jax.data import batch_plan
+from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.training import steps as trainer
@@ -95,7 +95,7 @@ def test_what_cannot_be_is_said_in_one_line(monkeypatch):
         **{"train.last_batch": "drop", "train.batch_size": 8}
     )
     own = program()
-    several = batch_plan.make(own.stream, BATCH, [(0, 1, 2, 3), (3, 2, 1, 0)], last_batch="keep")
+    several = BatchPlan.build(own.stream, BATCH, [(0, 1, 2, 3), (3, 2, 1, 0)], last_batch="keep")
     with pytest.raises(UserError, match="learners that have streams of their own, nor with pictures that join a batch"):
         several.check(own.method.phases[0])
     two = SimpleNamespace(shape={"data": 2})

@@ -20,7 +20,7 @@ def write(root, levels):
 def shown(data, part):
     """(class name, gray level) of each image, as it is decoded."""
     split = getattr(data, part)
-    levels = [int(np.asarray(batches._open(split, row)[0]).mean()) for row in range(len(split))]
+    levels = [int(np.asarray(batches.load_image(split, row)[0]).mean()) for row in range(len(split))]
     return [(data.class_names[label], level) for label, level in zip(split.labels, levels, strict=True)]
 
 

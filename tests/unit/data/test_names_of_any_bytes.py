@@ -31,7 +31,8 @@ def test_a_class_and_its_files_may_have_any_name(tmp_path, name, caplog, capsys)
     for part in ("train", "test"):
         split = getattr(data, part)
         found = {
-            data.class_names[c]: int(np.asarray(batches._open(split, i)[0]).max()) for i, c in enumerate(split.labels)
+            data.class_names[c]: int(np.asarray(batches.load_image(split, i)[0]).max())
+            for i, c in enumerate(split.labels)
         }
         assert found == shown
     (record,) = caplog.records

@@ -63,7 +63,7 @@ def test_each_seed_has_the_stream_that_it_has_alone_over_the_same_pictures(word)
     data, how = dataset(), {"class_order": word, "class_order_seed": -1, "validation": 0.0}
     cut = {"num_tasks": 0, "task_sizes": (3, 1, 2), "max_train_per_class": 3, "class_order": word}
     alone = {seed: stream.split_into_tasks(data, class_order_seed=seed, **cut) for seed in (5, 0, 2)}
-    together = stream.of_seeds(alone[5], how, tuple(alone))
+    together = stream.streams_for_seeds(alone[5], how, tuple(alone))
     assert together[0] is alone[5]
     assert len({own.class_order for own in together}) == 3
     for own, wanted in zip(together, alone.values(), strict=True):
@@ -77,10 +77,10 @@ def test_each_seed_has_the_stream_that_it_has_alone_over_the_same_pictures(word)
                 assert (task.index, task.classes, task.first) == (other.index, other.classes, other.first)
                 assert np.array_equal(getattr(task, part), getattr(other, part))
     for shared in ({**how, "class_order_seed": 0}, {**how, "class_order": "natural"}, {**how, "class_order": (1, 0)}):
-        assert stream.of_seeds(alone[5], shared, (5, 0)) == (alone[5],) * 2
+        assert stream.streams_for_seeds(alone[5], shared, (5, 0)) == (alone[5],) * 2
     with pytest.raises(UserError, match="holds out other pictures for each of config.seeds: run the seeds one by one"):
-        stream.of_seeds(alone[5], {**how, "validation": 0.2}, (5, 0))
-    assert stream.of_seeds(alone[5], {**how, "validation": 0.2}, (5,)) == (alone[5],)
+        stream.streams_for_seeds(alone[5], {**how, "validation": 0.2}, (5, 0))
+    assert stream.streams_for_seeds(alone[5], {**how, "validation": 0.2}, (5,)) == (alone[5],)
 
 
 def test_minus_one_is_the_seed_of_the_run():
@@ -272,7 +272,7 @@ def test_class_ids_may_be_text_or_any_sequence_of_integers(order):
     made = stream.split_into_tasks(dataset(), num_tasks=3, class_order=order)
     assert made.class_order == (5, 0, 3) and made.class_names == ("f", "a", "d")
     assert [int(made.train.images[task.train[0], 0, 0, 0]) for task in made.tasks] == [5, 0, 3]
-    assert stream.of_seeds(made, {"class_order": order, "class_order_seed": -1}, (0, 1)) == (made, made)
+    assert stream.streams_for_seeds(made, {"class_order": order, "class_order_seed": -1}, (0, 1)) == (made, made)
 
 
 @pytest.mark.parametrize("order", [(0.5, 1), ["a", "b"], np.array([0.0, 1.0]), "a,b"])

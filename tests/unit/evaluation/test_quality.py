@@ -68,7 +68,7 @@ def test_pairs_by_hand():
 class Source:
     """Pictures that are row numbers, so that a method's predictions can be looked up."""
 
-    cropped = True
+    crops_on_host = True
     data = {}
 
     @staticmethod
@@ -96,7 +96,7 @@ def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
         test_source=Source,
         _named_axes=nullcontext,
         _with_constants=lambda frozen, tasks: Source.data,
-        plan=SimpleNamespace(several=False),
+        plan=SimpleNamespace(multi_learner=False),
         axis=SimpleNamespace(rows=lambda tasks, part: np.concatenate([getattr(task, part) for task in tasks])),
         evaluation_step=jax.jit(trainer.evaluation_step(method, Source, unit, StreamInfo(sum(SIZES), SIZES))),
     )
@@ -110,7 +110,7 @@ def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 64])
 def test_whole_evaluations_are_those_of_float64_whatever_the_batches(seen_tasks, batch_size):
     """50 pictures fill neither 7 nor 16 nor 64 evenly, so padding has no weight."""
-    assert batches.evaluation_order(NUM, 16)[1].sum() == NUM
+    assert batches.sequential_order(NUM, 16)[1].sum() == NUM
     accuracy, *_, found = evaluate(batch_size, seen_tasks)
     end = 2 * seen_tasks
     p, q = (softmax(x.astype(np.float64)[:, :end]) for x in (TEACHER, STUDENT))

@@ -40,7 +40,7 @@ def changed(a, b):
 @cache
 def tasks(data):
     source = {"cifar100": cifar100, "imagenet_r": imagenet_r}[data]
-    return stream.split_into_tasks(source.blank({}), num_tasks=10)
+    return stream.split_into_tasks(source.placeholder({}), num_tasks=10)
 
 
 def test_every_row_of_every_version_is_here_once():

@@ -101,7 +101,7 @@ def test_reference_changes_what_the_program_has_of_its_own():
 
 
 def test_every_cell_fits_together_and_the_config_file_has_it():
-    blank = {name: source.blank({}) for name, source in (("cifar10", cifar10), ("cifar100", cifar100))}
+    blank = {name: source.placeholder({}) for name, source in (("cifar10", cifar10), ("cifar100", cifar100))}
     streams = {name: stream.split_into_tasks(data, num_tasks=1) for name, data in blank.items()}
     for cell in TABLE.cells:
         text = ",".join(f"{key}={value}" for key, value in cell.where.items() if value)
@@ -118,7 +118,7 @@ def test_a_cell_can_be_described():
     config = okddip.build(**CELLS["mcl_okd", "cifar100", "supervised", "", "resnet32"].where)
     config.devices = 1
     told = describe.describe(
-        Program(config, stream.split_into_tasks(cifar100.blank({}), num_tasks=1)), show_config=True
+        Program(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)), show_config=True
     )
     assert "network: 472,756 trainable, 0 frozen" in told and "network: 300 epochs a task" in told
     assert "train.last_batch = 'keep'" in told
@@ -127,7 +127,7 @@ def test_a_cell_can_be_described():
 @pytest.mark.parametrize(("method", "parameters"), [("okddip", 1_554_272), ("one", 1_553_388)])
 def test_networks_are_of_their_published_size(method, parameters):
     config = okddip.build(method=method, network="resnet32", data="cifar100")
-    own = Program(config, stream.split_into_tasks(cifar100.blank({}), num_tasks=1)).method
+    own = Program(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)).method
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(own.init, jax.random.key(0)))
     assert sum(leaf.size for path, leaf in leaves if path[1].key == "params") == parameters
 

@@ -109,12 +109,12 @@ def test_a_home_folder_is_not_needed(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", unknown)
-    assert locate.usual_places() == (Path("data"),)
+    assert locate.search_paths() == (Path("data"),)
 
 
 def test_missing_data_that_can_be_fetched_has_the_name_for_it(monkeypatch, tmp_path):
     monkeypatch.setenv("CDL_DATA", str(tmp_path))
-    monkeypatch.setattr(locate, "usual_places", lambda: (tmp_path,))
+    monkeypatch.setattr(locate, "search_paths", lambda: (tmp_path,))
     for name in ("cifar10", "cifar100", "imagenet_r"):
         source = plugins.load_plugin("data.sources", name)
         with pytest.raises(MissingDataError, match=f"python -m cdl_jax.fetch {name}") as error:

@@ -52,7 +52,7 @@ def test_a_position_holds_arrays_of_fixed_types():
 class Source:
     """Four 1 x 1 pictures, cropped already, whose labels are numbers that the losses use."""
 
-    cropped = True
+    crops_on_host = True
     data = {"images": jnp.full((4, 1, 1, 3), 255, jnp.uint8), "labels": jnp.array([0, 1, 2, 3])}
 
     @staticmethod
