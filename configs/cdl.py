@@ -16,7 +16,7 @@ teacher    the papers': vit_b16, for a student vit_b16 vit_l16
 reference  false: as the papers have it. true: with what the authors' program did besides: losses of pools and features
            twice, for they were summed over two GPUs, and an APT teacher that teaches with the tasks before
 
-The first value is the default. `python -m cdl_jax.report --paper cdl` lists all published results by these arguments.
+The first value is the default. `python -m cdl_jax.report paper cdl` lists all published results by these arguments.
 """
 
 from cdl_jax import config as base

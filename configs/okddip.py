@@ -10,7 +10,7 @@ network: resnet20/32/56/110, wide_resnet20_8, vgg16/19, densenetd40k12/d100k12/d
 data: cifar10, cifar100, or imagenet: a folder with train/ and val/ in `--config.data.path`.
 epochs: milestones (1/2 and 3/4) and ramp-up (80/300) scale with them. reference=true: the published program's
   peculiarities as well (DenseNet's shared last block, VGG's double pass, the divisor of the diversity).
-source: without effect; a row of `python -m cdl_jax.report --paper okddip` has it.
+source: without effect; a row of `python -m cdl_jax.report paper okddip` has it.
 
 CIFAR-100, ResNet-32, 300 epochs, OKDDip branch-based: error of the leader 25.65 +- 0.15 (Table 2), at the best epoch by
 test error: `best` in results.json. An epoch's last batch is incomplete and kept (391 steps); its 80 pictures divide

@@ -13,7 +13,7 @@ network    deit_ti_conv, deit_s_conv, any other DeiT, ViT or convolutional netwo
 teacher    regnety_160, any other network; its weights are a file of timm's names or the directory of a run
 data       folder, any other source
 reference  false, true
-source     without effect; a row of `python -m cdl_jax.report --paper vkd` has it
+source     without effect; a row of `python -m cdl_jax.report paper vkd` has it
 
 Pictures are changed as the published program really does it: bicubic crops, one of grey, solarised and blurred, and
 jitter of colours. What it has as options without effect is here with one, and off: `augment.rand_augment`

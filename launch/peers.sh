@@ -19,5 +19,5 @@ for seed in 0 1 2; do
   train "kd,epochs=6,seed=$seed" "$folder/kd/seed_$seed" --config.train.batch_size=16 \
     "--config.teacher.$larger" --config.teacher.weights="$folder/teacher"
 done
-"$VENV/bin/python" -m cdl_jax.report --headline \
+"$VENV/bin/python" -m cdl_jax.report --one-row-per-run \
   "$folder"/{supervised,kd,individual,cl_ilr,one,dml,okddip,okddip_network}/seed_{0,1,2}

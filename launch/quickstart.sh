@@ -9,4 +9,4 @@ folder=runs/quickstart
 "$python" -m cdl_jax.main --config configs/quickstart.py:distill=none,joint=true --workdir $folder/joint
 "$python" -m cdl_jax.main --config configs/reference.py:row=probe --workdir $folder/linear_probe
 "$python" -m cdl_jax.main --config configs/reference.py:row=nearest_mean --workdir $folder/nearest_mean
-"$python" -m cdl_jax.report --names $folder/{alone,distilled,joint,linear_probe,nearest_mean}
+"$python" -m cdl_jax.report --label-by-folder $folder/{alone,distilled,joint,linear_probe,nearest_mean}

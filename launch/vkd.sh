@@ -30,4 +30,4 @@ for row in "${rows[@]}"; do
     runs+=("$workdir")
   done
 done
-"$VENV/bin/python" -m cdl_jax.report --headline "${runs[@]}"
+"$VENV/bin/python" -m cdl_jax.report --one-row-per-run "${runs[@]}"

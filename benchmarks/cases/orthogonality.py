@@ -107,5 +107,5 @@ def measure(options) -> dict:
         found = errors_and_norms(options.steps, options.features, options.inputs)
     print(table(found))
     if options.svg:
-        options.svg.write_text(plots.series(found["norms"], "optimizer steps", "Frobenius norm of the projection"))
+        options.svg.write_text(plots.line_plot(found["norms"], "optimizer steps", "Frobenius norm of the projection"))
     return found

@@ -1,229 +1,380 @@
-"""What runs have come to: the report page of one, the table of several, and published results beside them.
+"""Prints, writes and draws tables of finished and running runs.
 
-python -m cdl_jax.report RUN [RUN ...] [--headline] [--names] [--paper NAME] [--out FILE] [--svg FILE.svg]
-                         [--traffic FILE.svg]
-python -m cdl_jax.report --grid FOLDER/<learner>/<scheme>/seed_<n> ... [--out FILE] [--into PAGE.md] [--svg FILE.svg]
-                         [--keep FOLDER]
-python -m cdl_jax.report --sweep OPTION RUN [RUN ...] [--out FILE] [--svg FILE.svg]
+python -m cdl_jax.report [table] RUN [RUN ...] [--one-row-per-run] [--label-by-folder] [--out FILE] [--plot FILE.svg]
+                         [--plot-traffic FILE.svg] [--update-page PAGE]
+python -m cdl_jax.report grid RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE] [--export FOLDER]
+python -m cdl_jax.report sweep OPTION RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE]
+python -m cdl_jax.report paper NAME [RUN ...] [the options of table]
 
-The ending of --out chooses the format: .md Markdown, .html a page, .tex LaTeX, .csv raw numbers (mean, standard
-deviation and number of seeds in columns of their own; missing values are empty).
+table: one row for each network of each run, over seeds. Runs with the settings of a published result are also shown
+beside that result, with a verdict on whether they reproduce it. --one-row-per-run compares one number of each run, the
+mean over its leading networks. --label-by-folder labels rows by their folders instead of by the settings that differ.
+--plot draws one number of each run for every seed, --plot-traffic against the megabytes that learners exchanged.
 
-Runs with the settings of a published result are shown beside it, with whether they reproduce it. --paper shows a whole
-published table, that of a system (cdl, okddip, vkd) or of a version of its paper (v4), and needs no run. --headline
-compares one number of each run, that of its leading networks, whatever their names; --svg draws it for every seed, and
---traffic against the megabytes that learners have exchanged. --names calls rows after their folders, in place of the
-settings in which they differ.
+grid: learners by schemes, for runs in <learner>/<scheme>/seed_<n>. Each scheme is compared with the learner's scheme
+"none" by a paired t-test. --plot draws the gains. --export copies the part of finished runs that these tables need to a
+folder.
 
---grid arranges continual learners by schemes, as their folders are called, and tests what each gains over the learner's
-scheme "none". --svg then draws the gains, --into writes the tables into a
-page, between its lines `<!-- tables -->` and `<!-- end of tables -->`, and --keep copies what they need of finished
-runs to a folder.
+sweep: one row for all runs that differ in OPTION (such as distill.alpha) alone, one column for each of its values.
 
-Runs that have failed, have just begun or are damaged are named on standard error and left out. The exit code is 0 if
-at least one run is reported, and otherwise 2.
+paper: the published table of a system (cdl, okddip, vkd) or of one version of its paper (v4), also without runs.
 
---sweep sets the first number of runs that differ in one option, such as distill.alpha, against its values: a line for
-all runs that are else alike. --svg draws them.
+The ending of --out selects the format: .md Markdown, .html a page, .tex LaTeX, .csv raw numbers (mean, standard
+deviation and number of seeds in separate columns; missing values are empty). --update-page replaces the tables of an
+existing page between its lines `<!-- tables -->` and `<!-- end of tables -->`.
+
+Runs that failed, have just begun or are damaged are named on standard error and left out. The exit code is 0 if at
+least one run is reported, and 2 otherwise. A folder named like a command is written as ./grid.
 """
 
+import argparse
+import re
 import sys
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from cdl_jax import published
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean
 from cdl_jax.report import grid, plots, replication, sweep, tables, text
-from cdl_jax.report.groups import folder_names, labels, read_groups
+from cdl_jax.report.groups import Group, folder_names, labels, read_groups
+from cdl_jax.report.text import Section
 from cdl_jax.runtime import console, files, paths
 
-_OPTIONS = ("--out", "--paper", "--svg", "--traffic", "--into", "--keep", "--sweep", "--headline", "--names", "--grid")
+_PAGE_ENDINGS = (".md", ".html", ".htm")
+_TABLE_ENDINGS = (*_PAGE_ENDINGS, ".csv", ".tex")
+_PLOT_ENDINGS = (".svg",)
 
-
-def _sections(groups, names, paper, headline=False):
-    """(title, rows, legend) of the tables to show."""
-    sections = [("Runs", (tables.headlines if headline else tables.table)(groups, names), "")] if groups else []
-    chosen = replication.choose(paper) if paper else [(published.table(name), "") for name in published.systems()]
-    for table, version in chosen:
-        rows = replication.table(table, replication.matches(groups, table), version, whole=bool(paper))
-        if len(rows) > 1:
-            sections.append((f"{table.title} {version}".strip(), rows, replication.legend(table)))
-    return sections
-
-
-def _grid_sections(groups):
-    return [
-        ("Accuracy after the last task", grid.overview(groups), ""),
-        ("All measures", grid.details(groups), ""),
-    ]
-
-
-def _into(page, sections):
-    """Writes the tables into a page, in place of those that are there."""
-    begin, end = "<!-- tables -->\n", "<!-- end of tables -->\n"
-    try:
-        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--into {page} cannot be read ({error}): name a page that exists") from None
-    _, found, after = rest.partition(end)
-    if not found:
-        raise UserError(f"--into {page}: there are no lines {begin.strip()} and {end.strip()}: add them")
-    _write("--into", page, f"{before}{begin}\n{_text_of(page, sections)}\n{end}{after}")
-
-
-def _headline_plot(groups, names):
-    """Returns an SVG plot of the first number of each group's runs.
-
-    Raises:
-      UserError: no run is finished.
-    """
-    found = {
-        label: list(group.values("headline", "last", finished=True).values())
-        for label, group in zip(names, groups, strict=True)
-    }
-    found = {label: values for label, values in found.items() if values}
-    if not found:
-        raise UserError("--svg: none of these runs is finished: leave --svg out")
-    return plots.rows(found, "accuracy, %; bar: mean")
-
-
-def _gain_plot(groups):
-    """SVG of what each seed gains over the learner alone.
-
-    Raises:
-      UserError: no run has one to be compared with.
-    """
-    found = grid.gains(groups)
-    if not found:
-        raise UserError('--svg: no finished run here has the scheme "none" of its learner and seed to compare with')
-    return plots.rows(found, "gain of accuracy over the learner alone, points; bar: mean")
-
-
-def _traffic_plot(groups, names):
-    """SVG of the first number of each group's runs against what they have exchanged.
-
-    Raises:
-      UserError: no run has exchanged anything.
-    """
-    found = {}
-    for name, group in zip(names, groups, strict=True):
-        values = group.values("headline", "last", finished=True)
-        amounts = [group.runs[seed].measures.get("exchanged_mb", 0.0) for seed in values]
-        if values:
-            found[name] = amounts, list(values.values())
-    if not any(sum(amounts) for amounts, _ in found.values()):
-        raise UserError("--traffic: no finished run here has exchanged anything; name runs of learners that do")
-    return plots.traffic(found)
-
-
-def _text_of(file, sections):
-    suffix = file.suffix.lower()
-    formats = {".md": text.markdown, ".csv": text.comma_separated, ".tex": text.latex}
-    return formats.get(suffix, text.html_page)(sections)
-
-
-def _file(option, given, endings):
-    """Returns the path that an option gives, or None.
-
-    Raises:
-      UserError: the path has another ending.
-    """
-    if given is None:
-        return None
-    file = paths.resolve(given, option)
-    if file.suffix.lower() not in endings:
-        *others, last = endings
-        raise UserError(f"{option} {file} must end in {', '.join(others) + ' or ' if others else ''}{last}")
-    return file
-
-
-def _write(option, out, content):
-    try:
-        files.write_atomically(out, content)
-    except OSError as error:
-        raise UserError(f"{option} {out} cannot be written ({error.strerror}): choose another file") from None
-
-
-def _take(argv, option):
-    """Returns the value of an option, None without the option, and the other words.
-
-    Raises:
-      UserError: the value is missing, or the option is there twice.
-    """
-    words = [i for i, word in enumerate(argv) if word == option or word.startswith(option + "=")]
-    if not words:
-        return None, argv
-    if len(words) > 1:
-        raise UserError(f"{option} is given twice: give it once")
-    (at,) = words
-    if argv[at] != option:
-        return argv[at].partition("=")[2], argv[:at] + argv[at + 1 :]
-    if at + 1 == len(argv):
-        raise UserError(f"{option} needs a value")
-    return argv[at + 1], argv[:at] + argv[at + 2 :]
+# Former spellings. They are accepted, so that commands in notes and scripts keep working.
+_FORMER_OPTIONS = {
+    "--svg": "--plot",
+    "--traffic": "--plot-traffic",
+    "--into": "--update-page",
+    "--keep": "--export",
+    "--names": "--label-by-folder",
+    "--headline": "--one-row-per-run",
+}
+_FORMER_COMMANDS = {"--grid": 0, "--sweep": 1, "--paper": 1}  # option -> number of values
 
 
 @console.command
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line.
+
+    Args:
+      argv: the words after the program's name.
+
+    Returns:
+      The exit code: 0 if at least one run or a published table was shown, otherwise 2.
+    """
     try:
-        out, argv = _take(argv, "--out")
-        paper, argv = _take(argv, "--paper")
-        svg, argv = _take(argv, "--svg")
-        traffic, argv = _take(argv, "--traffic")
-        into, argv = _take(argv, "--into")
-        keep, argv = _take(argv, "--keep")
-        option, argv = _take(argv, "--sweep")
-        headline, named, gridded = ("--headline" in argv, "--names" in argv, "--grid" in argv)
-        argv = [word for word in argv if word not in ("--headline", "--names", "--grid")]
-        if "--help" in argv or "-h" in argv:
-            print(__doc__.strip())
-            return 0
-        if unknown := [word for word in argv if word.startswith("-")]:
-            raise UserError(f"unknown option {unknown[0]}: {did_you_mean(unknown[0].partition('=')[0], _OPTIONS)}")
-        if not argv and not paper:
+        if not argv:
             print(__doc__.strip(), file=sys.stderr)
             return 2
-        out = _file("--out", out, (".md", ".html", ".htm", ".csv", ".tex"))
-        into = _file("--into", into, (".md", ".html", ".htm"))
-        svg, traffic = _file("--svg", svg, (".svg",)), _file("--traffic", traffic, (".svg",))
-        folders = [paths.resolve(folder, "RUN") for folder in argv]
-        refused: list[UserError] = []
-        groups = read_groups(folders, refused)
-        for error in refused:
-            print(f"cdl_jax: left out: {error}", file=sys.stderr)
-        if folders and not groups:
-            return 2
-        if option and (headline or named or gridded or paper):
-            raise UserError("--sweep goes with --out and --svg alone: leave the other options out")
-        lines = sweep.lines(groups, option) if option else {}
-        names = (folder_names if named else labels)(groups)
-        if option:
-            sections = [("Runs", sweep.table(lines, option), "")]
-        else:
-            sections = _grid_sections(groups) if gridded else _sections(groups, names, paper, headline)
-        if out:
-            _write("--out", out, _text_of(out, sections))
-        if svg and option:
-            _write("--svg", svg, plots.lines(lines, option))
-        elif svg:
-            _write("--svg", svg, _gain_plot(groups) if gridded else _headline_plot(groups, names))
-        if into:
-            _into(into, sections)
-        if keep:
-            grid.keep(groups, paths.resolve(keep, "--keep"))
-        if traffic:
-            _write("--traffic", traffic, _traffic_plot(groups, names))
-        for number, (title, rows, legend) in enumerate(sections):
-            print((f"\n{title}\n" if number else "") + text.aligned(rows))
-            if legend:
-                print("\n".join(textwrap.wrap(legend, 120)))
-        for run in (run for group in groups for run in group.runs.values() if not (gridded or option)):
-            print(console.one_line(f"report: {run.folder / 'report.html'}"))
+        command, *words = _with_command(argv)
+        if "--help" in words or "-h" in words:
+            print(_parser(command).format_help() if argv[0] in COMMANDS else __doc__.strip())
+            return 0
+        return COMMANDS[command](_parse(command, words))
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2
+
+
+def show_table(options: argparse.Namespace) -> int:
+    """Prints and writes the table of some runs, and published results beside them; returns the exit code."""
+    groups = _read_groups(options.runs)
+    if not groups:
+        return 2
+    return _show_runs(options, groups, [(published.table(name), "") for name in published.systems()], all_cells=False)
+
+
+def show_paper(options: argparse.Namespace) -> int:
+    """Prints and writes a published table, with runs beside it if any are named; returns the exit code."""
+    groups = _read_groups(options.runs)
+    if options.runs and not groups:
+        return 2
+    return _show_runs(options, groups, replication.choose(options.paper), all_cells=True)
+
+
+def show_grid(options: argparse.Namespace) -> int:
+    """Prints and writes the tables of learners by schemes; returns the exit code."""
+    groups = _read_groups(options.runs)
+    if not groups:
+        return 2
+    sections = [
+        ("Accuracy after the last task", grid.overview(groups), ""),
+        ("All measures", grid.details(groups), ""),
+    ]
+    _write_outputs(options, sections, lambda: _gain_plot(groups))
+    if options.export:
+        grid.export_results(groups, options.export)
+    _print_sections(sections)
     return 0
+
+
+def show_sweep(options: argparse.Namespace) -> int:
+    """Prints and writes the table of runs that differ in one option; returns the exit code."""
+    groups = _read_groups(options.runs)
+    if not groups:
+        return 2
+    accuracies = sweep.group_by_option(groups, options.option)
+    sections = [("Runs", sweep.table(accuracies, options.option), "")]
+    _write_outputs(options, sections, lambda: plots.sweep_plot(accuracies, options.option))
+    _print_sections(sections)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "table": show_table,
+    "grid": show_grid,
+    "sweep": show_sweep,
+    "paper": show_paper,
+}
+
+
+def _with_command(argv: list[str]) -> list[str]:
+    """Returns the words in their present spelling, with the command first; without a command it is `table`.
+
+    Raises:
+      UserError: a former option that became a command has no value, is repeated, or is combined with another one.
+    """
+    words, commands, rest = [], {}, list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name in _FORMER_OPTIONS:
+            words.append(_FORMER_OPTIONS[name] + equals + value)
+        elif name in _FORMER_COMMANDS:
+            if name in commands:
+                raise UserError(f"{name} is given twice: give it once")
+            values = [value] if equals else [rest.pop(0)] if _FORMER_COMMANDS[name] and rest else []
+            if len(values) < _FORMER_COMMANDS[name]:
+                raise UserError(f"{name} needs a value")
+            commands[name] = values
+        else:
+            words.append(word)
+    if len(commands) > 1:
+        raise UserError(f"{' and '.join(commands)} select different tables: name one of them")
+    for name, values in commands.items():
+        return [name.removeprefix("--"), *values, *words]
+    return words if words[0] in COMMANDS else ["table", *words]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises `UserError` where argparse would print its usage and exit."""
+
+    def error(self, message: str):
+        raise UserError(re.sub(r"^argument ([^:]+): expected one argument$", r"\1 needs a value", message))
+
+
+class _PathOption(argparse.Action):
+    """An option that names one file with one of some endings, or a folder, and occurs at most once."""
+
+    def __init__(self, *args: Any, endings: tuple[str, ...] = (), **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.endings = endings
+
+    def __call__(self, parser, namespace, value, option=None):
+        if getattr(namespace, self.dest) is not None:
+            raise UserError(f"{option} is given twice: give it once")
+        path = paths.resolve(value, option)
+        if self.endings and path.suffix.lower() not in self.endings:
+            *others, last = self.endings
+            raise UserError(f"{option} {path} must end in {', '.join(others) + ' or ' if others else ''}{last}")
+        setattr(namespace, self.dest, path)
+
+
+def _parser(command: str) -> _Parser:
+    """Returns the argument parser of a command, one of `COMMANDS`."""
+    parser = _Parser(f"cdl_jax.report {command}", description=COMMANDS[command].__doc__, allow_abbrev=False)
+    if command == "sweep":
+        parser.add_argument("option", metavar="OPTION", help="config key that differs, such as distill.alpha")
+    if command == "paper":
+        parser.add_argument("paper", metavar="NAME", help="system (cdl, okddip, vkd) or version of its paper (v4)")
+    runs = "*" if command == "paper" else "+"
+    explanation = "folder of a run; a run of several seeds counts as one run for each seed"
+    parser.add_argument("runs", metavar="RUN", nargs=runs, help=explanation)
+
+    def add_file(name, endings, explanation):
+        parser.add_argument(name, metavar="FILE", action=_PathOption, endings=endings, help=explanation)
+
+    add_file("--out", _TABLE_ENDINGS, "write the tables; the ending selects the format")
+    add_file("--plot", _PLOT_ENDINGS, "draw the main number of each run")
+    add_file("--update-page", _PAGE_ENDINGS, "replace the tables between the marks of an existing page")
+    if command == "grid":
+        explanation = "copy what the tables need of finished runs to a folder"
+        parser.add_argument("--export", metavar="FOLDER", action=_PathOption, help=explanation)
+    if command in ("table", "paper"):
+        add_file("--plot-traffic", _PLOT_ENDINGS, "draw accuracy against the megabytes that learners exchanged")
+        explanation = "one number of each run: the mean over its leading networks"
+        parser.add_argument("--one-row-per-run", action="store_true", help=explanation)
+        explanation = "label rows by their folders, not by the settings that differ"
+        parser.add_argument("--label-by-folder", action="store_true", help=explanation)
+    return parser
+
+
+def _parse(command: str, words: list[str]) -> argparse.Namespace:
+    """Parses the words that follow a command.
+
+    Raises:
+      UserError: an option is unknown, belongs to another command, is repeated or has a bad value; a run is missing.
+    """
+    parsers = {name: _parser(name) for name in COMMANDS}
+    known = {name: {flag for action in parser._actions for flag in action.option_strings}
+             for name, parser in parsers.items()}  # fmt: skip
+    for word in words:
+        option = word.partition("=")[0]
+        if not word.startswith("-") or option in known[command]:
+            continue
+        if owners := [name for name in COMMANDS if option in known[name]]:
+            raise UserError(f"{option} is an option of {' and '.join(owners)}: leave it out of {command}")
+        raise UserError(f"unknown option {word}: {did_you_mean(option, sorted(known[command]))}")
+    options = parsers[command].parse_intermixed_args(words)
+    options.runs = [paths.resolve(folder, "RUN") for folder in options.runs]
+    return options
+
+
+def _read_groups(folders: list[Path]) -> list[Group]:
+    """Reads runs, and prints which of them are left out."""
+    refused: list[UserError] = []
+    groups = read_groups(folders, refused)
+    for error in refused:
+        print(f"cdl_jax: left out: {error}", file=sys.stderr)
+    return groups
+
+
+def _show_runs(
+    options: argparse.Namespace, groups: list[Group], chosen: list[tuple[published.Table, str]], all_cells: bool
+) -> int:
+    """Prints and writes a table of runs and published tables beside them; returns the exit code.
+
+    Args:
+      options: of `table` or `paper`.
+      groups: may be empty.
+      chosen: published tables, each with the version to show or "".
+      all_cells: also show published results without a run.
+    """
+    names = (folder_names if options.label_by_folder else labels)(groups)
+    rows_of_runs = tables.headlines if options.one_row_per_run else tables.table
+    sections = [("Runs", rows_of_runs(groups, names), "")] if groups else []
+    for table, version in chosen:
+        rows = replication.table(table, replication.matches(groups, table), version, all_cells=all_cells)
+        if len(rows) > 1:
+            sections.append((f"{table.title} {version}".strip(), rows, replication.legend(table)))
+    _write_outputs(options, sections, lambda: _headline_plot(groups, names))
+    if options.plot_traffic:
+        _write("--plot-traffic", options.plot_traffic, _traffic_plot(groups, names))
+    _print_sections(sections)
+    for run in (run for group in groups for run in group.runs.values()):
+        print(console.one_line(f"report: {run.folder / 'report.html'}"))
+    return 0
+
+
+def _write_outputs(options: argparse.Namespace, sections: list[Section], draw: Callable[[], str]) -> None:
+    """Writes the files of --out, --plot and --update-page.
+
+    Args:
+      options: of any command.
+      sections: the tables.
+      draw: returns the SVG of --plot.
+    """
+    if options.out:
+        _write("--out", options.out, _formatted(options.out, sections))
+    if options.plot:
+        _write("--plot", options.plot, draw())
+    if options.update_page:
+        _update_page(options.update_page, sections)
+
+
+def _print_sections(sections: list[Section]) -> None:
+    """Prints tables and their legends."""
+    for number, (title, rows, legend) in enumerate(sections):
+        print((f"\n{title}\n" if number else "") + text.aligned(rows))
+        if legend:
+            print("\n".join(textwrap.wrap(legend, 120)))
+
+
+def _update_page(page: Path, sections: list[Section]) -> None:
+    """Replaces the tables of a page.
+
+    Raises:
+      UserError: the page cannot be read or written, or has no marks.
+    """
+    begin, end = "<!-- tables -->\n", "<!-- end of tables -->\n"
+    try:
+        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--update-page {page} cannot be read ({error}): name a page that exists") from None
+    _, has_marks, after = rest.partition(end)
+    if not has_marks:
+        raise UserError(f"--update-page {page}: there are no lines {begin.strip()} and {end.strip()}: add them")
+    _write("--update-page", page, f"{before}{begin}\n{_formatted(page, sections)}\n{end}{after}")
+
+
+def _headline_plot(groups: list[Group], names: list[str]) -> str:
+    """Returns an SVG plot of the main number of each finished run.
+
+    Raises:
+      UserError: no run is finished.
+    """
+    accuracies = {
+        label: list(group.values("headline", "last", finished=True).values())
+        for label, group in zip(names, groups, strict=True)
+    }
+    accuracies = {label: values for label, values in accuracies.items() if values}
+    if not accuracies:
+        raise UserError("--plot: none of these runs is finished: leave --plot out")
+    return plots.dot_plot(accuracies, "accuracy, %; bar: mean")
+
+
+def _gain_plot(groups: list[Group]) -> str:
+    """Returns an SVG plot of the gain of each seed over the learner's scheme "none".
+
+    Raises:
+      UserError: no finished run has a run to be compared with.
+    """
+    gains = grid.gains(groups)
+    if not gains:
+        raise UserError('--plot: no finished run here has the scheme "none" of its learner and seed to compare with')
+    return plots.dot_plot(gains, "gain of accuracy over the learner alone, points; bar: mean")
+
+
+def _traffic_plot(groups: list[Group], names: list[str]) -> str:
+    """Returns an SVG plot of the main number of each finished run against the megabytes exchanged.
+
+    Raises:
+      UserError: no run has exchanged anything.
+    """
+    points = {}
+    for name, group in zip(names, groups, strict=True):
+        values = group.values("headline", "last", finished=True)
+        amounts = [group.runs[seed].measures.get("exchanged_mb", 0.0) for seed in values]
+        if values:
+            points[name] = amounts, list(values.values())
+    if not any(sum(amounts) for amounts, _ in points.values()):
+        raise UserError("--plot-traffic: no finished run here has exchanged anything; name runs of learners that do")
+    return plots.accuracy_vs_traffic(points)
+
+
+def _formatted(file: Path, sections: list[Section]) -> str:
+    """Returns sections in the format that a file's ending selects."""
+    formats = {".md": text.markdown, ".csv": text.comma_separated, ".tex": text.latex}
+    return formats.get(file.suffix.lower(), text.html_page)(sections)
+
+
+def _write(option: str, out: Path, content: str) -> None:
+    """Writes the file of an option.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        files.write_atomically(out, content)
+    except OSError as error:
+        raise UserError(f"{option} {out} cannot be written ({error.strerror}): choose another file") from None
 
 
 if __name__ == "__main__":

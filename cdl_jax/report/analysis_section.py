@@ -16,7 +16,7 @@ def parts(content: dict) -> list[str]:
         found.append(text.figure(shown, f"{caption}{sweep['usual']}."))
     for pair, rows in content["distillation_forgetting"].items():
         caption = f"{pair}: KL(teacher after a task || student later) on the task's test images, a grey line a task."
-        found.append(text.figure(plots.by_age(rows), caption))
+        found.append(text.figure(plots.kl_by_age(rows), caption))
         top = max(map(max, rows)) or 1
         title = f"{pair}, KL to the teacher of then"
         caption = f"{title}: a column's teacher is the one after that task, nats."
@@ -27,7 +27,7 @@ def parts(content: dict) -> list[str]:
         down, across = alignment["layers"][first], alignment["layers"][second]
         title = f"{first}, its layers" if first == second else f"{first} (rows), {second}"
         caption = f"{title}: linear centred kernel alignment on {alignment['images']} test images."
-        found.append(text.figure(plots.table(rows, down, across, title), caption))
+        found.append(text.figure(plots.matrix_plot(rows, down, across, title), caption))
     for name, picture in plotted_features(content).items():
         found.append(text.figure(picture, f"{name}: features of test images by t-SNE, also in features_{name}.svg."))
     return found

@@ -33,7 +33,7 @@ def place(group: Group) -> tuple[str, str]:
     """
     folder = next(iter(group.runs.values())).folder
     if not re.fullmatch(r"seed_\d+", folder.name) or len(folder.parts) < 3:
-        raise UserError(f"--grid: {folder} is not called <learner>/<scheme>/seed_<n>: leave --grid out")
+        raise UserError(f"grid: {folder} is not called <learner>/<scheme>/seed_<n>: use the command table")
     return folder.parts[-3], folder.parts[-2]
 
 
@@ -48,7 +48,7 @@ def arrange(groups: list[Group]) -> dict[str, dict[str, Group]]:
         learner, scheme = place(group)
         schemes = found.setdefault(learner, {})
         if scheme in schemes:
-            raise UserError(f"--grid: the runs in {learner}/{scheme} have different configs: name those of one")
+            raise UserError(f"grid: the runs in {learner}/{scheme} have different configs: name those of one")
         schemes[scheme] = group
     first = lambda schemes: sorted(schemes.items(), key=lambda item: item[0] != ALONE)  # noqa: E731
     return {learner: dict(first(schemes)) for learner, schemes in found.items()}
@@ -140,7 +140,7 @@ def gains(groups: list[Group]) -> dict[str, list[float]]:
     return found
 
 
-def keep(groups: list[Group], folder: Path) -> None:
+def export_results(groups: list[Group], folder: Path) -> None:
     """Copies config.json and what is needed of results.json of finished runs to `folder`, a line each.
 
     Raises:

@@ -193,5 +193,5 @@ def folder_names(groups: list[Group]) -> list[str]:
     folders = [next(iter(group.runs.values())).folder.resolve() for group in groups]
     names = [(folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder).name for folder in folders]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--names: two rows would be called {twice[0]!r}: leave it out, or rename a folder")
+        raise UserError(f"--label-by-folder: two rows would be called {twice[0]!r}: leave it out, or rename a folder")
     return names

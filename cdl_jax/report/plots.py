@@ -12,7 +12,7 @@ from cdl_jax.runtime.console import one_line
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def curves(matrices: dict[str, list]) -> str:
+def accuracy_curves(matrices: dict[str, list]) -> str:
     """Mean (solid) and worst (dotted) accuracy over the tasks seen, after each task, of each network."""
     figure, axes = _new(6, 3.4)
     for (name, rows), colour in zip(matrices.items(), itertools.cycle(_COLOURS), strict=False):
@@ -45,7 +45,7 @@ def heat_map(rows, title: str, top: float = 100, unit: str = "%", digits: int = 
     return _svg(figure)
 
 
-def table(rows, down: list[str], across: list[str], title: str) -> str:
+def matrix_plot(rows, down: list[str], across: list[str], title: str) -> str:
     """A matrix of numbers around 0 to 1, or None, with the numbers in its cells and the names of rows and columns."""
     matrix = np.array(rows, float)
     figure, axes = _new(1.8 + 0.52 * len(across), 1.5 + 0.38 * len(down))
@@ -60,7 +60,7 @@ def table(rows, down: list[str], across: list[str], title: str) -> str:
     return _svg(figure)
 
 
-def by_age(rows) -> str:
+def kl_by_age(rows) -> str:
     """A matrix, rows of 1, 2, ... numbers, against the tasks learnt since column's task: each task and the mean."""
     figure, axes = _new(6, 3.4)
     ages = [np.array([row[task] for row in rows[task:]]) for task in range(len(rows))]
@@ -84,7 +84,7 @@ def sweep(values, means, usual: float) -> str:
     return _svg(figure)
 
 
-def lines(found: dict[str, dict], xlabel: str) -> str:
+def sweep_plot(found: dict[str, dict], xlabel: str) -> str:
     """Accuracies against the values of an option: each line's mean, every seed as a dot, values that are no numbers
     side by side."""
     figure, axes = _new(6, 3.4)
@@ -108,7 +108,7 @@ def lines(found: dict[str, dict], xlabel: str) -> str:
     return _svg(figure)
 
 
-def rows(values: dict[str, list[float]], xlabel: str) -> str:
+def dot_plot(values: dict[str, list[float]], xlabel: str) -> str:
     """For each name its values as dots on a line of its own, and their mean as a bar, the first on top."""
     figure, axes = _new(4.5 + 0.08 * max(map(len, values)), 0.9 + 0.3 * len(values))
     for place, found in enumerate(values.values()):
@@ -121,7 +121,7 @@ def rows(values: dict[str, list[float]], xlabel: str) -> str:
     return _svg(figure)
 
 
-def traffic(found: dict[str, tuple[list[float], list[float]]]) -> str:
+def accuracy_vs_traffic(found: dict[str, tuple[list[float], list[float]]]) -> str:
     """Accuracy against exchanged megabytes: for each name its runs' amounts and accuracies, with their means and the
     standard deviation of the latter; dotted lines mark names that exchange nothing."""
     from matplotlib.ticker import LogLocator, NullLocator
@@ -143,7 +143,7 @@ def traffic(found: dict[str, tuple[list[float], list[float]]]) -> str:
     return _svg(figure)
 
 
-def series(values: dict[str, list[float]], xlabel: str, ylabel: str) -> str:
+def line_plot(values: dict[str, list[float]], xlabel: str, ylabel: str) -> str:
     """Each name's values against their positions, 0, 1, 2, ..."""
     figure, axes = _new(6, 3.4)
     for (name, found), colour in zip(values.items(), itertools.cycle(_COLOURS), strict=False):

@@ -45,9 +45,7 @@ def choose(paper: str) -> list[tuple[Table, str]]:
     versions = {table.system: {cell.where.get("version") for cell in table.cells} - {None} for table in tables}
     chosen = [(table, paper) for table in tables if paper in versions[table.system]]
     if not chosen:
-        raise UserError(
-            f"--paper {paper}: {plugins.did_you_mean(paper, [*versions, *set().union(*versions.values())])}"
-        )
+        raise UserError(f"paper {paper}: {plugins.did_you_mean(paper, [*versions, *set().union(*versions.values())])}")
     return chosen
 
 
@@ -90,13 +88,13 @@ def differences(cell: dict, run: dict, system) -> list[str]:
     return configs.differences(kept(cell), kept(run))
 
 
-def table(published_table: Table, found: list[Match], version: str = "", *, whole: bool = False) -> list[list[str]]:
+def table(published_table: Table, found: list[Match], version: str = "", *, all_cells: bool = False) -> list[list[str]]:
     """Rows of a table, the head first: paper, ours and the verdict on each metric.
 
     Args:
       found: what `matches` gave.
       version: only cells of this version.
-      whole: cells without a run too.
+      all_cells: cells without a run too.
     """
     metrics = published_table.metrics
     missed = "not run" if published_table.system in plugins.list_plugins("published") else "no config"
@@ -109,7 +107,7 @@ def table(published_table: Table, found: list[Match], version: str = "", *, whol
                 own.setdefault(id(match.group), []).append(match)
         rows += [_told(several, metrics) for several in own.values()]
         matched = [match.cell for several in own.values() for match in several]
-        if missing := [cell for cell in cells if whole and not any(cell is other for other in matched)]:
+        if missing := [cell for cell in cells if all_cells and not any(cell is other for other in matched)]:
             values = [missing[-1].values[name] for name in metrics]
             shown = (text for v in values for text in (_number(v), "-", "-" if v is None else missed))
             rows.append([_label(missing), "-", Measured("0", {"": 0}), *shown, missing[-1].note])

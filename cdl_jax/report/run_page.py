@@ -39,7 +39,7 @@ def write_report(path: Path, results: dict, lines: list[dict], config: dict, mor
             _metrics_table({**networks, **results.get("means", {})}, results["formulas"]),
             *_series_tables(networks, results["formulas"]),
             "<h2>Accuracy</h2>",
-            f"<div>{text.figure(plots.curves(matrices), _CURVES)}</div>",
+            f"<div>{text.figure(plots.accuracy_curves(matrices), _CURVES)}</div>",
             *(text.figure(plots.heat_map(rows, name), f"{name}: percent on each task after each task.")
               for name, rows in matrices.items()),
         ]  # fmt: skip

@@ -11,7 +11,7 @@ _CDL_TEACHERS = "cdl.teachers"
 _TEACHERS = (_CDL_TEACHERS, "dkt.teachers", "teacher.weights")
 
 
-def lines(groups: list[Group], option: str) -> dict[str, dict]:
+def group_by_option(groups: list[Group], option: str) -> dict[str, dict]:
     """{label: {value of the option: accuracies in percent, one for each finished seed}}, values in ascending order.
 
     Lines are called by the settings in which they differ. Which finished run or file teaches is not among them, for
@@ -29,7 +29,7 @@ def lines(groups: list[Group], option: str) -> dict[str, dict]:
     for group in groups:
         if option not in group.config:
             folder = next(iter(group.runs.values())).folder
-            raise UserError(f"--sweep {option}: nothing that runs are compared by has this name in {folder}")
+            raise UserError(f"sweep {option}: nothing that runs are compared by has this name in {folder}")
         rest = {key: value for key, value in group.config.items() if key != option}
         rest |= {key: bool(rest[key]) for key in _TEACHERS if key in rest}
         if _CDL_TEACHERS in rest:
@@ -42,15 +42,15 @@ def lines(groups: list[Group], option: str) -> dict[str, dict]:
         for seed, accuracy in group.values("headline", "last", finished=True).items():
             if seed in seeds:
                 raise UserError(
-                    f"--sweep {option}: {group.runs[seed].folder} has the value {value} and the seed of another run, "
+                    f"sweep {option}: {group.runs[seed].folder} has the value {value} and the seed of another run, "
                     "with another teacher: name those of one"
                 )
             seeds[seed] = accuracy
     values = {value for _, line in found.values() for value in line}
     if len(values) < 2:
-        raise UserError(f"--sweep {option}: it has one value in all runs: name runs in which it differs")
+        raise UserError(f"sweep {option}: it has one value in all runs: name runs in which it differs")
     if not any(seeds for _, line in found.values() for seeds in line.values()):
-        raise UserError(f"--sweep {option}: none of these runs is finished")
+        raise UserError(f"sweep {option}: none of these runs is finished")
     text = any(isinstance(value, str) for value in values)  # then numbers stand among words
     return {
         name: {str(v) if text else v: list(line[v].values()) for v in sorted(line, key=str if text else None)}

@@ -16,11 +16,11 @@ def table(groups: list[Group], names: list[str] | None = None) -> list[list[str]
 
     names: of the groups; `labels` by default.
 
-    "last, difference to the first" is the paired difference of `last` to the first group with the same seeds and
+    "last, Δ vs. first run" is the paired difference of `last` to the first group with the same seeds and
     network: mean and standard error over the seeds that both have. "gap closed", where any group has one: see
     `gap_closed`.
     """
-    rows, first = [["run", "network", "seeds", *TABLE_METRICS, "last, difference to the first", "gap closed"]], {}
+    rows, first = [["run", "network", "seeds", *TABLE_METRICS, "last, Δ vs. first run", "gap closed"]], {}
     for label, group in zip(names or labels(groups), groups, strict=True):
         gap = gap_closed(group, groups)
         for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
@@ -39,13 +39,13 @@ def headlines(groups: list[Group], names: list[str] | None = None) -> list[list[
 
     names: of the groups; `labels` by default.
 
-    Unlike in `table`, groups whose networks have other names are compared too: "difference to the first" is the paired
+    Unlike in `table`, groups whose networks have other names are compared too: "Δ vs. first run" is the paired
     one of "last" to the first group, mean and standard error. Further columns where any group has them: the same at the
     best epoch, `last` of the networks "ensemble" and "teacher", the peers' diversity, `last` of the ST heads, of them
     and the CL heads together, the paired difference of the former to "last", and the million bytes exchanged.
     """
     others = ("ensemble", "teacher")
-    head, rows = ["run", "network", "seeds", "last", "difference to the first", "best epoch", *others, "diversity"], []
+    head, rows = ["run", "network", "seeds", "last", "Δ vs. first run", "best epoch", *others, "diversity"], []
     head += ["ST head", "ST - CL", "both heads", "MB"]
     first = groups[0].values("headline", "last", finished=True)
     for label, group in zip(names or labels(groups), groups, strict=True):

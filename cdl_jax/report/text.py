@@ -133,7 +133,13 @@ def _markdown_text(cell):
     return _MARKDOWN.sub(lambda found: replaced.get(found[0], "\\" + found[0]), one_line(cell))
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
 _LATEX |= {"[": "{[}", "]": "{]}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "*": "{*}"}
 _LATEX |= {character: "\\" + character for character in "%_&#${}"}

@@ -46,14 +46,14 @@ def table(page, rows, folder, *more):
     """The Markdown table of a page's runs."""
     runs = [*(RESULTS / page / row for row in rows)]
     words = [str(run) for row in runs for run in sorted(row.iterdir())]
-    words += [] if "--traffic" in more else ["--headline"]
+    words += [] if "--plot-traffic" in more else ["--one-row-per-run"]
     assert report.main([*words, "--out", str(folder / "table.md"), *more]) == 0
     return (folder / "table.md").read_text().removeprefix("## Runs\n\n")
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_report_makes_table_and_picture_of_a_page_again(page, tmp_path):
-    found = table(page, PAGES[page], tmp_path, "--svg", str(tmp_path / "plot.svg"))
+    found = table(page, PAGES[page], tmp_path, "--plot", str(tmp_path / "plot.svg"))
     assert len(found.splitlines()) == 2 + len(PAGES[page])
     assert found in (RESULTS / f"{page}.md").read_text()
     assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / f"{page}.svg").read_bytes()
@@ -69,21 +69,21 @@ def test_features_are_compared_with_logits_alone_again(tmp_path):
 
 @pytest.mark.parametrize("rows", DKT.values(), ids=DKT)
 def test_learners_of_dkt_are_compared_again(rows, tmp_path):
-    found = table("dkt", rows, tmp_path, "--names")
+    found = table("dkt", rows, tmp_path, "--label-by-folder")
     assert len(found.splitlines()) == 2 + len(rows)
     assert all(line.split(" | ")[2] == "3" for line in found.splitlines()[2:])
     assert found in (RESULTS / "dkt.md").read_text()
 
 
 def test_the_picture_of_what_was_exchanged_is_drawn_again(tmp_path):
-    table("dkt", DKT_DRAWN, tmp_path, "--names", "--traffic", str(tmp_path / "plot.svg"))
+    table("dkt", DKT_DRAWN, tmp_path, "--label-by-folder", "--plot-traffic", str(tmp_path / "plot.svg"))
     assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / "dkt_traffic.svg").read_bytes()
 
 
 @pytest.mark.parametrize("row", ["none", "kd"])
 def test_bfloat16_is_compared_again(row, tmp_path):
     runs = [str(RESULTS / f"bfloat16/l2p/{name}/seed_{seed}") for name in (row, f"{row}_bf16") for seed in range(3)]
-    assert report.main([*runs, "--names", "--out", str(tmp_path / "table.md")]) == 0
+    assert report.main([*runs, "--label-by-folder", "--out", str(tmp_path / "table.md")]) == 0
     assert (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n") in (RESULTS / "glyph100.md").read_text()
 
 
@@ -117,7 +117,7 @@ def kept(folder):
 def test_the_tables_and_the_picture_of_learners_by_schemes_are_made_again(page, tmp_path):
     made = tmp_path / f"{page}.md"
     shutil.copy(RESULTS / made.name, made)
-    words = ["--grid", *map(str, kept(page)), "--into", str(made), "--svg", str(tmp_path / "plot.svg")]
+    words = ["grid", *map(str, kept(page)), "--update-page", str(made), "--plot", str(tmp_path / "plot.svg")]
     assert report.main(words) == 0
     assert made.read_bytes() == (RESULTS / made.name).read_bytes()
     assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / f"{page}.svg").read_bytes()
@@ -131,8 +131,8 @@ def test_the_commands_of_the_page_of_ablations_make_its_tables_and_pictures_agai
     monkeypatch.chdir(RESULTS)
     for command in commands:
         expanded = subprocess.run(["bash", "-c", f"echo {command}"], capture_output=True, text=True, check=True).stdout
-        words, _, picture = expanded.strip().partition(" --svg ")
-        more = ["--out", str(tmp_path / "table.md"), *(["--svg", str(tmp_path / "plot.svg")] if picture else [])]
+        words, _, picture = expanded.strip().partition(" --plot ")
+        more = ["--out", str(tmp_path / "table.md"), *(["--plot", str(tmp_path / "plot.svg")] if picture else [])]
         assert report.main([*words.split(), *more]) == 0
         found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n")
         assert all(" 3 | " in line for line in found.splitlines()[2:]) or picture

@@ -46,7 +46,7 @@ CHEAP = {
     "python -m cdl_jax.main --config configs/quickstart.py:distill=fitnets --workdir runs/fitnets": DESCRIBE,
     OWN_SCHEME: "tests/unit/commands/test_readme.py::test_the_documented_scheme_trains",
     OWN_IMAGES: "tests/unit/commands/test_readme.py::test_images_in_a_folder_are_learned",
-    "python -m cdl_jax.report --paper v4": (),
+    "python -m cdl_jax.report paper v4": (),
     "sbatch launch/slurm.sbatch --config configs/cifar100_l2p.py --workdir runs/cifar100_l2p": "bash -n "
     "launch/slurm.sbatch",
 }
@@ -166,7 +166,7 @@ def stored(row):
 
 def test_the_quick_start_table_is_that_of_the_stored_results(tmp_path):
     words = [str(run) for row in ROWS for run in stored(row)]
-    assert report.main([*words, "--names", "--out", str(tmp_path / "table.md")]) == 0
+    assert report.main([*words, "--label-by-folder", "--out", str(tmp_path / "table.md")]) == 0
     found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n").strip()
     assert found in README and found in (ROOT / "docs/start/quickstart.md").read_text()
     assert len({len(stored(row)) for row in ROWS}) == 1 and len(stored("alone")) >= 2
@@ -179,7 +179,7 @@ def test_the_curves_are_those_of_the_stored_results():
     for name, row, network in named:
         networks = json.loads((QUICKSTART / row / "seed_0" / "results.json").read_text())["networks"]
         matrices[name] = networks[network]["accuracy_matrix"]
-    assert plots.curves(matrices) == (ROOT / "docs/start/quickstart.svg").read_text()
+    assert plots.accuracy_curves(matrices) == (ROOT / "docs/start/quickstart.svg").read_text()
 
 
 def mean_of(learner, scheme, network="student"):

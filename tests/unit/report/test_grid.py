@@ -72,12 +72,12 @@ def test_what_is_kept_of_runs_gives_the_same_tables_again(runs, tmp_path, capsys
     page, words = tmp_path / "page.md", [str(run) for run in runs]
     page.write_text("Before.\n<!-- tables -->\nold\n<!-- end of tables -->\nBehind.\n")
     kept, svg = tmp_path / "kept", tmp_path / "plot.svg"
-    assert report.main(["--grid", *words, "--into", str(page), "--svg", str(svg), "--keep", str(kept)]) == 0
+    assert report.main(["grid", *words, "--update-page", str(page), "--plot", str(svg), "--export", str(kept)]) == 0
     first, drawn = page.read_text(), svg.read_bytes()
     assert first.startswith("Before.\n<!-- tables -->\n\n## Accuracy after the last task\n\n|  | l2p | apt |")
     assert first.endswith("\n<!-- end of tables -->\nBehind.\n") and "old" not in first
     again = [str(kept / run.relative_to(tmp_path)) for run in runs[:-1]]
-    assert report.main(["--grid", *again, "--into", str(page), "--svg", str(svg), "--keep", str(kept)]) == 0
+    assert report.main(["grid", *again, "--update-page", str(page), "--plot", str(svg), "--export", str(kept)]) == 0
     assert page.read_text() == first and svg.read_bytes() == drawn
     results = json.loads((kept / "l2p/kd/seed_0/results.json").read_text())
     assert "formulas" not in results and set(results["networks"]["student"]) == {"accuracy_matrix", "metrics"}
@@ -87,19 +87,19 @@ def test_what_is_kept_of_runs_gives_the_same_tables_again(runs, tmp_path, capsys
 
 def test_runs_without_a_place_and_pages_without_marks_are_refused(runs, tmp_path, capsys):
     (tmp_path / "page.md").write_text("no marks")
-    assert report.main(["--grid", str(runs[0]), "--into", str(tmp_path / "page.md")]) == 2
+    assert report.main(["grid", str(runs[0]), "--update-page", str(tmp_path / "page.md")]) == 2
     assert "there are no lines <!-- tables --> and" in capsys.readouterr().err
-    assert report.main(["--grid", str(runs[0]), "--into", str(tmp_path / "absent.md")]) == 2
+    assert report.main(["grid", str(runs[0]), "--update-page", str(tmp_path / "absent.md")]) == 2
     assert "cannot be read" in capsys.readouterr().err
-    assert report.main(["--grid", str(runs[0]), "--svg", str(tmp_path / "plot.svg")]) == 2
+    assert report.main(["grid", str(runs[0]), "--plot", str(tmp_path / "plot.svg")]) == 2
     assert "to compare with" in capsys.readouterr().err
     with pytest.raises(UserError, match="have different configs"):
         moved = store(tmp_path / "other", "l2p", "kd", 5, student=1.0, teachers=("elsewhere",))
         grid.overview(read_groups([*runs, moved]))
     (tmp_path / "begun/none/seed_0").mkdir(parents=True)
-    assert report.main(["--grid", str(tmp_path / "begun/none/seed_0")]) == 2
+    assert report.main(["grid", str(tmp_path / "begun/none/seed_0")]) == 2
     assert "holds no results of a run yet" in capsys.readouterr().err
-    assert report.main(["--grid", str(tmp_path / "begun/none/seed_0"), str(runs[0])]) == 0
+    assert report.main(["grid", str(tmp_path / "begun/none/seed_0"), str(runs[0])]) == 0
     loose = runs[0].rename(tmp_path / "loose")
     with pytest.raises(UserError, match="is not called <learner>/<scheme>/seed_<n>"):
         grid.overview(read_groups([loose]))

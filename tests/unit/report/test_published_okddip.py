@@ -181,7 +181,7 @@ def test_other_networks_are_of_no_cell(tmp_path, changes):
 def test_parts_without_a_setting_have_no_config():
     table = published.table("okddip_ablation")
     assert replication.matches([], table) == []
-    shown = replication.table(table, [], whole=True)[1:]
+    shown = replication.table(table, [], all_cells=True)[1:]
     assert [row[:6] for row in shown][0] == ["random weights", "-", "0", "2.61", "-", "no config"]
     assert [row[3] for row in shown] == ["2.61", "1.08", "0.72", "0.42", "2.16"]
 

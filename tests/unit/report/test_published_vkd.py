@@ -111,7 +111,7 @@ def test_a_run_of_another_network_is_of_no_cell(tmp_path):
 @pytest.mark.parametrize("name", ["vkd_others", "vkd_detection", "vkd_generation"])
 def test_what_has_no_config_says_so(name):
     table = published.table(name)
-    shown = replication.table(table, replication.matches([], table), whole=True)[1:]
+    shown = replication.table(table, replication.matches([], table), all_cells=True)[1:]
     assert len(shown) == len(table.cells) and all("no config" in row and "not run" not in row for row in shown)
 
 

@@ -33,9 +33,9 @@ def store(folder, last, forgetting=6.0, seed=0, status="finished", changes=(), *
     return folder
 
 
-def rows(folders, version="", whole=False):
+def rows(folders, version="", all_cells=False):
     found = replication.matches(read_groups(folders), TABLE)
-    return replication.table(TABLE, found, version, whole=whole)[1:]
+    return replication.table(TABLE, found, version, all_cells=all_cells)[1:]
 
 
 def test_a_mean_of_three_seeds_within_a_point_or_two_standard_errors_is_reproduced():
@@ -122,7 +122,7 @@ def test_a_cell_s_config_leads_back_to_the_cell(tmp_path, number):
 
 def test_a_whole_table_says_what_was_not_run(tmp_path):
     run = store(tmp_path / "a", 72.0, learner="apt", data="imagenet_r", distill="dkd", student="vit_b16")
-    v4 = rows([run], "v4", whole=True)
+    v4 = rows([run], "v4", all_cells=True)
     assert len(v4) == 112 and [row[1] for row in v4].count("reference=false") == 1
     assert row_of(v4, "v4 imagenet_r apt dkd vit_l16 vit_b16")[3:6] == ["78.85", "72.00", "too few seeds (-6.85)"]
     assert row_of(v4, "v4 cifar100 l2p dkd vit_b16 vit_s16") == [
@@ -130,11 +130,11 @@ def test_a_whole_table_says_what_was_not_run(tmp_path):
     ]  # fmt: skip
     # The same number stands in v2, v3 and v4, and these runs have the settings of v2.
     former = store(tmp_path / "b", 83.0, learner="l2p", version="v2", distill="dkd", student="vit_b16")
-    table = rows([former], whole=True)
+    table = rows([former], all_cells=True)
     assert row_of(table, "v2 cifar100 l2p dkd vit_l16 vit_b16")[1] == "reference=false"
     assert row_of(table, "v3/v4 cifar100 l2p dkd vit_l16 vit_b16")[5] == "not run"
-    assert [len(rows([], version, whole=True)) for version in ("v1", "v2", "v3")] == [42, 72, 84]
-    everything = rows([], whole=True)
+    assert [len(rows([], version, all_cells=True)) for version in ("v1", "v2", "v3")] == [42, 72, 84]
+    everything = rows([], all_cells=True)
     assert len({row[0] for row in everything}) == len(everything)
     assert sum(len(row[0].split()[0].split("/")) for row in everything) == 310
     assert rows([run], "v2") == []
@@ -160,7 +160,7 @@ def test_a_table_may_count_in_its_own_way(tmp_path):
     assert replication.matches(groups, table) == []  # nothing tells the settings of its cells
     found = [replication.Match(groups[0], cell, False, ())]
     assert replication.table(table, found)[1][3:9] == ["21.00", "21.00 ± 1.00", "yes (+0.00)", "-", "-", "-"]
-    assert replication.table(table, [], whole=True)[1][0] == "cifar100 x"
+    assert replication.table(table, [], all_cells=True)[1][0] == "cifar100 x"
     assert "top-1 error 0.5, AP 0.01" in replication.legend(table)
 
 
@@ -170,20 +170,20 @@ def test_the_command_line_shows_published_tables(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "CDL, continual distillation learning" in out and "too few seeds (+0.36)" in out and "not run" not in out
     assert "at most max(tolerance, 2 standard errors" in " ".join(out.split())
-    assert report.main([str(run), "--paper", "v2", "--out", str(tmp_path / "t.md")]) == 0
+    assert report.main(["paper", "v2", str(run), "--out", str(tmp_path / "t.md")]) == 0
     text = (tmp_path / "t.md").read_text()
     assert text.startswith("## Runs\n\n| run |") and "\n## CDL, continual distillation learning v2\n" in text
     assert text.count("| not run |") == 2 * 72
-    assert report.main(["--paper", "cdl", "--out", str(tmp_path / "t.html")]) == 0
-    assert (tmp_path / "t.html").read_text().count("<td>not run</td>") == 2 * len(rows([], whole=True))
+    assert report.main(["paper", "cdl", "--out", str(tmp_path / "t.html")]) == 0
+    assert (tmp_path / "t.html").read_text().count("<td>not run</td>") == 2 * len(rows([], all_cells=True))
 
 
 def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
     for words, says in {
-        ("--paper", "v5"): "--paper v5: did you mean 'v4'",
-        ("--paper", "cld"): "did you mean 'cdl'",
-        ("--paper",): "--paper needs a value",
-        (str(tmp_path), "--paper", "v4"): "holds no results of a run",
+        ("paper", "v5"): "paper v5: did you mean 'v4'",
+        ("paper", "cld"): "did you mean 'cdl'",
+        ("paper",): "the following arguments are required: NAME",
+        ("paper", "v4", str(tmp_path)): "holds no results of a run",
     }.items():
         assert report.main(list(words)) == 2
         err = capsys.readouterr().err

@@ -218,7 +218,7 @@ def test_pictures_name_what_they_show():
         assert f"<!-- {text} -->" in shown
     assert "<!-- learning_rate -->" not in shown
     assert "<!-- prompt -->" in plots.selection([[0, 0], [1, 3]], "student")
-    assert "<!-- tasks learnt -->" in plots.curves({"student": [[42.0]]})
+    assert "<!-- tasks learnt -->" in plots.accuracy_curves({"student": [[42.0]]})
 
 
 def test_summary_has_a_line_a_network():
@@ -294,7 +294,7 @@ def test_no_gap_is_closed_without_a_student_to_compare_with_or_a_better_teacher(
         alone(tmp_path / "better", 0, 70.0, train={"batch_size": 1}),
     ]
     for stranger in strangers:
-        assert compared([stranger, taught])[0][-1] == "last, difference to the first"
+        assert compared([stranger, taught])[0][-1] == "last, Δ vs. first run"
     # The nearest in all other settings counts: not the one with another batch size.
     table = compared([*strangers, alone(tmp_path / "a", 0, 50.0), taught])
     assert table[-1][-1] == "50%"
@@ -374,7 +374,7 @@ def test_headlines_compare_networks_of_other_names(tmp_path):
         "network",
         "seeds",
         "last",
-        "difference to the first",
+        "Δ vs. first run",
         "best epoch",
         "ensemble",
         "diversity",
@@ -389,16 +389,16 @@ def test_headlines_compare_networks_of_other_names(tmp_path):
 
 def test_the_command_line_draws_the_headlines(tmp_path, capsys):
     runs = [of_method(tmp_path / name, 0, name, ["network"], network=50.0) for name in ("supervised", "dml")]
-    words = [*map(str, runs), "--headline", "--svg", str(tmp_path / "a.svg"), "--out", str(tmp_path / "a.md")]
+    words = [*map(str, runs), "--one-row-per-run", "--plot", str(tmp_path / "a.svg"), "--out", str(tmp_path / "a.md")]
     assert report.main(words) == 0
     assert "| method=dml | network | 1 | 50.00 | +0.00 |" in (tmp_path / "a.md").read_text()
     svg = (tmp_path / "a.svg").read_text()
-    assert "<!-- method=supervised -->" in svg and svg == plots.rows(
+    assert "<!-- method=supervised -->" in svg and svg == plots.dot_plot(
         {"method=supervised": [50.0], "method=dml": [50.0]}, "accuracy, %; bar: mean"
     )
     capsys.readouterr()
-    assert report.main([str(runs[0]), "--svg", str(tmp_path / "absent" / "a.svg")]) == 2
-    assert capsys.readouterr().err.startswith("cdl_jax: --svg")
+    assert report.main([str(runs[0]), "--plot", str(tmp_path / "absent" / "a.svg")]) == 2
+    assert capsys.readouterr().err.startswith("cdl_jax: --plot")
 
 
 def exchanging(folder, seed, amount, last, interval=1):
@@ -431,13 +431,13 @@ def test_heads_of_learners_and_what_they_exchanged_are_columns(tmp_path):
 def test_the_command_line_draws_accuracy_against_what_was_exchanged(tmp_path, capsys):
     runs = [exchanging(tmp_path / "often", seed, 12.5, (60.0 + seed, 62.0)) for seed in (0, 1)]
     never = exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2)
-    words = ["--names", "--traffic", str(tmp_path / "a.svg")]
+    words = ["--label-by-folder", "--plot-traffic", str(tmp_path / "a.svg")]
     assert report.main([*map(str, runs), str(never), *words]) == 0
     svg = (tmp_path / "a.svg").read_text()
-    assert svg == plots.traffic({"often": ([12.5, 12.5], [61.0, 61.5]), "never": ([0.0], [50.5])})
+    assert svg == plots.accuracy_vs_traffic({"often": ([12.5, 12.5], [61.0, 61.5]), "never": ([0.0], [50.5])})
     for text in ("often", "never", "megabytes exchanged"):
         assert f"<!-- {text} -->" in svg
-    assert plots.traffic({"often": ([12.5, 12.5], [61.0, 62.5])}) != svg
+    assert plots.accuracy_vs_traffic({"often": ([12.5, 12.5], [61.0, 62.5])}) != svg
     capsys.readouterr()
     assert report.main([str(never), *words]) == 2
     assert "no finished run here has exchanged anything" in capsys.readouterr().err

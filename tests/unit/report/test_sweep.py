@@ -32,7 +32,7 @@ def runs(tmp_path):
 
 
 def test_values_are_in_order_and_all_that_is_else_alike_is_one_line(runs):
-    found = sweep.lines(read_groups(runs), "distill.alpha")
+    found = sweep.group_by_option(read_groups(runs), "distill.alpha")
     assert found == {
         "distill.name=kd": {0.1: [51.0, 52.0], 0.5: [60.0], 0.9: [59.0, 60.0]},
         "distill.name=dkd": {0.1: [40.1], 0.5: [40.5]},
@@ -48,10 +48,10 @@ def test_values_are_in_order_and_all_that_is_else_alike_is_one_line(runs):
 
 
 def test_the_command_writes_table_and_picture_the_same_each_time(runs, tmp_path, capsys):
-    words, made = ["--sweep", "distill.alpha", *runs], []
+    words, made = ["sweep", "distill.alpha", *runs], []
     for name in ("one", "two"):
         table, picture = tmp_path / f"{name}.md", tmp_path / f"{name}.svg"
-        assert report.main([*words, "--out", str(table), "--svg", str(picture)]) == 0
+        assert report.main([*words, "--out", str(table), "--plot", str(picture)]) == 0
         made.append((table.read_text(), picture.read_bytes()))
     assert made[0] == made[1] and made[0][1].startswith(b"<svg")
     assert "| distill.name=kd | 51.50 ± 0.71 | 60.00 | 59.50 ± 0.71 |" in made[0][0]
@@ -60,17 +60,17 @@ def test_the_command_writes_table_and_picture_the_same_each_time(runs, tmp_path,
 
 def test_words_are_swept_too(tmp_path):
     runs = [store(tmp_path, name, 0, 50.0 + len(name), "x" + name) for name in ("zeros", "random")]
-    assert sweep.lines(read_groups(runs), "distill.alpha") == {"all": {"xrandom": [56.0], "xzeros": [55.0]}}
-    assert report.main(["--sweep", "distill.alpha", *runs, "--svg", str(tmp_path / "plot.svg")]) == 0
+    assert sweep.group_by_option(read_groups(runs), "distill.alpha") == {"all": {"xrandom": [56.0], "xzeros": [55.0]}}
+    assert report.main(["sweep", "distill.alpha", *runs, "--plot", str(tmp_path / "plot.svg")]) == 0
 
 
 def test_an_option_that_is_not_there_or_does_not_differ_is_refused(runs):
     groups = read_groups(runs)
     for absent in ("distill.beta", "seed"):
-        with pytest.raises(UserError, match=f"--sweep {absent}: nothing that runs are compared by has this name in"):
-            sweep.lines(groups, absent)
-    with pytest.raises(UserError, match=r"--sweep distill\.alpha: it has one value in all runs"):
-        sweep.lines(groups[:1], "distill.alpha")
+        with pytest.raises(UserError, match=f"sweep {absent}: nothing that runs are compared by has this name in"):
+            sweep.group_by_option(groups, absent)
+    with pytest.raises(UserError, match=r"sweep distill\.alpha: it has one value in all runs"):
+        sweep.group_by_option(groups[:1], "distill.alpha")
 
 
 def test_a_seed_counts_once(tmp_path):
@@ -79,7 +79,7 @@ def test_a_seed_counts_once(tmp_path):
     with pytest.raises(
         UserError, match=r"two_0\.1/seed_0 has the value 0\.1 and the seed of another run, with another"
     ):
-        sweep.lines(read_groups(runs), "distill.alpha")
+        sweep.group_by_option(read_groups(runs), "distill.alpha")
 
 
 def test_whether_a_learner_is_taught_parts_lines_but_where_the_teacher_is_of_a_run_on_the_line(tmp_path):
@@ -88,7 +88,7 @@ def test_whether_a_learner_is_taught_parts_lines_but_where_the_teacher_is_of_a_r
     other = store(tmp_path, "other", 0, 60.0, 0.9, teachers=["runs/of/another/seed_0"])
 
     def lines(*runs):
-        return list(sweep.lines(read_groups(runs), "distill.alpha").values())
+        return list(sweep.group_by_option(read_groups(runs), "distill.alpha").values())
 
     assert lines(beside, *taught) == [{0.1: [50.0], 0.5: [40.0], 0.9: [50.0]}]
     assert lines(beside, taught[0], other) == [{0.1: [50.0], 0.5: [40.0]}, {0.9: [60.0]}]
@@ -99,13 +99,16 @@ def test_whether_a_learner_is_taught_parts_lines_but_where_the_teacher_is_of_a_r
 
 def test_words_among_numbers_and_true_and_false_are_text(tmp_path):
     runs = [store(tmp_path, f"run{i}", 0, 50.0 + i, alpha) for i, alpha in enumerate((2, True, "auto"))]
-    found = sweep.lines(read_groups(runs), "distill.alpha")
+    found = sweep.group_by_option(read_groups(runs), "distill.alpha")
     assert found == {"all": {"2": [50.0], "auto": [52.0], "true": [51.0]}}
 
 
 def test_without_a_finished_run_or_beside_other_options_there_is_one_line(tmp_path, capsys):
     runs = [store(tmp_path, name, 0, 50.0, name, status="running") for name in ("zeros", "random")]
-    for more, message in (([], "none of these runs is finished"), (["--names"], "goes with --out and --svg alone")):
-        assert report.main(["--sweep", "distill.alpha", *more, *runs, "--svg", str(tmp_path / "plot.svg")]) == 2
+    for more, message in (
+        ([], "none of these runs is finished"),
+        (["--label-by-folder"], "is an option of table and paper: leave it out of sweep"),
+    ):
+        assert report.main(["sweep", "distill.alpha", *more, *runs, "--plot", str(tmp_path / "plot.svg")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line

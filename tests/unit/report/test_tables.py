@@ -30,10 +30,10 @@ def test_csv_has_raw_numbers_in_columns_of_their_own(tmp_path, capsys):
     assert (first["run"], first["network"], first["seeds"]) == ("learner.pool=30", "student", "3")
     assert float(first["last_mean"]) == 63.0 and first["last_n"] == "3"
     assert float(first["last_std"]) == pytest.approx(math.sqrt(13), abs=1e-12)  # not rounded
-    assert first["last, difference to the first_mean"] == ""
-    assert float(second["last, difference to the first_mean"]) == 2.5
-    assert float(second["last, difference to the first_standard_error"]) == pytest.approx(1.5)
-    assert second["last, difference to the first_n"] == "2"
+    assert first["last, Δ vs. first run_mean"] == ""
+    assert float(second["last, Δ vs. first run_mean"]) == 2.5
+    assert float(second["last, Δ vs. first run_standard_error"]) == pytest.approx(1.5)
+    assert second["last, Δ vs. first run_n"] == "2"
     assert report.main([str(runs[0]), f"--out={tmp_path / 'one.csv'}"]) == 0
     (only,) = read(tmp_path / "one.csv")
     assert (only["last_mean"], only["last_std"], only["last_n"]) == ("60.0", "", "1")
@@ -41,7 +41,7 @@ def test_csv_has_raw_numbers_in_columns_of_their_own(tmp_path, capsys):
 
 
 def test_csv_of_a_grid_holds_both_tables(grid_runs, tmp_path, capsys):  # noqa: F811
-    assert report.main(["--grid", *map(str, grid_runs), "--out", str(tmp_path / "t.csv")]) == 0
+    assert report.main(["grid", *map(str, grid_runs), "--out", str(tmp_path / "t.csv")]) == 0
     rows = read(tmp_path / "t.csv")
     assert {row["table"] for row in rows} == {"Accuracy after the last task", "All measures"}
     (row,) = [row for row in rows if row["name"] == "kd"]
@@ -57,7 +57,7 @@ def test_csv_of_a_grid_holds_both_tables(grid_runs, tmp_path, capsys):  # noqa: 
 
 def test_csv_of_a_sweep_has_columns_for_each_value(tmp_path, capsys):
     runs = [test_sweep.store(tmp_path, f"kd_{a}", s, 50 + 10 * a + s, a) for a in (0.5, 0.25) for s in range(2)]
-    assert report.main(["--sweep", "distill.alpha", *runs, "--out", str(tmp_path / "t.csv")]) == 0
+    assert report.main(["sweep", "distill.alpha", *runs, "--out", str(tmp_path / "t.csv")]) == 0
     (row,) = read(tmp_path / "t.csv")
     assert {name: float(value) for name, value in row.items() if name != "distill.alpha"} == {
         "0.25_mean": 53.0, "0.25_std": pytest.approx(math.sqrt(0.5)), "0.25_n": 2.0,
@@ -69,7 +69,7 @@ def test_csv_of_a_sweep_has_columns_for_each_value(tmp_path, capsys):
 def test_csv_and_latex_of_a_published_table(tmp_path, capsys):
     finals = [(79, 6.0), (80, 8.0), (81, 10.0)]
     runs = [test_replication.store(tmp_path / str(s), v, f, seed=s) for s, (v, f) in enumerate(finals)]
-    words = [*map(str, runs), "--paper", "v4", "--out"]
+    words = ["paper", "v4", *map(str, runs), "--out"]
     assert report.main([*words, str(tmp_path / "t.csv")]) == report.main([*words, str(tmp_path / "t.tex")]) == 0
     rows = [row for row in read(tmp_path / "t.csv") if row["settings"] == "reference=false"]
     (row,) = rows
@@ -112,18 +112,18 @@ def test_markdown_is_escaped():
 def test_foreign_names_of_runs_are_one_escaped_cell_in_each_format(tmp_path, capsys):
     name = FOREIGN.replace("/", "") + ' \n"q",'
     runs = [store(tmp_path / each, with_seed(0, pool=len(each)), student=50.0) for each in (name, "plain")]
-    assert report.main([*map(str, runs), "--names"]) == 0
+    assert report.main([*map(str, runs), "--label-by-folder"]) == 0
     assert len([line for line in capsys.readouterr().out.splitlines() if "<script>" in line and "50.00" in line]) == 1
     for ending, shown in {
         "md": r"\$x^{2}\$ \~ \\ {b} &lt;script> \| \[x\] \\n",
         "html": "$x^{2}$ ~ \\ {b} &lt;script&gt; | [x]",
         "tex": r"\textless{}script\textgreater{} \textbar{} {[}x{]} \textbackslash{}n\textquotedbl{}q",
     }.items():
-        assert report.main([*map(str, runs), "--names", "--out", str(tmp_path / f"t.{ending}")]) == 0
+        assert report.main([*map(str, runs), "--label-by-folder", "--out", str(tmp_path / f"t.{ending}")]) == 0
         text = (tmp_path / f"t.{ending}").read_text(encoding="utf-8")
         assert text.count(shown) == 1, text
         assert ending != "html" or "<script>" not in text
-    assert report.main([*map(str, runs), "--names", "--out", str(tmp_path / "t.csv")]) == 0
+    assert report.main([*map(str, runs), "--label-by-folder", "--out", str(tmp_path / "t.csv")]) == 0
     assert [row["run"] for row in read(tmp_path / "t.csv")] == [name, "plain"]
     capsys.readouterr()
 
@@ -133,9 +133,9 @@ def test_foreign_names_of_runs_are_one_escaped_cell_in_each_format(tmp_path, cap
     [
         (["--out", "t.xlsx"], "--out t.xlsx must end in .md, .html, .htm, .csv or .tex"),
         (["--out", "t"], "--out t must end in"),
-        (["--svg", "t.png"], "--svg t.png must end in .svg"),
-        (["--traffic=t.pdf"], "--traffic t.pdf must end in .svg"),
-        (["--into", "t.csv"], "--into t.csv must end in .md, .html or .htm"),
+        (["--plot", "t.png"], "--plot t.png must end in .svg"),
+        (["--plot-traffic=t.pdf"], "--plot-traffic t.pdf must end in .svg"),
+        (["--update-page", "t.csv"], "--update-page t.csv must end in .md, .html or .htm"),
         (["--outt", "t.csv"], "unknown option --outt"),
         (["--out", "a.md", "--out=b.md"], "--out is given twice"),
         (["--out"], "--out needs a value"),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 COMMANDS = [
     ["cdl_jax.main", "--list"],
     ["cdl_jax.main", "--help"],
-    ["cdl_jax.report", "--paper", "cdl"],
+    ["cdl_jax.report", "paper", "cdl"],
     ["cdl_jax.fetch", "--list"],
 ]
 SCRIPT = """

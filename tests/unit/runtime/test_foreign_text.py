@@ -26,14 +26,14 @@ NAMES = ["$x^{$", "$\\frac{$", r"a\$b$c$", "<script>", "-->", "a\nb", "'\"", "10
 SHOWN = {"a\nb": "a\\nb", "x\udcffy": "x\\udcffy", "_hidden": " _hidden", "\x1b[31m": "\\x1b[31m"}
 
 PLOTS = {
-    "curves": lambda names: plots.curves({name: [[50.0], [40.0, 30.0]] for name in names}),
-    "rows": lambda names: plots.rows({name: [1.0, 2.0] for name in names}, names[0]),
-    "lines": lambda names: plots.lines({name: {0.1: [1.0], 0.2: [2.0]} for name in names}, names[0]),
-    "words": lambda names: plots.lines({"line": {name: [1.0] for name in names if name}}, "option"),
-    "traffic": lambda names: plots.traffic({name: ([1.0, 2.0], [3.0, 4.0]) for name in names}),
-    "series": lambda names: plots.series({name: [1.0, 2.0] for name in names}, names[0], "y"),
+    "curves": lambda names: plots.accuracy_curves({name: [[50.0], [40.0, 30.0]] for name in names}),
+    "rows": lambda names: plots.dot_plot({name: [1.0, 2.0] for name in names}, names[0]),
+    "lines": lambda names: plots.sweep_plot({name: {0.1: [1.0], 0.2: [2.0]} for name in names}, names[0]),
+    "words": lambda names: plots.sweep_plot({"line": {name: [1.0] for name in names if name}}, "option"),
+    "traffic": lambda names: plots.accuracy_vs_traffic({name: ([1.0, 2.0], [3.0, 4.0]) for name in names}),
+    "series": lambda names: plots.line_plot({name: [1.0, 2.0] for name in names}, names[0], "y"),
     "scatter": lambda names: plots.scatter([[0.0, 1.0]] * len(names), names, names[0]),
-    "table": lambda names: plots.table([[0.5] * len(names)] * len(names), names, names, names[0]),
+    "table": lambda names: plots.matrix_plot([[0.5] * len(names)] * len(names), names, names, names[0]),
     "heat map": lambda names: "".join(plots.heat_map([[1.0]], name) for name in names[:1]),
 }
 
@@ -70,7 +70,7 @@ def test_the_page_of_a_run_escapes_names(tmp_path):
 def test_folders_of_any_name_are_reported(tmp_path, capsys):
     names = [name for name in NAMES if name and "/" not in name]
     runs = [store(tmp_path / name, with_seed(0, pool=i), student=50.0) for i, name in enumerate(names)]
-    words = ["--names", "--out", str(tmp_path / "t.md"), "--svg", str(tmp_path / "t.svg")]
+    words = ["--label-by-folder", "--out", str(tmp_path / "t.md"), "--plot", str(tmp_path / "t.svg")]
     assert report.main([*map(str, runs), *words]) == 2
     assert "none of these runs is finished" in capsys.readouterr().err  # a headline is missing
     for run in runs:
@@ -101,7 +101,7 @@ lines = JsonLines(folder / "lines")
 lines.write({"step": 1, "name": "\\u00e9\\udcff"})
 lines.write({"step": 2})
 lines.truncate(1)
-sys.exit(report.main([str(folder / "run"), "--out", str(folder / "t.md"), "--paper", "cdl"]))
+sys.exit(report.main(["paper", "cdl", str(folder / "run"), "--out", str(folder / "t.md")]))
 """
 
 
