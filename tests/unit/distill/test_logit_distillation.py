@@ -1,4 +1,4 @@
-"""KD and DKD: over the named classes alone, as if the other columns did not exist."""
+"""KD and DKD over the classes that the option names; other columns of the logits have no effect."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ CLASSES = 7
 RNG = np.random.default_rng(3)
 STUDENT, TEACHER = RNG.normal(0, 2, (2, 5, CLASSES))
 LABELS = np.array([2, 3, 4, 4, 2])
-PLACE = context(2, 5, task=1)
+CONTEXT = context(2, 5, task=1)
 COLUMNS = {"current": slice(2, 5), "seen": slice(0, 5)}
 
 
@@ -27,11 +27,11 @@ def scheme(module, **changes):
 
 def loss(module, student=STUDENT, teacher=TEACHER, **changes):
     student, teacher = jnp.asarray(student), jnp.asarray(teacher)
-    return scheme(module, **changes).loss({}, {"logits": student}, {"logits": teacher}, LABELS, PLACE)
+    return scheme(module, **changes).loss({}, {"logits": student}, {"logits": teacher}, LABELS, CONTEXT)
 
 
 @pytest.mark.parametrize("classes", ["current", "seen"])
-def test_kd_is_the_scaled_divergence_over_its_columns(classes):
+def test_kd_is_the_scaled_kl_divergence_over_the_named_classes(classes):
     student, teacher = (log_softmax(x[:, COLUMNS[classes]] / 3, axis=1) for x in (STUDENT, TEACHER))
     divergence = (np.exp(teacher) * (teacher - student)).sum(axis=1).mean()
     value, terms = loss(kd, alpha=0.25, temperature=3.0, classes=classes)
@@ -41,7 +41,7 @@ def test_kd_is_the_scaled_divergence_over_its_columns(classes):
 
 
 @pytest.mark.parametrize("classes", ["current", "seen"])
-def test_dkd_is_the_sum_of_target_and_other_divergence(classes):
+def test_dkd_is_the_weighted_sum_of_tckd_and_nckd(classes):
     temperature, columns = 4.0, COLUMNS[classes]
     tckd = nckd = 0.0
     for student, teacher, label in zip(STUDENT, TEACHER, LABELS, strict=True):
@@ -61,43 +61,43 @@ def test_dkd_is_the_sum_of_target_and_other_divergence(classes):
 
 
 @pytest.mark.parametrize("module", [kd, dkd])
-def test_current_and_seen_differ(module):
+def test_current_and_seen_classes_give_different_losses(module):
     assert float(loss(module, classes="current")[0]) != pytest.approx(float(loss(module, classes="seen")[0]), rel=0.01)
 
 
 @pytest.mark.parametrize("classes", ["current", "seen"])
 @pytest.mark.parametrize("module", [kd, dkd])
-def test_masked_columns_get_no_gradient_and_make_no_difference(module, classes):
+def test_masked_columns_have_no_gradient_and_no_effect(module, classes):
     masked = np.ones(CLASSES, bool)
     masked[COLUMNS[classes]] = False
     gradient = jax.grad(lambda x: loss(module, x, classes=classes)[0])(jnp.asarray(STUDENT))
     assert np.all(np.asarray(gradient)[:, masked] == 0)
     assert np.abs(np.asarray(gradient)[:, ~masked]).min() > 1e-5
-    np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-6)  # a softmax does not see a common shift
+    np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-6)  # a softmax is invariant to a common shift
     changed = np.where(masked, 1e4, STUDENT), np.where(masked, -1e4, TEACHER)
     assert float(loss(module, *changed, classes=classes)[0]) == float(loss(module, classes=classes)[0])
 
 
 @pytest.mark.parametrize("module", [kd, dkd])
-def test_a_student_that_equals_its_teacher_has_no_loss(module):
+def test_equal_logits_give_zero_loss_and_zero_gradient(module):
     gradient = jax.grad(lambda x: loss(module, x, STUDENT)[0])(jnp.asarray(STUDENT))
     assert float(loss(module, STUDENT, STUDENT)[0]) == pytest.approx(0, abs=1e-5)
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("module", [kd, dkd])
-def test_a_sure_teacher_or_student_gives_finite_gradients(module):
+def test_large_logits_give_finite_gradients(module):
     for student, teacher in ((STUDENT * 200, TEACHER), (STUDENT, TEACHER * 200)):
         value, gradient = jax.value_and_grad(lambda x, t=teacher: loss(module, x, t)[0])(jnp.asarray(student))
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_no_scheme_has_no_loss_and_no_teacher():
-    alone = scheme(none)
-    assert (alone.needs, alone.label_weight) == ((), 1.0)
-    value, terms = alone.loss({}, {"logits": STUDENT}, {}, LABELS, PLACE)
+def test_scheme_none_has_zero_loss_and_no_teacher():
+    without_teacher = scheme(none)
+    assert (without_teacher.needs, without_teacher.label_weight) == ((), 1.0)
+    value, terms = without_teacher.loss({}, {"logits": STUDENT}, {}, LABELS, CONTEXT)
     assert float(value) == 0 and terms == {}
-    np.testing.assert_array_equal(alone.predict({}, {"logits": STUDENT}), STUDENT)
+    np.testing.assert_array_equal(without_teacher.predict({}, {"logits": STUDENT}), STUDENT)
 
 
 @pytest.mark.parametrize("module", [kd, dkd])
@@ -109,6 +109,6 @@ def test_no_scheme_has_no_loss_and_no_teacher():
         ({"classes": "all"}, "distill.classes='all': use 'current' or 'seen'"),
     ],
 )
-def test_values_out_of_range_are_refused(module, changes, message):
+def test_options_out_of_range_are_refused(module, changes, message):
     with pytest.raises(UserError, match=message):
         scheme(module, **changes)

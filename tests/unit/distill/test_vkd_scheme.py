@@ -1,4 +1,4 @@
-"""The VkD scheme: what it compares, what it reads of which teacher, and a projector without weight decay."""
+"""The VkD scheme: its loss, the features of each kind of teacher, and the projector's weight decay."""
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +31,17 @@ def outputs(**shapes):
     return {name: jnp.float32(RNG.normal(size=shape)) for name, shape in shapes.items()}
 
 
-def test_the_loss_is_the_papers():
+def test_loss_is_that_of_the_paper():
     scheme = vkd.build(options(feature_weight=2.0, logit_weight=0.5, temperature=2.0, label_weight=0.25), CNN, STUDENT)
     variables = jax.jit(scheme.init)(jax.random.key(0))
     student, teacher = outputs(tokens=(3, 5, 6), logits=(3, 4)), outputs(features=(3, 9), logits=(3, 4))
     total, terms = jax.jit(scheme.loss)(variables, student, teacher, None, context())
     weight = np.asarray(variables["state"]["projector"]["base"])[:, :6]
     projected = np.asarray(student["tokens"])[:, 1:].mean(1) @ weight.T
-    wanted = np.asarray(teacher["features"])
-    wanted = (wanted - wanted.mean(1, keepdims=True)) / np.sqrt(wanted.var(1, keepdims=True) + 1e-5)
-    apart = np.abs(projected - wanted)
-    feature = 2 * np.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
+    target = np.asarray(teacher["features"])
+    target = (target - target.mean(1, keepdims=True)) / np.sqrt(target.var(1, keepdims=True) + 1e-5)
+    difference = np.abs(projected - target)
+    feature = 2 * np.where(difference < 1, difference**2 / 2, difference - 0.5).mean()
     p, q = (np.exp(np.asarray(x["logits"])[:, :2] / 2) for x in (teacher, student))
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
     kd = 0.5 * 4 * (p * np.log(p / q)).sum() / 3
@@ -52,7 +52,7 @@ def test_the_loss_is_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("teacher", "asked", "needed", "width"),
+    ("teacher", "feature", "output", "width"),
     [
         (CNN, "", "features", 9),
         (CNN, "shared", "shared", 7),
@@ -61,14 +61,14 @@ def test_the_loss_is_the_papers():
         (STUDENT, "block_1/tokens", "block_1/tokens", 6),
     ],
 )
-def test_a_teachers_feature_is_found_by_name(teacher, asked, needed, width):
-    scheme = vkd.build(options(teacher_feature=asked, projector="householder"), teacher, STUDENT)
+def test_teacher_feature_is_selected_by_name(teacher, feature, output, width):
+    scheme = vkd.build(options(teacher_feature=feature, projector="householder"), teacher, STUDENT)
     shapes = jax.eval_shape(scheme.init, jax.random.key(0))
-    assert scheme.needs == ("logits", needed)
+    assert scheme.needs == ("logits", output)
     assert shapes["params"]["projector"]["raw"].shape == (width, 6)
 
 
-def test_a_map_is_averaged_over_the_picture():
+def test_features_are_averaged_over_positions_and_patches():
     out = outputs(shared=(2, 3, 3, 7), tokens=(2, 4, 7), patch_tokens=(2, 3, 7))
     assert np.allclose(vkd.feature_vector(out, "shared"), out["shared"].mean((1, 2)), atol=1e-6)
     assert np.allclose(vkd.feature_vector(out, "patch_mean"), out["patch_tokens"].mean(1), atol=1e-6)
@@ -77,25 +77,25 @@ def test_a_map_is_averaged_over_the_picture():
     )
 
 
-def test_a_teacher_that_tells_no_feature_is_refused():
+def test_teacher_without_the_feature_is_refused():
     with pytest.raises(UserError, match="'stage9' is no output of the teacher: its outputs are features, logits"):
         vkd.build(options(teacher_feature="stage9"), CNN, STUDENT)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_weight_decay_spares_the_projector_but_not_the_references(name):
-    chosen = ConfigDict({**optim.OPTIONS, "name": name, "weight_decay": 0.1, "momentum": 0.0})
-    transform = optim.build(chosen, 1).transform
+def test_weight_decay_skips_the_projector_except_in_the_reference_variant(name):
+    optimizer_options = ConfigDict({**optim.OPTIONS, "name": name, "weight_decay": 0.1, "momentum": 0.0})
+    transform = optim.build(optimizer_options, 1).transform
     for exact, decayed in ((False, False), (True, True)):
         scheme = vkd.build(options(reference_exact=exact), CNN, STUDENT)
         trained = {"distill": {"params": jax.jit(scheme.init)(jax.random.key(0))["params"]}, "head": jnp.ones((2, 2))}
-        still = jax.tree.map(jnp.zeros_like, trained)
-        step, _ = transform.update(still, transform.init(trained), trained)
+        zero_gradients = jax.tree.map(jnp.zeros_like, trained)
+        step, _ = transform.update(zero_gradients, transform.init(trained), trained)
         assert bool(jax.tree.leaves(step["distill"])[0].any()) == decayed
         assert np.allclose(step["head"], 0.1)
 
 
-def test_a_linear_projector_is_there_to_compare_with():
+def test_linear_projector_is_unconstrained():
     scheme = vkd.build(options(projector="linear"), CNN, STUDENT)
     variables = jax.jit(scheme.init)(jax.random.key(0))
     assert variables["params"]["projector"]["kernel"].shape == (6, 9)
