@@ -235,7 +235,7 @@ def _rebuilt(config, found):
         if isinstance(chosen := found.get(f"{section}.name"), str):
             choices[name] = chosen
         elif isinstance(family := found.get(f"{section}.family"), str):
-            sizes = getattr(plugins.load_plugin("models", family), "SIZES", ())
+            sizes = plugins.load_plugin("models", family).SIZES
             if sizes:
                 networks[name] = (section, family, next(iter(sizes)))
     rebuilt = partial(default, config.method, data=source, **choices)

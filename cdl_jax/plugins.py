@@ -26,11 +26,12 @@ class UnknownPluginError(UserError):
 _CONTRACTS: dict[str, dict[str, str | None]] = {
     "methods": {"defaults": "", "build": "config, info"},
     "distill": {"OPTIONS": None, "build": "options, teacher, student"},
-    "models": {"build": "options, num_classes"},
+    "models": {"build": "options, num_classes", "OPTIONS": None, "SIZES": None, "torch_name": "path"},
     "models.prompts": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
     "data.sources": {"OPTIONS": None, "load": "options"},
     "published": {"build": ""},
 }
+_NULLABLE = ("torch_name",)  # parts of a contract that may be None
 
 # Option, flag or name -> what other projects call it, in lower case. The first known one is suggested.
 _SYNONYMS = {
@@ -164,6 +165,8 @@ def _check_contract(module, folder, name):
     parts = " and ".join(part if arguments is None else f"{part}({arguments})" for part, arguments in contract.items())
     for part, arguments in contract.items():
         value = getattr(module, part, None)
+        if value is None and part in _NULLABLE and part in vars(module):
+            continue
         if value is None:
             raise UserError(f"{name} is not a plug-in of {folder}: {module.__file__} does not define {part}; "
                             f"a plug-in of this folder defines {parts}")  # fmt: skip

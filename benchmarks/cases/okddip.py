@@ -21,8 +21,9 @@ def measure(options) -> dict:
     config = okddip_glyph.get_config("method=okddip")
     if options.network != "small":
         from cdl_jax.models import resnet
+        from cdl_jax.models.modules import families
 
-        config.network.update(resnet.variant(options.network))
+        config.network.update(families.network_options(options.network, (resnet,)))
     config.devices, config.augment.train, config.train.batch_size = 1, "none", options.batch
     config.okddip.length = 0  # distillation has its full weight from the first step
 

@@ -21,9 +21,10 @@ def measure(options) -> dict:
     """Prints the table; returns its figures."""
     from cdl_jax import config as base
     from cdl_jax.models import deit
+    from cdl_jax.models.modules import families
 
     config = base.default("vkd", data="glyph_mini", network="deit_ti_conv", teacher="resnet20")
-    own = vkd_glyph.STUDENT if options.student == "small" else deit.variant(options.student)
+    own = vkd_glyph.STUDENT if options.student == "small" else families.network_options(options.student, (deit,))
     config.student.update({**own, "image_size": 32, "patch_size": 8})
     config.teacher.weights = "random"
     config.mixing.update(mixup=0.0, cutmix=0.0)

@@ -27,6 +27,7 @@ from cdl_jax.losses import Context, cross_entropy
 from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
+from cdl_jax.models.modules import families
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.modules.prompted import PromptedNetwork
 
@@ -58,8 +59,8 @@ def defaults(learner="l2p", distill="kd", teacher="vit_b16", student="vit_s16") 
         "cdl": OPTIONS,
         "learner": {"name": learner, **plugins.load_plugin("models.prompts", learner).OPTIONS},
         "distill": {"name": distill, **scheme.OPTIONS},
-        "teacher": vit.variant(teacher),
-        "student": vit.variant(student),
+        "teacher": families.network_options(teacher, (vit,)),
+        "student": families.network_options(student, (vit,)),
     }
     for section, preset in getattr(scheme, "PRESET", {}).items():
         known = sections[section]

@@ -74,7 +74,7 @@ OPTIONS = {
 def defaults(network="slim_resnet18", learner="cnn") -> dict:
     """The config sections of this method, for a named network, whole or with the prompts of a learner."""
     pool = {} if learner == "cnn" else plugins.load_plugin("models.prompts", learner).OPTIONS
-    section = families.variant(network, families.CONVOLUTIONAL) if learner == "cnn" else vit.variant(network)
+    section = families.network_options(network, families.CONVOLUTIONAL if learner == "cnn" else (vit,))
     return {"dkt": OPTIONS, "learner": {"name": learner, **pool}, "network": section}
 
 

@@ -61,7 +61,7 @@ _CHOICES = {
 
 def defaults(network="resnet32_padded") -> dict:
     """The config sections of this method, for a named network of any family, with random weights."""
-    return {"eeil": OPTIONS, "network": {**families.variant(network), "weights": "random"}}
+    return {"eeil": OPTIONS, "network": {**families.network_options(network), "weights": "random"}}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,10 @@ def defaults(network="resnet32", teacher="resnet110") -> dict:
 
     `teacher.weights` names the working directory of a finished run of the method `supervised`, or its `weights.npz`.
     """
-    sizes = {"student": families.variant(network), "teacher": {**families.variant(teacher), "weights": ""}}
+    sizes = {
+        "student": families.network_options(network),
+        "teacher": {**families.network_options(teacher), "weights": ""},
+    }
     return {"kd": OPTIONS, **sizes}
 
 

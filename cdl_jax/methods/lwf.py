@@ -34,7 +34,7 @@ OPTIONS = {
 
 def defaults(network="slim_resnet18") -> dict:
     """The config sections of this method, for a named network of any family, with random weights."""
-    return {"lwf": OPTIONS, "network": {**families.variant(network), "weights": "random"}}
+    return {"lwf": OPTIONS, "network": {**families.network_options(network), "weights": "random"}}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _STILL = Optimizer(optax.identity(), optax.constant_schedule(0.0))
 
 def defaults(network="glyph_student") -> dict:
     """The config sections of this method, for a named network of any family, whose weights are to be named."""
-    return {"nearest_mean": OPTIONS, "network": {**families.variant(network), "weights": ""}}
+    return {"nearest_mean": OPTIONS, "network": {**families.network_options(network), "weights": ""}}
 
 
 @dataclass(frozen=True)
@@ -125,5 +125,4 @@ def build(config, info: StreamInfo) -> NearestMean:
         raise UserError(f"nearest_mean.distance={options.distance!r}: use 'cosine' or 'euclidean'")
     family = plugins.load_plugin("models", section.family)
     backbone = family.build(section, 0 if family is vit else info.num_classes)  # of others the head is not looked at
-    torch_name = getattr(family, "torch_name", None)
-    return NearestMean(backbone, options, info, section.image_size, weights.from_section(section), torch_name)
+    return NearestMean(backbone, options, info, section.image_size, weights.from_section(section), family.torch_name)

@@ -39,7 +39,7 @@ OPTIONS = {**LEARNING, "trained": "network"}
 
 def defaults(network="glyph_student") -> dict:
     """The config sections of this method, for a named network of any family, with random weights."""
-    return {"supervised": OPTIONS, "network": {**families.variant(network), "weights": "random"}}
+    return {"supervised": OPTIONS, "network": {**families.network_options(network), "weights": "random"}}
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,6 @@ def alone(section: str, config, info: StreamInfo) -> Supervised:
         epochs=config.train.epochs,
         batch_size=config.train.batch_size,
         optimizer=optim.build(config.optim, config.train.epochs),
-        torch_name=getattr(family, "torch_name", None),
+        torch_name=family.torch_name,
         trained=options.get("trained", "network"),
     )

@@ -48,7 +48,10 @@ def defaults(network="deit_ti_conv", teacher="regnety_160") -> dict:
 
     `teacher.weights` names a file, or the working directory of a finished run of the method `supervised`.
     """
-    sizes = {"student": families.variant(network), "teacher": {**families.variant(teacher), "weights": ""}}
+    sizes = {
+        "student": families.network_options(network),
+        "teacher": {**families.network_options(teacher), "weights": ""},
+    }
     return {"vkd": OPTIONS, "mixing": mixing.OPTIONS, "distill": {"name": "vkd", **vkd.OPTIONS}, **sizes}
 
 
@@ -228,7 +231,7 @@ def build(config, info: StreamInfo) -> VkD:
         info=info,
         image_size=size,
         weights=(weights.from_section(section), weights.from_section(config.teacher)),
-        torch_names=tuple(getattr(kind, "torch_name", None) for kind in kinds),
+        torch_names=tuple(kind.torch_name for kind in kinds),
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),
         accumulate=config.optim.accumulate,

@@ -7,7 +7,6 @@ distillation token is the mean of the embedded patches, no parameter.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
 from cdl_jax.models.modules.batch_norm import BatchNorm
@@ -43,15 +42,6 @@ SIZES = {
 
 # timm cuts its normal numbers at 100 standard deviations, that is, not at all.
 _normal = nn.initializers.normal(0.02)
-
-
-def variant(name: str) -> dict:
-    """The option section of a named network.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    return {**OPTIONS, **plugins.lookup(SIZES, name, "DeiT")}
 
 
 class Stem(nn.Module):

@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, conv, dense, global_pool, he_in
@@ -26,6 +25,8 @@ SIZES = {
     "densenetd190k12": {"blocks": (31, 31, 31)},
     "densenetd100k40": {"blocks": (16, 16, 16), "growth": 40},
 }
+
+torch_name = None  # weights are read in the names of this package alone
 
 
 class Block(nn.Module):
@@ -84,15 +85,6 @@ class Tail(nn.Module):
         features = global_pool(last)
         logits = dense(self.num_classes, features.shape[-1], name="classifier", zero_bias=True)(features)
         return logits, {"layer3": x, "features": features}
-
-
-def variant(name: str) -> dict:
-    """The option section of a named network.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    return {**OPTIONS, **plugins.lookup(SIZES, name, "DenseNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

@@ -10,7 +10,6 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, dense, global_pool, he_out
@@ -40,15 +39,6 @@ SIZES = {
 _STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4),
            (3, 1, 6, 320, 1))  # fmt: skip
 _FIRST, _LAST, _SHARED = 32, 1280, 3  # channels of the first and the last convolution, at all widths; stages
-
-
-def variant(name: str) -> dict:
-    """The option section of a named network.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    return {**OPTIONS, **plugins.lookup(SIZES, name, "EfficientNet-Lite")}
 
 
 class Depthwise(nn.Module):

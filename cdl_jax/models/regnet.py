@@ -6,7 +6,6 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules import conv as cnn
 from cdl_jax.models.modules.batch_norm import BatchNorm
@@ -28,24 +27,14 @@ OPTIONS = {
     "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
-SIZES = {  # name: (depth, w0, wa, wm, group_width)
-    "regnety_004": (16, 48, 27.89, 2.09, 8),
-    "regnety_016": (27, 48, 20.71, 2.65, 24),
-    "regnety_032": (21, 80, 42.63, 2.66, 24),
-    "regnety_160": (18, 200, 106.23, 2.48, 112),
-    "regnetx_008": (16, 56, 35.73, 2.28, 16),
-    "regnetx_016": (18, 80, 34.01, 2.25, 24),
+SIZES = {
+    "regnety_004": {"depth": 16, "w0": 48, "wa": 27.89, "wm": 2.09, "group_width": 8},
+    "regnety_016": {"depth": 27, "w0": 48, "wa": 20.71, "wm": 2.65, "group_width": 24},
+    "regnety_032": {"depth": 21, "w0": 80, "wa": 42.63, "wm": 2.66, "group_width": 24},
+    "regnety_160": {"depth": 18, "w0": 200, "wa": 106.23, "wm": 2.48, "group_width": 112},
+    "regnetx_008": {"depth": 16, "w0": 56, "wa": 35.73, "wm": 2.28, "group_width": 16, "se_ratio": 0.0},
+    "regnetx_016": {"depth": 18, "w0": 80, "wa": 34.01, "wm": 2.25, "group_width": 24, "se_ratio": 0.0},
 }
-
-
-def variant(name: str) -> dict:
-    """The option section of a named network.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    rule = dict(zip(("depth", "w0", "wa", "wm", "group_width"), plugins.lookup(SIZES, name, "RegNet"), strict=True))
-    return {**OPTIONS, **rule, "se_ratio": 0.25 if name.startswith("regnety") else 0.0}
 
 
 def stages(options) -> list[tuple[int, int]]:

@@ -5,7 +5,6 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, conv, dense, global_pool, he_out
@@ -29,6 +28,8 @@ SIZES = {
     "resnet110": {"block": "bottleneck", "depths": (12, 12, 12)},
     "wide_resnet20_8": {"block": "bottleneck", "depths": (2, 2, 2), "inner_multiplier": 8},
 }
+
+torch_name = None  # weights are read in the names of this package alone
 
 
 class Block(nn.Module):
@@ -127,15 +128,6 @@ class Tail(nn.Module):
         features = global_pool(x)
         out["features"] = features
         return dense(self.num_classes, features.shape[-1], name="classifier")(features), out
-
-
-def variant(name: str) -> dict:
-    """The option section of a named network.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    return {**OPTIONS, **plugins.lookup(SIZES, name, "small-picture ResNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

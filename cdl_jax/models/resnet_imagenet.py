@@ -1,6 +1,5 @@
 """Residual networks for large pictures (He et al., 2016) and wide ones; branches share the first two stages."""
 
-from cdl_jax import plugins
 from cdl_jax.models import resnet
 from cdl_jax.models.modules.conv import Backbone
 
@@ -21,14 +20,7 @@ SIZES = {
     "wide_resnet101_2": {"block": "bottleneck", "depths": _DEEP["resnet101"], "inner_multiplier": 2},
 }
 
-
-def variant(name: str) -> dict:
-    """The option section of a named network.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    return {**OPTIONS, **plugins.lookup(SIZES, name, "large-picture ResNet")}
+torch_name = None  # weights are read in the names of this package alone
 
 
 def build(options, num_classes: int) -> Backbone:

@@ -4,7 +4,6 @@ The slim ResNet-18 (Lopez-Paz and Ranzato, 2017), ResNet-32 whose shortcuts have
 and ResNet-18 and -34 with a first convolution for pictures of 32 pixels.
 """
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.conv import Backbone, he_in
 from cdl_jax.models.modules.heads import torch_kernel
@@ -29,15 +28,6 @@ SIZES = {
 }
 
 _INIT = {"torch": torch_kernel, "he": he_in}
-
-
-def variant(name: str) -> dict:
-    """The option section of a named network.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    return {**OPTIONS, **plugins.lookup(SIZES, name, "slim ResNet")}
 
 
 def build(options, num_classes: int) -> Backbone:

@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, conv
@@ -20,6 +19,8 @@ OPTIONS = {
 }
 
 SIZES = {"vgg16": {}, "vgg19": {"group_depth": 4}}
+
+torch_name = None  # weights are read in the names of this package alone
 
 
 class Group(nn.Module):
@@ -74,15 +75,6 @@ class Tail(nn.Module):
             if i < 2:
                 x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
         return x, {"layer4": last, "features": features}
-
-
-def variant(name: str) -> dict:
-    """The option section of a named network.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    return {**OPTIONS, **plugins.lookup(SIZES, name, "VGG")}
 
 
 def build(options, num_classes: int) -> Backbone:

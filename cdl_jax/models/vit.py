@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 OPTIONS = {
@@ -27,30 +26,23 @@ OPTIONS = {
     "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
-SIZES = {  # name: (dim, depth, heads, patch_size, image_size)
-    "vit_ti16": (192, 12, 3, 16, 224),
-    "vit_s16": (384, 12, 6, 16, 224),
-    "vit_b16": (768, 12, 12, 16, 224),
-    "vit_l16": (1024, 24, 16, 16, 224),
-    "vit_s14": (384, 12, 6, 14, 224),  # DINOv2-small; set layer_scale
-    "glyph_teacher": (128, 6, 4, 8, 32),
-    "glyph_student": (64, 5, 2, 8, 32),
-    "mini_teacher": (96, 4, 3, 8, 32),
-    "mini_student": (48, 3, 2, 8, 32),
+SIZES = {
+    "vit_ti16": {"dim": 192, "depth": 12, "heads": 3, "patch_size": 16, "image_size": 224},
+    "vit_s16": {"dim": 384, "depth": 12, "heads": 6, "patch_size": 16, "image_size": 224},
+    "vit_b16": {"dim": 768, "depth": 12, "heads": 12, "patch_size": 16, "image_size": 224},
+    "vit_l16": {"dim": 1024, "depth": 24, "heads": 16, "patch_size": 16, "image_size": 224},
+    # DINOv2-small; set layer_scale.
+    "vit_s14": {"dim": 384, "depth": 12, "heads": 6, "patch_size": 14, "image_size": 224},
+    "glyph_teacher": {"dim": 128, "depth": 6, "heads": 4, "patch_size": 8, "image_size": 32},
+    "glyph_student": {"dim": 64, "depth": 5, "heads": 2, "patch_size": 8, "image_size": 32},
+    "mini_teacher": {"dim": 96, "depth": 4, "heads": 3, "patch_size": 8, "image_size": 32},
+    "mini_student": {"dim": 48, "depth": 3, "heads": 2, "patch_size": 8, "image_size": 32},
 }
+
+torch_name = None  # its files have timm's names, see `weights.pretrained`
 
 
 _xavier = nn.initializers.xavier_uniform()
-
-
-def variant(name: str) -> dict:
-    """The option section of a named size, e.g. `vit_b16`.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    dim, depth, heads, patch_size, image_size = plugins.lookup(SIZES, name, "ViT")
-    return {**OPTIONS, "dim": dim, "depth": depth, "heads": heads, "patch_size": patch_size, "image_size": image_size}
 
 
 @struct.dataclass

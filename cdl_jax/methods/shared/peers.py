@@ -23,7 +23,7 @@ from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
 from cdl_jax.methods.shared import peer_losses
 from cdl_jax.models import densenet
 from cdl_jax.models.modules import families
-from cdl_jax.models.modules.conv import apply
+from cdl_jax.models.modules.conv import Backbone, apply
 from cdl_jax.models.peers.networks import PeerBranches, PeerNetworks, PeerOutputs
 
 OPTIONS = {
@@ -196,7 +196,7 @@ def network(section, num_classes: int):
       UserError: the family has no such network, or weights are named.
     """
     backbone = plugins.load_plugin("models", section.family).build(section, num_classes)
-    if not hasattr(backbone, "stem"):
+    if not isinstance(backbone, Backbone):
         raise UserError(f"network.family={section.family!r}: this method needs one of the convolutional families")
     if section.weights != "random":
         raise UserError(f"network.weights={section.weights!r}: peers start from random weights, say 'random'")
@@ -205,7 +205,7 @@ def network(section, num_classes: int):
 
 def defaults(section: str, options: dict, network: str, *, branched: bool, reference: bool) -> dict:
     """The config sections of a method, for a named network; with `reference` the published program's peculiarities."""
-    sizes = families.variant(network, families.CONVOLUTIONAL)
+    sizes = families.network_options(network, families.CONVOLUTIONAL)
     if branched and sizes["family"] == "vgg":
         sizes["dropout"] = 0.5  # as published, whatever --dropout said
     if reference:

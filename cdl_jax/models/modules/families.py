@@ -1,4 +1,7 @@
-"""Named networks of all families."""
+"""Networks of all families by name."""
+
+from collections.abc import Sequence
+from types import ModuleType
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
@@ -8,14 +11,22 @@ CONVOLUTIONAL = (resnet, vgg, densenet, resnet_imagenet, regnet, efficientnet_li
 FAMILIES = (vit, deit, *CONVOLUTIONAL)
 
 
-def variant(name: str, families=FAMILIES) -> dict:
-    """The option section of a named network of one of the families.
+def network_options(name: str, families: Sequence[ModuleType] = FAMILIES) -> dict:
+    """Returns the option section of a named network.
+
+    Args:
+      name: a key of the `SIZES` of a family.
+      families: modules of `cdl_jax.models` to search.
 
     Raises:
-      UserError: no family has it.
+      UserError: no family has a network of this name.
+
+    >>> options = network_options("vit_s16")
+    >>> options["family"], options["dim"], options["heads"]
+    ('vit', 384, 6)
     """
-    known = [size for family in families for size in family.SIZES]
     for family in families:
         if name in family.SIZES:
-            return family.variant(name)
+            return {**family.OPTIONS, **family.SIZES[name]}
+    known = [size for family in families for size in family.SIZES]
     raise UserError(f"no network of the name {name!r}: {plugins.did_you_mean(name, known)}")

@@ -50,7 +50,7 @@ class PoolMapping(nn.Module):
 class SelfAttentionMapping(nn.Module):
     """Single-head self-attention among a layer's keys, and among its values, with a value projection to `dim`.
 
-    The number of vectors stays. The published sources have this variant commented out; no result of it is known.
+    The number of vectors is unchanged. The published sources have this variant commented out; no result of it is known.
     """
 
     layers: int

@@ -168,11 +168,8 @@ def save(path: Path, network) -> None:
 
 def is_vit(network) -> bool:
     """Whether the variables are those of `models.vit.ViT`, whose files have timm's names."""
-    return "batch_stats" not in network and getattr(_first_patches(network), "ndim", 0) == 2
-
-
-def _first_patches(network):
-    return network["params"].get("patch_embed", {}).get("kernel")
+    kernel = network["params"].get("patch_embed", {}).get("kernel")
+    return "batch_stats" not in network and kernel is not None and kernel.ndim == 2
 
 
 def _ours(path) -> bool:

@@ -91,6 +91,7 @@ POOL = "from cdl_jax.models.prompts.l2p import OPTIONS, build\n"
         ("methods", "def build(config, info): ...\ndef defaults(network): ...",
          "missing a required argument: 'network'"),
         ("models", "def build(options): ...", "(options), but is called with (options, num_classes)"),
+        ("models", "from cdl_jax.models.vgg import OPTIONS, SIZES, build", "{file} does not define torch_name; "),
         ("data.sources", "OPTIONS = {}\ndef load(): ...", "function load has the arguments (), but is called with "),
     ],
 )  # fmt: skip
@@ -139,7 +140,7 @@ def test_plug_ins_are_found_by_the_names_of_their_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize("folder", ["methods", "distill", "models", "models.prompts", "data.sources", "published"])
 def test_every_listed_plug_in_loads_and_fulfills_its_contract(folder):
     assert plugins.list_plugins(folder)
-    more = {"models": ("variant", "SIZES"), "published": ("IDENTITY",)}.get(folder, ())
+    more = ("IDENTITY",) if folder == "published" else ()
     for name in plugins.list_plugins(folder):
         module = plugins.load_plugin(folder, name)
         plugins._check_contract(module, folder, name)

@@ -140,7 +140,7 @@ def test_every_family_has_a_head(network, heads):
 
 def test_no_family_is_missing_above():
     (listed,) = [mark.args[1] for mark in test_every_family_has_a_head.pytestmark]
-    assert {families.variant(name)["family"] for name, _ in listed} == {
+    assert {families.network_options(name)["family"] for name, _ in listed} == {
         family.OPTIONS["family"] for family in families.FAMILIES
     }
 

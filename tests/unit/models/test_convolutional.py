@@ -17,7 +17,7 @@ RNG = np.random.default_rng(3)
 
 
 def build(name, classes=10, **changes):
-    section = ConfigDict({**families.variant(name), **changes})
+    section = ConfigDict({**families.network_options(name), **changes})
     return load_plugin("models", section.family).build(section, classes), section
 
 
@@ -141,6 +141,6 @@ def test_options_that_do_not_fit_are_refused(name, changes, message):
 
 def test_an_unknown_network_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'resnet3[24]'"):
-        families.variant("resnet33")
+        families.network_options("resnet33")
     with pytest.raises(UserError, match="vgg16"):
-        vgg.variant("vgg11")
+        families.network_options("vgg11", (vgg,))

@@ -33,7 +33,7 @@ COUNTS = {  # of 1000 classes
 
 
 def shapes_of(name, num_classes=1000, **changes):
-    section = ConfigDict({**families.variant(name), **changes})
+    section = ConfigDict({**families.network_options(name), **changes})
     module = plugins.load_plugin("models", section.family).build(section, num_classes)
     images = jnp.zeros((2, section.image_size, section.image_size, 3))
     return module, jax.eval_shape(module.init, jax.random.key(0), images), images
@@ -46,7 +46,7 @@ def test_parameters_are_as_many_as_published(name):
 
 
 def test_stages_follow_the_rule():
-    big = ConfigDict(regnet.variant("regnety_160"))
+    big = ConfigDict(families.network_options("regnety_160"))
     assert regnet.stages(big) == [(224, 2), (448, 4), (1232, 11), (3024, 1)]
 
 
@@ -60,7 +60,7 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_weights_of_a_state_dict_come_back(name, tmp_path):
     _, shapes, _ = shapes_of(name, 5, **SMALL[name])
-    rng, family = np.random.default_rng(0), plugins.load_plugin("models", families.variant(name)["family"])
+    rng, family = np.random.default_rng(0), plugins.load_plugin("models", families.network_options(name)["family"])
     values = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape)), shapes)
     ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state = {"stem.bn.num_batches_tracked": np.int64(3)}
@@ -162,4 +162,4 @@ def test_options_that_do_not_fit_are_refused(name, changes, message):
 def test_unknown_names_are_refused():
     for family in (deit, regnet):
         with pytest.raises(UserError, match="of the name 'x'"):
-            family.variant("x")
+            families.network_options("x", (family,))

@@ -18,7 +18,7 @@ CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 def shapes_of(name="efficientnet_lite0", num_classes=1000, **changes):
-    section = ConfigDict({**families.variant(name), **changes})
+    section = ConfigDict({**families.network_options(name), **changes})
     module = efficientnet_lite.build(section, num_classes)
     images = jnp.zeros((2, section.image_size, section.image_size, 3))
     return module, jax.eval_shape(module.init, jax.random.key(0), images), images
@@ -124,5 +124,5 @@ def test_weights_under_torchs_names_come_back(tmp_path):
 def test_options_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         shapes_of(**changes)
-    with pytest.raises(UserError, match="no EfficientNet-Lite of the name 'x'"):
-        efficientnet_lite.variant("x")
+    with pytest.raises(UserError, match="no network of the name 'x'"):
+        families.network_options("x", (efficientnet_lite,))

@@ -96,11 +96,13 @@ def test_weights_key_goes_with_a_checkpoint_and_chooses_in_it(tmp_path):
 
 
 def test_every_network_has_the_option_weights_key():
-    assert all(families.variant(name)["weights_key"] == "" for family in families.FAMILIES for name in family.SIZES)
+    assert all(
+        families.network_options(name)["weights_key"] == "" for family in families.FAMILIES for name in family.SIZES
+    )
 
 
 def test_every_named_network_is_built_from_its_section():
     for family in families.FAMILIES:
         for name in family.SIZES:
-            section = ml_collections.ConfigDict(family.variant(name))
+            section = ml_collections.ConfigDict(families.network_options(name))
             family.build(section) if family is vit else family.build(section, 10)

@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import resnet, slim_resnet, weights
-from cdl_jax.models.modules import two_heads
+from cdl_jax.models.modules import families, two_heads
 from cdl_jax.models.modules.conv import apply
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
 
 
 def build(name, classes=10, **changes):
-    return slim_resnet.build(ConfigDict({**slim_resnet.variant(name), **changes}), classes)
+    return slim_resnet.build(ConfigDict({**families.network_options(name), **changes}), classes)
 
 
 def small():
@@ -130,4 +130,4 @@ def test_options_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         build("slim_resnet18", **changes)
     with pytest.raises(UserError, match="did you mean 'slim_resnet18'"):
-        slim_resnet.variant("slim_resnet19")
+        families.network_options("slim_resnet19", (slim_resnet,))

@@ -9,6 +9,7 @@ from scipy.special import erf, softmax
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
+from cdl_jax.models.modules import families
 from cdl_jax.models.vit import Prompt, ViT
 
 DIM, HEADS, PATCH, SIZE, BATCH = 8, 2, 4, 8, 3
@@ -177,12 +178,12 @@ def test_merged_prompts_stand_first_before_second():
 
 
 def test_a_size_by_name_and_its_mistakes():
-    options = ConfigDict({**vit.variant("vit_s16"), "dtype": "bfloat16"})
+    options = ConfigDict({**families.network_options("vit_s16"), "dtype": "bfloat16"})
     built = vit.build(options, num_classes=7)
     assert (built.dim, built.depth, built.heads, built.patch_size, built.image_size) == (384, 12, 6, 16, 224)
     assert (built.num_classes, built.dtype) == (7, jnp.bfloat16)
     with pytest.raises(UserError, match="did you mean 'vit_s16'"):
-        vit.variant("vit_s61")
+        families.network_options("vit_s61", (vit,))
     for changes, message in [
         ({"heads": 5}, "dim=384 cannot be split over heads=5"),
         ({"image_size": 225}, "image_size=225 is no multiple of patch_size=16"),
@@ -191,4 +192,4 @@ def test_a_size_by_name_and_its_mistakes():
         ({"attention": "cudnn"}, "attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16'"),
     ]:
         with pytest.raises(UserError, match=message):
-            vit.build(ConfigDict({**vit.variant("vit_s16"), **changes}))
+            vit.build(ConfigDict({**families.network_options("vit_s16"), **changes}))
