@@ -1,15 +1,24 @@
-"""A family of networks that compile in no time: `config.student.family` may name it by its dotted path."""
+"""A user's family of networks that compiles quickly: `config.student.family=tests.support.tiny_network`."""
 
 import flax.linen as nn
 
 from cdl_jax.models.modules.batch_norm import BatchNorm
 
+OPTIONS = {"dim": 4, "pooled": False, "norm": False}
+SIZES = {}
+torch_name = None
+
 
 class Tiny(nn.Module):
-    """Logits from the mean of 16 tokens, each of which sees one pixel.
+    """Computes logits from the mean of 16 tokens, each of one pixel.
 
-    out: `patch_tokens` `[batch, 16, dim]`; where `pooled`, their mean `features` `[batch, dim]` in place of them.
-    norm: tokens are normalised, with running statistics.
+    The named output is `patch_tokens` `[batch, 16, dim]`, or with `pooled` their mean `features` `[batch, dim]`.
+
+    Attributes:
+      dim: width of a token.
+      num_classes: number of logits.
+      pooled: whether `features` replaces `patch_tokens`, default False.
+      norm: whether tokens go through a batch norm with running statistics, default False.
     """
 
     dim: int
@@ -28,5 +37,5 @@ class Tiny(nn.Module):
 
 
 def build(options, num_classes):
-    """The network of an option section."""
+    """Returns the network of an option section."""
     return Tiny(options.dim, num_classes, options.get("pooled", False), options.get("norm", False))
