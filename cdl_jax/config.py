@@ -90,7 +90,6 @@ RESUMABLE_KEYS = (
     "debug_nans",
     "train.on_nonfinite",
     "train.steps_per_call",
-    "cdl.kept_queries_mb",
 )
 
 

@@ -22,7 +22,7 @@ class Context:
     progress: float32, epochs of the phase done before this step, the share of the running one included.
     key: PRNG key of this step.
     weight: float32 `[batch]`, 0 for pictures that only fill the batch up; None where there are none.
-    constants: what the method's `constants` told of these pictures; empty where nothing was asked.
+    queries: outputs of the frozen networks for these images (see `methods.base.CachesQueries`); may be empty.
     """
 
     task: jax.Array
@@ -33,7 +33,7 @@ class Context:
     progress: jax.Array
     key: jax.Array
     weight: jax.Array | None = None
-    constants: Mapping[str, jax.Array] = struct.field(default_factory=dict)
+    queries: Mapping[str, jax.Array] = struct.field(default_factory=dict)
 
     def current(self, num_classes: int) -> jax.Array:
         """bool `[num_classes]`: the classes of the current task."""
@@ -47,6 +47,10 @@ class Context:
     def all(self, num_classes: int) -> jax.Array:
         """bool `[num_classes]`: every class of the stream, learnt or not."""
         return jnp.ones(num_classes, bool)
+
+    def mask(self, classes: str, num_classes: int) -> jax.Array:
+        """Returns the mask, bool `[num_classes]`, of the "current" classes, of those "seen", or of "all"."""
+        return {"current": self.current, "seen": self.seen, "all": self.all}[classes](num_classes)
 
     @staticmethod
     def dummy() -> "Context":

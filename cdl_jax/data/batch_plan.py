@@ -75,7 +75,7 @@ class BatchPlan:
 
     def images_per_step(self, phase) -> int:
         """How many pictures a learner sees in a step of the phase: a batch, and what joins it."""
-        return self.batch_size + (phase.replay.batch if phase.replay else 0) + phase.public
+        return self.batch_size + (phase.replay.batch if phase.replay else 0) + phase.num_public
 
     def check(self, phase) -> None:
         """Raises UserError where a phase's batches cannot be filled, or an incomplete one cannot be kept."""
@@ -88,7 +88,7 @@ class BatchPlan:
                 )
             if self.accumulate > 1:
                 raise UserError("config.train.last_batch='keep' does not go with optim.accumulate above 1: say 'drop'")
-        elif count < self.batch_size * self.accumulate and not (phase.plain or phase.balanced):
+        elif count < self.batch_size * self.accumulate and not (phase.sequential or phase.balanced):
             times = f" times config.optim.accumulate={self.accumulate}" if self.accumulate > 1 else ""
             raise UserError(
                 f"config.train.batch_size={self.batch_size}{times} is larger than the {count} training images of task "
@@ -119,7 +119,7 @@ class BatchPlan:
             whole = int(np.minimum(there, lengths).sum()) // (self.batch_size * self.accumulate)
             return [self.batch_size] * (self.accumulate * max(whole, 1))
         whole, rest = divmod(min(len(tasks[task]) for tasks in self.train), self.batch_size)
-        if phase.plain:
+        if phase.sequential:
             return [self.batch_size] * (whole + (rest > 0))
         whole -= whole % self.accumulate
         return [self.batch_size] * whole + [rest] * (rest > 0 and self.last_batch == "keep")
@@ -168,9 +168,9 @@ class BatchPlan:
             kept = self.replay_rows(learner, task, phase.replay, seed) if kept is None else kept
             purpose = (*place, epochs.start, _MEMORY)
             joined.append(replay.memory_order(kept, len(joined[0]), phase.replay.batch, seed, purpose))
-        if phase.public:
+        if phase.num_public:
             purpose = (task, phase.order, epochs.start, _PUBLIC)
-            joined.append(replay.memory_order(self.public_rows(seed), len(joined[0]), phase.public, seed, purpose))
+            joined.append(replay.memory_order(self.public_rows(seed), len(joined[0]), phase.num_public, seed, purpose))
         return np.concatenate(joined, axis=1)
 
     def replay_rows(self, learner: int, task: int, options, seed: int) -> np.ndarray:

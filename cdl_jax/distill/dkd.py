@@ -34,7 +34,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
     def loss(variables, student_out, teacher_out, labels, context):
         del variables
-        mask = getattr(context, options.classes)(student.num_classes)
+        mask = context.mask(options.classes, student.num_classes)
         tckd, nckd = tckd_and_nckd(student_out["logits"], teacher_out["logits"], labels, mask, options.temperature)
         value = options.alpha * (options.target_weight * tckd + options.other_weight * nckd)
         return value, {"dkd": value, "tckd": tckd, "nckd": nckd}

@@ -58,7 +58,7 @@ def kd_loss(options: ConfigDict, student_logits: jax.Array, teacher_logits: jax.
       teacher_logits: `[batch, classes]`.
       context: position in the stream, which defines the classes of the softmax.
     """
-    mask = getattr(context, options.classes)(student_logits.shape[-1])
+    mask = context.mask(options.classes, student_logits.shape[-1])
     return (
         options.alpha
         * options.temperature**2

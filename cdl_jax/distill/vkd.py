@@ -86,7 +86,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
         projected = projector.apply(variables, feature_vector(student_out, options.student_feature))
         target = feature_vector(teacher_out, teacher_feature)
         feature = options.feature_weight * feature_loss(options, projected, target)
-        mask = getattr(context, options.classes)(student_out["logits"].shape[-1])
+        mask = context.mask(options.classes, student_out["logits"].shape[-1])
         logits = options.logit_weight * logit_loss(options, student_out["logits"], teacher_out["logits"], mask)
         return feature + logits, {"feature": feature, "kd": logits}
 

@@ -1,14 +1,17 @@
-"""The contract between a method and the trainer.
+"""Defines the contract between a method and the training loop.
 
-A method's file offers `defaults(**choices) -> dict`, its config sections, and `build(config, info) -> Method`.
+A method's file has `defaults(**choices) -> dict`, which returns its config sections, and
+`build(config, info) -> Method`.
 
-Variables are a nested dict `{network: {part: arrays}}`; a *path* is the tuple of keys that leads to a leaf. All that
-a method does to variables is a pure function that can be compiled; tasks differ only in the arrays of the `Context`.
+Variables are a nested dict `{network: {part: arrays}}`. A *path* is the tuple of keys that leads to a leaf. Everything
+that a method does to variables is a pure function that can be compiled. Tasks differ only in the arrays of the
+`Context`.
 """
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -23,8 +26,14 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a method may know of the stream: `num_classes` in all, the number of classes of each task, their names (none
-    where each seed has an order of its own), and how many pictures there are to train on."""
+    """Describes a stream to a method.
+
+    Attributes:
+      num_classes: number of classes of all tasks.
+      task_sizes: number of classes of each task.
+      class_names: in stream order; empty where each seed has a class order of its own.
+      train_images: number of training images.
+    """
 
     num_classes: int
     task_sizes: tuple[int, ...]
@@ -37,18 +46,23 @@ class StreamInfo:
 
     @property
     def classes_of(self) -> np.ndarray:
-        """bool `[tasks, classes]`: which classes each task has, where they are numbered in the stream's order."""
+        """Returns the classes of each task, bool `[tasks, classes]`, numbered in stream order.
+
+        >>> StreamInfo(num_classes=3, task_sizes=(2, 1)).classes_of.tolist()
+        [[True, True, False], [False, False, True]]
+        """
         tasks = np.arange(self.num_tasks)
         return np.repeat(tasks, self.task_sizes) == tasks[:, None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a loss hands back beside its value.
+    """Holds what a loss returns beside its value.
 
-    metrics: name -> scalar, logged.
-    variables: partial variables to be replaced after the update (running statistics, say).
-    batch: entries that later updates of the same step find in their batch.
+    Attributes:
+      metrics: name -> scalar, logged.
+      variables: partial variables that replace the old ones after the update, such as running statistics.
+      batch: entries that are added to the batch for later updates of the same step.
     """
 
     metrics: Mapping[str, jax.Array]
@@ -61,10 +75,14 @@ jax.tree_util.register_dataclass(Outcome, data_fields=["metrics", "variables", "
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step on `loss(variables, batch, context) -> (scalar, Outcome)`, over the `trainable` paths.
+    """Describes one optimizer step.
 
-    batch: `images` float32 `[batch, size, size, 3]`, `labels` int32 `[batch]`, `rows` int32 `[batch]` (which of the
-      stream's training pictures these are), and what earlier updates of the step added.
+    Attributes:
+      trainable: path -> whether the optimizer changes the leaf.
+      optimizer: transformation and learning rate.
+      loss: `(variables, batch, context) -> (scalar, Outcome)`. A batch has `images` float32
+        `[batch, size, size, 3]`, `labels` int32 `[batch]`, `rows` int32 `[batch]` (indices into the training images),
+        and the entries that earlier updates of the step added.
     """
 
     trainable: Callable[[Path], bool]
@@ -74,12 +92,14 @@ class Update:
 
 @dataclass(frozen=True)
 class Replay:
-    """Pictures of earlier tasks that join every batch.
+    """Describes a memory of images of earlier tasks that join every batch.
 
-    capacity: how many are remembered in all. batch: how many join a batch, behind the task's own pictures.
-    balance: what the capacity is shared out among, "experience" (the tasks learnt) or "class" (see `data.replay`); or
-      "herding": classes as well, and a network has chosen the pictures (see `Method.remember`).
-    per_class: of a herded memory, so many of each class in place of a share of the capacity; 0: the share.
+    Attributes:
+      capacity: number of images in the memory.
+      batch: number of images that join a batch, behind the task's own.
+      balance: how the capacity is divided: "experience" (over tasks), "class" (see `data.replay`), or "herding" (over
+        classes; a network selects the images, see `HerdsMemory`).
+      per_class: images of each class in a herded memory; 0: an equal share of the capacity.
     """
 
     capacity: int
@@ -90,47 +110,55 @@ class Replay:
 
 @dataclass(frozen=True)
 class Phase:
-    """`epochs` passes over a task's data; each batch goes through `updates` in order, inside one compiled step.
+    """Describes `epochs` passes over a task's data; each batch goes through all updates inside one compiled step.
 
-    Phases with the same `order` see the same batches with the same augmentation. A `plain` phase sees every picture
-    once an epoch, in order and as it would be tested; its last batch is filled up, as `context.weight` tells.
-
-    tasks: which tasks go through it: "all", the "first" alone, or all "later" ones. since: the first of these.
-    replay: what is remembered; only of a phase for later tasks, for at the first there is nothing to remember.
-    balanced: its batches are of a herded memory alone, in which the task's own classes then are as the others.
-    herds: network by whose features the memory of the task's classes is chosen once the phase is over; "": by none.
-    public: how many pictures of the method's `public` ones each step brings as `batch["public"]`.
-    constants: whether each step brings as `batch["constants"]` what the method's `constants` tells of its pictures;
-      phases with the same `order` ask that once, as far as there is room to keep it.
+    Attributes:
+      name: of the phase, in logs and results.
+      epochs: passes over the data.
+      updates: applied in order.
+      order: phases with the same number have the same batches with the same augmentation.
+      sequential: every image once an epoch, in order, with the preprocessing of evaluation. The last batch is padded;
+        `context.weight` is 0 for the padding.
+      tasks: which tasks have this phase: "all", the "first", or all "later" ones.
+      replay: memory whose images join the batches; only in phases for later tasks.
+      num_public: number of the method's public images in each batch, under `batch["public"]`.
+      since: index of the first task that has this phase.
+      balanced: batches come from a herded memory alone, with the task's own classes in it.
+      herding_network: network whose features select the memory of the task's classes after the phase; "": none.
     """
 
     name: str
     epochs: int
     updates: tuple[Update, ...]
     order: int = 0
-    plain: bool = False
+    sequential: bool = False
     tasks: str = "all"
     replay: Replay | None = None
-    public: int = 0
+    num_public: int = 0
     since: int = 0
     balanced: bool = False
-    herds: str = ""
-    constants: bool = False
+    herding_network: str = ""
 
     def epochs_of(self, task: int) -> int:
-        """Passes over the data of the task of this index."""
+        """Returns the number of passes over the data of the task with this index.
+
+        >>> [Phase("replay", 5, (), tasks="later").epochs_of(task) for task in range(3)]
+        [0, 5, 5]
+        """
         skipped = {"all": False, "first": task > 0, "later": task == 0}[self.tasks]
         return 0 if skipped or task < self.since else self.epochs
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A prediction with a part of the method changed, for a look at what that part does (`--mode=analyze`).
+    """Describes a prediction with one part of the method changed, for `--mode=analyze`.
 
-    predict: `(variables, images, context) -> {network: logits [batch, classes]}`; where a number is swept, with
-      `str(value)` in place of the network.
-    values: of the number that is swept, in order; none where nothing is. usual: the value with which the method itself
-      predicts, one of them. network: whose prediction a sweep changes.
+    Attributes:
+      predict: `(variables, images, context) -> {network: logits [batch, classes]}`. A sweep returns
+        `{str(value): logits}`.
+      values: the numbers of a sweep, in order; empty where nothing is swept.
+      usual: the number that the method itself uses, one of `values`.
+      network: the network whose prediction a sweep changes.
     """
 
     predict: Callable[[Variables, jax.Array, Context], dict]
@@ -139,97 +167,168 @@ class Probe:
     network: str = ""
 
 
-class Method(Protocol):
-    """How networks learn a stream.
+class Method(abc.ABC):
+    """Defines how networks learn a stream. Subclasses are frozen dataclasses; all functions are pure.
 
-    networks: names of those that are evaluated.
-    phases: what each task goes through. Fixed for the run, so each is compiled once.
-    rounds: how often a task goes round its phases; each time a phase does this share of its epochs, its optimizers'
-      states and its schedules going on where they stopped.
-    image_size: side of the square pictures that the networks take.
-    given: the networks among those evaluated that this run does not train.
-    pairs: (teacher, student) of those evaluated: evaluation tells how alike they predict.
-    spreadable: how many whole networks learn together, over which a mesh's axis "peer" may be laid.
-    streams: where several learners have a stream each, for every learner the labels in the order in which it meets
-      them. The batch of a step then has an axis of learners in front of that of pictures. Else empty.
-    follows: network -> the index in `streams` of the one by whose tasks it is evaluated; others follow the run's.
-    spans: the classes of the softmax of the labels' loss: "current" (of a method that does not say), "seen", "all", or
-      "" where there is no such softmax.
-    predict_over: the classes that predictions may name, those "seen" so far, or "all".
-    public: how many training pictures, drawn for the whole run, all learners see, without labels.
-    headline: networks whose mean accuracy chooses the best epoch; the last of `networks` where there is no such name.
+    A subclass defines `networks`, `phases`, `image_size`, `init` and `predict`. Everything else has a default.
 
-    Beside what follows a method may offer `outputs(network, variables, images, context) -> dict`: what a network tells
-    as the teacher of another run, `logits` and what else has a name, and with a parameter `of_batch` as it does in
-    training, where the batch's statistics normalise; `measures(logits, labels, context) -> {name: [batch]}`: what
-    evaluation averages over pictures, from the logits of `predict`; `constants(frozen, images) -> {name: [batch,
-    ...]}`: what the frozen variables alone tell of pictures, asked once a run for each test picture and handed to
-    `predict` as `context.constants`, in phases that say so for each batch as well, of which `kept_mb` tells how much is
-    kept at most, in 2**20 bytes; `counters(live) -> {name: number}`: what it has counted until the end of a task;
-    `probes() -> {name: Probe}`; and `features(variables, images, context) -> {network: {layer: [batch, ...]}}`: how its
-    networks see pictures that are tested.
-
-    One with a herded memory has its rows in `variables["memory"]["rows"]` (see `data.herding`), a layer of the name
-    "features" `[batch, dim]`, and `remember(variables, rows) -> variables`: what changes when new rows were chosen.
+    Attributes:
+      networks: names of the networks that are evaluated, in the order of tables.
+      phases: what each task goes through; fixed for the run, so each phase is compiled once.
+      image_size: side of the square images that the networks take, in pixels.
+      external: the evaluated networks that this run does not train.
+      pairs: (teacher, student) names whose agreement is evaluated.
+      headline: networks whose mean accuracy selects the best epoch; empty: the last of `networks`.
+      rounds: number of passes over the phases of a task. Each pass has this share of a phase's epochs, and optimizer
+        states and schedules continue.
+      loss_classes: classes of the softmax in the loss of the labels: "current", "seen", "all", or "" without a softmax.
+      predict_over: classes that predictions choose from: those "seen" so far, or "all".
+      streams: for each learner with a stream of its own, the labels in its class order; else empty. Batches then have
+        an axis of learners in front of the axis of images.
+      stream_of: network -> index into `streams` of the stream that evaluates it; other networks use the run's stream.
+      num_parallel_networks: number of networks that can be divided over the mesh's axis "peer".
+      num_public: number of training images, drawn once for the run, that all learners see without labels.
+      bookkeeping: top-level names of variables that are no parameters, such as caches and memories.
+      mean_groups: name -> networks whose metrics are averaged in results.json under this name.
+      supports_batch_statistics: whether `teacher_outputs` can normalize with the statistics of the batch.
     """
 
     networks: tuple[str, ...]
     phases: tuple[Phase, ...]
     image_size: int
-    rounds: int = 1
-    given: tuple[str, ...] = ()
+    external: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
-    streams: tuple[tuple[int, ...], ...] = ()
-    spans: str = "current"
+    headline: tuple[str, ...] = ()
+    rounds: int = 1
+    loss_classes: str = "current"
     predict_over: str = "seen"
-    public: int = 0
+    streams: tuple[tuple[int, ...], ...] = ()
+    stream_of: Mapping[str, int] = {}  # noqa: RUF012
+    num_parallel_networks: int = 1
+    num_public: int = 0
+    bookkeeping: frozenset[str] = frozenset()
+    mean_groups: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012
+    supports_batch_statistics: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def init(self, key: jax.Array) -> Variables:
-        """Fresh variables, with random weights everywhere."""
+        """Returns new variables with random weights everywhere."""
 
-    def load(self, variables: Variables) -> Variables:
-        """`variables` (or their shapes) with pretrained weights in place of those that the config names files for."""
+    @abc.abstractmethod
+    def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
+        """Returns `{network: logits [batch, classes]}` and `{network: {name: [batch, n]}}`.
 
-    def frozen(self, path: Path) -> bool:
-        """Whether a leaf never changes in the whole run; such leaves are stored once."""
+        The second dict holds counts, which evaluation sums over images.
+        """
+
+    def load_pretrained(self, variables: Variables) -> Variables:
+        """Returns `variables`, or their shapes, with the pretrained weights of the config's files."""
+        return variables
+
+    def is_frozen(self, path: Path) -> bool:
+        """Returns whether a leaf never changes in the run; frozen leaves are saved once."""
+        return False
 
     def start_task(self, variables: Variables, context: Context) -> Variables:
-        """What changes before the task of `context` is learnt."""
+        """Returns the variables with which a task begins."""
+        return variables
 
     def end_task(self, variables: Variables, context: Context) -> Variables:
-        """What changes once it has been learnt, before it is evaluated."""
+        """Returns the variables after the last step of a task, before its evaluation."""
+        return variables
 
-    def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
-        """`{network: logits [batch, classes]}` and `{network: {name: [batch, n]}}`, to be summed over pictures."""
+    def extra_metrics(self, logits: dict, labels: jax.Array, context: Context) -> dict[str, jax.Array]:
+        """Returns `{name: [batch]}`, which evaluation averages over images.
+
+        Args:
+          logits: network -> `[batch, classes]`, from `predict`.
+          labels: int32 `[batch]`.
+        """
+        return {}
+
+    def counters(self, mutable: Variables) -> dict[str, float]:
+        """Returns numbers that the method has counted until the end of a task."""
+        return {}
+
+    def teacher_outputs(
+        self, network: str, variables: Variables, images: jax.Array, context: Context, use_batch_statistics=False
+    ) -> dict[str, jax.Array]:
+        """Returns the outputs of a network as the teacher of another run: `logits` and other named outputs.
+
+        use_batch_statistics: normalize as in training; only where `supports_batch_statistics`.
+        """
+        return {"logits": self.predict(variables, images, context)[0][network]}
+
+    def features(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, dict]:
+        """Returns `{network: {layer: [batch, ...]}}` of test images; {} where there are no features."""
+        return {}
+
+    def probes(self) -> dict[str, Probe]:
+        """Returns the probes of `--mode=analyze` by name."""
+        return {}
+
+    def export(self, variables: Variables) -> dict[str, Variables]:
+        """Returns `{file name: variables}` of weight files that a finished run writes."""
+        return {}
 
 
-def split(variables, chosen):
-    """`variables` as two nested dicts: the leaves whose path is `chosen`, and the others."""
+class CachesQueries(abc.ABC):
+    """Marks a method whose frozen variables alone determine some outputs of an image.
+
+    The outputs are computed once a run for each test image and are passed to `predict` as `context.queries`.
+    """
+
+    @abc.abstractmethod
+    def queries(self, frozen: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        """Returns `{name: [batch, ...]}`."""
+
+
+class HerdsMemory(abc.ABC):
+    """Marks a method whose network selects the images of a memory (see `data.herding`).
+
+    `features` has a layer of the name "features" `[batch, dim]` for the phase's `herding_network`.
+    """
+
+    @abc.abstractmethod
+    def memory_rows(self, mutable: Variables) -> jax.Array:
+        """Returns the rows of the memory, int32 `[classes, width]`; -1 marks an empty place."""
+
+    @abc.abstractmethod
+    def update_memory(self, variables: Variables, rows: jax.Array) -> Variables:
+        """Returns the variables after new rows were selected."""
+
+
+def split(variables, selected: Callable[[Path], bool]):
+    """Splits variables into two nested dicts: the leaves whose path is `selected`, and the others."""
     flat = traverse_util.flatten_dict(variables, keep_empty_nodes=True)
-    inside = {path: leaf for path, leaf in flat.items() if chosen(path)}
-    outside = {path: leaf for path, leaf in flat.items() if not chosen(path)}
+    inside = {path: leaf for path, leaf in flat.items() if selected(path)}
+    outside = {path: leaf for path, leaf in flat.items() if not selected(path)}
     return traverse_util.unflatten_dict(inside), traverse_util.unflatten_dict(outside)
 
 
-def stored(frozen, dtype: str):
-    """Frozen variables, arrays or shapes, with the kernels of dense layers and convolutions in `dtype`.
+def cast_frozen_kernels(frozen, dtype: str):
+    """Casts the kernels of dense layers and convolutions, arrays or shapes, to `dtype`.
 
-    These are nearly all of the bytes; norms, positions and running statistics, which are few and count for more, stay
-    as they are.
+    Kernels are nearly all of the bytes. Norms, positions and running statistics are few and sensitive, so they keep
+    their type.
     """
     if dtype == "float32":
         return frozen
 
-    def as_stored(path, leaf):
+    def cast(path, leaf):
         if path[-1].key != "kernel" or leaf.dtype != np.float32:
             return leaf
         return leaf.update(dtype=np.dtype(dtype)) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(as_stored, frozen)
+    return jax.tree_util.tree_map_with_path(cast, frozen)
 
 
 def join(*parts):
-    """One nested dict of several; later leaves replace earlier ones."""
+    """Joins nested dicts into one; later leaves replace earlier ones.
+
+    >>> join({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}}
+    """
     flat = {}
     for part in parts:
         flat.update(traverse_util.flatten_dict(part, keep_empty_nodes=True))

@@ -24,7 +24,7 @@ from cdl_jax import optim, plugins
 from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
-from cdl_jax.methods.base import Outcome, Phase, Probe, StreamInfo, Update
+from cdl_jax.methods.base import CachesQueries, Method, Outcome, Phase, Probe, StreamInfo, Update
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
@@ -44,11 +44,6 @@ OPTIONS = {
     "teacher_network": "",  # which network of those runs; "": "teacher" where a run trained one, else its last
     # "same_task": those runs' networks after the task that the student is learning; "last": after their whole stream.
     "teacher_checkpoint": "same_task",
-    # The student sees the teacher's batches again, in the same order and augmentation, not in its own as the published
-    # programs have it. With "teacher_first" the frozen query networks are then asked once for both, and so much of what
-    # they say, in 2**20 bytes over all devices, is kept for the student; what finds no room is asked again.
-    "same_batches": False,
-    "kept_queries_mb": 1024,
 }
 
 
@@ -69,7 +64,7 @@ def defaults(learner="l2p", distill="kd", teacher="vit_b16", student="vit_s16") 
 
 
 @dataclass(frozen=True)
-class CDL:
+class CDL(Method, CachesQueries):
     """See `methods.base.Method`. `teacher` is None where the scheme needs none, or `teachers` of other runs teach."""
 
     teacher: PromptedNetwork | None
@@ -86,7 +81,7 @@ class CDL:
         return ("teacher", "student") if self.teacher or self.teachers else ("student",)
 
     @property
-    def given(self):
+    def external(self):
         return ("teacher",) if self.teachers else ()
 
     @property
@@ -95,7 +90,7 @@ class CDL:
 
     @property
     def _learning(self):
-        return {name: getattr(self, name) for name in self.networks if name not in self.given}
+        return {name: getattr(self, name) for name in self.networks if name not in self.external}
 
     @property
     def rounds(self):
@@ -109,8 +104,7 @@ class CDL:
     def phases(self):
         epochs, optimizer = self.student_phase
         student = Update(partial(_trained, ("student", "distill")), optimizer, self.student_loss)
-        again = {"order": 0, "constants": self._asks_once} if self.options.same_batches else {"order": 1}
-        alone = Phase("student", epochs, (student,), **again)
+        alone = Phase("student", epochs, (student,), order=1)
         if self.teacher is None:
             return (alone,)
         teacher_epochs, optimizer = self.teacher_phase
@@ -118,16 +112,7 @@ class CDL:
             teacher = Update(partial(_trained, ("teacher",)), optimizer, self.teacher_loss_handed_on)
             return (Phase("both", epochs, (teacher, student)),)
         teacher = Update(partial(_trained, ("teacher",)), optimizer, self.teacher_loss)
-        return (Phase("teacher", teacher_epochs, (teacher,), order=0, constants=alone.constants), alone)
-
-    @property
-    def kept_mb(self):
-        return self.options.kept_queries_mb
-
-    @property
-    def _asks_once(self):
-        """Whether there are queries that both phases ask of the same pictures."""
-        return self.teacher is not None and self.options.schedule == "teacher_first" and self.student.prompts.uses_query
+        return (Phase("teacher", teacher_epochs, (teacher,), order=0), alone)
 
     def init(self, key):
         keys = jax.random.split(key, 3)
@@ -140,7 +125,7 @@ class CDL:
             variables["teachers"] = {str(i): teacher.init() for i, teacher in enumerate(self.teachers)}
         return variables
 
-    def load(self, variables):
+    def load_pretrained(self, variables):
         loaded = dict(variables)
         for name, network in self._learning.items():
             backbone = weights.load(network.weights, variables[name]["backbone"], f"{name}.weights")
@@ -149,7 +134,7 @@ class CDL:
             loaded["teachers"] = {str(i): teacher.load() for i, teacher in enumerate(self.teachers)}
         return loaded
 
-    def frozen(self, path):
+    def is_frozen(self, path):
         return path[0] == "teachers" or path[1:2] == ("backbone",)
 
     def start_task(self, variables, context):
@@ -196,8 +181,7 @@ class CDL:
         if "teacher" in batch:
             teacher = batch["teacher"]
         else:
-            known = batch.get("constants", {}).get("teacher")
-            teacher = jax.lax.stop_gradient(self._told(variables, batch["images"], query, context, known))
+            teacher = jax.lax.stop_gradient(self._told(variables, batch["images"], query, context))
         return self.student_terms(variables, batch, query, teacher, context)
 
     def student_terms(self, variables, batch, query, teacher, context):
@@ -210,7 +194,7 @@ class CDL:
         total = self.scheme.label_weight * labels + distilled + pool
         return total, Outcome({"loss": total, "cross_entropy": labels, "pool": pool, **terms})
 
-    def constants(self, frozen, images):
+    def queries(self, frozen, images):
         """Network -> the query `[batch, dim]` that its plain backbone asks."""
         asking = ("student", "teacher") if self.options.query == "own" and self.teacher else ("student",)
         return {name: getattr(self, name).query(frozen[name], images) for name in asking}
@@ -273,10 +257,10 @@ class CDL:
 
     def _asked(self, network, variables, images, context):
         """The query of a network's backbone at test time."""
-        known = context.constants.get(network)
+        known = context.queries.get(network)
         return getattr(self, network).query(variables[network], images) if known is None else known
 
-    def outputs(self, network, variables, images, context):
+    def teacher_outputs(self, network, variables, images, context, use_batch_statistics=False):
         """What a network of this method tells as the teacher of another run (see `methods.base.Method`)."""
         query = self.student.query(variables["student"], images)
         teacher = self._told(variables, images, query, context)
@@ -391,13 +375,6 @@ def _check(config):
             f"cdl.teacher_epochs={options.teacher_epochs} must be a multiple of train.epochs={epochs}: with "
             "cdl.schedule='interleaved_epochs' the teacher does its share of them before each epoch of the student"
         )
-    if options.same_batches and options.schedule == "interleaved":
-        raise UserError(
-            "cdl.same_batches has no meaning with cdl.schedule='interleaved', where teacher and student share "
-            "each batch and its queries as it is: leave it at False"
-        )
-    if options.same_batches and options.teachers:
-        raise UserError("cdl.same_batches has no meaning with cdl.teachers, which learn no more: leave it at False")
     if options.teachers and options.schedule != "teacher_first":
         raise UserError(
             f"cdl.schedule={options.schedule!r} has no meaning with cdl.teachers, which learn no more: leave it at "

@@ -28,7 +28,7 @@ from cdl_jax import optim, plugins
 from cdl_jax.data.transforms import mixing
 from cdl_jax.errors import UserError
 from cdl_jax.losses import mask_classes
-from cdl_jax.methods.base import Outcome, StreamInfo, Update
+from cdl_jax.methods.base import Method, Outcome, StreamInfo, Update
 from cdl_jax.methods.shared import dkt_learners, dkt_losses, finished_run, rehearsal, topology
 from cdl_jax.methods.shared.dkt_exchange import Exchange, normalised, stacked
 from cdl_jax.models import vit
@@ -78,12 +78,15 @@ def defaults(network="slim_resnet18", learner="cnn") -> dict:
     return {"dkt": OPTIONS, "learner": {"name": learner, **pool}, "network": section}
 
 
-@dataclass(frozen=True, eq=False)
-class DKT:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DKT(Method):
     """See `methods.base.Method`.
 
     names: of the learners. streams: see there. matrix: who hears whom.
     """
+
+    supports_batch_statistics = True
+    bookkeeping = frozenset({"published", "exchange"})
 
     learner: Any
     names: tuple[str, ...]
@@ -106,15 +109,19 @@ class DKT:
         return (*(name + head for name in self.names for head in self.heads), *together)
 
     @property
+    def mean_groups(self):
+        return {f"mean{head}": tuple(name + head for name in self.names) for head in self.heads}
+
+    @property
     def headline(self):
         return self.names
 
     @property
-    def follows(self):
+    def stream_of(self):
         return {name + head: i for i, name in enumerate(self.names) for head in ("", "_st", "_both")}
 
     @property
-    def spans(self):
+    def loss_classes(self):
         return self.options.classes
 
     @property
@@ -122,7 +129,7 @@ class DKT:
         return "all" if self.options.classes == "all" else "seen"
 
     @property
-    def spreadable(self):
+    def num_parallel_networks(self):
         return len(self.names) if self.options.update_order == "simultaneous" else 1
 
     @property
@@ -134,7 +141,7 @@ class DKT:
         return Exchange(self.learner, self.names, self.matrix, self.options, self.info.num_classes)
 
     @property
-    def public(self):
+    def num_public(self):
         return self.exchange.public
 
     @property
@@ -156,9 +163,11 @@ class DKT:
         )
         exchanged = Update(lambda path: False, optim.Optimizer(optax.identity(), lambda progress: 0.0), self.exchange)
         updates = (exchanged, learn) if self.exchange.happens else (learn,)
-        name, public = "together" if len(group) > 1 else group[0], self.options.public_batch if self.public else 0
+        name = "together" if len(group) > 1 else group[0]
+        public = self.options.public_batch if self.num_public else 0
         order = self.names.index(group[0])
-        return rehearsal.phases(name, self.epochs, updates, self.options, self.batch_size, order=order, public=public)
+        sizes = {"order": order, "num_public": public}
+        return rehearsal.phases(name, self.epochs, updates, self.options, self.batch_size, **sizes)
 
     def init(self, key):
         keys = [jax.random.fold_in(key, 0 if self.options.copy_init else i) for i in range(len(self.names))]
@@ -169,7 +178,7 @@ class DKT:
             variables["teachers"] = {str(i): teacher.init() for i, teacher in enumerate(self.given_teachers)}
         return variables | self.exchange.state(variables)
 
-    def load(self, variables):
+    def load_pretrained(self, variables):
         loaded = dict(variables)
         if "shared" in variables:
             loaded["shared"] = self.learner.load(variables["shared"])
@@ -177,7 +186,7 @@ class DKT:
             loaded["teachers"] = {str(i): teacher.load() for i, teacher in enumerate(self.given_teachers)}
         return loaded
 
-    def frozen(self, path):
+    def is_frozen(self, path):
         return path[0] in ("shared", "teachers")
 
     def start_task(self, variables, context):
@@ -252,11 +261,11 @@ class DKT:
     def _allowed(self, number, context):
         """bool `[classes]`: what the cross-entropy of a learner spans."""
         rank = jnp.asarray(np.argsort(self.streams, axis=1))[number]
-        return getattr(context, self.options.classes)(self.info.num_classes)[rank]
+        return context.mask(self.options.classes, self.info.num_classes)[rank]
 
     def _lesson(self, own, answer, images, number, share, context, key):
         """(ST logits, their target, whether anybody has said anything yet)."""
-        if not self.public:
+        if not self.num_public:
             return answer.st, *self.target(images, number, share, context)
         published, weights = share["published"], share["matrix"][number]
         targets = dkt_losses.student_target(published["logits"], self.options.st_loss, self.options.temperature)
@@ -283,9 +292,10 @@ class DKT:
     def predict(self, variables, images, context):
         return self._logits(self._answers(variables, images, context, False)), {}
 
-    def _answers(self, variables, images, context, of_batch):
+    def _answers(self, variables, images, context, use_batch_statistics):
         shared = variables.get("shared")
-        return {n: self.learner(variables[n], shared, images, of_batch, context, context.key) for n in self.names}
+        arguments = shared, images, use_batch_statistics, context, context.key
+        return {name: self.learner(variables[name], *arguments) for name in self.names}
 
     def _logits(self, answers):
         """Network -> logits, where there is more than one head or learner those of their mean probabilities too."""
@@ -310,7 +320,7 @@ class DKT:
             seen[f"teacher_{i}"] = {**named_features(told), "logits": told["logits"]}
         return seen
 
-    def measures(self, logits, labels, context):
+    def extra_metrics(self, logits, labels, context):
         """Accuracy over all classes, learnt or not, on those that a learner has not met but another has, for as many
         test pictures of each class; and what the authors' own test counts.
         """
@@ -329,12 +339,12 @@ class DKT:
         own = [r * w[labels] / jnp.where(s > 0, s, 1.0) for r, w, s in zip(right, wanted, share, strict=True)]
         return sum(own) / jnp.maximum((share > 0).sum(), 1)
 
-    def counters(self, live):
-        return self.exchange.counters(live)
+    def counters(self, mutable):
+        return self.exchange.counters(mutable)
 
-    def outputs(self, network, variables, images, context, of_batch=False):
+    def teacher_outputs(self, network, variables, images, context, use_batch_statistics=False):
         """What a learner tells as the teacher of another run (see `methods.base.Method`)."""
-        answers = self._answers(variables, images, context, of_batch)
+        answers = self._answers(variables, images, context, use_batch_statistics)
         name = network.split("_st")[0].split("_both")[0]
         return {**(answers[name].out if name in answers else {}), "logits": self._logits(answers)[network]}
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.methods import supervised
-from cdl_jax.methods.base import Outcome, Phase, Replay, StreamInfo, Update
+from cdl_jax.methods.base import HerdsMemory, Method, Outcome, Phase, Replay, StreamInfo, Update
 from cdl_jax.methods.shared import dkt_losses
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
@@ -65,8 +65,11 @@ def defaults(network="resnet32_padded") -> dict:
 
 
 @dataclass(frozen=True)
-class EEIL:
+class EEIL(Method, HerdsMemory):
     """See `methods.base.Method`. alone: the network and how it learns from labels. finetuning: its optimizer."""
+
+    supports_batch_statistics = True
+    bookkeeping = frozenset({"memory"})
 
     alone: supervised.Supervised
     options: Any
@@ -79,8 +82,8 @@ class EEIL:
         return self.alone.image_size
 
     @property
-    def spans(self):
-        return self.alone.spans
+    def loss_classes(self):
+        return self.alone.loss_classes
 
     @property
     def predict_over(self):
@@ -93,8 +96,8 @@ class EEIL:
         learn = (Update(own, self.alone.optimizer, self.loss),)
         memory = Replay(options.replay, options.replay_batch or self.alone.batch_size, "herding")
         phases = (
-            Phase("network", epochs, learn, tasks="first", herds="network"),
-            Phase("network_replay", epochs, learn, tasks="later", replay=memory, herds="network"),
+            Phase("network", epochs, learn, tasks="first", herding_network="network"),
+            Phase("network_replay", epochs, learn, tasks="later", replay=memory, herding_network="network"),
         )
         if not options.finetune_epochs:
             return phases
@@ -108,7 +111,7 @@ class EEIL:
             since=options.finetune_from,
             replay=Replay(options.replay, 0, "herding", per_class=each),
             balanced=True,
-            herds="network",
+            herding_network="network",
         )
         return (*phases, tune)
 
@@ -118,20 +121,14 @@ class EEIL:
         memory = {"rows": jnp.full((classes, width), -1, jnp.int32), "steps": jnp.zeros((), jnp.int32)}
         return {"network": network, "previous": network, "memory": memory}
 
-    def load(self, variables):
-        network = self.alone.load(variables)["network"]
+    def load_pretrained(self, variables):
+        network = self.alone.load_pretrained(variables)["network"]
         return {**variables, "network": network, "previous": network}
 
-    def frozen(self, path):
-        return False
+    def memory_rows(self, mutable):
+        return mutable["memory"]["rows"]
 
-    def start_task(self, variables, context):
-        return variables
-
-    def end_task(self, variables, context):
-        return variables
-
-    def remember(self, variables, rows):
+    def update_memory(self, variables, rows):
         """See `methods.base.Method`; what is held on to next is the network that has chosen."""
         # A copy: the steps are given the buffers of both.
         previous = jax.tree.map(jnp.copy, variables["network"])
@@ -172,21 +169,21 @@ class EEIL:
     def predict(self, variables, images, context):
         return self.alone.predict(variables, images, context)
 
-    def measures(self, logits, labels, context):
+    def extra_metrics(self, logits, labels, context):
         """`{name: [batch]}`, see `methods.base.Method`."""
-        return self.alone.measures(logits, labels, context)
+        return self.alone.extra_metrics(logits, labels, context)
 
     def features(self, variables, images, context):
         """How the network sees pictures, see `methods.base.Method`."""
         return self.alone.features(variables, images, context)
 
-    def outputs(self, network, variables, images, context, of_batch=False):
+    def teacher_outputs(self, network, variables, images, context, use_batch_statistics=False):
         """What the network tells as the teacher of another run (see `methods.base.Method`).
 
         The logits of classes that it has not seen were never trained: they are told as the least of the others.
         """
-        told = self.alone.outputs(network, variables, images, context, of_batch)
-        seen, logits = getattr(context, self.options.classes)(self.info.num_classes), told["logits"]
+        told = self.alone.teacher_outputs(network, variables, images, context, use_batch_statistics)
+        seen, logits = context.mask(self.options.classes, self.info.num_classes), told["logits"]
         least = jnp.where(seen, logits, jnp.inf).min(axis=-1, keepdims=True)
         return {**told, "logits": jnp.where(seen, logits, least)}
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.methods.base import Method, Outcome, Phase, StreamInfo, Update
 from cdl_jax.methods.shared import finished_run, peer_losses
 from cdl_jax.models import weights
 from cdl_jax.models.modules import families
@@ -40,7 +40,7 @@ def defaults(network="resnet32", teacher="resnet110") -> dict:
 
 
 @dataclass(frozen=True)
-class KD:
+class KD(Method):
     """See `methods.base.Method`. `teacher` is a module, or a `finished_run.RunTeacher` of another run."""
 
     student: Any
@@ -65,7 +65,7 @@ class KD:
         teacher = self.teacher.init() if of_run else self.teacher.init(jax.random.fold_in(key, 1), images)
         return {"student": self.student.init(jax.random.fold_in(key, 0), images), "teacher": teacher}
 
-    def load(self, variables):
+    def load_pretrained(self, variables):
         of_student, of_teacher = self.weights
         student = weights.load_network(of_student, variables["student"], "student.weights")
         if isinstance(self.teacher, finished_run.RunTeacher):
@@ -75,14 +75,8 @@ class KD:
             "teacher": weights.load_network(of_teacher, variables["teacher"], "teacher.weights"),
         }
 
-    def frozen(self, path):
+    def is_frozen(self, path):
         return path[0] == "teacher"
-
-    def start_task(self, variables, context):
-        return variables
-
-    def end_task(self, variables, context):
-        return variables
 
     def loss(self, variables, batch, context):
         (logits, _), stats = apply(self.student, variables["student"], batch["images"], True, context.key)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.methods import supervised
-from cdl_jax.methods.base import Outcome, StreamInfo
+from cdl_jax.methods.base import Method, Outcome, StreamInfo
 from cdl_jax.methods.shared import dkt_losses
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
@@ -38,8 +38,10 @@ def defaults(network="slim_resnet18") -> dict:
 
 
 @dataclass(frozen=True)
-class LwF:
+class LwF(Method):
     """See `methods.base.Method`. alone: the network and how it learns from labels."""
+
+    supports_batch_statistics = True
 
     alone: supervised.Supervised
     options: Any
@@ -51,8 +53,8 @@ class LwF:
         return self.alone.image_size
 
     @property
-    def spans(self):
-        return self.alone.spans
+    def loss_classes(self):
+        return self.alone.loss_classes
 
     @property
     def predict_over(self):
@@ -66,15 +68,9 @@ class LwF:
         network = self.alone.init(key)["network"]
         return {"network": network, "previous": network}
 
-    def load(self, variables):
-        network = self.alone.load(variables)["network"]
+    def load_pretrained(self, variables):
+        network = self.alone.load_pretrained(variables)["network"]
         return {"network": network, "previous": network}
-
-    def frozen(self, path):
-        return False
-
-    def start_task(self, variables, context):
-        return variables
 
     def end_task(self, variables, context):
         # A copy: the steps are given the buffers of both to overwrite.
@@ -84,9 +80,9 @@ class LwF:
         """Cross-entropy, and the divergence from what the previous network says; in the first task the former alone."""
         options = self.options
         true, logits, changed = self.alone.learn(variables, batch, context)
-        of_batch = options.previous_bn == "batch"
+        use_batch_statistics = options.previous_bn == "batch"
         key = jax.random.fold_in(context.key, 2)
-        (before, _), _ = apply(self.alone.backbone, variables["previous"], batch["images"], of_batch, key)
+        (before, _), _ = apply(self.alone.backbone, variables["previous"], batch["images"], use_batch_statistics, key)
         active = dkt_losses.active_classes(self.info.classes_of, context.task, options.lwf_active)
         held = dkt_losses.lwf_loss(logits, before, active, options.temperature)
         total = true + options.alpha * held
@@ -95,17 +91,17 @@ class LwF:
     def predict(self, variables, images, context):
         return self.alone.predict(variables, images, context)
 
-    def measures(self, logits, labels, context):
+    def extra_metrics(self, logits, labels, context):
         """`{name: [batch]}`, see `methods.base.Method`."""
-        return self.alone.measures(logits, labels, context)
+        return self.alone.extra_metrics(logits, labels, context)
 
     def features(self, variables, images, context):
         """How the network sees pictures, see `methods.base.Method`."""
         return self.alone.features(variables, images, context)
 
-    def outputs(self, network, variables, images, context, of_batch=False):
+    def teacher_outputs(self, network, variables, images, context, use_batch_statistics=False):
         """What the network tells as the teacher of another run (see `methods.base.Method`)."""
-        return self.alone.outputs(network, variables, images, context, of_batch)
+        return self.alone.teacher_outputs(network, variables, images, context, use_batch_statistics)
 
     def export(self, variables):
         """File name -> variables that the run writes when it is finished."""

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.methods.base import Method, Outcome, Phase, StreamInfo, Update
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
@@ -37,7 +37,7 @@ def defaults(network="glyph_student") -> dict:
 
 
 @dataclass(frozen=True)
-class NearestMean:
+class NearestMean(Method):
     """See `methods.base.Method`. `means` are `sums` `[classes, dim]` of features over `counts` `[classes]`."""
 
     backbone: Any
@@ -47,11 +47,11 @@ class NearestMean:
     weights: str | tuple[str, str]
     torch_name: Any = None
     networks: tuple[str, ...] = ("network",)
-    spans: str = ""
+    loss_classes: str = ""
 
     @property
     def phases(self):
-        return (Phase("means", 1, (Update(lambda path: False, _STILL, self.add),), plain=True),)
+        return (Phase("means", 1, (Update(lambda path: False, _STILL, self.add),), sequential=True),)
 
     def init(self, key):
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
@@ -60,7 +60,7 @@ class NearestMean:
         dim = jax.eval_shape(self._features, network, images).shape[-1]
         return {"network": {**network, "means": {"sums": jnp.zeros((classes, dim)), "counts": jnp.zeros(classes)}}}
 
-    def load(self, variables):
+    def load_pretrained(self, variables):
         network = variables["network"]
         loaded = weights.load_network(
             self.weights, _variables(network), "network.weights", self.torch_name, new_head=True
@@ -71,14 +71,8 @@ class NearestMean:
         rest = {name: leaves for name, leaves in loaded.items() if name != "params"}
         return {"network": {**network, **rest, "backbone": unflatten_dict(backbone)}}
 
-    def frozen(self, path):
+    def is_frozen(self, path):
         return path[1:2] != ("means",)
-
-    def start_task(self, variables, context):
-        return variables
-
-    def end_task(self, variables, context):
-        return variables
 
     def add(self, variables, batch, context):
         """Adds a batch to the sums; nothing is minimised."""

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, mask_classes
-from cdl_jax.methods.base import Outcome, StreamInfo, Update
+from cdl_jax.methods.base import Method, Outcome, StreamInfo, Update
 from cdl_jax.methods.shared import rehearsal
 from cdl_jax.methods.shared.peer_losses import top_k_correct
 from cdl_jax.models import weights
@@ -43,8 +43,10 @@ def defaults(network="glyph_student") -> dict:
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Method):
     """See `methods.base.Method`."""
+
+    supports_batch_statistics = True
 
     backbone: Any
     options: Any
@@ -68,7 +70,7 @@ class Supervised:
         return rehearsal.phases("network", self.epochs, (learn,), self.options, self.batch_size)
 
     @property
-    def spans(self):
+    def loss_classes(self):
         return self.options.classes
 
     @property
@@ -79,7 +81,7 @@ class Supervised:
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
         return {"network": self.backbone.init(key, images)}
 
-    def load(self, variables):
+    def load_pretrained(self, variables):
         """Pretrained weights; new is the head of a ViT, one that learns alone, and any of another number of classes.
 
         Raises:
@@ -101,14 +103,8 @@ class Supervised:
         loaded = weights.load_network(self.weights, headless, key)
         return {"network": {**loaded, "params": {**network["params"], **loaded["params"]}}}
 
-    def frozen(self, path):
+    def is_frozen(self, path):
         return self.trained == "head" and not is_head(path)
-
-    def start_task(self, variables, context):
-        return variables
-
-    def end_task(self, variables, context):
-        return variables
 
     def loss(self, variables, batch, context):
         """Cross-entropy with label smoothing over the classes that `options.classes` names."""
@@ -120,7 +116,7 @@ class Supervised:
         key = jax.random.fold_in(context.key, 1)
         whole = self.trained == "network"
         (logits, _), stats = apply(self.backbone, variables["network"], batch["images"], whole, key)
-        allowed = getattr(context, self.options.classes)(self.info.num_classes)
+        allowed = context.mask(self.options.classes, self.info.num_classes)
         total = cross_entropy(logits, batch["labels"], allowed)
         smoothing = self.options.label_smoothing
         if smoothing:
@@ -133,14 +129,14 @@ class Supervised:
         (logits, _), _ = apply(self.backbone, variables["network"], images, False, context.key)
         return {"network": logits}, {}
 
-    def measures(self, logits, labels, context):
+    def extra_metrics(self, logits, labels, context):
         """`{name: [batch]}`, see `methods.base.Method`."""
-        allowed = getattr(context, self.predict_over)(self.info.num_classes)
+        allowed = context.mask(self.predict_over, self.info.num_classes)
         return {"network/top5": 100 * top_k_correct(logits["network"], labels, 5, allowed)}
 
-    def outputs(self, network, variables, images, context, of_batch=False):
+    def teacher_outputs(self, network, variables, images, context, use_batch_statistics=False):
         """What the network tells as the teacher of another run (see `methods.base.Method`)."""
-        (logits, out), _ = apply(self.backbone, variables[network], images, of_batch, context.key)
+        (logits, out), _ = apply(self.backbone, variables[network], images, use_batch_statistics, context.key)
         return {**out, "logits": logits}
 
     def features(self, variables, images, context):

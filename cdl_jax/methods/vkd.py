@@ -21,7 +21,7 @@ from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes, soft_cross_entropy
 from cdl_jax.methods import kd
-from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.methods.base import Method, Outcome, Phase, StreamInfo, Update
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.methods.shared.peer_losses import top_k_correct
 from cdl_jax.models import weights
@@ -56,13 +56,15 @@ def defaults(network="deit_ti_conv", teacher="regnety_160") -> dict:
 
 
 @dataclass(frozen=True)
-class VkD:
+class VkD(Method):
     """See `methods.base.Method`. `teacher` is a module, or a `finished_run.RunTeacher` of another run.
 
     torch_names: of student and teacher, see `weights.load_network`.
     accumulate: how many batches make a step of the optimizer.
     condense: where what the teacher tells is cached, the function that makes its outputs as small as the loss allows.
     """
+
+    bookkeeping = frozenset({"cache"})
 
     student: Any
     teacher: Any
@@ -84,7 +86,7 @@ class VkD:
         return ("teacher", "student", "student_ema") if self.options.ema else ("teacher", "student")
 
     @property
-    def spans(self):
+    def loss_classes(self):
         return "current" if self.options.label_loss == "cross_entropy" else ""
 
     @property
@@ -99,8 +101,8 @@ class VkD:
         updates = (Update(trained, self.optimizer, self.loss),)
         if self.options.ema:  # behind the step, whose weights it averages
             updates += (Update(none, still, self.average),)
-        ahead = (Phase("cache", 1, (Update(none, still, self.remember),), plain=True),) if self.condense else ()
-        return (*ahead, Phase("student", self.epochs, updates))
+        cache = Phase("cache", 1, (Update(none, still, self.cache_teacher_outputs),), sequential=True)
+        return (*((cache,) if self.condense else ()), Phase("student", self.epochs, updates))
 
     def init(self, key):
         keys, images = [jax.random.fold_in(key, i) for i in range(3)], _pictures(self.image_size)
@@ -116,7 +118,7 @@ class VkD:
             variables["cache"] = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), told)
         return variables
 
-    def load(self, variables):
+    def load_pretrained(self, variables):
         if isinstance(self.teacher, finished_run.RunTeacher):
             loaded = {"teacher": self.teacher.load()}
         else:
@@ -132,16 +134,13 @@ class VkD:
     def _read(self, which, network, key):
         return weights.load_network(self.weights[which], network, key, self.torch_names[which])
 
-    def frozen(self, path):
+    def is_frozen(self, path):
         return path[0] == "teacher"
 
     def start_task(self, variables, context):
         if not self.options.ema:
             return variables
         return {**variables, "student_ema": jax.tree.map(jnp.copy, variables["student"])}  # of its own memory
-
-    def end_task(self, variables, context):
-        return variables
 
     def loss(self, variables, batch, context):
         allowed = context.current(self.info.num_classes)
@@ -173,21 +172,21 @@ class VkD:
         mean = optax.incremental_update(variables["student"], variables["student_ema"], share)
         return jnp.zeros(()), Outcome({}, variables={"student_ema": mean})
 
-    def remember(self, variables, batch, context):
+    def cache_teacher_outputs(self, variables, batch, context):
         """Keeps what the teacher tells of a batch; nothing is minimised."""
         told = self.condense(self._told(variables, batch["images"], context))
         kept = jax.tree.map(lambda kept, new: kept.at[batch["rows"]].set(new), variables["cache"], told)
         return jnp.zeros(()), Outcome({"images": context.weight.sum()}, variables={"cache": kept})
 
     def predict(self, variables, images, context):
-        return {n: self.outputs(n, variables, images, context)["logits"] for n in self.networks}, {}
+        return {n: self.teacher_outputs(n, variables, images, context)["logits"] for n in self.networks}, {}
 
-    def measures(self, logits, labels, context):
+    def extra_metrics(self, logits, labels, context):
         """`{name: [batch]}`, see `methods.base.Method`."""
         seen = context.seen(self.info.num_classes)
         return {f"{name}/top5": 100 * top_k_correct(z, labels, 5, seen) for name, z in logits.items()}
 
-    def outputs(self, network, variables, images, context):
+    def teacher_outputs(self, network, variables, images, context, use_batch_statistics=False):
         """What a network tells as the teacher of another run (see `methods.base.Method`)."""
         if network == "teacher":
             return self._told(variables, images, context)

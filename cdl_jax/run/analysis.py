@@ -100,7 +100,7 @@ def _forgetting(program, learnt, restore, frozen):
     restore: task -> live variables after it.
     """
     method, columns = program.method, np.arange(program.info.num_classes)
-    pairs = getattr(method, "pairs", ())
+    pairs = method.pairs
     told, rows = {pair: [] for pair in pairs}, {pair: [] for pair in pairs}
     for now in program.stream.tasks[: learnt if pairs else 0]:
         live, place = restore(now.index), trainer.position(now)
@@ -126,7 +126,7 @@ def _predictions(program, live, frozen, tasks):
         return program.evaluate(live, frozen, tasks, place, jax.jit(step))[0][0]
 
     unchanged = program.evaluate(live, frozen, tasks, place)[0][0]
-    probes = method.probes() if hasattr(method, "probes") else {}
+    probes = method.probes()
     found = {"unchanged": unchanged, **{name: of(probe) for name, probe in probes.items() if not probe.values}}
     predictions = {
         name: {network: _with_mean(rows[network]) for network in method.networks if network in rows}

@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,7 +21,6 @@ from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import RunInterrupted, SignalHandler
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
-from cdl_jax.training.query_cache import Kept
 
 REPORT_EVERY = 60.0  # seconds between the reports of a run that is not finished
 
@@ -152,9 +150,8 @@ class _Training:
             self.live = program.start_task(self.live, self.frozen, place)
         state, self.state = self.state or program.task_state(self.live, self.frozen), None
         self.live = None  # the steps are given its buffers
-        self.kept = Kept(program.method.phases, getattr(program.method, "kept_mb", 0))
         phases = len(program.method.phases)
-        for turn in range(record.round * phases + record.phase, getattr(program.method, "rounds", 1) * phases):
+        for turn in range(record.round * phases + record.phase, program.method.rounds * phases):
             record.round, record.phase = divmod(turn, phases)
             trained = state
             if program.epochs(task, phase := program.method.phases[record.phase]):
@@ -166,13 +163,12 @@ class _Training:
         try:
             found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place, self._end_if_asked)
         except RunInterrupted:
-            record.round, record.phase = getattr(program.method, "rounds", 1) - 1, phases - 1
+            record.round, record.phase = program.method.rounds - 1, phases - 1
             record.epoch, record.step_in_epoch = program.epochs(task, program.method.phases[-1]), 0
             self._save_latest(trained)  # what follows the last step is done again
             raise
         for index, (own, (accuracy, counts, measures, quality)) in enumerate(zip(self.records, found, strict=True)):
-            if hasattr(program.method, "counters"):
-                measures |= program.method.counters(self._of_seed(self.live, index))
+            measures |= program.method.counters(self._of_seed(self.live, index))
             for network, row in accuracy.items():
                 own.accuracy.setdefault(network, []).append(row)
             scalars.append({f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()} | measures)
@@ -183,7 +179,7 @@ class _Training:
             own.selection = counts
         self._log(scalars, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
-        if self.primary and hasattr(program.method, "export"):
+        if self.primary:
             # First: with the checkpoint a restarted run counts the task as done.
             self._export(jax.device_get(self.live))
         self.checkpoints.save_task(task.index, self.live, results.to_json(self.records))
@@ -208,7 +204,7 @@ class _Training:
     def _note_unlearnt(self, moment, task):
         found = self._timed_evaluation(self.live, [task], trainer.position(task), self._end_if_asked)
         for own, (accuracy, *_) in zip(self.records, found, strict=True):
-            for network in set(accuracy) - set(getattr(self.program.method, "given", ())):
+            for network in set(accuracy) - set(self.program.method.external):
                 getattr(own, moment).setdefault(network, []).extend(accuracy[network])
 
     def _timed_evaluation(self, live, tasks, place, before_batch=None):
@@ -243,13 +239,10 @@ class _Training:
         first, stopped, number, before = None, False, done - 1, record.round * epochs
         for item, length in zip(items, lengths, strict=True):
             ahead = number + 1 if length == 1 else np.arange(number + 1, number + length + 1)
-            each = 1 if phase.plain else config.optim.accumulate
+            each = 1 if phase.sequential else config.optim.accumulate
             at = {"epoch": before + ahead // steps, "step": ahead % steps}
             place = trainer.position(task, **at, steps=steps, accumulate=each)
             number += length
-            if phase.constants:
-                ask = partial(program.constants, index, self.frozen, item, place)
-                item = {**item, "constants": self.kept.told(index, number, ask)}
             epoch, at = before + number // steps, number % steps
             step = compiled[sizes[at], length]
             state = step(state, self.frozen, program.train_source.data, item, place, program.seed)
@@ -316,10 +309,10 @@ class _Training:
 
         Nothing new for a run that was killed and goes on after the phase's last step: the choice follows from weights.
         """
-        if not phase.herds:
+        if not phase.herding_network:
             return state
         start = time.perf_counter()
-        live = self.program.remember(state.live, self.frozen, phase, task, trainer.position(task))
+        live = self.program.update_memory(state.live, self.frozen, phase, task, trainer.position(task))
         self.record.add_seconds("herding", time.perf_counter() - start)
         return state.replace(live=live)
 

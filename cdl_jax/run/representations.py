@@ -5,6 +5,7 @@ Made of what a method offers as `features` (see `methods.base.Method`), with the
 
 from collections import OrderedDict
 
+import jax
 import numpy as np
 
 from cdl_jax.errors import UserError
@@ -24,8 +25,6 @@ def look(program, live, frozen, tasks) -> tuple[dict, dict]:
     places: classes, names of those that are laid out; labels, for each picture an index into them; networks, name ->
       `[[x, y], ...]`; missing, why nothing is laid out, or "".
     """
-    if not hasattr(program.method, "features"):
-        return {}, {}
 
     def tell(*at):  # a compiled step would sort a dict's keys
         seen = program.method.features(*at)
@@ -33,6 +32,9 @@ def look(program, live, frozen, tasks) -> tuple[dict, dict]:
 
     step = program.telling(tell, program.test_source)
     place = trainer.position(tasks[-1])
+    data, item = program.test_source.data, program._test_item(program.test_source, "test")
+    if not jax.eval_shape(step, live, frozen, data, item, place):
+        return {}, {}
     rows = np.concatenate([task.test for task in (program.stream.tasks if program.plan.multi_learner else tasks)])
 
     def told(rows):

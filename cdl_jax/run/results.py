@@ -132,7 +132,7 @@ def collect(program, record: Record, seed: int) -> dict:
                 for task in stream.tasks
             ],
         },
-        "streams": [list(order) for order in getattr(program.method, "streams", ())],
+        "streams": [list(order) for order in program.method.streams],
         "networks": networks,
         "means": _means(program.method, networks),
         "headline": headline(program.method),
@@ -158,23 +158,23 @@ def collect(program, record: Record, seed: int) -> dict:
 
 def test_counts(program, network: str) -> list[int]:
     """How many test images each task has, in the stream by which the network is evaluated."""
-    index = getattr(program.method, "follows", {}).get(network)
+    index = program.method.stream_of.get(network)
     own = [task.test for task in program.stream.tasks] if index is None else program.plan.test[index]
     return [len(rows) for rows in own]
 
 
 def headline(method) -> list[str]:
     """The networks whose mean accuracy is a run's first number."""
-    return list(getattr(method, "headline", method.networks[-1:]))
+    return list(method.headline or method.networks[-1:])
 
 
 def _means(method, networks):
     """`mean<head>` -> the mean over learners of their networks' metrics, where there are several learners."""
-    found = {head: [networks.get(name + head) for name in method.names] for head in getattr(method, "heads", ())}
+    members = {name: [networks.get(member) for member in group] for name, group in method.mean_groups.items()}
     return {
-        f"mean{head}": {"metrics": metrics.means([network["metrics"] for network in own])}
-        for head, own in found.items()
-        if len(own) > 1 and all(own)
+        name: {"metrics": metrics.means([network["metrics"] for network in group])}
+        for name, group in members.items()
+        if len(group) > 1 and all(group)
     }
 
 
@@ -200,8 +200,8 @@ def _device(program):
 def parameters(program) -> dict:
     """Network -> number of trainable and of frozen parameters of one seed; statistics, what is stored and what learners
     have told each other are none."""
-    stored = ("cache", "memory", "published", "exchange")
-    is_one = lambda path: "batch_stats" not in path and path[0] not in stored  # noqa: E731
+    bookkeeping = program.method.bookkeeping
+    is_one = lambda path: "batch_stats" not in path and path[0] not in bookkeeping  # noqa: E731
     live, frozen = (split(tree, is_one)[0] for tree in program.abstract_variables())
 
     def count(tree):

@@ -14,7 +14,7 @@ from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import calibration
-from cdl_jax.methods.base import StreamInfo, stored
+from cdl_jax.methods.base import CachesQueries, HerdsMemory, StreamInfo, cast_frozen_kernels
 from cdl_jax.runtime import sharding
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.seeds import SeedAxis
@@ -47,21 +47,16 @@ class Program:
         self.method = plugins.load_plugin("methods", config.method).build(config, self.info)
         self._check_labels()
         self.mesh = sharding.make_mesh(config.devices, config.peer_devices, config.fsdp_devices)
-        if (whole := getattr(self.method, "spreadable", 1)) % config.peer_devices:
+        if (whole := self.method.num_parallel_networks) % config.peer_devices:
             raise UserError(
                 f"config.peer_devices={config.peer_devices}: {config.method} has {whole} whole networks to spread, "
                 "choose a divisor of that"
             )
-        turns = sum(phase.tasks != "later" for phase in self.method.phases) * getattr(self.method, "rounds", 1)
+        turns = sum(phase.tasks != "later" for phase in self.method.phases) * self.method.rounds
         if config.train.early_stopping.patience and turns > 1:
             raise UserError(
                 f"config.train.early_stopping: method {config.method!r} has {turns} phases a task here, which end by "
                 "their epochs alone: leave patience at 0"
-            )
-        if config.train.steps_per_call > 1 and any(phase.constants for phase in self.method.phases):
-            raise UserError(
-                "config.train.steps_per_call above 1 does not go with cdl.same_batches, which hands queries to each "
-                "step: leave one of them out"
             )
         if config.seeds and config.peer_devices > 1:
             raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
@@ -69,8 +64,8 @@ class Program:
         sharding.check_batch(self.mesh, config.eval.batch_size, "eval.batch_size")
         plan_options = {
             "batch_size": config.train.batch_size,
-            "learner_orders": getattr(self.method, "streams", ()),
-            "num_public": getattr(self.method, "public", 0),
+            "learner_orders": self.method.streams,
+            "num_public": self.method.num_public,
             "last_batch": config.train.last_batch,
             "accumulate": config.optim.accumulate,
             "repeats": config.augment.repeats,
@@ -92,7 +87,7 @@ class Program:
     def _check_labels(self):
         """Refuses streams for which the labels' loss is 0 whatever the weights: its softmax spans one class."""
         name, sizes = self.config.method, self.info.task_sizes
-        spans = getattr(self.method, "spans", "current")
+        spans = self.method.loss_classes
         if spans == "current" and 1 in sizes:
             other = f"say config.{name}.classes='seen', or " if "classes" in self.config.get(name, {}) else ""
             raise UserError(
@@ -135,7 +130,6 @@ class Program:
                 "config.resident_limit_mb" + (", or run the seeds one by one" if config.seeds else "")
             )
         self._compiled, self._abstract = {}, None
-        self._asking = {phase.order: self._asking_of(phase) for phase in method.phases if phase.constants}
         self._steps = [self._step(index) for index in range(len(method.phases))]
         evaluation = trainer.evaluation_step(method, self.test_source, config.augment, self.info)
         constants = trainer.constants_step(method, self.test_source, config.augment)
@@ -148,8 +142,9 @@ class Program:
         as_stored = jax.tree.map(lambda x: x.sharding, self.abstract_variables()[0])
         self._start_task = self._jitted(self.axis.mapped(start, 0, None, None, 0), 2, as_stored)
         self._end_task = self._jitted(self.axis.mapped(end, 0, None, None, 0), 2, as_stored)
-        remembering = self.axis.mapped(trainer.remembering(method), 0, None, 0)
-        self._herding_steps, self._remember = {}, self._jitted(remembering, 2, as_stored)
+        self._herding_steps = {}
+        if isinstance(method, HerdsMemory):
+            self._remember = self._jitted(self.axis.mapped(trainer.remembering(method), 0, None, 0), 2, as_stored)
         self._whole = self._jitted(lambda tree: tree, 1)
 
     def check_steps(self) -> None:
@@ -167,7 +162,7 @@ class Program:
             jax.eval_shape(change, live, frozen, place, self.seed)
         with self._named_axes():
             data = self.test_source.data
-            if hasattr(self.method, "constants"):
+            if isinstance(self.method, CachesQueries):
                 plain = self.test_source.abstract_batch(self.config.eval.batch_size, True)
                 told = jax.eval_shape(self._constants_step, frozen, data, plain)
                 every = jax.tree.map(
@@ -175,7 +170,7 @@ class Program:
                 )
                 data = {**data, "constants": sharding.abstract_tree(self.mesh, every)}
             jax.eval_shape(self.evaluation_step, live, frozen, data, item, place)
-            for network in {phase.herds for phase in self.method.phases if phase.herds}:
+            for network in {phase.herding_network for phase in self.method.phases if phase.herding_network}:
                 shown = self._test_item(self.train_source, "train")
                 jax.eval_shape(self._herding_step(network), live, frozen, self.train_source.data, shown, place)
         for part, source in (("train", self.train_source), ("test", self.test_source)):
@@ -219,17 +214,17 @@ class Program:
 
     def memories(self, live) -> list:
         """For each seed the rows that its network has chosen to remember, see `data.herding`; None where none does."""
-        if not any(phase.herds for phase in self.method.phases):
+        if not isinstance(self.method, HerdsMemory):
             return [None] * len(self.seeds)
-        rows = jax.device_get(self._whole(live["memory"]["rows"]))
+        rows = jax.device_get(self._whole(self.method.memory_rows(live)))
         return list(rows) if self.config.seeds else [rows]
 
-    def remember(self, live, frozen, phase, task, place):
+    def update_memory(self, live, frozen, phase, task, place):
         """The live variables once the network that the phase names has chosen what to remember of a task's classes."""
         # Every process fetches all of it, and chooses the same. Not in batches of evaluation: their size may change
         # while a run goes on, and with it the last bits.
         at = self.train_source, self.axis.rows([task], "train"), place, self.config.train.batch_size
-        features = self._told(self._herding_step(phase.herds), live, frozen, *at)
+        features = self._told(self._herding_step(phase.herding_network), live, frozen, *at)
         of_seeds = list(features) if self.config.seeds else [features]
         learnt = [(own.tasks[task.index].train, own.train.labels) for own in self.streams]
         rows = [
@@ -254,7 +249,7 @@ class Program:
         """
         key = trainer.init_key(self.seeds[0])
         # Shapes stay where nothing is loaded.
-        live, frozen = trainer.split(self.method.load(self._shapes), self._is_live)
+        live, frozen = trainer.split(self.method.load_pretrained(self._shapes), self._is_live)
         if self.config.seeds and not _all_loaded(frozen):
             raise UserError(
                 "config.seeds shares one frozen backbone, and random weights would differ between seeds: name files of "
@@ -263,7 +258,8 @@ class Program:
         live = _fill(live, jax.jit(self._fresh_live)(self.seed))
         if not _all_loaded(frozen):
             frozen = _fill(frozen, jax.jit(lambda: trainer.split(self.method.init(key), self._is_live)[1])())
-        return sharding.shard(self.mesh, live), sharding.shard(self.mesh, stored(frozen, self.config.frozen_dtype))
+        frozen = cast_frozen_kernels(frozen, self.config.frozen_dtype)
+        return sharding.shard(self.mesh, live), sharding.shard(self.mesh, frozen)
 
     def _fresh_live(self, seed):
         def fresh(seed):
@@ -274,7 +270,7 @@ class Program:
     def abstract_variables(self):
         """Shapes, types and shardings of the live and the frozen variables."""
         live, frozen = trainer.split(self._shapes, self._is_live)
-        frozen = stored(frozen, self.config.frozen_dtype)
+        frozen = cast_frozen_kernels(frozen, self.config.frozen_dtype)
         if self.config.seeds:
             live = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), *x.shape), x.dtype), live)
         return sharding.abstract_tree(self.mesh, live), sharding.abstract_tree(self.mesh, frozen)
@@ -285,7 +281,7 @@ class Program:
         return jax.eval_shape(self.method.init, trainer.init_key(self.seeds[0]))
 
     def _is_live(self, path):
-        return not self.method.frozen(path)
+        return not self.method.is_frozen(path)
 
     def abstract_state(self, live, frozen) -> trainer.State:
         """Shapes, types and shardings of the state within a task."""
@@ -341,36 +337,11 @@ class Program:
         return jax.set_mesh(self.mesh) if "peer" in self.mesh.shape else nullcontext()
 
     def flops(self, index: int, size: int = 0) -> float | None:
-        """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any.
-
-        Those of asking for `constants` count in the first phase that sees them.
-        """
+        """Operations of a step that `train_step` has compiled, over all devices, by the compiler's count, if any."""
         if self.config.debug_nans:
             return None
-        size, phases = size or self.config.train.batch_size, self.method.phases
-        costs = [self._compiled[index, size, 1].cost_analysis()]
-        if phases[index].constants and not any(p.constants and p.order == phases[index].order for p in phases[:index]):
-            costs.append(self._asking_step(index, size).cost_analysis())
-        return sum(cost["flops"] for cost in costs) * self.mesh.size if all(c and "flops" in c for c in costs) else None
-
-    def constants(self, index: int, frozen, item, place) -> dict:
-        """What the steps of phase number `index` bring as `constants`, see `methods.base.Phase`, for a batch."""
-        arguments = self.train_source.data, item, place, self.seed
-        return self._asking_step(index, len(item["rows"]))(frozen, *arguments)
-
-    def _asking_step(self, index, size):
-        """The compiled step that asks; in debugging the same, not compiled ahead."""
-        order = self.method.phases[index].order
-        if ("asking", order, size) not in self._compiled:
-            example = self.abstract_variables()[1], *self._example(index, size, constants=False)
-            asking = self._asking[order] if self.config.debug_nans else self._asking[order].lower(*example).compile()
-            self._compiled["asking", order, size] = asking
-        return self._compiled["asking", order, size]
-
-    def _asking_of(self, phase):
-        step = trainer.asking_step(self.method, phase, self.train_source, self.config.augment)
-        of_seeds = self.axis.mapped(step, None, self.axis.of_data, self.axis.of_item(phase), None, 0, out=-1)
-        return self._jitted(of_seeds, 1, sharding.batch_sharding(self.mesh))
+        cost = self._compiled[index, size or self.config.train.batch_size, 1].cost_analysis()
+        return cost["flops"] * self.mesh.size if cost and "flops" in cost else None
 
     def _step(self, index):
         skip = self.config.train.on_nonfinite == "skip"
@@ -384,10 +355,10 @@ class Program:
 
         return on_whole
 
-    def _example(self, index, size=0, steps=1, constants=True):
+    def _example(self, index, size=0, steps=1):
         phase = self.method.phases[index]
         pictures = self.plan.images_per_step(phase) + (size - self.config.train.batch_size if size else 0)
-        item = self.train_source.abstract_batch(pictures, phase.plain)
+        item = self.train_source.abstract_batch(pictures, phase.sequential)
         axes = (len(self.plan.train),) if self.plan.multi_learner else ()
         axes += (len(self.seeds),) if self.axis.own_rows(phase) else ()
         # These axes come last, for the first is spread over the devices.
@@ -396,16 +367,11 @@ class Program:
             spread = sharding.batch_sharding(self.mesh, stacked=True)
             item = jax.tree.map(lambda x: x.update(shape=(steps, *x.shape), sharding=spread), item)
         place = trainer.position(self.stream.tasks[0], step=np.zeros(ahead, np.int32))
-        if constants and phase.constants:
-            arguments = self.abstract_variables()[1], self.train_source.data, item, place, self.seed
-            told = jax.eval_shape(self._asking[phase.order], *arguments)
-            spread = sharding.batch_sharding(self.mesh)
-            item["constants"] = jax.tree.map(lambda x: x.update(sharding=spread), told)
         return self.train_source.data, item, place, self.seed
 
     def epochs(self, task, phase) -> int:
         """Epochs of a phase in each of a task's rounds."""
-        return phase.epochs_of(task.index) // getattr(self.method, "rounds", 1)
+        return phase.epochs_of(task.index) // self.method.rounds
 
     def steps(self, task, phase) -> int:
         """Batches of an epoch."""
@@ -423,7 +389,7 @@ class Program:
         """
         steps, rows = self.steps(task, phase), self.rows(task, phase, round, memories)
         done = epoch * steps + step
-        if phase.plain:
+        if phase.sequential:
             weight = batches.sequential_order(len(task.train), self.config.train.batch_size)[1]
             weight = np.tile(weight, (self.epochs(task, phase), 1))
             return self.train_source.test_batches(rows[done:], weight[done:], lengths), steps, done
@@ -437,7 +403,7 @@ class Program:
         memories: as in `train_batches`.
         """
         epochs = self.epochs(task, phase)
-        if phase.plain:
+        if phase.sequential:
             order, _ = batches.sequential_order(len(task.train), self.config.train.batch_size)
             return np.concatenate([self.axis.rows([task], "train")[order]] * epochs)
         epochs = range(round * epochs, (round + 1) * epochs)
@@ -515,7 +481,7 @@ class Program:
         if self.axis.own_orders:
             wanted = {0: np.arange(len(self.stream.test), dtype=np.int32)}
         new = {index: rows for index, rows in wanted.items() if index not in self._asked}
-        if not hasattr(self.method, "constants") or not new:
+        if not isinstance(self.method, CachesQueries) or not new:
             return self._test_data
         for rows in new.values():
             order, weight = batches.sequential_order(len(rows), self.config.eval.batch_size)

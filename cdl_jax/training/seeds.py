@@ -41,7 +41,7 @@ class SeedAxis:
 
     def own_rows(self, phase) -> bool:
         """Whether each seed has rows of its own in the phase's batches, which then have the axis last."""
-        return self.own_orders if phase.plain else self.several
+        return self.own_orders if phase.sequential else self.several
 
     def of_data(self, data: dict) -> dict:
         """For `mapped`: which axis of a source's data is that of seeds."""
@@ -49,7 +49,7 @@ class SeedAxis:
 
     def of_item(self, phase):
         """For `mapped`: which axis of a phase's batches is that of seeds."""
-        return self.of_plain if phase.plain else -1
+        return self.of_plain if phase.sequential else -1
 
     def of_plain(self, item: dict) -> dict:
         """The same of batches that show every picture once, in order, as all of evaluation are."""

@@ -88,9 +88,7 @@ def train_step(method, index, source, augmentation, skip=False):
     def learn(live, opt, frozen, data, item, position, seed):
         place = position["task"], position["epoch"], position["step"]
         images, labels = _seen(method, phase, source, augmentation, data, item, position, seed)
-        batch = _batch(images, labels, item["rows"], phase.public)
-        if "constants" in item:
-            batch["constants"] = item["constants"]
+        batch = _batch(images, labels, item["rows"], phase.num_public)
         context = Context(**position, key=key_at(seed, _LOSS, index, *place), weight=item.get("weight"))
         metrics, after, sound = {"steps": jnp.ones(())}, [], jnp.array(True)
         for update, opt_state in zip(phase.updates, opt, strict=True):
@@ -129,21 +127,10 @@ def train_step(method, index, source, augmentation, skip=False):
     return step
 
 
-def asking_step(method, phase, source, augmentation):
-    """What `method.constants` tells of a batch as a phase sees it, to be compiled: `(frozen, data, item, position,
-    seed) -> {name: [batch, ...]}`."""
-
-    def step(frozen, data, item, position, seed):
-        images, _ = _seen(method, phase, source, augmentation, data, item, position, seed)
-        return method.constants(frozen, images)
-
-    return step
-
-
 def _seen(method, phase, source, augmentation, data, item, position, seed):
     """(pictures as the phase's updates see them, their labels)."""
     images, labels = source.read(data, item)
-    if phase.plain:
+    if phase.sequential:
         return _tested(source, images, augmentation, method), labels
     key = key_at(seed, _IMAGES, phase.order, position["task"], position["epoch"], position["step"])
     images = _prepared(
@@ -202,7 +189,7 @@ def telling_step(method, tell, source, augmentation):
     def step(live, frozen, data, item, position):
         images, _ = source.read(data, item)
         images = _tested(source, images, augmentation, method)
-        context = Context(**position, key=jax.random.key(0), constants=_constants(data, item))
+        context = Context(**position, key=jax.random.key(0), queries=_constants(data, item))
         return tell(join(frozen, live), images, context)
 
     return step
@@ -224,7 +211,7 @@ def evaluation_step(method, source, augmentation, info):
         images, labels = source.read(data, item)
         images = _tested(source, images, augmentation, method)
         constants = _constants(data, item)
-        context = Context(**position, key=jax.random.key(0), weight=item["weight"], constants=constants)
+        context = Context(**position, key=jax.random.key(0), weight=item["weight"], queries=constants)
         logits, counts = method.predict(join(frozen, live), images, context)
 
         def by_task(values, rank=None):
@@ -232,7 +219,7 @@ def evaluation_step(method, source, augmentation, info):
             task = jnp.asarray(task_of_rank if rank is None else task_of_rank[rank])[labels]
             return jax.ops.segment_sum(values * weight, task, num_tasks)
 
-        measures = method.measures(logits, labels, context) if hasattr(method, "measures") else {}
+        measures = method.extra_metrics(logits, labels, context)
         sums = {"images": by_task(jnp.ones(labels.shape)), "measures": jax.tree.map(by_task, measures)}
         for network, values in logits.items():
             rank = own_rank(method, network)
@@ -243,7 +230,7 @@ def evaluation_step(method, source, augmentation, info):
             sums[network] = jax.tree.map(partial(by_task, rank=rank), own)
         pairs = {
             f"{teacher}/{student}": calibration.of_pair(logits[teacher], logits[student], context.seen(num_classes))
-            for teacher, student in getattr(method, "pairs", ())
+            for teacher, student in method.pairs
         }
         return {**sums, "pairs": jax.tree.map(by_task, pairs)}
 
@@ -255,7 +242,7 @@ def constants_step(method, source, augmentation):
 
     def step(frozen, data, item):
         images, _ = source.read(data, item)
-        return method.constants(frozen, _tested(source, images, augmentation, method))
+        return method.queries(frozen, _tested(source, images, augmentation, method))
 
     return step
 
@@ -266,13 +253,13 @@ def _constants(data, item):
 
 def own_rank(method, network):
     """int `[classes]`: at which place each label comes in the stream of the learner whose network it is, or None."""
-    index = getattr(method, "follows", {}).get(network)
+    index = method.stream_of.get(network)
     return None if index is None else np.argsort(method.streams[index])
 
 
 def allowed(method, context, num_classes, rank=None):
     """bool `[classes]`: what predictions may name, for a network to which the labels come at the places `rank`."""
-    named = getattr(context, getattr(method, "predict_over", "seen"))(num_classes)
+    named = context.mask(method.predict_over, num_classes)
     return named if rank is None else named[rank]
 
 
@@ -289,10 +276,10 @@ def _prepared(source, images, augmentation, transform):
 
 
 def remembering(method):
-    """`method.remember` to be compiled: `(live, frozen, rows) -> live`."""
+    """`method.update_memory` to be compiled: `(live, frozen, rows) -> live`."""
 
     def changed(live, frozen, rows):
-        return split(method.remember(join(frozen, live), rows), lambda path: not method.frozen(path))[0]
+        return split(method.update_memory(join(frozen, live), rows), lambda path: not method.is_frozen(path))[0]
 
     return changed
 
@@ -302,6 +289,6 @@ def between_tasks(method, change):
 
     def changed(live, frozen, place, seed):
         context = Context(**place, key=key_at(seed, _TASKS, place["task"]))
-        return split(change(join(frozen, live), context), lambda path: not method.frozen(path))[0]
+        return split(change(join(frozen, live), context), lambda path: not method.is_frozen(path))[0]
 
     return changed

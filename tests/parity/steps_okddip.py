@@ -73,7 +73,7 @@ def _forward(method, train, variables, pictures, labels, place):
     allowed, apart = place.current(method.info.num_classes), None
     if seen is not None:
         value, terms = method.loss_terms(*seen, labels, allowed, place.epoch)
-        apart = method.measures(logits, labels, place)["diversity"]
+        apart = method.extra_metrics(logits, labels, place)["diversity"]
     elif "teacher_logits" in out:
         value, terms = kd.terms(method.options, out["logits"], out["teacher_logits"], labels, allowed)
     else:

@@ -143,8 +143,8 @@ class Exchange:
 
     def heard(self, own, shared, images, context) -> jax.Array:
         """CL logits `[batch, classes]` of one who is heard; its running statistics stay as they are."""
-        of_batch = self.options.teacher_bn == "batch"
-        return self.learner(own, shared.get("shared"), images, of_batch, context, context.key).cl
+        use_batch_statistics = self.options.teacher_bn == "batch"
+        return self.learner(own, shared.get("shared"), images, use_batch_statistics, context, context.key).cl
 
     def counters(self, live) -> dict:
         """What was exchanged until now: rounds, and million bytes over all learners, in all and at each of them."""

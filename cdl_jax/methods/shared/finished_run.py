@@ -1,11 +1,10 @@
 """Networks of finished runs as teachers that are no longer trained.
 
-The run may be of any method. The teacher's outputs are the method's `outputs`, by default its logits. A teacher gets
-the student's images, resized (bilinearly) and normalized for the network of its own run. Its weights become frozen
+The run may be of any method. The teacher's outputs are the method's `teacher_outputs`, by default its logits. A teacher
+gets the student's images, resized (bilinearly) and normalized for the network of its own run. Its weights become frozen
 variables of the student's run, which reads the teacher's checkpoints only once.
 """
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from cdl_jax import plugins
 from cdl_jax.data.transforms import augment, resizing
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.methods.base import StreamInfo, Variables, join, split, stored
+from cdl_jax.methods.base import StreamInfo, Variables, cast_frozen_kernels, join, split
 from cdl_jax.models import weights
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.checkpoint import Checkpoints
@@ -115,7 +114,7 @@ def pick_network(run: FinishedRun, name: str) -> str:
       UserError: the run has no network of this name.
     """
     networks = run.method.networks
-    trained = [network for network in networks if network not in getattr(run.method, "given", ())]
+    trained = [network for network in networks if network not in run.method.external]
     name = name or ("teacher" if "teacher" in trained else trained[-1])
     if name not in networks:
         raise UserError(
@@ -216,18 +215,15 @@ class RunTeacher:
             first = jnp.int32(self.info.num_classes - self.info.task_sizes[-1])
             context = context.replace(task=last, first=first, end=jnp.int32(self.info.num_classes))
         joined = join(variables["frozen"], live)
-        if self.use_batch_statistics:
-            return self.method.outputs(self.network, joined, images, context, of_batch=True)
-        if hasattr(self.method, "outputs"):
-            return self.method.outputs(self.network, joined, images, context)
-        return {"logits": self.method.predict(joined, images, context)[0][self.network]}
+        options = {"use_batch_statistics": self.use_batch_statistics}
+        return self.method.teacher_outputs(self.network, joined, images, context, **options)
 
     @cached_property
     def _shapes(self):
         """Shapes of the run's live and frozen variables, as its checkpoints have them."""
         shapes = jax.eval_shape(self.method.init, jax.random.key(0))
-        live, frozen = split(shapes, lambda path: not self.method.frozen(path))
-        return live, stored(frozen, self.config.get("frozen_dtype", "float32"))
+        live, frozen = split(shapes, lambda path: not self.method.is_frozen(path))
+        return live, cast_frozen_kernels(frozen, self.config.get("frozen_dtype", "float32"))
 
 
 def find_teacher(
@@ -256,8 +252,7 @@ def find_teacher(
     check_same_stream(run, info, checkpoint)
     network = pick_network(run, network)
     method = run.method
-    outputs = getattr(method, "outputs", None)
-    if use_batch_statistics and not (outputs and "of_batch" in inspect.signature(outputs).parameters):
+    if use_batch_statistics and not method.supports_batch_statistics:
         raise UserError(
             f"the teacher's run {run.folder}, of method {run.config.method!r}, supports running statistics only"
         )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes
-from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
+from cdl_jax.methods.base import Method, Outcome, Phase, StreamInfo, Update
 from cdl_jax.methods.shared import peer_losses
 from cdl_jax.models import densenet
 from cdl_jax.models.modules import families
@@ -47,8 +47,8 @@ class Exchange:
     reads: Callable[[PeerOutputs], jax.Array]
 
 
-@dataclass(frozen=True)
-class Together:
+@dataclass(frozen=True, kw_only=True)
+class Together(Method):
     """See `methods.base.Method`.
 
     peers: `PeerNetworks` or `PeerBranches`.
@@ -74,7 +74,7 @@ class Together:
     optimizer: optim.Optimizer
 
     @property
-    def spreadable(self):
+    def num_parallel_networks(self):
         return len(self.peers.names) if isinstance(self.peers, PeerNetworks) else 1
 
     @property
@@ -89,16 +89,7 @@ class Together:
             variables[self.exchange.name] = self.exchange.module.init(jax.random.fold_in(key, 1), read)
         return variables
 
-    def load(self, variables):
-        return variables
-
-    def frozen(self, path):
-        return False
-
-    def start_task(self, variables, context):
-        return variables
-
-    def end_task(self, variables, context):
+    def load_pretrained(self, variables):
         return variables
 
     def outputs_of(self, variables, images, train, key):
@@ -121,7 +112,7 @@ class Together:
     def predict(self, variables, images, context):
         return self.logits_of(*self.outputs_of(variables, images, False, context.key)), {}
 
-    def measures(self, logits, labels, context):
+    def extra_metrics(self, logits, labels, context):
         """`{name: [batch]}`: what evaluation averages over pictures, from the logits of `predict`."""
         seen = context.seen(self.info.num_classes)
         right = sum(_right(logits[name], labels, seen) for name in self.rivals) / len(self.rivals)

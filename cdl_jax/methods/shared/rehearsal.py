@@ -30,14 +30,14 @@ def check(section: str, options) -> None:
         raise UserError(f"{section}.classes='current' leaves out what is remembered: say 'seen' or 'all', or replay=0")
 
 
-def phases(name: str, epochs: int, updates, options, batch_size: int, *, order=0, public=0) -> tuple[Phase, ...]:
+def phases(name: str, epochs: int, updates, options, batch_size: int, *, order=0, num_public=0) -> tuple[Phase, ...]:
     """One phase for all tasks; with a memory two, the first task's and the later ones'.
 
     Args:
       options: a section with the keys of `OPTIONS`. batch_size: of a task's own pictures.
     """
     if not options.replay:
-        return (Phase(name, epochs, updates, order, public=public),)
+        return (Phase(name, epochs, updates, order, num_public=num_public),)
     memory = Replay(options.replay, options.replay_batch or batch_size, options.replay_balance)
-    first = Phase(name, epochs, updates, order, tasks="first", public=public)
-    return first, Phase(f"{name}_replay", epochs, updates, order, tasks="later", replay=memory, public=public)
+    first = Phase(name, epochs, updates, order, tasks="first", num_public=num_public)
+    return first, Phase(f"{name}_replay", epochs, updates, order, tasks="later", replay=memory, num_public=num_public)

@@ -107,7 +107,7 @@ def test_each_phase_trains_prompts_and_heads_of_its_network_alone():
         }
         assert {path[0] for path in paths if update.trainable(path)} == {phase.name}
         assert update.trainable(("distill", "adapter")) == (phase.name == "student")
-    frozen = {path for path in paths if method.frozen(path)}
+    frozen = {path for path in paths if method.is_frozen(path)}
     assert frozen == {path for path in paths if path[1] == "backbone"} and len(frozen) > 20
 
 
@@ -235,4 +235,4 @@ def test_options_that_do_not_fit_are_refused():
         build(**{"teacher.image_size": 32})
     method = build(**{"student.weights": ""})
     with pytest.raises(UserError, match="config.student.weights is empty"):
-        method.load(jax.eval_shape(method.init, jax.random.key(0)))
+        method.load_pretrained(jax.eval_shape(method.init, jax.random.key(0)))

@@ -217,12 +217,12 @@ def test_drawn_peers_are_so_many_others_and_change_at_exchanges_only(begun):
 def test_networks_are_evaluated_in_their_own_order():
     method = build(2, stream_order="rotated")
     assert method.streams == ((0, 1, 2, 3), (2, 3, 0, 1))
-    assert method.follows["learner_1_st"] == 1 and "ensemble" not in method.follows
+    assert method.stream_of["learner_1_st"] == 1 and "ensemble" not in method.stream_of
     np.testing.assert_array_equal(trainer.own_rank(method, "learner_1"), [2, 3, 0, 1])
     limited = build(2, stream_order="rotated", classes="current")
     np.testing.assert_array_equal(limited._allowed(1, context(0, 2)), [False, False, True, True])
     logits = {name: jnp.eye(4)[jnp.array([0, 1, 2, 2])] for name in method.networks}
-    told = method.measures(logits, jnp.arange(4), context(0, 2))
+    told = method.extra_metrics(logits, jnp.arange(4), context(0, 2))
     # Learner 0 has met classes 0 and 1, the other one 2 and 3: one and two of the two others' are right.
     assert float(told["mean/accuracy_on_others_classes"].mean()) == pytest.approx((50 + 100) / 2)
 

@@ -106,17 +106,17 @@ def test_what_the_authors_do_is_behind_one_word(teacher, reference):
     assert (lwf.lwf_active, lwf.previous_bn) == (("last", "batch") if reference else ("all_seen", "running"))
 
 
-@pytest.mark.parametrize("of_batch", [False, True])
-def test_a_finished_run_teaches_as_it_was_after_the_same_task(teacher, of_batch):
+@pytest.mark.parametrize("use_batch_statistics", [False, True])
+def test_a_finished_run_teaches_as_it_was_after_the_same_task(teacher, use_batch_statistics):
     info = program(small("baseline=lwf")).info
-    found = find_teacher(str(teacher), "", "same_task", info, {}, use_batch_statistics=of_batch)
+    found = find_teacher(str(teacher), "", "same_task", info, {}, use_batch_statistics=use_batch_statistics)
     variables = jax.tree.map(jnp.asarray, found.load())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     said = []
     for task, (first, end) in enumerate(((0, 10), (10, 20))):
         own = join(variables["frozen"], jax.tree.map(lambda x, task=task: x[task], variables["tasks"]))
         place = context(first, end, task=task)
-        (logits, _), _ = apply(found.method.alone.backbone, own["network"], images, of_batch, place.key)
+        (logits, _), _ = apply(found.method.alone.backbone, own["network"], images, use_batch_statistics, place.key)
         said.append(found.outputs(variables, images, place)["logits"])
         np.testing.assert_allclose(said[-1], logits, atol=1e-5)
     assert float(jnp.abs(said[0] - said[1]).max()) > 1e-3
@@ -151,6 +151,6 @@ def test_choices_that_do_not_fit_are_told_in_one_line(text, message):
 def test_a_method_that_knows_running_statistics_only_is_refused(teacher, monkeypatch):
     from cdl_jax.methods import lwf
 
-    monkeypatch.delattr(lwf.LwF, "outputs")
+    monkeypatch.setattr(lwf.LwF, "supports_batch_statistics", False)
     with pytest.raises(UserError, match="of method 'lwf', supports running statistics only"):
         find_teacher(str(teacher), "", "last", program(small("baseline=lwf")).info, {}, use_batch_statistics=True)

@@ -142,8 +142,8 @@ def test_gradients_have_noise_that_falls_over_the_run_and_the_loss_none(data):
 
 def test_phases_end_with_equally_many_pictures_of_each_class():
     first, later, tuned = build().phases
-    assert (first.name, first.tasks, first.replay, first.herds) == ("network", "first", None, "network")
-    assert (later.name, later.tasks, later.herds) == ("network_replay", "later", "network")
+    assert (first.name, first.tasks, first.replay, first.herding_network) == ("network", "first", None, "network")
+    assert (later.name, later.tasks, later.herding_network) == ("network_replay", "later", "network")
     assert later.replay == Replay(21, 6, "herding") and later.updates[0].optimizer is first.updates[0].optimizer
     assert (tuned.balanced, tuned.epochs_of(0), tuned.epochs_of(1)) == (True, 0, 30)
     assert tuned.replay == Replay(21, 0, "herding", per_class=0)
@@ -158,7 +158,7 @@ def test_phases_end_with_equally_many_pictures_of_each_class():
 
 def test_who_chooses_is_held_on_to_next(variables):
     rows = jnp.arange(66, dtype=jnp.int32).reshape(6, 11)
-    after = build().remember(variables, rows)
+    after = build().update_memory(variables, rows)
     np.testing.assert_array_equal(after["memory"]["rows"], rows)
     assert int(after["memory"]["steps"]) == 40
     for part in ("network", "previous"):
@@ -167,7 +167,7 @@ def test_who_chooses_is_held_on_to_next(variables):
 
 def test_a_student_is_told_of_unseen_classes_that_they_are_the_least_likely(variables, data):
     method, place = build(), context(3, 5, task=2)
-    told = np.asarray(method.outputs("network", variables, data["images"], place)["logits"])
+    told = np.asarray(method.teacher_outputs("network", variables, data["images"], place)["logits"])
     (logits, _), _ = apply(method.alone.backbone, variables["network"], data["images"], False, place.key)
     np.testing.assert_allclose(told[:, :5], logits[:, :5], atol=1e-6)
     np.testing.assert_allclose(told[:, 5], logits[:, :5].min(axis=1), atol=1e-6)
@@ -247,7 +247,7 @@ def test_killed_it_ends_with_the_same_bits(program, whole, tmp_path, monkeypatch
         return call
 
     with monkeypatch.context() as patch:  # after the last step before it chooses anew
-        patch.setattr(program, "remember", dying(program.remember, 2, []), raising=False)
+        patch.setattr(program, "update_memory", dying(program.update_memory, 2, []), raising=False)
         with pytest.raises(Killed):
             loop.train(program, tmp_path)
     with monkeypatch.context() as patch:  # while it is fine-tuned

@@ -28,7 +28,7 @@ def test_the_backbone_is_loaded_and_the_head_is_new(tmp_path, classes):
     pretrained.save_timm(
         tmp_path / "weights.npz", {name: leaf for name, leaf in saved.items() if classes or name != "head"}
     )
-    loaded = method.load(shapes)["network"]["params"]
+    loaded = method.load_pretrained(shapes)["network"]["params"]
     assert loaded["head"]["kernel"].shape == (8, 5)
     assert isinstance(loaded["head"]["kernel"], jax.ShapeDtypeStruct)  # to be drawn
     for part in set(saved) - {"head"}:
@@ -67,7 +67,7 @@ def test_a_network_with_statistics_gets_a_new_head_where_its_file_has_other_clas
     head = {"kernel": np.ones((4, classes), np.float32), "bias": np.zeros(classes, np.float32)}
     saved["params"]["tail"]["classifier"] = head
     weights.save(tmp_path / "weights.npz", saved)
-    loaded = method.load(shapes)["network"]
+    loaded = method.load_pretrained(shapes)["network"]
     found = loaded["params"]["tail"].pop("classifier")
     if classes == 5:
         jax.tree.map(np.testing.assert_array_equal, found, head)
@@ -75,23 +75,23 @@ def test_a_network_with_statistics_gets_a_new_head_where_its_file_has_other_clas
         assert [isinstance(found[name], jax.ShapeDtypeStruct) for name in ("kernel", "bias")] == [True, True]
         assert found["kernel"].shape == (4, 5)
     probe = residual("head", weights=str(tmp_path / "weights.npz"))
-    of_probe = probe.load(shapes)["network"]["params"]["tail"]["classifier"]
+    of_probe = probe.load_pretrained(shapes)["network"]["params"]["tail"]["classifier"]
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.shape[-1] == 5 for leaf in of_probe.values())
     saved["params"]["tail"].pop("classifier")
     jax.tree.map(np.testing.assert_array_equal, loaded, saved)
     other = residual(weights=str(tmp_path / "weights.npz"), widths=(2, 3, 6))
     with pytest.raises(UserError, match="of another architecture"):
-        other.load(jax.eval_shape(other.init, jax.random.key(0)))
+        other.load_pretrained(jax.eval_shape(other.init, jax.random.key(0)))
 
 
 def test_a_head_alone_learns_on_features_that_stay():
     method, whole = residual("head"), residual()
     variables = drawn(method)
-    live, frozen = split(variables, lambda path: not method.frozen(path))
+    live, frozen = split(variables, lambda path: not method.is_frozen(path))
     assert live == {"network": {"params": {"tail": {"classifier": live["network"]["params"]["tail"]["classifier"]}}}}
     assert len(jax.tree.leaves(live)) == 2 and "batch_stats" in frozen["network"]
-    assert split(variables, lambda path: not whole.frozen(path))[0].keys() == {"network"}
-    assert not any(jax.tree.leaves(split(variables, whole.frozen)[0]))
+    assert split(variables, lambda path: not whole.is_frozen(path))[0].keys() == {"network"}
+    assert not any(jax.tree.leaves(split(variables, whole.is_frozen)[0]))
     (update,) = method.phases[0].updates
     assert all(update.trainable(path) for path in flatten_dict(live))
     images, labels = np.random.default_rng(1).random((4, 8, 8, 3), np.float32), np.array([0, 1, 2, 1])
@@ -133,7 +133,7 @@ def test_every_family_has_a_head(network, heads):
     config.network.update({"depth": 1} if "depth" in config.network and "vit" in config.network.family else {})
     method = supervised.build(config, StreamInfo(5, (3, 2)))
     shapes = jax.eval_shape(method.init, jax.random.key(0))
-    live = flatten_dict(split(shapes, lambda path: not method.frozen(path))[0])
+    live = flatten_dict(split(shapes, lambda path: not method.is_frozen(path))[0])
     assert {path[-2] for path in live} == heads
     assert {leaf.shape[-1] for leaf in live.values()} == {5}
 
@@ -158,4 +158,4 @@ def test_other_parts_and_networks_without_a_head_are_refused():
     config.supervised.trained = "head"
     method = supervised.build(config, StreamInfo(5, (3, 2)))
     with pytest.raises(UserError, match="this network has no layer by the name of a head"):
-        method.load(jax.eval_shape(method.init, jax.random.key(0)))
+        method.load_pretrained(jax.eval_shape(method.init, jax.random.key(0)))

@@ -53,8 +53,8 @@ def test_what_was_learnt_before_is_held_on_to(variables, data, active, columns, 
         info, place = StreamInfo(5, (2, 2, 1)), context(4, 5, task=2)
     method = build(info, alpha=1.5, temperature=2.0, lwf_active=active, previous_bn=statistics)
     found = told(method, variables, data, place)
-    key, of_batch = jax.random.key(0), statistics == "batch"
-    (before, _), _ = apply(method.alone.backbone, variables["previous"], data["images"], of_batch, key)
+    key, use_batch_statistics = jax.random.key(0), statistics == "batch"
+    (before, _), _ = apply(method.alone.backbone, variables["previous"], data["images"], use_batch_statistics, key)
     (now, _), _ = apply(method.alone.backbone, variables["network"], data["images"], True, key)
     p, q = (jax.nn.softmax(z[:, jnp.array(columns)] / 2.0) for z in (before, now))
     held = float((p * (jnp.log(p) - jnp.log(q))).sum(axis=1).mean())
@@ -84,9 +84,9 @@ def test_the_first_task_holds_on_to_nothing_and_then_the_network_is_kept(variabl
 
 def test_it_tells_as_tested_or_as_in_training(variables, data):
     method, place = build(), context(0, 2)
-    for of_batch in (False, True):
-        (logits, _), _ = apply(method.alone.backbone, variables["network"], data["images"], of_batch, place.key)
-        said = method.outputs("network", variables, data["images"], place, of_batch=of_batch)
+    for batch in (False, True):
+        (logits, _), _ = apply(method.alone.backbone, variables["network"], data["images"], batch, place.key)
+        said = method.teacher_outputs("network", variables, data["images"], place, use_batch_statistics=batch)
         np.testing.assert_allclose(said["logits"], logits, atol=1e-6)
         assert said["features"].shape == (6, 4)
 

@@ -88,7 +88,7 @@ def test_a_step_changes_all_that_is_trained_and_the_running_statistics(method, c
     built, _ = build(method, **choices)
     before = start(built)
     after, outcome = step(built, before)
-    frozen = {path for path in flatten_dict(before) if built.frozen(path)}
+    frozen = {path for path in flatten_dict(before) if built.is_frozen(path)}
     moved, everything = changed(before, after), set(flatten_dict(before))
     # The gate's linear bias is taken out by its batch norm, but for rounding.
     assert everything - frozen - moved <= {("gate", "params", "linear", "bias")}
@@ -127,7 +127,7 @@ def test_predictions_mean_what_their_names_say():
     np.testing.assert_allclose(logits["leader"], alone, rtol=1e-4, atol=1e-5)
     fixed = {"peer_0": jnp.eye(4)[jnp.array([0, 1, 0, 0])], "peer_1": jnp.eye(4)[jnp.array([0, 2, 2, 3])]}
     told = {**fixed, "leader": fixed["peer_0"], "ensemble": fixed["peer_0"] + fixed["peer_1"]}
-    measures = built.measures(told, jnp.array([0, 1, 2, 3]), place)
+    measures = built.extra_metrics(told, jnp.array([0, 1, 2, 3]), place)
     assert measures["mean/accuracy"].tolist() == [100, 50, 50, 50]
     assert measures["diversity"][0] < 1e-5 < measures["diversity"][1] and "diversity_all" not in measures
 
@@ -199,7 +199,7 @@ def test_networks_without_a_cut_are_no_peers():
 def test_a_teacher_that_is_missing_or_other_is_refused_before_any_work(tmp_path):
     built, config = build("kd", teacher="resnet20")
     with pytest.raises(UserError, match="config.teacher.weights is empty"):
-        built.load(jax.eval_shape(built.init, jax.random.key(0)))
+        built.load_pretrained(jax.eval_shape(built.init, jax.random.key(0)))
     config.teacher.weights = str(tmp_path / "nothing.npz")
     with pytest.raises(UserError, match="no such file or folder"):
         plugins.load_plugin("methods", "kd").build(config, INFO)
@@ -211,12 +211,12 @@ def test_a_teacher_that_is_missing_or_other_is_refused_before_any_work(tmp_path)
     weights.save(file, start(built)["teacher"])
     config.teacher.weights = str(file)
     loaded = plugins.load_plugin("methods", "kd").build(config, INFO)
-    again = loaded.load(jax.eval_shape(loaded.init, jax.random.key(0)))["teacher"]
+    again = loaded.load_pretrained(jax.eval_shape(loaded.init, jax.random.key(0)))["teacher"]
     assert not changed(start(built)["teacher"], again)
     config.teacher.update(widths=(2, 4, 6))
     other = plugins.load_plugin("methods", "kd").build(config, INFO)
     with pytest.raises(UserError, match="of another architecture") as error:
-        other.load(jax.eval_shape(other.init, jax.random.key(0)))
+        other.load_pretrained(jax.eval_shape(other.init, jax.random.key(0)))
     assert "\n" not in str(error.value)
 
 

@@ -78,7 +78,7 @@ def test_the_student_and_the_projector_learn_from_any_teacher(teacher):
     (update,) = method.phases[0].updates
     learnt = {p[0] for p, g in flatten_dict(gradients).items() if update.trainable(p) and np.any(g)}
     assert learnt == {"student", "distill"}
-    assert not any(np.any(g) for p, g in flatten_dict(gradients).items() if method.frozen(p))
+    assert not any(np.any(g) for p, g in flatten_dict(gradients).items() if method.is_frozen(p))
     moved = flatten_dict(outcome.variables)
     assert {path[:2] for path in moved} == {("student", "batch_stats")}
     width = {"resnet20": 10, "regnety_160": 16, "mini_teacher": 12}[teacher]
@@ -118,7 +118,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     np.savez(tmp_path / "state.npz", **state)
     method = build("regnety_160", **{"teacher.weights": str(tmp_path / "state.npz"), "student.weights": "random"})
     with pytest.raises(UserError, match="other classes apart than this stream's 4"):
-        method.load(jax.eval_shape(method.init, jax.random.key(0)))
+        method.load_pretrained(jax.eval_shape(method.init, jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def learn(config, tasks=1):
         for index, phase in enumerate(program.method.phases):
             step = program.train_step(index, state, frozen)
             items, steps, _ = program.train_batches(task, phase, 0, 0, 0)
-            each = 1 if phase.plain else config.optim.accumulate
+            each = 1 if phase.sequential else config.optim.accumulate
             for number, item in enumerate(items):
                 epoch, at = divmod(number, steps)
                 place = trainer.position(task, epoch=epoch, step=at, steps=steps, accumulate=each)
@@ -113,7 +113,8 @@ def test_the_mean_is_told_under_its_own_name():
     variables["student_ema"] = jax.tree.map(lambda x: x + 0.1, variables["student"])
     images, context = jnp.ones((2, 32, 32, 3)) * 0.3, Context.dummy()
     logits, _ = method.predict(variables, images, context)
-    told = method.outputs("student", {**variables, "student": variables["student_ema"]}, images, context)["logits"]
+    of_mean = {**variables, "student": variables["student_ema"]}
+    told = method.teacher_outputs("student", of_mean, images, context)["logits"]
     np.testing.assert_array_equal(logits["student_ema"], told)
     assert np.abs(logits["student_ema"] - logits["student"]).max() > 0.01
     begun = method.start_task(variables, context)
@@ -123,7 +124,7 @@ def test_the_mean_is_told_under_its_own_name():
 def test_the_label_may_be_among_the_five_largest():
     method = vkd.build(config_of(), StreamInfo(8, (8,)))
     context = Context.dummy().replace(end=jnp.int32(8))
-    told = method.measures({"student": jnp.tile(jnp.arange(8.0), (3, 1))}, jnp.array([7, 3, 2]), context)
+    told = method.extra_metrics({"student": jnp.tile(jnp.arange(8.0), (3, 1))}, jnp.array([7, 3, 2]), context)
     assert told["student/top5"].tolist() == [100, 100, 0]
 
 
@@ -160,15 +161,15 @@ def test_a_run_goes_on_within_a_step_of_the_optimizer(tmp_path):
                 assert within
             for index, phase in enumerate(program.method.phases):
                 step = program.train_step(index, state, frozen)
-                if phase.plain and start:
+                if phase.sequential and start:
                     continue
-                items, steps, done = program.train_batches(task, phase, 0, 0, 0 if phase.plain else start)
+                items, steps, done = program.train_batches(task, phase, 0, 0, 0 if phase.sequential else start)
                 for number, item in enumerate(items, done):
                     place = trainer.position(
                         task, epoch=number // steps, step=number % steps, steps=steps, accumulate=2
                     )
                     state = step(state, frozen, program.train_source.data, item, place, program.seed)
-                    if not phase.plain and number == 0 and not start:
+                    if not phase.sequential and number == 0 and not start:
                         checkpoints.save_latest(1, state, {})
                         checkpoints.wait()
             ends.append(jax.device_get(state.live))

@@ -201,7 +201,7 @@ def test_configs_are_compared_whole():
     told = {line.split(":")[0] for line in replication.differences(config, kept, cdl)}
     assert {key for key in config if key not in told} == {
         "seed", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.keep_tasks", "train.on_nonfinite",
-        "train.steps_per_call", "cdl.kept_queries_mb",
+        "train.steps_per_call",
         "debug_nans", "log.every_steps", "log.report", "log.tensorboard", "devices", "workers",
         "data.path", "data.class_order_seed", "eval.batch_size", "eval.every_epochs", "eval.forward_transfer",
         "peer_devices", "fsdp_devices", "compilation_cache", "resident_limit_mb", "seeds", "student.attention",

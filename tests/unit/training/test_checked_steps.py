@@ -24,7 +24,6 @@ def program(config, *changes):
     ("config", "changes"),
     [
         (TINY, []),
-        (TINY, ["--config.cdl.same_batches=True"]),
         (TINY, ["--config.resident_limit_mb=0"]),
         ("quickstart:distill=none", ["--config.seeds=(0,1)"]),
         ("quickstart:distill=none", OWN_ORDERS),
@@ -46,7 +45,7 @@ def test_a_run_without_mistakes_is_traced(config, changes):
     assert config != TINY or not compiled  # other methods draw constants of their own
 
 
-@pytest.mark.parametrize("part", ["predict", "measures", "end_task", "start_task", "constants"])
+@pytest.mark.parametrize("part", ["predict", "extra_metrics", "end_task", "start_task", "queries"])
 def test_a_part_that_fails_is_found_before_the_first_step(part):
     made = program(TINY)
 
