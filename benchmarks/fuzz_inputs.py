@@ -17,7 +17,7 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import fetch
-from cdl_jax.data import batches
+from cdl_jax.data import image_dataset
 from cdl_jax.data.readers import cifar_files
 from cdl_jax.data.sources import arrays, cifar100, folder, glyph_file
 from cdl_jax.data.stream import Split
@@ -220,7 +220,7 @@ def kinds() -> dict[str, Kind]:
         return folder.load({**folder.OPTIONS, "path": str(root / "list.csv")})
 
     def read_picture(name):
-        return lambda root: batches.load_image(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)
+        return lambda root: image_dataset.load_image(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)
 
     def torch_network(root):
         return pretrained.load_network(root / "w.pth", {"params": PARAMETERS}, lambda module: module)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdl_jax.data import batches, replay
+from cdl_jax.data import replay, sampling
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 
@@ -29,7 +29,7 @@ class BatchPlan:
     num_public: rows that all learners may see without labels.
     last_batch: of an epoch, where it is incomplete: "drop" or "keep".
     accumulate: how many batches make a step of the optimizer; an epoch has none that fill no step.
-    repeats: how often a picture comes in a row, see `batches.epoch_order`.
+    repeats: how often a picture comes in a row, see `sampling.epoch_order`.
     """
 
     stream: Stream
@@ -159,7 +159,7 @@ class BatchPlan:
         many = {"seed": seed, "last_batch": self.last_batch, "repeats": self.repeats}
         purposes = [(*place[:2], epoch, *place[2:]) for epoch in epochs]
         orders = [
-            batches.epoch_order(len(own), whole, purpose=purpose, **many).reshape(-1, self.batch_size)[:steps]
+            sampling.epoch_order(len(own), whole, purpose=purpose, **many).reshape(-1, self.batch_size)[:steps]
             for purpose in purposes
         ]
         order = np.concatenate(orders)
@@ -186,4 +186,4 @@ class BatchPlan:
     def public_rows(self, seed: int) -> np.ndarray:
         """Rows of the pictures that all learners may see without labels, drawn from the whole training split."""
         count = len(self.stream.train)
-        return batches.epoch_order(count, min(self.num_public, count), seed=seed, purpose=(_PUBLIC,))[0]
+        return sampling.epoch_order(count, min(self.num_public, count), seed=seed, purpose=(_PUBLIC,))[0]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cdl_jax.data.batches import rng_for
+from cdl_jax.data.sampling import rng_for
 from cdl_jax.errors import UserError
 
 _KEYS, _ORDER = 0x5EE9, 0x0DE6  # keep the random numbers of keys and orders apart from each other and from batches

@@ -6,7 +6,6 @@ their defaults, and `load(options) -> Dataset`. Where sizes are known without th
 """
 
 import operator
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from cdl_jax import plugins
+from cdl_jax.data.class_order import SHUFFLES, order_classes, validation_permutation
 from cdl_jax.errors import UserError
 from cdl_jax.runtime.console import one_line
-
-_SHUFFLES = ("python_shuffle", "shuffle")
 
 OPTIONS: dict[str, Any] = {
     "path": "",  # file or folder; empty: the usual places, see docs/guides/data.md
@@ -218,7 +216,7 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
             "data.class_order_seed=-1 with data.validation holds out other pictures for each of config.seeds: run the "
             "seeds one by one"
         )
-    if not isinstance(options["class_order"], str) or options["class_order"] not in _SHUFFLES:
+    if not isinstance(options["class_order"], str) or options["class_order"] not in SHUFFLES:
         return shared
     return tuple(_reordered(stream, order_classes(stream.num_classes, options["class_order"], s)) for s in seeds)
 
@@ -246,47 +244,6 @@ def _assemble(name, names_of, order, sizes, train, test):
     stream = Stream(name, tuple(names_of[c] for c in order), order, tuple(tasks), train=train, test=test)
     _check_pictures(stream)
     return stream
-
-
-def order_classes(num_classes: int, class_order: str | Sequence[int], seed: int = 0) -> tuple[int, ...]:
-    """Class ids in stream order.
-
-    natural: 0, 1, 2, ... for every seed, as the CDL trainer has it.
-    python_shuffle: `random.seed(seed); random.shuffle(ids)`, as CODA-Prompt and APT have it.
-    shuffle: a permutation of NumPy's default generator.
-    Anything else lists the ids: a list, a tuple, a NumPy array, or text with commas, in brackets or not.
-
-    Raises:
-      UserError: an unknown word, an id out of range or one listed twice.
-    """
-    ids = list(range(num_classes))
-    class_order = class_order if isinstance(class_order, str) else tuple(class_order)
-    if class_order == "natural":
-        return tuple(ids)
-    if class_order == "python_shuffle":
-        random.Random(seed).shuffle(ids)
-        return tuple(ids)
-    if class_order == "shuffle":
-        return tuple(np.random.default_rng(seed).permutation(num_classes).tolist())
-    try:
-        if isinstance(class_order, str):
-            listed = tuple(int(c) for c in class_order.strip(" ()[]").rstrip(",").split(","))
-        else:
-            listed = tuple(map(operator.index, class_order))
-    except (ValueError, TypeError):
-        hint = plugins.did_you_mean(str(class_order), ("natural", *_SHUFFLES))
-        raise UserError(f"data.class_order={class_order!r}: {hint}, or class ids such as '5,0,7'") from None
-    outside = [c for c in listed if not 0 <= c < num_classes]
-    twice = sorted({c for c in listed if listed.count(c) > 1})
-    if outside or twice or not listed:
-        what = f"{outside[0]} is no class id" if outside else f"{twice[0]} is listed twice" if twice else "no class"
-        raise UserError(f"data.class_order: {what}; list ids from 0 to {num_classes - 1}, each once")
-    return listed
-
-
-def validation_permutation(n: int, seed: int) -> np.ndarray:
-    """int `[n]`: how CODA-Prompt shuffles its training pictures before holding out the last (NumPy's old generator)."""
-    return np.random.RandomState(seed).permutation(n)
 
 
 def _task_sizes(num_classes, num_tasks, task_sizes):

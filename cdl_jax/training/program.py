@@ -9,7 +9,7 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import plugins
-from cdl_jax.data import batches, herding, stream
+from cdl_jax.data import herding, loaders, sampling, stream
 from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
@@ -117,7 +117,7 @@ class Program:
         config, method = self.config, self.method
         options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
         self.train_source, self.test_source = (
-            batches.make_loader(
+            loaders.make_loader(
                 getattr(self.stream, part), self.mesh, options, method.image_size, self.axis.labels(part)
             )
             for part in ("train", "test")
@@ -385,12 +385,12 @@ class Program:
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over.
 
         memories: for each seed what `memories` gives; None where nothing herds. lengths: how many batches each item
-          brings, see `data.batches.DeviceLoader.train_batches`.
+          brings, see `data.loaders.DeviceLoader.train_batches`.
         """
         steps, rows = self.steps(task, phase), self.rows(task, phase, round, memories)
         done = epoch * steps + step
         if phase.sequential:
-            weight = batches.sequential_order(len(task.train), self.config.train.batch_size)[1]
+            weight = sampling.sequential_order(len(task.train), self.config.train.batch_size)[1]
             weight = np.tile(weight, (self.epochs(task, phase), 1))
             return self.train_source.test_batches(rows[done:], weight[done:], lengths), steps, done
         place = (self.seeds[0], task.index, phase.order)
@@ -404,7 +404,7 @@ class Program:
         """
         epochs = self.epochs(task, phase)
         if phase.sequential:
-            order, _ = batches.sequential_order(len(task.train), self.config.train.batch_size)
+            order, _ = sampling.sequential_order(len(task.train), self.config.train.batch_size)
             return np.concatenate([self.axis.rows([task], "train")[order]] * epochs)
         epochs = range(round * epochs, (round + 1) * epochs)
         orders = [
@@ -432,7 +432,7 @@ class Program:
         step = step or self.evaluation_step
         whole = self.stream.tasks if self.plan.multi_learner else tasks  # what is seen differs between learners
         rows = self.axis.rows(whole, "test")
-        order, weight = batches.sequential_order(len(rows), self.config.eval.batch_size)
+        order, weight = sampling.sequential_order(len(rows), self.config.eval.batch_size)
         items = self.test_source.test_batches(rows[order], weight)
         with self._named_axes():
             data, parts = self._with_constants(frozen, whole), []
@@ -459,7 +459,7 @@ class Program:
         size: of a batch; 0: eval.batch_size. data: what the step reads in place of the source's.
         """
         size, data = size or self.config.eval.batch_size, source.data if data is None else data
-        order, weight = batches.sequential_order(len(rows), size)
+        order, weight = sampling.sequential_order(len(rows), size)
         for number, item in enumerate(source.test_batches(rows[order], weight)):
             with self._named_axes():
                 told = jax.device_get(step(live, frozen, data, item, place))
@@ -484,7 +484,7 @@ class Program:
         if not isinstance(self.method, CachesQueries) or not new:
             return self._test_data
         for rows in new.values():
-            order, weight = batches.sequential_order(len(rows), self.config.eval.batch_size)
+            order, weight = sampling.sequential_order(len(rows), self.config.eval.batch_size)
             items = self.test_source.test_batches(rows[order], weight)
             parts = [self._constants_step(frozen, self.test_source.data, item) for item in items]
             told = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(parts))

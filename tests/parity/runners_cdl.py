@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax import losses, optim
-from cdl_jax.data import stream
+from cdl_jax.data import class_order
 from cdl_jax.distill import dkd
 from cdl_jax.evaluation import metrics
 from cdl_jax.models import vit
@@ -204,8 +204,8 @@ def run_class_order(config, arrays):
         kind, count, seed = name.removeprefix("out/").rsplit("_", 2)
         count, seed = int(count[1:]), int(seed.removeprefix("seed"))
         make = {
-            "python_shuffle": lambda n, s: stream.order_classes(n, "python_shuffle", s),
-            "validation_permutation": stream.validation_permutation,
+            "python_shuffle": lambda n, s: class_order.order_classes(n, "python_shuffle", s),
+            "validation_permutation": class_order.validation_permutation,
         }[kind]
         ours[name] = make(count, seed)
     return ours

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 from PIL import Image
 
-from cdl_jax.data import batches
+from cdl_jax.data import loaders, sampling
 from cdl_jax.data.stream import Split
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
@@ -48,38 +48,40 @@ def assert_equal(got, want):
 
 
 def test_the_order_is_a_function_of_its_counters():
-    order = batches.epoch_order(103, 10, seed=1, purpose=(0, 1, 2))
+    order = sampling.epoch_order(103, 10, seed=1, purpose=(0, 1, 2))
     assert order.shape == (10, 10) and order.dtype == np.int32
     assert len(set(order.ravel())) == 100 and order.max() <= 102 and order.min() >= 0
     assert (order.ravel() != np.arange(100)).sum() > 80
-    np.testing.assert_array_equal(order, batches.epoch_order(103, 10, seed=1, purpose=(0, 1, 2)))
+    np.testing.assert_array_equal(order, sampling.epoch_order(103, 10, seed=1, purpose=(0, 1, 2)))
     for seed, purpose in ((2, (0, 1, 2)), (1, (0, 1, 3)), (1, (1, 0, 2)), (1, (0, 1)), (1, (0, 1, 2, 0))):
-        assert (order != batches.epoch_order(103, 10, seed=seed, purpose=purpose)).mean() > 0.8
-    assert (batches.epoch_order(9, 3, seed=0, purpose=(1,)) != batches.epoch_order(9, 3, seed=0, purpose=(1, 0))).any()
+        assert (order != sampling.epoch_order(103, 10, seed=seed, purpose=purpose)).mean() > 0.8
+    assert (
+        sampling.epoch_order(9, 3, seed=0, purpose=(1,)) != sampling.epoch_order(9, 3, seed=0, purpose=(1, 0))
+    ).any()
 
 
 def test_without_shuffling_rows_come_in_order_and_the_last_batch_is_dropped():
-    order = batches.epoch_order(11, 4, seed=0, purpose=(), shuffle=False)
+    order = sampling.epoch_order(11, 4, seed=0, purpose=(), shuffle=False)
     np.testing.assert_array_equal(order, [[0, 1, 2, 3], [4, 5, 6, 7]])
     with pytest.raises(UserError, match="batch_size=12: a task has only 11"):
-        batches.epoch_order(11, 12, seed=0, purpose=())
+        sampling.epoch_order(11, 12, seed=0, purpose=())
 
 
 def test_an_incomplete_last_batch_can_be_kept(mesh):
-    kept = batches.epoch_order(11, 4, seed=5, purpose=(2,), last_batch="keep")
+    kept = sampling.epoch_order(11, 4, seed=5, purpose=(2,), last_batch="keep")
     assert kept.shape == (3, 4) and kept.dtype == np.int32
     assert sorted(kept.ravel()) == [-1, *range(11)] and kept[-1, -1] == -1
-    np.testing.assert_array_equal(kept[:2], batches.epoch_order(11, 4, seed=5, purpose=(2,)))
-    whole = batches.epoch_order(8, 4, seed=5, purpose=(2,), last_batch="keep")
-    np.testing.assert_array_equal(whole, batches.epoch_order(8, 4, seed=5, purpose=(2,)))
-    assert sorted(batches.epoch_order(3, 4, seed=0, purpose=(), last_batch="keep")[0]) == [-1, 0, 1, 2]
+    np.testing.assert_array_equal(kept[:2], sampling.epoch_order(11, 4, seed=5, purpose=(2,)))
+    whole = sampling.epoch_order(8, 4, seed=5, purpose=(2,), last_batch="keep")
+    np.testing.assert_array_equal(whole, sampling.epoch_order(8, 4, seed=5, purpose=(2,)))
+    assert sorted(sampling.epoch_order(3, 4, seed=0, purpose=(), last_batch="keep")[0]) == [-1, 0, 1, 2]
 
 
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_an_incomplete_batch_comes_in_its_own_size_in_the_middle_of_an_order_too(mesh, limit):
     split = arrays()
-    source = batches.make_loader(split, mesh, {"resident_limit_mb": limit}, 20)
-    epochs = [batches.epoch_order(13, 4, seed=3, purpose=(e,), last_batch="keep") for e in range(2)]
+    source = loaders.make_loader(split, mesh, {"resident_limit_mb": limit}, 20)
+    epochs = [sampling.epoch_order(13, 4, seed=3, purpose=(e,), last_batch="keep") for e in range(2)]
     order = np.concatenate(epochs)
     got = read(source, source.train_batches(order, 0, (3, 0)))
     assert [len(labels) for _, labels in got] == [4, 4, 4, 1, 4, 4, 4, 1]
@@ -89,48 +91,48 @@ def test_an_incomplete_batch_comes_in_its_own_size_in_the_middle_of_an_order_too
 
 
 def test_repeated_pictures_come_in_a_row_in_an_epoch_of_the_same_length():
-    once = batches.epoch_order(11, 3, seed=1, purpose=(4,))
-    thrice = batches.epoch_order(11, 3, seed=1, purpose=(4,), repeats=3)
+    once = sampling.epoch_order(11, 3, seed=1, purpose=(4,))
+    thrice = sampling.epoch_order(11, 3, seed=1, purpose=(4,), repeats=3)
     assert once.shape == thrice.shape == (3, 3)
     np.testing.assert_array_equal(thrice, np.repeat(once.ravel()[:3, None], 3, axis=1))
     np.testing.assert_array_equal(
-        batches.epoch_order(10, 5, seed=1, purpose=(4,), repeats=4).ravel(),
-        np.repeat(batches.epoch_order(10, 10, seed=1, purpose=(4,)).ravel()[:3], 4)[:10],
+        sampling.epoch_order(10, 5, seed=1, purpose=(4,), repeats=4).ravel(),
+        np.repeat(sampling.epoch_order(10, 10, seed=1, purpose=(4,)).ravel()[:3], 4)[:10],
     )
 
 
 def test_repeated_pictures_are_changed_otherwise_each_time(mesh):
     options = {**CROP, "rand_augment": "rand-m9-mstd0.5-inc1", "three_augment": True, "jitter": 0.3}
-    source = batches.make_loader(arrays(), mesh, {**options, "resident_limit_mb": 0}, 12)
-    order = batches.epoch_order(13, 3, seed=3, purpose=(0,), repeats=3)
+    source = loaders.make_loader(arrays(), mesh, {**options, "resident_limit_mb": 0}, 12)
+    order = sampling.epoch_order(13, 3, seed=3, purpose=(0,), repeats=3)
     whole = read(source, source.train_batches(order, 0, (3, 0)))
     assert all((images[0] != images[1]).any() and (images[1] != images[2]).any() for images, _ in whole)
     assert_equal(read(source, source.train_batches(order, 2, (3, 0))), whole[2:])
 
 
 def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
-    rows, weight = batches.sequential_order(7, 3)
+    rows, weight = sampling.sequential_order(7, 3)
     np.testing.assert_array_equal(rows, [[0, 1, 2], [3, 4, 5], [6, 0, 0]])
     np.testing.assert_array_equal(weight, [[1, 1, 1], [1, 1, 1], [1, 0, 0]])
     assert rows.dtype == np.int32 and weight.dtype == np.float32
-    rows, weight = batches.sequential_order(6, 3)
+    rows, weight = sampling.sequential_order(6, 3)
     assert rows.shape == (2, 3) and weight.sum() == 6
 
 
 def test_size_decides_where_pictures_live(mesh, tmp_path):
     split = arrays()
-    assert not batches.make_loader(split, mesh, {}, 20).crops_on_host
-    assert batches.make_loader(split, mesh, {"resident_limit_mb": 0.01}, 20).crops_on_host
-    assert batches.make_loader(files(tmp_path, split), mesh, {}, 20).crops_on_host
+    assert not loaders.make_loader(split, mesh, {}, 20).crops_on_host
+    assert loaders.make_loader(split, mesh, {"resident_limit_mb": 0.01}, 20).crops_on_host
+    assert loaders.make_loader(files(tmp_path, split), mesh, {}, 20).crops_on_host
 
 
 def test_resident_batches_hold_the_rows_asked_for(mesh):
     split = arrays()
-    source = batches.make_loader(split, mesh, {}, 20)
-    order = batches.epoch_order(13, 4, seed=3, purpose=(0,))
+    source = loaders.make_loader(split, mesh, {}, 20)
+    order = sampling.epoch_order(13, 4, seed=3, purpose=(0,))
     got = read(source, source.train_batches(order, 0, (3, 0)))
     assert_equal(got, [(split.images[rows], split.labels[rows]) for rows in order])
-    rows, weight = batches.sequential_order(13, 4)
+    rows, weight = sampling.sequential_order(13, 4)
     items = list(source.test_batches(rows, weight))
     assert_equal(read(source, items), [(split.images[r], split.labels[r]) for r in rows])
     np.testing.assert_array_equal([item["weight"] for item in items], weight)
@@ -138,12 +140,12 @@ def test_resident_batches_hold_the_rows_asked_for(mesh):
 
 def test_streamed_pictures_equal_resident_ones_pixel_for_pixel(mesh, tmp_path):
     split = arrays()
-    order = batches.epoch_order(13, 4, seed=3, purpose=(0,))
-    rows, weight = batches.sequential_order(13, 4)
-    resident = batches.make_loader(split, mesh, {}, 20)
+    order = sampling.epoch_order(13, 4, seed=3, purpose=(0,))
+    rows, weight = sampling.sequential_order(13, 4)
+    resident = loaders.make_loader(split, mesh, {}, 20)
     for streamed in (
-        batches.make_loader(files(tmp_path, split), mesh, {}, 20),
-        batches.make_loader(split, mesh, {"resident_limit_mb": 0}, 20),
+        loaders.make_loader(files(tmp_path, split), mesh, {}, 20),
+        loaders.make_loader(split, mesh, {"resident_limit_mb": 0}, 20),
     ):
         assert_equal(
             read(streamed, streamed.train_batches(order, 0, (3, 0))), read(resident, resident.train_batches(order))
@@ -155,8 +157,8 @@ def test_streamed_pictures_equal_resident_ones_pixel_for_pixel(mesh, tmp_path):
 
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_a_restart_continues_with_the_same_batches(mesh, limit):
-    source = batches.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": limit}, 12)
-    order = batches.epoch_order(13, 3, seed=3, purpose=(0,))
+    source = loaders.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": limit}, 12)
+    order = sampling.epoch_order(13, 3, seed=3, purpose=(0,))
     whole = read(source, source.train_batches(order, 0, (3, 0)))
     assert len(whole) == 4
     for start in (1, 3):
@@ -165,7 +167,7 @@ def test_a_restart_continues_with_the_same_batches(mesh, limit):
 
 
 def test_streamed_crops_depend_on_key_and_place(mesh):
-    source = batches.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": 0}, 12)
+    source = loaders.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": 0}, 12)
     order = np.array([[0, 0], [0, 1]], np.int32)
     (first, _), (second, _) = read(source, source.train_batches(order, 0, (3, 0)))
     assert (first[0] != first[1]).any() and (first[0] != second[0]).any()  # one picture, three crops
@@ -177,16 +179,16 @@ def test_streamed_test_pictures_are_resized_and_cropped_by_pillow(mesh, tmp_path
     image = Image.fromarray(arrays(1, 60).images[0]).crop((0, 0, 60, 45))
     image.convert("L").save(tmp_path / "grey.png")
     split = Split(labels=np.zeros(1, np.int32), files=(str(tmp_path / "grey.png"),))
-    source = batches.make_loader(split, mesh, {"test": "resize_center_crop", "resize": 30}, 24)
-    ((images, _),) = read(source, source.test_batches(*batches.sequential_order(1, 1)))
+    source = loaders.make_loader(split, mesh, {"test": "resize_center_crop", "resize": 30}, 24)
+    ((images, _),) = read(source, source.test_batches(*sampling.sequential_order(1, 1)))
     want = np.asarray(image.convert("L").convert("RGB").resize((40, 30), Image.Resampling.BILINEAR))[3:27, 8:32]
     np.testing.assert_array_equal(images[0], want)
 
 
 def test_two_worker_processes_give_the_same_bytes_as_none(mesh, tmp_path):
     split = files(tmp_path, arrays())
-    order = batches.epoch_order(13, 2, seed=3, purpose=(0,))
-    alone, helped = (batches.make_loader(split, mesh, {**CROP, "workers": n}, 12) for n in (0, 2))
+    order = sampling.epoch_order(13, 2, seed=3, purpose=(0,))
+    alone, helped = (loaders.make_loader(split, mesh, {**CROP, "workers": n}, 12) for n in (0, 2))
     want = read(alone, alone.train_batches(order, 1, (3, 0)))
     assert_equal(read(helped, helped.train_batches(order, 1, (3, 0))), want)
 
@@ -196,21 +198,21 @@ def test_a_damaged_picture_is_named(mesh, tmp_path, workers):
     split = files(tmp_path, arrays(5))
     damaged = tmp_path / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    source = batches.make_loader(split, mesh, {"workers": workers}, 20)
+    source = loaders.make_loader(split, mesh, {"workers": workers}, 20)
     with pytest.raises(UserError, match=r"3\.png: cannot be read as a picture") as caught:
         list(source.train_batches(np.arange(4)[:, None], 0, (0,)))
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_picture_is_named(mesh, tmp_path):
-    source = batches.make_loader(files(tmp_path, arrays(5)), mesh, {}, 20)
+    source = loaders.make_loader(files(tmp_path, arrays(5)), mesh, {}, 20)
     (tmp_path / "4.png").unlink()
     with pytest.raises(UserError, match=r"4\.png: cannot be read as a picture .*No such file"):
         list(source.test_batches(np.array([[4]]), np.ones((1, 1), np.float32)))
 
 
 def test_a_picture_of_another_size_is_named_with_what_to_set(mesh, tmp_path):
-    source = batches.make_loader(files(tmp_path, arrays(2)), mesh, {}, 24)
+    source = loaders.make_loader(files(tmp_path, arrays(2)), mesh, {}, 24)
     with pytest.raises(
         UserError, match=r"\.png: augment.train='none' leaves 20 x 20 pictures.* set augment.train='resize'"
     ):
@@ -226,7 +228,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize("127.0.0.1:" + port, num_processes=2, process_id=index)
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType
-from cdl_jax.data import batches
+from cdl_jax.data import loaders, sampling
 from cdl_jax.data.stream import Split
 mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 saved = np.load(folder + "/split.npz")
@@ -234,7 +236,7 @@ out = {}
 for limit in (4096, 0):
     split = Split(labels=saved["labels"], images=saved["images"])
     options = {"train": "random_resized_crop", "flip": True, "resident_limit_mb": limit}
-    source = batches.make_loader(split, mesh, options, 12)
+    source = loaders.make_loader(split, mesh, options, 12)
     step = jax.jit(source.read)
     read = [step(source.data, item) for item in source.train_batches(saved["order"], 1, (3, 0))]
     assert read[0][0].addressable_shards[0].data.shape[0] == 2
@@ -250,7 +252,7 @@ jax.distributed.shutdown()
 def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
     import socket
 
-    split, order = arrays(), batches.epoch_order(28, 8, seed=0, purpose=(0,), last_batch="keep")
+    split, order = arrays(), sampling.epoch_order(28, 8, seed=0, purpose=(0,), last_batch="keep")
     order = np.where(order < 0, order, order % 13)
     np.savez(tmp_path / "split.npz", labels=split.labels, images=split.images, order=order)
     with socket.socket() as probe:
@@ -265,7 +267,7 @@ def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
             run.kill()
     got = np.load(tmp_path / "out.npz")
     for limit in (4096, 0):
-        source = batches.make_loader(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
+        source = loaders.make_loader(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
         want = [images for images, _ in read(source, source.train_batches(order, 1, (3, 0)))]
         np.testing.assert_array_equal(got[str(limit)], np.concatenate(want))
 
@@ -274,9 +276,9 @@ def test_a_batch_that_does_not_divide_is_refused(mesh, tmp_path):
     script = (
         "import jax; jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 4)\n"
         "import numpy as np\n"
-        "from cdl_jax.data import batches\n"
+        "from cdl_jax.data import loaders, sampling\n"
         "mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))\n"
-        "next(batches.DeviceLoader({}, mesh).train_batches(np.zeros((1, 6), np.int32)))\n"
+        "next(loaders.DeviceLoader({}, mesh).train_batches(np.zeros((1, 6), np.int32)))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert "UserError: batch_size=6: does not divide among the 4 devices" in run.stderr
@@ -287,8 +289,8 @@ def test_device_and_host_normalise_alike(mesh):
     options = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "test": "resize"}
     results = []
     for limit in (4096, 0):
-        source = batches.make_loader(split, mesh, {**options, "resident_limit_mb": limit}, 20)
-        ((images, _),) = read(source, source.test_batches(*batches.sequential_order(13, 13)))
+        source = loaders.make_loader(split, mesh, {**options, "resident_limit_mb": limit}, 20)
+        ((images, _),) = read(source, source.test_batches(*sampling.sequential_order(13, 13)))
         finish = augment.normalize if source.crops_on_host else lambda x, o: augment.transform_test(x, o, 20)
         results.append(finish(images, options))
     np.testing.assert_array_equal(*results)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax.data import batches
+from cdl_jax.data import image_dataset
 from cdl_jax.data.readers import decoding, npz_files, tar_files
 from cdl_jax.data.stream import Split
 from cdl_jax.data.transforms import augment
@@ -177,7 +177,7 @@ def test_images_beyond_the_limits_end_in_one_line_that_names_the_file(tmp_path, 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with pytest.raises(UserError) as error:
-                batches.load_image(Split(np.zeros(1, np.int32), files=(str(path),)), 0)
+                image_dataset.load_image(Split(np.zeros(1, np.int32), files=(str(path),)), 0)
         assert "\n" not in str(error.value) and str(path) in str(error.value)
         return str(error.value)
 
@@ -207,7 +207,7 @@ def test_members_of_an_archive_are_decoded_alike(tmp_path):
     content = encoded(Image.fromarray(DEEP), "PNG")
     (tmp_path / "a.tar").write_bytes(b"x" * 100 + content)
     member = tar_files.Member(str(tmp_path / "a.tar"), "a/1.png", 100, len(content))
-    image, _ = batches.load_image(Split(np.zeros(1, np.int32), files=(member,)), 0)
+    image, _ = image_dataset.load_image(Split(np.zeros(1, np.int32), files=(member,)), 0)
     assert (np.asarray(image)[..., 0] == SHOWN).all()
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks import fuzz_attacks, fuzz_checkpoints, fuzz_inputs
 from benchmarks.cases import fuzz
-from cdl_jax.data import batches, stream
+from cdl_jax.data import image_dataset, stream
 from cdl_jax.errors import UserError
 from cdl_jax.runtime.console import one_line
 
@@ -222,7 +222,7 @@ def test_what_is_read_is_what_was_meant(tmp_path, seed):
     for part in ("train", "test"):
         split = getattr(data, part)
         found = [
-            (data.class_names[label], round(float(np.asarray(batches.load_image(split, row)[0]).mean())))
+            (data.class_names[label], round(float(np.asarray(image_dataset.load_image(split, row)[0]).mean())))
             for row, label in enumerate(split.labels)
         ]
         assert [name for name, _ in sorted(found)] == [name for name, _ in want[part]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax.data import batches
+from cdl_jax.data import image_dataset
 from cdl_jax.data.readers import image_files
 from tests.support.sources import load, refusal
 
@@ -20,7 +20,7 @@ def write(root, levels):
 def shown(data, part):
     """(class name, gray level) of each image, as it is decoded."""
     split = getattr(data, part)
-    levels = [int(np.asarray(batches.load_image(split, row)[0]).mean()) for row in range(len(split))]
+    levels = [int(np.asarray(image_dataset.load_image(split, row)[0]).mean()) for row in range(len(split))]
     return [(data.class_names[label], level) for label, level in zip(split.labels, levels, strict=True)]
 
 

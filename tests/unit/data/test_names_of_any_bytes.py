@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax.data import batches, stream
+from cdl_jax.data import image_dataset, stream
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import console
 
@@ -31,7 +31,7 @@ def test_a_class_and_its_files_may_have_any_name(tmp_path, name, caplog, capsys)
     for part in ("train", "test"):
         split = getattr(data, part)
         found = {
-            data.class_names[c]: int(np.asarray(batches.load_image(split, i)[0]).max())
+            data.class_names[c]: int(np.asarray(image_dataset.load_image(split, i)[0]).max())
             for i, c in enumerate(split.labels)
         }
         assert found == shown

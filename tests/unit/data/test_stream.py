@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cdl_jax.data import stream
+from cdl_jax.data import class_order, stream
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 
@@ -32,7 +32,7 @@ PYTHON_SHUFFLE = {
 
 @pytest.mark.parametrize(("size", "seed"), PYTHON_SHUFFLE)
 def test_python_shuffle_is_the_order_of_coda_prompt(size, seed):
-    order = stream.order_classes(size, "python_shuffle", seed)
+    order = class_order.order_classes(size, "python_shuffle", seed)
     assert list(order[:12]) == PYTHON_SHUFFLE[size, seed]
     assert sorted(order) == list(range(size))
 
@@ -46,16 +46,16 @@ def test_python_shuffle_is_the_order_of_coda_prompt(size, seed):
     ],
 )
 def test_validation_permutation_is_the_one_of_coda_prompt(seed, first):
-    permutation = stream.validation_permutation(50, seed)
+    permutation = class_order.validation_permutation(50, seed)
     assert permutation[:12].tolist() == first
     assert sorted(permutation) == list(range(50))
 
 
 def test_natural_order_ignores_the_seed_and_shuffle_follows_it():
-    assert stream.order_classes(7, "natural", 5) == tuple(range(7))
-    orders = {stream.order_classes(20, "shuffle", seed) for seed in range(3)}
+    assert class_order.order_classes(7, "natural", 5) == tuple(range(7))
+    orders = {class_order.order_classes(20, "shuffle", seed) for seed in range(3)}
     assert len(orders) == 3
-    assert stream.order_classes(20, "shuffle", 1) == tuple(np.random.default_rng(1).permutation(20))
+    assert class_order.order_classes(20, "shuffle", 1) == tuple(np.random.default_rng(1).permutation(20))
 
 
 @pytest.mark.parametrize("word", ["shuffle", "python_shuffle"])
@@ -102,7 +102,7 @@ def test_shuffling_leaves_pythons_own_generator_alone():
     random.seed(7)
     expected = random.random()
     random.seed(7)
-    stream.order_classes(10, "python_shuffle", 3)
+    class_order.order_classes(10, "python_shuffle", 3)
     assert random.random() == expected
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 from PIL import Image
 
-from cdl_jax.data import batches, stream
+from cdl_jax.data import loaders, stream
 from cdl_jax.data.readers import tar_files
 from cdl_jax.data.sources import folder, glyph_mini
 from cdl_jax.errors import UserError
@@ -46,7 +46,7 @@ def load(path, **options):
 def pixels(split):
     """(class, picture) of each row, as the loader hands them on."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    source = batches.make_loader(split, mesh, {}, 32)
+    source = loaders.make_loader(split, mesh, {}, 32)
     (item,) = source.test_batches(np.arange(len(split))[None], np.ones((1, len(split)), np.float32))
     return np.asarray(item["images"]), np.asarray(item["labels"])
 
@@ -107,7 +107,7 @@ def test_two_archives_in_a_folder_and_worker_processes(tmp_path):
     order = np.array([[3, 0], [1, 2]], np.int32)
     found = [
         np.concatenate([np.asarray(item["images"]) for item in source.train_batches(order, 0, (0,))])
-        for source in (batches.make_loader(data.train, mesh, {"workers": workers}, 32) for workers in (0, 1))
+        for source in (loaders.make_loader(data.train, mesh, {"workers": workers}, 32) for workers in (0, 1))
     ]
     np.testing.assert_array_equal(found[0], GLYPHS[[9, 3, 1, 2]])
     np.testing.assert_array_equal(found[0], found[1])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax.data import batches
+from cdl_jax.data import sampling
 from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
 from cdl_jax.evaluation import calibration
@@ -110,7 +110,7 @@ def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 64])
 def test_whole_evaluations_are_those_of_float64_whatever_the_batches(seen_tasks, batch_size):
     """50 pictures fill neither 7 nor 16 nor 64 evenly, so padding has no weight."""
-    assert batches.sequential_order(NUM, 16)[1].sum() == NUM
+    assert sampling.sequential_order(NUM, 16)[1].sum() == NUM
     accuracy, *_, found = evaluate(batch_size, seen_tasks)
     end = 2 * seen_tasks
     p, q = (softmax(x.astype(np.float64)[:, :end]) for x in (TEACHER, STUDENT))

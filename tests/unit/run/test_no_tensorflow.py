@@ -51,7 +51,7 @@ MODULES = (
     "trainer",
     "methods.cdl",
     "data.stream",
-    "data.batches",
+    "data.loaders",
     "writers",
     "report",
     "fetch",

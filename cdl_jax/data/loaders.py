@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cdl_jax.data.readers import tar_files
+from cdl_jax.data.image_dataset import ImageDataset
 from cdl_jax.data.stream import Split
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
@@ -38,53 +38,6 @@ OPTIONS: dict[str, Any] = {
     "workers": 0,  # processes that decode picture files; 0: threads of this process
 }
 PREFETCH = 2  # batches on their way to the device while one is in use
-
-
-def epoch_order(
-    n: int,
-    batch_size: int,
-    *,
-    seed: int,
-    purpose: tuple[int, ...],
-    shuffle: bool = True,
-    last_batch: str = "drop",
-    repeats: int = 1,
-) -> np.ndarray:
-    """Row numbers of one epoch, int32 `[steps, batch_size]`: n // batch_size steps, or one more.
-
-    A pure function of its arguments: nothing is saved to resume, and every process computes the same order.
-
-    Args:
-      n: number of pictures.
-      seed, purpose: non-negative counters, such as a run's seed and (task, phase, epoch).
-      last_batch: "drop" an incomplete last batch, or "keep" it: behind its rows stands -1.
-      repeats: how often a picture comes, in a row; the epoch is no longer, so it ends after n / repeats pictures
-        (repeated augmentation, Hoffer et al., 2020, as DeiT has it).
-
-    Raises:
-      UserError: not even one batch can be filled, and an incomplete one is not kept.
-    """
-    steps = n // batch_size
-    if not steps and last_batch == "drop":
-        raise UserError(
-            f"batch_size={batch_size}: a task has only {n} training pictures; set batch_size to {n} or less"
-        )
-    rows = rng_for(seed, *purpose).permutation(n) if shuffle else np.arange(n)
-    rows = np.repeat(rows[: -(-n // repeats)], repeats)[:n]
-    if last_batch == "keep":
-        steps = -(-n // batch_size)
-        rows = np.pad(rows, (0, steps * batch_size - n), constant_values=-1)
-    return rows[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
-
-
-def sequential_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every row once, in order: (rows int32 `[steps, batch]`, weight float32 `[steps, batch]`).
-
-    The last batch is filled up with row 0 at weight 0.
-    """
-    steps = -(-n // batch_size)
-    count = np.arange(steps * batch_size).reshape(steps, batch_size)
-    return np.where(count < n, count, 0).astype(np.int32), (count < n).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,63 +186,6 @@ def make_loader(
     arrays = {"images": np.asarray(split.images, np.uint8), "labels": labels}
     data = {k: jax.make_array_from_process_local_data(everywhere, v, v.shape) for k, v in arrays.items()}
     return DeviceLoader(data, mesh)
-
-
-@dataclass(frozen=True)
-class ImageDataset:
-    """A random-access source for grain: element i is picture `rows[i]`, ready for the device, its label and row."""
-
-    split: Split
-    rows: np.ndarray
-    places: np.ndarray  # of each row in the whole order, over all processes
-    key_parts: tuple[int, ...] | None  # None: test
-    options: Mapping[str, Any]
-    size: int
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __repr__(self):
-        return f"ImageDataset({len(self)})"
-
-    def __getitem__(self, index):
-        row = self.rows[index]
-        if row < 0:  # fills up an incomplete batch, and is cut off again
-            return {"images": np.zeros((self.size, self.size, 3), np.uint8), "labels": np.int32(0), "rows": np.int32(0)}
-        picture, name = load_image(self.split, row)
-        try:
-            if self.key_parts is None:
-                image = augment.transform_test_image(picture, self.options, self.size)
-            else:
-                draws = rng_for(*self.key_parts, self.places[index]).random(augment.num_uniforms(self.options))
-                image = augment.transform_train_image(picture, draws, self.options, self.size)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        return {"images": image, "labels": np.int32(self.split.labels[row]), "rows": np.int32(row)}
-
-
-def load_image(split, row):
-    """(RGB Pillow picture, its name)."""
-    from PIL import Image
-
-    from cdl_jax.data.readers import decoding  # imports Pillow, which resident images do without
-
-    if split.images is not None:
-        return Image.fromarray(split.images[row]), f"picture {row}"
-    path = split.files[row]
-    try:
-        return decoding.decode(path.read() if isinstance(path, tar_files.Member) else path), str(path)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # the bytes are not trusted: their readers may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read as a picture ({reason}); replace the file or remove it") from None
-
-
-def rng_for(seed: int, *purpose: int) -> np.random.Generator:
-    """The random numbers of a purpose: the same in every process, and none of them those of another purpose."""
-    # A spawn key rather than more entropy: entropy is padded with zeros, so that (1, 2) and (1, 2, 0) would coincide.
-    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(int(p) for p in purpose)))
 
 
 def _local(mesh, order):
