@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
 
 from cdl_jax import optim, plugins
 from cdl_jax.data.transforms import mixing
@@ -30,10 +29,11 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import mask_classes
 from cdl_jax.methods.base import Method, Outcome, StreamInfo, Update
 from cdl_jax.methods.shared import dkt_learners, dkt_losses, finished_run, rehearsal, topology
-from cdl_jax.methods.shared.dkt_exchange import Exchange, normalised, stacked
+from cdl_jax.methods.shared.dkt_exchange import Exchange, normalize_weights
 from cdl_jax.models import vit
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.features import named_features
+from cdl_jax.models.peers.parallel import map_peers
 
 OPTIONS = {
     **dkt_losses.OPTIONS,
@@ -142,12 +142,12 @@ class DKT(Method):
 
     @property
     def num_public(self):
-        return self.exchange.public
+        return self.exchange.num_public
 
     @property
     def _taught(self):
         """Whether ST heads learn anything."""
-        peers = self.options.exchange_mode != "weights" and self.exchange.happens
+        peers = self.options.exchange_mode != "weights" and self.exchange.enabled
         return self.options.st_loss != "none" and (bool(self.given_teachers) or peers)
 
     @property
@@ -157,12 +157,12 @@ class DKT(Method):
 
     def _phases(self, group):
         learn = Update(
-            lambda path: path[0] in group and self.learner.trained(path[1]),
+            lambda path: path[0] in group and self.learner.is_trained(path[1]),
             self.optimizer,
             lambda variables, batch, context: self.loss(group, variables, batch, context),
         )
         exchanged = Update(lambda path: False, optim.Optimizer(optax.identity(), lambda progress: 0.0), self.exchange)
-        updates = (exchanged, learn) if self.exchange.happens else (learn,)
+        updates = (exchanged, learn) if self.exchange.enabled else (learn,)
         name = "together" if len(group) > 1 else group[0]
         public = self.options.public_batch if self.num_public else 0
         order = self.names.index(group[0])
@@ -172,16 +172,16 @@ class DKT(Method):
     def init(self, key):
         keys = [jax.random.fold_in(key, 0 if self.options.copy_init else i) for i in range(len(self.names))]
         variables = {name: self.learner.init(k) for name, k in zip(self.names, keys, strict=True)}
-        if shared := self.learner.shared(jax.random.fold_in(key, len(self.names))):
+        if shared := self.learner.init_shared(jax.random.fold_in(key, len(self.names))):
             variables["shared"] = shared
         if self.given_teachers:
             variables["teachers"] = {str(i): teacher.init() for i, teacher in enumerate(self.given_teachers)}
-        return variables | self.exchange.state(variables)
+        return variables | self.exchange.init(variables)
 
     def load_pretrained(self, variables):
         loaded = dict(variables)
         if "shared" in variables:
-            loaded["shared"] = self.learner.load(variables["shared"])
+            loaded["shared"] = self.learner.load_pretrained(variables["shared"])
         if self.given_teachers:
             loaded["teachers"] = {str(i): teacher.load() for i, teacher in enumerate(self.given_teachers)}
         return loaded
@@ -199,16 +199,14 @@ class DKT(Method):
 
     def loss(self, group, variables, batch, context):
         """The sum of the learners' losses: none of them depends on another's trained weights."""
-        share = self.exchange.told(variables, context)
-        own = [variables[name] for name in group]
-        numbers = [self.names.index(name) for name in group]
-        data = [(batch["images"][i], batch["labels"][i]) for i in numbers]
-        ways = jax.sharding.get_abstract_mesh().shape.get("peer", 1) if len(group) > 1 else 1
-        if ways > 1:
-            told = self._spread(ways, own, data, numbers, share, context)
-        else:
-            told = [self._one(v, d, jnp.int32(i), share, context) for v, d, i in zip(own, data, numbers, strict=True)]
-        losses, stats, metrics = zip(*told, strict=True)
+        shared = self.exchange.shared_inputs(variables, context)
+        indices = [self.names.index(name) for name in group]
+        peers = [
+            (variables[name], batch["images"][i], batch["labels"][i], jnp.int32(i))
+            for name, i in zip(group, indices, strict=True)
+        ]
+        results = map_peers(lambda peer, *replicated: self._learner_loss(*peer, *replicated), peers, shared, context)
+        losses, stats, metrics = zip(*results, strict=True)
         named = {
             f"{name}/{what}": value for name, own in zip(group, metrics, strict=True) for what, value in own.items()
         }
@@ -216,35 +214,21 @@ class DKT(Method):
         total = sum(losses)
         return total, Outcome({"loss": total / len(losses), **named}, variables=changed)
 
-    def _spread(self, ways, own, data, numbers, share, context):
-        """As a loop over `_one`, each device along "peer" doing its own slice; the results are gathered on all."""
-        each = len(own) // ways
-
-        def run(own, data, numbers, share, context):
-            parts = [jax.tree.map(lambda x, i=i: x[i], (own, data, numbers)) for i in range(each)]
-            return stacked([self._one(*part, share, context) for part in parts])
-
-        along, whole = PartitionSpec("peer"), PartitionSpec()
-        parts = jax.shard_map(run, in_specs=(along, along, along, whole, whole), out_specs=along, axis_names={"peer"})(
-            stacked(own), stacked(data), jnp.array(numbers, jnp.int32), share, context
-        )
-        return [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(len(own))]
-
-    def _one(self, own, data, number, share, context):
+    def _learner_loss(self, own, images, labels, number, share, context):
         """(loss, new statistics, metrics) of the learner of a number, which may be traced."""
         options = self.options
-        (images, labels), key = data, jax.random.fold_in(context.key, 8 + number)
+        key = jax.random.fold_in(context.key, 8 + number)
         others, part = labels, 1.0
         if options.cutmix:
             probability = mixing.cutmix_probability(options.cutmix_ramp, options.cutmix, context.epoch, self.epochs)
             images, others, part = mixing.cutmix(images, labels, jax.random.fold_in(key, 0), probability)
         answer = self.learner(own, share.get("shared"), images, True, context, jax.random.fold_in(key, 1))
         allowed = self._allowed(number, context)
-        of = lambda y: dkt_losses.class_loss(mask_classes(answer.cl, allowed), y, options.reduction)  # noqa: E731
+        of = lambda y: dkt_losses.class_loss(mask_classes(answer.cl_logits, allowed), y, options.reduction)  # noqa: E731
         true = of(labels)
         if options.cutmix and options.cutmix_labels == "mixed":
             true = part * true + (1 - part) * of(others)
-        total, metrics = true + answer.loss, {"class_loss": true}
+        total, metrics = true + answer.extra_loss, {"class_loss": true}
         if self._taught:
             st, target, known = self._lesson(own, answer, images, number, share, context, key)
             term = dkt_losses.student_loss(st, target, options.st_loss, options.temperature, options.reduction)
@@ -255,7 +239,7 @@ class DKT(Method):
         stats = jax.tree.map(
             lambda new, old: jnp.where(here, new, old), answer.stats, {k: own[k] for k in answer.stats}
         )
-        right = (mask_classes(answer.cl, allowed).argmax(axis=-1) == labels).mean()
+        right = (mask_classes(answer.cl_logits, allowed).argmax(axis=-1) == labels).mean()
         return jnp.where(here, total, 0.0), stats, {**metrics, "accuracy": 100 * right}
 
     def _allowed(self, number, context):
@@ -266,12 +250,12 @@ class DKT(Method):
     def _lesson(self, own, answer, images, number, share, context, key):
         """(ST logits, their target, whether anybody has said anything yet)."""
         if not self.num_public:
-            return answer.st, *self.target(images, number, share, context)
+            return answer.st_logits, *self.target(images, number, share, context)
         published, weights = share["published"], share["matrix"][number]
         targets = dkt_losses.student_target(published["logits"], self.options.st_loss, self.options.temperature)
-        target = jnp.tensordot(normalised(weights), targets, axes=1)
+        target = jnp.tensordot(normalize_weights(weights), targets, axes=1)
         key = jax.random.fold_in(key, 2)
-        st = self.learner(own, share.get("shared"), published["images"], True, context, key).st
+        st = self.learner(own, share.get("shared"), published["images"], True, context, key).st_logits
         return st, target, weights.any()
 
     def target(self, images, number, share, context):
@@ -283,9 +267,9 @@ class DKT(Method):
         weights = share["matrix"][number]
         most = self.options.random_peers or int((self.matrix > 0).sum(axis=1).max())
         target = 0.0
-        for weight, peer in zip(*jax.lax.top_k(normalised(weights), most), strict=True):
+        for weight, peer in zip(*jax.lax.top_k(normalize_weights(weights), most), strict=True):
             theirs = jax.tree.map(lambda x, peer=peer: x[peer], share["published"])
-            answer = self.exchange.heard(theirs, share, images, context)
+            answer = self.exchange.peer_logits(theirs, share, images, context)
             target += weight * dkt_losses.student_target(answer, kind, temperature)
         return target, weights.any()
 
@@ -301,11 +285,11 @@ class DKT(Method):
         """Network -> logits, where there is more than one head or learner those of their mean probabilities too."""
         logits, soft = {}, []
         for name, answer in answers.items():
-            soft.append(jax.nn.softmax(answer.cl))
-            logits[name] = answer.cl
+            soft.append(jax.nn.softmax(answer.cl_logits))
+            logits[name] = answer.cl_logits
             if self._taught:
-                logits[f"{name}_st"] = answer.st
-                logits[f"{name}_both"] = jnp.log(soft[-1] + jax.nn.softmax(answer.st)) - jnp.log(2.0)
+                logits[f"{name}_st"] = answer.st_logits
+                logits[f"{name}_both"] = jnp.log(soft[-1] + jax.nn.softmax(answer.st_logits)) - jnp.log(2.0)
         if len(self.names) > 1:
             logits["ensemble"] = jnp.log(sum(soft) / len(soft))
         return logits
@@ -314,7 +298,11 @@ class DKT(Method):
         """How learners, and the finished runs that teach them, see pictures (see `methods.base.Method`)."""
         seen = {}
         for name, answer in self._answers(variables, images, context, False).items():
-            seen[name] = {**named_features(answer.out), "cl": answer.cl, **({"st": answer.st} if self._taught else {})}
+            seen[name] = {
+                **named_features(answer.intermediates),
+                "cl": answer.cl_logits,
+                **({"st": answer.st_logits} if self._taught else {}),
+            }
         for i, teacher in enumerate(self.given_teachers):
             told = replace(teacher, use_batch_statistics=False).outputs(variables["teachers"][str(i)], images, context)
             seen[f"teacher_{i}"] = {**named_features(told), "logits": told["logits"]}
@@ -346,7 +334,7 @@ class DKT(Method):
         """What a learner tells as the teacher of another run (see `methods.base.Method`)."""
         answers = self._answers(variables, images, context, use_batch_statistics)
         name = network.split("_st")[0].split("_both")[0]
-        return {**(answers[name].out if name in answers else {}), "logits": self._logits(answers)[network]}
+        return {**(answers[name].intermediates if name in answers else {}), "logits": self._logits(answers)[network]}
 
 
 def build(config, info: StreamInfo) -> DKT:

@@ -157,7 +157,7 @@ def run_simultaneous(config, arrays):
     count, classes = config["n_learners"], config["num_classes"]
     module = TwoHeads(_Perceptron(config["hidden"], classes), classes)
     method = dkt.DKT(
-        learner=dkt_learners.Convolutional(module, image_size=0),
+        learner=dkt_learners.ConvolutionalLearner(module, image_size=0),
         names=tuple(f"learner_{i}" for i in range(count)),
         streams=(tuple(range(classes)),) * count,
         matrix=np.asarray(arrays["in/mixing_matrix"], np.float32),
@@ -169,7 +169,7 @@ def run_simultaneous(config, arrays):
         optimizer=optim.Optimizer(optax.identity(), lambda progress: config["lr"]),
     )
     variables = {name: {"params": _of_learner(arrays, i)} for i, name in enumerate(method.names)}
-    variables |= method.exchange.state(variables)
+    variables |= method.exchange.init(variables)
     batches = [
         {"images": jnp.asarray(x), "labels": jnp.asarray(labels)}
         for x, labels in zip(arrays["in/x"], arrays["in/labels"], strict=True)
@@ -177,7 +177,7 @@ def run_simultaneous(config, arrays):
     place = context(0, classes)
     losses, targets, history = [], [], train(method, variables, batches, [place] * len(batches))
     for batch, (after, told) in zip(batches, history, strict=True):
-        share = method.exchange.told(after, place)
+        share = method.exchange.shared_inputs(after, place)
         targets.append([method.target(x, i, share, place)[0] for i, x in enumerate(batch["images"])])
         each = [[told[f"{name}/{what}"] for what in ("class_loss", "student_loss")] for name in method.names]
         losses.append([[true, taught, true + config["kd_rel"] * taught] for true, taught in each])

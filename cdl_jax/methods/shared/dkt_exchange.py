@@ -1,8 +1,14 @@
-"""What learners of DKT tell each other, when, and who hears it: the part of a step in which nobody is trained.
+"""The exchange of DKT: which learner sends what to whom, and when.
 
-Variables: `"published"`, what travelled, with an axis of learners in front; `"exchange"`, counters and who hears whom.
+Nothing is trained in it.
+
+Variables that it adds to those of `DKT`, both saved in checkpoints:
+
+    "published"  the most recent state or logits of each learner, stacked along a first axis of learners
+    "exchange"   counters and the current mixing matrix
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,34 +16,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdl_jax.losses import Context
 from cdl_jax.methods.base import Outcome
 from cdl_jax.methods.shared import topology
+from cdl_jax.methods.shared.dkt_learners import Learner
+from cdl_jax.models.peers.parallel import stack, unstack
+
+Variables = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """Of the learners `names`, all of one kind (see `methods.learners`); `matrix` and `options` as those of `DKT`."""
+    """The exchange between learners, called in each step before the update.
 
-    learner: Any
+    Attributes:
+      learner: the kind of all learners.
+      names: of the learners.
+      matrix: float32 `[learners, learners]`, see `topology.mixing_matrix`.
+      options: the config section `dkt`.
+      num_classes: of the stream.
+    """
+
+    learner: Learner
     names: tuple[str, ...]
     matrix: np.ndarray
     options: Any
     num_classes: int
 
     @property
-    def happens(self) -> bool:
-        """Whether anybody hears anybody."""
+    def enabled(self) -> bool:
+        """Whether any learner receives anything."""
         return bool(self.matrix.any())
 
     @property
-    def public(self) -> int:
-        """How many training pictures all may see without labels; 0 where what travels is not about these."""
+    def num_public(self) -> int:
+        """Number of public training images; 0 unless their logits are exchanged."""
         return self.options.public if self.options.exchange_mode == "predictions" else 0
 
-    def state(self, variables) -> dict:
-        """The variables of the exchange before anything was published."""
-        if not self.happens:
+    def init(self, variables: Mapping[str, Any]) -> Variables:
+        """Returns the exchange's variables before the first exchange.
+
+        Args:
+          variables: of all learners, by name.
+
+        Returns:
+          `{"exchange", "published"}`. With exchange_mode="weights" `{"exchange"}`; without any exchange {}.
+        """
+        if not self.enabled:
             return {}
+        # "begun" counts the begun steps, epochs and tasks; "announced" marks the learners that have published.
         state = {
             "begun": {unit: jnp.zeros((), jnp.int32) for unit in topology.UNITS},
             "rounds": jnp.zeros((), jnp.int32),
@@ -45,133 +72,180 @@ class Exchange:
             "announced": jnp.zeros(len(self.names), bool),
             "matrix": jnp.asarray(self.matrix),
         }
-        if self.options.exchange_mode == "weights":  # nothing is kept of what was told
+        if self.options.exchange_mode == "weights":  # weights are mixed at once and stored nowhere else
             return {"exchange": state}
-        return {"published": self._published(variables), "exchange": state}
+        return {"published": self._initial_publication(variables), "exchange": state}
 
-    def _published(self, variables):
-        """What the learners tell at an exchange, stacked: their weights, or nothing yet of public pictures."""
-        if not self.public:
-            return self._all(variables)
+    def _initial_publication(self, variables: Mapping[str, Any]) -> Variables:
+        """Returns the publication before the first exchange.
+
+        It is the learners themselves, or logits of 0 for images of 0.
+        """
+        if not self.num_public:
+            return self._stacked_learners(variables)
         size, batch = self.learner.image_size, self.options.public_batch
         images = jnp.zeros((batch, size, size, 3))
         return {"images": images, "logits": jnp.zeros((len(self.names), batch, self.num_classes))}
 
-    def _all(self, variables):
-        """The learners' own variables, stacked."""
-        return stacked([variables[name] for name in self.names])
+    def _stacked_learners(self, variables: Mapping[str, Any]) -> Variables:
+        return stack([variables[name] for name in self.names])
 
-    def present(self, task) -> jax.Array:
-        """bool `[learners]`: who has joined and not left when a task is learnt."""
+    def active(self, task: int | jax.Array) -> jax.Array:
+        """Selects the learners that have joined and not left in a task: bool `[learners]`."""
         joins, leaves = self.options.joins or (0,) * len(self.names), self.options.leaves
-        here = task >= jnp.array(joins)
-        return here & (task < jnp.array(leaves)) if leaves else here
+        joined = task >= jnp.array(joins)
+        return joined & (task < jnp.array(leaves)) if leaves else joined
 
-    def __call__(self, variables, batch, context):
-        """Publishes, if it is time: before the step's update, and by all who take part at once (a loss of 0)."""
+    def __call__(
+        self, variables: Mapping[str, Any], batch: Mapping[str, Any], context: Context
+    ) -> tuple[jax.Array, Outcome]:
+        """Exchanges if it is time; all learners that participate publish at once.
+
+        Args:
+          variables: of the run.
+          batch: of the step; with public images they are in `batch["public"]`, float32 `[batch, size, size, 3]`.
+          context: of the step.
+
+        Returns:
+          A loss of 0, and the outcome with the new variables and the number of messages.
+        """
         options, state, count = self.options, variables["exchange"], len(self.names)
         begins = {"steps": True, "epochs": context.step == 0, "tasks": (context.step == 0) & (context.epoch == 0)}
         unit = options.exchange_unit
         due = begins[unit] & (state["begun"][unit] % options.exchange_interval == 0)
-        present = self.present(context.task)
-        there = jax.random.uniform(jax.random.fold_in(context.key, 1), (count,)) < options.participation
-        tells = due & present & there
-        matrix = self._matrix_now(due, state["matrix"], jax.random.fold_in(context.key, 2))
-        hears = tells if options.exchange_mode == "weights" else present  # who gossips both tells and hears
-        reached = ((matrix > 0) & hears[:, None] & tells).sum()
-        # Logits are of the pictures of one exchange: who missed it has said nothing about these.
-        announced = jnp.where(due, tells, state["announced"]) if self.public else state["announced"] | tells
-        new = {
+        active = self.active(context.task)
+        participates = jax.random.uniform(jax.random.fold_in(context.key, 1), (count,)) < options.participation
+        sends = due & active & participates
+        matrix = self._update_matrix(due, state["matrix"], jax.random.fold_in(context.key, 2))
+        receives = sends if options.exchange_mode == "weights" else active  # gossip goes both ways
+        messages = ((matrix > 0) & receives[:, None] & sends).sum()
+        # Logits belong to the images of one exchange: a learner that skipped it has published none for these images.
+        announced = jnp.where(due, sends, state["announced"]) if self.num_public else state["announced"] | sends
+        new_state = {
             "begun": {unit: n + begins[unit] for unit, n in state["begun"].items()},
             "rounds": state["rounds"] + due,
-            "messages": state["messages"] + reached,
+            "messages": state["messages"] + messages,
             "announced": announced,
             "matrix": matrix,
         }
-        changed = {"exchange": new, **self._after(variables, batch, context, due, tells, matrix)}
-        return jnp.zeros(()), Outcome({"messages": reached}, variables=changed)
+        changed = {"exchange": new_state, **self._apply(variables, batch, context, due, sends, matrix)}
+        return jnp.zeros(()), Outcome({"messages": messages}, variables=changed)
 
-    def _matrix_now(self, due, matrix, key):
-        """Who hears whom from now on: others only where peers are drawn anew."""
-        count, peers = len(self.names), self.options.random_peers
-        if not peers:
+    def _update_matrix(self, due: jax.Array, matrix: jax.Array, key: jax.Array) -> jax.Array:
+        """Returns the mixing matrix, with random peers drawn anew at an exchange."""
+        count, num_random = len(self.names), self.options.random_peers
+        if not num_random:
             return matrix
         scores = jax.random.uniform(key, (count, count)) - 2 * jnp.eye(count)
-        drawn = jax.nn.one_hot(jax.lax.top_k(scores, peers)[1], count).sum(axis=1) / peers
+        drawn = jax.nn.one_hot(jax.lax.top_k(scores, num_random)[1], count).sum(axis=1) / num_random
         return jnp.where(due, drawn, matrix)
 
-    def _after(self, variables, batch, context, due, tells, matrix):
-        """Partial variables after an exchange."""
+    def _apply(self, variables, batch, context, due, sends, matrix) -> Variables:
+        """Returns the partial variables that an exchange changes."""
         if self.options.exchange_mode == "weights":
-            own = self._all(variables)
-            mixed = jax.lax.cond(due, self._gossip, lambda own, *_: own, own, tells, matrix)
-            return {name: jax.tree.map(lambda x, i=i: x[i], mixed) for i, name in enumerate(self.names)}
+            learners = self._stacked_learners(variables)
+            mixed = jax.lax.cond(due, self._gossip, lambda learners, *_: learners, learners, sends, matrix)
+            return dict(zip(self.names, unstack(mixed, len(self.names)), strict=True))
         published = variables["published"]
-        if not self.public:
-            own = self._all(variables)
-            return {"published": jax.tree.map(lambda new, old: _where(tells, new, old), own, published)}
+        if not self.num_public:
+            learners = self._stacked_learners(variables)
+            return {"published": jax.tree.map(lambda new, old: _select_rows(sends, new, old), learners, published)}
 
-        def answer(images):
-            told = [self.heard(variables[name], variables, images, context) for name in self.names]
-            return {"images": images, "logits": jnp.stack(told)}
+        def publish_logits(images):
+            logits = [self.peer_logits(variables[name], variables, images, context) for name in self.names]
+            return {"images": images, "logits": jnp.stack(logits)}
 
-        return {"published": jax.lax.cond(due, answer, lambda _: published, batch["public"])}
+        return {"published": jax.lax.cond(due, publish_logits, lambda _: published, batch["public"])}
 
-    def _gossip(self, own, tells, matrix):
-        """Each who takes part moves towards the mean of those whom it hears and who take part as well."""
-        share = matrix * tells
-        heard = share.sum(axis=1)
-        share = self.options.gossip_share * share / jnp.where(heard > 0, heard, 1)[:, None]
-        moves = tells & (heard > 0)
-        keep = jnp.where(moves, 1 - self.options.gossip_share, 1.0)
+    def _gossip(self, learners, sends, matrix) -> Variables:
+        """Moves each participating learner towards the mean of its participating peers."""
+        weights = matrix * sends
+        total = weights.sum(axis=1)
+        weights = self.options.gossip_share * weights / jnp.where(total > 0, total, 1)[:, None]
+        moves = sends & (total > 0)
+        kept_share = jnp.where(moves, 1 - self.options.gossip_share, 1.0)
 
         def mix(x):
-            mixed = jnp.tensordot(share, x, axes=1) + keep.reshape(-1, *[1] * (x.ndim - 1)) * x
-            return _where(moves, mixed, x)
+            mixed = jnp.tensordot(weights, x, axes=1) + kept_share.reshape(-1, *[1] * (x.ndim - 1)) * x
+            return _select_rows(moves, mixed, x)
 
-        return jax.tree.map(lambda x: mix(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, own)
+        return jax.tree.map(lambda x: mix(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, learners)
 
-    def told(self, variables, context) -> dict:
-        """What all learners read and none of them trains: what was published, who hears whom, who is present."""
-        frozen = {part: variables[part] for part in ("shared", "teachers") if part in variables}
-        if self.happens and self.options.exchange_mode != "weights":
+    def shared_inputs(self, variables: Mapping[str, Any], context: Context) -> Variables:
+        """Returns the inputs that all learners share, without gradients.
+
+        Args:
+          variables: of the run.
+          context: of the step.
+
+        Returns:
+          `{"present": bool [learners], "shared", "teachers", "published", "matrix"}`, the last four where they exist.
+        """
+        inputs = {part: variables[part] for part in ("shared", "teachers") if part in variables}
+        if self.enabled and self.options.exchange_mode != "weights":
             state = variables["exchange"]
-            frozen["published"] = variables["published"]
-            frozen["matrix"] = state["matrix"] * state["announced"]
-        frozen["present"] = self.present(context.task)
-        return jax.lax.stop_gradient(frozen)
+            inputs["published"] = variables["published"]
+            inputs["matrix"] = state["matrix"] * state["announced"]
+        inputs["present"] = self.active(context.task)
+        return jax.lax.stop_gradient(inputs)
 
-    def heard(self, own, shared, images, context) -> jax.Array:
-        """CL logits `[batch, classes]` of one who is heard; its running statistics stay as they are."""
-        use_batch_statistics = self.options.teacher_bn == "batch"
-        return self.learner(own, shared.get("shared"), images, use_batch_statistics, context, context.key).cl
+    def peer_logits(
+        self, learner_variables: Mapping[str, Any], shared: Mapping[str, Any], images: jax.Array, context: Context
+    ) -> jax.Array:
+        """Computes the CL logits of a peer; its running statistics stay unchanged.
 
-    def counters(self, live) -> dict:
-        """What was exchanged until now: rounds, and million bytes over all learners, in all and at each of them."""
-        if not self.happens:
+        Args:
+          learner_variables: of the peer.
+          shared: the variables, or shared inputs, that may have the entry "shared".
+          images: float32 `[batch, size, size, 3]`.
+          context: of the step.
+
+        Returns:
+          float32 `[batch, classes]`.
+        """
+        train = self.options.teacher_bn == "batch"
+        return self.learner(learner_variables, shared.get("shared"), images, train, context, context.key).cl_logits
+
+    def counters(self, variables: Mapping[str, Any]) -> dict[str, float]:
+        """Counts the exchanges so far and the traffic of all learners together.
+
+        Args:
+          variables: of the run.
+
+        Returns:
+          `{"rounds", "exchanged_mb", "exchanged_mb_per_round"}`, in 10^6 bytes, or {} without any exchange.
+        """
+        if not self.enabled:
             return {}
-        messages, rounds = int(live["exchange"]["messages"]), int(live["exchange"]["rounds"])
-        total = messages * self.message_bytes(live) / 1e6
+        messages, rounds = int(variables["exchange"]["messages"]), int(variables["exchange"]["rounds"])
+        total = messages * self.message_bytes(variables) / 1e6
         return {"rounds": rounds, "exchanged_mb": total, "exchanged_mb_per_round": total / max(rounds, 1)}
 
-    def message_bytes(self, live) -> int:
-        """Bytes that one learner sends to another at an exchange."""
-        if self.public:
+    def message_bytes(self, variables: Mapping[str, Any]) -> int:
+        """Computes the size in bytes of what one learner sends to another at an exchange."""
+        if self.num_public:
             return 4 * self.options.public_batch * self.num_classes
-        leaves = jax.tree.leaves(live[self.names[0]])
+        leaves = jax.tree.leaves(variables[self.names[0]])
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def stacked(trees):
-    """Trees of one structure as one, with an axis of them in front of each leaf."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def normalize_weights(weights: jax.Array) -> jax.Array:
+    """Scales weights to sum 1; zeros stay zeros.
 
+    Args:
+      weights: float32 `[peers]`, not negative.
 
-def normalised(weights) -> jax.Array:
-    """`weights` with sum 1, or all 0."""
+    Returns:
+      float32 `[peers]`.
+
+    Example:
+      >>> normalize_weights(jnp.array([1.0, 3.0])).tolist(), normalize_weights(jnp.zeros(2)).tolist()
+      ([0.25, 0.75], [0.0, 0.0])
+    """
     total = weights.sum()
     return weights / jnp.where(total > 0, total, 1.0)
 
 
-def _where(chosen, new, old):
-    return jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+def _select_rows(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Returns the rows of `new` where the mask is True, else those of `old`."""
+    return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -1,16 +1,10 @@
-"""What one learner of DKT is: a network with a CL head, which learns from labels, and an ST head, which learns from
-others.
+"""Learners of DKT: networks with two heads.
 
-A convolutional learner is trained whole and travels whole; of a prompt learner, prompts and heads. Both offer
-
-    init(key) -> own variables
-    __call__(own, shared, images, train, context, key) -> Answer
-    shared(key) -> variables that all learners have in common and nobody trains, or {}
-    trained(part) -> bool, for the parts at the top of the own variables; all of these travel
-
-and what `methods.base.Method` asks of the beginning and the end of a task.
+The CL head is trained on labels. The ST head imitates other learners or teachers.
 """
 
+import abc
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,109 +14,188 @@ import jax.numpy as jnp
 from flax import struct
 
 from cdl_jax import plugins
+from cdl_jax.losses import Context
+from cdl_jax.methods.base import StreamInfo
 from cdl_jax.models import weights
 from cdl_jax.models.modules import heads
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.prompted import PromptedNetwork
 from cdl_jax.models.modules.two_heads import TwoHeads
 
+Variables = dict[str, Any]
+
 
 @struct.dataclass
-class Answer:
-    """What a learner says of a batch.
+class LearnerOutputs:
+    """Outputs of a learner for one batch.
 
-    cl, st: logits `[batch, classes]` of its heads. stats: new running statistics, as partial own variables.
-    loss: scalar, what it adds to its own loss. out: intermediates by name.
+    Attributes:
+      cl_logits: float32 `[batch, classes]` of the CL head.
+      st_logits: float32 `[batch, classes]` of the ST head.
+      stats: new running statistics, as partial variables.
+      extra_loss: scalar, added to the learner's loss; default 0.
+      intermediates: other outputs by name.
     """
 
-    cl: jax.Array
-    st: jax.Array
-    stats: dict = field(default_factory=dict)
-    loss: Any = 0.0
-    out: dict = field(default_factory=dict)
+    cl_logits: jax.Array
+    st_logits: jax.Array
+    stats: Variables = field(default_factory=dict)
+    extra_loss: jax.Array | float = 0.0
+    intermediates: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Learner(abc.ABC):
+    """One kind of learner; all learners of a run are of the same kind.
+
+    `variables` are those of one learner. `shared` are frozen variables that all learners of the run share.
+
+    Attributes:
+      image_size: side of the square input images, in pixels.
+    """
+
+    image_size: int
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array) -> Variables:
+        """Draws the variables of one learner. All of them are published at exchanges."""
+
+    @abc.abstractmethod
+    def is_trained(self, part: str) -> bool:
+        """Returns whether the optimizer updates a top-level part of a learner's variables."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        variables: Mapping[str, Any],
+        shared: Mapping[str, Any] | None,
+        images: jax.Array,
+        train: bool,
+        context: Context,
+        key: jax.Array,
+    ) -> LearnerOutputs:
+        """Runs the learner on a batch.
+
+        Args:
+          variables: of the learner.
+          shared: see `init_shared`; None for {}.
+          images: float32 `[batch, image_size, image_size, 3]`.
+          train: whether batch norms use the statistics of the batch, and prompt pools are in training mode.
+          context: of the step.
+          key: PRNG key of dropout.
+
+        Returns:
+          The outputs of both heads.
+        """
+
+    def init_shared(self, key: jax.Array) -> Variables:
+        """Draws the frozen variables that all learners share; default {}."""
+        del key
+        return {}
+
+    def load_pretrained(self, shared: Variables) -> Variables:
+        """Returns the shared variables with pretrained weights; default: unchanged."""
+        return shared
+
+    def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
+        """Returns the learner's variables at the start of a task; default: unchanged."""
+        del context, key
+        return variables
+
+    def end_task(self, variables: Variables, context: Context) -> Variables:
+        """Returns the learner's variables at the end of a task; default: unchanged."""
+        del context
+        return variables
 
 
 @dataclass(frozen=True)
-class Convolutional:
-    """Own variables: {"params", "batch_stats"}, all of them published."""
+class ConvolutionalLearner(Learner):
+    """A convolutional network with two heads, trained and published in full.
+
+    Variables: `{"params", "batch_stats"}`.
+    """
 
     module: TwoHeads
     image_size: int
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> Variables:
+        """See `Learner.init`."""
         return self.module.init(key, jnp.zeros((1, self.image_size, self.image_size, 3)))
 
-    def shared(self, key):
-        del key
-        return {}
-
-    def load(self, shared):
-        return shared
-
-    def trained(self, part):
+    def is_trained(self, part: str) -> bool:
+        """See `Learner.is_trained`."""
         return part == "params"
 
-    def start_task(self, own, context, key):
-        del context, key
-        return own
-
-    def end_task(self, own, context):
-        del context
-        return own
-
-    def __call__(self, own, shared, images, train, context, key):
+    def __call__(self, variables, shared, images, train, context, key) -> LearnerOutputs:
+        """See `Learner.__call__`."""
         del shared, context
-        ((cl, st), out), stats = apply(self.module, own, images, train, key)
-        return Answer(cl, st, stats, out=out)
+        ((cl_logits, st_logits), intermediates), stats = apply(self.module, variables, images, train, key)
+        return LearnerOutputs(cl_logits, st_logits, stats, intermediates=intermediates)
 
 
 @dataclass(frozen=True)
-class Prompted:
-    """A learner of `models.prompts` around a frozen ViT. Own variables: {"prompts", "head", "state", "student"}."""
+class PromptedLearner(Learner):
+    """Prompts and heads around a frozen ViT that all learners share.
+
+    Prompts and heads are published.
+
+    Variables: `{"prompts", "head", "state", "student"}`, where `student` is the ST head.
+    """
 
     network: PromptedNetwork
-    student: nn.Module
+    st_head: nn.Module
 
     @property
-    def image_size(self):
+    def image_size(self) -> int:
+        """Side of the square input images, in pixels."""
         return self.network.image_size
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> Variables:
+        """See `Learner.init`."""
         dim = self.network.backbone.dim
-        own = self.network.init(jax.random.fold_in(key, 0), dim)
-        own["student"] = self.student.init(jax.random.fold_in(key, 1), jnp.zeros((1, dim)))["params"]
-        return {part: leaves for part, leaves in own.items() if part != "backbone"}
+        variables = self.network.init(jax.random.fold_in(key, 0), dim)
+        variables["student"] = self.st_head.init(jax.random.fold_in(key, 1), jnp.zeros((1, dim)))["params"]
+        return {part: leaves for part, leaves in variables.items() if part != "backbone"}
 
-    def shared(self, key):
+    def init_shared(self, key: jax.Array) -> Variables:
+        """Draws the backbone."""
         return self.network.init(key, self.network.backbone.dim)["backbone"]
 
-    def load(self, shared):
+    def load_pretrained(self, shared: Variables) -> Variables:
+        """Loads the backbone's weights from the file that `network.weights` names."""
         return weights.load(self.network.weights, shared, "network.weights")
 
-    def trained(self, part):
+    def is_trained(self, part: str) -> bool:
+        """See `Learner.is_trained`."""
         return part in ("prompts", "head", "student")
 
-    def start_task(self, own, context, key):
+    def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
+        """Starts the task in the prompt pool."""
         return self.network.map_prompt_variables(
-            own, lambda v: self.network.prompts.start_task(v, context=context, key=key)
+            variables, lambda v: self.network.prompts.start_task(v, context=context, key=key)
         )
 
-    def end_task(self, own, context):
-        return self.network.map_prompt_variables(own, lambda v: self.network.prompts.end_task(v, context=context))
+    def end_task(self, variables: Variables, context: Context) -> Variables:
+        """Ends the task in the prompt pool."""
+        return self.network.map_prompt_variables(variables, lambda v: self.network.prompts.end_task(v, context=context))
 
-    def __call__(self, own, shared, images, train, context, key):
+    def __call__(self, variables, shared, images, train, context, key) -> LearnerOutputs:
+        """See `Learner.__call__`; the ST head reads the same features as the CL head."""
         del key
-        variables = {**own, "backbone": shared}
-        query = self.network.query(variables, images)
-        out = self.network(variables, images, query, context, train)
+        network_variables = {**variables, "backbone": shared}
+        query = self.network.query(network_variables, images)
+        out = self.network(network_variables, images, query, context, train)
         tokens = out["prompts"].tokens
         features = out["class_token"] if tokens is None else out["prompt_tokens"].mean(axis=1)
-        st = self.student.apply({"params": own["student"]}, features)
-        return Answer(out["logits"], st, loss=out["prompts"].loss, out=out)
+        st_logits = self.st_head.apply({"params": variables["student"]}, features)
+        return LearnerOutputs(out["logits"], st_logits, extra_loss=out["prompts"].loss, intermediates=out)
 
 
-def build(config, info):
-    """The learner that the sections `network` and, of a prompt learner, `learner` describe.
+def build(config: Any, info: StreamInfo) -> Learner:
+    """Builds the learner that a config describes.
+
+    Args:
+      config: with the sections `network` and `learner`; `learner.name` is "cnn" or a prompt pool.
+      info: of the stream.
 
     Raises:
       UserError: options that do not fit together.
@@ -131,11 +204,11 @@ def build(config, info):
     family = plugins.load_plugin("models", section.family)
     if config.learner.name == "cnn":
         backbone = family.build(section, info.num_classes)
-        return Convolutional(TwoHeads(backbone, info.num_classes), section.image_size)
+        return ConvolutionalLearner(TwoHeads(backbone, info.num_classes), section.image_size)
     pool = plugins.load_plugin("models.prompts", config.learner.name)
     prompts = pool.build(
         config.learner, dim=section.dim, key_dim=section.dim, depth=section.depth, num_tasks=info.num_tasks
     )
     head = prompts.head(info.num_classes)
     network = PromptedNetwork(family.build(section), prompts, head, section.image_size, weights.from_section(section))
-    return Prompted(network, heads.LinearHead(info.num_classes))
+    return PromptedLearner(network, heads.LinearHead(info.num_classes))

@@ -20,7 +20,7 @@ from tests.support.stepping import quick, train
 INFO = StreamInfo(4, (2, 2))
 
 
-class Tiny(dkt_learners.Convolutional):
+class Tiny(dkt_learners.ConvolutionalLearner):
     """A learner of three matrices and a running mean, which takes a moment to compile."""
 
     def init(self, key):
@@ -34,7 +34,7 @@ class Tiny(dkt_learners.Convolutional):
         mean = features.mean(axis=0) if train else running
         features = jnp.tanh(features - mean)
         stats = {"batch_stats": {"mean": 0.9 * running + 0.1 * mean}} if train else {}
-        return dkt_learners.Answer(features @ params["cl"], features @ params["student"], stats)
+        return dkt_learners.LearnerOutputs(features @ params["cl"], features @ params["student"], stats)
 
 
 def build(count=3, **changes):
@@ -135,10 +135,11 @@ def test_the_target_is_the_mean_of_those_who_have_published(begun):
     _, told = run(method, begun, [data])
     for i in range(3):
         answers = [
-            method.learner(begun[f"learner_{j}"], None, data["images"][i], False, place, None).cl for j in range(3)
+            method.learner(begun[f"learner_{j}"], None, data["images"][i], False, place, None).cl_logits
+            for j in range(3)
         ]
         target = (sum(answers) - answers[i]) / 2
-        st = method.learner(begun[f"learner_{i}"], None, data["images"][i], True, place, place.key).st
+        st = method.learner(begun[f"learner_{i}"], None, data["images"][i], True, place, place.key).st_logits
         assert told[0][f"learner_{i}/student_loss"] == pytest.approx(float(jnp.mean((st - target) ** 2)), rel=1e-4)
 
 
@@ -183,7 +184,7 @@ def test_logits_of_public_pictures_travel_and_are_kept(begun):
     after, told = run(method, variables, data)
     assert [int(step["messages"]) for step in told] == [6, 0] and method.phases[0].public == 5
     np.testing.assert_allclose(after["published"]["images"], public)  # of the first step
-    wanted = method.learner(variables["learner_1"], None, public, False, context(), None).cl
+    wanted = method.learner(variables["learner_1"], None, public, False, context(), None).cl_logits
     np.testing.assert_allclose(after["published"]["logits"][1], wanted, atol=1e-5)
     assert method.exchange.message_bytes(after) == 4 * 5 * 4
     assert float(told[0]["learner_0/student_loss"]) > 0
@@ -198,7 +199,7 @@ def test_who_misses_an_exchange_of_logits_is_not_heard_until_the_next(begun):
     assert [int(told["messages"]) for _, told in history] == [6, 2]
     before, (after, told) = history[0][0], history[1]
     own = before["learner_0"]
-    st = method.learner(own, None, data["public"], True, context(), None).st
+    st = method.learner(own, None, data["public"], True, context(), None).st_logits
     expected = jnp.mean((st - after["published"]["logits"][1]) ** 2)  # the second alone
     assert float(told["learner_0/student_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
