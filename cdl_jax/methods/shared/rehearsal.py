@@ -1,24 +1,29 @@
-"""What a method that learns whole tasks from labels has in common with others: a memory, and what its loss spans."""
+"""Options and phases of methods that train one network with labels: replay, and the classes of the softmax."""
+
+from ml_collections import ConfigDict
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import Phase, Replay
+from cdl_jax.methods.base import Phase, Replay, Update
 
 OPTIONS = {
-    "replay": 0,  # pictures of earlier tasks that are remembered; 0: none
-    "replay_batch": 0,  # of them in each batch; 0: as many as of the task
-    "replay_balance": "experience",  # what the memory is shared out among, tasks; or "class"
+    "replay": 0,  # capacity of the replay memory, in images of earlier tasks; 0: no replay
+    "replay_batch": 0,  # replayed images in each batch; 0: as many as images of the task
+    "replay_balance": "experience",  # the capacity is shared equally among tasks ("experience") or classes ("class")
 }
 CLASSES = ("current", "seen", "all")
 
 
-def check(section: str, options) -> None:
-    """Refuses values that make no sense, and a loss that does not span what the memory brings.
+def check(section: str, options: ConfigDict) -> None:
+    """Checks the options of replay, and that the softmax spans the classes of the memory.
 
-    options: a section with the keys of `OPTIONS`, but for `replay_balance` where a network chooses the memory.
+    Args:
+      section: name of the section, for messages.
+      options: a section with the keys of `OPTIONS`, and `classes`. A section without `replay_balance` has a memory of
+        images that a network has chosen.
 
     Raises:
-      UserError: names the option and what it may be.
+      UserError: a value is out of range or unknown.
     """
     for key, known in {"classes": CLASSES, "replay_balance": ("experience", "class")}.items():
         if options.get(key, known[0]) not in known:
@@ -27,14 +32,31 @@ def check(section: str, options) -> None:
         if options[key] < 0:
             raise UserError(f"{section}.{key}={options[key]} must not be negative")
     if options.replay and options.classes == "current":
-        raise UserError(f"{section}.classes='current' leaves out what is remembered: say 'seen' or 'all', or replay=0")
+        raise UserError(
+            f"{section}.classes='current' excludes the classes of replayed images: set 'seen' or 'all', or replay=0"
+        )
 
 
-def phases(name: str, epochs: int, updates, options, batch_size: int, *, order=0, num_public=0) -> tuple[Phase, ...]:
-    """One phase for all tasks; with a memory two, the first task's and the later ones'.
+def phases(
+    name: str,
+    epochs: int,
+    updates: tuple[Update, ...],
+    options: ConfigDict,
+    batch_size: int,
+    *,
+    order: int = 0,
+    num_public: int = 0,
+) -> tuple[Phase, ...]:
+    """Returns one phase for all tasks; with replay, one for the first task and one for later tasks.
 
     Args:
-      options: a section with the keys of `OPTIONS`. batch_size: of a task's own pictures.
+      name: of the phase; that of later tasks ends in `_replay`.
+      epochs: passes over the data of a task.
+      updates: of each step.
+      options: a section with the keys of `OPTIONS`.
+      batch_size: number of the task's own images in a batch.
+      order: see `Phase`, default 0.
+      num_public: see `Phase`, default 0.
     """
     if not options.replay:
         return (Phase(name, epochs, updates, order, num_public=num_public),)

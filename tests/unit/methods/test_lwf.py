@@ -98,7 +98,7 @@ def test_it_tells_as_tested_or_as_in_training(variables, data):
         ({"previous_bn": "btch"}, "did you mean 'batch'"),
         ({"temperature": 0.0}, "lwf.temperature=0.0"),
         ({"alpha": -1.0}, "alpha=-1.0"),
-        ({"replay": 10, "classes": "current"}, "lwf.classes='current' leaves out what is remembered"),
+        ({"replay": 10, "classes": "current"}, "lwf.classes='current' excludes the classes of replayed images"),
     ],
 )
 def test_what_makes_no_sense_is_told_in_one_line(changes, message):

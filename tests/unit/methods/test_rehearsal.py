@@ -1,4 +1,4 @@
-"""Methods of one network with a memory: which phases follow, and what the cross-entropy spans."""
+"""Methods of one network with replay: their phases, and the classes of the cross-entropy."""
 
 import jax
 import jax.numpy as jnp
@@ -24,26 +24,26 @@ def build(**changes):
     return supervised.build(config, INFO)
 
 
-def test_a_memory_joins_the_batches_of_later_tasks():
+def test_replayed_images_join_the_batches_of_later_tasks():
     first, later = build(replay=10, classes="seen").phases
     assert (first.name, first.replay, first.epochs_of(0), first.epochs_of(1)) == ("network", None, 3, 0)
     assert (later.name, later.epochs_of(0), later.epochs_of(1)) == ("network_replay", 0, 3)
     assert later.replay == Replay(capacity=10, batch=6, balance="experience")
-    (own,) = build(replay=10, replay_batch=2, replay_balance="class", classes="all").phases[1:]
-    assert own.replay == Replay(10, 2, "class")
+    (with_options,) = build(replay=10, replay_batch=2, replay_balance="class", classes="all").phases[1:]
+    assert with_options.replay == Replay(10, 2, "class")
     (only,) = build().phases
     assert only.tasks == "all" and only.replay is None
 
 
 @pytest.mark.parametrize(("classes", "columns"), [("current", [2, 3]), ("seen", [0, 1, 2, 3]), ("all", [0, 1, 2, 3])])
-def test_the_cross_entropy_spans_the_classes_that_are_named(classes, columns):
+def test_cross_entropy_spans_the_classes_of_the_option(classes, columns):
     method, rng = build(classes=classes), np.random.default_rng(0)
     variables = method.init(jax.random.key(0))
     images, labels = jnp.asarray(rng.normal(size=(5, 8, 8, 3)), jnp.float32), jnp.array([2, 3, 2, 2, 3])
     ((logits, _), _) = apply(method.backbone, variables["network"], images, True, jax.random.key(1))
-    allowed = jnp.isin(jnp.arange(4), jnp.array(columns))
+    mask = jnp.isin(jnp.arange(4), jnp.array(columns))
     loss, outcome = method.loss(variables, {"images": images, "labels": labels}, context(2, 4, task=1))
-    assert float(loss) == pytest.approx(float(cross_entropy(logits, labels, allowed)), rel=1e-5)
+    assert float(loss) == pytest.approx(float(cross_entropy(logits, labels, mask)), rel=1e-5)
     assert set(outcome.variables["network"]) == {"batch_stats"}
     assert method.predict_over == ("all" if classes == "all" else "seen")
     early = getattr(context(0, 2), classes)(4)
@@ -53,13 +53,13 @@ def test_the_cross_entropy_spans_the_classes_that_are_named(classes, columns):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"replay": 5}, "supervised.classes='current' leaves out what is remembered"),
+        ({"replay": 5}, "supervised.classes='current' excludes the classes of replayed images"),
         ({"classes": "sene"}, "did you mean 'seen'"),
         ({"replay": -1}, "supervised.replay=-1 must not be negative"),
         ({"replay_balance": "task"}, "supervised.replay_balance='task'"),
     ],
 )
-def test_what_makes_no_sense_is_told_in_one_line(changes, message):
+def test_invalid_options_give_a_message_of_one_line(changes, message):
     with pytest.raises(UserError) as error:
         build(**changes)
     assert message in str(error.value) and "\n" not in str(error.value)
