@@ -3,9 +3,9 @@
     python -m cdl_jax.main --config configs/cifar100_dkt.py --fetch
     python -m cdl_jax.main --config configs/cifar100_dkt.py:baseline=lwf
 
-Paper: Distributed Knowledge Transfer; docs/results/dkt.md has the source and the settings. This is the authors' third
+Paper: Distributed Knowledge Transfer; docs/methods/dkt.md has the source and the settings. This is the authors' third
 experiment; the other two need a teacher that is trained first, see configs/dkt.py.
-Published: no accuracy of these experiments can be compared with (reasons: docs/results/dkt.md).
+Published: no accuracy of these experiments can be compared with (reasons: docs/methods/dkt.md).
 Length: 800 epochs for each of 10 tasks. Time on a GPU: not measured.
 
 baseline   empty; or instead of the experiment naive, replay, lwf, eeil, joint

@@ -16,7 +16,7 @@ teacher      the working directory of a finished run on the same order of classe
 keep_order   of continual_teacher: the student meets the classes in the teacher's order, or in one of its own
 network      slim_resnet18, resnet32_padded, resnet18_32px, resnet34_32px; "": the first, of eeil the second, of joint
              the last
-reference    what the authors' program does, defects included: the table in docs/results/dkt.md
+reference    what the authors' program does, defects included: the table in docs/methods/dkt.md
 """
 
 from cdl_jax import config as base

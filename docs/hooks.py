@@ -184,7 +184,7 @@ def _table(rows, prefix=""):
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for key, default, meaning in rows:
         meaning = meaning or MEANINGS.get(prefix + key) or MEANINGS.get(key.split(".")[-1], "")
-        changes = " _(may change on resume)_" if (prefix + key).startswith(config.FREE) else ""
+        changes = " _(may change on resume)_" if (prefix + key).startswith(config.RESUMABLE_KEYS) else ""
         lines.append(f"| `{prefix}{key}` | {_value(default)} | {_cell(meaning)}{changes} |")
     return "\n".join(lines) + "\n"
 
@@ -192,8 +192,8 @@ def _table(rows, prefix=""):
 def _plugin_sections(folder, section, title, skip=()):
     """Returns a heading and a table for each plug-in of a folder that has options."""
     text = [f"## {title}\n"]
-    for name in plugins.available(folder):
-        module = plugins.load(folder, name)
+    for name in plugins.list_plugins(folder):
+        module = plugins.load_plugin(folder, name)
         if name in skip or not hasattr(module, "OPTIONS"):
             continue
         heading = (module.__doc__ or "").strip().splitlines()[0]
@@ -210,7 +210,7 @@ def config_page() -> str:
 
     choices = ["| key | meaning | values |", "|---|---|---|"]
     for key, (meaning, folder) in CHOICES.items():
-        names = ", ".join(f"`{name}`" for name in plugins.available(folder))
+        names = ", ".join(f"`{name}`" for name in plugins.list_plugins(folder))
         choices.append(f"| `{key}` | {meaning} | {names}, or the dotted path of a module of yours |")
     choices.append(f"| `teacher.weights` | {_WEIGHTS}; also `student.weights` and `network.weights` | |")
     parts = [
@@ -221,7 +221,7 @@ def config_page() -> str:
         "## Choices\n",
         "\n".join(choices) + "\n",
         "## Every run\n",
-        _table(option_table(config, "COMMON")),
+        _table(option_table(config, "DEFAULTS")),
         "## Stream: `data.`\n",
         _table(option_table(stream), "data."),
         _plugin_sections("data.sources", "data", "Data sources"),

@@ -1,0 +1,136 @@
+"""Tutorials: their files, commands and programs run as they are printed, on less data."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdl_jax import main
+from cdl_jax.report import page as report
+
+ROOT = Path(__file__).parents[3]
+SMALL = {
+    "train.epochs": 1,
+    "data.max_train_per_class": 8,
+    "data.max_test_per_class": 4,
+    "log.report": False,
+    "log.every_steps": 1,
+    "eval.forward_transfer": False,
+}
+OVERRIDES = [f"--config.{key}={value}" for key, value in SMALL.items()]
+
+
+def read(name):
+    """Returns the text of a tutorial, with continued command lines joined."""
+    return (ROOT / "docs" / "tutorials" / f"{name}.md").read_text(encoding="utf-8").replace(" \\\n", " ")
+
+
+def python_blocks(page):
+    """Returns the Python blocks of a page, by the title of each or its number."""
+    blocks = re.findall(r'^```python(?: title="(.*?)")?\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    return {title or number: code for number, (title, code) in enumerate(blocks)}
+
+
+def commands(page, program):
+    """Returns the arguments of each `python -m <program>` command of a page, in order."""
+    lines = "\n".join(re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)).splitlines()
+    found = [shlex.split(line) for line in lines if f"python -m {program} " in line]
+    return [words[words.index("-m") + 2 :] for words in found]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder in which modules are found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name == "mine" or name.startswith("mine.")]:
+        del sys.modules[name]
+
+
+def write_files(page, folder):
+    """Writes the titled blocks of a page to their files and returns them."""
+    files = {title: code for title, code in python_blocks(page).items() if isinstance(title, str)}
+    for title, code in files.items():
+        (folder / title).parent.mkdir(exist_ok=True)
+        (folder / title).write_text(code)
+    return files
+
+
+def log_lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_first_scheme(folder, capsys):
+    page = read("first_scheme")
+    files = write_files(page, folder)
+    assert 25 <= len(files["mine/my_scheme.py"].splitlines()) <= 40
+    tested = {}
+    exec(files["mine/test_my_scheme.py"], tested)
+    tested["test_loss"]()
+    trained, *others = commands(page, "cdl_jax.main")
+    for words in (trained, *others):
+        assert main.main([*words, *OVERRIDES]) == 0
+    run = folder / "runs" / "quickstart-distill=mine.my_scheme"
+    assert json.loads((run / "results.json").read_text())["status"] == "finished"
+    cosines = [line["cosine"] for line in log_lines(run) if line.get("phase") == "student" and "cosine" in line]
+    assert cosines and all(0 < value < 2 for value in cosines)
+    assert main.main([*trained, *OVERRIDES, "--config.distill.feature_weight=-1.0"]) == 2
+    (words,) = commands(page, "cdl_jax.report")
+    capsys.readouterr()
+    assert report.main(words) == 0
+    assert capsys.readouterr().out.count("distill.name=") == 5  # teachers of two runs and students of three
+
+
+def test_first_learner(folder):
+    page = read("first_learner")
+    write_files(page, folder)
+    trained, analyzed = commands(page, "cdl_jax.main")
+    assert main.main([*trained, *OVERRIDES, "--config.learner.penalty=0.1"]) == 0
+    run = folder / "runs" / "quickstart-learner=mine.my_learner-distill=none"
+    assert any("pool" in line for line in log_lines(run))
+    assert main.main([*analyzed, *OVERRIDES, "--config.learner.penalty=0.1"]) == 0
+    assert (run / "analysis.json").exists()
+    assert main.main([*trained, *OVERRIDES, "--config.learner.layers=9", "--workdir", "other"]) == 2
+
+
+def test_sweep_and_table(folder, capsys):
+    page = read("sweep_and_table")
+    for scheme, stored in (("none", "alone"), ("kd", "distilled")):  # the quick start's own runs instead of training
+        for seed in (0, 1):
+            source = ROOT / "docs" / "results" / "quickstart" / stored / f"seed_{seed}"
+            shutil.copytree(source, folder / "runs/sweep" / f"quickstart-distill={scheme}" / f"seed_{seed}")
+    weak = folder / "runs/alpha_0.1/quickstart-distill=kd/seed_0"
+    shutil.copytree(source, weak)
+    config = json.loads((weak / "config.json").read_text())
+    config["config"]["distill"]["alpha"] = 0.1
+    (weak / "config.json").write_text(json.dumps(config))
+    for words in commands(page, "cdl_jax.report"):
+        expanded = [str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])]
+        assert report.main(expanded) == 0
+    assert "| distill.name=kd | student | 2 |" in (folder / "table.md").read_text()
+    assert (folder / "alpha.svg").exists()
+    capsys.readouterr()
+    exec(python_blocks(page)[0], {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["seed_0", "seed_1"]
+    sweeps = re.findall(r"^bash launch/sweep\.sh .*$", page, re.MULTILINE)
+    assert len(sweeps) == 2 and all(
+        (ROOT / word).exists() for line in sweeps for word in re.findall(r"configs/\w+\.py", line)
+    )
+
+
+def test_own_images_are_described_and_learned_in_test_readme():
+    page = read("own_images")
+    described, trained, *_ = commands(page, "cdl_jax.main")
+    assert "describe" in described and shlex.join(trained) in (ROOT / "README.md").read_text()
+
+
+def test_many_gpus(folder):
+    """The commands are described here; tests/end_to_end/test_devices.py compares the losses."""
+    (words,) = commands(read("many_gpus"), "cdl_jax.main")
+    words = [word for word in words if "fsdp" not in word]
+    assert main.main([*words, *OVERRIDES, "--mode", "describe"]) == 0
