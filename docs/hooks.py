@@ -15,17 +15,17 @@ from cdl_jax import config, plugins
 from cdl_jax.evaluation import metrics
 
 API = {
-    "schemes": ("cdl_jax.distill.base", "The contract of a distillation scheme."),
-    "methods": ("cdl_jax.methods.base", "The contract of a method."),
-    "prompts": ("cdl_jax.models.prompts.base", "The contract of a prompt learner."),
-    "stream": ("cdl_jax.data.stream", "Data sets, tasks and streams, and the contract of a data source."),
-    "losses": ("cdl_jax.losses", "Losses that several methods share."),
-    "metrics": ("cdl_jax.evaluation.metrics", "Metrics of the accuracy matrix."),
-    "optim": ("cdl_jax.optim", "Optimizers and learning-rate schedules."),
+    "schemes": "cdl_jax.distill.base",
+    "methods": "cdl_jax.methods.base",
+    "prompts": "cdl_jax.models.prompts.base",
+    "stream": "cdl_jax.data.stream",
+    "losses": "cdl_jax.losses",
+    "metrics": "cdl_jax.evaluation.metrics",
+    "optim": "cdl_jax.optim",
 }
 COMMANDS = {
     "cdl_jax.main": "Train, evaluate, analyze, describe",
-    "cdl_jax.report": "Compare runs",
+    "cdl_jax.report.__main__": "Compare runs",
     "cdl_jax.fetch": "Download data sets and weights",
 }
 _EDIT = "_This page is generated from the code by `docs/hooks.py`._\n"
@@ -206,7 +206,7 @@ def config_page() -> str:
     """Returns the page of every config key, with its default and its meaning."""
     from cdl_jax import optim
     from cdl_jax.data import stream
-    from cdl_jax.data.transforms import augment
+    from cdl_jax.data.transforms import augment, mixing
 
     choices = ["| key | meaning | values |", "|---|---|---|"]
     for key, (meaning, folder) in CHOICES.items():
@@ -227,6 +227,8 @@ def config_page() -> str:
         _plugin_sections("data.sources", "data", "Data sources"),
         "## Augmentation: `augment.`\n",
         _table(option_table(augment), "augment."),
+        "## Mixup and CutMix: `mixing.`\n",
+        _table(option_table(mixing), "mixing."),
         "## Optimizer: `optim.`\n",
         _table(option_table(optim), "optim."),
         _plugin_sections("methods", "method", "Methods"),
@@ -251,7 +253,6 @@ def command_line_page() -> str:
     parts = ["# Command line\n", _EDIT, "`cdl-jax` is the same program as `python -m cdl_jax.main`.\n"]
     for name, title in COMMANDS.items():
         module = importlib.import_module(name)
-        module = module if module.__doc__ and "python -m" in module.__doc__ else importlib.import_module(f"{name}.page")
         parts += [f"## {title}\n", f"```text\n{inspect.cleandoc(module.__doc__)}\n```\n"]
     return "\n".join(parts)
 
@@ -263,8 +264,8 @@ def pages() -> dict[str, str]:
         "reference/metrics.md": metrics_page(),
         "reference/command_line.md": command_line_page(),
     }
-    for name, (module, title) in API.items():
-        found[f"reference/api/{name}.md"] = f"# `{module}`\n\n{title}\n\n::: {module}\n"
+    for name, module in API.items():
+        found[f"reference/api/{name}.md"] = f"# `{module}`\n\n::: {module}\n"
     root = Path(__file__).parents[1]
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):  # links of the root, as they are from docs/
         found[name.lower()] = (root / name).read_text(encoding="utf-8").replace("](docs/", "](")

@@ -44,7 +44,7 @@ CHEAP = {
     "python -m cdl_jax.main --list": (),
     "python -m cdl_jax.main --config configs/quickstart.py --mode describe": (),
     "python -m cdl_jax.main --config configs/quickstart.py:distill=fitnets --workdir runs/fitnets": DESCRIBE,
-    OWN_SCHEME: "tests/unit/commands/test_readme.py::test_the_documented_scheme_trains",
+    OWN_SCHEME: "tests/unit/commands/test_tutorials.py::test_first_scheme",
     OWN_IMAGES: "tests/unit/commands/test_readme.py::test_images_in_a_folder_are_learned",
     "python -m cdl_jax.report paper v4": (),
     "sbatch launch/slurm.sbatch --config configs/cifar100_l2p.py --workdir runs/cifar100_l2p": "bash -n "
@@ -92,26 +92,6 @@ def test_a_command_runs(command, monkeypatch):
 def arguments(command):
     """The words of a `python -m cdl_jax.main` command."""
     return shlex.split(command)[3:]
-
-
-def test_the_documented_scheme_trains(tmp_path, monkeypatch):
-    page = (ROOT / "docs/tutorials/first_scheme.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert OWN_SCHEME in page and 25 <= len(code.splitlines()) <= 40
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "my_scheme.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    few = {"train.epochs": 1, "data.max_train_per_class": 8, "data.max_test_per_class": 4, "log.report": False}
-    few |= {"log.every_steps": 1, "distill.feature_weight": 0.5, "eval.forward_transfer": False}
-    words = [f"--config.{key}={value}" for key, value in few.items()]
-    assert main.main([*arguments(OWN_SCHEME), *words]) == 0
-    run = tmp_path / "runs" / "quickstart-distill=mine.my_scheme"
-    assert json.loads((run / "results.json").read_text())["status"] == "finished"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    cosines = [line["cosine"] for line in lines if line.get("phase") == "student" and "cosine" in line]
-    assert cosines and all(0 < value < 2 for value in cosines)
-    assert main.main([*arguments(OWN_SCHEME), *words, "--config.distill.feature_weight=-1.0"]) == 2
 
 
 def test_images_in_a_folder_are_learned(tmp_path, monkeypatch):

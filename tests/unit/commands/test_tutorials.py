@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cdl_jax import main
-from cdl_jax.report import page as report
+from cdl_jax.report import __main__ as report
 
 ROOT = Path(__file__).parents[3]
 SMALL = {
