@@ -52,7 +52,9 @@ def train(program: Program, folder: Path, listener: SignalHandler | None = None)
             return _Training(program, folder, checkpoints, listener or SignalHandler()).finish()
         except jax.errors.JaxRuntimeError:
             if jax.process_count() > 1:  # here, for the checkpoints' end waits for all processes
-                distributed.abort("cdl_jax: this process of the run, or another, has failed; the same command goes on")
+                distributed.abort(
+                    "cdl_jax: this process of the run, or another, has failed; rerun the same command to resume"
+                )
             raise
 
 

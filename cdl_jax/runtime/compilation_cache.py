@@ -1,4 +1,4 @@
-"""Compiled programs are kept between runs, so that the second run of an experiment starts in seconds."""
+"""Cache of compiled programs, with which the second run of an experiment starts in seconds."""
 
 import logging
 import os
@@ -9,10 +9,14 @@ from cdl_jax.runtime import paths
 
 
 def enable_cache(folder: str) -> None:
-    """Keeps what takes over a second to compile in `folder`, by jax's own cache, whose key has program and machine.
+    """Enables the compilation cache of jax, for programs that take over a second to compile.
 
-    An empty name keeps nothing. The environment's `JAX_COMPILATION_CACHE_DIR` goes before it. A folder that cannot be
-    written, or lies in a home that does not exist, is done without, and a log line names it.
+    The key of an entry contains the program and the machine. The environment variable JAX_COMPILATION_CACHE_DIR
+    overrides `folder`. A folder that cannot be written, or whose home folder is missing, is not used, and a log line
+    names it.
+
+    Args:
+      folder: folder of the cache. Empty: no cache.
     """
     if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -28,5 +32,5 @@ def enable_cache(folder: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 
-def _warn(path, why):
-    logging.getLogger("cdl_jax").warning("config.compilation_cache=%s: %s; nothing is kept", path, why)
+def _warn(path, reason):
+    logging.getLogger("cdl_jax").warning("config.compilation_cache=%s: %s; nothing is cached", path, reason)

@@ -1,4 +1,4 @@
-"""Keeps standard output and standard error from raising on what a terminal or a pipe cannot take."""
+"""Output of commands to terminals, pipes and locales that cannot take all of it."""
 
 import functools
 import logging
@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-_PIPE_CLOSED = 128 + 13  # what a shell reports for a process that SIGPIPE ended
+_PIPE_CLOSED = 128 + 13  # the exit code that a shell reports after SIGPIPE
 
 
 def command(main: Callable) -> Callable:
-    """Returns `main` as a command that ends quietly when its reader has gone, and prints any text.
+    """Wraps `main` so that it ends quietly when its pipe is closed, and prints text that the locale cannot encode.
 
     In `... | head` the pipe is closed early. The command then ends without a message. SIGPIPE stays ignored, so that a
     lost network connection cannot end the process. Characters that the locale cannot encode are printed as backslash
@@ -20,6 +20,9 @@ def command(main: Callable) -> Callable:
 
     Args:
       main: a function that returns the exit code.
+
+    Returns:
+      A function with the arguments and the exit code of `main`, or with exit code 141 after a closed pipe.
     """
 
     @functools.wraps(main)
@@ -35,33 +38,37 @@ def command(main: Callable) -> Callable:
                 if sys.stdout is not None:
                     sys.stdout.flush()
         except BrokenPipeError:
-            if not _dropped():
-                raise  # another pipe, such as a worker's
+            if not _redirect_closed_streams():
+                raise  # another pipe, such as that of a worker process
             return _PIPE_CLOSED
 
     return run
 
 
-def _dropped() -> bool:
-    """Returns whether a reader has gone, and points its stream to the null device for the flush at exit."""
-    gone = False
+def _redirect_closed_streams() -> bool:
+    """Redirects stdout and stderr to the null device if their readers have closed them, for the flush at exit.
+
+    Returns:
+      Whether at least one of them was closed.
+    """
+    closed = False
     for stream in (sys.stdout, sys.stderr):
         try:
             number = stream.fileno()
         except (AttributeError, OSError, ValueError):
-            continue  # no stream, or one without a file
+            continue  # no stream, or a stream without a file
         poll = select.poll()
         poll.register(number, 0)
         if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-            gone = True
+            closed = True
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)
             os.close(null)
-    return gone
+    return closed
 
 
 def discard_stdout() -> None:
-    """Sends further output nowhere if stdout cannot be written, because the flush at exit would fail once more."""
+    """Redirects stdout to the null device if it cannot be written, because the flush at exit would fail again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -77,11 +84,14 @@ def _one_line_record(record):
 
 
 def one_line(text: object) -> str:
-    """Returns text for a line of a terminal or of a table: line breaks and control characters become escapes.
+    r"""Escapes line breaks and control characters, for one line of a terminal or a table.
 
-    A file name whose bytes are UTF-8 is shown so in any locale. In another locale Python has such bytes as surrogates.
+    A file name in UTF-8 is printed as such in any locale. In another locale Python represents its bytes as surrogates.
+
+    >>> print(one_line("two\nlines"))
+    two\nlines
     """
     text = str(text)
-    with suppress(UnicodeEncodeError):  # a surrogate that stands for no byte
+    with suppress(UnicodeEncodeError):  # a surrogate that represents no byte
         text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,4 +1,4 @@
-"""The start and the end of runs with several processes."""
+"""Start and end of a run with several processes."""
 
 import importlib.util
 import os
@@ -12,18 +12,18 @@ import jax
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import environment
 
-HEARTBEAT_TIMEOUT = 30  # seconds without a sign of life after which a process counts as lost, and the others end
+HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a process counts as lost and the others end
 
 
 def initialize(spec: str) -> None:
-    """Joins the processes of a run, and starts jax's devices.
+    """Joins the processes of a run and starts the devices of jax.
 
     Args:
-      spec: "off" for one process; "auto" where SLURM, Open MPI or a cloud's environment tells the rest; or
+      spec: "off": one process. "auto": SLURM, Open MPI or a cloud provides addresses and numbers. Otherwise
         "HOST:PORT,NUM_PROCESSES,PROCESS_ID".
 
     Raises:
-      UserError: `spec` is of none of these forms, the others cannot be reached, or jax lacks its platform.
+      UserError: `spec` has another form, the other processes are out of reach, or jax lacks its platform.
     """
     if spec == "off":
         _check_platform()
@@ -36,11 +36,11 @@ def initialize(spec: str) -> None:
         except ValueError:
             raise UserError(f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID") from None
     try:
-        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away: see `interruption`
+        jax.config.update("jax_enable_preemption_service", False)  # it would replace the SIGTERM handler of `signals`
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"\s*Kubernetes")  # six lines; `_remedy` has it in one
+            warnings.filterwarnings("ignore", message=r"\s*Kubernetes")  # six lines; `_remedy` has one
             jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
-    except Exception as error:  # clients of clusters raise errors of their own
+    except Exception as error:  # clients of clusters raise errors of their own types
         kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         remedy = "" if arguments else _remedy(os.environ)
         raise UserError(f"--distributed={spec}: {kind}{' '.join(str(error).split())}{remedy}") from None
@@ -48,63 +48,67 @@ def initialize(spec: str) -> None:
     check_gpus(os.environ, jax.default_backend(), jax.local_device_count())
 
 
-def _remedy(environment: Mapping[str, str]) -> str:
-    """Returns what to do where jax found no cluster, or could not read it."""
-    if "KUBERNETES_SERVICE_HOST" in environment and not importlib.util.find_spec("kubernetes"):
+def _remedy(variables: Mapping[str, str]) -> str:
+    """Returns what to do if jax finds no cluster or cannot read its settings."""
+    if "KUBERNETES_SERVICE_HOST" in variables and not importlib.util.find_spec("kubernetes"):
         return "; in Kubernetes jax needs pip install 'jax[k8s]', or use HOST:PORT,NUM_PROCESSES,PROCESS_ID"
     return "; start under srun, mpirun or a Kubernetes job, or use HOST:PORT,NUM_PROCESSES,PROCESS_ID"
 
 
 def _check_platform():
-    """Raises UserError where jax finds no device of the platform that the environment names."""
+    """Raises UserError if jax finds no device of its platform."""
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts where a named platform has no plug-in
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # jax 0.10 asserts if JAX_PLATFORMS names a platform without plug-in
         platform = jax.config.jax_platforms
-        which = f"JAX_PLATFORMS={platform}" if platform else "its default platform"
-        why = " ".join(str(error).split()) or "no such platform is installed"
+        platform_text = f"JAX_PLATFORMS={platform}" if platform else "its default platform"
+        reason = " ".join(str(error).split()) or "no such platform is installed"
         raise UserError(
-            f"jax cannot start on {which} ({why[:200]}): set JAX_PLATFORMS=cpu, or install jax for this platform "
-            '(pip install "jax[cuda12]") and look at its driver'
+            f"jax cannot start on {platform_text} ({reason[:200]}): set JAX_PLATFORMS=cpu, or install jax for this "
+            'platform (pip install "jax[cuda12]") and check its driver'
         ) from None
 
 
-def check_gpus(environment: Mapping[str, str], platform: str, local_devices: int) -> None:
-    """Refuses a SLURM job whose processes leave GPUs of their node idle.
+def check_gpus(variables: Mapping[str, str], platform: str, local_devices: int) -> None:
+    """Checks that the processes of a SLURM job use all GPUs of their node.
 
     Args:
-      environment: variables of the process; without SLURM_GPUS_ON_NODE nothing is checked.
-      platform: jax's, "gpu" or another.
-      local_devices: number of devices that this process sees.
+      variables: environment variables. Without SLURM_GPUS_ON_NODE nothing is checked.
+      platform: the platform of jax, such as "gpu".
+      local_devices: number of devices of this process.
 
     Raises:
-      UserError: jax sees no GPU, or all processes of the node see fewer devices than the node has GPUs.
+      UserError: jax uses no GPU, or all processes of the node together use fewer devices than the node has GPUs.
     """
-    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    gpus = variables.get("SLURM_GPUS_ON_NODE", "")
     if not gpus.isdecimal() or int(gpus) == 0:
         return
     if platform != "gpu":
         raise UserError(
             f"this node gives the job {gpus} GPUs, but jax runs on {platform}: make the environment with CDL_CUDA=12, "
-            "or ask for no GPUs"
+            "or request no GPUs"
         )
-    layout = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x2),3: nodes in order
-    counts = []
+    layout = variables.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x2),3: nodes in order
+    tasks_per_node = []
     for part in layout.split(","):
         tasks, _, repeats = part.rstrip(")").partition("(x")
-        counts += [int(tasks)] * int(repeats or 1)
-    tasks = counts[min(int(environment.get("SLURM_NODEID", 0)), len(counts) - 1)]
+        tasks_per_node += [int(tasks)] * int(repeats or 1)
+    tasks = tasks_per_node[min(int(variables.get("SLURM_NODEID", 0)), len(tasks_per_node) - 1)]
     if tasks * local_devices < int(gpus):
         raise UserError(
-            f"{tasks} processes of this node see {local_devices} GPUs each, and the job has {gpus} there: start one "
-            f"process a GPU (--ntasks-per-node={gpus}), or ask for fewer GPUs"
+            f"{tasks} processes of this node use {local_devices} GPUs each, and the job has {gpus} there: start one "
+            f"process per GPU (--ntasks-per-node={gpus}), or request fewer GPUs"
         )
 
 
 def abort(message: str) -> None:
-    """Ends this process at once, after the error at hand and `message`, with exit code 1, of the machine's errors 2.
+    """Ends this process at once, after it has printed the current exception and `message`.
 
-    An orderly end would wait for the other processes, which may be lost or wait for this one.
+    The exit code is 1, or 2 for an error of the machine. An orderly exit would wait for the other processes, which may
+    be lost or may themselves wait for this process.
     """
     if line := environment.explain_error(sys.exception()):
         print(f"cdl_jax: {line}", file=sys.stderr, flush=True)

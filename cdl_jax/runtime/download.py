@@ -1,7 +1,7 @@
-"""A transfer over HTTP that goes on where it broke off.
+"""Downloads over HTTP that resume after an interruption.
 
-By hand, since what could take its place starts a broken transfer from the beginning (pooch, urlretrieve) or fetches
-from one hub alone (huggingface_hub), and two gigabytes from a university's server often break off.
+The alternatives either restart an interrupted download from the beginning (pooch, urlretrieve) or support one hub only
+(huggingface_hub). Downloads of two gigabytes from the servers of universities are often interrupted.
 """
 
 import http.client
@@ -14,17 +14,21 @@ from pathlib import Path
 from cdl_jax.errors import UserError
 
 _CHUNK = 2**20
-_TIMEOUT = 60  # seconds without a byte
+_TIMEOUT = 60  # seconds without data
 
 
 def download(url: str, part: Path, size: int, attempts: int, pause: float) -> None:
-    """Brings the file `part` to `size` bytes, keeping what is there already; whether they are right is not looked at.
+    """Downloads the rest of a file. The caller verifies the content.
 
     Args:
-      attempts: how often a transfer that breaks off is taken up again; `pause` seconds in between, doubled each time.
+      url: address of the file.
+      part: path of the partial file; bytes that it already has are not downloaded again.
+      size: size of the complete file, in bytes.
+      attempts: maximum number of connections, after interruptions.
+      pause: seconds before the second connection; the pause doubles each time.
 
     Raises:
-      UserError: the server has no such file or one of another size, or the transfer broke off too often.
+      UserError: the server has no such file or a file of another size, or all attempts were interrupted.
       OSError: `part` cannot be written.
     """
     for attempt in range(attempts):
@@ -34,23 +38,21 @@ def download(url: str, part: Path, size: int, attempts: int, pause: float) -> No
             _transfer(url, part, size)
             return
         except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 429):  # asking again does not help
-                raise UserError(f"{url}: {error.code} {error.reason}; take another mirror with --url-base") from None
-            why = f"{error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 429):  # another attempt does not help
+                raise UserError(f"{url}: {error.code} {error.reason}; choose another mirror with --url-base") from None
+            reason = f"{error.code} {error.reason}"
         except (ConnectionError, TimeoutError, urllib.error.URLError, http.client.HTTPException, ssl.SSLError) as error:
-            why = error_text(error)
+            reason = error_text(error)
     have = part.stat().st_size if part.exists() else 0
-    raise UserError(
-        f"{url}: {why}; {have:,} of {size:,} bytes are kept, run the same command again to go on from there"
-    )
+    raise UserError(f"{url}: {reason}; {have:,} of {size:,} bytes are saved, rerun the same command to resume")
 
 
 def _transfer(url, part, size):
-    """One connection; raises ConnectionError where it ends before the file does."""
+    """Downloads over one connection, and raises ConnectionError if it ends before the file is complete."""
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
-    if have >= size:  # the checksum tells what it is
+    if have >= size:  # the caller compares the checksum
         return
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
@@ -59,22 +61,22 @@ def _transfer(url, part, size):
         length = response.headers.get("Content-Length", "")
         if length.isdigit() and have + int(length) != size:
             raise UserError(
-                f"{url}: has {have + int(length):,} bytes there instead of {size:,}, so it is another file; "
-                "take another mirror with --url-base"
+                f"{url}: has {have + int(length):,} bytes instead of {size:,}, so it is another file; "
+                "choose another mirror with --url-base"
             )
         with (
             part.open("ab" if have else "wb") as file,
             tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
         ):
-            # Not beyond the size that is known: a server of something else must not fill the disk.
+            # Not beyond the known size: a server with another file must not fill the disk.
             while have <= size and (chunk := response.read1(_CHUNK)):
                 file.write(chunk)
                 have += len(chunk)
                 bar.update(len(chunk))
     if have < size:
-        raise ConnectionError("the transfer broke off")
+        raise ConnectionError("the download was interrupted")
 
 
 def error_text(error: Exception) -> str:
-    """An error's text in one line."""
+    """Returns the text of an error in one line."""
     return " ".join(str(getattr(error, "reason", "") or error).split())

@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.jsonl`, which is the record, and TensorBoard's event files, a copy."""
+"""Writers of metrics: `metrics.jsonl`, the record of a run, and event files for TensorBoard, a copy of it."""
 
 import json
 import logging
@@ -9,33 +9,33 @@ from pathlib import Path
 
 
 class JsonLines:
-    """A file of one JSON object per line, each with the `step` it belongs to."""
+    """A file with one JSON object per line, each with its `step`."""
 
     def __init__(self, path: Path):
         self._path = Path(path)
         self._path.touch()
 
     def write(self, values: dict) -> None:
-        """Appends a line, keys sorted, and hands it to the system at once."""
+        """Appends a line with sorted keys, and closes the file."""
         with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(values, sort_keys=True) + "\n")
 
     def read(self) -> list[dict]:
-        """All whole lines."""
-        return [values for _, values in self._whole_lines()]
+        """Returns all complete lines."""
+        return [values for _, values in self._complete_lines()]
 
     def truncate(self, count: int) -> None:
-        """Removes all but the first `count` lines: what an interrupted run wrote after its last checkpoint."""
-        kept = "".join(line + "\n" for line, _ in list(self._whole_lines())[:count])
-        if kept != self._text():
-            aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            aside.write_text(kept, encoding="utf-8", errors="backslashreplace")
-            os.replace(aside, self._path)
+        """Removes all lines after the first `count`, which an interrupted run wrote after its last checkpoint."""
+        text = "".join(line + "\n" for line, _ in list(self._complete_lines())[:count])
+        if text != self._text():
+            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            os.replace(temporary, self._path)
 
     def _text(self):
         return self._path.read_text(encoding="utf-8", errors="backslashreplace")
 
-    def _whole_lines(self):
+    def _complete_lines(self):
         for line in self._text().splitlines():
             try:
                 yield line, json.loads(line)
@@ -43,8 +43,8 @@ class JsonLines:
                 continue
 
 
-class _Silent:
-    """A writer that keeps nothing."""
+class _NullWriter:
+    """A writer that discards all values."""
 
     def write_scalars(self, step, scalars):
         pass
@@ -57,28 +57,31 @@ class _Silent:
 
 
 def tensorboard_writer(folder: Path | None):
-    """clu's writer of event files in `folder`: `write_scalars(step, {name: float})`, `flush()`, `close()`.
+    """Returns the event file writer of clu: `write_scalars(step, {name: float})`, `flush()`, `close()`.
 
-    None as folder, or an absent clu or tensorboard (one log line reports it), gives a writer that does nothing.
     TensorFlow is not imported, whether it is installed or not.
+
+    Args:
+      folder: folder of the event files. None: the writer discards all values. It also does so, after one log line, if
+        clu or tensorboard is not installed.
     """
     if folder is None:
-        return _Silent()
+        return _NullWriter()
     try:
-        _keep_tensorflow_out()
+        _avoid_tensorflow()
         from clu import metric_writers
 
         return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(folder))])
     except ImportError as error:
         logging.getLogger("cdl_jax").warning("no TensorBoard files: %s", error)
-        return _Silent()
+        return _NullWriter()
 
 
-def _keep_tensorflow_out():
-    """Puts tensorboard's writer in the place of clu's only module that needs TensorFlow.
+def _avoid_tensorflow():
+    """Replaces the only module of clu that needs TensorFlow by the writer of tensorboard.
 
-    TensorFlow takes seconds to import and GPU memory beside jax, and an installation of it may be broken. tensorboard
-    imports it too where it can, unless there is a module `tensorboard.compat.notf`.
+    TensorFlow takes seconds to import and claims GPU memory beside jax, and its installation may be broken. tensorboard
+    imports it too if it can, unless there is a module `tensorboard.compat.notf`.
     """
     name = "clu.metric_writers.summary_writer"
     if name in sys.modules:

@@ -1,31 +1,42 @@
-"""Files that are never half-written, and the folders of a run's seeds."""
+"""Atomic writes of files, and the folders of a run's seeds."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
-    """Writes a file aside and renames it, so that a reader or a crash, of the machine even, never sees half of it.
+    """Writes a temporary file and renames it, so that a reader or a crash never leaves an incomplete file.
 
-    The file is in UTF-8 whatever the locale. Bytes of file names that are not UTF-8 become backslash escapes.
+    The file is in UTF-8 in any locale. Bytes of file names that are not UTF-8 become backslash escapes. The content is
+    on disk before the renaming, in case the machine crashes.
 
-    text: all of it, or parts that are made as they are written.
+    Args:
+      path: path of the file.
+      text: the complete text, or parts that are generated while they are written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
         raise
 
 
-def seed_folders(workdir: Path, seeds) -> list[Path]:
-    """Where each seed's results lie: `workdir` itself, or its folders `seed_<s>` where `config.seeds` lists several."""
+def seed_folders(workdir: Path, seeds: Sequence[int]) -> list[Path]:
+    """Returns the folder of each seed's results.
+
+    Args:
+      workdir: the run's folder.
+      seeds: `config.seeds`. Empty: the run has one seed, and `workdir` is its folder.
+
+    >>> [str(path) for path in seed_folders(Path("runs/a"), (0, 1))]
+    ['runs/a/seed_0', 'runs/a/seed_1']
+    """
     return [workdir / f"seed_{seed}" for seed in seeds] or [workdir]

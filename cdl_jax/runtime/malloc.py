@@ -1,22 +1,22 @@
-"""Steps on a CPU get the working memory of the step before instead of new memory from the system."""
+"""Settings of glibc's malloc with which steps on a CPU reuse the memory of the previous step."""
 
 import ctypes
 import os
 import sys
 
-# Of glibc's malloc.h.
+# From malloc.h of glibc.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def retain_freed_memory() -> None:
-    """Has glibc keep what is freed, unless the environment tells it otherwise; to be called before jax starts.
+    """Sets glibc to retain freed memory, unless the environment configures malloc. Call it before jax starts.
 
-    XLA asks for its working memory at each call of a program. Large pieces go back to the system when they are freed,
-    and the next call's must be filled with zeros, page by page: up to a fifth of the time of a ViT's step, see
-    docs/maintainers/benchmarks.md. The process holds its peak of memory then.
+    XLA allocates its working memory at each call of a program. By default glibc returns large blocks to the system when
+    they are freed, and the system fills the blocks of the next call with zeros, page by page. This takes up to a fifth
+    of the time of a ViT's step, see docs/maintainers/benchmarks.md. The process then holds its peak of memory.
     """
-    told = [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]
-    if sys.platform != "linux" or told:
+    configured = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform != "linux" or configured:
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,6 +1,6 @@
-"""Handles the signals that end a run, on which the processes of a run agree: TERM, INT, HUP and USR1.
+"""Handlers for the signals that end a run: TERM, INT, HUP and USR1. The processes of a run agree on the moment.
 
-jax and NumPy are imported where they are needed, so that handlers are set before the seconds that these imports take.
+jax and NumPy are imported inside functions, so that handlers are set before these imports, which take seconds.
 """
 
 from __future__ import annotations
@@ -10,102 +10,127 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-# A look at what all processes have heard is one at what they had so many looks ago: devices are never waited for.
-_LAG = 2
+# `stop_requested` reads the all-reduce that began SIGNAL_LAG calls earlier, so it never waits for a device.
+SIGNAL_LAG = 2
 
-# HUP comes when a terminal closes, USR1 from SLURM ahead of a job's time limit.
+# A closed terminal sends HUP. SLURM sends USR1 before the time limit of a job.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class RunInterrupted(BaseException):
-    """The process was asked to end by the signal `number`; after `step` steps its state was saved."""
+    """A signal has ended the run, and its state has been saved.
+
+    Attributes:
+      number: the signal.
+    """
 
     def __init__(self, number: signal.Signals, step: int):
-        super().__init__(f"{number.name}: saved after step {step}; the same command goes on from there")
+        super().__init__(f"{number.name}: saved after step {step}; rerun the same command to resume")
         self.number = number
 
 
 class SignalHandler:
-    """What this process has heard, and what all of them have.
+    """Receives signals, and agrees with the other processes of the run on the moment to stop.
 
-    Until `defer_stop` is called there is nothing to save, and a signal ends the only process of a run at once.
+    Until `defer_stop` is called there is nothing to save, and a signal ends a run of one process at once.
     """
 
     def __init__(self, alone: bool = True):
-        self._alone, self._patient, self._heard = alone, not alone, None
-        self._agreed, self._looks = None, deque()
+        """Creates a handler that has received no signal.
+
+        Args:
+          alone: whether this is the only process of the run.
+        """
+        self._alone, self._deferred, self._signal = alone, not alone, None
+        self._all_reduce_max, self._pending = None, deque()
 
     def defer_stop(self, mesh: Mesh) -> None:
-        """From now on the caller asks, and ends the run when it has saved its state; `mesh` has all its processes."""
-        self._patient = True
+        """Defers the end of the process until the caller has saved its state.
+
+        From now on the caller calls `stop_requested` and ends the run itself.
+
+        Args:
+          mesh: a mesh with devices of all processes.
+        """
+        self._deferred = True
         if not self._alone:
             import jax
             import jax.numpy as jnp
             import numpy as np
             from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-            everyone = Mesh(mesh.devices.flatten(), ("all",))
-            own = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
-            spread, whole = (NamedSharding(everyone, PartitionSpec(*axes)) for axes in (("all",), ()))
-            highest = jax.jit(jnp.max, out_shardings=whole)
+            flat_mesh = Mesh(mesh.devices.flatten(), ("all",))
+            local_devices = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+            sharded = NamedSharding(flat_mesh, PartitionSpec("all"))
+            compute_max = jax.jit(jnp.max, out_shardings=NamedSharding(flat_mesh, PartitionSpec()))
 
-            def agreed(number):
-                return highest(jax.make_array_from_process_local_data(spread, np.full(own, number, np.int32)))
+            def all_reduce_max(number):
+                values = np.full(local_devices, number, np.int32)
+                return compute_max(jax.make_array_from_process_local_data(sharded, values))
 
-            self._agreed = agreed
+            self._all_reduce_max = all_reduce_max
 
     def stop_requested(self) -> signal.Signals | None:
-        """The signal by which the run is asked to end, if any; the same in all processes, if all ask equally often."""
+        """Returns the signal that ends the run, None if there is none.
+
+        With several processes all of them must call this method equally often. Each call then returns the same value in
+        all processes.
+        """
         if self._alone:
-            return self._heard
-        # Not jax's own preemption service: Orbax asks it too, by numbers of tasks and from a thread of its own, and the
-        # service agrees on a number that must not come twice.
-        self._looks.append(self._agreed(self._heard or 0))
-        number = int(self._looks.popleft()) if len(self._looks) > _LAG else 0
+            return self._signal
+        # Not the preemption service of jax: Orbax calls it too, with task numbers and from a thread of its own, and the
+        # service agrees on a number that must not occur twice.
+        self._pending.append(self._all_reduce_max(self._signal or 0))
+        number = int(self._pending.popleft()) if len(self._pending) > SIGNAL_LAG else 0
         return signal.Signals(number) if number else None
 
-    def on_signal(self, number: int, frame=None) -> None:
-        """The handler of a signal."""
+    def on_signal(self, number: int, frame: FrameType | None = None) -> None:
+        """Records a signal, or ends the process if nothing is to be saved. Python calls it as a signal handler."""
         del frame
-        self._heard = signal.Signals(number)
-        if not self._patient:
-            _exit_now(self._heard)
+        self._signal = signal.Signals(number)
+        if not self._deferred:
+            _exit_now(self._signal)
 
 
 def _exit_now(number: signal.Signals) -> None:
-    """Ends this process with one line and exit code 128 + `number`.
+    """Prints one line and ends this process with exit code 128 + `number`.
 
-    An exception would be lost in a callback or a finalizer, where a handler may run, and the interpreter's orderly end
-    crashes while a thread of XLA compiles.
+    An exception would be lost in a callback or a finalizer, where Python may run a handler. The orderly exit of the
+    interpreter crashes while a thread of XLA compiles.
     """
-    with suppress(Exception):  # the signal may have come in the middle of a write
+    with suppress(Exception):  # the signal may have come during a write
         sys.stdout.flush()
-    line = f"cdl_jax: {number.name}: ended with nothing to save; the same command goes on\n"
+    line = f"cdl_jax: {number.name}: ended with nothing to save; rerun the same command to start again\n"
     with suppress(OSError):
         os.write(2, line.encode())
     os._exit(128 + number)
 
 
 @contextmanager
-def handle_signals(alone: bool = True):
+def handle_signals(alone: bool = True) -> Iterator[SignalHandler]:
     """Yields a `SignalHandler` that handles `SIGNALS` inside the block.
 
-    Only the main thread can set handlers: in another thread the handler receives no signal. A HUP that the parent
+    Only the main thread can set handlers. In another thread the handler receives no signal. A HUP that the parent
     process ignores, as `nohup` does, stays ignored.
+
+    Args:
+      alone: whether this is the only process of the run.
     """
-    handler, before = SignalHandler(alone), {}
+    handler, previous = SignalHandler(alone), {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, handler.on_signal)
+                previous[number] = signal.signal(number, handler.on_signal)
     try:
         yield handler
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, function in previous.items():
+            signal.signal(number, function)

@@ -117,7 +117,7 @@ def test_a_home_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, ca
     (tmp_path / "home").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     compilation_cache.enable_cache("~/.cache")
-    assert "Not a directory; nothing is kept" in caplog.text
+    assert "Not a directory; nothing is cached" in caplog.text
 
 
 def images(folder):
@@ -151,7 +151,7 @@ def test_another_locale_changes_nothing(locale, tmp_path):
 
 def test_a_working_directory_that_tensorstore_cannot_name_is_refused(tmp_path):
     err = run(*FEW, "--workdir", tmp_path / "läuft", expect=2, **ASCII)[1]
-    assert "TensorStore needs paths in UTF-8, and this one is not in it (locale: ascii): set PYTHONUTF8=1" in err
+    assert "TensorStore needs paths in UTF-8, and this path is not (locale: ascii): set PYTHONUTF8=1" in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,7 +188,9 @@ def test_a_limit_on_file_sizes_ends_a_run_in_one_line_and_it_goes_on(tmp_path):
     limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command]
     done = subprocess.run(limited, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "cannot be written" in only_line(done.stderr) and "the same command goes on" in only_line(done.stderr)
+    assert "cannot be written" in only_line(done.stderr) and "rerun the same command to resume" in only_line(
+        done.stderr
+    )
     assert subprocess.run(command, cwd=ROOT, env=env, capture_output=True).returncode == 0
 
 

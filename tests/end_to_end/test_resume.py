@@ -55,7 +55,7 @@ def test_killed_at_three_random_moments_and_damaged_it_ends_with_the_same_bits(u
     newest = damage(tmp_path / "checkpoints" / "latest")
     (tmp_path / "results.json").write_text('{"status": "fin')
     told = run(*ARGUMENTS, "--workdir", tmp_path)[1]
-    assert f"checkpoint {last} cannot be restored" in told and "put aside in" in told
+    assert f"checkpoint {last} cannot be restored" in told and "moved to" in told
     assert (tmp_path / "checkpoints" / "damaged" / f"tasks-{last.name}").exists()
     assert (tmp_path / "checkpoints" / "damaged" / f"latest-{newest.name}").exists()
     assert_same(tmp_path, uninterrupted)

@@ -116,7 +116,9 @@ def test_a_transfer_that_breaks_off_goes_on_within_the_same_call(server, tmp_pat
 
 def test_a_transfer_that_was_given_up_goes_on_in_the_next_call(server, tmp_path):
     archive, server.cuts = archive_of(server), 2
-    with pytest.raises(UserError, match=r"broke off; 200,000 of 307,200 bytes are kept, run the same command again"):
+    with pytest.raises(
+        UserError, match=r"was interrupted; 200,000 of 307,200 bytes are saved, rerun the same command to resume"
+    ):
         fetch.fetch_archive(archive, tmp_path, attempts=2, pause=0)
     assert (tmp_path / "set.tar.part").read_bytes() == CONTENT[:200_000]
     assert fetch.fetch_archive(archive, tmp_path).read_bytes() == CONTENT
@@ -153,14 +155,14 @@ def test_a_file_of_another_size_is_not_even_begun(server, tmp_path):
 
 def test_a_missing_file_is_told_at_once(server, tmp_path):
     archive = dataclasses.replace(archive_of(server), file="other.tar")
-    with pytest.raises(UserError, match=r"/other.tar: 404 Not Found; take another mirror with --url-base"):
+    with pytest.raises(UserError, match=r"/other.tar: 404 Not Found; choose another mirror with --url-base"):
         fetch.fetch_archive(archive, tmp_path, pause=60)
     assert len(server.requests) == 1
 
 
 def test_an_unreachable_server_is_told_in_one_line(tmp_path):
     archive = fetch.Archive("http://127.0.0.1:1", "set.tar", 10, "md5", "0" * 32)
-    with pytest.raises(UserError, match=r"Connection refused.*0 of 10 bytes are kept"):
+    with pytest.raises(UserError, match=r"Connection refused.*0 of 10 bytes are saved"):
         fetch.fetch_archive(archive, tmp_path, attempts=2, pause=0)
 
 

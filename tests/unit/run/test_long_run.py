@@ -95,7 +95,7 @@ def test_the_same_specification_is_asked_once_and_answers_are_as_before():
     assert spec_class(spec).to_json() == spec
     for number in range(500):
         spec_class({**spec, "path": f"/{number}/"}).to_json()
-    assert len(spec_class.to_json.answers) <= 100
+    assert len(spec_class.to_json.cache) <= 100
     gc.collect()
     blocks = sys.getallocatedblocks()
     for _ in range(500):

@@ -34,4 +34,4 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, caplog):
     before = jax.config.jax_compilation_cache_dir
     (tmp_path / "file").write_text("")
     compilation_cache.enable_cache(str(tmp_path / "file" / "programs"))
-    assert "nothing is kept" in caplog.text and jax.config.jax_compilation_cache_dir == before
+    assert "nothing is cached" in caplog.text and jax.config.jax_compilation_cache_dir == before

@@ -68,7 +68,7 @@ def test_where_no_cluster_is_found_one_line_says_what_to_do(monkeypatch, variabl
         ({"SLURM_GPUS_ON_NODE": "0"}, "cpu", 1, None),
         ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, None),
         ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1"}, "gpu", 8, None),
-        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, "4 processes of this node see 1"),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, "4 processes of this node use 1"),
         ({"SLURM_GPUS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1"}, "gpu", 1, "2 processes"),
         ({"SLURM_GPUS_ON_NODE": "4"}, "cpu", 1, "jax runs on cpu"),
     ],

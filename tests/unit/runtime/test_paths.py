@@ -44,20 +44,20 @@ def test_the_home_of_another_user():
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ("gs://bucket/x", "is a remote place, and only local paths work: copy or mount it first"),
-        (Path("gs://bucket/x"), "is a remote place"),
-        ("s3://bucket/x", "is a remote place"),
-        ("http://host/x", "is a remote place"),
-        ("HTTPS://host/x", "is a remote place"),
-        ("anything+else://host/x", "is a remote place"),
+        ("gs://bucket/x", "is a remote path, and only local paths work: copy or mount it first"),
+        (Path("gs://bucket/x"), "is a remote path"),
+        ("s3://bucket/x", "is a remote path"),
+        ("http://host/x", "is a remote path"),
+        ("HTTPS://host/x", "is a remote path"),
+        ("anything+else://host/x", "is a remote path"),
         ("file://host/x", "names another machine"),
         ("file://x", "names another machine"),
         ("", "is empty"),
         (" ", "is empty"),
         ("a\0b", "has a NUL character"),
         ("~nobody-has-this-name/x", "home folder is unknown"),
-        (7, "is no path"),
-        (None, "is no path"),
+        (7, "is not a path"),
+        (None, "is not a path"),
     ],
 )
 def test_what_is_no_local_path_is_refused(given, problem):
@@ -85,7 +85,7 @@ REMOTE = "gs://bucket/x"
 )
 def test_each_option_that_is_a_path_refuses_a_remote_place(monkeypatch, use):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    with pytest.raises(UserError, match="is a remote place"):
+    with pytest.raises(UserError, match="is a remote path"):
         use()
 
 
@@ -96,10 +96,10 @@ def test_each_flag_that_is_a_path_refuses_a_remote_place(capsys, monkeypatch):
         (fetch.main, ["cifar100", "--dir", REMOTE]),
     ]:
         assert command(argv) == 2
-        assert "is a remote place" in capsys.readouterr().err
+        assert "is a remote path" in capsys.readouterr().err
     monkeypatch.setenv("CDL_DATA", REMOTE)
     assert fetch.main(["cifar100"]) == 2
-    assert "CDL_DATA='gs://bucket/x' is a remote place" in capsys.readouterr().err
+    assert "CDL_DATA='gs://bucket/x' is a remote path" in capsys.readouterr().err
 
 
 def test_a_home_folder_is_not_needed(monkeypatch):

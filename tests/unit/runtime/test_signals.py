@@ -27,13 +27,13 @@ sys.meta_path.insert(0, Finder())
 # Sends itself a signal where a handler runs inside a callback of C++ or a finalizer, in which an exception is lost.
 IN_A_FINALIZER = """
 import os, signal, sys
-from cdl_jax.interruption import listening
+from cdl_jax.runtime.signals import handle_signals
 assert not {"jax", "numpy"} & set(sys.modules)
 class Dying:
     def __del__(self):
         os.kill(os.getpid(), int(sys.argv[1]))
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-with listening():
+with handle_signals():
     print("begun")
     Dying()
     signal.pause()
@@ -45,7 +45,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process_with_one_lin
     done = subprocess.run([sys.executable, "-c", IN_A_FINALIZER, str(int(number))], cwd=ROOT, env=ENVIRONMENT,
                           capture_output=True, text=True, timeout=60)  # fmt: skip
     assert (done.returncode, done.stdout) == (128 + number, "begun\n")
-    assert done.stderr == f"cdl_jax: {number.name}: ended with nothing to save; the same command goes on\n"
+    assert done.stderr == f"cdl_jax: {number.name}: ended with nothing to save; rerun the same command to start again\n"
 
 
 @pytest.mark.parametrize("module", ["jax", "orbax.checkpoint", "cdl_jax.run.loop"])
@@ -56,7 +56,7 @@ def test_a_signal_while_a_library_is_imported_ends_the_command_with_one_line(tmp
     done = subprocess.run(command, cwd=ROOT, env={**ENVIRONMENT, "PYTHONPATH": path, "SIGNAL_AT": module},
                           capture_output=True, text=True, timeout=120)  # fmt: skip
     assert done.returncode == 143 and not (tmp_path / "run").exists()
-    assert done.stderr == "cdl_jax: SIGTERM: ended with nothing to save; the same command goes on\n"
+    assert done.stderr == "cdl_jax: SIGTERM: ended with nothing to save; rerun the same command to start again\n"
 
 
 def test_handlers_are_set_inside_the_block_alone():
