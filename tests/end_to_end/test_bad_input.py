@@ -157,10 +157,7 @@ def test_a_disk_that_is_full(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "train", no_room)
     code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path)
     assert code == 2 and len(err.splitlines()) == 1
-    assert (
-        f"{tmp_path / 'metrics.jsonl'} cannot be written: No space left on device; correct this, then rerun the same command"
-        in err
-    )
+    assert f"{tmp_path / 'metrics.jsonl'} cannot be written: No space left on device; correct this, then rerun" in err
 
 
 def test_checkpoints_without_a_config(tmp_path, capsys, monkeypatch):

@@ -148,7 +148,7 @@ def test_a_damaged_file_that_is_there_already_is_replaced(server, tmp_path):
 
 def test_a_file_of_another_size_is_not_even_begun(server, tmp_path):
     archive = dataclasses.replace(archive_of(server), size=5000)
-    with pytest.raises(UserError, match="has 307,200 bytes there instead of 5,000, so it is another file"):
+    with pytest.raises(UserError, match="has 307,200 bytes instead of 5,000, so it is another file"):
         fetch.fetch_archive(archive, tmp_path)
     assert os.listdir(tmp_path) == []
 

@@ -197,7 +197,7 @@ def test_where_none_is_sound_that_is_told_and_nothing_moved(saved, tmp_path):
     for path in (tmp_path / "checkpoints").rglob("record/metadata"):
         path.unlink()
     with Checkpoints(tmp_path) as checkpoints:
-        message = refusal(checkpoints.newest, shapes(LIVE), shapes(STATE))
+        message = refusal(checkpoints.restore_newest, shapes(LIVE), shapes(STATE))
         assert (checkpoints.finished_tasks(), checkpoints.latest_step()) == ([0, 1], 15)
     assert "no other checkpoint in " in message and not (tmp_path / "checkpoints" / "damaged").exists()
 
