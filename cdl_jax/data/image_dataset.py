@@ -1,4 +1,4 @@
-"""Images of a split, decoded and transformed on the host, as a random-access source for grain."""
+"""Decodes and transforms images of a split on the host, as a random-access source for grain."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +15,20 @@ from cdl_jax.errors import UserError
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A random-access source for grain: element i is picture `rows[i]`, ready for the device, its label and row."""
+    """Images in the order of `rows`, each ready for the device, with its label and its row.
+
+    split: the source of the images.
+    rows: int `[n]`, rows of the split; -1 gives an image of zeros, which pads a batch.
+    positions: int `[n]`, position of each image in the order of all processes.
+    key_parts: non-negative counters behind the training transform, the seed first; None: the test transform.
+    options: of `augment`.
+    size: side of the images in pixels.
+    """
 
     split: Split
     rows: np.ndarray
-    places: np.ndarray  # of each row in the whole order, over all processes
-    key_parts: tuple[int, ...] | None  # None: test
+    positions: np.ndarray
+    key_parts: tuple[int, ...] | None
     options: Mapping[str, Any]
     size: int
 
@@ -32,28 +40,36 @@ class ImageDataset:
 
     def __getitem__(self, index):
         row = self.rows[index]
-        if row < 0:  # fills up an incomplete batch, and is cut off again
+        if row < 0:  # pads an incomplete batch, and is cut off later
             return {"images": np.zeros((self.size, self.size, 3), np.uint8), "labels": np.int32(0), "rows": np.int32(0)}
-        picture, name = load_image(self.split, row)
+        image, name = load_image(self.split, row)
         try:
             if self.key_parts is None:
-                image = augment.transform_test_image(picture, self.options, self.size)
+                pixels = augment.transform_test_image(image, self.options, self.size)
             else:
-                draws = rng_for(*self.key_parts, self.places[index]).random(augment.num_uniforms(self.options))
-                image = augment.transform_train_image(picture, draws, self.options, self.size)
+                rng = rng_for(*self.key_parts, self.positions[index])
+                uniforms = rng.random(augment.num_uniforms(self.options))
+                pixels = augment.transform_train_image(image, uniforms, self.options, self.size)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        return {"images": image, "labels": np.int32(self.split.labels[row]), "rows": np.int32(row)}
+        return {"images": pixels, "labels": np.int32(self.split.labels[row]), "rows": np.int32(row)}
 
 
-def load_image(split, row):
-    """(RGB Pillow picture, its name)."""
+def load_image(split: Split, row: int) -> tuple[Any, str]:
+    """Loads one image of a split.
+
+    Returns:
+      (RGB Pillow image, its name for messages).
+
+    Raises:
+      UserError: the file is missing, damaged, too large, or has pixel values of an unknown scale.
+    """
     from PIL import Image
 
-    from cdl_jax.data.readers import decoding  # imports Pillow, which resident images do without
+    from cdl_jax.data.readers import decoding  # imports Pillow, which a DeviceLoader does without
 
     if split.images is not None:
-        return Image.fromarray(split.images[row]), f"picture {row}"
+        return Image.fromarray(split.images[row]), f"image {row}"
     path = split.files[row]
     try:
         return decoding.decode(path.read() if isinstance(path, tar_files.Member) else path), str(path)
@@ -61,4 +77,4 @@ def load_image(split, row):
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read as a picture ({reason}); replace the file or remove it") from None
+        raise UserError(f"{path}: cannot be read as an image ({reason}); replace the file or remove it") from None

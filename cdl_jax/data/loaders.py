@@ -1,21 +1,21 @@
-"""Order and delivery of batches: which pictures form each batch, and how they reach the compiled step.
+"""Delivers batches of images to the compiled steps.
 
-`make_loader` chooses between two loaders with the same methods. `DeviceLoader` keeps all images on the device and sends
-row numbers alone; `HostLoader` decodes and crops images on the host, a few batches ahead. A step reads both in one way:
+`make_loader` chooses between two loaders with the same methods. `DeviceLoader` holds all images on the device and sends
+row numbers alone. `HostLoader` decodes and crops images on the host, a few batches ahead. A step reads both in one way:
 
-    images, labels = source.read(data, item)
-    if source.crops_on_host:
+    images, labels = loader.read(data, host_batch)
+    if loader.crops_on_host:
         images = augment.normalize(images, options)
     else:
         images = augment.transform_train(images, key, options, size)
     images = erasing.erase(images, key, options)
 
-where `data` is `source.data`, passed as an argument, and `item` comes from `train_batches` or `test_batches`. Rows may
-select any part of a split: place the pictures of a whole stream once and give each task's rows, and every task runs the
-same program.
+`data` is `loader.data`, passed as an argument. `host_batch` comes from `train_batches` or `test_batches`. Rows may
+select any part of a split. One loader serves a stream: each task passes its own rows, and all run the same program.
 """
 
 import collections
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,18 +34,20 @@ from cdl_jax.errors import UserError
 from cdl_jax.runtime import sharding
 
 OPTIONS: dict[str, Any] = {
-    "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) live on the device
-    "workers": 0,  # processes that decode picture files; 0: threads of this process
+    "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) are held on the device
+    "workers": 0,  # processes that decode image files; 0: threads of this process
 }
 PREFETCH = 2  # batches on their way to the device while one is in use
+
+HostBatch = dict[str, jax.Array]
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceLoader:
-    """All pictures on every device; a batch is a gather inside the step.
+    """Holds all images on every device; a batch is a gather inside the step.
 
-    data: {"images": uint8 `[n, height, width, 3]`, "labels": int32 `[n]`}, replicated over the mesh; where seeds number
-      the classes in orders of their own the labels are `[seeds, n]`, and `read` is given one row of them.
+    data: {"images": uint8 `[n, height, width, 3]`, "labels": int32 `[n]`}, replicated over the mesh. If each seed has
+      its own class order, labels are `[seeds, n]`, and `read` receives one row of them.
     """
 
     data: dict[str, jax.Array]
@@ -53,37 +55,54 @@ class DeviceLoader:
     crops_on_host: ClassVar[bool] = False
 
     def train_batches(
-        self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = (), lengths: Sequence[int] = ()
-    ) -> Iterator[dict]:
-        """{"rows"} for each row of `order` from `start_step` on; `key_parts` is not used, the step draws by its key.
+        self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()
+    ) -> Iterator[HostBatch]:
+        """Yields {"rows": int32 `[batch, ...]`} for each step of an order.
 
-        lengths: how many batches each item brings, of which those with more than one have an axis of batches in front;
-          none: one each.
+        Args:
+          order: int32 `[steps, batch, ...]`, rows of the split; -1 fills an incomplete batch.
+          start_step: first step that is delivered.
+          key_parts: unused; the compiled step draws by its own key.
         """
         order = order[start_step:]
-        return prefetch(({"rows": rows} for rows in _local(self.mesh, order)), self.mesh, order, lengths)
+        return prefetch(({"rows": rows} for rows in _local_columns(self.mesh, order)), self.mesh, order)
 
-    def test_batches(self, rows: np.ndarray, weight: np.ndarray, lengths: Sequence[int] = ()) -> Iterator[dict]:
-        """{"rows", "weight"} for each batch of `sequential_order`; `lengths` as in the other."""
-        pairs = zip(_local(self.mesh, rows), _local(self.mesh, weight), strict=True)
-        return prefetch(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows, lengths)
+    def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[HostBatch]:
+        """Yields {"rows": int32 `[batch]`, "weight": float32 `[batch]`} for each batch of `sequential_order`."""
+        pairs = zip(_local_columns(self.mesh, rows), _local_columns(self.mesh, weight), strict=True)
+        return prefetch(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows)
 
-    def abstract_batch(self, batch_size: int, test: bool = False) -> dict:
-        """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
-        return {"rows": _abstract(self.mesh, (batch_size,), np.int32), **_weight(self.mesh, batch_size, test)}
+    def abstract_batch(self, batch_size: int, with_weight: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes, dtypes and shardings of a batch.
 
-    def read(self, data: Mapping[str, jax.Array], item: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """(images uint8 `[batch, height, width, 3]`, labels int32 `[batch]`), sharded as the rows are; traced."""
-        return tuple(jnp.take(data[name], item["rows"], axis=0, mode="clip") for name in ("images", "labels"))
+        with_weight: of a batch of `test_batches`, else of `train_batches`.
+        """
+        rows = _abstract_array(self.mesh, (batch_size,), np.int32)
+        return {"rows": rows, **_abstract_weight(self.mesh, batch_size, with_weight)}
+
+    def read(self, data: Mapping[str, jax.Array], host_batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Returns the images and labels of a batch, sharded as its rows; jittable.
+
+        Args:
+          data: `self.data`.
+          host_batch: a batch of `train_batches` or `test_batches`.
+
+        Returns:
+          (images uint8 `[batch, height, width, 3]`, labels int32 `[batch]`).
+        """
+        return tuple(jnp.take(data[name], host_batch["rows"], axis=0, mode="clip") for name in ("images", "labels"))
 
 
 @dataclass(frozen=True, eq=False)
 class HostLoader:
-    """Pictures decoded, cropped and flipped on the host, in the order asked for, each process only its own slice.
+    """Decodes, crops and flips images on the host; each process prepares its own columns of a batch.
 
-    Files are decoded by `options["workers"]` processes, or by threads of this process if that is 0; pictures of an
-    array always by threads, for each process would need a copy of the array. Processes start with every call (seconds),
-    so an order may well span several epochs: the epochs' orders, concatenated.
+    `options["workers"]` processes decode files; 0 stands for threads of this process. Images of an array are always
+    prepared by threads, because each process would need a copy of the array. Processes start at every call (seconds),
+    so an order should span several epochs: concatenate the orders of the epochs.
+
+    data: empty; the images come with each batch.
+    size: side in pixels of the delivered images.
     """
 
     split: Split
@@ -94,76 +113,89 @@ class HostLoader:
     crops_on_host: ClassVar[bool] = True
 
     def train_batches(
-        self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = (), lengths: Sequence[int] = ()
-    ) -> Iterator[dict]:
-        """{"images": uint8 `[batch, size, size, 3]`, "labels", "rows": int32 `[batch]`} for rows of `order`.
+        self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()
+    ) -> Iterator[HostBatch]:
+        """Yields {"images": uint8 `[batch, size, size, 3]`, "labels", "rows": int32 `[batch]`} for rows of an order.
 
-        Crop and flip of a picture depend on `key_parts` (non-negative counters, the seed first) and on its place in
-        `order`, so neither a restart nor another number of processes or workers changes them.
+        Crop and flip of an image depend on `key_parts` and on its position in `order`. So neither a restart nor another
+        number of processes or workers changes them.
 
-        lengths: as of `DeviceLoader`.
+        Args:
+          order: int32 `[steps, batch]`, rows of the split; -1 fills an incomplete batch.
+          start_step: first step that is delivered.
+          key_parts: non-negative counters, the seed first.
 
         Raises:
-          UserError: a picture cannot be decoded, from the batch that holds it.
+          UserError: an image cannot be decoded; raised at the batch that contains it.
         """
-        return self._batches(order, start_step, key_parts or (0,), lengths=lengths)
+        return self._batches(order, start_step, key_parts or (0,))
 
-    def test_batches(self, rows: np.ndarray, weight: np.ndarray, lengths: Sequence[int] = ()) -> Iterator[dict]:
-        """{"images", "labels", "rows", "weight"} for each batch of `sequential_order`; else as the other."""
-        return self._batches(rows, 0, None, _local(self.mesh, weight), lengths)
+    def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[HostBatch]:
+        """Yields {"images", "labels", "rows", "weight": float32 `[batch]`} for each batch of `sequential_order`."""
+        return self._batches(rows, 0, None, _local_columns(self.mesh, weight))
 
-    def abstract_batch(self, batch_size: int, test: bool = False) -> dict:
-        """Shapes, types and shardings of an item of `train_batches`, or of `test_batches`."""
-        images = _abstract(self.mesh, (batch_size, self.size, self.size, 3), np.uint8)
-        labels = _abstract(self.mesh, (batch_size,), np.int32)
-        return {"images": images, "labels": labels, "rows": labels, **_weight(self.mesh, batch_size, test)}
+    def abstract_batch(self, batch_size: int, with_weight: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes, dtypes and shardings of a batch.
 
-    def read(self, data: Mapping[str, jax.Array], item: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """(images uint8 `[batch, size, size, 3]`, labels int32 `[batch]`); traced."""
-        return item["images"], item["labels"]
+        with_weight: of a batch of `test_batches`, else of `train_batches`.
+        """
+        images = _abstract_array(self.mesh, (batch_size, self.size, self.size, 3), np.uint8)
+        labels = _abstract_array(self.mesh, (batch_size,), np.int32)
+        weight = _abstract_weight(self.mesh, batch_size, with_weight)
+        return {"images": images, "labels": labels, "rows": labels, **weight}
+
+    def read(self, data: Mapping[str, jax.Array], host_batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Returns the images and labels of a batch; jittable.
+
+        Returns:
+          (images uint8 `[batch, size, size, 3]`, labels int32 `[batch]`).
+        """
+        return host_batch["images"], host_batch["labels"]
 
     def check_image(self, row: int, part: str) -> None:
-        """Prepares one picture as in training ("train") or as in evaluation ("test").
+        """Prepares one image, to find a mistake before the first step.
+
+        Args:
+          row: of the split.
+          part: "train" for the training transform, "test" for the test transform.
 
         Raises:
-          UserError: it cannot be read, or has another size than its transform needs.
+          UserError: the image cannot be read, or has a size that its transform refuses.
         """
-        if self.split.images is None and self.split.files[row] == "":  # planned by published sizes, without the data
+        if self.split.images is None and self.split.files[row] == "":  # a placeholder of the published size
             return
         rows, key_parts = np.array([row]), (0,) if part == "train" else None
         ImageDataset(self.split, rows, np.zeros(1, int), key_parts, self.options, self.size)[0]
 
-    def _batches(self, order, start_step, key_parts, weights=None, lengths=()):
+    def _batches(self, order, start_step, key_parts, weights=None):
         import grain
         from absl import flags
 
-        rows = _local(self.mesh, order)
-        places = _local(self.mesh, np.where(order < 0, -1, np.arange(order.size).reshape(order.shape)))
-        pictures = ImageDataset(
+        rows = _local_columns(self.mesh, order)
+        positions = np.where(order < 0, -1, np.arange(order.size).reshape(order.shape))
+        positions = _local_columns(self.mesh, positions)
+        images = ImageDataset(
             split=self.split,
             rows=rows[start_step:].reshape(-1),
-            places=places[start_step:].reshape(-1),
+            positions=positions[start_step:].reshape(-1),
             key_parts=key_parts,
             options=self.options,
             size=self.size,
         )
-        share = rows.shape[1]
-        pictures = grain.MapDataset.source(pictures)
+        local_batch_size = rows.shape[1]
+        images = grain.MapDataset.source(images)
         if self.options["workers"] and self.split.images is None:
-            reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads flags; outside of absl's app.run none are parsed
-            working = grain.MultiprocessingOptions(num_workers=self.options["workers"], per_worker_buffer_size=PREFETCH)
-            batches = pictures.batch(share).to_iter_dataset(reading).mp_prefetch(working)
+            workers = grain.MultiprocessingOptions(num_workers=self.options["workers"], per_worker_buffer_size=PREFETCH)
+            batches = images.batch(local_batch_size).to_iter_dataset(read_options).mp_prefetch(workers)
         else:
-            reading = grain.ReadOptions(num_threads=usable_cpus(), prefetch_buffer_size=PREFETCH * share)
-            batches = pictures.to_iter_dataset(reading).batch(share)
-        return prefetch(_with_weights(iter(batches), weights), self.mesh, order[start_step:], lengths)
-
-
-def usable_cpus() -> int:
-    """Returns the number of CPUs that this process may use, which under a scheduler is less than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            read_options = grain.ReadOptions(
+                num_threads=usable_cpus(), prefetch_buffer_size=PREFETCH * local_batch_size
+            )
+            batches = images.to_iter_dataset(read_options).batch(local_batch_size)
+        return prefetch(_with_weights(iter(batches), weights), self.mesh, order[start_step:])
 
 
 def make_loader(
@@ -172,61 +204,122 @@ def make_loader(
     """Returns a `DeviceLoader` for an array of at most `resident_limit_mb`, else a `HostLoader`.
 
     Args:
-      split: labels int32 `[n]` with uint8 images `[n, height, width, 3]`, or None and files.
-      mesh: batch sizes must be multiples of its `shares`.
+      split: labels int32 `[n]` with uint8 images `[n, height, width, 3]`, or without images and with files.
+      mesh: batch sizes must be multiples of its `sharding.num_batch_shards`.
       options: overrides of `OPTIONS` and `augment.OPTIONS`.
-      size: side in pixels of the pictures that a streamed source delivers.
-      labels: int32 `[seeds, n]` in place of the split's, for a resident source.
+      size: side in pixels of the images that a `HostLoader` delivers.
+      labels: int32 `[seeds, n]` instead of the split's labels, for a `DeviceLoader`.
     """
     options = {**augment.OPTIONS, **OPTIONS, **options}
     if split.images is None or split.images.nbytes > options["resident_limit_mb"] * 2**20:
         return HostLoader(split, mesh, options, size)
-    everywhere = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     labels = np.asarray(split.labels if labels is None else labels, np.int32)
     arrays = {"images": np.asarray(split.images, np.uint8), "labels": labels}
-    data = {k: jax.make_array_from_process_local_data(everywhere, v, v.shape) for k, v in arrays.items()}
+    data = {k: jax.make_array_from_process_local_data(replicated, v, v.shape) for k, v in arrays.items()}
     return DeviceLoader(data, mesh)
 
 
-def _local(mesh, order):
-    """This process's columns of `[steps, batch]`, those that its devices hold of a batch.
+def stack_batches(batches: Iterator[HostBatch], lengths: Sequence[int]) -> Iterator[HostBatch]:
+    """Stacks consecutive batches, for a compiled step that scans over them.
 
-    What it holds of an incomplete batch, too, comes first and -1 behind it.
+    Args:
+      batches: of `train_batches` or `test_batches`.
+      lengths: number of batches in each result; their sum is the number of batches. Batches of one result have one
+        size.
+
+    Yields:
+      The arrays with an axis of batches in front; a batch as it is where the length is 1.
     """
-    low, high = _share(mesh, order.shape[1])
+    try:
+        for length in lengths:
+            group = list(itertools.islice(batches, length))
+            yield group[0] if length == 1 else jax.tree.map(_stack, *group)
+    finally:
+        batches.close()
+
+
+def prefetch(local_batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, order: np.ndarray) -> Iterator[HostBatch]:
+    """Yields global device arrays, whose transfers start `PREFETCH` batches before they are used.
+
+    Args:
+      local_batches: this process's columns of each batch, a generator.
+      mesh: devices over which a batch is split.
+      order: int `[steps, batch, ...]` of all processes. Incomplete batches are cut to their number of images.
+    """
+    queue, batch_sizes = collections.deque(), _batch_sizes(order)
+    local_sizes = {size: np.diff(_local_bounds(mesh, size)).item() for size in set(batch_sizes)}
+    batch_sharding = sharding.batch_sharding(mesh)
+    try:
+        for size in batch_sizes:
+            device_batch = {}
+            for name, values in next(local_batches).items():
+                # np.array copies: a worker's arrays are in shared memory, which a device array on a CPU would keep.
+                local = np.array(values[: local_sizes[size]])
+                shape = (size, *values.shape[1:])
+                device_batch[name] = jax.make_array_from_process_local_data(batch_sharding, local, shape)
+            queue.append(device_batch)
+            if len(queue) > PREFETCH:
+                yield queue.popleft()
+        while queue:
+            yield queue.popleft()
+    finally:
+        local_batches.close()
+
+
+def usable_cpus() -> int:
+    """Returns the number of CPUs that this process may use, which under a scheduler is less than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _stack(*arrays):
+    return _stack_function(sharding.batch_sharding(arrays[0].sharding.mesh, stacked=True))(*arrays)
+
+
+@functools.cache
+def _stack_function(out_sharding):
+    return jax.jit(lambda *arrays: jnp.stack(arrays), out_shardings=out_sharding)
+
+
+def _local_columns(mesh, order):
+    """Returns this process's columns of `[steps, batch, ...]`: those that its devices hold of each batch.
+
+    The columns of an incomplete batch come first, with -1 behind them.
+    """
+    low, high = _local_bounds(mesh, order.shape[1])
     local = order[:, low:high].copy()
-    sizes = _sizes(order)
-    for size in set(sizes) - {order.shape[1]}:
-        incomplete = np.equal(sizes, size)
-        low, high = _share(mesh, size)
+    batch_sizes = _batch_sizes(order)
+    for size in set(batch_sizes) - {order.shape[1]}:
+        incomplete = np.equal(batch_sizes, size)
+        low, high = _local_bounds(mesh, size)
         local[incomplete] = -1
         local[incomplete, : high - low] = order[incomplete, low:high]
     return local
 
 
-def _sizes(order):
-    """How many pictures each batch of `[steps, batch, ...]` has, a list; axes of learners and seeds may come last."""
-    of_one = order[(..., *(0,) * (order.ndim - 2))]
-    return (of_one >= 0).sum(axis=1).tolist()
+def _batch_sizes(order) -> list[int]:
+    """Returns the number of images in each batch of `[steps, batch, ...]`; axes of learners and seeds may come last."""
+    first = order[(..., *(0,) * (order.ndim - 2))]
+    return (first >= 0).sum(axis=1).tolist()
 
 
-def _share(mesh, batch):
-    """First column and end of what this process's devices hold of a batch."""
-    if batch % (count := sharding.num_batch_shards(mesh)):
+def _local_bounds(mesh, batch_size) -> tuple[int, int]:
+    """Returns the first column and the end of this process's part of a batch."""
+    if batch_size % (count := sharding.num_batch_shards(mesh)):
         raise UserError(
-            f"batch_size={batch}: does not divide among the {count} devices of the mesh; set it to a multiple"
+            f"batch_size={batch_size}: does not divide among the {count} devices of the mesh; set it to a multiple"
         )
-    shards = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
-    bounds = [shard[0].indices(batch)[:2] for shard in shards]
+    shards = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    bounds = [shard[0].indices(batch_size)[:2] for shard in shards]
     return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
-def _abstract(mesh, shape, dtype):
+def _abstract_array(mesh, shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh))
 
 
-def _weight(mesh, batch_size, test):
-    return {"weight": _abstract(mesh, (batch_size,), np.float32)} if test else {}
+def _abstract_weight(mesh, batch_size, with_weight):
+    return {"weight": _abstract_array(mesh, (batch_size,), np.float32)} if with_weight else {}
 
 
 def _with_weights(batches, weights):
@@ -234,32 +327,4 @@ def _with_weights(batches, weights):
         for step, batch in enumerate(batches):
             yield batch if weights is None else {**batch, "weight": weights[step]}
     finally:
-        batches.close()  # ends worker processes at once, even where the consumer stopped half-way
-
-
-def prefetch(batches, mesh, order, lengths=()):
-    """Global device arrays of this process's `batches`, with transfers started a few items before they are needed.
-
-    order: `[steps, batch]` of all processes; incomplete batches are cut to the pictures that they have.
-    lengths: see `DeviceLoader.train_batches`; batches of one item are of one size.
-    """
-    queue, sizes = collections.deque(), _sizes(order)
-    own = {size: np.diff(_share(mesh, size)).item() for size in set(sizes)}
-    # np.array copies: what comes from a worker lies in shared memory, which a device array on a CPU would keep hold of.
-    try:
-        ends = itertools.accumulate(lengths or [1] * len(sizes))
-        for length, end in zip(lengths or [1] * len(sizes), ends, strict=True):
-            together, (size,) = list(itertools.islice(batches, length)), set(sizes[end - length : end])
-            item, axes = {}, (length,) * (length > 1)
-            for name, a in together[0].items():
-                local = np.array([batch[name][: own[size]] for batch in together]) if axes else np.array(a[: own[size]])
-                shape = (*axes, size, *a.shape[1:])
-                split = sharding.batch_sharding(mesh, stacked=bool(axes))
-                item[name] = jax.make_array_from_process_local_data(split, local, shape)
-            queue.append(item)
-            if len(queue) > PREFETCH:
-                yield queue.popleft()
-        while queue:
-            yield queue.popleft()
-    finally:
-        batches.close()
+        batches.close()  # ends worker processes at once, even if the consumer stopped half-way

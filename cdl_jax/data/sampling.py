@@ -1,4 +1,4 @@
-"""The order in which the rows of a split are read: pure functions of counters, so that nothing is saved to resume."""
+"""Orders the rows of a split into batches. All functions are pure, so nothing is saved to resume."""
 
 import numpy as np
 
@@ -15,25 +15,34 @@ def epoch_order(
     last_batch: str = "drop",
     repeats: int = 1,
 ) -> np.ndarray:
-    """Row numbers of one epoch, int32 `[steps, batch_size]`: n // batch_size steps, or one more.
+    """Shuffles the rows of one epoch into batches.
 
-    A pure function of its arguments: nothing is saved to resume, and every process computes the same order.
+    A pure function of its arguments, so every process computes the same order.
+
+    >>> epoch_order(5, 2, seed=0, purpose=(), shuffle=False).tolist()
+    [[0, 1], [2, 3]]
+    >>> epoch_order(5, 2, seed=0, purpose=(), shuffle=False, last_batch="keep").tolist()
+    [[0, 1], [2, 3], [4, -1]]
 
     Args:
-      n: number of pictures.
-      seed, purpose: non-negative counters, such as a run's seed and (task, phase, epoch).
-      last_batch: "drop" an incomplete last batch, or "keep" it: behind its rows stands -1.
-      repeats: how often a picture comes, in a row; the epoch is no longer, so it ends after n / repeats pictures
-        (repeated augmentation, Hoffer et al., 2020, as DeiT has it).
+      n: number of images.
+      batch_size: images in a batch.
+      seed: of the run, non-negative.
+      purpose: non-negative counters, such as (task, phase, epoch).
+      shuffle: False keeps the rows in order.
+      last_batch: "drop" leaves out an incomplete last batch; "keep" pads it with row -1.
+      repeats: number of times that an image appears, in a row. The epoch keeps its length, so it ends after n / repeats
+        images (repeated augmentation, Hoffer et al., 2020, as in DeiT).
+
+    Returns:
+      int32 `[steps, batch_size]`, rows; n // batch_size steps, or one more with "keep".
 
     Raises:
-      UserError: not even one batch can be filled, and an incomplete one is not kept.
+      UserError: n is less than `batch_size`, and `last_batch` is "drop".
     """
     steps = n // batch_size
     if not steps and last_batch == "drop":
-        raise UserError(
-            f"batch_size={batch_size}: a task has only {n} training pictures; set batch_size to {n} or less"
-        )
+        raise UserError(f"batch_size={batch_size}: a task has only {n} training images; set batch_size to {n} or less")
     rows = rng_for(seed, *purpose).permutation(n) if shuffle else np.arange(n)
     rows = np.repeat(rows[: -(-n // repeats)], repeats)[:n]
     if last_batch == "keep":
@@ -43,9 +52,15 @@ def epoch_order(
 
 
 def sequential_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every row once, in order: (rows int32 `[steps, batch]`, weight float32 `[steps, batch]`).
+    """Orders every row once, for evaluation.
 
-    The last batch is filled up with row 0 at weight 0.
+    >>> rows, weight = sequential_order(3, 2)
+    >>> rows.tolist(), weight.tolist()
+    ([[0, 1], [2, 0]], [[1.0, 1.0], [1.0, 0.0]])
+
+    Returns:
+      (rows int32 `[steps, batch_size]`, weight float32 `[steps, batch_size]`). The last batch is padded with row 0 at
+      weight 0.
     """
     steps = -(-n // batch_size)
     count = np.arange(steps * batch_size).reshape(steps, batch_size)
@@ -53,6 +68,13 @@ def sequential_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rng_for(seed: int, *purpose: int) -> np.random.Generator:
-    """The random numbers of a purpose: the same in every process, and none of them those of another purpose."""
+    """Returns the random generator of a purpose.
+
+    It is the same in every process. Different purposes have independent generators.
+
+    Args:
+      seed: of the run, non-negative.
+      purpose: non-negative counters.
+    """
     # A spawn key rather than more entropy: entropy is padded with zeros, so that (1, 2) and (1, 2, 0) would coincide.
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(int(p) for p in purpose)))

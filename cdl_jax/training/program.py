@@ -384,17 +384,18 @@ class Program:
     def train_batches(self, task, phase, round: int, epoch: int, step: int, memories=None, lengths=()):
         """A phase's batches of a round from a place on, the number of batches in an epoch, and of those passed over.
 
-        memories: for each seed what `memories` gives; None where nothing herds. lengths: how many batches each item
-          brings, see `data.loaders.DeviceLoader.train_batches`.
+        memories: for each seed what `memories` gives; None where nothing herds.
+        lengths: number of batches in each item, see `data.loaders.stack_batches`; (): one each.
         """
         steps, rows = self.steps(task, phase), self.rows(task, phase, round, memories)
         done = epoch * steps + step
         if phase.sequential:
             weight = sampling.sequential_order(len(task.train), self.config.train.batch_size)[1]
             weight = np.tile(weight, (self.epochs(task, phase), 1))
-            return self.train_source.test_batches(rows[done:], weight[done:], lengths), steps, done
-        place = (self.seeds[0], task.index, phase.order)
-        return self.train_source.train_batches(rows, done, place, lengths), steps, done
+            items = self.train_source.test_batches(rows[done:], weight[done:])
+        else:
+            items = self.train_source.train_batches(rows, done, (self.seeds[0], task.index, phase.order))
+        return loaders.stack_batches(items, lengths) if lengths else items, steps, done
 
     def rows(self, task, phase, round: int, memories=None) -> np.ndarray:
         """Which training pictures make up each step of a phase in a round, int32 `[steps, pictures, ...]`.

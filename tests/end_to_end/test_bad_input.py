@@ -99,7 +99,7 @@ LARGE = ["--config.teacher.image_size=64", "--config.student.image_size=64"]
             LARGE,
             "augment.test='none' leaves 32 x 32 pictures, but the networks take 64 x 64; set augment.test='resize'",
         ),
-        ([*LARGE, "--config.resident_limit_mb=0"], "picture 0: augment.test='none' leaves 32 x 32 pictures"),
+        ([*LARGE, "--config.resident_limit_mb=0"], "image 0: augment.test='none' leaves 32 x 32 pictures"),
         ([*LARGE, "--config.augment.train=none"], "augment.train='none' leaves 32 x 32 pictures"),
     ],
 )

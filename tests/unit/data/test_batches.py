@@ -199,7 +199,7 @@ def test_a_damaged_picture_is_named(mesh, tmp_path, workers):
     damaged = tmp_path / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
     source = loaders.make_loader(split, mesh, {"workers": workers}, 20)
-    with pytest.raises(UserError, match=r"3\.png: cannot be read as a picture") as caught:
+    with pytest.raises(UserError, match=r"3\.png: cannot be read as an image") as caught:
         list(source.train_batches(np.arange(4)[:, None], 0, (0,)))
     assert "\n" not in str(caught.value)
 
@@ -207,7 +207,7 @@ def test_a_damaged_picture_is_named(mesh, tmp_path, workers):
 def test_a_missing_picture_is_named(mesh, tmp_path):
     source = loaders.make_loader(files(tmp_path, arrays(5)), mesh, {}, 20)
     (tmp_path / "4.png").unlink()
-    with pytest.raises(UserError, match=r"4\.png: cannot be read as a picture .*No such file"):
+    with pytest.raises(UserError, match=r"4\.png: cannot be read as an image .*No such file"):
         list(source.test_batches(np.array([[4]]), np.ones((1, 1), np.float32)))
 
 

@@ -179,10 +179,10 @@ def test_archives_without_classes_are_refused(tmp_path):
 def test_a_damaged_picture_and_a_shorter_archive_are_named(tmp_path):
     path = write(tmp_path / "set.tar", {**TRAIN, **TEST, "train/c/9.png": png(9)[:60]})
     data = load(path)
-    with pytest.raises(UserError, match=r"set\.tar: train/c/9\.png: cannot be read as a picture"):
+    with pytest.raises(UserError, match=r"set\.tar: train/c/9\.png: cannot be read as an image"):
         pixels(data.train)
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(UserError, match=r"set\.tar: val/.*cannot be read as a picture .*has become shorter"):
+    with pytest.raises(UserError, match=r"set\.tar: val/.*cannot be read as an image .*has become shorter"):
         pixels(data.test)
 
 
