@@ -1,6 +1,8 @@
 """Every learner with every scheme: one step in the second task, with a gradient where something learns, and only there.
 
-Compiling is what takes the time here, hence the smallest networks, once a case, without the compiler's own effort.
+Compiling takes the time here, hence the smallest networks, and a star instead of a grid: every learner with `kd` and
+every scheme with `l2p` are compiled and their numbers checked. The other pairs are traced, which finds every error of a
+shape, a name or an option. `pytest -m grid` compiles all of them.
 """
 
 import jax
@@ -40,6 +42,8 @@ PAIRS = [
     for scheme in SCHEMES
     if scheme != "prompt_mapping" or learner in ("coda", "dualprompt", "l2p")
 ]
+STAR = [(learner, scheme) for learner, scheme in PAIRS if learner == "l2p" or scheme == "kd"]
+OTHERS = [pair for pair in PAIRS if pair not in STAR]
 
 
 def build(learner, scheme, **changes):
@@ -60,41 +64,44 @@ def place(task):
 
 def batch():
     rng = np.random.default_rng(0)
-    return {"images": jnp.asarray(rng.random((4, 16, 16, 3), np.float32)), "labels": jnp.array([2, 3, 3, 2])}
+    return {"images": rng.random((4, 16, 16, 3), np.float32), "labels": np.array([2, 3, 3, 2], np.int32)}
 
 
-def compiled(function, *arguments):
-    """`function(*arguments)` by a compiler that saves its time."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function).lower(*arguments).compile(options)(*arguments)
-
-
-def variables_of(method):
-    """Normal numbers in every leaf, those included that a fresh pool leaves at zero."""
+def random_variables(method):
+    """Returns normal numbers in every leaf, those included that a fresh pool leaves at zero; NumPy arrays."""
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(method.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), shapes)
 
 
-def gradients(method, loss):
-    """(loss, gradients of everything but backbones and states, zeros included) in the second task."""
-    variables = variables_of(method)
+def loss_and_gradients(method, loss, transform=jax.jit):
+    """Returns a loss in the second task and its gradients: of all leaves but backbones and states, zeros included.
+
+    Args:
+        transform: `jax.jit`, or a function that traces alone.
+    """
+    variables = random_variables(method)
     parts = {
         path[:2] for path in flatten_dict(variables) if any(u.trainable(path) for p in method.phases for u in p.updates)
     }
     known = {(name, part) for name in method.networks for part in ("prompts", "head")}
     assert parts - {("distill", "params")} == {part for part in known if variables[part[0]][part[1]]}
 
-    def total(learnt, variables):
-        merged = {name: {**variables[name], **parts} for name, parts in learnt.items()}
+    def total(learned, variables):
+        merged = {name: {**variables[name], **parts} for name, parts in learned.items()}
         return loss(merged, batch(), place(1))[0]
 
-    learnt = {
+    learned = {
         name: {part: tree for part, tree in parts.items() if part not in ("backbone", "state")}
         for name, parts in variables.items()
     }
-    value, grads = compiled(jax.value_and_grad(total), learnt, variables)
+    value, grads = jax.device_get(transform(jax.value_and_grad(total))(learned, variables))
     return value, flatten_dict(grads)
+
+
+def gradients_of_student(learner, scheme, transform=jax.jit, **changes):
+    method = build(learner, scheme, **changes)
+    return loss_and_gradients(method, method.student_loss, transform)
 
 
 def check(loss, grads, learns, silent=()):
@@ -106,27 +113,38 @@ def check(loss, grads, learns, silent=()):
         assert bool(np.any(gradient)) == (path[0] in learns and path[-1] not in silent), path
 
 
-@pytest.mark.parametrize(("learner", "scheme"), PAIRS)
+@pytest.mark.parametrize(
+    ("learner", "scheme"), [*STAR, *(pytest.param(*pair, marks=pytest.mark.grid) for pair in OTHERS)]
+)
 def test_a_student_learns_everywhere_and_its_teacher_nowhere(learner, scheme):
-    method = build(learner, scheme)
-    loss, grads = gradients(method, method.student_loss)
+    loss, grads = gradients_of_student(learner, scheme)
     # Shallow L2P has prompts in block 0 only, so there is nothing to map for block 1.
-    unasked = {"prompts_1", "keys_1", "attention_1"} if (learner, scheme) == ("l2p", "prompt_mapping") else ()
-    check(loss, grads, {"student", "distill"}, unasked)
+    unused = {"prompts_1", "keys_1", "attention_1"} if (learner, scheme) == ("l2p", "prompt_mapping") else ()
+    check(loss, grads, {"student", "distill"}, unused)
     assert ("teacher" in {path[0] for path in grads}) == (scheme != "none")
-    heads = [
-        gradient for path, gradient in grads.items() if path[-1] == "kernel" and "head" in path and path[0] != "teacher"
-    ]
-    assert len(heads) == (2 if scheme in ("kd_token", "prompt_mapping") else 1)
-    for kernel in heads:  # [dim, classes]
+    for kernel in student_heads(grads, scheme):  # [dim, classes]
         assert not np.any(kernel[:, :2])
         assert np.any(kernel[:, 2:], axis=0).all()
+
+
+@pytest.mark.parametrize(("learner", "scheme"), OTHERS)
+def test_a_pair_fits_together(learner, scheme):
+    loss, grads = gradients_of_student(learner, scheme, lambda f: lambda *arguments: jax.eval_shape(f, *arguments))
+    assert (loss.shape, loss.dtype) == ((), np.float32)
+    assert ("teacher" in {path[0] for path in grads}) == (scheme != "none")
+    assert all(kernel.shape == (8, 4) for kernel in student_heads(grads, scheme))
+
+
+def student_heads(grads, scheme):
+    heads = [grad for path, grad in grads.items() if path[-1] == "kernel" and "head" in path and path[0] != "teacher"]
+    assert len(heads) == (2 if scheme in ("kd_token", "prompt_mapping") else 1)
+    return heads
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_a_teacher_learns_alone(learner):
     method = build(learner, "kd")
-    loss, grads = gradients(method, method.teacher_loss)
+    loss, grads = loss_and_gradients(method, method.teacher_loss)
     check(loss, grads, {"teacher"})
 
 
@@ -145,49 +163,59 @@ def test_what_is_no_prefix_cannot_be_mapped(learner, message):
 
 
 @pytest.mark.parametrize("variant", ["dcdl", "deit"])
-def test_prompts_that_are_tokens_leave_the_picture_s_and_the_distillation_token_in_their_places(variant):
+def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(variant):
     plain, prompted = (build(name, "kd_token", **{"distill.variant": variant}) for name in ("none", "l2p tokens"))
-    variables = variables_of(prompted)
-    inputs = prompted.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
+    variables, images, query = random_variables(prompted), batch()["images"], np.ones((4, 8), np.float32)
 
-    def outputs(method, own):
-        return method.student(own, batch()["images"], jnp.ones((4, 8)), place(0), False, inputs)
+    def scheme_inputs(variables):
+        return prompted.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
 
-    bare = {**variables["student"], "prompts": {}, "state": {"prompts": {}, "head": {}}}
-    out = outputs(prompted, variables["student"])
+    def outputs(method, student, inputs):
+        out = method.student(student, images, query, place(0), False, inputs)
+        return {name: value for name, value in out.items() if name != "prompts"}, out.get("prompts")
+
+    @jax.jit
+    def prompted_outputs(variables):
+        inputs = scheme_inputs(variables)
+        out, selection = outputs(prompted, variables["student"], inputs)
+        # The same tokens put ahead of the others by hand, as tokens that the backbone has no special word for.
+        first = selection.tokens
+        if inputs.first_tokens is not None:
+            first = jnp.concatenate([first, inputs.first_tokens], axis=1)
+        _, by_hand = prompted.student.backbone.apply(
+            {"params": variables["student"]["backbone"]}, images, inputs.prompts, first_tokens=first,
+            last_tokens=inputs.last_tokens,
+        )  # fmt: skip
+        return out, {name: by_hand[name] for name in ("tokens", "block_0/tokens", "block_1/tokens")}
+
+    out, by_hand = jax.device_get(prompted_outputs(variables))
+    without = {**variables["student"], "prompts": {}, "state": {"prompts": {}, "head": {}}}
+    plain_out = jax.eval_shape(lambda v: outputs(plain, without, scheme_inputs(v))[0], variables)
     assert out["prompt_tokens"].shape == (4, 6, 8)
-    for name, value in outputs(plain, bare).items():
-        if name not in ("logits", "prompts"):
+    for name, value in plain_out.items():
+        if name != "logits":
             assert out[name].shape == value.shape, name
-    # Put ahead of the others by hand, as tokens that the backbone has no special word for.
-    chosen = out["prompts"].tokens
-    first = chosen if inputs.first_tokens is None else jnp.concatenate([chosen, inputs.first_tokens], axis=1)
-    backbone = {"params": variables["student"]["backbone"]}
-    _, whole = prompted.student.backbone.apply(
-        backbone, batch()["images"], inputs.prompts, first_tokens=first, last_tokens=inputs.last_tokens
-    )
-    np.testing.assert_allclose(whole["tokens"][:, :6], out["prompt_tokens"], rtol=1e-4, atol=1e-5)
-    for name in ("tokens", "block_0/tokens", "block_1/tokens"):
-        np.testing.assert_allclose(whole[name][:, 6:], out[name], rtol=1e-4, atol=1e-5)
-    kernel, bias = (np.asarray(variables["student"]["head"]["linear"][name]) for name in ("kernel", "bias"))
-    expected = np.asarray(whole["tokens"][:, :6]).mean(axis=1) @ kernel + bias
+    np.testing.assert_allclose(by_hand["tokens"][:, :6], out["prompt_tokens"], rtol=1e-4, atol=1e-5)
+    for name, tokens in by_hand.items():
+        np.testing.assert_allclose(tokens[:, 6:], out[name], rtol=1e-4, atol=1e-5)
+    kernel, bias = (variables["student"]["head"]["linear"][name] for name in ("kernel", "bias"))
+    expected = by_hand["tokens"][:, :6].mean(axis=1) @ kernel + bias
     np.testing.assert_allclose(out["logits"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_tasks_own_coda_rows_learn():
-    method = build("coda", "kd")
-    _, grads = gradients(method, method.student_loss)
+    _, grads = gradients_of_student("coda", "kd")
     for path, gradient in grads.items():
         if path[:2] == ("student", "prompts"):
-            rows = np.any(np.asarray(gradient).reshape(4, -1), axis=1)
+            rows = np.any(gradient.reshape(4, -1), axis=1)
             assert rows.tolist() == [False, False, True, True], path
 
 
 def test_coda_rows_start_orthogonal_to_those_before_them():
     pool = build("coda", "kd").teacher.prompts
-    first = jax.jit(pool.init, static_argnums=3)(jax.random.key(0), jnp.zeros((1, 8)), place(0), True)
+    first = jax.jit(pool.init, static_argnums=3)(jax.random.key(0), np.zeros((1, 8), np.float32), place(0), True)
     start = jax.jit(pool.start_task)
-    second, again = start(first, place(1), jax.random.key(1)), start(first, place(0), jax.random.key(1))
+    second, again = jax.device_get([start(first, place(task), jax.random.key(1)) for task in (1, 0)])
     for name, rows in second["params"].items():
         flat = np.asarray(rows).reshape(4, -1)
         assert np.abs(flat @ flat.T - np.eye(4)).max() < 1e-6, name
@@ -199,28 +227,30 @@ def test_coda_rows_start_orthogonal_to_those_before_them():
 
 def test_apt_merges_at_the_end_of_a_task_and_evaluates_what_is_merged():
     method = build("apt", "kd", **{"learner.ema": 0.75})
-    live = jnp.arange(32.0).reshape(4, 8)
-    fresh = variables_of(method)
+    end_task = jax.jit(method.end_task)
+    live = np.arange(32, dtype=np.float32).reshape(4, 8)
+    fresh = random_variables(method)
     fresh["student"]["prompts"] = {"prompts": live}
-    first = method.end_task(fresh, place(0))
+    first = jax.device_get(end_task(fresh, place(0)))
     assert np.array_equal(first["student"]["state"]["prompts"]["merged"], live)
     first["student"]["prompts"] = {"prompts": 3 * live}
-    second = method.end_task(first, place(1))
+    second = jax.device_get(end_task(first, place(1)))
     assert np.allclose(second["student"]["state"]["prompts"]["merged"], 0.75 * live + 0.25 * 3 * live, rtol=1e-6)
     assert np.array_equal(second["student"]["prompts"]["prompts"], 3 * live)
+    pool = {"params": first["student"]["prompts"], "state": first["student"]["state"]["prompts"]}
+    query = np.zeros((1, 8), np.float32)
     for train, wanted in ((True, 3 * live), (False, live)):
-        pool = {"params": first["student"]["prompts"], "state": first["student"]["state"]["prompts"]}
-        prompts = method.student.prompts.apply(pool, jnp.zeros((1, 8)), place(1), train).prompts
-        assert np.array_equal(jnp.stack(prompts[1].additive), wanted[2:])
+        additive = jax.jit(lambda p, t=train: method.student.prompts.apply(p, query, place(1), t).prompts[1].additive)
+        assert np.array_equal(np.stack(additive(pool)), wanted[2:])
 
 
 @pytest.mark.parametrize(("choice", "same"), [("live", False), ("merged", True)])
-def test_an_apt_teacher_teaches_with_its_live_or_its_merged_prompt(choice, same):
+def test_an_apt_teacher_uses_its_live_or_its_merged_prompt(choice, same):
     method = build("apt", "kd", **{"learner.teacher_prompts": choice})
-    variables = variables_of(method)
-    other = {**variables, "teacher": {**variables["teacher"], "prompts": {"prompts": jnp.ones((4, 12))}}}
+    variables = random_variables(method)
+    other = {**variables, "teacher": {**variables["teacher"], "prompts": {"prompts": np.ones((4, 12), np.float32)}}}
     loss = jax.jit(lambda v: method.student_loss(v, batch(), place(1))[0])
-    losses = [loss(v) for v in (variables, other)]
+    losses = [float(loss(v)) for v in (variables, other)]
     assert (losses[0] == losses[1]) == same
 
 
@@ -243,20 +273,19 @@ def test_cdl_prompt_brings_its_schedule_along():
 def test_a_later_update_sees_the_teacher_from_before_its_own_update():
     method = build("dualprompt", "prompt_mapping")
     teacher, student = method.phases[0].updates
-    variables, given = variables_of(method), batch()
-    given |= jax.jit(teacher.loss)(variables, given, place(1))[1].batch
-    loss = jax.jit(student.loss)
+    variables, images_and_labels = random_variables(method), batch()
+    shared = jax.jit(lambda v: teacher.loss(v, images_and_labels, place(1))[1].batch)(variables)
+    loss = jax.jit(lambda v: student.loss(v, {**images_and_labels, **shared}, place(1))[0])
     moved = jax.tree.map(lambda x: x + 1, variables["teacher"])
-    before, after = (loss({**variables, "teacher": t}, given, place(1))[0] for t in (variables["teacher"], moved))
+    before, after = (float(loss({**variables, "teacher": t})) for t in (variables["teacher"], moved))
     assert before == after
 
 
 def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
-    method = build("coda", "prompt_mapping", **{"distill.counter": "advance"})
-    _, grads = gradients(method, method.student_loss)
+    _, grads = gradients_of_student("coda", "prompt_mapping", **{"distill.counter": "advance"})
     for path, gradient in grads.items():
         if path[:3] == ("distill", "params", "mapping"):
-            rows = np.any(np.asarray(gradient).reshape(4, -1), axis=1)
+            rows = np.any(gradient.reshape(4, -1), axis=1)
             assert rows.tolist() == [False, False, True, True], path
 
 
