@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.learning import Learning
+from benchmarks.training_state import Learning
 from cdl_jax import config as base
 from cdl_jax.training import steps as trainer
 from configs import quickstart

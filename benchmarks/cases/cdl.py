@@ -41,21 +41,21 @@ def measure(options) -> dict:
         print(timing.markdown(HEAD, [row for one in found for row in rows(one)]))
         return {"steps": found}
     torch_peers.start()
-    from benchmarks import sides
+    from benchmarks import compared
 
-    bfloat16 = sides.precision(options.precision)
+    bfloat16 = compared.precision(options.precision)
     ceiling = roofline.measure(bfloat16)
     print(f"At most {ceiling.flops / 1e9:.0f} GFLOP/s and {ceiling.bandwidth / 1e9:.1f} GB/s.\n")
     print(timing.markdown(HEAD, []), flush=True)
     found = []
     for learner in options.learners:
         for scheme in options.schemes:
-            ours, peers, config = sides.both(options.size, learner, scheme, options.manners, bfloat16)
+            ours, peers, config = compared.both(options.size, learner, scheme, options.manners, bfloat16)
             for index, phase in enumerate(("teacher", "student")):
                 if phase not in options.phases:
                     continue
-                apart, first = sides.agree(ours, peers, index, options.steps, bfloat16)
-                ways = {sides.OURS: ours, **peers}
+                apart, first = compared.agree(ours, peers, index, options.steps, bfloat16)
+                ways = {compared.OURS: ours, **peers}
                 timed = timing.alternate(
                     {
                         name: lambda side=side, index=index: 1e3 * side.seconds(index, options.steps) / options.steps
@@ -64,8 +64,8 @@ def measure(options) -> dict:
                     options.rounds,
                 )
                 one = {"learner": learner, "scheme": scheme, "phase": phase, "apart": apart, "first_seconds": first}
-                one["ms"] = timing.compare(timed, sides.OURS)
-                seconds = one["ms"][sides.OURS]["median"] / 1e3
+                one["ms"] = timing.compare(timed, compared.OURS)
+                seconds = one["ms"][compared.OURS]["median"] / 1e3
                 one["roof"] = roofline.told(cdl_sizes.work(config, phase), ceiling, seconds)
                 found.append(one)
                 for row in rows(one):

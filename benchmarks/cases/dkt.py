@@ -5,13 +5,13 @@
 A slim ResNet of three stages, its first of `width` channels. Both learners hear the other as it was before the step.
 """
 
-from benchmarks import versus
+from benchmarks import comparison
 from configs import dkt_glyph
 
 
 def arguments(parser) -> None:
     """Adds the case's options."""
-    versus.arguments(parser)
+    comparison.arguments(parser)
     parser.add_argument("--width", type=int, default=5, help="channels of the first stage; 20 in the thesis")
     parser.add_argument("--batch", type=int, default=32)
 
@@ -28,4 +28,4 @@ def measure(options) -> dict:
 
         return DKT(config, variables, classes)
 
-    return versus.measure(f"DKT, width {options.width}", config, make, options, per_learner=True)
+    return comparison.measure(f"DKT, width {options.width}", config, make, options, per_learner=True)

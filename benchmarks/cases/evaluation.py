@@ -29,15 +29,15 @@ def arguments(parser) -> None:
 def measure(options) -> dict:
     """Prints the table; returns its figures."""
     torch_peers.start()
-    from benchmarks import sides
+    from benchmarks import compared
 
-    bfloat16 = sides.precision(options.precision)
+    bfloat16 = compared.precision(options.precision)
     ceiling, found = roofline.measure(bfloat16), []
     print(timing.markdown(HEAD, []), flush=True)
     for learner in options.learners:
         for scheme in options.schemes:
             each = -(-options.images // 10)
-            ours, peers, config = sides.both(options.size, learner, scheme, options.manners, bfloat16, test=each)
+            ours, peers, config = compared.both(options.size, learner, scheme, options.manners, bfloat16, test=each)
             learning = ours.learning
             live, place = learning.state.live, trainer.position(learning.task)
             test = learning.program.stream.test.take(learning.task.test)
@@ -49,18 +49,18 @@ def measure(options) -> dict:
 
             wanted = learning.program.logits(live, learning.frozen, learning.task, place)
             wanted = np.stack([wanted["teacher"], wanted["student"]])
-            apart, ways = {}, {sides.OURS: evaluate}
+            apart, ways = {}, {compared.OURS: evaluate}
             for name, peer in peers.items():
                 logits, _ = peer.evaluate(test, config.eval.batch_size)
                 apart[name] = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
                 ways[name] = lambda peer=peer, test=test, size=config.eval.batch_size: peer.evaluate(test, size)[1]
-            timing.check_equal("logits", apart, sides.tolerances(peers, bfloat16))
+            timing.check_equal("logits", apart, compared.tolerances(peers, bfloat16))
             evaluate()  # compiles
-            timed = timing.compare(timing.alternate(ways, options.rounds), sides.OURS)
+            timed = timing.compare(timing.alternate(ways, options.rounds), compared.OURS)
             batches = -(-len(test) // config.eval.batch_size)
             work = cdl_sizes.work(config, "evaluation") * batches
             one = {"learner": learner, "scheme": scheme, "images": len(test), "apart": apart, "seconds": timed}
-            found.append({**one, "roof": roofline.told(work, ceiling, timed[sides.OURS]["median"])})
+            found.append({**one, "roof": roofline.told(work, ceiling, timed[compared.OURS]["median"])})
             for row in rows(found[-1]):
                 print("| " + " | ".join(row) + " |", flush=True)
     return {"size": options.size, "bfloat16": bfloat16, "ceiling": vars(ceiling), "evaluation": found}

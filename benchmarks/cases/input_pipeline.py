@@ -30,14 +30,14 @@ def measure(options) -> dict:
     torch = torch_peers.start()
     import jax
 
-    from benchmarks import pictures
-    from benchmarks.learning import Learning
+    from benchmarks import fake_data
+    from benchmarks.training_state import Learning
     from cdl_jax.data.transforms import augment
 
     config = cdl_sizes.config(options.size, "l2p", "kd")
     config.augment.update(train="random_resized_crop", flip=True, test="resize")
     batch, size = config.train.batch_size, config.student.image_size
-    data = pictures.noise(options.side, 1, 1, options.batches * batch, batch)
+    data = fake_data.noise(options.side, 1, 1, options.batches * batch, batch)
     learning = Learning(config, data)
     source, key = learning.program.train_source, jax.random.key(0)
     prepared = [item for item, _ in learning.batches(0, options.batches)]

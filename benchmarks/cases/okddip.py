@@ -5,13 +5,13 @@
 network: "small", a ResNet-20 of a quarter of the width; or a network of `cdl_jax.models.resnet`, such as resnet32.
 """
 
-from benchmarks import versus
+from benchmarks import comparison
 from configs import okddip_glyph
 
 
 def arguments(parser) -> None:
     """Adds the case's options."""
-    versus.arguments(parser)
+    comparison.arguments(parser)
     parser.add_argument("--network", default="small")
     parser.add_argument("--batch", type=int, default=32)
 
@@ -32,4 +32,4 @@ def measure(options) -> dict:
 
         return OKDDip(config, variables, classes)
 
-    return versus.measure(f"OKDDip, {options.network}", config, make, options)
+    return comparison.measure(f"OKDDip, {options.network}", config, make, options)

@@ -22,7 +22,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from benchmarks.learning import Learning  # noqa: E402
+from benchmarks.training_state import Learning  # noqa: E402
 from cdl_jax.models.modules.conv import apply  # noqa: E402
 from cdl_jax.models.peers.networks import PeerNetworks, PeerOutputs  # noqa: E402
 from configs import okddip_glyph  # noqa: E402

@@ -65,13 +65,13 @@ def measure(options) -> dict:
 
 def _learning(options):
     """(`Learning` of what is profiled, index of its phase)."""
-    from benchmarks.learning import Learning
+    from benchmarks.training_state import Learning
 
     if options.of == "cdl":
-        from benchmarks import pictures
+        from benchmarks import fake_data
 
         config = cdl_sizes.config(options.size, options.learner, options.scheme)
-        data = pictures.noise(config.student.image_size, cdl_sizes.TASKS, 10, 8, 1)
+        data = fake_data.noise(config.student.image_size, cdl_sizes.TASKS, 10, 8, 1)
         return Learning(config, data), int(options.phase == "student")
     if options.of == "okddip":
         from configs import okddip_glyph

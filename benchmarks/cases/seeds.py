@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.learning import Learning
+from benchmarks.training_state import Learning
 from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.run import loop

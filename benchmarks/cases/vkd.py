@@ -6,13 +6,13 @@ student: "small", of 48 dimensions and 3 blocks; or a network of `cdl_jax.models
 deit_ti_conv, at 32 pixels. All of it is float32; on GPUs the authors' program computes in float16 where torch allows.
 """
 
-from benchmarks import versus
+from benchmarks import comparison
 from configs import vkd_glyph
 
 
 def arguments(parser) -> None:
     """Adds the case's options."""
-    versus.arguments(parser)
+    comparison.arguments(parser)
     parser.add_argument("--student", default="small")
     parser.add_argument("--batch", type=int, default=32)
 
@@ -39,4 +39,4 @@ def measure(options) -> dict:
 
         return VkD(config, variables, classes, manner.fused_attention)
 
-    return versus.measure(f"VkD, {options.student}", config, make, options)
+    return comparison.measure(f"VkD, {options.student}", config, make, options)

@@ -92,7 +92,7 @@ def _start(root, overrides, epochs):
     """Writes what the peers begin with: our config and our networks before the first task."""
     from flax.traverse_util import flatten_dict
 
-    from benchmarks.learning import Learning
+    from benchmarks.training_state import Learning
     from configs import quickstart
 
     config = quickstart.get_config(overrides)

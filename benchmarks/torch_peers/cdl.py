@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.torch_peers.manners import Manner, compiled
 from benchmarks.torch_peers.pools import POOLS, Head, halves
+from benchmarks.torch_peers.torch_variants import Manner, compiled
 from benchmarks.torch_peers.vit import Prompt, ViT
 
 

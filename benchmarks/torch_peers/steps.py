@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from benchmarks import timing
-from benchmarks.torch_peers.manners import Manner, compiled
+from benchmarks.torch_peers.torch_variants import Manner, compiled
 
 
 class Steps:

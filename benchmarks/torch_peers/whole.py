@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.torch_peers import loaders
 from benchmarks.torch_peers.cdl import CDL
-from benchmarks.torch_peers.manners import KNOWN
+from benchmarks.torch_peers.torch_variants import KNOWN
 from cdl_jax.data import stream
 
 

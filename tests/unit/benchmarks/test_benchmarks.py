@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import cdl_sizes, roofline, run, timing, torch_peers, versus
+from benchmarks import cdl_sizes, comparison, roofline, run, timing, torch_peers
 from benchmarks.cases import cdl, dkt, okddip, profile, startup, vkd
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
@@ -155,7 +155,7 @@ def test_a_run_that_never_takes_a_step_has_no_time_to_its_first(tmp_path):
 
 @pytest.mark.parametrize("case", [okddip, dkt, vkd], ids=["okddip", "dkt", "vkd"])
 def test_the_configs_of_the_cases_can_be_stepped(case, monkeypatch):
-    monkeypatch.setattr(versus, "measure", lambda what, config, *of, **options: config)
+    monkeypatch.setattr(comparison, "measure", lambda what, config, *of, **options: config)
     parser = argparse.ArgumentParser()
     case.arguments(parser)
     config = case.measure(parser.parse_args([]))

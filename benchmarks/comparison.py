@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks import roofline, timing, torch_peers
-from benchmarks.torch_peers.manners import KNOWN
+from benchmarks.torch_peers.torch_variants import KNOWN
 
 OURS, CHECKED = "ours", 3
 HEAD = ("a step of", "ours, ms (quartiles)", "of peak", "against", "ms (quartiles)", "ratio", "losses apart")
@@ -30,8 +30,8 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
     torch = torch_peers.start()
     import jax
 
-    from benchmarks.learning import Learning
     from benchmarks.torch_peers.steps import Steps
+    from benchmarks.training_state import Learning
 
     gpu = jax.default_backend() != "cpu"
     if not gpu:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks import cdl_sizes, pictures, timing
-from benchmarks.learning import Learning
-from benchmarks.torch_peers.manners import KNOWN
+from benchmarks import cdl_sizes, fake_data, timing
+from benchmarks.torch_peers.torch_variants import KNOWN
+from benchmarks.training_state import Learning
 
 OURS = "ours"
 CHECKED = 3  # steps whose mean losses must agree
@@ -40,7 +40,7 @@ class Ours:
 
 
 class Peer:
-    """A PyTorch peer in a manner of `torch_peers.manners`."""
+    """A PyTorch peer in a manner of `torch_peers.torch_variants`."""
 
     def __init__(self, config, data, variables, manner):
         import torch
@@ -100,7 +100,7 @@ def precision(asked: str) -> bool:
 def both(size: str, learner: str, scheme: str, manners, bfloat16: bool, train: int = 8, test: int = 2):
     """(Ours, {manner: Peer}, config), all with the same weights; `train` and `test` pictures a class."""
     config = cdl_sizes.config(size, learner, scheme, bfloat16)
-    data = pictures.noise(config.student.image_size, cdl_sizes.TASKS, 10, train, test)
+    data = fake_data.noise(config.student.image_size, cdl_sizes.TASKS, 10, train, test)
     ours = Ours(config, data)
     variables = ours.learning.variables()
     kinds = [replace(KNOWN[name], bfloat16=bfloat16 and name != "authors") for name in manners]
