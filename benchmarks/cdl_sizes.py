@@ -17,10 +17,10 @@ TASKS = 10
 
 def config(size: str, learner: str, scheme: str, bfloat16: bool = False):
     """A run with random weights on pictures of the networks' own size, without augmentation."""
-    teacher, student, both, own, batch = SIZES[size]
+    teacher, student, shared, own, batch = SIZES[size]
     made = base.default("cdl", data="glyph_mini", learner=learner, distill=scheme, teacher=teacher, student=student)
     for section in (made.teacher, made.student):
-        section.update(weights="random", dtype="bfloat16" if bfloat16 else "float32", **both)
+        section.update(weights="random", dtype="bfloat16" if bfloat16 else "float32", **shared)
     made.student.update(own)
     made.train.update(batch_size=batch, epochs=2)
     made.eval.batch_size = batch

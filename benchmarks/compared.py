@@ -1,34 +1,34 @@
-"""Both sides of the CDL cases: our program and its PyTorch peers, from the same weights and on the same batches."""
+"""Both sides of the CDL cases: JAX and PyTorch, from the same weights and on the same batches."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from benchmarks import cdl_sizes, fake_data, timing
-from benchmarks.torch_peers.torch_variants import KNOWN
-from benchmarks.training_state import Learning
+from benchmarks.torch_peers.torch_variants import VARIANTS
+from benchmarks.training_state import TrainingState
 
 OURS = "ours"
 CHECKED = 3  # steps whose mean losses must agree
-# Relative. A loss of float32 networks, and where one of both computes in bfloat16.
+# Relative tolerances of a loss: both sides in float32, and one side in bfloat16.
 EXACT, ROUGH = 1e-4, 3e-2
 
 
-class Ours:
-    """Our program."""
+class JaxSide:
+    """cdl_jax."""
 
     def __init__(self, config, data):
-        self.learning = Learning(config, data)
+        self.learning = TrainingState(config, data)
         self.prepared = {}
 
     def compile(self, phase: int) -> float:
-        """Seconds that it takes."""
+        """Compiles the step of a phase; returns the seconds."""
         start = timing.now()
         self.learning.compile(phase)
         return timing.now() - start
 
     def rows(self, phase: int, steps: int):
-        """Rows of the next batches, which `seconds` then takes, `[steps, batch]`."""
+        """Prepares the next batches for `seconds`; returns their rows, int32 `[steps, batch]`."""
         self.prepared[phase] = self.learning.batches(phase, steps)
         return np.stack([np.asarray(item["rows"]) for item, _ in self.prepared[phase]])
 
@@ -39,27 +39,35 @@ class Ours:
         return float(self.learning.loss(phase))
 
 
-class Peer:
-    """A PyTorch peer in a manner of `torch_peers.torch_variants`."""
+class TorchSide:
+    """A PyTorch program in a variant of `torch_peers.torch_variants`."""
 
-    def __init__(self, config, data, variables, manner):
+    def __init__(self, config, data, variables, variant):
         import torch
 
         from benchmarks.torch_peers.cdl import CDL
 
         self.torch, self.split = torch, data.train
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = CDL(config, variables, data.num_tasks, manner, self.device)
+        self.module = CDL(config, variables, data.num_tasks, variant, self.device)
         task = data.tasks[0]
         self.module.begin(task.index, task.first, task.end)
         self.batches, self.losses = {}, {0: [], 1: []}
 
     def prepare(self, phase: int, rows) -> None:
-        """Puts the batches of these rows on the device, as the network takes them."""
+        """Puts the batches of `rows` on the device, in the layout of the network."""
         self.batches[phase] = [self.placed(self.split.images[r], self.split.labels[r]) for r in rows]
 
     def placed(self, images, labels):
-        """(uint8 `[batch, size, size, 3]` as float32 `[batch, 3, size, size]` in [0, 1], labels), on the device."""
+        """Puts images and labels on the device.
+
+        Args:
+            images: uint8 `[batch, size, size, 3]`.
+            labels: integers `[batch]`.
+
+        Returns:
+            (float32 `[batch, 3, size, size]` in [0, 1], int64 `[batch]`).
+        """
         images = self.torch.as_tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         return images.float() / 255, self.torch.as_tensor(labels.astype(np.int64)).to(self.device)
 
@@ -72,7 +80,7 @@ class Peer:
         return timing.now() - start
 
     def evaluate(self, test, batch: int):
-        """(logits `[2, images, classes]` of teacher and student for a split, seconds)."""
+        """Evaluates a split; returns (logits `[2, images, classes]` of teacher and student, seconds)."""
         start, found = timing.now(), []
         for first in range(0, len(test), batch):
             rows = slice(first, first + batch)
@@ -83,43 +91,56 @@ class Peer:
         return np.concatenate(found, axis=1), timing.now() - start
 
     def loss(self, phase: int) -> float:
-        """Mean over the steps so far."""
+        """Returns the mean loss of all steps of a phase."""
         return float(self.torch.stack(self.losses[phase]).mean())
 
 
-def precision(asked: str) -> bool:
-    """Whether the work is done in bfloat16: "auto" says so on an accelerator. float32 is float32 in every product."""
+def use_bfloat16(precision: str) -> bool:
+    """Returns whether to compute in bfloat16; "auto" means on an accelerator. float32 applies to every product."""
     import jax
 
-    bfloat16 = asked == "bfloat16" or (asked == "auto" and jax.default_backend() != "cpu")
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and jax.default_backend() != "cpu")
     if not bfloat16:
         jax.config.update("jax_default_matmul_precision", "highest")
     return bfloat16
 
 
-def both(size: str, learner: str, scheme: str, manners, bfloat16: bool, train: int = 8, test: int = 2):
-    """(Ours, {manner: Peer}, config), all with the same weights; `train` and `test` pictures a class."""
-    config = cdl_sizes.config(size, learner, scheme, bfloat16)
-    data = fake_data.noise(config.student.image_size, cdl_sizes.TASKS, 10, train, test)
-    ours = Ours(config, data)
-    variables = ours.learning.variables()
-    kinds = [replace(KNOWN[name], bfloat16=bfloat16 and name != "authors") for name in manners]
-    return ours, {kind.name: Peer(config, data, variables, kind) for kind in kinds}, config
+def both_sides(size: str, learner: str, scheme: str, variants, bfloat16: bool, train: int = 8, test: int = 2):
+    """Builds both sides with the same weights.
 
-
-def tolerances(manners, bfloat16: bool) -> dict[str, float]:
-    """How far the losses of each manner may be from ours."""
-    return dict.fromkeys(manners, ROUGH if bfloat16 else EXACT)
-
-
-def agree(ours: Ours, peers, phase: int, steps: int, bfloat16: bool) -> tuple[dict[str, float], dict[str, float]]:
-    """Prepares a phase's batches and takes `CHECKED` steps on every side.
+    Args:
+        size: key of `cdl_sizes.SIZES`.
+        variants: names of `torch_variants.VARIANTS`.
+        bfloat16: whether all but "authors" compute in bfloat16.
+        train: number of training images of each class.
+        test: number of test images of each class.
 
     Returns:
-      (how far each peer's mean loss is from ours, seconds of each side's first step, compilation included).
+        (JaxSide, {variant: TorchSide}, config).
+    """
+    config = cdl_sizes.config(size, learner, scheme, bfloat16)
+    data = fake_data.noise_stream(config.student.image_size, cdl_sizes.TASKS, 10, train, test)
+    ours = JaxSide(config, data)
+    variables = ours.learning.variables()
+    kinds = [replace(VARIANTS[name], bfloat16=bfloat16 and name != "authors") for name in variants]
+    return ours, {kind.name: TorchSide(config, data, variables, kind) for kind in kinds}, config
+
+
+def tolerances(variants, bfloat16: bool) -> dict[str, float]:
+    """Returns the largest relative difference allowed between the losses of each variant and ours."""
+    return dict.fromkeys(variants, ROUGH if bfloat16 else EXACT)
+
+
+def check_same_losses(
+    ours: JaxSide, peers, phase: int, steps: int, bfloat16: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Prepares the batches of a phase and compares the mean losses of `CHECKED` steps.
+
+    Returns:
+        (relative difference of each variant's loss to ours, seconds of each side's first steps with compilation).
 
     Raises:
-      UserError: a loss is too far from ours.
+        UserError: the difference of a loss is above its tolerance.
     """
     rows = ours.rows(phase, max(steps, CHECKED))
     first = {OURS: ours.compile(phase) + ours.seconds(phase, CHECKED)}
@@ -127,7 +148,7 @@ def agree(ours: Ours, peers, phase: int, steps: int, bfloat16: bool) -> tuple[di
         peer.prepare(phase, rows)
         first[name] = peer.seconds(phase, CHECKED)
     losses = {OURS: ours.loss(phase), **{name: peer.loss(phase) for name, peer in peers.items()}}
-    differences = timing.apart(losses, OURS)
+    differences = timing.loss_differences(losses, OURS)
     differences.pop(OURS)
     timing.check_equal(f"the loss of phase {phase}", differences, tolerances(peers, bfloat16))
     return differences, first

@@ -1,16 +1,16 @@
-"""A step of a method with one phase against its PyTorch peers: what the cases `okddip`, `dkt` and `vkd` share."""
+"""Compares a step of a method with one phase to PyTorch, for the cases `okddip`, `dkt` and `vkd`."""
 
 import numpy as np
 
 from benchmarks import roofline, timing, torch_peers
-from benchmarks.torch_peers.torch_variants import KNOWN
+from benchmarks.torch_peers.torch_variants import VARIANTS
 
 OURS, CHECKED = "ours", 3
-HEAD = ("a step of", "ours, ms (quartiles)", "of peak", "against", "ms (quartiles)", "ratio", "losses apart")
+HEAD = ("a step of", "ours, ms (quartiles)", "of peak", "against", "ms (quartiles)", "ratio", "max loss diff")
 
 
 def arguments(parser) -> None:
-    """Adds the options of all these cases."""
+    """Adds the options that these cases share."""
     parser.add_argument("--manners", nargs="+", choices=("authors", "tuned"), default=("authors", "tuned"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps of each side in a round")
@@ -20,39 +20,41 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
     """Prints the table of one comparison; returns its figures.
 
     Args:
-      what: is stepped. config: of our run, without augmentation. make: `(config, variables, classes, manner) -> module`
-        of a peer, see `torch_peers.steps.Steps`. per_learner: whether our loss is a mean over learners of which the
-        peer's is the sum.
+        what: name of the network or method in the table.
+        config: config of the JAX run, without augmentation.
+        make: `(config, variables, classes, variant) -> module` of the PyTorch side, see `torch_peers.steps.Steps`.
+        options: parsed command line, see `arguments`.
+        per_learner: whether the JAX loss is the mean, and the PyTorch loss the sum, over learners. Default: False.
 
     Raises:
-      UserError: the losses differ.
+        UserError: the losses differ.
     """
     torch = torch_peers.start()
     import jax
 
     from benchmarks.torch_peers.steps import Steps
-    from benchmarks.training_state import Learning
+    from benchmarks.training_state import TrainingState
 
     gpu = jax.default_backend() != "cpu"
     if not gpu:
         jax.config.update("jax_default_matmul_precision", "highest")
-    ours, device = Learning(config), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ours, device = TrainingState(config), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     variables, stream = ours.variables(), ours.program.stream
     prepared = ours.batches(0, max(options.steps, CHECKED))
     batches = [_arrays(stream.train, np.asarray(item["rows"])) for item, _ in prepared]
     peers = {}
     for name in options.manners:
-        peers[name] = Steps(make(config, variables, stream.num_classes, KNOWN[name]), KNOWN[name], device)
+        peers[name] = Steps(make(config, variables, stream.num_classes, VARIANTS[name]), VARIANTS[name], device)
         peers[name].prepare(batches)
     work = roofline.Work(flops=next(iter(peers.values())).flops()) if peers else roofline.Work()
     for name in options.manners:  # counting has moved running statistics
-        peers[name] = Steps(make(config, variables, stream.num_classes, KNOWN[name]), KNOWN[name], device)
+        peers[name] = Steps(make(config, variables, stream.num_classes, VARIANTS[name]), VARIANTS[name], device)
         peers[name].prepare(batches)
     ways = {OURS: lambda steps: ours.seconds(0, prepared[:steps]), **{n: p.seconds for n, p in peers.items()}}
     first = {name: way(CHECKED) for name, way in ways.items()}
     share = len(batches[0][1]) if per_learner else 1
     losses = {OURS: float(ours.loss(0)), **{name: peer.loss() / share for name, peer in peers.items()}}
-    differences = {name: value for name, value in timing.apart(losses, OURS).items() if name != OURS}
+    differences = {name: value for name, value in timing.loss_differences(losses, OURS).items() if name != OURS}
     timing.check_equal("the loss", differences, dict.fromkeys(peers, 3e-2 if gpu else 1e-4))
     each = {name: lambda way=way: 1e3 * way(options.steps) / options.steps for name, way in ways.items()}
     found = timing.compare(timing.alternate(each, options.rounds), OURS)
@@ -64,15 +66,15 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
         for name in peers
     ]  # fmt: skip
     print(timing.markdown(HEAD, rows))
-    told = {"ms": found, "apart": differences, "first_seconds": first, "gflop": roof["gflop"], "mfu": roof["mfu"]}
-    return {"what": what, "ceiling": vars(ceiling), **told}
+    figures = {"ms": found, "apart": differences, "first_seconds": first, "gflop": roof["gflop"], "mfu": roof["mfu"]}
+    return {"what": what, "ceiling": vars(ceiling), **figures}
 
 
 def _arrays(split, rows):
-    """(images, labels) of rows `[batch]`, or `[batch, learners]` with the learners' axis brought to the front."""
+    """Returns (images, labels) of rows `[batch]`, or of rows `[batch, learners]` with the axis of learners first."""
     rows = rows.T if rows.ndim == 2 else rows
     return split.images[rows], split.labels[rows]
 
 
-def _range(told):
-    return f"{told['median']:.1f} ({told['q1']:.1f}-{told['q3']:.1f})"
+def _range(summary):
+    return f"{summary['median']:.1f} ({summary['q1']:.1f}-{summary['q3']:.1f})"

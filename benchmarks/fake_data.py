@@ -1,12 +1,21 @@
-"""Pictures of any size for timing: noise with labels, the same in every process."""
+"""Fake images of any size for timing: noise with labels, the same in every process."""
 
 import numpy as np
 
 from cdl_jax.data import stream
 
 
-def noise(side: int, tasks: int, classes: int, train: int, test: int, seed: int = 0) -> stream.Stream:
-    """A stream of `tasks` with `classes` each; `train` and `test` pictures `[side, side, 3]` a class."""
+def noise_stream(side: int, tasks: int, classes: int, train: int, test: int, seed: int = 0) -> stream.Stream:
+    """Makes a stream of noise.
+
+    Args:
+        side: height and width of the images, in pixels.
+        tasks: number of tasks.
+        classes: number of classes of each task.
+        train: number of training images of each class, uint8 `[side, side, 3]`.
+        test: number of test images of each class.
+        seed: of the random numbers. Default: 0.
+    """
     rng, total = np.random.default_rng(seed), tasks * classes
 
     def split(each):

@@ -1,4 +1,4 @@
-"""Fair timing: ways of doing the same work take turns, and what is told are medians with their quartiles."""
+"""Fair timing: alternatives take turns, and results are medians with quartiles."""
 
 import os
 import statistics
@@ -7,31 +7,31 @@ from collections.abc import Callable, Mapping
 
 from cdl_jax.errors import UserError
 
-# "wall": the time that passes. "cpu": what this process and those it has waited for had of the processors, which on one
-# core is the time that would have passed on an idle machine: for machines shared with other work, without a GPU.
+# "wall": elapsed time. "cpu": CPU time of this process and of the children that it has waited for. On one core this is
+# the time that would have passed on an idle machine. It suits machines shared with other work, without a GPU.
 CLOCKS = {"wall": time.perf_counter, "cpu": lambda: time.process_time() + sum(os.times()[2:4])}
 _chosen = ["wall"]
 
 
 def choose_clock(name: str) -> None:
-    """Which of `CLOCKS` all that follows is timed by."""
+    """Selects the clock of all later timings, a key of `CLOCKS`."""
     _chosen[0] = name
 
 
 def chosen() -> str:
-    """Its name."""
+    """Returns the name of the selected clock."""
     return _chosen[0]
 
 
 def now() -> float:
-    """Seconds on the chosen clock."""
+    """Returns the seconds of the selected clock."""
     return CLOCKS[_chosen[0]]()
 
 
 def alternate(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each way returns (its seconds, say) in each of `rounds`, in which all take turns.
+    """Calls all functions in turns; returns the values of each function, one a round.
 
-    Every round begins with another way, so that none always follows the same one.
+    Every round starts with another function, so that no function always follows the same one.
     """
     found, names = {name: [] for name in ways}, list(ways)
     for number in range(rounds):
@@ -42,7 +42,11 @@ def alternate(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def summary(values: list[float]) -> dict:
-    """`{"median", "q1", "q3", "rounds"}` of some measurements; quartiles by linear interpolation."""
+    """Returns `{"median", "q1", "q3", "rounds"}` of measurements; quartiles by linear interpolation.
+
+    >>> summary([1.0, 2.0, 3.0])
+    {'median': 2.0, 'q1': 1.5, 'q3': 2.5, 'rounds': 3}
+    """
     if len(values) == 1:
         return {"median": values[0], "q1": values[0], "q3": values[0], "rounds": 1}
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -50,31 +54,31 @@ def summary(values: list[float]) -> dict:
 
 
 def compare(found: Mapping[str, list[float]], base: str) -> dict[str, dict]:
-    """Each way's `summary`, and `ratio`: its median over that of `base`, so above 1 where `base` is faster."""
-    told = {name: summary(values) for name, values in found.items()}
-    return {name: {**one, "ratio": one["median"] / told[base]["median"]} for name, one in told.items()}
+    """Returns the `summary` of each function, and `ratio`: its median over the median of `base`."""
+    summaries = {name: summary(values) for name, values in found.items()}
+    return {name: {**one, "ratio": one["median"] / summaries[base]["median"]} for name, one in summaries.items()}
 
 
-def apart(losses: Mapping[str, float], base: str) -> dict[str, float]:
-    """The relative difference of each loss to that of `base`."""
+def loss_differences(losses: Mapping[str, float], base: str) -> dict[str, float]:
+    """Returns the relative difference of each loss to the loss of `base`."""
     return {name: abs(loss - losses[base]) / max(abs(losses[base]), 1e-12) for name, loss in losses.items()}
 
 
 def check_equal(what: str, differences: Mapping[str, float], tolerances: Mapping[str, float]) -> None:
-    """Refuses to time ways that do not do the same.
+    """Checks that all alternatives compute the same.
 
     Raises:
-      UserError: names the way whose difference is above its tolerance, or is not a number.
+        UserError: a difference is above its tolerance, or is NaN. The message has the name.
     """
     for name, difference in differences.items():
         if not difference <= tolerances[name]:
             raise UserError(
-                f"benchmarks: {what} of {name!r} is apart by {difference:.1e}, more than {tolerances[name]:.0e}: "
-                "not timed, the two do not compute the same"
+                f"benchmarks: {what} of {name!r} differs by {difference:.1e}, more than {tolerances[name]:.0e}: "
+                "not timed, because the two do not compute the same"
             )
 
 
 def markdown(head, rows) -> str:
-    """A table, its cells given as text."""
+    """Formats a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""Our side of every case: a run's own program at its first task, one step after the other."""
+"""The JAX side of every case: the program of a run in its first task, one step at a time."""
 
 import jax
 import numpy as np
@@ -10,11 +10,13 @@ from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 
 
-class Learning:
-    """A program about to learn its first task.
+class TrainingState:
+    """A program at the start of its first task, with its state.
 
-    config: of the run. data: its stream, in place of the one that the config names. change: makes of the method the
-    one that learns.
+    Args:
+        config: config of the run.
+        data: stream that replaces the stream of the config. Default: None.
+        change: function that replaces the method. Default: None.
     """
 
     def __init__(self, config, data=None, change=None):
@@ -33,15 +35,15 @@ class Learning:
         return self.program.method.phases
 
     def variables(self):
-        """All variables as they are now, as NumPy arrays."""
+        """Returns the current variables as NumPy arrays."""
         return jax.device_get(join(self.frozen, self.state.live))
 
     def compile(self, index: int):
-        """The compiled step of a phase."""
+        """Returns the compiled step of a phase."""
         return self.program.train_step(index, self.state, self.frozen)
 
     def batches(self, index: int, steps: int) -> list:
-        """The next `steps` batches of a phase, `(item, position)`, on the device; behind the last comes the first."""
+        """Puts the next `steps` batches of a phase on the device, as `(item, position)`; repeats after the last."""
         phase, items = self.phases[index], []
         each = self.program.steps(self.task, phase)
         while len(items) < steps:
@@ -55,7 +57,7 @@ class Learning:
         return jax.block_until_ready(items)
 
     def seconds(self, index: int, batches) -> float:
-        """Of a training step on each of `batches` (or of so many, if it is a number); the state goes on."""
+        """Trains on `batches`, or on as many as an integer gives; returns the seconds and updates the state."""
         if isinstance(batches, int):
             batches = self.batches(index, batches)
         step, data, seed = self.compile(index), self.program.train_source.data, self.program.seed
@@ -66,6 +68,6 @@ class Learning:
         return timing.now() - start
 
     def loss(self, index: int):
-        """Mean loss of the phase's steps so far; with several seeds `[seeds]`."""
+        """Returns the mean loss of all steps of a phase; with several seeds `[seeds]`."""
         sums = jax.device_get(self.state.sums[index])
         return np.asarray(sums["loss"] / sums["steps"])

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.training_state import Learning
+from benchmarks.training_state import TrainingState
 from cdl_jax import config as base
 from cdl_jax.training import steps as trainer
 from configs import quickstart
 
-HEAD = ("network", "steps a call", "steps a second (quartiles)", "of one a call", "compilation, s", "losses apart")
+HEAD = ("network", "steps a call", "steps a second (quartiles)", "of one a call", "compilation, s", "max loss diff")
 
 
 def arguments(parser) -> None:
@@ -34,13 +34,13 @@ def measure(options) -> dict:
     for network in options.networks:
         config = quickstart.get_config() if network == "vit" else _slim_resnet()
         config.train.batch_size = options.batch or config.train.batch_size
-        phases = Learning(config).phases
+        phases = TrainingState(config).phases
         for index, phase in enumerate(phases):
             ways = {most: _Way(config, index, most, options.steps) for most in options.most}
             for way in ways.values():
                 way.seconds()
             losses = {most: float(way.learning.loss(index)) for most, way in ways.items()}
-            apart = timing.apart(losses, options.most[0])
+            apart = timing.loss_differences(losses, options.most[0])
             timing.check_equal("the loss", apart, dict.fromkeys(ways, 1e-3))
             turns = {most: lambda way=way: options.steps / way.seconds() for most, way in ways.items()}
             timed = timing.compare(timing.alternate(turns, options.rounds), options.most[0])
@@ -58,7 +58,7 @@ class _Way:
     """A phase learnt in calls of `most` steps, on the same `steps` batches each time."""
 
     def __init__(self, config, index, most, steps):
-        self.learning = Learning(config)
+        self.learning = TrainingState(config)
         program, task, phase = self.learning.program, self.learning.task, self.learning.phases[index]
         start = timing.now()
         self.step = program.train_step(index, self.learning.state, self.learning.frozen, 0, most)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks import cdl_sizes, roofline, timing, torch_peers
 
-HEAD = ("learner", "scheme", "step of the", "ours, ms (quartiles)", "of the roof", "against", "ms (quartiles)", "ratio",
-        "losses apart")  # fmt: skip
+HEAD = ("learner", "scheme", "step of the", "ours, ms (quartiles)", "% of roofline", "against", "ms (quartiles)",
+        "ratio", "max loss diff")  # fmt: skip
 
 
 def arguments(parser) -> None:
@@ -43,18 +43,18 @@ def measure(options) -> dict:
     torch_peers.start()
     from benchmarks import compared
 
-    bfloat16 = compared.precision(options.precision)
+    bfloat16 = compared.use_bfloat16(options.precision)
     ceiling = roofline.measure(bfloat16)
     print(f"At most {ceiling.flops / 1e9:.0f} GFLOP/s and {ceiling.bandwidth / 1e9:.1f} GB/s.\n")
     print(timing.markdown(HEAD, []), flush=True)
     found = []
     for learner in options.learners:
         for scheme in options.schemes:
-            ours, peers, config = compared.both(options.size, learner, scheme, options.manners, bfloat16)
+            ours, peers, config = compared.both_sides(options.size, learner, scheme, options.manners, bfloat16)
             for index, phase in enumerate(("teacher", "student")):
                 if phase not in options.phases:
                     continue
-                apart, first = compared.agree(ours, peers, index, options.steps, bfloat16)
+                apart, first = compared.check_same_losses(ours, peers, index, options.steps, bfloat16)
                 ways = {compared.OURS: ours, **peers}
                 timed = timing.alternate(
                     {

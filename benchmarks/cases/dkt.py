@@ -23,7 +23,7 @@ def measure(options) -> dict:
     config.network.update(width=options.width, image_size=32)  # as the pictures are
     config.devices, config.augment.train, config.train.batch_size = 1, "none", options.batch
 
-    def make(config, variables, classes, manner):
+    def make(config, variables, classes, variant):
         from benchmarks.torch_peers.dkt import DKT
 
         return DKT(config, variables, classes)

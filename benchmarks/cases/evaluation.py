@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import cdl_sizes, roofline, timing, torch_peers
 from cdl_jax.training import steps as trainer
 
-HEAD = ("learner", "scheme", "ours, ms a picture", "of the roof", "against", "ms a picture", "ratio", "logits apart")
+HEAD = ("learner", "scheme", "ours, ms an image", "% of roofline", "against", "ms an image", "ratio", "max logits diff")
 
 
 def arguments(parser) -> None:
@@ -31,13 +31,15 @@ def measure(options) -> dict:
     torch_peers.start()
     from benchmarks import compared
 
-    bfloat16 = compared.precision(options.precision)
+    bfloat16 = compared.use_bfloat16(options.precision)
     ceiling, found = roofline.measure(bfloat16), []
     print(timing.markdown(HEAD, []), flush=True)
     for learner in options.learners:
         for scheme in options.schemes:
             each = -(-options.images // 10)
-            ours, peers, config = compared.both(options.size, learner, scheme, options.manners, bfloat16, test=each)
+            ours, peers, config = compared.both_sides(
+                options.size, learner, scheme, options.manners, bfloat16, test=each
+            )
             learning = ours.learning
             live, place = learning.state.live, trainer.position(learning.task)
             test = learning.program.stream.test.take(learning.task.test)

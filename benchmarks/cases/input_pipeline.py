@@ -31,14 +31,14 @@ def measure(options) -> dict:
     import jax
 
     from benchmarks import fake_data
-    from benchmarks.training_state import Learning
+    from benchmarks.training_state import TrainingState
     from cdl_jax.data.transforms import augment
 
     config = cdl_sizes.config(options.size, "l2p", "kd")
     config.augment.update(train="random_resized_crop", flip=True, test="resize")
     batch, size = config.train.batch_size, config.student.image_size
-    data = fake_data.noise(options.side, 1, 1, options.batches * batch, batch)
-    learning = Learning(config, data)
+    data = fake_data.noise_stream(options.side, 1, 1, options.batches * batch, batch)
+    learning = TrainingState(config, data)
     source, key = learning.program.train_source, jax.random.key(0)
     prepared = [item for item, _ in learning.batches(0, options.batches)]
     read = jax.jit(
@@ -46,7 +46,7 @@ def measure(options) -> dict:
     )
     host_config = config.copy_and_resolve_references()
     host_config.resident_limit_mb = 0
-    host = Learning(host_config, data)
+    host = TrainingState(host_config, data)
 
     def on_device():
         return [read(source.data, item, key) for item in prepared]
@@ -74,7 +74,7 @@ def measure(options) -> dict:
 
     ways = {DEVICE: on_device, HOST: on_host, "authors": one_by_one, "tuned": at_once}
     means = {name: _mean(way()) for name, way in ways.items()}
-    differences = timing.apart(means, DEVICE)
+    differences = timing.loss_differences(means, DEVICE)
     timing.check_equal("the mean brightness", differences, dict.fromkeys(ways, 0.02))
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     timed = {name: partial(_seconds, way, options.batches, synchronize) for name, way in ways.items()}

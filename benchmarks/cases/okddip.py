@@ -27,7 +27,7 @@ def measure(options) -> dict:
     config.devices, config.augment.train, config.train.batch_size = 1, "none", options.batch
     config.okddip.length = 0  # distillation has its full weight from the first step
 
-    def make(config, variables, classes, manner):
+    def make(config, variables, classes, variant):
         from benchmarks.torch_peers.okddip import OKDDip
 
         return OKDDip(config, variables, classes)

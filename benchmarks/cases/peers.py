@@ -22,7 +22,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from benchmarks.training_state import Learning  # noqa: E402
+from benchmarks.training_state import TrainingState  # noqa: E402
 from cdl_jax.models.modules.conv import apply  # noqa: E402
 from cdl_jax.models.peers.networks import PeerNetworks, PeerOutputs  # noqa: E402
 from configs import okddip_glyph  # noqa: E402
@@ -55,13 +55,13 @@ class Stacked:
         return PeerOutputs(tuple(logits), tuple(out["features"]), stats={"peers": stats})
 
 
-def way(batch: int, spread: bool = False, stacked: bool = False) -> Learning:
+def way(batch: int, spread: bool = False, stacked: bool = False) -> TrainingState:
     """One of the ways, about to learn."""
     config = okddip_glyph.get_config("method=okddip,base=network")
     config.okddip.num_branches = PEERS
     config.train.batch_size = batch
     config.devices = config.peer_devices = PEERS if spread else 1
-    return Learning(config, change=_stacked if stacked else None)
+    return TrainingState(config, change=_stacked if stacked else None)
 
 
 def _stacked(method):
@@ -90,7 +90,7 @@ def measure(options) -> dict:
     for _ in range(CHECKED):
         for one in ways.values():
             one.seconds(0, 1)
-        now = timing.apart({name: float(one.loss(0)) for name, one in ways.items()}, LOOPED)
+        now = timing.loss_differences({name: float(one.loss(0)) for name, one in ways.items()}, LOOPED)
         differences = {name: max(differences[name], now[name]) for name in ways}
     timing.check_equal("the loss", differences, dict.fromkeys(ways, 1e-5))
     timed = timing.alternate(
@@ -102,7 +102,7 @@ def measure(options) -> dict:
         (name, f"{one['median']:.1f} ms", f"{one['ratio']:.2f}", f"{differences[name]:.0e}")
         for name, one in found.items()
     ]
-    print(timing.markdown(("peers", "a step", "ratio to the loop", "losses apart"), rows))
+    print(timing.markdown(("peers", "a step", "ratio to the loop", "max loss diff"), rows))
     simulated = jax.devices()[0].platform == "cpu"
     if simulated:
         print(f"\nThe {PEERS} devices are simulated by one processor: its row shows the cost of spreading, not a gain.")

@@ -64,15 +64,15 @@ def measure(options) -> dict:
 
 
 def _learning(options):
-    """(`Learning` of what is profiled, index of its phase)."""
-    from benchmarks.training_state import Learning
+    """(`TrainingState` of what is profiled, index of its phase)."""
+    from benchmarks.training_state import TrainingState
 
     if options.of == "cdl":
         from benchmarks import fake_data
 
         config = cdl_sizes.config(options.size, options.learner, options.scheme)
-        data = fake_data.noise(config.student.image_size, cdl_sizes.TASKS, 10, 8, 1)
-        return Learning(config, data), int(options.phase == "student")
+        data = fake_data.noise_stream(config.student.image_size, cdl_sizes.TASKS, 10, 8, 1)
+        return TrainingState(config, data), int(options.phase == "student")
     if options.of == "okddip":
         from configs import okddip_glyph
 
@@ -82,7 +82,7 @@ def _learning(options):
 
         config = dkt_glyph.get_config("replay=0")
     config.augment.train, config.devices = "none", 1
-    return Learning(config), 0
+    return TrainingState(config), 0
 
 
 def _temporary(step):

@@ -108,7 +108,7 @@ def _compiled(options, devices, fsdp):
     for key in ("train", "eval"):
         config[key].batch_size *= devices
     each = -(-config.train.batch_size // 100)
-    program = Program(config, fake_data.noise(config.student.image_size, 1, 100, each, 1))
+    program = Program(config, fake_data.noise_stream(config.student.image_size, 1, 100, each, 1))
     program.place_data()
     live, frozen = program.abstract_variables()
     state, rows = program.abstract_state(live, frozen), []

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.training_state import Learning
+from benchmarks.training_state import TrainingState
 from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.run import loop
@@ -76,7 +76,7 @@ def measure(options) -> dict:
       AssertionError: losses or accuracies of the two sides differ.
     """
     seeds = list(range(options.count))
-    together, alone = Learning(configured(seeds)), [Learning(configured([seed])) for seed in seeds]
+    together, alone = TrainingState(configured(seeds)), [TrainingState(configured([seed])) for seed in seeds]
     found = {}
     print("| what | one after another | together | ratio |\n|---|---|---|---|")
     for index, phase in enumerate(together.phases):

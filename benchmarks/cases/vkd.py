@@ -34,9 +34,9 @@ def measure(options) -> dict:
     config.train.update(batch_size=options.batch, epochs=2)
     config.devices = 1
 
-    def make(config, variables, classes, manner):
+    def make(config, variables, classes, variant):
         from benchmarks.torch_peers.vkd import VkD
 
-        return VkD(config, variables, classes, manner.fused_attention)
+        return VkD(config, variables, classes, variant.fused_attention)
 
     return comparison.measure(f"VkD, {options.student}", config, make, options)

@@ -56,9 +56,9 @@ def measure(options) -> dict:
             results = json.loads((folder / "results.json").read_text())
             return seconds, results["networks"]["student"]["accuracy_matrix"][-1]
 
-        def peer(manner):
+        def peer(variant):
             own = {**environment, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=root)}
-            seconds, told = _run(["-m", "benchmarks.torch_peers.whole", str(root), manner], own)
+            seconds, told = _run(["-m", "benchmarks.torch_peers.whole", str(root), variant], own)
             return seconds, json.loads(told.splitlines()[-1])
 
         def way(name, work):
@@ -92,12 +92,12 @@ def _start(root, overrides, epochs):
     """Writes what the peers begin with: our config and our networks before the first task."""
     from flax.traverse_util import flatten_dict
 
-    from benchmarks.training_state import Learning
+    from benchmarks.training_state import TrainingState
     from configs import quickstart
 
     config = quickstart.get_config(overrides)
     config.train.epochs = epochs
-    np.savez(root / "variables.npz", **flatten_dict(Learning(config).variables(), sep="/"))
+    np.savez(root / "variables.npz", **flatten_dict(TrainingState(config).variables(), sep="/"))
     (root / "config.json").write_text(json.dumps(config.to_dict()))
 
 

@@ -1,4 +1,4 @@
-"""CDL in PyTorch: a teacher's and a student's step with the weights of a run of ours, in the manner asked for.
+"""CDL in PyTorch: a teacher's and a student's step with the weights of a run of ours, in a given variant.
 
 Schemes: `kd` and `kd_token` (variant "dcdl"). Optimizer: Adam at the run's rate.
 """
@@ -10,22 +10,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.torch_peers.pools import POOLS, Head, halves
-from benchmarks.torch_peers.torch_variants import Manner, compiled
+from benchmarks.torch_peers.torch_variants import Variant, compiled
 from benchmarks.torch_peers.vit import Prompt, ViT
 
 
 class Network(nn.Module):
     """Backbone, pool and head of one of the two networks."""
 
-    def __init__(self, options, learner, variables, tasks, manner: Manner):
+    def __init__(self, options, learner, variables, tasks, variant: Variant):
         super().__init__()
-        self.backbone = ViT(options, variables["backbone"], manner.fused_attention)
+        self.backbone = ViT(options, variables["backbone"], variant.fused_attention)
         self.pool = POOLS[learner.name](learner, variables["prompts"], variables["state"]["prompts"], tasks)
         self.head = Head(variables["head"])
-        self.manner = manner
-        if manner.freeze:
+        self.variant = variant
+        if variant.freeze:
             self.backbone.requires_grad_(False)
-        if manner.bfloat16:
+        if variant.bfloat16:
             for module in self.backbone.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(torch.bfloat16)
@@ -36,7 +36,7 @@ class Network(nn.Module):
         token, suffixes = extra or (None, {})
         for layer, suffix in suffixes.items():
             prompts[layer] = prompts.get(layer, Prompt())._replace(suffix=suffix)
-        tokens = self.backbone(images, prompts, token, self.manner.correlation)
+        tokens = self.backbone(images, prompts, token, self.variant.correlation)
         return tokens, self.head(tokens[:, 0].float()), loss
 
 
@@ -64,25 +64,25 @@ class CDL(nn.Module):
 
     phases = ("teacher", "student")
 
-    def __init__(self, config, variables, tasks: int, manner: Manner, device):
+    def __init__(self, config, variables, tasks: int, variant: Variant, device):
         super().__init__()
-        self.manner, self.options, self.place = manner, config.distill, (0, 0, 0)
+        self.variant, self.options, self.place = variant, config.distill, (0, 0, 0)
         self.teacher, self.student = (
-            Network(config[name], config.learner, variables[name], tasks, manner) for name in self.phases
+            Network(config[name], config.learner, variables[name], tasks, variant) for name in self.phases
         )
         self.scheme = KDToken(variables["distill"]["params"]) if config.distill.name == "kd_token" else None
         self.to(device)
         self.device, self.rate = device, config.optim.learning_rate
         losses = (self.teacher_loss, self.student_loss)
-        self.losses = [compiled(loss, manner, device) for loss in losses]
-        self.predict = compiled(self._predict, manner, device)
+        self.losses = [compiled(loss, variant, device) for loss in losses]
+        self.predict = compiled(self._predict, variant, device)
 
     def begin(self, task: int, first: int, end: int):
         """Starts a task with fresh optimizers."""
         self.place = (task, first, end)
         parts = [[self.teacher.pool, self.teacher.head], [self.student.pool, self.student.head, self.scheme]]
         trained = [[p for part in own if part is not None for p in part.parameters()] for own in parts]
-        self.optimizers = [torch.optim.Adam(own, self.rate, fused=self.manner.compiled) for own in trained]
+        self.optimizers = [torch.optim.Adam(own, self.rate, fused=self.variant.compiled) for own in trained]
 
     def step(self, phase: int, images, labels):
         """One step on images `[batch, 3, size, size]` and labels `[batch]`; returns the loss."""
@@ -91,7 +91,7 @@ class CDL(nn.Module):
         self.optimizers[phase].zero_grad()
         loss.backward()
         self.optimizers[phase].step()
-        if self.manner.watched:
+        if self.variant.watched:
             _, first, end = self.place
             (logits[:, first:end].argmax(dim=1) == labels - first).float().mean().item()
         return loss.detach()
@@ -108,7 +108,7 @@ class CDL(nn.Module):
         query = self._query(images)
         with torch.no_grad():
             self.teacher.pool.teaching = True
-            asked = query if self.manner.query_once else self._query(images)
+            asked = query if self.variant.query_once else self._query(images)
             _, told, _ = self.teacher(images, asked, task, False)
             self.teacher.pool.teaching = False
         extra = None if self.scheme is None else self.scheme.extra(len(images))
@@ -137,7 +137,7 @@ class CDL(nn.Module):
     def _predict(self, images):
         task, _, _ = self.place
         query = self._query(images)
-        asked = query if self.manner.query_once else self._query(images)
+        asked = query if self.variant.query_once else self._query(images)
         _, told, _ = self.teacher(images, asked, task, False)
         extra = None if self.scheme is None else self.scheme.extra(len(images))
         tokens, logits, _ = self.student(images, query, task, False, extra)
@@ -147,4 +147,4 @@ class CDL(nn.Module):
         return told, logits
 
     def _autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16) if self.manner.bfloat16 else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.variant.bfloat16 else nullcontext()

@@ -1,10 +1,10 @@
-"""A PyTorch peer of a method with one phase: losses, optimizers, and the manner in which a step is done."""
+"""A PyTorch peer of a method with one phase: losses, optimizers, and the variant of a step."""
 
 import numpy as np
 import torch
 
 from benchmarks import timing
-from benchmarks.torch_peers.torch_variants import Manner, compiled
+from benchmarks.torch_peers.torch_variants import Variant, compiled
 
 
 class Steps:
@@ -14,14 +14,14 @@ class Steps:
     and `clip`, the bound on the norm of each group's gradients, 0 for none.
     """
 
-    def __init__(self, module, manner: Manner, device):
-        self.module, self.manner, self.device = module.to(device), manner, device
-        if manner.compiled and device.type == "cuda":
+    def __init__(self, module, variant: Variant, device):
+        self.module, self.variant, self.device = module.to(device), variant, device
+        if variant.compiled and device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        if manner.compiled:
+        if variant.compiled:
             self.module.to(memory_format=torch.channels_last)
-        self.loss_of = compiled(module.loss, manner, device)
-        self.groups, self.losses, self.batches = module.groups(manner.compiled), [], []
+        self.loss_of = compiled(module.loss, variant, device)
+        self.groups, self.losses, self.batches = module.groups(variant.compiled), [], []
 
     def prepare(self, batches) -> None:
         """Puts batches on the device: tuples of uint8 `[..., height, width, 3]` and int `[...]` arrays."""
@@ -31,7 +31,7 @@ class Steps:
         if part.dtype != np.uint8:
             return torch.as_tensor(part.astype(np.int64)).to(self.device)
         images = torch.as_tensor(np.ascontiguousarray(np.moveaxis(part, -1, -3))).to(self.device).float() / 255
-        if self.manner.compiled and images.ndim == 4:
+        if self.variant.compiled and images.ndim == 4:
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
@@ -53,7 +53,7 @@ class Steps:
             if self.module.clip:
                 torch.nn.utils.clip_grad_norm_(clipped, self.module.clip)
             optimizer.step()
-        if self.manner.watched:
+        if self.variant.watched:
             (logits.argmax(dim=1) == batch[1].reshape(-1)[: len(logits)]).float().mean().item()
         return loss.detach()
 

@@ -1,16 +1,21 @@
-"""In which manner a PyTorch peer does the same work: as the authors' programs do, or as fast as PyTorch permits."""
+"""Variants of a PyTorch program with equal results: as the authors' code works, or as fast as PyTorch permits."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a peer works; what it computes stays the same.
+class Variant:
+    """How a PyTorch program computes. All variants compute the same values.
 
-    freeze: weights that no optimizer has get no gradients. query_once: one pass asks for teacher and student.
-    fused_attention: torch's own attention, in place of two products and a softmax. correlation: the cosines between the
-      tokens of the first five blocks are computed, for nothing. watched: every step's accuracy is read by the host.
-    compiled: `torch.compile`. bfloat16: autocast, frozen weights stored so.
+    Attributes:
+        name: the variant's name on the command line.
+        freeze: weights without an optimizer get no gradients.
+        query_once: one forward pass computes the query of teacher and student.
+        fused_attention: torch's fused attention replaces two products and a softmax.
+        correlation: the cosines between the tokens of the first five blocks are computed, although nothing reads them.
+        watched: the host reads the accuracy of every step.
+        compiled: the step is compiled by `torch.compile`.
+        bfloat16: frozen weights are stored in bfloat16, and autocast is on. Default: False.
     """
 
     name: str
@@ -23,22 +28,22 @@ class Manner:
     bfloat16: bool = False
 
 
-AUTHORS = Manner(
+AUTHORS = Variant(
     "authors", freeze=False, query_once=False, fused_attention=False, correlation=True, watched=True, compiled=False
 )
-TUNED = Manner(
+TUNED = Variant(
     "tuned", freeze=True, query_once=True, fused_attention=True, correlation=False, watched=False, compiled=True
 )
-EAGER = Manner(
+EAGER = Variant(
     "frozen", freeze=True, query_once=True, fused_attention=True, correlation=False, watched=False, compiled=False
 )
-KNOWN = {manner.name: manner for manner in (AUTHORS, TUNED, EAGER)}
+VARIANTS = {variant.name: variant for variant in (AUTHORS, TUNED, EAGER)}
 
 
-def compiled(function, manner: Manner, device):
-    """`function`, compiled if the manner is; on a GPU with the search for the fastest kernels and CUDA graphs."""
+def compiled(function, variant: Variant, device):
+    """Compiles `function` if the variant is compiled; on a GPU with "max-autotune" and CUDA graphs."""
     import torch
 
-    if not manner.compiled:
+    if not variant.compiled:
         return function
     return torch.compile(function, mode="max-autotune" if device.type == "cuda" else "default")

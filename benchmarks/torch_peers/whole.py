@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.torch_peers import loaders
 from benchmarks.torch_peers.cdl import CDL
-from benchmarks.torch_peers.torch_variants import KNOWN
+from benchmarks.torch_peers.torch_variants import VARIANTS
 from cdl_jax.data import stream
 
 
@@ -27,11 +27,11 @@ def main(folder: Path, name: str):
     variables = nested(np.load(folder / "variables.npz"))
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)
-    data, manner = stream.load(config.data, config.seed), KNOWN[name]
+    data, variant = stream.load(config.data, config.seed), VARIANTS[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for network in ("teacher", "student"):
         variables[network].setdefault("state", {}).setdefault("prompts", {})
-    networks = CDL(config, variables, data.num_tasks, manner, device)
+    networks = CDL(config, variables, data.num_tasks, variant, device)
     train, test = (Pictures(split, device) for split in (data.train, data.test))
     seen = []
     for task in data.tasks:
@@ -39,9 +39,9 @@ def main(folder: Path, name: str):
         for phase in range(2):
             for epoch in range(config.train.epochs):
                 rate(networks.optimizers[phase], config, epoch)
-                for images, labels in batches(config, train, task.train, manner, device):
+                for images, labels in batches(config, train, task.train, variant, device):
                     networks.step(phase, images, labels)
-        accuracy = [tested(config, networks, test, old.test, manner, device) for old in data.tasks[: task.index + 1]]
+        accuracy = [tested(config, networks, test, old.test, variant, device) for old in data.tasks[: task.index + 1]]
         seen.append(np.mean(accuracy, axis=0))
         for file, means in zip(("acc.csv", "acc_s.csv"), zip(*seen, strict=True), strict=True):
             (folder / file).write_text("".join(f"{mean:.2f}\n" for mean in means))
@@ -82,10 +82,10 @@ def rate(optimizer, config, epoch):
         group["lr"] = config.optim.learning_rate * float(np.cos(angle * max(epoch - 1, 0)))
 
 
-def batches(config, pictures, rows, manner, device):
+def batches(config, pictures, rows, variant, device):
     """An epoch of training batches on the device."""
     size, kind, count = config.student.image_size, config.augment.train, config.train.batch_size
-    if not manner.watched:
+    if not variant.watched:
         yield from loaders.on_device(*pictures.placed(rows), kind, size, count)
         return
     loader = loaders.one_by_one(pictures.images[rows], pictures.labels[rows], kind, size, count, True)
@@ -93,11 +93,11 @@ def batches(config, pictures, rows, manner, device):
         yield images.to(device), labels.to(device)
 
 
-def tested(config, networks, pictures, rows, manner, device):
+def tested(config, networks, pictures, rows, variant, device):
     """Accuracy in percent of teacher and student on the pictures of these rows, over the classes seen so far."""
     _, _, end = networks.place
     right, count, size = [0, 0], config.eval.batch_size, config.student.image_size
-    if manner.watched:
+    if variant.watched:
         loader = loaders.one_by_one(pictures.images[rows], pictures.labels[rows], "none", size, count, False)
     else:
         images, labels = pictures.placed(rows)

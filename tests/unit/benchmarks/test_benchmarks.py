@@ -37,9 +37,9 @@ def test_every_round_begins_with_another_way():
 
 @pytest.mark.parametrize("loss", [1.002, float("nan")])
 def test_unequal_losses_are_not_timed(loss):
-    differences = timing.apart({"ours": 1.0, "same": 1.0 + 5e-6, "other": loss}, "ours")
+    differences = timing.loss_differences({"ours": 1.0, "same": 1.0 + 5e-6, "other": loss}, "ours")
     assert differences["same"] == pytest.approx(5e-6, rel=1e-3)
-    with pytest.raises(UserError, match="'other' is apart by .*not timed") as refusal:
+    with pytest.raises(UserError, match="'other' differs by .*not timed") as refusal:
         timing.check_equal("the loss", differences, dict.fromkeys(differences, 1e-4))
     assert "\n" not in str(refusal.value)
     timing.check_equal("the loss", {"same": differences["same"]}, {"same": 1e-4})
