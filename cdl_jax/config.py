@@ -1,4 +1,4 @@
-"""Configs: defaults, arguments after the colon, checks with one-line errors, and what a resumed run must share.
+"""Configs: defaults, arguments after the colon, checks with one-line errors, and the keys that bind a resumed run.
 
 A config file is a short program:
 
@@ -14,8 +14,10 @@ A config file is a short program:
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -25,58 +27,59 @@ from cdl_jax.errors import UserError
 
 DEFAULTS = {
     "seed": 0,
-    # Several at once, such as (0, 1, 2), in place of `seed`: one program, mapped over what is trained, around one
-    # frozen backbone. The pictures are common to all, and so is the order of classes unless data.class_order_seed=-1
-    # gives each seed its own. On a CPU short runs gain, steps do not, and with convolutions they take longer:
-    # docs/maintainers/benchmarks.md.
+    # Several seeds at once, such as (0, 1, 2), instead of `seed`: one program, vectorized over the trained variables,
+    # around one frozen backbone. All seeds have the same images, and the same class order unless
+    # data.class_order_seed=-1 gives each seed its own. On a CPU short runs become faster, steps do not, and steps with
+    # convolutions become slower: docs/maintainers/benchmarks.md.
     "seeds": (),
     "train": {
         "epochs": 20,
         "batch_size": 64,
-        "last_batch": "drop",  # of an epoch, where it is incomplete; or "keep": it is trained in its own size
-        # So many steps in one program, for networks whose step is shorter than what starts it:
-        # docs/maintainers/benchmarks.md. Log lines, evaluations and checkpoints come where they would, what is left
-        # before one goes step by step, and a signal is heard after at most so many steps. On a CPU ViTs keep every
-        # bit, convolutions round otherwise.
+        "last_batch": "drop",  # an incomplete last batch of an epoch; "keep": it is trained in its own size
+        # Number of steps in one program, for networks whose step is shorter than its launch:
+        # docs/maintainers/benchmarks.md. Log lines, evaluations and checkpoints stay at their steps, the steps left
+        # before one of these run one by one, and a signal takes effect after at most this many steps. On a CPU ViTs
+        # keep every bit, and convolutions round differently.
         "steps_per_call": 1,
-        # A task ends, with the weights of its best evaluation (see eval.every_epochs) by the method's headline, where
-        # `patience` epochs surpass that one by no more than `margin` percent. 0: never before its last epoch.
+        # A task ends with the weights of its best evaluation (see eval.every_epochs), by the headline of the method,
+        # after `patience` epochs that do not exceed this evaluation by more than `margin` percent. 0: a task always
+        # lasts until its last epoch.
         "early_stopping": {"patience": 0, "margin": 0.0},
-        # After a step whose loss, gradients or weights hold a NaN or an infinity: "stop", or "skip" it, as if the batch
-        # had not been. Either way nonfinite.json tells of it, and no checkpoint holds what came of it.
+        # After a step with a NaN or an infinity in its loss, gradients or weights: "stop", or "skip" the step, as if
+        # its batch did not exist. In both cases nonfinite.json records it, and no checkpoint contains its result.
         "on_nonfinite": "stop",
     },
     "eval": {
         "batch_size": 256,
         "forward_transfer": True,
-        "every_epochs": 0,  # also within a task, each so many epochs; the best is in results.json. 0: only after it
+        "every_epochs": 0,  # interval of evaluations within a task; the best is in results.json. 0: only after a task
     },
     "checkpoint": {
-        "every_steps": 500,  # within a task; one more after each task. 0: only after tasks
-        "keep": 2,  # of those within a task; should the newest be damaged, the run goes on from the one before
-        # How many of those after a task, the newest; 0: all. Evaluation (--mode=eval --task) and analysis of an earlier
-        # task need its own, and so does a run whose teacher is this one's network as it was after each task.
+        "every_steps": 500,  # interval within a task; one more follows each task. 0: only after tasks
+        "keep": 2,  # number of those within a task; if the newest is corrupt, the run resumes from the one before
+        # Number of those after a task, the newest. 0: all. Evaluation (--mode=eval --task) and analysis of an earlier
+        # task need its checkpoint. So does a run whose teacher is a network of this run as it was after each task.
         "keep_tasks": 0,
     },
-    "log": {"every_steps": 50, "tensorboard": True, "report": True},  # report.html takes seconds to draw
-    # Stops with a traceback at the operation that gave the first NaN; steps take several times as long.
+    "log": {"every_steps": 50, "tensorboard": True, "report": True},  # report.html takes seconds to render
+    # Stops with a traceback at the operation that produced the first NaN. Steps become several times slower.
     "debug_nans": False,
-    "devices": 0,  # how many local devices share a batch; 0: all
-    "peer_devices": 1,  # along how many of them whole networks that learn together are spread (dml, okddip)
-    # Over how many of them weights are stored in parts, for a teacher that no single one can hold; batches are split
-    # over all devices as before.
+    "devices": 0,  # number of local devices that share a batch. 0: all
+    "peer_devices": 1,  # number of devices over which networks that learn together are distributed (dml, okddip)
+    # Number of devices over which each large weight is sharded, for a teacher that exceeds the memory of one device.
+    # Batches are still split over all devices.
     "fsdp_devices": 1,
-    # Of the kernels of networks that are frozen for the whole run, on the devices and in checkpoints: "bfloat16" halves
-    # their bytes. What is trained, its optimizer, losses, norms and softmax stay in float32; what is computed in is the
-    # network's own `dtype`.
+    # Dtype of the kernels of networks that are frozen for the whole run, on the devices and in checkpoints: "bfloat16"
+    # halves their bytes. Trained weights, the optimizer, losses, norms and softmax stay in float32. The dtype of the
+    # computation is the network's own `dtype`.
     "frozen_dtype": "float32",
-    "workers": 0,  # processes that decode pictures which are read from disk; 0: threads of this process
-    "compilation_cache": "~/.cache/cdl_jax/compiled",  # folder of compiled programs, for all runs; "": none is kept
-    "resident_limit_mb": 4096,  # arrays of pictures up to this size live on the device; larger ones are streamed
+    "workers": 0,  # processes that decode images from disk. 0: threads of this process
+    "compilation_cache": "~/.cache/cdl_jax/compiled",  # folder of compiled programs, for all runs. "": no cache
+    "resident_limit_mb": 4096,  # arrays of images up to this size are copied to the device; larger ones are streamed
 }
 
-# Keys that change neither weights nor metrics, so a run may be resumed with other values of them; what it does after a
-# bad step changes nothing before.
+# Keys that change neither weights nor metrics, so a run may be resumed with other values of them. The reaction to a
+# non-finite step changes nothing before that step.
 RESUMABLE_KEYS = (
     "checkpoint.",
     "log.",
@@ -93,12 +96,12 @@ RESUMABLE_KEYS = (
 )
 
 
-_ANY_SIGN = ("distill.norm_epsilon", "data.class_order_seed")  # the numbers that may be negative
-_SIZES = ("dim", "depth", "heads", "patch_size", "image_size")  # of any network
+_SIGNED_KEYS = ("distill.norm_epsilon", "data.class_order_seed")  # keys of numbers that may be negative
+_SIZES = ("dim", "depth", "heads", "patch_size", "image_size")  # options of every network
 
 
 class Config(ml_collections.ConfigDict):
-    """Takes what a config file may assign: values that fit an option's type, from Python, NumPy or pathlib."""
+    """A ConfigDict that accepts values of Python, NumPy and pathlib and converts them to the type of the option."""
 
     def __init__(self, tree=(), type_safe=True, prefix=""):
         super().__init__(type_safe=type_safe)
@@ -107,22 +110,22 @@ class Config(ml_collections.ConfigDict):
             self[key] = value
 
     def __setitem__(self, key, value):
-        place = f"{self._prefix}{key}"
+        path = f"{self._prefix}{key}"
         if isinstance(value, dict | ml_collections.ConfigDict):
-            value = Config(value, self.is_type_safe, place + ".")
+            value = Config(value, self.is_type_safe, path + ".")
         elif not isinstance(value, ml_collections.FieldReference):
-            value = _fitted(place, value, self[key]) if key in self and self.is_type_safe else _plain(value)
+            value = _convert(path, value, self[key]) if key in self and self.is_type_safe else _to_python(value)
         super().__setitem__(key, value)
 
 
-def _fitted(place, value, old):
-    """Returns the value of an option as an object of the type of its `old` value.
+def _convert(path, value, old):
+    """Converts a value to the type of the option's `old` value.
 
     Raises:
       UserError: the value is of another kind.
     """
-    new, kind = _plain(value), type(old)
-    if kind is str and isinstance(new, tuple) and new and all(type(one) is int for one in new):
+    new, kind = _to_python(value), type(old)
+    if kind is str and isinstance(new, tuple) and new and all(type(item) is int for item in new):
         return ",".join(map(str, new))  # class ids
     if kind is tuple and isinstance(value, list | np.ndarray):
         return new if isinstance(new, tuple) else (new,)
@@ -132,42 +135,61 @@ def _fitted(place, value, old):
         return float(new)
     if old is None or isinstance(new, kind) and (type(new) is bool) == (kind is bool):
         return new
-    raise UserError(f"config.{place}={value!r} must be of type {kind.__name__}, as {old!r} is")
+    raise UserError(f"config.{path}={value!r} must be of type {kind.__name__}, as {old!r} is")
 
 
-def _plain(value):
-    """Returns `value` with NumPy scalars and arrays as Python's, paths as text and sequences as tuples."""
+def _to_python(value):
+    """Converts NumPy scalars and arrays to numbers and tuples, paths to text and lists to tuples."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(_to_python, value)) if isinstance(value, list | tuple) else value
 
 
-def arguments(text: str, **defaults) -> dict:
-    """Reads `key=value,key=value` from behind the colon of `--config file.py:...`; types are those of the defaults.
+def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
+    """Parses the arguments behind the colon of `--config file.py:key=value,key=value`.
+
+    Args:
+      text: the part behind the colon; None or empty: the defaults.
+      **defaults: the known arguments with their default values, which determine the types.
+
+    Returns:
+      The value of each argument.
 
     Raises:
-      UserError: an unknown key (the nearest known one is named) or a value of the wrong type.
+      UserError: an argument is unknown, with a suggestion, or its value is of the wrong type.
+
+    >>> arguments("distill=dkd,seed=3", distill="kd", seed=0, reference=False)
+    {'distill': 'dkd', 'seed': 3, 'reference': False}
     """
-    chosen = dict(defaults)
+    values = dict(defaults)
     for part in filter(None, (text or "").split(",")):
-        key, found, value = part.partition("=")
-        if not found or key not in defaults:
+        key, separator, value = part.partition("=")
+        if not separator or key not in defaults:
             raise UserError(f"config argument {part!r} is unknown: {plugins.did_you_mean(key, defaults)}")
         kind = type(defaults[key])
         try:
-            chosen[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+            values[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
-            raise UserError(f"config argument {key}={value!r} is no {kind.__name__}") from None
-    return chosen
+            raise UserError(f"config argument {key}={value!r} is not of type {kind.__name__}") from None
+    return values
 
 
-def default(method: str, *, data: str, **choices) -> ml_collections.ConfigDict:
-    """All sections with their default values: what is common, the data source's, and the method's for `choices`.
+def default(method: str, *, data: str, **choices: str) -> ml_collections.ConfigDict:
+    """Returns a config with all sections and their default values.
+
+    Args:
+      method: a plug-in of `cdl_jax.methods`, or a dotted path.
+      data: a plug-in of `cdl_jax.data.sources`, or a dotted path.
+      **choices: arguments of the method's `defaults`, such as learner, distill, teacher and student.
 
     Raises:
-      UserError: a module of that name does not exist, or the method has no such choice.
+      UserError: there is no module of such a name, or the method has no such choice.
+
+    >>> config = default("cdl", data="cifar100", learner="coda")
+    >>> config.learner.name, config.data.name, config.train.epochs
+    ('coda', 'cifar100', 20)
     """
     from cdl_jax import optim
     from cdl_jax.data import stream
@@ -189,67 +211,68 @@ def default(method: str, *, data: str, **choices) -> ml_collections.ConfigDict:
     return Config(copy_with_tuples(sections))
 
 
-def check_keys(config) -> None:
-    """Refuses a config whose keys differ from those of its method, data source, learner, scheme and networks.
+def check_keys(config: ml_collections.ConfigDict) -> None:
+    """Checks that a config has the keys of its method, data source, learner, scheme and networks.
 
     Raises:
-      UserError: names an unknown key and the nearest known one, an option that is missing, or a choice that does not
-        fit the others.
+      UserError: a key is unknown, with a suggestion, an option is missing, or a choice does not fit the others.
     """
-    found = flatten(config)
+    flat = flatten(config)
     for key in ("method", "data.name"):
-        if not isinstance(found.get(key), str):
+        if not isinstance(flat.get(key), str):
             raise UserError(f"config.{key} is missing: begin the config with cdl_jax.config.default(...)")
-    rebuilt = _rebuilt(config, found)
+    rebuilt = _rebuild(config, flat)
     known = flatten(rebuilt)
-    choices = {"data": "data.name"} | {key.split(".")[0]: key for key in found if key.endswith((".family", ".name"))}
+    choices = {"data": "data.name"} | {key.split(".")[0]: key for key in flat if key.endswith((".family", ".name"))}
     choices.pop("optim", None)
-    theirs = tuple(
-        f"{section}." for section, key in choices.items() if key.endswith("family") and "." in str(found[key])
+    user_networks = tuple(
+        f"{section}." for section, key in choices.items() if key.endswith("family") and "." in str(flat[key])
     )
-    for key in sorted(known.keys() ^ found.keys(), key=lambda key: (key in found, key)):
+    for key in sorted(known.keys() ^ flat.keys(), key=lambda key: (key in flat, key)):
         section = key.split(".")[0]
         choice = choices.get(section, "method")
-        if key.startswith(theirs):  # a network of a user's package
+        if key.startswith(user_networks):
             continue
         if key in known:
             raise UserError(
-                f"config.{key} is missing, an option of config.{choice}={found[choice]!r}: the config has the options "
-                "of another; choose it in the config file or behind its colon (file.py:learner=coda), which brings its "
+                f"config.{key} is missing, an option of config.{choice}={flat[choice]!r}: the config has the options "
+                "of another; choose it in the config file or behind its colon (file.py:learner=coda), which adds its "
                 "options"
             )
-        of = f" of config.{choice}={found[choice]!r}" if section in choices else ""
-        raise UserError(f"unknown key config.{key}{of}: {plugins.did_you_mean(key, known)}")
-    for section in config:  # an empty one has no keys
+        owner = f" of config.{choice}={flat[choice]!r}" if section in choices else ""
+        raise UserError(f"unknown key config.{key}{owner}: {plugins.did_you_mean(key, known)}")
+    for section in config:  # an empty section has no keys
         if section not in rebuilt:
             raise UserError(f"unknown key config.{section}: {plugins.did_you_mean(section, rebuilt)}")
 
 
-def _rebuilt(config, found):
-    """The default config of the method, data source, learner, scheme and families of networks that a config names."""
+def _rebuild(config, flat):
+    """Returns the default config for the method, data source, learner, scheme and network families of a config."""
     source, method = config.data.name, plugins.load_plugin("methods", config.method)
     parts, choices, networks = inspect.signature(method.defaults).parameters, {}, {}
     for name in parts:
-        section = "student" if name == "network" and "network.family" not in found else name
-        if isinstance(chosen := found.get(f"{section}.name"), str):
-            choices[name] = chosen
-        elif isinstance(family := found.get(f"{section}.family"), str):
+        section = "student" if name == "network" and "network.family" not in flat else name
+        if isinstance(choice := flat.get(f"{section}.name"), str):
+            choices[name] = choice
+        elif isinstance(family := flat.get(f"{section}.family"), str):
             sizes = plugins.load_plugin("models", family).SIZES
-            if sizes:
+            if sizes and "." not in family:
                 networks[name] = (section, family, next(iter(sizes)))
-    rebuilt = partial(default, config.method, data=source, **choices)
+    rebuild = partial(default, config.method, data=source, **choices)
     try:
-        return rebuilt(**{name: size for name, (_, _, size) in networks.items()})
+        return rebuild(**{name: size for name, (_, _, size) in networks.items()})
     except plugins.UnknownPluginError:
         raise
     except UserError:
-        culprits = [name for name, (_, _, size) in networks.items() if _refuses(rebuilt, **{name: size})]
+        culprits = [name for name, (_, _, size) in networks.items() if _refuses(rebuild, **{name: size})]
+        if not networks:
+            raise
     name = (culprits or list(networks))[0]
     section, family, _ = networks[name]
-    of = f" with config.learner.name={choices['learner']!r}" if "learner" in choices else ""
+    learner = f" with config.learner.name={choices['learner']!r}" if "learner" in choices else ""
     raise UserError(
-        f"config.{section}.family={family!r} does not fit config.method={config.method!r}{of}: name another network in "
-        f"the config file or behind its colon (file.py:{name}=...)"
+        f"config.{section}.family={family!r} does not fit config.method={config.method!r}{learner}: name another "
+        f"network in the config file or behind its colon (file.py:{name}=...)"
     )
 
 
@@ -261,8 +284,13 @@ def _refuses(call, **options):
     return False
 
 
-def with_source(config, name: str):
-    """Returns the config with another data source, whose own options have their default values."""
+def with_source(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+    """Returns a copy of a config with another data source, whose options have their default values.
+
+    Args:
+      config: a ConfigDict.
+      name: a plug-in of `cdl_jax.data.sources`, or a dotted path.
+    """
     from cdl_jax.data import stream
 
     common = {key: value for key, value in config.data.items() if key in stream.OPTIONS}
@@ -273,31 +301,41 @@ def with_source(config, name: str):
 
 
 def with_defaults(stored: dict) -> dict:
-    """Returns a stored config with the options that it lacks, as a run of an earlier version does."""
+    """Returns a stored config completed by the defaults of options that an earlier version did not have.
+
+    Args:
+      stored: the config of a run as nested dicts.
+    """
 
     def merge(defaults, values):
         nested = {key: merge(defaults.get(key, {}), v) for key, v in values.items() if isinstance(v, dict)}
         return {**defaults, **values, **nested}
 
-    whole = merge(DEFAULTS, stored)
+    complete = merge(DEFAULTS, stored)
     try:
-        return merge(_rebuilt(ml_collections.ConfigDict(copy_with_tuples(whole)), flatten(whole)).to_dict(), whole)
+        return merge(
+            _rebuild(ml_collections.ConfigDict(copy_with_tuples(complete)), flatten(complete)).to_dict(), complete
+        )
     except (UserError, AttributeError, KeyError):
-        return whole  # not a config of this version; `check_keys` names the reason
+        return complete  # not a config of this version; `check_keys` reports the reason
 
 
-def copy_with_tuples(tree):
-    """A deep copy of nested dicts, with lists made tuples so that a ConfigDict keeps them as values."""
+def copy_with_tuples(tree: Any) -> Any:
+    """Copies nested dicts, and converts lists to tuples, which a ConfigDict treats as values.
+
+    >>> copy_with_tuples({"a": {"b": [1, 2]}})
+    {'a': {'b': (1, 2)}}
+    """
     if isinstance(tree, dict):
         return {key: copy_with_tuples(value) for key, value in tree.items()}
     return tuple(tree) if isinstance(tree, list) else tree
 
 
-def check(config) -> None:
-    """Refuses unknown keys, and values of the common sections out of range; methods and sources check their own.
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the keys of a config and the values of its common sections. Methods and sources check their own options.
 
     Raises:
-      UserError: names the key and what it must be.
+      UserError: a key is unknown or a value is out of range. The message names the key and the permitted values.
     """
     check_keys(config)
     positive = (
@@ -319,40 +357,40 @@ def check(config) -> None:
         raise UserError(f"config.train.on_nonfinite={config.train.on_nonfinite!r}: use 'stop' or 'skip'")
     if config.train.steps_per_call > 1 and config.fsdp_devices > 1:
         raise UserError(
-            "config.train.steps_per_call above 1 does not go with config.fsdp_devices: what is stored in parts is "
-            "large, and its steps gain nothing; leave one of them at 1"
+            "config.train.steps_per_call above 1 cannot be combined with config.fsdp_devices: sharded networks are "
+            "large, and their steps do not become faster; leave one of them at 1"
         )
     seeds = tuple(config.seeds)
     if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"config.seeds={seeds} must be different integers, none of them negative")
+        raise UserError(f"config.seeds={seeds} must be different integers that are not negative")
     for key in ("eval.every_epochs", "checkpoint.every_steps", "checkpoint.keep_tasks", "devices", "workers", "seed"):
         if flatten(config)[key] < 0:
             raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")
     stopping = config.train.early_stopping
     if stopping.patience < 0 or stopping.margin < 0:
         raise UserError(
-            f"config.train.early_stopping: patience={stopping.patience}, margin={stopping.margin}: not below 0"
+            f"config.train.early_stopping: patience={stopping.patience}, margin={stopping.margin} must not be negative"
         )
     if stopping.patience and (not config.eval.every_epochs or seeds):
         raise UserError(
-            "config.train.early_stopping needs config.eval.every_epochs, and one seed: run the seeds one by one"
+            "config.train.early_stopping needs config.eval.every_epochs and a single seed: run the seeds one by one"
         )
     for seed in (config.seed, *seeds):
-        if seed >= 2**31:  # steps take it as int32
+        if seed >= 2**31:  # compiled steps have it as int32
             raise UserError(f"config: seed {seed} must be less than {2**31}")
     check_numbers(config)
 
 
-def seeds_of(config) -> tuple[int, ...]:
-    """The seeds that the program of a config trains."""
+def seeds_of(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Returns the seeds of a run: `config.seeds`, or `config.seed` alone."""
     return tuple(config.seeds) or (config.seed,)
 
 
-def check_numbers(config) -> None:
-    """Refuses numbers that no option may have, in any section: no numbers, infinite, huge, or below 0.
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Checks the numbers of all sections: NaN, infinite, huge and, with few exceptions, negative ones are invalid.
 
     Raises:
-      UserError: names the key.
+      UserError: a number is invalid. The message names the key.
     """
     for key, value in flatten(config).items():
         for number in value if isinstance(value, list) else [value]:
@@ -360,14 +398,18 @@ def check_numbers(config) -> None:
                 continue
             if not abs(number) < 2**31:
                 raise UserError(f"config.{key}={value!r} must be a number less than {2**31}")
-            if number < 0 and key not in _ANY_SIGN:
+            if number < 0 and key not in _SIGNED_KEYS:
                 raise UserError(f"config.{key}={value!r} must not be negative")
             if number < 1 and key.split(".")[-1] in _SIZES:
                 raise UserError(f"config.{key}={value!r} must be at least 1")
 
 
-def flatten(config, prefix="") -> dict:
-    """`{"section.key": value}` of a config or of nested dicts; tuples become lists, as JSON has them."""
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens a config or nested dicts to `{"section.key": value}`, with tuples converted to lists, as in JSON.
+
+    >>> flatten({"train": {"epochs": 20}, "seeds": (0, 1)})
+    {'train.epochs': 20, 'seeds': [0, 1]}
+    """
     flat = {}
     for key, value in config.items():
         if hasattr(value, "items"):
@@ -378,16 +420,24 @@ def flatten(config, prefix="") -> dict:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """`key: old -> new` of every value that differs and bears on the results."""
-    # A learner that chooses for whole batches predicts otherwise where test batches are of another size.
-    bound = ("eval.batch_size",) if old.get("learner.batchwise") else ()
-    keys = sorted(k for k in {*old, *new} if not k.startswith(RESUMABLE_KEYS) or k in bound)
-    old = {**flatten(DEFAULTS), **old}  # a run of an earlier version did what the defaults of later options do
+    """Returns `key: old -> new` for each value that differs and affects the results.
+
+    Args:
+      old: the flat config of a run.
+      new: another flat config.
+
+    >>> differences({"seed": 0, "workers": 0}, {"seed": 1, "workers": 4})
+    ['seed: 0 -> 1']
+    """
+    # With batchwise prompt selection, predictions depend on the size of the test batches.
+    binding = ("eval.batch_size",) if old.get("learner.batchwise") else ()
+    keys = sorted(k for k in {*old, *new} if not k.startswith(RESUMABLE_KEYS) or k in binding)
+    old = {**flatten(DEFAULTS), **old}  # a run of an earlier version used the defaults of later options
     return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
 
 
 def read(workdir: Path) -> dict | None:
-    """The content of a run's config.json, None where there is none.
+    """Returns the content of a run's config.json, None if there is no such file.
 
     Raises:
       UserError: the file is damaged.

@@ -86,7 +86,7 @@ def test_killed_twice_it_ends_with_the_same_bits(built, whole, tmp_path, monkeyp
     [
         ("supervised", {"eval.every_epochs": 0}, "needs config.eval.every_epochs"),
         ("supervised", {"seeds": (0, 1)}, "run the seeds one by one"),
-        ("supervised", {"train.early_stopping.margin": -1.0}, "not below 0"),
+        ("supervised", {"train.early_stopping.margin": -1.0}, "must not be negative"),
         ("dkt", {"dkt.update_order": "sequential"}, "has 2 phases a task"),
     ],
 )

@@ -39,8 +39,8 @@ def test_arguments_take_the_types_of_their_defaults():
     [
         ("lerner=l2p", "config argument 'lerner=l2p' is unknown: did you mean 'learner'? known: deep, learner, seed"),
         ("learner", "config argument 'learner' is unknown: did you mean 'learner'? known: deep, learner, seed"),
-        ("seed=1.5", "config argument seed='1.5' is no int"),
-        ("deep=yes", "config argument deep='yes' is no bool"),
+        ("seed=1.5", "config argument seed='1.5' is not of type int"),
+        ("deep=yes", "config argument deep='yes' is not of type bool"),
     ],
 )
 def test_a_wrong_argument_is_named_with_the_nearest(text, message):
@@ -101,7 +101,7 @@ def test_values_out_of_range_are_refused(default, key, value, message):
 def test_seeds_are_different_integers(default, seeds):
     changed = default.copy_and_resolve_references()
     changed.seeds = seeds
-    assert refusal(config.check, changed) == (f"config.seeds={seeds} must be different integers, none of them negative")
+    assert refusal(config.check, changed) == (f"config.seeds={seeds} must be different integers that are not negative")
 
 
 def test_seeds_fit_the_steps_and_bear_on_the_results(default):

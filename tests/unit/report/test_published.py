@@ -202,7 +202,7 @@ def test_the_config_file_takes_the_cells_keys():
         ("distill=deit,version=v2", "distill='deit': no row of version v2"),
         ("student=vit_l16", "student=vit_l16: the papers give it no teacher"),
         ("student=vit_x16", "vit_x16"),
-        ("reference=2", "is no bool"),
+        ("reference=2", "is not of type bool"),
     ],
 )
 def test_a_wrong_argument_is_answered_in_one_line(text, says):

@@ -110,5 +110,5 @@ def test_seeds_together_and_a_streamed_source_take_steps_in_one_call():
 def test_what_cannot_be_is_said_in_one_line():
     with pytest.raises(UserError, match="train.steps_per_call=0 must be at least 1"):
         program(**{"train.steps_per_call": 0})
-    with pytest.raises(UserError, match="steps_per_call above 1 does not go with config.fsdp_devices: .*at 1$"):
+    with pytest.raises(UserError, match="steps_per_call above 1 cannot be combined with config.fsdp_devices: .*at 1$"):
         program(**{"train.steps_per_call": 2, "fsdp_devices": 2})
