@@ -1,35 +1,36 @@
-"""Runs of continual learners by schemes as tables: what each scheme gains over the learner without it, and a test.
+"""Tabulates continual learners by schemes: accuracies, gains over the learner alone, and a paired t-test of each gain.
 
-A run lies in `<learner>/<scheme>/seed_<s>`, and its learner and scheme are called after these folders. What a learner
-is compared with is its scheme "none", seed by seed.
+A run is in `<learner>/<scheme>/seed_<n>`. These folders name its learner and scheme. The scheme "none" is the learner
+alone, with which the other schemes are compared seed by seed.
 """
 
 import json
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import Group
-from cdl_jax.report.tables import gap_closed, share, spread, standard_error
-from cdl_jax.report.text import Measured
+from cdl_jax.report.groups import Group, Seeds
+from cdl_jax.report.tables import format_mean_std, format_percent, gap_closed, standard_error
+from cdl_jax.report.text import MISSING, Measured, Rows
 from cdl_jax.runtime import files
 
 ALONE = "none"
 TEACHER = "teacher"
 MEASURES = ("average_incremental", "learning_accuracy", "forgetting_cdl", "forgetting_coda", "forgetting_max")
 
-# What nobody reads of a run that is kept for its numbers; formulas are those of metrics.py.
-_LEFT_OUT = ("formulas", "streams", "means", "best")
-_LEFT_OUT_OF_NETWORKS = ("selection", "by_task", "before", "at_start", "stream_matrix")
+# Parts of results.json that no table needs; formulas are those of metrics.py.
+_OMITTED = ("formulas", "streams", "means", "best")
+_OMITTED_OF_NETWORKS = ("selection", "by_task", "before", "at_start", "stream_matrix")
 
 
-def place(group: Group) -> tuple[str, str]:
-    """(learner, scheme) of a group, by its folders.
+def learner_and_scheme(group: Group) -> tuple[str, str]:
+    """Returns the learner and the scheme that a group's folders name.
 
     Raises:
-      UserError: a run does not lie in `<learner>/<scheme>/seed_<s>`.
+      UserError: a run is not in `<learner>/<scheme>/seed_<n>`.
     """
     folder = next(iter(group.runs.values())).folder
     if not re.fullmatch(r"seed_\d+", folder.name) or len(folder.parts) < 3:
@@ -37,133 +38,158 @@ def place(group: Group) -> tuple[str, str]:
     return folder.parts[-3], folder.parts[-2]
 
 
-def arrange(groups: list[Group]) -> dict[str, dict[str, Group]]:
-    """Learner -> scheme -> group, in the order given, but for the learner alone, which is first.
+def by_learner_and_scheme(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
+    """Returns learner -> scheme -> group, in the order of the groups except that the scheme "none" comes first.
 
     Raises:
-      UserError: two groups have one place.
+      UserError: two groups have the same learner and scheme, or a folder has another name.
     """
-    found = {}
+    learners: dict[str, dict[str, Group]] = {}
     for group in groups:
-        learner, scheme = place(group)
-        schemes = found.setdefault(learner, {})
+        learner, scheme = learner_and_scheme(group)
+        schemes = learners.setdefault(learner, {})
         if scheme in schemes:
             raise UserError(f"grid: the runs in {learner}/{scheme} have different configs: name those of one")
         schemes[scheme] = group
-    first = lambda schemes: sorted(schemes.items(), key=lambda item: item[0] != ALONE)  # noqa: E731
-    return {learner: dict(first(schemes)) for learner, schemes in found.items()}
+    return {
+        learner: dict(sorted(schemes.items(), key=lambda item: item[0] != ALONE))
+        for learner, schemes in learners.items()
+    }
 
 
-def differences(schemes: dict[str, Group], scheme: str, network: str, metric: str = "last") -> dict[tuple, float]:
-    """By seed how far a network of a scheme is above the learner alone, of the seeds that both have finished."""
+def paired_gains(schemes: dict[str, Group], scheme: str, network: str, metric: str = "last") -> dict[Seeds, float]:
+    """Returns, by seed, a network's metric minus that of the learner alone, for the seeds that both have finished.
+
+    Args:
+      schemes: scheme -> group, of one learner.
+      scheme: the compared scheme.
+      network: name of a network of that scheme's runs, or "headline".
+      metric: name of a metric.
+    """
     if ALONE not in schemes or (scheme, network) == (ALONE, "student"):
         return {}
     base = schemes[ALONE].values("headline", metric, finished=True)
-    own = schemes[scheme].values(network, metric, finished=True)
-    return {seed: value - base[seed] for seed, value in own.items() if seed in base}
+    values = schemes[scheme].values(network, metric, finished=True)
+    return {seed: value - base[seed] for seed, value in values.items() if seed in base}
 
 
-def p_value(pairs: list[float]) -> float | None:
-    """Two-sided p of the paired t-test that the mean of differences is 0; None for fewer than two, or all alike."""
+def p_value(differences: Sequence[float]) -> float | None:
+    """Returns the two-sided p of the paired t-test that the mean of differences is 0.
+
+    Returns:
+      The p value; None for fewer than two differences, or if all are equal.
+
+    >>> round(p_value([3.0, 4.0, 2.0]), 4)
+    0.0351
+    """
     from scipy import stats
 
-    if len(pairs) < 2 or len({*pairs}) < 2:
+    if len(differences) < 2 or len({*differences}) < 2:
         return None
-    return float(stats.ttest_1samp(pairs, 0.0).pvalue)
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def tested(pairs: list[float]) -> str:
-    """Mean difference, its standard error and p as text, "-" where there is none."""
-    if not pairs:
-        return "-"
-    mean, p, error = statistics.fmean(pairs), p_value(pairs), standard_error(pairs)
-    text = f"{mean:+.2f}"
-    if p is not None:
-        text += f" ± {error:.2f}, " + (f"p {p:.3f}" if p >= 0.001 else "p < 0.001")
-    return Measured(text, {"mean": mean, "standard_error": error, "p": p, "n": len(pairs)})
+def format_paired_test(differences: Sequence[float]) -> str:
+    """Returns a cell with the mean of differences, its standard error and p; "-" without differences.
 
-
-def overview(groups: list[Group]) -> list[list[str]]:
-    """Rows of a table, the head first: a scheme each, with `last` of every learner and what it gains over "none".
-
-    The first row is the teacher's, of the runs in which it learnt. The last column is the mean of the differences over
-    the learners that have the row, of the seeds that all of them have.
+    >>> format_paired_test([3.0, 4.0, 2.0]), format_paired_test([1.0]), format_paired_test([])
+    ('+3.00 ± 0.58, p 0.035', '+1.00', '-')
     """
-    found = arrange(groups)
-    found = {learner: schemes for learner, schemes in found.items() if ALONE in schemes}
-    rows = [["", *found, "mean gain"]]
-    for scheme in dict.fromkeys([TEACHER, *(s for schemes in found.values() for s in schemes)]):
+    if not differences:
+        return MISSING
+    mean, p, error = statistics.fmean(differences), p_value(differences), standard_error(differences)
+    cell = f"{mean:+.2f}"
+    if p is not None:
+        cell += f" ± {error:.2f}, " + (f"p {p:.3f}" if p >= 0.001 else "p < 0.001")
+    return Measured(cell, {"mean": mean, "standard_error": error, "p": p, "n": len(differences)})
+
+
+def overview(groups: Sequence[Group]) -> Rows:
+    """Returns a table with one row for each scheme: `last` of every learner and its gain over the scheme "none".
+
+    The first row is the teacher's, from the runs in which the teacher was trained. The last column is the mean gain
+    over the learners that have the row, for the seeds that all of them have.
+    """
+    learners = {name: schemes for name, schemes in by_learner_and_scheme(groups).items() if ALONE in schemes}
+    rows = [["", *learners, "mean gain"]]
+    for scheme in dict.fromkeys([TEACHER, *(s for schemes in learners.values() for s in schemes)]):
         cells, gains = [], []
-        for schemes in found.values():
-            source = _with_teacher(schemes) if scheme == TEACHER else scheme
+        for schemes in learners.values():
+            source = _scheme_with_teacher(schemes) if scheme == TEACHER else scheme
             network = TEACHER if scheme == TEACHER else "headline"
             if source not in schemes:
-                cells.append("-")
+                cells.append(MISSING)
                 continue
-            values = schemes[source].values(network, "last", finished=True)
-            gain = differences(schemes, source, network) if scheme != ALONE else {}
-            cell = spread(values.values())
-            if gain:
-                of_gain = tested(list(gain.values()))
-                numbers = {f"gain_{name}": value for name, value in of_gain.numbers.items()}
-                cell = Measured(f"{cell} ({of_gain})", cell.numbers | numbers)
-            cells.append(cell)
+            gain = paired_gains(schemes, source, network) if scheme != ALONE else {}
+            cells.append(_accuracy_and_gain(schemes[source].values(network, "last", finished=True), gain))
             gains.append(gain)
         common = [seed for seed in (gains[0] if gains else {}) if all(seed in gain for gain in gains)]
-        of_all = [statistics.fmean(gain[seed] for gain in gains) for seed in common]
-        rows.append([scheme, *cells, tested(of_all)])
-    return [row for row in rows if any(cell != "-" for cell in row[1:])]
+        rows.append([scheme, *cells, format_paired_test([statistics.fmean(g[seed] for g in gains) for seed in common])])
+    return [row for row in rows if any(cell != MISSING for cell in row[1:])]
 
 
-def details(groups: list[Group]) -> list[list[str]]:
-    """Rows of a table, the head first: one for each learner and scheme, with every measure of its first network."""
+def details(groups: Sequence[Group]) -> Rows:
+    """Returns a table with one row for each learner and scheme: all measures of the headline."""
     rows = [["learner", "scheme", "seeds", "last", "gain", *MEASURES, "gap closed"]]
-    for learner, schemes in arrange(groups).items():
+    for learner, schemes in by_learner_and_scheme(groups).items():
         for scheme, group in schemes.items():
             values = group.values("headline", "last", finished=True)
-            gain = differences(schemes, scheme, "headline") if scheme != ALONE else {}
-            measures = [spread(group.values("headline", name, finished=True).values()) for name in MEASURES]
+            gain = paired_gains(schemes, scheme, "headline") if scheme != ALONE else {}
+            measures = [format_mean_std(group.values("headline", name, finished=True).values()) for name in MEASURES]
             gap = gap_closed(group, [schemes[ALONE]] if ALONE in schemes else [])
             seeds = Measured(str(len(values)), {"": len(values)})
-            row = [learner, scheme, seeds, spread(values.values()), tested(list(gain.values()))]
-            rows.append([*row, *measures, share(gap)])
+            row = [learner, scheme, seeds, format_mean_std(values.values()), format_paired_test(list(gain.values()))]
+            rows.append([*row, *measures, format_percent(gap)])
     return rows
 
 
-def gains(groups: list[Group]) -> dict[str, list[float]]:
-    """Learner and scheme -> the gain of each seed over the learner alone."""
+def gains(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """Returns "learner, scheme" -> the gain of each seed over the learner alone."""
     found = {}
-    for learner, schemes in arrange(groups).items():
+    for learner, schemes in by_learner_and_scheme(groups).items():
         for scheme in schemes:
-            if scheme != ALONE and (pairs := differences(schemes, scheme, "headline")):
-                found[f"{learner}, {scheme}"] = list(pairs.values())
+            if scheme != ALONE and (gain := paired_gains(schemes, scheme, "headline")):
+                found[f"{learner}, {scheme}"] = list(gain.values())
     return found
 
 
-def export_results(groups: list[Group], folder: Path) -> None:
-    """Copies config.json and what is needed of results.json of finished runs to `folder`, a line each.
+def export_results(groups: Sequence[Group], folder: Path) -> None:
+    """Copies config.json and the needed part of results.json of finished runs, each file as one line.
+
+    Args:
+      groups: as `read_groups` returns them.
+      folder: receives `<learner>/<scheme>/seed_<n>`.
 
     Raises:
-      UserError: see `place`.
+      UserError: a run is not in `<learner>/<scheme>/seed_<n>`.
     """
     for group in groups:
-        learner, scheme = place(group)
+        learner, scheme = learner_and_scheme(group)
         for run in group.runs.values():
             if not run.finished:
                 continue
             results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-            results = {key: value for key, value in results.items() if key not in _LEFT_OUT}
+            results = {key: value for key, value in results.items() if key not in _OMITTED}
             for network in results["networks"].values():
-                for key in _LEFT_OUT_OF_NETWORKS:
+                for key in _OMITTED_OF_NETWORKS:
                     network.pop(key, None)
-            own = folder / learner / scheme / run.folder.name
-            own.mkdir(parents=True, exist_ok=True)
+            copy = folder / learner / scheme / run.folder.name
+            copy.mkdir(parents=True, exist_ok=True)
             for name, content in (("config", configs.read(run.folder)), ("results", results)):
-                files.write_atomically(own / f"{name}.json", json.dumps(content, sort_keys=True) + "\n")
+                files.write_atomically(copy / f"{name}.json", json.dumps(content, sort_keys=True) + "\n")
 
 
-def _with_teacher(schemes):
-    """The scheme in whose run the teacher of these learnt."""
+def _accuracy_and_gain(values, gain):
+    """Returns a cell with the mean accuracy of some seeds and the test of their gains."""
+    cell = format_mean_std(values.values())
+    if not gain:
+        return cell
+    test = format_paired_test(list(gain.values()))
+    return Measured(f"{cell} ({test})", cell.numbers | {f"gain_{name}": value for name, value in test.numbers.items()})
+
+
+def _scheme_with_teacher(schemes):
+    """Returns the scheme in whose runs the teacher of a learner was trained; None without one."""
     for scheme, group in schemes.items():
         if not group.config.get("cdl.teachers") and group.values(TEACHER, "last"):
             return scheme

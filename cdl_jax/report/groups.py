@@ -1,103 +1,212 @@
-"""Runs beside one another: those that differ in the seed alone make a group, and each group rows of a table."""
+"""Reads finished and running runs, groups those that differ only in their seeds, and labels the groups."""
 
 import json
 import re
 import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import files
 
 TABLE_METRICS = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
+Seeds = tuple[int, int, int]  # of the run, of its class order, of DKT's streams
+
+# Keys that name another run or a file with a teacher's weights. Their values differ between seeds.
+TEACHER_KEYS = ("cdl.teachers", "dkt.teachers", "teacher.weights")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder holds.
+    """The results of one seed of a run.
 
-    metrics: network -> name -> value, None where the run defines none. Of the best epoch, where the run evaluated
-      within its last task, `best` is the mean accuracy over the tasks, and `best_<name>` what is measured besides.
-    headline: networks whose mean is the run's first number.
-    measures: those after the last task.
+    Attributes:
+      folder: the working directory.
+      finished: whether the run has completed all of its tasks.
+      metrics: network -> metric -> value in percent, nats or as the metric defines; None where it is undefined. If the
+        run evaluated within its last task, `best` is the mean accuracy over tasks at the best epoch, and
+        `best_<measure>` are that epoch's other measures.
+      headline: networks whose mean is the run's main number.
+      measures: measures after the last task.
     """
 
     folder: Path
     finished: bool
-    metrics: dict
+    metrics: dict[str, dict[str, float | None]]
     headline: tuple[str, ...] = ()
-    measures: dict = field(default_factory=dict)
+    measures: dict[str, float | None] = field(default_factory=dict)
 
     def value(self, network: str, metric: str) -> float | None:
-        """A metric of a network; of "headline" the mean over the networks of the headline, of "headline_st" over those
-        with that behind their names. None where it is not defined."""
-        values = [self.metrics.get(name, {}).get(metric) for name in self._named(network)]
-        return None if None in values or not values else statistics.fmean(values)
+        """Returns a metric of a network, or its mean over the headline.
 
-    def _named(self, network):
-        if not network.startswith("headline"):
-            return (network,)
-        return tuple(name + network.removeprefix("headline") for name in self.headline)
+        Args:
+          network: name of a network; "headline": the mean over the run's headline; "headline_st", "headline_both": the
+            mean over the networks with "_st" or "_both" appended to the names of the headline.
+          metric: name of a metric.
+
+        Returns:
+          The value; None if it is undefined for any of the networks.
+
+        >>> run = Run(Path("a"), True, {"peer_0": {"last": 60.0}, "peer_1": {"last": 70.0}}, ("peer_0", "peer_1"))
+        >>> run.value("peer_0", "last"), run.value("headline", "last"), run.value("ensemble", "last")
+        (60.0, 65.0, None)
+        """
+        names = (network,)
+        if network.startswith("headline"):
+            names = tuple(name + network.removeprefix("headline") for name in self.headline)
+        values = [self.metrics.get(name, {}).get(metric) for name in names]
+        return None if None in values or not values else statistics.fmean(values)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs by seed (of the run and of class orders), and their flat `config` without it and without free keys."""
+    """Runs that differ only in their seeds.
 
-    config: dict
-    runs: dict[tuple, Run]
+    Attributes:
+      config: the flat config that the runs share, without seeds and keys that change no result.
+      runs: seeds -> run.
+    """
 
-    def values(self, network: str, metric: str, *, finished=False) -> dict[tuple, float]:
-        """`Run.value` by seed, of the runs that have it; with `finished`, of those that are complete."""
+    config: dict[str, Any]
+    runs: dict[Seeds, Run]
+
+    def values(self, network: str, metric: str, *, finished: bool = False) -> dict[Seeds, float]:
+        """Returns `Run.value` by seed, for the runs in which it is defined.
+
+        Args:
+          network, metric: see `Run.value`.
+          finished: leave out runs that are not finished.
+        """
         runs = {seed: run for seed, run in self.runs.items() if run.finished or not finished}
-        found = {seed: run.value(network, metric) for seed, run in runs.items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+        values = {seed: run.value(network, metric) for seed, run in runs.items()}
+        return {seed: value for seed, value in values.items() if value is not None}
 
 
-def read_groups(folders: list[Path], refused: list[UserError] | None = None) -> list[Group]:
-    """Returns the runs in `folders` as groups, in the order of their first folders.
+def read_groups(folders: Iterable[Path], refused: list[UserError] | None = None) -> list[Group]:
+    """Reads runs and groups those that differ only in their seeds.
 
     Args:
-      folders: working directories; a run of several seeds counts as one run for each seed.
-      refused: a list that receives an error for each folder without readable results; such a folder is then left out.
+      folders: working directories. A run of several seeds counts as one run for each seed.
+      refused: receives an error for each folder without readable results, which is then left out. None: the first such
+        error is raised.
+
+    Returns:
+      Groups in the order of their first folders.
 
     Raises:
-      UserError: a folder holds no readable results and `refused` is None, or two folders hold the same config and
-        seed, which would count one run twice.
+      UserError: a folder has no readable results and `refused` is None, or two folders have the same config and seeds,
+        so that one run would count twice.
     """
-    groups, refused_here = {}, []
-    for given in map(Path, folders):
+    groups: dict[str, Group] = {}
+    errors = []
+    for folder in map(Path, folders):
         try:
-            own = _of_each_seed(given)
+            seed_folders = _seed_folders(folder)
         except (UserError, OSError) as error:
-            refused_here.append(UserError(error))
+            errors.append(UserError(error))
             continue
-        for folder in own:
+        for seed_folder in seed_folders:
             try:
-                run, config, seed = _run(folder)
+                run, config, seeds = _read_run(seed_folder)
             except UserError as error:
-                refused_here.append(error)
+                errors.append(error)
                 continue
             group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
-            if seed in group.runs:
+            if seeds in group.runs:
                 raise UserError(
-                    f"{folder} and {group.runs[seed].folder} are runs of one config and seed: name one of them"
+                    f"{seed_folder} and {group.runs[seeds].folder} are runs of one config and seed: name one of them"
                 )
-            group.runs[seed] = run
-    if refused is None and refused_here:
-        raise refused_here[0]
+            group.runs[seeds] = run
+    if refused is None and errors:
+        raise errors[0]
     if refused is not None:
-        refused += refused_here
+        refused += errors
     return list(groups.values())
 
 
-def _run(folder):
-    """Returns (run, flat config without seeds and free keys, seeds) of a folder.
+def identity(group: Group, ignored: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the settings by which a group is compared with groups that differ in other ways.
+
+    The paths of teacher runs and files are replaced by whether there is a teacher, because runs with different class
+    orders necessarily have different teachers.
+
+    Args:
+      group: its config has no seeds and no keys that change no result, see `read_groups`.
+      ignored: keys to leave out.
+
+    >>> identity(Group({"distill.alpha": 0.5, "cdl.teachers": ["runs/a"], "train.epochs": 2}, {}), ["distill.alpha"])
+    {'cdl.teachers': True, 'train.epochs': 2}
+    """
+    settings = {key: value for key, value in group.config.items() if key not in ignored}
+    return settings | {key: bool(settings[key]) for key in TEACHER_KEYS if key in settings}
+
+
+def labels(groups: Sequence[Group]) -> list[str]:
+    """Returns a label for each group: the settings in which groups differ. See `label_configs`."""
+    return label_configs([group.config for group in groups])
+
+
+def label_configs(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a distinct label for each flat config: the settings in which they differ; "all" if there are none.
+
+    If a component's name differs (such as `learner.name`), the name stands for the component's options. Options are
+    added where two configs with the same names would have one label.
+
+    >>> label_configs([{"learner.name": "l2p", "learner.pool": 30}, {"learner.name": "coda", "learner.pool": 100}])
+    ['learner.name=l2p', 'learner.name=coda']
+    >>> label_configs([{"seed": 1}])
+    ['all']
+    """
+    differing = _differing_keys(flat_configs)
+    named_sections = {_section(key) for key in differing if key.endswith(".name")}
+    if "method" in differing:  # sections that only some methods have
+        sections = [{key.split(".")[0] for key in config if "." in key} for config in flat_configs]
+        named_sections |= set.union(*sections) - set.intersection(*sections)
+    shown = [key for key in differing if key.endswith(".name") or _section(key) not in named_sections]
+    found = [", ".join(f"{key}={config[key]}" for key in shown if key in config) for config in flat_configs]
+    for label in {label for label in found if found.count(label) > 1}:
+        indices = [i for i, other in enumerate(found) if other == label]
+        options = _differing_keys([flat_configs[i] for i in indices])
+        for i in indices:
+            settings = (f"{key}={flat_configs[i].get(key)}" for key in options)
+            found[i] = ", ".join(filter(None, [label, *settings]))
+    return [label or "all" for label in found]
+
+
+def folder_names(groups: Sequence[Group]) -> list[str]:
+    """Returns the name of each group's first folder; for `<name>/seed_<n>` that is `<name>`.
 
     Raises:
-      UserError: the folder holds no readable results.
+      UserError: two groups have the same name.
+    """
+    folders = [next(iter(group.runs.values())).folder.resolve() for group in groups]
+    names = [(folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder).name for folder in folders]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"--label-by-folder: two rows would be called {repeated[0]!r}: leave it out, or rename a folder"
+        )
+    return names
+
+
+def _differing_keys(flat_configs):
+    """Returns the keys whose values differ between flat configs, in alphabetical order."""
+    keys = sorted({key for config in flat_configs for key in config})
+    return [key for key in keys if len({json.dumps(config.get(key)) for config in flat_configs}) > 1]
+
+
+def _section(key):
+    return key.rsplit(".", 1)[0]
+
+
+def _read_run(folder):
+    """Returns (run, flat config without seeds and resumable keys, seeds) of a folder.
+
+    Raises:
+      UserError: the folder has no readable results.
     """
     try:
         if not folder.is_dir():
@@ -110,88 +219,74 @@ def _run(folder):
             )
         if stored is None:
             raise UserError(f"{folder} holds no results of a run (config.json is missing): name a --workdir")
-        results, config = json.loads(path.read_text(encoding="utf-8")), configs.flatten(stored["config"])
-        seed = (config.pop("seed"), *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
-        seed = tuple(seed[0] if part == -1 else part for part in seed)  # an order of its own seed
-        metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
-        if absent := [name for values in metrics.values() for name in TABLE_METRICS if name not in values]:
-            raise KeyError(absent[0])
-        best = _best(results)
-        for name, values in metrics.items():
-            values |= best.get(name, {})
-        measures = dict((results.get("measures") or [{}])[-1])
-        if not all(_is_number(value) for values in (measures, *metrics.values()) for value in values.values()):
-            raise TypeError("a metric is not a number")
-        headline = tuple(results.get("headline", ()))
-        if not all(type(part) is int for part in seed) or not all(isinstance(name, str) for name in headline):
-            raise TypeError("a seed or a network's name has the wrong type")
-        run = Run(folder, results["status"] == "finished", metrics, headline, measures)
+        results = json.loads(path.read_text(encoding="utf-8"))
+        config, seeds = _without_seeds(configs.flatten(stored["config"]))
+        run = _parse_results(folder, results)
     except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else error
         raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
-    config = {k: _of_any_seed(v, seed[0]) for k, v in config.items() if not k.startswith(configs.RESUMABLE_KEYS)}
-    return run, config, seed
+    return run, config, seeds
 
 
-def _is_number(value):
-    return type(value) in (int, float, NoneType)
+def _without_seeds(config):
+    """Returns (flat config without seeds and resumable keys, seeds).
+
+    The seed is also removed from the names of other runs' folders: `seed_3` becomes `seed_*`.
+
+    Raises:
+      KeyError, TypeError: the seed is missing or not an integer.
+    """
+    seed = config.pop("seed")
+    seeds = (seed, *(config.pop(key, 0) for key in ("data.class_order_seed", "dkt.stream_seed")))
+    seeds = tuple(seed if part == -1 else part for part in seeds)  # -1: the seed of the run
+    if not all(type(part) is int for part in seeds):
+        raise TypeError("a seed or a network's name has the wrong type")
+    shared = {key: value for key, value in config.items() if not key.startswith(configs.RESUMABLE_KEYS)}
+    return {key: _mask_seed(value, seed) for key, value in shared.items()}, seeds
 
 
-def _of_any_seed(value, seed):
-    """A setting, without the seed in the name of another run's folder."""
+def _mask_seed(value, seed):
+    """Returns a setting with `seed_<seed>` replaced by `seed_*`."""
     if isinstance(value, list):
-        return [_of_any_seed(each, seed) for each in value]
+        return [_mask_seed(element, seed) for element in value]
     return re.sub(rf"\bseed_{seed}\b", "seed_*", value) if isinstance(value, str) else value
 
 
-def _best(results):
-    """Network -> metrics of the best epoch of the last task, where the run evaluated within it."""
+def _parse_results(folder, results):
+    """Returns the `Run` of a results.json.
+
+    Raises:
+      AttributeError, IndexError, KeyError, TypeError, ValueError: a value is missing or has the wrong type.
+    """
+    metrics = {name: dict(network["metrics"]) for name, network in results["networks"].items()}
+    if missing := [name for values in metrics.values() for name in TABLE_METRICS if name not in values]:
+        raise KeyError(missing[0])
+    best_epoch = _best_epoch_metrics(results)
+    for name, values in metrics.items():
+        values |= best_epoch.get(name, {})
+    measures = dict((results.get("measures") or [{}])[-1])
+    if not all(type(value) in (int, float, NoneType) for d in (measures, *metrics.values()) for value in d.values()):
+        raise TypeError("a metric is not a number")
+    headline = tuple(results.get("headline", ()))
+    if not all(isinstance(name, str) for name in headline):
+        raise TypeError("a seed or a network's name has the wrong type")
+    return Run(folder, results["status"] == "finished", metrics, headline, measures)
+
+
+def _best_epoch_metrics(results):
+    """Returns network -> metrics at the best epoch of the last task; empty if the run did not evaluate within it."""
     if not results.get("best"):
         return {}
     best = results["best"][max(results["best"], key=int)]
-    found = {network: {"best": statistics.fmean(row)} for network, row in best["accuracy"].items()}
+    metrics = {network: {"best": statistics.fmean(row)} for network, row in best["accuracy"].items()}
     for name, value in best["measures"].items():
         network, _, measure = name.rpartition("/")
-        if network in found:
-            found[network][f"best_{measure}"] = value
-    return found
+        if network in metrics:
+            metrics[network][f"best_{measure}"] = value
+    return metrics
 
 
-def _of_each_seed(folder):
+def _seed_folders(folder):
+    """Returns the folder of each seed of a run."""
     stored = configs.read(folder)
     return files.seed_folders(folder, stored["config"].get("seeds", ()) if stored else ())
-
-
-def labels(groups: list[Group]) -> list[str]:
-    """For each group the values in which groups differ; no two are alike."""
-    configs_of_groups = [group.config for group in groups]
-    keys = sorted({key for config in configs_of_groups for key in config})
-    told = [k for k in keys if len({json.dumps(c.get(k)) for c in configs_of_groups}) > 1]
-    # Options of the part that a name chooses differ with it, and say nothing more.
-    names = {k.rsplit(".", 1)[0] for k in told if k.endswith(".name")}
-    if "method" in told:  # likewise the sections that only some methods have
-        sections = [{k.split(".")[0] for k in config if "." in k} for config in configs_of_groups]
-        names |= set.union(*sections) - set.intersection(*sections)
-    short = [k for k in told if k.endswith(".name") or k.rsplit(".", 1)[0] not in names]
-    found = [", ".join(f"{k}={c[k]}" for k in short if k in c) for c in configs_of_groups]
-    for label in {label for label in found if found.count(label) > 1}:
-        # Groups of one name: here its options are what parts them.
-        alike = [i for i, other in enumerate(found) if other == label]
-        for i in alike:
-            own = configs_of_groups[i]
-            apart = [k for k in told if len({json.dumps(configs_of_groups[j].get(k)) for j in alike}) > 1]
-            found[i] = ", ".join(filter(None, [label, *(f"{k}={own.get(k)}" for k in apart)]))
-    return [label or "all" for label in found]
-
-
-def folder_names(groups: list[Group]) -> list[str]:
-    """For each group the name of its first run's folder, of a `seed_<s>` that of the folder around it.
-
-    Raises:
-      UserError: two groups have one name.
-    """
-    folders = [next(iter(group.runs.values())).folder.resolve() for group in groups]
-    names = [(folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder).name for folder in folders]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--label-by-folder: two rows would be called {twice[0]!r}: leave it out, or rename a folder")
-    return names

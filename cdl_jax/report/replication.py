@@ -1,43 +1,58 @@
-"""Runs beside published results: which cell of a paper's table a run is one of, and whether it comes out the same.
+"""Compares runs with published results: the cell of a paper's table that a run belongs to, and a verdict.
 
-A run belongs to a cell if its config is the cell's, in all that bears on the results (see `differences`). A metric is
-reproduced if the mean of at least 3 finished runs with different seeds lies within max(tolerance, 2 standard errors of
-that mean) of the published number; the tolerance is the table's own, 1 point in CDL's.
+A run belongs to a cell if their configs are equal in all settings that affect results, see `differences`. A metric is
+reproduced if the mean of at least 3 finished runs with different seeds is within max(tolerance, 2 standard errors of
+that mean) of the published number. The tolerance is the table's own; it is 1 point for CDL.
 """
 
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 from cdl_jax import config as configs
 from cdl_jax import plugins, published
 from cdl_jax.errors import UserError
 from cdl_jax.published import Cell, Metric, Table
 from cdl_jax.report.groups import Group
-from cdl_jax.report.tables import spread, standard_error
-from cdl_jax.report.text import Measured
+from cdl_jax.report.tables import format_mean_std, standard_error
+from cdl_jax.report.text import MISSING, Measured, Rows
 
 MIN_SEEDS = 3
+_MAX_MISMATCHES = 6  # that a note lists
 _NO_EFFECT = (*configs.RESUMABLE_KEYS, "seed", "eval.", "resident_limit_mb", "data.class_order_seed")
+_NO_EFFECT_ENDINGS = (".remat", ".attention", ".weights_key")
 
 
 @dataclass(frozen=True)
 class Match:
-    """A group of runs and the cell that it is nearest to, with `reference` settings or without.
+    """A group of runs and the nearest cell.
 
-    apart: `key: published -> run` of every setting that differs; empty where the runs are the cell's.
+    Attributes:
+      group: the runs.
+      cell: the published result.
+      reference: whether the cell's settings are those with `reference=true`.
+      mismatches: "key: published -> run" for every setting that differs; empty if the runs have the cell's settings.
     """
 
     group: Group
     cell: Cell
     reference: bool
-    apart: tuple[str, ...]
+    mismatches: tuple[str, ...]
 
 
 def choose(paper: str) -> list[tuple[Table, str]]:
-    """The tables that `--paper` names, by a system ("cdl") or by a version ("v4"), which then stands beside its table.
+    """Returns the published tables that a name selects, each with the version to show.
+
+    Args:
+      paper: a system ("cdl"), which selects all versions (""), or one version of a paper ("v4").
 
     Raises:
-      UserError: neither.
+      UserError: there is no such system or version.
+
+    >>> [(table.system, version) for table, version in choose("v4")]
+    [('cdl', 'v4')]
     """
     tables = [published.table(system) for system in published.systems()]
     if paper in published.systems():
@@ -45,106 +60,128 @@ def choose(paper: str) -> list[tuple[Table, str]]:
     versions = {table.system: {cell.where.get("version") for cell in table.cells} - {None} for table in tables}
     chosen = [(table, paper) for table in tables if paper in versions[table.system]]
     if not chosen:
-        raise UserError(f"paper {paper}: {plugins.did_you_mean(paper, [*versions, *set().union(*versions.values())])}")
+        known = [*versions, *set().union(*versions.values())]
+        raise UserError(f"paper {paper}: {plugins.did_you_mean(paper, known)}")
     return chosen
 
 
-def matches(groups: list[Group], table: Table) -> list[Match]:
-    """All cells whose runs are here; a group that is no cell's own goes to the nearest of those that it could be."""
-    if table.system not in plugins.list_plugins("published"):
+def matches(groups: Sequence[Group], published_table: Table) -> list[Match]:
+    """Returns the cells that groups belong to; a group with other settings is matched with the nearest possible cells.
+
+    Args:
+      groups: as `read_groups` returns them.
+      published_table: a system without a module of settings has no matches.
+    """
+    if published_table.system not in plugins.list_plugins("published"):
         return []
-    system = plugins.load_plugin("published", table.system)
+    system = plugins.load_plugin("published", published_table.system)
     found = []
     for group in groups:
-        near = []
-        for cell in table.cells:
+        candidates = []
+        for cell in published_table.cells:
             if any(group.config.get(key) != cell.where[name] for name, key in system.NAMED.items()):
                 continue
             for reference in (False, True):
                 config = configs.flatten(system.build(**cell.where, reference=reference))
-                apart = differences(config, group.config, system)
-                if not any(line.split(":")[0] in system.IDENTITY for line in apart):
-                    near.append(Match(group, cell, reference, tuple(apart)))
-        fewest = min((len(match.apart) for match in near), default=0)
-        found += [match for match in near if len(match.apart) == fewest]
+                mismatches = tuple(differences(config, group.config, system))
+                if not any(line.split(":")[0] in system.IDENTITY for line in mismatches):
+                    candidates.append(Match(group, cell, reference, mismatches))
+        fewest = min((len(match.mismatches) for match in candidates), default=0)
+        found += [match for match in candidates if len(match.mismatches) == fewest]
     return found
 
 
-def differences(cell: dict, run: dict, system) -> list[str]:
-    """`key: published -> run` of what differs between two flat configs and bears on the results.
+def differences(cell: Mapping[str, Any], run: Mapping[str, Any], system: ModuleType) -> list[str]:
+    """Returns "key: published -> run" for the settings that differ and affect results.
 
-    Where data and weights lie does not; whether weights are pretrained ones of the user's does.
+    Paths of data and weights are ignored. Only the kind of weights counts: random, packaged or pretrained.
+
+    Args:
+      cell: flat config of a published result.
+      run: flat config of a run.
+      system: the module of `cdl_jax.published` with the settings.
     """
     ignored, needed = (*_NO_EFFECT, *system.irrelevant(run)), getattr(system, "NEEDED", ())
 
-    def kept(config):
-        flat = {k: v for k, v in config.items() if k in needed or not k.startswith(ignored)}
+    def compared(config):
         return {
-            k: _kind_of_weights(v) if k.endswith(".weights") else v
-            for k, v in flat.items()
-            if not k.endswith((".remat", ".attention", ".weights_key"))
+            key: _kind_of_weights(value) if key.endswith(".weights") else value
+            for key, value in config.items()
+            if key in needed or not key.startswith(ignored)
+            if not key.endswith(_NO_EFFECT_ENDINGS)
         }
 
-    return configs.differences(kept(cell), kept(run))
+    return configs.differences(compared(cell), compared(run))
 
 
-def table(published_table: Table, found: list[Match], version: str = "", *, all_cells: bool = False) -> list[list[str]]:
-    """Rows of a table, the head first: paper, ours and the verdict on each metric.
+def table(published_table: Table, found: Sequence[Match], version: str = "", *, all_cells: bool = False) -> Rows:
+    """Returns a table of published numbers, those of runs, and the verdict on each metric.
 
     Args:
-      found: what `matches` gave.
-      version: only cells of this version.
-      all_cells: cells without a run too.
+      published_table: the published results.
+      found: the result of `matches`.
+      version: show only cells of this version; "": all versions.
+      all_cells: also show cells without a run.
     """
     metrics = published_table.metrics
-    missed = "not run" if published_table.system in plugins.list_plugins("published") else "no config"
-    head = [[name, "ours", "reproduced?"] for name in metrics]
-    rows = [["published result", "settings", "seeds", *(text for three in head for text in three), "note"]]
-    for cells in _alike(published_table, version):
-        own = {}  # the same runs may be of a cell with both kinds of settings, and of a cell in several versions
+    has_settings = published_table.system in plugins.list_plugins("published")
+    verdict_without_run = "not run" if has_settings else "no config"
+    columns = [column for name in metrics for column in (name, "ours", "reproduced?")]
+    rows = [["published result", "settings", "seeds", *columns, "note"]]
+    for cells in _identical_cells(published_table, version):
+        # The same runs may match a cell with both kinds of settings, and a cell in several versions.
+        matches_of_groups: dict[int, list[Match]] = {}
         for match in found:
             if any(match.cell is cell for cell in cells):
-                own.setdefault(id(match.group), []).append(match)
-        rows += [_told(several, metrics) for several in own.values()]
-        matched = [match.cell for several in own.values() for match in several]
-        if missing := [cell for cell in cells if all_cells and not any(cell is other for other in matched)]:
-            values = [missing[-1].values[name] for name in metrics]
-            shown = (text for v in values for text in (_number(v), "-", "-" if v is None else missed))
-            rows.append([_label(missing), "-", Measured("0", {"": 0}), *shown, missing[-1].note])
+                matches_of_groups.setdefault(id(match.group), []).append(match)
+        rows += [_table_row(group_matches, metrics) for group_matches in matches_of_groups.values()]
+        matched = [match.cell for group_matches in matches_of_groups.values() for match in group_matches]
+        without_run = [cell for cell in cells if not any(cell is other for other in matched)]
+        if all_cells and without_run:
+            rows.append(_row_without_run(without_run, metrics, verdict_without_run))
     return rows
 
 
 def legend(published_table: Table) -> str:
-    """What the columns of `table` mean, in one paragraph."""
-    within = ", ".join(f"{name} {metric.within:g}" for name, metric in published_table.metrics.items())
+    """Returns the meaning of the columns of `table`, as one paragraph."""
+    tolerances = ", ".join(f"{name} {metric.within:g}" for name, metric in published_table.metrics.items())
     return (
         f"{published_table.paper}. Published: {published_table.source} Ours: mean ± standard deviation over finished "
         f"runs. Reproduced: |ours - published|, which is shown with its sign, is at most max(tolerance, 2 standard "
-        f"errors of ours) with at least {MIN_SEEDS} seeds; tolerance: {within}. Settings: those of the cell with "
-        "reference=false or true; a run with others is shown beside the nearest cell and not judged. Weights are only "
-        "told to be pretrained or not: give those of the paper."
+        f"errors of ours) with at least {MIN_SEEDS} seeds; tolerance: {tolerances}. Settings: those of the cell with "
+        "reference=false or true. A run with other settings is shown beside the nearest cell, without a verdict. "
+        "Weights are compared only by their kind (pretrained or not): use those of the paper."
     )
 
 
-def verdict(paper: float, ours: list[float], within: float) -> str:
-    """Returns a cell: whether the mean of `ours`, one value a seed, reproduces a published number."""
+def verdict(paper: float, ours: Sequence[float], within: float) -> str:
+    """Returns a cell: whether the mean of our values reproduces a published number, and the difference.
+
+    Args:
+      paper: the published number.
+      ours: one value for each seed.
+      within: the tolerance.
+
+    >>> verdict(70.0, [70.9, 71.0, 71.1], 1.0), verdict(70.0, [68.8, 68.9, 69.0], 1.0), verdict(70.0, [70.0], 1.0)
+    ('yes (+1.00)', 'no (-1.10)', 'too few seeds (+0.00)')
+    """
     if not ours:
-        return "-"
-    apart = statistics.fmean(ours) - paper
+        return MISSING
+    difference = statistics.fmean(ours) - paper
     if len(ours) < MIN_SEEDS:
         word = "too few seeds"
     else:
-        word = "yes" if abs(apart) <= max(within, 2 * standard_error(ours)) else "no"
-    return Measured(f"{word} ({apart:+.2f})", {"": word, "difference": apart})
+        word = "yes" if abs(difference) <= max(within, 2 * standard_error(ours)) else "no"
+    return Measured(f"{word} ({difference:+.2f})", {"": word, "difference": difference})
 
 
-def _alike(published_table, version):
-    """Lists of cells that differ in the version alone, values included."""
-    alike = {}
+def _identical_cells(published_table, version):
+    """Returns lists of cells that differ only in the version; their published values are equal."""
+    cells = {}
     for cell in published_table.cells:
         if not version or cell.where.get("version") == version:
-            alike.setdefault((*_without_version(cell), *cell.values.values()), []).append(cell)
-    return alike.values()
+            cells.setdefault((*_without_version(cell), *cell.values.values()), []).append(cell)
+    return cells.values()
 
 
 def _without_version(cell):
@@ -152,34 +189,61 @@ def _without_version(cell):
 
 
 def _label(cells):
+    """Returns the label of cells that differ only in the version."""
     versions = "/".join(dict.fromkeys(cell.where.get("version", "") for cell in cells))
     return " ".join(filter(None, [versions, *_without_version(cells[0])]))
 
 
-def _told(several, metrics: dict[str, Metric]):
-    """The row of some runs; `several` are their matches with cells that are alike."""
-    match, apart = several[0], several[0].apart
+def _table_row(group_matches: list[Match], metrics: Mapping[str, Metric]) -> list[str]:
+    """Returns the row of a group.
+
+    Args:
+      group_matches: the group's matches with identical cells.
+      metrics: column -> metric.
+    """
+    match = group_matches[0]
     runs = match.group.runs.values()
-    running = sum(not run.finished for run in runs)
-    finished = len(runs) - running
-    seeds = Measured(f"{finished} ({running} unfinished)" if running else str(finished), {"": finished})
-    settings = " or ".join(sorted({f"reference={str(m.reference).lower()}" for m in several}))
-    told = [_label([m.cell for m in several]), "other" if apart else settings, seeds]
+    unfinished = sum(not run.finished for run in runs)
+    finished = len(runs) - unfinished
+    seeds = Measured(f"{finished} ({unfinished} unfinished)" if unfinished else str(finished), {"": finished})
+    settings = " or ".join(sorted({f"reference={str(other.reference).lower()}" for other in group_matches}))
+    row = [_label([other.cell for other in group_matches]), "other" if match.mismatches else settings, seeds]
     for name, metric in metrics.items():
         paper = match.cell.values[name]
         reported = match.group.values(metric.network, metric.name, finished=True).values()
         ours = [metric.plus + metric.times * value for value in reported]
-        judged = "not judged" if apart else "-" if paper is None else verdict(paper, ours, metric.within)
-        told += [_number(paper), spread(ours), judged]
-    if not apart:
-        return [*told, match.cell.note]
-    more = f"; and {len(apart) - 6} more" if len(apart) > 6 else ""
-    return [*told, f"other settings than {settings}: {'; '.join(apart[:6])}{more}"]
+        row += [_format_number(paper), format_mean_std(ours), _verdict_cell(match, paper, ours, metric)]
+    return [*row, _note(match, settings)]
+
+
+def _verdict_cell(match, paper, ours, metric):
+    if match.mismatches:
+        return "no verdict"
+    return MISSING if paper is None else verdict(paper, ours, metric.within)
+
+
+def _note(match, settings):
+    """Returns the cell's note, or the settings that differ from the cell's."""
+    if not match.mismatches:
+        return match.cell.note
+    listed = "; ".join(match.mismatches[:_MAX_MISMATCHES])
+    more = len(match.mismatches) - _MAX_MISMATCHES
+    return f"other settings than {settings}: {listed}" + (f"; and {more} more" if more > 0 else "")
+
+
+def _row_without_run(cells, metrics, word):
+    """Returns the row of identical cells without a run."""
+    last = cells[-1]
+    row = [_label(cells), MISSING, Measured("0", {"": 0})]
+    for name in metrics:
+        value = last.values[name]
+        row += [_format_number(value), MISSING, MISSING if value is None else word]
+    return [*row, last.note]
 
 
 def _kind_of_weights(value):
     return value if value == "random" or str(value).startswith("package:") else "pretrained"
 
 
-def _number(value):
-    return "-" if value is None else Measured(f"{value:.2f}", {"": value})
+def _format_number(value):
+    return MISSING if value is None else Measured(f"{value:.2f}", {"": value})

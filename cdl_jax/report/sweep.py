@@ -1,76 +1,115 @@
-"""Runs that differ in one option: what its values come to, a line for all that is else alike."""
+"""Tabulates runs that differ in one option: one line for all runs with the same other settings."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import Group, labels
-from cdl_jax.report.tables import spread
+from cdl_jax.report.groups import TEACHER_KEYS, Group, identity, label_configs
+from cdl_jax.report.tables import format_mean_std
+from cdl_jax.report.text import Rows
+
+Line = dict[Any, list[float]]  # value of the option -> accuracies in percent, one for each finished seed
 
 _CDL_TEACHERS = "cdl.teachers"
-_TEACHERS = (_CDL_TEACHERS, "dkt.teachers", "teacher.weights")
 
 
-def group_by_option(groups: list[Group], option: str) -> dict[str, dict]:
-    """{label: {value of the option: accuracies in percent, one for each finished seed}}, values in ascending order.
+def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:
+    """Groups runs that differ in one option into lines.
 
-    Lines are called by the settings in which they differ. Which finished run or file teaches is not among them, for
-    where streams differ their teachers do; whether one does is, but where the teacher is that of a run on the line.
+    A line is labeled by the settings that differ between lines. The path of a teacher run is ignored, because runs with
+    different class orders necessarily have different teachers. Only whether there is a teacher counts, and a teacher
+    that is itself a run on the line counts as none.
+
+    Args:
+      groups: as `read_groups` returns them.
+      option: config key, such as "distill.alpha".
+
+    Returns:
+      label -> value of the option -> accuracies in percent, one for each finished seed; values in ascending order, as
+      text if any of them is text.
 
     Raises:
-      UserError: a run's config has no such option, it is the same in all of them, none is finished, or two have one
-        value and seed.
+      UserError: a run's config lacks the option, the option has one value in all runs, no run is finished, or two runs
+        on a line have the same value and seed.
     """
-    found, beside = {}, {}
-    for group in groups:
-        if not group.config.get(_CDL_TEACHERS):
-            places = {run.folder.parts[-3:-1] for run in group.runs.values()}
-            beside.setdefault(_but(group.config, option, _CDL_TEACHERS), set()).update(places)
+    folders = _teacher_folders(groups, option)
+    lines: dict[str, tuple[dict, Line]] = {}
     for group in groups:
         if option not in group.config:
             folder = next(iter(group.runs.values())).folder
             raise UserError(f"sweep {option}: nothing that runs are compared by has this name in {folder}")
-        rest = {key: value for key, value in group.config.items() if key != option}
-        rest |= {key: bool(rest[key]) for key in _TEACHERS if key in rest}
-        if _CDL_TEACHERS in rest:
-            known = beside.get(_but(group.config, option, _CDL_TEACHERS), ())
-            rest[_CDL_TEACHERS] = not all(Path(name).parts[-3:-1] in known for name in group.config[_CDL_TEACHERS])
-        _, values = found.setdefault(json.dumps(rest, sort_keys=True), (Group(rest, {}), {}))
-        value = group.config[option]
-        value = value if type(value) in (int, float, str) else json.dumps(value)
-        seeds = values.setdefault(value, {})
-        for seed, accuracy in group.values("headline", "last", finished=True).items():
-            if seed in seeds:
-                raise UserError(
-                    f"sweep {option}: {group.runs[seed].folder} has the value {value} and the seed of another run, "
-                    "with another teacher: name those of one"
-                )
-            seeds[seed] = accuracy
-    values = {value for _, line in found.values() for value in line}
+        settings = identity(group, ignored=(option,))
+        if _CDL_TEACHERS in settings:
+            line_folders = folders.get(_key_without(group.config, option, _CDL_TEACHERS), ())
+            teachers = group.config[_CDL_TEACHERS]
+            settings[_CDL_TEACHERS] = not all(Path(name).parts[-3:-1] in line_folders for name in teachers)
+        _, line = lines.setdefault(json.dumps(settings, sort_keys=True), (settings, {}))
+        _add_accuracies(line, group, option)
+    values = {value for _, line in lines.values() for value in line}
     if len(values) < 2:
         raise UserError(f"sweep {option}: it has one value in all runs: name runs in which it differs")
-    if not any(seeds for _, line in found.values() for seeds in line.values()):
+    if not any(accuracies for _, line in lines.values() for accuracies in line.values()):
         raise UserError(f"sweep {option}: none of these runs is finished")
-    text = any(isinstance(value, str) for value in values)  # then numbers stand among words
-    return {
-        name: {str(v) if text else v: list(line[v].values()) for v in sorted(line, key=str if text else None)}
-        for name, (_, line) in zip(_names([rest for rest, _ in found.values()]), found.values(), strict=True)
-    }
+    has_text = any(isinstance(value, str) for value in values)
+    labels = _labels([settings for settings, _ in lines.values()])
+    return {label: _ordered(line, has_text) for label, (_, line) in zip(labels, lines.values(), strict=True)}
 
 
-def _but(config, *keys):
+def table(lines: Mapping[str, Line], option: str) -> Rows:
+    """Returns a table with one row for each line: mean and standard deviation for each value of the option.
+
+    >>> table({"kd": {0.1: [50.0, 52.0], 0.5: [60.0]}}, "distill.alpha")
+    [['distill.alpha', '0.1', '0.5'], ['kd', '51.00 ± 1.41', '60.00']]
+    """
+    values = sorted({value for line in lines.values() for value in line})
+    head = [option, *map(str, values)]
+    rows = [[label, *(format_mean_std(line.get(value, ())) for value in values)] for label, line in lines.items()]
+    return [head, *rows]
+
+
+def _add_accuracies(line, group, option):
+    """Adds the finished runs of a group to a line.
+
+    Raises:
+      UserError: the line has a run with the same value and seed.
+    """
+    value = group.config[option]
+    value = value if type(value) in (int, float, str) else json.dumps(value)
+    accuracies = line.setdefault(value, {})
+    for seed, accuracy in group.values("headline", "last", finished=True).items():
+        if seed in accuracies:
+            raise UserError(
+                f"sweep {option}: {group.runs[seed].folder} has the value {value} and the seed of another run, "
+                "with another teacher: name those of one"
+            )
+        accuracies[seed] = accuracy
+
+
+def _teacher_folders(groups, option):
+    """Returns the (parent, name) folders of runs without a teacher, by their config without the option."""
+    folders = {}
+    for group in groups:
+        if not group.config.get(_CDL_TEACHERS):
+            key = _key_without(group.config, option, _CDL_TEACHERS)
+            folders.setdefault(key, set()).update(run.folder.parts[-3:-1] for run in group.runs.values())
+    return folders
+
+
+def _key_without(config, *keys):
+    """Returns a hashable form of a config without some keys."""
     return json.dumps({key: value for key, value in config.items() if key not in keys}, sort_keys=True)
 
 
-def _names(lines):
-    """`compare.labels`, in which teachers are told of where nothing else parts two lines."""
-    untaught = [Group({k: v for k, v in line.config.items() if k not in _TEACHERS}, {}) for line in lines]
-    names = labels(untaught)
-    return names if len({*names}) == len(names) else labels(lines)
+def _labels(settings):
+    """Returns `label_configs`, in which teachers are mentioned only if two lines differ in nothing else."""
+    without_teachers = [{key: line[key] for key in line if key not in TEACHER_KEYS} for line in settings]
+    labels = label_configs(without_teachers)
+    return labels if len({*labels}) == len(labels) else label_configs(settings)
 
 
-def table(found: dict[str, dict], option: str) -> list[list[str]]:
-    """Rows of a table, the head first: a line each, with mean and standard deviation for every value."""
-    values = sorted({value for line in found.values() for value in line})
-    head = [option, *map(str, values)]
-    return [head, *([name, *(spread(line.get(value, ())) for value in values)] for name, line in found.items())]
+def _ordered(line, has_text):
+    """Returns a line with ascending values, as text if `has_text`."""
+    values = sorted(line, key=str if has_text else None)
+    return {str(value) if has_text else value: list(line[value].values()) for value in values}

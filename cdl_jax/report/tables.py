@@ -1,132 +1,174 @@
-"""Tables of runs: one row a network, or one row a run's headline; gaps closed."""
+"""Builds tables of runs: one row for each network, or one row for each run."""
 
 import math
 import statistics
+from collections.abc import Iterable, Sequence
 
 from cdl_jax import config as configs
-from cdl_jax.report import text
-from cdl_jax.report.groups import TABLE_METRICS, Group, Run, labels
-from cdl_jax.report.text import Measured
+from cdl_jax.report.groups import TABLE_METRICS, Group, Run, identity, labels
+from cdl_jax.report.text import MISSING, Measured, Rows
 
-_SAME_STUDENT = ("data.", "learner.", "student.", "augment.", "optim.", "train.epochs")
+# Prefixes of the keys that a student and its baseline without a teacher share.
+_STUDENT_KEYS = ("data.", "learner.", "student.", "augment.", "optim.", "train.epochs")
 
 
-def table(groups: list[Group], names: list[str] | None = None) -> list[list[str]]:
-    """Rows of a table, the head first: one for each network of each group, with mean and standard deviation.
+def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
+    """Returns a table with one row for each network of each group: mean and standard deviation over seeds.
 
-    names: of the groups; `labels` by default.
+    The column "last, Δ vs. first run" is the difference of `last` to the first group with the same network, paired by
+    seeds: mean and standard error. The column "gap closed" is shown if any group has one, see `gap_closed`.
 
-    "last, Δ vs. first run" is the paired difference of `last` to the first group with the same seeds and
-    network: mean and standard error over the seeds that both have. "gap closed", where any group has one: see
-    `gap_closed`.
+    Args:
+      groups: as `read_groups` returns them.
+      names: labels of the groups; default: `labels(groups)`.
     """
     rows, first = [["run", "network", "seeds", *TABLE_METRICS, "last, Δ vs. first run", "gap closed"]], {}
     for label, group in zip(names or labels(groups), groups, strict=True):
         gap = gap_closed(group, groups)
         for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
             runs = [run for run in group.runs.values() if network in run.metrics]
-            cells = [spread(group.values(network, metric).values()) for metric in TABLE_METRICS]
+            cells = [format_mean_std(group.values(network, metric).values()) for metric in TABLE_METRICS]
             values = group.values(network, "last")
             base = first.setdefault(network, values)
-            pairs = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
-            closed = share(gap if network == "student" else None)
-            rows.append([label, network, count(runs), *cells, _difference(pairs), closed])
-    return rows if any(row[-1] != "-" for row in rows[1:]) else [row[:-1] for row in rows]
+            differences = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
+            closed = format_percent(gap if network == "student" else None)
+            rows.append([label, network, count_runs(runs), *cells, _format_difference(differences), closed])
+    return rows if any(row[-1] != MISSING for row in rows[1:]) else [row[:-1] for row in rows]
 
 
-def headlines(groups: list[Group], names: list[str] | None = None) -> list[list[str]]:
-    """Rows of a table, the head first: one a group, with the mean of `last` over the networks of its headline.
+def headlines(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
+    """Returns a table with one row for each group: the mean of `last` over the networks of its headline.
 
-    names: of the groups; `labels` by default.
+    Unlike `table`, it compares groups whose networks have different names. "Δ vs. first run" is the difference of
+    `last` to the first group, paired by seeds: mean and standard error. Further columns are shown if any group has
+    them: the best epoch's accuracy; `last` of the networks "ensemble" and "teacher"; the diversity of peers; `last` of
+    the ST heads, the paired difference ST - CL, and `last` of both heads together; the megabytes exchanged.
 
-    Unlike in `table`, groups whose networks have other names are compared too: "Δ vs. first run" is the paired
-    one of "last" to the first group, mean and standard error. Further columns where any group has them: the same at the
-    best epoch, `last` of the networks "ensemble" and "teacher", the peers' diversity, `last` of the ST heads, of them
-    and the CL heads together, the paired difference of the former to "last", and the million bytes exchanged.
+    Args:
+      groups: as `read_groups` returns them.
+      names: labels of the groups; default: `labels(groups)`.
     """
-    others = ("ensemble", "teacher")
-    head, rows = ["run", "network", "seeds", "last", "Δ vs. first run", "best epoch", *others, "diversity"], []
+    head = ["run", "network", "seeds", "last", "Δ vs. first run", "best epoch", "ensemble", "teacher", "diversity"]
     head += ["ST head", "ST - CL", "both heads", "MB"]
     first = groups[0].values("headline", "last", finished=True)
+    rows = []
     for label, group in zip(names or labels(groups), groups, strict=True):
         values = group.values("headline", "last", finished=True)
-        pairs = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
-        best = [b for b in (group.runs[seed].value("headline", "best") for seed in values) if b is not None]
-        apart = [group.runs[s].measures["diversity"] for s in values if "diversity" in group.runs[s].measures]
-        own = next((run.headline for run in group.runs.values()), ())
-        network = own[0] if len(own) == 1 else f"mean of {len(own)}"
-        rows.append([label, network, Measured(str(len(values)), {"": len(values)})])
-        rows[-1] += [spread(values.values()), _difference(pairs), spread(best)]
-        rows[-1] += [*(spread(group.values(other, "last").values()) for other in others), spread(apart, 3)]
-        taught = group.values("headline_st", "last", finished=True)
-        rows[-1] += [spread(taught.values()), _difference([taught[seed] - values[seed] for seed in taught])]
-        rows[-1].append(spread(group.values("headline_both", "last", finished=True).values()))
-        sent = [
-            group.runs[seed].measures["exchanged_mb"] for seed in values if "exchanged_mb" in group.runs[seed].measures
-        ]
-        rows[-1].append(Measured(f"{statistics.fmean(sent):.1f}", {"": statistics.fmean(sent)}) if sent else "-")
-    kept = [i for i, name in enumerate(head) if i < 5 or any(row[i] != "-" for row in rows)]
-    return [[row[i] for i in kept] for row in (head, *rows)]
+        runs = [group.runs[seed] for seed in values]
+        differences = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
+        best = [value for value in (run.value("headline", "best") for run in runs) if value is not None]
+        diversity = [run.measures["diversity"] for run in runs if "diversity" in run.measures]
+        st_head = group.values("headline_st", "last", finished=True)
+        megabytes = [run.measures["exchanged_mb"] for run in runs if "exchanged_mb" in run.measures]
+        rows.append([
+            label,
+            _headline_name(group),
+            Measured(str(len(values)), {"": len(values)}),
+            format_mean_std(values.values()),
+            _format_difference(differences),
+            format_mean_std(best),
+            format_mean_std(group.values("ensemble", "last").values()),
+            format_mean_std(group.values("teacher", "last").values()),
+            format_mean_std(diversity, 3),
+            format_mean_std(st_head.values()),
+            _format_difference([st_head[seed] - values[seed] for seed in st_head]),
+            format_mean_std(group.values("headline_both", "last", finished=True).values()),
+            Measured(f"{statistics.fmean(megabytes):.1f}", {"": statistics.fmean(megabytes)}) if megabytes else MISSING,
+        ])  # fmt: skip
+    columns = [i for i in range(len(head)) if i < 5 or any(row[i] != MISSING for row in rows)]
+    return [[row[i] for i in columns] for row in (head, *rows)]
 
 
-def gap_closed(group: Group, groups: list[Group]) -> float | None:
-    """(student - alone) / (teacher - alone), of the means of `last` over the seeds that both groups have.
+def gap_closed(group: Group, groups: Iterable[Group]) -> float | None:
+    """Returns the share of the gap between a student alone and its teacher that distillation closes.
 
-    `alone` is the student of the group without a teacher (`distill.name` "none") that learns the same data with the
-    same learner, optimizer and number of epochs; of several, the one whose config differs in the fewest other keys.
-    `teacher` is the distilled run's own.
-    None where there is no such group or seed, and where the teacher is not above the student alone.
+    The value is (student - alone) / (teacher - alone), from the means of `last` over the finished seeds that all three
+    have. `alone` is the student of the group without a teacher (`distill.name` is "none") with the same data, learner,
+    optimizer and number of epochs. If several groups qualify, the one whose config differs in the fewest other keys is
+    used. `teacher` is the teacher in the distilled run.
+
+    Args:
+      group: the distilled runs.
+      groups: candidates for `alone`.
+
+    Returns:
+      A share, 1 if the student reaches its teacher. None if there is no such group or common seed, or if the teacher
+      is not better than the student alone.
     """
     if group.config.get("distill.name", "none") == "none":
         return None
-
-    def part(other):
-        return {key: value for key, value in other.config.items() if key.startswith(_SAME_STUDENT)}
-
-    def apart(other):
-        return len(configs.differences(group.config, other.config))
-
-    alone = [o for o in groups if o.config.get("distill.name") == "none" and part(o) == part(group)]
-    if not alone:
+    candidates = [
+        other
+        for other in groups
+        if other.config.get("distill.name") == "none" and _student_settings(other) == _student_settings(group)
+    ]
+    if not candidates:
         return None
-    base, student, teacher = (
-        g.values(network, "last", finished=True)
-        for g, network in ((min(alone, key=apart), "student"), (group, "student"), (group, "teacher"))
-    )
-    seeds = [seed for seed in base if seed in student and seed in teacher]
-    whole = sum(teacher[seed] - base[seed] for seed in seeds)
-    return sum(student[seed] - base[seed] for seed in seeds) / whole if whole > 0 else None
+    nearest = min(candidates, key=lambda other: len(configs.differences(group.config, other.config)))
+    alone = nearest.values("student", "last", finished=True)
+    student, teacher = (group.values(network, "last", finished=True) for network in ("student", "teacher"))
+    seeds = [seed for seed in alone if seed in student and seed in teacher]
+    gap = sum(teacher[seed] - alone[seed] for seed in seeds)
+    return sum(student[seed] - alone[seed] for seed in seeds) / gap if gap > 0 else None
 
 
-def spread(values, digits: int = 2) -> str:
-    """Returns a cell with the mean and the standard deviation of some values, rounded to so many digits."""
+def format_mean_std(values: Iterable[float], digits: int = 2) -> str:
+    """Returns a cell with the mean and the sample standard deviation of some values.
+
+    Args:
+      values: numbers; a single one has no standard deviation.
+      digits: number of decimals.
+
+    >>> format_mean_std([1.0, 3.0]), format_mean_std([1.0], digits=1), format_mean_std([])
+    ('2.00 ± 1.41', '1.0', '-')
+    """
     values = list(values)
     if not values:
-        return text.MISSING
+        return MISSING
     mean, std = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-    shown = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
-    return Measured(shown, {"mean": mean, "std": std, "n": len(values)})
+    cell = f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+    return Measured(cell, {"mean": mean, "std": std, "n": len(values)})
 
 
-def count(runs: list[Run]) -> Measured:
-    """Returns a cell with the number of runs, and how many of them are unfinished."""
-    running = sum(not run.finished for run in runs)
-    return Measured(f"{len(runs)} ({running} unfinished)" if running else str(len(runs)), {"": len(runs)})
+def count_runs(runs: Sequence[Run]) -> Measured:
+    """Returns a cell with the number of runs and how many of them are unfinished."""
+    unfinished = sum(not run.finished for run in runs)
+    return Measured(f"{len(runs)} ({unfinished} unfinished)" if unfinished else str(len(runs)), {"": len(runs)})
 
 
-def share(value: float | None) -> str:
-    """Returns a cell with a share in percent."""
-    return text.MISSING if value is None else Measured(f"{value:.0%}", {"": value})
+def format_percent(share: float | None) -> str:
+    """Returns a cell with a share in percent.
+
+    >>> format_percent(0.354), format_percent(None)
+    ('35%', '-')
+    """
+    return MISSING if share is None else Measured(f"{share:.0%}", {"": share})
 
 
-def _difference(pairs):
-    if not pairs:
-        return "-"
-    mean, error = statistics.fmean(pairs), standard_error(pairs)
-    shown = f"{mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
-    return Measured(shown, {"mean": mean, "standard_error": error, "n": len(pairs)})
+def standard_error(values: Sequence[float]) -> float | None:
+    """Returns the standard error of a mean; None for a single value.
 
-
-def standard_error(values: list[float]) -> float | None:
-    """Returns the standard error of a mean; None for a single value."""
+    >>> standard_error([1.0, 3.0])
+    1.0
+    """
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _format_difference(differences):
+    """Returns a cell with the mean of paired differences and its standard error."""
+    if not differences:
+        return MISSING
+    mean, error = statistics.fmean(differences), standard_error(differences)
+    cell = f"{mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+    return Measured(cell, {"mean": mean, "standard_error": error, "n": len(differences)})
+
+
+def _headline_name(group):
+    """Returns the network of a headline, or the number of its networks."""
+    networks = next((run.headline for run in group.runs.values()), ())
+    return networks[0] if len(networks) == 1 else f"mean of {len(networks)}"
+
+
+def _student_settings(group):
+    """Returns the settings that a student and its baseline without a teacher share."""
+    return {key: value for key, value in identity(group).items() if key.startswith(_STUDENT_KEYS)}

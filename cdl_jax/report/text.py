@@ -1,17 +1,20 @@
-"""Tables as text: for the terminal, Markdown, CSV and LaTeX.
+"""Formats tables as text: for the terminal, Markdown, HTML, CSV and LaTeX.
 
-A table is a list of rows, the head first; a row is a list of text cells. A section is (title, table, legend).
+A table (`Rows`) is a list of rows, the head first. A row is a list of text cells. A `Section` is a tuple (title,
+table, legend).
 """
 
 import csv
 import html
 import io
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from cdl_jax.runtime.console import one_line
 
 MISSING = "-"
-Section = tuple[str, list[list[str]], str]
+Rows = list[list[str]]
+Section = tuple[str, Rows, str]
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #888; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
@@ -30,33 +33,50 @@ dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; }
 
 
 class Measured(str):
-    """The text of a cell, with the numbers behind it for formats that hold raw numbers.
+    """The text of a cell, with the numbers that it shows, for formats that store raw numbers.
 
-    numbers: name -> value, such as {"mean": 63.0, "std": 3.6, "n": 3}; the name "" is the column's own.
+    Attributes:
+      numbers: name -> value, such as {"mean": 63.0, "std": 3.6, "n": 3}; the name "" stands for the column's own name.
     """
 
-    def __new__(cls, text: str, numbers: dict):
+    numbers: Mapping[str, float | str | None]
+
+    def __new__(cls, text: str, numbers: Mapping[str, float | str | None]):
         """Returns the cell."""
         cell = super().__new__(cls, text)
         cell.numbers = numbers
         return cell
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """Returns a table for the terminal: the first column and notes left-aligned, the others right-aligned."""
+def aligned(rows: Rows) -> str:
+    """Returns a table for the terminal: the first column and notes left-aligned, the others right-aligned.
+
+    >>> print(aligned([["run", "last"], ["kd", "61.20"]]))
+    run   last
+    kd   61.20
+    """
     rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if _is_left(i, head) else cell.rjust(width)
+            cell.ljust(width) if _is_left_aligned(i, head) else cell.rjust(width)
             for i, (cell, width, head) in enumerate(zip(row, widths, rows[0], strict=True))
         ).rstrip()
         for row in rows
     )
 
 
-def markdown(sections: list[Section]) -> str:
-    """Returns sections as Markdown, with headings."""
+def markdown(sections: Iterable[Section]) -> str:
+    """Returns sections as Markdown, with headings.
+
+    >>> print(markdown([("Runs", [["run", "last"], ["a|b", "61.20"]], "")]))
+    ## Runs
+    <BLANKLINE>
+    | run | last |
+    |---|---|
+    | a\\|b | 61.20 |
+    <BLANKLINE>
+    """
     parts = []
     for title, rows, legend in sections:
         head, *lines = ["| " + " | ".join(_markdown_text(cell) for cell in row) + " |" for row in rows]
@@ -65,39 +85,40 @@ def markdown(sections: list[Section]) -> str:
     return "\n".join(parts)
 
 
-def comma_separated(sections: list[Section]) -> str:
-    """Returns sections as one CSV table with raw numbers.
+def comma_separated(sections: Sequence[Section]) -> str:
+    """Returns sections as one CSV table of raw numbers.
 
-    A cell with several numbers has a column for each: `last` becomes `last_mean`, `last_std` and `last_n`. Missing
-    values are empty. With several sections the first column `table` names the section.
+    A cell with several numbers becomes several columns: `last` becomes `last_mean`, `last_std` and `last_n`. Missing
+    values are empty. With several sections the first column `table` holds the section's title.
     """
     columns, lines = {}, []
     for title, rows, _ in sections:
         heads = _distinct(rows[0])
-        kinds = [
-            dict.fromkeys(k for row in rows[1:] for k in getattr(row[i], "numbers", ())) for i in range(len(heads))
+        numbers = [
+            dict.fromkeys(name for row in rows[1:] for name in getattr(row[i], "numbers", ()))
+            for i in range(len(heads))
         ]
         for row in rows[1:]:
             line = {"table": title} if len(sections) > 1 else {}
-            for head, cell, names in zip(heads, row, kinds, strict=True):
-                own = getattr(cell, "numbers", {"": "" if cell == MISSING else cell})
+            for head, cell, names in zip(heads, row, numbers, strict=True):
+                values = getattr(cell, "numbers", {"": "" if cell == MISSING else cell})
                 for name in names or ("",):
-                    line[f"{head}_{name}" if name else head] = own.get(name)
+                    line[f"{head}_{name}" if name else head] = values.get(name)
             columns |= dict.fromkeys(line)
             lines.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    return text.getvalue()
+    return file.getvalue()
 
 
-def latex(sections: list[Section]) -> str:
+def latex(sections: Iterable[Section]) -> str:
     """Returns sections as LaTeX tables that need no package."""
     parts = []
     for title, rows, legend in sections:
         head, *lines = [" & ".join(_latex_text(cell) for cell in row) + r" \\" for row in rows]
-        columns = "".join("l" if _is_left(i, name) else "r" for i, name in enumerate(rows[0]))
+        columns = "".join("l" if _is_left_aligned(i, name) else "r" for i, name in enumerate(rows[0]))
         caption = _latex_text(f"{title}. {legend}" if legend else title)
         parts.append("\n".join([
             r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}",
@@ -106,21 +127,82 @@ def latex(sections: list[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _is_left(index, head):
+def html_page(sections: Sequence[Section]) -> str:
+    """Returns sections as a self-contained HTML page."""
+    parts = []
+    for title, rows, legend in sections:
+        parts += [f"<h1>{escape(title)}</h1>", html_table(rows), f"<p class=quiet>{escape(legend)}</p>"]
+    return page(sections[0][0], parts)
+
+
+def html_table(rows: Rows) -> str:
+    """Returns an HTML table with escaped cells.
+
+    >>> html_table([["run", "last"], ["a<b", "61.20"]])
+    '<table><tr><th>run</th><th>last</th></tr><tr><td>a&lt;b</td><td>61.20</td></tr></table>'
+    """
+    head, *body = [[escape(cell) for cell in row] for row in rows]
+    lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>"]
+    lines += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """Returns a self-contained HTML page.
+
+    Args:
+      title: text, which is escaped.
+      parts: HTML of the body.
+    """
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
+    body = "\n".join(parts)
+    return f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+
+
+def figure(svg: str, caption: str, kind: str = "plain") -> str:
+    """Returns the HTML of a figure.
+
+    Args:
+      svg: the plot.
+      caption: text, which is escaped.
+      kind: "plain"; "wide": the figure may fill the page.
+    """
+    return f"<figure class={kind}>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def escape(value: object) -> str:
+    """Returns a value as one line of HTML text.
+
+    >>> escape("a < b\\nc")
+    'a &lt; b\\\\nc'
+    """
+    return html.escape(one_line(value))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Returns a number with a fixed count of decimals; "-" for None.
+
+    >>> number(1 / 3), number(None)
+    ('0.33', '-')
+    """
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def _is_left_aligned(index, head):
     return index == 0 or head == "note"
 
 
 def _distinct(heads):
-    """Column names: an empty one becomes "name", a repeated one gets the last name that is not repeated before it."""
-    found, before = [], ""
+    """Returns distinct column names: "name" for an empty one; a repeated one follows the last name that is unique."""
+    names, last_unique = [], ""
     for head in heads:
         head = one_line(head) or "name"
         if heads.count(head) > 1:
-            head = f"{before} {head}"
+            head = f"{last_unique} {head}"
         else:
-            before = head
-        found.append(head)
-    return found
+            last_unique = head
+        names.append(head)
+    return names
 
 
 # Backslashes, cell borders, code, links, emphasis, strikethrough and mathematics; "<" where a tag could begin, "&"
@@ -148,33 +230,3 @@ _LATEX |= {character: "\\" + character for character in "%_&#${}"}
 def _latex_text(cell):
     text = "".join(_LATEX.get(character, character) for character in one_line(cell))
     return re.sub(r"^-(?=[\d.])", "$-$", text) if isinstance(cell, Measured) else text
-
-
-def page(title, parts):
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
-    body = "\n".join(parts)
-    return f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
-
-
-def figure(svg: str, caption: str, kind: str = "plain") -> str:
-    """HTML of a picture with its caption; `kind` "wide" lets it fill the page."""
-    return f"<figure class={kind}>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def escape(value):
-    return html.escape(one_line(value))
-
-
-def number(value, digits=2):
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def html_page(sections):
-    parts = []
-    for title, rows, legend in sections:
-        head, *rest = [[escape(cell) for cell in row] for row in rows]
-        lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>"]
-        lines += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rest]
-        parts += [f"<h1>{escape(title)}</h1>", f"<table>{''.join(lines)}</table>"]
-        parts.append(f"<p class=quiet>{escape(legend)}</p>")
-    return page(sections[0][0], parts)

@@ -85,11 +85,11 @@ def write(folder: Path, content: dict) -> None:
         raise UserError(f"{folder}/results.json is missing or damaged: the same command with --mode=train mends it")
     try:
         files.write_atomically(folder / "analysis.json", json.dumps(content, indent=1) + "\n")
-        for name, picture in analysis_section.plotted_features(content).items():
+        for name, picture in analysis_section.plot_features(content).items():
             files.write_atomically(folder / f"features_{name}.svg", picture)
         lines = event_files.JsonLines(folder / "metrics.jsonl").read()
         page = folder / "report.html"
-        run_page.write_report(page, stored, lines, configs.read(folder)["config"], analysis_section.parts(content))
+        run_page.write_report(page, stored, lines, configs.read(folder)["config"], analysis_section.html_parts(content))
     except OSError as error:
         raise UserError(f"--workdir {folder} cannot be written ({error.strerror}): free it, or copy the run") from None
 

@@ -97,7 +97,7 @@ def test_the_prompts_chosen_are_those_of_the_last_evaluation(kd):
 def test_the_page_tells_the_mechanism_and_the_run_is_left_as_it_was(kd):
     arguments, out, _, content = kd
     page = (arguments[3] / "report.html").read_text()
-    assert "<h2>Mechanism</h2>" in page and "<h2>Teacher and student</h2>" in page and "tasks learnt since" in page
+    assert "<h2>Analysis</h2>" in page and "<h2>Teacher and student</h2>" in page and "tasks learned since" in page
     assert content["status"] == "finished" and f"report: {arguments[3] / 'report.html'}" in out
     again, _ = run(*arguments, "--mode", "analyze")
     assert again == out
@@ -147,4 +147,4 @@ def test_without_a_teacher_what_needs_one_is_absent(tmp_path):
     assert content["pairs"] == analysis["distillation_forgetting"] == analysis["sweeps"] == {}
     assert list(analysis["predictions"]["prompts_off"]) == ["student"] and "KL" not in out
     page = (tmp_path / "report.html").read_text()
-    assert "<h2>Mechanism</h2>" in page and "<h2>Teacher and student</h2>" not in page
+    assert "<h2>Analysis</h2>" in page and "<h2>Teacher and student</h2>" not in page

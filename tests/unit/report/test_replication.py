@@ -92,7 +92,7 @@ def test_other_settings_are_named_and_not_judged(tmp_path):
     runs = [store(tmp_path / str(s), 70.0, seed=s, changes=changes, distill="kd_token") for s in range(3)]
     (row,) = rows(runs)
     assert row[:6] == [
-        "v3/v4 cifar100 l2p kd_token vit_b16 vit_s16", "other", "3", "81.79", "70.00 ± 0.00", "not judged",
+        "v3/v4 cifar100 l2p kd_token vit_b16 vit_s16", "other", "3", "81.79", "70.00 ± 0.00", "no verdict",
     ]  # fmt: skip
     assert row[-1] == (
         "other settings than reference=false: augment.flip: True -> False; student.weights: 'pretrained' -> 'random'; "
@@ -117,7 +117,7 @@ def test_runs_of_other_things_are_of_no_cell(tmp_path, changes):
 def test_a_cell_s_config_leads_back_to_the_cell(tmp_path, number):
     cell = TABLE.cells[number]
     found = replication.matches(read_groups([store(tmp_path / "a", 70.0, **cell.where)]), TABLE)
-    assert any(match.cell is cell and not match.reference and not match.apart for match in found)
+    assert any(match.cell is cell and not match.reference and not match.mismatches for match in found)
 
 
 def test_a_whole_table_says_what_was_not_run(tmp_path):

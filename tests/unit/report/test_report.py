@@ -140,11 +140,11 @@ def test_the_page_shows_the_run_s_numbers(page):
 
 
 def test_further_sections_come_before_the_training(tmp_path):
-    run_page.write_report(tmp_path / "report.html", results(), LINES, CONFIG, analysis_section.parts(ANALYSIS))
+    run_page.write_report(tmp_path / "report.html", results(), LINES, CONFIG, analysis_section.html_parts(ANALYSIS))
     text = (tmp_path / "report.html").read_text()
-    assert text.index("<h2>Teacher and student</h2>") < text.index("<h2>Mechanism</h2>") < text.index("<h2>Training")
+    assert text.index("<h2>Teacher and student</h2>") < text.index("<h2>Analysis</h2>") < text.index("<h2>Training")
     assert "<td>student</td><td>45.00</td><td>20.00</td><td>-</td></tr>" in text
-    for shown in ("tasks learnt since", "0.38", "weight"):
+    for shown in ("tasks learned since", "0.38", "weight"):
         assert f"<!-- {shown} -->" in text, shown
     assert text.count("<svg") == 8 + 3
 
@@ -167,15 +167,12 @@ def test_layers_and_places_are_shown():
             "missing": "",
         },
     }
-    text = "".join(analysis_section.parts(told))
+    text = "".join(analysis_section.html_parts(told))
     assert text.count("<svg") == 3 + 2 + 1
     for shown in ("block_0", "0.76", "0.34", "a &lt; b"):
         assert f"<!-- {shown} -->" in text, shown
-    assert "linear centred kernel alignment on 40 test images" in text and "also in features_student.svg" in text
-    assert (
-        analysis_section.plotted_features(told).keys() == {"student"}
-        and analysis_section.plotted_features(ANALYSIS) == {}
-    )
+    assert "linear centered kernel alignment on 40 test images" in text and "also in features_student.svg" in text
+    assert analysis_section.plot_features(told).keys() == {"student"} and analysis_section.plot_features(ANALYSIS) == {}
     assert analysis_section.summary(told).splitlines()[-2:] == [
         "teacher/student: linear CKA of features 0.760",
         "student: linear CKA of both heads 0.345",
@@ -190,7 +187,7 @@ def test_an_analysis_in_short_lines():
         "teacher               75.00        30.00             10.00",
         "student               45.00        20.00                 -",
         "student, second_head_weight: 45.00 with 0.5, at best 47.00 with 0.0",
-        "teacher/student: KL to the teacher of then 0.1875 nats when taught, 0.3150 in the end",
+        "teacher/student: KL to the teacher at that task 0.1875 nats after the task, 0.3150 at the end",
     ]
 
 
@@ -218,7 +215,7 @@ def test_pictures_name_what_they_show():
         assert f"<!-- {text} -->" in shown
     assert "<!-- learning_rate -->" not in shown
     assert "<!-- prompt -->" in plots.selection([[0, 0], [1, 3]], "student")
-    assert "<!-- tasks learnt -->" in plots.accuracy_curves({"student": [[42.0]]})
+    assert "<!-- tasks learned -->" in plots.accuracy_curves({"student": [[42.0]]})
 
 
 def test_summary_has_a_line_a_network():

@@ -157,6 +157,6 @@ def test_endings_count_in_capitals_too(tmp_path, capsys):
 
 
 def test_a_cell_is_its_text():
-    cell = tables.spread([1.0, 3.0])
+    cell = tables.format_mean_std([1.0, 3.0])
     assert cell == "2.00 ± 1.41" and cell.numbers == {"mean": 2.0, "std": pytest.approx(math.sqrt(2)), "n": 2}
-    assert tables.spread([]) == MISSING
+    assert tables.format_mean_std([]) == MISSING

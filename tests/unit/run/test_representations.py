@@ -75,8 +75,8 @@ def test_pictures_of_ten_classes_are_laid_out_and_the_page_shows_them(analyzed):
         assert np.shape(points) == (40, 2) and np.isfinite(points).all()
         assert (folder / f"features_{name}.svg").read_text() in page
     assert set(places["networks"]) == {"learner_0", "learner_1"}
-    assert page.count("linear centred kernel alignment on 80 test images") == 3
-    assert page.index("<h2>Mechanism</h2>") < page.index("linear centred kernel alignment") < page.index("<h2>Training")
+    assert page.count("linear centered kernel alignment on 80 test images") == 3
+    assert page.index("<h2>Analysis</h2>") < page.index("linear centered kernel alignment") < page.index("<h2>Training")
 
 
 def test_batches_are_whole_and_have_pictures_of_all_tasks():
