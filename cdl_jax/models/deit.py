@@ -108,9 +108,9 @@ class DeiT(nn.Module):
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             layer = block(self.heads, self.mlp_ratio, 0.0, rate, self.dtype, _normal, name=f"block_{i}")
-            x = layer(x, None, 0, train)
+            x, out[f"attention_{i}"] = layer(x, None, 0, train)
             out[f"block_{i}/tokens"] = x
-        x = vit.norm("norm")(x).astype(jnp.float32)
+        x = vit.layer_norm("norm")(x).astype(jnp.float32)
         out |= {"tokens": x, "class_token": x[:, 0], "patch_tokens": x[:, before:]}
 
         def head(name, token):

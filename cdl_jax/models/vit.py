@@ -1,11 +1,12 @@
-"""Vision Transformer (Dosovitskiy et al., 2021) that takes prompts in any layer and names its intermediates."""
+"""Vision Transformer (Dosovitskiy et al., 2021) with prompts in any layer and named intermediate outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 
@@ -17,12 +18,12 @@ OPTIONS = {
     "mlp_ratio": 4.0,
     "patch_size": 16,
     "image_size": 224,
-    "layer_scale": 0.0,  # initial value of LayerScale; 0 leaves it out
-    "drop_path": 0.0,  # stochastic depth of the last block; earlier ones linearly less
-    "dtype": "float32",  # of the computation; "bfloat16" keeps softmax and norm statistics in float32
+    "layer_scale": 0.0,  # initial value of LayerScale; 0: no LayerScale
+    "drop_path": 0.0,  # rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0
+    "dtype": "float32",  # of the computation; "bfloat16" computes softmax and norm statistics in float32
     "attention": "xla",  # or "cudnn": fused, never storing scores; needs a GPU and bfloat16
     "remat": False,  # recompute each block in the backward pass instead of storing it
-    "weights": "",  # a file, its folder, a timm name that is fetched, "package:NAME", or "random"
+    "weights": "",  # a file, its folder, the timm name of fetched weights, "package:NAME", or "random"
     "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
@@ -41,17 +42,18 @@ SIZES = {
 
 torch_name = None  # its files have timm's names, see `weights.pretrained`
 
-
 _xavier = nn.initializers.xavier_uniform()
 
 
 @struct.dataclass
 class Prompt:
-    """What one attention layer gets beside its tokens, after the query/key/value projection.
+    """The prompt of one attention layer, applied after the projection to queries, keys and values.
 
-    prefix, suffix: (keys, values), each `[batch, length, dim]`, put before and behind the tokens' own keys and values;
-      queries are unchanged, so the number of tokens is too (prefix tuning, Li and Liang, 2021).
-    additive: (key, value), each `[dim]`, added to those of the class token (APT, Chen et al., 2025).
+    Attributes:
+      prefix: (keys, values), each `[batch, length, dim]`, inserted before the keys and values of the tokens. Queries
+        and thus the number of tokens are unchanged (prefix tuning, Li and Liang, 2021).
+      suffix: (keys, values), each `[batch, length, dim]`, inserted behind the keys and values of the tokens.
+      additive: (key, value), each `[dim]`, added to those of the class token (APT, Chen et al., 2025).
     """
 
     prefix: tuple[jax.Array, jax.Array] | None = None
@@ -60,68 +62,99 @@ class Prompt:
 
 
 def merge_prompts(first: Mapping[int, Prompt], second: Mapping[int, Prompt]) -> dict[int, Prompt]:
-    """Both sets of prompts, layer by layer; `first` stands before `second` where both have a prefix or a suffix."""
+    """Merges two sets of prompts layer by layer.
 
-    def both(a, b, join):
+    In a layer that both sets prompt, prefixes and suffixes of `first` come before those of `second`, and additive
+    prompts are added.
+
+    Args:
+      first: layer -> Prompt.
+      second: layer -> Prompt.
+
+    Returns:
+      Layer -> Prompt, for the layers of both sets.
+
+    >>> prefix = (jnp.ones((1, 2, 4)), jnp.ones((1, 2, 4)))
+    >>> merged = merge_prompts({0: Prompt(prefix=prefix)}, {0: Prompt(prefix=prefix), 1: Prompt()})
+    >>> merged[0].prefix[0].shape, sorted(merged)
+    ((1, 4, 4), [0, 1])
+    """
+
+    def merge_pairs(a, b, join):
         return b if a is None else a if b is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
 
-    def tokens(x, y):
+    def join_tokens(x, y):
         return jnp.concatenate([x, y], axis=1)
 
     merged = dict(first)
     for layer, prompt in second.items():
         old = merged.get(layer, Prompt())
         merged[layer] = Prompt(
-            prefix=both(old.prefix, prompt.prefix, tokens),
-            suffix=both(old.suffix, prompt.suffix, tokens),
-            additive=both(old.additive, prompt.additive, jnp.add),
+            prefix=merge_pairs(old.prefix, prompt.prefix, join_tokens),
+            suffix=merge_pairs(old.suffix, prompt.suffix, join_tokens),
+            additive=merge_pairs(old.additive, prompt.additive, jnp.add),
         )
     return merged
 
 
 class LayerScale(nn.Module):
-    """Per-channel gain of a residual branch (Touvron et al., 2021)."""
+    """Multiplies each channel of a residual branch by a learned gain (Touvron et al., 2021)."""
 
     initial: float
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return x * self.param("scale", nn.initializers.constant(self.initial), (x.shape[-1],)).astype(x.dtype)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over `[batch, tokens, dim]`, with optional prompts; softmax in float32."""
+    """Multi-head self-attention with optional prompts; softmax in float32."""
 
     heads: int
     dtype: jnp.dtype
-    init: nn.initializers.Initializer = _xavier
+    init: Callable = _xavier
     implementation: str = "xla"
 
     @nn.compact
-    def __call__(self, x, prompt: Prompt | None = None, class_index: int = 0):
+    def __call__(self, x: jax.Array, prompt: Prompt | None = None, class_index: int = 0) -> tuple[jax.Array, jax.Array]:
+        """Computes attention among tokens and prompts.
+
+        Args:
+          x: `[batch, tokens, dim]`.
+          prompt: of this layer, default None.
+          class_index: position of the class token, default 0.
+
+        Returns:
+          (tokens `[batch, tokens, dim]`, attention weights float32 `[batch, heads, tokens, tokens]`). The weights are
+          those of the tokens; without prompts each row sums to 1.
+        """
         batch, length, dim = x.shape
         qkv = _dense(3 * dim, self.dtype, "qkv", self.init)(x)
         query, key, value = jnp.split(qkv, 3, axis=-1)
+        prefix_length = 0
         if prompt is not None:
             if prompt.additive is not None:
                 key = key.at[:, class_index].add(prompt.additive[0].astype(key.dtype))
                 value = value.at[:, class_index].add(prompt.additive[1].astype(value.dtype))
-            key = _between(prompt, key, 0)
-            value = _between(prompt, value, 1)
+            key = _insert_prompt(prompt, key, 0)
+            value = _insert_prompt(prompt, value, 1)
+            prefix_length = 0 if prompt.prefix is None else prompt.prefix[0].shape[1]
         query, key, value = (t.reshape(batch, -1, self.heads, dim // self.heads) for t in (query, key, value))
+        # The "cudnn" output does not use the scores. XLA computes them there only for a caller that reads the weights.
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        weights = nn.softmax(scores * (dim // self.heads) ** -0.5, axis=-1)
         if self.implementation == "cudnn":
             mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
         else:  # not by the same function, which takes 2.5 times as long on a CPU
-            scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-            weights = nn.softmax(scores * (dim // self.heads) ** -0.5, axis=-1).astype(value.dtype)
-            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return _dense(dim, self.dtype, "proj", self.init)(mixed.reshape(batch, length, dim))
+            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+        tokens = _dense(dim, self.dtype, "proj", self.init)(mixed.reshape(batch, length, dim))
+        return tokens, weights[..., prefix_length : prefix_length + length]
 
 
-def _between(prompt, own, which):
-    """`own` keys (which=0) or values (which=1) with the prompt's around them."""
-    parts = (prompt.prefix and prompt.prefix[which], own, prompt.suffix and prompt.suffix[which])
-    return jnp.concatenate([part.astype(own.dtype) for part in parts if part is not None], axis=1)
+def _insert_prompt(prompt, tokens, index):
+    """Returns keys (index 0) or values (index 1) of the tokens with those of the prompt around them."""
+    parts = (prompt.prefix and prompt.prefix[index], tokens, prompt.suffix and prompt.suffix[index])
+    return jnp.concatenate([part.astype(tokens.dtype) for part in parts if part is not None], axis=1)
 
 
 class MLP(nn.Module):
@@ -129,10 +162,10 @@ class MLP(nn.Module):
 
     hidden: int
     dtype: jnp.dtype
-    init: nn.initializers.Initializer = _xavier
+    init: Callable = _xavier
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         hidden = _dense(self.hidden, self.dtype, "fc1", self.init)(x)
         # Not flax's gelu: that is made of erfc, an exponential and two quotients, and doubles the time of the function.
         hidden = hidden * (1 + jax.lax.erf(hidden * 0.5**0.5)) / 2
@@ -140,44 +173,49 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm Transformer block on `[batch, tokens, dim]`."""
+    """Pre-norm Transformer block.
+
+    Attributes:
+      heads: number of attention heads.
+      mlp_ratio: hidden width of the MLP over `dim`.
+      layer_scale: initial value of LayerScale; 0: no LayerScale.
+      drop_path: probability that a residual branch is dropped for an image in training.
+      dtype: of the computation.
+      init: initializer of the kernels.
+      attention: implementation, "xla" or "cudnn".
+    """
 
     heads: int
     mlp_ratio: float
     layer_scale: float
     drop_path: float
     dtype: jnp.dtype
-    init: nn.initializers.Initializer = _xavier  # of the kernels
+    init: Callable = _xavier
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x, prompt, class_index, train):
-        def branch(y, which):
+    def __call__(
+        self, x: jax.Array, prompt: Prompt | None, class_index: int, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the tokens `[batch, tokens, dim]` and the attention weights (see `Attention`)."""
+
+        def residual_branch(y, number):
             if self.layer_scale:
-                y = LayerScale(self.layer_scale, name=f"layer_scale{which}")(y)
-            if self.drop_path and train:  # one draw a picture (Huang et al., 2016)
+                y = LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
+            if self.drop_path and train:  # one draw an image (Huang et al., 2016)
                 y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(y)
             return y
 
         hidden = int(x.shape[-1] * self.mlp_ratio)
         attention = Attention(self.heads, self.dtype, self.init, self.attention, name="attn")
-        x = x + branch(attention(norm("norm1")(x), prompt, class_index), 1)
-        return x + branch(MLP(hidden, self.dtype, self.init, name="mlp")(norm("norm2")(x)), 2)
+        attended, weights = attention(layer_norm("norm1")(x), prompt, class_index)
+        x = x + residual_branch(attended, 1)
+        mlp = MLP(hidden, self.dtype, self.init, name="mlp")
+        return x + residual_branch(mlp(layer_norm("norm2")(x)), 2), weights
 
 
 class ViT(nn.Module):
-    """Class-token ViT. `apply(variables, images)` returns `(logits, out)`.
-
-    images: `[batch, image_size, image_size, 3]`.
-    logits: `[batch, num_classes]` float32, or the class token's features `[batch, dim]` where `num_classes` is 0.
-    out: `patches` `[batch, patches, dim]` (embedded, without position), `block_<i>/tokens` `[batch, tokens, dim]`
-      (after block i, before the final norm), `tokens` (final-normed) and `class_token` `[batch, dim]` (final-normed).
-      What is not used costs nothing once compiled.
-    prompts: layer -> Prompt. first_tokens, last_tokens: `[batch, n, dim]`, put before the class token and behind the
-      patches ahead of block 0, without position embedding.
-    prompt_tokens: `[batch, n, dim]`, likewise, ahead of all others. Their outputs are `prompt_tokens` (final-normed,
-      float32); all else that is called tokens is without them, so that a picture's tokens keep their places.
-    """
+    """Class-token ViT: `apply(variables, images)` returns `(logits, out)`."""
 
     dim: int = 768
     depth: int = 12
@@ -195,13 +233,40 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images,
+        images: jax.Array,
         prompts: Mapping[int, Prompt] | None = None,
-        first_tokens=None,
-        last_tokens=None,
-        prompt_tokens=None,
-        train=False,
-    ):
+        first_tokens: jax.Array | None = None,
+        last_tokens: jax.Array | None = None,
+        prompt_tokens: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Computes logits and named intermediate outputs.
+
+        Tokens are in the order `prompt_tokens`, `first_tokens`, class token, patches in row-major order,
+        `last_tokens`. Extra tokens have no position embedding.
+
+        Args:
+          images: float32 `[batch, image_size, image_size, 3]`.
+          prompts: layer -> Prompt, default none.
+          first_tokens: `[batch, n, dim]`, inserted before the class token of block 0, default none.
+          last_tokens: `[batch, n, dim]`, inserted behind the patches of block 0, default none.
+          prompt_tokens: `[batch, n, dim]`, inserted before all other tokens of block 0, default none. All outputs
+            but `prompt_tokens` leave them out, so that they do not shift the positions of the other tokens.
+          train: whether residual branches are dropped, default False.
+
+        Returns:
+          logits: float32 `[batch, num_classes]`, or the features of the class token `[batch, dim]` if `num_classes`
+            is 0.
+          out: the outputs below by name. An output that the caller does not use costs nothing once compiled.
+
+            patches: `[batch, patches, dim]`, embedded, without position.
+            block_<i>/tokens: `[batch, tokens, dim]`, after block i, before the final norm.
+            attention_<i>: float32 `[batch, heads, tokens, tokens]`, the softmax weights of block i, from queries
+              (rows) to keys (columns). Columns of prompts are left out; without prompts each row sums to 1.
+            tokens: `[batch, tokens, dim]`, after the final norm.
+            prompt_tokens: float32 `[batch, n, dim]`, after the final norm, if `prompt_tokens` are given.
+            class_token: float32 `[batch, dim]`, after the final norm.
+        """
         prompts = prompts or {}
         batch, patch, grid = images.shape[0], self.patch_size, self.image_size // self.patch_size
         # A dense layer on flattened patches equals the strided convolution and is the faster of the two on CPU.
@@ -214,7 +279,8 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.tile(class_token, (batch, 1, 1)).astype(x.dtype), x], axis=1) + position.astype(
             x.dtype
         )
-        ahead, class_index = (0 if tokens is None else tokens.shape[1] for tokens in (prompt_tokens, first_tokens))
+        num_prompts = 0 if prompt_tokens is None else prompt_tokens.shape[1]
+        class_index = 0 if first_tokens is None else first_tokens.shape[1]
         parts = (prompt_tokens, first_tokens, x, last_tokens)
         x = jnp.concatenate([part.astype(x.dtype) for part in parts if part is not None], axis=1)
 
@@ -223,34 +289,40 @@ class ViT(nn.Module):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             sizes = self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype
             layer = block(*sizes, attention=self.attention, name=f"block_{i}")
-            x = layer(x, prompts.get(i), ahead + class_index, train)
-            out[f"block_{i}/tokens"] = x[:, ahead:]
-        x = norm("norm")(x)
-        out["tokens"] = x[:, ahead:]
-        if ahead:
-            out["prompt_tokens"] = x[:, :ahead].astype(jnp.float32)
+            x, weights = layer(x, prompts.get(i), num_prompts + class_index, train)
+            out[f"block_{i}/tokens"] = x[:, num_prompts:]
+            out[f"attention_{i}"] = weights[:, :, num_prompts:, num_prompts:]
+        x = layer_norm("norm")(x)
+        out["tokens"] = x[:, num_prompts:]
+        if num_prompts:
+            out["prompt_tokens"] = x[:, :num_prompts].astype(jnp.float32)
         out["class_token"] = out["tokens"][:, class_index].astype(jnp.float32)
         if not self.num_classes:
             return out["class_token"], out
         return _dense(self.num_classes, jnp.float32, "head")(out["class_token"]), out
 
 
-def build(options, num_classes: int = 0) -> ViT:
-    """The module that an option section (see `OPTIONS`) describes.
+def build(options: ConfigDict, num_classes: int = 0) -> ViT:
+    """Returns the ViT of an option section (see `OPTIONS`).
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      num_classes: number of logits. 0, the default: no head, the features of the class token are returned.
 
     Raises:
-      UserError: sizes that do not fit together.
+      UserError: an option is out of range, or options do not fit together.
     """
     if options.dim % options.heads:
         raise UserError(f"ViT dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")
     if options.image_size % options.patch_size:
         raise UserError(
-            f"ViT image_size={options.image_size} is no multiple of patch_size={options.patch_size}: change one of them"
+            f"ViT image_size={options.image_size} is not a multiple of patch_size={options.patch_size}: change one "
+            "of them"
         )
     if not 0 <= options.drop_path < 1:
         raise UserError(f"ViT drop_path={options.drop_path} must lie within [0, 1)")
     if int(options.dim * options.mlp_ratio) < 1:
-        raise UserError(f"ViT mlp_ratio={options.mlp_ratio} leaves no unit between the layers: raise it")
+        raise UserError(f"ViT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"ViT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
     if options.attention not in ("xla", "cudnn"):
@@ -276,8 +348,8 @@ def build(options, num_classes: int = 0) -> ViT:
     )
 
 
-def norm(name):
-    """The family's layer norm."""
+def layer_norm(name: str) -> nn.LayerNorm:
+    """Returns the layer norm of the family."""
     # The two-pass variance: E[x^2] - E[x]^2 loses digits that the comparison with other programs needs.
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
 

@@ -1,4 +1,4 @@
-"""Prompts and extra tokens in a ViT against one block of plain numpy, and what must not change its outputs."""
+"""Compares a ViT with prompts with one block in NumPy, and tests options that do not change its outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def model(**changes):
 
 
 def apply(network, params, *prompts, **arguments):
-    """`network.apply` to the pictures, compiled whole: many small compilations take longer."""
+    """Applies the network to the images in one compiled call: many small compilations take longer."""
     train = arguments.pop("train", False)
     call = jax.jit(lambda params, prompts, arguments: network.apply(params, IMAGES, *prompts, train=train, **arguments))
     return call({"params": params}, prompts, arguments)
@@ -48,9 +48,13 @@ def norm(params, x):
     return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * params["scale"] + params["bias"]
 
 
-def by_hand(params, prompt=None, first=None, last=None):
-    """(final class token `[batch, dim]`, tokens after the block) of one picture and one head at a time, in float64."""
-    prompt, block, tokens = prompt or Prompt(), params["block_0"], []
+def compute_block(params, prompt=None, first=None, last=None):
+    """Computes a ViT of one block in float64, one image and one head at a time.
+
+    Returns the final class token `[batch, dim]`, the tokens after the block, and the attention weights
+    `[batch, heads, tokens, keys]`.
+    """
+    prompt, block, tokens, attention = prompt or Prompt(), params["block_0"], [], []
     before = 0 if first is None else first.shape[1]
     for b, image in enumerate(IMAGES):
         patches = [
@@ -66,21 +70,23 @@ def by_hand(params, prompt=None, first=None, last=None):
         if prompt.additive is not None:
             key[before] += prompt.additive[0]
             value[before] += prompt.additive[1]
-        for pair, where in ((prompt.prefix, 0), (prompt.suffix, 1)):
+        for pair, is_prefix in ((prompt.prefix, True), (prompt.suffix, False)):
             if pair is not None:
-                key = np.concatenate([pair[0][b], key] if where == 0 else [key, pair[0][b]])
-                value = np.concatenate([pair[1][b], value] if where == 0 else [value, pair[1][b]])
-        mixed = []
+                key = np.concatenate([pair[0][b], key] if is_prefix else [key, pair[0][b]])
+                value = np.concatenate([pair[1][b], value] if is_prefix else [value, pair[1][b]])
+        mixed, weights = [], []
         for head in range(HEADS):
-            own = slice(head * DIM // HEADS, (head + 1) * DIM // HEADS)
-            scores = query[:, own] @ key[:, own].T / np.sqrt(DIM // HEADS)
-            mixed.append(softmax(scores, axis=1) @ value[:, own])
+            channels = slice(head * DIM // HEADS, (head + 1) * DIM // HEADS)
+            scores = query[:, channels] @ key[:, channels].T / np.sqrt(DIM // HEADS)
+            weights.append(softmax(scores, axis=1))
+            mixed.append(weights[-1] @ value[:, channels])
+        attention.append(weights)
         x = x + dense(block["attn"]["proj"], np.concatenate(mixed, axis=1))
         hidden = dense(block["mlp"]["fc1"], norm(block["norm2"], x))
         x = x + dense(block["mlp"]["fc2"], hidden * (1 + erf(hidden / np.sqrt(2))) / 2)
         tokens.append(x)
     tokens = np.array(tokens)
-    return norm(params["norm"], tokens)[:, before], tokens
+    return norm(params["norm"], tokens)[:, before], tokens, np.array(attention)
 
 
 PREFIX = Prompt(prefix=(normal(BATCH, 3, DIM), normal(BATCH, 3, DIM)))
@@ -97,7 +103,7 @@ FIRST, LAST = normal(BATCH, 2, DIM), normal(BATCH, 1, DIM)
 )
 def test_one_block_equals_numpy(prompt, first, last):
     params = random_params()
-    expected, tokens = by_hand(params, prompt, first, last)
+    expected, tokens, _ = compute_block(params, prompt, first, last)
     prompts = None if prompt is None else {0: prompt}
     features, out = apply(model(), params, prompts, first_tokens=first, last_tokens=last)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
@@ -105,10 +111,35 @@ def test_one_block_equals_numpy(prompt, first, last):
     np.testing.assert_array_equal(out["class_token"], features)
     assert out["tokens"].shape[1] == 5 + (0 if first is None else 3)
     if prompt is not None or first is not None:
-        assert np.abs(expected - by_hand(params)[0]).max() > 0.01
+        assert np.abs(expected - compute_block(params)[0]).max() > 0.01
 
 
-def test_prompts_of_a_layer_reach_that_layer_alone():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("prompt", [None, ALL], ids=["without prompts", "prefix and suffix"])
+def test_attention_maps_equal_numpy(prompt, dtype):
+    params = random_params()
+    _, _, expected = compute_block(params, prompt, FIRST, LAST)
+    prompts = None if prompt is None else {0: prompt}
+    _, out = apply(model(dtype=dtype), params, prompts, first_tokens=FIRST, last_tokens=LAST)
+    attention = out["attention_0"]
+    assert (attention.shape, attention.dtype) == ((BATCH, HEADS, 8, 8), jnp.float32)
+    prefix_length = 0 if prompt is None else 3
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.1
+    np.testing.assert_allclose(attention, expected[..., prefix_length : prefix_length + 8], rtol=0, atol=tolerance)
+    if prompt is None:
+        np.testing.assert_allclose(attention.sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_attention_maps_leave_prompt_tokens_out():
+    params, tokens = random_params(depth=2), normal(BATCH, 3, DIM)
+    _, out = apply(model(depth=2), params, prompt_tokens=tokens)
+    _, longer = apply(model(depth=2), params, first_tokens=tokens)
+    for i in range(2):
+        assert out[f"attention_{i}"].shape == (BATCH, HEADS, 5, 5)
+        np.testing.assert_allclose(out[f"attention_{i}"], longer[f"attention_{i}"][:, :, 3:, 3:], atol=1e-6)
+
+
+def test_prompts_of_a_layer_reach_only_that_layer():
     params = random_params(depth=3)
     _, plain = apply(model(depth=3), params)
     _, prompted = apply(model(depth=3), params, {1: PREFIX})
@@ -117,7 +148,7 @@ def test_prompts_of_a_layer_reach_that_layer_alone():
     assert np.abs(plain["block_1/tokens"] - prompted["block_1/tokens"]).max() > 0.01
 
 
-def test_bfloat16_is_close_and_hands_out_float32_logits():
+def test_bfloat16_is_close_and_returns_float32_logits():
     params = random_params(depth=2, num_classes=4)
     exact, _ = apply(model(depth=2, num_classes=4), params, {0: ALL})
     rough, out = apply(model(depth=2, num_classes=4, dtype=jnp.bfloat16), params, {0: ALL})
@@ -126,7 +157,7 @@ def test_bfloat16_is_close_and_hands_out_float32_logits():
     assert 1e-5 < difference < 0.05
 
 
-def test_drop_path_draws_in_training_alone_and_keeps_whole_branches():
+def test_drop_path_acts_only_in_training_and_on_both_branches_of_an_image():
     params = random_params(depth=2)
     plain, dropping = model(depth=2), model(depth=2, drop_path=0.5)
     np.testing.assert_array_equal(apply(dropping, params)[0], apply(plain, params)[0])
@@ -136,15 +167,15 @@ def test_drop_path_draws_in_training_alone_and_keeps_whole_branches():
         return dropping.apply({"params": params}, IMAGES, train=True, rngs={"dropout": key})[1]
 
     draws = [draw(jax.random.key(i, impl="rbg")) for i in range(6)]
-    for out in draws:  # block 0 has rate 0, block 1 the whole rate
+    for out in draws:  # block 0 has rate 0, block 1 the full rate
         np.testing.assert_allclose(out["block_0/tokens"], draws[0]["block_0/tokens"], rtol=1e-6)
     change = np.array([out["block_1/tokens"] - out["block_0/tokens"] for out in draws])
     untouched = (change == 0).all(axis=(2, 3))
-    assert 0 < untouched.sum() < untouched.size  # both branches are dropped for a quarter of the pictures
+    assert 0 < untouched.sum() < untouched.size  # both branches are dropped for a quarter of the images
     assert ((change == 0).any(axis=(2, 3)) == untouched).all()
 
 
-def test_recomputing_blocks_gives_the_same_gradients():
+def test_remat_gives_the_same_gradients():
     params = random_params(depth=2, layer_scale=0.1)
     keys = {"dropout": jax.random.key(3, impl="rbg")}  # compiles faster than the default
 
@@ -161,7 +192,7 @@ def test_recomputing_blocks_gives_the_same_gradients():
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
 
 
-def test_merged_prompts_stand_first_before_second():
+def test_merged_prompts_of_the_first_set_come_before_those_of_the_second():
     merged = vit.merge_prompts({0: ALL, 2: SUFFIX}, {0: PREFIX, 1: ADDITIVE, 2: ALL})
     assert sorted(merged) == [0, 1, 2]
     np.testing.assert_array_equal(merged[0].prefix[0], np.concatenate([ALL.prefix[0], PREFIX.prefix[0]], axis=1))
@@ -177,7 +208,7 @@ def test_merged_prompts_stand_first_before_second():
     np.testing.assert_array_equal(order[1], other.prefix[0][:, 0])
 
 
-def test_a_size_by_name_and_its_mistakes():
+def test_a_named_size_builds_and_wrong_options_are_refused():
     options = ConfigDict({**families.network_options("vit_s16"), "dtype": "bfloat16"})
     built = vit.build(options, num_classes=7)
     assert (built.dim, built.depth, built.heads, built.patch_size, built.image_size) == (384, 12, 6, 16, 224)
@@ -186,7 +217,7 @@ def test_a_size_by_name_and_its_mistakes():
         families.network_options("vit_s61", (vit,))
     for changes, message in [
         ({"heads": 5}, "dim=384 cannot be split over heads=5"),
-        ({"image_size": 225}, "image_size=225 is no multiple of patch_size=16"),
+        ({"image_size": 225}, "image_size=225 is not a multiple of patch_size=16"),
         ({"dtype": "float16"}, "dtype='float16': use"),
         ({"attention": "flash"}, "attention='flash': use"),
         ({"attention": "cudnn"}, "attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16'"),
