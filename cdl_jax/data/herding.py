@@ -1,43 +1,55 @@
-"""A memory that a network chooses: of each class the pictures that together are most like it.
+"""Selects the images of each class whose mean feature is closest to the mean of the class.
 
-Which rows those are cannot be planned, for it depends on weights. So a memory is an array of the run's variables, int32
-`[classes, width]`: of each class, numbered as in the stream, rows of training pictures, the most typical first, and -1
-behind them and where a class has not been learnt. Room that shrinks is made by reading less of each line.
+The selection depends on a network's weights, so it cannot be planned. The memory is an array of the run's variables,
+int32 `[classes, width]`. Row c lists training images of class c of the stream, the most typical first. -1 fills the
+rest of a row, and the rows of classes that have not been learned. A memory that shrinks uses fewer rows per class.
 """
 
 import numpy as np
 
 
 def herd(features: np.ndarray, count: int) -> np.ndarray:
-    """Which of a class's pictures to keep, int `[min(n, count)]`, in the order in which they are picked.
+    """Picks images one by one, so that their mean feature stays closest to the mean of all.
 
-    Each pick brings the mean of those picked so far closest to that of all (Welling, 2009, as Rebuffi et al., 2017,
-    have it for classes). Of equal ones the first; computed in float64.
+    Ties go to the first image; computed in float64. Source: Welling, 2009, as in Rebuffi et al., 2017 (iCaRL).
+
+    >>> herd(np.array([[0.0], [4.0], [2.5]]), 2).tolist()
+    [2, 0]
 
     Args:
-      features: of the class's pictures, `[n, dim]`, not normalised.
+      features: float `[n, dim]`, of the images of one class, not normalized.
+      count: number of images to pick.
+
+    Returns:
+      int `[min(n, count)]`, indices in the order in which they are picked.
     """
-    away = np.asarray(features, np.float64)
-    away = away - away.mean(axis=0)
-    distances, total, picked = (away**2).sum(axis=1), np.zeros(away.shape[1]), []
-    for _ in range(min(len(away), count)):
+    centered = np.asarray(features, np.float64)
+    centered = centered - centered.mean(axis=0)
+    distances, total, picked = (centered**2).sum(axis=1), np.zeros(centered.shape[1]), []
+    for _ in range(min(len(centered), count)):
         # |total + a|^2 without the part that is the same for all
-        best = int(np.argmin(distances + 2 * away @ total))
-        total, distances[best] = total + away[best], np.inf
+        best = int(np.argmin(distances + 2 * centered @ total))
+        total, distances[best] = total + centered[best], np.inf
         picked.append(best)
     return np.array(picked, int)
 
 
 def update_memory(memory: np.ndarray, rows: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """The memory with the lines of all classes that occur among some pictures chosen from these.
+    """Replaces the rows of all classes that occur among some images by a selection from these images.
 
     Args:
-      memory: int32 `[classes, width]`. rows, labels: int `[n]` of the pictures. features: `[n, dim]`.
+      memory: int32 `[classes, width]`.
+      rows: int `[n]`, rows of the training split.
+      labels: int `[n]`, classes of the stream.
+      features: float `[n, dim]`.
+
+    Returns:
+      A new memory, int32 `[classes, width]`.
     """
     memory = memory.copy()
     for label in np.unique(labels):
-        own = labels == label
-        kept = rows[own][herd(features[own], memory.shape[1])]
+        member = labels == label
+        selected = rows[member][herd(features[member], memory.shape[1])]
         memory[label] = -1
-        memory[label, : len(kept)] = kept
+        memory[label, : len(selected)] = selected
     return memory

@@ -1,8 +1,10 @@
-"""Rows of earlier tasks to learn again: which of them a memory keeps, and in which order they come back.
+"""Selects the rows of earlier tasks that a memory holds, and their order in later batches.
 
-All of it is a pure function of the seed and the place in the run, so that nothing has to be saved; of a memory that a
-network chooses, the rows themselves are an argument. Elsewhere a task's rows each have a random key, which depends on
-(seed, learner, task) alone; a memory that shrinks keeps those of the largest keys, as a reservoir would.
+All functions are pure functions of the seed and the position in the run, so nothing is saved. The rows of a memory that
+a network chooses are an argument.
+
+In the other memories each row of a task has a random key, which depends on (seed, learner, task) alone. A memory that
+shrinks keeps the rows with the largest keys, as a reservoir would.
 """
 
 from collections.abc import Sequence
@@ -12,25 +14,30 @@ import numpy as np
 from cdl_jax.data.sampling import rng_for
 from cdl_jax.errors import UserError
 
-_KEYS, _ORDER = 0x5EE9, 0x0DE6  # keep the random numbers of keys and orders apart from each other and from batches
+_KEYS, _ORDER = 0x5EE9, 0x0DE6  # separate the random numbers of keys and orders from each other and from batches
 
 
 def group_lengths(capacity: int, groups: int) -> list[int]:
-    """How many rows each of `groups` may keep of `capacity`: equally many, and one more for the first ones."""
-    share, rest = divmod(capacity, groups)
-    return [share + (i < rest) for i in range(groups)]
+    """Splits a capacity evenly over groups; the first groups get one row more.
+
+    >>> group_lengths(10, 4)
+    [3, 3, 2, 2]
+    """
+    size, remainder = divmod(capacity, groups)
+    return [size + (i < remainder) for i in range(groups)]
 
 
 def memory_rows(task_rows: Sequence[np.ndarray], capacity: int, seed: int, learner: int = 0) -> list[np.ndarray]:
-    """What a memory balanced over tasks holds once all the tasks of `task_rows` have been learnt.
+    """Selects the rows of a memory that is balanced over tasks.
 
     Args:
-      task_rows: int `[n]`, the rows of each task, in the order of the stream.
-      capacity: rows that the memory has room for. A task with fewer rows than its share leaves room unused.
-      seed, learner: non-negative; with a task's place they decide the keys.
+      task_rows: int `[n]` for each task that has been learned, in the order of the stream.
+      capacity: size of the memory in rows. A task with fewer rows than its part leaves room unused.
+      seed: of the run, non-negative.
+      learner: index of the learner, non-negative.
 
     Returns:
-      For each task its rows, int32, those with the largest keys first.
+      For each task int32 `[m]`, its rows, those with the largest keys first.
     """
     lengths = group_lengths(capacity, len(task_rows)) if len(task_rows) else []
     keys = _keys(task_rows, seed, learner)
@@ -40,47 +47,76 @@ def memory_rows(task_rows: Sequence[np.ndarray], capacity: int, seed: int, learn
 def memory_rows_by_class(
     task_rows: Sequence[np.ndarray], labels: np.ndarray, capacity: int, seed: int, learner: int = 0
 ) -> list[np.ndarray]:
-    """As `memory_rows`, balanced over the classes that occur in the tasks; one array for each, in the order of labels.
+    """Selects the rows of a memory that is balanced over the classes of the tasks.
 
-    labels: int `[rows]` of the whole split that `task_rows` selects from.
+    Args:
+      task_rows: as in `memory_rows`.
+      labels: int `[rows]` of the split that `task_rows` selects from.
+      capacity, seed, learner: as in `memory_rows`.
+
+    Returns:
+      For each class, in the order of labels, int32 `[m]`.
     """
     if not len(task_rows):
         return []
     rows, keys = np.concatenate(task_rows), np.concatenate(_keys(task_rows, seed, learner))
     classes = np.unique(labels[rows])
-    chosen = [labels[rows] == c for c in classes]
+    members = [labels[rows] == c for c in classes]
     lengths = group_lengths(capacity, len(classes))
-    return [_largest(rows[own], keys[own], n) for own, n in zip(chosen, lengths, strict=True)]
+    return [_largest(rows[member], keys[member], n) for member, n in zip(members, lengths, strict=True)]
 
 
 def herded_lengths(capacity: int, classes: int, per_class: int = 0) -> list[int]:
-    """How many rows each of so many classes may have in a herded memory: its share, or `per_class` where not 0."""
+    """Returns the most rows of each class in a herded memory.
+
+    Args:
+      capacity: size of the memory in rows, split evenly if `per_class` is 0.
+      classes: number of classes.
+      per_class: rows of each class; 0: by the capacity.
+    """
     return [per_class] * classes if per_class else group_lengths(capacity, classes)
 
 
 def herded_rows(memory: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """The rows that a herded memory (see `data.herding`) holds of its first classes, int32, so many of each at most."""
-    kept = [line[:length] for line, length in zip(memory, lengths, strict=False)]
-    rows = np.concatenate([np.zeros(0, np.int32), *kept])
+    """Selects the first rows of each class in a herded memory.
+
+    >>> herded_rows(np.array([[4, 7, 1], [3, -1, -1], [-1, -1, -1]], np.int32), [2, 2]).tolist()
+    [4, 7, 3]
+
+    Args:
+      memory: int32 `[classes, width]`, see `data.herding`.
+      lengths: most rows of each of the first classes.
+
+    Returns:
+      int32 `[n]`.
+    """
+    rows = [class_rows[:length] for class_rows, length in zip(memory, lengths, strict=False)]
+    rows = np.concatenate([np.zeros(0, np.int32), *rows])
     return rows[rows >= 0]
 
 
 def memory_order(rows: np.ndarray, steps: int, batch: int, seed: int, purpose: tuple[int, ...]) -> np.ndarray:
-    """Rows of a memory for so many steps, int32 `[steps, batch]`: shuffled passes, one after the other.
+    """Orders the rows of a memory into batches: shuffled passes, one after the other.
 
-    Every batch is full, so that one compiled step serves all: what a pass leaves over begins a batch that the next pass
-    completes. (The authors' loader ends each pass with a smaller batch.)
+    Every batch is full, so that one compiled step serves all. The rows that a pass leaves over begin a batch that the
+    next pass completes. (The authors' loader ends each pass with a smaller batch.)
 
     Args:
       rows: int `[n]`, at least one.
-      seed, purpose: non-negative counters, such as a run's seed and (learner, task, epoch).
+      steps: number of batches.
+      batch: rows in a batch.
+      seed: of the run, non-negative.
+      purpose: non-negative counters, such as (learner, task, epoch).
+
+    Returns:
+      int32 `[steps, batch]`.
 
     Raises:
       UserError: the memory is empty.
     """
     rows = np.asarray(rows)
     if not len(rows):
-        raise UserError("the replay memory is empty: give it room for at least one picture of each task")
+        raise UserError("the replay memory is empty: give it room for at least one image of each task")
     passes = -(-steps * batch // len(rows))
     shuffled = [rng_for(seed, _ORDER, *purpose, i).permutation(rows) for i in range(passes)]
     return np.concatenate(shuffled)[: steps * batch].reshape(steps, batch).astype(np.int32)

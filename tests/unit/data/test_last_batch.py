@@ -96,7 +96,7 @@ def test_what_cannot_be_is_said_in_one_line(monkeypatch):
     )
     own = program()
     several = BatchPlan.build(own.stream, BATCH, [(0, 1, 2, 3), (3, 2, 1, 0)], last_batch="keep")
-    with pytest.raises(UserError, match="learners that have streams of their own, nor with pictures that join a batch"):
+    with pytest.raises(UserError, match="streams for each learner, nor with replay or public images in a batch"):
         several.check(own.method.phases[0])
     two = SimpleNamespace(shape={"data": 2})
     monkeypatch.setattr("cdl_jax.runtime.sharding.make_mesh", lambda devices, *_: two)
