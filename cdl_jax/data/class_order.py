@@ -1,4 +1,4 @@
-"""The order in which a stream meets the classes of a data set, and the order behind the validation split."""
+"""Orders the classes of a data set, and the images behind its validation split."""
 
 import operator
 import random
@@ -13,15 +13,24 @@ SHUFFLES = ("python_shuffle", "shuffle")  # the values of data.class_order that 
 
 
 def order_classes(num_classes: int, class_order: str | Sequence[int], seed: int = 0) -> tuple[int, ...]:
-    """Class ids in stream order.
+    """Returns the class ids in stream order.
 
-    natural: 0, 1, 2, ... for every seed, as the CDL trainer has it.
-    python_shuffle: `random.seed(seed); random.shuffle(ids)`, as CODA-Prompt and APT have it.
-    shuffle: a permutation of NumPy's default generator.
-    Anything else lists the ids: a list, a tuple, a NumPy array, or text with commas, in brackets or not.
+    >>> order_classes(4, "natural"), order_classes(4, "python_shuffle", seed=0)
+    ((0, 1, 2, 3), (2, 0, 1, 3))
+    >>> order_classes(4, "[3, 1]")
+    (3, 1)
+
+    Args:
+      num_classes: of the data set.
+      class_order: one of
+        natural: 0, 1, 2, ... for every seed, as in the CDL trainer;
+        python_shuffle: `random.seed(seed); random.shuffle(ids)`, as in CODA-Prompt and APT;
+        shuffle: a permutation of NumPy's default generator;
+        the ids: a list, a tuple, a NumPy array, or text with commas, in brackets or not.
+      seed: of the shuffles.
 
     Raises:
-      UserError: an unknown word, an id out of range or one listed twice.
+      UserError: the word is unknown, or an id is out of range or listed twice.
     """
     ids = list(range(num_classes))
     class_order = class_order if isinstance(class_order, str) else tuple(class_order)
@@ -34,20 +43,34 @@ def order_classes(num_classes: int, class_order: str | Sequence[int], seed: int 
         return tuple(np.random.default_rng(seed).permutation(num_classes).tolist())
     try:
         if isinstance(class_order, str):
-            listed = tuple(int(c) for c in class_order.strip(" ()[]").rstrip(",").split(","))
+            order = tuple(int(c) for c in class_order.strip(" ()[]").rstrip(",").split(","))
         else:
-            listed = tuple(map(operator.index, class_order))
+            order = tuple(map(operator.index, class_order))
     except (ValueError, TypeError):
         hint = plugins.did_you_mean(str(class_order), ("natural", *SHUFFLES))
         raise UserError(f"data.class_order={class_order!r}: {hint}, or class ids such as '5,0,7'") from None
-    outside = [c for c in listed if not 0 <= c < num_classes]
-    twice = sorted({c for c in listed if listed.count(c) > 1})
-    if outside or twice or not listed:
-        what = f"{outside[0]} is no class id" if outside else f"{twice[0]} is listed twice" if twice else "no class"
-        raise UserError(f"data.class_order: {what}; list ids from 0 to {num_classes - 1}, each once")
-    return listed
+    unknown = [c for c in order if not 0 <= c < num_classes]
+    repeated = sorted({c for c in order if order.count(c) > 1})
+    if unknown or repeated or not order:
+        reason = "no class"
+        if unknown:
+            reason = f"{unknown[0]} is not a class id"
+        elif repeated:
+            reason = f"{repeated[0]} is listed twice"
+        raise UserError(f"data.class_order: {reason}; list ids from 0 to {num_classes - 1}, each once")
+    return order
 
 
 def validation_permutation(n: int, seed: int) -> np.ndarray:
-    """int `[n]`: how CODA-Prompt shuffles its training pictures before holding out the last (NumPy's old generator)."""
+    """Shuffles training images before the last of them become the validation set.
+
+    Source: CODA-Prompt, by NumPy's legacy generator.
+
+    Args:
+      n: number of training images.
+      seed: of the shuffle.
+
+    Returns:
+      int `[n]`.
+    """
     return np.random.RandomState(seed).permutation(n)

@@ -1,8 +1,8 @@
-"""A stream of tasks: a labelled data set, its classes put in an order and dealt out to tasks.
+"""Splits a labeled data set into a stream of tasks.
 
-A source (one module of `cdl_jax.data.sources`, or a dotted path of the user's) offers `OPTIONS`, its own options with
-their defaults, and `load(options) -> Dataset`. Where sizes are known without the data, it also offers
-`placeholder(options) -> Dataset`. All that follows is the same for every source and happens here.
+A source is a module of `cdl_jax.data.sources`, or a module of yours that is named by its dotted path. It has `OPTIONS`,
+its options with their defaults, and `load(options) -> Dataset`. If the sizes are known without the data, it also has
+`placeholder(options) -> Dataset`. Class order, tasks and limits are the same for every source and are applied here.
 """
 
 import operator
@@ -20,23 +20,27 @@ from cdl_jax.runtime.console import one_line
 OPTIONS: dict[str, Any] = {
     "path": "",  # file or folder; empty: the usual places, see docs/guides/data.md
     "num_tasks": 10,  # equal tasks; with task_sizes: their number, or 0
-    "task_sizes": (),  # classes of each task, where they are not equal
+    "task_sizes": (),  # number of classes of each task, if they differ
     "class_order": "natural",  # natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"
-    # Of both shuffles and of the validation split; -1: the run's own seed, of config.seeds each one's own.
+    # Seed of both shuffles and of the validation split; -1: the seed of the run, of config.seeds each its own.
     "class_order_seed": 0,
-    "max_train_per_class": 0,  # 0: all
-    "max_test_per_class": 0,
+    "max_train_per_class": 0,  # training images per class; 0: all
+    "max_test_per_class": 0,  # test images per class; 0: all
     "validation": 0.0,  # fraction of the training set to test on instead of the test set
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled pictures, either in memory and all of one size, or as files of any size.
+    """Labeled images: an array of one image size, or files of any size.
+
+    >>> split = Split(np.array([0, 1, 0], np.int32), files=("a.png", "b.png", "c.png"))
+    >>> len(split), split.take(np.array([2])).files
+    (3, ('c.png',))
 
     labels: int32 `[n]`.
     images: uint8 `[n, height, width, 3]`, or None.
-    files: n encoded pictures where images is None, else empty: paths, or members of an archive (`tar_files.Member`).
+    files: if images is None, n encoded images: paths, or members of an archive (`tar_files.Member`). Else empty.
     """
 
     labels: np.ndarray
@@ -47,7 +51,7 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Split":
-        """The pictures at `rows` (int `[m]`); itself, uncopied, where these are all of them in order."""
+        """Selects the images at `rows` (int `[m]`). Returns itself without a copy if these are all rows in order."""
         if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
             return self
         if self.images is not None:
@@ -57,7 +61,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What a source gives: labels are positions in `class_names`."""
+    """A data set as a source loads it. Labels are positions in `class_names`."""
 
     name: str
     class_names: tuple[str, ...]
@@ -67,11 +71,13 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Classes that are learnt together; in the stream's numbering they are the labels `first` to `end - 1`.
+    """Classes that are learned together: the labels `first` to `end - 1` of the stream.
 
-    index: place in the stream, from 0.
-    classes: the data set's own class ids, in stream order.
-    train, test: int32 rows of the stream's train and test split, ascending.
+    index: position in the stream, from 0.
+    classes: class ids of the data set, in stream order.
+    first: the first label.
+    train: int32 `[n]`, rows of the stream's train split, ascending.
+    test: int32 `[m]`, rows of the stream's test split, ascending.
     """
 
     index: int
@@ -82,15 +88,19 @@ class Task:
 
     @property
     def end(self) -> int:
+        """The label behind the last of the task."""
         return self.first + len(self.classes)
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Tasks over two splits whose labels are numbered in stream order; every row belongs to exactly one task.
+    """Tasks over two splits. Labels are numbered in stream order, and every row belongs to exactly one task.
 
+    name: of the data set.
     class_names: in stream order.
-    class_order: the data set's class ids in stream order, so label i of the stream is class `class_order[i]`.
+    class_order: class ids of the data set in stream order: label i of the stream is class `class_order[i]`.
+    tasks: in the order in which they are learned.
+    train, test: the splits that rows of tasks select from.
     """
 
     name: str
@@ -102,46 +112,56 @@ class Stream:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes of all tasks."""
         return len(self.class_order)
 
     @property
     def num_tasks(self) -> int:
+        """The number of tasks."""
         return len(self.tasks)
 
 
 def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bool = False) -> Stream:
-    """The stream that `options` describe: `name` (a source), the keys of `OPTIONS` and those of the source's `OPTIONS`.
-
-    With `placeholder` it has the data set's published sizes and no content; only for a source that offers them.
+    """Loads a data set and splits it into tasks.
 
     Args:
-      seed: of the run, the first of several (see `streams_for_seeds`): the value of `class_order_seed=-1`.
+      options: `name` of a source, and overrides of `OPTIONS` and of the source's `OPTIONS`.
+      seed: of the run, or the first of several (see `streams_for_seeds`): the value of `class_order_seed=-1`.
+      placeholder: loads nothing; the stream has the published sizes and no content. Only for a source with
+        `placeholder`.
 
     Raises:
-      UserError: no such source, its data is missing or damaged, or cannot be split as asked.
+      UserError: the source is unknown, its data is missing or damaged, or cannot be split by the options.
     """
     name = options["name"]
     source = plugins.load_plugin("data.sources", name)
     if not hasattr(source, "load") or not hasattr(source, "OPTIONS"):
-        raise UserError(f"{name} is no data source: it needs OPTIONS (a dict) and load(options) -> Dataset")
+        raise UserError(f"{name} is not a data source: it needs OPTIONS (a dict) and load(options) -> Dataset")
     defaults = {**OPTIONS, **source.OPTIONS}
-    chosen = {key: options[key] if key in options else default for key, default in defaults.items()}
-    if chosen["class_order_seed"] == -1 and seed is not None:
-        chosen["class_order_seed"] = seed
-    if (given := chosen["class_order_seed"]) == -1:
-        raise UserError("data.class_order_seed=-1 stands for a run's seed, and there is no run here: name a seed")
-    if given < 0:
-        raise UserError(f"data.class_order_seed={given}: name a seed that is not negative, or -1, the run's own")
-    own = {key: chosen[key] for key in ("path", *source.OPTIONS)}
-    dataset = source.placeholder(own) if placeholder else source.load(own)
-    return split_into_tasks(dataset, **{key: chosen[key] for key in OPTIONS if key != "path"})
+    merged = {key: options[key] if key in options else default for key, default in defaults.items()}
+    if merged["class_order_seed"] == -1 and seed is not None:
+        merged["class_order_seed"] = seed
+    if (order_seed := merged["class_order_seed"]) == -1:
+        raise UserError("data.class_order_seed=-1 is the seed of a run, and there is no run here: set a seed")
+    if order_seed < 0:
+        raise UserError(f"data.class_order_seed={order_seed}: set a seed that is not negative, or -1, the run's seed")
+    source_options = {key: merged[key] for key in ("path", *source.OPTIONS)}
+    dataset = source.placeholder(source_options) if placeholder else source.load(source_options)
+    return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key != "path"})
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
-    """A data set of the given sizes without its content, equally many pictures a class: what a run can be planned with.
+    """Returns a data set of the given sizes without content, to plan a run without the data.
+
+    >>> placeholder("toy", num_classes=2, train=4, test=2, side=8).train.labels.tolist()
+    [0, 1, 0, 1]
 
     Args:
-      side: of the square pictures; 0 where they are files of any size.
+      name: of the data set.
+      num_classes: number of classes, all of one size.
+      train: number of training images.
+      test: number of test images.
+      side: of the square images in pixels; 0: files of any size.
     """
 
     def split(n):
@@ -164,23 +184,31 @@ def split_into_tasks(
     max_test_per_class: int = 0,
     validation: float = 0.0,
 ) -> Stream:
-    """Puts the classes in order and deals them out to tasks.
+    """Orders the classes and splits them into tasks.
+
+    >>> data = placeholder("toy", num_classes=4, train=8, test=4, side=8)
+    >>> stream = split_into_tasks(data, num_tasks=2, class_order=(2, 0, 3, 1))
+    >>> [(task.classes, task.train.tolist()) for task in stream.tasks]
+    [((2, 0), [0, 2, 4, 6]), ((3, 1), [1, 3, 5, 7])]
 
     Args:
-      num_tasks: number of equal tasks; with `task_sizes`, their number or 0.
+      dataset: of a source.
+      num_tasks: number of tasks of equal size; with `task_sizes`, their number or 0.
       task_sizes: number of classes of each task.
-      class_order: see `order_classes`; a list may leave classes out, which are then no part of the stream.
-      max_train_per_class, max_test_per_class: keep so many pictures a class, evenly spaced over the data set; 0: all.
-      validation: test on this fraction of the training set (`validation_permutation` with `class_order_seed`) and leave
-        the test set alone.
+      class_order: see `class_order.order_classes`. Classes that a list omits are not in the stream.
+      class_order_seed: of `class_order` and `validation`.
+      max_train_per_class: training images to keep of each class, evenly spaced over the data set; 0: all.
+      max_test_per_class: test images to keep of each class, likewise.
+      validation: fraction of the training set that becomes the test set (see `class_order.validation_permutation`).
+        The data set's test set is then unused. 0: the test set.
 
     Raises:
-      UserError: tasks that do not fit the classes, an impossible option, or a task or class without pictures.
+      UserError: the tasks do not fit the classes, an option is out of range, or a task or class has no images.
     """
     for split, part in ((dataset.train, "training"), (dataset.test, "test")):
         _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names))
-    shown = tuple(one_line(str(name)) for name in dataset.class_names)  # folders may have any bytes as names
-    dataset = replace(dataset, name=one_line(dataset.name), class_names=shown)
+    printable_names = tuple(one_line(str(name)) for name in dataset.class_names)  # folder names may have any bytes
+    dataset = replace(dataset, name=one_line(dataset.name), class_names=printable_names)
     order = order_classes(len(dataset.class_names), class_order, class_order_seed)
     sizes = _task_sizes(len(order), num_tasks, tuple(task_sizes))
 
@@ -189,32 +217,36 @@ def split_into_tasks(
         if not 0 < validation < 1:
             raise UserError(f"data.validation={validation} must be a fraction: 0 <= validation < 1")
         permutation = validation_permutation(len(train), class_order_seed)
-        kept = int((1 - validation) * len(train))
-        train, test = (dataset.train.take(np.sort(rows)) for rows in (permutation[:kept], permutation[kept:]))
-    train = _in_stream_order(train, order, len(dataset.class_names), max_train_per_class, "max_train_per_class")
-    test = _in_stream_order(test, order, len(dataset.class_names), max_test_per_class, "max_test_per_class")
+        num_train = int((1 - validation) * len(train))
+        train = dataset.train.take(np.sort(permutation[:num_train]))
+        test = dataset.train.take(np.sort(permutation[num_train:]))
+    train = _relabel(train, order, len(dataset.class_names), max_train_per_class, "max_train_per_class")
+    test = _relabel(test, order, len(dataset.class_names), max_test_per_class, "max_test_per_class")
 
     return _assemble(dataset.name, dataset.class_names, order, sizes, train, test)
 
 
 def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
-    """For each seed the stream that a run of it alone would have, of the same pictures.
+    """Returns for each seed the stream of a run of that seed, over the same images.
 
-    The same one for all, but for `class_order_seed=-1`: then each has labels, and so rows of tasks, of its own.
+    With `class_order_seed=-1` each seed has its own class order, and so its own labels and rows of tasks. Otherwise all
+    seeds have one stream.
 
     Args:
-      stream: what `load` gives for `options` and the first seed.
+      stream: of `load` for `options` and the first seed.
+      options: of `load`.
+      seeds: of the run.
 
     Raises:
-      UserError: the pictures would differ between seeds.
+      UserError: the images would differ between seeds.
     """
     options, shared = {**OPTIONS, **options}, (stream,) * len(seeds)
     if options["class_order_seed"] != -1 or len(seeds) == 1:
         return shared
     if options["validation"]:
         raise UserError(
-            "data.class_order_seed=-1 with data.validation holds out other pictures for each of config.seeds: run the "
-            "seeds one by one"
+            "data.class_order_seed=-1 with data.validation holds out different images for each of config.seeds: run "
+            "the seeds one by one"
         )
     if not isinstance(options["class_order"], str) or options["class_order"] not in SHUFFLES:
         return shared
@@ -222,17 +254,21 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
 
 
 def _reordered(stream, order):
-    """The stream with the same classes, all of the data set, in another order."""
+    """Returns a stream of all classes of a data set with another class order."""
     if order == stream.class_order:
         return stream
-    ids, names_of = np.asarray(stream.class_order), dict(zip(stream.class_order, stream.class_names, strict=True))
+    class_ids = np.asarray(stream.class_order)
+    class_names = dict(zip(stream.class_order, stream.class_names, strict=True))
     rank = np.argsort(order).astype(np.int32)
-    train, test = (replace(split, labels=rank[ids[split.labels]]) for split in (stream.train, stream.test))
-    return _assemble(stream.name, names_of, order, [len(task.classes) for task in stream.tasks], train, test)
+    train, test = (replace(split, labels=rank[class_ids[split.labels]]) for split in (stream.train, stream.test))
+    return _assemble(stream.name, class_names, order, [len(task.classes) for task in stream.tasks], train, test)
 
 
-def _assemble(name, names_of, order, sizes, train, test):
-    """The stream of splits whose labels are in stream order; names_of: class id -> name."""
+def _assemble(name, class_names, order, sizes, train, test):
+    """Returns the stream of splits whose labels are in stream order.
+
+    class_names: name of each class id.
+    """
     tasks = []
     for index, size in enumerate(sizes):
         first = sum(sizes[:index])
@@ -241,8 +277,8 @@ def _assemble(name, names_of, order, sizes, train, test):
             for split in (train, test)
         ]
         tasks.append(Task(index, order[first : first + size], first, *rows))
-    stream = Stream(name, tuple(names_of[c] for c in order), order, tuple(tasks), train=train, test=test)
-    _check_pictures(stream)
+    stream = Stream(name, tuple(class_names[c] for c in order), order, tuple(tasks), train=train, test=test)
+    _check_images(stream)
     return stream
 
 
@@ -265,11 +301,11 @@ def _task_sizes(num_classes, num_tasks, task_sizes):
         return task_sizes
     if not 1 <= num_tasks <= num_classes:
         raise UserError(f"data.num_tasks={num_tasks}: {num_classes} classes give 1 to {num_classes} tasks")
-    size, rest = divmod(num_classes, num_tasks)
-    if rest:
+    size, remainder = divmod(num_classes, num_tasks)
+    if remainder:
         divisors = [d for d in range(1, num_classes + 1) if num_classes % d == 0]
         below, above = max(d for d in divisors if d < num_tasks), min(d for d in divisors if d > num_tasks)
-        example = ",".join(str(size + (task < rest)) for task in range(num_tasks))
+        example = ",".join(str(size + (task < remainder)) for task in range(num_tasks))
         raise UserError(
             f"data.num_tasks={num_tasks} does not divide {num_classes} classes: set num_tasks={below} or {above}, or "
             f"data.task_sizes=({example})"
@@ -280,47 +316,47 @@ def _task_sizes(num_classes, num_tasks, task_sizes):
 def _check_split(split, what, num_classes):
     if split.images is not None and (split.images.dtype != np.uint8 or split.images.shape[3:] != (3,)):
         raise UserError(
-            f"{what}: pictures must be uint8 [n, height, width, 3], not {split.images.dtype} {split.images.shape}"
+            f"{what}: images must be uint8 [n, height, width, 3], not {split.images.dtype} {split.images.shape}"
         )
-    pictures = len(split.files) if split.images is None else len(split.images)
-    if pictures != len(split):
-        raise UserError(f"{what}: {pictures} pictures but {len(split)} labels")
+    num_images = len(split.files) if split.images is None else len(split.images)
+    if num_images != len(split):
+        raise UserError(f"{what}: {num_images} images but {len(split)} labels")
     if len(split) and not 0 <= split.labels.min() <= split.labels.max() < num_classes:
         raise UserError(
-            f"{what}: labels go from {split.labels.min()} to {split.labels.max()}, but there are {num_classes} classes"
+            f"{what}: labels are {split.labels.min()} to {split.labels.max()}, but there are {num_classes} classes"
         )
 
 
-def _in_stream_order(split, order, num_classes, limit, option):
-    """The rows of the stream's classes, at most `limit` a class, with labels in stream order."""
+def _relabel(split, order, num_classes, limit, option):
+    """Returns the images of the stream's classes, at most `limit` of each, with labels in stream order."""
     if limit < 0:
         raise UserError(f"data.{option}={limit} must not be negative (0: all)")
     label_of_class = np.full(num_classes, -1, np.int32)
     label_of_class[list(order)] = np.arange(len(order))
     labels = label_of_class[split.labels]
-    keep = labels >= 0
+    selected = labels >= 0
     if limit:
         for label in range(len(order)):
             rows = np.flatnonzero(labels == label)
             if len(rows) > limit:
-                keep[rows] = False
-                keep[rows[np.arange(limit) * len(rows) // limit]] = True
-    rows = np.flatnonzero(keep)
+                selected[rows] = False
+                selected[rows[np.arange(limit) * len(rows) // limit]] = True
+    rows = np.flatnonzero(selected)
     return replace(split.take(rows), labels=labels[rows])
 
 
-def _check_pictures(stream):
-    tested = np.bincount(stream.test.labels, minlength=stream.num_classes)
+def _check_images(stream):
+    test_counts = np.bincount(stream.test.labels, minlength=stream.num_classes)
     for task in stream.tasks:
         if not len(task.train):
-            listed = ", ".join(stream.class_names[task.first : task.end][:3])
+            first_names = ", ".join(stream.class_names[task.first : task.end][:3])
             raise UserError(
-                f"task {task.index} of {stream.name} has no training pictures (its classes: {listed}"
+                f"task {task.index} of {stream.name} has no training images (its classes: {first_names}"
                 f"{', ...' if len(task.classes) > 3 else ''}): add some or leave its classes out of data.class_order"
             )
         for label in range(task.first, task.end):
-            if not tested[label]:
+            if not test_counts[label]:
                 raise UserError(
                     f"class {stream.class_order[label]} ({stream.class_names[label]!r}) of {stream.name} has no test "
-                    "pictures: add some or leave it out of data.class_order"
+                    "images: add some or leave it out of data.class_order"
                 )

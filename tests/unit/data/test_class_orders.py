@@ -181,7 +181,7 @@ def test_what_does_not_go_together_is_said_in_one_line(runs):
     for counts in ({"train": (12, 12, 12, 12, 12, 13)}, {"test": (4, 4, 4, 4, 4, 5)}):
         told = refusal(seeds=SEEDS, data=stream(3, **counts))
         assert "has other numbers of pictures in the order of seed 0 than in that of seed 3" in told
-    assert "data.validation holds out other pictures" in refusal(seeds=SEEDS, **{"data.validation": 0.2})
+    assert "data.validation holds out different images" in refusal(seeds=SEEDS, **{"data.validation": 0.2})
     with pytest.raises(UserError, match="has one class order, and each of config.seeds has its own .* one by"):
         find_teacher(str(runs / "3"), "", "last", program(seeds=SEEDS).info, {})
     assert find_teacher(str(runs / "3"), "", "last", program(seed=3).info, {}).network == "network"

@@ -78,7 +78,7 @@ def test_each_seed_has_the_stream_that_it_has_alone_over_the_same_pictures(word)
                 assert np.array_equal(getattr(task, part), getattr(other, part))
     for shared in ({**how, "class_order_seed": 0}, {**how, "class_order": "natural"}, {**how, "class_order": (1, 0)}):
         assert stream.streams_for_seeds(alone[5], shared, (5, 0)) == (alone[5],) * 2
-    with pytest.raises(UserError, match="holds out other pictures for each of config.seeds: run the seeds one by one"):
+    with pytest.raises(UserError, match="holds out different images for each of config.seeds: run the seeds one"):
         stream.streams_for_seeds(alone[5], {**how, "validation": 0.2}, (5, 0))
     assert stream.streams_for_seeds(alone[5], {**how, "validation": 0.2}, (5,)) == (alone[5],)
 
@@ -90,9 +90,9 @@ def test_minus_one_is_the_seed_of_the_run():
     for part in ("train", "test"):
         assert np.array_equal(getattr(own, part).images, getattr(named, part).images)
         assert np.array_equal(getattr(own, part).labels, getattr(named, part).labels)
-    with pytest.raises(UserError, match="data.class_order_seed=-2: name a seed that is not negative, or -1, the run's"):
+    with pytest.raises(UserError, match="data.class_order_seed=-2: set a seed that is not negative, or -1, the run's"):
         stream.load({**options, "class_order_seed": -2}, 4)
-    with pytest.raises(UserError, match="data.class_order_seed=-1 stands for a run's seed, and there is no run here"):
+    with pytest.raises(UserError, match="data.class_order_seed=-1 is the seed of a run, and there is no run here"):
         stream.load({**options, "class_order_seed": -1})
 
 
@@ -187,7 +187,7 @@ def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
         ({"num_tasks": 2, "task_sizes": (7, -1)}, ["positive"]),
         ({"num_tasks": 3, "task_sizes": (4, 2)}, ["num_tasks=2"]),
         ({"num_tasks": 1, "class_order": "shufle"}, ["did you mean 'shuffle'"]),
-        ({"num_tasks": 1, "class_order": (0, 6)}, ["6 is no class id", "0 to 5"]),
+        ({"num_tasks": 1, "class_order": (0, 6)}, ["6 is not a class id", "0 to 5"]),
         ({"num_tasks": 1, "class_order": (0, 1, 0)}, ["0 is listed twice"]),
         ({"num_tasks": 1, "class_order": ()}, ["no class"]),
         ({"num_tasks": 1, "validation": 1.5}, ["validation=1.5"]),
@@ -205,9 +205,9 @@ def test_what_cannot_be_split_is_answered_in_one_line(options, words):
 def test_a_task_without_training_pictures_and_a_class_without_test_pictures_are_named():
     data = dataset()
     some = data.train.take(np.flatnonzero(data.train.labels < 4))
-    with pytest.raises(UserError, match=r"task 2 of toy has no training pictures \(its classes: e, f\)"):
+    with pytest.raises(UserError, match=r"task 2 of toy has no training images \(its classes: e, f\)"):
         stream.split_into_tasks(Dataset("toy", data.class_names, some, data.test), num_tasks=3)
-    with pytest.raises(UserError, match=r"class 4 \('e'\) of toy has no test pictures"):
+    with pytest.raises(UserError, match=r"class 4 \('e'\) of toy has no test images"):
         stream.split_into_tasks(Dataset("toy", data.class_names, data.train, some), num_tasks=3)
     kept = stream.split_into_tasks(Dataset("toy", data.class_names, some, some), num_tasks=2, class_order="0,1,2,3")
     assert kept.num_classes == 4
@@ -216,8 +216,8 @@ def test_a_task_without_training_pictures_and_a_class_without_test_pictures_are_
 @pytest.mark.parametrize(
     ("split", "words"),
     [
-        (Split(np.asarray([0, 6], np.int32), np.zeros((2, 4, 4, 3), np.uint8)), "labels go from 0 to 6"),
-        (Split(np.zeros(3, np.int32), np.zeros((2, 4, 4, 3), np.uint8)), "2 pictures but 3 labels"),
+        (Split(np.asarray([0, 6], np.int32), np.zeros((2, 4, 4, 3), np.uint8)), "labels are 0 to 6"),
+        (Split(np.zeros(3, np.int32), np.zeros((2, 4, 4, 3), np.uint8)), "2 images but 3 labels"),
         (Split(np.zeros(2, np.int32), np.zeros((2, 4, 4, 3), np.float32)), "float32"),
         (Split(np.zeros(2, np.int32), np.zeros((2, 4, 4), np.uint8)), r"\(2, 4, 4\)"),
     ],
