@@ -3,26 +3,26 @@
     python -m cdl_jax.main --config CONFIG[:key=value,...] [--workdir DIR] [--config.section.key=value ...]
 
 --config CONFIG   a file, or a shipped config by its name: --config quickstart:distill=none
---workdir DIR     directory of the run; default: runs/<config>[-<arguments>]. The same command resumes the run.
-                  With a directory that holds a run, --config may be left out: config.json in it has the config.
---fetch           downloads the data set and the weights of the config where they are missing, then goes on
+--workdir DIR     folder of the run; default: runs/<config>[-<arguments>]. The same command resumes the run.
+                  If the folder has a run, --config may be omitted: the config is then read from its config.json.
+--fetch           downloads the data set and the weights of the config if they are missing, then runs
 --list            lists configs, methods, learners, schemes, data sources and networks
 --version         prints the version
 
---mode=train      (default) trains; resumes where the same command was stopped; prints a finished run's results
+--mode=train      (default) trains; resumes an interrupted run of the same command; prints the results of a finished run
 --mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row
---mode=analyze    writes analysis.json from the checkpoints, and the report anew with a section "Mechanism": how far the
-                  student drifts from its teacher of then, accuracy without prompts, without the scheme's part and
-                  with other weights of two heads, which prompts were chosen, how alike the networks' layers see test
-                  images (linear CKA), and where these lie in the plane (t-SNE, if scikit-learn is there; also in
+--mode=analyze    writes analysis.json from the checkpoints, and adds a section "Mechanism" to the report: the drift of
+                  the student from its teacher of earlier tasks, the accuracy without prompts, without the scheme's part
+                  and with other weights of two heads, the selected prompts, the similarity of the networks' layers on
+                  test images (linear CKA), and a t-SNE map of these images (if scikit-learn is installed; also in
                   features_<network>.svg)
 --mode=describe   prints tasks, parameters, operations and memory of a step; with --show_config the resolved config too;
-                  trains nothing; published data sets need not be there
---distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto asks SLURM or the cloud
+                  trains nothing; published data sets may be missing
+--distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto: settings of SLURM or the cloud
 
-Exit code 0: done. 2: a mistake in the command, the data or the working directory, no memory or no disk space left, or a
-loss that is NaN or infinite, reported in one line. 143, 130, 129, 138: ended by SIGTERM, SIGINT, SIGHUP or SIGUSR1 with
-everything saved. 141: stdout was closed by its reader.
+Exit code 0: done. 2: a mistake in the command, the data or the working directory, no memory or disk space left, or a
+loss that is NaN or infinite, reported in one line. 143, 130, 129, 138: ended by SIGTERM, SIGINT, SIGHUP or SIGUSR1,
+after the state was saved. 141: the reader of stdout closed the pipe.
 """
 
 import sys
@@ -30,9 +30,13 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from cdl_jax import __version__
 from cdl_jax.runtime import console
+
+if TYPE_CHECKING:
+    import ml_collections
 
 _MODES = ("train", "eval", "analyze", "describe")
 _FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
@@ -47,7 +51,14 @@ _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--con
 
 @console.command
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line.
+
+    Args:
+      argv: the arguments without the program's name. None: those of the process.
+
+    Returns:
+      The exit code.
+    """
     from cdl_jax.errors import MissingFileError, UserError
 
     try:
@@ -57,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         raise  # `console.command` ends quietly
     except MissingFileError as error:
-        _complain(f"{error}; the same command with --fetch gets it and goes on")
+        _print_error(f"{error}; rerun the command with --fetch to download it")
     except UserError as error:
-        _complain(str(error))
+        _print_error(str(error))
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _print_error("interrupted")
         return 130
     except Exception as error:
         from cdl_jax.runtime import environment
@@ -70,11 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         line = environment.explain_error(error)
         if line is None:
             raise
-        _complain(line)
+        _print_error(line)
     return 2
 
 
-def _complain(text):
+def _print_error(text):
     print("cdl_jax: " + " ".join(text.split()), file=sys.stderr)
 
 
@@ -96,89 +107,99 @@ def _main(argv):
         return 0
     from cdl_jax.runtime import signals
 
-    # Of several processes that train none ends alone: it would take the others along before they save.
-    several = _value(argv, "distributed") not in (None, "off") and _value(argv, "mode") in (None, "train")
+    # With several processes in training, none ends alone: the others would fail before they save.
+    together = _flag_value(argv, "distributed") not in (None, "off") and _flag_value(argv, "mode") in (None, "train")
     try:
-        with signals.handle_signals(alone=not several) as handler:
+        with signals.handle_signals(alone=not together) as handler:
             return _run(_parse(argv), handler)
     except signals.RunInterrupted as stop:
-        _complain(str(stop))
+        _print_error(str(stop))
         return 128 + stop.number
 
 
 def _parse(argv):
-    """Returns the flags' values.
+    """Returns the values of the flags, with the config as `config`.
 
     Raises:
       UserError: a flag or a config key is wrong.
     """
-    import ml_collections
-    from absl import flags
-
     from cdl_jax import config, config_files
     from cdl_jax.errors import UserError
     from cdl_jax.plugins import did_you_mean
 
-    given, text = argv, _value(argv, "config")
+    original, text = argv, _flag_value(argv, "config")
     if text:
         name, _, arguments = text.partition(":")
         path = config_files.find(name)
-        loaded = config_files.load(path, arguments)
-        if not isinstance(loaded, ml_collections.ConfigDict):
-            raise UserError(f"config file {path}: get_config returns {type(loaded).__name__}, not a ConfigDict; begin "
-                            "with cdl_jax.config.default(...)")  # fmt: skip
-        argv = _without(argv, "config")
+        loaded = _load_config(path, arguments)
+        argv = _without_flag(argv, "config")
     else:
-        loaded = _stored_config(_value(argv, "workdir"))
-    if source := _value(argv, "config.data.name"):
+        loaded = _load_stored_config(_flag_value(argv, "workdir"))
+    if source := _flag_value(argv, "config.data.name"):
         loaded = config.with_source(loaded, source)
-    known = config.flatten(loaded)
-    for word in argv[1:]:
-        key = word.removeprefix("--config.").split("=")[0]
-        if word.startswith("--config.") and key not in known:
-            raise UserError(f"unknown key config.{key}: {did_you_mean(key, known)}")
-    try:
-        values = _flags(argv, loaded)
-    except flags.UnrecognizedFlagError as error:
-        flags_known = [*_FLAGS, *(f"config.{key}" for key in known)]
-        raise UserError(f"unknown flag --{error.flagname}: {did_you_mean(error.flagname, flags_known)}") from None
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(str(error)) from None
+    values = _parse_flags(argv, loaded)
     config.check_keys(values.config)
     config.check_numbers(values.config)
-    for key, value in config.flatten(values.config).items():
-        if isinstance(value, list) and any(isinstance(one, int | float) for one in known[key] or ()):
-            if any(isinstance(one, str) for one in value):
-                raise UserError(f"config.{key}={tuple(value)} must be numbers")
+    _check_tuples(values.config, config.flatten(loaded))
     if values.rest:
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:
         raise UserError(f"--mode={values.mode}: {did_you_mean(values.mode, _MODES)}")
     if values.task is not None and values.mode != "eval":
-        raise UserError(f"--task={values.task} goes with --mode=eval, not with --mode={values.mode}: leave it out")
-    values.chosen = values.workdir is not None
-    if not values.chosen and values.mode != "describe":
+        raise UserError(f"--task={values.task} needs --mode=eval instead of --mode={values.mode}: omit it")
+    values.names_workdir = values.workdir is not None
+    if not values.names_workdir and values.mode != "describe":
         values.workdir = default_workdir(path, arguments)
-    sys.argv = given
+    sys.argv = original  # `workdir` records the command
     return values
 
 
+def _load_config(path, arguments):
+    """Returns the ConfigDict of a config file for the arguments behind its colon."""
+    import ml_collections
+
+    from cdl_jax import config_files
+    from cdl_jax.errors import UserError
+
+    config = config_files.load(path, arguments)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"config file {path}: get_config returns {type(config).__name__}, not a ConfigDict; begin with "
+            "cdl_jax.config.default(...)"
+        )
+    return config
+
+
+def _check_tuples(config, defaults):
+    """Raises UserError if a tuple of numbers contains text, because flags do not check the items of a tuple."""
+    from cdl_jax.config import flatten
+    from cdl_jax.errors import UserError
+
+    for key, value in flatten(config).items():
+        if isinstance(value, list) and any(isinstance(item, int | float) for item in defaults[key] or ()):
+            if any(isinstance(item, str) for item in value):
+                raise UserError(f"config.{key}={tuple(value)} must be numbers")
+
+
 def default_workdir(path: Path, arguments: str) -> str:
-    """Returns the working directory of a run that names none: `runs/<config>[-<arguments>]`.
+    """Returns the working directory of a command without --workdir: `runs/<config>[-<arguments>]`.
 
     Args:
       path: the config file.
-      arguments: what follows the colon; commas and slashes become dashes.
+      arguments: the text behind the colon; commas and slashes become dashes.
+
+    >>> default_workdir(Path("configs/quickstart.py"), "distill=none,seed=3")
+    'runs/quickstart-distill=none-seed=3'
     """
     suffix = "-" + arguments.replace(",", "-").replace("/", "-") if arguments else ""
     return f"runs/{path.stem}{suffix}"
 
 
-def _stored_config(workdir):
-    """The config of the run in a directory, as a ConfigDict.
+def _load_stored_config(workdir):
+    """Returns the ConfigDict of the run in a folder.
 
     Raises:
-      UserError: no directory is named, or it holds no run.
+      UserError: `workdir` is None, or the folder has no run.
     """
     import ml_collections
 
@@ -191,21 +212,35 @@ def _stored_config(workdir):
         raise UserError(f"--config is missing: {remedy}")
     content = config.read(paths.resolve(workdir, "--workdir"))
     if content is None:
-        raise UserError(f"--workdir {workdir} holds no run: {remedy}")
-    # A run of an earlier version lacks the options that came later; their defaults are what it did.
+        raise UserError(f"--workdir {workdir} has no run: {remedy}")
+    # A run of an earlier version lacks later options, and used their defaults.
     stored = config.with_defaults(content["config"])
     return ml_collections.ConfigDict(config.copy_with_tuples(stored), type_safe=True)
 
 
-def _flags(argv, config):
-    """Returns the flags' values of a command line; absl's global flags stay as they are.
+def _parse_flags(argv, config):
+    """Returns the values of the flags of a command line, without a change of absl's global flags.
 
-    config: a ConfigDict, which `--config.section.key=value` changes.
+    Args:
+      argv: the command line without --config.
+      config: a ConfigDict, which flags `--config.section.key=value` change.
+
+    Raises:
+      UserError: a flag or a config key is unknown, or a value is of the wrong type.
     """
     from absl import flags
     from ml_collections import config_flags
 
-    sys.argv = argv  # where ml_collections finds the changes, of a config already when its flag is defined
+    from cdl_jax.config import flatten
+    from cdl_jax.errors import UserError
+    from cdl_jax.plugins import did_you_mean
+
+    keys = flatten(config)
+    for word in argv[1:]:
+        key = word.removeprefix("--config.").split("=")[0]
+        if word.startswith("--config.") and key not in keys:
+            raise UserError(f"unknown key config.{key}: {did_you_mean(key, keys)}")
+    sys.argv = argv  # ml_collections reads the overrides from here when it defines the flag of a config
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
@@ -213,23 +248,29 @@ def _flags(argv, config):
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
     flags.DEFINE_boolean("fetch", False, "", flag_values=values)
     flags.DEFINE_boolean("show_config", False, "", flag_values=values)
-    config_flags.DEFINE_config_dict("config", config, "", lock_config=True, flag_values=values)
-    rest = values(argv)[1:]
+    try:
+        config_flags.DEFINE_config_dict("config", config, "", lock_config=True, flag_values=values)
+        rest = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        hint = did_you_mean(error.flagname, [*_FLAGS, *(f"config.{key}" for key in keys)])
+        raise UserError(f"unknown flag --{error.flagname}: {hint}") from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
     return SimpleNamespace(rest=rest, **{name: values[name].value for name in _FLAGS})
 
 
-def _value(argv, flag):
-    """The value of a flag, None where it is absent; read before absl, whose errors about it span many lines."""
-    for word, after in zip(argv[1:], [*argv[2:], None], strict=False):
+def _flag_value(argv, flag):
+    """Returns the value of a flag, None if it is absent, without absl, whose errors have many lines."""
+    for word, next_word in zip(argv[1:], [*argv[2:], None], strict=False):
         if word in (f"--{flag}", f"-{flag}"):
-            return after
+            return next_word
         if word.startswith((f"--{flag}=", f"-{flag}=")):
             return word.split("=", 1)[1]
     return None
 
 
-def _without(argv, flag):
-    """Returns the command line without a flag that is in it."""
+def _without_flag(argv, flag):
+    """Returns the command line without a flag and its value."""
     for index, word in enumerate(argv[1:], start=1):
         if word in (f"--{flag}", f"-{flag}"):
             return [*argv[:index], *argv[index + 2 :]]
@@ -256,7 +297,7 @@ def _run(options, handler):
     if options.fetch:
         if options.distributed != "off":
             raise UserError(
-                "--fetch downloads in one process: run it without --distributed first, or use cdl_jax.fetch"
+                "--fetch downloads in one process: rerun the command without --distributed, or use cdl_jax.fetch"
             )
         fetch_missing(config)
     if options.mode == "describe":
@@ -270,7 +311,7 @@ def _run(options, handler):
     if options.mode == "analyze":
         return _analyze(config, folder, options)
     if options.mode == "eval":
-        _start(options, folder)
+        _start_jax(options, folder)
         return _evaluate(config, folder, options.task)
 
     import jax
@@ -278,7 +319,7 @@ def _run(options, handler):
     from cdl_jax.report import run_page
     from cdl_jax.run import loop
 
-    _start(options, folder)
+    _start_jax(options, folder)
     primary = jax.process_index() == 0
     with workdir.locked(folder) if primary else nullcontext():
         workdir.check_config(folder, resolved)
@@ -286,16 +327,16 @@ def _run(options, handler):
         seeds = loop.train(_program(config, folder), folder, handler)
     if primary:
         print(run_page.summary(seeds))
-        for own in files.seed_folders(folder, config.seeds):
-            if (page := own / "report.html").exists() and config.log.report:
+        for seed_folder in files.seed_folders(folder, config.seeds):
+            if (page := seed_folder / "report.html").exists() and config.log.report:
                 print(f"report: {page}")
     return 0
 
 
-def _start(options, folder):
-    """Starts jax, and prints a working directory that the command does not name, in the first process only.
+def _start_jax(options, folder):
+    """Starts jax. The first of several processes then prints the default working directory.
 
-    One process prints before jax is loaded, several once they are joined: jax numbers them.
+    A single process prints it before jax is loaded. Several processes get their numbers from jax.
     """
     from cdl_jax.runtime import distributed
 
@@ -308,14 +349,14 @@ def _start(options, folder):
 
 
 def _print_workdir(options, folder):
-    if not options.chosen:
+    if not options.names_workdir:
         print(f"workdir: {folder}", flush=True)
 
 
-def fetch_missing(config) -> None:
-    """Downloads the data set and the weights that a config needs, where `cdl_jax.fetch` has them.
+def fetch_missing(config: "ml_collections.ConfigDict") -> None:
+    """Downloads the missing data set and weights of a config, if `cdl_jax.fetch` provides them.
 
-    Other mistakes are left to the run, which reports them: a teacher's run in place of a file, a damaged archive.
+    The run reports other mistakes, such as a damaged archive, or a teacher's run instead of a file of weights.
 
     Raises:
       UserError: a download failed.
@@ -327,10 +368,10 @@ def fetch_missing(config) -> None:
     from cdl_jax.models import weights
 
     steps = [partial(stream.load, config.data, configs.seeds_of(config)[0])]
-    alone = config.get("distill", {}).get("name") == "none"
+    without_teacher = config.get("distill", {}).get("name") == "none"
     for key, value in configs.flatten(config).items():
-        named = key.endswith(".weights") and value not in ("", "random") and not value.startswith("package:")
-        if named and not (alone and key == "teacher.weights"):
+        is_file = key.endswith(".weights") and value not in ("", "random") and not value.startswith("package:")
+        if is_file and not (without_teacher and key == "teacher.weights"):
             steps.append(partial(weights.find, value, key))
     for step in steps:
         try:
@@ -342,10 +383,14 @@ def fetch_missing(config) -> None:
 
 
 def _program(config, folder=None):
-    """Returns the program of a config, with the data of the run in `folder` if there is one.
+    """Returns the program of a config.
+
+    Args:
+      config: a ConfigDict.
+      folder: the run's folder, to compare the data with; None: no run.
 
     Raises:
-      UserError: the data is missing, damaged, or has changed since the run began.
+      UserError: the data is missing, damaged, or differs from that of the run.
     """
     from cdl_jax import config as configs
     from cdl_jax.data import stream
@@ -359,16 +404,16 @@ def _program(config, folder=None):
 
 
 def _stored_run(config, folder):
-    """The program of the run in `folder`.
+    """Returns the program of the run in a folder.
 
     Raises:
-      UserError: there is none, or it is of another config.
+      UserError: the folder has no run, or a run of another config.
     """
     from cdl_jax.errors import UserError
     from cdl_jax.run import workdir
 
     if not (folder / "config.json").exists():
-        raise UserError(f"--workdir {folder} holds no run: train one with the same command and --mode=train")
+        raise UserError(f"--workdir {folder} has no run: train one with the same command and --mode=train")
     workdir.check_config(folder, config.to_dict())
     return _program(config, folder)
 
@@ -380,7 +425,7 @@ def _analyze(config, folder, options):
     from cdl_jax.runtime import distributed
 
     if options.distributed != "off":
-        raise UserError(f"--distributed={options.distributed}: --mode=analyze works in one process, leave it out")
+        raise UserError(f"--distributed={options.distributed}: --mode=analyze runs in one process: omit the flag")
     distributed.initialize("off")
     content = analysis.analyze(_stored_run(config, folder), folder)
     analysis.write(folder, content)
@@ -393,13 +438,13 @@ def _evaluate(config, folder, task):
     from cdl_jax.run import loop
 
     result = loop.evaluate(_stored_run(config, folder), folder, task)
-    same = True
+    equal = True
     for network, rows in result["networks"].items():
-        shown = " ".join(f"{value:.2f}" for value in rows["now"])
-        same &= rows["now"] == rows["stored"]
-        print(f"{network} after task {result['task']}: {shown}")
-    print("equal to the run's accuracy matrix" if same else "NOT equal to the run's accuracy matrix")
-    return 0 if same else 1
+        accuracies = " ".join(f"{value:.2f}" for value in rows["now"])
+        equal &= rows["now"] == rows["stored"]
+        print(f"{network} after task {result['task']}: {accuracies}")
+    print("equal to the run's accuracy matrix" if equal else "NOT equal to the run's accuracy matrix")
+    return 0 if equal else 1
 
 
 if __name__ == "__main__":

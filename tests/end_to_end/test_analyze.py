@@ -114,9 +114,9 @@ def test_what_cannot_be_analyzed_is_refused_in_one_line(kd, tmp_path, capsys, mo
     arguments, *_ = kd
     mode = ("--mode", "analyze")
     for wrong, expected in (
-        (("--config", TINY, "--workdir", tmp_path / "none", *mode), "holds no run"),
+        (("--config", TINY, "--workdir", tmp_path / "none", *mode), "has no run"),
         ((*arguments, *mode, "--config.learner.top_k=3"), "learner.top_k: 2 -> 3"),
-        ((*arguments, *mode, "--distributed=auto"), "--mode=analyze works in one process"),
+        ((*arguments, *mode, "--distributed=auto"), "--mode=analyze runs in one process"),
     ):
         code, err = answer(capsys, monkeypatch, *wrong)
         assert code == 2 and expected in err and len(err.splitlines()) == 1, err

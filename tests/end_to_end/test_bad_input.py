@@ -56,7 +56,7 @@ def answer(capsys, monkeypatch, *arguments):
         (["--config.student.family=resnet"], "config.student.family='resnet' does not fit config.method='cdl'"),
         (["--config.method=dkt"], "config.dkt.classes is missing, an option of config.method='dkt'"),
         (["stray"], "unexpected argument 'stray'"),
-        (["--mode=eval"], "holds no run"),
+        (["--mode=eval"], "has no run"),
         (["--distributed=here"], "HOST:PORT,NUM_PROCESSES,PROCESS_ID"),
     ],
 )
@@ -124,10 +124,10 @@ def test_flags_that_are_missing(tmp_path, capsys, monkeypatch):
     code, err = answer(capsys, monkeypatch, "--mode=eval")
     assert code == 2 and err.startswith("cdl_jax: --config is missing: add --config")
     code, err = answer(capsys, monkeypatch, "--workdir", tmp_path / "empty")
-    assert code == 2 and "holds no run: add --config" in err and len(err.splitlines()) == 1
+    assert code == 2 and "has no run: add --config" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "empty").exists()
     code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path / "run", "--task=1")
-    assert code == 2 and "--task=1 goes with --mode=eval" in err
+    assert code == 2 and "--task=1 needs --mode=eval" in err
 
 
 def test_weights_of_another_shape(tmp_path, capsys, monkeypatch):
