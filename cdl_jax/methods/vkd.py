@@ -216,6 +216,8 @@ def build(config, info: StreamInfo) -> VkD:
     mixing.check(config.mixing, "mixing")
     kinds = [plugins.load_plugin("models", network.family) for network in (section, config.teacher)]
     student, teacher = kinds[0].build(section, info.num_classes), kd.teacher_of(config, info, options)
+    if len(options.ema_decay) != 2:
+        raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)} must be two numbers: at the start and at the end")
     first, last = options.ema_decay
     if not (0 <= first <= 1 and 0 <= last <= 1):
         raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)}: both decays lie in [0, 1]")
