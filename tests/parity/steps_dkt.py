@@ -22,8 +22,8 @@ from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.two_heads import TwoHeads
 from tests.parity.programs_dkt import build, load, part_of, to_torch
 from tests.parity.programs_okddip import images
-from tests.support.places import context
-from tests.support.stepping import train
+from tests.support.contexts import context
+from tests.support.manual_steps import train
 
 _CALLS = 4  # of the teacher on each batch of the program, each of which moves its running statistics
 _KEY = jax.random.key(0)

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 from cdl_jax import losses
-from tests.support.places import context
+from tests.support.contexts import context
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(0, 3, (2, 5, 7))

@@ -15,7 +15,7 @@ from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import RunInterrupted
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
-from tests.support.stopping import After
+from tests.support.signals import After
 
 SIDE, SEEDS, TASKS = 8, (3, 0), 3
 TINY = {"family": "tests.support.tiny_network", "pooled": True, "norm": True, "dim": 4}

@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 from cdl_jax.distill import dkd, kd, none
 from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.errors import UserError
-from tests.support.places import context
+from tests.support.contexts import context
 
 CLASSES = 7
 RNG = np.random.default_rng(3)

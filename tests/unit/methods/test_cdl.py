@@ -14,7 +14,7 @@ from cdl_jax import config as base
 from cdl_jax.errors import UserError
 from cdl_jax.methods import cdl
 from cdl_jax.methods.base import StreamInfo
-from tests.support.places import context
+from tests.support.contexts import context
 
 INFO = StreamInfo(6, (3, 3))
 PLACE = context(3, 6, task=1)

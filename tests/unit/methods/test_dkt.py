@@ -14,8 +14,8 @@ from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import dkt_learners, topology
 from cdl_jax.training import steps as trainer
-from tests.support.places import context
-from tests.support.stepping import quick, train
+from tests.support.contexts import context
+from tests.support.manual_steps import quick, train
 
 INFO = StreamInfo(4, (2, 2))
 

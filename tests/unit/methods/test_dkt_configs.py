@@ -17,7 +17,7 @@ from cdl_jax.methods.shared.finished_run import find_teacher
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.run import loop
 from cdl_jax.training.program import Program
-from tests.support.places import context
+from tests.support.contexts import context
 
 get_config = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "dkt.py"))["get_config"]
 INFO = StreamInfo(100, (10,) * 10)

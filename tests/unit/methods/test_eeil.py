@@ -22,8 +22,8 @@ from cdl_jax.run import loop
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights
-from tests.support.places import context
-from tests.support.stepping import quick
+from tests.support.contexts import context
+from tests.support.manual_steps import quick
 
 INFO = StreamInfo(6, (2, 1, 2, 1))
 TINY = {

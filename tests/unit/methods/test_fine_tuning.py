@@ -13,7 +13,7 @@ from cdl_jax.models import weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.heads import is_head
 from cdl_jax.models.weights import pretrained
-from tests.support.places import context
+from tests.support.contexts import context
 
 
 @pytest.mark.parametrize("classes", [0, 9], ids=["no head", "a head of other classes"])

@@ -14,7 +14,7 @@ from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
 from tests.end_to_end import tiny
-from tests.support.places import context
+from tests.support.contexts import context
 
 
 def made(dtype):

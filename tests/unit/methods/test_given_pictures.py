@@ -14,7 +14,7 @@ from cdl_jax.methods import kd
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.methods.shared.finished_run import RunTeacher
-from tests.support.places import context
+from tests.support.contexts import context
 
 PLAIN = {"mean": (), "std": ()}
 OWN = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2)}

@@ -13,8 +13,8 @@ from cdl_jax.methods import lwf
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.training import steps as trainer
-from tests.support.places import context
-from tests.support.stepping import quick
+from tests.support.contexts import context
+from tests.support.manual_steps import quick
 
 INFO = StreamInfo(5, (2, 1, 2))
 

@@ -16,7 +16,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.models import weights
 from cdl_jax.training import steps as trainer
-from tests.support.places import context
+from tests.support.contexts import context
 
 INFO = StreamInfo(4, (2, 2))
 RNG = np.random.default_rng(11)

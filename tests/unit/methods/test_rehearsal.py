@@ -11,7 +11,7 @@ from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import supervised
 from cdl_jax.methods.base import Replay, StreamInfo
 from cdl_jax.models.modules.conv import apply
-from tests.support.places import context
+from tests.support.contexts import context
 
 INFO = StreamInfo(4, (2, 2))
 

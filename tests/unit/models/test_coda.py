@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from cdl_jax.models.prompts import coda
-from tests.support.places import context
+from tests.support.contexts import context
 
 OPTIONS = SimpleNamespace(**{**coda.OPTIONS, "pool": 6, "length": 2, "layers": 1})
 RNG = np.random.default_rng(2)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.prompts import l2p
-from tests.support.places import context
+from tests.support.contexts import context
 
 POOL, LENGTH, TOP, DIM, KEY = 6, 4, 2, 5, 3
 RNG = np.random.default_rng(4)

@@ -9,7 +9,7 @@ from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.prompts import dualprompt, l2p
 from cdl_jax.models.prompts.base import batchwise_top_k
-from tests.support.places import context
+from tests.support.contexts import context
 
 POOL, LENGTH, TOP, DIM, KEY, BATCH = 6, 3, 2, 5, 4, 7
 QUERY = np.random.default_rng(11).normal(size=(BATCH, KEY)).astype(np.float32)

@@ -15,7 +15,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.published import cdl
 from cdl_jax.training.program import Program
 from configs.cdl import get_config
-from tests.support.places import context
+from tests.support.contexts import context
 
 TABLE = published.table("cdl")
 CELLS = {tuple(cell.where.values()): cell for cell in TABLE.cells}

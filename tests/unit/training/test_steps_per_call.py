@@ -14,7 +14,7 @@ from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import RunInterrupted
 from cdl_jax.training import steps as trainer
 from cdl_jax.training.program import Program
-from tests.support.stopping import After
+from tests.support.signals import After
 
 SIDE = 8
 
