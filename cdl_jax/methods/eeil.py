@@ -1,19 +1,24 @@
-"""End-to-End Incremental Learning: a network holds on to what it said, remembers typical pictures, and is balanced.
+"""End-to-End Incremental Learning: distillation from the previous network, a herded memory, balanced fine-tuning.
 
-Castro et al. (2018), as the third teacher of "Distributed Knowledge Transfer" has it. On the task's pictures and as
-many remembered ones
+Castro et al. (2018), as the third teacher of "Distributed Knowledge Transfer" ("the authors' code" below is that of
+Distributed Knowledge Transfer). A task has three parts:
 
-    L = CE over the classes seen + alpha (distance from what the previous network said of the classes learnt before)
+1. Training on the task's images and as many replayed ones, with noise on the gradients:
 
-with noise on the gradients. Then the network chooses the pictures of the task's classes that are most like them all
-(`data.herding`), and is fine-tuned on equally many pictures of every class, where it holds on to what it has just
-learnt of the task's classes. It then chooses once more: these are what later tasks see.
+       L = CE over the classes seen + alpha distillation from the previous network over the classes of earlier tasks
 
-Variables: `{"network": ..., "previous": ..., "memory": {"rows": int32 [classes, width], "steps": int32}}`; `previous`
-is a copy of the network as it was when it last chose, `steps` counts those with noise over the whole run.
+2. The network selects the images of the task's classes whose features are closest to the class mean (`data.herding`).
+   It is then fine-tuned on equally many images of every class. There it is distilled from the network after part 1,
+   over the task's classes.
+3. The network selects again; later tasks replay these images.
+
+Variables: `{"network": ..., "previous": ..., "memory": {"rows": int32 [classes, width], "steps": int32}}`. `previous`
+is a copy of the network at its last selection. `steps` counts the steps with noise over the whole run.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -22,32 +27,34 @@ from ml_collections import ConfigDict
 
 from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
-from cdl_jax.methods import supervised
-from cdl_jax.methods.base import HerdsMemory, Method, Outcome, Phase, Replay, StreamInfo, Update
+from cdl_jax.losses import Context
+from cdl_jax.methods.base import HerdsMemory, Outcome, Phase, Replay, StreamInfo, Update, Variables
 from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.methods.supervised import TRAINING_OPTIONS, Supervised, is_network_parameter
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
 
 OPTIONS = {
-    **{key: value for key, value in supervised.LEARNING.items() if key != "replay_balance"},
-    "classes": "seen",  # what cross-entropy and predictions span: the classifier grows, or has "all" from the start
-    "replay": 2000,  # pictures remembered, equally many of each class learnt
-    "alpha": 1.0,  # weight of what is held on to
+    **{key: value for key, value in TRAINING_OPTIONS.items() if key != "replay_balance"},
+    "classes": "seen",  # classes of cross-entropy and prediction: those "seen" so far, or "all" from the start
+    "replay": 2000,  # capacity of the memory in images, shared equally among the learned classes
+    "alpha": 1.0,  # weight of the distillation from the previous network
     "temperature": 2.0,
-    # What a softmax spans where it is held on to: the "classes", or the pictures of the "batch" (the authors of DKT).
+    # Axis of the softmax in that distillation: the "classes", or the images of the "batch" (the authors' code).
     "soften": "classes",
-    "active": "all_seen",  # classes held on to: of all tasks before, or "last": of the one before (those authors)
-    # Noise on gradients, noise / (1 + step)^noise_decay at each step of the run; 0: none. It is the noise's standard
-    # "deviation" (those authors), or its "variance" (Neelakantan et al., 2015), which is far more noise later on.
+    # Classes of that distillation: of all earlier tasks ("all_seen"), or of the "last" task before (the authors' code).
+    "active": "all_seen",
+    # Noise on gradients, noise / (1 + step)^noise_decay at each step of the run; 0: no noise. The formula gives the
+    # standard "deviation" (the authors' code) or the "variance" (Neelakantan et al., 2015: far more noise later on).
     "noise": 0.3,
     "noise_decay": 0.55,
     "noise_is": "deviation",
-    "finetune_epochs": 30,  # on the memory alone, with plain SGD and no noise; 0: none
-    "finetune_from": 1,  # the first task that ends with it, counted from 0; 3: those authors
-    "finetune_rate": 0.01,  # its learning rate
-    "finetune_milestones": (10, 20),  # epochs, after each of which the rate is a tenth
-    # The pictures of each class in it: what the memory has room for with those "seen" so far, or with "all" of the
-    # stream (those authors), so that there are equally many in every task.
+    "finetune_epochs": 30,  # on the memory, with plain SGD and without noise; 0: no fine-tuning
+    "finetune_from": 1,  # index of the first task with fine-tuning, from 0; the authors' code has 3
+    "finetune_rate": 0.01,  # learning rate of fine-tuning
+    "finetune_milestones": (10, 20),  # epochs after which that rate is divided by 10
+    # Images of each class in fine-tuning: the memory's capacity divided by the number of classes "seen" so far, or by
+    # that of "all" classes of the stream (the authors' code), which is equal in every task.
     "finetune_share": "seen",
 }
 _CHOICES = {
@@ -59,106 +66,94 @@ _CHOICES = {
 }
 
 
-def defaults(network="resnet32_padded") -> dict:
-    """The config sections of this method, for a named network of any family, with random weights."""
+def defaults(network: str = "resnet32_padded") -> dict[str, Mapping[str, Any]]:
+    """Returns the config sections for a named network of any family, with random weights."""
     return {"eeil": OPTIONS, "network": {**families.network_options(network), "weights": "random"}}
 
 
 @dataclass(frozen=True)
-class EEIL(Method, HerdsMemory):
-    """See `methods.base.Method`. alone: the network and how it learns from labels. finetuning: its optimizer."""
+class EEIL(Supervised, HerdsMemory):
+    """Adds distillation, gradient noise, a herded memory and balanced fine-tuning to `Supervised`.
 
-    supports_batch_statistics = True
+    Attributes:
+      finetuning: optimizer of fine-tuning.
+    """
+
     bookkeeping = frozenset({"memory"})
 
-    alone: supervised.Supervised
-    options: Any
-    info: StreamInfo
-    finetuning: optim.Optimizer
-    networks: tuple[str, ...] = ("network",)
+    finetuning: optim.Optimizer = field(kw_only=True)
 
-    @property
-    def image_size(self):
-        return self.alone.image_size
-
-    @property
-    def loss_classes(self):
-        return self.alone.loss_classes
-
-    @property
-    def predict_over(self):
-        return self.alone.predict_over
-
-    @property
-    def phases(self):
-        options, epochs = self.options, self.alone.epochs
-        own = lambda path: path[:2] == ("network", "params")  # noqa: E731
-        learn = (Update(own, self.alone.optimizer, self.loss),)
-        memory = Replay(options.replay, options.replay_batch or self.alone.batch_size, "herding")
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        options = self.options
+        updates = (Update(is_network_parameter, self.optimizer, self.loss),)
+        memory = Replay(options.replay, options.replay_batch or self.batch_size, "herding")
         phases = (
-            Phase("network", epochs, learn, tasks="first", herding_network="network"),
-            Phase("network_replay", epochs, learn, tasks="later", replay=memory, herding_network="network"),
+            Phase("network", self.epochs, updates, tasks="first", herding_network="network"),
+            Phase("network_replay", self.epochs, updates, tasks="later", replay=memory, herding_network="network"),
         )
         if not options.finetune_epochs:
             return phases
-        each = options.replay // self.info.num_classes if options.finetune_share == "all" else 0
-        tune = Phase(
+        per_class = options.replay // self.info.num_classes if options.finetune_share == "all" else 0
+        finetuning = Phase(
             "balanced",
             options.finetune_epochs,
-            (Update(own, self.finetuning, self.finetune_loss),),
+            (Update(is_network_parameter, self.finetuning, self.finetune_loss),),
             order=1,
             tasks="later",
             since=options.finetune_from,
-            replay=Replay(options.replay, 0, "herding", per_class=each),
+            replay=Replay(options.replay, 0, "herding", per_class=per_class),
             balanced=True,
             herding_network="network",
         )
-        return (*phases, tune)
+        return (*phases, finetuning)
 
-    def init(self, key):
-        network, classes = self.alone.init(key)["network"], self.info.num_classes
-        width = -(-self.options.replay // self.info.task_sizes[0])  # no class ever has more room than after that task
+    def init(self, key: jax.Array) -> Variables:
+        network, classes = super().init(key)["network"], self.info.num_classes
+        width = -(-self.options.replay // self.info.task_sizes[0])  # a class has most rows after the first task
         memory = {"rows": jnp.full((classes, width), -1, jnp.int32), "steps": jnp.zeros((), jnp.int32)}
         return {"network": network, "previous": network, "memory": memory}
 
-    def load_pretrained(self, variables):
-        network = self.alone.load_pretrained(variables)["network"]
-        return {**variables, "network": network, "previous": network}
+    def load_pretrained(self, variables: Variables) -> Variables:
+        loaded = super().load_pretrained(variables)
+        return {**loaded, "previous": loaded["network"]}
 
-    def memory_rows(self, mutable):
+    def memory_rows(self, mutable: Variables) -> jax.Array:
         return mutable["memory"]["rows"]
 
-    def update_memory(self, variables, rows):
-        """See `methods.base.Method`; what is held on to next is the network that has chosen."""
-        # A copy: the steps are given the buffers of both.
+    def update_memory(self, variables: Variables, rows: jax.Array) -> Variables:
+        # A copy, as training steps reuse the buffers of both.
         previous = jax.tree.map(jnp.copy, variables["network"])
         return {**variables, "previous": previous, "memory": {**variables["memory"], "rows": rows}}
 
-    def loss(self, variables, batch, context):
-        """Cross-entropy, and what is held on to of earlier tasks; in the first task the former alone."""
+    def loss(self, variables: Variables, batch: Mapping[str, Any], context: Context) -> tuple[jax.Array, Outcome]:
+        """Returns cross-entropy + alpha distillation over earlier classes; no distillation in the first task."""
         active = dkt_losses.active_classes(self.info.classes_of, context.task, self.options.active)
-        total, metrics, changed = self._terms(variables, batch, context, active)
+        total, metrics, new_variables = self._loss_and_metrics(variables, batch, context, active)
         steps = variables["memory"]["steps"]
-        noise = self._noise(variables["network"]["params"], steps, jax.random.fold_in(context.key, 3))
-        return total + noise, Outcome(metrics, variables={**changed, "memory": {"steps": steps + 1}})
+        noise = self._noise_loss(variables["network"]["params"], steps, jax.random.fold_in(context.key, 3))
+        return total + noise, Outcome(metrics, variables={**new_variables, "memory": {"steps": steps + 1}})
 
-    def finetune_loss(self, variables, batch, context):
-        """Cross-entropy, and what is held on to of the task that was learnt just before."""
-        total, metrics, changed = self._terms(variables, batch, context, context.current(self.info.num_classes))
-        return total, Outcome(metrics, variables=changed)
+    def finetune_loss(
+        self, variables: Variables, batch: Mapping[str, Any], context: Context
+    ) -> tuple[jax.Array, Outcome]:
+        """Returns cross-entropy + alpha distillation over the classes of the current task."""
+        active = context.current(self.info.num_classes)
+        total, metrics, new_variables = self._loss_and_metrics(variables, batch, context, active)
+        return total, Outcome(metrics, variables=new_variables)
 
-    def _terms(self, variables, batch, context, active):
-        """(loss, metrics, partial variables to be replaced) with the `active` `[classes]` columns held on to."""
+    def _loss_and_metrics(self, variables, batch, context, active):
+        """Returns the loss, its metrics and partial variables; `active` bool `[classes]` are distilled."""
         options = self.options
-        true, logits, changed = self.alone.learn(variables, batch, context)
-        (before, _), _ = apply(self.alone.backbone, variables["previous"], batch["images"], False, context.key)
-        term = dkt_losses.lwf_loss if options.soften == "classes" else dkt_losses.eeil_loss
-        held = term(logits, before, active, options.temperature)
-        total = true + options.alpha * held
-        return total, {"loss": total, "class_loss": true, "previous_loss": held}, changed
+        class_loss, logits, new_variables = self.label_loss(variables, batch, context)
+        (previous_logits, _), _ = apply(self.backbone, variables["previous"], batch["images"], False, context.key)
+        distillation_loss = dkt_losses.lwf_loss if options.soften == "classes" else dkt_losses.eeil_loss
+        distillation = distillation_loss(logits, previous_logits, active, options.temperature)
+        total = class_loss + options.alpha * distillation
+        return total, {"loss": total, "class_loss": class_loss, "previous_loss": distillation}, new_variables
 
-    def _noise(self, params, step, key):
-        """A scalar of value 0 that brings the noise of a step."""
+    def _noise_loss(self, params, step, key):
+        """Returns a scalar of value 0 whose gradient is the noise of a step."""
         options = self.options
         if not options.noise:
             return 0.0
@@ -166,59 +161,46 @@ class EEIL(Method, HerdsMemory):
         deviation = size if options.noise_is == "deviation" else jnp.sqrt(size)
         return dkt_losses.noise_loss(params, key, deviation)
 
-    def predict(self, variables, images, context):
-        return self.alone.predict(variables, images, context)
+    def teacher_outputs(
+        self, network: str, variables: Variables, images: jax.Array, context: Context, use_batch_statistics=False
+    ) -> dict[str, jax.Array]:
+        """Returns the network's outputs; logits of unseen classes are the smallest logit of the others.
 
-    def extra_metrics(self, logits, labels, context):
-        """`{name: [batch]}`, see `methods.base.Method`."""
-        return self.alone.extra_metrics(logits, labels, context)
-
-    def features(self, variables, images, context):
-        """How the network sees pictures, see `methods.base.Method`."""
-        return self.alone.features(variables, images, context)
-
-    def teacher_outputs(self, network, variables, images, context, use_batch_statistics=False):
-        """What the network tells as the teacher of another run (see `methods.base.Method`).
-
-        The logits of classes that it has not seen were never trained: they are told as the least of the others.
+        The logits of classes that the network has not seen were never trained.
         """
-        told = self.alone.teacher_outputs(network, variables, images, context, use_batch_statistics)
-        seen, logits = context.mask(self.options.classes, self.info.num_classes), told["logits"]
-        least = jnp.where(seen, logits, jnp.inf).min(axis=-1, keepdims=True)
-        return {**told, "logits": jnp.where(seen, logits, least)}
-
-    def export(self, variables):
-        """File name -> variables that the run writes when it is finished."""
-        return self.alone.export(variables)
+        outputs = super().teacher_outputs(network, variables, images, context, use_batch_statistics)
+        seen, logits = context.mask(self.options.classes, self.info.num_classes), outputs["logits"]
+        smallest = jnp.where(seen, logits, jnp.inf).min(axis=-1, keepdims=True)
+        return {**outputs, "logits": jnp.where(seen, logits, smallest)}
 
 
-def build(config, info: StreamInfo) -> EEIL:
-    """The method that `config` describes, for the stream of `info`.
+def build(config: ConfigDict, info: StreamInfo) -> EEIL:
+    """Builds the method from its config.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: an option is out of range or unknown, or options do not fit together.
     """
     options = config.eeil
     for key, known in _CHOICES.items():
         if options[key] not in known:
             raise UserError(f"eeil.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
     if not options.temperature > 0 or options.alpha < 0:
-        raise UserError(f"eeil.temperature={options.temperature}, alpha={options.alpha}: above 0, and not negative")
+        raise UserError(
+            f"eeil.temperature={options.temperature} must be above 0, and eeil.alpha={options.alpha} not negative"
+        )
     if options.active == "last" and options.alpha and 1 in info.task_sizes[:-1] and options.soften == "classes":
         raise UserError(
-            f"eeil.active='last' holds on to one class after task {info.task_sizes.index(1)}, and the softmax over "
-            "it is 1 whatever the weights; say 'all_seen'"
+            f"eeil.active='last' preserves one class after task {info.task_sizes.index(1)}, and the softmax over one "
+            "class is always 1; set 'all_seen'"
         )
     for key in ("noise", "noise_decay", "finetune_epochs"):
         if options[key] < 0:
             raise UserError(f"eeil.{key}={options[key]} must not be negative")
     if options.finetune_from < 1:
-        raise UserError(
-            f"eeil.finetune_from={options.finetune_from}: at least 1, for nothing comes before the first task"
-        )
+        raise UserError(f"eeil.finetune_from={options.finetune_from}: at least 1, as the first task has no memory")
     if options.replay < info.num_classes:
-        raise UserError(f"eeil.replay={options.replay}: at least one picture of each of the {info.num_classes} classes")
-    plain = {"name": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+        raise UserError(f"eeil.replay={options.replay}: at least one image of each of the {info.num_classes} classes")
+    plain_sgd = {"name": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     rate = {"learning_rate": options.finetune_rate, "schedule": "steps", "milestones": options.finetune_milestones}
-    finetuning = optim.build(ConfigDict({**config.optim, **plain, **rate}), options.finetune_epochs)
-    return EEIL(supervised.alone("eeil", config, info), options, info, finetuning)
+    finetuning = optim.build(ConfigDict({**config.optim, **plain_sgd, **rate}), options.finetune_epochs)
+    return EEIL.from_section("eeil", config, info, finetuning=finetuning)

@@ -1,4 +1,4 @@
-"""A loss that is 0 whatever the weights is refused before training, with the option that mends it."""
+"""A loss that is 0 for all weights is refused before training, and the message names the option to change."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,10 +46,10 @@ def refusal(*arguments, **options):
     return str(caught.value)
 
 
-def test_a_softmax_over_one_class_is_zero_whatever_the_logits():
-    logits, allowed = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5)), jnp.float32), jnp.arange(5) == 3
-    assert float(cross_entropy(logits, jnp.full(8, 3), allowed)) == 0
-    assert float(kl_divergence(logits, -logits, allowed, 2.0)) == 0
+def test_losses_of_a_softmax_over_one_class_are_zero():
+    logits, mask = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5)), jnp.float32), jnp.arange(5) == 3
+    assert float(cross_entropy(logits, jnp.full(8, 3), mask)) == 0
+    assert float(kl_divergence(logits, -logits, mask, 2.0)) == 0
 
 
 @pytest.mark.parametrize("method", CURRENT)
@@ -61,7 +61,7 @@ def test_a_task_of_one_class_needs_a_softmax_over_more_classes(method, sizes, in
 
 
 @pytest.mark.parametrize("method", CHOSEN)
-def test_the_option_that_mends_it_is_named_and_mends_it(method):
+def test_message_names_the_option_that_makes_the_loss_trainable(method):
     memory = {"replay": 40} if method == "eeil" else {}
     if method != "eeil":  # which spans "seen" or "all" only
         assert f"say config.{method}.classes='seen', or " in refusal(
@@ -73,7 +73,7 @@ def test_the_option_that_mends_it_is_named_and_mends_it(method):
         assert refusal(method, chosen, sizes=(1,)).startswith("the stream has one class, ")
 
 
-def test_methods_without_such_a_softmax_take_tasks_of_one_class():
+def test_methods_without_a_softmax_accept_tasks_of_one_class():
     config = base.default("nearest_mean", data="glyph_mini", network="mini_student")
     config.data.num_tasks = 20
     Program(config, stream.load(config.data, 0))
@@ -81,16 +81,16 @@ def test_methods_without_such_a_softmax_take_tasks_of_one_class():
 
 
 @pytest.mark.parametrize(("method", "key", "more"), [("lwf", "lwf_active", {}), ("eeil", "active", {"replay": 40})])
-def test_what_is_held_on_to_spans_two_classes(method, key, more):
+def test_distillation_from_the_previous_network_needs_two_classes(method, key, more):
     last = {key: "last", "classes": "all", **more}
     message = refusal(method, (method, last), sizes=(2, 1, 1))
-    assert message.startswith(f"{method}.{key}='last' holds on to one class after task 1")
+    assert message.startswith(f"{method}.{key}='last' preserves one class after task 1")
     program(method, (method, last), sizes=(2, 2, 1))
     program(method, (method, {**last, key: "all_seen"}), sizes=(2, 1, 1))
     program(method, (method, {**last, "alpha": 0.0}), sizes=(2, 1, 1))
 
 
-def test_weights_that_are_all_zero_are_refused():
+def test_loss_weights_that_are_all_zero_are_refused():
     off = {"feature_weight": 0.0, "logit_weight": 0.0}
     program("vkd", ("distill", off), sizes=(10, 10))
     message = refusal("vkd", ("distill", {**off, "label_weight": 0.0}), sizes=(10, 10))
@@ -104,7 +104,7 @@ def dkd(sizes, **options):
     return Program(config, stream.load(config.data, 0))
 
 
-def test_decoupled_distillation_needs_a_term_that_is_not_constant():
+def test_dkd_needs_a_part_that_is_not_constant():
     dkd((10, 10), target_weight=0.0)
     dkd((2,) * 10)
     dkd((2,) * 10, target_weight=0.0, classes="seen")

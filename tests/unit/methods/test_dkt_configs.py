@@ -116,7 +116,7 @@ def test_a_finished_run_teaches_as_it_was_after_the_same_task(teacher, use_batch
     for task, (first, end) in enumerate(((0, 10), (10, 20))):
         own = join(variables["frozen"], jax.tree.map(lambda x, task=task: x[task], variables["tasks"]))
         place = context(first, end, task=task)
-        (logits, _), _ = apply(found.method.alone.backbone, own["network"], images, use_batch_statistics, place.key)
+        (logits, _), _ = apply(found.method.backbone, own["network"], images, use_batch_statistics, place.key)
         said.append(found.outputs(variables, images, place)["logits"])
         np.testing.assert_allclose(said[-1], logits, atol=1e-5)
     assert float(jnp.abs(said[0] - said[1]).max()) > 1e-3

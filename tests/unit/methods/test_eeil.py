@@ -1,4 +1,4 @@
-"""EEIL: what its losses hold on to, noise on gradients, what it tells a student; and a run that is killed."""
+"""EEIL: its losses, gradient noise, its outputs as a teacher, and a run that is killed and resumed."""
 
 import json
 import runpy
@@ -47,28 +47,29 @@ def data():
     return {"images": jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32), "labels": jnp.array([3, 4, 3, 0, 1, 2])}
 
 
-def moved_on(method):
-    """Variables of a network that is no longer what it was when it last chose."""
-    one, other = (method.init(jax.random.key(seed)) for seed in (0, 1))
-    return {**one, "previous": other["network"], "memory": {**one["memory"], "steps": jnp.int32(40)}}
+def random_variables(method):
+    """Variables of a network that differs from the previous one, after 40 steps."""
+    current, previous = (method.init(jax.random.key(seed)) for seed in (0, 1))
+    memory = {**current["memory"], "steps": jnp.int32(40)}
+    return {**current, "previous": previous["network"], "memory": memory}
 
 
-def logits(method, variables, data):
-    """What the network says as it learns, and the previous one as it is tested."""
-    backbone, key = method.alone.backbone, jax.random.key(0)
-    (now, _), _ = apply(backbone, variables["network"], data["images"], True, key)
-    (before, _), _ = apply(backbone, variables["previous"], data["images"], False, key)
-    return np.asarray(now, np.float64), np.asarray(before, np.float64)
+def logits_of_both(method, variables, data):
+    """Logits of the network in training mode, and of the previous network in evaluation mode."""
+    backbone, key = method.backbone, jax.random.key(0)
+    (current, _), _ = apply(backbone, variables["network"], data["images"], True, key)
+    (previous, _), _ = apply(backbone, variables["previous"], data["images"], False, key)
+    return np.asarray(current, np.float64), np.asarray(previous, np.float64)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return moved_on(build())
+    return random_variables(build())
 
 
 @pytest.fixture(scope="module")
-def said(variables, data):
-    return logits(build(), variables, data)
+def both_logits(variables, data):
+    return logits_of_both(build(), variables, data)
 
 
 def softmax(z, axis):
@@ -76,13 +77,13 @@ def softmax(z, axis):
     return e / e.sum(axis=axis, keepdims=True)
 
 
-def held_on_to(said, columns, kind):
-    """By the formulas, at temperature 2."""
-    now, before = (z[:, columns] / 2 for z in said)
+def expected_distillation(both_logits, columns, kind):
+    """The distillation loss by its formula, at temperature 2."""
+    current, previous = (z[:, columns] / 2 for z in both_logits)
     if kind == "classes":
-        p, q = softmax(before, 1), softmax(now, 1)
+        p, q = softmax(previous, 1), softmax(current, 1)
         return (p * np.log(p / q)).sum(axis=1).mean()
-    p, q = softmax(before, 0), softmax(now, 0)
+    p, q = softmax(previous, 0), softmax(current, 0)
     return -(p * np.log(q) + (1 - p) * np.log(1 - q)).mean(axis=0).sum()
 
 
@@ -91,47 +92,47 @@ def held_on_to(said, columns, kind):
     ("active", "tuning", "columns"),
     [("all_seen", False, [0, 1, 2]), ("last", False, [2, 3]), ("all_seen", True, [3, 4])],
 )
-def test_what_is_held_on_to(variables, data, said, kind, active, tuning, columns):
-    info, place, known = INFO, context(3, 5, task=2), 5
+def test_loss_distills_the_previous_network(variables, data, both_logits, kind, active, tuning, columns):
+    info, step_context, num_seen = INFO, context(3, 5, task=2), 5
     if active == "last":  # a softmax over the one class of INFO's second task has no gradient, and is refused
-        info, place, known = StreamInfo(6, (2, 2, 2)), context(4, 6, task=2), 6
+        info, step_context, num_seen = StreamInfo(6, (2, 2, 2)), context(4, 6, task=2), 6
     method = build(info, alpha=1.5, soften=kind, active=active)
     loss = method.finetune_loss if tuning else method.loss
-    total, outcome = quick(lambda v, b: loss(v, b, place))(variables, data)
-    held = held_on_to(said, columns, kind)
-    seen = jnp.arange(6) < known  # the classifier has not grown to later classes yet
-    true = float(cross_entropy(jnp.asarray(said[0]), data["labels"], seen))
-    assert float(outcome.metrics["previous_loss"]) == pytest.approx(held, rel=1e-4, abs=1e-6)
-    assert float(outcome.metrics["class_loss"]) == pytest.approx(true, rel=1e-4)
-    assert float(total) == float(outcome.metrics["loss"]) == pytest.approx(true + 1.5 * held, rel=1e-4)
+    total, outcome = quick(lambda v, b: loss(v, b, step_context))(variables, data)
+    distillation = expected_distillation(both_logits, columns, kind)
+    seen = jnp.arange(6) < num_seen  # the classifier has not grown to later classes yet
+    class_loss = float(cross_entropy(jnp.asarray(both_logits[0]), data["labels"], seen))
+    assert float(outcome.metrics["previous_loss"]) == pytest.approx(distillation, rel=1e-4, abs=1e-6)
+    assert float(outcome.metrics["class_loss"]) == pytest.approx(class_loss, rel=1e-4)
+    assert float(total) == float(outcome.metrics["loss"]) == pytest.approx(class_loss + 1.5 * distillation, rel=1e-4)
     assert set(outcome.variables["network"]) == {"batch_stats"}
-    counted = outcome.variables.get("memory", {}).get("steps")
-    assert counted is None if tuning else int(counted) == 41
+    steps = outcome.variables.get("memory", {}).get("steps")
+    assert steps is None if tuning else int(steps) == 41
 
 
-def test_the_first_task_holds_on_to_nothing_and_spans_its_own_classes(variables, data, said):
-    early = {**data, "labels": data["labels"] % 2}
-    _, outcome = quick(lambda v, b: build().loss(v, b, context(0, 2)))(variables, early)
+def test_first_task_has_no_distillation_and_spans_its_own_classes(variables, data, both_logits):
+    first_task = {**data, "labels": data["labels"] % 2}
+    _, outcome = quick(lambda v, b: build().loss(v, b, context(0, 2)))(variables, first_task)
     assert float(outcome.metrics["previous_loss"]) == 0
-    log_p = np.log(softmax(said[0][:, :2], 1))
-    wanted = -log_p[np.arange(6), np.asarray(early["labels"])].mean()
-    assert float(outcome.metrics["class_loss"]) == pytest.approx(wanted, rel=1e-4)
-    _, over_all = quick(lambda v, b: build(classes="all").loss(v, b, context(0, 2)))(variables, early)
+    log_p = np.log(softmax(both_logits[0][:, :2], 1))
+    expected = -log_p[np.arange(6), np.asarray(first_task["labels"])].mean()
+    assert float(outcome.metrics["class_loss"]) == pytest.approx(expected, rel=1e-4)
+    _, over_all = quick(lambda v, b: build(classes="all").loss(v, b, context(0, 2)))(variables, first_task)
     assert float(over_all.metrics["class_loss"]) > float(outcome.metrics["class_loss"]) + 0.1
 
 
-def test_gradients_have_noise_that_falls_over_the_run_and_the_loss_none(data):
-    wide, place = {**TINY, "dim": 200}, context(3, 5, task=2)
-    variables = moved_on(build(network=wide))
+def test_noise_changes_gradients_and_not_the_loss_and_decays_over_the_run(data):
+    wide, step_context = {**TINY, "dim": 200}, context(3, 5, task=2)
+    variables = random_variables(build(network=wide))
 
     def gradients(**changes):
         method = build(network=wide, **changes)
         (update,) = method.phases[1].updates
         trained, rest = trainer.split(variables, update.trainable)
         assert set(trained) == {"network"} and set(trained["network"]) == {"params"}
-        loss = lambda t: update.loss(join(rest, t), data, place)[0]  # noqa: E731
-        value, found = quick(jax.value_and_grad(loss))(trained)
-        return float(value), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
+        loss = lambda t: update.loss(join(rest, t), data, step_context)[0]  # noqa: E731
+        value, gradient = quick(jax.value_and_grad(loss))(trained)
+        return float(value), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
 
     (loss, plain), size = gradients(noise=0.0), 0.3 / 41**0.55
     for kind, deviation in (("deviation", size), ("variance", size**0.5)):
@@ -140,7 +141,7 @@ def test_gradients_have_noise_that_falls_over_the_run_and_the_loss_none(data):
         assert (noisy - plain).std() == pytest.approx(deviation, rel=0.1)
 
 
-def test_phases_end_with_equally_many_pictures_of_each_class():
+def test_last_phase_has_equally_many_images_of_each_class():
     first, later, tuned = build().phases
     assert (first.name, first.tasks, first.replay, first.herding_network) == ("network", "first", None, "network")
     assert (later.name, later.tasks, later.herding_network) == ("network_replay", "later", "network")
@@ -149,14 +150,14 @@ def test_phases_end_with_equally_many_pictures_of_each_class():
     assert tuned.replay == Replay(21, 0, "herding", per_class=0)
     rate = tuned.updates[0].optimizer.learning_rate
     assert [float(rate(jnp.float32(e))) for e in (0, 9, 10, 29)] == pytest.approx([0.01, 0.01, 0.001, 0.0001])
-    theirs = build(finetune_from=3, finetune_share="all").phases[-1]
-    assert [theirs.epochs_of(task) for task in range(5)] == [0, 0, 0, 30, 30]
-    assert theirs.replay.per_class == 21 // 6
+    as_authors = build(finetune_from=3, finetune_share="all").phases[-1]
+    assert [as_authors.epochs_of(task) for task in range(5)] == [0, 0, 0, 30, 30]
+    assert as_authors.replay.per_class == 21 // 6
     assert len(build(finetune_epochs=0).phases) == 2
     assert build().init(jax.random.key(0))["memory"]["rows"].shape == (6, 11)
 
 
-def test_who_chooses_is_held_on_to_next(variables):
+def test_network_that_selects_the_memory_becomes_the_previous_network(variables):
     rows = jnp.arange(66, dtype=jnp.int32).reshape(6, 11)
     after = build().update_memory(variables, rows)
     np.testing.assert_array_equal(after["memory"]["rows"], rows)
@@ -165,13 +166,13 @@ def test_who_chooses_is_held_on_to_next(variables):
         jax.tree.map(np.testing.assert_array_equal, after[part], variables["network"])
 
 
-def test_a_student_is_told_of_unseen_classes_that_they_are_the_least_likely(variables, data):
-    method, place = build(), context(3, 5, task=2)
-    told = np.asarray(method.teacher_outputs("network", variables, data["images"], place)["logits"])
-    (logits, _), _ = apply(method.alone.backbone, variables["network"], data["images"], False, place.key)
-    np.testing.assert_allclose(told[:, :5], logits[:, :5], atol=1e-6)
-    np.testing.assert_allclose(told[:, 5], logits[:, :5].min(axis=1), atol=1e-6)
-    assert np.abs(told[:, 5] - logits[:, 5]).max() > 1e-3
+def test_teacher_outputs_have_the_smallest_logit_for_unseen_classes(variables, data):
+    method, step_context = build(), context(3, 5, task=2)
+    outputs = np.asarray(method.teacher_outputs("network", variables, data["images"], step_context)["logits"])
+    (logits, _), _ = apply(method.backbone, variables["network"], data["images"], False, step_context.key)
+    np.testing.assert_allclose(outputs[:, :5], logits[:, :5], atol=1e-6)
+    np.testing.assert_allclose(outputs[:, 5], logits[:, :5].min(axis=1), atol=1e-6)
+    assert np.abs(outputs[:, 5] - logits[:, 5]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -183,12 +184,12 @@ def test_a_student_is_told_of_unseen_classes_that_they_are_the_least_likely(vari
         ({"noise_is": "devation"}, "did you mean 'deviation'"),
         ({"temperature": 0.0}, "eeil.temperature=0.0"),
         ({"noise": -1.0}, "eeil.noise=-1.0 must not be negative"),
-        ({"replay": 5}, "eeil.replay=5: at least one picture of each of the 6 classes"),
+        ({"replay": 5}, "eeil.replay=5: at least one image of each of the 6 classes"),
         ({"finetune_from": 0}, "eeil.finetune_from=0: at least 1"),
         ({"finetune_rate": 0.0}, "learning_rate=0.0 must be above 0"),
     ],
 )
-def test_what_makes_no_sense_is_told_in_one_line(changes, message):
+def test_invalid_options_give_a_message_of_one_line(changes, message):
     with pytest.raises(UserError) as error:
         build(**changes)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -214,29 +215,29 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def whole(program, tmp_path_factory):
+def finished(program, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eeil")
     (results,) = loop.train(program, folder)
     assert results["status"] == "finished"
-    program.place_data = lambda: None  # later runs of these tests take the compiled steps of this one
+    program.place_data = lambda: None  # later runs of these tests use the compiled steps of this run
     return folder
 
 
-def lines(folder):
+def log_lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_remembers_what_its_network_chose(program, whole):
-    told = [line["phase"] for line in lines(whole) if "loss" in line]
-    assert told == ["network"] * 5 + ["network_replay"] * 5 + ["balanced"] * 6  # of 24 remembered, 3 batches an epoch
-    early, late = (last_weights(whole, task)["['memory']['rows']"] for task in range(2))
+def test_memory_holds_images_of_each_learned_class(program, finished):
+    phases = [line["phase"] for line in log_lines(finished) if "loss" in line]
+    assert phases == ["network"] * 5 + ["network_replay"] * 5 + ["balanced"] * 6  # 24 images: 3 batches per epoch
+    early, late = (last_weights(finished, task)["['memory']['rows']"] for task in range(2))
     assert early.shape == (10, 5) and (early[5:] == -1).all() and np.array_equal(late[:5], early[:5])
     for label, rows in enumerate(late):
         assert len(set(rows)) == 5 and (program.stream.train.labels[rows] == label).all()
-    assert last_weights(whole, 1)["['memory']['steps']"] == 10
+    assert last_weights(finished, 1)["['memory']['steps']"] == 10
 
 
-def test_killed_it_ends_with_the_same_bits(program, whole, tmp_path, monkeypatch):
+def test_killed_run_resumes_with_the_same_bits(program, finished, tmp_path, monkeypatch):
     def dying(function, at, calls):
         def call(*arguments):
             calls.append(0)
@@ -246,29 +247,30 @@ def test_killed_it_ends_with_the_same_bits(program, whole, tmp_path, monkeypatch
 
         return call
 
-    with monkeypatch.context() as patch:  # after the last step before it chooses anew
+    with monkeypatch.context() as patch:  # after the last step before a selection
         patch.setattr(program, "update_memory", dying(program.update_memory, 2, []), raising=False)
         with pytest.raises(Killed):
             loop.train(program, tmp_path)
-    with monkeypatch.context() as patch:  # while it is fine-tuned
+    with monkeypatch.context() as patch:  # during fine-tuning
         patch.setattr(loop._Training, "_log_training", dying(loop._Training._log_training, 5, []))
         with pytest.raises(Killed):
             loop.train(program, tmp_path)
-    assert lines(tmp_path)[-1].get("phase") == "balanced"
+    assert log_lines(tmp_path)[-1].get("phase") == "balanced"
     loop.train(program, tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    wanted = last_weights(whole, 1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+    expected = last_weights(finished, 1)
     for name, value in last_weights(tmp_path, 1).items():
-        np.testing.assert_array_equal(value, wanted[name], err_msg=name)
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def test_a_finished_run_is_a_teacher_of_the_second_experiment(program, whole):
-    found = find_teacher(str(whole), "", "same_task", program.info, {})
-    variables = jax.tree.map(jnp.asarray, found.load())
+def test_finished_run_is_a_teacher(program, finished):
+    teacher = find_teacher(str(finished), "", "same_task", program.info, {})
+    variables = jax.tree.map(jnp.asarray, teacher.load())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
-    told = [
-        np.asarray(found.outputs(variables, images, context(0, end, task=i))["logits"]) for i, end in ((0, 5), (1, 10))
+    outputs = [
+        np.asarray(teacher.outputs(variables, images, context(0, end, task=i))["logits"])
+        for i, end in ((0, 5), (1, 10))
     ]
-    assert np.isfinite(told).all() and np.abs(told).max() < 100  # nothing that an mse could not follow
-    np.testing.assert_allclose(told[0][:, 5:], told[0][:, :5].min(axis=1, keepdims=True).repeat(5, axis=1))
-    assert (np.ptp(told[1][:, 5:], axis=1) > 0).all()
+    assert np.isfinite(outputs).all() and np.abs(outputs).max() < 100  # small enough for a squared error
+    np.testing.assert_allclose(outputs[0][:, 5:], outputs[0][:, :5].min(axis=1, keepdims=True).repeat(5, axis=1))
+    assert (np.ptp(outputs[1][:, 5:], axis=1) > 0).all()

@@ -1,4 +1,4 @@
-"""A pretrained network goes into method `supervised` without its head, and all of it learns, or the new head alone."""
+"""Method `supervised` fine-tunes a pretrained network with a new head, or trains the new head only."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from tests.support.contexts import context
 
 
 @pytest.mark.parametrize("classes", [0, 9], ids=["no head", "a head of other classes"])
-def test_the_backbone_is_loaded_and_the_head_is_new(tmp_path, classes):
+def test_backbone_is_loaded_and_head_is_new(tmp_path, classes):
     config = base.default("supervised", data="glyph_mini", network="mini_student")
     config.network.update(dim=8, depth=1, heads=2, image_size=16, weights=str(tmp_path / "weights.npz"))
     method = supervised.build(config, StreamInfo(5, (3, 2)))
@@ -30,7 +30,7 @@ def test_the_backbone_is_loaded_and_the_head_is_new(tmp_path, classes):
     )
     loaded = method.load_pretrained(shapes)["network"]["params"]
     assert loaded["head"]["kernel"].shape == (8, 5)
-    assert isinstance(loaded["head"]["kernel"], jax.ShapeDtypeStruct)  # to be drawn
+    assert isinstance(loaded["head"]["kernel"], jax.ShapeDtypeStruct)  # a new head
     for part in set(saved) - {"head"}:
         jax.tree.map(np.testing.assert_array_equal, loaded[part], saved[part])
     (update,) = method.phases[0].updates
@@ -49,11 +49,11 @@ def residual(trained="network", **network):
     return supervised.build(config, StreamInfo(5, (3, 2)))
 
 
-def drawn(method, seed=0):
+def random_variables(method, seed=0):
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(method.init, jax.random.key(0))
 
-    def draw(leaf):  # what may be a variance is above 0
+    def draw(leaf):  # vectors may be variances, so they are positive
         values = rng.normal(size=leaf.shape).astype(np.float32)
         return 0.5 * values if leaf.ndim > 1 else np.abs(values)
 
@@ -61,22 +61,22 @@ def drawn(method, seed=0):
 
 
 @pytest.mark.parametrize("classes", [5, 9])
-def test_a_network_with_statistics_gets_a_new_head_where_its_file_has_other_classes(tmp_path, classes):
+def test_network_with_statistics_has_a_new_head_if_its_file_has_other_classes(tmp_path, classes):
     method = residual(weights=str(tmp_path / "weights.npz"))
-    shapes, saved = jax.eval_shape(method.init, jax.random.key(0)), drawn(method)["network"]
+    shapes, saved = jax.eval_shape(method.init, jax.random.key(0)), random_variables(method)["network"]
     head = {"kernel": np.ones((4, classes), np.float32), "bias": np.zeros(classes, np.float32)}
     saved["params"]["tail"]["classifier"] = head
     weights.save(tmp_path / "weights.npz", saved)
     loaded = method.load_pretrained(shapes)["network"]
-    found = loaded["params"]["tail"].pop("classifier")
+    loaded_head = loaded["params"]["tail"].pop("classifier")
     if classes == 5:
-        jax.tree.map(np.testing.assert_array_equal, found, head)
+        jax.tree.map(np.testing.assert_array_equal, loaded_head, head)
     else:
-        assert [isinstance(found[name], jax.ShapeDtypeStruct) for name in ("kernel", "bias")] == [True, True]
-        assert found["kernel"].shape == (4, 5)
+        assert [isinstance(loaded_head[name], jax.ShapeDtypeStruct) for name in ("kernel", "bias")] == [True, True]
+        assert loaded_head["kernel"].shape == (4, 5)
     probe = residual("head", weights=str(tmp_path / "weights.npz"))
-    of_probe = probe.load_pretrained(shapes)["network"]["params"]["tail"]["classifier"]
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.shape[-1] == 5 for leaf in of_probe.values())
+    probe_head = probe.load_pretrained(shapes)["network"]["params"]["tail"]["classifier"]
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.shape[-1] == 5 for leaf in probe_head.values())
     saved["params"]["tail"].pop("classifier")
     jax.tree.map(np.testing.assert_array_equal, loaded, saved)
     other = residual(weights=str(tmp_path / "weights.npz"), widths=(2, 3, 6))
@@ -84,28 +84,28 @@ def test_a_network_with_statistics_gets_a_new_head_where_its_file_has_other_clas
         other.load_pretrained(jax.eval_shape(other.init, jax.random.key(0)))
 
 
-def test_a_head_alone_learns_on_features_that_stay():
-    method, whole = residual("head"), residual()
-    variables = drawn(method)
+def test_linear_probe_trains_the_head_on_frozen_features():
+    method, full_method = residual("head"), residual()
+    variables = random_variables(method)
     live, frozen = split(variables, lambda path: not method.is_frozen(path))
     assert live == {"network": {"params": {"tail": {"classifier": live["network"]["params"]["tail"]["classifier"]}}}}
     assert len(jax.tree.leaves(live)) == 2 and "batch_stats" in frozen["network"]
-    assert split(variables, lambda path: not whole.is_frozen(path))[0].keys() == {"network"}
-    assert not any(jax.tree.leaves(split(variables, whole.is_frozen)[0]))
+    assert split(variables, lambda path: not full_method.is_frozen(path))[0].keys() == {"network"}
+    assert not any(jax.tree.leaves(split(variables, full_method.is_frozen)[0]))
     (update,) = method.phases[0].updates
     assert all(update.trainable(path) for path in flatten_dict(live))
     images, labels = np.random.default_rng(1).random((4, 8, 8, 3), np.float32), np.array([0, 1, 2, 1])
-    place = context(end=3)
+    step_context = context(end=3)
 
     @jax.jit
     def learn(live):
         def loss(live):
-            value, outcome = method.loss(join(frozen, live), {"images": images, "labels": labels}, place)
+            value, outcome = method.loss(join(frozen, live), {"images": images, "labels": labels}, step_context)
             return value, outcome.variables
 
         (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(live)
         _, out = method.backbone.apply(variables["network"], images)
-        return value, changed, gradient, out["features"], method.predict(join(frozen, live), images, place)[0]
+        return value, changed, gradient, out["features"], method.predict(join(frozen, live), images, step_context)[0]
 
     value, changed, gradient, features, predicted = jax.device_get(learn(live))
     assert changed == {}  # no running statistics
@@ -116,9 +116,9 @@ def test_a_head_alone_learns_on_features_that_stay():
     p /= p.sum(axis=1, keepdims=True)
     assert value == pytest.approx(-np.log(p[range(4), labels]).mean(), rel=1e-4)
     error = np.pad(p - np.eye(3)[labels], ((0, 0), (0, 2))) / 4
-    found = gradient["network"]["params"]["tail"]["classifier"]
-    np.testing.assert_allclose(found["kernel"], features.T @ error, rtol=1e-3, atol=1e-5)
-    assert not method.export(variables) and whole.export(variables)
+    head_gradient = gradient["network"]["params"]["tail"]["classifier"]
+    np.testing.assert_allclose(head_gradient["kernel"], features.T @ error, rtol=1e-3, atol=1e-5)
+    assert not method.export(variables) and full_method.export(variables)
 
 
 @pytest.mark.parametrize(
@@ -138,24 +138,24 @@ def test_every_family_has_a_head(network, heads):
     assert {leaf.shape[-1] for leaf in live.values()} == {5}
 
 
-def test_no_family_is_missing_above():
-    (listed,) = [mark.args[1] for mark in test_every_family_has_a_head.pytestmark]
-    assert {families.network_options(name)["family"] for name, _ in listed} == {
+def test_every_family_is_in_the_list_above():
+    (cases,) = [mark.args[1] for mark in test_every_family_has_a_head.pytestmark]
+    assert {families.network_options(name)["family"] for name, _ in cases} == {
         family.OPTIONS["family"] for family in families.FAMILIES
     }
 
 
-def test_a_head_is_known_by_its_path():
+def test_head_is_identified_by_its_path():
     assert is_head(["params", "tail", "fc2", "bias"]) and is_head(("head", "kernel"))
     assert not is_head(["params", "block_0", "mlp", "fc2", "bias"]) and not is_head(("pos_embed",))
 
 
-def test_other_parts_and_networks_without_a_head_are_refused():
+def test_unknown_parts_and_networks_without_a_head_are_refused():
     with pytest.raises(UserError, match="supervised.trained='tail': use 'network' or 'head'"):
         residual("tail")
     config = base.default("supervised", data="glyph_mini", network="mini_student")
     config.network.update(family="tests.support.tiny_network", dim=4)
     config.supervised.trained = "head"
     method = supervised.build(config, StreamInfo(5, (3, 2)))
-    with pytest.raises(UserError, match="this network has no layer by the name of a head"):
+    with pytest.raises(UserError, match="this network has no layer with the name of a head"):
         method.load_pretrained(jax.eval_shape(method.init, jax.random.key(0)))

@@ -1,4 +1,4 @@
-"""Learning without Forgetting: what holds on to what, in two tasks; and a network that teaches as in training."""
+"""Learning without Forgetting: distillation from the previous network, and the network as a teacher."""
 
 from dataclasses import replace
 
@@ -35,60 +35,60 @@ def data():
 
 @pytest.fixture(scope="module")
 def variables():
-    """The network has moved on from what it was after the task before."""
-    one, other = (build().init(jax.random.key(seed)) for seed in (0, 1))
-    return {"network": one["network"], "previous": other["network"]}
+    """Variables of a network that differs from the previous one."""
+    current, previous = (build().init(jax.random.key(seed))["network"] for seed in (0, 1))
+    return {"network": current, "previous": previous}
 
 
-def told(method, variables, data, place):
-    loss = lambda v, b: method.loss(v, b, place)[1].metrics  # noqa: E731
+def metrics_of(method, variables, data, step_context):
+    loss = lambda v, b: method.loss(v, b, step_context)[1].metrics  # noqa: E731
     return {name: float(value) for name, value in quick(loss)(variables, data).items()}
 
 
 @pytest.mark.parametrize(("active", "columns"), [("all_seen", [0, 1, 2]), ("last", [2, 3])])
 @pytest.mark.parametrize("statistics", ["running", "batch"])
-def test_what_was_learnt_before_is_held_on_to(variables, data, active, columns, statistics):
-    info, place = INFO, context(3, 5, task=2)
+def test_loss_distills_the_previous_network_over_earlier_classes(variables, data, active, columns, statistics):
+    info, step_context = INFO, context(3, 5, task=2)
     if active == "last":  # a softmax over the one class of INFO's second task has no gradient, and is refused
-        info, place = StreamInfo(5, (2, 2, 1)), context(4, 5, task=2)
+        info, step_context = StreamInfo(5, (2, 2, 1)), context(4, 5, task=2)
     method = build(info, alpha=1.5, temperature=2.0, lwf_active=active, previous_bn=statistics)
-    found = told(method, variables, data, place)
+    metrics = metrics_of(method, variables, data, step_context)
     key, use_batch_statistics = jax.random.key(0), statistics == "batch"
-    (before, _), _ = apply(method.alone.backbone, variables["previous"], data["images"], use_batch_statistics, key)
-    (now, _), _ = apply(method.alone.backbone, variables["network"], data["images"], True, key)
-    p, q = (jax.nn.softmax(z[:, jnp.array(columns)] / 2.0) for z in (before, now))
-    held = float((p * (jnp.log(p) - jnp.log(q))).sum(axis=1).mean())
-    true = -float(jnp.take_along_axis(jax.nn.log_softmax(now), data["labels"][:, None], axis=1).mean())
-    assert found["previous_loss"] == pytest.approx(held, rel=1e-4, abs=1e-7)
-    assert found["class_loss"] == pytest.approx(true, rel=1e-4)
-    assert found["loss"] == pytest.approx(true + 1.5 * held, rel=1e-4)
-    assert held > 1e-3
+    (previous, _), _ = apply(method.backbone, variables["previous"], data["images"], use_batch_statistics, key)
+    (current, _), _ = apply(method.backbone, variables["network"], data["images"], True, key)
+    p, q = (jax.nn.softmax(z[:, jnp.array(columns)] / 2.0) for z in (previous, current))
+    distillation = float((p * (jnp.log(p) - jnp.log(q))).sum(axis=1).mean())
+    cross_entropy = -float(jnp.take_along_axis(jax.nn.log_softmax(current), data["labels"][:, None], axis=1).mean())
+    assert metrics["previous_loss"] == pytest.approx(distillation, rel=1e-4, abs=1e-7)
+    assert metrics["class_loss"] == pytest.approx(cross_entropy, rel=1e-4)
+    assert metrics["loss"] == pytest.approx(cross_entropy + 1.5 * distillation, rel=1e-4)
+    assert distillation > 1e-3
 
 
-def test_the_first_task_holds_on_to_nothing_and_then_the_network_is_kept(variables, data):
+def test_first_task_has_no_distillation_and_ends_with_a_copy_of_the_network(variables, data):
     method = build()
-    assert told(method, variables, data, context(0, 2))["previous_loss"] == 0
+    assert metrics_of(method, variables, data, context(0, 2))["previous_loss"] == 0
     (update,) = method.phases[0].updates
-    place = context(0, 2)
+    step_context = context(0, 2)
     trained, rest = trainer.split(variables, update.trainable)
     assert set(trained) == {"network"} and set(trained["network"]) == {"params"}
-    gradients = quick(jax.grad(lambda t: update.loss(trainer.join(rest, t), data, place)[0]))(trained)
+    gradients = quick(jax.grad(lambda t: update.loss(trainer.join(rest, t), data, step_context)[0]))(trained)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
-    after = method.end_task(variables, place)
+    after = method.end_task(variables, step_context)
     for part in ("network", "previous"):
         jax.tree.map(np.testing.assert_array_equal, after[part], variables["network"])
-    # A network that said the same before is pulled nowhere; in training the batch's statistics normalise it too.
-    same = told(replace(method, options=build(previous_bn="batch").options), after, data, context(3, 5, task=2))
-    assert same["previous_loss"] == pytest.approx(0, abs=1e-6)
+    # Equal networks have no distillation loss, if both use the statistics of the batch.
+    equal = metrics_of(replace(method, options=build(previous_bn="batch").options), after, data, context(3, 5, task=2))
+    assert equal["previous_loss"] == pytest.approx(0, abs=1e-6)
 
 
-def test_it_tells_as_tested_or_as_in_training(variables, data):
-    method, place = build(), context(0, 2)
+def test_teacher_outputs_use_running_or_batch_statistics(variables, data):
+    method, step_context = build(), context(0, 2)
     for batch in (False, True):
-        (logits, _), _ = apply(method.alone.backbone, variables["network"], data["images"], batch, place.key)
-        said = method.teacher_outputs("network", variables, data["images"], place, use_batch_statistics=batch)
-        np.testing.assert_allclose(said["logits"], logits, atol=1e-6)
-        assert said["features"].shape == (6, 4)
+        (logits, _), _ = apply(method.backbone, variables["network"], data["images"], batch, step_context.key)
+        outputs = method.teacher_outputs("network", variables, data["images"], step_context, use_batch_statistics=batch)
+        np.testing.assert_allclose(outputs["logits"], logits, atol=1e-6)
+        assert outputs["features"].shape == (6, 4)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_it_tells_as_tested_or_as_in_training(variables, data):
         ({"replay": 10, "classes": "current"}, "lwf.classes='current' excludes the classes of replayed images"),
     ],
 )
-def test_what_makes_no_sense_is_told_in_one_line(changes, message):
+def test_invalid_options_give_a_message_of_one_line(changes, message):
     with pytest.raises(UserError) as error:
         build(**changes)
     assert message in str(error.value) and "\n" not in str(error.value)
