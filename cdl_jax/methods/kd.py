@@ -52,7 +52,7 @@ class KD(Method):
     epochs: int
     optimizer: optim.Optimizer
     networks: tuple[str, ...] = ("teacher", "student")
-    given: tuple[str, ...] = ("teacher",)
+    external: tuple[str, ...] = ("teacher",)
 
     @property
     def phases(self):

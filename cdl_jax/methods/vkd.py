@@ -79,7 +79,7 @@ class VkD(Method):
     optimizer: optim.Optimizer
     accumulate: int = 1
     condense: Callable[[Any], dict] | None = None
-    given: tuple[str, ...] = ("teacher",)
+    external: tuple[str, ...] = ("teacher",)
 
     @property
     def networks(self):
