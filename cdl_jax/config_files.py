@@ -1,12 +1,13 @@
-"""Finds config files: by path, or by name among those that ship with cdl_jax.
+"""Config files: by path, or by the name of a shipped config.
 
-Standard library only, so that `--list` starts at once.
+This file imports the standard library only, so that `--list` starts at once.
 """
 
 import ast
 import difflib
 import runpy
 from pathlib import Path
+from typing import Any
 
 from cdl_jax.errors import UserError, one_line_traceback
 from cdl_jax.runtime import paths
@@ -15,24 +16,27 @@ _PACKAGE = Path(__file__).parent
 
 
 def configs_folder() -> Path:
-    """Returns the folder of the shipped configs: `configs/` beside the package, or inside an installed one."""
+    """Returns the folder of the shipped configs: `configs/` beside the package, or inside an installed package."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Returns the path of each shipped config by its name, sorted."""
+    """Returns name -> path of each shipped config, sorted by name."""
     return {path.stem: path for path in sorted(configs_folder().glob("*.py")) if not path.stem.startswith("_")}
 
 
 def find(text: str) -> Path:
-    """Returns the config file that `text` names.
+    """Returns the path of a config file.
 
     Args:
-      text: a path; or the name of a shipped config, with or without `configs/` before and `.py` behind it.
+      text: a path, or the name of a shipped config, with or without `configs/` before it and `.py` behind it.
 
     Raises:
-      UserError: the file does not exist; the message names the nearest shipped config.
+      UserError: the file does not exist. The message suggests a shipped config.
+
+    >>> find("quickstart").name
+    'quickstart.py'
     """
     path = paths.resolve(text, "--config")
     if path.is_file():
@@ -46,16 +50,23 @@ def find(text: str) -> Path:
     raise UserError(f"config file {text} does not exist: {hint}python -m cdl_jax.main --list names the shipped configs")
 
 
-def load(path: Path, arguments: str):
-    """Returns what `get_config(arguments)` of a config file returns.
+def load(path: Path, arguments: str) -> Any:
+    """Runs a config file and calls its `get_config`.
+
+    Args:
+      path: the config file.
+      arguments: the text behind the colon of --config.
+
+    Returns:
+      The return value of `get_config(arguments)`, which should be a ConfigDict.
 
     Raises:
-      UserError: the file cannot be run or has no `get_config`; the message names the line.
+      UserError: the file cannot be run or has no `get_config`. The message names the line.
     """
     try:
         functions = runpy.run_path(str(path), run_name="config")
         if "get_config" not in functions:
-            raise UserError(f"config file {path}: no get_config(text) in it; see configs/quickstart.py")
+            raise UserError(f"config file {path}: it does not define get_config(text); see configs/quickstart.py")
         return functions["get_config"](arguments)
     except UserError:
         raise
@@ -64,6 +75,6 @@ def load(path: Path, arguments: str):
 
 
 def summary(path: Path) -> str:
-    """Returns the first line of a Python file's docstring, without importing it."""
+    """Returns the first line of the docstring of a Python file, without importing the file."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return text.split("\n", 1)[0]

@@ -1,13 +1,14 @@
-"""Fetches data sets and pretrained weights, once.
+"""Downloads data sets and pretrained weights, once.
 
     python -m cdl_jax.fetch NAME [--dir DIR] [--url-base URL]
     python -m cdl_jax.fetch --list
 
 NAME is cifar10, cifar100, imagenet_r, or a timm model with its tag, such as vit_base_patch16_224.augreg_in21k_ft_in1k.
-DIR is $CDL_DATA or else ~/.cache/cdl_jax, where the loaders look by themselves. URL is a mirror's folder of the same
-files (for weights: a mirror of the model hub). Repeat the command after an interruption: it goes on where it stopped.
+DIR is by default $CDL_DATA or else ~/.cache/cdl_jax, which the loaders search. URL is the folder of a mirror with the
+same files (for weights: a mirror of the model hub). Rerun the command after an interruption to resume the download.
 
-Exit code 0: the files are there and verified. 2: told in one line. 130: interrupted, what came so far is kept.
+Exit code 0: the files are complete and verified. 2: an error, reported in one line. 130: interrupted, the partial file
+is retained.
 """
 
 import argparse
@@ -30,11 +31,15 @@ from cdl_jax.runtime.download import download, error_text
 
 @dataclass(frozen=True)
 class Archive:
-    """A data set's official file.
+    """The official file of a data set.
 
-    url_base: the folder it is fetched from; file: its name there and here; size: bytes.
-    algorithm, digest: its checksum, a name that hashlib knows and hex digits.
-    unpacked: the folder that it is unpacked to, for sets that are read as files; empty: it is read as it is.
+    Attributes:
+      url_base: address of the folder with the file.
+      file: name of the file.
+      size: size in bytes.
+      algorithm: hash function of the checksum, a name of hashlib.
+      digest: checksum in hexadecimal digits.
+      unpacked: folder to which the archive is extracted. Empty: the loaders read the archive itself.
     """
 
     url_base: str
@@ -45,11 +50,11 @@ class Archive:
     unpacked: str = ""
 
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 
-# MD5 of CIFAR as on its page and in torchvision, SHA-256 of ImageNet-R as in TensorFlow Datasets.
+# MD5 of CIFAR from its page and torchvision, SHA-256 of ImageNet-R from TensorFlow Datasets.
 ARCHIVES = {
     "cifar10": Archive(_CIFAR, "cifar-10-python.tar.gz", 170_498_071, "md5", "c58f30108f718f92721af3b95e74349a"),
     "cifar100": Archive(_CIFAR, "cifar-100-python.tar.gz", 169_001_437, "md5", "eb9058c3a382ffc7106e4002c42a8d85"),
@@ -63,7 +68,7 @@ ARCHIVES = {
     ),
 }
 
-# Only what --list shows: every name in timm's hub can be fetched.
+# Examples for --list. Every model in timm's hub can be downloaded.
 WEIGHTS = (
     "vit_base_patch16_224.augreg_in21k",
     "vit_base_patch16_224.augreg_in21k_ft_in1k",
@@ -76,60 +81,77 @@ WEIGHTS = (
 
 
 def fetch_archive(archive: Archive, folder: Path, url_base: str = "", *, attempts: int = 5, pause: float = 2.0) -> Path:
-    """The archive, or the folder it was unpacked to; fetched, verified and unpacked only where it is not there yet.
+    """Downloads, verifies and extracts an archive, as far as this has not been done.
 
     Args:
-      folder: where it is put; made if missing.
-      url_base: a mirror to take it from; empty: the official place.
-      attempts: how often a transfer that breaks off is taken up again within this call; `pause` seconds in between.
+      archive: the official file.
+      folder: destination; created if it is missing.
+      url_base: address of a mirror. Empty: the official address.
+      attempts: maximum number of connections after interruptions.
+      pause: seconds before the second connection; the pause doubles each time.
+
+    Returns:
+      The path of the archive, or of the folder to which it was extracted.
 
     Raises:
-      UserError: the folder cannot be written or is too full, the server does not give the file, the transfer broke off
-        too often, or the file that came is not the official one (it is removed).
+      UserError: the folder cannot be written or is too full, the server does not have the file, all attempts were
+        interrupted, or the checksum is wrong (the file is then deleted).
     """
     target, unpacked = folder / archive.file, folder / archive.unpacked
-    if archive.unpacked and unpacked.is_dir():  # it gets this name only when it is complete
-        print(f"{unpacked}: already there")
+    if archive.unpacked and unpacked.is_dir():  # it gets this name after it is complete
+        print(f"{unpacked}: already exists")
         return unpacked
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         unpacking = archive.size if archive.unpacked else 0
-        if target.exists() and _verified(target, archive):
-            print(f"{target}: already there, verified")
+        if target.exists() and _is_verified(target, archive):
+            print(f"{target}: already exists, verified")
             _check_space(folder, unpacking)
         else:
             part = folder / (archive.file + ".part")
             _check_space(folder, unpacking + archive.size - (part.stat().st_size if part.exists() else 0))
             url = f"{(url_base or archive.url_base).rstrip('/')}/{archive.file}"
             download(url, part, archive.size, attempts, pause)
-            if not _verified(part, archive):
+            if not _is_verified(part, archive):
                 part.unlink()
                 raise UserError(
-                    f"{url}: what came has another {archive.algorithm} than {archive.digest}, so it is removed; "
-                    "run the same command again or take another mirror with --url-base"
+                    f"{url}: the {archive.algorithm} of the downloaded file is not {archive.digest}, so it was "
+                    "deleted; rerun the same command or choose another mirror with --url-base"
                 )
             os.replace(part, target)
-            print(f"{target}: fetched, verified")
+            print(f"{target}: downloaded, verified")
         if archive.unpacked:
             _unpack(target, unpacked)
-            print(f"{unpacked}: unpacked; {target.name} is not needed any more")
+            print(f"{unpacked}: extracted; {target.name} is no longer needed")
     return unpacked if archive.unpacked else target
 
 
 def fetch_weights(name: str, folder: Path, endpoint: str = "") -> Path:
-    """The weights of timm's model `name` as `<folder>/timm/<name>/model.safetensors`, with its SHA-256 beside it.
+    """Downloads the weights of a timm model to `<folder>/timm/<name>/model.safetensors`, with a SHA-256 file beside it.
 
-    Transfer and resumption are those of huggingface_hub. The SHA-256 is the one that the hub states.
+    huggingface_hub downloads and resumes. The SHA-256 is the one that the hub publishes.
+
+    Args:
+      name: the model with its tag, such as "vit_base_patch16_224.augreg_in21k_ft_in1k".
+      folder: destination.
+      endpoint: address of a mirror of the hub. Empty: the official hub.
+
+    Returns:
+      The path of the weights.
 
     Raises:
-      UserError: huggingface_hub is not installed, there is no such model, the hub cannot be reached, or the file that
-        came is not the stated one (it is removed).
+      UserError: huggingface_hub is not installed, there is no such model, the hub is out of reach, or the checksum is
+        wrong (the file is then deleted).
     """
     repository, file = f"timm/{name.removeprefix('timm/')}", "model.safetensors"
-    place = folder / repository
-    path, stated = place / file, place / f"{file}.sha256"  # the latter as sha256sum writes it and reads it
-    if path.is_file() and stated.is_file() and stated.read_text("utf-8").split()[:1] == [_digest(path, "sha256")]:
-        print(f"{path}: already there, verified")
+    destination = folder / repository
+    path, checksum_file = destination / file, destination / f"{file}.sha256"  # in the format of sha256sum
+    if (
+        path.is_file()
+        and checksum_file.is_file()
+        and checksum_file.read_text("utf-8").split()[:1] == [_digest(path, "sha256")]
+    ):
+        print(f"{path}: already exists, verified")
         return path
     try:
         import huggingface_hub as hub
@@ -138,60 +160,64 @@ def fetch_weights(name: str, folder: Path, endpoint: str = "") -> Path:
         raise UserError(f"{name} needs huggingface_hub: pip install huggingface_hub") from None
     if not sys.stderr.isatty():
         utils.disable_progress_bars()
-    with _writing(place):
-        place.mkdir(parents=True, exist_ok=True)
+    with _writing(destination):
+        destination.mkdir(parents=True, exist_ok=True)
     try:
         digest = hub.get_hf_file_metadata(hub.hf_hub_url(repository, file, endpoint=endpoint or None)).etag
-        hub.hf_hub_download(repository, file, local_dir=place, endpoint=endpoint or None)
+        hub.hf_hub_download(repository, file, local_dir=destination, endpoint=endpoint or None)
     except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError, errors.HFValidationError):
         hint = did_you_mean(repository.removeprefix("timm/"), WEIGHTS)
         raise UserError(f"{repository}: no such weights in the model hub; {hint}") from None
     except (errors.HTTPError, OSError) as error:
-        raise UserError(f"{repository}: {error_text(error)}; repeat the command, it goes on where it stopped") from None
-    if len(digest or "") == 64 and _digest(path, "sha256") != digest:  # other lengths are no SHA-256
+        raise UserError(f"{repository}: {error_text(error)}; rerun the same command to resume") from None
+    if len(digest or "") == 64 and _digest(path, "sha256") != digest:  # a digest of another length is not a SHA-256
         path.unlink()
-        raise UserError(f"{repository}: what came has another sha256 than {digest}, so it is removed; run it again")
-    stated.write_text(f"{_digest(path, 'sha256')}  {file}\n", encoding="utf-8")
-    print(f"{path}: fetched, verified; use it with --config.teacher.weights or --config.student.weights")
+        raise UserError(f"{repository}: the sha256 of the downloaded file is not {digest}, so it was deleted; rerun")
+    checksum_file.write_text(f"{_digest(path, 'sha256')}  {file}\n", encoding="utf-8")
+    print(f"{path}: downloaded, verified; use it with --config.teacher.weights or --config.student.weights")
     return path
 
 
 def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
-    """Fetches a data set or a timm model by its name, and returns where it is.
+    """Downloads a data set or a timm model by its name.
 
     Args:
-      folder: where it is put; None: the first of the usual places.
-      url_base: a mirror; empty: the official place.
+      name: a key of `ARCHIVES`, or a timm model with its tag.
+      folder: destination. None: the first of the folders that the loaders search.
+      url_base: address of a mirror. Empty: the official address.
+
+    Returns:
+      The path of the file or folder.
 
     Raises:
-      UserError: neither a data set nor a model has this name, or as `fetch_archive` and `fetch_weights`.
+      UserError: there is no data set and no model of this name, or an error of `fetch_archive` or `fetch_weights`.
     """
     folder = search_paths()[0] if folder is None else folder
     if name in ARCHIVES:
         return fetch_archive(ARCHIVES[name], folder, url_base)
-    if "." in name:  # timm's names have their tag behind a dot
+    if "." in name:  # names of timm have their tag behind a dot
         return fetch_weights(name, folder, url_base)
     raise UserError(f"no data set or weights {name!r}: {did_you_mean(name, [*ARCHIVES, *WEIGHTS])}")
 
 
 @contextmanager
 def _writing(folder):
-    """Turns an error of the file system into one line that names the folder."""
+    """Converts an error of the file system to a UserError that names the folder."""
     try:
         yield
     except BrokenPipeError:  # of standard output
         raise
     except OSError as error:
-        why = error.strerror or error_text(error)
-        raise UserError(f"{folder}: cannot be written ({why}); choose another --dir") from None
+        reason = error.strerror or error_text(error)
+        raise UserError(f"{folder}: cannot be written ({reason}); choose another --dir") from None
 
 
-def _check_space(folder, wanted):
-    """Refuses before the transfer, not after two gigabytes of it."""
+def _check_space(folder, required):
+    """Raises UserError before the download if the disk has less than the required bytes."""
     free = shutil.disk_usage(folder).free
-    if free < wanted:
+    if free < required:
         raise UserError(
-            f"{folder}: {free / 1e9:.1f} GB free, {wanted / 1e9:.1f} GB more are needed; choose another --dir"
+            f"{folder}: {free / 1e9:.1f} GB free, {required / 1e9:.1f} GB more are needed; choose another --dir"
         )
 
 
@@ -200,31 +226,31 @@ def _digest(path, algorithm) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _verified(path, archive) -> bool:
+def _is_verified(path, archive) -> bool:
     return path.stat().st_size == archive.size and _digest(path, archive.algorithm) == archive.digest
 
 
 def _unpack(archive, target):
-    """Unpacks a tar that holds the folder `target.name`; the folder appears under its name only when it is complete."""
-    aside = target.with_name(f"{target.name}.unpacking")
-    shutil.rmtree(aside, ignore_errors=True)
+    """Extracts a tar that contains the folder `target.name`. The folder gets its name after it is complete."""
+    temporary = target.with_name(f"{target.name}.unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)
     if not hasattr(tarfile, "data_filter"):
-        raise UserError(f"{archive}: unpacking it safely takes Python 3.11.4 or later; or unpack it by hand: tar -xf")
+        raise UserError(f"{archive}: its safe extraction needs Python 3.11.4 or later; or extract it yourself: tar -xf")
     try:
-        with tarfile.open(archive, "r:") as tar:  # a compressed one could fill the disk
-            tar.extractall(aside, filter="data")  # refuses paths that lead out of `aside`, devices, absolute links
-        if not (aside / target.name).is_dir():
-            raise tarfile.TarError(f"no folder {target.name} in it")
-        os.replace(aside / target.name, target)
-    except Exception as error:  # the bytes are not trusted: their reader may raise anything
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        with tarfile.open(archive, "r:") as tar:  # a compressed archive could fill the disk
+            tar.extractall(temporary, filter="data")  # rejects paths outside `temporary`, devices and absolute links
+        if not (temporary / target.name).is_dir():
+            raise tarfile.TarError(f"it has no folder {target.name}")
+        os.replace(temporary / target.name, target)
+    except Exception as error:  # the content is not trusted: its reader may raise any error
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
-        raise UserError(f"{archive}: cannot be unpacked ({error_text(error)[:200]}); remove it and run again") from None
+        raise UserError(f"{archive}: cannot be extracted ({error_text(error)[:200]}); delete it and rerun") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _list() -> str:
+def _render_list() -> str:
     lines = ["data sets"]
     lines += [f"  {name:<12} {archive.size / 1e6:>7,.0f} MB  {archive.file}" for name, archive in ARCHIVES.items()]
     lines += ["weights: any timm model with its tag, for example", *(f"  {name}" for name in WEIGHTS)]
@@ -233,17 +259,24 @@ def _list() -> str:
 
 @console.command
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser("cdl_jax.fetch", description="Fetches data sets and pretrained weights, once.")
+    """Runs the command line.
+
+    Args:
+      argv: the arguments without the program's name. None: those of the process.
+
+    Returns:
+      The exit code.
+    """
+    parser = argparse.ArgumentParser("cdl_jax.fetch", description="Downloads data sets and pretrained weights, once.")
     parser.add_argument("name", nargs="?", help="a data set, or a timm model with its tag")
-    parser.add_argument("--list", action="store_true", help="print the names and leave")
-    parser.add_argument("--dir", help="where to put it (default: $CDL_DATA, or else ~/.cache/cdl_jax)")
+    parser.add_argument("--list", action="store_true", help="print the names and exit")
+    parser.add_argument("--dir", help="destination (default: $CDL_DATA, or else ~/.cache/cdl_jax)")
     parser.add_argument("--url-base", default="", help="a mirror's folder, or a mirror of the model hub")
     options = parser.parse_args(argv)
     try:
         folder = search_paths()[0] if options.dir is None else paths.resolve(options.dir, "--dir")
         if options.list:
-            print(_list())
+            print(_render_list())
         elif options.url_base and not options.url_base.startswith(("http://", "https://")):
             raise UserError(f"--url-base {options.url_base!r} must start with http:// or https://")
         elif not options.name:
@@ -254,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cdl_jax: interrupted; run the same command again to go on from there", file=sys.stderr)
+        print("cdl_jax: interrupted; rerun the same command to resume", file=sys.stderr)
         return 130
     return 0
 

@@ -1,6 +1,6 @@
-"""Lists what a config can name: the text of `--list`.
+"""The text of `--list`: the configs, plug-ins and networks that a config can name.
 
-Docstrings are read by parsing: only network sizes need an import.
+Docstrings are parsed from the files. Only the sizes of networks need an import.
 """
 
 from pathlib import Path
@@ -17,13 +17,13 @@ _SECTIONS = (
 )
 
 
-def text() -> str:
-    """Returns the list: one line for each shipped config and each plug-in, with the first line of its docstring."""
+def render_list() -> str:
+    """Returns one line for each shipped config and each plug-in, with the first line of its docstring."""
     blocks = [_block("configs (--config NAME)", config_files.shipped_configs().items())]
     for title, folder in _SECTIONS:
         path = _PACKAGE.joinpath(*folder.split("."))
         blocks.append(_block(title, ((name, path / f"{name}.py") for name in plugins.list_plugins(folder))))
-    blocks.append(_block_of_networks())
+    blocks.append(_network_block())
     return "\n\n".join(blocks)
 
 
@@ -31,8 +31,8 @@ def _block(title, files):
     return "\n".join([title, *(f"  {name:<20} {config_files.summary(path)}" for name, path in files)])
 
 
-def _block_of_networks():
-    from cdl_jax.models.modules import families  # brings flax: some of its tables of sizes are computed
+def _network_block():
+    from cdl_jax.models.modules import families  # imports flax: some tables of sizes are computed
 
     lines = [(module.__name__.split(".")[-1], ", ".join(module.SIZES)) for module in families.FAMILIES]
     title = "networks by family (arguments teacher, student, network)"

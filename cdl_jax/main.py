@@ -103,7 +103,7 @@ def _main(argv):
     if "--list" in words:
         from cdl_jax import listing
 
-        print(listing.text())
+        print(listing.render_list())
         return 0
     from cdl_jax.runtime import signals
 

@@ -99,7 +99,7 @@ def _get_config(name):
         ("x = (", ", line 1: SyntaxError: '(' was never closed"),
         ("def get_config(text=''):\n    return absent", ", line 2: NameError: name 'absent' is not defined"),
         ("import absent_module", ", line 1: ModuleNotFoundError: No module named 'absent_module'"),
-        ("", ": no get_config(text) in it"),
+        ("", ": it does not define get_config(text)"),
         ("def get_config(text=''):\n    return {}", ": get_config returns dict, not a ConfigDict"),
     ],
 )
