@@ -1,21 +1,26 @@
-"""The papers' result tables as data: one file a system, `<system>.json`.
+"""Reads the papers' result tables, which are stored as data: one file for each system, `<system>.json`.
 
-A file holds `title`, `paper`, `source` (where the numbers come from and how far they can be trusted), `keys`, `metrics`
-and `cells`: a list for each published result, with the value of each key, the value of each metric, and a note on that
-cell. A value may be null. `metrics` maps a column of the paper to what a run reports: `network` and `name` in its
-results.json, `within`, the difference that counts as reproduced, and, where the paper counts otherwise, `times` and
-`plus` (`ours = plus + times * reported`; an error is 100 - accuracy). The network "headline" is the mean over those
-that the run has as its headline. The name "best" is the accuracy at the best epoch, by that headline, of the run's last
-task, and "best_top5" a measure of that epoch.
+A file has these entries:
 
-A module of the system's name says with what settings the results were made, so that runs can be told to be of a cell;
-without one the table can be shown, with "no config" in it, and no run is compared with it. It offers
+  title, paper: names of the table and of the paper.
+  source: where the numbers come from, and how reliable they are.
+  keys: names of the settings that identify a cell.
+  metrics: column of the paper -> the value of a run that it is compared with, see `Metric`.
+  cells: a list for each published result: the value of each key, the value of each metric (null: not published) and a
+    note.
 
-build(**keys, reference=False) -> the config of a cell; with `reference`, with what the authors' program did besides.
-NAMED: key of a cell -> key of a config, where both have the same value.
-IDENTITY: keys of a config that make a run one of a cell; all others are its settings.
-irrelevant(config) -> prefixes of keys without effect in a flat config.
-NEEDED (optional): keys that are compared although others of their section are not.
+A metric's network "headline" is the mean over the networks of the run's headline. Its name "best" is the accuracy at
+the best epoch of the run's last task by that headline, and "best_top5" a measure of that epoch.
+
+A module with the system's name holds the settings of the results, so that runs can be matched with cells. A system
+without a module can be shown, with "no config" as the verdict, but no run is compared with it. A module has:
+
+  build(**choices, reference=False): returns the config of a cell; with `reference`, also with undocumented deviations
+    of the authors' code.
+  CONFIG_KEYS: key of a cell -> key of a config that has the same value.
+  IDENTITY: keys of a config that make a run one of a cell. All other keys are settings of the run.
+  COMPARED_KEYS: keys that are compared although the other keys of their section are not.
+  irrelevant_prefixes(config): prefixes of keys without effect in a flat config.
 """
 
 import json
@@ -26,27 +31,49 @@ from importlib import resources
 
 @dataclass(frozen=True)
 class Metric:
-    """A published column as a run reports it: `plus + times * compare.Run.value(network, name)`."""
+    """The value of a run that a published column is compared with: `offset + scale * value`.
+
+    An error, for example, has offset 100 and scale -1, because runs report accuracies.
+
+    Attributes:
+      network: of the run, or "headline".
+      name: of a metric in results.json, or "best", "best_top5".
+      tolerance: largest difference that counts as reproduced, in units of the column.
+      scale: default 1.
+      offset: default 0.
+    """
 
     network: str
     name: str
-    within: float
-    times: float = 1.0
-    plus: float = 0.0
+    tolerance: float
+    scale: float = 1.0
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One published result: `where` it stands (key -> value), its `values` (metric -> number), a `note` or ""."""
+    """One published result.
 
-    where: Mapping[str, str]
+    Attributes:
+      choices: key -> value; the arguments of the system's `build`.
+      values: column -> published number; None: not published.
+      note: a remark on this result, or "".
+    """
+
+    choices: Mapping[str, str]
     values: Mapping[str, float | None]
     note: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """All results of a system; `metrics`: column -> Metric."""
+    """All published results of a system.
+
+    Attributes:
+      system, title, paper, source: see the module.
+      metrics: column -> metric.
+      cells: the results.
+    """
 
     system: str
     title: str
@@ -57,17 +84,26 @@ class Table:
 
 
 def systems() -> list[str]:
-    """Names of the systems whose results are here."""
+    """Returns the names of the systems with published results.
+
+    >>> systems()
+    ['cdl', 'okddip', 'okddip_ablation', 'vkd', 'vkd_detection', 'vkd_generation', 'vkd_others']
+    """
     files = resources.files(__name__).iterdir()
     return sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
 
 
 def table(system: str) -> Table:
-    """The results of a system, one of `systems()`."""
+    """Returns the results of a system, one of `systems()`.
+
+    >>> cell = table("cdl").cells[0]
+    >>> cell.choices["learner"], cell.values
+    ('l2p', {'accuracy': 60.68, 'forgetting': 13.98})
+    """
     content = json.loads(resources.files(__name__).joinpath(f"{system}.json").read_text(encoding="utf-8"))
     keys, metrics = content["keys"], {name: Metric(**metric) for name, metric in content["metrics"].items()}
     cells = []
     for row in content["cells"]:
-        where, values, (note,) = row[: len(keys)], row[len(keys) : -1], row[-1:]
-        cells.append(Cell(dict(zip(keys, where, strict=True)), dict(zip(metrics, values, strict=True)), note))
+        choices, values, (note,) = row[: len(keys)], row[len(keys) : -1], row[-1:]
+        cells.append(Cell(dict(zip(keys, choices, strict=True)), dict(zip(metrics, values, strict=True)), note))
     return Table(system, content["title"], content["paper"], content["source"], metrics, tuple(cells))

@@ -1,28 +1,33 @@
-"""Settings of every cell of the CDL papers' tables (arXiv 2407.13911, versions 1 to 4).
+"""Builds the config of every cell in the CDL papers' tables (arXiv 2407.13911, versions 1 to 4).
 
-What all share are the defaults of optimizer, learners and schemes; here is what differs between cells. Pixels are in
-[0, 1] without normalisation, classes in their natural order, and the student's backbone asks the teacher's pool too.
+All cells share the defaults of optimizer, learners and schemes. This module sets what differs between cells. Pixels are
+in [0, 1] without normalization, classes are in their natural order, and the teacher's prompt pool is queried with the
+student's features.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from cdl_jax import config as base
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
-NAMED = {"data": "data.name", "learner": "learner.name"}
+CONFIG_KEYS = {"data": "data.name", "learner": "learner.name"}
 IDENTITY = ("method", "data.name", "learner.name", "distill.name") + tuple(
     f"{network}.{size}" for network in ("teacher", "student") for size in ("dim", "depth")
 )
+COMPARED_KEYS = ()
 
 _DATA = {
     "cifar100": {"epochs": 20, "test": "resize"},
     "imagenet_r": {"epochs": 35, "test": "resize_center_crop"},
 }
 
-# Rows that are more than a scheme with its defaults: version -> row -> (scheme, options).
+# Rows that differ from a scheme with its defaults: version -> row -> (scheme, options).
 _KDP = {"kd_token": ("kd_token", {"n_layers": 12, "length": 6}), "deit": ("kd_token", {"n_layers": 1})}
 _ROWS = {
     "v1": {},
-    "v2": {"kd_token": ("kd_token", {"variant": "deit"})},  # called KD-Token there; a token of zeros
+    "v2": {"kd_token": ("kd_token", {"variant": "deit"})},  # called KD-Token in version 2; the token starts as zeros
     "v3": _KDP,
     "v4": _KDP,
 }
@@ -36,21 +41,35 @@ WEIGHTS = {
 _TEACHERS = {"vit_ti16": "vit_b16", "vit_s16": "vit_b16", "vit_b16": "vit_l16"}
 
 
-def build(version="v4", data="cifar100", learner="l2p", distill="kd", teacher="", student="vit_s16", reference=False):
-    """The config of a cell.
+def build(
+    version: str = "v4",
+    data: str = "cifar100",
+    learner: str = "l2p",
+    distill: str = "kd",
+    teacher: str = "",
+    student: str = "vit_s16",
+    reference: bool = False,
+) -> base.Config:
+    """Returns the config of a cell.
 
     Args:
-      version: of the paper, v1 to v4. Until v2 the key losses of L2P and DualPrompt were summed over the batch.
+      version: of the paper, "v1" to "v4". Until v2 the key losses of L2P and DualPrompt were summed over the batch.
+      data: "cifar100" or "imagenet_r".
+      learner: prompt pool, a plug-in of `cdl_jax.models.prompts`.
       distill: a row of the version's table: a scheme's name, or "deit" (v3, v4: the distillation token alone).
-      teacher: a ViT; empty: the one that the papers give the student. Without effect where `distill` is "none".
-      reference: with the authors' deviations from what they describe, see `_follow_the_program`.
+      teacher: a ViT; "": the one that the papers pair with the student. It has no effect if `distill` is "none".
+      student: a ViT, such as "vit_s16".
+      reference: add the undocumented deviations of the authors' code, see `_add_reference_deviations`.
 
     Raises:
-      UserError: no such version, data set, row or size.
+      UserError: there is no such version, data set, row or size.
+
+    >>> build(distill="kd_token").distill.length
+    6
     """
-    for key, value, known in (("version", version, _ROWS), ("data", data, _DATA)):
-        if value not in known:
-            raise UserError(f"config argument {key}={value!r}: {plugins.did_you_mean(value, known)}")
+    for key, value, choices in (("version", version, _ROWS), ("data", data, _DATA)):
+        if value not in choices:
+            raise UserError(f"config argument {key}={value!r}: {plugins.did_you_mean(value, choices)}")
     schemes = {name: (name, {}) for name in plugins.list_plugins("distill")} | _ROWS[version]
     if distill not in schemes and "." not in distill:
         raise UserError(
@@ -58,8 +77,8 @@ def build(version="v4", data="cifar100", learner="l2p", distill="kd", teacher=""
             + plugins.did_you_mean(distill, schemes)
         )
     scheme, options = schemes.get(distill, (distill, {}))
-    alone = scheme == "none"
-    teacher = teacher or _TEACHERS.get(student, student if alone else "")
+    has_teacher = scheme != "none"
+    teacher = teacher or _TEACHERS.get(student, "" if has_teacher else student)
     if not teacher:
         raise UserError(f"config argument student={student}: the papers give it no teacher, name one with teacher=")
     config = base.default("cdl", data=data, learner=learner, distill=scheme, teacher=teacher, student=student)
@@ -67,19 +86,22 @@ def build(version="v4", data="cifar100", learner="l2p", distill="kd", teacher=""
     config.data.num_tasks = 10
     config.augment.update(train="random_resized_crop", flip=True, test=_DATA[data]["test"])
     config.train.epochs = _DATA[data]["epochs"]
-    config.train.batch_size = 32 if "vit_l16" in ((student,) if alone else (teacher, student)) else 64
+    config.train.batch_size = 32 if "vit_l16" in ((teacher, student) if has_teacher else (student,)) else 64
     if version in ("v1", "v2") and "pull" in config.learner:
         config.learner.pull = "legacy_sum"
     if reference:
-        _follow_the_program(config)
+        _add_reference_deviations(config)
     return config
 
 
-def experiment(seed=0, teacher="", student="vit_s16", distill="kd", **choices):
+def experiment(
+    seed: int = 0, teacher: str = "", student: str = "vit_s16", distill: str = "kd", **choices: Any
+) -> base.Config:
     """Returns the config of a cell with its seed and the names of its pretrained weights.
 
     Args:
-      teacher, student, distill, choices: as in `build`.
+      seed: of the run.
+      teacher, student, distill, choices: see `build`.
     """
     config = build(teacher=teacher, student=student, distill=distill, **choices)
     config.seed = seed
@@ -88,24 +110,28 @@ def experiment(seed=0, teacher="", student="vit_s16", distill="kd", **choices):
     return config
 
 
-def _follow_the_program(config):
-    """What the authors' runs did without saying so.
+def _add_reference_deviations(config):
+    """Adds the undocumented deviations of the authors' runs.
 
-    They ran on two GPUs. Losses of pools and of features are means over a device's half of the batch, and were added
-    up: twice their weight. A sum over the batch stays what it is (DualPrompt's); L2P's double sum pairs pictures of one
-    device only, which are half of all pairs. And an APT teacher taught with the prompts of the tasks before.
+    The authors used two GPUs. Losses of pools and features are means over a device's half of the batch and were summed,
+    which doubles their weight. DualPrompt's sum over the batch is unchanged by the split. L2P's double sum pairs images
+    of one device only, which are half of all pairs. An APT teacher used the prompts of the preceding tasks.
     """
     if "pull" in config.learner:
-        of_sums = {"l2p": 0.5, "dualprompt": 1.0}
-        config.cdl.aux_loss_scale = of_sums[config.learner.name] if config.learner.pull == "legacy_sum" else 2.0
+        scale_of_sums = {"l2p": 0.5, "dualprompt": 1.0}
+        config.cdl.aux_loss_scale = scale_of_sums[config.learner.name] if config.learner.pull == "legacy_sum" else 2.0
     if "feature_weight" in config.distill:
         config.distill.feature_weight *= 2
     if "teacher_prompts" in config.learner:
         config.learner.teacher_prompts = "merged"
 
 
-def irrelevant(config: dict) -> tuple[str, ...]:
-    """Prefixes of keys of a flat config that have no effect in it: without a teacher, all that tells about one."""
+def irrelevant_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns prefixes of keys without effect in a flat config: without a teacher, the settings of teachers.
+
+    >>> irrelevant_prefixes({"distill.name": "kd"})
+    ()
+    """
     if config.get("distill.name") != "none":
         return ()
     return ("teacher.", "learner.teacher_prompts", "cdl.query", "cdl.schedule", "cdl.teacher")

@@ -1,20 +1,25 @@
-"""Settings of OKDDip's results and of those it is compared with (arXiv 1912.00350); top-1 at the best epoch.
+"""Builds the configs of the results of OKDDip and of the methods compared with it (arXiv 1912.00350).
 
-All sources share one recipe, that of the published program: later papers that measured the same methods state no other.
-For ImageNet it says nothing, and the usual settings of ResNet stand in.
+The results are top-1 at the best epoch.
+
+All sources share the recipe of the authors' code, because later papers that measured the same methods state no other
+recipe. The code has no recipe for ImageNet, so the usual settings of ResNet are used.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from cdl_jax import config as base_config
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
-NAMED = {"method": "method"}
-# Options of a network's family, without dropout and how its first weights are drawn.
+CONFIG_KEYS = {"method": "method"}
+# Options of a network's family, without dropout and the initialization of its weights.
 _SIZES = "family block depths widths inner_multiplier channel_unit group_depth growth blocks".split()
 IDENTITY = ("method", "data.name", "okddip.base") + tuple(
     f"{section}.{key}" for section in ("network", "student", "teacher") for key in _SIZES
 )
-NEEDED = ("eval.every_epochs",)  # the best of fewer epochs is not so good
+COMPARED_KEYS = ("eval.every_epochs",)  # the best of fewer epochs is worse
 
 _STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -30,47 +35,61 @@ _METHODS = {
 
 
 def build(
-    source="", data="cifar100", method="okddip", base="branch", network="resnet32", teacher="resnet110", epochs=0,
-    reference=False,
-):  # fmt: skip
-    """The config of a cell.
+    source: str = "",
+    data: str = "cifar100",
+    method: str = "okddip",
+    base: str = "branch",
+    network: str = "resnet32",
+    teacher: str = "resnet110",
+    epochs: int = 0,
+    reference: bool = False,
+) -> base_config.Config:
+    """Returns the config of a cell.
 
     Args:
       source: who published the number; without effect.
+      data: "cifar10", "cifar100" or "imagenet".
+      method: a key of `_METHODS`.
       base: of okddip, "branch" or "network"; "" in cells of other methods.
-      teacher: of kd.
-      epochs: 0: 300, on ImageNet 90; milestones and ramp-up scale with them.
-      reference: with the published program's peculiarities.
+      network: architecture of the trained networks, such as "resnet32".
+      teacher: architecture of kd's teacher.
+      epochs: 0: 300, on ImageNet 90. Milestones and ramp-up are scaled with the number of epochs.
+      reference: add the peculiarities of the authors' code.
 
     Raises:
-      UserError: no such data set, method or network.
+      UserError: there is no such data set, method or network.
+
+    >>> build(method="one").one.length, build(method="one", epochs=150).one.length
+    (80, 40)
     """
     del source
-    for key, value, known in (("data", data, _STATISTICS), ("method", method, _METHODS)):
-        if value not in known:
-            raise UserError(f"config argument {key}={value!r}: {plugins.did_you_mean(value, known)}")
-    large = data == "imagenet"
-    epochs = epochs or (90 if large else 300)
+    for key, value, allowed in (("data", data, _STATISTICS), ("method", method, _METHODS)):
+        if value not in allowed:
+            raise UserError(f"config argument {key}={value!r}: {plugins.did_you_mean(value, allowed)}")
+    is_imagenet = data == "imagenet"
+    epochs = epochs or (90 if is_imagenet else 300)
     choices = {"network": network, "base": base, "teacher": teacher, "reference": reference}
-    chosen = {key: choices[key] for key in _METHODS[method]}
-    config = base_config.default(method, data="folder" if large else data, **chosen)
+    arguments = {key: choices[key] for key in _METHODS[method]}
+    config = base_config.default(method, data="folder" if is_imagenet else data, **arguments)
     config.data.num_tasks = 1
-    # ImageNet's last batch has 143 pictures, which would not divide over devices.
-    config.train.update(epochs=epochs, batch_size=256 if large else 128, last_batch="drop" if large else "keep")
+    # ImageNet's last batch has 143 images, which devices could not share equally.
+    config.train.update(
+        epochs=epochs, batch_size=256 if is_imagenet else 128, last_batch="drop" if is_imagenet else "keep"
+    )
     config.eval.update(batch_size=128, every_epochs=1)
     config.augment.mean, config.augment.std = _STATISTICS[data]
     config.augment.flip = True
-    config.augment.train = "random_resized_crop" if large else "pad_crop"
-    if large:
+    config.augment.train = "random_resized_crop" if is_imagenet else "pad_crop"
+    if is_imagenet:
         config.augment.test = "resize_center_crop"
-    milestones = (epochs // 3, 2 * epochs // 3) if large else (epochs // 2, 3 * epochs // 4)
-    config.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=1e-4 if large else 5e-4)
+    milestones = (epochs // 3, 2 * epochs // 3) if is_imagenet else (epochs // 2, 3 * epochs // 4)
+    config.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=1e-4 if is_imagenet else 5e-4)
     config.optim.update(schedule="steps", milestones=milestones)
     if "length" in config.get(method, {}):
         config[method].length = round(80 * epochs / 300)
     return config
 
 
-def irrelevant(config: dict) -> tuple[str, ...]:
-    """Prefixes of keys of a flat config without effect on accuracy: by what the diversity is divided."""
+def irrelevant_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns prefixes of keys without effect on accuracy in a flat config: the divisor of the diversity."""
     return (f"{config.get('method')}.diversity_divisor",)

@@ -1,14 +1,17 @@
-"""Settings of VkD's classification results on ImageNet-1K (arXiv 2403.06213); top-1 at the best epoch.
+"""Builds the configs of VkD's classification results on ImageNet-1K (arXiv 2403.06213); top-1 at the best epoch.
 
-All rows share one recipe; the ablation's leave out the teacher's standardisation and then the constraint on the
-projection. Paper and repository differ in the teacher's weights and in the number of devices alone.
+All rows share one recipe. The rows of the ablation omit the standardization of the teacher's features, and then also
+the constraint on the projection. Paper and repository differ only in the teacher's weights and the number of devices.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from cdl_jax import config as base
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
-NAMED = {}
+CONFIG_KEYS = {}
 IDENTITY = ("method", "data.name", "distill.name") + tuple(
     f"{network}.{key}"
     for network, keys in (
@@ -17,29 +20,42 @@ IDENTITY = ("method", "data.name", "distill.name") + tuple(
     )
     for key in keys
 )
-NEEDED = ("eval.every_epochs",)  # the best of fewer epochs is not so good
+COMPARED_KEYS = ("eval.every_epochs",)  # the best of fewer epochs is worse
 
 # row -> options of `distill`
 _ROWS = {
     "vkd": {},
     "orthogonal": {"teacher_norm": "none"},
     "unconstrained": {"teacher_norm": "none", "projector": "linear"},
-    # Not of the paper: what a row is worth above labels, and above the teacher's logits, with the same recipe.
+    # Not in the paper: baselines with the same recipe, with the teacher's logits only and with labels only.
     "kd": {"feature_weight": 0.0},
     "none": {"feature_weight": 0.0, "logit_weight": 0.0},
 }
 
 
-def build(source="", row="vkd", network="deit_ti_conv", teacher="regnety_160", data="folder", reference=False):
-    """The config of a cell.
+def build(
+    source: str = "",
+    row: str = "vkd",
+    network: str = "deit_ti_conv",
+    teacher: str = "regnety_160",
+    data: str = "folder",
+    reference: bool = False,
+) -> base.Config:
+    """Returns the config of a cell.
 
     Args:
       source: who published the number; without effect.
       row: a key of `_ROWS`.
-      reference: weight decay reaches the projector too, as in the published program.
+      network: architecture of the student.
+      teacher: architecture of the teacher.
+      data: name of a data source; default: images in a folder.
+      reference: apply weight decay to the projector too, as the authors' code does.
 
     Raises:
-      UserError: no such row, network or data set.
+      UserError: there is no such row, network or data set.
+
+    >>> build(row="unconstrained").distill.projector
+    'linear'
     """
     del source
     if row not in _ROWS:
@@ -58,7 +74,7 @@ def build(source="", row="vkd", network="deit_ti_conv", teacher="regnety_160", d
     return config
 
 
-def irrelevant(config: dict) -> tuple[str, ...]:
-    """Prefixes of keys of a flat config without effect: which of a run's checkpoints a teacher of a file has."""
+def irrelevant_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns prefixes of keys without effect in a flat config: a teacher from a file has no checkpoint to select."""
     del config
     return ("vkd.teacher_checkpoint", "vkd.teacher_network")

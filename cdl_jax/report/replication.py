@@ -57,7 +57,7 @@ def choose(paper: str) -> list[tuple[Table, str]]:
     tables = [published.table(system) for system in published.systems()]
     if paper in published.systems():
         return [(table, "") for table in tables if table.system == paper]
-    versions = {table.system: {cell.where.get("version") for cell in table.cells} - {None} for table in tables}
+    versions = {table.system: {cell.choices.get("version") for cell in table.cells} - {None} for table in tables}
     chosen = [(table, paper) for table in tables if paper in versions[table.system]]
     if not chosen:
         known = [*versions, *set().union(*versions.values())]
@@ -79,10 +79,10 @@ def matches(groups: Sequence[Group], published_table: Table) -> list[Match]:
     for group in groups:
         candidates = []
         for cell in published_table.cells:
-            if any(group.config.get(key) != cell.where[name] for name, key in system.NAMED.items()):
+            if any(group.config.get(key) != cell.choices[name] for name, key in system.CONFIG_KEYS.items()):
                 continue
             for reference in (False, True):
-                config = configs.flatten(system.build(**cell.where, reference=reference))
+                config = configs.flatten(system.build(**cell.choices, reference=reference))
                 mismatches = tuple(differences(config, group.config, system))
                 if not any(line.split(":")[0] in system.IDENTITY for line in mismatches):
                     candidates.append(Match(group, cell, reference, mismatches))
@@ -101,13 +101,13 @@ def differences(cell: Mapping[str, Any], run: Mapping[str, Any], system: ModuleT
       run: flat config of a run.
       system: the module of `cdl_jax.published` with the settings.
     """
-    ignored, needed = (*_NO_EFFECT, *system.irrelevant(run)), getattr(system, "NEEDED", ())
+    ignored = (*_NO_EFFECT, *system.irrelevant_prefixes(run))
 
     def compared(config):
         return {
             key: _kind_of_weights(value) if key.endswith(".weights") else value
             for key, value in config.items()
-            if key in needed or not key.startswith(ignored)
+            if key in system.COMPARED_KEYS or not key.startswith(ignored)
             if not key.endswith(_NO_EFFECT_ENDINGS)
         }
 
@@ -144,7 +144,7 @@ def table(published_table: Table, found: Sequence[Match], version: str = "", *, 
 
 def legend(published_table: Table) -> str:
     """Returns the meaning of the columns of `table`, as one paragraph."""
-    tolerances = ", ".join(f"{name} {metric.within:g}" for name, metric in published_table.metrics.items())
+    tolerances = ", ".join(f"{name} {metric.tolerance:g}" for name, metric in published_table.metrics.items())
     return (
         f"{published_table.paper}. Published: {published_table.source} Ours: mean ± standard deviation over finished "
         f"runs. Reproduced: |ours - published|, which is shown with its sign, is at most max(tolerance, 2 standard "
@@ -154,13 +154,13 @@ def legend(published_table: Table) -> str:
     )
 
 
-def verdict(paper: float, ours: Sequence[float], within: float) -> str:
+def verdict(paper: float, ours: Sequence[float], tolerance: float) -> str:
     """Returns a cell: whether the mean of our values reproduces a published number, and the difference.
 
     Args:
       paper: the published number.
       ours: one value for each seed.
-      within: the tolerance.
+      tolerance: largest difference that counts as reproduced, unless two standard errors are larger.
 
     >>> verdict(70.0, [70.9, 71.0, 71.1], 1.0), verdict(70.0, [68.8, 68.9, 69.0], 1.0), verdict(70.0, [70.0], 1.0)
     ('yes (+1.00)', 'no (-1.10)', 'too few seeds (+0.00)')
@@ -171,7 +171,7 @@ def verdict(paper: float, ours: Sequence[float], within: float) -> str:
     if len(ours) < MIN_SEEDS:
         word = "too few seeds"
     else:
-        word = "yes" if abs(difference) <= max(within, 2 * standard_error(ours)) else "no"
+        word = "yes" if abs(difference) <= max(tolerance, 2 * standard_error(ours)) else "no"
     return Measured(f"{word} ({difference:+.2f})", {"": word, "difference": difference})
 
 
@@ -179,18 +179,18 @@ def _identical_cells(published_table, version):
     """Returns lists of cells that differ only in the version; their published values are equal."""
     cells = {}
     for cell in published_table.cells:
-        if not version or cell.where.get("version") == version:
+        if not version or cell.choices.get("version") == version:
             cells.setdefault((*_without_version(cell), *cell.values.values()), []).append(cell)
     return cells.values()
 
 
 def _without_version(cell):
-    return [value for key, value in cell.where.items() if key != "version"]
+    return [value for key, value in cell.choices.items() if key != "version"]
 
 
 def _label(cells):
     """Returns the label of cells that differ only in the version."""
-    versions = "/".join(dict.fromkeys(cell.where.get("version", "") for cell in cells))
+    versions = "/".join(dict.fromkeys(cell.choices.get("version", "") for cell in cells))
     return " ".join(filter(None, [versions, *_without_version(cells[0])]))
 
 
@@ -211,7 +211,7 @@ def _table_row(group_matches: list[Match], metrics: Mapping[str, Metric]) -> lis
     for name, metric in metrics.items():
         paper = match.cell.values[name]
         reported = match.group.values(metric.network, metric.name, finished=True).values()
-        ours = [metric.plus + metric.times * value for value in reported]
+        ours = [metric.offset + metric.scale * value for value in reported]
         row += [_format_number(paper), format_mean_std(ours), _verdict_cell(match, paper, ours, metric)]
     return [*row, _note(match, settings)]
 
@@ -219,7 +219,7 @@ def _table_row(group_matches: list[Match], metrics: Mapping[str, Metric]) -> lis
 def _verdict_cell(match, paper, ours, metric):
     if match.mismatches:
         return "no verdict"
-    return MISSING if paper is None else verdict(paper, ours, metric.within)
+    return MISSING if paper is None else verdict(paper, ours, metric.tolerance)
 
 
 def _note(match, settings):

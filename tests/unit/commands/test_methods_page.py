@@ -51,7 +51,7 @@ def test_the_files_and_pages_that_are_named_exist():
 
 
 def test_the_published_numbers_are_those_of_the_tables():
-    cells = {tuple(cell.where.values()): cell.values for cell in published.table("cdl").cells}
+    cells = {tuple(cell.choices.values()): cell.values for cell in published.table("cdl").cells}
     rows = re.findall(r"^\| `(\w+)`.*? \| (v\d) \| (.*) \|$", PAGE, re.MULTILINE)
     assert len(rows) == 8
     for scheme, version, text in rows:

@@ -18,7 +18,7 @@ from configs.cdl import get_config
 from tests.support.contexts import context
 
 TABLE = published.table("cdl")
-CELLS = {tuple(cell.where.values()): cell for cell in TABLE.cells}
+CELLS = {tuple(cell.choices.values()): cell for cell in TABLE.cells}
 LEARNERS = ("l2p", "dualprompt", "coda", "apt")
 SCHEMES = ("none", "kd", "dkd", "fitnets", "reviewkd", "deit", "kd_token")
 PAIRS = (("vit_b16", "vit_s16"), ("vit_l16", "vit_b16"))
@@ -90,7 +90,7 @@ def test_d_cdl_is_the_most_accurate_in_all_16_columns_and_forgets_least_in_9():
 
 
 def test_notes_tell_how_old_a_number_is():
-    notes = Counter(cell.note for cell in TABLE.cells if cell.where["version"] in ("v2", "v4"))
+    notes = Counter(cell.note for cell in TABLE.cells if cell.choices["version"] in ("v2", "v4"))
     assert notes["unchanged since v2"] == 41 and notes["unchanged since v1"] == 17
     assert CELLS["v4", "cifar100", "l2p", "kd", "vit_l16", "vit_b16"].note == "80.96 / 10.17 in v2"
     assert "stale" in CELLS["v4", "imagenet_r", "l2p", "none", "", "vit_s16"].note
@@ -99,8 +99,8 @@ def test_notes_tell_how_old_a_number_is():
 
 def test_settings_that_all_cells_share():
     for cell in TABLE.cells:
-        config = flat(**cell.where)
-        assert config["data.name"] == cell.where["data"] and config["data.num_tasks"] == 10
+        config = flat(**cell.choices)
+        assert config["data.name"] == cell.choices["data"] and config["data.num_tasks"] == 10
         assert config["data.class_order"] == "natural" and config["cdl.query"] == "student"
         assert (config["augment.train"], config["augment.flip"]) == ("random_resized_crop", True)
         assert (config["augment.scale"], config["augment.mean"], config["augment.std"]) == ([0.08, 1.0], [], [])
@@ -108,13 +108,13 @@ def test_settings_that_all_cells_share():
             "adam", 1e-3, "cdl_cosine", [0.9, 0.999], 1e-8,
         ]  # fmt: skip
         assert config["optim.weight_decay"] == config["optim.clip_norm"] == 0
-        assert config["train.epochs"] == {"cifar100": 20, "imagenet_r": 35}[cell.where["data"]]
-        large = cell.where["teacher"] == "vit_l16" or cell.where["student"] == "vit_l16"
+        assert config["train.epochs"] == {"cifar100": 20, "imagenet_r": 35}[cell.choices["data"]]
+        large = cell.choices["teacher"] == "vit_l16" or cell.choices["student"] == "vit_l16"
         assert config["train.batch_size"] == (32 if large else 64)
         assert config["cdl.aux_loss_scale"] == 1
-        if cell.where["distill"] != "none":
+        if cell.choices["distill"] != "none":
             assert config["distill.alpha"] == 0.5
-            assert config["distill.temperature"] == (4 if cell.where["distill"] == "dkd" else 2)
+            assert config["distill.temperature"] == (4 if cell.choices["distill"] == "dkd" else 2)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_the_sum_of_the_pairs_within_two_halves_is_half_of_all_pairs():
 
 def test_the_config_file_takes_the_cells_keys():
     for cell in TABLE.cells[::7]:
-        text = ",".join(f"{key}={value}" for key, value in cell.where.items())
-        assert configs.flatten(get_config(text)) == flat(**cell.where)
+        text = ",".join(f"{key}={value}" for key, value in cell.choices.items())
+        assert configs.flatten(get_config(text)) == flat(**cell.choices)
     assert get_config("reference=true").cdl.aux_loss_scale == 2
-    assert changed(configs.flatten(get_config()), flat(**TABLE.cells[-1].where))["data.name"] == (
+    assert changed(configs.flatten(get_config()), flat(**TABLE.cells[-1].choices))["data.name"] == (
         "cifar100", "imagenet_r",
     )  # fmt: skip
 
@@ -214,8 +214,8 @@ def test_a_wrong_argument_is_answered_in_one_line(text, says):
 def test_every_cell_fits_together():
     for cell in TABLE.cells:
         for reference in (False, True):
-            program = Program(cdl.build(**cell.where, reference=reference), tasks(cell.where["data"]))
-            alone = cell.where["distill"] == "none"
+            program = Program(cdl.build(**cell.choices, reference=reference), tasks(cell.choices["data"]))
+            alone = cell.choices["distill"] == "none"
             assert program.method.networks == (("student",) if alone else ("teacher", "student"))
 
 
@@ -245,7 +245,7 @@ def test_every_scheme_trains_in_both_pairs(distill, pair):
     # With two learners each, so that all learners are in; `--mode describe` goes through every cell in minutes.
     learner = LEARNERS[(SCHEMES.index(distill) + 2 * pair) % 4]
     teacher, student = PAIRS[pair]
-    where = CELLS["v4", "imagenet_r", learner, distill, "" if distill == "none" else teacher, student].where
+    where = CELLS["v4", "imagenet_r", learner, distill, "" if distill == "none" else teacher, student].choices
     assert traced(where) == [COMMON | TERMS.get(distill, {"kd"})]
 
 

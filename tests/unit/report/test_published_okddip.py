@@ -20,7 +20,7 @@ from cdl_jax.training.program import Program
 from configs.okddip import get_config
 
 TABLE = published.table("okddip")
-CELLS = {tuple(cell.where.values()): cell for cell in TABLE.cells}
+CELLS = {tuple(cell.choices.values()): cell for cell in TABLE.cells}
 NETWORKS = ("resnet32", "resnet110", "vgg16", "densenetd40k12", "wide_resnet20_8")
 
 
@@ -58,7 +58,7 @@ def test_every_number_is_here_with_its_source():
         "paper": 6, "rerun": 1, "user": 1, "rewrite": 1, "mcl_okd": 21, "pcl": 40, "cmff": 5,
     }  # fmt: skip
     assert all(sum(v is not None for v in cell.values.values()) >= 1 for cell in TABLE.cells)
-    assert all(cell.note for cell in TABLE.cells if cell.where["source"] != "mcl_okd")
+    assert all(cell.note for cell in TABLE.cells if cell.choices["source"] != "mcl_okd")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_numbers(where, numbers):
 
 def test_settings_that_all_cells_share():
     for cell in TABLE.cells:
-        config, large = flat(**cell.where), cell.where["data"] == "imagenet"
+        config, large = flat(**cell.choices), cell.choices["data"] == "imagenet"
         assert [config[f"optim.{key}"] for key in ("name", "nesterov", "momentum", "learning_rate", "schedule")] == [
             "sgd", True, 0.9, 0.1, "steps",
         ]  # fmt: skip
@@ -90,8 +90,8 @@ def test_settings_that_all_cells_share():
         assert config["optim.milestones"] == ([30, 60] if large else [150, 225])
         assert config["optim.weight_decay"] == (1e-4 if large else 5e-4)
         assert (config["data.num_tasks"], config["eval.every_epochs"]) == (1, 1)
-        if cell.where["method"] in ("okddip", "one", "cl_ilr"):
-            assert config[f"{cell.where['method']}.length"] == (24 if large else 80)
+        if cell.choices["method"] in ("okddip", "one", "cl_ilr"):
+            assert config[f"{cell.choices['method']}.length"] == (24 if large else 80)
 
 
 def test_reference_changes_what_the_program_has_of_its_own():
@@ -104,18 +104,18 @@ def test_every_cell_fits_together_and_the_config_file_has_it():
     blank = {name: source.placeholder({}) for name, source in (("cifar10", cifar10), ("cifar100", cifar100))}
     streams = {name: stream.split_into_tasks(data, num_tasks=1) for name, data in blank.items()}
     for cell in TABLE.cells:
-        text = ",".join(f"{key}={value}" for key, value in cell.where.items() if value)
-        assert configs.flatten(get_config(text)) == flat(**cell.where)
-        if cell.where["data"] != "imagenet":
-            config = okddip.build(**cell.where, reference=True)
+        text = ",".join(f"{key}={value}" for key, value in cell.choices.items() if value)
+        assert configs.flatten(get_config(text)) == flat(**cell.choices)
+        if cell.choices["data"] != "imagenet":
+            config = okddip.build(**cell.choices, reference=True)
             config.devices = 1
-            program = Program(config, streams[cell.where["data"]])
+            program = Program(config, streams[cell.choices["data"]])
             (task,), (phase,) = program.stream.tasks, program.method.phases
             assert program.batch_sizes(task, phase) == [128] * 390 + [80]
 
 
 def test_a_cell_can_be_described():
-    config = okddip.build(**CELLS["mcl_okd", "cifar100", "supervised", "", "resnet32"].where)
+    config = okddip.build(**CELLS["mcl_okd", "cifar100", "supervised", "", "resnet32"].choices)
     config.devices = 1
     told = describe.describe(
         Program(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)), show_config=True

@@ -21,7 +21,7 @@ SETTINGS = "reference=false"
 
 
 def numbers(name, *key):
-    (cell,) = (cell for cell in published.table(name).cells if tuple(cell.where.values())[: len(key)] == key)
+    (cell,) = (cell for cell in published.table(name).cells if tuple(cell.choices.values())[: len(key)] == key)
     return tuple(cell.values.values())
 
 
@@ -74,8 +74,8 @@ def test_rows_differ_in_what_they_leave_out():
 
 def test_the_config_file_has_every_cell():
     for cell in TABLE.cells:
-        text = ",".join(f"{key}={value}" for key, value in cell.where.items())
-        assert configs.flatten(get_config(text)) == flat(**cell.where)
+        text = ",".join(f"{key}={value}" for key, value in cell.choices.items())
+        assert configs.flatten(get_config(text)) == flat(**cell.choices)
 
 
 def test_the_parts_of_a_cell_fit_together():

@@ -116,7 +116,7 @@ def test_runs_of_other_things_are_of_no_cell(tmp_path, changes):
 @pytest.mark.parametrize("number", range(0, 310, 44))
 def test_a_cell_s_config_leads_back_to_the_cell(tmp_path, number):
     cell = TABLE.cells[number]
-    found = replication.matches(read_groups([store(tmp_path / "a", 70.0, **cell.where)]), TABLE)
+    found = replication.matches(read_groups([store(tmp_path / "a", 70.0, **cell.choices)]), TABLE)
     assert any(match.cell is cell and not match.reference and not match.mismatches for match in found)
 
 
@@ -152,8 +152,8 @@ def test_unfinished_runs_do_not_count(tmp_path):
 
 
 def test_a_table_may_count_in_its_own_way(tmp_path):
-    error = Metric("student", "last", within=0.5, times=-1, plus=100)
-    precision = Metric("student", "average_precision", within=0.01)
+    error = Metric("student", "last", tolerance=0.5, scale=-1, offset=100)
+    precision = Metric("student", "average_precision", tolerance=0.01)
     cell = Cell({"data": "cifar100", "method": "x"}, {"top-1 error": 21.0, "AP": None}, "")
     table = Table("x", "X", "a paper", "somewhere.", {"top-1 error": error, "AP": precision}, (cell,))
     groups = read_groups([store(tmp_path / str(s), 78.0 + s, seed=s) for s in range(3)])
