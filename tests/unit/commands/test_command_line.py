@@ -21,13 +21,13 @@ def test_shipped_configs_are_found_by_name_from_any_folder(text, tmp_path, monke
     assert config_files.find(text).resolve() == ROOT / "configs" / "quickstart.py"
 
 
-def test_a_file_of_the_users_wins_over_a_shipped_config(tmp_path, monkeypatch):
+def test_a_file_of_the_user_precedes_a_shipped_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("quickstart.py").write_text("")
     assert config_files.find("quickstart.py").resolve() == tmp_path / "quickstart.py"
 
 
-def test_an_unknown_config_names_the_nearest():
+def test_an_unknown_config_gets_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'cifar100_l2p'"):
         config_files.find("cifar100_l2")
 
@@ -77,13 +77,13 @@ def test_named_configs_have_the_published_settings(data, learner):
 @pytest.mark.parametrize(
     ("name", "of"), [("cifar100_okddip", "okddip"), ("cifar100_dkt", "dkt"), ("imagenet_vkd", "vkd")]
 )
-def test_the_other_systems_named_configs_are_those_of_the_papers(name, of):
+def test_configs_of_the_other_systems_have_the_published_settings(name, of):
     made, wanted = (config.flatten(_get_config(each)("")) for each in (name, of))
     assert {key for key in wanted if made[key] != wanted[key]} <= {"teacher.weights"}
 
 
 @pytest.mark.parametrize("name", sorted(config_files.shipped_configs()))
-def test_the_docstring_of_each_shipped_config_fits_the_list(name):
+def test_every_shipped_config_has_a_summary_for_the_list(name):
     assert len(config_files.summary(config_files.shipped_configs()[name])) > 20
 
 
@@ -103,7 +103,7 @@ def _get_config(name):
         ("def get_config(text=''):\n    return {}", ": get_config returns dict, not a ConfigDict"),
     ],
 )
-def test_a_mistake_in_a_config_file_is_one_line_with_its_place(tmp_path, capsys, text, expected):
+def test_a_mistake_in_a_config_file_is_reported_with_its_line(tmp_path, capsys, text, expected):
     (tmp_path / "mine.py").write_text(text)
     assert main.main(["--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -111,14 +111,14 @@ def test_a_mistake_in_a_config_file_is_one_line_with_its_place(tmp_path, capsys,
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_section_that_nobody_knows_is_refused():
+def test_an_unknown_empty_section_is_refused():
     made = config.default("cdl", data="glyph_mini")
     made.trian = {}
     with pytest.raises(UserError, match="unknown key config.trian: did you mean 'train'"):
         config.check_keys(made)
 
 
-def test_fetch_gets_what_is_missing_and_leaves_other_mistakes_to_the_run(tmp_path, monkeypatch):
+def test_fetch_downloads_missing_files_and_leaves_other_mistakes_to_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CDL_DATA", str(tmp_path / "data"))
     fetched = []
@@ -136,7 +136,7 @@ def test_fetch_gets_what_is_missing_and_leaves_other_mistakes_to_the_run(tmp_pat
 
 @pytest.mark.parametrize(("index", "printed"), [(0, "workdir: runs/quickstart\n"), (1, "")])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_of_several_processes_the_first_prints_the_working_directory(
+def test_the_first_of_several_processes_prints_the_working_directory(
     index, printed, mode, tmp_path, monkeypatch, capsys
 ):
     joined = []
@@ -163,7 +163,7 @@ def test_a_refused_run_leaves_no_folder(tmp_path):
     assert (tmp_path / "mine" / "note").exists()
 
 
-def test_a_stored_config_of_an_earlier_version_gets_the_defaults_that_it_lacks():
+def test_a_stored_config_of_an_earlier_version_is_completed_with_defaults():
     stored = {"method": "cdl", "train": {"epochs": 3}}
     filled = config.with_defaults(stored)
     assert filled["train"] == {**config.DEFAULTS["train"], "epochs": 3}
@@ -171,7 +171,7 @@ def test_a_stored_config_of_an_earlier_version_gets_the_defaults_that_it_lacks()
     assert config.differences({"train.epochs": 3}, {"train.epochs": 4}) == ["train.epochs: 3 -> 4"]
 
 
-def test_a_log_gets_lines_of_progress(monkeypatch):
+def test_progress_is_written_as_lines_to_a_log(monkeypatch):
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
     with progress.Lines(total=200, initial=50, interval=0.01) as lines:
@@ -186,7 +186,7 @@ def test_a_log_gets_lines_of_progress(monkeypatch):
     assert written[-1].startswith("step 100 of 200 (50 %), ") and written[-1].endswith("; task 0, student, loss 1.500")
 
 
-def test_an_interactive_terminal_gets_a_bar(monkeypatch):
+def test_progress_is_shown_as_a_bar_on_a_terminal(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True

@@ -1,4 +1,4 @@
-"""Configs: arguments, sections, checks, and which differences bear on a run's results."""
+"""Configs: arguments, sections, checks, and the differences that affect the results of a run."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def refusal(call, *arguments):
     return str(caught.value)
 
 
-def test_arguments_take_the_types_of_their_defaults():
+def test_arguments_have_the_types_of_their_defaults():
     found = config.arguments(
         "learner=coda,seed=3,rate=1e-2,deep=TRUE", learner="l2p", seed=0, rate=0.1, deep=False, k=7
     )
@@ -43,11 +43,11 @@ def test_arguments_take_the_types_of_their_defaults():
         ("deep=yes", "config argument deep='yes' is not of type bool"),
     ],
 )
-def test_a_wrong_argument_is_named_with_the_nearest(text, message):
+def test_a_wrong_argument_gets_a_suggestion(text, message):
     assert refusal(lambda: config.arguments(text, learner="l2p", seed=0, deep=False)) == message
 
 
-def test_default_has_the_common_sections_and_the_method_s(default):
+def test_default_has_the_common_sections_and_those_of_the_method(default):
     assert set(default) == {*config.DEFAULTS, "method", "data", "augment", "optim", "cdl", "learner", "distill"} | {
         "teacher", "student",
     }  # fmt: skip
@@ -68,7 +68,7 @@ def test_default_is_a_copy_and_keeps_types():
     assert message == "config.train.epochs='many' must be of type int, as 99 is"
 
 
-def test_an_unknown_part_is_named_with_the_nearest():
+def test_an_unknown_plug_in_gets_a_suggestion():
     assert "did you mean 'glyph_mini'?" in refusal(lambda: config.default("cdl", data="glyph_minni"))
     assert "did you mean 'cdl'?" in refusal(lambda: config.default("cdll", data="glyph_mini"))
     assert "did you mean 'l2p'?" in refusal(lambda: config.default("cdl", data="glyph_mini", learner="l2q"))
@@ -98,13 +98,13 @@ def test_values_out_of_range_are_refused(default, key, value, message):
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (-1, 2), (0.5, 1), (True, 2), ("a",)])
-def test_seeds_are_different_integers(default, seeds):
+def test_seeds_must_be_different_integers(default, seeds):
     changed = default.copy_and_resolve_references()
     changed.seeds = seeds
     assert refusal(config.check, changed) == (f"config.seeds={seeds} must be different integers that are not negative")
 
 
-def test_seeds_fit_the_steps_and_bear_on_the_results(default):
+def test_seeds_fit_int32_and_affect_the_results(default):
     changed = default.copy_and_resolve_references()
     changed.seeds = (0, 2**31)
     assert "seed 2147483648 must be less than" in refusal(config.check, changed)
@@ -122,7 +122,7 @@ def test_flatten_joins_keys_and_survives_json(default):
     assert config.flatten(json.loads(json.dumps(default.to_dict()))) == flat
 
 
-def test_differences_name_what_bears_on_the_results():
+def test_differences_list_the_keys_that_affect_the_results():
     old = {
         "seed": 0,
         "learner.pool": 30,
@@ -152,7 +152,7 @@ def test_differences_name_what_bears_on_the_results():
     assert config.differences({"train.batch_size": 1}, {"train.batch_size": 2}) == ["train.batch_size: 1 -> 2"]
 
 
-def test_a_stored_config_is_read_or_told_to_be_damaged(tmp_path):
+def test_a_stored_config_is_read_or_reported_as_damaged(tmp_path):
     assert config.read(tmp_path) is None
     (tmp_path / "config.json").write_text('{"config": {"seed": 4}}')
     assert config.read(tmp_path) == {"config": {"seed": 4}}
@@ -179,7 +179,7 @@ def test_a_stored_config_is_read_or_told_to_be_damaged(tmp_path):
         ("cdl.teachers", [Path("runs/a")], ("runs/a",)),
     ],
 )
-def test_values_of_python_numpy_and_pathlib_are_stored_as_the_option_s_type(default, key, value, stored):
+def test_values_of_python_numpy_and_pathlib_are_converted_to_the_type_of_the_option(default, key, value, stored):
     changed = default.copy_and_resolve_references()
     section, _, name = key.rpartition(".")
     (changed[section] if section else changed)[name] = value
@@ -201,7 +201,7 @@ def test_values_of_python_numpy_and_pathlib_are_stored_as_the_option_s_type(defa
         ("last_batch", (0.5, 1.0), "str"),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused_where_it_is_assigned(default, key, value, kind):
+def test_a_value_of_another_type_is_refused_at_its_assignment(default, key, value, kind):
     changed = default.copy_and_resolve_references()
     message = refusal(lambda: changed.train.update({key: value}))
     assert message.startswith(f"config.train.{key}={' '.join(repr(value).split())} must be of type {kind}, as ")
@@ -226,7 +226,7 @@ def test_a_value_that_does_not_fit_is_refused_where_it_is_assigned(default, key,
         ("config = base.Config()", "config.method is missing: begin the config with cdl_jax.config.default("),
     ],
 )
-def test_keys_of_a_config_file_are_those_of_its_parts(line, message, tmp_path):
+def test_a_config_file_has_the_keys_of_its_plug_ins(line, message, tmp_path):
     path = tmp_path / "own.py"
     path.write_text(
         "from cdl_jax import config as base\n\n\ndef get_config(text=''):\n"
@@ -280,7 +280,7 @@ def test_networks_of_a_family_have_the_same_options(family):
     assert all(module.OPTIONS.keys() >= size.keys() for size in module.SIZES.values())
 
 
-def test_a_stored_config_gets_the_options_that_it_lacks():
+def test_a_stored_config_is_completed_with_missing_options():
     whole = config.default("supervised", data="glyph_mini", network="mini_student").to_dict()
     stored = config.copy_with_tuples(whole)
     del stored["supervised"]["trained"], stored["data"]["validation"], stored["train"]["steps_per_call"]

@@ -1,4 +1,4 @@
-"""Any value of any key of the shipped configs is taken, or refused in one line that names it, before any work.
+"""Any value of any key of the shipped configs is accepted, or refused in one line that names it, before training.
 
 More of them: CDL_FUZZ=1000 python -m pytest tests/unit/commands/test_config_fuzz.py
 """
@@ -81,7 +81,7 @@ def data_is_read_once(monkeypatch):
     suppress_health_check=list(HealthCheck),
 )
 @given(draw=st.data())
-def test_any_value_of_any_key_is_taken_or_refused_in_one_line(file, draw):
+def test_any_value_of_any_key_is_accepted_or_refused_in_one_line(file, draw):
     value = st.sampled_from(VALUES) | st.integers(-5, 40).map(str) | st.floats().map(str)
     chosen = draw.draw(st.dictionaries(st.sampled_from(keys(file)), value, min_size=1, max_size=2))
     told = answer(file, chosen)
@@ -102,7 +102,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("file", ["quickstart.py", "okddip_glyph.py:method=supervised", "dkt_glyph.py", "vkd_glyph.py"])
-def test_any_name_that_exists_is_taken_or_refused_in_one_line(file):
+def test_any_plug_in_is_accepted_or_refused_in_one_line(file):
     chosen, refused = [key for key in keys(file) if key in FOLDERS or key.endswith(".family")], 0
     for key in chosen:
         for name in plugins.list_plugins(FOLDERS.get(key, "models")):
@@ -134,11 +134,11 @@ def test_any_name_that_exists_is_taken_or_refused_in_one_line(file):
         ("okddip_glyph.py:method=cdl", ("seed", "1"), "method 'cdl' has no choice 'network': "),
     ],
 )
-def test_a_name_that_does_not_fit_is_named(file, change, message):
+def test_the_message_names_a_plug_in_that_does_not_fit(file, change, message):
     assert message in answer(file, dict([change]))
 
 
-def test_another_data_source_brings_its_own_options():
+def test_another_data_source_has_its_own_options():
     flags = ["--config.data.name=tfds", "--config.data.dataset=cifar10", "--config.data.num_tasks=2"]
     data = main._parse(["cdl_jax", f"--config={FILES / 'quickstart.py'}", "--workdir=unused", *flags]).config.data
     assert (data.name, data.dataset, data.train_split, data.num_tasks) == ("tfds", "cifar10", "train", 2)

@@ -1,4 +1,4 @@
-"""Fetching against a server on the loopback interface: whole, interrupted, wrong, missing and hostile files."""
+"""Downloads from a server on the loopback interface: complete, interrupted, wrong, missing and hostile files."""
 
 import dataclasses
 import hashlib
@@ -95,7 +95,7 @@ def ranges(server):
     return [asked for _, asked in server.requests]
 
 
-def test_a_whole_file_is_fetched_verified_and_not_fetched_again(server, tmp_path, capsys):
+def test_a_file_is_downloaded_and_verified_once(server, tmp_path, capsys):
     archive = archive_of(server)
     for _ in range(2):
         assert fetch.fetch_archive(archive, tmp_path / "new" / "folder").read_bytes() == CONTENT
@@ -107,14 +107,14 @@ def test_a_whole_file_is_fetched_verified_and_not_fetched_again(server, tmp_path
     assert os.listdir(tmp_path / "new" / "folder") == ["set.tar"]
 
 
-def test_a_transfer_that_breaks_off_goes_on_within_the_same_call(server, tmp_path):
+def test_an_interrupted_download_resumes_within_the_same_call(server, tmp_path):
     server.cuts = 2
     path = fetch.fetch_archive(archive_of(server), tmp_path, pause=0)
     assert path.read_bytes() == CONTENT
     assert ranges(server) == [None, "bytes=100000-", "bytes=200000-"]
 
 
-def test_a_transfer_that_was_given_up_goes_on_in_the_next_call(server, tmp_path):
+def test_an_abandoned_download_resumes_in_the_next_call(server, tmp_path):
     archive, server.cuts = archive_of(server), 2
     with pytest.raises(
         UserError, match=r"was interrupted; 200,000 of 307,200 bytes are saved, rerun the same command to resume"
@@ -126,14 +126,14 @@ def test_a_transfer_that_was_given_up_goes_on_in_the_next_call(server, tmp_path)
     assert not (tmp_path / "set.tar.part").exists()
 
 
-def test_a_server_without_ranges_is_asked_for_the_whole_file(server, tmp_path):
+def test_a_server_without_ranges_sends_the_complete_file_again(server, tmp_path):
     server.ranges = False
     (tmp_path / "set.tar.part").write_bytes(CONTENT[:1000])
     assert fetch.fetch_archive(archive_of(server), tmp_path).read_bytes() == CONTENT
     assert ranges(server) == ["bytes=1000-"]
 
 
-def test_a_file_with_another_checksum_is_removed(server, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_deleted(server, tmp_path):
     archive = dataclasses.replace(archive_of(server), algorithm="md5", digest="0" * 32)
     with pytest.raises(
         UserError, match=f"the md5 of the downloaded file is not {'0' * 32}, so it was deleted"
@@ -143,32 +143,32 @@ def test_a_file_with_another_checksum_is_removed(server, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_damaged_file_that_is_there_already_is_replaced(server, tmp_path):
+def test_an_existing_damaged_file_is_replaced(server, tmp_path):
     (tmp_path / "set.tar").write_bytes(CONTENT[::-1])
     assert fetch.fetch_archive(archive_of(server), tmp_path).read_bytes() == CONTENT
 
 
-def test_a_file_of_another_size_is_not_even_begun(server, tmp_path):
+def test_a_file_of_another_size_is_not_downloaded(server, tmp_path):
     archive = dataclasses.replace(archive_of(server), size=5000)
     with pytest.raises(UserError, match="has 307,200 bytes instead of 5,000, so it is another file"):
         fetch.fetch_archive(archive, tmp_path)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_missing_file_is_told_at_once(server, tmp_path):
+def test_a_missing_file_is_reported_without_another_attempt(server, tmp_path):
     archive = dataclasses.replace(archive_of(server), file="other.tar")
     with pytest.raises(UserError, match=r"/other.tar: 404 Not Found; choose another mirror with --url-base"):
         fetch.fetch_archive(archive, tmp_path, pause=60)
     assert len(server.requests) == 1
 
 
-def test_an_unreachable_server_is_told_in_one_line(tmp_path):
+def test_an_unreachable_server_is_reported_in_one_line(tmp_path):
     archive = fetch.Archive("http://127.0.0.1:1", "set.tar", 10, "md5", "0" * 32)
     with pytest.raises(UserError, match=r"Connection refused.*0 of 10 bytes are saved"):
         fetch.fetch_archive(archive, tmp_path, attempts=2, pause=0)
 
 
-def test_a_tar_is_unpacked_and_known_to_be_there(server, tmp_path, capsys):
+def test_a_tar_is_extracted_once(server, tmp_path, capsys):
     content = tar_of(("imagenet-r/n01443537/art_0.jpg", b"picture"), ("imagenet-r/README.txt", b"text"))
     archive = archive_of(server, content, unpacked="imagenet-r")
     folder = fetch.fetch_archive(archive, tmp_path)
@@ -187,27 +187,27 @@ def link_out():
 
 
 @pytest.mark.parametrize("member", [("../outside.txt", b"x"), ("imagenet-r/../../outside.txt", b"x"), link_out()])
-def test_a_tar_that_leads_out_of_its_folder_is_refused(server, tmp_path, member):
+def test_a_tar_with_paths_outside_its_folder_is_refused(server, tmp_path, member):
     archive = archive_of(server, tar_of(("imagenet-r/a.jpg", b"picture"), member), unpacked="imagenet-r")
     with pytest.raises(UserError, match="cannot be extracted .*outside"):
         fetch.fetch_archive(archive, tmp_path / "data")
     assert os.listdir(tmp_path) == ["data"] and os.listdir(tmp_path / "data") == ["set.tar"]
 
 
-def test_a_tar_with_something_else_in_it_is_refused(server, tmp_path):
+def test_a_tar_with_another_folder_is_refused(server, tmp_path):
     archive = archive_of(server, tar_of(("other/a.jpg", b"picture")), unpacked="imagenet-r")
     with pytest.raises(UserError, match="it has no folder imagenet-r"):
         fetch.fetch_archive(archive, tmp_path)
     assert os.listdir(tmp_path) == ["set.tar"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
+def test_the_message_names_a_folder_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/folder: cannot be written \(Not a directory\); choose another --dir"):
         fetch.fetch_archive(archive_of(server), tmp_path / "file" / "folder")
 
 
-def test_a_full_disk_is_told_before_the_transfer(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_the_download(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 300_000))
     archive = archive_of(server)
@@ -218,7 +218,7 @@ def test_a_full_disk_is_told_before_the_transfer(server, tmp_path, monkeypatch):
     assert fetch.fetch_archive(archive, tmp_path).read_bytes() == CONTENT
 
 
-def test_weights_come_from_the_hub_and_are_verified_without_it_later(server, tmp_path, capsys):
+def test_weights_are_downloaded_from_the_hub_and_later_verified_without_it(server, tmp_path, capsys):
     pytest.importorskip("huggingface_hub")
     digest = hashlib.sha256(CONTENT).hexdigest()
     server.files["/timm/vit_small.tag/resolve/main/model.safetensors"] = CONTENT
@@ -232,7 +232,7 @@ def test_weights_come_from_the_hub_and_are_verified_without_it_later(server, tmp
     assert capsys.readouterr().out.splitlines()[-1].endswith("already exists, verified")
 
 
-def test_weights_with_another_checksum_are_removed(server, tmp_path):
+def test_weights_with_a_wrong_checksum_are_deleted(server, tmp_path):
     pytest.importorskip("huggingface_hub")
     server.files["/timm/vit_small.tag/resolve/main/model.safetensors"] = CONTENT
     server.headers = {"ETag": f'"{"0" * 64}"', "X-Repo-Commit": "a" * 40}
@@ -243,7 +243,7 @@ def test_weights_with_another_checksum_are_removed(server, tmp_path):
     assert not (tmp_path / "timm" / "vit_small.tag" / "model.safetensors").exists()
 
 
-def test_unknown_weights_are_answered_with_the_nearest_name(server, tmp_path):
+def test_unknown_weights_get_a_suggestion(server, tmp_path):
     pytest.importorskip("huggingface_hub")
     server.headers = {"X-Error-Code": "RepoNotFound"}
     with pytest.raises(UserError, match="no such weights in the model hub; did you mean 'deit_tiny_patch16_224"):
@@ -259,14 +259,14 @@ def test_unknown_weights_are_answered_with_the_nearest_name(server, tmp_path):
         (["cifar10", "--url-base", "mirror"], 2, "must start with http:// or https://"),
     ],
 )
-def test_the_command_line_answers(arguments, code, told, tmp_path, capsys):
+def test_the_command_line_has_exit_codes_and_messages(arguments, code, told, tmp_path, capsys):
     assert fetch.main([*arguments, "--dir", str(tmp_path)]) == code
     captured = capsys.readouterr()
     assert told in captured.out + captured.err
     assert len(captured.err.splitlines()) == (code != 0)
 
 
-def test_the_command_line_takes_a_mirror_and_a_folder(server, tmp_path, monkeypatch, capsys):
+def test_the_command_line_accepts_a_mirror_and_a_folder(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(
         fetch.ARCHIVES, "cifar10", dataclasses.replace(archive_of(server), url_base="http://127.0.0.1:1")
     )

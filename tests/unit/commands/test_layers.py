@@ -1,4 +1,4 @@
-"""Imports go one way, so that each part can be read, tested and replaced without those built on it."""
+"""Imports go one way, so that each part can be read, tested and replaced without its dependents."""
 
 import ast
 from pathlib import Path
@@ -95,5 +95,5 @@ def test_every_layer_exists():
         ("run/loop.py", "import jax\nfrom cdl_jax import __version__, training", 0),
     ],
 )
-def test_a_wrong_import_is_found(file, source, count):
+def test_a_wrong_import_is_detected(file, source, count):
     assert len(violations(file, source)) == count

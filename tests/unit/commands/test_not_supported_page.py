@@ -1,4 +1,4 @@
-"""The page of what is not supported quotes messages and names options that exist."""
+"""The page of unsupported features quotes existing messages and names existing options."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Starting is cheap: modules are counted, not seconds, which depend on the machine."""
+"""Start-up is fast: the tests count imported modules instead of seconds, which depend on the machine."""
 
 import os
 import re

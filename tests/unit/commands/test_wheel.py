@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and the quick start from an installation outside the repository."""
+"""The wheel: its files, its metadata, and the quick start from an installation outside the repository."""
 
 import ast
 import json
@@ -53,7 +53,7 @@ def test_the_wheel_has_every_file_of_the_package_and_every_config(wheel):
     assert {"cdl_jax/py.typed", "cdl_jax/configs/quickstart.py", "cdl_jax/models/weights/packaged/README.md"} <= names
 
 
-def test_the_wheel_names_its_command_python_versions_and_requirements(wheel):
+def test_the_wheel_has_its_command_python_versions_and_requirements(wheel):
     with zipfile.ZipFile(wheel) as archive:
         read = {name.split("/")[1]: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
     assert read["entry_points.txt"].split("\n")[:2] == ["[console_scripts]", "cdl-jax = cdl_jax.main:main"]
@@ -70,7 +70,7 @@ NAMES = {"absl": "absl-py", "PIL": "pillow", "orbax": "orbax-checkpoint"}
 EXTRAS = {"fontTools", "huggingface_hub", "onnx", "resvg_py", "sklearn"}  # imported inside functions, with a message
 
 
-def test_every_package_that_is_imported_is_a_requirement_or_an_extra():
+def test_every_imported_package_is_a_requirement_or_an_extra():
     imported = set()
     for path in [*(ROOT / "cdl_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):

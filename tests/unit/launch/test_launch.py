@@ -1,4 +1,4 @@
-"""What scripts make of signals and exit codes, with stand-ins for the commands that they call."""
+"""Signals and exit codes in the launch scripts, with fakes of the commands that they call."""
 
 import importlib.util
 import os
@@ -61,7 +61,7 @@ def test_processes_and_cpus_follow_the_gpus_of_a_node(job, tmp_path):
         (0, "RUNNING", 0, []),
     ],
 )
-def test_a_job_is_requeued_where_it_saved_and_was_not_cancelled(job, tmp_path, code, state, ends_with, more):
+def test_a_job_is_requeued_if_it_saved_and_was_not_cancelled(job, tmp_path, code, state, ends_with, more):
     process, log = job
     (tmp_path / "state").write_text(state)
     (tmp_path / "end").write_text(str(code))
@@ -131,7 +131,7 @@ def launched(tmp_path):
     return start, lambda: [line.split() for line in (tmp_path / "log").read_text().splitlines()]
 
 
-def test_the_matrix_is_shared_by_two_processes_and_made_once_seed_by_seed(launched):
+def test_two_processes_share_a_matrix_and_run_each_seed_once(launched):
     start, log = launched
     both = [start(CDL_SEEDS="0 1") for _ in range(2)]
     assert [process.wait(timeout=240) for process in both] == [0, 0]
@@ -142,7 +142,7 @@ def test_the_matrix_is_shared_by_two_processes_and_made_once_seed_by_seed(launch
     assert start(CDL_SEEDS="0 1").wait(timeout=240) == 0 and len(log()) == len(runs)
 
 
-def test_all_seeds_of_a_row_are_one_program_where_asked_for(launched, tmp_path):
+def test_all_seeds_of_a_row_are_one_program_on_request(launched, tmp_path):
     start, log = launched
     assert start(CDL_SEEDS="0 4", CDL_TOGETHER="1").wait(timeout=240) == 0
     runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
@@ -168,7 +168,7 @@ def test_every_config_of_a_matrix_exists(launched, script, arguments, rows):
 
 
 @pytest.mark.parametrize(("script", "networks"), [("glyph100.sh", ["teacher", "student"]), ("emoji.sh", ["student"])])
-def test_backbones_that_are_missing_are_pretrained_first_by_one_of_two_processes(launched, tmp_path, script, networks):
+def test_missing_backbones_are_pretrained_first_by_one_of_two_processes(launched, tmp_path, script, networks):
     start, log = launched
     for weights in tmp_path.glob("data/glyph_*.npz"):
         weights.unlink()
@@ -179,7 +179,7 @@ def test_backbones_that_are_missing_are_pretrained_first_by_one_of_two_processes
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_told_to_stop_the_matrix_lets_its_run_save_and_goes_on_later(launched, number, code):
+def test_a_stopped_matrix_saves_its_run_and_resumes_later(launched, number, code):
     start, log = launched
     process = start(CDL_SEEDS="0", STOP="1")
     while process.stdout.readline() != "ready\n":

@@ -1,4 +1,4 @@
-"""A sweep's runs are each made once by the processes that share it, and the list of what is missing is right."""
+"""Processes that share a sweep run each command once, and list the missing runs."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def runs(*seeds):
 
 
 @pytest.mark.parametrize("more", [{}, {"SLURM_ARRAY_JOB_ID": "7"}])
-def test_two_calls_of_three_processes_make_each_run_once_with_one_cache(sweep, tmp_path, more):
+def test_two_calls_with_three_processes_run_each_command_once_with_one_cache(sweep, tmp_path, more):
     start, log = sweep
     both = [start("-j", "3", **more) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
@@ -76,7 +76,7 @@ def test_two_calls_of_three_processes_make_each_run_once_with_one_cache(sweep, t
     assert missing(tmp_path) == []
 
 
-def test_what_failed_is_listed_and_alone_made_again(sweep, tmp_path):
+def test_only_failed_runs_are_listed_and_repeated(sweep, tmp_path):
     start, log = sweep
     process = start("-j", "2", FAIL="none/seed_1")
     assert process.wait(timeout=120) == 1
@@ -88,7 +88,7 @@ def test_what_failed_is_listed_and_alone_made_again(sweep, tmp_path):
 
 
 @pytest.mark.parametrize("code", [137, 139])
-def test_a_run_that_the_system_killed_has_failed_and_the_others_are_made(sweep, tmp_path, code):
+def test_a_run_killed_by_the_system_has_failed_and_the_others_continue(sweep, tmp_path, code):
     start, log = sweep
     process = start(FAIL="quickstart/seed_0", CODE=str(code))
     assert process.wait(timeout=120) == 1 and len(log()) == 6
@@ -101,7 +101,7 @@ def test_a_run_that_the_system_killed_has_failed_and_the_others_are_made(sweep, 
     ("number", "code"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
 )
-def test_a_signal_lets_all_runs_at_hand_save_and_lists_the_rest(sweep, tmp_path, number, code, send):
+def test_after_a_signal_all_current_runs_save_and_the_rest_is_listed(sweep, tmp_path, number, code, send):
     start, log = sweep
     process = start("-j", "2", seeds="0", STOP="1")
     assert [process.stdout.readline() for _ in range(4)].count("ready\n") == 2
@@ -113,7 +113,7 @@ def test_a_signal_lets_all_runs_at_hand_save_and_lists_the_rest(sweep, tmp_path,
 
 
 @pytest.mark.parametrize("count", ["0", "two", "-1", ""])
-def test_a_number_of_processes_that_is_none_is_refused_before_anything_is_made(sweep, tmp_path, count):
+def test_an_invalid_number_of_processes_is_refused_before_any_run(sweep, tmp_path, count):
     start, log = sweep
     process = start("-j", count)
     assert process.wait(timeout=60) == 2 and process.stderr.read().startswith("usage: bash launch/sweep.sh [-j N] ")

@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were saved; what cannot be restored is told in one line."""
+"""Checkpoints are restored as they were saved; a corrupt one is reported in one line."""
 
 import resource
 import shutil
@@ -69,7 +69,7 @@ def test_an_empty_directory_has_no_checkpoints(tmp_path):
     assert message.startswith("no checkpoint after task 0 in ") and message.endswith("(there are: none)")
 
 
-def test_everything_comes_back(saved):
+def test_all_arrays_and_records_are_restored(saved):
     with Checkpoints(saved) as checkpoints:
         assert (checkpoints.finished_tasks(), checkpoints.latest_step()) == ([0, 1], 15)
         assert_same(checkpoints.restore_frozen(shapes(FROZEN)), FROZEN)
@@ -85,14 +85,14 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_frozen_weights_lie_there_once_and_latest_keeps_two(saved):
+def test_frozen_weights_are_saved_once_and_two_latest_checkpoints_are_retained(saved):
     root = saved / "checkpoints"
     assert names(root) == ["frozen", "frozen.json", "latest", "tasks"]
     assert names(root / "latest") == ["12", "15"]
     assert names(root / "tasks") == ["0", "1"]
 
 
-def test_fewer_are_kept_where_that_was_asked_for(tmp_path):
+def test_fewer_checkpoints_are_retained_if_configured(tmp_path):
     with Checkpoints(tmp_path, keep=1, keep_tasks=2) as checkpoints:
         for number in range(4):
             checkpoints.save_task(number, LIVE, RECORD)
@@ -113,7 +113,7 @@ def damages(path):
 
 
 @pytest.mark.parametrize("newest", ["latest/15", "tasks/1"])
-def test_from_a_damaged_checkpoint_the_one_before_is_taken_or_the_same_arrays(newest, saved, tmp_path, caplog):
+def test_a_corrupt_checkpoint_is_replaced_by_the_one_before_or_restored_exactly(newest, saved, tmp_path, caplog):
     """Whatever file is damaged in whatever way; some files do not matter, and some bits of the others neither."""
     root, fallen = tmp_path / "checkpoints", 0
     shutil.copytree(saved / "checkpoints", root)
@@ -148,7 +148,7 @@ def test_from_a_damaged_checkpoint_the_one_before_is_taken_or_the_same_arrays(ne
     assert fallen > 10
 
 
-def test_without_room_that_is_told_and_what_was_saved_is_whole(tmp_path):
+def test_a_full_disk_is_reported_and_earlier_checkpoints_stay_intact(tmp_path):
     large = {"a": np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)}
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(tmp_path) as checkpoints:
@@ -177,7 +177,7 @@ def test_without_room_that_is_told_and_what_was_saved_is_whole(tmp_path):
     assert_same(live, LIVE)
 
 
-def test_a_clock_that_was_set_back_changes_no_order(tmp_path, monkeypatch):
+def test_the_order_of_checkpoints_does_not_depend_on_the_clock(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_latest(12, STATE, {**RECORD, "step": 12})
         checkpoints.wait()
@@ -192,7 +192,7 @@ def test_a_clock_that_was_set_back_changes_no_order(tmp_path, monkeypatch):
     assert names(tmp_path / "checkpoints" / "latest") == ["15", "18"]
 
 
-def test_where_none_is_sound_that_is_told_and_nothing_moved(saved, tmp_path):
+def test_if_no_checkpoint_is_intact_none_is_moved(saved, tmp_path):
     shutil.copytree(saved / "checkpoints", tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints").rglob("record/metadata"):
         path.unlink()
@@ -213,7 +213,7 @@ def test_changed_frozen_weights_are_refused(saved, tmp_path):
         assert "the arrays differ from what was saved" in refusal(checkpoints.restore_frozen, shapes(FROZEN))
 
 
-def test_without_its_checksum_nothing_is_taken(saved, tmp_path):
+def test_a_checkpoint_without_a_checksum_is_refused(saved, tmp_path):
     shutil.copytree(saved / "checkpoints", tmp_path / "checkpoints")
     record = tmp_path / "checkpoints" / "latest" / "15" / "record" / "metadata"
     record.write_text(record.read_text().replace('"crc32"', '"crc33"'))
@@ -225,7 +225,7 @@ def test_without_its_checksum_nothing_is_taken(saved, tmp_path):
     assert names(tmp_path / "checkpoints" / "damaged") == ["latest-15"]
 
 
-def test_frozen_weights_are_not_written_again_and_none_leave_no_trace(saved, tmp_path):
+def test_frozen_weights_are_not_saved_again_and_an_empty_tree_leaves_no_file(saved, tmp_path):
     with Checkpoints(saved) as checkpoints:
         checkpoints.save_frozen(jax.tree.map(jnp.zeros_like, FROZEN))
         assert_same(checkpoints.restore_frozen(shapes(FROZEN)), FROZEN)
@@ -235,7 +235,7 @@ def test_frozen_weights_are_not_written_again_and_none_leave_no_trace(saved, tmp
         assert checkpoints.restore_frozen({"student": {}}) == {"student": {}}
 
 
-def test_a_reader_changes_nothing(saved):
+def test_a_reader_changes_no_file(saved):
     half = saved / "checkpoints" / "tasks" / "2.orbax-checkpoint-tmp"  # another process is writing it
     half.mkdir()
     before = sorted(saved.rglob("*"))
@@ -246,7 +246,7 @@ def test_a_reader_changes_nothing(saved):
     half.rmdir()
 
 
-def test_a_missing_task_names_those_that_exist(saved):
+def test_the_message_about_a_missing_task_lists_existing_tasks(saved):
     with Checkpoints(saved) as checkpoints:
         assert refusal(checkpoints.task_record, 5).endswith("(there are: 0, 1)")
 
@@ -263,7 +263,7 @@ def test_another_tree_is_refused(saved, wrong):
     assert len(message) < 600
 
 
-def test_damaged_or_absent_frozen_weights_are_refused(saved, tmp_path):
+def test_damaged_or_missing_frozen_weights_are_refused(saved, tmp_path):
     wrong = {"student": {"backbone": {"kernel": jnp.zeros((2, 4))}}}
     with Checkpoints(saved) as checkpoints:
         assert "cannot be restored: " in refusal(checkpoints.restore_frozen, shapes(wrong))

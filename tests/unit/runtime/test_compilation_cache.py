@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and where not."""
+"""The folder of the compilation cache, and the cases without a cache."""
 
 import jax
 import pytest
@@ -14,14 +14,14 @@ def as_before(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_the_folder_is_made_and_used(tmp_path, monkeypatch):
+def test_the_folder_is_created_and_used(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     compilation_cache.enable_cache("~/a/b")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_the_environment_goes_first_and_no_name_keeps_nothing(tmp_path, monkeypatch):
+def test_the_environment_overrides_the_config_and_an_empty_folder_disables_the_cache(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     compilation_cache.enable_cache("")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
@@ -30,7 +30,7 @@ def test_the_environment_goes_first_and_no_name_keeps_nothing(tmp_path, monkeypa
     assert not (tmp_path / "programs").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, caplog):
+def test_a_folder_that_cannot_be_created_is_not_used(tmp_path, caplog):
     before = jax.config.jax_compilation_cache_dir
     (tmp_path / "file").write_text("")
     compilation_cache.enable_cache(str(tmp_path / "file" / "programs"))

@@ -1,4 +1,4 @@
-"""Commands end quietly when their reader has gone, and print any text in any locale."""
+"""Commands end quietly after a closed pipe, and print any text in any locale."""
 
 import os
 import subprocess
@@ -66,5 +66,5 @@ def test_text_that_the_locale_cannot_encode_is_escaped(encoding, out, err):
     assert (done.stdout, done.stderr, done.returncode) == (out, err, 3)
 
 
-def test_a_line_stays_one_line():
+def test_line_breaks_and_control_characters_are_escaped():
     assert one_line("a\nb\t\x1b[31m\udcff é ±") == "a\\nb\\t\\x1b[31m\\udcff é ±"

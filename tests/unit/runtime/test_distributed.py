@@ -17,13 +17,13 @@ def refusal(call, *arguments):
 
 
 @pytest.mark.parametrize("spec", ["on", "", "host:1", "host:1,2", "host:1,two,0", "host:1,2,0,0", "auto,off"])
-def test_a_start_of_no_known_form_is_refused_before_anything_is_started(spec, monkeypatch):
+def test_an_unknown_form_of_distributed_is_refused_before_jax_starts(spec, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("started"))
     expected = f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID"
     assert refusal(distributed.initialize, spec) == expected
 
 
-def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
+def test_numbers_are_passed_to_jax_and_a_failure_is_reported(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
     for spec in ("off", "auto", "host:12,4,3"):
@@ -46,7 +46,7 @@ def test_a_start_hands_on_its_numbers_and_tells_why_it_failed(monkeypatch):
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, ValueError("none"), "none; in Kubernetes jax needs pip install "),
     ],
 )
-def test_where_no_cluster_is_found_one_line_says_what_to_do(monkeypatch, variables, error, ending):
+def test_a_missing_cluster_is_reported_in_one_line_with_a_remedy(monkeypatch, variables, error, ending):
     def fail(**_):
         warnings.warn("\nKubernetes environment detected", stacklevel=1)
         raise error

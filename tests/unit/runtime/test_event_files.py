@@ -1,4 +1,4 @@
-"""metrics.jsonl line by line, and event files read back by TensorBoard's own reader."""
+"""metrics.jsonl line by line, and event files that the reader of TensorBoard reads."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from cdl_jax.runtime import event_files
 from tests.unit.run.test_no_tensorflow import TRAIN, run_without, small_run
 
 
-def test_lines_come_back_as_they_were_written_with_sorted_keys(tmp_path):
+def test_lines_are_read_as_they_were_written_with_sorted_keys(tmp_path):
     lines = event_files.JsonLines(tmp_path / "metrics.jsonl")
     assert lines.read() == []
     written = [{"step": 3, "loss": 0.1, "phase": "teacher"}, {"step": 5, "loss": 1e-9}]
@@ -23,7 +23,7 @@ def test_lines_come_back_as_they_were_written_with_sorted_keys(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"loss": 0.5, "st', '{"step": 4}', ""])
-def test_later_lines_and_a_torn_last_one_are_dropped(tmp_path, torn):
+def test_later_lines_and_an_incomplete_last_line_are_removed(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     whole = [{"step": step, "loss": step / 10} for step in (1, 2, 2, 3)]
     path.write_text("".join(json.dumps(values) + "\n" for values in whole) + torn)
@@ -36,7 +36,7 @@ def test_later_lines_and_a_torn_last_one_are_dropped(tmp_path, torn):
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_whole_last_line_without_its_end_is_kept_and_ended(tmp_path):
+def test_a_complete_last_line_without_a_line_break_is_retained(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}')
     lines = event_files.JsonLines(path)
@@ -45,7 +45,7 @@ def test_a_whole_last_line_without_its_end_is_kept_and_ended(tmp_path):
     assert [values["step"] for values in lines.read()] == [1, 2, 3]
 
 
-def test_dropping_nothing_does_not_write_the_file_anew(tmp_path):
+def test_a_file_without_later_lines_is_not_rewritten(tmp_path):
     lines = event_files.JsonLines(tmp_path / "metrics.jsonl")
     lines.write({"step": 1})
     before = (tmp_path / "metrics.jsonl").stat()
@@ -120,14 +120,14 @@ def test_a_training_writes_event_files_and_does_not_import_tensorflow(tensorflow
     assert not imported.exists()
 
 
-def test_the_fake_tensorflow_is_seen(tensorflow):
+def test_the_fake_tensorflow_is_importable(tensorflow):
     absent, path, imported = tensorflow
     done = run_without(absent, "import tensorflow", path=path)
     assert imported.exists() == bool(path)
     assert (done.returncode == 0) == bool(path and "TypeError" not in done.stderr)
 
 
-def test_no_folder_gives_a_writer_that_keeps_nothing(tmp_path, monkeypatch, caplog):
+def test_without_a_folder_the_writer_discards_all_values(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.WARNING):
         board = event_files.tensorboard_writer(None)
@@ -137,7 +137,7 @@ def test_no_folder_gives_a_writer_that_keeps_nothing(tmp_path, monkeypatch, capl
     assert list(tmp_path.iterdir()) == [] and caplog.messages == []
 
 
-def test_an_absent_library_is_told_in_one_line(tmp_path, monkeypatch, caplog):
+def test_a_missing_library_is_reported_in_one_line(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "clu", None)
     with caplog.at_level(logging.WARNING):
         event_files.tensorboard_writer(tmp_path / "tensorboard").write_scalars(1, {"loss": 1.0})

@@ -1,4 +1,4 @@
-"""Names that hold anything reach plots, pages, logs and files escaped, in any locale."""
+"""Names with any characters are escaped in plots, pages, logs and files, in any locale."""
 
 import html
 import json
@@ -127,7 +127,7 @@ def test_files_are_utf_8_and_printing_works_in_any_locale(encoding, tmp_path):
     assert JsonLines(tmp_path / "lines").read() == [{"step": 1, "name": "é\udcff"}]
 
 
-def test_a_failed_write_leaves_nothing_behind(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     def parts():
         yield "half"
         raise RuntimeError

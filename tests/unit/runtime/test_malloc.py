@@ -1,4 +1,4 @@
-"""What the C library is told about freed memory, and when it is left alone."""
+"""The settings of malloc, and the cases in which they are not changed."""
 
 import ctypes
 import os
@@ -21,19 +21,19 @@ def told(monkeypatch):
     return calls
 
 
-def test_freed_memory_is_kept(told):
+def test_freed_memory_is_retained(told):
     malloc.retain_freed_memory()
     assert told == [(-4, 0), (-1, 2**31 - 1), (-8, 1)]
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
-def test_the_environment_goes_first(told, monkeypatch, name):
+def test_the_environment_overrides_the_settings(told, monkeypatch, name):
     monkeypatch.setenv(name, "1")
     malloc.retain_freed_memory()
     assert told == []
 
 
-def test_other_systems_and_other_libraries_are_left_alone(told, monkeypatch):
+def test_other_systems_and_other_libraries_are_not_changed(told, monkeypatch):
     monkeypatch.setattr(malloc.sys, "platform", "darwin")
     malloc.retain_freed_memory()
     assert told == []

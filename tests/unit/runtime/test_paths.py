@@ -1,4 +1,4 @@
-"""Every path that a user gives is understood in one way; what is no local path is refused in one line."""
+"""Every path of a user is resolved in the same way; one that is not local is refused in one line."""
 
 from pathlib import Path
 
@@ -32,12 +32,12 @@ from cdl_jax.runtime import compilation_cache, paths
         ("C:/x", "C:/x"),
     ],
 )
-def test_a_local_path_in_any_spelling(monkeypatch, given, meant):
+def test_a_local_path_is_resolved_in_any_spelling(monkeypatch, given, meant):
     monkeypatch.setenv("HOME", "/home/me")
     assert paths.resolve(given) == Path(meant)
 
 
-def test_the_home_of_another_user():
+def test_the_home_folder_of_another_user_is_resolved():
     assert paths.resolve("~root/x") == Path("~root").expanduser() / "x"
 
 
@@ -60,7 +60,7 @@ def test_the_home_of_another_user():
         (None, "is not a path"),
     ],
 )
-def test_what_is_no_local_path_is_refused(given, problem):
+def test_a_path_that_is_not_local_is_refused(given, problem):
     with pytest.raises(UserError) as error:
         paths.resolve(given, "data.path")
     assert str(error.value).startswith("data.path") and problem in str(error.value)
@@ -83,13 +83,13 @@ REMOTE = "gs://bucket/x"
         ),
     ],
 )
-def test_each_option_that_is_a_path_refuses_a_remote_place(monkeypatch, use):
+def test_every_option_with_a_path_refuses_a_remote_path(monkeypatch, use):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     with pytest.raises(UserError, match="is a remote path"):
         use()
 
 
-def test_each_flag_that_is_a_path_refuses_a_remote_place(capsys, monkeypatch):
+def test_every_flag_with_a_path_refuses_a_remote_path(capsys, monkeypatch):
     for command, argv in [
         (main.main, ["--config", "configs/quickstart.py", "--workdir", REMOTE, "--config.compilation_cache="]),
         (report.main, [REMOTE]),
@@ -102,7 +102,7 @@ def test_each_flag_that_is_a_path_refuses_a_remote_place(capsys, monkeypatch):
     assert "CDL_DATA='gs://bucket/x' is a remote path" in capsys.readouterr().err
 
 
-def test_a_home_folder_is_not_needed(monkeypatch):
+def test_no_home_folder_is_needed(monkeypatch):
     monkeypatch.delenv("CDL_DATA", raising=False)
 
     def unknown():
@@ -112,7 +112,7 @@ def test_a_home_folder_is_not_needed(monkeypatch):
     assert locate.search_paths() == (Path("data"),)
 
 
-def test_missing_data_that_can_be_fetched_has_the_name_for_it(monkeypatch, tmp_path):
+def test_an_error_about_missing_data_has_the_name_for_the_fetch_command(monkeypatch, tmp_path):
     monkeypatch.setenv("CDL_DATA", str(tmp_path))
     monkeypatch.setattr(locate, "search_paths", lambda: (tmp_path,))
     for name in ("cifar10", "cifar100", "imagenet_r"):

@@ -27,7 +27,7 @@ def test_a_batch_must_be_a_multiple_of_the_devices():
     )
 
 
-def test_a_mesh_takes_the_devices_that_there_are():
+def test_a_mesh_uses_at_most_the_available_devices():
     count = len(jax.devices())
     assert refusal(sharding.make_mesh, count + 1).startswith(
         f"config.devices={count + 1}, but this machine has {count}: choose"
@@ -36,7 +36,7 @@ def test_a_mesh_takes_the_devices_that_there_are():
     assert sharding.make_mesh(1).axis_names == ("data",)
 
 
-def test_large_arrays_are_stored_in_parts_where_the_mesh_says_so():
+def test_large_parameters_are_sharded_over_the_fsdp_axis():
     devices = AbstractMesh((2, 4), ("data", "fsdp"))
     spec = lambda *shape: tuple(sharding.param_sharding(devices, shape).spec)  # noqa: E731
     assert spec(768, 3072) == (None, "fsdp") and spec(3, 3072, 768) == (None, "fsdp")
@@ -48,7 +48,7 @@ def test_large_arrays_are_stored_in_parts_where_the_mesh_says_so():
     assert "config.fsdp_devices=3 does not divide the 1 devices" in refusal(sharding.make_mesh, 1, 1, 3)
 
 
-def test_replicated_and_abstract_trees_keep_values_shapes_and_types():
+def test_sharded_and_abstract_trees_have_the_same_shapes_and_dtypes():
     mesh = sharding.make_mesh(1)
     tree = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": {"c": jnp.bfloat16(1.5)}}
     copy, outline = sharding.shard(mesh, tree), sharding.abstract_tree(mesh, tree)

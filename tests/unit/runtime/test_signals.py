@@ -1,4 +1,4 @@
-"""A signal ends a run at once while it has nothing to save, and afterwards when it asks."""
+"""A signal ends a run at once if nothing is to be saved, and otherwise after the state is saved."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ with handle_signals():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_before_there_is_anything_to_save_a_signal_ends_the_process_with_one_line(number):
+def test_a_signal_ends_a_process_with_nothing_to_save_in_one_line(number):
     done = subprocess.run([sys.executable, "-c", IN_A_FINALIZER, str(int(number))], cwd=ROOT, env=ENVIRONMENT,
                           capture_output=True, text=True, timeout=60)  # fmt: skip
     assert (done.returncode, done.stdout) == (128 + number, "begun\n")
@@ -49,7 +49,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process_with_one_lin
 
 
 @pytest.mark.parametrize("module", ["jax", "orbax.checkpoint", "cdl_jax.run.loop"])
-def test_a_signal_while_a_library_is_imported_ends_the_command_with_one_line(tmp_path, module):
+def test_a_signal_during_an_import_ends_the_command_in_one_line(tmp_path, module):
     (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_IMPORT)
     command = [sys.executable, "-m", "cdl_jax.main", "--config", "configs/quickstart.py", "--workdir", tmp_path / "run"]
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -59,7 +59,7 @@ def test_a_signal_while_a_library_is_imported_ends_the_command_with_one_line(tmp
     assert done.stderr == "cdl_jax: SIGTERM: ended with nothing to save; rerun the same command to start again\n"
 
 
-def test_handlers_are_set_inside_the_block_alone():
+def test_handlers_are_set_only_inside_the_block():
     before = {number: signal.getsignal(number) for number in SIGNALS}
     with handle_signals() as handler:
         handled = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
@@ -68,7 +68,7 @@ def test_handlers_are_set_inside_the_block_alone():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_afterwards_it_is_heard_where_the_run_asks(number):
+def test_a_deferred_signal_is_returned_by_stop_requested(number):
     with handle_signals() as handler:
         handler.defer_stop(sharding.make_mesh(1))
         assert handler.stop_requested() is None
@@ -78,14 +78,14 @@ def test_afterwards_it_is_heard_where_the_run_asks(number):
     assert str(RunInterrupted(number, 7)).startswith(f"{number.name}: saved after step 7; ")
 
 
-def test_several_processes_learn_of_it_together_two_looks_later():
+def test_several_processes_agree_on_a_signal_two_calls_later():
     with handle_signals(alone=False) as handler:
         os.kill(os.getpid(), signal.SIGTERM)  # nobody ends alone
         handler.defer_stop(sharding.make_mesh(1))
         assert [handler.stop_requested() for _ in range(4)] == [None, None, signal.SIGTERM, signal.SIGTERM]
 
 
-def test_outside_the_main_thread_no_handler_is_set():
+def test_no_handler_is_set_outside_the_main_thread():
     handlers, errors = {number: signal.getsignal(number) for number in SIGNALS}, []
 
     def run():
@@ -101,7 +101,7 @@ def test_outside_the_main_thread_no_handler_is_set():
     assert errors == [] and {number: signal.getsignal(number) for number in SIGNALS} == handlers
 
 
-def test_a_hup_that_is_ignored_stays_ignored():
+def test_an_ignored_hup_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with handle_signals():
