@@ -97,10 +97,10 @@ LARGE = ["--config.teacher.image_size=64", "--config.student.image_size=64"]
     [
         (
             LARGE,
-            "augment.test='none' leaves 32 x 32 pictures, but the networks take 64 x 64; set augment.test='resize'",
+            "augment.test='none' leaves 32 x 32 images, but the networks take 64 x 64; set augment.test='resize'",
         ),
-        ([*LARGE, "--config.resident_limit_mb=0"], "image 0: augment.test='none' leaves 32 x 32 pictures"),
-        ([*LARGE, "--config.augment.train=none"], "augment.train='none' leaves 32 x 32 pictures"),
+        ([*LARGE, "--config.resident_limit_mb=0"], "image 0: augment.test='none' leaves 32 x 32 images"),
+        ([*LARGE, "--config.augment.train=none"], "augment.train='none' leaves 32 x 32 images"),
     ],
 )
 def test_images_that_the_networks_cannot_take_are_found_before_the_first_step(

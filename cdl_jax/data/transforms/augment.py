@@ -1,16 +1,16 @@
-"""Picture transforms: crop, shift, flip, resize and normalise, on the device inside a compiled step or on the host.
+"""Transforms images: crop, shift, flip, resize and normalize, in a compiled step on the device or on the host.
 
 On the device, `transform_train` and `transform_test` take uint8 `[batch, height, width, 3]` to float32
 `[batch, size, size, 3]`. On the host, `transform_train_image` and `transform_test_image` follow the same rules for one
 Pillow image of any size and return uint8 `[size, size, 3]`, which `normalize` finishes on the device.
 
-Every sample draws from its own uniform numbers, so a result depends on the sample's place in the global batch and on
-nothing else: neither on the number of devices nor on the batch size.
+Every image has its own uniform numbers. So a result depends on the position of the image in the global batch, and
+neither on the number of devices nor on the batch size.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +19,28 @@ import numpy as np
 from cdl_jax.data.transforms import color, rand_augment, resizing
 from cdl_jax.errors import UserError
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 # train: random_resized_crop, shift, pad_crop, resize, none. test: resize, resize_center_crop, none.
 OPTIONS: dict[str, Any] = {
     "train": "none",
     "flip": False,  # left-right, with probability 1/2
     "shift": 2,  # pixels, for train="shift"
     "pad": 4,  # pixels on each side, for train="pad_crop"
-    "scale": (0.08, 1.0),  # part of the area, for train="random_resized_crop"
+    "scale": (0.08, 1.0),  # fraction of the area, for train="random_resized_crop"
     "ratio": (3 / 4, 4 / 3),  # width : height, likewise
     "test": "none",
     "resize": 256,  # shorter side in pixels, for test="resize_center_crop"
-    "interpolation": "bilinear",  # or "bicubic"; or "random": either for a training picture, "bicubic" for a test
+    "interpolation": "bilinear",  # or "bicubic"; or "random": either for a training image, "bicubic" for a test
     **color.OPTIONS,
-    "rand_augment": "",  # timm's policy for training pictures, as "rand-m9-mstd0.5-inc1"; on the host alone
-    "erase": 0.0,  # probability of noise in a rectangle of a training picture
-    # Every training picture comes so many times in a row, each time changed otherwise. Epochs stay as long as they
-    # were, so that one of them sees but a part of the pictures.
+    "rand_augment": "",  # timm's policy for training images, such as "rand-m9-mstd0.5-inc1"; host only
+    "erase": 0.0,  # probability of noise in a rectangle of a training image
+    # Times that a training image appears in a row, each time transformed differently. An epoch keeps its length, so it
+    # has only some of the images.
     "repeats": 1,
-    "mean": (),  # a channel each, of pixels in [0, 1]; empty: do not normalise
-    "std": (),
+    "mean": (),  # of each channel, for pixels in [0, 1]; empty: no normalization
+    "std": (),  # of each channel
 }
 # Uniform numbers per sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, color.
 NUM_UNIFORMS = 24 + color.NUM_UNIFORMS
@@ -50,42 +53,42 @@ _KINDS = {
 
 
 def transform_train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
-    """Training pictures: the transform `options["train"]`, then a flip, then `color.apply`, then `normalize`.
+    """Applies `options["train"]`, a flip, `color.apply` and `normalize` to training images.
 
     random_resized_crop: torchvision's rule, see `crop_box`; the crop is resized to `size`.
-    shift: by a whole number of pixels, uniform in [-shift, shift] for each axis, filled with zeros.
-    pad_crop: zeros on each side, then a random crop of the original size: a shift by up to `pad` under its other name.
-    resize: the whole picture, squeezed where it is not square.
-    none: pictures are of `size` already.
-    Shifted pictures of another size are resized as in `resize`.
+    shift: by an integer number of pixels, uniform in [-shift, shift] for each axis, filled with zeros.
+    pad_crop: zeros on each side, then a random crop of the original size: equal to a shift by up to `pad`.
+    resize: all of the image is resized to a square; its aspect ratio may change.
+    none: images have `size` already.
+    Shifted images of another size are resized as in `resize`.
 
     Args:
       images: uint8 `[batch, height, width, 3]`.
-      key: one PRNG key for the batch; sample i uses `jax.random.split(key, batch)[i]`.
+      key: one PRNG key for the batch; image i uses `jax.random.split(key, batch)[i]`.
       options: overrides of `OPTIONS`.
-      size: side of the result in pixels; static.
+      size: side of the result in pixels, static.
 
     Returns:
       float32 `[batch, size, size, 3]`.
 
     Raises:
-      UserError: an unknown transform, "none" for pictures of another size, or `rand_augment`, which needs the host.
+      UserError: the transform is unknown, "none" gets images of another size, or `rand_augment` is set.
     """
     options = {**OPTIONS, **options}
     if options["rand_augment"]:
         raise UserError(
-            "augment.rand_augment is Pillow's work on the host: set config.resident_limit_mb=0, which leaves pictures "
+            "augment.rand_augment runs on the host, by Pillow: set config.resident_limit_mb=0, which keeps images "
             "there, or augment.rand_augment=''"
         )
     batch, height, width, _ = images.shape
     kind = options["train"]
     uniforms = jax.vmap(lambda k: jax.random.uniform(k, (NUM_UNIFORMS,)))(jax.random.split(key, batch))
     if kind == "random_resized_crop":
-        pick = jax.vmap(lambda u: jnp.stack(crop_box(u, height, width, options["scale"], options["ratio"], jnp)))
-        pixels = resizing.resize_crops(images, pick(uniforms), (size, size), _filter(options, uniforms))
-    elif reach := _max_shift(kind, options):
-        pad = [(reach, reach), (reach, reach), (0, 0)]
-        corners = jnp.floor(uniforms[:, 20:22] * (2 * reach + 1)).astype(jnp.int32)
+        boxes = jax.vmap(lambda u: jnp.stack(crop_box(u, height, width, options["scale"], options["ratio"], jnp)))
+        pixels = resizing.resize_crops(images, boxes(uniforms), (size, size), _filter(options, uniforms))
+    elif max_shift := _max_shift(kind, options):
+        pad = [(max_shift, max_shift), (max_shift, max_shift), (0, 0)]
+        corners = jnp.floor(uniforms[:, 20:22] * (2 * max_shift + 1)).astype(jnp.int32)
         pixels = jax.vmap(
             lambda image, corner: jax.lax.dynamic_slice(jnp.pad(image, pad), (corner[0], corner[1], 0), image.shape)
         )(images, corners)
@@ -101,22 +104,22 @@ def transform_train(images: jax.Array, key: jax.Array, options: Mapping[str, Any
 
 
 def transform_test(images: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
-    """Test pictures: the transform `options["test"]`, then `normalize`.
+    """Applies `options["test"]` and `normalize` to test images.
 
-    resize: the whole picture, squeezed where it is not square.
-    resize_center_crop: the shorter side to `options["resize"]` pixels, then the central `size` by `size`.
-    none: pictures are of `size` already.
+    resize: all of the image is resized to a square; its aspect ratio may change.
+    resize_center_crop: the shorter side becomes `options["resize"]` pixels, then the central `size` by `size` is cut.
+    none: images have `size` already.
 
     Args:
       images: uint8 `[batch, height, width, 3]`.
       options: overrides of `OPTIONS`.
-      size: side of the result in pixels; static.
+      size: side of the result in pixels, static.
 
     Returns:
       float32 `[batch, size, size, 3]`.
 
     Raises:
-      UserError: an unknown transform, "none" for pictures of another size, or a crop larger than the resized picture.
+      UserError: the transform is unknown, "none" gets images of another size, or the crop exceeds the resized image.
     """
     options = {**OPTIONS, **options}
     _, height, width, _ = images.shape
@@ -132,7 +135,21 @@ def transform_test(images: jax.Array, options: Mapping[str, Any], size: int) -> 
 
 
 def normalize(pixels: jax.Array, options: Mapping[str, Any]) -> jax.Array:
-    """Pixels in 0..255, `[..., 3]` of any dtype, to float32 in [0, 1]; then `(x - mean) / std` if options say so."""
+    """Scales pixels to [0, 1], then applies `(x - mean) / std` if the options have them.
+
+    >>> normalize(np.array([0, 255, 51]), {}).tolist()
+    [0.0, 1.0, 0.20000001788139343]
+
+    Args:
+      pixels: `[..., 3]` of any dtype, in 0..255.
+      options: `mean` and `std`, three numbers each or empty.
+
+    Returns:
+      float32 of the same shape.
+
+    Raises:
+      UserError: only one of `mean` and `std` is set.
+    """
     pixels = jnp.asarray(pixels, jnp.float32) * np.float32(1 / 255)  # as XLA compiles a division by 255
     mean, std = options.get("mean", ()), options.get("std", ())
     if bool(mean) != bool(std):
@@ -141,7 +158,16 @@ def normalize(pixels: jax.Array, options: Mapping[str, Any]) -> jax.Array:
 
 
 def renormalize(images: jax.Array, old: Mapping[str, Any], new: Mapping[str, Any]) -> jax.Array:
-    """What `normalize` has made by the options `old`, as it would be by `new`: the same array where they agree."""
+    """Replaces the normalization of images by another one; returns the same array if both agree.
+
+    Args:
+      images: float32 `[..., 3]`, of `normalize` with the options `old`.
+      old: options with which the images were normalized.
+      new: options of the result.
+
+    Returns:
+      float32 of the same shape.
+    """
     (old_mean, old_std), (new_mean, new_std) = (
         (tuple(options.get("mean", ())) or (0.0,) * 3, tuple(options.get("std", ())) or (1.0,) * 3)
         for options in (old, new)
@@ -151,77 +177,109 @@ def renormalize(images: jax.Array, old: Mapping[str, Any], new: Mapping[str, Any
     return (images * np.float32(old_std) + np.float32(old_mean) - np.float32(new_mean)) / np.float32(new_std)
 
 
-def transform_train_image(picture, uniforms: np.ndarray, options: Mapping[str, Any], size: int) -> np.ndarray:
-    """Transforms an RGB Pillow image for training, without `normalize`: uint8 `[size, size, 3]`.
+def transform_train_image(
+    image: "PIL.Image.Image", uniforms: np.ndarray, options: Mapping[str, Any], size: int
+) -> np.ndarray:
+    """Applies `transform_train` without `normalize` to one image on the host.
 
-    uniforms: `[num_uniforms(options)]` in [0, 1). `options["rand_augment"]` is applied before the other colors.
+    Args:
+      image: RGB, of any size.
+      uniforms: float `[num_uniforms(options)]` in [0, 1).
+      options: overrides of `OPTIONS`. `rand_augment` is applied before the other color transforms.
+      size: side of the result in pixels.
+
+    Returns:
+      uint8 `[size, size, 3]`.
+
+    Raises:
+      UserError: the transform is unknown, or "none" gets an image of another size.
     """
     from PIL import ImageOps
 
     options = {**OPTIONS, **options}
     kind = options["train"]
-    width, height = picture.size
+    width, height = image.size
     if kind == "random_resized_crop":
         top, left, crop_height, crop_width = (
             int(v) for v in crop_box(uniforms, height, width, options["scale"], options["ratio"], np)
         )
-        picture = picture.crop((left, top, left + crop_width, top + crop_height))
-    elif reach := _max_shift(kind, options):
-        top, left = np.floor(uniforms[20:22] * (2 * reach + 1)).astype(int) - reach
-        picture = picture.crop((left, top, left + width, top + height))  # Pillow fills what lies outside with zeros
+        image = image.crop((left, top, left + crop_width, top + crop_height))
+    elif max_shift := _max_shift(kind, options):
+        top, left = np.floor(uniforms[20:22] * (2 * max_shift + 1)).astype(int) - max_shift
+        image = image.crop((left, top, left + width, top + height))  # Pillow fills the outside with zeros
     else:
         _check(kind, "train", height, width, size)
-    picture = resizing.resize_image(picture, (size, size), bool(_filter(options, uniforms)))
+    image = resizing.resize_image(image, (size, size), bool(_filter(options, uniforms)))
     if options["flip"] and uniforms[22] < 0.5:
-        picture = ImageOps.mirror(picture)
+        image = ImageOps.mirror(image)
     if options["rand_augment"]:
         filters = [resizing.pillow_filter(cubic) for cubic in resizing.FILTERS[options["interpolation"]]]
         fill = tuple(min(255, round(255 * level)) for level in options["mean"]) or (128, 128, 128)
         policy = rand_augment.parse(options["rand_augment"])
-        picture = rand_augment.augment(picture, uniforms[NUM_UNIFORMS:], policy, fill, filters)
+        image = rand_augment.augment(image, uniforms[NUM_UNIFORMS:], policy, fill, filters)
     if color.is_enabled(options):
-        picture = color.apply_to_image(picture, uniforms[24:NUM_UNIFORMS], options)
-    return np.array(picture, np.uint8)
+        image = color.apply_to_image(image, uniforms[24:NUM_UNIFORMS], options)
+    return np.array(image, np.uint8)
 
 
-def transform_test_image(picture, options: Mapping[str, Any], size: int) -> np.ndarray:
-    """`transform_test` on the host, without `normalize`: an RGB Pillow picture to uint8 `[size, size, 3]`."""
+def transform_test_image(image: "PIL.Image.Image", options: Mapping[str, Any], size: int) -> np.ndarray:
+    """Applies `transform_test` without `normalize` to one image on the host.
+
+    Args:
+      image: RGB, of any size.
+      options: overrides of `OPTIONS`.
+      size: side of the result in pixels.
+
+    Returns:
+      uint8 `[size, size, 3]`.
+
+    Raises:
+      UserError: as `transform_test`.
+    """
     options = {**OPTIONS, **options}
-    width, height = picture.size
+    width, height = image.size
     if options["test"] == "resize_center_crop":
         shape, (top, left) = _center(height, width, options["resize"], size)
-        if math.prod(shape) > _LARGEST:  # a narrow image: only what the crop shows is resized
+        if math.prod(shape) > _LARGEST:  # a narrow image: only the crop is resized
             corner = np.array([left, top]) * (width / shape[1], height / shape[0])
             side = np.array([size * width / shape[1], size * height / shape[0]])
             chosen = resizing.pillow_filter(resizing.is_bicubic(options["interpolation"]))
-            return np.array(picture.resize((size, size), chosen, (*corner, *corner + side)), np.uint8)
-        resized = resizing.resize_image(picture, shape, bool(resizing.is_bicubic(options["interpolation"])))
+            return np.array(image.resize((size, size), chosen, (*corner, *corner + side)), np.uint8)
+        resized = resizing.resize_image(image, shape, bool(resizing.is_bicubic(options["interpolation"])))
         return np.array(resized.crop((left, top, left + size, top + size)), np.uint8)
     _check(options["test"], "test", height, width, size)
     is_bicubic = bool(resizing.is_bicubic(options["interpolation"]))
-    return np.array(resizing.resize_image(picture, (size, size), is_bicubic), np.uint8)
+    return np.array(resizing.resize_image(image, (size, size), is_bicubic), np.uint8)
 
 
 def num_uniforms(options: Mapping[str, Any]) -> int:
-    """How many uniform numbers `transform_train_image` needs."""
+    """Returns the number of uniform numbers that `transform_train_image` needs.
+
+    >>> num_uniforms({}), num_uniforms({"rand_augment": "rand-m9-n3"})
+    (30, 45)
+    """
     policy = options.get("rand_augment")
     return NUM_UNIFORMS + (rand_augment.parse(policy).layers * rand_augment.NUM_UNIFORMS if policy else 0)
 
 
 def stochastic_options(options: Mapping[str, Any]) -> list[str]:
-    """The options for which a training picture is not the same each time, or not as it would be tested."""
+    """Lists the options that make a training image differ between epochs, or differ from a test image.
+
+    >>> stochastic_options({**OPTIONS, "flip": True})
+    ['flip']
+    """
     switches = ("flip", *color.OPTIONS, "rand_augment", "erase")
-    found = [name for name in switches if options[name]]
+    names = [name for name in switches if options[name]]
     if options["train"] != options["test"] or options["train"] not in ("resize", "none"):
-        found.insert(0, "train")
-    return found + ["interpolation"] * (options["interpolation"] == "random")
+        names.insert(0, "train")
+    return names + ["interpolation"] * (options["interpolation"] == "random")
 
 
 def check(options: Mapping[str, Any]) -> None:
-    """Refuses values that no picture could tell of.
+    """Checks the values of options that no image would reveal.
 
     Raises:
-      UserError: names the option and its range.
+      UserError: an option is out of range; the message names it and its range.
     """
     if options["interpolation"] not in resizing.FILTERS:
         raise UserError(f"augment.interpolation={options['interpolation']!r}: use one of {', '.join(resizing.FILTERS)}")
@@ -251,15 +309,22 @@ def _numbers(values, count):
 
 
 def crop_box(uniforms, height: int, width: int, scale, ratio, xp) -> tuple:
-    """The box of torchvision's RandomResizedCrop, `(top, left, height, width)` as int32 scalars.
+    """Samples the box of torchvision's RandomResizedCrop.
 
-    Ten candidates have an area uniform in `scale` times the picture's and an aspect ratio log-uniform in `ratio`,
-    rounded to whole pixels; the first that fits is placed uniformly. If none fits: the largest central box whose aspect
-    ratio lies in `ratio`.
+    Ten candidates have an area uniform in `scale` times the image's area and an aspect ratio log-uniform in `ratio`,
+    rounded to whole pixels. The first candidate that fits is placed uniformly. If no candidate fits, the box is the
+    largest central one whose aspect ratio is in `ratio`.
 
     Args:
-      uniforms: `[22]` or longer, in [0, 1).
-      xp: jax.numpy when traced, numpy on the host.
+      uniforms: float `[22]` or longer, in [0, 1).
+      height: of the image in pixels.
+      width: of the image in pixels.
+      scale: (low, high), fraction of the area.
+      ratio: (low, high), width : height.
+      xp: jax.numpy if traced, numpy on the host.
+
+    Returns:
+      (top, left, height, width), int32 scalars.
     """
     area = height * width * (scale[0] + uniforms[:_TRIES] * (scale[1] - scale[0]))
     low, high = np.log(ratio[0]), np.log(ratio[1])
@@ -284,17 +349,20 @@ def crop_box(uniforms, height: int, width: int, scale, ratio, xp) -> tuple:
 
 
 def _filter(options, uniforms):
-    """See `resizing.is_bicubic`; `uniforms` `[..., NUM_UNIFORMS]` or longer."""
+    """Returns `resizing.is_bicubic` for uniforms `[..., NUM_UNIFORMS]` or longer."""
     return resizing.is_bicubic(options["interpolation"], uniforms[..., 23])
 
 
 def _max_shift(kind, options) -> int:
-    """How far the transform shifts, in pixels; 0 where it does not."""
+    """Returns the largest shift of a transform in pixels; 0 for transforms without a shift."""
     return int({"shift": options["shift"], "pad_crop": options["pad"]}.get(kind, 0))
 
 
 def _center(height, width, shorter, size):
-    """torchvision's Resize(shorter) and CenterCrop(size): the shape of the resized picture and the crop's corner."""
+    """Returns the shape of the resized image and the corner of the crop.
+
+    Source: torchvision's Resize(shorter) and CenterCrop(size).
+    """
     crop_height, crop_width = (
         (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
     )
@@ -308,13 +376,13 @@ def _center(height, width, shorter, size):
 def _check_kind(kind, part):
     if kind not in _KINDS[part]:
         known = ", ".join(_KINDS[part])
-        raise UserError(f"augment.{part}={kind!r}: no such transform of pictures; use one of {known}")
+        raise UserError(f"augment.{part}={kind!r}: unknown transform; use one of {known}")
 
 
 def _check(kind, part, height, width, size):
     _check_kind(kind, part)
     if kind == "none" and (height, width) != (size, size):
         raise UserError(
-            f"augment.{part}='none' leaves {height} x {width} pictures, but the networks take {size} x {size}; "
+            f"augment.{part}='none' leaves {height} x {width} images, but the networks take {size} x {size}; "
             f"set augment.{part}='resize' or another image_size"
         )

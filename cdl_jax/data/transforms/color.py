@@ -1,13 +1,13 @@
-"""Changes of colour: one of grey, solarised and blurred (DeiT III, Touvron et al., 2022), and jitter.
+"""Changes the colors of images: grayscale, solarize or blur (DeiT III, Touvron et al., 2022), and color jitter.
 
-On the host Pillow does them. On the device, inside a compiled step, the same is written out with Pillow's integers:
-from the same whole levels and the same uniform numbers both give the same picture, but for a level where Pillow's
-fixed-point or float32 arithmetic rounds another way at a tie.
+On the host Pillow changes them. On the device, inside a compiled step, the same operations are written with Pillow's
+integers. From the same integer levels and uniform numbers both give the same image. A level may differ where Pillow's
+fixed-point or float32 arithmetic rounds a tie the other way.
 """
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,33 +15,37 @@ import numpy as np
 
 from cdl_jax.errors import UserError
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 OPTIONS: dict[str, Any] = {
-    "three_augment": False,  # every training picture is made grey, solarised or blurred, each with probability 1/3
+    "three_augment": False,  # each training image is made gray, solarized or blurred, with probability 1/3 each
     "jitter": 0.0,  # factors in [1 - jitter, 1 + jitter] of brightness, contrast and saturation, in random order
 }
-NUM_UNIFORMS = 6  # uniform numbers a sample: which of three, radius, 3 factors, their order
-_THRESHOLD = 128  # levels from here on are inverted where a picture is solarised
+NUM_UNIFORMS = 6  # uniform numbers per image: which of three, radius, 3 factors, their order
+_THRESHOLD = 128  # solarize inverts the levels from here on
 _RADII = (0.1, 2.0)  # of the blur, in pixels
 _ORDERS = np.array(list(itertools.permutations(range(3))))
 
 
 def is_enabled(options: Mapping[str, Any]) -> bool:
-    """Whether the options ask for any change."""
+    """Returns whether the options change any color."""
     return bool(options["three_augment"] or options["jitter"])
 
 
 def apply(pixels: jax.Array, uniforms: jax.Array, options: Mapping[str, Any]) -> jax.Array:
-    """Training pictures on the device.
+    """Changes the colors of training images on the device.
 
     Args:
-      pixels: float32 `[batch, height, width, 3]`, whole levels in 0..255.
-      uniforms: `[batch, 6]` in [0, 1).
+      pixels: float32 `[batch, height, width, 3]`, integer levels in 0..255.
+      uniforms: float32 `[batch, 6]` in [0, 1).
+      options: `OPTIONS`.
 
     Returns:
-      The same shape, whole levels.
+      float32 of the same shape, integer levels.
     """
 
-    def one(x, u):
+    def apply_to_one(x, u):
         if options["three_augment"]:
             which = (u[0] * 3).astype(jnp.int32)
             radius = _RADII[0] + u[1] * (_RADII[1] - _RADII[0])
@@ -50,67 +54,81 @@ def apply(pixels: jax.Array, uniforms: jax.Array, options: Mapping[str, Any]) ->
             factors = 1 + options["jitter"] * (2 * u[2:5] - 1)
             order = jnp.asarray(_ORDERS)[(u[5] * len(_ORDERS)).astype(jnp.int32)]
             for step in range(3):
-                towards = (jnp.zeros_like, _mean_gray, _to_gray)  # brightness, contrast, saturation
-                away_from = jax.lax.switch(order[step], towards, x)
-                x = jnp.floor(jnp.clip(away_from + factors[order[step]] * (x - away_from), 0, 255))
+                references = (jnp.zeros_like, _mean_gray, _to_gray)  # brightness, contrast, saturation
+                reference = jax.lax.switch(order[step], references, x)
+                x = jnp.floor(jnp.clip(reference + factors[order[step]] * (x - reference), 0, 255))
         return x
 
-    return jax.vmap(one)(pixels, uniforms)
+    return jax.vmap(apply_to_one)(pixels, uniforms)
 
 
-def apply_to_image(picture, uniforms: np.ndarray, options: Mapping[str, Any]):
-    """`apply` of one RGB Pillow picture on the host; `uniforms` `[6]`."""
+def apply_to_image(image: "PIL.Image.Image", uniforms: np.ndarray, options: Mapping[str, Any]) -> "PIL.Image.Image":
+    """Applies `apply` to one RGB image on the host.
+
+    Args:
+      image: RGB.
+      uniforms: float `[6]` in [0, 1).
+      options: `OPTIONS`.
+    """
     from PIL import ImageEnhance, ImageFilter, ImageOps
 
     u = uniforms
     if options["three_augment"]:
         which = int(u[0] * 3)
         if which == 0:
-            picture = picture.convert("L").convert("RGB")
+            image = image.convert("L").convert("RGB")
         elif which == 1:
-            picture = ImageOps.solarize(picture, _THRESHOLD)
+            image = ImageOps.solarize(image, _THRESHOLD)
         else:
-            picture = picture.filter(ImageFilter.GaussianBlur(float(_RADII[0] + u[1] * (_RADII[1] - _RADII[0]))))
+            image = image.filter(ImageFilter.GaussianBlur(float(_RADII[0] + u[1] * (_RADII[1] - _RADII[0]))))
     if options["jitter"]:
         kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
         for kind in _ORDERS[int(u[5] * len(_ORDERS))]:
-            picture = kinds[kind](picture).enhance(1 + options["jitter"] * (2 * u[2 + kind] - 1))
-    return picture
+            image = kinds[kind](image).enhance(1 + options["jitter"] * (2 * u[2 + kind] - 1))
+    return image
 
 
-def blur(x, radius):
-    """Pillow's GaussianBlur of `[height, width, 3]` by `radius` up to 2: three passes of a box along each axis.
+def blur(x: jax.Array, radius: jax.Array | float) -> jax.Array:
+    """Applies Pillow's GaussianBlur: three passes of a box filter along each axis.
 
-    The box has a whole number of pixels and a share of one more at each end (Gwosdek et al., 2011); borders repeat.
+    The box covers an integer number of pixels and a fraction of one more at each end; borders are repeated. Source:
+    Gwosdek et al., 2011.
+
+    Args:
+      x: float32 `[height, width, 3]`, integer levels in 0..255.
+      radius: in pixels, up to 2.
+
+    Returns:
+      float32 of the same shape, integer levels.
     """
     variance = radius**2 / 3
-    whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    inner = 1 / (2 * (whole + part) + 1)
-    end = (1 - (2 * whole + 1) * inner) / 2
+    reach = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
+    fraction = (2 * reach + 1) * (reach * (reach + 1) - 3 * variance) / (6 * (variance - (reach + 1) ** 2))
+    inner = 1 / (2 * (reach + fraction) + 1)
+    end = (1 - (2 * reach + 1) * inner) / 2
     # Weights at distances 0, 1 and 2: no radius up to 2 reaches further.
-    weights = [inner, jnp.where(whole > 0, inner, end), jnp.where(whole > 0, end, 0.0)]
+    weights = [inner, jnp.where(reach > 0, inner, end), jnp.where(reach > 0, end, 0.0)]
     for axis in (1, 0):
         for _ in range(3):
-            ends = [(2, 2) if a == axis else (0, 0) for a in range(3)]
-            padded = jnp.pad(x, ends, mode="edge")
+            padding = [(2, 2) if a == axis else (0, 0) for a in range(3)]
+            padded = jnp.pad(x, padding, mode="edge")
             taps = [jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(5)]
             x = jnp.floor(weights[0] * taps[2] + sum(weights[i] * (taps[2 - i] + taps[2 + i]) for i in (1, 2)) + 0.5)
     return x
 
 
 def check(options: Mapping[str, Any]) -> None:
-    """Refuses a jitter out of range.
+    """Checks the range of the jitter.
 
     Raises:
-      UserError: names the option.
+      UserError: `jitter` is not in [0, 1].
     """
     if not 0 <= options["jitter"] <= 1:
-        raise UserError(f"augment.jitter={options['jitter']} must lie in [0, 1]; 0 leaves colours as they are")
+        raise UserError(f"augment.jitter={options['jitter']} must lie in [0, 1]; 0 leaves colors unchanged")
 
 
 def _to_gray(x):
-    weighted = x.astype(jnp.int32) * jnp.array([19595, 38470, 7471])  # ITU-R 601-2 in 65536ths, as Pillow has it
+    weighted = x.astype(jnp.int32) * jnp.array([19595, 38470, 7471])  # ITU-R 601-2 in 65536ths, as in Pillow
     level = (weighted.sum(axis=-1, keepdims=True) + 2**15) >> 16
     return jnp.broadcast_to(level.astype(x.dtype), x.shape)
 

@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al., 2020) as timm's "pixel" mode: a rectangle of normal noise, inside a compiled step."""
+"""Erases a random rectangle of an image (Zhong et al., 2020), as timm's "pixel" mode, in a compiled step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_AREA, _RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # of the picture's area; height : width, log-uniform
+_AREA, _RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # fraction of the image's area; height : width, log-uniform
 _TRIES = 10
 
 
 def erase(images: jax.Array, key: jax.Array, options: Mapping[str, Any]) -> jax.Array:
-    """Normalised training pictures, each with probability `options["erase"]` with noise in a rectangle.
+    """Replaces a rectangle of each image by normal noise, with probability `options["erase"]`.
 
     Args:
-      images: float32 `[batch, height, width, 3]`, maybe with more axes of pictures in front.
-      key: one PRNG key for the batch; sample i uses `jax.random.split(key, batch)[i]`.
+      images: float32 `[..., height, width, 3]`, normalized.
+      key: one PRNG key for the batch; image i uses `jax.random.split(key, batch)[i]`.
+      options: with "erase"; 0 by default.
+
+    Returns:
+      float32 of the same shape.
     """
     probability = options.get("erase", 0.0)
     if not probability:
@@ -24,7 +28,7 @@ def erase(images: jax.Array, key: jax.Array, options: Mapping[str, Any]) -> jax.
     height, width = images.shape[-3:-1]
     flat = images.reshape(-1, *images.shape[-3:])
 
-    def one(image, key):
+    def erase_one(image, key):
         # Folded in, because `augment.transform_train` draws from the key itself.
         keys = jax.random.split(jax.random.fold_in(key, 1), 2)
         uniforms = jax.random.uniform(keys[0], (2 * _TRIES + 3,))
@@ -33,11 +37,20 @@ def erase(images: jax.Array, key: jax.Array, options: Mapping[str, Any]) -> jax.
         inside = (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
         return jnp.where(inside & (uniforms[0] < probability), jax.random.normal(keys[1], image.shape), image)
 
-    return jax.vmap(one)(flat, jax.random.split(key, len(flat))).reshape(images.shape)
+    return jax.vmap(erase_one)(flat, jax.random.split(key, len(flat))).reshape(images.shape)
 
 
-def sample_rectangle(uniforms: jax.Array, height: int, width: int):
-    """`(top, left, height, width)` as int32 from `[22]` uniforms: the first of ten candidates that fits, or nothing."""
+def sample_rectangle(uniforms: jax.Array, height: int, width: int) -> tuple[jax.Array, ...]:
+    """Samples the rectangle to erase: the first of ten candidates that fits.
+
+    Args:
+      uniforms: float32 `[22]` in [0, 1).
+      height: of the image in pixels.
+      width: of the image in pixels.
+
+    Returns:
+      (top, left, height, width), int32 scalars; height and width are 0 if no candidate fits.
+    """
     area = height * width * (_AREA[0] + uniforms[:_TRIES] * (_AREA[1] - _AREA[0]))
     low, high = np.log(_RATIO[0]), np.log(_RATIO[1])
     aspect = jnp.exp(low + uniforms[_TRIES : 2 * _TRIES] * (high - low))

@@ -1,76 +1,135 @@
-"""Resizing as Pillow does it, on the device inside a compiled step.
+"""Resizes images as Pillow does, in a compiled step on the device.
 
-Pillow's bilinear filter is a triangle whose support grows with the scale when shrinking (antialias), cut at the edge of
-the crop and normalised again, as if the crop were taken out first. (`jax.image.scale_and_translate` has the same filter
-but cuts it at the edge of the picture, and `Image.resize(box=...)` does so too: both let pixels from outside the crop
-bleed into its border.) Pillow rounds to uint8 after each of its two passes and this code never does, so the two differ
-by at most 1.0/255 plus float32 rounding: over photographs, noise and black-and-white noise scaled by 0.1 to 20, the
-largest difference seen was 1.002/255, the mean 0.16/255 to 0.32/255. Pillow's bicubic filter overshoots, so there the
-passes are rounded and cut to 0..255 here too, columns first; newer versions of Pillow begin with what is less work, and
-where they do so one pixel in ten may differ, by a level. Where nothing is to be resized the pixels stay exact.
+Pillow's bilinear filter is a triangle whose support grows with the scale when shrinking (antialiasing). It is cut at
+the edge of the crop and normalized again, as if the image were cropped first. (`jax.image.scale_and_translate` and
+`Image.resize(box=...)` have the same filter but cut it at the edge of the image, so pixels from outside the crop bleed
+into its border.)
+
+Pillow rounds to uint8 after each of its two passes, and this code never does. So the two differ by at most 1.0/255 plus
+float32 rounding. Over photographs, noise and black-and-white noise scaled by 0.1 to 20, the largest difference was
+1.002/255, and the mean 0.16/255 to 0.32/255.
+
+Pillow's bicubic filter overshoots. There this code also rounds and clips to 0..255 after each pass, columns first.
+Newer versions of Pillow begin with the axis of less work; where that is the other axis, one pixel in ten may differ by
+one level. Images that keep their size stay exact.
 """
+
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-FILTERS = {"bilinear": (False,), "bicubic": (True,), "random": (False, True)}  # whether bicubic; of training pictures
+if TYPE_CHECKING:
+    import PIL.Image
+
+FILTERS = {
+    "bilinear": (False,),
+    "bicubic": (True,),
+    "random": (False, True),
+}  # of training images: whether the filter is bicubic
 
 
-def resize_weights(start, length, inputs: int, outputs: int, cubic=False) -> jax.Array:
-    """Pillow's weights from pixels `start` to `start + length` of `inputs` to `outputs`: `[outputs, inputs]` float32.
+def resize_weights(
+    start: jax.Array | int, length: jax.Array | int, inputs: int, outputs: int, cubic: jax.Array | bool = False
+) -> jax.Array:
+    """Computes Pillow's resampling weights along one axis.
 
-    Row o is a filter of `|x - c| / s` at pixel centres x, with c = start + (o + 1/2) length / outputs and s = max(1,
-    length / outputs), zero outside the crop, scaled to sum 1. The filter is the triangle `max(0, 1 - d)`, or, where
-    `cubic` (bool, may be traced), Keys' cubic convolution with a = -1/2.
+    Row o is a filter of d = `|x - c| / s` at pixel centers x, with c = start + (o + 1/2) length / outputs and s =
+    max(1, length / outputs). It is zero outside the crop and scaled to sum 1. The bilinear filter is the triangle
+    `max(0, 1 - d)`; the bicubic one is Keys' cubic convolution with a = -1/2.
+
+    >>> (7 * resize_weights(0, 4, 4, 2)).round().tolist()
+    [[3.0, 3.0, 1.0, 0.0], [0.0, 1.0, 3.0, 3.0]]
+
+    Args:
+      start: first pixel of the crop.
+      length: of the crop in pixels.
+      inputs: length of the axis in pixels.
+      outputs: length of the result in pixels.
+      cubic: whether the filter is bicubic, may be traced.
+
+    Returns:
+      float32 `[outputs, inputs]`.
     """
     scale = length / outputs
-    centres = (jnp.arange(outputs) + 0.5) * scale
+    centers = (jnp.arange(outputs) + 0.5) * scale
     pixels = jnp.arange(inputs) - start  # relative to the crop: small numbers keep float32 exact
-    distance = jnp.abs(pixels[None, :] + 0.5 - centres[:, None])
-    apart = distance / jnp.maximum(1.0, scale)
-    weights = jnp.maximum(0.0, 1.0 - apart)
+    distance = jnp.abs(pixels[None, :] + 0.5 - centers[:, None])
+    d = distance / jnp.maximum(1.0, scale)
+    weights = jnp.maximum(0.0, 1.0 - d)
     if cubic is not False:
-        near, far = ((1.5 * apart - 2.5) * apart) * apart + 1, ((2.5 - 0.5 * apart) * apart - 4) * apart + 2
-        weights = jnp.where(cubic, jnp.where(apart < 1, near, jnp.where(apart < 2, far, 0.0)), weights)
+        near, far = ((1.5 * d - 2.5) * d) * d + 1, ((2.5 - 0.5 * d) * d - 4) * d + 2
+        weights = jnp.where(cubic, jnp.where(d < 1, near, jnp.where(d < 2, far, 0.0)), weights)
     weights = jnp.where((pixels >= 0) & (pixels < length), weights, 0.0)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def resize_crops(images, boxes, shape, cubic):
-    """The `boxes` int32 `[batch, 4]` (top, left, height, width) of images, resized to `shape`: float32 in 0..255."""
-    _, height, width, _ = images.shape
-    own = isinstance(cubic, jax.Array)  # a filter for each picture
+def resize_crops(images: jax.Array, boxes: jax.Array, shape: tuple[int, int], cubic: jax.Array | bool) -> jax.Array:
+    """Crops a box of each image and resizes it.
 
-    def along(axis, inputs):
+    Args:
+      images: uint8 `[batch, height, width, 3]`.
+      boxes: int32 `[batch, 4]`, (top, left, height, width) in pixels.
+      shape: (height, width) of the result.
+      cubic: whether the filter is bicubic; bool, or bool `[batch]` for each image.
+
+    Returns:
+      float32 `[batch, *shape, 3]`, in 0..255.
+    """
+    _, height, width, _ = images.shape
+    has_own_filters = isinstance(cubic, jax.Array)
+
+    def weights_along(axis, inputs):
         starts, lengths = boxes[:, axis], boxes[:, axis + 2]
-        if own:
+        if has_own_filters:
             return jax.vmap(lambda a, n, c: resize_weights(a, n, inputs, shape[axis], c))(starts, lengths, cubic)
         return jax.vmap(lambda a, n: resize_weights(a, n, inputs, shape[axis], cubic))(starts, lengths)
 
-    rows, columns = along(0, height), along(1, width)
+    rows, columns = weights_along(0, height), weights_along(1, width)
     return _apply(images, rows, columns, rounded=cubic is not False)
 
 
-def resize(images, shape, cubic, corner=(0, 0), crop=None):
-    """The rectangle `crop` at `corner` of whole images resized to `shape`; as they are where nothing changes."""
+def resize(
+    images: jax.Array,
+    shape: tuple[int, int],
+    cubic: jax.Array | bool,
+    corner: tuple[int, int] = (0, 0),
+    crop: tuple[int, int] | None = None,
+) -> jax.Array:
+    """Resizes images to a shape, then crops a rectangle; returns the same array if nothing changes.
+
+    Args:
+      images: `[batch, height, width, 3]`.
+      shape: (height, width) after resizing.
+      cubic: as in `resize_crops`.
+      corner: (top, left) of the crop in the resized image.
+      crop: (height, width) of the crop; None: all of the resized image.
+
+    Returns:
+      float32 `[batch, *crop, 3]`, in 0..255.
+    """
     _, height, width, _ = images.shape
     crop = crop or shape
     if (height, width) == shape == crop:
         return images
-    along = resize_weights
+    weights_along = resize_weights
     if isinstance(cubic, jax.Array):
-        along = jax.vmap(resize_weights, in_axes=(None, None, None, None, 0))
-    rows = along(0, height, height, shape[0], cubic)[..., corner[0] : corner[0] + crop[0], :]
-    columns = along(0, width, width, shape[1], cubic)[..., corner[1] : corner[1] + crop[1], :]
+        weights_along = jax.vmap(resize_weights, in_axes=(None, None, None, None, 0))
+    rows = weights_along(0, height, height, shape[0], cubic)[..., corner[0] : corner[0] + crop[0], :]
+    columns = weights_along(0, width, width, shape[1], cubic)[..., corner[1] : corner[1] + crop[1], :]
     return _apply(images, rows, columns, rounded=cubic is not False)
 
 
 def _apply(images, rows, columns, rounded):
-    """Images times the weights `[height, inputs]` and `[width, inputs]`, with or without an axis of the batch.
+    """Multiplies images by weights of rows and columns.
 
-    rounded: to whole levels after each pass, columns first.
+    Args:
+      images: `[batch, in_height, in_width, 3]`.
+      rows: `[height, in_height]`, or with an axis of the batch in front.
+      columns: `[width, in_width]`, likewise.
+      rounded: whether to round to integer levels after each pass, columns first.
     """
-    of_rows, of_columns = ("boh", "bpw") if rows.ndim == 3 else ("oh", "pw")
+    row_axes, column_axes = ("boh", "bpw") if rows.ndim == 3 else ("oh", "pw")
 
     def multiply(pattern, weights, pixels):
         # Full precision: a GPU would otherwise multiply in TF32, whose 10 bits are coarser than the tolerance above.
@@ -78,26 +137,34 @@ def _apply(images, rows, columns, rounded):
 
     pixels = images.astype(jnp.float32)
     if not rounded:
-        pixels = multiply(f"{of_rows},bhwc->bowc", rows, pixels)
-        return multiply(f"{of_columns},bowc->bopc", columns, pixels)
-    pixels = jnp.clip(jnp.floor(multiply(f"{of_columns},bhwc->bhpc", columns, pixels) + 0.5), 0, 255)
-    return jnp.clip(jnp.floor(multiply(f"{of_rows},bhpc->bopc", rows, pixels) + 0.5), 0, 255)
+        pixels = multiply(f"{row_axes},bhwc->bowc", rows, pixels)
+        return multiply(f"{column_axes},bowc->bopc", columns, pixels)
+    pixels = jnp.clip(jnp.floor(multiply(f"{column_axes},bhwc->bhpc", columns, pixels) + 0.5), 0, 255)
+    return jnp.clip(jnp.floor(multiply(f"{row_axes},bhpc->bopc", rows, pixels) + 0.5), 0, 255)
 
 
-def is_bicubic(interpolation: str, uniform=None):
-    """Whether resizing is bicubic, one of the values of `FILTERS`; for training pictures by a `uniform` number each."""
+def is_bicubic(interpolation: str, uniform: jax.Array | float | None = None) -> jax.Array | bool:
+    """Returns whether resizing is bicubic.
+
+    >>> is_bicubic("bilinear"), is_bicubic("random", uniform=0.7), is_bicubic("random")
+    (False, False, True)
+
+    Args:
+      interpolation: a key of `FILTERS`.
+      uniform: in [0, 1), draws the filter of "random"; None: a test image, which is bicubic then.
+    """
     if interpolation == "random":
         return True if uniform is None else uniform < 0.5
     return interpolation == "bicubic"
 
 
-def pillow_filter(cubic):
-    """Pillow's name of the filter."""
+def pillow_filter(cubic: bool) -> Any:
+    """Returns Pillow's constant of the bicubic or bilinear filter."""
     from PIL import Image
 
     return Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
 
 
-def resize_image(image, shape, cubic):
-    """A Pillow picture resized to `shape`, (height, width)."""
+def resize_image(image: "PIL.Image.Image", shape: tuple[int, int], cubic: bool) -> "PIL.Image.Image":
+    """Resizes a Pillow image to (height, width)."""
     return image.resize((shape[1], shape[0]), pillow_filter(cubic))

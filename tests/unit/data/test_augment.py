@@ -222,9 +222,9 @@ def test_one_and_eight_devices_give_the_same_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("part", "options", "message"),
     [
-        ("train", {"train": "mixup"}, "augment.train='mixup': no such transform"),
+        ("train", {"train": "mixup"}, "augment.train='mixup': unknown transform"),
         ("test", {"test": "crop"}, "use one of resize, resize_center_crop, none"),
-        ("train", {}, "train='none' leaves 8 x 10 pictures, but the networks take 8 x 8"),
+        ("train", {}, "train='none' leaves 8 x 10 images, but the networks take 8 x 8"),
         ("test", {"test": "resize_center_crop", "resize": 6}, "central crop of 8 pixels does not fit"),
         ("test", {"test": "resize", "mean": (0.5,) * 3}, "augment.mean and augment.std: only one of them is set"),
     ],

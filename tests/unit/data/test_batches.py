@@ -214,7 +214,7 @@ def test_a_missing_picture_is_named(mesh, tmp_path):
 def test_a_picture_of_another_size_is_named_with_what_to_set(mesh, tmp_path):
     source = loaders.make_loader(files(tmp_path, arrays(2)), mesh, {}, 24)
     with pytest.raises(
-        UserError, match=r"\.png: augment.train='none' leaves 20 x 20 pictures.* set augment.train='resize'"
+        UserError, match=r"\.png: augment.train='none' leaves 20 x 20 images.* set augment.train='resize'"
     ):
         list(source.train_batches(np.array([[0, 1]]), 0, (0,)))
 
