@@ -1,15 +1,19 @@
-"""Collaborative learning: branches of one network, each distilled towards the mean logits of the others.
+"""CL-ILR: branches, each distilled towards the mean logits of the others.
 
-Song and Chai, 2018, as OKDDip (arXiv 1912.00350) compares with it: `sum_i CE(z_i) + alpha w sum_i KL(z_i, x_i)` with
-ramp-up w. With intermediate-level representation sharing (CL-ILR) the stem gets the mean of the branches' gradients
-instead of their sum.
+Collaborative learning (Song and Chai, 2018) in the form that OKDDip (arXiv 1912.00350) compares with: `sum_i CE(z_i) +
+alpha w sum_i KL(z_i, x_i)` with ramp-up w. With intermediate-level representation sharing (CL-ILR) the stem receives
+the mean of the branches' gradients instead of their sum.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
+from cdl_jax.models.peers.networks import PeerOutputs
 
 OPTIONS = {
     **peers.OPTIONS,
@@ -22,36 +26,58 @@ OPTIONS = {
 }
 
 
-def defaults(network="resnet32", reference=False) -> dict:
-    """The config sections of this method, for a named network."""
+def defaults(network: str = "resnet32", reference: bool = False) -> dict:
+    """Returns the config sections of this method; see `peers.defaults`."""
     return peers.defaults("cl_ilr", OPTIONS, network, branched=True, reference=reference)
 
 
-def build(config, info: StreamInfo) -> peers.Together:
-    """The method that `config` describes, for the stream of `info`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CLILR(peers.PeerMethod):
+    """Collaborative learning of branches."""
+
+    def loss_terms(self, outputs, mixing, labels, mask, epoch) -> peers.Terms:
+        """See `PeerMethod.loss_terms`."""
+        return loss_and_metrics(self.options, outputs, labels, mask, self.distillation_weight(epoch))
+
+
+def build(config: Any, info: StreamInfo) -> CLILR:
+    """Builds the method.
+
+    Args:
+      config: with the sections `cl_ilr`, `network`, `optim` and `train`.
+      info: of the stream.
 
     Raises:
       UserError: options that are out of range or do not fit together.
     """
     options = config.cl_ilr
     peer_losses.check("cl_ilr", options)
-    every = peers.names_of("cl_ilr", options, False)
-    group = peers.branches("cl_ilr", config, every, info.num_classes, rescale=options.bpscale)
-
-    def loss_terms(seen, told, labels, allowed, epoch):
-        weight = options.alpha * peer_losses.ramp_up_weight(epoch, options, config.train.epochs)
-        return terms(options, seen, labels, allowed, weight)
-
-    return peers.together("cl_ilr", config, info, group, loss_terms=loss_terms, logits_of=peers.logits_without_leader)
+    names = peers.peer_names("cl_ilr", options)
+    branches = peers.build_branches("cl_ilr", config, names, info.num_classes, rescale=options.bpscale)
+    return peers.build_method(CLILR, "cl_ilr", config, info, branches)
 
 
-def terms(options, seen, labels, allowed, weight):
-    """(total, named terms), distillation weighted by `weight`."""
-    true = sum(cross_entropy(z, labels, allowed) for z in seen.logits)
-    targets = [peer_losses.soften(t, allowed, options.temperature) for t in peers.targets_of_others(seen)]
+def loss_and_metrics(
+    options: Any, outputs: PeerOutputs, labels: jax.Array, mask: jax.Array, weight: float | jax.Array
+) -> peers.Terms:
+    """Computes the loss and its terms.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      outputs: logits of all branches.
+      labels: int32 `[batch]`.
+      mask: bool `[classes]`, the classes of the softmax.
+      weight: scalar, of the distillation.
+
+    Returns:
+      The loss, a float32 scalar, and `{"true_loss", "group_loss", "weight"}`.
+    """
+    logits = outputs.logits
+    class_loss = sum(cross_entropy(z, labels, mask) for z in logits)
+    targets = [peer_losses.soften(z, mask, options.temperature) for z in peers.mean_logits_of_others(logits)]
     targets = jax.lax.stop_gradient(targets) if options.detach_targets else targets
-    group = sum(
-        peer_losses.distillation_loss(z, target, allowed, options)
-        for z, target in zip(seen.logits, targets, strict=True)
+    group_loss = sum(
+        peer_losses.distillation_loss(z, target, mask, options) for z, target in zip(logits, targets, strict=True)
     )
-    return true + weight * group, {"true_loss": true, "group_loss": group, "weight": weight}
+    terms = {"true_loss": class_loss, "group_loss": group_loss, "weight": weight}
+    return class_loss + weight * group_loss, terms

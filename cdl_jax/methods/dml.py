@@ -1,59 +1,82 @@
-"""Deep mutual learning: whole networks, each of which is distilled towards the others.
+"""Deep mutual learning: networks, each of which is distilled towards the others.
 
-As OKDDip (arXiv 1912.00350) compares with it: all networks take their step at once, targets pass gradients on, and
-there is no ramp-up. (The original, arXiv 1706.00384, updates one network after the other with constant targets at
-temperature 1: `pairwise=True`, `detach_targets=True`, `temperature=1` come near it.)
+This is the form that OKDDip (arXiv 1912.00350) compares with: all networks are updated at once, targets pass gradients
+on, and there is no ramp-up. The original (arXiv 1706.00384) updates one network after the other with constant targets
+at temperature 1; `pairwise=True`, `detach_targets=True`, `temperature=1` come near it.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
-from cdl_jax.models.peers.networks import PeerNetworks
+from cdl_jax.models.peers.networks import PeerNetworks, PeerOutputs
 
 OPTIONS = {
     **peers.OPTIONS,
     **peer_losses.OPTIONS,
-    "pairwise": False,  # towards each of the others in turn (their mean cost), not towards the mean of their logits
+    "pairwise": False,  # the mean loss towards each of the others, instead of the loss towards their mean logits
     "detach_targets": False,  # no gradient through targets
     "select_by": "mean",  # headline and best epoch: "mean" of the networks, or "ensemble"
 }
 
 
-def defaults(network="resnet32", reference=False) -> dict:
-    """The config sections of this method, for a named network."""
+def defaults(network: str = "resnet32", reference: bool = False) -> dict:
+    """Returns the config sections of this method; see `peers.defaults`."""
     return peers.defaults("dml", OPTIONS, network, branched=False, reference=reference)
 
 
-def build(config, info: StreamInfo) -> peers.Together:
-    """The method that `config` describes, for the stream of `info`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DML(peers.PeerMethod):
+    """Deep mutual learning of networks."""
+
+    def loss_terms(self, outputs, mixing, labels, mask, epoch) -> peers.Terms:
+        """See `PeerMethod.loss_terms`."""
+        return loss_and_metrics(self.options, outputs, labels, mask)
+
+
+def build(config: Any, info: StreamInfo) -> DML:
+    """Builds the method.
+
+    Args:
+      config: with the sections `dml`, `network`, `optim` and `train`.
+      info: of the stream.
 
     Raises:
       UserError: options that are out of range or do not fit together.
     """
-    options = config.dml
-    peer_losses.check("dml", options)
-    group = PeerNetworks(peers.network(config.network, info.num_classes), peers.names_of("dml", options, False))
-
-    def loss_terms(seen, told, labels, allowed, epoch):
-        return terms(options, seen, labels, allowed)
-
-    return peers.together("dml", config, info, group, loss_terms=loss_terms, logits_of=peers.logits_without_leader)
+    peer_losses.check("dml", config.dml)
+    names = peers.peer_names("dml", config.dml)
+    networks = PeerNetworks(peers.build_network(config.network, info.num_classes), names)
+    return peers.build_method(DML, "dml", config, info, networks)
 
 
-def terms(options, seen, labels, allowed):
-    """(total, named terms): `sum_j CE(z_j) + alpha sum_j KL(z_j, mean_{k != j} z_k)`."""
+def loss_and_metrics(options: Any, outputs: PeerOutputs, labels: jax.Array, mask: jax.Array) -> peers.Terms:
+    """Computes `sum_j CE(z_j) + alpha sum_j KL(z_j, mean_{k != j} z_k)` and its terms.
 
-    def distill(logits, target):
-        target = peer_losses.soften(target, allowed, options.temperature)
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      outputs: logits of all peers.
+      labels: int32 `[batch]`.
+      mask: bool `[classes]`, the classes of the softmax.
+
+    Returns:
+      The loss, a float32 scalar, and `{"true_loss", "group_loss"}`.
+    """
+    logits = outputs.logits
+
+    def distill(z, target_logits):
+        target = peer_losses.soften(target_logits, mask, options.temperature)
         target = jax.lax.stop_gradient(target) if options.detach_targets else target
-        return peer_losses.distillation_loss(logits, target, allowed, options)
+        return peer_losses.distillation_loss(z, target, mask, options)
 
-    true = sum(cross_entropy(z, labels, allowed) for z in seen.logits)
+    class_loss = sum(cross_entropy(z, labels, mask) for z in logits)
     if options.pairwise:
-        pairs = [(z, t) for i, z in enumerate(seen.logits) for j, t in enumerate(seen.logits) if i != j]
-        group = sum(distill(z, target) for z, target in pairs) / (len(seen.logits) - 1)
+        pairs = [(z, target) for i, z in enumerate(logits) for j, target in enumerate(logits) if i != j]
+        group_loss = sum(distill(z, target) for z, target in pairs) / (len(logits) - 1)
     else:
-        group = sum(map(distill, seen.logits, peers.targets_of_others(seen)))
-    return true + options.alpha * group, {"true_loss": true, "group_loss": group}
+        group_loss = sum(map(distill, logits, peers.mean_logits_of_others(logits)))
+    return class_loss + options.alpha * group_loss, {"true_loss": class_loss, "group_loss": group_loss}

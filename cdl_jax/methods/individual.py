@@ -1,8 +1,14 @@
-"""Branches of one network that learn from labels alone: the comparison without distillation in OKDDip's tables."""
+"""Branches that learn from labels alone: OKDDip's baseline without distillation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
 
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peers
+from cdl_jax.models.peers.networks import PeerOutputs
 
 OPTIONS = {
     **peers.OPTIONS,
@@ -11,29 +17,45 @@ OPTIONS = {
 }
 
 
-def defaults(network="resnet32", reference=False) -> dict:
-    """The config sections of this method, for a named network."""
+def defaults(network: str = "resnet32", reference: bool = False) -> dict:
+    """Returns the config sections of this method; see `peers.defaults`."""
     return peers.defaults("individual", OPTIONS, network, branched=True, reference=reference)
 
 
-def build(config, info: StreamInfo) -> peers.Together:
-    """The method that `config` describes, for the stream of `info`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class IndividualBranches(peers.PeerMethod):
+    """Branches that learn from labels alone."""
+
+    def loss_terms(self, outputs, mixing, labels, mask, epoch) -> peers.Terms:
+        """See `PeerMethod.loss_terms`."""
+        return loss_and_metrics(outputs, labels, mask)
+
+
+def build(config: Any, info: StreamInfo) -> IndividualBranches:
+    """Builds the method.
+
+    Args:
+      config: with the sections `individual`, `network`, `optim` and `train`.
+      info: of the stream.
 
     Raises:
       UserError: options that are out of range or do not fit together.
     """
-    every = peers.names_of("individual", config.individual, False)
-    group = peers.branches("individual", config, every, info.num_classes)
-
-    def loss_terms(seen, told, labels, allowed, epoch):
-        return terms(seen, labels, allowed)
-
-    return peers.together(
-        "individual", config, info, group, loss_terms=loss_terms, logits_of=peers.logits_without_leader
-    )
+    names = peers.peer_names("individual", config.individual)
+    branches = peers.build_branches("individual", config, names, info.num_classes)
+    return peers.build_method(IndividualBranches, "individual", config, info, branches)
 
 
-def terms(seen, labels, allowed):
-    """(total, named terms): the sum of the cross-entropies."""
-    true = sum(cross_entropy(z, labels, allowed) for z in seen.logits)
-    return true, {"true_loss": true}
+def loss_and_metrics(outputs: PeerOutputs, labels: jax.Array, mask: jax.Array) -> peers.Terms:
+    """Computes the sum of the branches' cross-entropies.
+
+    Args:
+      outputs: logits of all branches.
+      labels: int32 `[batch]`.
+      mask: bool `[classes]`, the classes of the softmax.
+
+    Returns:
+      The loss, a float32 scalar, and `{"true_loss"}`.
+    """
+    class_loss = sum(cross_entropy(z, labels, mask) for z in outputs.logits)
+    return class_loss, {"true_loss": class_loss}

@@ -1,19 +1,23 @@
-"""OKDDip: peers that attend to each other's outputs, and a leader that learns from all of them.
+"""OKDDip: peers that attend to each other, and a leader that learns from all.
 
-"Online Knowledge Distillation with Diverse Peers" (arXiv 1912.00350), AAAI 2020. Of m branches or networks the last is
-the leader. Each auxiliary peer a is distilled towards its own mixture of the peers' outputs, `x_a = sum_b A_ab z_b`,
-with weights by attention over pooled features; the leader towards the peers' mean. With w the ramp-up weight
+"Online Knowledge Distillation with Diverse Peers" (arXiv 1912.00350, AAAI 2020). Of m branches or networks the last is
+the leader. Each other peer a is distilled towards its own mixture of the peers' outputs, `x_a = sum_b A_ab z_b`, whose
+weights come from attention over pooled features. The leader is distilled towards the peers' mean. With ramp-up w
 
     loss = sum_a CE(z_a) + CE(z_L) + alpha w [sum_a KL(z_a, x_a) + KL(z_L, mean_a z_a)]
 
-The attention's two maps are trained through the targets alone, which therefore pass gradients on, to peers and stem
-as well. On a stream of tasks every softmax spans the current task's classes.
+The attention's two maps are trained through the targets alone. Targets therefore pass gradients on, to peers and stem
+as well. On a stream of tasks every softmax spans the classes of the current task.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import optim, plugins
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
@@ -26,17 +30,21 @@ OPTIONS = {
     **peers.BRANCH_OPTIONS,
     **peer_losses.OPTIONS,
     **peer_losses.RAMP_OPTIONS,
-    "base": "branch",  # peers are branches of one network; or "network": whole networks
+    "base": "branch",  # peers are branches of one network; or "network": separate networks
     "en": False,  # all are attention peers and there is no leader: the mode of the comparison of ensembles
-    "aggregate": "logits",  # what attention and mean mix: "logits" (the program), or softened "probs" (the paper)
-    "head_divisor": 8,  # of the features' width: the width of attention
-    "detach_targets": False,  # no gradient through targets: peers are not pushed, and the attention stays as it began
+    "aggregate": "logits",  # what targets average: "logits" (the authors' code), or softened "probs" (the paper)
+    "head_divisor": 8,  # width of attention: the features' width divided by this
+    "detach_targets": False,  # no gradient through targets: the attention keeps its initial weights
     "select_by": "leader",  # headline and best epoch: "leader", "mean" of the peers, or "ensemble" (choose_E)
 }
 
 
-def defaults(network="resnet32", base="branch", reference=False) -> dict:
-    """The config sections of this method, for a named network."""
+def defaults(network: str = "resnet32", base: str = "branch", reference: bool = False) -> dict:
+    """Returns the config sections of this method; see `peers.defaults`.
+
+    Raises:
+      UserError: unknown base or network.
+    """
     if base not in ("branch", "network"):
         raise UserError(f"okddip.base={base!r}: use 'branch' or 'network'")
     options = {**OPTIONS, "base": base}
@@ -46,102 +54,186 @@ def defaults(network="resnet32", base="branch", reference=False) -> dict:
     return sections
 
 
-def build(config, info: StreamInfo) -> peers.Together:
-    """The method that `config` describes, for the stream of `info`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OKDDip(peers.PeerMethod):
+    """Attention peers and, with `en=False`, a leader distilled towards all of them."""
+
+    mixing_name = "attention"
+
+    @property
+    def has_leader(self) -> bool:
+        """Whether the last peer is the leader."""
+        return not self.options.en
+
+    @property
+    def compared_peers(self) -> tuple[str, ...]:
+        """The peers without the leader."""
+        return self.peers.names[:-1] if self.has_leader else self.peers.names
+
+    @property
+    def diversity_groups(self) -> dict[str, tuple[str, ...]]:
+        """See `PeerMethod.diversity_groups`; a leader is not compared."""
+        if self.has_leader:
+            return peers.groups_of_two_or_more(diversity=self.compared_peers)
+        return super().diversity_groups
+
+    @property
+    def headlines(self) -> dict[str, tuple[str, ...]]:
+        """See `PeerMethod.headlines`; without a leader "leader" is the ensemble."""
+        return {"leader": ("leader",) if self.has_leader else ("ensemble",), **super().headlines}
+
+    def mixing_input(self, outputs: PeerOutputs) -> jax.Array:
+        """Returns the features of the attention peers."""
+        return attended_features(outputs, self.has_leader)
+
+    def logits(self, outputs: PeerOutputs, mixing: jax.Array) -> peers.Logits:
+        """See `PeerMethod.logits`; the ensemble is that of the attention peers."""
+        attended, leader_logits = split_leader(outputs, self.has_leader)
+        logits = dict(zip(self.compared_peers, outputs.logits, strict=False))
+        if self.has_leader:
+            logits["leader"] = leader_logits
+        return {**logits, "ensemble": sum(attended) / len(attended)}
+
+    def loss_terms(self, outputs, mixing, labels, mask, epoch) -> peers.Terms:
+        """See `PeerMethod.loss_terms`."""
+        return loss_and_metrics(self.options, outputs, mixing, labels, mask, self.distillation_weight(epoch))
+
+
+def build(config: Any, info: StreamInfo) -> OKDDip:
+    """Builds the method.
+
+    Args:
+      config: with the sections `okddip`, `network`, `optim` and `train`.
+      info: of the stream.
 
     Raises:
       UserError: options that are out of range or do not fit together.
     """
     options = config.okddip
     _check(options)
-    leader = not options.en
-    every = peers.names_of("okddip", options, leader)
-    rivals = every[:-1] if leader else every
-    if options.base == "branch":
-        group = peers.branches("okddip", config, every, info.num_classes, bare=leader)
+    leader, branched = not options.en, options.base == "branch"
+    names = peers.peer_names("okddip", options, leader)
+    if branched:
+        group = peers.build_branches("okddip", config, names, info.num_classes, leader=leader)
     else:
-        group = PeerNetworks(peers.network(config.network, info.num_classes), every)
-    headline = {"leader": ("leader",), "mean": rivals, "ensemble": ("ensemble",)}
-    select_by = "ensemble" if options.en and options.select_by == "leader" else options.select_by
-    attention = Attention(options.head_divisor, normal_init=config.network.family == "vgg" and options.base == "branch")
-
-    def logits_of(seen, told=None):
-        attended, led = split(seen, leader)
-        logits = {name: z for name, z in zip(rivals, seen.logits, strict=False)}
-        logits |= {"leader": led} if leader else {}
-        return logits | {"ensemble": sum(attended) / len(attended)}
-
-    def loss_terms(seen, told, labels, allowed, epoch):
-        weight = options.alpha * peer_losses.ramp_up_weight(epoch, options, config.train.epochs)
-        return terms(options, seen, told, labels, allowed, weight)
-
-    return peers.Together(
-        peers=group,
-        exchange=peers.Exchange("attention", attention, lambda seen: attended_features(seen, leader)),
-        loss_terms=loss_terms,
-        logits_of=logits_of,
-        networks=(*every, "ensemble"),
-        rivals=rivals,
-        diverse=peers.diverse(rivals) if leader else peers.diverse(rivals[:-1], rivals),
-        divisor=options.diversity_divisor,
-        headline=headline[select_by],
-        info=info,
-        image_size=config.network.image_size,
-        epochs=config.train.epochs,
-        optimizer=optim.build(config.optim, config.train.epochs),
-    )
+        group = PeerNetworks(peers.build_network(config.network, info.num_classes), names)
+    attention = Attention(options.head_divisor, normal_init=config.network.family == "vgg" and branched)
+    return peers.build_method(OKDDip, "okddip", config, info, group, attention)
 
 
-def split(seen: PeerOutputs, leader: bool):
-    """(Logits of the attention's peers, logits of the leader or None)."""
+def split_leader(outputs: PeerOutputs, leader: bool) -> tuple[Sequence[jax.Array], jax.Array | None]:
+    """Splits the logits into those of the attention peers and those of the leader.
+
+    Args:
+      outputs: logits of all peers. With `leader_logits` the last peer is an attention peer as well.
+      leader: whether the last peer is the leader.
+
+    Returns:
+      For each attention peer float32 `[batch, classes]`, and the same of the leader, or None without a leader.
+    """
     if not leader:
-        return seen.logits, None
-    if seen.leader_logits is not None:
-        return seen.logits, seen.leader_logits
-    return seen.logits[:-1], seen.logits[-1]
+        return outputs.logits, None
+    if outputs.leader_logits is not None:
+        return outputs.logits, outputs.leader_logits
+    return outputs.logits[:-1], outputs.logits[-1]
 
 
-def attended_features(seen: PeerOutputs, leader: bool):
-    """Features of the attention's peers, `[batch, peers, dim]`."""
-    attended, _ = split(seen, leader)
-    return jnp.stack(seen.features[: len(attended)], axis=1)
+def attended_features(outputs: PeerOutputs, leader: bool) -> jax.Array:
+    """Stacks the features of the attention peers: float32 `[batch, peers, dim]`."""
+    attended, _ = split_leader(outputs, leader)
+    return jnp.stack(outputs.features[: len(attended)], axis=1)
 
 
-def terms(options, seen, attention, labels, allowed, weight):
-    """(total, named terms) for the attention `[batch, peers, peers]`, distillation weighted by `weight`."""
-    attended, led = split(seen, not options.en)
-    soften = lambda logits: peer_losses.soften(logits, allowed, options.temperature)  # noqa: E731
-    if options.aggregate == "logits":
-        mixed = mix(attention, attended)
-        targets = [soften(mixed[:, a]) for a in range(len(attended))]
-        mean = soften(sum(attended) / len(attended))
-    else:
-        mixed = mix(attention, [soften(z) for z in attended])
-        targets = [mixed[:, a] for a in range(len(attended))]
-        mean = sum(soften(z) for z in attended) / len(attended)
-    if options.detach_targets:
-        targets, mean = jax.lax.stop_gradient((targets, mean))
-    rivals = seen.logits if options.en else seen.logits[:-1]
-    distill = lambda z, target: peer_losses.distillation_loss(z, target, allowed, options)  # noqa: E731
-    true = sum(cross_entropy(z, labels, allowed) for z in rivals)
-    group = sum(distill(z, target) for z, target in zip(rivals, targets, strict=False))
-    total, named = true + weight * group, {"true_loss": true, "group_loss": group, "weight": weight}
-    if led is not None:
-        named |= {"leader_true_loss": cross_entropy(led, labels, allowed), "leader_group_loss": distill(led, mean)}
-        total += named["leader_true_loss"] + weight * named["leader_group_loss"]
-    return total, named
+def mix_outputs(attention: jax.Array, outputs: Sequence[jax.Array]) -> jax.Array:
+    """Computes the attention's mixtures `x_a = sum_b A_ab z_b`.
 
+    Args:
+      attention: float32 `[batch, peers, peers]`.
+      outputs: of each peer, float32 `[batch, classes]`.
 
-def mix(attention, outputs):
-    """`sum_b A_ab z_b`: `[batch, peers, classes]` of outputs `[batch, classes]` each."""
+    Returns:
+      float32 `[batch, peers, classes]`.
+
+    Example:
+      >>> attention = jnp.array([[[0.5, 0.5], [0.0, 1.0]]])
+      >>> mix_outputs(attention, [jnp.array([[2.0]]), jnp.array([[4.0]])]).tolist()
+      [[[3.0], [4.0]]]
+    """
     return jnp.einsum("bac,bcn->ban", attention, jnp.stack(outputs, axis=1))
 
 
-def _check(options):
+def distillation_targets(
+    options: Any, attended: Sequence[jax.Array], attention: jax.Array, mask: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """Computes the targets of the attention peers and of the leader.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      attended: logits of each attention peer, float32 `[batch, classes]`.
+      attention: float32 `[batch, peers, peers]`.
+      mask: bool `[classes]`, the classes of the softmax.
+
+    Returns:
+      Probabilities `[batch, classes]` for each attention peer, and `[batch, classes]` for the leader.
+    """
+
+    def soften(logits):
+        return peer_losses.soften(logits, mask, options.temperature)
+
+    count = len(attended)
+    if options.aggregate == "logits":
+        mixed = mix_outputs(attention, attended)
+        targets = [soften(mixed[:, a]) for a in range(count)]
+        mean = soften(sum(attended) / count)
+    else:
+        mixed = mix_outputs(attention, [soften(z) for z in attended])
+        targets = [mixed[:, a] for a in range(count)]
+        mean = sum(soften(z) for z in attended) / count
+    return jax.lax.stop_gradient((targets, mean)) if options.detach_targets else (targets, mean)
+
+
+def loss_and_metrics(
+    options: Any,
+    outputs: PeerOutputs,
+    attention: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    weight: float | jax.Array,
+) -> peers.Terms:
+    """Computes the loss and its terms.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      outputs: logits of all peers.
+      attention: float32 `[batch, peers, peers]`.
+      labels: int32 `[batch]`.
+      mask: bool `[classes]`, the classes of the softmax.
+      weight: scalar, of the distillation.
+
+    Returns:
+      The loss, a float32 scalar, and `{"true_loss", "group_loss", "weight"}`; with a leader also
+      `{"leader_true_loss", "leader_group_loss"}`.
+    """
+    attended, leader_logits = split_leader(outputs, not options.en)
+    targets, mean = distillation_targets(options, attended, attention, mask)
+    peer_logits = outputs.logits if options.en else outputs.logits[:-1]
+    class_loss = sum(cross_entropy(z, labels, mask) for z in peer_logits)
+    group_loss = sum(
+        peer_losses.distillation_loss(z, target, mask, options) for z, target in zip(peer_logits, targets, strict=False)
+    )
+    loss = class_loss + weight * group_loss
+    terms = {"true_loss": class_loss, "group_loss": group_loss, "weight": weight}
+    if leader_logits is not None:
+        terms["leader_true_loss"] = cross_entropy(leader_logits, labels, mask)
+        terms["leader_group_loss"] = peer_losses.distillation_loss(leader_logits, mean, mask, options)
+        loss += terms["leader_true_loss"] + weight * terms["leader_group_loss"]
+    return loss, terms
+
+
+def _check(options: Any) -> None:
+    """Refuses options that are out of range."""
     peer_losses.check("okddip", options)
-    choices = {"base": ("branch", "network"), "aggregate": ("logits", "probs")}
-    choices["select_by"] = ("leader", "mean", "ensemble")
-    for key, known in choices.items():
+    for key, known in {"base": ("branch", "network"), "aggregate": ("logits", "probs")}.items():
         if options[key] not in known:
             raise UserError(f"okddip.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
     if options.head_divisor < 1:

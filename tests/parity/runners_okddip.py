@@ -16,7 +16,7 @@ from cdl_jax import optim
 from cdl_jax.methods import cl_ilr, dml, individual, kd, okddip, one
 from cdl_jax.methods.base import join
 from cdl_jax.methods.shared import peer_losses
-from cdl_jax.methods.shared.peers import logits_without_leader, targets_of_others
+from cdl_jax.methods.shared.peers import mean_logits_of_others, peer_and_ensemble_logits
 from cdl_jax.models.modules import families
 from cdl_jax.models.peers import attention_and_gate
 from cdl_jax.models.peers.networks import PeerOutputs
@@ -83,8 +83,8 @@ def run_branch_loss(loss, config, arrays):
     allowed = jnp.ones(config["classes"], bool)
     logits, ours = jnp.asarray(arrays["in/logits"]), {}
     if "out/targets" in arrays:
-        ours["out/targets"] = jnp.stack(targets_of_others(_seen(logits)), axis=-1)
-    named = logits_without_leader(_seen(logits))
+        ours["out/targets"] = jnp.stack(mean_logits_of_others(_seen(logits).logits), axis=-1)
+    named = peer_and_ensemble_logits(_seen(logits))
     for epoch in config["epochs"]:
         weight = peer_losses.ramp_up_weight(epoch, options, 300)
         both = jax.value_and_grad(lambda z, w=weight: loss(options, _seen(z), labels, allowed, w), has_aux=True)
@@ -103,9 +103,9 @@ def _scaled(terms):
 def run_dml_loss(config, arrays):
     options, labels = ConfigDict({**_options(config), "alpha": 1.0}), jnp.asarray(arrays["in/labels"])
     allowed, logits = jnp.ones(config["classes"], bool), jnp.asarray(arrays["in/logits"])
-    both = jax.value_and_grad(lambda z: dml.terms(options, _seen(z), labels, allowed), has_aux=True)
+    both = jax.value_and_grad(lambda z: dml.loss_and_metrics(options, _seen(z), labels, allowed), has_aux=True)
     (value, terms), gradient = both(logits)
-    named = logits_without_leader(_seen(logits))
+    named = peer_and_ensemble_logits(_seen(logits))
     accuracies = _accuracies(named, labels, list(named)[:-1])
     ours = {"grad/logits": gradient, **_terms("out/", value, terms)}
     return ours | {f"out/metric/{name}": number for name, number in accuracies.items()}
@@ -135,11 +135,11 @@ def run_one_loss(config, arrays):
     def loss(params, shared, logits, weight):
         weights, stats = gate.apply({**variables, "params": params}, shared, True, mutable=["batch_stats"])
         seen = _seen(logits)
-        value, terms = one.terms(options, seen, weights, labels, allowed, options.alpha * weight)
-        return value, (terms, weights, one.gated(seen, weights), stats)
+        value, terms = one.loss_and_metrics(options, seen, weights, labels, allowed, options.alpha * weight)
+        return value, (terms, weights, one.gate_ensemble(seen, weights), stats)
 
     logits = jnp.asarray(arrays["in/logits"])
-    named = logits_without_leader(_seen(logits))
+    named = peer_and_ensemble_logits(_seen(logits))
     accuracies = _accuracies(named, labels, list(named)[:-1])
     for epoch in config["epochs"]:
         weight = peer_losses.ramp_up_weight(epoch, options, 300)
@@ -169,10 +169,10 @@ def run_okddip_loss(config, arrays):
     def loss(params, features, logits, leader, weight):
         told = attention.apply({"params": params}, features)
         seen = _seen(jnp.concatenate([logits, leader[..., None]], axis=-1))
-        value, terms = okddip.terms(options, seen, told, labels, allowed, options.alpha * weight)
-        return value, (terms, told, okddip.mix(told, seen.logits[:-1]))
+        value, terms = okddip.loss_and_metrics(options, seen, told, labels, allowed, options.alpha * weight)
+        return value, (terms, told, okddip.mix_outputs(told, seen.logits[:-1]))
 
-    named = logits_without_leader(_seen(logits)) | {"leader": leader}
+    named = peer_and_ensemble_logits(_seen(logits)) | {"leader": leader}
     accuracies = _accuracies(named, labels, [name for name in named if name.startswith("peer")])
     for epoch in config["epochs"]:
         weight = peer_losses.ramp_up_weight(epoch, options, 300)
@@ -228,8 +228,8 @@ RUNNERS = {
     "network_full": run_full,
     "imagenet_resnet18": run_full,
     "imagenet_branch": run_full,
-    "loss_clilr": partial(run_branch_loss, _scaled(cl_ilr.terms)),
-    "loss_individual": partial(run_branch_loss, lambda options, *rest: individual.terms(*rest[:-1])),
+    "loss_clilr": partial(run_branch_loss, _scaled(cl_ilr.loss_and_metrics)),
+    "loss_individual": partial(run_branch_loss, lambda options, *rest: individual.loss_and_metrics(*rest[:-1])),
     "loss_dml_ensemble": run_dml_loss,
     "loss_dml_pairwise": run_dml_loss,
     "loss_kd": run_kd_loss,

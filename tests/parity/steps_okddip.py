@@ -41,30 +41,30 @@ def outputs(method, variables, pictures, train):
 def _outputs(method, variables, pictures, train):
     """As `outputs`, and the logits of each network with what its loss needs."""
     key = jax.random.key(0)
-    if not isinstance(method, peers.Together):
+    if not isinstance(method, peers.PeerMethod):
         name, module = ("network", method.backbone) if hasattr(method, "backbone") else ("student", method.student)
         (logits, out), stats = apply(module, variables[name], pictures, train, key)
         ours = {"logits": logits, "features": out["features"]}
         if name == "student":
             ours["teacher_logits"], _ = method.teacher.apply(variables["teacher"], pictures)
         return ours, {name: stats} if train else {}, ({name: logits}, None)
-    seen, told = method.outputs_of(variables, pictures, train, key)
+    seen, told = method.forward(variables, pictures, train, key)
     ours = {"pro": _stack(seen.logits)}
     if "attention" in variables:
         leader = "leader" in method.networks
-        attended, led = okddip.split(seen, leader)
+        attended, led = okddip.split_leader(seen, leader)
         features = okddip.attended_features(seen, leader)
         query, key_ = (features @ variables["attention"]["params"][n]["kernel"] for n in ("query", "key"))
         ours = {"pro": _stack(attended), "attention": told, "energy": jnp.einsum("bad,bcd->bac", query, key_)}
-        ours["x_m"] = okddip.mix(told, attended).transpose(0, 2, 1)
+        ours["x_m"] = okddip.mix_outputs(told, attended).transpose(0, 2, 1)
         if leader:
             ours["leader"] = led
     elif "gate" in variables:
-        ours |= {"gate": told, "x_m": one.gated(seen, told)}
+        ours |= {"gate": told, "x_m": one.gate_ensemble(seen, told)}
     else:
-        ours["x_m"] = _stack(peers.targets_of_others(seen))
+        ours["x_m"] = _stack(peers.mean_logits_of_others(seen.logits))
     stats = {name: value for name, value in seen.stats.items() if value}
-    return ours, stats, (method.logits_of(seen, told), (seen, told))
+    return ours, stats, (method.logits(seen, told), (seen, told))
 
 
 def _forward(method, train, variables, pictures, labels, place):
@@ -88,7 +88,7 @@ def _logged(method, terms, logits, labels, prefix):
         f"{prefix}_group_loss": terms.get("group_loss", 0.0),
         f"{prefix}_teacher_loss": terms.get("teacher_loss", 0),
     }
-    if not isinstance(method, peers.Together):
+    if not isinstance(method, peers.PeerMethod):
         if prefix == "test" and "teacher_loss" in terms:
             ours["test_loss"] = terms["true_loss"]  # KD's test loss is the cross-entropy alone
         alone = logits[method.networks[-1]]
@@ -97,8 +97,10 @@ def _logged(method, terms, logits, labels, prefix):
         ours[f"{prefix}_accTop{k}"] = percent(logits["ensemble"], labels, k)
         # In training the program logs the top 1 under both names.
         ranks = 1 if prefix == "train" else k
-        ours[f"mean_{prefix}_accTop{k}"] = np.mean([percent(logits[n], labels, ranks) for n in method.rivals])
-        ours |= {f"stu{i}{prefix}_accTop{k}": percent(logits[n], labels, k) for i, n in enumerate(method.rivals)}
+        ours[f"mean_{prefix}_accTop{k}"] = np.mean([percent(logits[n], labels, ranks) for n in method.compared_peers])
+        ours |= {
+            f"stu{i}{prefix}_accTop{k}": percent(logits[n], labels, k) for i, n in enumerate(method.compared_peers)
+        }
         if "leader" in logits:
             ours[f"stu_{prefix}_accTop{k}"] = percent(logits["leader"], labels, k)
     return ours

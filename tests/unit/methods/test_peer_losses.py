@@ -54,7 +54,7 @@ def test_masked_columns_are_as_if_they_were_not_there():
     seen, cut = SEEN, PeerOutputs(tuple(z[:, :4] for z in SEEN.logits), ())
     for loss in ("KL", "CE"):
         chosen = options(loss=loss)
-        value = lambda z, allowed, o=chosen: cl_ilr.terms(o, PeerOutputs(z, ()), LABELS, allowed, 0.7)[0]  # noqa: E731
+        value = lambda z, allowed, o=chosen: cl_ilr.loss_and_metrics(o, PeerOutputs(z, ()), LABELS, allowed, 0.7)[0]  # noqa: E731
         masked, gradients = jax.value_and_grad(value)(seen.logits, SOME)
         alone, expected = jax.value_and_grad(value)(cut.logits, jnp.ones(4, bool))
         assert masked == pytest.approx(float(alone), rel=1e-6)
@@ -66,16 +66,18 @@ def test_masked_columns_are_as_if_they_were_not_there():
 def test_totals_of_all_methods_against_numpy():
     others = [np.mean([z for k, z in enumerate(Z) if k != j], axis=0) for j in range(4)]
     labels, group = sum(map(ce, Z)), sum(kl(z, soft(o)) for z, o in zip(Z, others, strict=True))
-    assert cl_ilr.terms(OPTIONS, SEEN, LABELS, ALL, 0.3)[0] == pytest.approx(labels + 0.3 * group, rel=1e-5)
+    assert cl_ilr.loss_and_metrics(OPTIONS, SEEN, LABELS, ALL, 0.3)[0] == pytest.approx(labels + 0.3 * group, rel=1e-5)
     chosen = options(pairwise=False)
-    assert dml.terms(chosen, SEEN, LABELS, ALL)[0] == pytest.approx(labels + 0.5 * group, rel=1e-5)
+    assert dml.loss_and_metrics(chosen, SEEN, LABELS, ALL)[0] == pytest.approx(labels + 0.5 * group, rel=1e-5)
     pairs = sum(kl(a, soft(b)) for i, a in enumerate(Z) for j, b in enumerate(Z) if i != j) / 3
-    assert dml.terms(options(pairwise=True), SEEN, LABELS, ALL)[0] == pytest.approx(labels + 0.5 * pairs, rel=1e-5)
+    assert dml.loss_and_metrics(options(pairwise=True), SEEN, LABELS, ALL)[0] == pytest.approx(
+        labels + 0.5 * pairs, rel=1e-5
+    )
 
     weights = softmax(RNG.normal(size=(5, 4)), axis=1).astype(np.float32)
     gated = sum(weights[:, i, None] * z for i, z in enumerate(Z))
     expected = labels + ce(gated) + 0.3 * sum(kl(z, soft(gated)) for z in Z)
-    assert one.terms(OPTIONS, SEEN, weights, LABELS, ALL, 0.3)[0] == pytest.approx(expected, rel=1e-5)
+    assert one.loss_and_metrics(OPTIONS, SEEN, weights, LABELS, ALL, 0.3)[0] == pytest.approx(expected, rel=1e-5)
 
     total, terms = kd.terms(OPTIONS, Z[0], Z[1], LABELS, ALL)
     assert total == pytest.approx(ce(Z[0]) + 0.5 * kl(Z[0], soft(Z[1])), rel=1e-5)
@@ -89,7 +91,7 @@ def test_okddip_mixes_logits_or_softened_probabilities(aggregate):
     targets = [soft(mixed[:, a]) if aggregate == "logits" else mixed[:, a] for a in range(3)]
     mean = soft(np.mean(Z[:3], axis=0)) if aggregate == "logits" else np.mean([soft(z) for z in Z[:3]], axis=0)
     group = sum(kl(z, t) for z, t in zip(Z, targets, strict=False))
-    total, terms = okddip.terms(options(aggregate=aggregate), SEEN, attention, LABELS, ALL, 0.4)
+    total, terms = okddip.loss_and_metrics(options(aggregate=aggregate), SEEN, attention, LABELS, ALL, 0.4)
     assert terms["group_loss"] == pytest.approx(group, rel=1e-5)
     assert terms["leader_group_loss"] == pytest.approx(kl(Z[3], mean), rel=1e-5)
     assert total == pytest.approx(sum(map(ce, Z)) + 0.4 * (group + kl(Z[3], mean)), rel=1e-5)
@@ -97,7 +99,7 @@ def test_okddip_mixes_logits_or_softened_probabilities(aggregate):
 
 def test_the_attention_learns_through_targets_alone():
     def loss(attention, chosen):
-        return okddip.terms(chosen, SEEN, attention, LABELS, ALL, 1.0)[0]
+        return okddip.loss_and_metrics(chosen, SEEN, attention, LABELS, ALL, 1.0)[0]
 
     attention = jnp.asarray(softmax(RNG.normal(size=(5, 3, 3)), axis=2))
     assert abs(jax.grad(loss)(attention, OPTIONS)).max() > 1e-3
@@ -106,9 +108,9 @@ def test_the_attention_learns_through_targets_alone():
 
 def test_the_leader_pushes_the_peers_unless_targets_are_detached():
     def of_leader(logits, chosen):
-        return okddip.terms(chosen, PeerOutputs(logits, ()), jnp.full((5, 3, 3), 1 / 3), LABELS, ALL, 1.0)[1][
-            "leader_group_loss"
-        ]
+        return okddip.loss_and_metrics(chosen, PeerOutputs(logits, ()), jnp.full((5, 3, 3), 1 / 3), LABELS, ALL, 1.0)[
+            1
+        ]["leader_group_loss"]
 
     assert all(g.any() for g in jax.grad(of_leader)(SEEN.logits, OPTIONS))
     *of_peers, of_itself = jax.grad(of_leader)(SEEN.logits, options(detach_targets=True))

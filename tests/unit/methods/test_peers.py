@@ -137,7 +137,10 @@ def test_without_a_leader_all_are_peers_and_the_ensemble_counts():
     assert built.networks == ("peer_0", "peer_1", "peer_2", "ensemble") and built.headline == ("ensemble",)
     logits, _ = quick(built.predict)(start(built), BATCH["images"], context(0, 2))
     np.testing.assert_allclose(logits["ensemble"], sum(logits[f"peer_{i}"] for i in range(3)) / 3, rtol=1e-5)
-    assert dict(built.diverse) == {"diversity": ("peer_0", "peer_1"), "diversity_all": ("peer_0", "peer_1", "peer_2")}
+    assert built.diversity_groups == {
+        "diversity": ("peer_0", "peer_1"),
+        "diversity_all": ("peer_0", "peer_1", "peer_2"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_a_shared_last_block_moves_its_statistics_once_for_each_that_runs_it():
     shared, _ = build("okddip", network="densenetd40k12", reference=True)
     own, config = build("okddip", network="densenetd40k12")
     assert shared.peers.block.updates == 4 and own.peers.block is None
-    assert shared.divisor == "reference" and config.okddip.densenet_shared_block == "own"
+    assert shared.options.diversity_divisor == "reference" and config.okddip.densenet_shared_block == "own"
     before = start(shared)
     assert "block" in before and "block" not in start(own)
     after, _ = step(shared, before)
