@@ -17,7 +17,7 @@ from cdl_jax.data import replay
 from cdl_jax.data.transforms import mixing
 from cdl_jax.evaluation import metrics, similarity
 from cdl_jax.losses import cross_entropy
-from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.methods.shared import dkt_losses, dkt_metrics
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.run import early_stopping
 from tests.parity import steps_dkt
@@ -190,7 +190,7 @@ def run_stream_accuracy(config, arrays):
         "out/st_stream_accuracy": metrics.stream_accuracy(rows("st", best), counts),
         "out/cl_trained_experiences_accuracy": metrics.stream_accuracy(cl[:trained], counts[:trained]),
         "out/cl_per_experience_accuracy": cl,
-        "out/cl_rounded_softmax_accuracy": metrics.stream_accuracy(rows("cl", dkt_losses.rounded_correct), counts),
+        "out/cl_rounded_softmax_accuracy": metrics.stream_accuracy(rows("cl", dkt_metrics.rounded_correct), counts),
     }
 
 

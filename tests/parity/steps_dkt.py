@@ -161,7 +161,7 @@ def run_simultaneous(config, arrays):
         names=tuple(f"learner_{i}" for i in range(count)),
         streams=(tuple(range(classes)),) * count,
         matrix=np.asarray(arrays["in/mixing_matrix"], np.float32),
-        given_teachers=(),
+        run_teachers=(),
         options=options,
         info=StreamInfo(classes, (classes,)),
         batch_size=len(arrays["in/labels"][0][0]),
@@ -178,7 +178,7 @@ def run_simultaneous(config, arrays):
     losses, targets, history = [], [], train(method, variables, batches, [place] * len(batches))
     for batch, (after, told) in zip(batches, history, strict=True):
         share = method.exchange.shared_inputs(after, place)
-        targets.append([method.target(x, i, share, place)[0] for i, x in enumerate(batch["images"])])
+        targets.append([method.st_target(x, i, share, place)[0] for i, x in enumerate(batch["images"])])
         each = [[told[f"{name}/{what}"] for what in ("class_loss", "student_loss")] for name in method.names]
         losses.append([[true, taught, true + config["kd_rel"] * taught] for true, taught in each])
     ours = {"out/losses_step_learner_cl_st_total": losses, "out/targets_step_learner": targets}

@@ -1,4 +1,4 @@
-"""Losses, weights, masks and metrics of DKT and of its baselines LwF and EEIL.
+"""Losses, loss weights and class masks of DKT and of its baselines LwF and EEIL.
 
 Throughout, logits are float `[batch, classes]`. They span all classes of the stream, as in the authors' code.
 """
@@ -42,7 +42,7 @@ def check(section: str, options: Any) -> None:
       UserError: names the option and its range.
     """
     if options.st_loss not in _KINDS:
-        raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.nearest(options.st_loss, _KINDS)}")
+        raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.did_you_mean(options.st_loss, _KINDS)}")
     if options.reduction not in ("mean", "sum"):
         raise UserError(f"{section}.reduction={options.reduction!r}: use 'mean' or 'sum'")
     if not options.temperature > 0:
@@ -253,24 +253,3 @@ def noise_loss(params: Any, key: jax.Array, deviation: float | jax.Array) -> jax
     flat, _ = ravel_pytree(params)
     term = deviation * jnp.vdot(jax.random.normal(key, flat.shape), flat)
     return term - jax.lax.stop_gradient(term)
-
-
-def rounded_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Scores 1 where the argmax of the rounded probabilities is the label, else 0.
-
-    The authors' stand-alone test counts this. An image whose largest probability is at most one half counts as class
-    0, which makes the accuracy too low: use it to compare with theirs, and report the plain accuracy.
-
-    Args:
-      logits: float `[batch, classes]`.
-      labels: int32 `[batch]`.
-
-    Returns:
-      float32 `[batch]`.
-
-    Example:
-      >>> logits = jnp.log(jnp.array([[0.3, 0.45, 0.25], [0.2, 0.6, 0.2]]))
-      >>> rounded_correct(logits, jnp.array([1, 1])).tolist()
-      [0.0, 1.0]
-    """
-    return (jnp.round(jax.nn.softmax(logits)).argmax(axis=-1) == labels).astype(jnp.float32)

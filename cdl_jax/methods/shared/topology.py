@@ -52,7 +52,7 @@ def mixing_matrix(topology: str | Sequence[Sequence[float]], num_learners: int) 
     elif topology == "star":
         matrix[0, 1:] = matrix[1:, 0] = 1
     elif topology != "none":
-        raise UserError(f"dkt.topology={topology!r}: {plugins.nearest(topology, TOPOLOGIES)}, or a matrix")
+        raise UserError(f"dkt.topology={topology!r}: {plugins.did_you_mean(topology, TOPOLOGIES)}, or a matrix")
     matrix[learners, learners] = 0
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
@@ -106,5 +106,5 @@ def class_orders(kind: str, num_learners: int, task_sizes: Sequence[int], seed: 
         shifts = [i * len(task_sizes) // num_learners * task_sizes[0] for i in range(num_learners)]
         orders = [np.roll(labels, -shift) for shift in shifts]
     else:
-        raise UserError(f"dkt.stream_order={kind!r}: {plugins.nearest(kind, ORDERS)}")
+        raise UserError(f"dkt.stream_order={kind!r}: {plugins.did_you_mean(kind, ORDERS)}")
     return tuple(tuple(int(label) for label in order) for order in orders)

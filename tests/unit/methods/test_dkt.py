@@ -221,7 +221,7 @@ def test_networks_are_evaluated_in_their_own_order():
     assert method.stream_of["learner_1_st"] == 1 and "ensemble" not in method.stream_of
     np.testing.assert_array_equal(trainer.own_rank(method, "learner_1"), [2, 3, 0, 1])
     limited = build(2, stream_order="rotated", classes="current")
-    np.testing.assert_array_equal(limited._allowed(1, context(0, 2)), [False, False, True, True])
+    np.testing.assert_array_equal(limited._class_mask(1, context(0, 2)), [False, False, True, True])
     logits = {name: jnp.eye(4)[jnp.array([0, 1, 2, 2])] for name in method.networks}
     told = method.extra_metrics(logits, jnp.arange(4), context(0, 2))
     # Learner 0 has met classes 0 and 1, the other one 2 and 3: one and two of the two others' are right.
@@ -251,7 +251,7 @@ def test_topologies():
         ({"joins": (0, 1)}, "give 3 tasks, one for each learner"),
         ({"random_peers": 3}, "each of 3 learners has 2 others"),
         ({"participation": 1.5}, "between 0 and 1"),
-        ({"public_batch": 2000}, "more than the 1000 public pictures"),
+        ({"public_batch": 2000}, "more than the 1000 public images"),
         ({"st_loss": "mes"}, "did you mean 'mse'"),
     ],
 )

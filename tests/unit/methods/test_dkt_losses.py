@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.methods.shared import dkt_losses
+from cdl_jax.methods.shared import dkt_losses, dkt_metrics
 from cdl_jax.run import early_stopping
 
 RNG = np.random.default_rng(5)
@@ -167,7 +167,7 @@ def test_noise_is_what_optax_adds_with_the_squared_deviation(step):
 
 def test_a_rounded_probability_of_one_half_counts_as_class_0():
     logits = jnp.log(jnp.array([[0.3, 0.45, 0.25], [0.2, 0.6, 0.2], [0.3, 0.45, 0.25]]))
-    assert dkt_losses.rounded_correct(logits, jnp.array([1, 1, 0])).tolist() == [0, 1, 1]
+    assert dkt_metrics.rounded_correct(logits, jnp.array([1, 1, 0])).tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
