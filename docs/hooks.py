@@ -162,12 +162,22 @@ def _merged(module, value, values, prefix):
     if isinstance(value, ast.DictComp):
         value = value.generators[0].iter.func.value  # of `{... for key, value in NAME.items() if ...}`
     if isinstance(value, ast.Name):
-        rows = option_table(module, value.id, prefix)
+        rows = option_table(*_imported(module, value.id), prefix)
     elif isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name):
         rows = option_table(getattr(module, value.value.id), value.attr, prefix)
     else:
         raise ValueError(f"{module.__name__}: cannot follow {ast.unparse(value)} to the comments of its options")
     return [row for row in rows if row[0].removeprefix(prefix).split(".")[0] in values]
+
+
+def _imported(module, name):
+    """Returns the module that assigns a name, and its name there: `module` itself, or the one that it imports from."""
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return importlib.import_module(node.module), alias.name
+    return module, name
 
 
 def _cell(text):
