@@ -25,7 +25,7 @@ from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
 from cdl_jax.methods.base import CachesQueries, Method, Outcome, Phase, Probe, StreamInfo, Update
-from cdl_jax.methods.shared import finished_run
+from cdl_jax.methods.shared import finished_run, user_scheme
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.features import named_features
@@ -329,9 +329,10 @@ def build(config, info: StreamInfo) -> CDL:
         section = given[0].config.get(given[0].network, {})
         teacher_spec = spec(section) if "patch_size" in section else replace(teacher_spec, dim=0, depth=0, tokens=0)
         teacher_spec = replace(teacher_spec, outputs=told)
-    scheme = plugins.load_plugin("distill", config.distill.name).build(
-        config.distill, teacher_spec, spec(config.student)
-    )
+    scheme_module = plugins.load_plugin("distill", config.distill.name)
+    scheme = scheme_module.build(config.distill, teacher_spec, spec(config.student))
+    if "." in config.distill.name:
+        user_scheme.check_fields(scheme, scheme_module)
     teacher = None
     if given:
         _check_given(given, told, scheme, config)
@@ -340,7 +341,7 @@ def build(config, info: StreamInfo) -> CDL:
     epochs = config.train.epochs
     teacher_epochs = options.teacher_epochs or epochs
     student_optim = ConfigDict({**config.optim, "schedule": options.student_rate or config.optim.schedule})
-    return CDL(
+    method = CDL(
         teacher=teacher,
         teachers=given if scheme.needs else (),
         student=student,
@@ -350,6 +351,9 @@ def build(config, info: StreamInfo) -> CDL:
         teacher_phase=(teacher_epochs, optim.build(config.optim, teacher_epochs)),
         student_phase=(epochs, optim.build(student_optim, epochs)),
     )
+    if "." in config.distill.name:
+        user_scheme.check_loss(method, scheme_module)
+    return method
 
 
 def _check(config):

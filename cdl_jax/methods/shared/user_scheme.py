@@ -1,0 +1,96 @@
+"""Checks of a user's distillation scheme, before any data is placed and any program is compiled."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cdl_jax.distill.base import Scheme
+from cdl_jax.errors import UserError, one_line_traceback
+from cdl_jax.losses import Context
+from cdl_jax.plugins import check_arguments, describe_function
+
+# Field of a `Scheme` -> arguments with which the method calls it.
+_ARGUMENTS = {
+    "loss": "variables, student, teacher, labels, context",
+    "init": "key",
+    "start_task": "variables, context, key",
+    "student_inputs": "variables, teacher, batch_size, context, train",
+    "second_head": "variables, student",
+}
+
+
+def check_fields(scheme: Any, module: ModuleType) -> None:
+    """Checks the type of a scheme and the arguments of its functions.
+
+    Args:
+      scheme: the return value of `module.build`.
+      module: the user's plug-in.
+
+    Raises:
+      UserError: the scheme is not a `Scheme`, a function has other arguments, or `needs` is not a tuple of names. The
+        message names file and function.
+    """
+    build = describe_function(module.build)
+    if not isinstance(scheme, Scheme):
+        raise UserError(f"{build} must return a cdl_jax.distill.base.Scheme, but returns {type(scheme).__name__}")
+    for field, arguments in _ARGUMENTS.items():
+        function = getattr(scheme, field)
+        if function is not None or field != "second_head":
+            check_arguments(function, arguments, f"{build}: {field} of the scheme")
+    if not isinstance(scheme.needs, tuple) or not all(isinstance(name, str) for name in scheme.needs):
+        raise UserError(f"{build}: needs={scheme.needs!r} must be a tuple of names of the teacher's outputs")
+
+
+def check_loss(method: Any, module: ModuleType) -> None:
+    """Traces the student's loss once, without compilation, and checks what its scheme reads and returns.
+
+    Args:
+      method: a method with the scheme as its field `scheme`, and with `init`, `student_loss` and `student`.
+      module: the user's plug-in.
+
+    Raises:
+      UserError: the teacher has no output of a name in `needs`, the loss does not return a scalar and a dict of
+        scalars, or a function of the plug-in raises an error. The message names the file, and the function or line.
+    """
+    scheme, size = method.scheme, method.student.image_size
+
+    def checked_loss(variables, student, teacher, labels, context):
+        for name in scheme.needs:
+            if name not in teacher:
+                outputs = ", ".join(sorted(teacher))
+                raise UserError(
+                    f"{describe_function(module.build)}: needs names {name!r}, which is not an output of the teacher "
+                    f"({outputs})"
+                )
+        value = scheme.loss(variables, student, teacher, labels, context)
+        _check_value(scheme.loss, value)
+        return value
+
+    traced = replace(method, scheme=replace(scheme, loss=checked_loss))
+    batch = {"images": jnp.zeros((2, size, size, 3)), "labels": jnp.zeros(2, jnp.int32)}
+    try:
+        jax.eval_shape(lambda key: traced.student_loss(traced.init(key), batch, Context.dummy()), jax.random.key(0))
+    except UserError:
+        raise
+    except Exception as error:  # a plug-in is a program of the user's
+        text = one_line_traceback(error, module.__file__)
+        if not text.startswith(", line"):
+            raise
+        raise UserError(f"plug-in {module.__file__}{text}") from error
+
+
+def _check_value(loss, value):
+    """Raises UserError if the value of a loss is not (scalar, {name: scalar})."""
+    where = f"{describe_function(loss)} must return (loss, {{name: scalar}})"
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise UserError(f"{where}, but returns {type(value).__name__}")
+    total, parts = value
+    if not isinstance(parts, Mapping):
+        raise UserError(f"{where}, but the second value is of type {type(parts).__name__}")
+    for name, part in {"the loss": total, **parts}.items():
+        if jnp.shape(part) != ():
+            raise UserError(f"{where}, but {name} has the shape {list(jnp.shape(part))} instead of that of a scalar")
