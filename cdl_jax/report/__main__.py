@@ -15,7 +15,7 @@ grid: learners by schemes, for runs in <learner>/<scheme>/seed_<n>. Each scheme 
 "none" by a paired t-test. --plot draws the gains. --export copies the part of finished runs that these tables need to a
 folder.
 
-sweep: one row for all runs that differ in OPTION (such as distill.alpha) alone, one column for each of its values.
+sweep: one row for all runs that differ only in OPTION (such as distill.alpha), one column for each of its values.
 
 paper: the published table of a system (cdl, okddip, vkd) or of one version of its paper (v4), also without runs.
 
@@ -149,7 +149,7 @@ def _with_command(argv: list[str]) -> list[str]:
             words.append(_FORMER_OPTIONS[name] + equals + value)
         elif name in _FORMER_COMMANDS:
             if name in commands:
-                raise UserError(f"{name} is given twice: give it once")
+                raise UserError(f"{name} is repeated: use it once")
             values = [value] if equals else [rest.pop(0)] if _FORMER_COMMANDS[name] and rest else []
             if len(values) < _FORMER_COMMANDS[name]:
                 raise UserError(f"{name} needs a value")
@@ -179,7 +179,7 @@ class _PathOption(argparse.Action):
 
     def __call__(self, parser, namespace, value, option=None):
         if getattr(namespace, self.dest) is not None:
-            raise UserError(f"{option} is given twice: give it once")
+            raise UserError(f"{option} is repeated: use it once")
         path = paths.resolve(value, option)
         if self.endings and path.suffix.lower() not in self.endings:
             *others, last = self.endings

@@ -17,7 +17,7 @@ from cdl_jax.report.tables import format_mean_std, format_percent, gap_closed, s
 from cdl_jax.report.text import MISSING, Measured, Rows
 from cdl_jax.runtime import files
 
-ALONE = "none"
+BASELINE = "none"
 TEACHER = "teacher"
 MEASURES = ("average_incremental", "learning_accuracy", "forgetting_cdl", "forgetting_coda", "forgetting_max")
 
@@ -52,7 +52,7 @@ def by_learner_and_scheme(groups: Sequence[Group]) -> dict[str, dict[str, Group]
             raise UserError(f"grid: the runs in {learner}/{scheme} have different configs: name those of one")
         schemes[scheme] = group
     return {
-        learner: dict(sorted(schemes.items(), key=lambda item: item[0] != ALONE))
+        learner: dict(sorted(schemes.items(), key=lambda item: item[0] != BASELINE))
         for learner, schemes in learners.items()
     }
 
@@ -66,9 +66,9 @@ def paired_gains(schemes: dict[str, Group], scheme: str, network: str, metric: s
       network: name of a network of that scheme's runs, or "headline".
       metric: name of a metric.
     """
-    if ALONE not in schemes or (scheme, network) == (ALONE, "student"):
+    if BASELINE not in schemes or (scheme, network) == (BASELINE, "student"):
         return {}
-    base = schemes[ALONE].values("headline", metric, finished=True)
+    base = schemes[BASELINE].values("headline", metric, finished=True)
     values = schemes[scheme].values(network, metric, finished=True)
     return {seed: value - base[seed] for seed, value in values.items() if seed in base}
 
@@ -110,7 +110,7 @@ def overview(groups: Sequence[Group]) -> Rows:
     The first row is the teacher's, from the runs in which the teacher was trained. The last column is the mean gain
     over the learners that have the row, for the seeds that all of them have.
     """
-    learners = {name: schemes for name, schemes in by_learner_and_scheme(groups).items() if ALONE in schemes}
+    learners = {name: schemes for name, schemes in by_learner_and_scheme(groups).items() if BASELINE in schemes}
     rows = [["", *learners, "mean gain"]]
     for scheme in dict.fromkeys([TEACHER, *(s for schemes in learners.values() for s in schemes)]):
         cells, gains = [], []
@@ -120,7 +120,7 @@ def overview(groups: Sequence[Group]) -> Rows:
             if source not in schemes:
                 cells.append(MISSING)
                 continue
-            gain = paired_gains(schemes, source, network) if scheme != ALONE else {}
+            gain = paired_gains(schemes, source, network) if scheme != BASELINE else {}
             cells.append(_accuracy_and_gain(schemes[source].values(network, "last", finished=True), gain))
             gains.append(gain)
         common = [seed for seed in (gains[0] if gains else {}) if all(seed in gain for gain in gains)]
@@ -134,9 +134,9 @@ def details(groups: Sequence[Group]) -> Rows:
     for learner, schemes in by_learner_and_scheme(groups).items():
         for scheme, group in schemes.items():
             values = group.values("headline", "last", finished=True)
-            gain = paired_gains(schemes, scheme, "headline") if scheme != ALONE else {}
+            gain = paired_gains(schemes, scheme, "headline") if scheme != BASELINE else {}
             measures = [format_mean_std(group.values("headline", name, finished=True).values()) for name in MEASURES]
-            gap = gap_closed(group, [schemes[ALONE]] if ALONE in schemes else [])
+            gap = gap_closed(group, [schemes[BASELINE]] if BASELINE in schemes else [])
             seeds = Measured(str(len(values)), {"": len(values)})
             row = [learner, scheme, seeds, format_mean_std(values.values()), format_paired_test(list(gain.values()))]
             rows.append([*row, *measures, format_percent(gap)])
@@ -145,12 +145,12 @@ def details(groups: Sequence[Group]) -> Rows:
 
 def gains(groups: Sequence[Group]) -> dict[str, list[float]]:
     """Returns "learner, scheme" -> the gain of each seed over the learner alone."""
-    found = {}
+    gains_of_schemes = {}
     for learner, schemes in by_learner_and_scheme(groups).items():
         for scheme in schemes:
-            if scheme != ALONE and (gain := paired_gains(schemes, scheme, "headline")):
-                found[f"{learner}, {scheme}"] = list(gain.values())
-    return found
+            if scheme != BASELINE and (gain := paired_gains(schemes, scheme, "headline")):
+                gains_of_schemes[f"{learner}, {scheme}"] = list(gain.values())
+    return gains_of_schemes
 
 
 def export_results(groups: Sequence[Group], folder: Path) -> None:

@@ -167,14 +167,14 @@ def label_configs(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
         sections = [{key.split(".")[0] for key in config if "." in key} for config in flat_configs]
         named_sections |= set.union(*sections) - set.intersection(*sections)
     shown = [key for key in differing if key.endswith(".name") or _section(key) not in named_sections]
-    found = [", ".join(f"{key}={config[key]}" for key in shown if key in config) for config in flat_configs]
-    for label in {label for label in found if found.count(label) > 1}:
-        indices = [i for i, other in enumerate(found) if other == label]
+    names = [", ".join(f"{key}={config[key]}" for key in shown if key in config) for config in flat_configs]
+    for label in {label for label in names if names.count(label) > 1}:
+        indices = [i for i, other in enumerate(names) if other == label]
         options = _differing_keys([flat_configs[i] for i in indices])
         for i in indices:
             settings = (f"{key}={flat_configs[i].get(key)}" for key in options)
-            found[i] = ", ".join(filter(None, [label, *settings]))
-    return [label or "all" for label in found]
+            names[i] = ", ".join(filter(None, [label, *settings]))
+    return [label or "all" for label in names]
 
 
 def folder_names(groups: Sequence[Group]) -> list[str]:

@@ -75,7 +75,7 @@ def matches(groups: Sequence[Group], published_table: Table) -> list[Match]:
     if published_table.system not in plugins.list_plugins("published"):
         return []
     system = plugins.load_plugin("published", published_table.system)
-    found = []
+    nearest = []
     for group in groups:
         candidates = []
         for cell in published_table.cells:
@@ -87,8 +87,8 @@ def matches(groups: Sequence[Group], published_table: Table) -> list[Match]:
                 if not any(line.split(":")[0] in system.IDENTITY for line in mismatches):
                     candidates.append(Match(group, cell, reference, mismatches))
         fewest = min((len(match.mismatches) for match in candidates), default=0)
-        found += [match for match in candidates if len(match.mismatches) == fewest]
-    return found
+        nearest += [match for match in candidates if len(match.mismatches) == fewest]
+    return nearest
 
 
 def differences(cell: Mapping[str, Any], run: Mapping[str, Any], system: ModuleType) -> list[str]:
@@ -114,12 +114,12 @@ def differences(cell: Mapping[str, Any], run: Mapping[str, Any], system: ModuleT
     return configs.differences(compared(cell), compared(run))
 
 
-def table(published_table: Table, found: Sequence[Match], version: str = "", *, all_cells: bool = False) -> Rows:
+def table(published_table: Table, run_matches: Sequence[Match], version: str = "", *, all_cells: bool = False) -> Rows:
     """Returns a table of published numbers, those of runs, and the verdict on each metric.
 
     Args:
       published_table: the published results.
-      found: the result of `matches`.
+      run_matches: the result of `matches`.
       version: show only cells of this version; "": all versions.
       all_cells: also show cells without a run.
     """
@@ -131,7 +131,7 @@ def table(published_table: Table, found: Sequence[Match], version: str = "", *, 
     for cells in _identical_cells(published_table, version):
         # The same runs may match a cell with both kinds of settings, and a cell in several versions.
         matches_of_groups: dict[int, list[Match]] = {}
-        for match in found:
+        for match in run_matches:
             if any(match.cell is cell for cell in cells):
                 matches_of_groups.setdefault(id(match.group), []).append(match)
         rows += [_table_row(group_matches, metrics) for group_matches in matches_of_groups.values()]

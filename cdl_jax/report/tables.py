@@ -83,13 +83,13 @@ def gap_closed(group: Group, groups: Iterable[Group]) -> float | None:
     """Returns the share of the gap between a student alone and its teacher that distillation closes.
 
     The value is (student - alone) / (teacher - alone), from the means of `last` over the finished seeds that all three
-    have. `alone` is the student of the group without a teacher (`distill.name` is "none") with the same data, learner,
-    optimizer and number of epochs. If several groups qualify, the one whose config differs in the fewest other keys is
-    used. `teacher` is the teacher in the distilled run.
+    have. `teacher` and `student` are the networks of the distilled runs. `alone` is the student of the group without a
+    teacher (`distill.name` is "none") with the same data, learner, optimizer and number of epochs. If several groups
+    qualify, the one whose config differs in the fewest other keys is used.
 
     Args:
       group: the distilled runs.
-      groups: candidates for `alone`.
+      groups: contain the group without a teacher.
 
     Returns:
       A share, 1 if the student reaches its teacher. None if there is no such group or common seed, or if the teacher
@@ -105,11 +105,11 @@ def gap_closed(group: Group, groups: Iterable[Group]) -> float | None:
     if not candidates:
         return None
     nearest = min(candidates, key=lambda other: len(configs.differences(group.config, other.config)))
-    alone = nearest.values("student", "last", finished=True)
+    baseline = nearest.values("student", "last", finished=True)
     student, teacher = (group.values(network, "last", finished=True) for network in ("student", "teacher"))
-    seeds = [seed for seed in alone if seed in student and seed in teacher]
-    gap = sum(teacher[seed] - alone[seed] for seed in seeds)
-    return sum(student[seed] - alone[seed] for seed in seeds) / gap if gap > 0 else None
+    seeds = [seed for seed in baseline if seed in student and seed in teacher]
+    gap = sum(teacher[seed] - baseline[seed] for seed in seeds)
+    return sum(student[seed] - baseline[seed] for seed in seeds) / gap if gap > 0 else None
 
 
 def format_mean_std(values: Iterable[float], digits: int = 2) -> str:

@@ -212,7 +212,7 @@ _MARKDOWN = re.compile(r"[\\|`\[\]*~$]|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])|(?<![^\W_
 
 def _markdown_text(cell):
     replaced = {"<": "&lt;", "&": "&amp;"}
-    return _MARKDOWN.sub(lambda found: replaced.get(found[0], "\\" + found[0]), one_line(cell))
+    return _MARKDOWN.sub(lambda match: replaced.get(match[0], "\\" + match[0]), one_line(cell))
 
 
 _LATEX = {

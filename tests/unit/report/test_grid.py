@@ -1,4 +1,4 @@
-"""Learners by schemes: gains over the learner alone, their test, and what is kept of runs."""
+"""The grid of learners by schemes: gains over the learner alone, their paired test, and exported results."""
 
 import json
 
@@ -14,7 +14,7 @@ ALONE, KD, TEACHER = (50.0, 52.0, 54.0), (53.0, 56.0, 56.0), (80.0, 81.0, 82.0)
 
 
 def store(folder, learner, scheme, seed, status="finished", teachers=(), **last):
-    """A run whose networks end at the accuracies `last`, having forgotten 10 points of the first task."""
+    """Stores a run whose networks have the final accuracies `last` and forgot 10 points of the first task."""
     run = folder / learner / scheme / f"seed_{seed}"
     run.mkdir(parents=True)
     config = {"seed": seed, "learner": {"name": learner}, "distill": {"name": scheme}, "cdl": {"teachers": teachers}}
@@ -31,20 +31,20 @@ def store(folder, learner, scheme, seed, status="finished", teachers=(), **last)
 
 @pytest.fixture
 def runs(tmp_path):
-    found = []
+    folders = []
     for seed in range(3):
-        found.append(store(tmp_path, "l2p", "none", seed, student=ALONE[seed]))
-        found.append(store(tmp_path, "l2p", "kd", seed, student=KD[seed], teacher=TEACHER[seed]))
+        folders.append(store(tmp_path, "l2p", "none", seed, student=ALONE[seed]))
+        folders.append(store(tmp_path, "l2p", "kd", seed, student=KD[seed], teacher=TEACHER[seed]))
         taught = {"student": ALONE[seed] + 1, "teacher": 0.0}
-        found.append(store(tmp_path, "l2p", "dkd", seed, teachers=(f"l2p/kd/seed_{seed}",), **taught))
+        folders.append(store(tmp_path, "l2p", "dkd", seed, teachers=(f"l2p/kd/seed_{seed}",), **taught))
     for seed in range(2):
-        found.append(store(tmp_path, "apt", "none", seed, student=60.0))
-        found.append(store(tmp_path, "apt", "kd", seed, student=61.0 + seed, teacher=90.0))
-    found.append(store(tmp_path, "apt", "kd", 2, status="running", student=0.0, teacher=0.0))
-    return found
+        folders.append(store(tmp_path, "apt", "none", seed, student=60.0))
+        folders.append(store(tmp_path, "apt", "kd", seed, student=61.0 + seed, teacher=90.0))
+    folders.append(store(tmp_path, "apt", "kd", 2, status="running", student=0.0, teacher=0.0))
+    return folders
 
 
-def test_gains_are_paired_by_seed_and_tested(runs):
+def test_gains_are_paired_by_seed_and_have_p_values(runs):
     head, *rows = grid.overview(read_groups(runs))
     table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert head == ["", "l2p", "apt", "mean gain"] and list(table) == ["teacher", "none", "kd", "dkd"]
@@ -54,13 +54,13 @@ def test_gains_are_paired_by_seed_and_tested(runs):
     assert table["kd"]["apt"] == "61.50 ± 0.71 (+1.50 ± 0.50, p 0.205)"
     # Over both learners, of seeds 0 and 1: (3 + 1) / 2 and (4 + 2) / 2.
     assert table["kd"]["mean gain"] == "+2.50 ± 0.50, p 0.126"
-    # The teacher of the runs in which it learnt; equal differences leave nothing to test.
+    # The teacher of the runs that trained it; equal differences have no p value.
     assert table["teacher"]["l2p"] == "81.00 ± 1.00 (+29.00 ± 0.58, p < 0.001)"
     assert table["dkd"]["l2p"] == "53.00 ± 2.00 (+1.00)" and table["dkd"]["apt"] == "-"
     assert table["none"]["l2p"] == "52.00 ± 2.00" and table["none"]["mean gain"] == "-"
 
 
-def test_each_definition_of_forgetting_is_told(runs):
+def test_details_show_each_definition_of_forgetting(runs):
     head, *rows = grid.details(read_groups(runs))
     row = dict(zip(head, rows[1], strict=True))
     assert (row["learner"], row["scheme"], row["seeds"]) == ("l2p", "kd", "3")
@@ -68,24 +68,24 @@ def test_each_definition_of_forgetting_is_told(runs):
     assert row["forgetting_coda"] == "10.00 ± 0.00"
 
 
-def test_what_is_kept_of_runs_gives_the_same_tables_again(runs, tmp_path, capsys):
+def test_exported_results_reproduce_the_tables(runs, tmp_path, capsys):
     page, words = tmp_path / "page.md", [str(run) for run in runs]
     page.write_text("Before.\n<!-- tables -->\nold\n<!-- end of tables -->\nBehind.\n")
-    kept, svg = tmp_path / "kept", tmp_path / "plot.svg"
-    assert report.main(["grid", *words, "--update-page", str(page), "--plot", str(svg), "--export", str(kept)]) == 0
+    exported, svg = tmp_path / "exported", tmp_path / "plot.svg"
+    assert report.main(["grid", *words, "--update-page", str(page), "--plot", str(svg), "--export", str(exported)]) == 0
     first, drawn = page.read_text(), svg.read_bytes()
     assert first.startswith("Before.\n<!-- tables -->\n\n## Accuracy after the last task\n\n|  | l2p | apt |")
     assert first.endswith("\n<!-- end of tables -->\nBehind.\n") and "old" not in first
-    again = [str(kept / run.relative_to(tmp_path)) for run in runs[:-1]]
-    assert report.main(["grid", *again, "--update-page", str(page), "--plot", str(svg), "--export", str(kept)]) == 0
+    again = [str(exported / run.relative_to(tmp_path)) for run in runs[:-1]]
+    assert report.main(["grid", *again, "--update-page", str(page), "--plot", str(svg), "--export", str(exported)]) == 0
     assert page.read_text() == first and svg.read_bytes() == drawn
-    results = json.loads((kept / "l2p/kd/seed_0/results.json").read_text())
+    results = json.loads((exported / "l2p/kd/seed_0/results.json").read_text())
     assert "formulas" not in results and set(results["networks"]["student"]) == {"accuracy_matrix", "metrics"}
-    assert not (kept / "apt/kd/seed_2").exists()  # it was not finished
+    assert not (exported / "apt/kd/seed_2").exists()  # it was not finished
     capsys.readouterr()
 
 
-def test_runs_without_a_place_and_pages_without_marks_are_refused(runs, tmp_path, capsys):
+def test_misnamed_folders_and_pages_without_marks_are_refused(runs, tmp_path, capsys):
     (tmp_path / "page.md").write_text("no marks")
     assert report.main(["grid", str(runs[0]), "--update-page", str(tmp_path / "page.md")]) == 2
     assert "there are no lines <!-- tables --> and" in capsys.readouterr().err

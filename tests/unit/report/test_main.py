@@ -4,7 +4,7 @@ import pytest
 
 from cdl_jax.report import __main__ as report
 from tests.unit.report.test_grid import runs as grid_runs  # noqa: F401
-from tests.unit.report.test_report import store, with_seed
+from tests.unit.report.test_report import config_with_seed, store
 from tests.unit.report.test_sweep import store as store_sweep
 
 
@@ -16,7 +16,7 @@ def output(words, capsys):
 
 @pytest.fixture
 def runs(tmp_path):
-    return [store(tmp_path / f"a{seed}", with_seed(seed), student=60.0 + seed) for seed in range(2)]
+    return [store(tmp_path / f"a{seed}", config_with_seed(seed), student=60.0 + seed) for seed in range(2)]
 
 
 def test_table_is_the_default_command(runs, capsys):
@@ -38,7 +38,7 @@ def test_table_is_the_default_command(runs, capsys):
     ],
 )
 def test_former_options_of_a_table_do_the_same(former, present, tmp_path, capsys):
-    folders = [store(tmp_path / f"run_{i}", with_seed(0, pool=i), student=50.0 + i) for i in range(2)]
+    folders = [store(tmp_path / f"run_{i}", config_with_seed(0, pool=i), student=50.0 + i) for i in range(2)]
 
     def used(words, name):
         replaced = [str(tmp_path / word.replace("FILE", name)) if word.startswith("FILE") else word for word in words]
@@ -83,7 +83,7 @@ def test_options_and_runs_may_alternate(runs, tmp_path, capsys):
     ("words", "message"),
     [
         (["--grid", "--sweep", "a.b", "run"], "--grid and --sweep select different tables: name one of them"),
-        (["--paper", "a", "--paper", "b"], "--paper is given twice: give it once"),
+        (["--paper", "a", "--paper", "b"], "--paper is repeated: use it once"),
         (["--paper"], "--paper needs a value"),
         (["sweep", "a.b", "run", "--export", "x"], "--export is an option of grid: leave it out of sweep"),
         (["grid", "run", "--one-row-per-run"], "--one-row-per-run is an option of table and paper: leave it out"),

@@ -1,4 +1,4 @@
-"""The published tables are whole, and each of their cells has a config that fits together."""
+"""CDL's published results: the tables are complete, and each cell has a config that builds an experiment."""
 
 from collections import Counter
 from functools import cache
@@ -29,11 +29,11 @@ def values(version, data, learner, distill, teacher, student):
     return cell.values["accuracy"], cell.values["forgetting"]
 
 
-def flat(**choices):
+def flat_config(**choices):
     return configs.flatten(cdl.build(**choices))
 
 
-def changed(a, b):
+def differing_settings(a, b):
     return {key: (a.get(key), b.get(key)) for key in {*a, *b} if a.get(key) != b.get(key)}
 
 
@@ -43,19 +43,19 @@ def tasks(data):
     return stream.split_into_tasks(source.placeholder({}), num_tasks=10)
 
 
-def test_every_row_of_every_version_is_here_once():
+def test_every_row_of_every_version_is_stored_once():
     assert "cdl" in published.systems()
     assert len(CELLS) == len(TABLE.cells) == 310
-    # v4: 4 learners, 7 rows, 2 pairs, 2 sets of data. v1: 3 learners, 4 sizes alone and 3 taught, 2 sets of data.
-    assert Counter(where[0] for where in CELLS) == {"v1": 42, "v2": 72, "v3": 84, "v4": 112}
-    assert Counter(where[3] for where in CELLS if where[0] == "v4") == dict.fromkeys(SCHEMES, 16)
-    assert Counter(where[3] for where in CELLS if where[0] == "v1") == {"none": 24, "prompt_mapping": 18}
+    # v4: 4 learners, 7 rows, 2 pairs, 2 data sets. v1: 3 learners, 4 sizes without and 3 with a teacher, 2 data sets.
+    assert Counter(choices[0] for choices in CELLS) == {"v1": 42, "v2": 72, "v3": 84, "v4": 112}
+    assert Counter(choices[3] for choices in CELLS if choices[0] == "v4") == dict.fromkeys(SCHEMES, 16)
+    assert Counter(choices[3] for choices in CELLS if choices[0] == "v1") == {"none": 24, "prompt_mapping": 18}
     assert list(TABLE.metrics) == ["accuracy", "forgetting"]
     assert all(40 < cell.values["accuracy"] < 90 and 1 < cell.values["forgetting"] < 15 for cell in TABLE.cells)
 
 
 @pytest.mark.parametrize(
-    ("where", "numbers"),
+    ("choices", "numbers"),
     [
         ("v4 cifar100 l2p none - vit_s16", (77.71, 7.12)),
         ("v4 cifar100 l2p kd vit_b16 vit_s16", (79.64, 6.35)),
@@ -69,16 +69,16 @@ def test_every_row_of_every_version_is_here_once():
         ("v1 imagenet_r coda none - vit_l16", (78.79, 4.46)),
     ],
 )
-def test_numbers_of_the_papers(where, numbers):
-    assert values(*(part.strip("-") for part in where.split())) == numbers
+def test_stored_numbers_equal_the_papers(choices, numbers):
+    assert values(*(part.strip("-") for part in choices.split())) == numbers
 
 
 def test_version_3_is_version_4_without_apt():
     third, fourth = ({k[1:]: c.values for k, c in CELLS.items() if k[0] == v} for v in ("v3", "v4"))
-    assert third == {where: numbers for where, numbers in fourth.items() if where[1] != "apt"}
+    assert third == {choices: numbers for choices, numbers in fourth.items() if choices[1] != "apt"}
 
 
-def test_d_cdl_is_the_most_accurate_in_all_16_columns_and_forgets_least_in_9():
+def test_d_cdl_has_the_best_accuracy_in_16_columns_and_the_least_forgetting_in_9():
     best, least = 0, 0
     for data in ("cifar100", "imagenet_r"):
         for learner in LEARNERS:
@@ -89,7 +89,7 @@ def test_d_cdl_is_the_most_accurate_in_all_16_columns_and_forgets_least_in_9():
     assert (best, least) == (16, 9)
 
 
-def test_notes_tell_how_old_a_number_is():
+def test_notes_state_the_age_of_a_number():
     notes = Counter(cell.note for cell in TABLE.cells if cell.choices["version"] in ("v2", "v4"))
     assert notes["unchanged since v2"] == 41 and notes["unchanged since v1"] == 17
     assert CELLS["v4", "cifar100", "l2p", "kd", "vit_l16", "vit_b16"].note == "80.96 / 10.17 in v2"
@@ -97,9 +97,9 @@ def test_notes_tell_how_old_a_number_is():
     assert CELLS["v4", "imagenet_r", "coda", "kd_token", "vit_b16", "vit_s16"].note == ""
 
 
-def test_settings_that_all_cells_share():
+def test_settings_shared_by_all_cells():
     for cell in TABLE.cells:
-        config = flat(**cell.choices)
+        config = flat_config(**cell.choices)
         assert config["data.name"] == cell.choices["data"] and config["data.num_tasks"] == 10
         assert config["data.class_order"] == "natural" and config["cdl.query"] == "student"
         assert (config["augment.train"], config["augment.flip"]) == ("random_resized_crop", True)
@@ -151,7 +151,7 @@ def test_settings_of_one_choice(choices, section, expected):
 @pytest.mark.parametrize(
     ("choices", "expected"),
     [
-        # Means over the halves of a batch, added up.
+        # Means over the halves of a batch, summed.
         ({"learner": "l2p"}, {"cdl.aux_loss_scale": (1.0, 2.0)}),
         ({"learner": "dualprompt", "distill": "kd_token"}, {"cdl.aux_loss_scale": (1.0, 2.0)}),
         # The sum over both halves is that of the batch; pairs within the halves are half of all pairs.
@@ -163,11 +163,11 @@ def test_settings_of_one_choice(choices, section, expected):
         ({"learner": "apt"}, {"learner.teacher_prompts": ("live", "merged")}),
     ],
 )
-def test_reference_adds_what_the_program_did_and_nothing_else(choices, expected):
-    assert changed(flat(**choices), flat(**choices, reference=True)) == expected
+def test_reference_adds_only_the_deviations_of_the_authors_code(choices, expected):
+    assert differing_settings(flat_config(**choices), flat_config(**choices, reference=True)) == expected
 
 
-def test_the_sum_of_the_pairs_within_two_halves_is_half_of_all_pairs():
+def test_key_loss_summed_over_two_half_batches_is_half_of_the_full_sum():
     from cdl_jax import plugins
 
     def pull(learner, images):
@@ -182,18 +182,18 @@ def test_the_sum_of_the_pairs_within_two_halves_is_half_of_all_pairs():
         assert halves == pytest.approx(scale * pull(learner, images), rel=0.02)
 
 
-def test_the_config_file_takes_the_cells_keys():
+def test_the_config_file_accepts_the_keys_of_cells():
     for cell in TABLE.cells[::7]:
         text = ",".join(f"{key}={value}" for key, value in cell.choices.items())
-        assert configs.flatten(get_config(text)) == flat(**cell.choices)
+        assert configs.flatten(get_config(text)) == flat_config(**cell.choices)
     assert get_config("reference=true").cdl.aux_loss_scale == 2
-    assert changed(configs.flatten(get_config()), flat(**TABLE.cells[-1].choices))["data.name"] == (
+    assert differing_settings(configs.flatten(get_config()), flat_config(**TABLE.cells[-1].choices))["data.name"] == (
         "cifar100", "imagenet_r",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("version=v5", "version='v5': did you mean 'v4'"),
         ("data=cifar10", "data='cifar10': did you mean 'cifar100'"),
@@ -205,13 +205,13 @@ def test_the_config_file_takes_the_cells_keys():
         ("reference=2", "is not of type bool"),
     ],
 )
-def test_a_wrong_argument_is_answered_in_one_line(text, says):
+def test_a_wrong_argument_is_a_one_line_error(text, message):
     with pytest.raises(UserError) as error:
         get_config(text)
-    assert says in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_every_cell_fits_together():
+def test_every_cell_builds_an_experiment():
     for cell in TABLE.cells:
         for reference in (False, True):
             program = Program(cdl.build(**cell.choices, reference=reference), tasks(cell.choices["data"]))
@@ -219,9 +219,9 @@ def test_every_cell_fits_together():
             assert program.method.networks == (("student",) if alone else ("teacher", "student"))
 
 
-def traced(where, every_phase=False):
-    """Loss terms of a cell's phases, from shapes alone: a batch of two pictures."""
-    method = Program(cdl.build(**where, reference=True), tasks(where["data"])).method
+def trace_loss_terms(choices, every_phase=False):
+    """Returns the loss terms of a cell's phases, traced with the shapes of a batch of two images."""
+    method = Program(cdl.build(**choices, reference=True), tasks(choices["data"])).method
     variables = jax.eval_shape(method.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     terms = []
@@ -241,21 +241,21 @@ TERMS = {"none": set(), "dkd": {"dkd", "tckd", "nckd"}, "fitnets": {"kd", "featu
 
 @pytest.mark.parametrize("pair", [0, 1])
 @pytest.mark.parametrize("distill", SCHEMES)
-def test_every_scheme_trains_in_both_pairs(distill, pair):
-    # With two learners each, so that all learners are in; `--mode describe` goes through every cell in minutes.
+def test_every_scheme_traces_in_both_pairs(distill, pair):
+    # With two learners each, so that all learners are covered; `--mode describe` goes through every cell in minutes.
     learner = LEARNERS[(SCHEMES.index(distill) + 2 * pair) % 4]
     teacher, student = PAIRS[pair]
-    where = CELLS["v4", "imagenet_r", learner, distill, "" if distill == "none" else teacher, student].choices
-    assert traced(where) == [COMMON | TERMS.get(distill, {"kd"})]
+    choices = CELLS["v4", "imagenet_r", learner, distill, "" if distill == "none" else teacher, student].choices
+    assert trace_loss_terms(choices) == [COMMON | TERMS.get(distill, {"kd"})]
 
 
 @pytest.mark.parametrize(("learner", "student"), [("l2p", "vit_b16"), ("dualprompt", "vit_ti16"), ("coda", "vit_ti16")])
 def test_version_1_trains_both_networks_at_once(learner, student):
-    where = {"version": "v1", "data": "cifar100", "learner": learner, "distill": "prompt_mapping", "student": student}
-    both, taught = traced(where, every_phase=True)
-    assert both == {f"teacher_{term}" for term in COMMON} and taught == COMMON | {"kd"}
+    choices = {"version": "v1", "data": "cifar100", "learner": learner, "distill": "prompt_mapping", "student": student}
+    both, student_terms = trace_loss_terms(choices, every_phase=True)
+    assert both == {f"teacher_{term}" for term in COMMON} and student_terms == COMMON | {"kd"}
 
 
-def test_the_token_of_version_2_and_the_large_teacher_s_own_step():
-    where = {"version": "v2", "data": "cifar100", "learner": "coda", "distill": "kd_token", "student": "vit_b16"}
-    assert traced(where, every_phase=True) == [COMMON, COMMON | {"kd"}]
+def test_version_2_trains_a_large_teacher_and_then_a_student_with_a_token():
+    choices = {"version": "v2", "data": "cifar100", "learner": "coda", "distill": "kd_token", "student": "vit_b16"}
+    assert trace_loss_terms(choices, every_phase=True) == [COMMON, COMMON | {"kd"}]

@@ -1,4 +1,4 @@
-"""OKDDip's published results: the numbers, the settings of each, and runs beside them."""
+"""OKDDip's published results: the numbers, their settings, and the comparison with runs."""
 
 import json
 from collections import Counter
@@ -24,16 +24,23 @@ CELLS = {tuple(cell.choices.values()): cell for cell in TABLE.cells}
 NETWORKS = ("resnet32", "resnet110", "vgg16", "densenetd40k12", "wide_resnet20_8")
 
 
-def flat(**choices):
+def flat_config(**choices):
     return configs.flatten(okddip.build(**choices))
 
 
-def changed(a, b):
+def differing_settings(a, b):
     return {key: (a.get(key), b.get(key)) for key in {*a, *b} if a.get(key) != b.get(key)}
 
 
 def store(folder, peers, best, seed=0, changes=(), **choices):
-    """A run of one task that ends with these accuracies (network -> percent), its best epoch with those of `best`."""
+    """Stores a run of one task.
+
+    Args:
+      folder: to create.
+      peers: network -> final accuracy in percent.
+      best: network -> accuracy at the best epoch.
+      seed, changes, choices: of the config.
+    """
     config = okddip.build(**choices)
     config.seed = seed
     config.update_from_flattened_dict(dict(changes))
@@ -48,11 +55,11 @@ def store(folder, peers, best, seed=0, changes=(), **choices):
 
 
 def rows(folders):
-    found = replication.table(TABLE, replication.matches(read_groups(folders), TABLE))[1:]
-    return {row[0]: row[1:] for row in found}
+    rows_by_label = replication.table(TABLE, replication.matches(read_groups(folders), TABLE))[1:]
+    return {row[0]: row[1:] for row in rows_by_label}
 
 
-def test_every_number_is_here_with_its_source():
+def test_every_number_is_stored_with_its_source():
     assert len(CELLS) == len(TABLE.cells) == 75
     assert Counter(where[0] for where in CELLS) == {
         "paper": 6, "rerun": 1, "user": 1, "rewrite": 1, "mcl_okd": 21, "pcl": 40, "cmff": 5,
@@ -74,13 +81,13 @@ def test_every_number_is_here_with_its_source():
         ("cmff cifar100 okddip branch vgg16", (None, None, 74.2)),
     ],
 )
-def test_numbers(where, numbers):
+def test_stored_numbers_equal_their_sources(where, numbers):
     assert tuple(CELLS[tuple(part.strip("-") for part in where.split())].values.values()) == numbers
 
 
-def test_settings_that_all_cells_share():
+def test_settings_shared_by_all_cells():
     for cell in TABLE.cells:
-        config, large = flat(**cell.choices), cell.choices["data"] == "imagenet"
+        config, large = flat_config(**cell.choices), cell.choices["data"] == "imagenet"
         assert [config[f"optim.{key}"] for key in ("name", "nesterov", "momentum", "learning_rate", "schedule")] == [
             "sgd", True, 0.9, 0.1, "steps",
         ]  # fmt: skip
@@ -94,18 +101,22 @@ def test_settings_that_all_cells_share():
             assert config[f"{cell.choices['method']}.length"] == (24 if large else 80)
 
 
-def test_reference_changes_what_the_program_has_of_its_own():
-    assert changed(flat(), flat(reference=True)) == {"okddip.diversity_divisor": ("pairs", "reference")}
-    dense = changed(flat(network="densenetd40k12"), flat(network="densenetd40k12", reference=True))
+def test_reference_changes_only_the_peculiarities_of_the_authors_code():
+    assert differing_settings(flat_config(), flat_config(reference=True)) == {
+        "okddip.diversity_divisor": ("pairs", "reference")
+    }
+    dense = differing_settings(
+        flat_config(network="densenetd40k12"), flat_config(network="densenetd40k12", reference=True)
+    )
     assert dense.pop("okddip.densenet_shared_block") == ("own", "reference") and len(dense) == 1
 
 
-def test_every_cell_fits_together_and_the_config_file_has_it():
+def test_every_cell_builds_an_experiment_and_is_in_the_config_file():
     blank = {name: source.placeholder({}) for name, source in (("cifar10", cifar10), ("cifar100", cifar100))}
     streams = {name: stream.split_into_tasks(data, num_tasks=1) for name, data in blank.items()}
     for cell in TABLE.cells:
         text = ",".join(f"{key}={value}" for key, value in cell.choices.items() if value)
-        assert configs.flatten(get_config(text)) == flat(**cell.choices)
+        assert configs.flatten(get_config(text)) == flat_config(**cell.choices)
         if cell.choices["data"] != "imagenet":
             config = okddip.build(**cell.choices, reference=True)
             config.devices = 1
@@ -117,42 +128,42 @@ def test_every_cell_fits_together_and_the_config_file_has_it():
 def test_a_cell_can_be_described():
     config = okddip.build(**CELLS["mcl_okd", "cifar100", "supervised", "", "resnet32"].choices)
     config.devices = 1
-    told = describe.describe(
+    description = describe.describe(
         Program(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)), show_config=True
     )
-    assert "network: 472,756 trainable, 0 frozen" in told and "network: 300 epochs a task" in told
-    assert "train.last_batch = 'keep'" in told
+    assert "network: 472,756 trainable, 0 frozen" in description and "network: 300 epochs a task" in description
+    assert "train.last_batch = 'keep'" in description
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("okddip", 1_554_272), ("one", 1_553_388)])
-def test_networks_are_of_their_published_size(method, parameters):
+def test_networks_have_the_published_number_of_parameters(method, parameters):
     config = okddip.build(method=method, network="resnet32", data="cifar100")
     own = Program(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)).method
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(own.init, jax.random.key(0)))
     assert sum(leaf.size for path, leaf in leaves if path[1].key == "params") == parameters
 
 
-def test_a_run_stands_beside_every_source_at_its_best_epoch(tmp_path):
+def test_the_best_epoch_is_compared_with_every_source(tmp_path):
     runs = [
         store(tmp_path / str(s), {"leader": 70.0, "ensemble": 74.0}, {"leader": a, "ensemble": a + 2}, seed=s)
         for s, a in enumerate((74.0, 74.5, 75.0))
     ]
-    found = rows(runs)
-    settings = "reference=false or reference=true"  # the divisor of the diversity is no matter of accuracy
-    assert found["paper cifar100 okddip branch resnet32"][:5] == [
+    rows_by_label = rows(runs)
+    settings = "reference=false or reference=true"  # the divisor of the diversity does not affect accuracy
+    assert rows_by_label["paper cifar100 okddip branch resnet32"][:5] == [
         settings, "3", "25.65", "25.50 ± 0.50", "yes (-0.15)",
     ]  # fmt: skip
-    assert set(found) == {
+    assert set(rows_by_label) == {
         f"{source} cifar100 okddip branch resnet32"
         for source in ("paper", "rerun", "user", "rewrite", "mcl_okd", "pcl", "cmff")
     }
-    assert found["mcl_okd cifar100 okddip branch resnet32"][2:8] == [
+    assert rows_by_label["mcl_okd cifar100 okddip branch resnet32"][2:8] == [
         "25.76", "25.50 ± 0.50", "yes (-0.26)", "23.73", "23.50 ± 0.50", "yes (-0.23)",
     ]  # fmt: skip
-    assert found["pcl cifar100 okddip branch resnet32"][8:11] == ["73.25", "74.50 ± 0.50", "no (+1.25)"]
+    assert rows_by_label["pcl cifar100 okddip branch resnet32"][8:11] == ["73.25", "74.50 ± 0.50", "no (+1.25)"]
 
 
-def test_without_a_leader_the_mean_of_the_peers_counts(tmp_path):
+def test_without_a_leader_the_mean_of_the_peers_is_compared(tmp_path):
     peers = {"peer_0": 70.0, "peer_1": 72.0, "ensemble": 75.0}
     run = store(tmp_path / "a", dict.fromkeys(peers, 1.0), peers, method="one", network="vgg16")
     row = rows([run])["mcl_okd cifar100 one vgg16"]
@@ -161,7 +172,7 @@ def test_without_a_leader_the_mean_of_the_peers_counts(tmp_path):
     ]  # fmt: skip
 
 
-def test_runs_that_looked_for_their_best_epoch_less_often_are_told_apart(tmp_path):
+def test_runs_that_evaluated_less_often_have_other_settings(tmp_path):
     rare = store(tmp_path / "a", {"leader": 70.0}, {"leader": 74.0}, changes={"eval.every_epochs": 10})
     row = rows([rare])["paper cifar100 okddip branch resnet32"]
     assert row[0] == "other" and "eval.every_epochs: 1 -> 10" in row[-1]
@@ -174,11 +185,11 @@ def test_runs_that_looked_for_their_best_epoch_less_often_are_told_apart(tmp_pat
 @pytest.mark.parametrize(
     "changes", [{"network.depths": (9, 9, 9)}, {"data.name": "glyph_mini"}, {"okddip.base": "network"}]
 )
-def test_other_networks_are_of_no_cell(tmp_path, changes):
+def test_runs_of_other_networks_match_no_cell(tmp_path, changes):
     assert rows([store(tmp_path / "a", {"leader": 70.0}, {"leader": 74.0}, changes=changes)]) == {}
 
 
-def test_parts_without_a_setting_have_no_config():
+def test_results_without_settings_have_no_config():
     table = published.table("okddip_ablation")
     assert replication.matches([], table) == []
     shown = replication.table(table, [], all_cells=True)[1:]
@@ -187,7 +198,7 @@ def test_parts_without_a_setting_have_no_config():
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("data=cifar1000", "data='cifar1000': did you mean 'cifar100'"),
         ("method=okdip", "method='okdip': did you mean 'okddip'"),
@@ -195,7 +206,7 @@ def test_parts_without_a_setting_have_no_config():
         ("base=branches", "okddip.base='branches'"),
     ],
 )
-def test_a_wrong_argument_is_answered_in_one_line(text, says):
+def test_a_wrong_argument_is_a_one_line_error(text, message):
     with pytest.raises(UserError) as error:
         get_config(text)
-    assert says in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

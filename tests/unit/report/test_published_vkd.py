@@ -1,4 +1,4 @@
-"""VkD's published results: the numbers, the settings of the ablation, and runs beside them."""
+"""VkD's published results: the numbers, the settings of the ablation, and the comparison with runs."""
 
 import json
 
@@ -25,16 +25,16 @@ def numbers(name, *key):
     return tuple(cell.values.values())
 
 
-def flat(**choices):
+def flat_config(**choices):
     return configs.flatten(vkd.build(**choices))
 
 
-def changed(a, b):
+def differing_settings(a, b):
     return {key: (a.get(key), b.get(key)) for key in {*a, *b} if a.get(key) != b.get(key)}
 
 
 def rows(folder, best, changes=(), measures=(), **choices):
-    """What stands in the table for a run whose best epoch has these accuracies."""
+    """Returns the table's rows for a run whose best epoch has these values."""
     config = vkd.build(**choices)
     config.update_from_flattened_dict({"teacher.weights": "t.pth", **dict(changes)})
     networks = {name: {"metrics": named_metrics([[50.0]], [1])} for name in ("teacher", "student")}
@@ -46,7 +46,7 @@ def rows(folder, best, changes=(), measures=(), **choices):
     return replication.table(TABLE, replication.matches(read_groups([folder]), TABLE))[1:]
 
 
-def test_numbers():
+def test_stored_numbers_equal_the_papers():
     assert [len(published.table(name).cells) for name in ("vkd", "vkd_others", "vkd_detection", "vkd_generation")] == [
         6, 18, 18, 8,
     ]  # fmt: skip
@@ -59,15 +59,18 @@ def test_numbers():
     assert numbers("vkd_generation", "vkd, whitened") == (13.71,)
 
 
-def test_rows_differ_in_what_they_leave_out():
-    whole = flat()
-    assert changed(whole, flat(row="orthogonal")) == {"distill.teacher_norm": ("layer", "none")}
-    assert changed(whole, flat(row="unconstrained")) == {
+def test_rows_of_the_ablation_differ_only_in_the_omitted_parts():
+    whole = flat_config()
+    assert differing_settings(whole, flat_config(row="orthogonal")) == {"distill.teacher_norm": ("layer", "none")}
+    assert differing_settings(whole, flat_config(row="unconstrained")) == {
         "distill.teacher_norm": ("layer", "none"), "distill.projector": ("", "linear"),
     }  # fmt: skip
-    assert changed(whole, flat(row="kd")) == {"distill.feature_weight": (1.0, 0.0)}
-    assert changed(whole, flat(row="none")).keys() == {"distill.feature_weight", "distill.logit_weight"}
-    assert changed(whole, flat(reference=True)) == {"distill.reference_exact": (False, True)}
+    assert differing_settings(whole, flat_config(row="kd")) == {"distill.feature_weight": (1.0, 0.0)}
+    assert differing_settings(whole, flat_config(row="none")).keys() == {
+        "distill.feature_weight",
+        "distill.logit_weight",
+    }
+    assert differing_settings(whole, flat_config(reference=True)) == {"distill.reference_exact": (False, True)}
     assert [whole[f"train.{key}"] for key in ("epochs", "batch_size", "last_batch")] == [300, 512, "drop"]
     assert (whole["optim.learning_rate"], whole["optim.final_rate"], whole["optim.weight_decay"]) == (5e-4, 5e-6, 0.05)
 
@@ -75,46 +78,46 @@ def test_rows_differ_in_what_they_leave_out():
 def test_the_config_file_has_every_cell():
     for cell in TABLE.cells:
         text = ",".join(f"{key}={value}" for key, value in cell.choices.items())
-        assert configs.flatten(get_config(text)) == flat(**cell.choices)
+        assert configs.flatten(get_config(text)) == flat_config(**cell.choices)
 
 
-def test_the_parts_of_a_cell_fit_together():
+def test_a_cell_builds_a_projection_of_the_right_shape():
     built = method.build(vkd.build(row="unconstrained", network="deit_s_conv"), StreamInfo(1000, (1000,)))
     shapes = jax.eval_shape(built.scheme.init, jax.random.key(0))
     assert [leaf.shape for leaf in jax.tree.leaves(shapes)] == [(384, 3024)]
 
 
-def test_a_run_stands_beside_paper_and_repository(tmp_path):
-    found = rows(tmp_path / "a", 78.9, measures={"student/top5": 94.5, "loss": 1.0})
-    assert [row[0] for row in found] == ["paper vkd deit_ti_conv", "repository vkd deit_ti_conv"]
-    assert found[0][1:9] == [
+def test_a_run_is_compared_with_paper_and_repository(tmp_path):
+    table_rows = rows(tmp_path / "a", 78.9, measures={"student/top5": 94.5, "loss": 1.0})
+    assert [row[0] for row in table_rows] == ["paper vkd deit_ti_conv", "repository vkd deit_ti_conv"]
+    assert table_rows[0][1:9] == [
         SETTINGS, "1", "78.30", "78.90", "too few seeds (+0.60)", "94.10", "94.50", "too few seeds (+0.40)",
     ]  # fmt: skip
-    assert found[1][5] == "too few seeds (-0.30)"
+    assert table_rows[1][5] == "too few seeds (-0.30)"
 
 
-def test_the_rows_of_the_ablation_are_told_apart(tmp_path):
+def test_runs_match_the_row_of_the_ablation_with_their_settings(tmp_path):
     for row, paper in (("orthogonal", "77.90"), ("unconstrained", "76.30")):
-        (found,) = rows(tmp_path / row, 77.0, row=row)
-        assert found[:4] == [f"paper {row} deit_ti_conv", SETTINGS, "1", paper]
-        assert found[6:9] == ["-", "-", "-"]  # no top-5, neither there nor here
+        (table_rows,) = rows(tmp_path / row, 77.0, row=row)
+        assert table_rows[:4] == [f"paper {row} deit_ti_conv", SETTINGS, "1", paper]
+        assert table_rows[6:9] == ["-", "-", "-"]  # top-5 is neither published nor measured
     control = rows(tmp_path / "kd", 75.0, row="kd")
     assert [row[0].split()[:2] for row in control] == [["paper", "vkd"], ["repository", "vkd"]]
     assert {row[-1] for row in control} == {f"other settings than {SETTINGS}: distill.feature_weight: 1.0 -> 0.0"}
 
 
-def test_a_run_of_another_network_is_of_no_cell(tmp_path):
+def test_a_run_of_another_network_matches_no_cell(tmp_path):
     assert rows(tmp_path / "a", 78.0, network="deit_ti") == []
     assert rows(tmp_path / "b", 78.0, teacher="resnet50") == []
 
 
 @pytest.mark.parametrize("name", ["vkd_others", "vkd_detection", "vkd_generation"])
-def test_what_has_no_config_says_so(name):
+def test_tables_without_settings_show_no_config(name):
     table = published.table(name)
     shown = replication.table(table, replication.matches([], table), all_cells=True)[1:]
     assert len(shown) == len(table.cells) and all("no config" in row and "not run" not in row for row in shown)
 
 
-def test_a_wrong_row_is_answered_in_one_line():
+def test_a_wrong_row_is_a_one_line_error():
     with pytest.raises(UserError, match="row='orthogonl': did you mean 'orthogonal'"):
         get_config("row=orthogonl")

@@ -1,4 +1,4 @@
-"""Runs beside published results: which cell they are of, and whether they reproduce it."""
+"""Runs and published results: which cell a run matches, and whether it reproduces the cell."""
 
 import json
 import math
@@ -19,7 +19,7 @@ FORMER = "unchanged since v2"
 
 
 def store(folder, last, forgetting=6.0, seed=0, status="finished", changes=(), **choices):
-    """A run of two tasks that ends at the given accuracy and forgetting, with a cell's config and `changes` to it."""
+    """Stores a run of two tasks with a final accuracy and forgetting, and the config of a cell with `changes`."""
     config = cdl.build(**choices)
     config.update_from_flattened_dict({"seed": seed, "student.weights": "s.npz", "teacher.weights": "t.npz"})
     config.update_from_flattened_dict(dict(changes))
@@ -34,8 +34,8 @@ def store(folder, last, forgetting=6.0, seed=0, status="finished", changes=(), *
 
 
 def rows(folders, version="", all_cells=False):
-    found = replication.matches(read_groups(folders), TABLE)
-    return replication.table(TABLE, found, version, all_cells=all_cells)[1:]
+    matches = replication.matches(read_groups(folders), TABLE)
+    return replication.table(TABLE, matches, version, all_cells=all_cells)[1:]
 
 
 def test_a_mean_of_three_seeds_within_a_point_or_two_standard_errors_is_reproduced():
@@ -48,7 +48,7 @@ def test_a_mean_of_three_seeds_within_a_point_or_two_standard_errors_is_reproduc
     assert replication.verdict(70.0, [], 1.0) == "-"
 
 
-def test_runs_with_a_cell_s_config_stand_beside_it(tmp_path):
+def test_runs_with_the_config_of_a_cell_match_it(tmp_path):
     seeds = [store(tmp_path / str(s), v, f, seed=s) for s, (v, f) in enumerate([(79, 6.0), (80, 8.0), (81, 10.0)])]
     assert rows(seeds) == [
         ["v3/v4 cifar100 l2p kd vit_b16 vit_s16", "reference=false", "3",
@@ -58,19 +58,19 @@ def test_runs_with_a_cell_s_config_stand_beside_it(tmp_path):
     assert rows(seeds[:2])[0][2:6] == ["2", "79.64", "79.50 ± 0.71", "too few seeds (-0.14)"]
 
 
-def test_runs_with_the_program_s_quirks_are_told_apart(tmp_path):
+def test_runs_with_and_without_reference_settings_are_separate_rows(tmp_path):
     choices = {"version": "v2", "learner": "l2p", "distill": "dkd", "data": "imagenet_r"}
     plain, quirks = (store(tmp_path / str(r), 62.0, reference=r, **choices) for r in (False, True))
     assert [row[:3] for row in rows([plain, quirks])] == [
         ["v2 imagenet_r l2p dkd vit_b16 vit_s16", "reference=false", "1"],
         ["v2 imagenet_r l2p dkd vit_b16 vit_s16", "reference=true", "1"],
     ]
-    coda = store(tmp_path / "coda", 83.0, learner="coda")  # has no quirk: one config is both
+    coda = store(tmp_path / "coda", 83.0, learner="coda")  # without deviations: both settings are equal
     assert [row[1] for row in rows([coda])] == ["reference=false or reference=true"] * 2
     assert [row[0] for row in rows([coda])] == [f"{v} cifar100 coda kd vit_b16 vit_s16" for v in ("v2", "v3/v4")]
 
 
-def test_what_does_not_bear_on_results_does_not_part_a_run_from_its_cell(tmp_path):
+def test_settings_without_effect_on_results_are_ignored(tmp_path):
     changes = {
         "data.path": "elsewhere", "workers": 3, "devices": 2, "eval.batch_size": 8, "eval.forward_transfer": False,
         "student.remat": True, "resident_limit_mb": 1, "seed": 77, "data.class_order_seed": 5,
@@ -78,7 +78,7 @@ def test_what_does_not_bear_on_results_does_not_part_a_run_from_its_cell(tmp_pat
     assert rows([store(tmp_path / "a", 80.0, changes=changes)])[0][1] == "reference=false"
 
 
-def test_a_student_alone_has_no_teacher_to_agree_in(tmp_path):
+def test_teacher_settings_are_ignored_for_a_student_without_teacher(tmp_path):
     changes = {"teacher.dim": 64, "cdl.query": "own"}
     alone = store(tmp_path / "a", 86.16, 5.63, learner="coda", distill="none", student="vit_b16", changes=changes)
     (row,) = rows([alone])
@@ -87,7 +87,7 @@ def test_a_student_alone_has_no_teacher_to_agree_in(tmp_path):
     assert rows([taught]) == []
 
 
-def test_other_settings_are_named_and_not_judged(tmp_path):
+def test_runs_with_other_settings_list_them_and_have_no_verdict(tmp_path):
     changes = {"train.epochs": 5, "augment.flip": False, "student.weights": "random"}
     runs = [store(tmp_path / str(s), 70.0, seed=s, changes=changes, distill="kd_token") for s in range(3)]
     (row,) = rows(runs)
@@ -109,18 +109,18 @@ def test_other_settings_are_named_and_not_judged(tmp_path):
     "changes",
     [{"data.name": "glyph_mini"}, {"distill.name": "my_package.my_scheme"}, {"student.depth": 6}, {"method": "other"}],
 )
-def test_runs_of_other_things_are_of_no_cell(tmp_path, changes):
+def test_runs_of_other_data_schemes_or_networks_match_no_cell(tmp_path, changes):
     assert rows([store(tmp_path / "a", 70.0, changes=changes)]) == []
 
 
 @pytest.mark.parametrize("number", range(0, 310, 44))
-def test_a_cell_s_config_leads_back_to_the_cell(tmp_path, number):
+def test_a_run_with_the_config_of_a_cell_matches_that_cell(tmp_path, number):
     cell = TABLE.cells[number]
-    found = replication.matches(read_groups([store(tmp_path / "a", 70.0, **cell.choices)]), TABLE)
-    assert any(match.cell is cell and not match.reference and not match.mismatches for match in found)
+    matches = replication.matches(read_groups([store(tmp_path / "a", 70.0, **cell.choices)]), TABLE)
+    assert any(match.cell is cell and not match.reference and not match.mismatches for match in matches)
 
 
-def test_a_whole_table_says_what_was_not_run(tmp_path):
+def test_a_complete_table_marks_cells_without_a_run(tmp_path):
     run = store(tmp_path / "a", 72.0, learner="apt", data="imagenet_r", distill="dkd", student="vit_b16")
     v4 = rows([run], "v4", all_cells=True)
     assert len(v4) == 112 and [row[1] for row in v4].count("reference=false") == 1
@@ -128,7 +128,7 @@ def test_a_whole_table_says_what_was_not_run(tmp_path):
     assert row_of(v4, "v4 cifar100 l2p dkd vit_b16 vit_s16") == [
         "v4 cifar100 l2p dkd vit_b16 vit_s16", "-", "0", "78.21", "-", "not run", "9.13", "-", "not run", FORMER,
     ]  # fmt: skip
-    # The same number stands in v2, v3 and v4, and these runs have the settings of v2.
+    # v2, v3 and v4 have the same number, and these runs have the settings of v2.
     former = store(tmp_path / "b", 83.0, learner="l2p", version="v2", distill="dkd", student="vit_b16")
     table = rows([former], all_cells=True)
     assert row_of(table, "v2 cifar100 l2p dkd vit_l16 vit_b16")[1] == "reference=false"
@@ -151,15 +151,15 @@ def test_unfinished_runs_do_not_count(tmp_path):
     assert rows(runs[3:])[0][2:6] == ["0 (1 unfinished)", "79.64", "-", "-"]
 
 
-def test_a_table_may_count_in_its_own_way(tmp_path):
+def test_scale_and_offset_convert_accuracies_to_errors(tmp_path):
     error = Metric("student", "last", tolerance=0.5, scale=-1, offset=100)
     precision = Metric("student", "average_precision", tolerance=0.01)
     cell = Cell({"data": "cifar100", "method": "x"}, {"top-1 error": 21.0, "AP": None}, "")
     table = Table("x", "X", "a paper", "somewhere.", {"top-1 error": error, "AP": precision}, (cell,))
     groups = read_groups([store(tmp_path / str(s), 78.0 + s, seed=s) for s in range(3)])
-    assert replication.matches(groups, table) == []  # nothing tells the settings of its cells
-    found = [replication.Match(groups[0], cell, False, ())]
-    assert replication.table(table, found)[1][3:9] == ["21.00", "21.00 ± 1.00", "yes (+0.00)", "-", "-", "-"]
+    assert replication.matches(groups, table) == []  # the settings of its cells are unknown
+    matches = [replication.Match(groups[0], cell, False, ())]
+    assert replication.table(table, matches)[1][3:9] == ["21.00", "21.00 ± 1.00", "yes (+0.00)", "-", "-", "-"]
     assert replication.table(table, [], all_cells=True)[1][0] == "cifar100 x"
     assert "top-1 error 0.5, AP 0.01" in replication.legend(table)
 
@@ -178,8 +178,8 @@ def test_the_command_line_shows_published_tables(tmp_path, capsys):
     assert (tmp_path / "t.html").read_text().count("<td>not run</td>") == 2 * len(rows([], all_cells=True))
 
 
-def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
-    for words, says in {
+def test_mistakes_are_one_line_errors(tmp_path, capsys):
+    for words, message in {
         ("paper", "v5"): "paper v5: did you mean 'v4'",
         ("paper", "cld"): "did you mean 'cdl'",
         ("paper",): "the following arguments are required: NAME",
@@ -187,19 +187,19 @@ def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
     }.items():
         assert report.main(list(words)) == 2
         err = capsys.readouterr().err
-        assert says in err and len(err.splitlines()) == 1
+        assert message in err and len(err.splitlines()) == 1
     with pytest.raises(UserError, match="known: cdl, okddip, okddip_ablation, v1, v2, v3, v4, vkd, vkd_detection"):
         replication.choose("imagenet")
 
 
-def test_configs_are_compared_whole():
-    """No key of a cell's config is passed over but those that this test lists."""
+def test_all_config_keys_are_compared_except_a_list():
+    """Only the keys of a cell's config that this test lists are ignored."""
     config = configs.flatten(cdl.build())
-    kept = configs.flatten(cdl.build())
+    changed = configs.flatten(cdl.build())
     for key in config:
-        kept[key] = "something else"
-    told = {line.split(":")[0] for line in replication.differences(config, kept, cdl)}
-    assert {key for key in config if key not in told} == {
+        changed[key] = "something else"
+    compared = {line.split(":")[0] for line in replication.differences(config, changed, cdl)}
+    assert {key for key in config if key not in compared} == {
         "seed", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.keep_tasks", "train.on_nonfinite",
         "train.steps_per_call",
         "debug_nans", "log.every_steps", "log.report", "log.tensorboard", "devices", "workers",

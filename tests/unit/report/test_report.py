@@ -1,4 +1,4 @@
-"""The page of a run and the table over runs, with every number worked out by hand."""
+"""The page of a run and tables of runs, with every number computed by hand."""
 
 import copy
 import html
@@ -114,13 +114,13 @@ def test_the_page_loads_nothing_from_elsewhere(page):
     assert all(target.startswith(("#", "data:image/png;base64,")) for target in re.findall(r'href="([^"]*)"', text))
 
 
-def test_names_are_escaped(page):
+def test_the_page_escapes_names(page):
     text = page.read_text()
     assert "&lt;b&gt;, a &amp; b" in text and "c, &quot;d&quot;" in text and "<b>" not in text
     assert "&#x27;x.py&#x27; &amp;&amp; echo" in text
 
 
-def test_the_page_shows_the_run_s_numbers(page):
+def test_the_page_shows_the_numbers_of_the_run(page):
     text = page.read_text()
     assert "<td>last</td><td>75.00</td><td>45.00</td></tr>" in text
     assert "<td>forgetting_cdl</td><td>5.00</td><td>5.00</td></tr>" in text
@@ -135,11 +135,11 @@ def test_the_page_shows_the_run_s_numbers(page):
     assert text.count("<td>teacher</td><td>0.00</td><td>10.00</td></tr>") == 1  # forgetting after each task
     assert "<td>student</td><td>45.00</td></tr>" in text and "stream_accuracy, by task: mean over all j" in text
     assert "<td>agreement_last</td><td>75.00</td></tr>" in text and "<td>kl_learning</td><td>0.1875</td></tr>" in text
-    # Curves, matrices, agreement and KL, losses, selections.
+    # Curves, matrices, agreement and KL, losses, prompt selections.
     assert text.count("<svg") == text.count("</svg>") == 1 + 2 + 2 + 1 + 2
 
 
-def test_further_sections_come_before_the_training(tmp_path):
+def test_extra_sections_precede_the_training_section(tmp_path):
     run_page.write_report(tmp_path / "report.html", results(), LINES, CONFIG, analysis_section.html_parts(ANALYSIS))
     text = (tmp_path / "report.html").read_text()
     assert text.index("<h2>Teacher and student</h2>") < text.index("<h2>Analysis</h2>") < text.index("<h2>Training")
@@ -149,8 +149,8 @@ def test_further_sections_come_before_the_training(tmp_path):
     assert text.count("<svg") == 8 + 3
 
 
-def test_layers_and_places_are_shown():
-    told = {
+def test_the_section_shows_cka_and_tsne():
+    content = {
         **ANALYSIS,
         "alignment": {
             "images": 40,
@@ -167,21 +167,23 @@ def test_layers_and_places_are_shown():
             "missing": "",
         },
     }
-    text = "".join(analysis_section.html_parts(told))
+    text = "".join(analysis_section.html_parts(content))
     assert text.count("<svg") == 3 + 2 + 1
     for shown in ("block_0", "0.76", "0.34", "a &lt; b"):
         assert f"<!-- {shown} -->" in text, shown
     assert "linear centered kernel alignment on 40 test images" in text and "also in features_student.svg" in text
-    assert analysis_section.plot_features(told).keys() == {"student"} and analysis_section.plot_features(ANALYSIS) == {}
-    assert analysis_section.summary(told).splitlines()[-2:] == [
+    assert (
+        analysis_section.plot_features(content).keys() == {"student"} and analysis_section.plot_features(ANALYSIS) == {}
+    )
+    assert analysis_section.summary(content).splitlines()[-2:] == [
         "teacher/student: linear CKA of features 0.760",
         "student: linear CKA of both heads 0.345",
     ]
-    told["places"] = {"classes": [], "labels": [], "networks": {}, "missing": "t-SNE needs a library"}
-    assert analysis_section.summary(told).splitlines()[-1] == "features are not drawn: t-SNE needs a library"
+    content["places"] = {"classes": [], "labels": [], "networks": {}, "missing": "t-SNE needs a library"}
+    assert analysis_section.summary(content).splitlines()[-1] == "features are not drawn: t-SNE needs a library"
 
 
-def test_an_analysis_in_short_lines():
+def test_the_summary_of_an_analysis():
     assert analysis_section.summary(ANALYSIS).splitlines() == [
         "mean accuracy, %  unchanged  prompts_off  distillation_off",
         "teacher               75.00        30.00             10.00",
@@ -191,7 +193,7 @@ def test_an_analysis_in_short_lines():
     ]
 
 
-def test_a_run_without_a_finished_task_has_a_page_too(tmp_path):
+def test_a_run_without_a_finished_task_has_a_page(tmp_path):
     nothing = {**results(), "networks": {}, "pairs": {}, "status": "running"}
     run_page.write_report(tmp_path / "report.html", nothing, [], CONFIG)
     text = (tmp_path / "report.html").read_text()
@@ -204,7 +206,7 @@ def test_entropy_is_in_bits():
     assert run_page.entropy([1, 3]) == pytest.approx(2 - 0.75 * math.log2(3))
 
 
-def test_pictures_name_what_they_show():
+def test_plots_have_titles_and_labels():
     one = plots.heat_map([[10.0], [20.0, 30.0]], "student")
     assert one.startswith("<svg") and one.rstrip().endswith("</svg>")
     for text in ("student", "10", "20", "30", "after learning task"):
@@ -218,7 +220,7 @@ def test_pictures_name_what_they_show():
     assert "<!-- tasks learned -->" in plots.accuracy_curves({"student": [[42.0]]})
 
 
-def test_summary_has_a_line_a_network():
+def test_the_summary_has_one_line_per_network():
     lines = run_page.summary([results()]).splitlines()
     assert lines[0].split() == ["last", "average_incremental", "forgetting_cdl", "forgetting_max", "ece_last"]
     assert lines[1].split() == ["teacher", "75.00", "82.50", "5.00", "10.00", "3.00"]
@@ -228,7 +230,7 @@ def test_summary_has_a_line_a_network():
 
 
 def store(folder, config, **last):
-    """A run of one task whose networks end at the accuracies `last`."""
+    """Stores a run of one task whose networks have the final accuracies `last`."""
     folder.mkdir()
     content = results({name: [[value]] for name, value in last.items()})
     (folder / "results.json").write_text(json.dumps(content))
@@ -236,18 +238,22 @@ def store(folder, config, **last):
     return folder
 
 
-def compared(runs):
+def table_of(runs):
     return tables.table(read_groups(runs))
 
 
-def with_seed(seed, **learner):
+def config_with_seed(seed, **learner):
     return {**CONFIG, "seed": seed, "learner": {**CONFIG["learner"], **learner}}
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_row_with_paired_differences(tmp_path):
-    runs = [store(tmp_path / f"a{seed}", with_seed(seed), student=value) for seed, value in enumerate((60, 62, 67))]
-    runs += [store(tmp_path / f"b{s}", with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0), (7, 10.0))]
-    table = compared(runs)
+def test_runs_that_differ_only_in_the_seed_are_one_row_with_paired_differences(tmp_path):
+    runs = [
+        store(tmp_path / f"a{seed}", config_with_seed(seed), student=value) for seed, value in enumerate((60, 62, 67))
+    ]
+    runs += [
+        store(tmp_path / f"b{s}", config_with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0), (7, 10.0))
+    ]
+    table = table_of(runs)
     assert table[0][:5] == ["run", "network", "seeds", "last", "average_incremental"]
     # Deviations from 63: -3, -1, 4; their squares sum up to 26, over n - 1 = 2.
     assert table[1][:5] == ["learner.pool=30", "student", "3", f"63.00 ± {math.sqrt(13):.2f}", "63.00 ± 3.61"]
@@ -258,95 +264,98 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_paired_differences(
     assert len(table) == 3
 
 
-def distilled(folder, seed, teacher, student, **changes):
-    config = {**with_seed(seed), "distill": {"name": "kd", "alpha": 0.5}, "student": {"dim": 8}, **changes}
+def store_distilled(folder, seed, teacher, student, **changes):
+    config = {**config_with_seed(seed), "distill": {"name": "kd", "alpha": 0.5}, "student": {"dim": 8}, **changes}
     return store(folder, config, teacher=teacher, student=student)
 
 
-def alone(folder, seed, last, **changes):
-    config = {**with_seed(seed), "distill": {"name": "none"}, "student": {"dim": 8}, **changes}
+def store_without_teacher(folder, seed, last, **changes):
+    config = {**config_with_seed(seed), "distill": {"name": "none"}, "student": {"dim": 8}, **changes}
     return store(folder, config, student=last)
 
 
-def test_the_gap_to_the_teacher_is_closed_over_paired_seeds(tmp_path):
-    runs = [alone(tmp_path / f"a{s}", s, value) for s, value in ((0, 50.0), (1, 54.0), (5, 0.0))]
+def test_gap_closed_is_computed_over_paired_seeds(tmp_path):
+    runs = [store_without_teacher(tmp_path / f"a{s}", s, value) for s, value in ((0, 50.0), (1, 54.0), (5, 0.0))]
     runs += [
-        distilled(tmp_path / f"k{s}", s, *values) for s, values in enumerate([(70.0, 58.0), (74.0, 60.0), (9.0, 9.0)])
+        store_distilled(tmp_path / f"k{s}", s, *values)
+        for s, values in enumerate([(70.0, 58.0), (74.0, 60.0), (9.0, 9.0)])
     ]
-    table = compared(runs)
+    table = table_of(runs)
     # Seeds 0 and 1 are paired: (8 + 6) / (20 + 20).
     assert table[0][-1] == "gap closed"
     assert [(row[1], row[-1]) for row in table[1:]] == [("student", "-"), ("teacher", "-"), ("student", "35%")]
 
 
-def test_no_gap_is_closed_without_a_student_to_compare_with_or_a_better_teacher(tmp_path):
-    taught = distilled(tmp_path / "k", 0, 70.0, 60.0)
+def test_gap_closed_needs_a_comparable_student_and_a_better_teacher(tmp_path):
+    student = store_distilled(tmp_path / "k", 0, 70.0, 60.0)
     strangers = [
-        alone(tmp_path / "s", 0, 50.0, student={"dim": 16}),
-        alone(tmp_path / "d", 0, 50.0, data={"name": "x"}),
-        alone(tmp_path / "l", 0, 50.0, learner={"name": "coda"}),
-        alone(tmp_path / "seed", 3, 50.0),
-        alone(tmp_path / "optim", 0, 50.0, optim={"name": "sgd"}),
-        alone(tmp_path / "epochs", 0, 50.0, train={"epochs": 1}),
-        alone(tmp_path / "better", 0, 70.0, train={"batch_size": 1}),
+        store_without_teacher(tmp_path / "s", 0, 50.0, student={"dim": 16}),
+        store_without_teacher(tmp_path / "d", 0, 50.0, data={"name": "x"}),
+        store_without_teacher(tmp_path / "l", 0, 50.0, learner={"name": "coda"}),
+        store_without_teacher(tmp_path / "seed", 3, 50.0),
+        store_without_teacher(tmp_path / "optim", 0, 50.0, optim={"name": "sgd"}),
+        store_without_teacher(tmp_path / "epochs", 0, 50.0, train={"epochs": 1}),
+        store_without_teacher(tmp_path / "better", 0, 70.0, train={"batch_size": 1}),
     ]
     for stranger in strangers:
-        assert compared([stranger, taught])[0][-1] == "last, Δ vs. first run"
+        assert table_of([stranger, student])[0][-1] == "last, Δ vs. first run"
     # The nearest in all other settings counts: not the one with another batch size.
-    table = compared([*strangers, alone(tmp_path / "a", 0, 50.0), taught])
+    table = table_of([*strangers, store_without_teacher(tmp_path / "a", 0, 50.0), student])
     assert table[-1][-1] == "50%"
 
 
-def test_free_keys_and_the_order_seed_do_not_part_runs(tmp_path):
-    other = {**with_seed(1), "data": {"path": "b", "class_order_seed": 1}, "log": {"every_steps": 3}}
-    table = compared([store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", other, student=52.0)])
+def test_resumable_keys_and_seeds_do_not_separate_runs(tmp_path):
+    other = {**config_with_seed(1), "data": {"path": "b", "class_order_seed": 1}, "log": {"every_steps": 3}}
+    table = table_of(
+        [store(tmp_path / "a", config_with_seed(0), student=50.0), store(tmp_path / "b", other, student=52.0)]
+    )
     assert table[1][:4] == ["all", "student", "2", "51.00 ± 1.41"]
     assert len(table) == 2
     own = {**other, "data": {"path": "b", "class_order_seed": -1}}  # the same order by another name
     with pytest.raises(UserError, match="are runs of one config and seed"):
-        compared([tmp_path / "b", store(tmp_path / "c", own, student=52.0)])
+        table_of([tmp_path / "b", store(tmp_path / "c", own, student=52.0)])
 
 
-def test_one_run_has_no_spread_and_each_network_a_row(tmp_path):
-    table = compared([store(tmp_path / "a", with_seed(0), teacher=70.0, student=50.0)])
+def test_one_run_has_no_standard_deviation_and_each_network_has_a_row(tmp_path):
+    table = table_of([store(tmp_path / "a", config_with_seed(0), teacher=70.0, student=50.0)])
     assert [row[:4] for row in table[1:]] == [["all", "teacher", "1", "70.00"], ["all", "student", "1", "50.00"]]
-    other = store(tmp_path / "b", with_seed(0, pool=10), student=49.0)
-    table = compared([tmp_path / "a", other])
+    other = store(tmp_path / "b", config_with_seed(0, pool=10), student=49.0)
+    table = table_of([tmp_path / "a", other])
     assert [(row[0], row[1], row[-1]) for row in table[1:]] == [
         ("learner.pool=30", "teacher", "-"), ("learner.pool=30", "student", "-"),
         ("learner.pool=10", "student", "-1.00"),
     ]  # fmt: skip
 
 
-def test_a_label_names_a_part_instead_of_its_options(tmp_path):
-    coda = {**with_seed(0), "learner": {"name": "coda", "length": 8}}
-    runs = [store(tmp_path / "a", with_seed(0), student=50.0), store(tmp_path / "b", coda, student=51.0)]
-    assert [row[0] for row in compared(runs)[1:]] == ["learner.name=l2p", "learner.name=coda"]
+def test_a_label_names_a_component_instead_of_its_options(tmp_path):
+    coda = {**config_with_seed(0), "learner": {"name": "coda", "length": 8}}
+    runs = [store(tmp_path / "a", config_with_seed(0), student=50.0), store(tmp_path / "b", coda, student=51.0)]
+    assert [row[0] for row in table_of(runs)[1:]] == ["learner.name=l2p", "learner.name=coda"]
 
 
-def test_labels_part_all_groups_even_of_one_name(tmp_path):
-    configs = [with_seed(0), with_seed(0, pool=10), {**with_seed(0), "learner": {"name": "coda"}}]
+def test_labels_are_distinct_for_components_of_the_same_name(tmp_path):
+    configs = [config_with_seed(0), config_with_seed(0, pool=10), {**config_with_seed(0), "learner": {"name": "coda"}}]
     runs = [store(tmp_path / str(i), config, student=50.0) for i, config in enumerate(configs)]
-    labels = [row[0] for row in compared(runs)[1:]]
+    labels = [row[0] for row in table_of(runs)[1:]]
     assert len(set(labels)) == 3, labels
     assert labels == ["learner.name=l2p, learner.pool=30", "learner.name=l2p, learner.pool=10", "learner.name=coda"]
 
 
-def test_one_config_and_seed_is_not_counted_twice(tmp_path):
-    runs = [store(tmp_path / name, with_seed(0), student=50.0) for name in "ab"]
+def test_two_runs_of_one_config_and_seed_are_refused(tmp_path):
+    runs = [store(tmp_path / name, config_with_seed(0), student=50.0) for name in "ab"]
     with pytest.raises(UserError, match="b and .*a are runs of one config and seed"):
-        compared(runs)
+        table_of(runs)
 
 
-def test_unfinished_runs_are_told_in_the_table(tmp_path):
-    runs = [store(tmp_path / str(seed), with_seed(seed), student=50.0 + seed) for seed in range(3)]
+def test_the_table_counts_unfinished_runs(tmp_path):
+    runs = [store(tmp_path / str(seed), config_with_seed(seed), student=50.0 + seed) for seed in range(3)]
     content = json.loads((runs[1] / "results.json").read_text())
     (runs[1] / "results.json").write_text(json.dumps({**content, "status": "running"}))
-    assert compared(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.00"]
+    assert table_of(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.00"]
 
 
-def of_method(folder, seed, method, headline, best=None, **last):
-    """A run of one task of a method of its own section."""
+def store_of_method(folder, seed, method, headline, best=None, **last):
+    """Stores a run of one task of a method that has a section in the config."""
     run = store(
         folder, {"seed": seed, "method": method, method: {"alpha": 1, "beta": 2}, "data": {"path": "a"}}, **last
     )
@@ -358,11 +367,13 @@ def of_method(folder, seed, method, headline, best=None, **last):
     return run
 
 
-def test_headlines_compare_networks_of_other_names(tmp_path):
-    runs = [of_method(tmp_path / f"a{s}", s, "supervised", ["network"], network=v) for s, v in enumerate((60.0, 64.0))]
+def test_headlines_compare_networks_with_different_names(tmp_path):
+    runs = [
+        store_of_method(tmp_path / f"a{s}", s, "supervised", ["network"], network=v) for s, v in enumerate((60.0, 64.0))
+    ]
     peers = [(0, 61.0, 63.0, 70.0), (1, 67.0, 71.0, 80.0), (2, 1.0, 2.0, 3.0)]
     runs += [
-        of_method(tmp_path / f"b{s}", s, "dml", ["peer_0", "peer_1"], a + 5, peer_0=a, peer_1=b, ensemble=e)
+        store_of_method(tmp_path / f"b{s}", s, "dml", ["peer_0", "peer_1"], a + 5, peer_0=a, peer_1=b, ensemble=e)
         for s, a, b, e in peers[:2]
     ]
     table = tables.headlines(read_groups(runs))
@@ -380,12 +391,12 @@ def test_headlines_compare_networks_of_other_names(tmp_path):
     # Means of the two networks: 62 and 69; differences 2 and 5, mean 3.5, sample deviation 3 / sqrt 2, over sqrt 2.
     means = ["65.50 ± 4.95", "+3.50 ± 1.50", "69.00 ± 4.24", "75.00 ± 7.07", "0.690 ± 0.042"]
     assert table[2] == ["method=dml", "mean of 2", "2", *means]
-    unpaired = of_method(tmp_path / "c", 2, "dml", ["peer_0", "peer_1"], peer_0=1.0, peer_1=2.0, ensemble=3.0)
+    unpaired = store_of_method(tmp_path / "c", 2, "dml", ["peer_0", "peer_1"], peer_0=1.0, peer_1=2.0, ensemble=3.0)
     assert tables.headlines(read_groups([*runs, unpaired]))[2][2:5] == ["3", "44.17 ± 37.12", "+3.50 ± 1.50"]
 
 
-def test_the_command_line_draws_the_headlines(tmp_path, capsys):
-    runs = [of_method(tmp_path / name, 0, name, ["network"], network=50.0) for name in ("supervised", "dml")]
+def test_the_command_line_plots_the_headlines(tmp_path, capsys):
+    runs = [store_of_method(tmp_path / name, 0, name, ["network"], network=50.0) for name in ("supervised", "dml")]
     words = [*map(str, runs), "--one-row-per-run", "--plot", str(tmp_path / "a.svg"), "--out", str(tmp_path / "a.md")]
     assert report.main(words) == 0
     assert "| method=dml | network | 1 | 50.00 | +0.00 |" in (tmp_path / "a.md").read_text()
@@ -398,8 +409,8 @@ def test_the_command_line_draws_the_headlines(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("cdl_jax: --plot")
 
 
-def exchanging(folder, seed, amount, last, interval=1):
-    """A run of two learners whose CL heads end at the accuracies `last`, and their ST heads ten below."""
+def store_exchanging(folder, seed, amount, last, interval=1):
+    """Stores a run of two learners whose CL heads have the accuracies `last`, and whose ST heads have ten less."""
     folder.mkdir(exist_ok=True)
     config = {"seed": seed, "dkt": {"stream_seed": seed, "interval": interval, "teachers": [f"runs/seed_{seed}"]}}
     accuracies = {f"learner_{i}{head}": value - less for i, value in enumerate(last) for head, less in HEADS.items()}
@@ -414,10 +425,10 @@ def exchanging(folder, seed, amount, last, interval=1):
 HEADS = {"": 0, "_st": 10, "_both": -4}
 
 
-def test_heads_of_learners_and_what_they_exchanged_are_columns(tmp_path):
-    runs = [exchanging(tmp_path / "often", seed, 12.5, (60.0 + 4 * seed, 62.0)) for seed in (0, 1)]
-    runs.append(exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2))
-    groups = read_groups(runs)  # class orders and teachers of a seed's own do not part runs
+def test_heads_and_exchanged_megabytes_are_columns(tmp_path):
+    runs = [store_exchanging(tmp_path / "often", seed, 12.5, (60.0 + 4 * seed, 62.0)) for seed in (0, 1)]
+    runs.append(store_exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2))
+    groups = read_groups(runs)  # class orders and teachers that belong to a seed do not separate runs
     table = tables.headlines(groups, folder_names(groups))
     assert table[0][5:] == ["ST head", "ST - CL", "both heads", "MB"]
     mean = ["62.00 ± 1.41", "-", "52.00 ± 1.41", "-10.00 ± 0.00", "66.00 ± 1.41", "12.5"]
@@ -425,9 +436,9 @@ def test_heads_of_learners_and_what_they_exchanged_are_columns(tmp_path):
     assert table[2] == ["never", "mean of 2", "1", "50.50", "-10.50", "40.50", "-10.00", "54.50", "-"]
 
 
-def test_the_command_line_draws_accuracy_against_what_was_exchanged(tmp_path, capsys):
-    runs = [exchanging(tmp_path / "often", seed, 12.5, (60.0 + seed, 62.0)) for seed in (0, 1)]
-    never = exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2)
+def test_the_command_line_plots_accuracy_against_traffic(tmp_path, capsys):
+    runs = [store_exchanging(tmp_path / "often", seed, 12.5, (60.0 + seed, 62.0)) for seed in (0, 1)]
+    never = store_exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2)
     words = ["--label-by-folder", "--plot-traffic", str(tmp_path / "a.svg")]
     assert report.main([*map(str, runs), str(never), *words]) == 0
     svg = (tmp_path / "a.svg").read_text()
@@ -458,16 +469,16 @@ def test_a_folder_without_results_is_refused(tmp_path, capsys):
         (tmp_path / name).mkdir()
         for file, text in files.items():
             (tmp_path / name / file).write_text(text)
-        says = f"{name} holds no results of a run|{name}/config.json is damaged"
-        with pytest.raises(UserError, match=says):
-            compared([tmp_path / name])
+        message = f"{name} holds no results of a run|{name}/config.json is damaged"
+        with pytest.raises(UserError, match=message):
+            table_of([tmp_path / name])
     assert report.main([str(tmp_path / "empty")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def damaged(folder):
-    """Folders of runs that failed, have just begun or are damaged; (path, part of the message)."""
-    found = []
+def store_damaged(folder):
+    """Creates folders of runs that failed, have just begun or are damaged; returns (path, part of the message)."""
+    folders_and_messages = []
     for name, files, message in (
         ("empty", {}, "holds no results of a run yet"),
         ("begun", {"config.json": json.dumps({"config": CONFIG})}, "holds no results of a run yet"),
@@ -483,23 +494,23 @@ def damaged(folder):
         (folder / name).mkdir()
         for file, text in files.items():
             (folder / name / file).write_text(text, encoding="utf-8", errors="surrogateescape")
-        found.append((folder / name, message))
+        folders_and_messages.append((folder / name, message))
     (folder / "seeds of which one is there").mkdir()
     config = {"config": {**CONFIG, "seeds": [8, 9]}}
     (folder / "seeds of which one is there" / "config.json").write_text(json.dumps(config))
-    store(folder / "seeds of which one is there" / "seed_8", with_seed(8), student=70.0)
-    found.append((folder / "seeds of which one is there", "seed_9 holds no results of a run"))
+    store(folder / "seeds of which one is there" / "seed_8", config_with_seed(8), student=70.0)
+    folders_and_messages.append((folder / "seeds of which one is there", "seed_9 holds no results of a run"))
     (folder / "file").write_text("")
-    return [*found, (folder / "file", "not a folder"), (folder / "absent", "not a folder")]
+    return [*folders_and_messages, (folder / "file", "not a folder"), (folder / "absent", "not a folder")]
 
 
-def test_runs_that_failed_or_have_just_begun_are_named_and_the_rest_is_reported(tmp_path, capsys):
-    good, bad = store(tmp_path / "good", with_seed(0), student=50.0), damaged(tmp_path)
+def test_unreadable_runs_are_named_and_the_others_reported(tmp_path, capsys):
+    good, bad = store(tmp_path / "good", config_with_seed(0), student=50.0), store_damaged(tmp_path)
     assert (
         report.main([str(folder) for folder, _ in bad[:3]] + [str(good)] + [str(folder) for folder, _ in bad[3:]]) == 0
     )
     out, err = capsys.readouterr()
-    assert out.splitlines()[1].split()[:4] == ["all", "student", "2", "60.00"]  # of 50 and, in seed_8, 70
+    assert out.splitlines()[1].split()[:4] == ["all", "student", "2", "60.00"]  # mean of 50 and, in seed_8, 70
     lines = err.splitlines()
     assert len(lines) == len(bad)
     for (folder, message), line in zip(bad, lines, strict=True):
@@ -510,7 +521,7 @@ def test_runs_that_failed_or_have_just_begun_are_named_and_the_rest_is_reported(
 
 
 def test_the_command_line_writes_a_markdown_table(tmp_path, capsys):
-    run = store(tmp_path / "a", with_seed(0), student=50.0)
+    run = store(tmp_path / "a", config_with_seed(0), student=50.0)
     assert report.main([str(run), "--out", str(tmp_path / "table.md")]) == 0
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[:2] == ["## Runs", ""] and lines[3] == "|" + "---|" * 8
@@ -519,8 +530,8 @@ def test_the_command_line_writes_a_markdown_table(tmp_path, capsys):
     assert report.main([str(run), "--out"]) == 2
 
 
-def test_the_suffix_chooses_html_and_a_file_that_cannot_be_written_is_refused(tmp_path, capsys):
-    run = store(tmp_path / "a", with_seed(0), student=50.0)
+def test_the_ending_selects_html_and_an_unwritable_file_is_refused(tmp_path, capsys):
+    run = store(tmp_path / "a", config_with_seed(0), student=50.0)
     assert report.main([str(run), "--out", str(tmp_path / "table.html")]) == 0
     text = (tmp_path / "table.html").read_text()
     assert text.startswith("<!doctype html>") and "<tr><td>all</td><td>student</td><td>1</td><td>50.00</td>" in text

@@ -1,4 +1,4 @@
-"""Runs that differ in one option: lines of what its values come to."""
+"""Runs that differ in one option: lines of accuracies by value."""
 
 import json
 
@@ -24,22 +24,22 @@ def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status=
 
 @pytest.fixture
 def runs(tmp_path):
-    found = [store(tmp_path, f"kd_{a}", s, 50 + 10 * a + s, a) for a in (0.9, 0.1) for s in range(2)]
-    found.append(store(tmp_path, "kd_0.5", 0, 60.0, 0.5))
-    found.append(store(tmp_path, "kd_0.5", 1, 0.0, 0.5, status="running"))
-    found.append(store(tmp_path, "fitnets", 1, 0.0, 0.5, "fitnets", status="running"))
-    return [*found, *(store(tmp_path, f"dkd_{a}", 0, 40.0 + a, a, "dkd", (f"other_{a}",)) for a in (0.1, 0.5))]
+    folders = [store(tmp_path, f"kd_{a}", s, 50 + 10 * a + s, a) for a in (0.9, 0.1) for s in range(2)]
+    folders.append(store(tmp_path, "kd_0.5", 0, 60.0, 0.5))
+    folders.append(store(tmp_path, "kd_0.5", 1, 0.0, 0.5, status="running"))
+    folders.append(store(tmp_path, "fitnets", 1, 0.0, 0.5, "fitnets", status="running"))
+    return [*folders, *(store(tmp_path, f"dkd_{a}", 0, 40.0 + a, a, "dkd", (f"other_{a}",)) for a in (0.1, 0.5))]
 
 
-def test_values_are_in_order_and_all_that_is_else_alike_is_one_line(runs):
-    found = sweep.group_by_option(read_groups(runs), "distill.alpha")
-    assert found == {
+def test_runs_with_the_same_other_settings_are_one_line_with_ascending_values(runs):
+    lines = sweep.group_by_option(read_groups(runs), "distill.alpha")
+    assert lines == {
         "distill.name=kd": {0.1: [51.0, 52.0], 0.5: [60.0], 0.9: [59.0, 60.0]},
         "distill.name=dkd": {0.1: [40.1], 0.5: [40.5]},
         "distill.name=fitnets": {0.5: []},
     }
-    assert list(found["distill.name=kd"]) == [0.1, 0.5, 0.9]
-    assert sweep.table(found, "distill.alpha") == [
+    assert list(lines["distill.name=kd"]) == [0.1, 0.5, 0.9]
+    assert sweep.table(lines, "distill.alpha") == [
         ["distill.alpha", "0.1", "0.5", "0.9"],
         ["distill.name=kd", "51.50 ± 0.71", "60.00", "59.50 ± 0.71"],
         ["distill.name=fitnets", "-", "-", "-"],
@@ -47,24 +47,24 @@ def test_values_are_in_order_and_all_that_is_else_alike_is_one_line(runs):
     ]
 
 
-def test_the_command_writes_table_and_picture_the_same_each_time(runs, tmp_path, capsys):
-    words, made = ["sweep", "distill.alpha", *runs], []
+def test_the_command_writes_the_same_table_and_plot_each_time(runs, tmp_path, capsys):
+    words, outputs = ["sweep", "distill.alpha", *runs], []
     for name in ("one", "two"):
-        table, picture = tmp_path / f"{name}.md", tmp_path / f"{name}.svg"
-        assert report.main([*words, "--out", str(table), "--plot", str(picture)]) == 0
-        made.append((table.read_text(), picture.read_bytes()))
-    assert made[0] == made[1] and made[0][1].startswith(b"<svg")
-    assert "| distill.name=kd | 51.50 ± 0.71 | 60.00 | 59.50 ± 0.71 |" in made[0][0]
+        table, plot = tmp_path / f"{name}.md", tmp_path / f"{name}.svg"
+        assert report.main([*words, "--out", str(table), "--plot", str(plot)]) == 0
+        outputs.append((table.read_text(), plot.read_bytes()))
+    assert outputs[0] == outputs[1] and outputs[0][1].startswith(b"<svg")
+    assert "| distill.name=kd | 51.50 ± 0.71 | 60.00 | 59.50 ± 0.71 |" in outputs[0][0]
     assert "report.html" not in capsys.readouterr().out
 
 
-def test_words_are_swept_too(tmp_path):
+def test_text_values_can_be_swept(tmp_path):
     runs = [store(tmp_path, name, 0, 50.0 + len(name), "x" + name) for name in ("zeros", "random")]
     assert sweep.group_by_option(read_groups(runs), "distill.alpha") == {"all": {"xrandom": [56.0], "xzeros": [55.0]}}
     assert report.main(["sweep", "distill.alpha", *runs, "--plot", str(tmp_path / "plot.svg")]) == 0
 
 
-def test_an_option_that_is_not_there_or_does_not_differ_is_refused(runs):
+def test_an_unknown_or_constant_option_is_refused(runs):
     groups = read_groups(runs)
     for absent in ("distill.beta", "seed"):
         with pytest.raises(UserError, match=f"sweep {absent}: nothing that runs are compared by has this name in"):
@@ -73,7 +73,7 @@ def test_an_option_that_is_not_there_or_does_not_differ_is_refused(runs):
         sweep.group_by_option(groups[:1], "distill.alpha")
 
 
-def test_a_seed_counts_once(tmp_path):
+def test_two_runs_with_one_value_and_seed_are_refused(tmp_path):
     runs = [store(tmp_path, f"{teacher}_{alpha}", 0, accuracy, alpha, teachers=(teacher,))
             for teacher, alpha, accuracy in (("one", 0.1, 50.0), ("two", 0.1, 70.0), ("one", 0.5, 52.0))]  # fmt: skip
     with pytest.raises(
@@ -82,7 +82,7 @@ def test_a_seed_counts_once(tmp_path):
         sweep.group_by_option(read_groups(runs), "distill.alpha")
 
 
-def test_whether_a_learner_is_taught_parts_lines_but_where_the_teacher_is_of_a_run_on_the_line(tmp_path):
+def test_having_a_teacher_separates_lines_unless_the_teacher_is_on_the_line(tmp_path):
     beside = store(tmp_path, "beside", 0, 40.0, 0.5)
     taught = [store(tmp_path, f"taught_{alpha}", 0, 50.0, alpha, teachers=[beside]) for alpha in (0.1, 0.9)]
     other = store(tmp_path, "other", 0, 60.0, 0.9, teachers=["runs/of/another/seed_0"])
@@ -97,13 +97,13 @@ def test_whether_a_learner_is_taught_parts_lines_but_where_the_teacher_is_of_a_r
     assert lines(*dkt) == [{0.1: [70.0]}, {0.5: [70.0], 0.9: [70.0]}]
 
 
-def test_words_among_numbers_and_true_and_false_are_text(tmp_path):
+def test_values_are_text_if_any_is_text(tmp_path):
     runs = [store(tmp_path, f"run{i}", 0, 50.0 + i, alpha) for i, alpha in enumerate((2, True, "auto"))]
-    found = sweep.group_by_option(read_groups(runs), "distill.alpha")
-    assert found == {"all": {"2": [50.0], "auto": [52.0], "true": [51.0]}}
+    lines = sweep.group_by_option(read_groups(runs), "distill.alpha")
+    assert lines == {"all": {"2": [50.0], "auto": [52.0], "true": [51.0]}}
 
 
-def test_without_a_finished_run_or_beside_other_options_there_is_one_line(tmp_path, capsys):
+def test_a_sweep_without_a_finished_run_or_with_options_of_other_commands_is_refused(tmp_path, capsys):
     runs = [store(tmp_path, name, 0, 50.0, name, status="running") for name in ("zeros", "random")]
     for more, message in (
         ([], "none of these runs is finished"),

@@ -11,19 +11,21 @@ from cdl_jax.report import grid, tables
 from cdl_jax.report.text import MISSING, Measured, latex, markdown
 from tests.unit.report import test_replication, test_sweep
 from tests.unit.report.test_grid import runs as grid_runs  # noqa: F401
-from tests.unit.report.test_report import store, with_seed
+from tests.unit.report.test_report import config_with_seed, store
 
 FOREIGN = "50% of_a & #1 $x^{2}$ ~ \\ {b} <script> | [x]"
 
 
 def read(path):
-    """Rows of a CSV file as {column: text}."""
+    """Returns the rows of a CSV file as {column: text}."""
     return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
-def test_csv_has_raw_numbers_in_columns_of_their_own(tmp_path, capsys):
-    runs = [store(tmp_path / f"a{seed}", with_seed(seed), student=value) for seed, value in enumerate((60, 62, 67))]
-    runs += [store(tmp_path / f"b{s}", with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0))]
+def test_csv_has_raw_numbers_in_separate_columns(tmp_path, capsys):
+    runs = [
+        store(tmp_path / f"a{seed}", config_with_seed(seed), student=value) for seed, value in enumerate((60, 62, 67))
+    ]
+    runs += [store(tmp_path / f"b{s}", config_with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0))]
     assert report.main([*map(str, runs), "--out", str(tmp_path / "t.csv")]) == 0
     first, second = read(tmp_path / "t.csv")
     assert list(first)[:6] == ["run", "network", "seeds", "last_mean", "last_std", "last_n"]
@@ -92,7 +94,7 @@ def test_latex_is_escaped_and_has_as_many_cells_as_columns(tmp_path, capsys):
     assert r"{[}a{]} & - \\" in text.splitlines()  # "[" after a row's end would be an option
     assert r"\caption{T. 100 \%}" in text and r"\begin{tabular}{ll}" in text
     assert text.count("{") == text.count("}")
-    run = store(tmp_path / "a", with_seed(0), student=50.0)
+    run = store(tmp_path / "a", config_with_seed(0), student=50.0)
     assert report.main([str(run), "--out", str(tmp_path / "t.tex")]) == 0
     text = (tmp_path / "t.tex").read_text()
     assert r"run & network & seeds & last & average\_incremental" in text
@@ -109,9 +111,9 @@ def test_markdown_is_escaped():
     ]  # fmt: skip
 
 
-def test_foreign_names_of_runs_are_one_escaped_cell_in_each_format(tmp_path, capsys):
+def test_special_characters_in_names_are_escaped_in_each_format(tmp_path, capsys):
     name = FOREIGN.replace("/", "") + ' \n"q",'
-    runs = [store(tmp_path / each, with_seed(0, pool=len(each)), student=50.0) for each in (name, "plain")]
+    runs = [store(tmp_path / each, config_with_seed(0, pool=len(each)), student=50.0) for each in (name, "plain")]
     assert report.main([*map(str, runs), "--label-by-folder"]) == 0
     assert len([line for line in capsys.readouterr().out.splitlines() if "<script>" in line and "50.00" in line]) == 1
     for ending, shown in {
@@ -137,11 +139,11 @@ def test_foreign_names_of_runs_are_one_escaped_cell_in_each_format(tmp_path, cap
         (["--plot-traffic=t.pdf"], "--plot-traffic t.pdf must end in .svg"),
         (["--update-page", "t.csv"], "--update-page t.csv must end in .md, .html or .htm"),
         (["--outt", "t.csv"], "unknown option --outt"),
-        (["--out", "a.md", "--out=b.md"], "--out is given twice"),
+        (["--out", "a.md", "--out=b.md"], "--out is repeated"),
         (["--out"], "--out needs a value"),
     ],
 )
-def test_wrong_options_are_one_line_before_anything_is_read(words, message, tmp_path, capsys, monkeypatch):
+def test_wrong_options_are_one_line_errors_before_anything_is_read(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert report.main(["absent", *words]) == 2
     out, err = capsys.readouterr()
@@ -149,14 +151,14 @@ def test_wrong_options_are_one_line_before_anything_is_read(words, message, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_endings_count_in_capitals_too(tmp_path, capsys):
-    run = store(tmp_path / "a", with_seed(0), student=50.0)
+def test_endings_may_be_in_capitals(tmp_path, capsys):
+    run = store(tmp_path / "a", config_with_seed(0), student=50.0)
     assert report.main([str(run), "--out", str(tmp_path / "T.CSV")]) == 0
     assert read(tmp_path / "T.CSV")[0]["last_mean"] == "50.0"
     capsys.readouterr()
 
 
-def test_a_cell_is_its_text():
+def test_a_cell_is_text_with_numbers():
     cell = tables.format_mean_std([1.0, 3.0])
     assert cell == "2.00 ± 1.41" and cell.numbers == {"mean": 2.0, "std": pytest.approx(math.sqrt(2)), "n": 2}
     assert tables.format_mean_std([]) == MISSING

@@ -17,7 +17,7 @@ from cdl_jax.report import __main__ as report
 from cdl_jax.report import plots, run_page
 from cdl_jax.runtime import console, files
 from cdl_jax.runtime.event_files import JsonLines
-from tests.unit.report.test_report import CONFIG, LINES, results, store, with_seed
+from tests.unit.report.test_report import CONFIG, LINES, config_with_seed, results, store
 
 ROOT = Path(__file__).parents[3]
 # Unclosed and closed formulas, tags, comments, line breaks, quotes, formats, bytes that are not UTF-8, Markdown, globs.
@@ -69,7 +69,7 @@ def test_the_page_of_a_run_escapes_names(tmp_path):
 
 def test_folders_of_any_name_are_reported(tmp_path, capsys):
     names = [name for name in NAMES if name and "/" not in name]
-    runs = [store(tmp_path / name, with_seed(0, pool=i), student=50.0) for i, name in enumerate(names)]
+    runs = [store(tmp_path / name, config_with_seed(0, pool=i), student=50.0) for i, name in enumerate(names)]
     words = ["--label-by-folder", "--out", str(tmp_path / "t.md"), "--plot", str(tmp_path / "t.svg")]
     assert report.main([*map(str, runs), *words]) == 2
     assert "none of these runs is finished" in capsys.readouterr().err  # a headline is missing
@@ -108,9 +108,9 @@ sys.exit(report.main(["paper", "cdl", str(folder / "run"), "--out", str(folder /
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_files_are_utf_8_and_printing_works_in_any_locale(encoding, tmp_path):
     for seed in range(2):
-        store(tmp_path / f"é{seed}", with_seed(seed, name="中"), student=50.0 + seed)
+        store(tmp_path / f"é{seed}", config_with_seed(seed, name="中"), student=50.0 + seed)
     (tmp_path / "run").mkdir()
-    config = {**with_seed(0, name="中"), "seeds": [0, 1]}
+    config = {**config_with_seed(0, name="中"), "seeds": [0, 1]}
     (tmp_path / "run" / "config.json").write_text(json.dumps({"config": config}))
     for seed in range(2):
         (tmp_path / f"é{seed}").rename(tmp_path / "run" / f"seed_{seed}")
