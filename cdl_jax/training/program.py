@@ -176,7 +176,7 @@ class Program:
         for part, source in (("train", self.train_source), ("test", self.test_source)):
             if source.crops_on_host:
                 for task in self.stream.tasks:
-                    source.check(getattr(task, part)[0], part)
+                    source.check_image(getattr(task, part)[0], part)
 
     def _test_item(self, source, part):
         """Shapes, types and shardings of a batch of tested pictures."""
