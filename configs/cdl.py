@@ -13,8 +13,8 @@ distill    kd, none, dkd, fitnets, reviewkd, kd_token (v4: D-CDL, v3: KDP, v2: K
            prompt_mapping (v1)
 student    vit_s16, vit_b16, vit_ti16 (v1), vit_l16 (v1, alone)
 teacher    the papers': vit_b16, for a student vit_b16 vit_l16
-reference  false: as the papers have it. true: with what the authors' program did besides: losses of pools and features
-           twice, for they were summed over two GPUs, and an APT teacher that teaches with the tasks before
+reference  false: as in the papers. true: also the peculiarities of the authors' code: losses of pools and features
+           count twice, because they were summed over two GPUs, and an APT teacher uses the prompts of earlier tasks
 
 The first value is the default. `python -m cdl_jax.report paper cdl` lists all published results by these arguments.
 """

@@ -1,11 +1,11 @@
-"""DKT on Split CIFAR-100, 10 tasks: two slim ResNet-18 teach each other, each on a class order of its own.
+"""DKT on Split CIFAR-100, 10 tasks: two slim ResNet-18 teach each other, each with its own class order.
 
     python -m cdl_jax.main --config configs/cifar100_dkt.py --fetch
     python -m cdl_jax.main --config configs/cifar100_dkt.py:baseline=lwf
 
 Paper: Distributed Knowledge Transfer; docs/methods/dkt.md has the source and the settings. This is the authors' third
 experiment; the other two need a teacher that is trained first, see configs/dkt.py.
-Published: no accuracy of these experiments can be compared with (reasons: docs/methods/dkt.md).
+Published: no accuracy of these experiments (docs/methods/dkt.md).
 Length: 800 epochs for each of 10 tasks. Time on a GPU: not measured.
 
 baseline   empty; or instead of the experiment naive, replay, lwf, eeil, joint

@@ -8,15 +8,16 @@
         --workdir runs/dkt/2
     python -m cdl_jax.main --config configs/dkt.py --workdir runs/dkt/3
 
-experiment   two_learners: each the other's teacher, on streams of different order; joint_teacher: of a network that has
-             learnt all classes; continual_teacher: of a continual learner, as it is after the same task
-baseline     in place of an experiment: naive (fine-tuning), replay (fine-tuning with a memory: what the authors call
-             naive), lwf and eeil (teachers of the second experiment), joint (all classes in one task: the first one's)
-teacher      the working directory of a finished run on the same order of classes (`data.class_order_seed`)
-keep_order   of continual_teacher: the student meets the classes in the teacher's order, or in one of its own
-network      slim_resnet18, resnet32_padded, resnet18_32px, resnet34_32px; "": the first, of eeil the second, of joint
-             the last
-reference    what the authors' program does, defects included: the table in docs/methods/dkt.md
+experiment   two_learners: two learners teach each other, on streams of different order; joint_teacher: the teacher was
+             trained on all classes; continual_teacher: the teacher is a continual learner after the same task
+baseline     instead of an experiment: naive (fine-tuning), replay (fine-tuning with a memory, which the authors call
+             naive), lwf and eeil (teachers of the second experiment), joint (all classes in one task: teacher of
+             the first)
+teacher      the working directory of a finished run with the same class order (`data.class_order_seed`)
+keep_order   for continual_teacher: the student has the teacher's class order, or its own
+network      slim_resnet18, resnet32_padded, resnet18_32px, resnet34_32px; "": the first, for eeil the second, for
+             joint the last
+reference    as the authors' code, including its defects: the table in docs/methods/dkt.md
 """
 
 from cdl_jax import config as base

@@ -1,20 +1,20 @@
-"""Learners that teach each other on streams of characters, in fonts never seen, on a CPU.
+"""Learners that teach each other on streams of characters, tested in other fonts, on a CPU.
 
     python -m cdl_jax.main --config configs/dkt_glyph.py --workdir runs/dkt/two
     python -m cdl_jax.main --config configs/dkt_glyph.py:learners=4,topology=ring,interval=5 --workdir runs/dkt/ring4
     python -m cdl_jax.main --config configs/dkt_glyph.py:topology=none --workdir runs/dkt/alone
     python -m cdl_jax.main --config configs/dkt_glyph.py:learner=l2p --workdir runs/dkt/l2p
 
-20 characters in five tasks; each learner meets them in an order of its own (`order`, see methods/topology.py), which
-differs between seeds, and hears the others at every `interval`th `unit`.
+20 characters in five tasks. Each learner has its own class order (`order`, see cdl_jax/methods/shared/topology.py),
+which differs between seeds. Learners exchange at every `interval`th `unit`.
 
-learner   cnn, a slim ResNet of eight channels on pictures of 16 pixels, or one of models/prompts around the pretrained
+learner   cnn, a slim ResNet of eight channels on images of 16 pixels, or one of models/prompts around the pretrained
           ViT of the quick start
-replay    how many pictures each learner remembers
-classes   which ones the loss spans, see methods/dkt.py; "": those seen so far, of a prompt learner without a memory
-          those of the task
-teacher   the working directory of a finished run that teaches one learner, in place of others; `checkpoint`: as it was
-          after the same_task, or at its last
+replay    how many images each learner stores
+classes   the classes that the loss spans, see methods/dkt.py; "": those seen so far, or for a prompt learner without a
+          memory those of the task
+teacher   the working directory of a finished run that teaches one learner, instead of other learners; `checkpoint`: its
+          checkpoint after the same_task, or the last
 """
 
 from cdl_jax import config as base

@@ -1,5 +1,5 @@
-"""Emoji in colour, 10 tasks of 40 emoji that three vendors draw, tested on a fourth's drawings: any learner with any
-distillation of configs/glyph100.py.
+"""Colored emoji, 10 tasks of 40 emoji drawn by three vendors, tested on a fourth's drawings: any learner with any
+scheme of configs/glyph100.py.
 
     for network in teacher student; do
       python -m cdl_jax.main --config configs/pretrain_glyph.py:network=glyph_$network,data=emoji_file \
@@ -10,13 +10,13 @@ distillation of configs/glyph100.py.
         --config.teacher.weights=runs/emoji_vits/pretrain/teacher/weights.npz \
         --config.student.weights=runs/emoji_vits/pretrain/student/weights.npz
 
-label      identity; or subgroup: 13 tasks of 5 Unicode subgroups, tested on emoji never seen. The networks above have
-           seen these, so subgroups want backbones that were pretrained on other pictures.
-teacher, student   sizes of ViTs; vit_s14 is DINOv2-small's (docs/guides/data.md), for which also
+label      identity; or subgroup: 13 tasks of 5 Unicode subgroups, tested on other emoji. The networks above were
+           pretrained on these, so subgroups need backbones that were pretrained on other images.
+teacher, student   sizes of ViTs; vit_s14 is DINOv2-small's (docs/guides/data.md), which also needs
                    --config.teacher.image_size=112 --config.student.image_size=112 --config.teacher.layer_scale=1
-learner, distill, taught_by, seed, joint   as in configs/glyph100.py; a run of configs/reference.py may teach too
+learner, distill, taught_by, seed, joint   as in configs/glyph100.py; a run of configs/reference.py can be the teacher
 
-Of an identity there are three pictures to learn from, so a task has small batches and ten epochs. `launch/emoji.sh`
+An identity has three training images, so a task has small batches and ten epochs. `launch/emoji.sh`
 makes all runs of docs/results/emoji.md.
 """
 

@@ -1,4 +1,4 @@
-"""Split-Glyph-100, 10 tasks of 10 characters in fonts never seen: any learner with any distillation, two small ViTs.
+"""Split-Glyph-100, 10 tasks of 10 characters, tested in other fonts: any learner with any scheme, two small ViTs.
 
     python -m cdl_jax.main --config configs/glyph100.py --workdir runs/glyph100/l2p/kd/seed_0 \
         --config.data.path=glyph100.npz --config.teacher.weights=glyph_teacher.npz \
@@ -8,21 +8,21 @@
         --config.student.weights=glyph_student.npz
 
 learner    l2p, dualprompt, coda, apt; none: a linear probe
-distill    none, or a row of the table: kd, dkd, fitnets, reviewkd, vkd; kd_token, a token with a head of its own
-           (version 2 of CDL); kdp, the same with prompts of its own (KDP, D-CDL); prompt_mapping (CDL-Prompt)
-taught_by  the working directory of a finished run of this stream whose teacher teaches, as it was after each task; "":
-           a teacher that learns beside the student. Either gives the same, for a teacher knows nothing of its student.
-query      whose backbone asks the teacher's pool: the student's (as published) or its own
-seed       of the run and of the order of classes; for several as one program see CDL_TOGETHER in launch/glyph100.sh
+distill    none, or a row of the table: kd, dkd, fitnets, reviewkd, vkd; kd_token, an additional token with its own head
+           (version 2 of CDL); kdp, the same with additional prompts (KDP, D-CDL); prompt_mapping (CDL-Prompt)
+taught_by  the working directory of a finished run of this stream; its teacher after each task is the teacher; "": a
+           teacher that trains in the same run. Both give the same, because a teacher does not depend on its student.
+query      the backbone that computes the query of the teacher's pool: the student's (as published) or its own
+seed       of the run and of the class order; for several in one program see CDL_TOGETHER in launch/glyph100.sh
 joint      all classes in one task
 
-Backbones come from `configs/pretrain_glyph.py`, which has seen none of the 100 characters. `launch/glyph100.sh` makes
+Backbones come from `configs/pretrain_glyph.py`, which uses none of the 100 characters. `launch/glyph100.sh` makes
 all runs of docs/results/glyph100.md and docs/results/ablations.md.
 """
 
 from cdl_jax import config as base
 
-# Learners cut down to a backbone of 64 dimensions, which long prompts of U[0, 1) numbers swamp.
+# Learners for a backbone of 64 dimensions: long prompts of U[0, 1) numbers would dominate its tokens.
 SMALL = {
     "l2p": {"pool": 10, "length": 2, "top_k": 1},
     "dualprompt": {"length": 4, "general_length": 2},
@@ -56,7 +56,7 @@ def get_config(text=""):
     config.optim.learning_rate = 5e-3
     config.learner.update(SMALL.get(learner, {}))
     config.distill.update(options)
-    # Every scheme has the same teacher and as many steps, so also the one that was published with both at once.
+    # Every scheme has the same teacher and number of steps, also the one that was published with interleaved training.
     config.cdl.update(schedule="teacher_first", student_rate="", query=choices["query"])
     if "pull" in config.learner:
         config.learner.pull = "mean"

@@ -20,8 +20,8 @@ Length: steps of 64 images, 35 epochs x 2 networks x 10 tasks. Time on a GPU: no
 distill   kd, none, dkd, fitnets, reviewkd, kd_token (D-CDL), deit
 student   vit_s16, vit_b16 (its teacher is vit_l16), vit_ti16
 teacher   empty: the paper's
-version   v4, v3, v2, v1: whose settings
-reference  true: with what the authors' code does besides, see configs/cdl.py
+version   v4, v3, v2, v1: the version of the paper
+reference  true: also the peculiarities of the authors' code, see configs/cdl.py
 seed      of weights, batches and augmentation; the class order is the natural one
 """
 

@@ -12,7 +12,7 @@ val/, or ImageNet's tar archives (docs/guides/data.md).
 
 row        vkd; orthogonal, unconstrained (ablation); kd, none (comparison)
 network    deit_ti_conv, deit_s_conv
-reference  true: weight decay reaches the projector, as in the published code
+reference  true: weight decay applies to the projector, as in the published code
 """
 
 from cdl_jax import config as base

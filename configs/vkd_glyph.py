@@ -5,9 +5,9 @@
     python -m cdl_jax.main --config configs/vkd_glyph.py --workdir runs/vkd_glyph/vkd \
         --config.data.path=glyph100.npz --config.teacher.weights=runs/vkd_glyph/teacher
 
-part=student takes from the scheme: `feature`, `logit`, the weights of its two terms, `projector` and `norm`, the
-teacher's normalisation; see cdl_jax/distill/vkd.py. feature=0,logit=0 is the student alone. Pictures are not mixed: in
-so few epochs mixup and cutmix would only slow both sides down. docs/guides/data.md tells how to draw glyph100.npz.
+part=student has arguments of the scheme: `feature` and `logit`, the weights of its two terms, `projector`, and `norm`,
+the teacher's normalization; see cdl_jax/distill/vkd.py. feature=0,logit=0 is the student alone. Images are not mixed:
+in a few epochs mixup and CutMix only slow training down. docs/guides/data.md shows how to draw glyph100.npz.
 """
 
 from cdl_jax import config as base
