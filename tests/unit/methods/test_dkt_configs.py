@@ -1,4 +1,4 @@
-"""The experiments of DKT and their baselines as configs, and students of runs that are finished."""
+"""Configs of DKT's experiments and baselines, and students of finished runs."""
 
 import json
 import runpy
@@ -24,7 +24,7 @@ INFO = StreamInfo(100, (10,) * 10)
 
 
 def small(text):
-    """A config of the same choices on two tasks of glyphs, with a small network, one epoch and no memory."""
+    """The config on two tasks of glyphs, with a small network, one epoch and no memory."""
     config = get_config(f"{text},data=glyph_mini,tasks=2,epochs=1")
     config.network.update(width=2, depths=(1, 1), image_size=32)
     config.data.update(max_train_per_class=8, max_test_per_class=4)
@@ -60,7 +60,7 @@ def teacher(tmp_path_factory):
         ("baseline=joint", "supervised", 200, (0.1, 0.001), 0),
     ],
 )
-def test_what_needs_no_teacher(text, method, epochs, rates, memory):
+def test_configs_without_a_teacher(text, method, epochs, rates, memory):
     config = get_config(text)
     built = plugins.load_plugin("methods", config.method).build(config, INFO)
     phase = built.phases[-1]
@@ -72,7 +72,7 @@ def test_what_needs_no_teacher(text, method, epochs, rates, memory):
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_the_teacher_with_a_memory_of_its_own_is_the_best_of_the_authors_grid(reference):
+def test_the_eeil_config_is_the_best_of_the_authors_grid(reference):
     config = get_config("baseline=eeil,reference=true" if reference else "baseline=eeil")
     built = plugins.load_plugin("methods", config.method).build(config, INFO)
     first, later, tuned = built.phases
@@ -85,7 +85,7 @@ def test_the_teacher_with_a_memory_of_its_own_is_the_best_of_the_authors_grid(re
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_what_the_authors_do_is_behind_one_word(teacher, reference):
+def test_reference_selects_the_authors_settings(teacher, reference):
     word = ",reference=true" if reference else ""
     first = small(f"experiment=joint_teacher,teacher={teacher}{word}")
     assert (first.dkt.kd_rel, first.optim.learning_rate, first.dkt.cutmix) == (5.0, 0.001, 0.5)
@@ -107,29 +107,33 @@ def test_what_the_authors_do_is_behind_one_word(teacher, reference):
 
 
 @pytest.mark.parametrize("use_batch_statistics", [False, True])
-def test_a_finished_run_teaches_as_it_was_after_the_same_task(teacher, use_batch_statistics):
+def test_the_teacher_of_a_finished_run_is_its_network_after_the_same_task(teacher, use_batch_statistics):
     info = program(small("baseline=lwf")).info
-    found = find_teacher(str(teacher), "", "same_task", info, {}, use_batch_statistics=use_batch_statistics)
-    variables = jax.tree.map(jnp.asarray, found.load())
+    run_teacher = find_teacher(str(teacher), "", "same_task", info, {}, use_batch_statistics=use_batch_statistics)
+    variables = jax.tree.map(jnp.asarray, run_teacher.load())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
-    said = []
+    outputs = []
     for task, (first, end) in enumerate(((0, 10), (10, 20))):
-        own = join(variables["frozen"], jax.tree.map(lambda x, task=task: x[task], variables["tasks"]))
-        place = context(first, end, task=task)
-        (logits, _), _ = apply(found.method.backbone, own["network"], images, use_batch_statistics, place.key)
-        said.append(found.outputs(variables, images, place)["logits"])
-        np.testing.assert_allclose(said[-1], logits, atol=1e-5)
-    assert float(jnp.abs(said[0] - said[1]).max()) > 1e-3
+        task_variables = join(variables["frozen"], jax.tree.map(lambda x, task=task: x[task], variables["tasks"]))
+        step_context = context(first, end, task=task)
+        (logits, _), _ = apply(
+            run_teacher.method.backbone, task_variables["network"], images, use_batch_statistics, step_context.key
+        )
+        outputs.append(run_teacher.outputs(variables, images, step_context)["logits"])
+        np.testing.assert_allclose(outputs[-1], logits, atol=1e-5)
+    assert float(jnp.abs(outputs[0] - outputs[1]).max()) > 1e-3
 
 
-def test_a_student_of_a_finished_run_learns_its_own_stream(teacher, tmp_path):
+def test_a_student_of_a_finished_run_has_its_own_stream(teacher, tmp_path):
     config = small(f"experiment=continual_teacher,teacher={teacher},reference=true")
     (results,) = loop.train(program(config), tmp_path)
     assert results["status"] == "finished" and results["streams"][0] != list(range(20))
     assert set(results["networks"]) == {"learner_0", "learner_0_st", "learner_0_both"}
     lines = (tmp_path / "metrics.jsonl").read_text()
-    told = [json.loads(line) for line in lines.splitlines() if "kd_weight" in line]
-    assert told and all(line["learner_0/kd_weight"] == 0.5 and line["learner_0/student_loss"] > 0 for line in told)
+    metrics = [json.loads(line) for line in lines.splitlines() if "kd_weight" in line]
+    assert metrics and all(
+        line["learner_0/kd_weight"] == 0.5 and line["learner_0/student_loss"] > 0 for line in metrics
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,13 +146,13 @@ def test_a_student_of_a_finished_run_learns_its_own_stream(teacher, tmp_path):
         ("baseline=eil", "did you mean 'eeil'"),
     ],
 )
-def test_choices_that_do_not_fit_are_told_in_one_line(text, message):
+def test_invalid_choices_are_refused_in_one_line(text, message):
     with pytest.raises(UserError) as error:
         get_config(text)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_method_that_knows_running_statistics_only_is_refused(teacher, monkeypatch):
+def test_a_teacher_without_batch_statistics_is_refused(teacher, monkeypatch):
     from cdl_jax.methods import lwf
 
     monkeypatch.setattr(lwf.LwF, "supports_batch_statistics", False)

@@ -1,4 +1,4 @@
-"""Losses between peers against NumPy; ramp-up and diversity at hand-computed values."""
+"""Losses of peers against NumPy; ramp-up and diversity at hand-computed values."""
 
 from itertools import combinations
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ ALL, SOME = jnp.ones(6, bool), jnp.arange(6) < 4
 OPTIONS = ConfigDict(
     {"loss": "KL", "temperature": 3.0, "alpha": 0.5, "detach_targets": False, "en": False, "aggregate": "logits"}
 )
-SEEN = PeerOutputs(tuple(map(jnp.asarray, Z)), ())
+OUTPUTS = PeerOutputs(tuple(map(jnp.asarray, Z)), ())
 
 
 def options(**changes):
@@ -43,41 +43,43 @@ def soft(z):
     return softmax(z.astype(np.float64) / 3, axis=1)
 
 
-def test_distillation_is_the_published_formula():
+def test_the_distillation_loss_is_the_published_formula():
     target = soft(Z[1])
     assert peer_losses.distillation_loss(Z[0], target, ALL, OPTIONS) == pytest.approx(kl(Z[0], target), rel=1e-5)
     cross = -9 * (target * log_softmax(Z[0].astype(np.float64) / 3, axis=1)).sum(1).mean()
     assert peer_losses.distillation_loss(Z[0], target, ALL, options(loss="CE")) == pytest.approx(cross, rel=1e-5)
 
 
-def test_masked_columns_are_as_if_they_were_not_there():
-    seen, cut = SEEN, PeerOutputs(tuple(z[:, :4] for z in SEEN.logits), ())
+def test_masked_classes_have_no_effect():
+    outputs, cut = OUTPUTS, PeerOutputs(tuple(z[:, :4] for z in OUTPUTS.logits), ())
     for loss in ("KL", "CE"):
         chosen = options(loss=loss)
         value = lambda z, allowed, o=chosen: cl_ilr.loss_and_metrics(o, PeerOutputs(z, ()), LABELS, allowed, 0.7)[0]  # noqa: E731
-        masked, gradients = jax.value_and_grad(value)(seen.logits, SOME)
-        alone, expected = jax.value_and_grad(value)(cut.logits, jnp.ones(4, bool))
-        assert masked == pytest.approx(float(alone), rel=1e-6)
+        masked, gradients = jax.value_and_grad(value)(outputs.logits, SOME)
+        unmasked, expected = jax.value_and_grad(value)(cut.logits, jnp.ones(4, bool))
+        assert masked == pytest.approx(float(unmasked), rel=1e-6)
         for gradient, other in zip(gradients, expected, strict=True):
             np.testing.assert_allclose(gradient[:, :4], other, atol=1e-6)
             assert not gradient[:, 4:].any()
 
 
-def test_totals_of_all_methods_against_numpy():
+def test_losses_of_all_methods_equal_numpy():
     others = [np.mean([z for k, z in enumerate(Z) if k != j], axis=0) for j in range(4)]
     labels, group = sum(map(ce, Z)), sum(kl(z, soft(o)) for z, o in zip(Z, others, strict=True))
-    assert cl_ilr.loss_and_metrics(OPTIONS, SEEN, LABELS, ALL, 0.3)[0] == pytest.approx(labels + 0.3 * group, rel=1e-5)
+    assert cl_ilr.loss_and_metrics(OPTIONS, OUTPUTS, LABELS, ALL, 0.3)[0] == pytest.approx(
+        labels + 0.3 * group, rel=1e-5
+    )
     chosen = options(pairwise=False)
-    assert dml.loss_and_metrics(chosen, SEEN, LABELS, ALL)[0] == pytest.approx(labels + 0.5 * group, rel=1e-5)
+    assert dml.loss_and_metrics(chosen, OUTPUTS, LABELS, ALL)[0] == pytest.approx(labels + 0.5 * group, rel=1e-5)
     pairs = sum(kl(a, soft(b)) for i, a in enumerate(Z) for j, b in enumerate(Z) if i != j) / 3
-    assert dml.loss_and_metrics(options(pairwise=True), SEEN, LABELS, ALL)[0] == pytest.approx(
+    assert dml.loss_and_metrics(options(pairwise=True), OUTPUTS, LABELS, ALL)[0] == pytest.approx(
         labels + 0.5 * pairs, rel=1e-5
     )
 
     weights = softmax(RNG.normal(size=(5, 4)), axis=1).astype(np.float32)
     gated = sum(weights[:, i, None] * z for i, z in enumerate(Z))
     expected = labels + ce(gated) + 0.3 * sum(kl(z, soft(gated)) for z in Z)
-    assert one.loss_and_metrics(OPTIONS, SEEN, weights, LABELS, ALL, 0.3)[0] == pytest.approx(expected, rel=1e-5)
+    assert one.loss_and_metrics(OPTIONS, OUTPUTS, weights, LABELS, ALL, 0.3)[0] == pytest.approx(expected, rel=1e-5)
 
     total, terms = kd.terms(OPTIONS, Z[0], Z[1], LABELS, ALL)
     assert total == pytest.approx(ce(Z[0]) + 0.5 * kl(Z[0], soft(Z[1])), rel=1e-5)
@@ -91,30 +93,30 @@ def test_okddip_mixes_logits_or_softened_probabilities(aggregate):
     targets = [soft(mixed[:, a]) if aggregate == "logits" else mixed[:, a] for a in range(3)]
     mean = soft(np.mean(Z[:3], axis=0)) if aggregate == "logits" else np.mean([soft(z) for z in Z[:3]], axis=0)
     group = sum(kl(z, t) for z, t in zip(Z, targets, strict=False))
-    total, terms = okddip.loss_and_metrics(options(aggregate=aggregate), SEEN, attention, LABELS, ALL, 0.4)
+    total, terms = okddip.loss_and_metrics(options(aggregate=aggregate), OUTPUTS, attention, LABELS, ALL, 0.4)
     assert terms["group_loss"] == pytest.approx(group, rel=1e-5)
     assert terms["leader_group_loss"] == pytest.approx(kl(Z[3], mean), rel=1e-5)
     assert total == pytest.approx(sum(map(ce, Z)) + 0.4 * (group + kl(Z[3], mean)), rel=1e-5)
 
 
-def test_the_attention_learns_through_targets_alone():
+def test_the_attention_is_trained_through_targets_only():
     def loss(attention, chosen):
-        return okddip.loss_and_metrics(chosen, SEEN, attention, LABELS, ALL, 1.0)[0]
+        return okddip.loss_and_metrics(chosen, OUTPUTS, attention, LABELS, ALL, 1.0)[0]
 
     attention = jnp.asarray(softmax(RNG.normal(size=(5, 3, 3)), axis=2))
     assert abs(jax.grad(loss)(attention, OPTIONS)).max() > 1e-3
     assert not jax.grad(loss)(attention, options(detach_targets=True)).any()
 
 
-def test_the_leader_pushes_the_peers_unless_targets_are_detached():
-    def of_leader(logits, chosen):
+def test_the_leaders_loss_has_gradients_for_peers_unless_targets_are_detached():
+    def leader_loss(logits, chosen):
         return okddip.loss_and_metrics(chosen, PeerOutputs(logits, ()), jnp.full((5, 3, 3), 1 / 3), LABELS, ALL, 1.0)[
             1
         ]["leader_group_loss"]
 
-    assert all(g.any() for g in jax.grad(of_leader)(SEEN.logits, OPTIONS))
-    *of_peers, of_itself = jax.grad(of_leader)(SEEN.logits, options(detach_targets=True))
-    assert of_itself.any() and not any(g.any() for g in of_peers)
+    assert all(g.any() for g in jax.grad(leader_loss)(OUTPUTS.logits, OPTIONS))
+    *peer_gradients, leader_gradient = jax.grad(leader_loss)(OUTPUTS.logits, options(detach_targets=True))
+    assert leader_gradient.any() and not any(g.any() for g in peer_gradients)
 
 
 def test_ramp_up_at_published_epochs():
@@ -127,21 +129,21 @@ def test_ramp_up_at_published_epochs():
     assert float(peer_losses.ramp_up_weight(0, SimpleNamespace(length=0, start_consistency=0.0), 300)) == 1
 
 
-def test_diversity_is_a_mean_over_pairs_or_a_third_of_their_sum():
+def test_diversity_divides_the_sum_over_pairs_by_their_number_or_by_three():
     p = [softmax(z.astype(np.float64), axis=1) for z in Z]
-    apart = sum(np.linalg.norm(a - b + 1e-6, axis=1) for a, b in combinations(p, 2))
-    np.testing.assert_allclose(peer_losses.diversity(Z, ALL, "pairs"), apart / 6, rtol=1e-5)
-    np.testing.assert_allclose(peer_losses.diversity(Z, ALL, "reference"), apart / 3, rtol=1e-5)
+    total = sum(np.linalg.norm(a - b + 1e-6, axis=1) for a, b in combinations(p, 2))
+    np.testing.assert_allclose(peer_losses.diversity(Z, ALL, "pairs"), total / 6, rtol=1e-5)
+    np.testing.assert_allclose(peer_losses.diversity(Z, ALL, "reference"), total / 3, rtol=1e-5)
 
 
-def test_top_k_counts_only_allowed_classes():
+def test_top_k_counts_only_classes_of_the_mask():
     logits = jnp.array([[9.0, 3, 2, 1, 8], [5, 4, 3, 2, 1]])
-    labels, allowed = jnp.array([2, 3]), jnp.array([False, True, True, True, True])
+    labels, mask = jnp.array([2, 3]), jnp.array([False, True, True, True, True])
     assert peer_losses.top_k_correct(logits, labels, 2, jnp.ones(5, bool)).tolist() == [0, 0]
-    assert peer_losses.top_k_correct(logits, labels, 3, allowed).tolist() == [1, 1]
+    assert peer_losses.top_k_correct(logits, labels, 3, mask).tolist() == [1, 1]
 
 
-def test_the_gradient_is_divided_and_the_value_is_not():
+def test_divide_gradient_keeps_the_value():
     value, gradient = jax.value_and_grad(lambda x: (divide_gradient(x, 4) ** 2).sum())(jnp.array([1.0, -3.0]))
     assert value == 10 and gradient.tolist() == [0.5, -1.5]
 

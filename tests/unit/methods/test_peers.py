@@ -1,4 +1,4 @@
-"""Methods of peers: what a step changes, who is who, and what cannot be built."""
+"""Peer methods: parameters that a step changes, names and metrics of networks, invalid options."""
 
 import runpy
 from functools import partial
@@ -21,7 +21,7 @@ from tests.support.contexts import context
 INFO = StreamInfo(4, (2, 2))
 RNG = np.random.default_rng(11)
 BATCH = {"images": RNG.normal(size=(6, 8, 8, 3)).astype(np.float32), "labels": np.array([0, 1, 1, 0, 1, 0])}
-# Compiled in a fraction of the time; what is compared here is no matter of speed.
+# Compiles in a fraction of the time; these tests do not depend on speed.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_disable_hlo_passes": "fusion"})
 DENSE = {"growth": 2, "blocks": (1, 1, 1), "init_features": 2, "image_size": 8}
 SMALL = {"depths": (0, 0, 1), "widths": (2, 4, 8), "image_size": 8}  # a convolution and a block
@@ -40,14 +40,13 @@ def build(method, *, network="resnet20", changes=(), **choices):
     return plugins.load_plugin("methods", method).build(config, INFO), config
 
 
-def step(method, variables, place=None):
+def step(method, variables):
     """(variables after a step, Outcome) of the method's only update."""
-    place = place or context(0, 2)
     update = method.phases[0].updates[0]
 
     def run(variables):
         trained, rest = trainer.split(variables, update.trainable)
-        loss = lambda trained: update.loss(trainer.join(rest, trained), BATCH, place)  # noqa: E731
+        loss = lambda trained: update.loss(trainer.join(rest, trained), BATCH, context(0, 2))  # noqa: E731
         gradients, outcome = jax.grad(loss, has_aux=True)(trained)
         direction, _ = update.optimizer.transform.update(gradients, update.optimizer.transform.init(trained), trained)
         trained = jax.tree.map(lambda p, d: p - 0.1 * d, trained, direction)
@@ -56,7 +55,7 @@ def step(method, variables, place=None):
     return quick(run)(variables)
 
 
-def start(method):
+def random_variables(method):
     """Random variables of the method's shapes: its own `init` takes seconds to compile."""
     shapes, rng = flatten_dict(jax.eval_shape(method.init, jax.random.key(0))), np.random.default_rng(5)
     drawn = {path: rng.normal(0, 0.5, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
@@ -65,7 +64,7 @@ def start(method):
 
 
 def changed(before, after):
-    """Paths of leaves that differ, without those of biases that a batch norm takes out again."""
+    """Paths of the leaves that differ."""
     old, new = flatten_dict(before), flatten_dict(after)
     assert old.keys() == new.keys()
     return {path for path in old if not np.array_equal(old[path], new[path])}
@@ -84,13 +83,13 @@ def changed(before, after):
         ("kd", {"teacher": "densenetd40k12"}, {"student"}),
     ],
 )
-def test_a_step_changes_all_that_is_trained_and_the_running_statistics(method, choices, parts):
+def test_a_step_changes_all_trained_parameters_and_the_running_statistics(method, choices, parts):
     built, _ = build(method, **choices)
-    before = start(built)
+    before = random_variables(built)
     after, outcome = step(built, before)
     frozen = {path for path in flatten_dict(before) if built.is_frozen(path)}
     moved, everything = changed(before, after), set(flatten_dict(before))
-    # The gate's linear bias is taken out by its batch norm, but for rounding.
+    # The gate's batch norm removes its linear bias, up to rounding.
     assert everything - frozen - moved <= {("gate", "params", "linear", "bias")}
     assert not moved & frozen and {path[0] for path in moved} == parts
     assert all(np.isfinite(value) for value in outcome.metrics.values())
@@ -98,44 +97,45 @@ def test_a_step_changes_all_that_is_trained_and_the_running_statistics(method, c
     assert tuple(sorted(logits)) == tuple(sorted(built.networks))
 
 
-def test_without_a_way_through_targets_the_attention_stands_still():
+def test_with_detached_targets_the_attention_is_not_trained():
     built, _ = build("okddip", base="network", changes={"detach_targets": True})
-    before = start(built)
+    before = random_variables(built)
     after, _ = step(built, before)
     assert {path[0] for path in changed(before, after)} == {"peer_0", "peer_1", "leader"}
 
 
-def test_rescaling_divides_the_stems_gradient_and_no_other():
-    both = {}
+def test_rescaling_divides_only_the_gradient_of_the_stem():
+    gradients = {}
     for scaled in (True, False):
         built, _ = build("cl_ilr", changes={"bpscale": scaled})
-        variables = start(built)
+        variables = random_variables(built)
         gradient = quick(jax.grad(lambda p, v, b=built: b.loss(trainer.join(v, p), BATCH, context(0, 2))[0]))
-        both[scaled] = flatten_dict(gradient(trainer.split(variables, lambda path: path[1] == "params")[0], variables))
-    for path, gradient in both[False].items():
+        params, _ = trainer.split(variables, lambda path: path[1] == "params")
+        gradients[scaled] = flatten_dict(gradient(params, variables))
+    for path, gradient in gradients[False].items():
         expected = gradient / 2 if path[0] == "stem" else gradient
-        np.testing.assert_allclose(both[True][path], expected, rtol=1e-4, atol=1e-6, err_msg=str(path))
+        np.testing.assert_allclose(gradients[True][path], expected, rtol=1e-4, atol=1e-6, err_msg=str(path))
 
 
-def test_predictions_mean_what_their_names_say():
+def test_predictions_and_metrics_of_leader_and_ensemble():
     built, _ = build("okddip", base="network")
-    variables = start(built)
-    place = context(0, 4, task=1)
-    logits, _ = quick(built.predict)(variables, BATCH["images"], place)
+    variables = random_variables(built)
+    step_context = context(0, 4, task=1)
+    logits, _ = quick(built.predict)(variables, BATCH["images"], step_context)
     np.testing.assert_allclose(logits["ensemble"], (logits["peer_0"] + logits["peer_1"]) / 2, rtol=1e-5)
-    alone, _ = built.peers.backbone.apply(variables["leader"], BATCH["images"], train=False)
-    np.testing.assert_allclose(logits["leader"], alone, rtol=1e-4, atol=1e-5)
+    leader_logits, _ = built.peers.backbone.apply(variables["leader"], BATCH["images"], train=False)
+    np.testing.assert_allclose(logits["leader"], leader_logits, rtol=1e-4, atol=1e-5)
     fixed = {"peer_0": jnp.eye(4)[jnp.array([0, 1, 0, 0])], "peer_1": jnp.eye(4)[jnp.array([0, 2, 2, 3])]}
-    told = {**fixed, "leader": fixed["peer_0"], "ensemble": fixed["peer_0"] + fixed["peer_1"]}
-    measures = built.extra_metrics(told, jnp.array([0, 1, 2, 3]), place)
-    assert measures["mean/accuracy"].tolist() == [100, 50, 50, 50]
-    assert measures["diversity"][0] < 1e-5 < measures["diversity"][1] and "diversity_all" not in measures
+    fixed |= {"leader": fixed["peer_0"], "ensemble": fixed["peer_0"] + fixed["peer_1"]}
+    metrics = built.extra_metrics(fixed, jnp.array([0, 1, 2, 3]), step_context)
+    assert metrics["mean/accuracy"].tolist() == [100, 50, 50, 50]
+    assert metrics["diversity"][0] < 1e-5 < metrics["diversity"][1] and "diversity_all" not in metrics
 
 
-def test_without_a_leader_all_are_peers_and_the_ensemble_counts():
+def test_without_a_leader_the_ensemble_is_the_headline():
     built, _ = build("okddip", base="network", changes={"en": True})
     assert built.networks == ("peer_0", "peer_1", "peer_2", "ensemble") and built.headline == ("ensemble",)
-    logits, _ = quick(built.predict)(start(built), BATCH["images"], context(0, 2))
+    logits, _ = quick(built.predict)(random_variables(built), BATCH["images"], context(0, 2))
     np.testing.assert_allclose(logits["ensemble"], sum(logits[f"peer_{i}"] for i in range(3)) / 3, rtol=1e-5)
     assert built.diversity_groups == {
         "diversity": ("peer_0", "peer_1"),
@@ -147,17 +147,17 @@ def test_without_a_leader_all_are_peers_and_the_ensemble_counts():
     ("select_by", "headline"),
     [("leader", ("leader",)), ("mean", ("peer_0", "peer_1")), ("ensemble", ("ensemble",))],
 )
-def test_the_headline_is_chosen(select_by, headline):
+def test_select_by_sets_the_headline(select_by, headline):
     assert build("okddip", changes={"select_by": select_by})[0].headline == headline
 
 
-def test_a_shared_last_block_moves_its_statistics_once_for_each_that_runs_it():
+def test_a_shared_last_block_updates_its_statistics_once_per_branch():
     shared, _ = build("okddip", network="densenetd40k12", reference=True)
-    own, config = build("okddip", network="densenetd40k12")
-    assert shared.peers.block.updates == 4 and own.peers.block is None
+    separate, config = build("okddip", network="densenetd40k12")
+    assert shared.peers.block.updates == 4 and separate.peers.block is None
     assert shared.options.diversity_divisor == "reference" and config.okddip.densenet_shared_block == "own"
-    before = start(shared)
-    assert "block" in before and "block" not in start(own)
+    before = random_variables(shared)
+    assert "block" in before and "block" not in random_variables(separate)
     after, _ = step(shared, before)
     old = before["block"]["batch_stats"]["norm1_0"]["mean"]
     pooled, _ = shared.peers.stem.apply(before["stem"], BATCH["images"], train=True, mutable=["batch_stats"])[0]
@@ -165,7 +165,7 @@ def test_a_shared_last_block_moves_its_statistics_once_for_each_that_runs_it():
     np.testing.assert_allclose(mean, 0.9**4 * old + (1 - 0.9**4) * pooled.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
 
 
-def test_reference_turns_on_what_belongs_to_the_network():
+def test_reference_sets_the_options_of_the_network():
     assert configs.default("one", data="glyph_mini", network="vgg16", reference=True).one.vgg_double_pass
     vgg = configs.default("okddip", data="glyph_mini", network="vgg16", reference=True)
     assert vgg.network.torch_head_bias and vgg.network.dropout == 0.5
@@ -188,18 +188,18 @@ def test_reference_turns_on_what_belongs_to_the_network():
         ("kd", {"teacher_checkpoint": "best"}, "kd.teacher_checkpoint='best'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(method, changes, message):
+def test_invalid_options_are_refused_in_one_line(method, changes, message):
     with pytest.raises(UserError, match=message) as error:
         build(method, changes=changes)
     assert "\n" not in str(error.value)
 
 
-def test_networks_without_a_cut_are_no_peers():
+def test_a_vit_is_refused():
     with pytest.raises(UserError, match="no network of the name 'vit_s16'"):
         build("dml", network="vit_s16")
 
 
-def test_a_teacher_that_is_missing_or_other_is_refused_before_any_work(tmp_path):
+def test_a_missing_or_different_teacher_is_refused(tmp_path):
     built, config = build("kd", teacher="resnet20")
     with pytest.raises(UserError, match="config.teacher.weights is empty"):
         built.load_pretrained(jax.eval_shape(built.init, jax.random.key(0)))
@@ -211,11 +211,11 @@ def test_a_teacher_that_is_missing_or_other_is_refused_before_any_work(tmp_path)
         plugins.load_plugin("methods", "kd").build(config, INFO)
 
     file = tmp_path / "weights.npz"
-    weights.save(file, start(built)["teacher"])
+    weights.save(file, random_variables(built)["teacher"])
     config.teacher.weights = str(file)
     loaded = plugins.load_plugin("methods", "kd").build(config, INFO)
     again = loaded.load_pretrained(jax.eval_shape(loaded.init, jax.random.key(0)))["teacher"]
-    assert not changed(start(built)["teacher"], again)
+    assert not changed(random_variables(built)["teacher"], again)
     config.teacher.update(widths=(2, 4, 6))
     other = plugins.load_plugin("methods", "kd").build(config, INFO)
     with pytest.raises(UserError, match="of another architecture") as error:
@@ -243,7 +243,7 @@ def test_every_method_has_a_config_for_every_data_set(method, data):
             assert config[method].length == 16
 
 
-def test_nesterov_is_that_of_torch():
+def test_nesterov_momentum_equals_torch():
     """`g' = g + wd p; v = 0.9 v + g'; p <- p - lr (g' + 0.9 v)`, decay on every leaf."""
     built, config = build("supervised", changes={})
     config.optim.update(weight_decay=5e-4)
