@@ -17,11 +17,10 @@ from PIL import Image
 
 from cdl_jax.errors import UserError
 
-# Pillow would hand files of other formats to programs such as Ghostscript, whatever their names.
+# Pillow would pass files of other formats to programs such as Ghostscript, whatever their names.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = (
-    89_478_485  # Pillow's own limit, 256 MiB of 8-bit RGB; decoding holds up to 9 bytes a pixel, 15 of deep images
-)
+# Pillow's own limit, 256 MiB of 8-bit RGB. Decoding needs up to 9 bytes per pixel, 15 for deep images.
+MAX_PIXELS = 89_478_485
 MAX_SIDE = 65_535  # the limit of JPEG
 _WHITE = 65_535
 # Numbers up to this maximum could also be gray levels of another scale, such as the 16 of scikit-learn's digits.
@@ -40,13 +39,13 @@ def decode(file: str | Path | bytes) -> Image.Image:
       UserError: the image is larger than the limits, or its values have no known scale.
       Exception: of any kind, if the file is damaged or of another format.
     """
-    with _opened(file) as image:
+    with _open(file) as image:
         low_bytes = _low_bytes(image)
         if low_bytes is None:
             return rgb(image)
         high = np.array(image)
     tile, channels = low_bytes
-    with _opened(file) as image:
+    with _open(file) as image:
         image.tile = [tile]
         low = np.asarray(image)
     result = high[..., :3]
@@ -75,21 +74,27 @@ def rgb(image: Image.Image) -> Image.Image:
 def from_floats(values: np.ndarray) -> np.ndarray:
     """Returns floating-point gray levels as uint8 of the same shape.
 
+    >>> from_floats(np.array([0.0, 0.5, 1.0])).tolist()
+    [0, 128, 255]
+
     Args:
       values: in [0, 1] or in [0, 255], decided by the largest.
 
     Raises:
-      UserError: the values lie outside of these ranges, are NaN, or have a maximum between them (see `_DARK`).
+      UserError: the values are outside of these ranges, are NaN, or have a maximum between them (see `_DARK`).
     """
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     slack = 1e-3  # what arithmetic in float16 leaves
     if not -slack <= low <= high <= 255 + slack or 1 + slack < high <= _DARK:
         raise UserError(f"floating-point values from {low:g} to {high:g}: scale them to [0, 1] or to [0, 255]")
-    return _scaled(values, 1.0 if high <= 1 + slack else 255.0)
+    return _scale(values, 1.0 if high <= 1 + slack else 255.0)
 
 
 def from_array(values: np.ndarray) -> np.ndarray:
-    """Returns gray levels of any real dtype as uint8 of the same shape, by one rule for the whole array.
+    """Returns gray levels of any real dtype as uint8 of the same shape, by one rule for the array.
+
+    >>> from_array(np.array([0, 65535], np.uint16)).tolist()
+    [0, 255]
 
     uint8: unchanged. bool: 0 and 255. Floating point: as in `from_floats`. uint16: v * 255 / 65535. Other integers: in
     [0, 255], unchanged.
@@ -107,7 +112,7 @@ def from_array(values: np.ndarray) -> np.ndarray:
     if kind not in "iu":
         raise UserError(f"values of type {values.dtype}: save uint8")
     if values.dtype == np.uint16 and (high > 255 or not high):
-        return _scaled(values, _WHITE)
+        return _scale(values, _WHITE)
     if values.dtype == np.uint16 or low < 0 or high > 255 or 0 < high <= _DARK:
         raise UserError(
             f"{values.dtype} values from {low} to {high}: save uint8 with values up to 255, or uint16 up to 65535"
@@ -115,7 +120,7 @@ def from_array(values: np.ndarray) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _opened(file) -> Image.Image:
+def _open(file) -> Image.Image:
     name = io.BytesIO(file) if isinstance(file, bytes) else file
     limit = f"the limit is {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side: shrink the image, or remove the file"
     try:
@@ -140,11 +145,11 @@ def _low_bytes(image) -> tuple[Any, list[int]] | None:
     rawmode, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
     if rawmode == "LA;16B":  # of a PNG: as four bytes of which the second is the low one of the gray level
         return tile._replace(args="RGBA"), [1, 1, 1]
-    found = re.fullmatch(r"(RGBA?|RGBX);16([LBN])", str(rawmode))
-    if not found:
+    match = re.fullmatch(r"(RGBA?|RGBX);16([LBN])", str(rawmode))
+    if not match:
         return None
-    order = found[2].replace("N", "L" if sys.byteorder == "little" else "B")
-    swapped = f"{found[1]};16{'B' if order == 'L' else 'L'}"
+    order = match[2].replace("N", "L" if sys.byteorder == "little" else "B")
+    swapped = f"{match[1]};16{'B' if order == 'L' else 'L'}"
     return tile._replace(args=(swapped, *others) if others else swapped), [0, 1, 2]
 
 
@@ -156,11 +161,11 @@ def _depth(image) -> tuple[int, bool]:
     return 2**bits - 1 if bits < 16 else _WHITE, bits > 16 or signed
 
 
-def _from_integers(values, white, unclear):
+def _from_integers(values, white, is_ambiguous):
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    if not 0 <= low <= high <= white or unclear and 0 < high <= 255:
+    if not 0 <= low <= high <= white or is_ambiguous and 0 < high <= 255:
         raise UserError(f"whole numbers from {low} to {high} with an unknown white level: save the image with 8 bits")
-    return _scaled(values, white)
+    return _scale(values, white)
 
 
 def _gray(image, levels):
@@ -169,11 +174,11 @@ def _gray(image, levels):
     return Image.fromarray(levels).convert("RGB")
 
 
-def _scaled(values, white) -> np.ndarray:
+def _scale(values, white) -> np.ndarray:
     """Returns values in [0, white] as uint8 in [0, 255], a part at a time."""
     result = np.empty(values.shape, np.uint8)
     step = max(1, 2**20 * len(values) // max(1, values.size))
-    for at in range(0, len(values), step):
-        part = values[at : at + step].astype(np.float64)
-        result[at : at + step] = np.rint(np.clip(part * (255 / white), 0, 255))
+    for start in range(0, len(values), step):
+        part = values[start : start + step].astype(np.float64)
+        result[start : start + step] = np.rint(np.clip(part * (255 / white), 0, 255))
     return result

@@ -1,4 +1,4 @@
-"""Where data is looked for: the path that the user names, or else the usual places."""
+"""Finds data sets: at the path that the user sets, or in the search paths."""
 
 import os
 from collections.abc import Iterable
@@ -9,48 +9,50 @@ from cdl_jax.runtime import paths
 
 
 def search_paths() -> tuple[Path, ...]:
-    """Returns the folders that are searched where no path is given.
+    """Returns the folders that are searched if no path is set.
 
-    `$CDL_DATA` if set, `~/.cache/cdl_jax` where there is a home, `./data`.
+    They are `$CDL_DATA` if set, `~/.cache/cdl_jax` if the user has a home folder, and `./data`.
     """
-    named = [paths.resolve(os.environ["CDL_DATA"], "CDL_DATA")] if os.environ.get("CDL_DATA") else []
+    folders = [paths.resolve(os.environ["CDL_DATA"], "CDL_DATA")] if os.environ.get("CDL_DATA") else []
     if home := paths.home_folder():
-        named.append(home / ".cache" / "cdl_jax")
-    return (*named, Path("data"))
+        folders.append(home / ".cache" / "cdl_jax")
+    return (*folders, Path("data"))
 
 
 def find(
     path: str, names: Iterable[str], *, what: str, remedy: str, inside: Iterable[str] = (), fetch_name: str = ""
 ) -> Path:
-    """Where the data is: `path` if a file, or a folder with an entry of `inside`; else its entry by one of `names`.
+    """Finds the file or folder of a data set.
 
-    With an empty path, the first entry by one of `names` in the usual places.
+    It is `path` itself if that is a file or a folder with an entry of `inside`; else an entry of `path` with one of
+    `names`. With an empty path, it is the first entry with one of `names` in the search paths.
 
     Args:
-      names: file or folder names that the data goes by.
-      what: the data's name, for the message.
-      remedy: what to do where it is missing, for the message.
-      inside: names of entries, any of which tells that `path` is the data itself, whatever it is called.
-      fetch_name: the name by which `python -m cdl_jax.fetch` gets it into a usual place; empty: it cannot.
+      path: `data.path` of the user, or empty.
+      names: file or folder names of the data.
+      what: name of the data, for messages.
+      remedy: what to do if the data is missing, for messages.
+      inside: names of entries, any of which shows that `path` is the data itself, whatever its name.
+      fetch_name: name of the data for `python -m cdl_jax.fetch`; empty: it cannot be fetched.
 
     Raises:
-      UserError: nothing is there; the message names the places.
-      MissingDataError: the same, with an empty path, where it can be fetched.
+      UserError: nothing is found; the message names the places.
+      MissingDataError: nothing is found, `path` is empty, and the data can be fetched.
     """
     names = tuple(names)
     if path:
-        given = paths.resolve(path, "data.path")
-        if given.is_file() or any((given / name).exists() for name in inside):
-            return given
-        if not given.exists():
+        root = paths.resolve(path, "data.path")
+        if root.is_file() or any((root / name).exists() for name in inside):
+            return root
+        if not root.exists():
             raise UserError(f"{what}: data.path={path!r} does not exist; {remedy}")
-        places = (given,)
+        folders = (root,)
     else:
-        places = search_paths()
-    for place in places:
+        folders = search_paths()
+    for folder in folders:
         for name in names:
-            if (place / name).exists():
-                return place / name
-    looked = ", ".join(str(place) for place in places)
-    message = f"{what}: none of {', '.join(names)} found in {looked}; {remedy} or set data.path"
+            if (folder / name).exists():
+                return folder / name
+    searched = ", ".join(str(folder) for folder in folders)
+    message = f"{what}: none of {', '.join(names)} found in {searched}; {remedy} or set data.path"
     raise MissingDataError(message, fetch_name) if fetch_name and not path else UserError(message)

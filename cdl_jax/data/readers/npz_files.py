@@ -1,4 +1,4 @@
-"""Reading `.npz` files that users bring, and pictures of any usual array shape; writing such files."""
+"""Reads and writes `.npz` files of users, and converts their arrays of labels and images."""
 
 import io
 import logging
@@ -11,39 +11,46 @@ import numpy as np
 
 from cdl_jax.errors import UserError
 
-_UNPACKED_FREELY = 2**30  # bytes that an .npz may hold, however well it was compressed
-_LONGEST_HEADER = 2**16  # bytes; numpy itself takes no header of more than 10,000
+_UNPACKED_LIMIT = 2**30  # bytes that an .npz may unpack to, whatever its compression
+_MAX_HEADER = 2**16  # bytes; numpy itself refuses headers of more than 10,000
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a compressed `.npz` aside and renames it, so that nobody sees half of it.
+    """Writes a compressed `.npz` to a temporary file and renames it, so that the file is never incomplete.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "wb") as file:
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    aside.replace(path)
+    temporary.replace(path)
 
 
 def read(path: str | Path, keys: Iterable[str], optional: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays named `keys`, and those of `optional` that are there; nothing is ever unpickled.
+    """Reads arrays of an `.npz`. Nothing is unpickled.
+
+    Args:
+      path: of the file.
+      keys: names of arrays.
+      optional: names of arrays that may be missing.
 
     Raises:
-      UserError: no such file, no readable `.npz`, one that would fill the memory, or a key is missing.
+      UserError: the file is missing, is not a readable `.npz`, would fill the memory, or lacks a key.
     """
     keys = tuple(keys)
     try:
         with open(path, "rb") as file:
             if file.read(6) == b"\x93NUMPY":
-                raise UserError(f"{path}: a single array, not an .npz of {', '.join(keys)}; write it with numpy.savez")
+                raise UserError(
+                    f"{path}: has a single array instead of an .npz with {', '.join(keys)}; write it with numpy.savez"
+                )
         with zipfile.ZipFile(path) as archive:
             check(path, archive, times=100)
         with np.load(path, allow_pickle=False) as arrays:
             missing = [key for key in keys if key not in arrays]
             if missing:
-                raise UserError(f"{path}: no array {missing[0]!r} (it holds: {', '.join(arrays)[:200]})")
+                raise UserError(f"{path}: no array {missing[0]!r} (it has: {', '.join(arrays)[:200]})")
             return {key: arrays[key] for key in (*keys, *(key for key in optional if key in arrays))}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; set data.path") from None
@@ -51,40 +58,44 @@ def read(path: str | Path, keys: Iterable[str], optional: Iterable[str] = ()) ->
         raise
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read as .npz ({reason}); make it anew") from None
+        raise UserError(f"{path}: cannot be read as .npz ({reason}); make it again") from None
 
 
 def check(path: str | Path, archive: zipfile.ZipFile, *, times: int) -> None:
-    """Compares what the arrays of an .npz declare with what is there, before memory is taken.
+    """Compares the declared sizes of the arrays of an .npz with the stored bytes, before memory is allocated.
 
     Args:
-      times: arrays of more than 1 GiB may be so many times as large as the file.
+      path: of the file, for messages.
+      archive: the open file.
+      times: limit on the unpacked size as a multiple of the file size, for arrays of more than 1 GiB.
 
     Raises:
-      UserError: Python objects, sizes that do not agree, or more bytes than that.
-      Exception: of any kind, for what is no .npz.
+      UserError: an array has Python objects, sizes do not agree, or the limit is exceeded.
+      Exception: of any kind, if the file is not an .npz.
     """
     total = 0
     for info in archive.infolist():
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others may take any memory
-            raise UserError(f"{path}: array {_short(info)} is packed as numpy never does; write it with numpy.savez")
+            raise UserError(
+                f"{path}: array {_short(info)} is packed in a way that numpy does not use; write it with numpy.savez"
+            )
         with archive.open(info) as member:
-            start = io.BytesIO(member.read(_LONGEST_HEADER))
+            start = io.BytesIO(member.read(_MAX_HEADER))
         version = np.lib.format.read_magic(start)
         if version not in ((1, 0), (2, 0)):
             raise UserError(f"{path}: array {_short(info)} has the unknown .npy version {version}")
         shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(start)
         stored = info.file_size - start.tell()
         if dtype.hasobject:
-            raise UserError(f"{path}: array {_short(info)} holds Python objects, not read: save plain numbers")
+            raise UserError(f"{path}: array {_short(info)} has Python objects, which are refused: save plain numbers")
         if math.prod(shape) * dtype.itemsize != stored or not dtype.itemsize and math.prod(shape):
             raise UserError(f"{path}: array {_short(info)} declares {list(shape)} {dtype} but stores {stored} bytes")
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
             raise UserError(f"{path}: array {_short(info)} declares more bytes than are stored; download it again")
         total += info.file_size
     # Stops a small file that unpacks to more than the memory.
-    if total > max(_UNPACKED_FREELY, times * Path(path).stat().st_size):
-        raise UserError(f"{path} would unpack to {total / 2**30:.1f} GiB, over {times} times its size: not read")
+    if total > max(_UNPACKED_LIMIT, times * Path(path).stat().st_size):
+        raise UserError(f"{path} would unpack to {total / 2**30:.1f} GiB, over {times} times its size: refused")
 
 
 def _short(info) -> str:
@@ -92,10 +103,17 @@ def _short(info) -> str:
 
 
 def labels(values: np.ndarray, *, what: str) -> np.ndarray:
-    """int32 `[n]` from whole numbers of any type, shaped `[n]` or `[n, 1]`.
+    """Converts labels to int32 `[n]`.
+
+    >>> labels(np.array([[0], [2]], np.uint8), what="y").tolist()
+    [0, 2]
+
+    Args:
+      values: integers of any dtype, `[n]` or `[n, 1]`.
+      what: name of the array, for messages.
 
     Raises:
-      UserError: other shapes or types, or negative labels; `what` says whose they are.
+      UserError: the shape or dtype is another, or a label is negative or too large.
     """
     if values.dtype.kind not in "iu" or values.shape not in ((len(values),), (len(values), 1)):
         raise UserError(f"{what}: labels must be whole numbers [n], not {values.dtype} {list(values.shape)}")
@@ -107,14 +125,17 @@ def labels(values: np.ndarray, *, what: str) -> np.ndarray:
 
 
 def rgb(images: np.ndarray, *, what: str) -> np.ndarray:
-    """Returns images as uint8 `[n, height, width, 3]`; gray gives equal channels.
+    """Converts images to uint8 `[n, height, width, 3]`; gray gives equal channels.
+
+    >>> rgb(np.array([[[0, 255]]], np.uint8), what="x").tolist()
+    [[[[0, 0, 0], [255, 255, 255]]]]
 
     Args:
       images: `[n, height, width]`, `[..., 1]` or `[..., 3]` of a dtype that `decoding.from_array` takes.
       what: the name of the array, for the message.
 
     Raises:
-      UserError: another shape, or values that have no known scale.
+      UserError: the shape is another, or the values have no known scale.
     """
     if images.ndim == 3:
         images = images[..., None]
@@ -124,7 +145,7 @@ def rgb(images: np.ndarray, *, what: str) -> np.ndarray:
             f"{list(images.shape)}"
         )
     if images.dtype != np.uint8:
-        from cdl_jax.data.readers import decoding  # imports Pillow, which uint8 arrays do without
+        from cdl_jax.data.readers import decoding  # imports Pillow, which uint8 arrays do not need
 
         try:
             scaled = decoding.from_array(images)

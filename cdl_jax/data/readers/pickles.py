@@ -1,7 +1,7 @@
-"""Reading pickles of strangers: plain containers, and what a reader allows by name; nothing else is resolved or called.
+"""Reads untrusted pickles: plain containers and the names that a reader allows; other names are refused.
 
-By Python's own unpickler in Python, with few of its instructions. The one in C would take memory for any place in its
-memo that a file names, and hash any key: a nest of tuples as a key takes for ever, or all of the stack.
+The reader is Python's own unpickler in Python, with few of its instructions. The one in C allocates memory for any memo
+index in the file. It also hashes any key: nested tuples as a key take unlimited time, or all of the stack.
 """
 
 import io
@@ -10,7 +10,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_MOST = 1_000_000  # instructions; CIFAR-100's training file has some 300 thousand, a state dict some 50 a tensor
+_MAX_INSTRUCTIONS = 1_000_000  # CIFAR-100's training file has about 300 thousand, a state dict about 50 per tensor
 
 _HANDLERS = {
     ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]
@@ -27,28 +27,24 @@ _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
 class _Instructions(dict):
-    """How each instruction is followed; counts them, for one byte may ask for a hundred bytes of memory."""
+    """Handlers of the instructions; counts lookups, because one byte can allocate a hundred bytes of memory."""
 
-    left = _MOST
+    left = _MAX_INSTRUCTIONS
 
     def __getitem__(self, code):
         self.left -= 1
         if self.left < 0:
-            raise pickle.UnpicklingError(f"more than {_MOST:,} pickle instructions")
+            raise pickle.UnpicklingError(f"more than {_MAX_INSTRUCTIONS:,} pickle instructions")
         if code not in self:
-            raise pickle.UnpicklingError(f"pickle instruction {_NAMES.get(code, code)} has no place in it")
+            raise pickle.UnpicklingError(f"pickle instruction {_NAMES.get(code, code)} is not allowed")
         return super().__getitem__(code)
 
 
 class _Plain(pickle._Unpickler):
     def __init__(self, content, find, persistent):
         super().__init__(io.BytesIO(content) if isinstance(content, bytes) else content, encoding="latin1")
-        self.dispatch = _Instructions(
-            {
-                **_HANDLERS,
-                **{ord(code): own for code, own in (("s", _Plain._item), ("u", _Plain._items), ("d", _Plain._dict))},
-            }
-        )
+        own_handlers = {ord("s"): _Plain._item, ord("u"): _Plain._items, ord("d"): _Plain._dict}
+        self.dispatch = _Instructions({**_HANDLERS, **own_handlers})
         self._find, self._persistent = find, persistent
 
     def find_class(self, module, name):
@@ -72,24 +68,27 @@ class _Plain(pickle._Unpickler):
     def _put(self, items):
         keys = items[::2]
         if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | bytes | int) for key in keys):
-            raise pickle.UnpicklingError("keys of a dict that are no text or number")
+            raise pickle.UnpicklingError("keys of a dict that are neither text nor integers")
         self.stack[-1].update(zip(keys, items[1::2], strict=True))
 
 
 def load(
-    content: bytes | io.BytesIO, allowed: Mapping[str, Any], refuse: Callable[[str], Exception], persistent=None
+    content: bytes | io.BytesIO,
+    allowed: Mapping[str, Any],
+    refuse: Callable[[str], Exception],
+    persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """What a pickle holds; the byte strings of Python 2 become text by latin1.
+    """Loads a pickle; byte strings of Python 2 become text by latin1.
 
     Args:
-      content: all of it, or what a pickle is read of, and left behind its end.
-      allowed: what stands for each `module.name` that the pickle may ask for. A pickle can call it with anything, and
-        can write attributes on it: what is made for one file should not be used for the next.
-      refuse: the exception for any other name.
-      persistent: gives the object for a persistent id, which may be anything too.
+      content: the pickle, or a file that is read up to the end of the pickle.
+      allowed: replacement for each `module.name` that the pickle may refer to. A pickle can call it with any arguments
+        and set attributes on it, so make new replacements for each file.
+      refuse: returns the exception for any other name.
+      persistent: returns the object of a persistent id, which may be any object.
 
     Raises:
-      Exception: of any kind, for what is no such pickle.
+      Exception: of any kind, if the pickle is damaged or refused.
     """
 
     def find(module, name):
@@ -97,7 +96,7 @@ def load(
             raise refuse(f"{module}.{name}")
         return allowed[f"{module}.{name}"]
 
-    def none(pid):
+    def refuse_persistent(pid):
         raise pickle.UnpicklingError("a persistent id")
 
-    return _Plain(content, find, persistent or none).load()
+    return _Plain(content, find, persistent or refuse_persistent).load()

@@ -36,12 +36,12 @@ def load(options: Mapping[str, Any]) -> Dataset:
     root = paths.resolve(options["path"], "data.path")
     if not root.is_dir() and not root.is_file():
         raise UserError(f"data.path={options['path']!r} is no folder and no tar archive")
-    left_out = image_files.LeftOut()
-    parts = layouts.find(root, left_out)
+    skipped = image_files.SkippedFiles()
+    parts = layouts.find(root, skipped)
     named = {name for classes in parts.values() for name, files in classes.items() if files}
     if root.is_dir() and named <= {"images"}:
         formats = ", ".join(image_files.EXTENSIONS)
-        raise UserError(f"{root}: no pictures ({formats}) of classes: it {layouts.described(root)}")
+        raise UserError(f"{root}: no pictures ({formats}) of classes: it {layouts.describe(root)}")
     known = parts.get("train", parts.get("", {}))
     tests = [name for name in ("test", "val") if name in parts]
     if "train" in parts and not tests:
@@ -51,15 +51,15 @@ def load(options: Mapping[str, Any]) -> Dataset:
         )
     if not known:
         raise UserError(f"{root}: no training images" + f"; it has only {' and '.join(tests)}" * bool(tests))
-    training = _without_empty(known, root, options["skip_empty_classes"], left_out)
+    training = _without_empty(known, root, options["skip_empty_classes"], skipped)
     if tests:
-        train, test = training, _of_known(parts[tests[0]], known, training, root, tests[0], left_out)
+        train, test = training, _of_known(parts[tests[0]], known, training, root, tests[0], skipped)
         if len(tests) > 1:
             line = f"{root}: test/ is the test set, and val/ is not used"
             logging.getLogger("cdl_jax").warning("%s", one_line(line))
     else:
         train, test = _split_by_seed(root, training, options["test_fraction"], options["split_seed"])
-    left_out.log(root)
+    skipped.log(root)
     name = root.resolve().name.removesuffix(".tar") if root.is_dir() or root.suffix == ".tar" else root.resolve().stem
     return Dataset(name, tuple(training), _split(train, training), _split(test, training))
 
@@ -69,7 +69,7 @@ def placeholder(options: Mapping[str, Any]) -> Dataset:
     return stream.placeholder("folder", 1000, 1_281_167, 50_000)
 
 
-def _without_empty(classes, root, skip, left_out):
+def _without_empty(classes, root, skip, skipped):
     """Returns the classes that have training images.
 
     Raises:
@@ -82,11 +82,11 @@ def _without_empty(classes, root, skip, left_out):
             "leave the classes out by --config.data.skip_empty_classes=true"
         )
     for name in empty:
-        left_out.add("classes without training images", name)
+        skipped.add("classes without training images", name)
     return {name: files for name, files in classes.items() if files}
 
 
-def _of_known(test, folders, training, root, part, left_out):
+def _of_known(test, folders, training, root, part, skipped):
     """Returns the test images of the classes that have training images.
 
     Raises:
@@ -99,7 +99,7 @@ def _of_known(test, folders, training, root, part, left_out):
             f"training images: {_some(unknown)}"
         )
     for name in test.keys() - training.keys():
-        left_out.add(f"{part} classes without training images", name)
+        skipped.add(f"{part} classes without training images", name)
     return {name: test.get(name, []) for name in training}
 
 

@@ -68,7 +68,7 @@ def _published(root, label_of_wnid, test, train_size):
         f"{wnid}/{name}"
         for wnid in sorted(label_of_wnid, key=label_of_wnid.get)
         if (root / wnid).is_dir()
-        for name in image_files.pictures(root / wnid)
+        for name in image_files.image_names(root / wnid)
     ]
     listed, found = set(test), set(present)
     train = [name for name in present if name not in listed]

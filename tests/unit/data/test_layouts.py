@@ -216,6 +216,6 @@ def test_an_unknown_layout_is_described(tmp_path):
     write(tmp_path, {"1.png": 1, "2.png": 2})
     (tmp_path / "readme.md").touch()
     message = refusal("folder", tmp_path)
-    assert "holds 0 folders, 2 images (1.png, 2.png), 1 other files (readme.md); expected train/<class>/" in message
+    assert "contains 0 folders, 2 images (1.png, 2.png), 1 other files (readme.md); expected train/<class>/" in message
     write(tmp_path / "up", {f"set/{part}/a/1.png": 1 for part in ("train", "val")})
     assert f"set data.path to {tmp_path / 'up' / 'set'}" in refusal("folder", tmp_path / "up")

@@ -124,7 +124,7 @@ def test_what_is_no_picture_of_a_class_is_left_out_and_the_later_of_two_counts(t
     path = tmp_path / "set.tar"
     path.write_bytes(content.getvalue()[:512] + packed(files))
     with caplog.at_level("INFO", logger="cdl_jax"):
-        found = tar_files.classes(path)
+        found = tar_files.images_by_class(path)
     assert {part: {name: [m.name for m in ms] for name, ms in named.items()} for part, named in found.items()} == {
         "": {"a": ["a/1.png", "a/2.png"]}
     }
@@ -144,7 +144,7 @@ def test_archives_that_are_cut_off_or_damaged_are_told(tmp_path):
     headers = [i for i in range(0, len(whole), 512) if whole[i + 257 : i + 262] == b"ustar"]
     for length, reason in (
         (headers[3] + 700, "is cut off"),
-        (headers[3], "no end of the archive"),
+        (headers[3], "the archive has no end mark"),
         (headers[3] + 100, ""),
     ):
         path.write_bytes(whole[:length])
@@ -167,7 +167,7 @@ def test_compressed_archives_are_refused(tmp_path, mode, program):
 
 
 def test_archives_without_classes_are_refused(tmp_path):
-    assert "2 outside of any: pack one folder a class" in refusal(
+    assert "2 outside of them: pack one folder per class" in refusal(
         write(tmp_path / "flat.tar", {"1.png": png(1), "2.png": png(2)})
     )
     assert "has train/ but neither test/ nor val/; add one" in refusal(write(tmp_path / "half.tar", TRAIN))

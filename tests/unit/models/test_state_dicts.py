@@ -220,7 +220,7 @@ def test_hostile_npz_is_refused(tmp_path):
 
 
 def test_npz_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz_files, "_UNPACKED_FREELY", 2**20)
+    monkeypatch.setattr(npz_files, "_UNPACKED_LIMIT", 2**20)
     np.savez_compressed(tmp_path / "bomb.npz", cls_token=np.zeros(2**24, np.float32))
     with pytest.raises(UserError, match="would unpack to 0.1 GiB"):
         read_state(tmp_path / "bomb.npz")
