@@ -1,164 +1,127 @@
-"""Tables in each format: raw numbers in CSV, escaped text in Markdown and LaTeX, for each kind of report."""
+"""Tables of runs, with every number computed by hand."""
 
-import csv
-import io
+import json
 import math
 
-import pytest
-
-from cdl_jax.report import __main__ as report
-from cdl_jax.report import grid, tables
-from cdl_jax.report.text import MISSING, Measured, latex, markdown
-from tests.unit.report import test_replication, test_sweep
-from tests.unit.report.test_grid import runs as grid_runs  # noqa: F401
-from tests.unit.report.test_report import config_with_seed, store
-
-FOREIGN = "50% of_a & #1 $x^{2}$ ~ \\ {b} <script> | [x]"
+from cdl_jax.report import tables
+from cdl_jax.report.groups import folder_names, read_groups
+from tests.support.stored_runs import config_with_seed, store, store_exchanging, store_of_method
 
 
-def read(path):
-    """Returns the rows of a CSV file as {column: text}."""
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+def table_of(runs):
+    return tables.table(read_groups(runs))
 
 
-def test_csv_has_raw_numbers_in_separate_columns(tmp_path, capsys):
+def store_distilled(folder, seed, teacher, student, **changes):
+    config = {**config_with_seed(seed), "distill": {"name": "kd", "alpha": 0.5}, "student": {"dim": 8}, **changes}
+    return store(folder, config, teacher=teacher, student=student)
+
+
+def store_without_teacher(folder, seed, last, **changes):
+    config = {**config_with_seed(seed), "distill": {"name": "none"}, "student": {"dim": 8}, **changes}
+    return store(folder, config, student=last)
+
+
+def test_runs_that_differ_only_in_the_seed_are_one_row_with_paired_differences(tmp_path):
     runs = [
         store(tmp_path / f"a{seed}", config_with_seed(seed), student=value) for seed, value in enumerate((60, 62, 67))
     ]
-    runs += [store(tmp_path / f"b{s}", config_with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0))]
-    assert report.main([*map(str, runs), "--out", str(tmp_path / "t.csv")]) == 0
-    first, second = read(tmp_path / "t.csv")
-    assert list(first)[:6] == ["run", "network", "seeds", "last_mean", "last_std", "last_n"]
-    assert (first["run"], first["network"], first["seeds"]) == ("learner.pool=30", "student", "3")
-    assert float(first["last_mean"]) == 63.0 and first["last_n"] == "3"
-    assert float(first["last_std"]) == pytest.approx(math.sqrt(13), abs=1e-12)  # not rounded
-    assert first["last, Δ vs. first run_mean"] == ""
-    assert float(second["last, Δ vs. first run_mean"]) == 2.5
-    assert float(second["last, Δ vs. first run_standard_error"]) == pytest.approx(1.5)
-    assert second["last, Δ vs. first run_n"] == "2"
-    assert report.main([str(runs[0]), f"--out={tmp_path / 'one.csv'}"]) == 0
-    (only,) = read(tmp_path / "one.csv")
-    assert (only["last_mean"], only["last_std"], only["last_n"]) == ("60.0", "", "1")
-    capsys.readouterr()
+    runs += [
+        store(tmp_path / f"b{s}", config_with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0), (7, 10.0))
+    ]
+    table = table_of(runs)
+    assert table[0][:5] == ["run", "network", "seeds", "last", "average_incremental"]
+    # Deviations from 63: -3, -1, 4; their squares sum up to 26, over n - 1 = 2.
+    assert table[1][:5] == ["learner.pool=30", "student", "3", f"63.00 ± {math.sqrt(13):.2f}", "63.00 ± 3.61"]
+    assert table[1][5:] == ["-", "-", "-"]
+    # Seeds 0 and 1 are paired: differences 1 and 4, mean 2.5, sample deviation 3 / sqrt 2, over sqrt 2.
+    assert table[2][:3] == ["learner.pool=10", "student", "3"]
+    assert table[2][-1] == "+2.50 ± 1.50"
+    assert len(table) == 3
 
 
-def test_csv_of_a_grid_holds_both_tables(grid_runs, tmp_path, capsys):  # noqa: F811
-    assert report.main(["grid", *map(str, grid_runs), "--out", str(tmp_path / "t.csv")]) == 0
-    rows = read(tmp_path / "t.csv")
-    assert {row["table"] for row in rows} == {"Accuracy after the last task", "All measures"}
-    (row,) = [row for row in rows if row["name"] == "kd"]
-    # Differences 3, 4, 2 to the learner alone: mean 3, standard error 1 / sqrt 3.
-    assert float(row["l2p_mean"]) == 55.0 and float(row["l2p_gain_mean"]) == 3.0 and row["l2p_gain_n"] == "3"
-    assert float(row["l2p_gain_standard_error"]) == pytest.approx(1 / math.sqrt(3))
-    assert float(row["l2p_gain_p"]) == pytest.approx(grid.p_value([3.0, 4.0, 2.0]), rel=1e-9)
-    (row,) = [row for row in rows if (row["learner"], row["scheme"]) == ("l2p", "kd")]
-    assert (row["seeds"], float(row["forgetting_max_mean"]), float(row["gain_mean"])) == ("3", 10.0, 3.0)
-    assert float(row["gap closed"]) == pytest.approx(3 / 29)
-    capsys.readouterr()
+def test_gap_closed_is_computed_over_paired_seeds(tmp_path):
+    runs = [store_without_teacher(tmp_path / f"a{s}", s, value) for s, value in ((0, 50.0), (1, 54.0), (5, 0.0))]
+    runs += [
+        store_distilled(tmp_path / f"k{s}", s, *values)
+        for s, values in enumerate([(70.0, 58.0), (74.0, 60.0), (9.0, 9.0)])
+    ]
+    table = table_of(runs)
+    # Seeds 0 and 1 are paired: (8 + 6) / (20 + 20).
+    assert table[0][-1] == "gap closed"
+    assert [(row[1], row[-1]) for row in table[1:]] == [("student", "-"), ("teacher", "-"), ("student", "35%")]
 
 
-def test_csv_of_a_sweep_has_columns_for_each_value(tmp_path, capsys):
-    runs = [test_sweep.store(tmp_path, f"kd_{a}", s, 50 + 10 * a + s, a) for a in (0.5, 0.25) for s in range(2)]
-    assert report.main(["sweep", "distill.alpha", *runs, "--out", str(tmp_path / "t.csv")]) == 0
-    (row,) = read(tmp_path / "t.csv")
-    assert {name: float(value) for name, value in row.items() if name != "distill.alpha"} == {
-        "0.25_mean": 53.0, "0.25_std": pytest.approx(math.sqrt(0.5)), "0.25_n": 2.0,
-        "0.5_mean": 55.5, "0.5_std": pytest.approx(math.sqrt(0.5)), "0.5_n": 2.0,
-    }  # fmt: skip
-    capsys.readouterr()
+def test_gap_closed_needs_a_comparable_student_and_a_better_teacher(tmp_path):
+    student = store_distilled(tmp_path / "k", 0, 70.0, 60.0)
+    strangers = [
+        store_without_teacher(tmp_path / "s", 0, 50.0, student={"dim": 16}),
+        store_without_teacher(tmp_path / "d", 0, 50.0, data={"name": "x"}),
+        store_without_teacher(tmp_path / "l", 0, 50.0, learner={"name": "coda"}),
+        store_without_teacher(tmp_path / "seed", 3, 50.0),
+        store_without_teacher(tmp_path / "optim", 0, 50.0, optim={"name": "sgd"}),
+        store_without_teacher(tmp_path / "epochs", 0, 50.0, train={"epochs": 1}),
+        store_without_teacher(tmp_path / "better", 0, 70.0, train={"batch_size": 1}),
+    ]
+    for stranger in strangers:
+        assert table_of([stranger, student])[0][-1] == "last, Δ vs. first run"
+    # The nearest in all other settings counts: not the one with another batch size.
+    table = table_of([*strangers, store_without_teacher(tmp_path / "a", 0, 50.0), student])
+    assert table[-1][-1] == "50%"
 
 
-def test_csv_and_latex_of_a_published_table(tmp_path, capsys):
-    finals = [(79, 6.0), (80, 8.0), (81, 10.0)]
-    runs = [test_replication.store(tmp_path / str(s), v, f, seed=s) for s, (v, f) in enumerate(finals)]
-    words = ["paper", "v4", *map(str, runs), "--out"]
-    assert report.main([*words, str(tmp_path / "t.csv")]) == report.main([*words, str(tmp_path / "t.tex")]) == 0
-    rows = [row for row in read(tmp_path / "t.csv") if row["settings"] == "reference=false"]
-    (row,) = rows
-    metric = next(iter(test_replication.TABLE.metrics))
-    assert float(row[metric]) == 79.64 and float(row[f"{metric} ours_mean"]) == 80.0
-    assert row[f"{metric} reproduced?"] == "yes"
-    assert float(row[f"{metric} reproduced?_difference"]) == pytest.approx(0.36)
-    text = (tmp_path / "t.tex").read_text()
-    assert r"80.00 $\pm$ 1.00 & yes (+0.36)" in text and "±" not in text
-    capsys.readouterr()
-
-
-def test_latex_is_escaped_and_has_as_many_cells_as_columns(tmp_path, capsys):
-    rows = [["run", "note"], [FOREIGN, Measured("-1.50 ± 0.25", {"mean": -1.5})], ["[a]", "-"]]
-    text = latex([("T", rows, "100 %")])
-    assert (
-        r"50\% of\_a \& \#1 \$x\textasciicircum{}\{2\}\$ \textasciitilde{} \textbackslash{} \{b\} "
-        r"\textless{}script\textgreater{} \textbar{} {[}x{]} & $-$1.50 $\pm$ 0.25 \\"
-    ) in text.splitlines()
-    assert r"{[}a{]} & - \\" in text.splitlines()  # "[" after a row's end would be an option
-    assert r"\caption{T. 100 \%}" in text and r"\begin{tabular}{ll}" in text
-    assert text.count("{") == text.count("}")
-    run = store(tmp_path / "a", config_with_seed(0), student=50.0)
-    assert report.main([str(run), "--out", str(tmp_path / "t.tex")]) == 0
-    text = (tmp_path / "t.tex").read_text()
-    assert r"run & network & seeds & last & average\_incremental" in text
-    assert text.startswith("\\begin{table}\n\\centering\n\\caption{Runs}\n\\begin{tabular}{lrrrrrrr}\n\\hline\n")
-    capsys.readouterr()
-
-
-def test_markdown_is_escaped():
-    text = markdown([("T", [["run", "n"], [FOREIGN, "1"], ["a\nb \udcff `c` a_b _d_ p < 0.1 &amp; &", "2"]], "")])
-    assert text.splitlines() == [
-        "## T", "", "| run | n |", "|---|---|",
-        r"| 50% of_a & #1 \$x^{2}\$ \~ \\ {b} &lt;script> \| \[x\] | 1 |",
-        r"| a\\nb \\udcff \`c\` a_b \_d\_ p < 0.1 &amp;amp; & | 2 |",
+def test_one_run_has_no_standard_deviation_and_each_network_has_a_row(tmp_path):
+    table = table_of([store(tmp_path / "a", config_with_seed(0), teacher=70.0, student=50.0)])
+    assert [row[:4] for row in table[1:]] == [["all", "teacher", "1", "70.00"], ["all", "student", "1", "50.00"]]
+    other = store(tmp_path / "b", config_with_seed(0, pool=10), student=49.0)
+    table = table_of([tmp_path / "a", other])
+    assert [(row[0], row[1], row[-1]) for row in table[1:]] == [
+        ("learner.pool=30", "teacher", "-"), ("learner.pool=30", "student", "-"),
+        ("learner.pool=10", "student", "-1.00"),
     ]  # fmt: skip
 
 
-def test_special_characters_in_names_are_escaped_in_each_format(tmp_path, capsys):
-    name = FOREIGN.replace("/", "") + ' \n"q",'
-    runs = [store(tmp_path / each, config_with_seed(0, pool=len(each)), student=50.0) for each in (name, "plain")]
-    assert report.main([*map(str, runs), "--label-by-folder"]) == 0
-    assert len([line for line in capsys.readouterr().out.splitlines() if "<script>" in line and "50.00" in line]) == 1
-    for ending, shown in {
-        "md": r"\$x^{2}\$ \~ \\ {b} &lt;script> \| \[x\] \\n",
-        "html": "$x^{2}$ ~ \\ {b} &lt;script&gt; | [x]",
-        "tex": r"\textless{}script\textgreater{} \textbar{} {[}x{]} \textbackslash{}n\textquotedbl{}q",
-    }.items():
-        assert report.main([*map(str, runs), "--label-by-folder", "--out", str(tmp_path / f"t.{ending}")]) == 0
-        text = (tmp_path / f"t.{ending}").read_text(encoding="utf-8")
-        assert text.count(shown) == 1, text
-        assert ending != "html" or "<script>" not in text
-    assert report.main([*map(str, runs), "--label-by-folder", "--out", str(tmp_path / "t.csv")]) == 0
-    assert [row["run"] for row in read(tmp_path / "t.csv")] == [name, "plain"]
-    capsys.readouterr()
+def test_the_table_counts_unfinished_runs(tmp_path):
+    runs = [store(tmp_path / str(seed), config_with_seed(seed), student=50.0 + seed) for seed in range(3)]
+    content = json.loads((runs[1] / "results.json").read_text())
+    (runs[1] / "results.json").write_text(json.dumps({**content, "status": "running"}))
+    assert table_of(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.00"]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--out", "t.xlsx"], "--out t.xlsx must end in .md, .html, .htm, .csv or .tex"),
-        (["--out", "t"], "--out t must end in"),
-        (["--plot", "t.png"], "--plot t.png must end in .svg"),
-        (["--plot-traffic=t.pdf"], "--plot-traffic t.pdf must end in .svg"),
-        (["--update-page", "t.csv"], "--update-page t.csv must end in .md, .html or .htm"),
-        (["--outt", "t.csv"], "unknown option --outt"),
-        (["--out", "a.md", "--out=b.md"], "--out is repeated"),
-        (["--out"], "--out needs a value"),
-    ],
-)
-def test_wrong_options_are_one_line_errors_before_anything_is_read(words, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert report.main(["absent", *words]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and message in err
-    assert list(tmp_path.iterdir()) == []
+def test_headlines_compare_networks_with_different_names(tmp_path):
+    runs = [
+        store_of_method(tmp_path / f"a{s}", s, "supervised", ["network"], network=v) for s, v in enumerate((60.0, 64.0))
+    ]
+    peers = [(0, 61.0, 63.0, 70.0), (1, 67.0, 71.0, 80.0), (2, 1.0, 2.0, 3.0)]
+    runs += [
+        store_of_method(tmp_path / f"b{s}", s, "dml", ["peer_0", "peer_1"], a + 5, peer_0=a, peer_1=b, ensemble=e)
+        for s, a, b, e in peers[:2]
+    ]
+    table = tables.headlines(read_groups(runs))
+    assert table[0] == [
+        "run",
+        "network",
+        "seeds",
+        "last",
+        "Δ vs. first run",
+        "best epoch",
+        "ensemble",
+        "diversity",
+    ]
+    assert table[1] == ["method=supervised", "network", "2", "62.00 ± 2.83", "-", "-", "-", "-"]
+    # Means of the two networks: 62 and 69; differences 2 and 5, mean 3.5, sample deviation 3 / sqrt 2, over sqrt 2.
+    means = ["65.50 ± 4.95", "+3.50 ± 1.50", "69.00 ± 4.24", "75.00 ± 7.07", "0.690 ± 0.042"]
+    assert table[2] == ["method=dml", "mean of 2", "2", *means]
+    unpaired = store_of_method(tmp_path / "c", 2, "dml", ["peer_0", "peer_1"], peer_0=1.0, peer_1=2.0, ensemble=3.0)
+    assert tables.headlines(read_groups([*runs, unpaired]))[2][2:5] == ["3", "44.17 ± 37.12", "+3.50 ± 1.50"]
 
 
-def test_endings_may_be_in_capitals(tmp_path, capsys):
-    run = store(tmp_path / "a", config_with_seed(0), student=50.0)
-    assert report.main([str(run), "--out", str(tmp_path / "T.CSV")]) == 0
-    assert read(tmp_path / "T.CSV")[0]["last_mean"] == "50.0"
-    capsys.readouterr()
-
-
-def test_a_cell_is_text_with_numbers():
-    cell = tables.format_mean_std([1.0, 3.0])
-    assert cell == "2.00 ± 1.41" and cell.numbers == {"mean": 2.0, "std": pytest.approx(math.sqrt(2)), "n": 2}
-    assert tables.format_mean_std([]) == MISSING
+def test_heads_and_exchanged_megabytes_are_columns(tmp_path):
+    runs = [store_exchanging(tmp_path / "often", seed, 12.5, (60.0 + 4 * seed, 62.0)) for seed in (0, 1)]
+    runs.append(store_exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2))
+    groups = read_groups(runs)  # class orders and teachers that belong to a seed do not separate runs
+    table = tables.headlines(groups, folder_names(groups))
+    assert table[0][5:] == ["ST head", "ST - CL", "both heads", "MB"]
+    mean = ["62.00 ± 1.41", "-", "52.00 ± 1.41", "-10.00 ± 0.00", "66.00 ± 1.41", "12.5"]
+    assert table[1] == ["often", "mean of 2", "2", *mean]
+    assert table[2] == ["never", "mean of 2", "1", "50.50", "-10.50", "40.50", "-10.00", "54.50", "-"]

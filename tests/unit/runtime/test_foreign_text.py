@@ -17,7 +17,7 @@ from cdl_jax.report import __main__ as report
 from cdl_jax.report import plots, run_page
 from cdl_jax.runtime import console, files
 from cdl_jax.runtime.event_files import JsonLines
-from tests.unit.report.test_report import CONFIG, LINES, config_with_seed, results, store
+from tests.support.stored_runs import CONFIG, LINES, config_with_seed, results, store
 
 ROOT = Path(__file__).parents[3]
 # Unclosed and closed formulas, tags, comments, line breaks, quotes, formats, bytes that are not UTF-8, Markdown, globs.
