@@ -154,7 +154,7 @@ def begin(method, variables, arrays, place, task):
             kind, layer = leaf.rsplit("_", 1)
             torch = {"prompts": "e_p", "keys": "e_k", "attention": "e_a"}[kind]
             normal[leaf] = jnp.asarray(arrays[f"{where}{name}/prompt.{torch}_{layer}"])
-        new[name] = {**variables[name], "prompts": coda.reinit_rows(old, normal, task * pool.per_task)}
+        new[name] = {**variables[name], "prompts": coda.reinit_rows(old, normal, task * pool.rows_per_task)}
     return new
 
 

@@ -1,32 +1,42 @@
-"""APT, additive prompt tuning (Chen et al., ICCV 2025), as CDL's program has it.
+"""APT, additive prompt tuning (Chen et al., ICCV 2025), as CDL's program computes it.
 
-In every block one vector is added to the class token's key and one to its value. All tasks train the same vectors; what
-is evaluated is their moving average over the ends of the tasks. The head compares the normalised class token with
-class vectors of length 1.
+In every block one vector is added to the key of the class token and one to its value. All tasks train the same vectors.
+Evaluation uses their moving average over the ends of the tasks. The head compares the normalized class token with class
+vectors of length 1.
 """
 
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
+from cdl_jax.losses import Context
 from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts.base import Pool, Selection
+from cdl_jax.models.prompts.base import Pool, Selection, Variables
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
-    "ema": 0.7,  # share of the old average at the end of a task; the first task's prompt is taken as it is
-    # What a teacher that has learnt the task teaches with: "live", its trained prompt, or "merged", the average over
-    # *earlier* tasks, all zeros in the first: the published program, which merges after the student's training.
+    "ema": 0.7,  # weight of the old average at the end of a task; the first task's prompt becomes the first average
+    # Prompts with which a teacher teaches the task that it has learned: "live", its trained prompt, or "merged", the
+    # average over *earlier* tasks, zeros in the first task. The published program merges after the student's training.
     "teacher_prompts": "live",
 }
 
 
 class APT(Pool):
-    """Parameter `prompts` `[2 depth, dim]`: row 2l is for the keys, row 2l + 1 for the values of block l; N(0, 0.02).
+    """Additive prompts of all blocks.
 
-    State `merged`, the average, of the same shape.
+    The parameter `prompts` `[2 depth, dim]` starts from N(0, 0.02^2). Row 2l is added to the key of block l, row
+    2l + 1 to its value. The state `merged`, of the same shape, is the moving average.
+
+    Attributes:
+      ema: weight of the old average at the end of a task.
+      teacher_prompts: "live" or "merged", see `OPTIONS`.
+      dim: width of the backbone.
+      depth: number of blocks.
     """
 
     uses_query: ClassVar[bool] = False
@@ -42,40 +52,40 @@ class APT(Pool):
         return heads.NormalizedHead(num_classes)
 
     @nn.compact
-    def __call__(self, query, context, train: bool) -> Selection:
-        """All pictures get the same prompt: `query` and `context` are unused."""
+    def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
+        """Returns the same prompts for all images: the trained ones in training, else their average."""
         del query, context
         shape = (2 * self.depth, self.dim)
-        live = self.param("prompts", nn.initializers.normal(0.02), shape)
+        trained = self.param("prompts", nn.initializers.normal(0.02), shape)
         merged = self.variable("state", "merged", jnp.zeros, shape).value
-        rows = live if train else merged
+        rows = trained if train else merged
         prompts = {layer: Prompt(additive=(rows[2 * layer], rows[2 * layer + 1])) for layer in range(self.depth)}
         return Selection(prompts, jnp.zeros(()), {})
 
     @nn.nowrap
-    def end_task(self, variables, context):
-        """Merges the prompt into the average; it goes on itself unchanged."""
-        live, merged = variables["params"]["prompts"], variables["state"]["merged"]
-        average = self.ema * merged + (1 - self.ema) * live
-        return {**variables, "state": {"merged": jnp.where(context.task == 0, live, average)}}
+    def end_task(self, variables: Variables, context: Context) -> Variables:
+        """Merges the trained prompts into the average; the trained prompts are unchanged."""
+        trained, merged = variables["params"]["prompts"], variables["state"]["merged"]
+        average = self.ema * merged + (1 - self.ema) * trained
+        return {**variables, "state": {"merged": jnp.where(context.task == 0, trained, average)}}
 
     @nn.nowrap
-    def teacher_variables(self, variables):
-        """With `teacher_prompts="live"` the trained prompt in place of the average."""
+    def teacher_variables(self, variables: Variables) -> Variables:
+        """Returns the variables for teaching: with `teacher_prompts="live"` the trained prompts replace the average."""
         if self.teacher_prompts == "merged":
             return variables
         return {**variables, "state": {"merged": variables["params"]["prompts"]}}
 
 
-def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> APT:
-    """The prompt for a backbone of width `dim` and `depth` blocks.
+def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> APT:
+    """Returns the prompts for a backbone of width `dim` with `depth` blocks.
 
     Raises:
-      UserError: a value out of range.
+      UserError: an option is out of range.
     """
     del key_dim, num_tasks
     if not 0 <= options.ema < 1:
         raise UserError(f"learner.ema={options.ema} must lie in [0, 1)")
     if options.teacher_prompts not in ("live", "merged"):
         raise UserError(f"learner.teacher_prompts={options.teacher_prompts!r}: use 'live' or 'merged'")
-    return APT(options.ema, options.teacher_prompts, dim, depth)
+    return APT(ema=options.ema, teacher_prompts=options.teacher_prompts, dim=dim, depth=depth)

@@ -1,8 +1,8 @@
 """CODA-Prompt (Smith et al., CVPR 2023) in the prefix form of its own and of CDL's program.
 
-A picture's prompt is a weighted sum of components; each task brings its share of them. A component's weight is the
-cosine between its key and the query times its attention vector. Components of earlier tasks are constants in training,
-and those of later tasks are unused. New ones start orthogonal to all before them.
+The prompt of an image is a weighted sum of components. Each task adds its share of them. The weight of a component is
+the cosine between its key and the product of the query with its attention vector. In training, components of earlier
+tasks are constants, and components of future tasks are unused. New components start orthogonal to all earlier ones.
 """
 
 import math
@@ -10,9 +10,19 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts.base import Pool, Selection, check_layers, check_length, l2_normalize, split_kv
+from cdl_jax.losses import Context
+from cdl_jax.models.prompts.base import (
+    Pool,
+    Selection,
+    Variables,
+    check_layers,
+    check_length,
+    l2_normalize,
+    split_kv,
+)
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -24,141 +34,210 @@ OPTIONS = {
 
 
 class CODA(Pool):
-    """Components of all tasks.
+    """Prompt components of all tasks.
 
-    Parameters, for each layer l: `prompts_l` `[pool, length, dim]`, `keys_l` and `attention_l` `[pool, key_dim]`; rows
-    of tasks to come are zero.
+    Parameters of each layer l: `prompts_l` `[pool_size, length, dim]`, `keys_l` and `attention_l`
+    `[pool_size, key_dim]`. Rows of future tasks are zero.
+
+    Attributes:
+      pool_size: components of each layer, over all tasks.
+      length: vectors of a component, keys and values half each.
+      ortho: weight of the loss that keeps components orthogonal.
+      layers: number of prompted blocks, from block 0 on.
+      rows_per_task: components that each task adds.
+      dim: width of the backbone.
+      key_dim: width of queries and keys.
     """
 
-    pool: int
+    pool_size: int
     length: int
     ortho: float
     layers: int
-    per_task: int
+    rows_per_task: int
     dim: int
     key_dim: int
 
     @nn.compact
-    def __call__(self, query, context, train: bool) -> Selection:
-        """query `[batch, key_dim]`, a constant of the frozen query network."""
+    def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
+        """Computes the prompts of each image, see `Pool`."""
         prompts, selected, loss = {}, {}, jnp.zeros(())
-        first, end = context.task * self.per_task, (context.task + 1) * self.per_task
+        start, end = context.task * self.rows_per_task, (context.task + 1) * self.rows_per_task
         for layer in range(self.layers):
-            pools = component_pools(self, layer, self.pool, self.per_task, self.length, self.dim, self.key_dim)
-            pools = [active_rows(rows, first, end, train) for rows in pools]
+            pools = component_pools(
+                self, layer, self.pool_size, self.rows_per_task, self.length, self.dim, self.key_dim
+            )
+            pools = [active_rows(rows, start, end, train) for rows in pools]
             prompts[layer] = Prompt(prefix=split_kv(weighted_sum(query, *pools)))
             selected[f"layer_{layer}"] = jnp.abs(component_weights(query, *pools[1:]))
             if train and self.ortho:
-                loss += self.ortho * sum(_far_from_orthogonal(rows, end) for rows in pools)
+                loss += self.ortho * sum(_orthogonality_loss(rows, end) for rows in pools)
         return Selection(prompts, loss, selected)
 
     @nn.nowrap
-    def start_task(self, variables, context, key):
-        """New rows of the task; those of the first task are drawn with the parameters."""
-        return {**variables, "params": start_task(variables["params"], self.per_task, context.task, key)}
+    def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
+        """Initializes the rows of the task. Those of the first task are initialized with the parameters."""
+        return {**variables, "params": start_task(variables["params"], self.rows_per_task, context.task, key)}
 
 
-def component_pools(module, layer: int, pool: int, per_task: int, length: int, dim: int, key_dim: int):
-    """Parameters `prompts_<layer>`, `keys_<layer>` and `attention_<layer>` of `module`, ready for the first task."""
+def component_pools(
+    module: nn.Module, layer: int, pool_size: int, rows_per_task: int, length: int, dim: int, key_dim: int
+) -> list[jax.Array]:
+    """Declares the parameters of one layer in `module`, with the rows of the first task initialized.
 
-    def first_rows(key, shape):
+    Returns:
+      `prompts_<layer>` `[pool_size, length, dim]`, `keys_<layer>` and `attention_<layer>` `[pool_size, key_dim]`.
+    """
+
+    def init_rows(key, shape):
         width = math.prod(shape[1:])
-        return orthogonal_rows(jnp.zeros(shape), jax.random.normal(key, (per_task, width)), 0)
+        return orthogonal_rows(jnp.zeros(shape), jax.random.normal(key, (rows_per_task, width)), 0)
 
-    shapes = {"prompts": (pool, length, dim), "keys": (pool, key_dim), "attention": (pool, key_dim)}
-    return [module.param(f"{name}_{layer}", first_rows, shape) for name, shape in shapes.items()]
+    shapes = {"prompts": (pool_size, length, dim), "keys": (pool_size, key_dim), "attention": (pool_size, key_dim)}
+    return [module.param(f"{name}_{layer}", init_rows, shape) for name, shape in shapes.items()]
 
 
-def start_task(params, per_task: int, task, key):
-    """The pools `params` with new rows for `task` (int32); unchanged at the first, for which they were drawn ready."""
+def start_task(params: Variables, rows_per_task: int, task: jax.Array, key: jax.Array) -> Variables:
+    """Returns the pools with the rows of `task` initialized.
+
+    Args:
+      params: name -> pool `[pool_size, ...]`.
+      rows_per_task: components that each task adds.
+      task: int32, index of the task. Task 0 changes nothing: its rows are initialized with the parameters.
+      key: of the random numbers.
+    """
     keys = jax.random.split(key, len(params))
     normal = {
-        name: jax.random.normal(k, (per_task, params[name][0].size))
+        name: jax.random.normal(k, (rows_per_task, params[name][0].size))
         for k, name in zip(keys, sorted(params), strict=True)
     }
-    renewed = reinit_rows(params, normal, task * per_task)
-    return jax.tree.map(lambda new, old: jnp.where(task > 0, new, old), renewed, params)
+    new_params = reinit_rows(params, normal, task * rows_per_task)
+    return jax.tree.map(lambda new, old: jnp.where(task > 0, new, old), new_params, params)
 
 
-def reinit_rows(params, normal, first):
-    """Each of the pools `params` with rows from `first` on made of `normal`, name -> `[count, width]`."""
-    return {name: orthogonal_rows(rows, normal[name], first) for name, rows in params.items()}
+def reinit_rows(params: Variables, normal: Variables, start: jax.Array) -> dict[str, jax.Array]:
+    """Initializes the rows of each pool from `start` on (see `orthogonal_rows`).
+
+    Args:
+      params: name -> pool `[pool_size, ...]`.
+      normal: name -> random numbers `[count, width]`.
+      start: int32, index of the first new row.
+    """
+    return {name: orthogonal_rows(rows, normal[name], start) for name, rows in params.items()}
 
 
-def active_rows(rows, first, end, train: bool):
-    """`rows` `[pool, ...]` with zeros from row `end` on, and constant ahead of row `first` in training."""
+def active_rows(rows: jax.Array, start: jax.Array, end: jax.Array, train: bool) -> jax.Array:
+    """Returns the rows of a pool that the current task uses.
+
+    Args:
+      rows: `[pool_size, ...]`.
+      start: int32, first row of the current task. In training earlier rows are constants.
+      end: int32, first row of the next task. Rows from there on become zero.
+      train: whether this is a training step.
+
+    >>> active_rows(jnp.array([1.0, 2.0, 3.0]), 1, 2, False).tolist()
+    [1.0, 2.0, 0.0]
+    >>> jax.grad(lambda rows: active_rows(rows, 1, 2, True).sum())(jnp.ones(3)).tolist()
+    [0.0, 1.0, 0.0]
+    """
     index = jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
     rows = jnp.where(index < end, rows, 0)
-    return jnp.where(index < first, jax.lax.stop_gradient(rows), rows) if train else rows
+    return jnp.where(index < start, jax.lax.stop_gradient(rows), rows) if train else rows
 
 
-def weighted_sum(query, prompts, keys, attention):
-    """`sum_k cos(q_b * A_k, K_k) P_k`, `[batch, length, dim]`, of components P with keys K and attention vectors A."""
+def weighted_sum(query: jax.Array, prompts: jax.Array, keys: jax.Array, attention: jax.Array) -> jax.Array:
+    """Computes `sum_k cos(q_b * A_k, K_k) P_k` of components P with keys K and attention vectors A.
+
+    Args:
+      query: q, `[batch, key_dim]`.
+      prompts: P, `[pool_size, length, dim]`.
+      keys: K, `[pool_size, key_dim]`.
+      attention: A, `[pool_size, key_dim]`.
+
+    Returns:
+      `[batch, length, dim]`.
+    """
     return jnp.einsum("bk,kld->bld", component_weights(query, keys, attention), prompts)
 
 
-def component_weights(query, keys, attention):
-    """`cos(q_b * A_k, K_k)`, `[batch, pool]`; 0 for rows of zeros."""
+def component_weights(query: jax.Array, keys: jax.Array, attention: jax.Array) -> jax.Array:
+    """Computes `cos(q_b * A_k, K_k)`, `[batch, pool_size]`; 0 for rows of zeros. Arguments as in `weighted_sum`."""
     return jnp.einsum("bkd,kd->bk", l2_normalize(query[:, None] * attention), l2_normalize(keys))
 
 
-def orthogonal_rows(rows, normal, first):
-    """`rows` `[pool, ...]` with Gram-Schmidt's rows from `first` on: unit vectors orthogonal to the rows before them.
+def orthogonal_rows(rows: jax.Array, normal: jax.Array, start: jax.Array) -> jax.Array:
+    """Replaces the rows from `start` on by unit vectors orthogonal to the rows before them (Gram-Schmidt).
 
-    u_k = v_k - sum_{j<k} (v_k . u_j / u_j . u_j) u_j, over all earlier rows as they are; then |u_k| = 1. Rows that
-    training has made dependent on one another leave the new ones not quite orthogonal to them.
+    `u_k = v_k - sum_{j<k} (v_k . u_j / u_j . u_j) u_j` over all earlier rows as they are; then `|u_k| = 1`. If training
+    has made earlier rows dependent on one another, the new rows are not quite orthogonal to them.
 
     Args:
-      rows: rows ahead of `first` are kept.
+      rows: `[pool_size, ...]`. Rows before `start` are unchanged.
       normal: the v_k, `[count, width]` from N(0, 1).
-      first: int, may be traced. Rows from `first + count` on become zero.
+      start: int32, may be traced. Rows from `start + count` on become zero.
+
+    >>> print(orthogonal_rows(jnp.array([[2.0, 0.0], [0.0, 0.0]]), jnp.array([[3.0, -4.0]]), 1))
+    [[ 2.  0.]
+     [ 0. -1.]]
     """
     flat = rows.reshape(len(rows), -1)
     index = jnp.arange(len(flat))[:, None]
 
-    def add(k, flat):
-        earlier = jnp.where(index < first + k, flat, 0)
+    def add_row(k, flat):
+        earlier = jnp.where(index < start + k, flat, 0)
         squares = (earlier**2).sum(axis=1)
-        along = jnp.dot(earlier, normal[k], precision="highest") / jnp.where(squares > 0, squares, 1)
-        return flat.at[first + k].set(normal[k] - jnp.dot(along, earlier, precision="highest"))
+        coefficients = jnp.dot(earlier, normal[k], precision="highest") / jnp.where(squares > 0, squares, 1)
+        return flat.at[start + k].set(normal[k] - jnp.dot(coefficients, earlier, precision="highest"))
 
-    flat = jax.lax.fori_loop(0, len(normal), add, flat)
-    new = jnp.where(index < first + len(normal), l2_normalize(flat), 0)
-    return jnp.where(index < first, flat, new).reshape(rows.shape)
+    flat = jax.lax.fori_loop(0, len(normal), add_row, flat)
+    new = jnp.where(index < start + len(normal), l2_normalize(flat), 0)
+    return jnp.where(index < start, flat, new).reshape(rows.shape)
 
 
-def rows_per_task(pool: int, num_tasks: int, width: int, option: str) -> int:
-    """A task's share of a pool.
+def rows_per_task(pool_size: int, num_tasks: int, width: int, option: str) -> int:
+    """Returns a task's share of the rows of a pool.
 
     Args:
-      width: the least number of entries of a row that is made orthogonal to the others.
+      pool_size: rows of the pool.
+      num_tasks: tasks of the stream.
+      width: the smallest number of entries of a row that is made orthogonal to the others.
+      option: config key of `pool_size`, for messages.
 
     Raises:
-      UserError: a pool that is too small for the tasks, or too large for orthogonal rows.
+      UserError: the pool is too small for the tasks, or too large for orthogonal rows.
     """
-    if pool < num_tasks:
-        raise UserError(f"{option}={pool} is too small for {num_tasks} tasks: choose at least one row a task")
-    if pool > width:
-        raise UserError(f"{option}={pool} is above {width}, the width of its rows: no more can be orthogonal")
-    return pool // num_tasks
+    if pool_size < num_tasks:
+        raise UserError(f"{option}={pool_size} is too small for {num_tasks} tasks: choose at least one row a task")
+    if pool_size > width:
+        raise UserError(
+            f"{option}={pool_size} is above {width}, the width of its rows: at most {width} rows can be orthogonal"
+        )
+    return pool_size // num_tasks
 
 
-def _far_from_orthogonal(rows, end):
-    """Mean of `(Z Z^T - 1)^2` over the entries of the first `end` rows Z; the rows after them are zero."""
+def _orthogonality_loss(rows, end):
+    """Computes the mean of `(Z Z^T - 1)^2` over the entries of the first `end` rows Z; later rows are zero."""
     flat = rows.reshape(len(rows), -1)
     diagonal = jnp.diag((jnp.arange(len(flat)) < end).astype(flat.dtype))
     return ((flat @ flat.T - diagonal) ** 2).sum() / end**2
 
 
-def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> CODA:
-    """The components for a backbone of width `dim` and `depth` blocks, asked with queries of width `key_dim`.
+def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> CODA:
+    """Returns the components for a backbone of width `dim` with `depth` blocks and queries of width `key_dim`.
 
     Raises:
-      UserError: sizes that do not fit together.
+      UserError: options are out of range or do not fit together.
     """
     check_length(options.length, "learner.length")
     check_layers(options.layers, depth, "learner.layers")
-    per_task = rows_per_task(options.pool, num_tasks, min(key_dim, options.length * dim), "learner.pool")
+    task_rows = rows_per_task(options.pool, num_tasks, min(key_dim, options.length * dim), "learner.pool")
     if options.pool % num_tasks:
-        raise UserError(f"learner.pool={options.pool} is no multiple of the {num_tasks} tasks that share it")
-    return CODA(options.pool, options.length, options.ortho, options.layers, per_task, dim, key_dim)
+        raise UserError(f"learner.pool={options.pool} is not a multiple of the {num_tasks} tasks that share it")
+    return CODA(
+        pool_size=options.pool,
+        length=options.length,
+        ortho=options.ortho,
+        layers=options.layers,
+        rows_per_task=task_rows,
+        dim=dim,
+        key_dim=key_dim,
+    )

@@ -1,23 +1,26 @@
 """DualPrompt (Wang et al., ECCV 2022) as CODA-Prompt's and CDL's programs have it, or as its authors have it.
 
-The first blocks get a general prompt that all pictures share; the next ones an expert prompt of the task. In training a
-task's pictures take the task's own row; at test time a picture takes the row whose key is nearest to its query, out of
-the whole pool, rows of tasks to come included.
+The first blocks have a general prompt, the same for all images. The next blocks have an expert prompt of the task. In
+training the images of a task get the row of the task. At test time an image gets the row whose key has the largest
+cosine with its query, from the full pool, rows of future tasks included.
 
-The authors' program (github.com/google-research/l2p) differs in what `OFFICIAL` sets: one set of keys for all layers, a
-task that begins with the prompts of the task before, the same choice for a whole test batch, longer prefixes, and
-prompts, keys and head that start at or near zero.
+`OFFICIAL` sets what differs in the authors' program (github.com/google-research/l2p). All layers share one set of keys.
+A task starts with the prompts of the task before. All images of a test batch get the same prompt. Prefixes are longer.
+Prompts, keys and head start at or near zero.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
+from cdl_jax.losses import Context
 from cdl_jax.models.modules import heads
 from cdl_jax.models.prompts.base import (
     Pool,
     Selection,
+    Variables,
     batchwise_top_k,
     check_choice,
     check_layers,
@@ -33,15 +36,15 @@ OPTIONS = {
     "general_length": 6,
     "general_layers": 2,  # blocks 0 and 1
     "expert_layers": 3,  # the blocks after those: 2, 3 and 4
-    # "mean": 1 - cosine of query and the task's key, over the batch. "similarity": the same less its constant, minus
-    # the cosine. "legacy_sum": the sum over the batch of the programs before January 2025.
+    # Loss of the task's key. "mean": 1 - cosine of query and key, mean over the batch. "similarity": minus the cosine,
+    # the same without its constant. "legacy_sum": the sum over the batch, as in the programs before January 2025.
     "pull": "mean",
-    "full_length": False,  # a prompt has as many keys as its length says and as many values, in place of half each
-    "batchwise": False,  # a test batch takes the row that most of its pictures chose: results depend on eval.batch_size
-    "shared_keys": False,  # one set of keys, hence one choice and one pull, for all layers of expert prompts
-    "inherit": False,  # a task's expert prompts begin as those of the task before, not as they were drawn
+    "full_length": False,  # a prompt has `length` keys and `length` values instead of half each
+    "batchwise": False,  # all images of a test batch get the row that most select: results depend on eval.batch_size
+    "shared_keys": False,  # all layers of expert prompts share one set of keys, hence one selection and one key loss
+    "inherit": False,  # a task's expert prompts start as copies of those of the task before
     "init_scale": 1.0,  # prompts and keys start from U[0, init_scale)
-    "head_init": "torch",  # U(+-1/sqrt(dim)), as torch draws a linear layer; or "zeros"
+    "head_init": "torch",  # U(+-1/sqrt(dim)), as torch initializes a linear layer; or "zeros"
 }
 
 # The authors' configs/cifar100_dualprompt.py and models/prompt.py. For ImageNet-R: length 20, batchwise False.
@@ -63,19 +66,33 @@ OFFICIAL = {
 class DualPrompt(Pool):
     """General and expert prompts.
 
-    Parameters, all from U[0, init_scale): `general_l` `[general_vectors, dim]`; `prompts_l` `[pool, vectors, dim]` and
-    `keys_l` `[pool, key_dim]`, for each layer l that has them; with shared keys only those of the first such layer.
+    All parameters start from U[0, init_scale). A general layer l has `general_l` `[general_length, dim]`. An expert
+    layer l has `prompts_l` `[pool_size, expert_length, dim]` and `keys_l` `[pool_size, key_dim]`. With shared keys only
+    the first expert layer has `keys_l`.
 
-    vectors, general_vectors: of a prompt, keys and values half each.
+    Attributes:
+      pool_size: expert prompts of each layer.
+      expert_length: vectors of an expert prompt, keys and values half each.
+      general_length: vectors of a general prompt, keys and values half each.
+      general_layers: number of blocks with a general prompt, from block 0 on.
+      expert_layers: number of blocks after those, with expert prompts.
+      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["pull"]`.
+      batchwise_prompt: whether all images of a test batch get the same expert prompt.
+      shared_keys: whether all expert layers share the keys of the first.
+      inherit: whether a task starts with the expert prompts of the task before.
+      init_scale: upper bound of the initial values of prompts and keys.
+      dim: width of the backbone.
+      key_dim: width of queries and keys.
+      head_init: "torch" or "zeros".
     """
 
-    pool: int
-    vectors: int
-    general_vectors: int
+    pool_size: int
+    expert_length: int
+    general_length: int
     general_layers: int
     expert_layers: int
-    pull: str
-    batchwise: bool
+    key_loss: str
+    batchwise_prompt: bool
     shared_keys: bool
     inherit: bool
     init_scale: float
@@ -89,36 +106,38 @@ class DualPrompt(Pool):
         return heads.LinearHead(num_classes, self.head_init)
 
     @nn.compact
-    def __call__(self, query, context, train: bool) -> Selection:
-        """query `[batch, key_dim]`, a constant of the frozen query network."""
+    def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
+        """Selects the prompts of each image, see `Pool`."""
         prompts, selected, loss = {}, {}, jnp.zeros(())
-        draw, batch, query = nn.initializers.uniform(self.init_scale), len(query), l2_normalize(query)
+        init, batch, query_norm = nn.initializers.uniform(self.init_scale), len(query), l2_normalize(query)
         for layer in range(self.general_layers):
-            values = self.param(f"general_{layer}", draw, (self.general_vectors, self.dim))
-            prompts[layer] = Prompt(prefix=split_kv(jnp.broadcast_to(values, (batch, *values.shape))))
+            general_prompt = self.param(f"general_{layer}", init, (self.general_length, self.dim))
+            batched_prompts = jnp.broadcast_to(general_prompt, (batch, *general_prompt.shape))
+            prompts[layer] = Prompt(prefix=split_kv(batched_prompts))
         for layer in range(self.general_layers, self.general_layers + self.expert_layers):
-            values = self.param(f"prompts_{layer}", draw, (self.pool, self.vectors, self.dim))
+            prompt_pool = self.param(f"prompts_{layer}", init, (self.pool_size, self.expert_length, self.dim))
             if layer == self.general_layers or not self.shared_keys:
-                similarity = query @ l2_normalize(self.param(f"keys_{layer}", draw, (self.pool, self.key_dim))).T
-                rows = similarity.argmax(axis=1)
+                prompt_key = self.param(f"keys_{layer}", init, (self.pool_size, self.key_dim))
+                similarity = query_norm @ l2_normalize(prompt_key).T  # [batch, pool_size]
+                indices = similarity.argmax(axis=1)
                 if train:
-                    rows = jnp.full_like(rows, context.task)
-                    loss += self._pull_loss(jnp.take(similarity, context.task, axis=1))
-                elif self.batchwise:
-                    rows = batchwise_top_k(rows[:, None], self.pool, 1, context.weight)[:, 0]
-            prompts[layer] = Prompt(prefix=split_kv(values[rows]))
-            selected[f"layer_{layer}"] = jax.nn.one_hot(rows, self.pool, dtype=jnp.int32)
+                    indices = jnp.full_like(indices, context.task)
+                    loss += self._key_loss(jnp.take(similarity, context.task, axis=1))
+                elif self.batchwise_prompt:
+                    indices = batchwise_top_k(indices[:, None], self.pool_size, 1, context.weight)[:, 0]
+            prompts[layer] = Prompt(prefix=split_kv(prompt_pool[indices]))
+            selected[f"layer_{layer}"] = jax.nn.one_hot(indices, self.pool_size, dtype=jnp.int32)
         return Selection(prompts, loss, selected)
 
-    def _pull_loss(self, similarity):
-        """Draws the task's key towards the queries, for their cosines `[batch]`."""
-        if self.pull == "similarity":
+    def _key_loss(self, similarity):
+        """Computes the loss that pulls the task's key towards the queries, from their cosines `[batch]`."""
+        if self.key_loss == "similarity":
             return -similarity.mean()
-        return (1 - similarity).mean() if self.pull == "mean" else (1 - similarity).sum()
+        return (1 - similarity).mean() if self.key_loss == "mean" else (1 - similarity).sum()
 
     @nn.nowrap
-    def start_task(self, variables, context, key):
-        """With `inherit`, a copy of the last task's expert prompts in the row of the new task."""
+    def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
+        """Copies the expert prompts of the last task to the row of the new task if `inherit` is set."""
         del key
         if not self.inherit:
             return variables
@@ -130,13 +149,13 @@ class DualPrompt(Pool):
         return {**variables, "params": params}
 
 
-def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> DualPrompt:
-    """The prompts for a backbone of width `dim` and `depth` blocks, asked with queries of width `key_dim`.
+def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> DualPrompt:
+    """Returns the prompts for a backbone of width `dim` with `depth` blocks and queries of width `key_dim`.
 
     Raises:
-      UserError: sizes that do not fit together.
+      UserError: options are out of range or do not fit together.
     """
-    pool = options.pool or num_tasks
+    pool_size = options.pool or num_tasks
     check_choice(options, "pull", ("mean", "similarity", "legacy_sum"))
     check_choice(options, "head_init", ("torch", "zeros"))
     for key in ("length", "general_length"):
@@ -147,13 +166,25 @@ def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> Dua
     check_layers(
         options.general_layers + options.expert_layers, depth, "learner.general_layers + learner.expert_layers"
     )
-    if pool < num_tasks:
-        raise UserError(f"learner.pool={pool} has fewer prompts than the stream has tasks, {num_tasks}: say 0")
+    if pool_size < num_tasks:
+        raise UserError(
+            f"learner.pool={pool_size} has fewer prompts than the stream has tasks, {num_tasks}: set it to 0"
+        )
     if not options.init_scale > 0:
         raise UserError(f"learner.init_scale={options.init_scale} must be above 0")
-    each = 2 if options.full_length else 1
+    vectors_per_length = 2 if options.full_length else 1
     return DualPrompt(
-        pool, each * options.length, each * options.general_length, options.general_layers, options.expert_layers,
-        options.pull, options.batchwise, options.shared_keys, options.inherit, options.init_scale, dim, key_dim,
-        options.head_init,
-    )  # fmt: skip
+        pool_size=pool_size,
+        expert_length=vectors_per_length * options.length,
+        general_length=vectors_per_length * options.general_length,
+        general_layers=options.general_layers,
+        expert_layers=options.expert_layers,
+        key_loss=options.pull,
+        batchwise_prompt=options.batchwise,
+        shared_keys=options.shared_keys,
+        inherit=options.inherit,
+        init_scale=options.init_scale,
+        dim=dim,
+        key_dim=key_dim,
+        head_init=options.head_init,
+    )

@@ -1,26 +1,29 @@
-"""No prompts: a linear probe, the head alone learns on what the frozen backbone says. What a learner has to beat."""
+"""No prompts: a linear probe on a frozen backbone, the baseline of every learner."""
 
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from cdl_jax.losses import Context
 from cdl_jax.models.prompts.base import Pool, Selection
 
 OPTIONS = {}
 
 
-class Empty(Pool):
-    """No parameters."""
+class EmptyPool(Pool):
+    """A pool without prompts and without parameters. Only the head learns."""
 
     uses_query: ClassVar[bool] = False
 
-    def __call__(self, query, context, train: bool) -> Selection:
-        """Nothing for any picture; `query` is not computed where nothing else reads it."""
+    def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
+        """Returns a selection without prompts."""
         del query, context, train
         return Selection({}, jnp.zeros(()), {})
 
 
-def build(options, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> Empty:
-    """The learner without prompts."""
+def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> EmptyPool:
+    """Returns the pool without prompts."""
     del options, dim, key_dim, depth, num_tasks
-    return Empty()
+    return EmptyPool()
