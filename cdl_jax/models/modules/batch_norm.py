@@ -1,21 +1,26 @@
-"""Batch normalisation whose running statistics are those of torch."""
+"""Batch normalization with the running statistics of torch."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 EPSILON, MOMENTUM = 1e-5, 0.9
 
 
 class BatchNorm(nn.Module):
-    """Normalises `[..., channels]` over all axes but the last, float32; keeps `mean` and `var` in "batch_stats".
+    """Normalizes float32 `[..., channels]` over all axes but the last; stores `mean` and `var` in "batch_stats".
 
-    With `train` the batch's own mean and biased variance normalise, and each running statistic becomes `0.9 old + 0.1
-    new` (with the default `momentum`), where the new variance is the unbiased one, `n / (n - 1)` times that of the
-    batch. (`flax.linen.BatchNorm` keeps the biased one.) The statistics are those of the whole batch however it is
-    sharded.
+    With `train`, mean and biased variance of the batch normalize. Each running statistic becomes
+    `momentum old + (1 - momentum) new`. The new variance is the unbiased one, `n / (n - 1)` times the variance of the
+    batch, whereas `flax.linen.BatchNorm` stores the biased one. The statistics are those of the global batch, however
+    it is sharded.
 
-    updates: how often a call moves the running statistics towards the batch's. A program that runs a layer twice on
-      the same input moves them twice.
+    Attributes:
+      updates: number of updates of the running statistics in one call, default 1. A program that runs a layer twice on
+        the same input updates them twice.
+      scale_init: initializer of the scale, default ones.
+      epsilon: added to the variance.
+      momentum: weight of the old running statistics.
     """
 
     updates: int = 1
@@ -24,7 +29,7 @@ class BatchNorm(nn.Module):
     momentum: float = MOMENTUM
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -35,7 +40,7 @@ class BatchNorm(nn.Module):
             axes = tuple(range(x.ndim - 1))
             mean, var = x.mean(axes), x.var(axes)
             if not self.is_initializing():
-                n, keep = x.size // channels, self.momentum**self.updates
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * var * (n / max(n - 1, 1))
+                n, decay = x.size // channels, self.momentum**self.updates
+                running_mean.value = decay * running_mean.value + (1 - decay) * mean
+                running_var.value = decay * running_var.value + (1 - decay) * var * (n / max(n - 1, 1))
         return (x - mean) / jnp.sqrt(var + self.epsilon) * scale + bias

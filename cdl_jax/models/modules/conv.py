@@ -1,7 +1,7 @@
-"""What the families of convolutional networks share: layers with torch's padding, and the cut where branches part.
+"""Layers with torch's padding for all convolutional families, and the split of a network into stem and tail.
 
-Every family cuts its networks in two: a `stem`, which the branches of a branched network share, and a `tail`, of which
-each branch has its own. A tail ends with the pooled features and a classifier.
+The branches of a branched network share the `stem`. Each branch has its own `tail`, which ends with the pooled features
+and a classifier.
 
     stem.apply(variables, images, train)  -> (map [batch, height, width, channels], {name: intermediate})
     tail.apply(variables, map, train)     -> (logits [batch, classes], {"features": [batch, dim], ...})
@@ -9,7 +9,10 @@ each branch has its own. A tail ends with the pooled features and a classifier.
 Variables are "params" and, for running statistics, "batch_stats".
 """
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 
 from cdl_jax.models.modules.heads import torch_bias, torch_kernel
 
@@ -19,25 +22,38 @@ he_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class Backbone(nn.Module):
-    """A whole network: `apply(variables, images, train=...)` gives `(logits, out)`.
-
-    images: float32 `[batch, size, size, 3]`. logits: float32 `[batch, classes]`. out: the intermediates of stem and
-    tail by name, with `shared`, the map between them, and `features` `[batch, dim]`, what the classifier reads.
-    """
+    """A convolutional network of a stem and a tail."""
 
     stem: nn.Module
     tail: nn.Module
 
-    def __call__(self, images, train: bool = False):
-        shared, early = self.stem(images, train)
-        logits, late = self.tail(shared, train)
-        return logits, {**early, "shared": shared, **late}
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Computes logits and named intermediate outputs.
+
+        Args:
+          images: float32 `[batch, size, size, 3]`.
+          train: whether batch norms use the statistics of the batch, default False.
+
+        Returns:
+          (logits float32 `[batch, classes]`, out). `out` has the intermediates of stem and tail by name, `shared`, the
+          map between them, and `features` `[batch, dim]`, the input of the classifier.
+        """
+        shared, stem_out = self.stem(images, train)
+        logits, tail_out = self.tail(shared, train)
+        return logits, {**stem_out, "shared": shared, **tail_out}
 
 
-def apply(module: nn.Module, variables, x, train: bool, key):
-    """A module's outputs and its new `{"batch_stats": ...}`, which is empty in evaluation or where it keeps none.
+def apply(module: nn.Module, variables: Any, x: jax.Array, train: bool, key: jax.Array) -> tuple[Any, dict]:
+    """Applies a module and returns its outputs and its new running statistics.
 
-    key: of dropout.
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}`.
+      x: input of the module.
+      train: whether batch norms use the statistics of the batch.
+      key: of dropout.
+
+    Returns:
+      (outputs, `{"batch_stats": ...}`). The latter is empty in evaluation and for modules without batch norm.
     """
     if not train:
         return module.apply(variables, x, train=False), {}
@@ -55,7 +71,18 @@ def conv(
     groups: int = 1,
     dtype=None,
 ) -> nn.Conv:
-    """A square convolution that pads `size // 2` on every side, at stride 2 too; `dtype` is that of its computation."""
+    """Returns a square convolution with a padding of `size // 2` on every side, also at stride 2.
+
+    Args:
+      features: output channels.
+      size: side of the kernel.
+      stride: default 1.
+      name: of the module.
+      bias: whether there is a bias, default False.
+      init: initializer of the kernel, default `he_out`.
+      groups: number of channel groups, default 1.
+      dtype: of the computation. None, the default: that of the input and the kernel.
+    """
     pad = size // 2
     return nn.Conv(
         features, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias, kernel_init=init,
@@ -64,11 +91,18 @@ def conv(
 
 
 def dense(features: int, inputs: int, *, name: str, zero_bias: bool = False) -> nn.Dense:
-    """A linear layer with torch's initial values; with `zero_bias` the bias starts at zero."""
+    """Returns a linear layer with torch's initial values.
+
+    Args:
+      features: output channels.
+      inputs: input channels.
+      name: of the module.
+      zero_bias: whether the bias starts at zero, default False.
+    """
     bias = nn.initializers.zeros if zero_bias else torch_bias(inputs)
     return nn.Dense(features, kernel_init=torch_kernel, bias_init=bias, name=name)
 
 
-def global_pool(x):
-    """Mean over the picture: `[batch, height, width, channels]` to `[batch, channels]`."""
+def global_pool(x: jax.Array) -> jax.Array:
+    """Averages `[batch, height, width, channels]` over all positions to `[batch, channels]`."""
     return x.mean(axis=(1, 2))

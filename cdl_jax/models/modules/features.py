@@ -1,17 +1,30 @@
-"""How networks of all families see pictures, layer by layer: by that they are compared, and a memory is chosen."""
+"""Features of networks of all families, layer by layer, for comparing representations and for selecting a memory."""
+
+from collections.abc import Mapping
+
+import jax
 
 
-def named_features(out, class_index: int = 0) -> dict:
-    """Layer -> `[batch, ...]` of a network's intermediates, in its order: the maps behind its stages, or of tokens the
-    class token behind every block; and `features` `[batch, dim]`, what its head reads, where there is such a thing.
+def named_features(out: Mapping[str, jax.Array], class_index: int = 0) -> dict[str, jax.Array]:
+    """Selects the features of each layer from the named outputs of a network.
 
     Args:
-      out: intermediates by name, as the families of `cdl_jax.models` give them.
-      class_index: place of the class token.
+      out: the named outputs of a network of `cdl_jax.models`.
+      class_index: position of the class token, default 0.
+
+    Returns:
+      Layer -> `[batch, ...]`, in the order of the network: the map of each stage of a convolutional network, or the
+      class token after each block of a Transformer. The last entry is `features` `[batch, dim]`, the input of the
+      head, if the network has it.
+
+    >>> import numpy as np
+    >>> tokens = np.zeros((2, 5, 8))
+    >>> {name: x.shape for name, x in named_features({"block_0/tokens": tokens, "class_token": tokens[:, 0]}).items()}
+    {'block_0': (2, 8), 'features': (2, 8)}
     """
-    found = {name: value for name, value in out.items() if name.startswith(("layer", "stage"))}
+    layers = {name: value for name, value in out.items() if name.startswith(("layer", "stage"))}
     for name, value in out.items():
         if name.startswith("block_"):
-            found[name.removesuffix("/tokens")] = value[:, class_index]
+            layers[name.removesuffix("/tokens")] = value[:, class_index]
     features = out.get("features", out.get("class_token"))
-    return found if features is None else {**found, "features": features}
+    return layers if features is None else {**layers, "features": features}

@@ -1,54 +1,67 @@
-"""Classification heads and the initialisation of torch's linear layer."""
+"""Classification heads, and the initial values of torch's linear layer."""
+
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch.nn.Linear draws its weight from.
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the initial weights of torch.nn.Linear.
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def torch_bias(fan_in: int):
-    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of torch.nn.Linear's bias."""
+def torch_bias(fan_in: int) -> Callable:
+    """Returns the initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of the bias of torch.nn.Linear.
 
-    def draw(key, shape, dtype=float):
+    >>> bool((abs(torch_bias(4)(jax.random.key(0), (100,))) <= 0.5).all())
+    True
+    """
+
+    def init(key, shape, dtype=float):
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
-    return draw
+    return init
 
 
-def is_head(path) -> bool:
-    """Whether the leaf at `path` is of a layer that tells classes apart, in the networks of all families."""
+def is_head(path: Sequence[str]) -> bool:
+    """Returns whether the variable at `path` belongs to a classification head, in the networks of all families.
+
+    >>> is_head(("params", "head", "kernel")), is_head(("params", "tail", "fc2", "bias")), is_head(("params", "norm"))
+    (True, True, False)
+    """
     outer, layer = ("", "", *path)[-3:-1]
     return layer in ("head", "head_dist", "classifier") or (outer, layer) == ("tail", "fc2")
 
 
 class LinearHead(nn.Module):
-    """`[batch, dim]` features to `[batch, num_classes]` float32 logits, for all classes of the stream at once.
+    """A linear layer from features `[batch, dim]` to float32 logits `[batch, num_classes]` of all classes.
 
-    start: "torch", as torch draws a linear layer, or "zeros".
+    Attributes:
+      num_classes: number of logits.
+      init_values: "torch", those of torch's linear layer, or "zeros". Default "torch".
     """
 
     num_classes: int
-    start: str = "torch"
+    init_values: str = "torch"
 
     @nn.compact
-    def __call__(self, features):
+    def __call__(self, features: jax.Array) -> jax.Array:
         zeros = nn.initializers.zeros
-        kernel, bias = (zeros, zeros) if self.start == "zeros" else (torch_kernel, torch_bias(features.shape[-1]))
+        kernel, bias = (zeros, zeros) if self.init_values == "zeros" else (torch_kernel, torch_bias(features.shape[-1]))
         return nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name="linear")(features)
 
 
 class NormalizedHead(nn.Module):
-    """APT's head in CDL: `LN(x) . W_c / |W_c| + b_c`, `[batch, dim]` to `[batch, num_classes]` float32.
+    """APT's head in CDL, from features `[batch, dim]` to float32 logits `[batch, num_classes]`.
 
-    The layer norm's `scale` and `shift` are in the collection "state": the published programs never train them.
+    Logit c is `LN(x) . W_c / |W_c| + b_c`. The `scale` and `shift` of the layer norm are in the collection "state": the
+    published programs never train them.
     """
 
     num_classes: int
 
     @nn.compact
-    def __call__(self, features):
+    def __call__(self, features: jax.Array) -> jax.Array:
         dim = features.shape[-1]
         kernel = self.param("kernel", torch_kernel, (dim, self.num_classes))
         bias = self.param("bias", torch_bias(dim), (self.num_classes,))

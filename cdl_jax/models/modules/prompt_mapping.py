@@ -1,4 +1,4 @@
-"""Mapping of a teacher's prompts to prompts of a student's width: CDL-Prompt, CDL version 1 (arXiv 2407.13911v1)."""
+"""Maps the prompts of a teacher to the width of a student: CDL-Prompt, CDL version 1 (arXiv 2407.13911v1)."""
 
 from collections.abc import Mapping
 
@@ -12,45 +12,66 @@ from cdl_jax.models.prompts.base import split_kv
 from cdl_jax.models.vit import Prompt
 
 
-def mean_vector(prompt: Prompt):
-    """Mean over a prefix's keys and values, `[batch, dim]`, a constant."""
+def mean_vector(prompt: Prompt) -> jax.Array:
+    """Averages the keys and values of a prefix to `[batch, dim]`, without gradient."""
     return jax.lax.stop_gradient(jnp.concatenate(prompt.prefix, axis=1).mean(axis=1))
 
 
 class PoolMapping(nn.Module):
-    """A CODA pool for each layer, asked with the mean of the teacher's prompt vectors there.
+    """A CODA pool for each layer, queried with the mean of the teacher's prompt vectors of the layer.
 
-    Parameters, for each layer l < layers: `prompts_l` `[pool, length, dim]`, `keys_l` and `attention_l`
-    `[pool, teacher_dim]`, whose first `per_task` rows start orthogonal and whose others start at zero.
+    Parameters of each layer l < layers: `prompts_l` `[pool_size, length, dim]`, `keys_l` and `attention_l`
+    `[pool_size, teacher_dim]`. Their first `rows_per_task` rows start orthogonal, the others at zero.
+
+    Attributes:
+      layers: number of layers, from block 0 on.
+      pool_size: rows of each pool, over all tasks.
+      rows_per_task: rows that each task adds.
+      length: vectors of a mapped prompt, keys and values half each.
+      dim: width of the student.
+      teacher_dim: width of the teacher.
     """
 
     layers: int
-    pool: int
-    per_task: int
+    pool_size: int
+    rows_per_task: int
     length: int
     dim: int
     teacher_dim: int
 
     @nn.compact
-    def __call__(self, prompts: Mapping[int, Prompt], task, train: bool) -> dict[int, Prompt]:
-        """Student prefixes of `length` vectors for the layers that have a prefix in `prompts`.
+    def __call__(self, prompts: Mapping[int, Prompt], task: jax.Array | int, train: bool) -> dict[int, Prompt]:
+        """Maps the teacher's prompts.
 
-        task: int32, the rows up to this task's are used; in training those before it are constants.
+        Args:
+          prompts: layer -> prefix of the teacher.
+          task: int32, index of the task. Rows of later tasks are not used.
+          train: whether this is a training step, in which rows of earlier tasks are constants.
+
+        Returns:
+          Layer -> prefix of the student of `length` vectors, for the layers of `prompts`.
         """
         mapped = {}
         for layer in range(self.layers):
-            pools = coda.component_pools(self, layer, self.pool, self.per_task, self.length, self.dim, self.teacher_dim)
+            pools = coda.component_pools(
+                self, layer, self.pool_size, self.rows_per_task, self.length, self.dim, self.teacher_dim
+            )
             if layer in prompts:
-                first, end = task * self.per_task, (task + 1) * self.per_task
-                pools = [coda.active_rows(rows, first, end, train) for rows in pools]
+                start, end = task * self.rows_per_task, (task + 1) * self.rows_per_task
+                pools = [coda.active_rows(rows, start, end, train) for rows in pools]
                 mapped[layer] = Prompt(prefix=split_kv(coda.weighted_sum(mean_vector(prompts[layer]), *pools)))
         return mapped
 
 
 class SelfAttentionMapping(nn.Module):
-    """Single-head self-attention among a layer's keys, and among its values, with a value projection to `dim`.
+    """Single-head self-attention among the keys of a layer, and among its values, with a value projection to `dim`.
 
-    The number of vectors is unchanged. The published sources have this variant commented out; no result of it is known.
+    The number of vectors is unchanged. In the published sources this variant is commented out. No result is published.
+
+    Attributes:
+      layers: number of layers, from block 0 on.
+      dim: width of the student.
+      teacher_dim: width of the teacher.
     """
 
     layers: int
@@ -58,8 +79,8 @@ class SelfAttentionMapping(nn.Module):
     teacher_dim: int
 
     @nn.compact
-    def __call__(self, prompts: Mapping[int, Prompt], task, train: bool) -> dict[int, Prompt]:
-        """As `PoolMapping`; `task` and `train` change nothing."""
+    def __call__(self, prompts: Mapping[int, Prompt], task: jax.Array | int, train: bool) -> dict[int, Prompt]:
+        """Maps the teacher's prompts, see `PoolMapping`; `task` and `train` have no effect."""
         del task, train
 
         def dense(features, name):
@@ -77,7 +98,7 @@ class SelfAttentionMapping(nn.Module):
                 scores = jnp.einsum("bqd,bkd->bqk", query(x), key(x)) * self.teacher_dim**-0.5
                 return nn.softmax(scores) @ value(x)
 
-            # Layers without a prompt are called too, so that the parameters do not depend on the learner.
+            # Layers without a prompt are called as well, so that the parameters do not depend on the learner.
             empty = Prompt(prefix=(jnp.zeros((1, 1, self.teacher_dim)),) * 2)
             result = Prompt(prefix=tuple(attend(half) for half in prompts.get(layer, empty).prefix))
             if layer in prompts:

@@ -1,39 +1,54 @@
-"""A network of any convolutional family with a second linear layer on its features (DKT).
+"""A convolutional network with two classification heads (DKT).
 
-The network's own classifier is the CL head, which learns from labels; the second is the ST head, the student of other
-networks.
+The classifier of the network is the CL head, which learns from labels. A second linear layer on the features is the ST
+head, the student of other networks.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
+import jax
 
 from cdl_jax.models.modules.conv import Backbone, dense
 
 
 class TwoHeads(nn.Module):
-    """`apply(variables, images, train=...)` gives `((cl, st), out)`, with batch statistics as `Backbone` has them.
-
-    images: float32 `[batch, size, size, 3]`. cl, st: logits of the two heads, float32 `[batch, num_classes]`. out: the
-    intermediates of the backbone by name, `layer1`, ..., `features` `[batch, dim]` among them.
-    """
+    """A convolutional backbone with a CL head and an ST head."""
 
     backbone: Backbone
     num_classes: int
 
     @nn.compact
-    def __call__(self, images, train: bool = False):
+    def __call__(
+        self, images: jax.Array, train: bool = False
+    ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+        """Computes the logits of both heads.
+
+        Args:
+          images: float32 `[batch, size, size, 3]`.
+          train: whether batch norms use the statistics of the batch, default False.
+
+        Returns:
+          ((CL logits, ST logits), out), the logits float32 `[batch, num_classes]`. `out` has the intermediates of the
+          backbone by name, with `features` `[batch, dim]`.
+        """
         cl, out = self.backbone(images, train)
         features = out["features"]
         return (cl, dense(self.num_classes, features.shape[-1], name="student")(features)), out
 
 
-def torch_name(path: str, of_backbone, prefix: str) -> str:
-    """The authors' name of a module: `student`, `cl`, or what `of_backbone` calls a part of the backbone, in `prefix`.
+def torch_name(path: str, backbone_torch_name: Callable[[str], str], prefix: str) -> str:
+    """Returns the name of a module in the authors' state dicts.
 
     Args:
-      path: of one of our modules, `backbone/tail/classifier`.
-      of_backbone: the family's `torch_name`. prefix: `slim_res18.`, `res32.`, ...
+      path: of a module, such as `backbone/tail/classifier`.
+      backbone_torch_name: `torch_name` of the family of the backbone.
+      prefix: of the names in the backbone, such as `slim_res18.` or `res32.`.
+
+    >>> torch_name("backbone/tail/classifier", str.upper, "res32."), torch_name("backbone/stem", str.upper, "res32.")
+    ('cl', 'res32.STEM')
     """
-    part, _, inside = path.partition("/")
-    if part == "student":
+    head_or_backbone, _, backbone_path = path.partition("/")
+    if head_or_backbone == "student":
         return "student"
-    return "cl" if inside == "tail/classifier" else prefix + of_backbone(inside)
+    return "cl" if backbone_path == "tail/classifier" else prefix + backbone_torch_name(backbone_path)

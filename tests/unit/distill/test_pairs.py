@@ -309,7 +309,7 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("l2p", "prompt_mapping", {"distill.mapping": "x"}, "use 'pool' or 'self_attention'"),
         ("l2p", "prompt_mapping", {"distill.layers": 5}, "the backbone has 2"),
         ("l2p", "vkd", {"distill.projector": "cailey"}, "did you mean 'cayley'"),
-        ("l2p", "vkd", {"distill.teacher_norm": "x"}, "no normalisation of features"),
+        ("l2p", "vkd", {"distill.teacher_norm": "x"}, "is not a normalization of features"),
         ("l2p", "vkd", {"distill.student_norm": "whiten_zca", "distill.norm_epsilon": 0.0}, "set 0.01"),
         ("l2p", "vkd", {"distill.feature_loss": "l1"}, "use 'smooth_l1' or 'mse'"),
         ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first' or"),
