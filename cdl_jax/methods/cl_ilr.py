@@ -35,7 +35,9 @@ def defaults(network: str = "resnet32", reference: bool = False) -> dict:
 class CLILR(peers.PeerMethod):
     """Collaborative learning of branches."""
 
-    def loss_terms(self, outputs, mixing, labels, mask, epoch) -> peers.Terms:
+    def loss_terms(
+        self, outputs: PeerOutputs, mixing: None, labels: jax.Array, mask: jax.Array, epoch: jax.Array
+    ) -> peers.Terms:
         """See `PeerMethod.loss_terms`."""
         return loss_and_metrics(self.options, outputs, labels, mask, self.distillation_weight(epoch))
 

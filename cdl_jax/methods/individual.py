@@ -26,7 +26,9 @@ def defaults(network: str = "resnet32", reference: bool = False) -> dict:
 class IndividualBranches(peers.PeerMethod):
     """Branches that learn from labels alone."""
 
-    def loss_terms(self, outputs, mixing, labels, mask, epoch) -> peers.Terms:
+    def loss_terms(
+        self, outputs: PeerOutputs, mixing: None, labels: jax.Array, mask: jax.Array, epoch: jax.Array
+    ) -> peers.Terms:
         """See `PeerMethod.loss_terms`."""
         return loss_and_metrics(outputs, labels, mask)
 

@@ -94,7 +94,9 @@ class OKDDip(peers.PeerMethod):
             logits["leader"] = leader_logits
         return {**logits, "ensemble": sum(attended) / len(attended)}
 
-    def loss_terms(self, outputs, mixing, labels, mask, epoch) -> peers.Terms:
+    def loss_terms(
+        self, outputs: PeerOutputs, mixing: jax.Array, labels: jax.Array, mask: jax.Array, epoch: jax.Array
+    ) -> peers.Terms:
         """See `PeerMethod.loss_terms`."""
         return loss_and_metrics(self.options, outputs, mixing, labels, mask, self.distillation_weight(epoch))
 

@@ -58,7 +58,9 @@ class ONE(peers.PeerMethod):
         """See `PeerMethod.logits`."""
         return peers.peer_and_ensemble_logits(outputs) | {"gate": gate_ensemble(outputs, mixing)}
 
-    def loss_terms(self, outputs, mixing, labels, mask, epoch) -> peers.Terms:
+    def loss_terms(
+        self, outputs: PeerOutputs, mixing: jax.Array, labels: jax.Array, mask: jax.Array, epoch: jax.Array
+    ) -> peers.Terms:
         """See `PeerMethod.loss_terms`."""
         return loss_and_metrics(self.options, outputs, mixing, labels, mask, self.distillation_weight(epoch))
 

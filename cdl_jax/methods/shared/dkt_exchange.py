@@ -17,12 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.losses import Context
-from cdl_jax.methods.base import Outcome
+from cdl_jax.methods.base import Outcome, Variables
 from cdl_jax.methods.shared import topology
 from cdl_jax.methods.shared.dkt_learners import Learner
 from cdl_jax.models.peers.parallel import stack, unstack
-
-Variables = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +138,15 @@ class Exchange:
         drawn = jax.nn.one_hot(jax.lax.top_k(scores, num_random)[1], count).sum(axis=1) / num_random
         return jnp.where(due, drawn, matrix)
 
-    def _apply(self, variables, batch, context, due, sends, matrix) -> Variables:
+    def _apply(
+        self,
+        variables: Mapping[str, Any],
+        batch: Mapping[str, Any],
+        context: Context,
+        due: jax.Array,
+        sends: jax.Array,
+        matrix: jax.Array,
+    ) -> Variables:
         """Returns the partial variables that an exchange changes."""
         if self.options.exchange_mode == "weights":
             learners = self._stacked_learners(variables)
@@ -157,7 +163,7 @@ class Exchange:
 
         return {"published": jax.lax.cond(due, publish_logits, lambda _: published, batch["public"])}
 
-    def _gossip(self, learners, sends, matrix) -> Variables:
+    def _gossip(self, learners: Variables, sends: jax.Array, matrix: jax.Array) -> Variables:
         """Moves each participating learner towards the mean of its participating peers."""
         weights = matrix * sends
         total = weights.sum(axis=1)

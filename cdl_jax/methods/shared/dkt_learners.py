@@ -15,14 +15,12 @@ from flax import struct
 
 from cdl_jax import plugins
 from cdl_jax.losses import Context
-from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.base import StreamInfo, Variables
 from cdl_jax.models import weights
 from cdl_jax.models.modules import heads
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.prompted import PromptedNetwork
 from cdl_jax.models.modules.two_heads import TwoHeads
-
-Variables = dict[str, Any]
 
 
 @struct.dataclass
@@ -125,7 +123,15 @@ class ConvolutionalLearner(Learner):
         """See `Learner.is_trained`."""
         return part == "params"
 
-    def __call__(self, variables, shared, images, train, context, key) -> LearnerOutputs:
+    def __call__(
+        self,
+        variables: Mapping[str, Any],
+        shared: Mapping[str, Any] | None,
+        images: jax.Array,
+        train: bool,
+        context: Context,
+        key: jax.Array,
+    ) -> LearnerOutputs:
         """See `Learner.__call__`."""
         del shared, context
         ((cl_logits, st_logits), intermediates), stats = apply(self.module, variables, images, train, key)
@@ -178,7 +184,15 @@ class PromptedLearner(Learner):
         """Ends the task in the prompt pool."""
         return self.network.map_prompt_variables(variables, lambda v: self.network.prompts.end_task(v, context=context))
 
-    def __call__(self, variables, shared, images, train, context, key) -> LearnerOutputs:
+    def __call__(
+        self,
+        variables: Mapping[str, Any],
+        shared: Mapping[str, Any] | None,
+        images: jax.Array,
+        train: bool,
+        context: Context,
+        key: jax.Array,
+    ) -> LearnerOutputs:
         """See `Learner.__call__`; the ST head reads the same features as the CL head."""
         del key
         network_variables = {**variables, "backbone": shared}

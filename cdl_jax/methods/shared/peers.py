@@ -10,6 +10,7 @@ have `"stem"`, which all of them share. A method's mixing module adds `"attentio
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
@@ -125,7 +126,7 @@ class PeerMethod(Method):
         """See `Method.num_parallel_networks`; branches stay on one device."""
         return len(self.peers.names) if isinstance(self.peers, PeerNetworks) else 1
 
-    @property
+    @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """One phase that updates all parameters at once."""
         return (Phase("peers", self.epochs, (Update(lambda path: path[1] == "params", self.optimizer, self.loss),)),)
