@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests in the project's own environment, which it makes first where needed. Arguments go to pytest:
+# Runs the tests in the project's own environment, and makes the environment first if needed. Arguments go to pytest:
 #   bash launch/test.sh tests/unit -k layers
 source "$(dirname "$0")/setup.sh"
-# One process has a whole file, so that what its tests share is made once; the long end-to-end files come first.
+# `loadfile` gives all tests of a file to one process, so that fixtures of the file are made once. The longest files, the
+# end-to-end tests, start first.
 exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q "$@"

@@ -1,4 +1,4 @@
-"""Settings that every test shares; jax is not imported yet when this file is read."""
+"""Settings of all tests. They are made before jax is imported."""
 
 import os
 import signal
@@ -20,11 +20,11 @@ _QUANTITIES = ("values", "grads", "after_steps")
 def pytest_addoption(parser):
     own = Path(__file__).parent / "parity" / "goldens"
     parser.addoption("--goldens", type=Path, default=own, help="folder of fixtures that tests/parity replays")
-    parser.addoption("--parity-table", type=Path, help="file for the largest errors that tests/parity found")
+    parser.addoption("--parity-table", type=Path, help="file to write the largest errors of tests/parity to")
 
 
 def pytest_configure(config):
-    # What a parent ignores (SIGINT in a background job, SIGHUP under `nohup`) bash cannot trap in what a test starts.
+    # Bash cannot trap signals that its parent ignores (SIGINT in a background job, SIGHUP under `nohup`).
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
@@ -33,7 +33,7 @@ def pytest_configure(config):
 
 
 class _ParityTable:
-    """Collects what each replay found and writes the table when all are done."""
+    """Collects the errors of each replay and writes the table at the end."""
 
     def __init__(self, path):
         self.path, self.rows, self.missing = path, {}, 0
@@ -53,7 +53,7 @@ class _ParityTable:
             "",
             "Largest error of each kind of fixture, `max|ours - theirs| / max|theirs|` over all its arrays: outputs",
             "and losses, gradients, and parameters after optimizer steps. Theirs were computed in float64, ours in",
-            "float32, but for DKT's steps: Adam makes a whole step of what rounding leaves of a gradient near zero.",
+            "float32, except for DKT's steps: Adam makes a whole step of what rounding leaves of a gradient near zero.",
             "Written by `pytest tests/parity --goldens DIR --parity-table docs/maintainers/parity.md`, where DIR may",
             "hold more cases than `tests/parity/goldens`.",
             "",

@@ -1,4 +1,4 @@
-"""Steps of a method without data, mesh and trainer, for tests that compare what they change."""
+"""Training steps of a method without data, mesh and trainer, for tests that compare variables."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import jax
 
 from cdl_jax.training import steps as trainer
 
-# Compiled in a fraction of the time; what is compared is no matter of speed.
+# Compiles in a fraction of the time. The speed of the program does not matter in tests.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_disable_hlo_passes": "fusion"})
 
 

@@ -1,4 +1,4 @@
-"""A run that is told to end, at a moment that a test chooses."""
+"""A stop request at a moment that a test chooses."""
 
 import signal
 
@@ -6,7 +6,7 @@ from cdl_jax.runtime.signals import SignalHandler
 
 
 class After(SignalHandler):
-    """Asks the run to end when it is asked for the `count`-th time."""
+    """A signal handler whose `stop_requested` reports SIGTERM at its `count`-th call."""
 
     def __init__(self, count):
         super().__init__()
