@@ -3,7 +3,7 @@
 from benchmarks import roofline
 from cdl_jax import config as base
 
-# Teacher, student, what of both is changed, what of the student, and pictures a batch. "tiny" is for CPUs.
+# Teacher, student, options of both networks, options of the student, images a batch. "tiny" is for CPUs.
 SIZES = {
     "tiny": ("vit_ti16", "vit_ti16", {"image_size": 64, "patch_size": 8}, {"dim": 128, "depth": 6, "heads": 4}, 16),
     "s_ti": ("vit_s16", "vit_ti16", {}, {}, 64),
@@ -16,7 +16,7 @@ TASKS = 10
 
 
 def config(size: str, learner: str, scheme: str, bfloat16: bool = False):
-    """A run with random weights on pictures of the networks' own size, without augmentation."""
+    """Makes the config of a run with random weights, images of the networks' size and no augmentation."""
     teacher, student, shared, own, batch = SIZES[size]
     made = base.default("cdl", data="glyph_mini", learner=learner, distill=scheme, teacher=teacher, student=student)
     for section in (made.teacher, made.student):
@@ -39,10 +39,10 @@ def work(made, phase: str) -> roofline.Work:
     teacher = keys(made, made.teacher.depth)
     if phase == "teacher":
         return query + roofline.training(made.teacher, batch, 0, teacher, size)
-    told = roofline.forward(made.teacher, batch, 0, teacher, size)
+    teacher_forward = roofline.forward(made.teacher, batch, 0, teacher, size)
     if phase == "evaluation":
-        return told + roofline.forward(made.student, batch, extra, own, size)
-    return query + told + roofline.training(made.student, batch, extra, own, size)
+        return teacher_forward + roofline.forward(made.student, batch, extra, own, size)
+    return query + teacher_forward + roofline.training(made.student, batch, extra, own, size)
 
 
 def keys(made, depth: int) -> list[int]:

@@ -59,7 +59,7 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
     each = {name: lambda way=way: 1e3 * way(options.steps) / options.steps for name, way in ways.items()}
     found = timing.compare(timing.alternate(each, options.rounds), OURS)
     ceiling = roofline.measure()
-    roof = roofline.told(work, ceiling, found[OURS]["median"] / 1e3)
+    roof = roofline.efficiency(work, ceiling, found[OURS]["median"] / 1e3)
     rows = [
         (what, _range(found[OURS]), f"{100 * roof['mfu']:.0f} %", name, _range(found[name]),
          f"{found[name]['ratio']:.2f}", f"{differences[name]:.0e}")

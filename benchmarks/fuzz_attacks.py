@@ -78,9 +78,9 @@ def _greedy_pickles() -> Iterator[tuple[str, bytes]]:
     yield "marks without end", b"\x80\x02" + b"(" * 7 * 10**6 + b"."
     yield "dicts without end", b"\x80\x04(" + b"}" * 7 * 10**6 + b"l."
     yield "sets without end", b"\x80\x04" + b"\x8f" * 7 * 10**6 + b"."
-    yield "bytes said to be 2**62", b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x."
-    yield "a bytearray said to be 2**40", b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x."
-    yield "a frame said to be 2**62", b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"N."
+    yield "bytes with a length of 2**62", b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x."
+    yield "a bytearray with a length of 2**40", b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x."
+    yield "a frame with a length of 2**62", b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"N."
     yield "a long number", b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"x."
     yield "a number in ten million digits", b"I" + b"9" * 10**7 + b"\n."
     encode = b"c_codecs\nencode\n(h\x00tR"
@@ -136,7 +136,7 @@ def _tars() -> Iterator[tuple[str, bytes]]:
     claim = tarfile.TarInfo("imagenet-r/n01/a.png")
     for size in (2**33 - 1, 2**60):
         claim.size = size
-        yield f"a member said to be {size}", claim.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
+        yield f"a member with a size of {size}", claim.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
 
 
 def nested_once(content: bytes) -> bytes:
@@ -155,7 +155,7 @@ def _gzip_bomb(header: bytes, size: int) -> bytes:
 
 
 def _bombs() -> Iterator[tuple[str, bytes]]:
-    """(name, packed archive) of 4 GiB of zeros, once as one of the files, once as what is said about the next."""
+    """(name, packed archive) of 4 GiB of zeros, once as one of the files, once as the header of the next one."""
     for kind, name in (
         (tarfile.REGTYPE, "cifar-100-python/train"),
         (tarfile.REGTYPE, "elsewhere"),
@@ -203,7 +203,7 @@ def _deflated(start: bytes, zeros: int) -> bytes:
 
 
 def _flagged(content):
-    """A zip file that says of its members that they are encrypted."""
+    """Makes a zip file whose flags mark its members as encrypted."""
     at = content.index(b"PK\x01\x02")
     return content[:6] + b"\x01" + content[7 : at + 8] + b"\x01" + content[at + 9 :]
 
@@ -225,7 +225,7 @@ def _safetensors() -> Iterator[tuple[str, bytes]]:
 
 
 def _large_picture() -> bytes:
-    """A PNG of 60,000 x 60,000 points, said in its header."""
+    """Makes a PNG whose header states 60,000 x 60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
     return (
@@ -244,14 +244,14 @@ def crafted(canary) -> Iterator[tuple[str, str, bytes]]:
         yield "pth before torch 1.6", name, old_pth(content)
     for name, content in _tars():
         yield "ImageNet-R, unpacked", name, content
-        yield "tar of pictures", name, content
+        yield "tar of images", name, content
         yield "CIFAR archive", name, gzip.compress(content, 1)
     for name, content in _bombs():
         yield "CIFAR archive", name, content
-        yield "tar of pictures", name, content
+        yield "tar of images", name, content
         yield "ImageNet-R, unpacked", name, content
     for name, content in _zips():
-        for kind in ("npz of pictures", "npz of weights", "weights.npz of a run", "pth"):
+        for kind in ("npz of images", "npz of weights", "weights.npz of a run", "pth"):
             yield kind, name, content
     for name, content in _safetensors():
         yield "safetensors", name, content

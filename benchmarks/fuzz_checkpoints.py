@@ -101,7 +101,7 @@ def _evaluate(folder):
 
 
 def _read(sound, path, folder):
-    """Both, with the file at `path` in place of the sound one; a refusal of either is one of both."""
+    """Both, with the file at `path` instead of the intact one; a refusal of either is one of both."""
     content, run = (folder / "file").read_bytes(), folder / "run"
     shutil.copytree(sound, run)
     (run / path).write_bytes(content)
@@ -139,7 +139,7 @@ def kinds() -> dict[str, Kind]:
 
 
 def crafted() -> Iterator[tuple[str, str, bytes]]:
-    """(kind, name, file) of files made to do harm, in place of those of a checkpoint that are JSON."""
+    """(kind, name, file) of files made to do harm, instead of the JSON files of a checkpoint."""
     deep = [("lists nested a million deep", b"[" * 10**6), ("a number of ten million digits", b"9" * 10**7)]
     plain = [(what, what.encode()) for what in ("", "[]", "null", "{}", "NaN", '"text"', "\ufeff{}")]
     for name, kind in kinds().items():

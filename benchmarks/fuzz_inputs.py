@@ -76,7 +76,7 @@ def mended(content: bytes) -> bytes:
     return bytes(content)
 
 
-def picture(form="png", dtype=np.uint8) -> bytes:
+def image_bytes(form="png", dtype=np.uint8) -> bytes:
     """Returns an encoded image: color of 8 bits, or gray of another dtype."""
     from PIL import Image
 
@@ -139,11 +139,11 @@ def old_pth(content: bytes) -> bytes:
 
 
 def onnx_file(values) -> bytes:
-    """A graph with these tensors, of which the first is added to the picture."""
+    """A graph with these tensors, of which the first is added to the image."""
     from onnx import TensorProto, helper, numpy_helper
 
-    node = helper.make_node("Add", ["picture", next(iter(values))], ["sum"])
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, None)] for name in ("picture", "sum")]
+    node = helper.make_node("Add", ["image", next(iter(values))], ["sum"])
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, None)] for name in ("image", "sum")]
     tensors = [numpy_helper.from_array(array, name) for name, array in values.items()]
     return helper.make_model(helper.make_graph([node], "main_graph", *ends, tensors)).SerializeToString()
 
@@ -171,7 +171,7 @@ def kinds() -> dict[str, Kind]:
     cifar = tar(
         [(f"cifar-100-python/{name}", data) for name, data in (("train", batch), ("test", batch), ("meta", meta))]
     )
-    pictures = tar([(f"{part}/{c}/{i}.png", picture()) for part in ("train", "test") for c in "ab" for i in (0, 1)])
+    archive = tar([(f"{part}/{c}/{i}.png", image_bytes()) for part in ("train", "test") for c in "ab" for i in (0, 1)])
     long = tar([("set/" + "x" * 200 + f"/{i}.png", b"12") for i in (0, 1, 2)], tarfile.PAX_FORMAT)
     folders = tar([("imagenet-r/n01/a.jpg", b"1"), ("imagenet-r/n02/b.jpg", b"2")])
     x, y = np.zeros((4, 8, 8), np.uint8), np.asarray([0, 1, 0, 1])
@@ -216,7 +216,7 @@ def kinds() -> dict[str, Kind]:
 
     def from_list(root):
         for number in range(1, 5):
-            (root / f"{number}.png").write_bytes(picture())
+            (root / f"{number}.png").write_bytes(image_bytes())
         return folder.load({**folder.OPTIONS, "path": str(root / "list.csv")})
 
     def read_picture(name):
@@ -244,20 +244,20 @@ def kinds() -> dict[str, Kind]:
             "c.tar.gz", gzip.compress(binary(records), mtime=0), from_source(cifar100, "c.tar.gz")
         ),
         "CIFAR binary folder": Kind("train.bin", records, from_binary_folder),
-        "tar of pictures": Kind("p.tar", pictures, from_source(folder, "p.tar")),
-        "tar of pictures, headers mended": Kind("p.tar", pictures, from_source(folder, "p.tar"), mended),
+        "tar of images": Kind("p.tar", archive, from_source(folder, "p.tar")),
+        "tar of images, headers mended": Kind("p.tar", archive, from_source(folder, "p.tar"), mended),
         "tar with long names, mended": Kind("p.tar", long, from_source(folder, "p.tar"), mended),
         "ImageNet-R, unpacked": Kind("imagenet-r.tar", folders, _unpacked, mended),
-        "PNG": Kind("p.png", picture(), read_picture("p.png")),
-        "JPEG": Kind("p.jpg", picture("jpeg"), read_picture("p.jpg")),
-        "GIF": Kind("p.gif", picture("gif"), read_picture("p.gif")),
-        "TIFF": Kind("p.tif", picture("tiff"), read_picture("p.tif")),
-        "TIFF of 16 bits": Kind("p.tif", picture("tiff", np.uint16), read_picture("p.tif")),
-        "TIFF of floats": Kind("p.tif", picture("tiff", np.float32), read_picture("p.tif")),
-        "PNG of 16 bits": Kind("p.png", picture("png", np.uint16), read_picture("p.png")),
-        "PPM": Kind("p.ppm", picture("ppm"), read_picture("p.ppm")),
+        "PNG": Kind("p.png", image_bytes(), read_picture("p.png")),
+        "JPEG": Kind("p.jpg", image_bytes("jpeg"), read_picture("p.jpg")),
+        "GIF": Kind("p.gif", image_bytes("gif"), read_picture("p.gif")),
+        "TIFF": Kind("p.tif", image_bytes("tiff"), read_picture("p.tif")),
+        "TIFF of 16 bits": Kind("p.tif", image_bytes("tiff", np.uint16), read_picture("p.tif")),
+        "TIFF of floats": Kind("p.tif", image_bytes("tiff", np.float32), read_picture("p.tif")),
+        "PNG of 16 bits": Kind("p.png", image_bytes("png", np.uint16), read_picture("p.png")),
+        "PPM": Kind("p.ppm", image_bytes("ppm"), read_picture("p.ppm")),
         "list of images": Kind("list.csv", b"1.png,a,train\n2.png,b,train\n3.png,a,test\n4.png,b,test\n", from_list),
-        "npz of pictures": Kind("x.npz", own, from_source(arrays, "x.npz")),
+        "npz of images": Kind("x.npz", own, from_source(arrays, "x.npz")),
         "npz of glyphs": Kind("x.npz", glyphs, from_source(glyph_file, "x.npz")),
         "npz, an array in it": Kind(
             "x.npz",

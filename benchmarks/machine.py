@@ -10,12 +10,12 @@ from pathlib import Path
 def describe() -> dict:
     """Processor, how many of it this process may use, the device that jax computes on, and versions.
 
-    jax is asked for its device only where a case has imported it.
+    The device of jax is read only if a case has imported jax.
     """
     from cdl_jax.run import workdir
 
     versions = {**workdir.versions(), "torch": _version("torch")}
-    told = {
+    figures = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": [round(value, 1) for value in os.getloadavg()],
@@ -23,8 +23,8 @@ def describe() -> dict:
         "commit": workdir.commit(),
     }
     if jax := sys.modules.get("jax"):
-        told |= {"device": jax.devices()[0].device_kind, "devices": len(jax.devices())}
-    return told
+        figures |= {"device": jax.devices()[0].device_kind, "devices": len(jax.devices())}
+    return figures
 
 
 def _version(package):

@@ -82,7 +82,7 @@ class Ceiling:
         return max(work.flops / self.flops, work.bytes / self.bandwidth)
 
 
-def told(work: Work, ceiling: Ceiling, seconds: float) -> dict:
+def efficiency(work: Work, ceiling: Ceiling, seconds: float) -> dict:
     """How far a measured time is from what is possible.
 
     `gflop`, `mbyte`; `mfu`, the share of the device's operations that the work used; `least_ms`, the least time that it

@@ -3,8 +3,8 @@
     python -m benchmarks.run calls [--networks vit cnn] [--most 1 8 32] [--steps 32] [--rounds 7] [--out FILE]
 
 "vit": teacher and student of the quick start; "cnn": the slim ResNet of `configs/dkt_glyph.py`, alone. All ways start
-from the same state and see the same batches; beside the speed is told what their losses differ by after the first round
-and how long the program took to compile. Told are medians over the rounds, in which the ways take turns.
+from the same state and train on the same batches. The table has the speed, the difference of their losses after the
+first round and the time to compile. Values are medians over the rounds, in which the ways take turns.
 """
 
 import jax
@@ -24,7 +24,7 @@ def arguments(parser) -> None:
     parser.add_argument("--networks", nargs="+", choices=("vit", "cnn"), default=("vit", "cnn"))
     parser.add_argument("--most", nargs="+", type=int, default=(1, 8, 32), help="steps a call; the first is the base")
     parser.add_argument("--steps", type=int, default=32, help="steps of each way in a round, a multiple of all of them")
-    parser.add_argument("--batch", type=int, default=0, help="pictures; 0: the config's")
+    parser.add_argument("--batch", type=int, default=0, help="number of images; 0: that of the config")
     parser.add_argument("--rounds", type=int, default=7)
 
 
@@ -40,22 +40,22 @@ def measure(options) -> dict:
             for way in ways.values():
                 way.seconds()
             losses = {most: float(way.learning.loss(index)) for most, way in ways.items()}
-            apart = timing.loss_differences(losses, options.most[0])
-            timing.check_equal("the loss", apart, dict.fromkeys(ways, 1e-3))
+            differences = timing.loss_differences(losses, options.most[0])
+            timing.check_equal("the loss", differences, dict.fromkeys(ways, 1e-3))
             turns = {most: lambda way=way: options.steps / way.seconds() for most, way in ways.items()}
             timed = timing.compare(timing.alternate(turns, options.rounds), options.most[0])
             for most, one in timed.items():
-                told = {"network": phase.name, "steps_a_call": most, "per_second": one, "apart": apart[most]}
-                found.append({**told, "compilation": ways[most].compilation})
+                figures = {"network": phase.name, "steps_a_call": most, "per_second": one, "apart": differences[most]}
+                found.append({**figures, "compilation": ways[most].compilation})
                 speed = f"{one['median']:.1f} ({one['q1']:.1f}-{one['q3']:.1f})"
                 rows.append((f"{network}, {phase.name}", most, speed, f"{one['ratio']:.2f}",
-                             f"{ways[most].compilation:.1f}", f"{apart[most]:.0e}"))  # fmt: skip
+                             f"{ways[most].compilation:.1f}", f"{differences[most]:.0e}"))  # fmt: skip
     print(timing.markdown(HEAD, rows))
     return {"calls": found}
 
 
 class _Way:
-    """A phase learnt in calls of `most` steps, on the same `steps` batches each time."""
+    """Trains a phase in calls of `most` steps, on the same `steps` batches each time."""
 
     def __init__(self, config, index, most, steps):
         self.learning = TrainingState(config)
@@ -64,8 +64,8 @@ class _Way:
         self.step = program.train_step(index, self.learning.state, self.learning.frozen, 0, most)
         self.compilation = timing.now() - start
         each = program.steps(task, phase)
-        whole, rest = divmod(each * program.epochs(task, phase), most)
-        items = program.train_batches(task, phase, 0, 0, 0, None, [most] * whole + [1] * rest)[0]
+        full_calls, rest = divmod(each * program.epochs(task, phase), most)
+        items = program.train_batches(task, phase, 0, 0, 0, None, [most] * full_calls + [1] * rest)[0]
         firsts = range(0, steps, most)
         numbers = [np.arange(first, first + most) if most > 1 else first for first in firsts]
         places = [trainer.position(task, epoch=n // each, step=n % each, steps=each) for n in numbers]

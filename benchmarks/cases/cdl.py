@@ -5,8 +5,8 @@
     python -m benchmarks.run cdl --plan                       # operations and bytes of all sizes, nothing is run
     python -m benchmarks.run cdl --read FILE.json ...         # what earlier calls found, in one table
 
-Losses of three steps of each phase must be equal before it is timed. A ratio above 1 says that ours is faster. On a GPU
-ours and the tuned peer compute in bfloat16 (--precision).
+Losses of three steps of each phase must be equal before it is timed. A ratio above 1 means that ours is faster. On a
+GPU ours and the tuned peer compute in bfloat16 (--precision).
 """
 
 import json
@@ -54,7 +54,7 @@ def measure(options) -> dict:
             for index, phase in enumerate(("teacher", "student")):
                 if phase not in options.phases:
                     continue
-                apart, first = compared.check_same_losses(ours, peers, index, options.steps, bfloat16)
+                differences, first = compared.check_same_losses(ours, peers, index, options.steps, bfloat16)
                 ways = {compared.OURS: ours, **peers}
                 timed = timing.alternate(
                     {
@@ -63,10 +63,16 @@ def measure(options) -> dict:
                     },
                     options.rounds,
                 )
-                one = {"learner": learner, "scheme": scheme, "phase": phase, "apart": apart, "first_seconds": first}
+                one = {
+                    "learner": learner,
+                    "scheme": scheme,
+                    "phase": phase,
+                    "apart": differences,
+                    "first_seconds": first,
+                }
                 one["ms"] = timing.compare(timed, compared.OURS)
                 seconds = one["ms"][compared.OURS]["median"] / 1e3
-                one["roof"] = roofline.told(cdl_sizes.work(config, phase), ceiling, seconds)
+                one["roof"] = roofline.efficiency(cdl_sizes.work(config, phase), ceiling, seconds)
                 found.append(one)
                 for row in rows(one):
                     print("| " + " | ".join(row) + " |", flush=True)
@@ -84,8 +90,8 @@ def rows(one: dict):
             )  # fmt: skip
 
 
-def _range(told):
-    return f"{told['median']:.0f} ({told['q1']:.0f}-{told['q3']:.0f})"
+def _range(summary):
+    return f"{summary['median']:.0f} ({summary['q1']:.0f}-{summary['q3']:.0f})"
 
 
 def plan() -> dict:
@@ -97,8 +103,8 @@ def plan() -> dict:
                 config = cdl_sizes.config(size, learner, scheme)
                 works = {phase: cdl_sizes.work(config, phase) for phase in ("teacher", "student")}
                 batch = config.train.batch_size
-                told = [f"{work.flops / 1e9:,.0f} ({work.bytes / 1e9:.1f})" for work in works.values()]
-                lines.append((size, learner, scheme, batch, *told))
+                cells = [f"{work.flops / 1e9:,.0f} ({work.bytes / 1e9:.1f})" for work in works.values()]
+                lines.append((size, learner, scheme, batch, *cells))
                 found.append({"size": size, "learner": learner, "scheme": scheme, "batch": batch})
                 found[-1] |= {phase: vars(work) for phase, work in works.items()}
     print(timing.markdown(head, lines))

@@ -23,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 _TEMPORARY = ".orbax-checkpoint-tmp"
-_LIVES = 7  # after so many kills a run is left to end
+_LIVES = 7  # number of kills after which a run may end
 _SMALL = (
     "--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16",
     "--config.train.epochs=1", "--config.log.every_steps=1", "--config.log.tensorboard=False",
@@ -82,14 +82,14 @@ def being_written(workdir: Path) -> list[Path]:
     return [Path(folder, name) for folder, names, _ in walked for name in names if name.endswith(_TEMPORARY)]
 
 
-def kill(process, workdir: Path, moment: str, whole: dict, rng: random.Random) -> str | None:
+def kill(process, workdir: Path, moment: str, undisturbed: dict, rng: random.Random) -> str | None:
     """Ends a run at a moment of that kind; returns in what it was, or None if the run ended before."""
     first, deadline = lines(workdir), time.monotonic() + 120
     if moment == "start":
         reached = lambda: True  # noqa: E731
-        wait = rng.uniform(0, whole["start"])
+        wait = rng.uniform(0, undisturbed["start"])
     elif moment == "training":
-        ahead = rng.randint(1, max(1, whole["lines"] // 4))
+        ahead = rng.randint(1, max(1, undisturbed["lines"] // 4))
         reached, wait = (lambda: lines(workdir) >= first + ahead), rng.uniform(0, 0.1)
     elif moment == "checkpoint":
         seen, wanted = set(), rng.randint(1, 4)
@@ -100,8 +100,8 @@ def kill(process, workdir: Path, moment: str, whole: dict, rng: random.Random) -
 
         wait = rng.uniform(0, 0.02)
     else:
-        last = workdir / "checkpoints" / "tasks" / str(whole["tasks"] - 1)
-        reached, wait = last.exists, rng.uniform(0, whole["report"])
+        last = workdir / "checkpoints" / "tasks" / str(undisturbed["tasks"] - 1)
+        reached, wait = last.exists, rng.uniform(0, undisturbed["report"])
     while process.poll() is None and not reached() and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(wait)
@@ -111,7 +111,7 @@ def kill(process, workdir: Path, moment: str, whole: dict, rng: random.Random) -
     process.wait()
     if being_written(workdir):
         return "checkpoint"
-    if (workdir / "checkpoints" / "tasks" / str(whole["tasks"] - 1)).exists():
+    if (workdir / "checkpoints" / "tasks" / str(undisturbed["tasks"] - 1)).exists():
         return "report"
     return "training" if lines(workdir) > first else "start"
 
@@ -149,7 +149,7 @@ def differences(ours: dict, wanted: dict) -> list[str]:
 
 
 def measured(arguments, folder: Path, cache: Path) -> dict:
-    """Of an undisturbed run in `whole`: its numbers of lines and tasks, seconds to the first line and of its end."""
+    """Measures an undisturbed run: its numbers of lines and tasks, the seconds to its first line and of its end."""
     workdir = folder / "whole"
     finish(arguments, folder / "first", cache)  # fills the cache
     begun, process, marks = time.monotonic(), start(arguments, workdir, cache), {}
@@ -168,20 +168,20 @@ def measured(arguments, folder: Path, cache: Path) -> dict:
     return {"lines": lines(workdir), "tasks": tasks, "start": marks["line"] - begun, "report": end - marks["last"]}
 
 
-def live(told: dict, arguments, folder: Path, cache: Path, rng: random.Random) -> None:
-    """One life of a system's run; `told` says what came of those before, and is brought up to date."""
-    workdir = folder / f"run_{told['runs']}"
-    if told["life"] < _LIVES:
+def live(history: dict, arguments, folder: Path, cache: Path, rng: random.Random) -> None:
+    """Starts a run once more and updates the `history` of its system."""
+    workdir = folder / f"run_{history['runs']}"
+    if history["life"] < _LIVES:
         # The end is reached once a run, unless it is killed there again.
-        weights = (1, 4, 4, 0) if told["life"] < _LIVES - 3 else (0, 1, 1, 6)
+        weights = (1, 4, 4, 0) if history["life"] < _LIVES - 3 else (0, 1, 1, 6)
         (moment,) = rng.choices(MOMENTS, weights)
-        if hit := kill(start(arguments, workdir, cache), workdir, moment, told["whole"], rng):
-            told["kills"][hit] += 1
-            told["life"] += 1
+        if hit := kill(start(arguments, workdir, cache), workdir, moment, history["whole"], rng):
+            history["kills"][hit] += 1
+            history["life"] += 1
             return
     finish(arguments, workdir, cache)
-    told["differences"] += [f"{workdir.name}: {n}" for n in differences(outcome(workdir), outcome(folder / "whole"))]
-    told["runs"], told["life"] = told["runs"] + 1, 0
+    history["differences"] += [f"{workdir.name}: {n}" for n in differences(outcome(workdir), outcome(folder / "whole"))]
+    history["runs"], history["life"] = history["runs"] + 1, 0
 
 
 def arguments(parser) -> None:
@@ -198,32 +198,38 @@ def measure(options) -> dict:
     folder, deadline = options.folder.absolute(), time.monotonic() + 60 * options.minutes
     folder.mkdir(parents=True, exist_ok=True)
     state, cache = folder / "storm.json", folder / "cache"
-    told = json.loads(state.read_text()) if state.exists() else {}
+    history = json.loads(state.read_text()) if state.exists() else {}
     if "vkd" in systems and not (folder / "teacher" / "report.html").exists():
         finish(_TEACHER, folder / "teacher", cache)
 
     def ready(name):
-        return sum(told[name]["kills"].values()) >= -(-options.kills // len(systems)) and not told[name]["life"]
+        return sum(history[name]["kills"].values()) >= -(-options.kills // len(systems)) and not history[name]["life"]
 
     # In turns, so that a storm that is ended early has met all of them.
     for name in itertools.cycle(systems):
-        if time.monotonic() > deadline or (len(told) == len(systems) and all(map(ready, systems))):
+        if time.monotonic() > deadline or (len(history) == len(systems) and all(map(ready, systems))):
             break
         command = [word.replace("{folder}", str(folder)) for word in SYSTEMS[name]]
-        if name not in told:
+        if name not in history:
             (folder / name).mkdir(exist_ok=True)
-            whole = measured(command, folder / name, cache)
-            told[name] = {"whole": whole, "kills": dict.fromkeys(MOMENTS, 0), "runs": 0, "life": 0, "differences": []}
+            undisturbed = measured(command, folder / name, cache)
+            history[name] = {
+                "whole": undisturbed,
+                "kills": dict.fromkeys(MOMENTS, 0),
+                "runs": 0,
+                "life": 0,
+                "differences": [],
+            }
         elif not ready(name):
-            live(told[name], command, folder / name, cache, rng)
-        state.write_text(json.dumps(told, indent=1) + "\n")
+            live(history[name], command, folder / name, cache, rng)
+        state.write_text(json.dumps(history, indent=1) + "\n")
     print("| system | " + " | ".join(MOMENTS) + " | kills | runs compared | differences |")
     print("|---" * (len(MOMENTS) + 4) + "|")
     rows = []
-    for name, of in told.items():
+    for name, of in history.items():
         counts = [of["kills"][moment] for moment in MOMENTS]
         rows.append([*counts, sum(counts), of["runs"], len(of["differences"])])
         print(f"| {name} | " + " | ".join(map(str, rows[-1])) + " |")
     print("| all | " + " | ".join(str(sum(column)) for column in zip(*rows, strict=True)) + " |")
-    changed = [f"{name}: {what}" for name, of in told.items() for what in of["differences"]]
-    return {"systems": told, **({"wrong": f"crash_storm: differences: {changed[:5]}"} if changed else {})}
+    changed = [f"{name}: {what}" for name, of in history.items() for what in of["differences"]]
+    return {"systems": history, **({"wrong": f"crash_storm: differences: {changed[:5]}"} if changed else {})}

@@ -20,7 +20,7 @@ def measure(options) -> dict:
     """Prints the table; returns its figures."""
     config = dkt_glyph.get_config("replay=0,unit=steps,classes=all,kd=0.5")
     config.optim.update(learning_rate=2e-3, schedule="constant")
-    config.network.update(width=options.width, image_size=32)  # as the pictures are
+    config.network.update(width=options.width, image_size=32)  # as the images are
     config.devices, config.augment.train, config.train.batch_size = 1, "none", options.batch
 
     def make(config, variables, classes, variant):

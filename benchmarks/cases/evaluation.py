@@ -2,9 +2,9 @@
 
     python -m benchmarks.run evaluation [--size tiny] [--learners l2p apt] [--images 160]
 
-Ours counts accuracy, calibration and the agreement of both networks in one pass; what the query network says of a test
-picture is asked once a run, and is known here as it is at all evaluations but the first. PyTorch asks each time. Logits
-of the whole test set must be equal before anything is timed.
+Ours counts accuracy, calibration and the agreement of both networks in one pass; the queries of
+test images are computed once a run and are cached here, as in all evaluations after the first. PyTorch computes them
+each time. The logits of all test images must be equal before anything is timed.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def arguments(parser) -> None:
     parser.add_argument("--learners", nargs="+", choices=cdl_sizes.LEARNERS, default=("l2p", "coda"))
     parser.add_argument("--schemes", nargs="+", choices=cdl_sizes.SCHEMES, default=("kd_token",))
     parser.add_argument("--manners", nargs="+", choices=("authors", "tuned", "frozen"), default=("authors", "tuned"))
-    parser.add_argument("--images", type=int, default=160, help="test pictures")
+    parser.add_argument("--images", type=int, default=160, help="number of test images")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
 
@@ -51,18 +51,18 @@ def measure(options) -> dict:
 
             wanted = learning.program.logits(live, learning.frozen, learning.task, place)
             wanted = np.stack([wanted["teacher"], wanted["student"]])
-            apart, ways = {}, {compared.OURS: evaluate}
+            differences, ways = {}, {compared.OURS: evaluate}
             for name, peer in peers.items():
                 logits, _ = peer.evaluate(test, config.eval.batch_size)
-                apart[name] = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
+                differences[name] = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
                 ways[name] = lambda peer=peer, test=test, size=config.eval.batch_size: peer.evaluate(test, size)[1]
-            timing.check_equal("logits", apart, compared.tolerances(peers, bfloat16))
+            timing.check_equal("logits", differences, compared.tolerances(peers, bfloat16))
             evaluate()  # compiles
             timed = timing.compare(timing.alternate(ways, options.rounds), compared.OURS)
             batches = -(-len(test) // config.eval.batch_size)
             work = cdl_sizes.work(config, "evaluation") * batches
-            one = {"learner": learner, "scheme": scheme, "images": len(test), "apart": apart, "seconds": timed}
-            found.append({**one, "roof": roofline.told(work, ceiling, timed[compared.OURS]["median"])})
+            one = {"learner": learner, "scheme": scheme, "images": len(test), "apart": differences, "seconds": timed}
+            found.append({**one, "roof": roofline.efficiency(work, ceiling, timed[compared.OURS]["median"])})
             for row in rows(found[-1]):
                 print("| " + " | ".join(row) + " |", flush=True)
     return {"size": options.size, "bfloat16": bfloat16, "ceiling": vars(ceiling), "evaluation": found}
@@ -70,7 +70,7 @@ def measure(options) -> dict:
 
 def rows(one: dict):
     """The table's rows of one pair: ours beside each peer."""
-    times = {name: 1e3 * told["median"] / one["images"] for name, told in one["seconds"].items()}
+    times = {name: 1e3 * summary["median"] / one["images"] for name, summary in one["seconds"].items()}
     for name in times:
         if name != "ours":
             yield (

@@ -2,7 +2,7 @@
 
     python -m benchmarks.run fuzz --inputs 10000 [--seed 0] [--kinds pth npz] [--out FILE.json]
 
-First every file of `benchmarks.fuzz_attacks` and `benchmarks.fuzz_checkpoints`, then so many that were damaged at
+First every file of `benchmarks.fuzz_attacks` and `benchmarks.fuzz_checkpoints`, then a number of files damaged at
 random, in turns of all kinds. Each is read in a process that may take 2 GiB more memory than it has, and 20 seconds of
 the processor. An input is accepted, refused in one line (UserError), or a finding: another exception, more lines,
 memory at its end, too slow, a process that died, or a file that appeared where none should be, as any code in an input
@@ -70,22 +70,22 @@ def outcome(kind: fuzz_inputs.Kind, content: bytes, root: Path) -> tuple[str, st
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             kind.read(folder)
-        told = "accepted", ""
+        outcome = "accepted", ""
     except UserError as error:
-        told = ("refused", str(error)) if "\n" not in str(error) else ("finding", f"more than one line: {error}")
+        outcome = ("refused", str(error)) if "\n" not in str(error) else ("finding", f"more than one line: {error}")
         while error is not None:  # a reader may take the end of memory for damage
-            told = ("finding", f"memory at its end: {told[1]}") if isinstance(error, MemoryError) else told
+            outcome = ("finding", f"memory at its end: {outcome[1]}") if isinstance(error, MemoryError) else outcome
             error = error.__context__
     except BaseException as error:  # any other is what is looked for
-        told = "finding", f"{type(error).__name__}: {str(error)[:200]}"
+        outcome = "finding", f"{type(error).__name__}: {str(error)[:200]}"
     escaped = [name for name in os.listdir(root) if name != "around"] + [
         name for name in os.listdir(root / "around") if name != "inside"
     ]
     if escaped or Path("/tmp/cdl_jax_escaped").exists():
-        told = "finding", f"code ran or a file was written elsewhere: {escaped}"
+        outcome = "finding", f"code ran or a file was written elsewhere: {escaped}"
     for entry in os.scandir(root):
         shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
-    return told
+    return outcome
 
 
 def _status(field):
@@ -160,14 +160,14 @@ def measure(options) -> dict:
         root.mkdir()
         attacks = chain(fuzz_attacks.crafted(root / "canary"), fuzz_checkpoints.crafted())
         attacks = (each for each in attacks if not options.kinds or each[0].startswith(tuple(options.kinds)))
-        for kind, name, told in tried(chain(attacks, damaged(options.inputs, options.seed, options.kinds)), root):
+        for kind, name, outcome in tried(chain(attacks, damaged(options.inputs, options.seed, options.kinds)), root):
             row = table.setdefault(group(kind), {"inputs": 0, "accepted": 0, "refused": 0, "finding": 0, "mib": 0})
             row["inputs"] += 1
-            row[told["what"]] += 1
-            row["mib"] = max(row["mib"], round(told["bytes"] / 2**20))
-            if told["what"] == "finding":
-                findings.append((kind, name, told["words"]))
-                print(f"finding: {kind}: {name}: {told['words']}", file=sys.stderr, flush=True)
+            row[outcome["what"]] += 1
+            row["mib"] = max(row["mib"], round(outcome["bytes"] / 2**20))
+            if outcome["what"] == "finding":
+                findings.append((kind, name, outcome["words"]))
+                print(f"finding: {kind}: {name}: {outcome['words']}", file=sys.stderr, flush=True)
     print("| kind | inputs | accepted | refused | findings | most memory, MiB |\n|---|---|---|---|---|---|")
     for kind, row in sorted(table.items()):
         print(f"| {kind} | " + " | ".join(str(value) for value in row.values()) + " |")

@@ -1,9 +1,9 @@
-"""The input pipeline alone: crops of pictures into batches, and its share of a training step.
+"""Times the input pipeline alone: crops of images into batches, and its share of a training step.
 
     python -m benchmarks.run input_pipeline [--side 32] [--size tiny]
 
 Random crops, resized to the networks' size and half of them flipped. Ours on the device inside the step, or on the host
-with pictures decoded ahead (`resident_limit_mb=0`); PyTorch's one by one through Pillow, as the authors have it, or all
+with images decoded ahead (`resident_limit_mb=0`); PyTorch's one by one through Pillow, as the authors have it, or all
 at once on the device. The sides draw other random numbers, so only the mean brightness is compared.
 """
 
@@ -19,7 +19,7 @@ DEVICE, HOST = "ours, on the device", "ours, on the host"
 def arguments(parser) -> None:
     """Adds the case's options."""
     parser.add_argument("--size", choices=cdl_sizes.SIZES, default="tiny")
-    parser.add_argument("--side", type=int, default=32, help="of the stored pictures, in pixels")
+    parser.add_argument("--side", type=int, default=32, help="of the stored images, in pixels")
     parser.add_argument("--batches", type=int, default=4, help="in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", type=int, default=0, help="processes of PyTorch's loader")
@@ -87,7 +87,7 @@ def measure(options) -> dict:
         for name, one in found.items()
     ]  # fmt: skip
     print(timing.markdown(head, rows))
-    print(f"\nThe step, crops on the device included, takes {step:.0f} ms; a batch has {batch} pictures.")
+    print(f"\nThe step, crops on the device included, takes {step:.0f} ms; a batch has {batch} images.")
     return {"size": options.size, "side": options.side, "batch": batch, "ms": found, "step_ms": step}
 
 

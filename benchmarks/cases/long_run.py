@@ -2,7 +2,7 @@
 
     python -m benchmarks.run long_run [--tasks 200] [--reports SECONDS] [--folder DIR] [--out FILE.json]
 
-A small network learns pictures of noise, one class a task, through the very loop that `cdl_jax.main` runs, with a
+A small network learns images of noise, one class a task, through the very loop that `cdl_jax.main` runs, with a
 checkpoint after each task and within it. Looked at before each batch, in this process: memory of the host that the
 process has for itself, be it resident or swapped (pages of files, such as libraries, come and go as the system likes),
 bytes and number of arrays that live on devices, open files and threads. Told are medians over a tenth of the tasks,
@@ -28,11 +28,11 @@ from cdl_jax.run import loop, workdir
 from cdl_jax.runtime.signals import SignalHandler
 from cdl_jax.training.program import Program
 
-_SIDE, _TRAIN, _TEST = 32, 8, 2  # pixels, pictures of a class
+_SIDE, _TRAIN, _TEST = 32, 8, 2  # pixels, images of a class
 _GROW = ("host_mib", "device_mib", "arrays", "files", "threads")
 
 
-def pictures(path: Path, classes: int) -> None:
+def noise_file(path: Path, classes: int) -> None:
     """Writes noise as the source `arrays` reads it."""
     draw = np.random.default_rng(0)
     arrays = {}
@@ -83,7 +83,7 @@ def looked(tasks: int, reports: float, folder: Path) -> dict:
     reports: seconds between reports, 0: none. What they need for a moment grows with the tasks that they show.
     """
     path = folder / "noise.npz"
-    pictures(path, tasks)
+    noise_file(path, tasks)
     config = configured(path, tasks)
     config.log.report = reports > 0
     probe = Probe()

@@ -96,7 +96,7 @@ def arguments(parser) -> None:
     parser.add_argument("--features", type=int, default=64, help="width of the teacher's feature")
     parser.add_argument("--inputs", type=int, default=16, help="width of the student's")
     parser.add_argument("--read", type=Path, help="figures of an earlier call to show again")
-    parser.add_argument("--svg", type=Path, help="file for the picture of the norm")
+    parser.add_argument("--svg", type=Path, help="file for the plot of the norm")
 
 
 def measure(options) -> dict:

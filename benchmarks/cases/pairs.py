@@ -1,9 +1,9 @@
-"""Time of one task of every learner with every scheme, on the pictures and backbones of the quick start.
+"""Times one task of every learner with every scheme, on the images and backbones of the quick start.
 
     python -m benchmarks.run pairs [--out FILE.json]
 
-For each pair the first task is learnt whole: teacher phase, student phase, evaluation. Compilation is left out. What
-cannot be combined says why.
+Each pair learns the first task completely: teacher phase, student phase, evaluation. Compilation is not timed. A pair
+that cannot be combined shows the reason.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Four peers of OKDDip as whole networks: one after another, one a device, and stacked under vmap.
+"""Four peers of OKDDip as separate networks: one after another, one a device, and stacked under vmap.
 
     python -m benchmarks.run peers [--rounds 9] [--steps 5] [--batch 32] [--out FILE.json]
 
-The network is that of configs/okddip_glyph.py, a small ResNet for pictures of 32 pixels. All three ways start from the
+The network is that of configs/okddip_glyph.py, a small ResNet for images of 32 pixels. All three ways start from the
 same weights and take the same batches; their losses must be equal within 1e-5, relative, over the first steps before
 anything is timed. Told are medians over the rounds, in each of which the ways take turns in another order.
 
@@ -106,5 +106,5 @@ def measure(options) -> dict:
     simulated = jax.devices()[0].platform == "cpu"
     if simulated:
         print(f"\nThe {PEERS} devices are simulated by one processor: its row shows the cost of spreading, not a gain.")
-    told = {"batch": options.batch, "simulated_devices": simulated, "losses_apart": differences}
-    return {**told, "ms": found}
+    figures = {"batch": options.batch, "simulated_devices": simulated, "losses_apart": differences}
+    return {**figures, "ms": found}

@@ -3,7 +3,7 @@
     python -m benchmarks.run profile [--of cdl] [--phase student] [--learner l2p] [--scheme kd]
     python -m benchmarks.run profile --of dkt
 
-Operations of all blocks of a network are told together, those of the backward pass apart. A page fault is a page of
+Operations of all blocks of a network are summed, those of the backward pass separately. A page fault is a page of
 4 KiB that the system hands out, filled with zeros, at its first use.
 """
 
@@ -51,16 +51,16 @@ def measure(options) -> dict:
         (file,) = Path(folder).rglob("*.xplane.pb")
         spent = grouped(durations(file), sources(step.as_text()))
     spent = {name: value / options.steps for name, value in spent.items()}
-    told = {"ms": wall, "in_operations": sum(spent.values()), "temporary_mb": _temporary(step)}
+    figures = {"ms": wall, "in_operations": sum(spent.values()), "temporary_mb": _temporary(step)}
     if resource:
-        told["page_faults"] = (after.ru_minflt - before.ru_minflt) / options.steps
-        told["system_ms"] = 1e3 * (after.ru_stime - before.ru_stime) / options.steps
-    print(", ".join(f"{name} {value:.0f}" for name, value in told.items()) + ", of a step\n")
+        figures["page_faults"] = (after.ru_minflt - before.ru_minflt) / options.steps
+        figures["system_ms"] = 1e3 * (after.ru_stime - before.ru_stime) / options.steps
+    print(", ".join(f"{name} {value:.0f}" for name, value in figures.items()) + ", of a step\n")
     most = Counter(spent).most_common(options.most)
-    rest = [("all others", told["in_operations"] - sum(value for _, value in most))]
-    rows = [(name, f"{value:.1f}", f"{100 * value / told['in_operations']:.0f} %") for name, value in most + rest]
+    rest = [("all others", figures["in_operations"] - sum(value for _, value in most))]
+    rows = [(name, f"{value:.1f}", f"{100 * value / figures['in_operations']:.0f} %") for name, value in most + rest]
     print(timing.markdown(("operation", "ms a step", "share"), rows))
-    return {"of": options.of, **told, "operations": dict(Counter(spent).most_common())}
+    return {"of": options.of, **figures, "operations": dict(Counter(spent).most_common())}
 
 
 def _learning(options):
@@ -124,7 +124,7 @@ def grouped(spent, sources) -> Counter:
 
 
 def group(name: str, source: str) -> str:
-    """What an operation is told under: `backward mlp/fc1/dot_general`, or its own kind where its source is unknown."""
+    """Returns the row of an operation: `backward mlp/fc1/dot_general`, or its kind if its source is unknown."""
     back = "backward " if "transpose(" in source else ""
     path = re.sub(r"(jit|jvp|transpose|vmap)\(|\)", "", source)
     parts = [part for part in path.split("/") if not re.fullmatch(r"step|learn|ViT|block_\d+|\w*layer\d+_\d+|", part)]

@@ -4,7 +4,7 @@
     python -m benchmarks.run running_statistics --read FILE.json
 
 RUN is a finished run of convolutional learners. Its networks are tested as they were after each task: with the running
-statistics that training left, and with those of all training pictures of that task and of the memory, taken at once of
+statistics that training left, and with those of all training images of that task and of the memory, taken at once of
 the weights as they then were. Nothing else differs, so the difference is what the running ones lag behind. --read shows
 what an earlier call found and tests nothing.
 """
@@ -28,7 +28,7 @@ from cdl_jax.training.program import Program
 
 
 def accuracies(folder: Path) -> dict:
-    """{"running", "anew": [percent after each task]}: mean over the learners' CL heads and the tasks learnt."""
+    """{"running", "anew": [percent after each task]}: mean over the learners' CL heads and the learned tasks."""
     config = ml_collections.ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
     program = Program(config, stream.load(config.data, config.seed))
     program.place_data()
@@ -51,7 +51,7 @@ def accuracies(folder: Path) -> dict:
 
 
 def _anew(method, own, images):
-    """A learner's own variables with the statistics of these pictures in place of its running ones."""
+    """Returns the variables of a learner with the statistics of these images instead of its running ones."""
     moved = method.learner(own, None, images, True, None, jax.random.key(0)).stats["batch_stats"]
     running = own["batch_stats"]
     return {
@@ -71,11 +71,11 @@ def _pictures(program, learner, task):
 
 
 def table(found: dict) -> str:
-    """Markdown of what `accuracies` told of runs: after the last task, and the worst that statistics cost after any."""
+    """Formats the results of `accuracies`: after the last task, and the largest loss after any task."""
     lines = ["| run | running statistics | taken anew | most lost after a task |", "|---|---|---|---|"]
-    for name, told in found["runs"].items():
-        lost = max(b - a for a, b in zip(told["running"], told["anew"], strict=True))
-        lines.append(f"| {name} | {told['running'][-1]:.2f} | {told['anew'][-1]:.2f} | {lost:.2f} |")
+    for name, matrices in found["runs"].items():
+        lost = max(b - a for a, b in zip(matrices["running"], matrices["anew"], strict=True))
+        lines.append(f"| {name} | {matrices['running'][-1]:.2f} | {matrices['anew'][-1]:.2f} | {lost:.2f} |")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.run scaling --size b_s [--devices 2 8] [--fsdp 1 4]
 
 Steps are compiled for devices that one processor simulates; nothing is run. Told are the collectives in the compiled
-program, with the bytes of their results, and the memory of a device. Predicted is weak scaling: the same pictures a
+program, with the bytes of their results, and the memory of a device. The prediction is weak scaling: the same images a
 device, whatever their number.
 """
 
@@ -73,7 +73,7 @@ def arguments(parser) -> None:
 
 def measure(options) -> dict:
     """Prints two tables; returns their figures."""
-    # Read when jax starts. The scheduler that the other option asks for keeps memory low, as that of GPUs does.
+    # Read when jax starts. The scheduler of the other option keeps memory low, as that of GPUs does.
     flags = f"--xla_force_host_platform_device_count={max(options.devices)}"
     os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), flags))
     os.environ["XLA_FLAGS"] += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -84,9 +84,9 @@ def measure(options) -> dict:
     lines, predicted = [], []
     for row in rows:
         where, sizes = (row["fsdp"], row["phase"]), [size for _, size in row["sent"].values()]
-        told = ", ".join(f"{count} {kind}" for kind, (count, _) in row["sent"].items()) or "none"
+        collectives = ", ".join(f"{count} {kind}" for kind, (count, _) in row["sent"].items()) or "none"
         memory = [f"{row[part] / 2**20:,.0f}" for part in ("held", "work")]
-        lines.append((row["devices"], *where, told, f"{sum(sizes) / 1e6:.2f}", *memory))
+        lines.append((row["devices"], *where, collectives, f"{sum(sizes) / 1e6:.2f}", *memory))
         if row["devices"] == max(options.devices):
             row["predicted"] = {
                 n: efficiency(row["flops"], row["sent"], n, row["fsdp"], Cluster()) for n in options.predict

@@ -2,9 +2,9 @@
 
     python -m benchmarks.run seeds [--count 3] [--rounds 7] [--steps 20] [--runs 3] [--epochs 2] [--out FILE]
 
-Both sides train in this process, in turns, after their losses were found equal; told are the medians over the rounds. A
-run is all that the command does, from reading the data to writing the report, its compilation included, on the quick
-start's five tasks with fewer epochs; both sides must end with equal accuracies.
+Both sides train in this process, in turns, after a check that their losses are equal. Values are medians over the
+rounds. A run is all that the command does, from reading the data to writing the report, with its compilation, on the five
+tasks of the quick start with fewer epochs. Both sides must end with equal accuracies.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from configs import quickstart
 
 
 def configured(seeds):
-    """The quick start's config for one seed, or for several in one program."""
+    """The quick start's config for one seed, or for many seeds in one program."""
     config = quickstart.get_config()
     if len(seeds) > 1:
         config.seeds = tuple(seeds)
@@ -33,7 +33,7 @@ def configured(seeds):
 
 
 def whole_run(seeds, epochs):
-    """(seconds of a run of so many epochs a task, {seed: accuracy matrices})."""
+    """Trains `epochs` epochs a task; returns (seconds, {seed: accuracy matrices})."""
     config = configured(seeds)
     config.train.epochs = epochs
     config.log.tensorboard = False

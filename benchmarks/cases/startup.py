@@ -2,7 +2,7 @@
 
     python -m benchmarks.run startup [--config configs/quickstart.py] [--rounds 5]
 
-The first step's loss is written as soon as there is one, and the run is then asked to end. Twice: where nothing is
+The run writes the loss of its first step at once, and is then stopped. This is done twice: where nothing is
 compiled yet, and where an earlier run has left its programs (`config.compilation_cache`). With --clock cpu the orderly
 end is counted too.
 """
@@ -79,7 +79,7 @@ def first_step(config: str, workdir: Path, cache) -> float:
         time.sleep(0.005)
     seconds = timing.now() - start
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate()
+    _, err = process.communicate()
     if not lines.exists():
-        raise UserError(f"benchmarks: the run failed: {(told.decode().splitlines() or ['without a word'])[-1]}")
+        raise UserError(f"benchmarks: the run failed: {(err.decode().splitlines() or ['without a word'])[-1]}")
     return timing.now() - start if timing.chosen() == "cpu" else seconds  # a process has none before its end

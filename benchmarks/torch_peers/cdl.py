@@ -51,7 +51,7 @@ class KDToken(nn.Module):
         self.head = Head(params["head"])
 
     def extra(self, count: int):
-        """(the token for so many pictures, {layer: suffix})."""
+        """Returns (the token of `count` images, {layer: suffix})."""
         each = {layer: halves(self.rows[name].expand(count, -1, -1)) for layer, name in self.layers.items()}
         return self.rows["token"].expand(count, -1, -1), each
 
@@ -108,14 +108,14 @@ class CDL(nn.Module):
         query = self._query(images)
         with torch.no_grad():
             self.teacher.pool.teaching = True
-            asked = query if self.variant.query_once else self._query(images)
-            _, told, _ = self.teacher(images, asked, task, False)
+            query_of_teacher = query if self.variant.query_once else self._query(images)
+            _, teacher_logits, _ = self.teacher(images, query_of_teacher, task, False)
             self.teacher.pool.teaching = False
         extra = None if self.scheme is None else self.scheme.extra(len(images))
         tokens, logits, pool = self.student(images, query, task, True, extra)
         taught = logits if self.scheme is None else self.scheme.head(tokens[:, -1].float())
         alpha, temperature = self.options.alpha, self.options.temperature
-        ours, theirs = (F.log_softmax(z[:, first:end] / temperature, dim=1) for z in (taught, told))
+        ours, theirs = (F.log_softmax(z[:, first:end] / temperature, dim=1) for z in (taught, teacher_logits))
         divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         total = (1 - alpha) * self._cross_entropy(logits, labels) + alpha * temperature**2 * divergence + pool
         return total, logits.detach()
@@ -137,14 +137,14 @@ class CDL(nn.Module):
     def _predict(self, images):
         task, _, _ = self.place
         query = self._query(images)
-        asked = query if self.variant.query_once else self._query(images)
-        _, told, _ = self.teacher(images, asked, task, False)
+        query_of_teacher = query if self.variant.query_once else self._query(images)
+        _, teacher_logits, _ = self.teacher(images, query_of_teacher, task, False)
         extra = None if self.scheme is None else self.scheme.extra(len(images))
         tokens, logits, _ = self.student(images, query, task, False, extra)
         if self.scheme is not None:
             alpha = self.options.alpha
             logits = (1 - alpha) * logits + alpha * self.scheme.head(tokens[:, -1].float())
-        return told, logits
+        return teacher_logits, logits
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16) if self.variant.bfloat16 else nullcontext()

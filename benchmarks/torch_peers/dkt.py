@@ -42,10 +42,10 @@ class DKT(nn.Module):
         """images `[learners, batch, 3, size, size]`, labels `[learners, batch]`: (sum of losses, logits)."""
         with torch.no_grad():
             self.eval()
-            told = [self.learners[1 - i](own)[0] for i, own in enumerate(images)]
+            peer_logits = [self.learners[1 - i](own)[0] for i, own in enumerate(images)]
             self.train()
         total, logits = 0.0, []
-        for learner, own, label, target in zip(self.learners, images, labels, told, strict=True):
+        for learner, own, label, target in zip(self.learners, images, labels, peer_logits, strict=True):
             cl, st = learner(own)
             total = total + F.cross_entropy(cl, label) + self.config.dkt.kd_rel * F.mse_loss(st, target)
             logits.append(cl.detach())

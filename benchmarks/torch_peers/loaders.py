@@ -1,4 +1,4 @@
-"""How pictures reach a PyTorch peer: one by one through Pillow, or as tensors that are changed on the device.
+"""Loads images for PyTorch: one by one through Pillow, or as tensors that are augmented on the device.
 
 Transforms: "shift", by up to two pixels, filled with zeros; "random_resized_crop" with a flip, torchvision's rule;
 "none".
@@ -24,16 +24,16 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index):
-        picture, rng = Image.fromarray(self.images[index]), np.random
+        image, rng = Image.fromarray(self.images[index]), np.random
         if self.kind == "shift":
             left, top = (int(v) for v in rng.randint(0, 2 * SHIFT + 1, 2))
-            wide = ImageOps.expand(picture, SHIFT)
-            picture = wide.crop((left, top, left + picture.width, top + picture.height))
+            wide = ImageOps.expand(image, SHIFT)
+            image = wide.crop((left, top, left + image.width, top + image.height))
         elif self.kind == "random_resized_crop":
-            picture = picture.resize((self.size, self.size), Image.BILINEAR, box=_box(*picture.size, rng))
+            image = image.resize((self.size, self.size), Image.BILINEAR, box=_box(*image.size, rng))
             if rng.random() < 0.5:
-                picture = ImageOps.mirror(picture)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+                image = ImageOps.mirror(image)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.float().div(255), int(self.labels[index])
 
 
@@ -55,12 +55,12 @@ def one_by_one(images, labels, kind: str, size: int, batch: int, train: bool, wo
     return torch.utils.data.DataLoader(data, batch, train, drop_last=train, num_workers=workers, pin_memory=pinned)
 
 
-def on_device(pictures, labels, kind: str, size: int, batch: int):
+def on_device(images, labels, kind: str, size: int, batch: int):
     """Shuffled batches of uint8 `[n, 3, height, width]` that lie on the device, changed there all at once."""
-    order = torch.randperm(len(pictures), device=pictures.device)
-    for start in range(0, len(pictures) - batch + 1, batch):
+    order = torch.randperm(len(images), device=images.device)
+    for start in range(0, len(images) - batch + 1, batch):
         rows = order[start : start + batch]
-        yield changed(pictures[rows].float() / 255, kind, size), labels[rows]
+        yield changed(images[rows].float() / 255, kind, size), labels[rows]
 
 
 def changed(images, kind: str, size: int):

@@ -28,7 +28,7 @@ class Pool(nn.Module):
 
 
 class L2P(Pool):
-    """Top-k keys of each picture, in layer 0 alone or in the first five."""
+    """Selects the top-k keys of each image, in layer 0 alone or in the first five."""
 
     def forward(self, query, task: int, train: bool):
         prompts, loss, query, k = {}, 0.0, F.normalize(query, dim=1), self.options.top_k
@@ -73,8 +73,8 @@ class CODA(Pool):
                 self._live(self.rows[f"{name}_{layer}"], task * each, (task + 1) * each, train)
                 for name in ("prompts", "keys", "attention")
             )
-            asked = F.normalize(query[:, None] * attention, dim=-1)
-            weights = torch.einsum("bkd,kd->bk", asked, F.normalize(keys, dim=-1))
+            attended = F.normalize(query[:, None] * attention, dim=-1)
+            weights = torch.einsum("bkd,kd->bk", attended, F.normalize(keys, dim=-1))
             prompts[layer] = Prompt(prefix=halves(torch.einsum("bk,kld->bld", weights, values)))
         return prompts, 0.0
 
@@ -85,7 +85,7 @@ class CODA(Pool):
 class APT(Pool):
     """Vectors added to the class token's key and value in every block; evaluated is the merged average."""
 
-    teaching = False  # the trained prompt is evaluated in place of the average, as a teacher that teaches does
+    teaching = False  # the trained prompt is evaluated instead of the average
 
     def forward(self, query, task: int, train: bool):
         rows = self.rows["prompts"] if train or self.teaching else self.merged

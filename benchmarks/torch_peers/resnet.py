@@ -1,4 +1,4 @@
-"""Residual networks for small pictures in PyTorch, in the two parts and under the names of `cdl_jax.models.resnet`.
+"""Residual networks for small images in PyTorch, in the two parts and under the names of `cdl_jax.models.resnet`.
 
 `fill` copies our variables into any module whose parts bear our names.
 """
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class Stages(nn.Module):
-    """Blocks of the stages of these numbers, from 1; all but the first halve the picture."""
+    """Blocks of the stages of these numbers, from 1; all but the first halve the image."""
 
     def __init__(self, numbers, depths, widths):
         super().__init__()
@@ -59,7 +59,7 @@ class Stem(nn.Module):
 
 
 class Tail(nn.Module):
-    """The last stage, the mean over the picture and the classifier: (logits, features)."""
+    """The last stage, the mean over the image and the classifier: (logits, features)."""
 
     def __init__(self, depths, widths, classes: int):
         super().__init__()

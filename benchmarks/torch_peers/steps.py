@@ -36,7 +36,7 @@ class Steps:
         return images
 
     def seconds(self, steps: int) -> float:
-        """Of a step on each of the first so many batches."""
+        """Trains on the first `steps` batches; returns the seconds."""
         start = timing.now()
         for batch in self.batches[:steps]:
             self.losses.append(self._step(batch).clone())

@@ -85,12 +85,12 @@ class VkD(nn.Module):
         """(cross-entropy with smoothed labels, the feature's and the logits' term; the class head's logits)."""
         options = self.config.distill
         with torch.no_grad():
-            told, feature = self.teacher(images)
+            teacher_logits, feature = self.teacher(images)
         logits, distilled, patch = self.student(images)
         true = F.cross_entropy(logits, labels, label_smoothing=self.config.mixing.smoothing)
         wanted = F.layer_norm(feature, feature.shape[1:], eps=1e-5)
         like = F.smooth_l1_loss(self.projector(patch), wanted)
-        ours, theirs = (F.log_softmax(z / options.temperature, dim=1) for z in (distilled, told))
+        ours, theirs = (F.log_softmax(z / options.temperature, dim=1) for z in (distilled, teacher_logits))
         divergence = options.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         total = options.label_weight * true + options.feature_weight * like + options.logit_weight * divergence
         return total, logits.detach()

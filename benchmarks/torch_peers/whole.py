@@ -1,6 +1,6 @@
 """A whole run in PyTorch, from the command to the accuracies: all tasks, both phases, tests on all tasks seen so far.
 
-    python -m benchmarks.torch_peers.whole FOLDER MANNER
+    python -m benchmarks.torch_peers.whole FOLDER VARIANT
 
 FOLDER has `config.json`, the resolved config of our run, and `variables.npz`, what its networks start from. The mean
 accuracies after each task go to `acc.csv` and `acc_s.csv`, those after the last, by task, to the standard output.
@@ -69,8 +69,8 @@ class Pictures:
     def placed(self, rows):
         """(uint8 `[n, 3, height, width]`, labels) of these rows, on the device."""
         if self._placed is None:
-            pictures = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
-            self._placed = pictures.to(self.device), torch.from_numpy(self.labels.astype(np.int64)).to(self.device)
+            split = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
+            self._placed = split.to(self.device), torch.from_numpy(self.labels.astype(np.int64)).to(self.device)
         rows = torch.as_tensor(rows.astype(np.int64), device=self.device)
         return tuple(part[rows] for part in self._placed)
 
@@ -82,25 +82,25 @@ def rate(optimizer, config, epoch):
         group["lr"] = config.optim.learning_rate * float(np.cos(angle * max(epoch - 1, 0)))
 
 
-def batches(config, pictures, rows, variant, device):
+def batches(config, split, rows, variant, device):
     """An epoch of training batches on the device."""
     size, kind, count = config.student.image_size, config.augment.train, config.train.batch_size
     if not variant.watched:
-        yield from loaders.on_device(*pictures.placed(rows), kind, size, count)
+        yield from loaders.on_device(*split.placed(rows), kind, size, count)
         return
-    loader = loaders.one_by_one(pictures.images[rows], pictures.labels[rows], kind, size, count, True)
+    loader = loaders.one_by_one(split.images[rows], split.labels[rows], kind, size, count, True)
     for images, labels in loader:
         yield images.to(device), labels.to(device)
 
 
-def tested(config, networks, pictures, rows, variant, device):
-    """Accuracy in percent of teacher and student on the pictures of these rows, over the classes seen so far."""
+def tested(config, networks, split, rows, variant, device):
+    """Returns the accuracy in percent of teacher and student on the images of `rows`, over the classes seen so far."""
     _, _, end = networks.place
     right, count, size = [0, 0], config.eval.batch_size, config.student.image_size
     if variant.watched:
-        loader = loaders.one_by_one(pictures.images[rows], pictures.labels[rows], "none", size, count, False)
+        loader = loaders.one_by_one(split.images[rows], split.labels[rows], "none", size, count, False)
     else:
-        images, labels = pictures.placed(rows)
+        images, labels = split.placed(rows)
         loader = zip((images.float() / 255).split(count), labels.split(count), strict=True)
     for images, labels in loader:
         labels = labels.to(device)
