@@ -47,7 +47,7 @@ def test_unequal_losses_are_not_timed(loss):
 
 def test_work_of_a_vit_is_that_of_its_products():
     options = ConfigDict({**vit.OPTIONS, "dim": 8, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 8})
-    tokens = 3 * (1 + 4)  # of three pictures
+    tokens = 3 * (1 + 4)  # of three images
     dense = 2 * tokens * (8 * 24 + 8 * 8 + 8 * 32 + 32 * 8)
     patches = 2 * 3 * 4 * 48 * 8
     first, second = 3 * 4 * 5 * (5 + 7) * 8, 3 * 4 * 5 * 5 * 8  # seven keys of prompts in the first block
@@ -58,12 +58,12 @@ def test_work_of_a_vit_is_that_of_its_products():
 
 def test_the_nearer_ceiling_bounds_the_time():
     ceiling = roofline.Ceiling(flops=100e9, bandwidth=10e9)
-    told = roofline.told(roofline.Work(flops=50e9, bytes=1e9), ceiling, seconds=2.0)
-    assert told["bound"] == "compute" and told["least_ms"] == pytest.approx(500)
-    assert told["mfu"] == pytest.approx(0.25) and told["of_roof"] == pytest.approx(0.25)
-    told = roofline.told(roofline.Work(flops=50e9, bytes=20e9), ceiling, seconds=4.0)
-    assert told["bound"] == "memory" and told["least_ms"] == pytest.approx(2000)
-    assert told["mfu"] == pytest.approx(0.125) and told["of_roof"] == pytest.approx(0.5)
+    work = roofline.efficiency(roofline.Work(flops=50e9, bytes=1e9), ceiling, seconds=2.0)
+    assert work["bound"] == "compute" and work["least_ms"] == pytest.approx(500)
+    assert work["mfu"] == pytest.approx(0.25) and work["of_roof"] == pytest.approx(0.25)
+    work = roofline.efficiency(roofline.Work(flops=50e9, bytes=20e9), ceiling, seconds=4.0)
+    assert work["bound"] == "memory" and work["least_ms"] == pytest.approx(2000)
+    assert work["mfu"] == pytest.approx(0.125) and work["of_roof"] == pytest.approx(0.5)
 
 
 def test_a_step_of_cdl_counts_the_query_the_teacher_and_the_student():
@@ -73,7 +73,7 @@ def test_a_step_of_cdl_counts_the_query_the_teacher_and_the_student():
     teacher = roofline.forward(config.teacher, 64, prompts=[50])
     student = roofline.training(config.student, 64, 1, [50] + [3] * 11)
     assert cdl_sizes.work(config, "student").flops == (query + teacher + student).flops
-    # ViT-S and ViT-B forward: 4.6 and 17.6 billion multiply-adds a picture at 224 pixels (DeiT's paper)
+    # ViT-S and ViT-B forward: 4.6 and 17.6 billion multiply-adds an image at 224 pixels (DeiT's paper)
     assert query.flops / 64 / 2e9 == pytest.approx(4.6, rel=0.01)
     assert roofline.forward(config.teacher, 64).flops / 64 / 2e9 == pytest.approx(17.6, rel=0.01)
 
@@ -101,8 +101,8 @@ def test_the_list_needs_neither_torch_nor_jax():
     forbid = (
         "import sys; sys.modules['torch'] = sys.modules['jax'] = None; from benchmarks import run; run.main(['--list'])"
     )
-    told = subprocess.run([sys.executable, "-c", forbid], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in told.splitlines()}
+    done = subprocess.run([sys.executable, "-c", forbid], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()}
     assert set(listed) == {path.stem for path in (ROOT / "benchmarks" / "cases").glob("[a-z]*.py")} >= {"cdl", "peers"}
     assert listed["whole_run"].startswith("A whole small run")
 
@@ -116,7 +116,7 @@ def test_without_torch_or_with_an_unknown_case_there_is_one_line(monkeypatch, ca
         assert ended.value.code == 2 and expected in line
 
 
-def test_figures_are_kept_with_machine_and_command(tmp_path, capsys):
+def test_figures_are_stored_with_machine_and_command(tmp_path, capsys):
     run.main(["cdl", "--plan", "--out", str(tmp_path / "plan.json")])
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["command"].startswith("python -m benchmarks.run cdl --plan --out")
@@ -127,9 +127,9 @@ def test_figures_are_kept_with_machine_and_command(tmp_path, capsys):
 def test_the_documents_show_the_stored_figures(capsys):
     files = sorted((ROOT / "docs" / "results" / "benchmarks").glob("cdl_*.json"))
     run.main(["cdl", "--read", *map(str, files)])
-    told = capsys.readouterr().out.splitlines()[2:]
-    assert len(told) >= 2 * len(files) > 0
-    assert set(told) <= set((ROOT / "docs" / "maintainers" / "benchmarks.md").read_text().splitlines())
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) >= 2 * len(files) > 0
+    assert set(rows) <= set((ROOT / "docs" / "maintainers" / "benchmarks.md").read_text().splitlines())
 
 
 def test_the_cpu_clock_stands_still_during_sleep_and_counts_child_processes():

@@ -13,7 +13,7 @@ from tests.unit.methods.test_dkt import batch, build
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
-def test_statistics_taken_anew_are_those_of_the_pictures_whatever_they_were():
+def test_new_statistics_are_those_of_the_images_whatever_the_old_ones_were():
     method, images = build(1), batch(1)["images"][0]
     own = method.init(jax.random.key(0))["learner_0"]
     wanted = (images.reshape(6, -1) @ own["params"]["body"]).mean(axis=0)
@@ -31,6 +31,6 @@ def test_the_table_shows_the_last_task_and_the_largest_loss():
 def test_the_documents_show_the_stored_figures_which_are_the_runs():
     found = json.loads((RESULTS / "dkt" / "running_statistics.json").read_text())
     assert running_statistics.table(found) in (RESULTS / "dkt.md").read_text()
-    for name, told in found["runs"].items():
+    for name, matrices in found["runs"].items():
         results = json.loads((RESULTS / "dkt" / name / "results.json").read_text())
-        np.testing.assert_allclose(told["running"][-1], results["means"]["mean"]["metrics"]["last"], atol=1e-9)
+        np.testing.assert_allclose(matrices["running"][-1], results["means"]["mean"]["metrics"]["last"], atol=1e-9)
