@@ -47,7 +47,7 @@ OTHERS = [pair for pair in PAIRS if pair not in STAR]
 
 
 def build(learner, scheme, **changes):
-    """A method of two tasks with two classes each, for ViTs of two blocks."""
+    """Builds a method for ViTs of two blocks and a stream of two tasks with two classes each."""
     config = configs.default("cdl", data="glyph_mini", learner=learner.split()[0], distill=scheme)
     config.learner.update(LEARNERS[learner])
     config.distill.update(SCHEMES[scheme])
@@ -105,7 +105,7 @@ def gradients_of_student(learner, scheme, transform=jax.jit, **changes):
 
 
 def check(loss, grads, learns, silent=()):
-    """A finite loss; a gradient on each leaf of the networks `learns` but those in `silent`; none on any other leaf."""
+    """Checks for a finite loss and for gradients on the leaves of the networks `learns` alone, without those in `silent`."""
     assert np.isfinite(loss)
     assert loss > 0
     for path, gradient in grads.items():
@@ -116,7 +116,7 @@ def check(loss, grads, learns, silent=()):
 @pytest.mark.parametrize(
     ("learner", "scheme"), [*STAR, *(pytest.param(*pair, marks=pytest.mark.grid) for pair in OTHERS)]
 )
-def test_a_student_learns_everywhere_and_its_teacher_nowhere(learner, scheme):
+def test_gradients_reach_all_of_the_student_and_none_of_its_teacher(learner, scheme):
     loss, grads = gradients_of_student(learner, scheme)
     # Shallow L2P has prompts in block 0 only, so there is nothing to map for block 1.
     unused = {"prompts_1", "keys_1", "attention_1"} if (learner, scheme) == ("l2p", "prompt_mapping") else ()
@@ -142,7 +142,7 @@ def student_heads(grads, scheme):
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_a_teacher_learns_alone(learner):
+def test_gradients_of_the_teacher_loss_reach_the_teacher_alone(learner):
     method = build(learner, "kd")
     loss, grads = loss_and_gradients(method, method.teacher_loss)
     check(loss, grads, {"teacher"})
@@ -157,7 +157,7 @@ def test_every_learner_and_scheme_is_covered():
     ("learner", "message"),
     [("apt", "'apt' has none"), ("none", "'none' has none"), ("l2p tokens", "say learner.form='prefix'")],
 )
-def test_what_is_no_prefix_cannot_be_mapped(learner, message):
+def test_only_prefix_prompts_can_be_mapped(learner, message):
     with pytest.raises(UserError, match=message):
         build(learner, "prompt_mapping")
 
@@ -203,7 +203,7 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
     np.testing.assert_allclose(out["logits"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_tasks_own_coda_rows_learn():
+def test_only_the_coda_rows_of_the_task_have_gradients():
     _, grads = gradients_of_student("coda", "kd")
     for path, gradient in grads.items():
         if path[:2] == ("student", "prompts"):
@@ -225,7 +225,7 @@ def test_coda_rows_start_orthogonal_to_those_before_them():
         assert np.array_equal(before, again["params"][name])
 
 
-def test_apt_merges_at_the_end_of_a_task_and_evaluates_what_is_merged():
+def test_apt_merges_its_prompts_at_the_end_of_a_task_and_evaluates_the_merged_prompt():
     method = build("apt", "kd", **{"learner.ema": 0.75})
     end_task = jax.jit(method.end_task)
     live = np.arange(32, dtype=np.float32).reshape(4, 8)
@@ -254,7 +254,7 @@ def test_an_apt_teacher_uses_its_live_or_its_merged_prompt(choice, same):
     assert (losses[0] == losses[1]) == same
 
 
-def test_cdl_prompt_brings_its_schedule_along():
+def test_prompt_mapping_sets_its_schedule_and_rates():
     method = build("coda", "prompt_mapping")
     (phase,) = method.phases
     teacher, student = phase.updates
@@ -270,7 +270,7 @@ def test_cdl_prompt_brings_its_schedule_along():
     ]
 
 
-def test_a_later_update_sees_the_teacher_from_before_its_own_update():
+def test_the_student_update_uses_the_teacher_outputs_from_before_the_teacher_update():
     method = build("dualprompt", "prompt_mapping")
     teacher, student = method.phases[0].updates
     variables, images_and_labels = random_variables(method), batch()
