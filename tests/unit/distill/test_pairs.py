@@ -105,7 +105,7 @@ def gradients_of_student(learner, scheme, transform=jax.jit, **changes):
 
 
 def check(loss, grads, learns, silent=()):
-    """Checks for a finite loss and for gradients on the leaves of the networks `learns` alone, without those in `silent`."""
+    """Checks that the loss is finite and that the leaves of `learns`, except `silent`, and no others have gradients."""
     assert np.isfinite(loss)
     assert loss > 0
     for path, gradient in grads.items():
