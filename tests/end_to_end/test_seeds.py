@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cdl_jax.data import stream
-from cdl_jax.report import __main__ as report
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.training.program import Program
 from tests.end_to_end.command import last_weights, matrices, results, run
 from tests.end_to_end.test_resume import kill_at_line
@@ -77,7 +77,7 @@ def test_each_seed_is_the_run_that_it_is_alone_on_two_devices(single, tmp_path, 
     assert_are_the_single_runs(together, single, costs=False)
     out, _ = run(*arguments, "--workdir", together, "--mode", "eval", "--task", 0)
     assert "student, seed 0, after task 0" in out and "equal to the run's accuracy matrix" in out
-    assert report.main([str(together)]) == 0
+    assert report_main([str(together)]) == 0
     shown = capsys.readouterr().out
     last = [matrices(folder)["student"][-1] for folder in single.values()]
     assert f"{np.mean(last):.2f} ± {np.std(np.mean(last, axis=1), ddof=1):.2f}" in shown

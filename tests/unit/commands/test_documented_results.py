@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax.report import __main__ as report
+from cdl_jax.report.__main__ import main as report_main
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 PAGES = {
@@ -47,7 +47,7 @@ def table(page, rows, folder, *more):
     runs = [*(RESULTS / page / row for row in rows)]
     words = [str(run) for row in runs for run in sorted(row.iterdir())]
     words += [] if "--plot-traffic" in more else ["--one-row-per-run"]
-    assert report.main([*words, "--out", str(folder / "table.md"), *more]) == 0
+    assert report_main([*words, "--out", str(folder / "table.md"), *more]) == 0
     return (folder / "table.md").read_text().removeprefix("## Runs\n\n")
 
 
@@ -83,7 +83,7 @@ def test_the_picture_of_what_was_exchanged_is_drawn_again(tmp_path):
 @pytest.mark.parametrize("row", ["none", "kd"])
 def test_bfloat16_is_compared_again(row, tmp_path):
     runs = [str(RESULTS / f"bfloat16/l2p/{name}/seed_{seed}") for name in (row, f"{row}_bf16") for seed in range(3)]
-    assert report.main([*runs, "--label-by-folder", "--out", str(tmp_path / "table.md")]) == 0
+    assert report_main([*runs, "--label-by-folder", "--out", str(tmp_path / "table.md")]) == 0
     assert (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n") in (RESULTS / "glyph100.md").read_text()
 
 
@@ -118,7 +118,7 @@ def test_the_tables_and_the_picture_of_learners_by_schemes_are_made_again(page, 
     made = tmp_path / f"{page}.md"
     shutil.copy(RESULTS / made.name, made)
     words = ["grid", *map(str, kept(page)), "--update-page", str(made), "--plot", str(tmp_path / "plot.svg")]
-    assert report.main(words) == 0
+    assert report_main(words) == 0
     assert made.read_bytes() == (RESULTS / made.name).read_bytes()
     assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / f"{page}.svg").read_bytes()
     assert "| none | " in made.read_text() and "| kd | " in made.read_text()
@@ -133,7 +133,7 @@ def test_the_commands_of_the_page_of_ablations_make_its_tables_and_pictures_agai
         expanded = subprocess.run(["bash", "-c", f"echo {command}"], capture_output=True, text=True, check=True).stdout
         words, _, picture = expanded.strip().partition(" --plot ")
         more = ["--out", str(tmp_path / "table.md"), *(["--plot", str(tmp_path / "plot.svg")] if picture else [])]
-        assert report.main([*words.split(), *more]) == 0
+        assert report_main([*words.split(), *more]) == 0
         found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n")
         assert all(" 3 | " in line for line in found.splitlines()[2:]) or picture
         if picture:

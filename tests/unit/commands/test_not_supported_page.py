@@ -65,9 +65,9 @@ def test_named_options_exist():
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"`--([a-z]+)(?:=[^`.]*)?`", PAGE))))
 def test_named_flags_exist(flag):
-    from cdl_jax.report import __main__ as report
+    from cdl_jax.report import __main__ as command_line
 
-    assert f"--{flag}" in main.__doc__ or f"--{flag}" in report.__doc__
+    assert f"--{flag}" in main.__doc__ or f"--{flag}" in command_line.__doc__
 
 
 def test_linked_files_exist():

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from cdl_jax import main
-from cdl_jax.report import __main__ as report
 from cdl_jax.report import plots
+from cdl_jax.report.__main__ import main as report_main
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
@@ -86,7 +86,7 @@ def test_a_command_runs(command, monkeypatch):
         return
     module, *words = shlex.split(command)[2:]
     monkeypatch.setattr(sys, "argv", ["cdl_jax"])
-    assert {"cdl_jax.main": main, "cdl_jax.report": report}[module].main([*words, *more]) == 0
+    assert {"cdl_jax.main": main.main, "cdl_jax.report": report_main}[module]([*words, *more]) == 0
 
 
 def arguments(command):
@@ -146,7 +146,7 @@ def stored(row):
 
 def test_the_quick_start_table_is_that_of_the_stored_results(tmp_path):
     words = [str(run) for row in ROWS for run in stored(row)]
-    assert report.main([*words, "--label-by-folder", "--out", str(tmp_path / "table.md")]) == 0
+    assert report_main([*words, "--label-by-folder", "--out", str(tmp_path / "table.md")]) == 0
     found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n").strip()
     assert found in README and found in (ROOT / "docs/start/quickstart.md").read_text()
     assert len({len(stored(row)) for row in ROWS}) == 1 and len(stored("alone")) >= 2

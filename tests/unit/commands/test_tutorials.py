@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cdl_jax import main
-from cdl_jax.report import __main__ as report
+from cdl_jax.report.__main__ import main as report_main
 
 ROOT = Path(__file__).parents[3]
 SMALL = {
@@ -82,7 +82,7 @@ def test_first_scheme(folder, capsys):
     assert main.main([*trained, *OVERRIDES, "--config.distill.feature_weight=-1.0"]) == 2
     (words,) = commands(page, "cdl_jax.report")
     capsys.readouterr()
-    assert report.main(words) == 0
+    assert report_main(words) == 0
     assert capsys.readouterr().out.count("distill.name=") == 5  # teachers of two runs and students of three
 
 
@@ -111,7 +111,7 @@ def test_sweep_and_table(folder, capsys):
     (weak / "config.json").write_text(json.dumps(config))
     for words in commands(page, "cdl_jax.report"):
         expanded = [str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])]
-        assert report.main(expanded) == 0
+        assert report_main(expanded) == 0
     assert "| distill.name=kd | student | 2 |" in (folder / "table.md").read_text()
     assert (folder / "alpha.svg").exists()
     capsys.readouterr()

@@ -6,8 +6,8 @@ import pytest
 
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation.metrics import named_metrics
-from cdl_jax.report import __main__ as report
 from cdl_jax.report import grid
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.report.groups import read_groups
 
 ALONE, KD, TEACHER = (50.0, 52.0, 54.0), (53.0, 56.0, 56.0), (80.0, 81.0, 82.0)
@@ -72,12 +72,12 @@ def test_exported_results_reproduce_the_tables(runs, tmp_path, capsys):
     page, words = tmp_path / "page.md", [str(run) for run in runs]
     page.write_text("Before.\n<!-- tables -->\nold\n<!-- end of tables -->\nBehind.\n")
     exported, svg = tmp_path / "exported", tmp_path / "plot.svg"
-    assert report.main(["grid", *words, "--update-page", str(page), "--plot", str(svg), "--export", str(exported)]) == 0
+    assert report_main(["grid", *words, "--update-page", str(page), "--plot", str(svg), "--export", str(exported)]) == 0
     first, drawn = page.read_text(), svg.read_bytes()
     assert first.startswith("Before.\n<!-- tables -->\n\n## Accuracy after the last task\n\n|  | l2p | apt |")
     assert first.endswith("\n<!-- end of tables -->\nBehind.\n") and "old" not in first
     again = [str(exported / run.relative_to(tmp_path)) for run in runs[:-1]]
-    assert report.main(["grid", *again, "--update-page", str(page), "--plot", str(svg), "--export", str(exported)]) == 0
+    assert report_main(["grid", *again, "--update-page", str(page), "--plot", str(svg), "--export", str(exported)]) == 0
     assert page.read_text() == first and svg.read_bytes() == drawn
     results = json.loads((exported / "l2p/kd/seed_0/results.json").read_text())
     assert "formulas" not in results and set(results["networks"]["student"]) == {"accuracy_matrix", "metrics"}
@@ -87,19 +87,19 @@ def test_exported_results_reproduce_the_tables(runs, tmp_path, capsys):
 
 def test_misnamed_folders_and_pages_without_marks_are_refused(runs, tmp_path, capsys):
     (tmp_path / "page.md").write_text("no marks")
-    assert report.main(["grid", str(runs[0]), "--update-page", str(tmp_path / "page.md")]) == 2
+    assert report_main(["grid", str(runs[0]), "--update-page", str(tmp_path / "page.md")]) == 2
     assert "there are no lines <!-- tables --> and" in capsys.readouterr().err
-    assert report.main(["grid", str(runs[0]), "--update-page", str(tmp_path / "absent.md")]) == 2
+    assert report_main(["grid", str(runs[0]), "--update-page", str(tmp_path / "absent.md")]) == 2
     assert "cannot be read" in capsys.readouterr().err
-    assert report.main(["grid", str(runs[0]), "--plot", str(tmp_path / "plot.svg")]) == 2
+    assert report_main(["grid", str(runs[0]), "--plot", str(tmp_path / "plot.svg")]) == 2
     assert "to compare with" in capsys.readouterr().err
     with pytest.raises(UserError, match="have different configs"):
         moved = store(tmp_path / "other", "l2p", "kd", 5, student=1.0, teachers=("elsewhere",))
         grid.overview(read_groups([*runs, moved]))
     (tmp_path / "begun/none/seed_0").mkdir(parents=True)
-    assert report.main(["grid", str(tmp_path / "begun/none/seed_0")]) == 2
+    assert report_main(["grid", str(tmp_path / "begun/none/seed_0")]) == 2
     assert "holds no results of a run yet" in capsys.readouterr().err
-    assert report.main(["grid", str(tmp_path / "begun/none/seed_0"), str(runs[0])]) == 0
+    assert report_main(["grid", str(tmp_path / "begun/none/seed_0"), str(runs[0])]) == 0
     loose = runs[0].rename(tmp_path / "loose")
     with pytest.raises(UserError, match="is not called <learner>/<scheme>/seed_<n>"):
         grid.overview(read_groups([loose]))

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cdl_jax.errors import UserError
-from cdl_jax.report import __main__ as report
 from cdl_jax.report import tables
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.report.groups import read_groups
 from tests.support.stored_runs import CONFIG, config_with_seed, results, store
 
@@ -63,5 +63,5 @@ def test_a_folder_without_results_is_refused(tmp_path, capsys):
         message = f"{name} holds no results of a run|{name}/config.json is damaged"
         with pytest.raises(UserError, match=message):
             table_of([tmp_path / name])
-    assert report.main([str(tmp_path / "empty")]) == 2
+    assert report_main([str(tmp_path / "empty")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

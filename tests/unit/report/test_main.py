@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cdl_jax.report import __main__ as report
+from cdl_jax.report import __main__ as command_line
 from cdl_jax.report import plots
 from tests.support.stored_runs import CONFIG, config_with_seed, results, store, store_exchanging, store_of_method
 from tests.unit.report.test_grid import runs as grid_runs  # noqa: F401
@@ -13,7 +13,7 @@ from tests.unit.report.test_sweep import store as store_sweep
 
 def output(words, capsys):
     """Returns the exit code, standard output and standard error of a command."""
-    code = report.main([str(word) for word in words])
+    code = command_line.main([str(word) for word in words])
     return code, *capsys.readouterr()
 
 
@@ -112,20 +112,20 @@ def test_help_lists_every_option(capsys):
         assert code == 0 and all(option in out for option in options)
         assert not any(former in out.split() for former in ("--svg", "--names", "--headline", "--into", "--keep"))
     code, out, _ = output(["--help"], capsys)
-    assert code == 0 and out.strip() == report.__doc__.strip()
+    assert code == 0 and out.strip() == command_line.__doc__.strip()
 
 
 def test_the_command_line_plots_the_headlines(tmp_path, capsys):
     runs = [store_of_method(tmp_path / name, 0, name, ["network"], network=50.0) for name in ("supervised", "dml")]
     words = [*map(str, runs), "--one-row-per-run", "--plot", str(tmp_path / "a.svg"), "--out", str(tmp_path / "a.md")]
-    assert report.main(words) == 0
+    assert command_line.main(words) == 0
     assert "| method=dml | network | 1 | 50.00 | +0.00 |" in (tmp_path / "a.md").read_text()
     svg = (tmp_path / "a.svg").read_text()
     assert "<!-- method=supervised -->" in svg and svg == plots.dot_plot(
         {"method=supervised": [50.0], "method=dml": [50.0]}, "accuracy, %; bar: mean"
     )
     capsys.readouterr()
-    assert report.main([str(runs[0]), "--plot", str(tmp_path / "absent" / "a.svg")]) == 2
+    assert command_line.main([str(runs[0]), "--plot", str(tmp_path / "absent" / "a.svg")]) == 2
     assert capsys.readouterr().err.startswith("cdl_jax: --plot")
 
 
@@ -133,17 +133,19 @@ def test_the_command_line_plots_accuracy_against_traffic(tmp_path, capsys):
     runs = [store_exchanging(tmp_path / "often", seed, 12.5, (60.0 + seed, 62.0)) for seed in (0, 1)]
     never = store_exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2)
     words = ["--label-by-folder", "--plot-traffic", str(tmp_path / "a.svg")]
-    assert report.main([*map(str, runs), str(never), *words]) == 0
+    assert command_line.main([*map(str, runs), str(never), *words]) == 0
     svg = (tmp_path / "a.svg").read_text()
     assert svg == plots.accuracy_vs_traffic({"often": ([12.5, 12.5], [61.0, 61.5]), "never": ([0.0], [50.5])})
     for text in ("often", "never", "megabytes exchanged"):
         assert f"<!-- {text} -->" in svg
     assert plots.accuracy_vs_traffic({"often": ([12.5, 12.5], [61.0, 62.5])}) != svg
     capsys.readouterr()
-    assert report.main([str(never), *words]) == 2
+    assert command_line.main([str(never), *words]) == 2
     assert "no finished run here has exchanged anything" in capsys.readouterr().err
     assert (
-        report.main([str(tmp_path / "often" / "seed_0"), str(never.rename(tmp_path / "never" / "often")), *words[:1]])
+        command_line.main(
+            [str(tmp_path / "often" / "seed_0"), str(never.rename(tmp_path / "never" / "often")), *words[:1]]
+        )
         == 2
     )
     assert "two rows would be called 'often'" in capsys.readouterr().err
@@ -180,7 +182,8 @@ def store_damaged(folder):
 def test_unreadable_runs_are_named_and_the_others_reported(tmp_path, capsys):
     good, bad = store(tmp_path / "good", config_with_seed(0), student=50.0), store_damaged(tmp_path)
     assert (
-        report.main([str(folder) for folder, _ in bad[:3]] + [str(good)] + [str(folder) for folder, _ in bad[3:]]) == 0
+        command_line.main([str(folder) for folder, _ in bad[:3]] + [str(good)] + [str(folder) for folder, _ in bad[3:]])
+        == 0
     )
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split()[:4] == ["all", "student", "2", "60.00"]  # mean of 50 and, in seed_8, 70
@@ -188,26 +191,26 @@ def test_unreadable_runs_are_named_and_the_others_reported(tmp_path, capsys):
     assert len(lines) == len(bad)
     for (folder, message), line in zip(bad, lines, strict=True):
         assert line.startswith("cdl_jax: left out: ") and str(folder) in line and message in line
-    assert report.main([str(folder) for folder, _ in bad[:5]]) == 2
+    assert command_line.main([str(folder) for folder, _ in bad[:5]]) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 5
 
 
 def test_the_command_line_writes_a_markdown_table(tmp_path, capsys):
     run = store(tmp_path / "a", config_with_seed(0), student=50.0)
-    assert report.main([str(run), "--out", str(tmp_path / "table.md")]) == 0
+    assert command_line.main([str(run), "--out", str(tmp_path / "table.md")]) == 0
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[:2] == ["## Runs", ""] and lines[3] == "|" + "---|" * 8
     assert lines[4].startswith("| all | student | 1 | 50.00 |")
     assert f"report: {run / 'report.html'}" in capsys.readouterr().out
-    assert report.main([str(run), "--out"]) == 2
+    assert command_line.main([str(run), "--out"]) == 2
 
 
 def test_the_ending_selects_html_and_an_unwritable_file_is_refused(tmp_path, capsys):
     run = store(tmp_path / "a", config_with_seed(0), student=50.0)
-    assert report.main([str(run), "--out", str(tmp_path / "table.html")]) == 0
+    assert command_line.main([str(run), "--out", str(tmp_path / "table.html")]) == 0
     text = (tmp_path / "table.html").read_text()
     assert text.startswith("<!doctype html>") and "<tr><td>all</td><td>student</td><td>1</td><td>50.00</td>" in text
     capsys.readouterr()
-    assert report.main([str(run), "--out", str(tmp_path / "absent" / "table.md")]) == 2
+    assert command_line.main([str(run), "--out", str(tmp_path / "absent" / "table.md")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

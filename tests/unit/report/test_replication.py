@@ -10,8 +10,8 @@ from cdl_jax import published
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation.metrics import named_metrics
 from cdl_jax.published import Cell, Metric, Table, cdl
-from cdl_jax.report import __main__ as report
 from cdl_jax.report import replication
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.report.groups import read_groups
 
 TABLE = published.table("cdl")
@@ -166,15 +166,15 @@ def test_scale_and_offset_convert_accuracies_to_errors(tmp_path):
 
 def test_the_command_line_shows_published_tables(tmp_path, capsys):
     run = store(tmp_path / "a", 80.0)
-    assert report.main([str(run)]) == 0
+    assert report_main([str(run)]) == 0
     out = capsys.readouterr().out
     assert "CDL, continual distillation learning" in out and "too few seeds (+0.36)" in out and "not run" not in out
     assert "at most max(tolerance, 2 standard errors" in " ".join(out.split())
-    assert report.main(["paper", "v2", str(run), "--out", str(tmp_path / "t.md")]) == 0
+    assert report_main(["paper", "v2", str(run), "--out", str(tmp_path / "t.md")]) == 0
     text = (tmp_path / "t.md").read_text()
     assert text.startswith("## Runs\n\n| run |") and "\n## CDL, continual distillation learning v2\n" in text
     assert text.count("| not run |") == 2 * 72
-    assert report.main(["paper", "cdl", "--out", str(tmp_path / "t.html")]) == 0
+    assert report_main(["paper", "cdl", "--out", str(tmp_path / "t.html")]) == 0
     assert (tmp_path / "t.html").read_text().count("<td>not run</td>") == 2 * len(rows([], all_cells=True))
 
 
@@ -185,7 +185,7 @@ def test_mistakes_are_one_line_errors(tmp_path, capsys):
         ("paper",): "the following arguments are required: NAME",
         ("paper", "v4", str(tmp_path)): "holds no results of a run",
     }.items():
-        assert report.main(list(words)) == 2
+        assert report_main(list(words)) == 2
         err = capsys.readouterr().err
         assert message in err and len(err.splitlines()) == 1
     with pytest.raises(UserError, match="known: cdl, okddip, okddip_ablation, v1, v2, v3, v4, vkd, vkd_detection"):

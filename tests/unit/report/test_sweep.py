@@ -6,8 +6,8 @@ import pytest
 
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation.metrics import named_metrics
-from cdl_jax.report import __main__ as report
 from cdl_jax.report import sweep
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.report.groups import read_groups
 
 
@@ -51,7 +51,7 @@ def test_the_command_writes_the_same_table_and_plot_each_time(runs, tmp_path, ca
     words, outputs = ["sweep", "distill.alpha", *runs], []
     for name in ("one", "two"):
         table, plot = tmp_path / f"{name}.md", tmp_path / f"{name}.svg"
-        assert report.main([*words, "--out", str(table), "--plot", str(plot)]) == 0
+        assert report_main([*words, "--out", str(table), "--plot", str(plot)]) == 0
         outputs.append((table.read_text(), plot.read_bytes()))
     assert outputs[0] == outputs[1] and outputs[0][1].startswith(b"<svg")
     assert "| distill.name=kd | 51.50 ± 0.71 | 60.00 | 59.50 ± 0.71 |" in outputs[0][0]
@@ -61,7 +61,7 @@ def test_the_command_writes_the_same_table_and_plot_each_time(runs, tmp_path, ca
 def test_text_values_can_be_swept(tmp_path):
     runs = [store(tmp_path, name, 0, 50.0 + len(name), "x" + name) for name in ("zeros", "random")]
     assert sweep.group_by_option(read_groups(runs), "distill.alpha") == {"all": {"xrandom": [56.0], "xzeros": [55.0]}}
-    assert report.main(["sweep", "distill.alpha", *runs, "--plot", str(tmp_path / "plot.svg")]) == 0
+    assert report_main(["sweep", "distill.alpha", *runs, "--plot", str(tmp_path / "plot.svg")]) == 0
 
 
 def test_an_unknown_or_constant_option_is_refused(runs):
@@ -109,6 +109,6 @@ def test_a_sweep_without_a_finished_run_or_with_options_of_other_commands_is_ref
         ([], "none of these runs is finished"),
         (["--label-by-folder"], "is an option of table and paper: leave it out of sweep"),
     ):
-        assert report.main(["sweep", "distill.alpha", *more, *runs, "--plot", str(tmp_path / "plot.svg")]) == 2
+        assert report_main(["sweep", "distill.alpha", *more, *runs, "--plot", str(tmp_path / "plot.svg")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from cdl_jax.report import __main__ as report
 from cdl_jax.report import grid, tables
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.report.text import MISSING, Measured, latex, markdown
 from tests.support.stored_runs import config_with_seed, store
 from tests.unit.report import test_replication, test_sweep
@@ -26,7 +26,7 @@ def test_csv_has_raw_numbers_in_separate_columns(tmp_path, capsys):
         store(tmp_path / f"a{seed}", config_with_seed(seed), student=value) for seed, value in enumerate((60, 62, 67))
     ]
     runs += [store(tmp_path / f"b{s}", config_with_seed(s, pool=10), student=v) for s, v in ((0, 61.0), (1, 66.0))]
-    assert report.main([*map(str, runs), "--out", str(tmp_path / "t.csv")]) == 0
+    assert report_main([*map(str, runs), "--out", str(tmp_path / "t.csv")]) == 0
     first, second = read(tmp_path / "t.csv")
     assert list(first)[:6] == ["run", "network", "seeds", "last_mean", "last_std", "last_n"]
     assert (first["run"], first["network"], first["seeds"]) == ("learner.pool=30", "student", "3")
@@ -36,14 +36,14 @@ def test_csv_has_raw_numbers_in_separate_columns(tmp_path, capsys):
     assert float(second["last, Δ vs. first run_mean"]) == 2.5
     assert float(second["last, Δ vs. first run_standard_error"]) == pytest.approx(1.5)
     assert second["last, Δ vs. first run_n"] == "2"
-    assert report.main([str(runs[0]), f"--out={tmp_path / 'one.csv'}"]) == 0
+    assert report_main([str(runs[0]), f"--out={tmp_path / 'one.csv'}"]) == 0
     (only,) = read(tmp_path / "one.csv")
     assert (only["last_mean"], only["last_std"], only["last_n"]) == ("60.0", "", "1")
     capsys.readouterr()
 
 
 def test_csv_of_a_grid_holds_both_tables(grid_runs, tmp_path, capsys):  # noqa: F811
-    assert report.main(["grid", *map(str, grid_runs), "--out", str(tmp_path / "t.csv")]) == 0
+    assert report_main(["grid", *map(str, grid_runs), "--out", str(tmp_path / "t.csv")]) == 0
     rows = read(tmp_path / "t.csv")
     assert {row["table"] for row in rows} == {"Accuracy after the last task", "All measures"}
     (row,) = [row for row in rows if row["name"] == "kd"]
@@ -59,7 +59,7 @@ def test_csv_of_a_grid_holds_both_tables(grid_runs, tmp_path, capsys):  # noqa: 
 
 def test_csv_of_a_sweep_has_columns_for_each_value(tmp_path, capsys):
     runs = [test_sweep.store(tmp_path, f"kd_{a}", s, 50 + 10 * a + s, a) for a in (0.5, 0.25) for s in range(2)]
-    assert report.main(["sweep", "distill.alpha", *runs, "--out", str(tmp_path / "t.csv")]) == 0
+    assert report_main(["sweep", "distill.alpha", *runs, "--out", str(tmp_path / "t.csv")]) == 0
     (row,) = read(tmp_path / "t.csv")
     assert {name: float(value) for name, value in row.items() if name != "distill.alpha"} == {
         "0.25_mean": 53.0, "0.25_std": pytest.approx(math.sqrt(0.5)), "0.25_n": 2.0,
@@ -72,7 +72,7 @@ def test_csv_and_latex_of_a_published_table(tmp_path, capsys):
     finals = [(79, 6.0), (80, 8.0), (81, 10.0)]
     runs = [test_replication.store(tmp_path / str(s), v, f, seed=s) for s, (v, f) in enumerate(finals)]
     words = ["paper", "v4", *map(str, runs), "--out"]
-    assert report.main([*words, str(tmp_path / "t.csv")]) == report.main([*words, str(tmp_path / "t.tex")]) == 0
+    assert report_main([*words, str(tmp_path / "t.csv")]) == report_main([*words, str(tmp_path / "t.tex")]) == 0
     rows = [row for row in read(tmp_path / "t.csv") if row["settings"] == "reference=false"]
     (row,) = rows
     metric = next(iter(test_replication.TABLE.metrics))
@@ -95,7 +95,7 @@ def test_latex_is_escaped_and_has_as_many_cells_as_columns(tmp_path, capsys):
     assert r"\caption{T. 100 \%}" in text and r"\begin{tabular}{ll}" in text
     assert text.count("{") == text.count("}")
     run = store(tmp_path / "a", config_with_seed(0), student=50.0)
-    assert report.main([str(run), "--out", str(tmp_path / "t.tex")]) == 0
+    assert report_main([str(run), "--out", str(tmp_path / "t.tex")]) == 0
     text = (tmp_path / "t.tex").read_text()
     assert r"run & network & seeds & last & average\_incremental" in text
     assert text.startswith("\\begin{table}\n\\centering\n\\caption{Runs}\n\\begin{tabular}{lrrrrrrr}\n\\hline\n")
@@ -114,18 +114,18 @@ def test_markdown_is_escaped():
 def test_special_characters_in_names_are_escaped_in_each_format(tmp_path, capsys):
     name = FOREIGN.replace("/", "") + ' \n"q",'
     runs = [store(tmp_path / each, config_with_seed(0, pool=len(each)), student=50.0) for each in (name, "plain")]
-    assert report.main([*map(str, runs), "--label-by-folder"]) == 0
+    assert report_main([*map(str, runs), "--label-by-folder"]) == 0
     assert len([line for line in capsys.readouterr().out.splitlines() if "<script>" in line and "50.00" in line]) == 1
     for ending, shown in {
         "md": r"\$x^{2}\$ \~ \\ {b} &lt;script> \| \[x\] \\n",
         "html": "$x^{2}$ ~ \\ {b} &lt;script&gt; | [x]",
         "tex": r"\textless{}script\textgreater{} \textbar{} {[}x{]} \textbackslash{}n\textquotedbl{}q",
     }.items():
-        assert report.main([*map(str, runs), "--label-by-folder", "--out", str(tmp_path / f"t.{ending}")]) == 0
+        assert report_main([*map(str, runs), "--label-by-folder", "--out", str(tmp_path / f"t.{ending}")]) == 0
         text = (tmp_path / f"t.{ending}").read_text(encoding="utf-8")
         assert text.count(shown) == 1, text
         assert ending != "html" or "<script>" not in text
-    assert report.main([*map(str, runs), "--label-by-folder", "--out", str(tmp_path / "t.csv")]) == 0
+    assert report_main([*map(str, runs), "--label-by-folder", "--out", str(tmp_path / "t.csv")]) == 0
     assert [row["run"] for row in read(tmp_path / "t.csv")] == [name, "plain"]
     capsys.readouterr()
 
@@ -145,7 +145,7 @@ def test_special_characters_in_names_are_escaped_in_each_format(tmp_path, capsys
 )
 def test_wrong_options_are_one_line_errors_before_anything_is_read(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert report.main(["absent", *words]) == 2
+    assert report_main(["absent", *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and message in err
     assert list(tmp_path.iterdir()) == []
@@ -153,7 +153,7 @@ def test_wrong_options_are_one_line_errors_before_anything_is_read(words, messag
 
 def test_endings_may_be_in_capitals(tmp_path, capsys):
     run = store(tmp_path / "a", config_with_seed(0), student=50.0)
-    assert report.main([str(run), "--out", str(tmp_path / "T.CSV")]) == 0
+    assert report_main([str(run), "--out", str(tmp_path / "T.CSV")]) == 0
     assert read(tmp_path / "T.CSV")[0]["last_mean"] == "50.0"
     capsys.readouterr()
 

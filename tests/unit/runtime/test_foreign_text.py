@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cdl_jax.errors import UserError
-from cdl_jax.report import __main__ as report
 from cdl_jax.report import plots, run_page
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.runtime import console, files
 from cdl_jax.runtime.event_files import JsonLines
 from tests.support.stored_runs import CONFIG, LINES, config_with_seed, results, store
@@ -71,12 +71,12 @@ def test_folders_of_any_name_are_reported(tmp_path, capsys):
     names = [name for name in NAMES if name and "/" not in name]
     runs = [store(tmp_path / name, config_with_seed(0, pool=i), student=50.0) for i, name in enumerate(names)]
     words = ["--label-by-folder", "--out", str(tmp_path / "t.md"), "--plot", str(tmp_path / "t.svg")]
-    assert report.main([*map(str, runs), *words]) == 2
+    assert report_main([*map(str, runs), *words]) == 2
     assert "none of these runs is finished" in capsys.readouterr().err  # a headline is missing
     for run in runs:
         content = json.loads((run / "results.json").read_text())
         (run / "results.json").write_text(json.dumps({**content, "headline": ["student"]}))
-    assert report.main([*map(str, runs), *words]) == 0
+    assert report_main([*map(str, runs), *words]) == 0
     out, _ = capsys.readouterr()
     assert len(out.splitlines()) == 1 + 2 * len(names) and "\x1b" not in out
     text = (tmp_path / "t.md").read_bytes().decode()
@@ -85,14 +85,14 @@ def test_folders_of_any_name_are_reported(tmp_path, capsys):
     ElementTree.fromstring((tmp_path / "t.svg").read_bytes())
     begun = tmp_path / "a\nb\x1b[31m begun"
     begun.mkdir()
-    assert report.main([str(begun)]) == 2
+    assert report_main([str(begun)]) == 2
     assert "a b\\x1b[31m begun holds no results" in capsys.readouterr().err
 
 
 WRITES = """
 import sys
 from pathlib import Path
-from cdl_jax.report import __main__ as report
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.runtime import files
 from cdl_jax.runtime.event_files import JsonLines
 folder = Path(sys.argv[1])
@@ -101,7 +101,7 @@ lines = JsonLines(folder / "lines")
 lines.write({"step": 1, "name": "\\u00e9\\udcff"})
 lines.write({"step": 2})
 lines.truncate(1)
-sys.exit(report.main(["paper", "cdl", str(folder / "run"), "--out", str(folder / "t.md")]))
+sys.exit(report_main(["paper", "cdl", str(folder / "run"), "--out", str(folder / "t.md")]))
 """
 
 

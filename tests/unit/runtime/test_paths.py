@@ -7,7 +7,7 @@ import pytest
 from cdl_jax import fetch, main, plugins
 from cdl_jax.data.readers import locate
 from cdl_jax.errors import MissingDataError, UserError
-from cdl_jax.report import __main__ as report
+from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.runtime import compilation_cache, paths
 
 
@@ -92,7 +92,7 @@ def test_every_option_with_a_path_refuses_a_remote_path(monkeypatch, use):
 def test_every_flag_with_a_path_refuses_a_remote_path(capsys, monkeypatch):
     for command, argv in [
         (main.main, ["--config", "configs/quickstart.py", "--workdir", REMOTE, "--config.compilation_cache="]),
-        (report.main, [REMOTE]),
+        (report_main, [REMOTE]),
         (fetch.main, ["cifar100", "--dir", REMOTE]),
     ]:
         assert command(argv) == 2
