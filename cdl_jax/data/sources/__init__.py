@@ -1,1 +1,4 @@
-"""Data sources, one a file: `OPTIONS`, the options of its own, and `load(options) -> Dataset`, `path` among them."""
+"""Data sources, one per file.
+
+A source has `OPTIONS`, its options with their defaults, and `load(options) -> Dataset`, whose options also have `path`.
+"""

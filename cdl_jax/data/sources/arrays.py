@@ -1,4 +1,4 @@
-"""A user's own arrays: an `.npz` with x_train, y_train, x_test and y_test."""
+"""Loads arrays of yours: an `.npz` with x_train, y_train, x_test and y_test."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +14,14 @@ OPTIONS: dict[str, Any] = {}
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Pictures uint8 `[n, height, width]` or `[n, height, width, 1 or 3]`, labels `[n]` or `[n, 1]` from 0.
+    """Loads the arrays of an `.npz`.
 
-    The file may name its classes in `class_names`, an array of text; otherwise they go by their numbers. Training and
-    test pictures may differ in size.
+    Images are `[n, height, width]` or `[n, height, width, 1 or 3]` of a dtype that `decoding.from_array` takes. Labels
+    are integers from 0, `[n]` or `[n, 1]`. `class_names`, text `[classes]`, is optional; without it the names are the
+    labels. Training and test images may differ in size.
 
     Raises:
-      UserError: no path, no such file, or arrays of other shapes and types.
+      UserError: the path is empty, the file is missing, or an array has another shape or dtype.
     """
     path = options["path"]
     if not path:
@@ -38,7 +39,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
     )
     highest = max((int(split.labels.max()) for split in (train, test) if len(split)), default=-1)
     if highest >= len(train) + len(test):
-        raise UserError(f"{path}: label {highest} among {len(train) + len(test)} pictures; number classes from 0")
+        raise UserError(f"{path}: label {highest} among {len(train) + len(test)} images; number classes from 0")
     class_names = arrays.get("class_names", np.arange(highest + 1))
     if class_names.ndim != 1:
         raise UserError(f"{path}: class_names must be text [classes], not {list(class_names.shape)}")

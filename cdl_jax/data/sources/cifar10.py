@@ -1,4 +1,4 @@
-"""CIFAR-10, from the official python or binary files."""
+"""Loads CIFAR-10 from the official python or binary files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,10 +30,17 @@ LAYOUTS = (
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """50,000 + 10,000 pictures `[32, 32, 3]` in their official order; `options["path"]` as in `cifar_files.load`."""
+    """Loads 50,000 training and 10,000 test images `[32, 32, 3]` in their official order.
+
+    Args:
+      options: `path`, see `cifar_files.load`.
+
+    Raises:
+      UserError: the files are missing or damaged.
+    """
     return cifar_files.load("cifar10", LAYOUTS, options["path"])
 
 
 def placeholder(options: Mapping[str, Any]) -> Dataset:
-    """The published sizes without the pictures."""
+    """Returns the published sizes without images."""
     return stream.placeholder("cifar10", 10, 50_000, 10_000, side=32)

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come inside scikit-learn: small, real, and at hand without a download."""
+"""Loads the 1,797 handwritten digits of scikit-learn, which need no download."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +13,9 @@ OPTIONS: dict[str, Any] = {}
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Pictures `[8, 8, 3]` in 10 classes; of each class, every fifth picture is a test picture.
+    """Loads images `[8, 8, 3]` of 10 classes; every fifth image of a class is a test image.
 
-    Source: UCI, Optical Recognition of Handwritten Digits (CC BY 4.0), whose grey levels 0 to 16 become 0 to 255.
+    Gray levels 0 to 16 become 0 to 255. Source: UCI, Optical Recognition of Handwritten Digits (CC BY 4.0).
 
     Raises:
       UserError: scikit-learn is not installed.
@@ -24,10 +24,10 @@ def load(options: Mapping[str, Any]) -> Dataset:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
         raise UserError("the digits source needs scikit-learn: pip install scikit-learn") from None
-    pictures, labels = load_digits().images, load_digits().target.astype(np.int32)
-    images = npz_files.rgb(np.round(pictures * 255 / 16).astype(np.uint8), what="digits")
+    levels, labels = load_digits().images, load_digits().target.astype(np.int32)
+    images = npz_files.rgb(np.round(levels * 255 / 16).astype(np.uint8), what="digits")
     is_test = np.zeros(len(labels), bool)
     for digit in range(10):
         is_test[np.flatnonzero(labels == digit)[4::5]] = True
-    train, test = (Split(labels[chosen], images[chosen]) for chosen in (~is_test, is_test))
+    train, test = (Split(labels[rows], images[rows]) for rows in (~is_test, is_test))
     return Dataset("digits", tuple("0123456789"), train, test)

@@ -1,4 +1,4 @@
-"""A user's images: in class folders, by lists, or in tar archives that are read as they are."""
+"""Loads images of yours: from class folders, lists, or tar archives without unpacking."""
 
 import logging
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from cdl_jax.runtime import paths
 from cdl_jax.runtime.console import one_line
 
 OPTIONS: dict[str, Any] = {
-    "test_fraction": 0.2,  # of each class, where the folder has no test set of its own
+    "test_fraction": 0.2,  # of each class, if the folder has no test set
     "split_seed": 0,  # of that split
-    "skip_empty_classes": False,  # leaves classes without training images out, which are refused otherwise
+    "skip_empty_classes": False,  # True: leave out classes without training images; False: refuse them
 }
-_NAMED = 5  # classes in a message
+_MAX_NAMES = 5  # classes in a message
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Returns images of any size from a folder, a tar archive or a list, in one of the layouts of `layouts`.
+    """Loads images of any size from a folder, a tar archive or a list; see `readers.layouts`.
 
-    Classes have the sorted order of their names. Where there are `test/` and `val/`, the former is the test set.
-    Without a test set, `test_fraction` of each class (rounded, at least one image) becomes one, drawn by `split_seed`
-    from the sorted file names. One log line counts and names what is left out.
+    Classes are in the sorted order of their names. If both `test/` and `val/` exist, `test/` is the test set. If
+    neither exists, `test_fraction` of each class (rounded, at least one image) is the test set, drawn by `split_seed`
+    from the sorted file names. One log line counts and names skipped files.
 
     Raises:
       UserError: the path or its layout is unknown, a class has no training images, or a class is in the test set only.
@@ -35,13 +35,13 @@ def load(options: Mapping[str, Any]) -> Dataset:
         raise UserError("the folder source reads images of yours: set data.path to the folder with train/ and test/")
     root = paths.resolve(options["path"], "data.path")
     if not root.is_dir() and not root.is_file():
-        raise UserError(f"data.path={options['path']!r} is no folder and no tar archive")
+        raise UserError(f"data.path={options['path']!r} is neither a folder nor a tar archive")
     skipped = image_files.SkippedFiles()
     parts = layouts.find(root, skipped)
-    named = {name for classes in parts.values() for name, files in classes.items() if files}
-    if root.is_dir() and named <= {"images"}:
+    with_images = {name for classes in parts.values() for name, files in classes.items() if files}
+    if root.is_dir() and with_images <= {"images"}:
         formats = ", ".join(image_files.EXTENSIONS)
-        raise UserError(f"{root}: no pictures ({formats}) of classes: it {layouts.describe(root)}")
+        raise UserError(f"{root}: no images ({formats}) of classes: it {layouts.describe(root)}")
     known = parts.get("train", parts.get("", {}))
     tests = [name for name in ("test", "val") if name in parts]
     if "train" in parts and not tests:
@@ -53,7 +53,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
         raise UserError(f"{root}: no training images" + f"; it has only {' and '.join(tests)}" * bool(tests))
     training = _without_empty(known, root, options["skip_empty_classes"], skipped)
     if tests:
-        train, test = training, _of_known(parts[tests[0]], known, training, root, tests[0], skipped)
+        train, test = training, _keep_known(parts[tests[0]], known, training, root, tests[0], skipped)
         if len(tests) > 1:
             line = f"{root}: test/ is the test set, and val/ is not used"
             logging.getLogger("cdl_jax").warning("%s", one_line(line))
@@ -73,20 +73,20 @@ def _without_empty(classes, root, skip, skipped):
     """Returns the classes that have training images.
 
     Raises:
-      UserError: some have none, and they are not to be left out.
+      UserError: some have none, and `skip` is false.
     """
     empty = [name for name, files in classes.items() if not files]
     if empty and not skip:
         raise UserError(
-            f"{root}: {len(empty)} classes without training images: {_some(empty)}; add images, remove the folders, or "
-            "leave the classes out by --config.data.skip_empty_classes=true"
+            f"{root}: {len(empty)} classes without training images: {_shorten(empty)}; add images, remove the folders, "
+            "or leave the classes out by --config.data.skip_empty_classes=true"
         )
     for name in empty:
         skipped.add("classes without training images", name)
     return {name: files for name, files in classes.items() if files}
 
 
-def _of_known(test, folders, training, root, part, skipped):
+def _keep_known(test, folders, training, root, part, skipped):
     """Returns the test images of the classes that have training images.
 
     Raises:
@@ -96,20 +96,20 @@ def _of_known(test, folders, training, root, part, skipped):
     if unknown:
         raise UserError(
             f"{root / part / unknown[0]}: no such class in {root / 'train'}; {len(unknown)} classes of {part}/ lack "
-            f"training images: {_some(unknown)}"
+            f"training images: {_shorten(unknown)}"
         )
     for name in test.keys() - training.keys():
         skipped.add(f"{part} classes without training images", name)
     return {name: test.get(name, []) for name in training}
 
 
-def _some(names):
-    return ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+def _shorten(names):
+    return ", ".join(names[:_MAX_NAMES]) + f" and {len(names) - _MAX_NAMES} more" * (len(names) > _MAX_NAMES)
 
 
 def _split_by_seed(root, images, fraction, seed):
     if not 0 < fraction < 1:
-        raise UserError(f"data.test_fraction={fraction} must lie between 0 and 1")
+        raise UserError(f"data.test_fraction={fraction} must be between 0 and 1")
     train, test = {}, {}
     for label, (name, files) in enumerate(images.items()):
         if len(files) < 2:
@@ -123,5 +123,5 @@ def _split_by_seed(root, images, fraction, seed):
 
 def _split(images, classes):
     files = [images[name] for name in classes]
-    labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(own) for own in files])
-    return Split(labels, files=tuple(file for own in files for file in own))
+    labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(class_files) for class_files in files])
+    return Split(labels, files=tuple(file for class_files in files for file in class_files))

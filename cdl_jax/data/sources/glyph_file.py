@@ -1,4 +1,4 @@
-"""A file of character pictures (Split-Glyph), as `cdl_jax.data.tools.make_glyphs` makes them from a folder of fonts."""
+"""Loads a file of character images (Split-Glyph), which `cdl_jax.data.tools.make_glyphs` makes from fonts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ OPTIONS: dict[str, Any] = {}
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Pictures from an `.npz` with x uint8 `[n, height, width]`, y `[n]`, chars `[classes]` and is_test bool `[n]`.
+    """Loads an `.npz` with x uint8 `[n, height, width]`, y `[n]`, chars `[classes]` and is_test bool `[n]`.
 
     Raises:
-      UserError: no path, no such file, or arrays of other shapes and types.
+      UserError: the path is empty, the file is missing, or an array has another shape or dtype.
     """
     if not options["path"]:
         raise UserError(
@@ -27,10 +27,10 @@ def load(options: Mapping[str, Any]) -> Dataset:
     images, labels = npz_files.rgb(arrays["x"], what=f"{path}: x"), npz_files.labels(arrays["y"], what=f"{path}: y")
     is_test = arrays["is_test"]
     if is_test.dtype != bool or not is_test.shape == labels.shape == images.shape[:1]:
-        raise UserError(f"{path}: x, y and is_test (bool) must be of one length")
+        raise UserError(f"{path}: x, y and is_test (bool) must have one length")
     if arrays["chars"].ndim != 1:
         raise UserError(f"{path}: chars must be text [classes], not {list(arrays['chars'].shape)}")
-    train, test = (Split(labels[chosen], images[chosen]) for chosen in (~is_test, is_test))
+    train, test = (Split(labels[rows], images[rows]) for rows in (~is_test, is_test))
     return Dataset(path.stem, tuple(str(c) for c in arrays["chars"]), train, test)
 
 

@@ -1,6 +1,6 @@
-"""Small pictures of characters in many typefaces, shipped with cdl_jax: the data of the quick start.
+"""Loads small images of characters in many typefaces, which are part of cdl_jax: the data of the quick start.
 
-Test typefaces do not occur in training. Drawn as `cdl_jax.data.tools.make_glyphs` draws, from freely licensed fonts.
+Test typefaces are not in the training set. `cdl_jax.data.tools.make_glyphs` drew the images from freely licensed fonts.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,17 @@ _PARTS = {"pretraining": (0, 1, "pre_chars"), "incremental": (2, 3, "cl_chars")}
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Pictures `[32, 32, 3]`: 20 classes to learn in turn, or 62 (A-Z, a-z, 0-9) to pretrain on; no class is in both.
+    """Loads images `[32, 32, 3]` of one part; no class is in both parts.
+
+    "incremental" has 20 classes for a stream. "pretraining" has 62: A-Z, a-z, 0-9.
 
     Raises:
-      UserError: an unknown `part`.
+      UserError: `part` is unknown.
     """
     if options["part"] not in _PARTS:
         raise UserError(f"data.part={options['part']!r} is unknown: known: {', '.join(_PARTS)}")
     train, test, class_names = _PARTS[options["part"]]
     arrays = npz_files.read(_FILE, ("x", "y", "part", class_names))
     images, labels = npz_files.rgb(arrays["x"], what=str(_FILE)), npz_files.labels(arrays["y"], what=str(_FILE))
-    splits = (Split(labels[chosen], images[chosen]) for chosen in (arrays["part"] == train, arrays["part"] == test))
+    splits = (Split(labels[rows], images[rows]) for rows in (arrays["part"] == train, arrays["part"] == test))
     return Dataset(f"glyph_mini_{options['part']}", tuple(str(c) for c in arrays[class_names]), *splits)

@@ -1,4 +1,4 @@
-"""Split ImageNet-R, 200 classes of renditions: the unpacked `imagenet-r/` folder and one of two published splits."""
+"""Loads ImageNet-R, 200 classes of renditions, from the unpacked folder with one of two published splits."""
 
 import gzip
 import json
@@ -25,14 +25,14 @@ _REMEDY = "run `python -m cdl_jax.fetch imagenet_r`"
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Files of any size, 24,000 to train on and 6,000 to test on.
+    """Loads 24,000 training and 6,000 test files of any image size.
 
-    coda: the lists that CODA-Prompt publishes and CDL takes over; class ids are not in the order of the WordNet ids.
-    tfds80: `test[:80%]` and `test[80%:]` of the tfds set `imagenet_r`, classes in the order of the WordNet ids. Only
-      tfds knows its order, so the set must be prepared; names come from there and pictures from the folder.
+    coda: the lists of CODA-Prompt, which CDL also uses; class ids are not in the order of the WordNet ids.
+    tfds80: `test[:80%]` and `test[80%:]` of the tfds set `imagenet_r`, classes in the order of the WordNet ids. The
+      order of files exists in tfds only, so the set must be prepared. File names are from tfds, images from the folder.
 
     Raises:
-      UserError: an unknown split, no folder, pictures missing in it, or tfds not ready.
+      UserError: the split is unknown, the folder or images are missing, or the tfds set is not prepared.
     """
     if options["split"] not in ("coda", "tfds80"):
         raise UserError(f"data.split={options['split']!r} is unknown: known: coda, tfds80")
@@ -49,46 +49,46 @@ def load(options: Mapping[str, Any]) -> Dataset:
     if not root.is_dir():
         raise UserError(f"{root}: is a file; unpack it and set data.path to the folder imagenet-r")
     if options["split"] == "coda":
-        train, test = _published(root, label_of_wnid, lists["test"], _TOTAL - len(lists["test"]))
+        train, test = _read_published_split(root, label_of_wnid, lists["test"], _TOTAL - len(lists["test"]))
     else:
         label_of_wnid = {wnid: label for label, wnid in enumerate(sorted(label_of_wnid))}
-        train, test = _tfds_order(root, options["tfds_dir"])
-    class_names = _readable(root, sorted(label_of_wnid, key=label_of_wnid.get))
+        train, test = _read_tfds_split(root, options["tfds_dir"])
+    class_names = _class_names(root, sorted(label_of_wnid, key=label_of_wnid.get))
     return Dataset("imagenet_r", class_names, *(_split(root, files, label_of_wnid) for files in (train, test)))
 
 
 def placeholder(options: Mapping[str, Any]) -> Dataset:
-    """The published sizes without the pictures."""
+    """Returns the published sizes without images."""
     return stream.placeholder("imagenet_r", 200, 24_000, 6_000)
 
 
-def _published(root, label_of_wnid, test, train_size):
-    """(train, test): names `<wnid>/<file>`; whatever is not listed as test is train."""
+def _read_published_split(root, label_of_wnid, test, train_size):
+    """Returns (train, test), names `<wnid>/<file>`; all images outside the test list are training images."""
     present = [
         f"{wnid}/{name}"
         for wnid in sorted(label_of_wnid, key=label_of_wnid.get)
         if (root / wnid).is_dir()
         for name in image_files.image_names(root / wnid)
     ]
-    listed, found = set(test), set(present)
-    train = [name for name in present if name not in listed]
-    absent = [name for name in test if name not in found]
-    lacking = train_size - len(train)
-    if absent or lacking > 0:
+    test_names, present_names = set(test), set(present)
+    train = [name for name in present if name not in test_names]
+    absent = [name for name in test if name not in present_names]
+    num_lacking = train_size - len(train)
+    if absent or num_lacking > 0:
         empty = [wnid for wnid in sorted(label_of_wnid) if not (root / wnid).is_dir()]
-        first = absent[0] if absent else f"the whole of {empty[0]}" if empty else "a training picture"
+        first = absent[0] if absent else f"all of {empty[0]}" if empty else "a training image"
         raise UserError(
-            f"{root}: {len(absent) + max(lacking, 0):,} of {len(test) + train_size:,} pictures are missing, first "
+            f"{root}: {len(absent) + max(num_lacking, 0):,} of {len(test) + train_size:,} images are missing, first "
             f"{first}; unpack imagenet-r.tar again"
         )
-    if lacking < 0:
+    if num_lacking < 0:
         raise UserError(
-            f"{root}: {-lacking:,} pictures too many for the published split; remove what is not ImageNet-R's"
+            f"{root}: {-num_lacking:,} images too many for the published split; remove files that are not ImageNet-R's"
         )
     return train, test
 
 
-def _tfds_order(root, tfds_dir):
+def _read_tfds_split(root, tfds_dir):
     builder = prepared_tfds.builder("imagenet_r", tfds_dir)
     parts = []
     for part in ("test[:80%]", "test[80%:]"):
@@ -98,7 +98,7 @@ def _tfds_order(root, tfds_dir):
     absent = [name for part in parts for name in part if not (root / name).is_file()]
     if absent:
         raise UserError(
-            f"{root}: {len(absent):,} of {sum(map(len, parts)):,} pictures are missing, first {absent[0]}; unpack "
+            f"{root}: {len(absent):,} of {sum(map(len, parts)):,} images are missing, first {absent[0]}; unpack "
             "imagenet-r.tar again"
         )
     return parts
@@ -109,9 +109,9 @@ def _split(root, files, label_of_wnid):
     return Split(labels, files=tuple(str(root / name) for name in files))
 
 
-def _readable(root, wnids):
-    """The class names that the data set's own README gives, or WordNet ids where it is not at hand."""
+def _class_names(root, wnids):
+    """Returns the class names of the data set's README, or WordNet ids if it is missing."""
     readme = root / "README.txt"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    named = dict(re.findall(r"^(n\d{8})[ \t:,]+(\S.*?)\s*$", text, flags=re.MULTILINE))
-    return tuple(named.get(wnid, wnid).replace("_", " ") for wnid in wnids)
+    names = dict(re.findall(r"^(n\d{8})[ \t:,]+(\S.*?)\s*$", text, flags=re.MULTILINE))
+    return tuple(names.get(wnid, wnid).replace("_", " ") for wnid in wnids)

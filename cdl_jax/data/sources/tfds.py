@@ -1,4 +1,4 @@
-"""Any labelled picture set that TensorFlow Datasets has prepared as array_record."""
+"""Loads any labeled image set that TensorFlow Datasets prepared as array_record."""
 
 import logging
 from collections.abc import Mapping
@@ -13,21 +13,24 @@ from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 
 OPTIONS: dict[str, Any] = {
-    "dataset": "cifar100",  # its name in tfds, with a config or version if need be: "name/config:1.0.0"
-    "train_split": "train",
+    "dataset": "cifar100",  # name in tfds, optionally with a config and version: "name/config:1.0.0"
+    "train_split": "train",  # in tfds' syntax, such as "train[:80%]"
     "test_split": "test",
-    "label": "label",  # the feature that holds the class
-    # Size in pixels of the square images: the shorter side is resized (bicubic), then the center is cropped. 0: as they
-    # are, all of one size.
+    "label": "label",  # name of the feature with the class
+    # Side of the square images in pixels: the shorter side is resized (bicubic), then the center is cropped. 0: images
+    # keep their size, which must be the same for all.
     "side": 0,
-    "skip_empty_classes": False,  # leaves out classes of which neither split has an image
+    "skip_empty_classes": False,  # True: leave out classes without images in both splits
 }
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Pictures `[height, width, 3]`, decoded into memory; `options["path"]` is tfds' data_dir, or one prepared folder.
+    """Loads images `[height, width, 3]` into memory.
 
-    Examples come in the order of their `id` where the set has one (CIFAR: the official order), else as stored.
+    Examples are in the order of their `id` if the set has one (CIFAR: the official order), else as stored.
+
+    Args:
+      options: `OPTIONS`, and `path`: tfds' data_dir, or one prepared folder.
 
     Raises:
       UserError: tensorflow_datasets is missing, the set is not prepared, or its images differ in size and `side` is 0.
@@ -37,8 +40,8 @@ def load(options: Mapping[str, Any]) -> Dataset:
     class_names = getattr(features[options["label"]], "names", None) if options["label"] in features else None
     if "image" not in features or not class_names:
         raise UserError(
-            f"tfds set {options['dataset']!r} has the features {', '.join(features)}; data.label must name the one "
-            "that holds classes, and pictures must be called 'image'"
+            f"tfds set {options['dataset']!r} has the features {', '.join(features)}; data.label must name the "
+            "feature of the classes, and the feature of the images must be 'image'"
         )
     label, side = options["label"], options["side"]
     splits = [_read(builder, options[f"{part}_split"], label, side) for part in ("train", "test")]
@@ -47,14 +50,14 @@ def load(options: Mapping[str, Any]) -> Dataset:
 
 
 def _without_empty(dataset):
-    """Returns a data set without the classes of which neither split has an image: ImageNet-R has 200 of 1,000 names."""
+    """Returns a data set without classes that have no image in either split (ImageNet-R: 800 of 1,000 names)."""
     labels = [split.labels for split in (dataset.train, dataset.test)]
     present = np.unique(np.concatenate(labels))
     logging.getLogger("cdl_jax").warning(
         "%s: %d of %d classes have no image and are left out", dataset.name, len(dataset.class_names) - len(present),
         len(dataset.class_names),
     )  # fmt: skip
-    train, test = (np.searchsorted(present, each).astype(np.int32) for each in labels)
+    train, test = (np.searchsorted(present, values).astype(np.int32) for values in labels)
     return replace(
         dataset,
         class_names=tuple(dataset.class_names[c] for c in present),
@@ -64,19 +67,19 @@ def _without_empty(dataset):
 
 
 def _read(builder, split, label, side):
-    named = "id" in builder.info.features
+    has_ids = "id" in builder.info.features
     records = prepared_tfds.records(builder, split)
     images, labels, ids = [], [], []
     for record in (records[index] for index in range(len(records))):
         image = _square(record["image"], side) if side else record["image"]
         if images and image.shape != images[0].shape:
             raise UserError(
-                f"tfds set {builder.name!r} has images of {images[0].shape} and {image.shape}: bring them to one size "
-                "with data.side=256, or save them as files for the folder source, which takes all sizes"
+                f"tfds set {builder.name!r} has images of {images[0].shape} and {image.shape}: resize them to one "
+                "size with data.side=256, or save them as files for the folder source, which takes all sizes"
             )
         images.append(image)
         labels.append(record[label])
-        ids.append(record["id"] if named else len(ids))
+        ids.append(record["id"] if has_ids else len(ids))
     if not images:
         raise UserError(f"tfds set {builder.name!r}: split {split!r} is empty")
     order = np.argsort(np.asarray(ids), kind="stable")
@@ -91,10 +94,10 @@ def _square(image, side):
 
     image: uint8 `[height, width, 1 or 3]`.
     """
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
-    scale = side / min(picture.size)
-    size = tuple(max(side, round(length * scale)) for length in picture.size)
+    pil_image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
+    scale = side / min(pil_image.size)
+    size = tuple(max(side, round(length * scale)) for length in pil_image.size)
     left, top = ((length - side) // 2 for length in size)
     box = (left / scale, top / scale, (left + side) / scale, (top + side) / scale)
-    box = (box[0], box[1], min(box[2], picture.width), min(box[3], picture.height))
-    return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    box = (box[0], box[1], min(box[2], pil_image.width), min(box[3], pil_image.height))
+    return np.asarray(pil_image.resize((side, side), Image.Resampling.BICUBIC, box=box))

@@ -60,14 +60,14 @@ def test_pictures_missing_from_imagenet_r_are_counted(imagenet_r, tmp_path):
     for source, target in moved:
         source.rename(target)
     try:
-        assert f"3 of 30,000 pictures are missing, first {first}" in refusal("imagenet_r", root)
+        assert f"3 of 30,000 images are missing, first {first}" in refusal("imagenet_r", root)
     finally:
         for source, target in moved:
             target.rename(source)
     extra = root / "n01443537" / "mine.jpg"
     extra.touch()
     try:
-        assert "1 pictures too many" in refusal("imagenet_r", root)
+        assert "1 images too many" in refusal("imagenet_r", root)
     finally:
         extra.unlink()
 

@@ -42,8 +42,8 @@ def test_a_folder_of_classes_is_split_by_seed(tmp_path):
 
 def test_folders_that_cannot_be_used_are_answered_in_one_line(tmp_path):
     assert "set data.path" in refusal("folder")
-    assert "no folder" in refusal("folder", tmp_path / "none")
-    assert "no pictures" in refusal("folder", tmp_path / "home")
+    assert "neither a folder nor" in refusal("folder", tmp_path / "none")
+    assert "no images" in refusal("folder", tmp_path / "home")
     touch(tmp_path, "one/a/1.png", "half/train/a/1.png", "odd/train/a/1.png", "odd/test/b/1.png")
     assert "two or more" in refusal("folder", tmp_path / "one")
     assert "neither test/ nor val/" in refusal("folder", tmp_path / "half")
@@ -83,8 +83,8 @@ def test_arrays_that_cannot_be_used_are_answered_in_one_line(tmp_path):
     assert "no array 'y_test'" in answer(y_test=None)
     assert "whole numbers" in answer(y_train=np.asarray([0.0, 1.0]))
     assert "-1 is negative" in answer(y_train=np.asarray([0, -1]))
-    assert "holds Python objects, not read" in answer(y_train=np.asarray([0, "a"], object))
-    assert "label 3 among 3 pictures" in answer(y_train=np.asarray([0, 3]))
+    assert "has Python objects, which are refused" in answer(y_train=np.asarray([0, "a"], object))
+    assert "label 3 among 3 images" in answer(y_train=np.asarray([0, 3]))
     assert "label 2147483648 is too large" in answer(y_train=np.asarray([0, 2**31]))
     (tmp_path / "text.npz").write_text("no zip")
     assert "cannot be read" in refusal("arrays", tmp_path / "text.npz")
