@@ -11,7 +11,7 @@ import pytest
 
 from cdl_jax.data.readers import cifar_files
 from cdl_jax.errors import UserError
-from tests.support.sources import load, refusal
+from tests.support.fake_sources import load, refusal
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 

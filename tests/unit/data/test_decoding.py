@@ -14,7 +14,7 @@ from cdl_jax.data.readers import decoding, npz_files, tar_files
 from cdl_jax.data.stream import Split
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
-from tests.support.sources import load, refusal
+from tests.support.fake_sources import load, refusal
 
 DEEP = np.array([[0, 1, 128], [129, 255, 257], [32767, 65406, 65535]], np.uint16)
 SHOWN = np.rint(DEEP * (255 / 65535)).astype(np.uint8)

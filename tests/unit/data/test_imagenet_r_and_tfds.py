@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cdl_jax.data import stream
-from tests.support.sources import load, refusal
+from tests.support.fake_sources import load, refusal
 from tests.unit.run.test_no_tensorflow import run_without
 
 pytestmark = pytest.mark.usefixtures("nowhere")

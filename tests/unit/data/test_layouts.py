@@ -6,7 +6,7 @@ from PIL import Image
 
 from cdl_jax.data import image_dataset
 from cdl_jax.data.readers import image_files
-from tests.support.sources import load, refusal
+from tests.support.fake_sources import load, refusal
 
 
 def write(root, levels):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cdl_jax import plugins
-from tests.support.sources import load, refusal
+from tests.support.fake_sources import load, refusal
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 
