@@ -240,7 +240,7 @@ class DKT(Method):
         if "shared" in variables:
             loaded["shared"] = self.learner.load_pretrained(variables["shared"])
         if self.run_teachers:
-            loaded["teachers"] = {str(i): teacher.load() for i, teacher in enumerate(self.run_teachers)}
+            loaded["teachers"] = {str(i): teacher.load_pretrained() for i, teacher in enumerate(self.run_teachers)}
         return loaded
 
     def is_frozen(self, path: Path) -> bool:

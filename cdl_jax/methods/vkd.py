@@ -1,52 +1,53 @@
-"""VkD for classification (arXiv 2403.06213): a student learns from labels and from a trained teacher's last feature.
+"""VkD for classification (arXiv 2403.06213): a student is trained with labels and a trained teacher's last feature.
 
-The class head learns from the soft labels of mixed pictures, the distillation head (the class head, where a network has
-one alone) from the teacher's logits, and one vector of the student, orthogonally projected, from the teacher's
-normalised one; see `distill.vkd`. The teacher stands still, sees the same mixed pictures and may be of any family.
+The class head is trained with the soft labels of mixed images. The distillation head (the class head, if the network
+has only one) is trained with the teacher's logits. One vector of the student, orthogonally projected, is trained with
+the teacher's normalized vector; see `distill.vkd`. The teacher is not trained, gets the same mixed images and may be of
+any family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from cdl_jax import optim, plugins
 from cdl_jax.data.transforms import augment, mixing
 from cdl_jax.distill import vkd
-from cdl_jax.distill.base import NetworkSpec, Scheme
+from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes, soft_cross_entropy
-from cdl_jax.methods import kd
-from cdl_jax.methods.base import Method, Outcome, Phase, StreamInfo, Update
-from cdl_jax.methods.shared import finished_run
+from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
+from cdl_jax.methods.shared import teachers
 from cdl_jax.methods.shared.peer_losses import top_k_correct
 from cdl_jax.models import weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
 
 OPTIONS = {
-    "label_loss": "cross_entropy",  # or "binary": a yes or no for each class, yes where its soft label is not zero
-    # Of a teacher's run: its network after the task that the student learns ("same_task"), or after its "last".
-    "teacher_checkpoint": "same_task",
-    "teacher_network": "",  # which network of that run; "": "teacher" where the run trained one, else its last
-    # Evaluates, as the network `student_ema`, a running mean of the student's weights and statistics too. A task starts
-    # it at the student; its decay goes in a line from the first number to the second over the task.
+    # "cross_entropy", or "binary": a sigmoid cross-entropy for each class, with target 1 if its soft label is not 0.
+    "label_loss": "cross_entropy",
+    **teachers.OPTIONS,
+    # Also evaluates an exponential moving average of the student's weights and statistics, as the network
+    # `student_ema`. Each task starts it at the student; its decay changes linearly from the first number to the second.
     "ema": False,
     "ema_decay": (0.996, 1.0),
-    # What the teacher tells of each picture is computed once a task and kept on the device, in checkpoints too; for
-    # pictures that are neither augmented nor mixed.
+    # Computes the teacher's outputs for each image once a task and stores them on the device and in checkpoints; only
+    # for images that are neither augmented nor mixed.
     "cache_teacher": False,
 }
 
 
-def defaults(network="deit_ti_conv", teacher="regnety_160") -> dict:
-    """The config sections of this method, for the named networks of student and teacher.
+def defaults(network: str = "deit_ti_conv", teacher: str = "regnety_160") -> dict[str, Mapping[str, Any]]:
+    """Returns the config sections for the named networks of student and teacher.
 
-    `teacher.weights` names a file, or the working directory of a finished run of the method `supervised`.
+    `teacher.weights` is to name a file, or the working directory of a finished run of the method `supervised`.
     """
     sizes = {
         "student": families.network_options(network),
@@ -57,182 +58,209 @@ def defaults(network="deit_ti_conv", teacher="regnety_160") -> dict:
 
 @dataclass(frozen=True)
 class VkD(Method):
-    """See `methods.base.Method`. `teacher` is a module, or a `finished_run.RunTeacher` of another run.
+    """Trains a student with soft labels and a teacher's logits and feature.
 
-    torch_names: of student and teacher, see `weights.load_network`.
-    accumulate: how many batches make a step of the optimizer.
-    condense: where what the teacher tells is cached, the function that makes its outputs as small as the loss allows.
+    Variables are `{"student", "teacher", "distill"}`, with options also `"student_ema"` and `"cache"`.
+
+    Attributes:
+      student: module of the student, `module(images, train=...) -> (logits, outputs by name)`.
+      teacher: the trained teacher.
+      scheme: the distillation loss.
+      options: the section `vkd`.
+      mixing: the section `mixing`.
+      info: the stream.
+      image_size: side of the student's images in pixels.
+      weights: of the student, see `models.weights.load_network`.
+      torch_name: names of the student family's arrays in PyTorch's state dicts, or None.
+      epochs: passes over the data of a task.
+      optimizer: of the student and the scheme.
+      accumulate: number of batches in a step of the optimizer.
+      condense: function from the teacher's outputs to those that are cached; None: no cache.
     """
 
     bookkeeping = frozenset({"cache"})
 
-    student: Any
-    teacher: Any
+    student: nn.Module
+    teacher: teachers.Teacher
     scheme: Scheme
-    options: Any
-    mixing: Any
+    options: ConfigDict
+    mixing: ConfigDict
     info: StreamInfo
     image_size: int
-    weights: tuple[str | tuple[str, str], str | tuple[str, str]]
-    torch_names: tuple[Any, Any]
+    weights: str | tuple[str, str]
+    torch_name: Callable[[str], str] | None
     epochs: int
     optimizer: optim.Optimizer
     accumulate: int = 1
-    condense: Callable[[Any], dict] | None = None
+    condense: Callable[[Outputs], dict[str, jax.Array]] | None = None
     external: tuple[str, ...] = ("teacher",)
 
     @property
-    def networks(self):
+    def networks(self) -> tuple[str, ...]:
         return ("teacher", "student", "student_ema") if self.options.ema else ("teacher", "student")
 
     @property
-    def loss_classes(self):
+    def loss_classes(self) -> str:
         return "current" if self.options.label_loss == "cross_entropy" else ""
 
     @property
-    def pairs(self):
+    def pairs(self) -> tuple[tuple[str, str], ...]:
         return tuple(("teacher", student) for student in self.networks[1:])
 
-    @property
-    def phases(self):
-        trained = lambda path: path[:2] in (("student", "params"), ("distill", "params"))  # noqa: E731
-        none = lambda path: False  # noqa: E731
-        still = optim.Optimizer(optax.identity(), self.optimizer.learning_rate)
-        updates = (Update(trained, self.optimizer, self.loss),)
-        if self.options.ema:  # behind the step, whose weights it averages
-            updates += (Update(none, still, self.average),)
-        cache = Phase("cache", 1, (Update(none, still, self.cache_teacher_outputs),), sequential=True)
-        return (*((cache,) if self.condense else ()), Phase("student", self.epochs, updates))
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        def is_trained(path):
+            return path[:2] in (("student", "params"), ("distill", "params"))
 
-    def init(self, key):
-        keys, images = [jax.random.fold_in(key, i) for i in range(3)], _pictures(self.image_size)
-        of_run = isinstance(self.teacher, finished_run.RunTeacher)
-        teacher = self.teacher.init() if of_run else self.teacher.init(keys[1], images)
+        def no_leaf(path):
+            return False
+
+        identity = optim.Optimizer(optax.identity(), self.optimizer.learning_rate)
+        updates = (Update(is_trained, self.optimizer, self.loss),)
+        if self.options.ema:  # after the step whose weights it averages
+            updates += (Update(no_leaf, identity, self.update_ema),)
+        student = Phase("student", self.epochs, updates)
+        if self.condense is None:
+            return (student,)
+        return Phase("cache", 1, (Update(no_leaf, identity, self.cache_teacher_outputs),), sequential=True), student
+
+    def init(self, key: jax.Array) -> Variables:
+        keys, images = [jax.random.fold_in(key, i) for i in range(3)], _dummy_images(self.image_size)
         student = self.student.init(keys[0], images)
-        variables = {"student": student, "teacher": teacher, "distill": self.scheme.init(keys[2])}
+        variables = {
+            "student": student, "teacher": self.teacher.init(keys[1]), "distill": self.scheme.init(keys[2]),
+        }  # fmt: skip
         if self.options.ema:
             variables["student_ema"] = student
         if self.condense:
-            told = jax.eval_shape(lambda: self.condense(self._told(variables, images, Context.dummy())))
-            rows = self.info.train_images
-            variables["cache"] = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), told)
+            outputs = lambda: self._teacher_outputs(variables, images, Context.dummy())  # noqa: E731
+            shapes, rows = jax.eval_shape(lambda: self.condense(outputs())), self.info.train_images
+            variables["cache"] = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), shapes)
         return variables
 
-    def load_pretrained(self, variables):
-        if isinstance(self.teacher, finished_run.RunTeacher):
-            loaded = {"teacher": self.teacher.load()}
-        else:
-            loaded = {"teacher": self._read(1, variables["teacher"], "teacher.weights")}
-            if self.weights[1] != "random" and _left_out(loaded["teacher"]):
-                raise UserError(
-                    f"teacher.weights={self.weights[1]!r} tells other classes apart than this stream's "
-                    f"{self.info.num_classes}: train the teacher on them (method supervised) and name that run"
-                )
-        student = self._read(0, variables["student"], "student.weights")
-        return {**variables, **loaded, **{name: student for name in self.networks[1:]}}
+    def load_pretrained(self, variables: Variables) -> Variables:
+        teacher = self.teacher.load_pretrained(variables["teacher"])
+        student = weights.load_network(self.weights, variables["student"], "student.weights", self.torch_name)
+        return {**variables, "teacher": teacher, **{name: student for name in self.networks[1:]}}
 
-    def _read(self, which, network, key):
-        return weights.load_network(self.weights[which], network, key, self.torch_names[which])
-
-    def is_frozen(self, path):
+    def is_frozen(self, path: Path) -> bool:
         return path[0] == "teacher"
 
-    def start_task(self, variables, context):
+    def start_task(self, variables: Variables, context: Context) -> Variables:
         if not self.options.ema:
             return variables
-        return {**variables, "student_ema": jax.tree.map(jnp.copy, variables["student"])}  # of its own memory
+        # A copy, as training steps reuse the buffers of both.
+        return {**variables, "student_ema": jax.tree.map(jnp.copy, variables["student"])}
 
-    def loss(self, variables, batch, context):
-        allowed = context.current(self.info.num_classes)
+    def loss(self, variables: Variables, batch: Mapping[str, Any], context: Context) -> tuple[jax.Array, Outcome]:
+        """Mixes the images and returns the student's loss, see `methods.base.Update`."""
+        mask = context.current(self.info.num_classes)
         keys = jax.random.split(context.key)
-        images, targets = mixing.mixup_or_cutmix(batch["images"], batch["labels"], allowed, keys[0], self.mixing)
+        images, targets = mixing.mixup_or_cutmix(batch["images"], batch["labels"], mask, keys[0], self.mixing)
         if self.condense:
-            told = jax.tree.map(lambda kept: kept[batch["rows"]], variables["cache"])
+            teacher = jax.tree.map(lambda cache: cache[batch["rows"]], variables["cache"])
         else:
-            told = jax.lax.stop_gradient(self._told(variables, images, context))
-        return self.loss_of(variables, images, targets, told, context, keys[1])
+            teacher = jax.lax.stop_gradient(self._teacher_outputs(variables, images, context))
+        return self.loss_for_targets(variables, images, targets, teacher, context, keys[1])
 
-    def loss_of(self, variables, images, targets, told, context, key):
-        """The loss for soft targets `[batch, classes]` and what the teacher tells; `key` is that of dropout."""
-        allowed = context.current(self.info.num_classes)
-        (logits, out), stats = apply(self.student, variables["student"], images, True, key)
-        labels = _label_loss(self.options.label_loss, out.get("logits_class", logits), targets, allowed)
+    def loss_for_targets(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        targets: jax.Array,
+        teacher: Outputs,
+        context: Context,
+        key: jax.Array,
+    ) -> tuple[jax.Array, Outcome]:
+        """Returns the loss `label_weight label loss + distillation`, see `methods.base.Update`.
+
+        Args:
+          variables: of the method.
+          images: float32 `[batch, size, size, 3]`.
+          targets: float32 `[batch, classes]`, soft labels.
+          teacher: named outputs of the teacher.
+          context: position in the stream.
+          key: of dropout.
+        """
+        mask = context.current(self.info.num_classes)
+        (logits, out), statistics = apply(self.student, variables["student"], images, True, key)
+        label_loss = _label_loss(self.options.label_loss, out.get("logits_class", logits), targets, mask)
         out = {**out, "logits": out.get("logits_distilled", logits)}
-        distilled, terms = self.scheme.loss(variables["distill"], out, told, None, context)
-        total = self.scheme.label_weight * labels + distilled
-        new = {"student": stats} if stats else {}
-        return total, Outcome({"loss": total, "cross_entropy": labels, **terms}, variables=new)
+        distillation, metrics = self.scheme.loss(variables["distill"], out, teacher, None, context)
+        total = self.scheme.label_weight * label_loss + distillation
+        new_variables = {"student": statistics} if statistics else {}
+        return total, Outcome({"loss": total, "cross_entropy": label_loss, **metrics}, variables=new_variables)
 
-    def average(self, variables, batch, context):
-        """Moves the mean towards the student that the optimizer's step has left; nothing is minimised."""
+    def update_ema(self, variables: Variables, batch: Mapping[str, Any], context: Context) -> tuple[jax.Array, Outcome]:
+        """Moves the average towards the student after a step of the optimizer. The loss is 0."""
         del batch
         first, last = self.options.ema_decay
-        share = 1 - first - (last - first) * context.progress / self.epochs
-        share = jnp.where((context.step + 1) % self.accumulate == 0, share, 0.0)
-        mean = optax.incremental_update(variables["student"], variables["student_ema"], share)
-        return jnp.zeros(()), Outcome({}, variables={"student_ema": mean})
+        step_size = 1 - first - (last - first) * context.progress / self.epochs
+        step_size = jnp.where((context.step + 1) % self.accumulate == 0, step_size, 0.0)
+        average = optax.incremental_update(variables["student"], variables["student_ema"], step_size)
+        return jnp.zeros(()), Outcome({}, variables={"student_ema": average})
 
-    def cache_teacher_outputs(self, variables, batch, context):
-        """Keeps what the teacher tells of a batch; nothing is minimised."""
-        told = self.condense(self._told(variables, batch["images"], context))
-        kept = jax.tree.map(lambda kept, new: kept.at[batch["rows"]].set(new), variables["cache"], told)
-        return jnp.zeros(()), Outcome({"images": context.weight.sum()}, variables={"cache": kept})
+    def cache_teacher_outputs(
+        self, variables: Variables, batch: Mapping[str, Any], context: Context
+    ) -> tuple[jax.Array, Outcome]:
+        """Stores the teacher's outputs of a batch. The loss is 0."""
+        outputs = self.condense(self._teacher_outputs(variables, batch["images"], context))
+        cache = jax.tree.map(lambda old, new: old.at[batch["rows"]].set(new), variables["cache"], outputs)
+        return jnp.zeros(()), Outcome({"images": context.weight.sum()}, variables={"cache": cache})
 
-    def predict(self, variables, images, context):
-        return {n: self.teacher_outputs(n, variables, images, context)["logits"] for n in self.networks}, {}
+    def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
+        return {name: self.teacher_outputs(name, variables, images, context)["logits"] for name in self.networks}, {}
 
-    def extra_metrics(self, logits, labels, context):
-        """`{name: [batch]}`, see `methods.base.Method`."""
-        seen = context.seen(self.info.num_classes)
-        return {f"{name}/top5": 100 * top_k_correct(z, labels, 5, seen) for name, z in logits.items()}
+    def extra_metrics(self, logits: dict, labels: jax.Array, context: Context) -> dict[str, jax.Array]:
+        mask = context.seen(self.info.num_classes)
+        return {f"{name}/top5": 100 * top_k_correct(z, labels, 5, mask) for name, z in logits.items()}
 
-    def teacher_outputs(self, network, variables, images, context, use_batch_statistics=False):
-        """What a network tells as the teacher of another run (see `methods.base.Method`)."""
+    def teacher_outputs(
+        self, network: str, variables: Variables, images: jax.Array, context: Context, use_batch_statistics=False
+    ) -> dict[str, jax.Array]:
         if network == "teacher":
-            return self._told(variables, images, context)
+            return self._teacher_outputs(variables, images, context)
         (logits, out), _ = apply(self.student, variables[network], images, False, context.key)
         return {**out, "logits": logits}
 
-    def export(self, variables):
-        """File name -> variables that the run writes when it is finished."""
-        mean = {"weights_ema": variables["student_ema"]} if self.options.ema else {}
-        return {"weights": variables["student"], **mean}
+    def export(self, variables: Variables) -> dict[str, Variables]:
+        average = {"weights_ema": variables["student_ema"]} if self.options.ema else {}
+        return {"weights": variables["student"], **average}
 
-    def _told(self, variables, images, context):
-        return _teacher_outputs(self.teacher, variables["teacher"], images, context)
+    def _teacher_outputs(self, variables, images, context):
+        return self.teacher.outputs(variables["teacher"], images, context)
 
 
-def build(config, info: StreamInfo) -> VkD:
-    """The method that `config` describes, for the stream of `info`.
+def build(config: ConfigDict, info: StreamInfo) -> VkD:
+    """Builds the method from its config.
 
     Raises:
-      UserError: an option out of range, or a teacher that is missing, of another architecture or without the feature.
+      UserError: an option is out of range, or the teacher is missing, has another architecture or lacks the feature.
     """
-    options, section, size = config.vkd, config.student, config.student.image_size
+    options, section = config.vkd, config.student
     if options.label_loss not in ("cross_entropy", "binary"):
         raise UserError(f"vkd.label_loss={options.label_loss!r}: use 'cross_entropy' or 'binary'")
-    if options.teacher_checkpoint not in ("same_task", "last"):
-        raise UserError(f"vkd.teacher_checkpoint={options.teacher_checkpoint!r}: use 'same_task' or 'last'")
     mixing.check(config.mixing, "mixing")
-    kinds = [plugins.load_plugin("models", network.family) for network in (section, config.teacher)]
-    student, teacher = kinds[0].build(section, info.num_classes), kd.teacher_of(config, info, options)
+    family = plugins.load_plugin("models", section.family)
+    student = family.build(section, info.num_classes)
+    teacher = teachers.build(config, info, options, torch_names=True)
     if len(options.ema_decay) != 2:
         raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)} must be two numbers: at the start and at the end")
     first, last = options.ema_decay
     if not (0 <= first <= 1 and 0 <= last <= 1):
         raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)}: both decays lie in [0, 1]")
     if options.cache_teacher:
-        _check_unchanged(config)
+        _check_images_repeat(config)
     return VkD(
         student=student,
         teacher=teacher,
-        scheme=_scheme(config.distill, student, teacher, info, size),
+        scheme=_build_scheme(config.distill, student, teacher, info, section.image_size),
         options=options,
         mixing=config.mixing,
         info=info,
-        image_size=size,
-        weights=(weights.from_section(section), weights.from_section(config.teacher)),
-        torch_names=tuple(kind.torch_name for kind in kinds),
+        image_size=section.image_size,
+        weights=weights.from_section(section),
+        torch_name=family.torch_name,
         epochs=config.train.epochs,
         optimizer=optim.build(config.optim, config.train.epochs),
         accumulate=config.optim.accumulate,
@@ -240,55 +268,44 @@ def build(config, info: StreamInfo) -> VkD:
     )
 
 
-def _check_unchanged(config):
-    """Refuses to cache what a teacher tells of pictures that differ from epoch to epoch."""
-    wrong = [f"mixing.{name}={config.mixing[name]}" for name in ("mixup", "cutmix") if config.mixing[name]]
-    wrong += [f"augment.{name}={config.augment[name]!r}" for name in augment.stochastic_options(config.augment)]
-    if wrong:
+def _check_images_repeat(config):
+    """Refuses a cache of the teacher's outputs if images differ from epoch to epoch."""
+    random = [f"mixing.{name}={config.mixing[name]}" for name in ("mixup", "cutmix") if config.mixing[name]]
+    random += [f"augment.{name}={config.augment[name]!r}" for name in augment.stochastic_options(config.augment)]
+    if random:
         raise UserError(
-            f"vkd.cache_teacher=True with {wrong[0]}: a cache needs pictures that are the same in each epoch and as "
-            "tested; switch all augmentation and mixing off, or the cache"
+            f"vkd.cache_teacher=True with {random[0]}: a cache needs images that are the same in each epoch and in "
+            "evaluation; switch all augmentation and mixing off, or the cache"
         )
 
 
-def _scheme(options, student, teacher, info, size):
-    """The scheme for networks of which no more is known than what they tell."""
+def _build_scheme(options, student, teacher, info, size):
+    """Returns the scheme for the shapes of the networks' outputs."""
 
-    def told():
-        images, key = _pictures(size), jax.random.key(0)
-        variables = teacher.init() if isinstance(teacher, finished_run.RunTeacher) else teacher.init(key, images)
-        _, out = student.apply(student.init(key, images), images)
-        return out, _teacher_outputs(teacher, variables, images, Context.dummy())
+    def outputs():
+        images, key = _dummy_images(size), jax.random.key(0)
+        _, student_out = student.apply(student.init(key, images), images)
+        return student_out, teacher.outputs(teacher.init(key), images, Context.dummy())
 
-    of_student, of_teacher = jax.eval_shape(told)
-    feature = vkd.output_name(options.student_feature, of_student)
-    if feature not in of_student:
-        hint = plugins.did_you_mean(feature, of_student)
+    student_out, teacher_out = jax.eval_shape(outputs)
+    feature = vkd.output_name(options.student_feature, student_out)
+    if feature not in student_out:
+        hint = plugins.did_you_mean(feature, student_out)
         raise UserError(f"distill.student_feature={feature!r} is no output of the student: {hint}")
-    shapes = {name: value.shape for name, value in of_teacher.items() if hasattr(value, "shape")}
-    common = {"num_classes": info.num_classes, "num_tasks": info.num_tasks, "head": None, "learner": None}
-    teacher_spec = NetworkSpec(dim=0, depth=0, tokens=0, outputs=shapes, **common)
-    return vkd.build(options, teacher_spec, NetworkSpec(dim=of_student[feature].shape[-1], depth=0, tokens=0, **common))
+    shapes = {name: value.shape for name, value in teacher_out.items() if hasattr(value, "shape")}
+    spec = partial(
+        NetworkSpec, depth=0, tokens=0, num_classes=info.num_classes, num_tasks=info.num_tasks, head=None, learner=None
+    )
+    return vkd.build(options, spec(dim=0, outputs=shapes), spec(dim=student_out[feature].shape[-1]))
 
 
-def _label_loss(kind, logits, targets, allowed):
+def _label_loss(kind, logits, targets, mask):
+    """Returns the loss of logits `[batch, classes]` for soft labels `targets`, a float32 scalar."""
     if kind == "cross_entropy":
-        return soft_cross_entropy(mask_classes(logits, allowed), targets)
-    each = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), (targets > 0).astype(jnp.float32))
-    return jnp.where(allowed, each, 0).sum() / (len(logits) * allowed.sum())
+        return soft_cross_entropy(mask_classes(logits, mask), targets)
+    losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), (targets > 0).astype(jnp.float32))
+    return jnp.where(mask, losses, 0).sum() / (len(logits) * mask.sum())
 
 
-def _teacher_outputs(teacher, variables, images, context):
-    if isinstance(teacher, finished_run.RunTeacher):
-        return teacher.outputs(variables, images, context)
-    (logits, out), _ = apply(teacher, variables, images, False, context.key)
-    return {**out, "logits": logits}
-
-
-def _left_out(variables):
-    """Whether a file of weights has left leaves as mere shapes, a classifier of other classes."""
-    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables))
-
-
-def _pictures(size):
+def _dummy_images(size):
     return jnp.zeros((2, size, size, 3))

@@ -44,7 +44,7 @@ def tells_its_best_network_as_a_teacher(workdir, weights):
     info = StreamInfo(10, (10,), tuple(task["classes"]))
     assert finished_run.find_teacher(str(workdir), "", "last", info, {}).network == "student_ema"
     student = finished_run.find_teacher(str(workdir), "student", "last", info, {})
-    variables = student.load()
+    variables = student.load_pretrained()
     head = variables["tasks"]["student"]["params"]["head"]["kernel"][0]
     np.testing.assert_array_equal(head, weights["params/head/kernel"])
     images = np.ones((2, 32, 32, 3), np.float32)

@@ -115,7 +115,7 @@ def run_kd_loss(config, arrays):
     options, labels = _options(config), jnp.asarray(arrays["in/labels"])
     allowed = jnp.ones(config["classes"], bool)
     teacher = jnp.asarray(arrays["in/teacher_logits"])
-    both = jax.value_and_grad(lambda z: kd.terms(options, z, teacher, labels, allowed), has_aux=True)
+    both = jax.value_and_grad(lambda z: kd.loss_and_metrics(options, z, teacher, labels, allowed), has_aux=True)
     (value, terms), gradient = both(jnp.asarray(arrays["in/logits"]))
     ours = {"out/true": terms["true_loss"], "out/teacher": terms["teacher_loss"], "out/total": value}
     return {**ours, "grad/logits": gradient}

@@ -261,7 +261,7 @@ def run_train_step(config, arrays):
     method = vkd_method.VkD(
         student=student, teacher=None, scheme=scheme, options=ConfigDict(vkd_method.OPTIONS), mixing=None,
         info=StreamInfo(config["num_classes"], (config["num_classes"],)), image_size=config["image"],
-        weights=("", ""), torch_names=(None, None), epochs=1, optimizer=optimizer,
+        weights="", torch_name=None, epochs=1, optimizer=optimizer,
     )  # fmt: skip
     raw = f"param/{RAW}.original"
     variables = {"student": network, "distill": projector_variables(arrays[raw], arrays[f"param/{RAW}.0.base"])}
@@ -275,7 +275,7 @@ def run_train_step(config, arrays):
     def step(trained):
         def loss(trained):
             now = join(rest, trained)
-            return method.loss_of(now, x, arrays["in/soft_targets"], told, everything, everything.key)
+            return method.loss_for_targets(now, x, arrays["in/soft_targets"], told, everything, everything.key)
 
         (_, outcome), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         direction, _ = optimizer.transform.update(gradients, optimizer.transform.init(trained), trained)

@@ -46,7 +46,7 @@ def _outputs(method, variables, pictures, train):
         (logits, out), stats = apply(module, variables[name], pictures, train, key)
         ours = {"logits": logits, "features": out["features"]}
         if name == "student":
-            ours["teacher_logits"], _ = method.teacher.apply(variables["teacher"], pictures)
+            ours["teacher_logits"], _ = method.teacher.module.apply(variables["teacher"], pictures)
         return ours, {name: stats} if train else {}, ({name: logits}, None)
     seen, told = method.forward(variables, pictures, train, key)
     ours = {"pro": _stack(seen.logits)}
@@ -75,7 +75,7 @@ def _forward(method, train, variables, pictures, labels, place):
         value, terms = method.loss_terms(*seen, labels, allowed, place.epoch)
         apart = method.extra_metrics(logits, labels, place)["diversity"]
     elif "teacher_logits" in out:
-        value, terms = kd.terms(method.options, out["logits"], out["teacher_logits"], labels, allowed)
+        value, terms = kd.loss_and_metrics(method.options, out["logits"], out["teacher_logits"], labels, allowed)
     else:
         value, terms = cross_entropy(out["logits"], labels, allowed), {}
     return out, logits, {"loss": value, **terms}, apart

@@ -172,8 +172,11 @@ class RunTeacher:
     input_augment: Mapping[str, Any]
     use_batch_statistics: bool = False
 
-    def init(self) -> Variables:
+    def init(self, key: jax.Array | None = None) -> Variables:
         """Returns variables of zeros.
+
+        Args:
+          key: unused, as the weights are those of the run.
 
         Returns:
           {"frozen": the run's frozen variables, "tasks": its other variables, stacked over `tasks`}.
@@ -182,8 +185,11 @@ class RunTeacher:
         zeros = {"frozen": frozen, "tasks": jax.tree.map(lambda x: _stacked(x, len(self.tasks)), live)}
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
 
-    def load(self) -> Variables:
+    def load_pretrained(self, variables: Variables | None = None) -> Variables:
         """Returns the variables of the run's checkpoints, as NumPy arrays.
+
+        Args:
+          variables: unused, as the checkpoints have all of them.
 
         Raises:
           UserError: a checkpoint cannot be read.
@@ -215,8 +221,7 @@ class RunTeacher:
             first = jnp.int32(self.info.num_classes - self.info.task_sizes[-1])
             context = context.replace(task=last, first=first, end=jnp.int32(self.info.num_classes))
         joined = join(variables["frozen"], live)
-        options = {"use_batch_statistics": self.use_batch_statistics}
-        return self.method.teacher_outputs(self.network, joined, images, context, **options)
+        return self.method.teacher_outputs(self.network, joined, images, context, self.use_batch_statistics)
 
     @cached_property
     def _shapes(self):

@@ -110,7 +110,7 @@ def test_reference_selects_the_authors_settings(teacher, reference):
 def test_the_teacher_of_a_finished_run_is_its_network_after_the_same_task(teacher, use_batch_statistics):
     info = program(small("baseline=lwf")).info
     run_teacher = find_teacher(str(teacher), "", "same_task", info, {}, use_batch_statistics=use_batch_statistics)
-    variables = jax.tree.map(jnp.asarray, run_teacher.load())
+    variables = jax.tree.map(jnp.asarray, run_teacher.load_pretrained())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     outputs = []
     for task, (first, end) in enumerate(((0, 10), (10, 20))):

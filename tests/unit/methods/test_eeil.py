@@ -265,7 +265,7 @@ def test_killed_run_resumes_with_the_same_bits(program, finished, tmp_path, monk
 
 def test_finished_run_is_a_teacher(program, finished):
     teacher = find_teacher(str(finished), "", "same_task", program.info, {})
-    variables = jax.tree.map(jnp.asarray, teacher.load())
+    variables = jax.tree.map(jnp.asarray, teacher.load_pretrained())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     outputs = [
         np.asarray(teacher.outputs(variables, images, context(0, end, task=i))["logits"])

@@ -1,4 +1,4 @@
-"""Frozen kernels stored in half their bytes: predictions, memory, checkpoints, and such a run as a teacher."""
+"""Frozen kernels in bfloat16: predictions, memory, checkpoints, and such a run as a teacher."""
 
 import re
 
@@ -17,8 +17,8 @@ from tests.end_to_end import tiny
 from tests.support.contexts import context
 
 
-def made(dtype):
-    """(program, live and frozen variables) of a student alone, whose one block is wide."""
+def build(dtype):
+    """Returns program, live and frozen variables of one student with one wide block."""
     config = tiny.get_config("learner=none,distill=none")
     config.student.update(depth=1, dim=256)
     config.data.update(num_tasks=1, max_train_per_class=4, class_order="0,1,2,3,4,5,6,7")
@@ -28,37 +28,39 @@ def made(dtype):
     config.frozen_dtype = dtype
     program = Program(config, stream.load(config.data))
     program.place_data()
-    program.place_data = lambda: None  # what follows finds all compiled
+    program.place_data = lambda: None  # later calls reuse the compiled steps
     return program, *program.initial_variables()
 
 
 @pytest.fixture(scope="module")
 def half():
-    return made("bfloat16")
+    return build("bfloat16")
 
 
 @pytest.fixture(scope="module")
 def full():
-    return made("float32")
+    return build("float32")
 
 
-def told_of(teacher, side):
-    """The shape of what a teacher tells of two pictures."""
-    images, place = np.zeros((2, side, side, 3), np.float32), context(end=8)
-    return jax.eval_shape(lambda variables: teacher.outputs(variables, images, place), teacher.init())["logits"].shape
+def logits_shape(teacher, side):
+    """Returns the shape of a teacher's logits for two images."""
+    images, step_context = np.zeros((2, side, side, 3), np.float32), context(end=8)
+    return jax.eval_shape(lambda variables: teacher.outputs(variables, images, step_context), teacher.init())[
+        "logits"
+    ].shape
 
 
 def types(tree):
     return {path[-1].key: leaf.dtype.name for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def test_kernels_alone_are_halved_and_what_is_trained_is_not(half, full):
-    (_, live, frozen), (_, same, whole) = half, full
-    found = types(frozen)
-    assert found.pop("kernel") == "bfloat16" and set(found.values()) == {"float32"} >= {found["scale"]}
-    jax.tree.map(np.testing.assert_array_equal, live, same)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), b, rtol=2**-8), frozen, whole)
-    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (frozen, whole)]
+def test_only_frozen_kernels_are_cast(half, full):
+    (_, live, frozen), (_, live_full, frozen_full) = half, full
+    dtypes = types(frozen)
+    assert dtypes.pop("kernel") == "bfloat16" and set(dtypes.values()) == {"float32"} >= {dtypes["scale"]}
+    jax.tree.map(np.testing.assert_array_equal, live, live_full)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), b, rtol=2**-8), frozen, frozen_full)
+    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (frozen, frozen_full)]
     assert 0.5 < size[0] / size[1] < 0.51
 
 
@@ -68,33 +70,33 @@ def test_logits_are_equal_within_the_precision_of_the_type(half, full):
         (task,) = program.stream.tasks
         logits.append(program.logits(live, frozen, task, trainer.position(task))["student"])
     assert logits[0].dtype == np.float32
-    apart = np.abs(logits[0] - logits[1]).max() / np.abs(logits[1]).max()
-    assert 1e-5 < apart < 2e-2
+    difference = np.abs(logits[0] - logits[1]).max() / np.abs(logits[1]).max()
+    assert 1e-5 < difference < 2e-2
 
 
-def test_memory_that_is_told_falls_by_the_bytes_saved(half, full):
-    held, saved = [], 2 * (768 * 256 + 12 * 256**2) / 2**20
+def test_reported_memory_falls_by_the_saved_bytes(half, full):
+    reported, saved = [], 2 * (768 * 256 + 12 * 256**2) / 2**20
     for program, *_ in (half, full):
-        held.append(float(re.search(r"memory of a device ([\d.]+) MiB held", describe.describe(program))[1]))
-    assert held[1] - held[0] == pytest.approx(saved, abs=0.11)
+        reported.append(float(re.search(r"memory of a device ([\d.]+) MiB held", describe.describe(program))[1]))
+    assert reported[1] - reported[0] == pytest.approx(saved, abs=0.11)
 
 
-def test_a_run_is_evaluated_again_and_teaches_from_what_it_stored(half, tmp_path):
+def test_run_is_evaluated_again_and_is_a_teacher(half, tmp_path):
     program, *_ = half
     loop.train(program, tmp_path)
-    (told,) = loop.evaluate(program, tmp_path, None)["networks"].values()
-    assert told["now"] == told["stored"]
+    (accuracies,) = loop.evaluate(program, tmp_path, None)["networks"].values()
+    assert accuracies["now"] == accuracies["stored"]
     frozen = program.abstract_variables()[1]
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         stored = checkpoints.restore_frozen(frozen)
     assert types(stored) == types(frozen)
     teacher = finished_run.find_teacher(tmp_path, "", "same_task", program.info, program.config.augment)
-    assert told_of(teacher, 48) == (2, 8)  # pictures of any size
-    taught = teacher.load()["frozen"]
-    assert types(taught) == types(frozen) == types(teacher.init()["frozen"])
-    jax.tree.map(np.testing.assert_array_equal, taught, jax.device_get(stored))
+    assert logits_shape(teacher, 48) == (2, 8)  # images of any size
+    loaded = teacher.load_pretrained()["frozen"]
+    assert types(loaded) == types(frozen) == types(teacher.init()["frozen"])
+    jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(stored))
 
 
-def test_another_type_is_refused_in_one_line():
+def test_other_dtypes_are_refused_in_one_line():
     with pytest.raises(UserError, match="config.frozen_dtype='float16': use 'float32' or 'bfloat16'$"):
-        made("float16")
+        build("float16")

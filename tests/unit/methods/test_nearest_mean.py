@@ -1,4 +1,4 @@
-"""Nearest class mean: every training picture counts once, as it would be tested, and the nearest mean wins."""
+"""Nearest class mean: each training image counts once, without augmentation, and the nearest mean is predicted."""
 
 import jax
 import numpy as np
@@ -17,108 +17,108 @@ SIDE, BATCH = 8, 4
 
 
 def images(labels, seed):
-    """Pictures of a class are one random picture with noise, so that the means are worth something."""
+    """Returns one random image for each class, with noise, so that class means are informative."""
     rng = np.random.default_rng(seed)
-    kinds = np.random.default_rng(1).integers(0, 200, (4, SIDE, SIDE, 3))
-    return (kinds[labels] + rng.integers(0, 56, (len(labels), SIDE, SIDE, 3))).astype(np.uint8)
+    prototypes = np.random.default_rng(1).integers(0, 200, (4, SIDE, SIDE, 3))
+    return (prototypes[labels] + rng.integers(0, 56, (len(labels), SIDE, SIDE, 3))).astype(np.uint8)
 
 
 def stream():
-    """Two tasks of two classes; 7 and 9 training pictures, which fill no whole number of batches."""
+    """Returns two tasks of two classes; their 7 and 9 training images leave the last batch incomplete."""
     train, test = np.array([0, 1, 0, 1, 1, 0, 0, *[2] * 4, *[3] * 5]), np.arange(20) % 4
     splits = (Split(labels.astype(np.int32), images(labels, 2 + i)) for i, labels in enumerate((train, test)))
     return split_into_tasks(Dataset("squares", ("a", "b", "c", "d"), *splits), num_tasks=2)
 
 
-def program(data, **changes):
+def build_program(data, **changes):
     config = base.default("nearest_mean", data="glyph_mini", network="mini_student")
     config.network.update(dim=8, depth=1, heads=2, patch_size=4, image_size=SIDE, weights="random")
-    config.augment.update(train="shift", flip=True)  # neither must reach the means
+    config.augment.update(train="shift", flip=True)  # neither may affect the means
     config.train.batch_size, config.devices = BATCH, 1
     config.update_from_flattened_dict(changes)
     return Program(config, data)
 
 
-def learnt(own, task, live, frozen, start=0):
-    """The variables after the task's phase, from batch `start` on, and the number of pictures that were added."""
-    (phase,) = own.method.phases
-    state, added = own.task_state(live, frozen), 0
-    run, data = own.train_step(0, state, frozen), own.train_source.data
-    items, steps, _ = own.train_batches(task, phase, 0, 0, start)
+def train(program, task, live, frozen, start=0):
+    """Trains from batch `start` and returns the live variables and the number of images that were added."""
+    (phase,) = program.method.phases
+    state, added = program.task_state(live, frozen), 0
+    run, data = program.train_step(0, state, frozen), program.train_source.data
+    items, steps, _ = program.train_batches(task, phase, 0, 0, start)
     for step, item in enumerate(items, start):
-        state = run(state, frozen, data, item, place(task, step), own.seed)
+        state = run(state, frozen, data, item, position(task, step), program.seed)
         added = float(state.sums[0]["images"])
-    assert (steps, phase.epochs) == (-(-len(task.train) // BATCH), 1) and own.steps(task, phase) == steps
+    assert (steps, phase.epochs) == (-(-len(task.train) // BATCH), 1) and program.steps(task, phase) == steps
     return state.live, added
 
 
-def place(task, step=0):
+def position(task, step=0):
     return trainer.position(task, step=step, steps=9)
 
 
-def features(own, frozen, pictures):
-    run = jax.jit(lambda x: own.method.backbone.apply({"params": frozen["network"]["backbone"]}, x)[0])
-    return np.asarray(run(pictures.astype(np.float32) / 255), np.float64)
+def features(program, frozen, images):
+    run = jax.jit(lambda x: program.method.backbone.apply({"params": frozen["network"]["backbone"]}, x)[0])
+    return np.asarray(run(images.astype(np.float32) / 255), np.float64)
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 @pytest.mark.parametrize("limit", [4096, 0], ids=["resident", "streamed"])
-def test_all_pictures_make_the_means_and_the_nearest_mean_wins(distance, limit):
+def test_means_are_of_all_images_and_the_nearest_mean_is_predicted(distance, limit):
     data = stream()
-    own = program(data, **{"nearest_mean.distance": distance, "resident_limit_mb": limit})
-    own.place_data()
-    live, frozen = own.initial_variables()
+    program = build_program(data, **{"nearest_mean.distance": distance, "resident_limit_mb": limit})
+    program.place_data()
+    live, frozen = program.initial_variables()
     assert set(live["network"]) == {"means"} and set(frozen["network"]) == {"backbone"}
     for task, count in zip(data.tasks, (7, 9), strict=True):
-        live, added = learnt(own, task, live, frozen)
+        live, added = train(program, task, live, frozen)
         assert added == count
         seen = data.train.labels < task.end
-        rows = features(own, frozen, data.train.images[seen])
+        rows = features(program, frozen, data.train.images[seen])
         means = np.array([rows[data.train.labels[seen] == label].mean(axis=0) for label in range(task.end)])
-        found = live["network"]["means"]
-        np.testing.assert_array_equal(found["counts"], np.bincount(data.train.labels[seen], minlength=4))
-        got = np.asarray(found["sums"])[: task.end] / np.asarray(found["counts"])[: task.end, None]
-        np.testing.assert_allclose(got, means, rtol=1e-4, atol=1e-5)
-    tested = features(own, frozen, data.test.images)
+        stored = live["network"]["means"]
+        np.testing.assert_array_equal(stored["counts"], np.bincount(data.train.labels[seen], minlength=4))
+        stored_means = np.asarray(stored["sums"])[: task.end] / np.asarray(stored["counts"])[: task.end, None]
+        np.testing.assert_allclose(stored_means, means, rtol=1e-4, atol=1e-5)
+    test_features = features(program, frozen, data.test.images)
     if distance == "cosine":
-        norms = np.linalg.norm(tested, axis=1)[:, None] * np.linalg.norm(means, axis=1)
-        wanted = tested @ means.T / norms
+        norms = np.linalg.norm(test_features, axis=1)[:, None] * np.linalg.norm(means, axis=1)
+        expected_logits = test_features @ means.T / norms
     else:
-        wanted = -np.square(tested[:, None] - means).sum(axis=2)
-    context = Context(**place(data.tasks[1]), key=jax.random.key(0))
-    logits, _ = own.method.predict(
+        expected_logits = -np.square(test_features[:, None] - means).sum(axis=2)
+    context = Context(**position(data.tasks[1]), key=jax.random.key(0))
+    logits, _ = program.method.predict(
         {"network": {**frozen["network"], **live["network"]}}, data.test.images / 255, context
     )
-    np.testing.assert_allclose(logits["network"], wanted, rtol=1e-3, atol=1e-4)
-    ((accuracy, *_),) = own.evaluate(live, frozen, data.tasks, place(data.tasks[1]))
-    right = wanted.argmax(axis=1) == data.test.labels
-    expected = [100 * right[data.test.labels // 2 == task].mean() for task in (0, 1)]
+    np.testing.assert_allclose(logits["network"], expected_logits, rtol=1e-3, atol=1e-4)
+    ((accuracy, *_),) = program.evaluate(live, frozen, data.tasks, position(data.tasks[1]))
+    correct = expected_logits.argmax(axis=1) == data.test.labels
+    expected = [100 * correct[data.test.labels // 2 == task].mean() for task in (0, 1)]
     assert accuracy["network"] == pytest.approx(expected) and min(expected) > 50
 
 
-def test_any_family_tells_features():
+def test_features_of_a_convolutional_network():
     data = stream()
     config = base.default("nearest_mean", data="glyph_mini", network="resnet20")
-    assert config.network.weights == ""  # to be named
+    assert config.network.weights == ""  # must be set
     config.network.update(depths=(1, 1, 1), widths=(4, 4, 8), image_size=SIDE, weights="random")
     config.train.batch_size, config.devices = 8, 1
-    own = Program(config, data)
-    own.place_data()
-    live, frozen = own.initial_variables()
+    program = Program(config, data)
+    program.place_data()
+    live, frozen = program.initial_variables()
     assert set(live["network"]) == {"means"} and set(frozen["network"]) == {"backbone", "batch_stats"}
-    task, (phase,) = data.tasks[0], own.method.phases
-    state, run = own.task_state(live, frozen), own.train_step(0, own.task_state(live, frozen), frozen)
-    for item in own.train_batches(task, phase, 0, 0, 0)[0]:
-        state = run(state, frozen, own.train_source.data, item, place(task), own.seed)
+    task, (phase,) = data.tasks[0], program.method.phases
+    state, run = program.task_state(live, frozen), program.train_step(0, program.task_state(live, frozen), frozen)
+    for item in program.train_batches(task, phase, 0, 0, 0)[0]:
+        state = run(state, frozen, program.train_source.data, item, position(task), program.seed)
     variables = {"params": frozen["network"]["backbone"], "batch_stats": frozen["network"]["batch_stats"]}
     seen = data.train.labels < 2
-    _, out = jax.jit(own.method.backbone.apply)(variables, data.train.images[seen].astype(np.float32) / 255)
+    _, out = jax.jit(program.method.backbone.apply)(variables, data.train.images[seen].astype(np.float32) / 255)
     rows = np.asarray(out["features"])
-    wanted = [rows[data.train.labels[seen] == label].sum(axis=0) for label in range(2)]
-    np.testing.assert_allclose(state.live["network"]["means"]["sums"][:2], wanted, rtol=1e-4, atol=1e-5)
+    expected = [rows[data.train.labels[seen] == label].sum(axis=0) for label in range(2)]
+    np.testing.assert_allclose(state.live["network"]["means"]["sums"][:2], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_several_seeds_share_a_file_whose_head_is_of_other_classes(tmp_path):
+def test_seeds_share_a_file_with_a_head_of_other_classes(tmp_path):
     config = base.default("nearest_mean", data="glyph_mini", network="resnet20")
     config.network.update(depths=(1, 1, 1), widths=(4, 4, 8), image_size=SIDE, weights=str(tmp_path / "weights.npz"))
     config.train.batch_size, config.devices, config.seeds = 8, 1, (0, 1)
@@ -128,9 +128,9 @@ def test_several_seeds_share_a_file_whose_head_is_of_other_classes(tmp_path):
         .init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
     )
     weights.save(tmp_path / "weights.npz", saved)
-    own = Program(config, stream())
-    own.place_data()
-    live, frozen = own.initial_variables()
+    program = Program(config, stream())
+    program.place_data()
+    live, frozen = program.initial_variables()
     assert live["network"]["means"]["sums"].shape == (2, 4, 8)
     head = frozen["network"]["backbone"]["tail"]["classifier"]
     assert {name: leaf.shape[-1] for name, leaf in head.items()} == {"kernel": 4, "bias": 4} and not head[
@@ -140,29 +140,29 @@ def test_several_seeds_share_a_file_whose_head_is_of_other_classes(tmp_path):
     np.testing.assert_array_equal(stem, jax.tree.leaves(saved["params"]["stem"])[0])
 
 
-def test_it_goes_on_where_it_was_stopped():
+def test_training_resumes_at_a_batch():
     data = stream()
-    own = program(data)
-    own.place_data()
-    live, frozen = own.initial_variables()
-    _, added = learnt(own, data.tasks[1], live, frozen, start=2)
-    assert added == 1  # nine pictures less two batches
+    program = build_program(data)
+    program.place_data()
+    live, frozen = program.initial_variables()
+    _, added = train(program, data.tasks[1], live, frozen, start=2)
+    assert added == 1  # 9 images minus two batches of 4
 
 
-def test_a_class_without_pictures_is_never_the_nearest():
+def test_class_without_images_is_never_predicted():
     data = stream()
-    own = program(data)
-    own.place_data()
-    live, frozen = own.initial_variables()
-    live, _ = learnt(own, data.tasks[0], live, frozen)
-    context = Context(**place(data.tasks[1]), key=jax.random.key(0))
-    logits, _ = own.method.predict(
+    program = build_program(data)
+    program.place_data()
+    live, frozen = program.initial_variables()
+    live, _ = train(program, data.tasks[0], live, frozen)
+    context = Context(**position(data.tasks[1]), key=jax.random.key(0))
+    logits, _ = program.method.predict(
         {"network": {**frozen["network"], **live["network"]}}, data.test.images / 255, context
     )
     assert np.asarray(logits["network"])[:, 2:].max() < -1e30 < np.asarray(logits["network"])[:, :2].min()
 
 
-def test_a_batch_may_be_larger_than_a_task_and_other_distances_are_refused():
-    assert program(stream(), **{"train.batch_size": 64}).method.networks == ("network",)
+def test_batch_may_exceed_a_task_and_unknown_distances_are_refused():
+    assert build_program(stream(), **{"train.batch_size": 64}).method.networks == ("network",)
     with pytest.raises(UserError, match="nearest_mean.distance='angle': use 'cosine' or 'euclidean'"):
-        program(stream(), **{"nearest_mean.distance": "angle"})
+        build_program(stream(), **{"nearest_mean.distance": "angle"})

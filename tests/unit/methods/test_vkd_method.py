@@ -1,4 +1,4 @@
-"""The method vkd: what a step trains, which pictures the teacher sees, and teachers that do not fit."""
+"""The method vkd: what a step trains, teachers of all families, and teachers that do not fit."""
 
 import runpy
 from pathlib import Path
@@ -33,17 +33,17 @@ def build(teacher="resnet20", **changes):
     return vkd.build(config, StreamInfo(4, (2, 2)))
 
 
-def test_the_config_of_the_glyphs_names_both_networks_and_what_is_compared():
+def test_glyph_config_sets_both_networks_and_the_scheme():
     get_config = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "vkd_glyph.py"))["get_config"]
     config = get_config("feature=0.5,logit=0,projector=cayley,norm=batch,seed=2")
     teacher = get_config("part=teacher").network
     config.teacher.weights = "random"
-    built = vkd.build(config, StreamInfo(20, (20,)))
-    assert (config.seed, built.phases[0].epochs, built.image_size) == (2, 6, 32)
+    method = vkd.build(config, StreamInfo(20, (20,)))
+    assert (config.seed, method.phases[0].epochs, method.image_size) == (2, 6, 32)
     assert {key: config.teacher[key] for key in teacher if key != "weights"} == {
         key: teacher[key] for key in teacher if key != "weights"
     }
-    shapes = jax.eval_shape(built.scheme.init, jax.random.key(0))
+    shapes = jax.eval_shape(method.scheme.init, jax.random.key(0))
     assert shapes["params"]["projector"]["raw"].shape == (128, 48)
     assert (config.distill.feature_weight, config.distill.logit_weight) == (0.5, 0.0)
     assert (config.distill.projector, config.distill.teacher_norm) == ("cayley", "batch")
@@ -51,13 +51,13 @@ def test_the_config_of_the_glyphs_names_both_networks_and_what_is_compared():
         get_config("part=pupil")
 
 
-def place():
+def step_context():
     numbers = {"task": 0, "first": 0, "end": 2, "epoch": 0, "step": 0}
     return Context(**{k: jnp.int32(v) for k, v in numbers.items()}, progress=jnp.float32(0), key=jax.random.key(3))
 
 
 def compiled(function, *arguments):
-    """`function(*arguments)` by a compiler that saves its time."""
+    """Compiles without optimization, which is faster here, and calls `function`."""
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(function).lower(*arguments).compile(options)(*arguments)
 
@@ -68,46 +68,46 @@ def batch():
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
-def test_the_student_and_the_projector_learn_from_any_teacher(teacher):
+def test_student_and_projector_have_gradients_with_any_teacher(teacher):
     method = build(teacher)
     variables = compiled(method.init, jax.random.key(0))
-    loss = jax.value_and_grad(lambda v: method.loss(v, batch(), place()), has_aux=True)
+    loss = jax.value_and_grad(lambda v: method.loss(v, batch(), step_context()), has_aux=True)
     (value, outcome), gradients = compiled(loss, variables)
     assert np.isfinite(value)
     assert value == pytest.approx(sum(float(outcome.metrics[k]) for k in ("cross_entropy", "feature", "kd")), rel=1e-5)
     (update,) = method.phases[0].updates
-    learnt = {p[0] for p, g in flatten_dict(gradients).items() if update.trainable(p) and np.any(g)}
-    assert learnt == {"student", "distill"}
+    trained = {p[0] for p, g in flatten_dict(gradients).items() if update.trainable(p) and np.any(g)}
+    assert trained == {"student", "distill"}
     assert not any(np.any(g) for p, g in flatten_dict(gradients).items() if method.is_frozen(p))
-    moved = flatten_dict(outcome.variables)
-    assert {path[:2] for path in moved} == {("student", "batch_stats")}
+    changed = flatten_dict(outcome.variables)
+    assert {path[:2] for path in changed} == {("student", "batch_stats")}
     width = {"resnet20": 10, "regnety_160": 16, "mini_teacher": 12}[teacher]
     assert gradients["distill"]["params"]["projector"]["raw"].shape == (width, 8)
 
 
-def test_weights_of_zero_leave_the_labels_alone():
+def test_distillation_weights_of_zero_leave_the_label_loss():
     method = build(**{"distill.feature_weight": 0.0, "distill.logit_weight": 0.0})
     variables = compiled(method.init, jax.random.key(0))
-    value, outcome = compiled(method.loss, variables, batch(), place())
+    value, outcome = compiled(method.loss, variables, batch(), step_context())
     assert value == pytest.approx(float(outcome.metrics["cross_entropy"]), rel=1e-6)
 
 
 def test_binary_label_loss_is_the_mean_over_classes_of_the_task():
     logits, targets = np.array([[2.0, -1.0, 9.0]]), np.array([[0.6, 0.0, 0.0]])
-    found = vkd._label_loss("binary", jnp.asarray(logits), jnp.asarray(targets), jnp.array([True, True, False]))
-    assert found == pytest.approx((np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-1.0))) / 2, rel=1e-5)
+    loss = vkd._label_loss("binary", jnp.asarray(logits), jnp.asarray(targets), jnp.array([True, True, False]))
+    assert loss == pytest.approx((np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-1.0))) / 2, rel=1e-5)
 
 
-def test_prediction_and_export_are_the_students():
+def test_predict_has_both_networks_and_export_the_student():
     method = build()
     variables = compiled(method.init, jax.random.key(0))
-    logits, counts = compiled(method.predict, variables, batch()["images"], place())
+    logits, counts = compiled(method.predict, variables, batch()["images"], step_context())
     assert {name: z.shape for name, z in logits.items()} == {"teacher": (4, 4), "student": (4, 4)}
     assert counts == {}
     assert method.export(variables)["weights"] is variables["student"]
 
 
-def test_a_teacher_of_other_classes_is_refused(tmp_path):
+def test_teacher_with_other_classes_is_refused(tmp_path):
     shapes = jax.eval_shape(build("regnety_160").init, jax.random.key(0))["teacher"]
     values = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     state = {}
@@ -117,7 +117,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     state["head.fc.weight"], state["head.fc.bias"] = np.zeros((9, 16)), np.zeros(9)
     np.savez(tmp_path / "state.npz", **state)
     method = build("regnety_160", **{"teacher.weights": str(tmp_path / "state.npz"), "student.weights": "random"})
-    with pytest.raises(UserError, match="other classes apart than this stream's 4"):
+    with pytest.raises(UserError, match="has other classes than this stream's 4"):
         method.load_pretrained(jax.eval_shape(method.init, jax.random.key(0)))
 
 

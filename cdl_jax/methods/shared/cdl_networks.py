@@ -1,0 +1,163 @@
+"""Builds the networks and the distillation scheme of the method `cdl` from a config, and checks its options."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cdl_jax import plugins
+from cdl_jax.distill.base import NetworkSpec, Scheme
+from cdl_jax.errors import UserError
+from cdl_jax.losses import Context
+from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.shared import finished_run, user_scheme
+from cdl_jax.models import weights
+from cdl_jax.models.modules.prompted import PromptedNetwork
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of the method `cdl` and their scheme.
+
+    Attributes:
+      teacher: trained in this run; None if the scheme needs no teacher, or teachers of finished runs are used.
+      run_teachers: teachers of finished runs, whose outputs are averaged.
+      student: trained in this run.
+      scheme: the distillation scheme.
+    """
+
+    teacher: PromptedNetwork | None
+    run_teachers: tuple[finished_run.RunTeacher, ...]
+    student: PromptedNetwork
+    scheme: Scheme
+
+
+def build(config: ConfigDict, info: StreamInfo) -> Networks:
+    """Builds the networks of the sections `teacher`, `student`, `learner`, `distill` and `cdl.teachers`.
+
+    Raises:
+      UserError: an option is out of range or options do not fit together.
+    """
+    check(config)
+    options, query_dim = config.cdl, config.student.dim
+    student = _build_network(config, config.student, query_dim, info)
+    run_teachers = tuple(
+        finished_run.find_teacher(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
+        for folder in options.teachers
+    )
+    student_spec = _network_spec(config, config.student, student, info)
+    if run_teachers:
+        teacher_spec = _run_teachers_spec(config, run_teachers, student, info)
+    else:
+        teacher_spec = _network_spec(config, config.teacher, student, info)
+    scheme_module = plugins.load_plugin("distill", config.distill.name)
+    scheme = scheme_module.build(config.distill, teacher_spec, student_spec)
+    if "." in config.distill.name:  # a user's file
+        user_scheme.check_fields(scheme, scheme_module)
+    teacher = None
+    if run_teachers:
+        _check_outputs(run_teachers, teacher_spec.outputs, scheme, config.distill.name)
+    elif scheme.needs:
+        teacher_query_dim = query_dim if options.query == "student" else config.teacher.dim
+        teacher = _build_network(config, config.teacher, teacher_query_dim, info)
+    return Networks(teacher, run_teachers if scheme.needs else (), student, scheme)
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the options of the section `cdl`.
+
+    Raises:
+      UserError: an option is out of range or options do not fit together.
+    """
+    options, epochs = config.cdl, config.train.epochs
+    choices = {
+        "query": ("student", "own"),
+        "schedule": ("teacher_first", "interleaved_epochs", "interleaved"),
+        "teacher_checkpoint": ("same_task", "last"),
+    }
+    for key, known in choices.items():
+        if options[key] not in known:
+            raise UserError(f"cdl.{key}={options[key]!r}: use {' or '.join(map(repr, known))}")
+    if config.teacher.image_size != config.student.image_size and not options.teachers:
+        raise UserError(
+            f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "
+            "differ: both networks get the same images, set them equal"
+        )
+    if options.schedule == "interleaved" and options.teacher_epochs:
+        raise UserError("cdl.teacher_epochs has no meaning with cdl.schedule='interleaved': leave it at 0")
+    if options.schedule == "interleaved_epochs" and options.teacher_epochs % epochs:
+        raise UserError(
+            f"cdl.teacher_epochs={options.teacher_epochs} must be a multiple of train.epochs={epochs}: with "
+            "cdl.schedule='interleaved_epochs' an equal share of them comes before each epoch of the student"
+        )
+    if options.teachers and options.schedule != "teacher_first":
+        raise UserError(
+            f"cdl.schedule={options.schedule!r} has no meaning with cdl.teachers, which are not trained: leave it at "
+            "'teacher_first'"
+        )
+
+
+def _build_network(config, section, query_dim, info):
+    """Builds the prompted network of a section; its queries are `[batch, query_dim]`."""
+    family = plugins.load_plugin("models", section.family)
+    pool = plugins.load_plugin("models.prompts", config.learner.name)
+    prompts = pool.build(
+        config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
+    )
+    head = prompts.head(info.num_classes)
+    return PromptedNetwork(family.build(section), prompts, head, section.image_size, weights.from_section(section))
+
+
+def _network_spec(config, section, student, info):
+    """Describes the ViT of a section to the scheme; its head is of the student's kind."""
+    return NetworkSpec(
+        dim=section.dim,
+        depth=section.depth,
+        tokens=1 + (section.image_size // section.patch_size) ** 2,
+        num_classes=info.num_classes,
+        num_tasks=info.num_tasks,
+        head=student.head,
+        learner=config.learner,
+        task_sizes=info.task_sizes,
+    )
+
+
+def _run_teachers_spec(config, run_teachers, student, info):
+    """Describes teachers of finished runs to the scheme, as the first one; a network without patches has no tokens."""
+    first = run_teachers[0]
+    section = first.config.get(first.network, {})
+    if "patch_size" in section:
+        spec = _network_spec(config, section, student, info)
+    else:
+        spec = replace(_network_spec(config, config.teacher, student, info), dim=0, depth=0, tokens=0)
+    return replace(spec, outputs=_output_shapes(run_teachers, config.student.image_size))
+
+
+def _output_shapes(run_teachers: Sequence[finished_run.RunTeacher], image_size: int) -> Mapping[str, tuple[int, ...]]:
+    """Returns the shapes of the teachers' averaged outputs for two images; () for outputs that are not arrays."""
+
+    def outputs():
+        images = jnp.zeros((2, image_size, image_size, 3))
+        return finished_run.average_outputs(
+            [teacher.outputs(teacher.init(), images, Context.dummy()) for teacher in run_teachers]
+        )
+
+    return {name: _shape(value) for name, value in jax.eval_shape(outputs).items()}
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return value.shape if isinstance(value, jax.ShapeDtypeStruct) else ()
+
+
+def _check_outputs(run_teachers, shapes, scheme, name):
+    """Refuses teachers of finished runs that lack an output of the scheme."""
+    missing = [output for output in scheme.needs if output not in shapes]
+    if missing:
+        folders = " and ".join(str(teacher.folder) for teacher in run_teachers)
+        raise UserError(
+            f"distill.name={name!r} reads {missing[0]!r} of its teacher, which {folders} do not output in one shape: "
+            "choose a scheme that reads logits"
+        )
