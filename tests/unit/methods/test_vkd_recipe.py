@@ -210,7 +210,5 @@ def test_ema_decay_out_of_range_is_refused():
 def test_accumulation_over_more_images_than_the_task_has_is_refused():
     with pytest.raises(UserError, match="batch_size=8 times config.optim.accumulate=3 is larger than the 20 training"):
         train(make_config(**{"optim.accumulate": 3}))
-    with pytest.raises(
-        UserError, match="^config.train.last_batch='keep' cannot be combined with optim.accumulate above 1"
-    ):
+    with pytest.raises(UserError, match="^config.train.last_batch='keep' cannot be combined with optim.accumulate"):
         train(make_config(**{"optim.accumulate": 2, "train.last_batch": "keep"}))
