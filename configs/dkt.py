@@ -24,7 +24,8 @@ from cdl_jax import config as base
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
-# Epochs a task, weight of the ST head's term, learning rate: the first one's argument 0.01 never reaches its optimizer.
+# Epochs per task, weight of the ST loss and learning rate. In joint_teacher, the authors' first experiment, the
+# argument 0.01 never reaches the optimizer.
 EXPERIMENTS = {
     "two_learners": {"epochs": 800, "kd_rel": 0.01, "rate": 0.01},
     "joint_teacher": {"epochs": 300, "kd_rel": 5.0, "rate": 0.001},
@@ -57,19 +58,19 @@ def get_config(text=""):
     else:
         _experiment(config, choices)
     config.train.epochs = choices["epochs"] or config.train.epochs
-    if config.optim.schedule == "steps":  # only the milestones within the epochs that there are
+    if config.optim.schedule == "steps":  # only the milestones within the epochs of a task
         config.optim.milestones = tuple(m for m in config.optim.milestones if m < config.train.epochs)
     return config
 
 
 def _baseline(config, baseline, network, reference):
-    """What the authors compare with, or learn from."""
+    """Sets the options of a baseline or a teacher."""
     section = config[config.method]
     if baseline == "eeil":
         _eeil(config, section, reference)
         return
     section.classes = "all"
-    if baseline == "joint":  # the authors' recipe is not known: this is a usual one
+    if baseline == "joint":  # the authors' settings are unknown; these are common ones
         config.data.num_tasks = 1
         config.train.update(epochs=200, batch_size=128)
         config.optim.update(name="sgd", nesterov=True, learning_rate=0.1, weight_decay=5e-4)
@@ -77,7 +78,7 @@ def _baseline(config, baseline, network, reference):
         return
     section.replay = 0 if baseline == "naive" else MEMORY
     config.train.epochs = 150
-    if baseline == "lwf":  # the best of their grid for the network
+    if baseline == "lwf":  # the best values of the authors' grid for the network
         config.train.update(epochs=50, batch_size=128)
         config.optim.update(learning_rate=0.01, schedule="steps", milestones=(30, 60, 90))
         section.update(alpha=1.5 if network == "resnet32_padded" else 1.0, temperature=2.0)
@@ -86,7 +87,7 @@ def _baseline(config, baseline, network, reference):
 
 
 def _eeil(config, section, reference):
-    """The best of the authors' grid."""
+    """Sets the best options of the authors' grid for EEIL."""
     config.train.update(epochs=70, batch_size=128)
     config.optim.update(name="sgd", learning_rate=0.1, weight_decay=1e-4, schedule="steps", milestones=(30, 60))
     section.update(replay=3000, temperature=3.0)
@@ -95,7 +96,7 @@ def _eeil(config, section, reference):
 
 
 def _experiment(config, choices):
-    """Students of others: two-headed, clipped, each with a memory."""
+    """Sets the options of an experiment: learners with two heads, clipped gradients and a memory."""
     name, teacher, reference = choices["experiment"], choices["teacher"], choices["reference"]
     numbers, dkt = EXPERIMENTS[name], config.dkt
     config.train.epochs = numbers["epochs"]
@@ -103,7 +104,7 @@ def _experiment(config, choices):
     dkt.update(kd_rel=numbers["kd_rel"], replay=MEMORY)
     if name == "two_learners":
         if teacher:
-            raise UserError("config argument teacher: two_learners teach each other, say experiment=continual_teacher")
+            raise UserError("config argument teacher: two_learners teach each other: use experiment=continual_teacher")
         dkt.update(num_learners=2, exchange_interval=10, exchange_unit="epochs")
     else:
         if not teacher:
@@ -116,5 +117,5 @@ def _experiment(config, choices):
         dkt.cutmix = 0.5
     if reference:
         dkt.update(teacher_bn="batch", cutmix_ramp="as_coded", cutmix_labels="original")
-        # The peer is always as it is now: it does not learn while the other does.
+        # The peer is always current: it is not trained while the other learner is.
         dkt.update(update_order="sequential", exchange_interval=1, exchange_unit="tasks")

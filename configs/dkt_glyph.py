@@ -32,7 +32,7 @@ def get_config(text=""):
     config.data.update(num_tasks=choices["tasks"], class_order="shuffle", class_order_seed=seed)
     config.augment.train = "shift"
     config.train.epochs = choices["epochs"]
-    # Running statistics follow slowly: those of a network that still moves when a task ends are of another one.
+    # Running statistics lag: if weights still change at the end of a task, the statistics belong to older weights.
     config.optim.update(learning_rate=0.01, schedule="cosine", clip_norm=5.0)
     if learner == "cnn":
         config.network.update(width=8, depths=(1, 1, 1), image_size=16)

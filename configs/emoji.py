@@ -52,7 +52,7 @@ def get_config(text=""):
         config.train.update(epochs=10, batch_size=16)
     config.optim.learning_rate = 5e-3
     config.learner.update(SMALL.get(learner, {}))
-    if learner == "coda":  # components are dealt out to the tasks
+    if learner == "coda":  # the components are divided among the tasks
         config.learner.pool = 5 * 10 if choices["label"] == "identity" else 3 * 13
     config.distill.update(options)
     config.cdl.update(schedule="teacher_first", student_rate="")

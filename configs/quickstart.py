@@ -28,7 +28,7 @@ def get_config(text=""):
     config.augment.train = "shift"
     config.train.epochs = 8
     config.train.batch_size = 32
-    config.optim.learning_rate = 1e-2  # of the search in docs/start/quickstart.md
+    config.optim.learning_rate = 1e-2  # from the search in docs/start/quickstart.md
     config.teacher.weights = "package:glyph_mini_teacher"
     config.student.weights = "package:glyph_mini_student"
     if choices["distill"] == "kd":

@@ -54,7 +54,7 @@ def get_config(text=""):
         config.data.num_tasks = 5
         config.train.update(epochs=8, batch_size=32)
         if choices["row"] == "probe" and choices["network"] == "mini_student":
-            config.optim.learning_rate = 4e-2  # of the search in docs/start/quickstart.md
+            config.optim.learning_rate = 4e-2  # from the search in docs/start/quickstart.md
         shipped = choices["network"] in ("mini_student", "mini_teacher")
         config.network.weights = f"package:glyph_{choices['network']}" if shipped else ""
     elif choices["data"] == "emoji_file":
