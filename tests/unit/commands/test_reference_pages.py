@@ -1,5 +1,6 @@
 """The generated reference pages are complete: every config key with its meaning, every metric, every API page."""
 
+import ast
 import importlib.util
 import itertools
 import re
@@ -102,3 +103,12 @@ def test_every_page_of_the_menu_exists(pages):
 def test_every_command_is_listed(pages):
     for command in ("cdl_jax.main", "cdl_jax.report", "cdl_jax.fetch"):
         assert f"python -m {command}" in pages["reference/command_line.md"]
+
+
+def test_the_keys_of_results_json_are_described():
+    tree = ast.parse((ROOT / "cdl_jax" / "run" / "results.py").read_text(encoding="utf-8"))
+    (collect,) = [node for node in tree.body if getattr(node, "name", "") == "collect"]
+    dicts = [node for node in ast.walk(collect) if isinstance(node, ast.Dict)]
+    keys = {key.value for node in dicts for key in node.keys if isinstance(key, ast.Constant)}
+    page = (ROOT / "docs" / "reference" / "results_json.md").read_text(encoding="utf-8")
+    assert len(keys) > 25 and sorted(key for key in keys if f"`{key}`" not in page) == []
