@@ -39,7 +39,7 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
     if not gpu:
         jax.config.update("jax_default_matmul_precision", "highest")
     ours, device = TrainingState(config), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    variables, stream = ours.variables(), ours.program.stream
+    variables, stream = ours.variables(), ours.experiment.stream
     prepared = ours.batches(0, max(options.steps, CHECKED))
     batches = [_arrays(stream.train, np.asarray(item["rows"])) for item, _ in prepared]
     peers = {}

@@ -1,13 +1,17 @@
 """The JAX side of every case: the program of a run in its first task, one step at a time."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
 from benchmarks import timing
 from cdl_jax.data import stream
 from cdl_jax.methods.base import join
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import position
 
 
 class TrainingState:
@@ -20,39 +24,38 @@ class TrainingState:
     """
 
     def __init__(self, config, data=None, change=None):
-        self.program = Program(config, data or stream.load(config.data, config.seed))
+        experiment = Experiment.build(config, data or stream.load(config.data, config.seed))
         if change is not None:
-            self.program.method = change(self.program.method)
-        self.program.place_data()
-        self.task = self.program.stream.tasks[0]
-        live, self.frozen = self.program.initial_variables()
-        live = self.program.start_task(live, self.frozen, trainer.position(self.task))
-        self.state = self.program.task_state(live, self.frozen)
+            experiment = dataclasses.replace(experiment, method=change(experiment.method))
+        self.experiment, self.steps = experiment, CompiledSteps(experiment)
+        self.evaluator, self.task = Evaluator(self.steps), experiment.stream.tasks[0]
+        mutable, self.frozen = experiment.initial_variables()
+        self.state = self.steps.task_state(self.steps.start_task(mutable, self.frozen, position(self.task)))
         self._next = [0] * len(self.phases)
 
     @property
     def phases(self):
-        return self.program.method.phases
+        return self.experiment.method.phases
 
     def variables(self):
         """Returns the current variables as NumPy arrays."""
-        return jax.device_get(join(self.frozen, self.state.live))
+        return jax.device_get(join(self.frozen, self.state.mutable))
 
     def compile(self, index: int):
         """Returns the compiled step of a phase."""
-        return self.program.train_step(index, self.state, self.frozen)
+        return self.steps.train_step(index)
 
-    def batches(self, index: int, steps: int) -> list:
-        """Puts the next `steps` batches of a phase on the device, as `(item, position)`; repeats after the last."""
+    def batches(self, index: int, count: int) -> list:
+        """Puts the next `count` batches of a phase on the device, as `(item, position)`; repeats after the last."""
         phase, items = self.phases[index], []
-        each = self.program.steps(self.task, phase)
-        while len(items) < steps:
-            epoch, step = divmod(self._next[index] % (each * self.program.epochs(self.task, phase)), each)
-            for item in self.program.train_batches(self.task, phase, 0, epoch, step)[0]:
-                epoch, step = divmod(self._next[index] % (each * self.program.epochs(self.task, phase)), each)
-                items.append((item, trainer.position(self.task, epoch=epoch, step=step, steps=each)))
+        each = self.experiment.steps_per_epoch(self.task, phase)
+        total = each * self.experiment.epochs(self.task, phase)
+        while len(items) < count:
+            for item in self.steps.train_batches(self.task, phase, 0, self._next[index] % total):
+                epoch, step = divmod(self._next[index] % total, each)
+                items.append((item, position(self.task, epoch=epoch, step=step, steps=each)))
                 self._next[index] += 1
-                if len(items) == steps:
+                if len(items) == count:
                     break
         return jax.block_until_ready(items)
 
@@ -60,14 +63,14 @@ class TrainingState:
         """Trains on `batches`, or on as many as an integer gives; returns the seconds and updates the state."""
         if isinstance(batches, int):
             batches = self.batches(index, batches)
-        step, data, seed = self.compile(index), self.program.train_source.data, self.program.seed
+        step, data, seed = self.compile(index), self.steps.train_loader.data, self.experiment.seed
         start = timing.now()
         for item, place in batches:
             self.state = step(self.state, self.frozen, data, item, place, seed)
-        jax.block_until_ready(self.state.live)
+        jax.block_until_ready(self.state.mutable)
         return timing.now() - start
 
     def loss(self, index: int):
         """Returns the mean loss of all steps of a phase; with several seeds `[seeds]`."""
-        sums = jax.device_get(self.state.sums[index])
+        sums = jax.device_get(self.state.metric_sums[index])
         return np.asarray(sums["loss"] / sums["steps"])

@@ -78,6 +78,9 @@ DEFAULTS = {
     "resident_limit_mb": 4096,  # arrays of images up to this size are copied to the device; larger ones are streamed
 }
 
+# Keys of earlier versions -> the value with which they had no effect; None: with any value.
+REMOVED_KEYS = {"cdl.same_batches": False, "cdl.kept_queries_mb": None}
+
 # Keys that change neither weights nor metrics, so a run may be resumed with other values of them. The reaction to a
 # non-finite step changes nothing before that step.
 RESUMABLE_KEYS = (
@@ -436,6 +439,17 @@ def differences(old: dict, new: dict) -> list[str]:
     return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
 
 
+def _upgrade(stored: dict) -> dict:
+    """Returns the config of an earlier version without the keys that no longer exist, where they had no effect."""
+    upgraded = dict(stored)
+    for key, defaults in REMOVED_KEYS.items():
+        section, _, name = key.partition(".")
+        options = upgraded.get(section)
+        if isinstance(options, dict) and (name not in options or defaults is None or options[name] == defaults):
+            upgraded[section] = {other: value for other, value in options.items() if other != name}
+    return upgraded
+
+
 def read(workdir: Path) -> dict | None:
     """Returns the content of a run's config.json, None if there is no such file.
 
@@ -449,6 +463,6 @@ def read(workdir: Path) -> dict | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise ValueError("no config in it")
-        return content
+        return {**content, "config": _upgrade(content["config"])}
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it or choose another --workdir") from None

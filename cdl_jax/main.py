@@ -284,7 +284,7 @@ def _run(options, handler):
     from cdl_jax.errors import UserError
     from cdl_jax.run import workdir
     from cdl_jax.runtime import compilation_cache, distributed, files, malloc, paths
-    from cdl_jax.training.program import Program
+    from cdl_jax.training.experiment import Experiment
 
     config = options.config
     configs.check(config)
@@ -301,11 +301,11 @@ def _run(options, handler):
             )
         fetch_missing(config)
     if options.mode == "describe":
-        from cdl_jax.run.describe import describe, plan
+        from cdl_jax.run.describe import describe, load_or_placeholder
 
         distributed.initialize("off")
-        data, note = plan(config.data, configs.seeds_of(config)[0])
-        print(note + describe(Program(config, data), show_config=options.show_config))
+        data, note = load_or_placeholder(config.data, configs.seeds_of(config)[0])
+        print(note + describe(Experiment.build(config, data), show_config=options.show_config))
         return 0
     resolved = config.to_dict()
     if options.mode == "analyze":
@@ -324,7 +324,7 @@ def _run(options, handler):
     with workdir.locked(folder) if primary else nullcontext():
         workdir.check_config(folder, resolved)
         workdir.check_seeds(folder, config.seeds)
-        seeds = loop.train(_program(config, folder), folder, handler)
+        seeds = loop.train(_experiment(config, folder), folder, handler)
     if primary:
         print(run_page.summary(seeds))
         for seed_folder in files.seed_folders(folder, config.seeds):
@@ -382,8 +382,8 @@ def fetch_missing(config: "ml_collections.ConfigDict") -> None:
             pass
 
 
-def _program(config, folder=None):
-    """Returns the program of a config.
+def _experiment(config, folder=None):
+    """Returns the experiment of a config.
 
     Args:
       config: a ConfigDict.
@@ -395,16 +395,16 @@ def _program(config, folder=None):
     from cdl_jax import config as configs
     from cdl_jax.data import stream
     from cdl_jax.run import workdir
-    from cdl_jax.training.program import Program
+    from cdl_jax.training.experiment import Experiment
 
     data = stream.load(config.data, configs.seeds_of(config)[0])
     if folder is not None:
         workdir.check_data(folder, data)
-    return Program(config, data)
+    return Experiment.build(config, data)
 
 
 def _stored_run(config, folder):
-    """Returns the program of the run in a folder.
+    """Returns the experiment of the run in a folder.
 
     Raises:
       UserError: the folder has no run, or a run of another config.
@@ -415,7 +415,7 @@ def _stored_run(config, folder):
     if not (folder / "config.json").exists():
         raise UserError(f"--workdir {folder} has no run: train one with the same command and --mode=train")
     workdir.check_config(folder, config.to_dict())
-    return _program(config, folder)
+    return _experiment(config, folder)
 
 
 def _analyze(config, folder, options):

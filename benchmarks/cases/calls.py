@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.training_state import TrainingState
 from cdl_jax import config as base
-from cdl_jax.training import steps as trainer
+from cdl_jax.training.state import position
 from configs import quickstart
 
 HEAD = ("network", "steps a call", "steps a second (quartiles)", "of one a call", "compilation, s", "max loss diff")
@@ -59,26 +59,27 @@ class _Way:
 
     def __init__(self, config, index, most, steps):
         self.learning = TrainingState(config)
-        program, task, phase = self.learning.program, self.learning.task, self.learning.phases[index]
+        program, task, phase = self.learning.experiment, self.learning.task, self.learning.phases[index]
         start = timing.now()
-        self.step = program.train_step(index, self.learning.state, self.learning.frozen, 0, most)
+        self.step = self.learning.steps.train_step(index, 0, most)
         self.compilation = timing.now() - start
-        each = program.steps(task, phase)
+        each = program.steps_per_epoch(task, phase)
         full_calls, rest = divmod(each * program.epochs(task, phase), most)
-        items = program.train_batches(task, phase, 0, 0, 0, None, [most] * full_calls + [1] * rest)[0]
+        lengths = [most] * full_calls + [1] * rest
+        items = self.learning.steps.train_batches(task, phase, 0, 0, None, lengths)
         firsts = range(0, steps, most)
         numbers = [np.arange(first, first + most) if most > 1 else first for first in firsts]
-        places = [trainer.position(task, epoch=n // each, step=n % each, steps=each) for n in numbers]
+        places = [position(task, epoch=n // each, step=n % each, steps=each) for n in numbers]
         self.calls = [(item, place) for place, item in zip(places, items, strict=False)]
 
     def seconds(self):
         """Of the steps, from where the last ones ended."""
-        learning, program = self.learning, self.learning.program
+        learning, program = self.learning, self.learning.experiment
         start = timing.now()
         for item, place in self.calls:
-            arguments = learning.frozen, program.train_source.data, item, place, program.seed
+            arguments = learning.frozen, learning.steps.train_loader.data, item, place, program.seed
             learning.state = self.step(learning.state, *arguments)
-        jax.block_until_ready(learning.state.live)
+        jax.block_until_ready(learning.state.mutable)
         return timing.now() - start
 
 

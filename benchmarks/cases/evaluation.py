@@ -10,7 +10,7 @@ each time. The logits of all test images must be equal before anything is timed.
 import numpy as np
 
 from benchmarks import cdl_sizes, roofline, timing, torch_peers
-from cdl_jax.training import steps as trainer
+from cdl_jax.training.state import position
 
 HEAD = ("learner", "scheme", "ours, ms an image", "% of roofline", "against", "ms an image", "ratio", "max logits diff")
 
@@ -41,15 +41,15 @@ def measure(options) -> dict:
                 options.size, learner, scheme, options.manners, bfloat16, test=each
             )
             learning = ours.learning
-            live, place = learning.state.live, trainer.position(learning.task)
-            test = learning.program.stream.test.take(learning.task.test)
+            live, place = learning.state.mutable, position(learning.task)
+            test = learning.experiment.stream.test.take(learning.task.test)
 
             def evaluate(learning=learning, live=live, place=place):
                 start = timing.now()
-                learning.program.evaluate(live, learning.frozen, [learning.task], place)
+                learning.evaluator.evaluate(live, learning.frozen, [learning.task], place)
                 return timing.now() - start
 
-            wanted = learning.program.logits(live, learning.frozen, learning.task, place)
+            wanted = learning.evaluator.logits(live, learning.frozen, learning.task, place)
             wanted = np.stack([wanted["teacher"], wanted["student"]])
             differences, ways = {}, {compared.OURS: evaluate}
             for name, peer in peers.items():

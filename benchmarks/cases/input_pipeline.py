@@ -39,7 +39,7 @@ def measure(options) -> dict:
     batch, size = config.train.batch_size, config.student.image_size
     data = fake_data.noise_stream(options.side, 1, 1, options.batches * batch, batch)
     learning = TrainingState(config, data)
-    source, key = learning.program.train_source, jax.random.key(0)
+    source, key = learning.steps.train_loader, jax.random.key(0)
     prepared = [item for item, _ in learning.batches(0, options.batches)]
     read = jax.jit(
         lambda data, item, key: augment.transform_train(source.read(data, item)[0], key, config.augment, size)
@@ -53,7 +53,7 @@ def measure(options) -> dict:
 
     def on_host():
         phase = host.phases[0]
-        items, _, _ = host.program.train_batches(host.task, phase, 0, 0, 0)
+        items = host.steps.train_batches(host.task, phase, 0, 0)
         return [item["images"] for item, _ in zip(items, range(options.batches), strict=False)]
 
     from benchmarks.torch_peers import loaders

@@ -24,9 +24,9 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax.data import stream
-from cdl_jax.run import loop, workdir
+from cdl_jax.run import logger, loop, workdir
 from cdl_jax.runtime.signals import SignalHandler
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 
 _SIDE, _TRAIN, _TEST = 32, 8, 2  # pixels, images of a class
 _GROW = ("host_mib", "device_mib", "arrays", "files", "threads")
@@ -87,8 +87,8 @@ def looked(tasks: int, reports: float, folder: Path) -> dict:
     config = configured(path, tasks)
     config.log.report = reports > 0
     probe = Probe()
-    with workdir.locked(folder / "run"), mock.patch.object(loop, "REPORT_EVERY", reports):
-        loop.train(Program(config, stream.load(config.data, config.seed)), folder / "run", probe)
+    with workdir.locked(folder / "run"), mock.patch.object(logger, "REPORT_INTERVAL", reports):
+        loop.train(Experiment.build(config, stream.load(config.data, config.seed)), folder / "run", probe)
     each = len(probe.seen) // tasks
     tenth = max(tasks // 10, 1)
     found = {}

@@ -14,8 +14,10 @@ from benchmarks import timing
 from cdl_jax import plugins
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import position
 from configs import quickstart
 
 
@@ -26,27 +28,27 @@ def one_task(learner: str, scheme: str) -> dict:
       UserError: the two cannot be combined.
     """
     config = quickstart.get_config(f"learner={learner},distill={scheme}")
-    program = Program(config, stream.load(config.data, config.seed))
-    program.place_data()
+    program = Experiment.build(config, stream.load(config.data, config.seed))
+    steps = CompiledSteps(program)
     task = program.stream.tasks[0]
     live, frozen = program.initial_variables()
-    place = trainer.position(task)
-    live = jax.block_until_ready(program.start_task(live, frozen, place))
-    state, seconds = program.task_state(live, frozen), {}
+    place = position(task)
+    live = jax.block_until_ready(steps.start_task(live, frozen, place))
+    state, seconds = steps.task_state(live), {}
     for index, phase in enumerate(program.method.phases):
-        step = program.train_step(index, state, frozen)
+        step, count = steps.train_step(index), program.steps_per_epoch(task, phase)
         start = timing.now()
-        items, steps, _ = program.train_batches(task, phase, 0, 0, 0)
-        for number, item in enumerate(items):
-            epoch, at = divmod(number, steps)
-            place = trainer.position(task, epoch=epoch, step=at, steps=steps)
-            state = step(state, frozen, program.train_source.data, item, place, program.seed)
-        jax.block_until_ready(state.live)
+        for number, item in enumerate(steps.train_batches(task, phase, 0, 0)):
+            epoch, at = divmod(number, count)
+            place = position(task, epoch=epoch, step=at, steps=count)
+            state = step(state, frozen, steps.train_loader.data, item, place, program.seed)
+        jax.block_until_ready(state.mutable)
         seconds[phase.name] = timing.now() - start
-    live = program.end_task(state.live, frozen, place)
-    program.evaluate(live, frozen, [task], place)  # compiles
+    live = steps.end_task(state.mutable, frozen, place)
+    evaluator = Evaluator(steps)
+    evaluator.evaluate(live, frozen, [task], place)  # compiles
     start = timing.now()
-    program.evaluate(live, frozen, [task], place)
+    evaluator.evaluate(live, frozen, [task], place)
     seconds["evaluation"] = timing.now() - start
     return seconds
 

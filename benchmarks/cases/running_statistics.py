@@ -23,15 +23,18 @@ from cdl_jax.data import stream
 from cdl_jax.data.transforms import augment
 from cdl_jax.models.modules.batch_norm import MOMENTUM
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import position
 
 
 def accuracies(folder: Path) -> dict:
     """{"running", "anew": [percent after each task]}: mean over the learners' CL heads and the learned tasks."""
     config = ml_collections.ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
-    program = Program(config, stream.load(config.data, config.seed))
-    program.place_data()
+    program = Experiment.build(config, stream.load(config.data, config.seed))
+    steps = CompiledSteps(program)
+    evaluator = Evaluator(steps)
     live, frozen = program.abstract_variables()
     anew = jax.jit(lambda own, images: _anew(program.method, own, images))
     found = {"running": [], "anew": []}
@@ -40,12 +43,12 @@ def accuracies(folder: Path) -> dict:
         for task in program.stream.tasks:
             restored = checkpoints.restore_task(task.index, live)
             changed = {
-                name: anew(restored[name], _pictures(program, number, task.index))
+                name: anew(restored[name], _pictures(steps, number, task.index))
                 for number, name in enumerate(program.method.names)
             }
             for kind, variables in (("running", restored), ("anew", {**restored, **changed})):
                 tasks = program.stream.tasks[: task.index + 1]
-                accuracy = program.evaluate(variables, frozen, tasks, trainer.position(task))[0][0]
+                accuracy = evaluator.evaluate(variables, frozen, tasks, position(task))[0][0]
                 found[kind].append(statistics.fmean(np.mean(accuracy[name]) for name in program.method.names))
     return found
 
@@ -60,13 +63,14 @@ def _anew(method, own, images):
     }
 
 
-def _pictures(program, learner, task):
+def _pictures(steps, learner, task):
     """Those of a learner's task and, in the same number, of its memory."""
+    program = steps.experiment
     rows = program.plan.train[learner][task]
     if task and (memory := program.method.phases[-1].replay):
         kept = program.plan.replay_rows(learner, task, memory, program.seed)
         rows = np.concatenate([rows, np.resize(kept, len(rows))])
-    images, _ = program.train_source.read(program.train_source.data, {"rows": jnp.asarray(rows)})
+    images, _ = steps.train_loader.read(steps.train_loader.data, {"rows": jnp.asarray(rows)})
     return augment.transform_test(images, program.config.augment, program.method.image_size)
 
 

@@ -101,19 +101,19 @@ def measure(options) -> dict:
 
 def _compiled(options, devices, fsdp):
     from benchmarks import cdl_sizes, fake_data
-    from cdl_jax.training.program import Program
+    from cdl_jax.training.compiled import CompiledSteps
+    from cdl_jax.training.experiment import Experiment
 
     config = cdl_sizes.config(options.size, options.learner, "kd")
     config.update(devices=devices, fsdp_devices=fsdp)
     for key in ("train", "eval"):
         config[key].batch_size *= devices
     each = -(-config.train.batch_size // 100)
-    program = Program(config, fake_data.noise_stream(config.student.image_size, 1, 100, each, 1))
-    program.place_data()
-    live, frozen = program.abstract_variables()
-    state, rows = program.abstract_state(live, frozen), []
+    program = Experiment.build(config, fake_data.noise_stream(config.student.image_size, 1, 100, each, 1))
+    steps = CompiledSteps(program)
+    rows = []
     for index, phase in enumerate(program.method.phases):
-        step = program.train_step(index, state, frozen)
+        step = steps.train_step(index)
         memory = step.memory_analysis()
         rows.append(
             {

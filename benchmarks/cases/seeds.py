@@ -18,7 +18,7 @@ from benchmarks.training_state import TrainingState
 from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.run import loop
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 from configs import quickstart
 
 
@@ -39,7 +39,9 @@ def whole_run(seeds, epochs):
     config.log.tensorboard = False
     with tempfile.TemporaryDirectory() as folder:
         start = timing.now()
-        contents = loop.train(Program(config, stream.load(config.data, configs.seeds_of(config)[0])), Path(folder))
+        contents = loop.train(
+            Experiment.build(config, stream.load(config.data, configs.seeds_of(config)[0])), Path(folder)
+        )
         seconds = timing.now() - start
     return seconds, {c["seed"]: {n: net["accuracy_matrix"] for n, net in c["networks"].items()} for c in contents}
 

@@ -1,4 +1,4 @@
-"""What a config comes to, without training: tasks, parameters, operations and memory of a step, resolved config."""
+"""Describes a config without training: tasks, parameters, operations and memory of a step, resolved config."""
 
 import jax
 
@@ -7,10 +7,11 @@ from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.run import results
 from cdl_jax.runtime import paths
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.experiment import Experiment
 
 
-def plan(options, seed: int) -> tuple[stream.Stream, str]:
+def load_or_placeholder(options, seed: int) -> tuple[stream.Stream, str]:
     """Returns the stream of a config's data section, and a line about sizes that stand in for missing data.
 
     Published or placeholder sizes are used only where nothing is at `data.path`.
@@ -32,33 +33,38 @@ def plan(options, seed: int) -> tuple[stream.Stream, str]:
         return stream.load(options, seed, placeholder=True), note
 
 
-def describe(program: Program, show_config: bool = False) -> str:
+def describe(experiment: Experiment, show_config: bool = False) -> str:
     """Returns the text of `--mode describe`. Every phase is compiled, nothing is run.
 
     show_config: whether the resolved config follows the plan.
+
+    Raises:
+      UserError: options that do not fit together.
     """
-    if program.config.debug_nans:
+    options, stream = experiment.config, experiment.stream
+    if options.debug_nans:
         raise UserError("config.debug_nans leaves steps uncompiled until they run: describe the run without it")
-    program.place_data()
-    program.check_steps()
-    data = program.stream
-    lines = [f"{data.name}: {data.num_classes} classes in {data.num_tasks} tasks"]
-    for seed, own in zip(program.seeds, program.streams, strict=True) if program.axis.own_orders else [(None, data)]:
-        lines += [] if seed is None else [f"the order of seed {seed}"]
-        for task in own.tasks:
+    steps = CompiledSteps(experiment)
+    steps.trace()
+    lines = [f"{stream.name}: {stream.num_classes} classes in {stream.num_tasks} tasks"]
+    for seed, seed_stream in zip(experiment.seeds, experiment.streams, strict=True):
+        if experiment.axis.per_seed_classes:
+            lines.append(f"the order of seed {seed}")
+        elif seed != experiment.seeds[0]:
+            continue
+        for task in seed_stream.tasks:
             images = f"{len(task.train)} training and {len(task.test)} test images"
-            lines.append(f"  task {task.index}: {images} of {', '.join(own.class_names[task.first : task.end])}")
-    several = len(program.seeds) > 1
-    lines.append("parameters of each seed" if several else "parameters")
-    for network, counts in results.parameters(program).items():
+            names = ", ".join(seed_stream.class_names[task.first : task.end])
+            lines.append(f"  task {task.index}: {images} of {names}")
+    count = len(experiment.seeds)
+    lines.append("parameters of each seed" if count > 1 else "parameters")
+    for network, counts in results.parameters(experiment).items():
         lines.append(f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen")
-    live, frozen = program.abstract_variables()
-    images = f"{program.config.train.batch_size} images" + several * f" for each of {len(program.seeds)} seeds"
-    lines.append(f"a step of {images} on {program.mesh.size} device(s)")
-    state = program.abstract_state(live, frozen)
-    for index, phase in enumerate(program.method.phases):
-        memory = program.train_step(index, state, frozen).memory_analysis()
-        flops = program.flops(index)
+    images = f"{options.train.batch_size} images" + (count > 1) * f" for each of {count} seeds"
+    lines.append(f"a step of {images} on {experiment.mesh.size} device(s)")
+    for index, phase in enumerate(experiment.method.phases):
+        memory = steps.train_step(index).memory_analysis()
+        flops = steps.flops(index)
         work = "unknown" if flops is None else f"{flops / 1e9:.3f} GFLOP"
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         lines.append(
@@ -68,5 +74,5 @@ def describe(program: Program, show_config: bool = False) -> str:
     lines.append(f"device: {jax.devices()[0].device_kind}")
     if show_config:
         lines.append("config")
-        lines += [f"  {key} = {value!r}" for key, value in sorted(config.flatten(program.config).items())]
+        lines += [f"  {key} = {value!r}" for key, value in sorted(config.flatten(options).items())]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What follows from the accuracies seen until now.
 
     stop: whether the next epoch must not begin. keep: place among the accuracies of the weights to go on with if it
@@ -17,7 +17,7 @@ class Verdict:
     best: float
 
 
-def judge(accuracies: Sequence[float], patience: int, margin: float) -> Verdict:
+def decide(accuracies: Sequence[float], patience: int, margin: float) -> Decision:
     """What DKT's library decides before epoch `len(accuracies) - 1`, the accuracies being those seen before each epoch
     up to it, at least one.
 
@@ -31,5 +31,5 @@ def judge(accuracies: Sequence[float], patience: int, margin: float) -> Verdict:
             if accuracy - best > margin:
                 best, since = accuracy, epoch
         if epoch - since >= patience:
-            return Verdict(True, keep, best)
-    return Verdict(False, keep, best)
+            return Decision(True, keep, best)
+    return Decision(False, keep, best)

@@ -1,10 +1,12 @@
-"""A run: the task loop, which can be stopped anywhere and goes on with the same command."""
+"""Runs the task loop, which can be stopped at any step; the same command resumes it.
 
-import itertools
+`TaskLoop.run` trains task after task, `_train_task` the phases of a task, and `_train_phase` the steps of a phase.
+"""
+
 import json
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -13,57 +15,70 @@ import numpy as np
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import weights
-from cdl_jax.report import run_page
-from cdl_jax.run import early_stopping, progress, results, workdir
+from cdl_jax.run import early_stopping, memory, progress, results, workdir
+from cdl_jax.run.logger import RunLogger, draw_report, report_is_current
 from cdl_jax.run.results import Record
-from cdl_jax.runtime import distributed, event_files, files
+from cdl_jax.run.schedule import Schedule
+from cdl_jax.runtime import distributed, files
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import RunInterrupted, SignalHandler
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import State, position
 
-REPORT_EVERY = 60.0  # seconds between the reports of a run that is not finished
 
-
-def train(program: Program, folder: Path, listener: SignalHandler | None = None) -> list[dict]:
-    """Trains what is not trained yet, and returns the results of each seed (see `results.collect`).
+def train(
+    experiment: Experiment, folder: Path, signals: SignalHandler | None = None, steps: CompiledSteps | None = None
+) -> list[dict]:
+    """Trains the tasks that are not trained yet.
 
     Args:
-      listener: where the run learns that it is to end; without it, nowhere.
+      experiment: what to train.
+      folder: the working directory.
+      signals: source of stop requests. None: the run cannot be interrupted.
+      steps: the experiment's compiled steps; None: they are compiled here.
+
+    Returns:
+      The results of each seed, see `results.collect`.
 
     Raises:
       UserError: the newest checkpoint cannot be read.
-      RunInterrupted: the run was asked to end; everything is saved.
+      RunInterrupted: a stop was requested; everything is saved.
     """
-    folders = files.seed_folders(folder, program.config.seeds)
-    stored = [results.read(own) for own in folders]
+    folders = files.seed_folders(folder, experiment.config.seeds)
+    stored = [results.read(seed_folder) for seed_folder in folders]
     if all(content and content["status"] == "finished" for content in stored):
-        if program.config.log.report and jax.process_index() == 0:
-            for own, content in zip(folders, stored, strict=True):
-                if not _has_report(own):  # the process ended while it was drawn
-                    _draw_report(own, content)
+        if experiment.config.log.report and jax.process_index() == 0:
+            for seed_folder, content in zip(folders, stored, strict=True):
+                if not report_is_current(seed_folder):  # the process ended while the report was drawn
+                    draw_report(seed_folder, content)
         return stored
-    options = program.config.checkpoint
+    options = experiment.config.checkpoint
     with (
         Checkpoints(folder, keep=options.keep, keep_tasks=options.keep_tasks) as checkpoints,
-        jax.debug_nans(True) if program.config.debug_nans else nullcontext(),
+        jax.debug_nans(True) if experiment.config.debug_nans else nullcontext(),
     ):
         try:
-            return _Training(program, folder, checkpoints, listener or SignalHandler()).finish()
+            steps = steps or CompiledSteps(experiment)
+            return TaskLoop(steps, folder, checkpoints, signals or SignalHandler()).run()
         except jax.errors.JaxRuntimeError:
-            if jax.process_count() > 1:  # here, for the checkpoints' end waits for all processes
+            if jax.process_count() > 1:  # here, because the end of the checkpoints waits for all processes
                 distributed.abort(
                     "cdl_jax: this process of the run, or another, has failed; rerun the same command to resume"
                 )
             raise
 
 
-def evaluate(program: Program, folder: Path, task: int | None) -> dict:
-    """Accuracies of the checkpoint after `task` (None: the last), and the row of the run's matrix that they repeat.
+def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
+    """Evaluates the checkpoint after a task.
+
+    Args:
+      task: index; None: the last finished task.
 
     Returns:
-      {"task": t, "networks": {name: {"now": [percent, ...], "stored": [percent, ...]}}}; with several seeds a network's
-      name is followed by its seed.
+      {"task": t, "networks": {name: {"now": [percent, ...], "stored": [percent, ...]}}}, where "stored" is the row of
+      the run's accuracy matrix. With several seeds a network's name is followed by its seed.
 
     Raises:
       UserError: there is no such checkpoint.
@@ -73,421 +88,372 @@ def evaluate(program: Program, folder: Path, task: int | None) -> dict:
         if task is None:
             task = finished[-1] if finished else 0
         records = results.from_json(checkpoints.task_record(task))
-        program.place_data()
-        live, frozen = program.abstract_variables()
-        live, frozen = checkpoints.restore_task(task, live), checkpoints.restore_frozen(frozen)
-    tasks = program.stream.tasks[: task + 1]
-    found = program.evaluate(live, frozen, tasks, trainer.position(tasks[-1]))
+        steps = CompiledSteps(experiment)
+        mutable, frozen = experiment.abstract_variables()
+        mutable, frozen = checkpoints.restore_task(task, mutable), checkpoints.restore_frozen(frozen)
+    tasks = experiment.stream.tasks[: task + 1]
+    evaluations = Evaluator(steps).evaluate(mutable, frozen, tasks, position(tasks[-1]))
     networks = {}
-    for seed, record, (accuracy, *_) in zip(program.seeds, records, found, strict=True):
+    for seed, record, (accuracy, *_) in zip(experiment.seeds, records, evaluations, strict=True):
         for name, row in accuracy.items():
-            label = f"{name}, seed {seed}," if program.config.seeds else name
+            label = f"{name}, seed {seed}," if experiment.config.seeds else name
             networks[label] = {"now": row, "stored": record.accuracy[name][task]}
     return {"task": task, "networks": networks}
 
 
-class _Training:
-    """The state of the task loop, and its traces in the working directory."""
+class TaskLoop:
+    """Trains the tasks of an experiment in order, with a checkpoint, results and a report after each."""
 
-    def __init__(self, program, folder, checkpoints, listener):
-        self.program, self.folder, self.checkpoints, self.listener = program, folder, checkpoints, listener
-        self.primary = jax.process_index() == 0  # the only process that writes files other than checkpoints
-        program.place_data()
-        program.check_steps()
-        self._restore()
-        self.record = self.records[0]  # its place in the run is that of all
-        self.traces = []
-        if self.primary:
-            for own in files.seed_folders(folder, program.config.seeds):
-                self.traces.append(_Traces(own, self.record.lines, program.config.log))
+    def __init__(self, steps: CompiledSteps, folder: Path, checkpoints: Checkpoints, signals: SignalHandler):
+        """Restores the newest checkpoint, or initializes the variables and claims the working directory."""
+        self.steps, self.experiment, self.evaluator = steps, steps.experiment, Evaluator(steps)
+        self.folder, self.checkpoints, self.signals = folder, checkpoints, signals
+        self.is_primary = jax.process_index() == 0  # the only process that writes files other than checkpoints
+        steps.trace()
+        self.records, self.mutable, self.frozen, self.state = self._restore()
+        self.record = self.records[0]  # the position in the run is that of all seeds
+        self.loggers, self.bar = [], None
+        if self.is_primary:
+            for seed_folder in files.seed_folders(folder, self.experiment.config.seeds):
+                self.loggers.append(RunLogger(seed_folder, self.record.lines, self.experiment.config.log))
 
-    def _restore(self):
-        """Records (one for each seed), live and frozen variables, and the phase's state, where the run stands."""
-        program, checkpoints, self.state = self.program, self.checkpoints, None
-        if not checkpoints.finished_tasks() and checkpoints.latest_step() is None:
-            self.records = [Record() for _ in program.seeds]
-            self.live, self.frozen = program.initial_variables()
-            if self.primary:  # only now: a mistake in what was read must leave the directory free for another config
-                self._claim()
-            checkpoints.save_frozen(self.frozen)
-            return
-        if not (self.folder / "config.json").exists():
-            raise UserError(f"--workdir {self.folder} has checkpoints, but no config.json: bring it back")
-        live, frozen = program.abstract_variables()
-        self.frozen = checkpoints.restore_frozen(frozen)
-        record, restored, within = checkpoints.restore_newest(live, program.abstract_state(live, frozen))
-        self.records = results.from_json(record)
-        if within:
-            self.state = restored
-        self.live = restored.live if within else restored
-        if self.primary:
-            self._claim()  # of a seed, where its folder was lost
-
-    def _claim(self):
-        config = self.program.config.to_dict()
-        # The whole first: killed in between, the directory still refuses another config.
-        workdir.claim(self.folder, config, self.program.stream)
-        for seed, own in zip(self.program.seeds, files.seed_folders(self.folder, config["seeds"]), strict=True):
-            own.mkdir(exist_ok=True)
-            workdir.claim(own, {**config, "seed": seed, "seeds": ()}, self.program.stream)
-
-    def finish(self):
-        program, record = self.program, self.record
-        self.listener.defer_stop(program.mesh)
+    def run(self) -> list[dict]:
+        """Trains the remaining tasks; returns the results of each seed."""
+        experiment, tasks = self.experiment, self.experiment.stream.tasks
+        self.signals.defer_stop(experiment.mesh)
+        total = sum(
+            experiment.steps_per_epoch(task, phase) * phase.epochs_of(task.index)
+            for phase in experiment.method.phases
+            for task in tasks
+        )
         try:
-            with self._progress() as self.bar:
-                for task in program.stream.tasks[record.task :]:
-                    self._learn(task)
+            with progress.show(total, self.record.step, primary=self.is_primary) as self.bar:
+                for task in tasks[self.record.task :]:
+                    self._train_task(task)
         finally:
-            for traces in self.traces:
-                traces.board.close()
+            for logger in self.loggers:
+                logger.close()
         return self._write_results()
 
-    def _learn(self, task):
-        program, record = self.program, self.record
-        place = trainer.position(task)
+    def _restore(self):
+        """Returns records (one a seed), mutable and frozen variables, and the state within a task or None."""
+        experiment, checkpoints = self.experiment, self.checkpoints
+        if not checkpoints.finished_tasks() and checkpoints.latest_step() is None:
+            records = [Record() for _ in experiment.seeds]
+            mutable, frozen = experiment.initial_variables()
+            if self.is_primary:  # only now: after an unreadable file the directory is free for another config
+                self._write_configs()
+            checkpoints.save_frozen(frozen)
+            return records, mutable, frozen, None
+        if not (self.folder / "config.json").exists():
+            raise UserError(f"--workdir {self.folder} has checkpoints, but no config.json: bring it back")
+        mutable, frozen = experiment.abstract_variables()
+        frozen = checkpoints.restore_frozen(frozen)
+        saved_state = self.steps.abstract_state.to_saved()
+        record, restored, is_within_task = checkpoints.restore_newest(mutable, saved_state)
+        state = State.from_saved(restored) if is_within_task else None
+        if self.is_primary:
+            self._write_configs()  # of a seed whose folder was lost
+        return results.from_json(record), state.mutable if state else restored, frozen, state
+
+    def _write_configs(self):
+        experiment, config = self.experiment, self.experiment.config.to_dict()
+        # That of the run first: if the process is killed in between, the directory still refuses another config.
+        workdir.claim(self.folder, config, experiment.stream)
+        folders = files.seed_folders(self.folder, config["seeds"])
+        for seed, seed_folder in zip(experiment.seeds, folders, strict=True):
+            seed_folder.mkdir(exist_ok=True)
+            workdir.claim(seed_folder, {**config, "seed": seed, "seeds": ()}, experiment.stream)
+
+    def _train_task(self, task):
+        experiment, record, method = self.experiment, self.record, self.experiment.method
+        start, num_phases = position(task), len(method.phases)
         if not record.within_task():
-            if program.config.eval.forward_transfer and program.info.num_tasks > 1:
-                self._before_learning(task)
-            self.live = program.start_task(self.live, self.frozen, place)
-        state, self.state = self.state or program.task_state(self.live, self.frozen), None
-        self.live = None  # the steps are given its buffers
-        phases = len(program.method.phases)
-        for turn in range(record.round * phases + record.phase, program.method.rounds * phases):
-            record.round, record.phase = divmod(turn, phases)
+            if experiment.config.eval.forward_transfer and experiment.info.num_tasks > 1:
+                self._evaluate_before(task)
+            self.mutable = self.steps.start_task(self.mutable, self.frozen, start)
+        state, self.state = self.state or self.steps.task_state(self.mutable), None
+        self.mutable = None  # its buffers are donated to the steps
+        for turn in range(record.round * num_phases + record.phase, method.rounds * num_phases):
+            record.round, record.phase = divmod(turn, num_phases)
             trained = state
-            if program.epochs(task, phase := program.method.phases[record.phase]):
+            if experiment.epochs(task, phase := method.phases[record.phase]):
                 trained = self._train_phase(task, record.phase, state)
-                state = self._remembering(task, phase, trained)
+                state = self._update_memory(task, phase, trained)
             record.epoch, record.step_in_epoch, record.watched = 0, 0, []
-        self.live = program.end_task(state.live, self.frozen, place)
-        scalars = []
+        self.mutable = self.steps.end_task(state.mutable, self.frozen, start)
         try:
-            found = self._timed_evaluation(self.live, program.stream.tasks[: task.index + 1], place, self._end_if_asked)
+            tasks = experiment.stream.tasks[: task.index + 1]
+            evaluations = self._evaluate(self.mutable, tasks, start, self._stop_if_requested)
         except RunInterrupted:
-            record.round, record.phase = program.method.rounds - 1, phases - 1
-            record.epoch, record.step_in_epoch = program.epochs(task, program.method.phases[-1]), 0
-            self._save_latest(trained)  # what follows the last step is done again
+            record.round, record.phase = method.rounds - 1, num_phases - 1
+            record.epoch, record.step_in_epoch = experiment.epochs(task, method.phases[-1]), 0
+            self._save_latest(trained)  # what follows the last step is repeated
             raise
-        for index, (own, (accuracy, counts, measures, quality)) in enumerate(zip(self.records, found, strict=True)):
-            measures |= program.method.counters(self._of_seed(self.live, index))
-            for network, row in accuracy.items():
-                own.accuracy.setdefault(network, []).append(row)
-            scalars.append({f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()} | measures)
-            own.measures.append(measures)
-            for name, values in quality.items():
-                for which, row in values.items():
-                    own.quality.setdefault(name, {}).setdefault(which, []).append(row)
-            own.selection = counts
-        self._log(scalars, task=task.index)
+        self._log(self._record_evaluations(evaluations), task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
-        if self.primary:
-            # First: with the checkpoint a restarted run counts the task as done.
-            self._export(jax.device_get(self.live))
-        self.checkpoints.save_task(task.index, self.live, results.to_json(self.records))
-        if record.task < program.stream.num_tasks:
+        if self.is_primary:
+            # First, because after the checkpoint a restarted run counts the task as done.
+            self._export_weights()
+        self.checkpoints.save_task(task.index, self.mutable, results.to_json(self.records))
+        if record.task < experiment.stream.num_tasks:
             self._write_results()
 
-    def _export(self, live):
-        for index, traces in enumerate(self.traces):
-            for name, network in self.program.method.export(self._of_seed(live, index)).items():
-                weights.save(traces.folder / f"{name}.npz", network)
-
-    def _of_seed(self, live, index):
-        return jax.tree.map(lambda x: x[index], live) if self.program.config.seeds else live
-
-    def _before_learning(self, task):
-        """What forward transfer compares: accuracy on a task that was not learnt yet, over the classes up to it."""
-        if task.index == 0:
-            for other in self.program.stream.tasks:
-                self._note_unlearnt("at_start", other)
-        self._note_unlearnt("before", task)
-
-    def _note_unlearnt(self, moment, task):
-        found = self._timed_evaluation(self.live, [task], trainer.position(task), self._end_if_asked)
-        for own, (accuracy, *_) in zip(self.records, found, strict=True):
-            for network in set(accuracy) - set(self.program.method.external):
-                getattr(own, moment).setdefault(network, []).extend(accuracy[network])
-
-    def _timed_evaluation(self, live, tasks, place, before_batch=None):
-        start = time.perf_counter()
-        result = self.program.evaluate(live, self.frozen, tasks, place, before_batch=before_batch)
-        self.record.add_seconds("evaluation", time.perf_counter() - start)
-        return result
-
-    def _end_if_asked(self):
-        if number := self.listener.stop_requested():
-            raise RunInterrupted(number, self.record.step)
-
-    def _save_latest(self, state):
-        """Saves the state within a task, and waits for it."""
-        if self.checkpoints.latest_step() != self.record.step:
-            self.checkpoints.save_latest(self.record.step, state, results.to_json(self.records))
-        self.checkpoints.wait()
-
     def _train_phase(self, task, index, state):
-        """The state after the rest of the phase's epochs in this round."""
-        program, record, phase = self.program, self.record, self.program.method.phases[index]
-        config, epochs = program.config, program.epochs(task, phase)
-        start = time.perf_counter()
-        sizes = program.batch_sizes(task, phase)
-        lengths = self._calls(sizes, epochs)
-        needed = {(size, 1) for size in sizes} | {(max(sizes), length) for length in lengths if length > 1}
-        compiled = {key: program.train_step(index, state, self.frozen, *key) for key in needed}
-        flops = program.flops(index, max(sizes))
-        record.flops[phase.name] = flops and flops / len(program.seeds)
-        begun = record.round, record.epoch, record.step_in_epoch
-        items, steps, done = program.train_batches(task, phase, *begun, program.memories(state.live), lengths)
-        first, stopped, number, before = None, False, done - 1, record.round * epochs
-        for item, length in zip(items, lengths, strict=True):
-            ahead = number + 1 if length == 1 else np.arange(number + 1, number + length + 1)
-            each = 1 if phase.sequential else config.optim.accumulate
-            at = {"epoch": before + ahead // steps, "step": ahead % steps}
-            place = trainer.position(task, **at, steps=steps, accumulate=each)
-            number += length
-            epoch, at = before + number // steps, number % steps
-            step = compiled[sizes[at], length]
-            state = step(state, self.frozen, program.train_source.data, item, place, program.seed)
-            if first is None:
-                jax.block_until_ready(state.sums)
-                first = (number, time.perf_counter())
-            record.step += length
-            record.epoch, record.step_in_epoch = divmod(number + 1, steps)
-            self.bar.update(length)
-            if record.step % config.log.every_steps == 0 or number + 1 == steps * epochs:
+        """Returns the state after the remaining steps of a phase in this round."""
+        experiment, record, phase = self.experiment, self.record, self.experiment.method.phases[index]
+        epochs, sizes = experiment.epochs(task, phase), experiment.batch_sizes(task, phase)
+        watch = _Stopwatch()
+        schedule = Schedule.build(experiment.config, record, sizes, epochs)
+        steps_per_epoch, epochs_before = schedule.steps_per_epoch, record.round * epochs
+        scanned = {(max(sizes), length) for length in schedule.lengths if length > 1}
+        compiled = {key: self.steps.train_step(index, *key) for key in {(size, 1) for size in sizes} | scanned}
+        flops = self.steps.flops(index, max(sizes))
+        record.flops[phase.name] = flops and flops / len(experiment.seeds)
+        first_step = record.epoch * steps_per_epoch + record.step_in_epoch
+        host_batches = self.steps.train_batches(
+            task, phase, record.round, first_step, memory.read_rows(self.steps, state.mutable), schedule.lengths
+        )
+        accumulate = 1 if phase.sequential else experiment.config.optim.accumulate
+        for host_batch, call in zip(host_batches, schedule, strict=True):
+            numbers = call.first if call.length == 1 else np.arange(call.first, call.first + call.length)
+            at = {"epoch": epochs_before + numbers // steps_per_epoch, "step": numbers % steps_per_epoch}
+            at = position(task, **at, steps=steps_per_epoch, accumulate=accumulate)
+            step = compiled[call.size, call.length]
+            state = step(state, self.frozen, self.steps.train_loader.data, host_batch, at, experiment.seed)
+            if not watch.images_from:  # the first call compiles
+                jax.block_until_ready(state.metric_sums)
+                watch.start_counting()
+            else:
+                watch.images += sum(sizes[n % steps_per_epoch] for n in range(call.first, call.last + 1))
+            record.step += call.length
+            record.epoch, record.step_in_epoch = divmod(call.last + 1, steps_per_epoch)
+            self.bar.update(call.length)
+            epoch, is_stopped = epochs_before + call.last // steps_per_epoch, False
+            if call.log:
                 state = self._log_training(state, task, index, epoch)
-            every = config.eval.every_epochs
-            if every and at + 1 == steps and ((epoch + 1) % every == 0 or number + 1 == steps * epochs):
-                jax.block_until_ready(state.sums)
-                since = time.perf_counter()
-                self._evaluate_within(task, phase, epoch, state.live)
-                state, stopped = self._judged(state)
-                paused = time.perf_counter() - since
-                start, first = start + paused, (first[0], first[1] + paused)
-            if stopped:
-                if record.step % config.log.every_steps and number + 1 < steps * epochs:
+            if call.evaluate:
+                jax.block_until_ready(state.metric_sums)
+                with watch.paused():
+                    self._evaluate_within(task, phase, epoch, state.mutable)
+                    state, is_stopped = self._apply_early_stopping(state)
+            if is_stopped:
+                if not call.log:
                     state = self._log_training(state, task, index, epoch)
-                self.bar.total -= steps * epochs - number - 1
+                self.bar.total -= steps_per_epoch * epochs - call.last - 1
                 break
-            every, asked = config.checkpoint.every_steps, self.listener.stop_requested()
-            if asked or (every and record.step % every == 0):
-                record.add_seconds(phase.name, time.perf_counter() - start)
-                start = time.perf_counter()
-                self._refuse_nonfinite(state, task, index)
-                if asked:
+            stop_request = self.signals.stop_requested()
+            if stop_request or call.save:
+                record.add_seconds(phase.name, watch.restart())
+                if experiment.config.train.on_nonfinite == "stop":  # a skipped step leaves no trace in the state
+                    self._report_nonfinite(state, task, index)
+                if stop_request:
                     self._save_latest(state)
-                    raise RunInterrupted(asked, record.step)
-                self.checkpoints.save_latest(record.step, state, results.to_json(self.records))
-        jax.block_until_ready(state.live)
-        now = time.perf_counter()
-        record.add_seconds(phase.name, now - start)
-        if first is not None:
+                    raise RunInterrupted(stop_request, record.step)
+                self.checkpoints.save_latest(record.step, state.to_saved(), results.to_json(self.records))
+        jax.block_until_ready(state.mutable)
+        if watch.images_from:
             images, seconds = record.timed.get(phase.name, (0, 0.0))
-            timed = sum(sizes[n % steps] for n in range(first[0] + 1, number + 1))
-            images += timed * len(program.seeds) * len(program.plan.train)
-            record.timed[phase.name] = (images, seconds + now - first[1])
+            images += watch.images * len(experiment.seeds) * len(experiment.plan.train)
+            record.timed[phase.name] = (images, seconds + watch.counted_seconds())
+        record.add_seconds(phase.name, watch.restart())
         return state
 
-    def _calls(self, sizes, epochs):
-        """How many steps each call takes from here to the end of the phase's turn.
+    def _update_memory(self, task, phase, state):
+        """Returns the state after the phase's network, if it names one, has selected the memory of the task.
 
-        As many as `train.steps_per_call` says, but one what is left before the host looks at the state, and where a
-        batch is of another size.
-        """
-        config, record, steps = self.program.config, self.record, len(sizes)
-        number = np.arange(record.epoch * steps + record.step_in_epoch, steps * epochs)
-        of_run, at, epoch = record.step + 1 + np.arange(len(number)), number % steps, number // steps
-        look = of_run % config.log.every_steps == 0
-        if config.checkpoint.every_steps:
-            look |= of_run % config.checkpoint.every_steps == 0
-        if every := config.eval.every_epochs:
-            look |= (at + 1 == steps) & ((record.round * epochs + epoch + 1) % every == 0)
-        odd = np.not_equal(sizes, max(sizes))[at]
-        look |= odd | np.append(odd[1:], False)[: len(odd)]
-        return _call_lengths(look, 1 if config.debug_nans else config.train.steps_per_call)
-
-    def _remembering(self, task, phase, state):
-        """The state once the phase's network, if it names one, has chosen what to remember of the task.
-
-        Nothing new for a run that was killed and goes on after the phase's last step: the choice follows from weights.
+        Nothing is saved for a restart after the phase's last step, because the selection follows from the weights.
         """
         if not phase.herding_network:
             return state
         start = time.perf_counter()
-        live = self.program.update_memory(state.live, self.frozen, phase, task, trainer.position(task))
+        mutable = memory.select(self.evaluator, state.mutable, self.frozen, phase, task)
         self.record.add_seconds("herding", time.perf_counter() - start)
-        return state.replace(live=live)
+        return state.replace(mutable=mutable)
 
-    def _judged(self, state):
-        """(state, whether the task ends here with what was best) after an evaluation within it."""
-        stopping, every = self.program.config.train.early_stopping, self.program.config.eval.every_epochs
-        if not stopping.patience:
-            return state, False
-        watched = self.record.watched
-        verdict = early_stopping.judge(watched, -(-stopping.patience // every), stopping.margin)
-        # Copies: the steps are given the buffers of both.
-        if (verdict.keep or 0) == len(watched) - 1:
-            state = state.replace(kept=jax.tree.map(jnp.copy, state.live))
-        elif verdict.stop:
-            state = state.replace(live=jax.tree.map(jnp.copy, state.kept))
-        return state, verdict.stop
+    def _record_evaluations(self, evaluations):
+        """Adds the evaluation after a task to the record of each seed; returns the scalars to log."""
+        method, scalars = self.experiment.method, []
+        for record, mutable, evaluation in zip(
+            self.records, self.experiment.axis.unstack(self.mutable), evaluations, strict=True
+        ):
+            accuracy, counts, measures, calibration = evaluation
+            measures |= method.counters(mutable)
+            for network, row in accuracy.items():
+                record.accuracy.setdefault(network, []).append(row)
+            scalars.append({f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()} | measures)
+            record.measures.append(measures)
+            for name, values in calibration.items():
+                for which, row in values.items():
+                    record.quality.setdefault(name, {}).setdefault(which, []).append(row)
+            record.selection = counts
+        return scalars
 
-    def _evaluate_within(self, task, phase, epoch, live):
-        """Evaluates in the middle of a task, and keeps what is best by the method's headline."""
-        tasks, scalars = self.program.stream.tasks[: task.index + 1], []
-        found = self._timed_evaluation(live, tasks, trainer.position(task))
-        for own, (accuracy, _, measures, _) in zip(self.records, found, strict=True):
+    def _evaluate_before(self, task):
+        """Records the accuracy on a task before it is trained, over the classes up to it, for forward transfer."""
+        if task.index == 0:
+            for other in self.experiment.stream.tasks:
+                self._record_pretask_accuracy("at_start", other)
+        self._record_pretask_accuracy("before", task)
+
+    def _record_pretask_accuracy(self, moment, task):
+        evaluations = self._evaluate(self.mutable, [task], position(task), self._stop_if_requested)
+        for record, (accuracy, *_) in zip(self.records, evaluations, strict=True):
+            rows = {"at_start": record.at_start, "before": record.before}[moment]
+            for network in set(accuracy) - set(self.experiment.method.external):
+                rows.setdefault(network, []).extend(accuracy[network])
+
+    def _evaluate_within(self, task, phase, epoch, mutable):
+        """Evaluates within a task, and records the best evaluation by the method's headline."""
+        tasks, scalars = self.experiment.stream.tasks[: task.index + 1], []
+        for record, (accuracy, _, measures, _) in zip(
+            self.records, self._evaluate(mutable, tasks, position(task)), strict=True
+        ):
             means = {network: float(np.mean(row)) for network, row in accuracy.items()}
-            value = float(np.mean([means[network] for network in results.headline(self.program.method)]))
-            scalars.append(
-                {f"{network}/accuracy": mean for network, mean in means.items()} | measures | {"headline": value}
-            )
-            own.watched = [*own.watched, value]
-            best = own.best.get(str(task.index))
+            value = float(np.mean([means[network] for network in results.headline(self.experiment.method)]))
+            accuracies = {f"{network}/accuracy": mean for network, mean in means.items()}
+            scalars.append(accuracies | measures | {"headline": value})
+            record.watched = [*record.watched, value]
+            best = record.best.get(str(task.index))
             if best is None or value >= best["value"]:
-                of = {"phase": phase.name, "epochs": epoch + 1, "value": value}
-                own.best[str(task.index)] = {**of, "accuracy": accuracy, "measures": measures}
+                best = {"phase": phase.name, "epochs": epoch + 1, "value": value}
+                record.best[str(task.index)] = {**best, "accuracy": accuracy, "measures": measures}
         self._log(scalars, task=task.index, phase=phase.name, epoch=epoch)
 
+    def _evaluate(self, mutable, tasks, at, before_batch=None):
+        start = time.perf_counter()
+        evaluations = self.evaluator.evaluate(mutable, self.frozen, tasks, at, before_batch=before_batch)
+        self.record.add_seconds("evaluation", time.perf_counter() - start)
+        return evaluations
+
+    def _apply_early_stopping(self, state):
+        """Returns the state after an evaluation within a task, and whether the task ends with its best weights."""
+        config, history = self.experiment.config, self.record.watched
+        stopping = config.train.early_stopping
+        if not stopping.patience:
+            return state, False
+        decision = early_stopping.decide(history, -(-stopping.patience // config.eval.every_epochs), stopping.margin)
+        # Copies, because the buffers of both are donated to the steps.
+        if (decision.keep or 0) == len(history) - 1:
+            state = state.replace(best_mutable=jax.tree.map(jnp.copy, state.mutable))
+        elif decision.stop:
+            state = state.replace(mutable=jax.tree.map(jnp.copy, state.best_mutable))
+        return state, decision.stop
+
     def _log_training(self, state, task, index, epoch):
-        """Writes the mean of each metric since the last line; returns the state with the sums at zero."""
-        phase = self.program.method.phases[index]
-        self._tell_nonfinite(state, task, index)
-        sums = {name: np.atleast_1d(value) for name, value in jax.device_get(state.sums[index]).items()}
-        steps = sums.pop("steps").clip(1)  # none where all were skipped
+        """Writes the mean of each metric since the last line; returns the state with sums of zero."""
+        phase = self.experiment.method.phases[index]
+        self._report_nonfinite(state, task, index)
+        sums = {name: np.atleast_1d(value) for name, value in jax.device_get(state.metric_sums[index]).items()}
+        steps = sums.pop("steps").clip(1)  # 0 where all were skipped
         means = {name: value.astype(np.float64) / steps for name, value in sums.items()}
-        self._log(
-            [{name: float(value[i]) for name, value in means.items()} for i in range(len(steps))],
-            task=task.index, phase=phase.name, epoch=epoch,
-        )  # fmt: skip
+        lines = [{name: float(value[i]) for name, value in means.items()} for i in range(len(steps))]
+        self._log(lines, task=task.index, phase=phase.name, epoch=epoch)
         loss = float(np.mean(means.get("loss", np.nan)))
         self.bar.set_postfix_str(f"task {task.index}, {phase.name}, loss {loss:.3f}")
-        return state.replace(**jax.tree.map(jnp.zeros_like, {"sums": state.sums, "bad": state.bad}))
+        sums = {"metric_sums": state.metric_sums, "nonfinite": state.nonfinite}
+        return state.replace(**jax.tree.map(jnp.zeros_like, sums))
 
-    def _tell_nonfinite(self, state, task, index):
-        """Writes down the bad steps since the last log line, if any.
+    def _report_nonfinite(self, state, task, index):
+        """Writes nonfinite.json if there were steps with NaN or infinity since the last log line.
 
         Raises:
-          UserError: there are some, and the run is to stop then.
+          UserError: there were, and the run is configured to stop.
         """
-        bad = jax.tree.map(np.atleast_1d, jax.device_get(state.bad[index]))
-        if not bad["count"].any():
+        found = jax.tree.map(np.atleast_1d, jax.device_get(state.nonfinite[index]))
+        if not found["count"].any():
             return
-        config, phase, round = self.program.config, self.program.method.phases[index], self.record.round
-        each_round = self.program.epochs(task, phase)
-        for i, (own, seed) in enumerate(zip(self.records, self.program.seeds, strict=True)):
-            if not bad["count"][i]:
+        experiment, phase, round = self.experiment, self.experiment.method.phases[index], self.record.round
+        epochs = experiment.epochs(task, phase)
+        for i, (record, seed) in enumerate(zip(self.records, experiment.seeds, strict=True)):
+            if not found["count"][i]:
                 continue
-            epoch, step = int(bad["epoch"][i]), int(bad["step"][i])
-            rows = self.program.rows(task, phase, round, self.program.memories(state.live))
-            rows = rows[(epoch - round * each_round) * self.program.steps(task, phase) + step]
-            if self.program.axis.own_rows(phase):
+            epoch, step = int(found["epoch"][i]), int(found["step"][i])
+            rows = experiment.rows(task, phase, round, memory.read_rows(self.steps, state.mutable))
+            rows = rows[(epoch - round * epochs) * experiment.steps_per_epoch(task, phase) + step]
+            if experiment.axis.per_seed_rows(phase):
                 rows = rows[..., i]
             entry = {
                 "seed": seed, "task": task.index, "phase": phase.name, "epoch": epoch, "step_in_epoch": step,
-                "count": int(bad["count"][i]), "rows": rows.tolist(),
-                "terms": {name: _json_number(value[i]) for name, value in bad["terms"].items()},
+                "count": int(found["count"][i]), "rows": rows.tolist(),
+                "terms": {name: _json_number(value[i]) for name, value in found["terms"].items()},
             }  # fmt: skip
-            own.nonfinite = [*own.nonfinite, entry]
-            if i < len(self.traces):
-                path = self.traces[i].folder / "nonfinite.json"
-                files.write_atomically(path, json.dumps(own.nonfinite, indent=1) + "\n")
+            record.nonfinite = [*record.nonfinite, entry]
+            if i < len(self.loggers):
+                path = self.loggers[i].folder / "nonfinite.json"
+                files.write_atomically(path, json.dumps(record.nonfinite, indent=1) + "\n")
         where = f"task {entry['task']}, {entry['phase']}, epoch {entry['epoch']}, its step {entry['step_in_epoch']}"
-        if config.train.on_nonfinite == "stop":
+        if experiment.config.train.on_nonfinite == "stop":
             raise UserError(
-                f"loss or weights are no longer finite after {where}: nonfinite.json in {self.folder} tells batch and "
+                f"loss or weights are no longer finite after {where}: nonfinite.json in {self.folder} has batch and "
                 "loss terms; checkpoints are of before it. Go on with --config.train.on_nonfinite=skip, or look with "
                 "--config.debug_nans"
             )
-        logging.getLogger("cdl_jax").warning("skipped %d steps, the first: %s", bad["count"].sum(), where)
+        logging.getLogger("cdl_jax").warning("skipped %d steps, the first: %s", found["count"].sum(), where)
 
-    def _refuse_nonfinite(self, state, task, index):
-        """Raises UserError if the state comes from a bad step, which it does not where such steps are skipped."""
-        if self.program.config.train.on_nonfinite == "stop":
-            self._tell_nonfinite(state, task, index)
+    def _stop_if_requested(self):
+        if number := self.signals.stop_requested():
+            raise RunInterrupted(number, self.record.step)
+
+    def _save_latest(self, state):
+        """Saves the state within a task, and waits until it is on disk."""
+        if self.checkpoints.latest_step() != self.record.step:
+            self.checkpoints.save_latest(self.record.step, state.to_saved(), results.to_json(self.records))
+        self.checkpoints.wait()
 
     def _log(self, scalars, **place):
-        """A line of `scalars`, name -> float, for each seed."""
+        """Writes a line of `scalars`, name -> float, for each seed."""
         self.record.lines += 1
-        for traces, values in zip(self.traces, scalars, strict=False):  # there are none but in the first process
-            traces.log(self.record.step, values, place)
+        for logger, values in zip(self.loggers, scalars, strict=False):  # only the first process has loggers
+            logger.log(self.record.step, values, place)
+
+    def _export_weights(self):
+        mutable = self.experiment.axis.unstack(jax.device_get(self.mutable))
+        for logger, variables in zip(self.loggers, mutable, strict=True):
+            for name, network in self.experiment.method.export(variables).items():
+                weights.save(logger.folder / f"{name}.npz", network)
 
     def _write_results(self):
-        """Writes results.json of each seed anew, and now and then report.html; returns what the former hold."""
+        """Writes results.json of each seed, and the report if it is due; returns the contents of results.json."""
         records = results.from_json(results.to_json(self.records))
         contents = [
-            results.collect(self.program, record, seed)
-            for record, seed in zip(records, self.program.seeds, strict=True)
+            results.collect(self.experiment, record, seed)
+            for record, seed in zip(records, self.experiment.seeds, strict=True)
         ]
-        for traces, content in zip(self.traces, contents, strict=False):
-            traces.write_results(content)
+        for logger, content in zip(self.loggers, contents, strict=False):
+            logger.write_results(content)
         return contents
 
-    def _progress(self):
-        """The display of rate and time left over all steps of the run."""
-        phases, tasks = self.program.method.phases, self.program.stream.tasks
-        total = sum(self.program.steps(t, phase) * phase.epochs_of(t.index) for phase in phases for t in tasks)
-        return progress.show(total, self.record.step, primary=self.primary)
 
+class _Stopwatch:
+    """Measures the seconds of a phase without pauses, and images and seconds after the first call."""
 
-def _call_lengths(look, most):
-    """Lengths of calls that make up steps: `most`, where none but the last of these is one of `look`, else 1.
+    def __init__(self):
+        self._start, self.images_from, self.images = time.perf_counter(), 0.0, 0
 
-    look: bool `[steps]`.
-    """
-    lengths, at = [], 0
-    while at < len(look):
-        whole = at + most <= len(look) and not look[at : at + most - 1].any()
-        lengths.append(most if whole else 1)
-        at += lengths[-1]
-    return lengths
+    def start_counting(self) -> None:
+        """Starts to count images, at the end of the first call."""
+        self.images_from = time.perf_counter()
+
+    def counted_seconds(self) -> float:
+        """Returns the seconds since `start_counting` without pauses."""
+        return time.perf_counter() - self.images_from
+
+    def restart(self) -> float:
+        """Returns the seconds since the last restart without pauses."""
+        now = time.perf_counter()
+        seconds, self._start = now - self._start, now
+        return seconds
+
+    @contextmanager
+    def paused(self):
+        """Leaves out the time of the block."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self._start, self.images_from = self._start + seconds, self.images_from + seconds
 
 
 def _json_number(value):
-    """JSON has no numbers but finite ones."""
+    """Returns a float, or a string where JSON has no such number (NaN, infinity)."""
     return float(value) if np.isfinite(value) else str(value)
-
-
-class _Traces:
-    """What a run tells of one of its seeds."""
-
-    def __init__(self, folder, lines, options):
-        self.folder, self.report = folder, options.report
-        self.lines = event_files.JsonLines(folder / "metrics.jsonl")
-        self.lines.truncate(lines)
-        self.board = event_files.tensorboard_writer(folder / "tensorboard" if options.tensorboard else None)
-        self.reported = time.monotonic()
-
-    def log(self, step, values, place):
-        self.lines.write({"step": step, **place, **values})
-        phase = f"{place['phase']}/" if "phase" in place else ""
-        self.board.write_scalars(step, {phase + name: value for name, value in values.items()})
-
-    def write_results(self, content):
-        """Writes results.json anew, then report.html, whose plots take seconds: once a minute and at last."""
-        parts = json.JSONEncoder(indent=1).iterencode(content)  # in one piece a long run's take many times their size
-        files.write_atomically(self.folder / "results.json", itertools.chain(parts, "\n"))
-        if self.report and (content["status"] == "finished" or time.monotonic() > self.reported + REPORT_EVERY):
-            _draw_report(self.folder, content)
-            self.reported = time.monotonic()
-
-
-def _draw_report(folder, content):
-    """Writes report.html anew; one that fails is a warning, for all that it shows is in the other files."""
-    try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-        lines = event_files.JsonLines(folder / "metrics.jsonl").read()
-        run_page.write_report(folder / "report.html", content, lines, stored)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logging.getLogger("cdl_jax").warning(
-            "report.html is not drawn (%s); results.json is complete, and the same command draws it again", reason
-        )
-
-
-def _has_report(folder):
-    """Whether report.html shows results.json; `--mode=analyze` draws it again with more in it."""
-    page, of = folder / "report.html", folder / "results.json"
-    if not page.exists() or (folder / "analysis.json").exists():
-        return page.exists()
-    return page.stat().st_mtime_ns >= of.stat().st_mtime_ns

@@ -1,6 +1,6 @@
-"""How the networks of a run see test pictures: which of their layers see alike, and where classes lie in the plane.
+"""Compares the representations of a run's networks on test images, and embeds features in the plane.
 
-Made of what a method offers as `features` (see `methods.base.Method`), with the weights of one checkpoint.
+Both use `methods.base.Method.features` with the weights of one checkpoint.
 """
 
 from collections import OrderedDict
@@ -10,40 +10,44 @@ import numpy as np
 
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import similarity
-from cdl_jax.training import steps as trainer
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.state import position
 
 _COMPARED = 2048  # test pictures by which layers are compared, at most
 _DRAWN, _CLASSES = 400, 10  # test pictures that are laid out, and of how many classes they are, at most
 
 
-def look(program, live, frozen, tasks) -> tuple[dict, dict]:
-    """(`alignment`, `places`) of the run's networks on the test pictures of `tasks`; {} where it has no features.
+def compare_representations(evaluator: Evaluator, mutable, frozen, tasks) -> tuple[dict, dict]:
+    """Compares the layers of a run's networks on the test images of tasks, and embeds features in the plane.
 
-    alignment: images, how many are compared; layers, network -> names; pairs, `<network>/<network>` -> linear centred
-      kernel alignment of the first one's layers (rows) and the other's, each network with itself too; None where a
-      layer is constant.
-    places: classes, names of those that are laid out; labels, for each picture an index into them; networks, name ->
-      `[[x, y], ...]`; missing, why nothing is laid out, or "".
+    Returns:
+      Two dicts, both {} where the method has no features.
+      alignment: `images`, the number that is compared; `layers`, network -> names; `pairs`, `<network>/<network>` ->
+        linear centered kernel alignment of the first one's layers (rows) and the other's, each network with itself too;
+        None where a layer is constant.
+      places: `classes`, names of those that are embedded; `labels`, for each image an index into them; `networks`, name
+        -> `[[x, y], ...]`; `missing`, why nothing is embedded, or "".
     """
+    steps, at = evaluator.steps, position(tasks[-1])
+    experiment, loader = steps.experiment, steps.test_loader
 
-    def tell(*at):  # a compiled step would sort a dict's keys
-        seen = program.method.features(*at)
-        return OrderedDict((name, OrderedDict(layers)) for name, layers in seen.items() if layers)
+    def features(variables, images, context):  # in order, because a compiled step sorts the keys of a dict
+        networks = experiment.method.features(variables, images, context)
+        return OrderedDict((name, OrderedDict(layers)) for name, layers in networks.items() if layers)
 
-    step = program.telling(tell, program.test_source)
-    place = trainer.position(tasks[-1])
-    data, item = program.test_source.data, program._test_item(program.test_source, "test")
-    if not jax.eval_shape(step, live, frozen, data, item, place):
+    step = steps.predict_step(features, loader)
+    if not jax.eval_shape(step, mutable, frozen, loader.data, steps.abstract_test_batch(loader), at):
         return {}, {}
-    rows = np.concatenate([task.test for task in (program.stream.tasks if program.plan.multi_learner else tasks)])
+    rows = np.concatenate([task.test for task in (experiment.stream.tasks if experiment.plan.multi_learner else tasks)])
 
-    def told(rows):
-        return program.each_batch(step, live, frozen, program.test_source, rows, place)
+    def features_of(rows):
+        return evaluator.each_batch(step, mutable, frozen, loader, rows, at)
 
-    return _alignment(told, rows, program.config.eval.batch_size), _places(told, rows, program.stream)
+    alignment = _alignment(features_of, rows, experiment.config.eval.batch_size)
+    return alignment, _places(features_of, rows, experiment.stream)
 
 
-def _alignment(told, rows, batch):
+def _alignment(features_of, rows, batch):
     count = min(len(rows), _COMPARED)
     count = count - count % batch or count  # whole batches, which weigh alike
     if count < 4:
@@ -54,7 +58,7 @@ def _alignment(told, rows, batch):
     layers = {}
 
     def flat():
-        for part in told(rows):
+        for part in features_of(rows):
             layers.update({network: list(own) for network, own in part.items()})
             found = [value for own in part.values() for value in own.values()]
             yield found, found
@@ -71,12 +75,12 @@ def _alignment(told, rows, batch):
     return {"images": count, "layers": layers, "pairs": pairs}
 
 
-def _places(told, rows, stream):
+def _places(features_of, rows, stream):
     labels = stream.test.labels[rows]
     seen = np.unique(labels)
     chosen = seen[np.linspace(0, len(seen) - 1, min(len(seen), _CLASSES)).astype(int)]
     rows = np.concatenate([rows[labels == label][: _DRAWN // len(chosen)] for label in chosen])
-    parts = [{name: own["features"] for name, own in part.items() if "features" in own} for part in told(rows)]
+    parts = [{name: own["features"] for name, own in part.items() if "features" in own} for part in features_of(rows)]
     networks, missing = {}, ""
     try:
         for name in parts[0]:

@@ -24,7 +24,7 @@ class Record:
     accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
     before, at_start: network -> percent on task j over the classes up to it, just before it is learnt and at the very
       start.
-    measures: for each task learnt, name -> mean over the test images of the tasks seen (see `Program.evaluate`).
+    measures: for each task learnt, name -> mean over the test images of the tasks seen (see `Evaluator.evaluate`).
     best: task -> the best of the evaluations within it: phase, epochs done, the value that chose it, accuracy of each
       network on tasks 0..i, measures. Of equal ones the last.
     selection: network -> layer -> one row a task: how often its test images chose each prompt, or the
@@ -91,15 +91,15 @@ def read(folder: Path) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-def collect(program, record: Record, seed: int) -> dict:
+def collect(experiment, record: Record, seed: int) -> dict:
     """The content of results.json, all of it derived from `record` and from what the config fixes."""
-    stream, config = program.streams[program.seeds.index(seed)], program.config
+    stream, config = experiment.streams[experiment.seeds.index(seed)], experiment.config
     networks = {}
-    for network in filter(record.accuracy.get, program.method.networks):
+    for network in filter(record.accuracy.get, experiment.method.networks):
         rows = record.accuracy[network]
         before, at_start = record.before.get(network), record.at_start.get(network)
         ece, ece_seen, whole = (record.quality.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream"))
-        counts = test_counts(program, network)
+        counts = test_counts(experiment, network)
         networks[network] = {
             "accuracy_matrix": rows,
             "before": before,
@@ -132,34 +132,34 @@ def collect(program, record: Record, seed: int) -> dict:
                 for task in stream.tasks
             ],
         },
-        "streams": [list(order) for order in program.method.streams],
+        "streams": [list(order) for order in experiment.method.streams],
         "networks": networks,
-        "means": _means(program.method, networks),
-        "headline": headline(program.method),
+        "means": _means(experiment.method, networks),
+        "headline": headline(experiment.method),
         "measures": record.measures,
         "best": record.best,
         "skipped_steps": sum(entry["count"] for entry in record.nonfinite),
         "pairs": _pairs(record),
         "formulas": metrics.FORMULAS | metrics.SERIES,
         "cost": {
-            "parameters": parameters(program),
+            "parameters": parameters(experiment),
             "flops_per_step": record.flops,
             "images_per_second": {
                 phase: images / seconds for phase, (images, seconds) in record.timed.items() if images
             },
             "seconds": record.seconds,
             "peak_memory_bytes": peak_memory(),
-            "device": _device(program),
+            "device": _device(experiment),
         },
         "versions": workdir.versions(),
         "command": workdir.command(),
     }
 
 
-def test_counts(program, network: str) -> list[int]:
+def test_counts(experiment, network: str) -> list[int]:
     """How many test images each task has, in the stream by which the network is evaluated."""
-    index = program.method.stream_of.get(network)
-    own = [task.test for task in program.stream.tasks] if index is None else program.plan.test[index]
+    index = experiment.method.stream_of.get(network)
+    own = [task.test for task in experiment.stream.tasks] if index is None else experiment.plan.test[index]
     return [len(rows) for rows in own]
 
 
@@ -191,23 +191,23 @@ def _pairs(record):
     }
 
 
-def _device(program):
+def _device(experiment):
     """What speed, seconds and memory belong to: with several seeds they are those of all together."""
-    device = f"{program.mesh.size} x {jax.devices()[0].device_kind}"
-    return f"{device}, shared by {len(program.seeds)} seeds" if len(program.seeds) > 1 else device
+    device = f"{experiment.mesh.size} x {jax.devices()[0].device_kind}"
+    return f"{device}, shared by {len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else device
 
 
-def parameters(program) -> dict:
+def parameters(experiment) -> dict:
     """Network -> number of trainable and of frozen parameters of one seed; statistics, what is stored and what learners
     have told each other are none."""
-    bookkeeping = program.method.bookkeeping
+    bookkeeping = experiment.method.bookkeeping
     is_one = lambda path: "batch_stats" not in path and path[0] not in bookkeeping  # noqa: E731
-    live, frozen = (split(tree, is_one)[0] for tree in program.abstract_variables())
+    live, frozen = (split(tree, is_one)[0] for tree in experiment.abstract_variables())
 
     def count(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-    names, seeds = sorted({*live, *frozen}), len(program.seeds)
+    names, seeds = sorted({*live, *frozen}), len(experiment.seeds)
     counts = {n: {"trainable": count(live.get(n, {})) // seeds, "frozen": count(frozen.get(n, {}))} for n in names}
     return {name: both for name, both in counts.items() if any(both.values())}
 

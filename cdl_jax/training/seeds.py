@@ -1,7 +1,7 @@
-"""The axis of seeds of a program that trains several: what lies along it, and how a step is mapped over it.
+"""Defines the axis of seeds of a run that trains several seeds in one program.
 
-Seeds share frozen variables and pictures. What they have of their own are the live variables and the rows of training
-batches; and, where each meets the classes in an order of its own, labels and the rows of every task.
+All seeds share images and frozen variables. Each seed has its own mutable variables and its own batch order. With
+per-seed class orders, each seed also has its own labels and its own rows of every task.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,59 +10,85 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from cdl_jax.data.stream import Stream
+from cdl_jax.data.stream import Stream, Task
+from cdl_jax.methods.base import Phase
 
 
 @dataclass(frozen=True, eq=False)
 class SeedAxis:
-    """streams: of each seed, all one where they share an order. several: without it there is no such axis."""
+    """Describes the axis of seeds.
+
+    Attributes:
+      streams: of each seed; one object for all where they share a class order.
+      vectorized: whether there is such an axis; without it there is one seed.
+    """
 
     streams: tuple[Stream, ...]
-    several: bool
+    vectorized: bool
 
     @property
-    def own_orders(self) -> bool:
-        """Whether seeds meet the classes in different orders."""
+    def per_seed_classes(self) -> bool:
+        """Returns whether the seeds have different class orders."""
         return len(set(self.streams)) > 1
 
-    def mapped(self, function: Callable, *axes, out: int = 0) -> Callable:
-        """`function`, mapped over the axis of seeds in its arguments where there is one.
+    def vmap(self, function: Callable, *axes, out: int = 0) -> Callable:
+        """Maps a function over the axis of seeds, or returns it unchanged without one.
 
-        axes: of each argument; None: all share one; or a function that gives it for the argument.
+        axes: of each argument: a number, None (shared), or a function `argument -> axes`.
         """
-        if not self.several:
+        if not self.vectorized:
             return function
 
         def over_seeds(*arguments):
-            of_each = tuple(axis(x) if callable(axis) else axis for axis, x in zip(axes, arguments, strict=True))
-            return jax.vmap(function, in_axes=of_each, out_axes=out)(*arguments)
+            in_axes = tuple(axis(x) if callable(axis) else axis for axis, x in zip(axes, arguments, strict=True))
+            return jax.vmap(function, in_axes=in_axes, out_axes=out)(*arguments)
 
         return over_seeds
 
-    def own_rows(self, phase) -> bool:
-        """Whether each seed has rows of its own in the phase's batches, which then have the axis last."""
-        return self.own_orders if phase.sequential else self.several
+    def unstack(self, tree) -> list:
+        """Splits a tree with a leading axis of seeds into one tree a seed."""
+        if not self.vectorized:
+            return [tree]
+        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.streams))]
 
-    def of_data(self, data: dict) -> dict:
-        """For `mapped`: which axis of a source's data is that of seeds."""
-        return {name: 0 if self.own_orders and name == "labels" else None for name in data}
+    def per_seed_rows(self, phase: Phase) -> bool:
+        """Returns whether each seed has rows of its own in the phase's batches, on their last axis."""
+        return self.per_seed_classes if phase.sequential else self.vectorized
 
-    def of_item(self, phase):
-        """For `mapped`: which axis of a phase's batches is that of seeds."""
-        return self.of_plain if phase.sequential else -1
+    def data_axes(self, data: dict) -> dict:
+        """Returns the axes of seeds of a loader's data, for `vmap`."""
+        return {name: 0 if self.per_seed_classes and name == "labels" else None for name in data}
 
-    def of_plain(self, item: dict) -> dict:
-        """The same of batches that show every picture once, in order, as all of evaluation are."""
-        return {name: -1 if self.own_orders and name == "rows" else None for name in item}
+    def batch_axes(self, phase: Phase):
+        """Returns the axes of seeds of a phase's batches, for `vmap`."""
+        return self.sequential_axes if phase.sequential else -1
+
+    def sequential_axes(self, batch: dict) -> dict:
+        """Returns the axes of seeds of a batch in sequential order, as in evaluation, for `vmap`."""
+        return {name: -1 if self.per_seed_classes and name == "rows" else None for name in batch}
 
     def labels(self, part: str) -> np.ndarray | None:
-        """int32 `[seeds, n]`: labels of all "train" or "test" pictures, where seeds differ in them, else None."""
-        return np.stack([getattr(own, part).labels for own in self.streams]) if self.own_orders else None
+        """Returns the labels of all "train" or "test" images, int32 `[seeds, n]`; None where all seeds share them."""
+        if not self.per_seed_classes:
+            return None
+        return np.stack([_split(stream, part).labels for stream in self.streams])
 
-    def rows(self, tasks: Sequence, part: str) -> np.ndarray:
-        """Rows of the "train" or "test" pictures of tasks, int32 `[n]`; `[n, seeds]` where seeds differ in them."""
-        of_each = [
-            np.concatenate([getattr(own.tasks[task.index], part) for task in tasks])
-            for own in (self.streams if self.own_orders else self.streams[:1])
+    def rows(self, tasks: Sequence[Task], part: str) -> np.ndarray:
+        """Returns the rows of the "train" or "test" images of tasks.
+
+        Returns:
+          int32 `[n]`, or `[n, seeds]` with per-seed class orders.
+        """
+        rows = [
+            np.concatenate([_rows(stream.tasks[task.index], part) for task in tasks])
+            for stream in (self.streams if self.per_seed_classes else self.streams[:1])
         ]
-        return np.stack(of_each, axis=-1) if self.own_orders else of_each[0]
+        return np.stack(rows, axis=-1) if self.per_seed_classes else rows[0]
+
+
+def _split(stream, part):
+    return {"train": stream.train, "test": stream.test}[part]
+
+
+def _rows(task, part):
+    return {"train": task.train, "test": task.test}[part]

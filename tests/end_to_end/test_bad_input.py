@@ -107,7 +107,7 @@ def test_images_that_the_networks_cannot_take_are_found_before_the_first_step(
     mode, changes, expected, tmp_path, capsys, monkeypatch
 ):
     trained = []
-    monkeypatch.setattr(loop._Training, "finish", lambda self: trained.append(self))
+    monkeypatch.setattr(loop.TaskLoop, "run", lambda self: trained.append(self))
     flags = ["--config", "quickstart:joint=true", "--workdir", tmp_path / "runs" / "a", "--mode", mode, *changes]
     code, err = answer(capsys, monkeypatch, *flags)
     assert code == 2 and expected in err and len(err.splitlines()) == 1, err

@@ -8,7 +8,8 @@ from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.experiment import Experiment
 from tests.end_to_end.command import last_weights
 
 EPOCHS, STEPS = 5, 10  # epochs a task at most, steps an epoch
@@ -26,22 +27,20 @@ def program(method="supervised", **changes):
     config.checkpoint.every_steps = 4
     config.log.update(every_steps=7, tensorboard=False)
     config.update_from_flattened_dict(changes)
-    return Program(config, stream.load(config.data))
+    return Experiment.build(config, stream.load(config.data))
 
 
 @pytest.fixture(scope="module")
 def built():
     """Compiled once for all runs here, which have nothing else in common."""
-    made = program()
-    made.place_data()
-    made.place_data = lambda: None
-    return made
+    experiment = program()
+    return experiment, CompiledSteps(experiment)
 
 
 @pytest.fixture(scope="module")
 def whole(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    (results,) = loop.train(built, folder)
+    (results,) = loop.train(built[0], folder, steps=built[1])
     return folder, results
 
 
@@ -70,8 +69,8 @@ def test_killed_twice_it_ends_with_the_same_bits(built, whole, tmp_path, monkeyp
     left += [STEPS + 2, 3 * STEPS + 2]
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            loop.train(built, tmp_path)
-    (results,) = loop.train(built, tmp_path)
+            loop.train(built[0], tmp_path, steps=built[1])
+    (results,) = loop.train(built[0], tmp_path, steps=built[1])
     assert not left and results["best"] == whole[1]["best"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
     for task in (0, 1):

@@ -24,7 +24,7 @@ from cdl_jax.data import stream
 from cdl_jax.data.sources import imagenet_r
 from cdl_jax.models import regnet, vit, weights
 from cdl_jax.models.weights import pretrained
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 from tests.end_to_end.command import ROOT, results
 
 VIT = {"dim": 24, "depth": 1, "heads": 3, "patch_size": 16, "image_size": 32}
@@ -167,7 +167,7 @@ def test_the_other_prompt_configs_on_imagenet_r(learner, imagenet_r_folder, vit_
     changes = small(learner, imagenet_r_folder, 2, vit_weights) | IMAGES
     config = main._parse(["cdl_jax", *words(f"imagenet_r_{learner}", changes)]).config
     check_settings(f"imagenet_r_{learner}", config, changes)
-    program = Program(config, stream.load(config.data, 0))
+    program = Experiment.build(config, stream.load(config.data, 0))
     first, second = program.stream.tasks
     assert (len(first.train), len(first.test), len(second.train), len(second.test)) == (200, 100, 200, 100)
     assert list(program.stream.class_names[:3]) == FIRST

@@ -9,7 +9,7 @@ import pytest
 
 from cdl_jax.data import stream
 from cdl_jax.report.__main__ import main as report_main
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 from tests.end_to_end.command import last_weights, matrices, results, run
 from tests.end_to_end.test_resume import kill_at_line
 
@@ -95,8 +95,7 @@ def test_prompts_drawn_at_the_start_are_those_of_the_single_runs():
     for seeds, seed in (((0, 3), 0), ((), 0), ((), 3)):
         config = quickstart.get_config()
         config.update(seeds=seeds, seed=seed)
-        program = Program(config, stream.load(config.data))
-        program.place_data()
+        program = Experiment.build(config, stream.load(config.data))
         drawn.append(jax.device_get(program.initial_variables()[0]))
     both, *alone = drawn
     jax.tree.map(lambda together, *each: np.testing.assert_allclose(together, each, rtol=1e-6), both, *alone)

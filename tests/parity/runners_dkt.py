@@ -129,7 +129,7 @@ def run_early_stopping(config, arrays):
     names = ("stopped_before_epoch", "restored_weights_of_epoch")
     stopped, restored = (int(arrays.get(f"out/{name}", 0)) for name in names)
     for epoch in range(len(seen)):
-        found = early_stopping.judge(seen[: epoch + 1], config["patience"], config["margin"])
+        found = early_stopping.decide(seen[: epoch + 1], config["patience"], config["margin"])
         if found.stop:
             kept = min(restored, 0) if found.keep is None else found.keep
             break

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdl_jax.methods.base import join, split
 from cdl_jax.models.prompts import coda
 from cdl_jax.models.prompts.base import Selection
 from cdl_jax.models.vit import Prompt
-from cdl_jax.training import steps as trainer
 from tests.parity.programs_cdl import backbone, build, context, images, load, to_torch
 
 
@@ -17,20 +17,20 @@ from tests.parity.programs_cdl import backbone, build, context, images, load, to
 @partial(jax.jit, static_argnums=0, compiler_options={"xla_disable_hlo_passes": "fusion"})
 def train(update, variables, opt, batch, place):
     """One step of an update: (variables, optimizer state), (loss, Outcome, gradients, learning rate)."""
-    trained, rest = trainer.split(variables, update.trainable)
+    trained, rest = split(variables, update.trainable)
 
     def objective(trained):
-        return update.loss(trainer.join(rest, trained), batch, place)
+        return update.loss(join(rest, trained), batch, place)
 
     (total, outcome), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
     direction, opt = update.optimizer.transform.update(gradients, opt, trained)
     rate = update.optimizer.learning_rate(place.progress)
     trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
-    return (trainer.join(rest, trained, outcome.variables), opt), (total, outcome, gradients, rate)
+    return (join(rest, trained, outcome.variables), opt), (total, outcome, gradients, rate)
 
 
 def start(update, variables):
-    return update.optimizer.transform.init(trainer.split(variables, update.trainable)[0])
+    return update.optimizer.transform.init(split(variables, update.trainable)[0])
 
 
 def student_out(method, variables, pictures, teacher, place, train):

@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 
-from cdl_jax.training import steps as trainer
+from cdl_jax.methods.base import join, split
 
 # Compiles in a fraction of the time. The speed of the program does not matter in tests.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_disable_hlo_passes": "fusion"})
@@ -13,19 +13,19 @@ quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, 
 def train(method, variables, batches, places, phase=0):
     """A list of (variables, metrics) after each of the `batches`, at one of the `places` each, in a phase of a task."""
     updates, history = method.phases[phase].updates, []
-    opt = [u.optimizer.transform.init(trainer.split(variables, u.trainable)[0]) for u in updates]
+    opt = [u.optimizer.transform.init(split(variables, u.trainable)[0]) for u in updates]
 
     @quick
     def step(variables, opt, batch, place):
         told, after = {}, []
         for update, state in zip(updates, opt, strict=True):
-            trained, rest = trainer.split(variables, update.trainable)
-            loss = lambda t, u=update, r=rest: u.loss(trainer.join(r, t), batch, place)  # noqa: E731
+            trained, rest = split(variables, update.trainable)
+            loss = lambda t, u=update, r=rest: u.loss(join(r, t), batch, place)  # noqa: E731
             gradients, outcome = jax.grad(loss, has_aux=True)(trained)
             direction, state = update.optimizer.transform.update(gradients, state, trained)
             rate = update.optimizer.learning_rate(place.progress)
             trained = jax.tree.map(lambda p, d, rate=rate: p - rate * d, trained, direction)
-            variables = trainer.join(rest, trained, outcome.variables)
+            variables = join(rest, trained, outcome.variables)
             after.append(state)
             told |= outcome.metrics
         return variables, after, told

@@ -16,7 +16,8 @@ from benchmarks.cases import cdl, dkt, okddip, profile, startup, vkd
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.experiment import Experiment
 
 ROOT = Path(__file__).parents[3]
 
@@ -159,7 +160,6 @@ def test_the_configs_of_the_cases_can_be_stepped(case, monkeypatch):
     parser = argparse.ArgumentParser()
     case.arguments(parser)
     config = case.measure(parser.parse_args([]))
-    program = Program(config, stream.load(config.data))
-    program.place_data()
-    state = program.abstract_state(*program.abstract_variables())
-    assert program.method.image_size == 32 and "steps" in state.sums[0] and len(state.sums[0]) > 2
+    program = Experiment.build(config, stream.load(config.data))
+    state = CompiledSteps(program).abstract_state
+    assert program.method.image_size == 32 and "steps" in state.metric_sums[0] and len(state.metric_sums[0]) > 2

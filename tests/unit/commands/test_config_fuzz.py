@@ -52,7 +52,7 @@ def answer(file: str, changes: dict[str, str]) -> str:
     try:
         config = main._parse(argv + [f"--config.{key}={value}" for key, value in changes.items()]).config
         configs.check(config)
-        main._program(config)
+        main._experiment(config)
     except UserError as error:
         return str(error)
     finally:

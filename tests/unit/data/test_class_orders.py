@@ -10,11 +10,13 @@ from cdl_jax import config as base
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared.finished_run import find_teacher
-from cdl_jax.run import describe, loop
+from cdl_jax.run import describe, loop, memory
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import RunInterrupted
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import position
 from tests.support.signals import After
 
 SIDE, SEEDS, TASKS = 8, (3, 0), 3
@@ -48,7 +50,7 @@ def program(method="supervised", network=None, data=None, **changes):
     config.checkpoint.every_steps = 0
     config.devices = 1
     config.update_from_flattened_dict(changes)
-    return Program(config, data or stream(base.seeds_of(config)[0]))
+    return Experiment.build(config, data or stream(base.seeds_of(config)[0]))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_pictures_lie_on_the_device_once_and_the_plan_names_both_orders():
     together = program(seeds=SEEDS)
     told = describe.describe(together)
     assert "the order of seed 3" in told and "the order of seed 0" in told
-    data = together.train_source.data
+    data = CompiledSteps(together).train_loader.data
     assert data["images"].shape == (72, SIDE, SIDE, 3) and data["labels"].shape == (2, 72)
     for labels, seed in zip(data["labels"], SEEDS, strict=True):
         np.testing.assert_array_equal(labels, stream(seed).train.labels)
@@ -109,26 +111,23 @@ def test_pictures_lie_on_the_device_once_and_the_plan_names_both_orders():
         rows = together.rows(together.stream.tasks[1], phase, 0)[..., index]
         np.testing.assert_array_equal(rows, alone.rows(alone.stream.tasks[1], phase, 0))
     shared = program(seeds=SEEDS, **{"data.class_order_seed": 0})
-    shared.place_data()
-    assert shared.train_source.data["labels"].shape == (72,) and shared.info.class_names
+    assert CompiledSteps(shared).train_loader.data["labels"].shape == (72,) and shared.info.class_names
 
 
 def test_a_phase_that_shows_every_picture_once_shows_each_seed_its_own_tasks():
     network = {"dim": 8, "depth": 1, "heads": 2, "patch_size": 4}
     together = program("nearest_mean", network, seeds=SEEDS)
-    together.place_data()
+    steps = CompiledSteps(together)
     drawn = lambda leaf: np.random.default_rng(2).normal(0, 0.1, leaf.shape).astype(np.float32)  # noqa: E731
     live, frozen = together.abstract_variables()
     live, frozen = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), live), jax.tree.map(drawn, frozen)
     (phase,) = together.method.phases
     for task in together.stream.tasks[:2]:
-        state = together.task_state(live, frozen)
-        items, steps, _ = together.train_batches(task, phase, 0, 0, 0)
-        for number, item in enumerate(items):
-            place = trainer.position(task, step=number, steps=steps)
-            step = together.train_step(0, state, frozen)
-            state = step(state, frozen, together.train_source.data, item, place, together.seed)
-        live = jax.device_get(state.live)
+        state, count = steps.task_state(live), together.steps_per_epoch(task, phase)
+        for number, item in enumerate(steps.train_batches(task, phase, 0, 0)):
+            place = position(task, step=number, steps=count)
+            state = steps.train_step(0)(state, frozen, steps.train_loader.data, item, place, together.seed)
+        live = jax.device_get(state.mutable)
     means = live["network"]["means"]
     np.testing.assert_array_equal(means["counts"], [[12] * 4 + [0] * 2] * 2)
     of_class = [
@@ -144,10 +143,8 @@ def test_a_phase_that_shows_every_picture_once_shows_each_seed_its_own_tasks():
 def test_learners_with_streams_of_their_own_have_them_in_each_seed_s_order():
     changes = {"dkt.num_learners": 2, "dkt.stream_order": "shuffled"}
     together, alone = program("dkt", TINY, seeds=SEEDS, **changes), program("dkt", TINY, seed=0, **changes)
-    together.place_data()
-    alone.place_data()
     phase = together.method.phases[0]
-    taken = [own.train_batches(own.stream.tasks[0], phase, 0, 0, 0)[0] for own in (together, alone)]
+    taken = [CompiledSteps(own).train_batches(own.stream.tasks[0], phase, 0, 0) for own in (together, alone)]
     for ours, theirs in zip(*taken, strict=True):
         assert ours["rows"].shape == (4, 2, 2)  # pictures, learners, seeds
         np.testing.assert_array_equal(ours["rows"][..., 1], theirs["rows"])
@@ -161,12 +158,12 @@ def test_learners_with_streams_of_their_own_have_them_in_each_seed_s_order():
 
 def test_each_seed_remembers_pictures_of_its_own_classes():
     together = program("eeil", TINY, seeds=SEEDS, **{"eeil.replay": 6})
-    together.place_data()
+    steps = CompiledSteps(together)
     task = together.stream.tasks[0]
-    phase = next(phase for phase in together.method.phases if phase.herds)
+    phase = next(phase for phase in together.method.phases if phase.herding_network)
     live, frozen = together.initial_variables()
-    after = together.remember(live, frozen, phase, task, trainer.position(task))
-    for own, rows in zip(together.streams, together.memories(after), strict=True):
+    after = memory.select(Evaluator(steps), live, frozen, phase, task)
+    for own, rows in zip(together.streams, memory.read_rows(steps, after), strict=True):
         assert rows.shape == (6, 3) and (rows[2:] == -1).all()
         np.testing.assert_array_equal(own.train.labels[rows[:2]], [[0] * 3, [1] * 3])
 
@@ -180,7 +177,7 @@ def test_what_does_not_go_together_is_said_in_one_line(runs):
 
     for counts in ({"train": (12, 12, 12, 12, 12, 13)}, {"test": (4, 4, 4, 4, 4, 5)}):
         told = refusal(seeds=SEEDS, data=stream(3, **counts))
-        assert "has other numbers of pictures in the order of seed 0 than in that of seed 3" in told
+        assert "has other numbers of images in the order of seed 0 than in that of seed 3" in told
     assert "data.validation holds out different images" in refusal(seeds=SEEDS, **{"data.validation": 0.2})
     with pytest.raises(UserError, match="has one class order, and each of config.seeds has its own .* one by"):
         find_teacher(str(runs / "3"), "", "last", program(seeds=SEEDS).info, {})

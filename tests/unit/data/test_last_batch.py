@@ -10,8 +10,9 @@ from cdl_jax import config as base
 from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import position
 
 SIDE, BATCH = 8, 4
 
@@ -30,12 +31,12 @@ def program(**changes):
     config.optim.update(name="sgd", schedule="steps", milestones=(1,), learning_rate=0.1)
     config.devices = 1
     config.update_from_flattened_dict(changes)
-    return Program(config, stream())
+    return Experiment.build(config, stream())
 
 
 def learnt(own):
     """Live variables after both epochs of the first task."""
-    own.place_data()
+    compiled = CompiledSteps(own)
     task, (phase,) = own.stream.tasks[0], own.method.phases
 
     def drawn(leaf):  # the same for all seeds, whose axis comes first; to draw by key would compile
@@ -43,21 +44,20 @@ def learnt(own):
         return np.broadcast_to(numbers, leaf.shape).astype(np.float32)
 
     live, frozen = jax.tree.map(drawn, own.abstract_variables())
-    state, sizes = own.task_state(live, frozen), own.batch_sizes(task, phase)
-    steps = {size: own.train_step(0, state, frozen, size) for size in sizes}
-    items, count, _ = own.train_batches(task, phase, 0, 0, 0)
-    for number, item in enumerate(items):
+    state, sizes, count = compiled.task_state(live), own.batch_sizes(task, phase), own.steps_per_epoch(task, phase)
+    steps = {size: compiled.train_step(0, size) for size in sizes}
+    for number, item in enumerate(compiled.train_batches(task, phase, 0, 0)):
         epoch, at = divmod(number, count)
-        place = trainer.position(task, epoch=epoch, step=at, steps=count)
-        state = steps[sizes[at]](state, frozen, own.train_source.data, item, place, own.seed)
-    return jax.device_get(state.live)
+        place = position(task, epoch=epoch, step=at, steps=count)
+        state = steps[sizes[at]](state, frozen, compiled.train_loader.data, item, place, own.seed)
+    return jax.device_get(state.mutable)
 
 
 def test_steps_count_the_incomplete_batch():
     own = program()
     (phase,) = own.method.phases
     assert [own.batch_sizes(task, phase) for task in own.stream.tasks] == [[4, 3], [4, 4, 1]]
-    assert [own.steps(task, phase) for task in own.stream.tasks] == [2, 3]
+    assert [own.steps_per_epoch(task, phase) for task in own.stream.tasks] == [2, 3]
     dropped = program(**{"train.last_batch": "drop"})
     assert [dropped.batch_sizes(task, phase) for task in own.stream.tasks] == [[4], [4, 4]]
     assert program(**{"train.batch_size": 16}).batch_sizes(own.stream.tasks[0], phase) == [7]
@@ -71,15 +71,13 @@ def test_seeds_together_learn_what_each_learns_alone():
 
 def test_an_order_can_be_entered_in_the_middle_of_an_epoch():
     own = program(seeds=(0, 3))
-    own.place_data()
+    steps = CompiledSteps(own)
     task, (phase,) = own.stream.tasks[0], own.method.phases
-    whole = [np.asarray(item["rows"]) for item in own.train_batches(task, phase, 0, 0, 0)[0]]
+    whole = [np.asarray(item["rows"]) for item in steps.train_batches(task, phase, 0, 0)]
     assert [rows.shape for rows in whole] == [(4, 2), (3, 2)] * 2
     for seed in (0, 1):
         assert sorted(np.concatenate([rows[:, seed] for rows in whole[:2]])) == sorted(task.train)
-    items, steps, done = own.train_batches(task, phase, 0, 0, 1)
-    assert (steps, done) == (2, 1)
-    for item, rows in zip(items, whole[1:], strict=True):
+    for item, rows in zip(steps.train_batches(task, phase, 0, 1), whole[1:], strict=True):
         np.testing.assert_array_equal(item["rows"], rows)
 
 

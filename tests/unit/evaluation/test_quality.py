@@ -1,6 +1,8 @@
 """Calibration and likeness of networks against sums written out in float64, whole and in parts."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
@@ -12,9 +14,10 @@ from cdl_jax.data import sampling
 from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
 from cdl_jax.evaluation import calibration
-from cdl_jax.methods.base import StreamInfo
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.methods.base import Method, StreamInfo
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.state import position
+from cdl_jax.training.steps import evaluation_step
 
 RNG = np.random.default_rng(3)
 NUM, CLASSES, SIZES = 50, 6, (2, 2, 2)
@@ -82,28 +85,48 @@ class Source:
         return ({"rows": r, "weight": w} for r, w in zip(rows, weight, strict=True))
 
 
+@dataclass(frozen=True)
+class Tables(Method):
+    """Predicts from tables of logits."""
+
+    table: Callable
+    pairs: tuple
+    image_size: int = 1
+
+    def init(self, key):
+        return {}
+
+    def predict(self, variables, images, context):
+        return self.table(variables, images, context)
+
+
 def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
-    """`Program.evaluate` of the two tables of logits, over the first `seen_tasks` tasks."""
+    """`Evaluator.evaluate` of the two tables of logits, over the first `seen_tasks` tasks."""
     unit = {**augment.OPTIONS, "mean": (0.0,) * 3, "std": (1.0,) * 3}
 
     def predict(variables, images, context):
         rows = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)
         return {"teacher": jnp.asarray(TEACHER)[rows], "student": jnp.asarray(STUDENT)[rows]}, {}
 
-    method = SimpleNamespace(predict=predict, image_size=1, pairs=pairs)
-    program = SimpleNamespace(
+    method = Tables(predict, pairs)
+    experiment = SimpleNamespace(
         config=SimpleNamespace(eval=SimpleNamespace(batch_size=batch_size), seeds=()),
-        test_source=Source,
-        _named_axes=nullcontext,
-        _with_constants=lambda frozen, tasks: Source.data,
+        method=method,
         plan=SimpleNamespace(multi_learner=False),
-        axis=SimpleNamespace(rows=lambda tasks, part: np.concatenate([getattr(task, part) for task in tasks])),
-        evaluation_step=jax.jit(trainer.evaluation_step(method, Source, unit, StreamInfo(sum(SIZES), SIZES))),
+        axis=SimpleNamespace(
+            rows=lambda tasks, part: np.concatenate([task.test for task in tasks]), unstack=lambda tree: [tree]
+        ),
+    )
+    steps = SimpleNamespace(
+        experiment=experiment,
+        test_loader=Source,
+        mesh_context=nullcontext,
+        evaluation_step=jax.jit(evaluation_step(method, Source, unit, StreamInfo(sum(SIZES), SIZES))),
     )
     tasks = [
         Task(t, (2 * t, 2 * t + 1), 2 * t, np.arange(0), np.flatnonzero(LABELS // 2 == t)) for t in range(seen_tasks)
     ]
-    return Program.evaluate(program, {}, {}, tasks, trainer.position(tasks[-1]))[0]
+    return Evaluator(steps).evaluate({}, {}, tasks, position(tasks[-1]))[0]
 
 
 @pytest.mark.parametrize("seen_tasks", [1, 2, 3])

@@ -8,7 +8,7 @@ from cdl_jax import config as base
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, kl_divergence
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 from tests.end_to_end import tiny
 
 CURRENT = ("cdl", "okddip", "dml", "one", "cl_ilr", "individual", "kd", "vkd")
@@ -36,7 +36,7 @@ def program(method, *changes, sizes=(1,) * 20):
     config.data.class_order = tuple(range(sum(sizes)))
     for section, options in changes:
         config[section].update(options)
-    return Program(config, stream.load(config.data, 0))
+    return Experiment.build(config, stream.load(config.data, 0))
 
 
 def refusal(*arguments, **options):
@@ -76,7 +76,7 @@ def test_message_names_the_option_that_makes_the_loss_trainable(method):
 def test_methods_without_a_softmax_accept_tasks_of_one_class():
     config = base.default("nearest_mean", data="glyph_mini", network="mini_student")
     config.data.num_tasks = 20
-    Program(config, stream.load(config.data, 0))
+    Experiment.build(config, stream.load(config.data, 0))
     program("vkd", ("vkd", {"label_loss": "binary"}), ("mixing", {"probability": 0.0}))
 
 
@@ -101,7 +101,7 @@ def dkd(sizes, **options):
     config = tiny.get_config("distill=dkd")
     config.distill.update(options)
     config.data.update(num_tasks=0, task_sizes=sizes)
-    return Program(config, stream.load(config.data, 0))
+    return Experiment.build(config, stream.load(config.data, 0))
 
 
 def test_dkd_needs_a_part_that_is_not_constant():

@@ -13,7 +13,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import dkt_learners, topology
-from cdl_jax.training import steps as trainer
+from cdl_jax.training.steps import label_ranks
 from tests.support.contexts import context
 from tests.support.manual_steps import quick, train
 
@@ -225,7 +225,7 @@ def test_networks_are_evaluated_in_their_class_orders():
     method = build(2, stream_order="rotated")
     assert method.streams == ((0, 1, 2, 3), (2, 3, 0, 1))
     assert method.stream_of["learner_1_st"] == 1 and "ensemble" not in method.stream_of
-    np.testing.assert_array_equal(trainer.own_rank(method, "learner_1"), [2, 3, 0, 1])
+    np.testing.assert_array_equal(label_ranks(method, "learner_1"), [2, 3, 0, 1])
     limited = build(2, stream_order="rotated", classes="current")
     np.testing.assert_array_equal(limited._class_mask(1, context(0, 2)), [False, False, True, True])
     logits = {name: jnp.eye(4)[jnp.array([0, 1, 2, 2])] for name in method.networks}

@@ -16,7 +16,7 @@ from cdl_jax.methods.base import StreamInfo, join
 from cdl_jax.methods.shared.finished_run import find_teacher
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.run import loop
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 from tests.support.contexts import context
 
 get_config = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "dkt.py"))["get_config"]
@@ -36,7 +36,7 @@ def small(text):
 
 
 def program(config):
-    return Program(config, stream.load(config.data))
+    return Experiment.build(config, stream.load(config.data))
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,11 @@ from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods import eeil
-from cdl_jax.methods.base import Replay, StreamInfo, join
+from cdl_jax.methods.base import Replay, StreamInfo, join, split
 from cdl_jax.methods.shared.finished_run import find_teacher
 from cdl_jax.models.modules.conv import apply
-from cdl_jax.run import loop
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.run import loop, memory
+from cdl_jax.training.experiment import Experiment
 from tests.end_to_end.command import last_weights
 from tests.support.contexts import context
 from tests.support.manual_steps import quick
@@ -128,7 +127,7 @@ def test_noise_changes_gradients_and_not_the_loss_and_decays_over_the_run(data):
     def gradients(**changes):
         method = build(network=wide, **changes)
         (update,) = method.phases[1].updates
-        trained, rest = trainer.split(variables, update.trainable)
+        trained, rest = split(variables, update.trainable)
         assert set(trained) == {"network"} and set(trained["network"]) == {"params"}
         loss = lambda t: update.loss(join(rest, t), data, step_context)[0]  # noqa: E731
         value, gradient = quick(jax.value_and_grad(loss))(trained)
@@ -211,7 +210,7 @@ def program():
     config.eeil.update(replay=24, finetune_epochs=2)
     config.log.update(tensorboard=False, report=False, every_steps=1)
     config.checkpoint.every_steps = 2
-    return Program(config, stream.load(config.data))
+    return Experiment.build(config, stream.load(config.data))
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +218,6 @@ def finished(program, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eeil")
     (results,) = loop.train(program, folder)
     assert results["status"] == "finished"
-    program.place_data = lambda: None  # later runs of these tests use the compiled steps of this run
     return folder
 
 
@@ -248,11 +246,11 @@ def test_killed_run_resumes_with_the_same_bits(program, finished, tmp_path, monk
         return call
 
     with monkeypatch.context() as patch:  # after the last step before a selection
-        patch.setattr(program, "update_memory", dying(program.update_memory, 2, []), raising=False)
+        patch.setattr(memory, "select", dying(memory.select, 2, []))
         with pytest.raises(Killed):
             loop.train(program, tmp_path)
     with monkeypatch.context() as patch:  # during fine-tuning
-        patch.setattr(loop._Training, "_log_training", dying(loop._Training._log_training, 5, []))
+        patch.setattr(loop.TaskLoop, "_log_training", dying(loop.TaskLoop._log_training, 5, []))
         with pytest.raises(Killed):
             loop.train(program, tmp_path)
     assert log_lines(tmp_path)[-1].get("phase") == "balanced"

@@ -11,8 +11,10 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.run import describe, loop
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import position
 from tests.end_to_end import tiny
 from tests.support.contexts import context
 
@@ -26,10 +28,8 @@ def build(dtype):
     config.eval.forward_transfer = False
     config.log.update(report=False, tensorboard=False)
     config.frozen_dtype = dtype
-    program = Program(config, stream.load(config.data))
-    program.place_data()
-    program.place_data = lambda: None  # later calls reuse the compiled steps
-    return program, *program.initial_variables()
+    experiment = Experiment.build(config, stream.load(config.data))
+    return CompiledSteps(experiment), *experiment.initial_variables()
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def test_only_frozen_kernels_are_cast(half, full):
 
 def test_logits_are_equal_within_the_precision_of_the_type(half, full):
     logits = []
-    for program, live, frozen in (half, full):
-        (task,) = program.stream.tasks
-        logits.append(program.logits(live, frozen, task, trainer.position(task))["student"])
+    for steps, mutable, frozen in (half, full):
+        (task,) = steps.experiment.stream.tasks
+        logits.append(Evaluator(steps).logits(mutable, frozen, task, position(task))["student"])
     assert logits[0].dtype == np.float32
     difference = np.abs(logits[0] - logits[1]).max() / np.abs(logits[1]).max()
     assert 1e-5 < difference < 2e-2
@@ -76,14 +76,16 @@ def test_logits_are_equal_within_the_precision_of_the_type(half, full):
 
 def test_reported_memory_falls_by_the_saved_bytes(half, full):
     reported, saved = [], 2 * (768 * 256 + 12 * 256**2) / 2**20
-    for program, *_ in (half, full):
-        reported.append(float(re.search(r"memory of a device ([\d.]+) MiB held", describe.describe(program))[1]))
+    for steps, *_ in (half, full):
+        text = describe.describe(steps.experiment)
+        reported.append(float(re.search(r"memory of a device ([\d.]+) MiB held", text)[1]))
     assert reported[1] - reported[0] == pytest.approx(saved, abs=0.11)
 
 
 def test_run_is_evaluated_again_and_is_a_teacher(half, tmp_path):
-    program, *_ = half
-    loop.train(program, tmp_path)
+    steps, *_ = half
+    program = steps.experiment
+    loop.train(program, tmp_path, steps=steps)
     (accuracies,) = loop.evaluate(program, tmp_path, None)["networks"].values()
     assert accuracies["now"] == accuracies["stored"]
     frozen = program.abstract_variables()[1]

@@ -10,9 +10,8 @@ import pytest
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.methods import lwf
-from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.base import StreamInfo, join, split
 from cdl_jax.models.modules.conv import apply
-from cdl_jax.training import steps as trainer
 from tests.support.contexts import context
 from tests.support.manual_steps import quick
 
@@ -70,9 +69,9 @@ def test_first_task_has_no_distillation_and_ends_with_a_copy_of_the_network(vari
     assert metrics_of(method, variables, data, context(0, 2))["previous_loss"] == 0
     (update,) = method.phases[0].updates
     step_context = context(0, 2)
-    trained, rest = trainer.split(variables, update.trainable)
+    trained, rest = split(variables, update.trainable)
     assert set(trained) == {"network"} and set(trained["network"]) == {"params"}
-    gradients = quick(jax.grad(lambda t: update.loss(trainer.join(rest, t), data, step_context)[0]))(trained)
+    gradients = quick(jax.grad(lambda t: update.loss(join(rest, t), data, step_context)[0]))(trained)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
     after = method.end_task(variables, step_context)
     for part in ("network", "previous"):

@@ -10,8 +10,10 @@ from cdl_jax.data.stream import Dataset, Split, split_into_tasks
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.models import weights
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training import state as state_module
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.experiment import Experiment
 
 SIDE, BATCH = 8, 4
 
@@ -36,24 +38,23 @@ def build_program(data, **changes):
     config.augment.update(train="shift", flip=True)  # neither may affect the means
     config.train.batch_size, config.devices = BATCH, 1
     config.update_from_flattened_dict(changes)
-    return Program(config, data)
+    return Experiment.build(config, data)
 
 
-def train(program, task, live, frozen, start=0):
-    """Trains from batch `start` and returns the live variables and the number of images that were added."""
-    (phase,) = program.method.phases
-    state, added = program.task_state(live, frozen), 0
-    run, data = program.train_step(0, state, frozen), program.train_source.data
-    items, steps, _ = program.train_batches(task, phase, 0, 0, start)
-    for step, item in enumerate(items, start):
-        state = run(state, frozen, data, item, position(task, step), program.seed)
-        added = float(state.sums[0]["images"])
-    assert (steps, phase.epochs) == (-(-len(task.train) // BATCH), 1) and program.steps(task, phase) == steps
-    return state.live, added
+def train(steps, task, mutable, frozen, start=0):
+    """Trains from batch `start` and returns the mutable variables and the number of images that were added."""
+    (phase,) = steps.experiment.method.phases
+    state, added = steps.task_state(mutable), 0
+    run, data = steps.train_step(0), steps.train_loader.data
+    for step, batch in enumerate(steps.train_batches(task, phase, 0, start), start):
+        state = run(state, frozen, data, batch, position(task, step), steps.experiment.seed)
+        added = float(state.metric_sums[0]["images"])
+    assert phase.epochs == 1 and steps.experiment.steps_per_epoch(task, phase) == -(-len(task.train) // BATCH)
+    return state.mutable, added
 
 
 def position(task, step=0):
-    return trainer.position(task, step=step, steps=9)
+    return state_module.position(task, step=step, steps=9)
 
 
 def features(program, frozen, images):
@@ -66,11 +67,11 @@ def features(program, frozen, images):
 def test_means_are_of_all_images_and_the_nearest_mean_is_predicted(distance, limit):
     data = stream()
     program = build_program(data, **{"nearest_mean.distance": distance, "resident_limit_mb": limit})
-    program.place_data()
+    steps = CompiledSteps(program)
     live, frozen = program.initial_variables()
     assert set(live["network"]) == {"means"} and set(frozen["network"]) == {"backbone"}
     for task, count in zip(data.tasks, (7, 9), strict=True):
-        live, added = train(program, task, live, frozen)
+        live, added = train(steps, task, live, frozen)
         assert added == count
         seen = data.train.labels < task.end
         rows = features(program, frozen, data.train.images[seen])
@@ -90,7 +91,7 @@ def test_means_are_of_all_images_and_the_nearest_mean_is_predicted(distance, lim
         {"network": {**frozen["network"], **live["network"]}}, data.test.images / 255, context
     )
     np.testing.assert_allclose(logits["network"], expected_logits, rtol=1e-3, atol=1e-4)
-    ((accuracy, *_),) = program.evaluate(live, frozen, data.tasks, position(data.tasks[1]))
+    ((accuracy, *_),) = Evaluator(steps).evaluate(live, frozen, data.tasks, position(data.tasks[1]))
     correct = expected_logits.argmax(axis=1) == data.test.labels
     expected = [100 * correct[data.test.labels // 2 == task].mean() for task in (0, 1)]
     assert accuracy["network"] == pytest.approx(expected) and min(expected) > 50
@@ -102,20 +103,20 @@ def test_features_of_a_convolutional_network():
     assert config.network.weights == ""  # must be set
     config.network.update(depths=(1, 1, 1), widths=(4, 4, 8), image_size=SIDE, weights="random")
     config.train.batch_size, config.devices = 8, 1
-    program = Program(config, data)
-    program.place_data()
+    program = Experiment.build(config, data)
+    steps = CompiledSteps(program)
     live, frozen = program.initial_variables()
     assert set(live["network"]) == {"means"} and set(frozen["network"]) == {"backbone", "batch_stats"}
     task, (phase,) = data.tasks[0], program.method.phases
-    state, run = program.task_state(live, frozen), program.train_step(0, program.task_state(live, frozen), frozen)
-    for item in program.train_batches(task, phase, 0, 0, 0)[0]:
-        state = run(state, frozen, program.train_source.data, item, position(task), program.seed)
+    state, run = steps.task_state(live), steps.train_step(0)
+    for batch in steps.train_batches(task, phase, 0, 0):
+        state = run(state, frozen, steps.train_loader.data, batch, position(task), program.seed)
     variables = {"params": frozen["network"]["backbone"], "batch_stats": frozen["network"]["batch_stats"]}
     seen = data.train.labels < 2
     _, out = jax.jit(program.method.backbone.apply)(variables, data.train.images[seen].astype(np.float32) / 255)
     rows = np.asarray(out["features"])
     expected = [rows[data.train.labels[seen] == label].sum(axis=0) for label in range(2)]
-    np.testing.assert_allclose(state.live["network"]["means"]["sums"][:2], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state.mutable["network"]["means"]["sums"][:2], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_seeds_share_a_file_with_a_head_of_other_classes(tmp_path):
@@ -128,8 +129,7 @@ def test_seeds_share_a_file_with_a_head_of_other_classes(tmp_path):
         .init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
     )
     weights.save(tmp_path / "weights.npz", saved)
-    program = Program(config, stream())
-    program.place_data()
+    program = Experiment.build(config, stream())
     live, frozen = program.initial_variables()
     assert live["network"]["means"]["sums"].shape == (2, 4, 8)
     head = frozen["network"]["backbone"]["tail"]["classifier"]
@@ -143,18 +143,18 @@ def test_seeds_share_a_file_with_a_head_of_other_classes(tmp_path):
 def test_training_resumes_at_a_batch():
     data = stream()
     program = build_program(data)
-    program.place_data()
+    steps = CompiledSteps(program)
     live, frozen = program.initial_variables()
-    _, added = train(program, data.tasks[1], live, frozen, start=2)
+    _, added = train(steps, data.tasks[1], live, frozen, start=2)
     assert added == 1  # 9 images minus two batches of 4
 
 
 def test_class_without_images_is_never_predicted():
     data = stream()
     program = build_program(data)
-    program.place_data()
+    steps = CompiledSteps(program)
     live, frozen = program.initial_variables()
-    live, _ = train(program, data.tasks[0], live, frozen)
+    live, _ = train(steps, data.tasks[0], live, frozen)
     context = Context(**position(data.tasks[1]), key=jax.random.key(0))
     logits, _ = program.method.predict(
         {"network": {**frozen["network"], **live["network"]}}, data.test.images / 255, context

@@ -13,9 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cdl_jax import config as configs
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.base import StreamInfo, join, split
 from cdl_jax.models import weights
-from cdl_jax.training import steps as trainer
 from tests.support.contexts import context
 
 INFO = StreamInfo(4, (2, 2))
@@ -54,12 +53,12 @@ def step(method, variables):
     update = method.phases[0].updates[0]
 
     def run(variables):
-        trained, rest = trainer.split(variables, update.trainable)
-        loss = lambda trained: update.loss(trainer.join(rest, trained), BATCH, context(0, 2))  # noqa: E731
+        trained, rest = split(variables, update.trainable)
+        loss = lambda trained: update.loss(join(rest, trained), BATCH, context(0, 2))  # noqa: E731
         gradients, outcome = jax.grad(loss, has_aux=True)(trained)
         direction, _ = update.optimizer.transform.update(gradients, update.optimizer.transform.init(trained), trained)
         trained = jax.tree.map(lambda p, d: p - 0.1 * d, trained, direction)
-        return trainer.join(rest, trained, outcome.variables), outcome
+        return join(rest, trained, outcome.variables), outcome
 
     return quick(run)(variables)
 
@@ -118,8 +117,8 @@ def test_rescaling_divides_only_the_gradient_of_the_stem():
     for scaled in (True, False):
         built, _ = build("cl_ilr", changes={"bpscale": scaled})
         variables = random_variables(built)
-        gradient = quick(jax.grad(lambda p, v, b=built: b.loss(trainer.join(v, p), BATCH, context(0, 2))[0]))
-        params, _ = trainer.split(variables, lambda path: path[1] == "params")
+        gradient = quick(jax.grad(lambda p, v, b=built: b.loss(join(v, p), BATCH, context(0, 2))[0]))
+        params, _ = split(variables, lambda path: path[1] == "params")
         gradients[scaled] = flatten_dict(gradient(params, variables))
     for path, gradient in gradients[False].items():
         expected = gradient / 2 if path[0] == "stem" else gradient

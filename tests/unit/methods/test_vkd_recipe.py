@@ -14,8 +14,9 @@ from cdl_jax.losses import Context
 from cdl_jax.methods import vkd
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import State, position
 
 WITHOUT_AUGMENTATION = {"augment.train": "none", "mixing.mixup": 0.0, "mixing.cutmix": 0.0}
 
@@ -35,25 +36,23 @@ def make_config(**changes):
 
 
 def train(config, tasks=1):
-    """Trains and returns the live variables after each step, and the program."""
-    program = Program(config, stream.load(config.data))
-    program.place_data()
-    live, frozen = program.initial_variables()
-    steps_live = []
-    for task in program.stream.tasks[:tasks]:
-        live = program.start_task(live, frozen, trainer.position(task))
-        state = program.task_state(live, frozen)
-        for index, phase in enumerate(program.method.phases):
-            step = program.train_step(index, state, frozen)
-            items, steps, _ = program.train_batches(task, phase, 0, 0, 0)
+    """Trains and returns the mutable variables after each step, and the experiment."""
+    experiment = Experiment.build(config, stream.load(config.data))
+    steps = CompiledSteps(experiment)
+    mutable, frozen = experiment.initial_variables()
+    history = []
+    for task in experiment.stream.tasks[:tasks]:
+        state = steps.task_state(steps.start_task(mutable, frozen, position(task)))
+        for index, phase in enumerate(experiment.method.phases):
+            step, count = steps.train_step(index), experiment.steps_per_epoch(task, phase)
             accumulate = 1 if phase.sequential else config.optim.accumulate
-            for number, item in enumerate(items):
-                epoch, at = divmod(number, steps)
-                place = trainer.position(task, epoch=epoch, step=at, steps=steps, accumulate=accumulate)
-                state = step(state, frozen, program.train_source.data, item, place, program.seed)
-                steps_live.append(jax.device_get(state.live))
-        live = program.end_task(state.live, frozen, trainer.position(task))
-    return steps_live, program
+            for number, batch in enumerate(steps.train_batches(task, phase, 0, 0)):
+                epoch, at = divmod(number, count)
+                at = position(task, epoch=epoch, step=at, steps=count, accumulate=accumulate)
+                state = step(state, frozen, steps.train_loader.data, batch, at, experiment.seed)
+                history.append(jax.device_get(state.mutable))
+        mutable = steps.end_task(state.mutable, frozen, position(task))
+    return history, experiment
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_accumulated_small_batches_equal_one_large_batch():
     large, _ = train(make_config(**settings, **{"train.batch_size": 8}))
     small, program = train(make_config(**settings, **{"train.batch_size": 2, "optim.accumulate": 4}))
     assert len(large) == 4 and len(small) == 16
-    assert program.steps(program.stream.tasks[0], program.method.phases[0]) == 8
+    assert program.steps_per_epoch(program.stream.tasks[0], program.method.phases[0]) == 8
     for i in range(4):
         assert_trees_close(small[4 * i + 3]["student"]["params"], large[i]["student"]["params"], 1e-6)
         assert_trees_close(small[4 * i + 3]["distill"], large[i]["distill"], 1e-6)
@@ -147,32 +146,31 @@ def test_cached_teacher_outputs_give_the_same_student(limit, baseline):
 
 def test_run_resumes_within_an_accumulated_step(tmp_path):
     changes = {"vkd.ema": True, "vkd.cache_teacher": True, "optim.accumulate": 2}
-    program = Program(make_config(**changes), stream.load(make_config().data))
-    program.place_data()
-    live, frozen = program.initial_variables()
+    program = Experiment.build(make_config(**changes), stream.load(make_config().data))
+    steps = CompiledSteps(program)
+    mutable, frozen = program.initial_variables()
     task = program.stream.tasks[0]
-    state = program.task_state(program.start_task(live, frozen, trainer.position(task)), frozen)
+    state = steps.task_state(steps.start_task(mutable, frozen, position(task)))
     ends = []
     with Checkpoints(tmp_path) as checkpoints:
         for start in (0, 1):
             if start:
-                shapes = program.abstract_variables()
-                _, state, within = checkpoints.restore_newest(shapes[0], program.abstract_state(*shapes))
+                shapes = program.abstract_variables()[0], steps.abstract_state.to_saved()
+                _, saved, within = checkpoints.restore_newest(*shapes)
                 assert within
+                state = State.from_saved(saved)
             for index, phase in enumerate(program.method.phases):
-                step = program.train_step(index, state, frozen)
+                step, count = steps.train_step(index), program.steps_per_epoch(task, phase)
                 if phase.sequential and start:
                     continue
-                items, steps, done = program.train_batches(task, phase, 0, 0, 0 if phase.sequential else start)
-                for number, item in enumerate(items, done):
-                    place = trainer.position(
-                        task, epoch=number // steps, step=number % steps, steps=steps, accumulate=2
-                    )
-                    state = step(state, frozen, program.train_source.data, item, place, program.seed)
+                done = 0 if phase.sequential else start
+                for number, batch in enumerate(steps.train_batches(task, phase, 0, done), done):
+                    at = position(task, epoch=number // count, step=number % count, steps=count, accumulate=2)
+                    state = step(state, frozen, steps.train_loader.data, batch, at, program.seed)
                     if not phase.sequential and number == 0 and not start:
-                        checkpoints.save_latest(1, state, {})
+                        checkpoints.save_latest(1, state.to_saved(), {})
                         checkpoints.wait()
-            ends.append(jax.device_get(state.live))
+            ends.append(jax.device_get(state.mutable))
     assert_trees_close(*ends, 0)
     assert set(ends[0]) == {"student", "student_ema", "distill", "cache"}
 

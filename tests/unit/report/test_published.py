@@ -13,7 +13,7 @@ from cdl_jax.data import stream
 from cdl_jax.data.sources import cifar100, imagenet_r
 from cdl_jax.errors import UserError
 from cdl_jax.published import cdl
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 from configs.cdl import get_config
 from tests.support.contexts import context
 
@@ -214,14 +214,14 @@ def test_a_wrong_argument_is_a_one_line_error(text, message):
 def test_every_cell_builds_an_experiment():
     for cell in TABLE.cells:
         for reference in (False, True):
-            program = Program(cdl.build(**cell.choices, reference=reference), tasks(cell.choices["data"]))
+            program = Experiment.build(cdl.build(**cell.choices, reference=reference), tasks(cell.choices["data"]))
             alone = cell.choices["distill"] == "none"
             assert program.method.networks == (("student",) if alone else ("teacher", "student"))
 
 
 def trace_loss_terms(choices, every_phase=False):
     """Returns the loss terms of a cell's phases, traced with the shapes of a batch of two images."""
-    method = Program(cdl.build(**choices, reference=True), tasks(choices["data"])).method
+    method = Experiment.build(cdl.build(**choices, reference=True), tasks(choices["data"])).method
     variables = jax.eval_shape(method.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     terms = []

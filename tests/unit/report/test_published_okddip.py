@@ -16,7 +16,7 @@ from cdl_jax.published import okddip
 from cdl_jax.report import replication
 from cdl_jax.report.groups import read_groups
 from cdl_jax.run import describe
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 from configs.okddip import get_config
 
 TABLE = published.table("okddip")
@@ -120,7 +120,7 @@ def test_every_cell_builds_an_experiment_and_is_in_the_config_file():
         if cell.choices["data"] != "imagenet":
             config = okddip.build(**cell.choices, reference=True)
             config.devices = 1
-            program = Program(config, streams[cell.choices["data"]])
+            program = Experiment.build(config, streams[cell.choices["data"]])
             (task,), (phase,) = program.stream.tasks, program.method.phases
             assert program.batch_sizes(task, phase) == [128] * 390 + [80]
 
@@ -129,7 +129,7 @@ def test_a_cell_can_be_described():
     config = okddip.build(**CELLS["mcl_okd", "cifar100", "supervised", "", "resnet32"].choices)
     config.devices = 1
     description = describe.describe(
-        Program(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)), show_config=True
+        Experiment.build(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)), show_config=True
     )
     assert "network: 472,756 trainable, 0 frozen" in description and "network: 300 epochs a task" in description
     assert "train.last_batch = 'keep'" in description
@@ -138,7 +138,7 @@ def test_a_cell_can_be_described():
 @pytest.mark.parametrize(("method", "parameters"), [("okddip", 1_554_272), ("one", 1_553_388)])
 def test_networks_have_the_published_number_of_parameters(method, parameters):
     config = okddip.build(method=method, network="resnet32", data="cifar100")
-    own = Program(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)).method
+    own = Experiment.build(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)).method
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(own.init, jax.random.key(0)))
     assert sum(leaf.size for path, leaf in leaves if path[1].key == "params") == parameters
 

@@ -33,7 +33,7 @@ def read(name, arguments):
 @pytest.mark.parametrize(("name", "arguments"), ARGUMENTS)
 def test_every_shipped_config_has_a_plan(name, arguments):
     config = read(name, arguments)
-    data, note = describe.plan(config.data, configs.seeds_of(config)[0])
+    data, note = describe.load_or_placeholder(config.data, configs.seeds_of(config)[0])
     assert data.num_tasks >= 1 and all(len(task.train) and len(task.test) for task in data.tasks)
     assert note == "" or note.startswith("planned with published sizes") and note.count("\n") == 1
 
@@ -52,14 +52,14 @@ def test_every_shipped_config_has_a_plan(name, arguments):
 )
 def test_the_sizes_are_those_of_the_documented_data(name, arguments, classes, train, test):
     config = read(name, arguments)
-    data, _ = describe.plan(config.data, 0)
+    data, _ = describe.load_or_placeholder(config.data, 0)
     assert (data.num_classes, len(data.train), len(data.test)) == (classes, train, test)
 
 
 def test_data_that_is_there_and_damaged_is_an_error(tmp_path):
     config = read("glyph100", "")
     config.data.path = str(tmp_path / "glyph100.npz")
-    assert describe.plan(config.data, 0)[0].num_classes == 100  # nothing is there
+    assert describe.load_or_placeholder(config.data, 0)[0].num_classes == 100  # nothing is there
     (tmp_path / "glyph100.npz").write_bytes(b"no zip")
     with pytest.raises(UserError, match="cannot be read as .npz"):
-        describe.plan(config.data, 0)
+        describe.load_or_placeholder(config.data, 0)

@@ -14,7 +14,7 @@ from cdl_jax.data import stream
 from cdl_jax.run import loop, workdir
 from cdl_jax.runtime import tensorstore_leak
 from cdl_jax.runtime.signals import SignalHandler
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 
 TASKS, WARM = 16, 8
 
@@ -63,7 +63,7 @@ def looks(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Checkpoints, "save_task", saved)
         with workdir.locked(folder / "run"):
-            loop.train(Program(config, stream.load(config.data)), folder / "run", SignalHandler())
+            loop.train(Experiment.build(config, stream.load(config.data)), folder / "run", SignalHandler())
     return seen
 
 

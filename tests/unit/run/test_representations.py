@@ -14,7 +14,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.evaluation import similarity
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.run import analysis, loop, representations
-from cdl_jax.training.program import Program
+from cdl_jax.training.experiment import Experiment
 from tests.end_to_end.command import last_weights
 
 get_config = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "dkt.py"))["get_config"]
@@ -30,7 +30,7 @@ def analyzed(tmp_path_factory):
     config.train.batch_size = 16
     config.dkt.replay = 0
     config.log.tensorboard = False
-    program = Program(config, stream.load(config.data))
+    program = Experiment.build(config, stream.load(config.data))
     folder = tmp_path_factory.mktemp("representations")
     loop.train(program, folder)
     content = analysis.analyze(program, folder)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cdl_jax.report import run_page
-from cdl_jax.run import loop
+from cdl_jax.run import logger, loop
 
 CONFIG = SimpleNamespace(seeds=(), log=SimpleNamespace(report=True))
 
@@ -19,8 +19,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def traces(folder):
-    return loop._Traces(folder, 0, SimpleNamespace(report=True, tensorboard=False))
+def run_logger(folder):
+    return logger.RunLogger(folder, 0, SimpleNamespace(report=True, tensorboard=False))
 
 
 def test_results_are_written_first(folder, monkeypatch):
@@ -28,7 +28,7 @@ def test_results_are_written_first(folder, monkeypatch):
     monkeypatch.setattr(
         run_page, "write_report", lambda *_: seen.append(json.loads((folder / "results.json").read_text()))
     )
-    traces(folder).write_results({"status": "finished", "value": 7})
+    run_logger(folder).write_results({"status": "finished", "value": 7})
     assert seen == [{"status": "finished", "value": 7}]
 
 
@@ -38,7 +38,7 @@ def test_a_report_that_fails_is_one_warning(folder, monkeypatch, caplog):
 
     monkeypatch.setattr(run_page, "write_report", fails)
     with caplog.at_level(logging.WARNING, logger="cdl_jax"):
-        traces(folder).write_results({"status": "finished", "value": 7})
+        run_logger(folder).write_results({"status": "finished", "value": 7})
     assert json.loads((folder / "results.json").read_text())["value"] == 7
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("report.html is not drawn (RuntimeError: no font found); results.json is complete")

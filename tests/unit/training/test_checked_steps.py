@@ -5,6 +5,7 @@ import pytest
 
 from cdl_jax import main
 from cdl_jax.errors import UserError
+from cdl_jax.training.compiled import CompiledSteps
 from tests.end_to_end.command import TINY
 
 OWN_ORDERS = [
@@ -14,10 +15,9 @@ OWN_ORDERS = [
 
 
 def program(config, *changes):
-    """The program of a command line, with its data placed."""
-    made = main._program(main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes]).config)
-    made.place_data()
-    return made
+    """Returns the compiled steps of a command line."""
+    parsed = main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes])
+    return CompiledSteps(main._experiment(parsed.config))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_run_without_mistakes_is_traced(config, changes):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
     )
-    made.check_steps()
+    made.trace()
     assert config != TINY or not compiled  # other methods draw constants of their own
 
 
@@ -52,15 +52,15 @@ def test_a_part_that_fails_is_found_before_the_first_step(part):
     def fails(*_, **__):
         raise UserError(f"{part} does not fit")
 
-    object.__setattr__(made.method, part, fails)
-    made.place_data()
+    object.__setattr__(made.experiment.method, part, fails)
+    made = CompiledSteps(made.experiment)
     with pytest.raises(UserError, match=f"{part} does not fit"):
-        made.check_steps()
+        made.trace()
 
 
 def test_a_network_whose_features_choose_the_memory_is_looked_at_too():
     flags = ["--config.data.name=glyph_mini", "--config.eeil.replay=80", "--config.data.num_tasks=5"]
     made = program("dkt:baseline=eeil", *flags)
-    object.__setattr__(made.method, "features", lambda *_: {"network": {}})
+    object.__setattr__(made.experiment.method, "features", lambda *_: {"network": {}})
     with pytest.raises(KeyError, match="features"):
-        made.check_steps()
+        made.trace()

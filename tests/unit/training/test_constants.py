@@ -3,8 +3,10 @@
 import numpy as np
 
 from cdl_jax.data import stream
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.evaluator import Evaluator
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import position
 from tests.end_to_end import tiny
 
 
@@ -12,24 +14,24 @@ def test_queries_of_test_pictures_are_asked_once_and_predict_the_same():
     config = tiny.get_config("learner=l2p")
     config.cdl.query = "own"
     config.teacher.depth = config.student.depth = 1
-    program = Program(config, stream.load(config.data))
-    program.place_data()
+    program = Experiment.build(config, stream.load(config.data))
+    steps = CompiledSteps(program)
     live, frozen = program.initial_variables()
-    asked, step = [], program._constants_step
-    program._constants_step = lambda *arguments: asked.append(step(*arguments)) or asked[-1]
+    evaluator = Evaluator(steps)
+    asked, step = [], steps.query_step
+    steps.query_step = lambda *arguments: asked.append(step(*arguments)) or asked[-1]
     tasks, task = program.stream.tasks, program.stream.tasks[-1]
-    place = trainer.position(task)
-    program.evaluate(live, frozen, tasks[1:3], place)
+    place = position(task)
+    evaluator.evaluate(live, frozen, tasks[1:3], place)
     assert len(asked) == 2 and set(asked[0]) == {"student", "teacher"}
-    accuracy, counts, *_ = program.evaluate(live, frozen, tasks, place)[0]
-    told = program.logits(live, frozen, task, place)
+    accuracy, counts, *_ = evaluator.evaluate(live, frozen, tasks, place)[0]
+    told = evaluator.logits(live, frozen, task, place)
     assert len(asked) == len(tasks)  # a task's 32 pictures are one batch
     assert counts["teacher"]["layer_0"][4] and sum(counts["teacher"]["layer_0"][4]) == 2 * 32  # top_k = 2
 
-    anew = Program(config, program.stream)
-    anew.place_data()
-    anew._with_constants = lambda frozen, tasks: anew.test_source.data
-    for name, logits in anew.logits(live, frozen, task, place).items():
+    without = Evaluator(steps)
+    without._cache.data = lambda frozen, tasks: steps.test_loader.data
+    for name, logits in without.logits(live, frozen, task, place).items():
         np.testing.assert_allclose(told[name], logits, rtol=1e-5, atol=1e-6)
         right = np.argmax(logits, axis=1) == program.stream.test.labels[task.test]
         assert accuracy[name][-1] == 100 * right.mean()

@@ -12,8 +12,9 @@ from cdl_jax.errors import UserError
 from cdl_jax.run import loop
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import RunInterrupted
-from cdl_jax.training import steps as trainer
-from cdl_jax.training.program import Program
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import position
 from tests.support.signals import After
 
 SIDE = 8
@@ -34,31 +35,29 @@ def program(**changes):
     config.checkpoint.every_steps = 0
     config.devices = 1
     config.update_from_flattened_dict(changes)
-    return Program(config, stream)
+    return Experiment.build(config, stream)
 
 
 def trained(own, most, folder, listener=None):
     """(lengths of all calls in order, lines of metrics, live variables) of a run with at most so many steps a call."""
-    own.config.train.steps_per_call, calls = most, []
+    experiment = own.experiment
+    experiment.config.train.steps_per_call, calls = most, []
 
-    def watched(index, state, frozen, size=0, steps=1):
-        step = type(own).train_step(own, index, state, frozen, size, steps)
-        return lambda *arguments: calls.append(steps) or step(*arguments)
+    def watched(index, size=0, num_steps=1):
+        step = type(own).train_step(own, index, size, num_steps)
+        return lambda *arguments: calls.append(num_steps) or step(*arguments)
 
     own.train_step = watched
-    loop.train(own, folder, listener)
+    loop.train(experiment, folder, listener, own)
     with Checkpoints(folder, read_only=True) as checkpoints:
-        live = jax.device_get(checkpoints.restore_task(1, own.abstract_variables()[0]))
+        live = jax.device_get(checkpoints.restore_task(1, experiment.abstract_variables()[0]))
     return calls, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], live
 
 
 @pytest.fixture(scope="module")
 def own():
-    """A program of which every run but the first finds all compiled."""
-    made = program()
-    made.place_data()
-    made.place_data = lambda: None
-    return made
+    """Returns compiled steps, which all runs of this file share."""
+    return CompiledSteps(program())
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +88,22 @@ def test_stopped_between_two_calls_it_goes_on_to_the_same_end(own, single, tmp_p
 def test_seeds_together_and_a_streamed_source_take_steps_in_one_call():
     """Batches stacked are those that come one by one, and a call on them does what these do."""
     for changes in ({"seeds": (0, 3)}, {"resident_limit_mb": 0}):
-        own = program(**{"train.last_batch": "drop", **changes})
-        own.place_data()
-        task, (phase,) = own.stream.tasks[0], own.method.phases
+        experiment = program(**{"train.last_batch": "drop", **changes})
+        own = CompiledSteps(experiment)
+        task, (phase,) = experiment.stream.tasks[0], experiment.method.phases
+        steps = experiment.steps_per_epoch(task, phase)
         ends = []
         for lengths in ((1,) * 18, (4, 1, 4, 4, 4, 1)):
-            state = own.task_state(*(variables := own.initial_variables()))
-            items, steps, number = own.train_batches(task, phase, 0, 0, 0, None, lengths)
+            mutable, frozen = experiment.initial_variables()
+            state, number = own.task_state(mutable), 0
+            items = own.train_batches(task, phase, 0, 0, None, lengths)
             for item, length in zip(items, lengths, strict=True):
                 ahead = np.arange(number, number + length) if length > 1 else number
                 number += length
-                place = trainer.position(task, epoch=ahead // steps, step=ahead % steps, steps=steps)
-                step = own.train_step(0, state, variables[1], 0, length)
-                state = step(state, variables[1], own.train_source.data, item, place, own.seed)
-            ends.append(jax.device_get((state.live, state.sums)))
+                place = position(task, epoch=ahead // steps, step=ahead % steps, steps=steps)
+                step = own.train_step(0, 0, length)
+                state = step(state, frozen, own.train_loader.data, item, place, experiment.seed)
+            ends.append(jax.device_get((state.mutable, state.metric_sums)))
         jax.tree.map(np.testing.assert_array_equal, *ends)
         assert np.all(ends[0][1][0]["steps"] == 18)
 

@@ -1,5 +1,7 @@
 """Compiled steps, driven by a method of two numbers whose updates are worked out by hand."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
@@ -10,29 +12,30 @@ import pytest
 from cdl_jax import optim
 from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
-from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update
-from cdl_jax.training import steps as trainer
+from cdl_jax.methods.base import Method, Outcome, Phase, StreamInfo, Update, join, split
+from cdl_jax.training.state import State, init_optimizers, key_at, position
+from cdl_jax.training.steps import TrainStep, evaluation_step, task_boundary_step
 
 TREE = {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 3}, "none": {}}
 
 
 def test_split_and_join_are_a_round_trip():
-    inside, outside = trainer.split(TREE, lambda path: path[-1] == "x")
+    inside, outside = split(TREE, lambda path: path[-1] == "x")
     assert inside == {"a": {"x": 1}, "b": {"x": 3}}
     assert outside == {"a": {"y": {"z": 2}}, "none": {}}
-    assert trainer.join(inside, outside) == trainer.join(outside, inside) == TREE
-    assert trainer.split(TREE, lambda path: True) == (TREE, {})
-    assert trainer.join(TREE, {"a": {"y": {"z": 9}}, "new": 5}) == {**TREE, "a": {"x": 1, "y": {"z": 9}}, "new": 5}
+    assert join(inside, outside) == join(outside, inside) == TREE
+    assert split(TREE, lambda path: True) == (TREE, {})
+    assert join(TREE, {"a": {"y": {"z": 9}}, "new": 5}) == {**TREE, "a": {"x": 1, "y": {"z": 9}}, "new": 5}
     assert TREE["a"]["y"] == {"z": 2}
 
 
 def test_every_position_has_its_own_key():
     positions = [(seed, *p) for seed in (0, 1) for p in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 1), (2, 3, 4))]
-    drawn = {tuple(jax.random.key_data(trainer.key_at(*position)).tolist()) for position in positions}
+    drawn = {tuple(jax.random.key_data(key_at(*position)).tolist()) for position in positions}
     assert len(drawn) == len(positions)
-    again = trainer.key_at(1, 2, 3, 4)
-    np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(trainer.key_at(1, 2, 3, 4)))
-    in_step = jax.jit(lambda task: trainer.key_at(1, 2, task, 4))(np.int32(3))
+    again = key_at(1, 2, 3, 4)
+    np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(key_at(1, 2, 3, 4)))
+    in_step = jax.jit(lambda task: key_at(1, 2, task, 4))(np.int32(3))
     np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(in_step))
 
 
@@ -40,12 +43,12 @@ TASK = Task(1, (7, 8), 2, np.arange(4), np.arange(2))
 
 
 def test_a_position_holds_arrays_of_fixed_types():
-    place = trainer.position(TASK, epoch=3, step=1, steps=4)
+    place = position(TASK, epoch=3, step=1, steps=4)
     assert {name: (value.dtype.name, float(value)) for name, value in place.items()} == {
         "task": ("int32", 1), "first": ("int32", 2), "end": ("int32", 4), "epoch": ("int32", 3), "step": ("int32", 1),
         "progress": ("float32", 3.25),
     }  # fmt: skip
-    third = trainer.position(TASK, epoch=3, step=7, steps=8, accumulate=4)  # all four of a step are where it began
+    third = position(TASK, epoch=3, step=7, steps=8, accumulate=4)  # all four of a step are where it began
     assert (int(third["step"]), float(third["progress"])) == (7, 3.5)
 
 
@@ -96,47 +99,77 @@ def chain_method():
         Update(lambda path: path[0] == "one", halving(), first_loss),
         Update(lambda path: path[0] == "two", halving(), second_loss),
     )
-    return SimpleNamespace(phases=(Phase("both", 1, updates),), image_size=1)
+    return Fixed((Phase("both", 1, updates),))
 
 
-def run_step(state, **place):
-    step = trainer.train_step(chain_method(), 0, Source, augment.OPTIONS)
-    return jax.jit(step)(state, FROZEN, Source.data, ITEM, trainer.position(TASK, **place), 0)
+@dataclass(frozen=True)
+class Fixed(Method):
+    """A method of given phases and a given prediction."""
+
+    phases: tuple = ()
+    prediction: Callable = None
+    frozen: str = ""
+    networks: tuple = ()
+    image_size: int = 1
+
+    def init(self, key):
+        return {}
+
+    def predict(self, variables, images, context):
+        return self.prediction(variables, images, context)
+
+    def is_frozen(self, path):
+        return path[0] == self.frozen
+
+
+def start(method, skip=False):
+    """Returns the step of the only phase, and the state with which a task begins."""
+    step = TrainStep(method, 0, Source, augment.OPTIONS, skip)
+    opt = init_optimizers(method, LIVE)
+    metrics = jax.eval_shape(step.updates, LIVE, opt[0], FROZEN, Source.data, ITEM, position(TASK), 0)[2]
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+    terms = {name: value for name, value in sums.items() if name != "steps"}
+    nonfinite = {"count": jnp.int32(0), "epoch": jnp.int32(0), "step": jnp.int32(0), "terms": terms}
+    return jax.jit(step), State(LIVE, opt, (sums,), (nonfinite,))
+
+
+def run_step(step, state, **at):
+    return step(state, FROZEN, Source.data, ITEM, position(TASK, **at), 0)
 
 
 def test_updates_run_in_order_and_pass_on_what_they_tell():
-    state = run_step(trainer.task_state(chain_method(), LIVE))
+    state = run_step(*start(chain_method()))
     # Labels 2 and 3, mean 2.5. First: 2 - 0.5 * 3 * (2 - 2.5) = 2.75; mean becomes 0.25.
-    assert float(state.live["one"]["w"]) == pytest.approx(2.75)
-    assert float(state.live["mean"]) == pytest.approx(0.25)
+    assert float(state.mutable["one"]["w"]) == pytest.approx(2.75)
+    assert float(state.mutable["mean"]) == pytest.approx(0.25)
     # Second: gradient 2 + 27.5 + 25 = 54.5.
-    assert float(state.live["two"]["w"]) == pytest.approx(-1 - 0.5 * 54.5)
+    assert float(state.mutable["two"]["w"]) == pytest.approx(-1 - 0.5 * 54.5)
     expected = {"steps": 1, "loss": -54.5, "first": 0.375, "label": 2.5, "learning_rate": 0.5, "pixel": 1.0}
-    assert {name: float(value) for name, value in state.sums[0].items()} == pytest.approx(expected)
+    assert {name: float(value) for name, value in state.metric_sums[0].items()} == pytest.approx(expected)
 
 
 def test_what_no_update_trains_is_unchanged_and_frozen_is_not_in_the_state():
-    state = run_step(trainer.task_state(chain_method(), LIVE))
-    assert float(state.live["idle"]) == 7.0
-    assert jax.tree.structure(state.live) == jax.tree.structure(LIVE)
-    assert float(FROZEN["base"]["scale"]) == 3.0 and "base" not in state.live
+    state = run_step(*start(chain_method()))
+    assert float(state.mutable["idle"]) == 7.0
+    assert jax.tree.structure(state.mutable) == jax.tree.structure(LIVE)
+    assert float(FROZEN["base"]["scale"]) == 3.0 and "base" not in state.mutable
     assert len(state.opt[0]) == 2
 
 
 def test_the_rate_follows_the_epoch_and_sums_add_up():
-    state = trainer.task_state(chain_method(), LIVE)
+    step, state = start(chain_method())
     for epoch in (0, 1):
-        state = run_step(state, epoch=epoch)
+        state = run_step(step, state, epoch=epoch)
     # Second step at rate 0.25: 2.75 - 0.25 * 3 * 0.25 = 2.5625.
-    assert float(state.live["one"]["w"]) == pytest.approx(2.5625)
-    assert float(state.sums[0]["learning_rate"]) == pytest.approx(0.75)
-    assert (float(state.sums[0]["steps"]), float(state.sums[0]["label"])) == (2.0, 5.0)
-    assert float(state.sums[0]["first"]) == pytest.approx(0.375 + 1.5 * 0.25**2)
+    assert float(state.mutable["one"]["w"]) == pytest.approx(2.5625)
+    assert float(state.metric_sums[0]["learning_rate"]) == pytest.approx(0.75)
+    assert (float(state.metric_sums[0]["steps"]), float(state.metric_sums[0]["label"])) == (2.0, 5.0)
+    assert float(state.metric_sums[0]["first"]) == pytest.approx(0.375 + 1.5 * 0.25**2)
 
 
 def test_an_optimizer_remembers_its_own_leaves_alone():
     update = Update(lambda path: path[0] == "one", optim.build(SimpleNamespace(**optim.OPTIONS), 1), first_loss)
-    ((opt,),) = trainer.task_state(SimpleNamespace(phases=(Phase("one", 1, (update,)),)), LIVE).opt
+    ((opt,),) = init_optimizers(Fixed((Phase("one", 1, (update,)),)), LIVE)
     assert [leaf.shape for leaf in jax.tree.leaves(opt)] == [(), (), ()]  # count, and the two moments of one number
 
 
@@ -146,16 +179,16 @@ def test_evaluation_counts_by_task_over_the_classes_seen_without_padding():
         logits = jnp.tile(jnp.array([0.0, 1.0, 0.5, variables["top"]]), (len(images), 1))
         return {"net": logits}, {"net": {"layer_0": jnp.ones((len(images), 2), jnp.int32) * jnp.array([1, 2])}}
 
-    method = SimpleNamespace(predict=predict, image_size=1)
-    step = jax.jit(trainer.evaluation_step(method, Source, augment.OPTIONS, StreamInfo(4, (2, 2))))
+    method = Fixed(prediction=predict)
+    step = jax.jit(evaluation_step(method, Source, augment.OPTIONS, StreamInfo(4, (2, 2))))
     item = {"rows": jnp.array([0, 1, 3, 3, 3]), "weight": jnp.array([1.0, 1, 1, 1, 0])}
-    both = step({}, {"top": jnp.float32(2)}, Source.data, item, trainer.position(TASK))
+    both = step({}, {"top": jnp.float32(2)}, Source.data, item, position(TASK))
     np.testing.assert_array_equal(both["images"], [2, 2])
     np.testing.assert_array_equal(both["net"]["correct"], [0, 2])
     np.testing.assert_array_equal(both["net"]["layer_0"], [[2, 4], [2, 4]])
     assert both["pairs"] == {}
     first = Task(0, (5, 6), 0, np.arange(2), np.arange(2))
-    seen = step({"top": jnp.float32(2)}, {}, Source.data, item, trainer.position(first))
+    seen = step({"top": jnp.float32(2)}, {}, Source.data, item, position(first))
     np.testing.assert_array_equal(seen["net"]["correct"], [1, 0])  # class 1 is the best of classes 0 and 1
 
 
@@ -164,35 +197,34 @@ def test_between_tasks_hands_back_what_is_not_frozen():
         noise = jax.random.uniform(context.key)
         return {**variables, "idle": variables["idle"] + context.end, "mean": noise}
 
-    method = SimpleNamespace(frozen=lambda path: path[0] == "base")
-    changed = jax.jit(trainer.between_tasks(method, change))
-    live = changed(LIVE, FROZEN, trainer.position(TASK), 4)
+    changed = jax.jit(task_boundary_step(Fixed(frozen="base"), change))
+    live = changed(LIVE, FROZEN, position(TASK), 4)
     assert jax.tree.structure(live) == jax.tree.structure(LIVE)
     assert (float(live["idle"]), float(live["one"]["w"])) == (11.0, 2.0)
-    other = changed(LIVE, FROZEN, trainer.position(Task(0, (0, 1), 0, np.arange(2), np.arange(2))), 4)
+    other = changed(LIVE, FROZEN, position(Task(0, (0, 1), 0, np.arange(2), np.arange(2))), 4)
     assert float(live["mean"]) != float(other["mean"])
 
 
 def test_a_bad_step_is_noted_counted_and_where_asked_changes_nothing():
     method = chain_method()
-    steps = {skip: jax.jit(trainer.train_step(method, 0, Source, augment.OPTIONS, skip)) for skip in (False, True)}
+    started = {skip: start(method, skip) for skip in (False, True)}
 
     def after(skip, *scales):
-        state = trainer.task_state(method, LIVE)
+        step, state = started[skip]
         for number, scale in enumerate(scales):
-            place = trainer.position(TASK, epoch=2, step=number, steps=9)
-            state = steps[skip](state, {"base": {"scale": jnp.float32(scale)}}, Source.data, ITEM, place, 0)
+            place = position(TASK, epoch=2, step=number, steps=9)
+            state = step(state, {"base": {"scale": jnp.float32(scale)}}, Source.data, ITEM, place, 0)
         return state
 
     nan, inf = float("nan"), float("inf")
-    (bad,) = after(False, 3.0).bad
+    (bad,) = after(False, 3.0).nonfinite
     assert int(bad["count"]) == 0
     whole, skipping = after(True, 3.0, 3.0), after(True, nan, 3.0, inf, 3.0, nan)
-    (bad,), (sums,) = skipping.bad, skipping.sums
+    (bad,), (sums,) = skipping.nonfinite, skipping.metric_sums
     assert (int(bad["count"]), int(bad["epoch"]), int(bad["step"])) == (3, 2, 0)
     assert np.isnan(bad["terms"]["first"]) and float(bad["terms"]["label"]) == 2.5
     assert "steps" not in bad["terms"] and float(sums["steps"]) == 2 and float(sums["label"]) == 5.0
-    assert float(skipping.live["mean"]) == float(whole.live["mean"])  # what no optimizer changes neither
+    assert float(skipping.mutable["mean"]) == float(whole.mutable["mean"])  # what no optimizer changes neither
     stopped = after(False, 3.0, inf, 3.0)
-    assert not np.isfinite(float(stopped.live["one"]["w"]))
-    assert int(stopped.bad[0]["count"]) == 2 and int(stopped.bad[0]["step"]) == 1
+    assert not np.isfinite(float(stopped.mutable["one"]["w"]))
+    assert int(stopped.nonfinite[0]["count"]) == 2 and int(stopped.nonfinite[0]["step"]) == 1

@@ -1,0 +1,79 @@
+"""Checks options that depend on each other, on the stream and on the devices."""
+
+from cdl_jax.data.batch_plan import BatchPlan
+from cdl_jax.errors import UserError
+from cdl_jax.methods.base import Method, StreamInfo
+from cdl_jax.runtime import sharding
+
+
+def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
+    """Checks a method's options against the stream.
+
+    Raises:
+      UserError: options that do not fit together.
+    """
+    _check_label_loss(config, method, info, class_names)
+    if (count := method.num_parallel_networks) % config.peer_devices:
+        raise UserError(
+            f"config.peer_devices={config.peer_devices}: {config.method} divides {count} networks over devices: choose "
+            "a divisor of that"
+        )
+    turns = sum(phase.tasks != "later" for phase in method.phases) * method.rounds
+    if config.train.early_stopping.patience and turns > 1:
+        raise UserError(
+            f"config.train.early_stopping: method {config.method!r} has {turns} phases a task here, which end by "
+            "their epochs alone: leave patience at 0"
+        )
+    if config.seeds and config.peer_devices > 1:
+        raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
+
+
+def check_batches(config, method: Method, mesh, plans: tuple[BatchPlan, ...], seeds: tuple[int, ...]) -> None:
+    """Checks that every batch can be filled and divided over the devices.
+
+    Raises:
+      UserError: a batch size that does not fit.
+    """
+    sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
+    sharding.check_batch(mesh, config.eval.batch_size, "eval.batch_size")
+    plan = plans[0]
+    for phase in method.phases:
+        plan.check(phase)
+        sharding.check_batch(mesh, plan.images_per_step(phase), "train.batch_size, and what joins it:")
+        _check_last_batches(config, mesh, plan, phase)
+    for other, seed in zip(plans, seeds, strict=True):
+        if (task := plan.first_mismatch(other, method.phases)) is not None:
+            raise UserError(
+                f"data.class_order_seed=-1: task {task} has other numbers of images in the order of seed {seed} than "
+                f"in that of seed {seeds[0]}, but config.seeds takes the same steps for all: run them one by one, or "
+                "make classes equal with data.max_train_per_class and data.max_test_per_class"
+            )
+
+
+def _check_label_loss(config, method, info, class_names):
+    """Refuses a stream on which the loss of the labels is 0 for all weights, because its softmax spans one class."""
+    name, sizes = config.method, info.task_sizes
+    if method.loss_classes == "current" and 1 in sizes:
+        other = f"say config.{name}.classes='seen', or " if "classes" in config.get(name, {}) else ""
+        raise UserError(
+            f"task {sizes.index(1)} has one class, and the softmax of method {name!r} spans the classes of the "
+            f"current task: the loss is 0 whatever the weights, and nothing is learned; {other}choose "
+            "data.num_tasks or data.task_sizes for at least two classes a task"
+        )
+    if method.loss_classes in ("seen", "all") and info.num_classes == 1:
+        raise UserError(
+            f"the stream has one class, {class_names[0]!r}: the softmax over it is 1 whatever the weights, and nothing "
+            "is learned; choose data.class_order or data of at least two classes"
+        )
+
+
+def _check_last_batches(config, mesh, plan, phase):
+    shards = sharding.num_batch_shards(mesh)
+    for task in plan.stream.tasks:
+        last = plan.batch_sizes(task.index, phase)[-1]
+        if last < config.train.batch_size and last % shards:
+            raise UserError(
+                f"config.train.last_batch='keep': the last batch of task {task.index} has {last} images, which "
+                f"cannot be split evenly over {shards} devices: say 'drop', or choose another train.batch_size or "
+                "fewer devices"
+            )

@@ -1,0 +1,271 @@
+"""Compiles the steps of an experiment, each once for the whole run, and loads their batches."""
+
+from contextlib import nullcontext
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdl_jax.data import loaders, sampling
+from cdl_jax.data.stream import Task
+from cdl_jax.errors import UserError
+from cdl_jax.methods.base import CachesQueries, HerdsMemory, Phase
+from cdl_jax.runtime import sharding
+from cdl_jax.training import steps
+from cdl_jax.training.experiment import Experiment
+from cdl_jax.training.state import State, init_optimizers, position
+
+
+class CompiledSteps:
+    """Holds the loaders and the jitted steps of an experiment.
+
+    Arguments of a step are sharded as `sharding.param_sharding` has it and are gathered inside; results are replicated
+    unless they are variables.
+    """
+
+    def __init__(self, experiment: Experiment):
+        """Puts images where the steps read them. Training steps are compiled on first use.
+
+        Raises:
+          UserError: several seeds or learners, whose images do not fit on the device.
+        """
+        self.experiment = experiment
+        config, method, axis = experiment.config, experiment.method, experiment.axis
+        options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
+        self.train_loader = loaders.make_loader(
+            experiment.stream.train, experiment.mesh, options, method.image_size, axis.labels("train")
+        )
+        self.test_loader = loaders.make_loader(
+            experiment.stream.test, experiment.mesh, options, method.image_size, axis.labels("test")
+        )
+        self._check_loaders()
+        evaluation = steps.evaluation_step(method, self.test_loader, config.augment, experiment.info)
+        evaluation = axis.vmap(evaluation, 0, None, axis.data_axes, axis.sequential_axes, None)
+        self.evaluation_step = self._jit(evaluation, 2)
+        self.logits_step = self.predict_step(lambda *inputs: method.predict(*inputs)[0], self.test_loader)
+        if isinstance(method, CachesQueries):
+            self.query_step = self._jit(steps.query_step(method, self.test_loader, config.augment), 1)
+        shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_variables()[0])
+        start, end = (steps.task_boundary_step(method, change) for change in (method.start_task, method.end_task))
+        self._start_task = self._jit(axis.vmap(start, 0, None, None, 0), 2, shardings)
+        self._end_task = self._jit(axis.vmap(end, 0, None, None, 0), 2, shardings)
+        if isinstance(method, HerdsMemory):
+            update = axis.vmap(steps.update_memory_step(method), 0, None, 0)
+            self.update_memory_step = self._jit(update, 2, shardings)
+        self.replicate = self._jit(lambda tree: tree, 1)
+        self._train_steps = [
+            steps.TrainStep(method, index, self.train_loader, config.augment, config.train.on_nonfinite == "skip")
+            for index in range(len(method.phases))
+        ]
+        self._compiled, self._feature_steps = {}, {}
+
+    def _check_loaders(self):
+        config, axis = self.experiment.config, self.experiment.axis
+        on_host = [self.train_loader.crops_on_host, self.test_loader.crops_on_host and axis.per_seed_classes]
+        if any(on_host) and (config.seeds or self.experiment.plan.multi_learner):
+            who = "config.seeds" if config.seeds else f"method {config.method!r}, which has several learners,"
+            raise UserError(
+                f"{who} needs {'training' if on_host[0] else 'test'} images on the device: raise "
+                "config.resident_limit_mb" + (", or run the seeds one by one" if config.seeds else "")
+            )
+
+    def trace(self) -> None:
+        """Traces all steps, so that mistakes in shapes and names are found before the first step.
+
+        Nothing is compiled. Of images that are decoded on the host, the first of each task is decoded.
+
+        Raises:
+          UserError: options that do not fit together.
+        """
+        experiment, method = self.experiment, self.experiment.method
+        mutable, frozen = experiment.abstract_variables()
+        start = position(experiment.stream.tasks[0])
+        self.abstract_state  # noqa: B018 (traces the updates of all phases)
+        for change in (self._start_task, self._end_task):
+            jax.eval_shape(change, mutable, frozen, start, experiment.seed)
+        with self.mesh_context():
+            data = self.test_loader.data
+            if isinstance(method, CachesQueries):
+                batch = self.test_loader.abstract_batch(experiment.config.eval.batch_size, True)
+                queries = jax.eval_shape(self.query_step, frozen, data, batch)
+                count = len(experiment.stream.test)
+                queries = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), queries)
+                data = {**data, "queries": sharding.abstract_tree(experiment.mesh, queries)}
+            batch = self.abstract_test_batch(self.test_loader)
+            jax.eval_shape(self.evaluation_step, mutable, frozen, data, batch, start)
+            for network in {phase.herding_network for phase in method.phases if phase.herding_network}:
+                batch = self.abstract_test_batch(self.train_loader)
+                jax.eval_shape(self.features_step(network), mutable, frozen, self.train_loader.data, batch, start)
+        for loader, part in ((self.train_loader, "train"), (self.test_loader, "test")):
+            if loader.crops_on_host:
+                for task in experiment.stream.tasks:
+                    loader.check_image({"train": task.train, "test": task.test}[part][0], part)
+
+    def abstract_test_batch(self, loader: steps.Loader) -> dict:
+        """Returns shapes, types and shardings of a batch of a loader in sequential order."""
+        config, axis = self.experiment.config, self.experiment.axis
+        size = config.eval.batch_size if loader is self.test_loader else config.train.batch_size
+        batch = loader.abstract_batch(size, True)
+        if axis.per_seed_classes:
+            batch["rows"] = batch["rows"].update(shape=(*batch["rows"].shape, len(self.experiment.seeds)))
+        return batch
+
+    def predict_step(self, function, loader: steps.Loader):
+        """Returns a jitted `steps.predict_step`; outputs have a leading axis of seeds where there are several."""
+        axis = self.experiment.axis
+        step = steps.predict_step(self.experiment.method, function, loader, self.experiment.config.augment)
+        return self._jit(axis.vmap(step, 0, None, axis.data_axes, axis.sequential_axes, None), 2)
+
+    def features_step(self, network: str):
+        """Returns the jitted step that computes the features by which a network selects a memory."""
+        if network not in self._feature_steps:
+            method = self.experiment.method
+
+            def features(variables, images, context):
+                return method.features(variables, images, context)[network]["features"]
+
+            self._feature_steps[network] = self.predict_step(features, self.train_loader)
+        return self._feature_steps[network]
+
+    def start_task(self, mutable, frozen, position):
+        """Returns the mutable variables with which the task at `position` begins."""
+        return self._start_task(mutable, frozen, position, self.experiment.seed)
+
+    def end_task(self, mutable, frozen, position):
+        """Returns the mutable variables that are evaluated after the task at `position`."""
+        return self._end_task(mutable, frozen, position, self.experiment.seed)
+
+    @cached_property
+    def abstract_state(self) -> State:
+        """Returns shapes, types and shardings of the state within a task."""
+        mutable, frozen = self.experiment.abstract_variables()
+        opt, best = jax.eval_shape(self._initial_parts, mutable)
+        sums, nonfinite = [], []
+        for index in range(len(self.experiment.method.phases)):
+            metrics = jax.eval_shape(self._phase_metrics(index), mutable, opt[index], frozen,
+                                     *self._abstract_inputs(index))  # fmt: skip
+            terms = {name: value for name, value in metrics.items() if name != "steps"}
+            integer = jax.ShapeDtypeStruct(metrics["steps"].shape, np.int32)
+            sums.append(metrics)
+            nonfinite.append({"count": integer, "epoch": integer, "step": integer, "terms": terms})
+        state = State(mutable, opt, tuple(sums), tuple(nonfinite), best)
+        return sharding.abstract_tree(self.experiment.mesh, state)
+
+    def task_state(self, mutable) -> State:
+        """Returns the state with which a task begins: new optimizer states, and sums of zero."""
+        abstract = self.abstract_state
+        opt, best = self._compiled_initial_parts(mutable)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (abstract.metric_sums, abstract.nonfinite))
+        return State(mutable, opt, *sharding.shard(self.experiment.mesh, zeros), best)
+
+    @cached_property
+    def _compiled_initial_parts(self):
+        shardings = jax.tree.map(lambda x: x.sharding, (self.abstract_state.opt, self.abstract_state.best_mutable))
+        return jax.jit(self._initial_parts, out_shardings=shardings)
+
+    def _initial_parts(self, mutable):
+        """Returns the optimizer states and `best_mutable` with which a task begins."""
+        opt = self.experiment.axis.vmap(lambda tree: init_optimizers(self.experiment.method, tree), 0)(mutable)
+        patience = self.experiment.config.train.early_stopping.patience
+        # A copy, because the steps are given the buffers of both.
+        return opt, jax.tree.map(jnp.copy, mutable) if patience else {}
+
+    def train_step(self, index: int, size: int = 0, num_steps: int = 1):
+        """Returns the compiled step of a phase; it is compiled at its first use, once for all tasks of the run.
+
+        Args:
+          index: number of the phase.
+          size: number of the task's own images in a batch; 0: train.batch_size.
+          num_steps: number of steps in one call, see `steps.scan_steps`.
+        """
+        key = index, size or self.experiment.config.train.batch_size, num_steps
+        if key not in self._compiled:
+            shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+            debug = self.experiment.config.debug_nans  # jax then repeats a bad step with the step's own arguments
+            step = self._phase_step(index) if num_steps == 1 else steps.scan_steps(self._phase_step(index))
+            step = jax.jit(step, donate_argnums=() if debug else 0, out_shardings=shardings)
+            with self.mesh_context():
+                example = self.abstract_state, self.experiment.abstract_variables()[1], *self._abstract_inputs(*key)
+                self._compiled[key] = step if debug else step.lower(*example).compile()
+        return self._compiled[key]
+
+    def flops(self, index: int, size: int = 0) -> float | None:
+        """Returns the operations of a compiled step over all devices by the compiler's count; None: unknown."""
+        if self.experiment.config.debug_nans:
+            return None
+        cost = self._compiled[index, size or self.experiment.config.train.batch_size, 1].cost_analysis()
+        return cost["flops"] * self.experiment.mesh.size if cost and "flops" in cost else None
+
+    def mesh_context(self):
+        """Returns the context in which a traced method finds the mesh, where networks are divided over it."""
+        mesh = self.experiment.mesh
+        return jax.set_mesh(mesh) if "peer" in mesh.shape else nullcontext()
+
+    def train_batches(self, task: Task, phase: Phase, round: int, first_step: int, memories=None, lengths=()):
+        """Yields a phase's batches of a round, from step `first_step` of the round on.
+
+        Args:
+          memories: rows of the herded memory of each seed; None without one.
+          lengths: number of batches that each item stacks; empty: one each.
+        """
+        experiment = self.experiment
+        rows = experiment.rows(task, phase, round, memories)
+        if phase.sequential:
+            weight = sampling.sequential_order(len(task.train), experiment.config.train.batch_size)[1]
+            weight = np.tile(weight, (experiment.epochs(task, phase), 1))
+            host_batches = self.train_loader.test_batches(rows[first_step:], weight[first_step:])
+        else:
+            key_parts = (experiment.seeds[0], task.index, phase.order)
+            host_batches = self.train_loader.train_batches(rows, first_step, key_parts)
+        return loaders.stack_batches(host_batches, lengths) if lengths else host_batches
+
+    def _jit(self, function, num_params: int, out_shardings=None):
+        """Jits a function whose first `num_params` arguments are sharded parameters; see the class."""
+        mesh = self.experiment.mesh
+
+        def on_gathered(*arguments):
+            return function(*sharding.unshard(mesh, arguments[:num_params]), *arguments[num_params:])
+
+        return jax.jit(on_gathered, out_shardings=out_shardings or sharding.replicated(mesh))
+
+    def _over_seeds(self, index, function):
+        """Maps a function with the arguments of a step, after state and frozen variables, over the axis of seeds."""
+        axis = self.experiment.axis
+        batch_axes = axis.batch_axes(self.experiment.method.phases[index])
+        return axis.vmap(function, 0, None, axis.data_axes, batch_axes, None, 0)
+
+    def _phase_step(self, index):
+        mesh, step = self.experiment.mesh, self._over_seeds(index, self._train_steps[index])
+
+        def on_gathered(state, frozen, *arguments):
+            mutable, frozen = sharding.unshard(mesh, (state.mutable, frozen))
+            return step(state.replace(mutable=mutable), frozen, *arguments)
+
+        return on_gathered
+
+    def _phase_metrics(self, index):
+        """Returns a function that computes the metrics of a step; it is only traced."""
+        updates = self._train_steps[index].updates
+
+        def metrics(mutable_and_opt, frozen, *arguments):
+            return updates(*mutable_and_opt, frozen, *arguments)[2]
+
+        mapped = self._over_seeds(index, metrics)
+        return lambda mutable, opt, frozen, *arguments: mapped((mutable, opt), frozen, *arguments)
+
+    def _abstract_inputs(self, index, size=0, num_steps=1):
+        """Returns data, host batch, position and seed of a step, as shapes where they are large."""
+        experiment, phase = self.experiment, self.experiment.method.phases[index]
+        images = experiment.plan.images_per_step(phase) + (size - experiment.config.train.batch_size if size else 0)
+        batch = self.train_loader.abstract_batch(images, phase.sequential)
+        axes = (len(experiment.plan.train),) if experiment.plan.multi_learner else ()
+        axes += (len(experiment.seeds),) if experiment.axis.per_seed_rows(phase) else ()
+        # These axes come last, because the first axis is divided over the devices.
+        batch["rows"] = batch["rows"].update(shape=(*batch["rows"].shape, *axes))
+        leading = (num_steps,) * (num_steps > 1)
+        if leading:
+            stacked = sharding.batch_sharding(experiment.mesh, stacked=True)
+            batch = jax.tree.map(lambda x: x.update(shape=(*leading, *x.shape), sharding=stacked), batch)
+        first = position(experiment.stream.tasks[0], step=np.zeros(leading, np.int32))
+        return self.train_loader.data, batch, first, experiment.seed

@@ -1,0 +1,82 @@
+"""Evaluates networks on test images: accuracy by task, calibration, agreement, logits."""
+
+import jax
+import numpy as np
+
+from cdl_jax.data import sampling
+from cdl_jax.evaluation import calibration
+from cdl_jax.training.compiled import CompiledSteps
+from cdl_jax.training.query_cache import QueryCache
+
+
+class Evaluator:
+    """Evaluates with the compiled steps of an experiment; keeps the queries of test images."""
+
+    def __init__(self, steps: CompiledSteps):
+        self.steps, self._cache = steps, QueryCache(steps)
+
+    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[tuple]:
+        """Evaluates variables on the test images of tasks.
+
+        Args:
+          position: its `end` bounds the classes that predictions choose from.
+          step: a compiled step that replaces `CompiledSteps.evaluation_step`.
+          before_batch: called before each batch. At most two batches are in flight, so an exception of the call ends
+            the evaluation soon.
+
+        Returns:
+          For each seed: accuracy `{network: [percent of each task]}`; counts `{network: {name: [numbers of each
+          task]}}`; measures `{name: mean over images}`, which are the method's extra metrics and each network's
+          accuracy as a mean over batches (some published programs report it; images of an incomplete last batch count
+          for more); and calibration, see `calibration.ratios`. Where learners have streams of their own, measures are
+          over the images of all tasks, and calibration has `stream`: accuracy on each task of the stream.
+        """
+        experiment, loader = self.steps.experiment, self.steps.test_loader
+        step = step or self.steps.evaluation_step
+        multi_learner = experiment.plan.multi_learner
+        evaluated = experiment.stream.tasks if multi_learner else tasks  # learners have seen different classes
+        rows = experiment.axis.rows(evaluated, "test")
+        order, weight = sampling.sequential_order(len(rows), experiment.config.eval.batch_size)
+        host_batches = loader.test_batches(rows[order], weight)
+        with self.steps.mesh_context():
+            data, parts = self._cache.data(frozen, evaluated), []
+            for host_batch in host_batches:
+                if before_batch:
+                    jax.block_until_ready(parts[-2:-1])
+                    before_batch()
+                parts.append(step(mutable, frozen, data, host_batch, position))
+        parts = jax.device_get(parts)
+        return [calibration.summed(own, tasks, multi_learner) for own in experiment.axis.unstack(parts)]
+
+    def logits(self, mutable, frozen, task, position) -> dict[str, np.ndarray]:
+        """Returns `{network: logits [test images of the task, classes]}`, for one seed and one process."""
+        data = self._cache.data(frozen, [task])
+        return self.predict(
+            self.steps.logits_step, mutable, frozen, self.steps.test_loader, task.test, position, data=data
+        )
+
+    def predict(self, *arguments, **options):
+        """Returns what `each_batch` yields, concatenated over images."""
+        axis = 1 if self.steps.experiment.config.seeds else 0
+        parts = self.each_batch(*arguments, **options)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=axis), *parts)
+
+    def each_batch(self, step, mutable, frozen, loader, rows, position, size: int = 0, data=None):
+        """Yields the outputs of a `CompiledSteps.predict_step` for each batch, as NumPy arrays without padding.
+
+        Args:
+          rows: images of the loader.
+          size: of a batch; 0: eval.batch_size.
+          data: replaces the loader's data.
+
+        Yields:
+          Trees of arrays `[batch, ...]`; `[seeds, batch, ...]` where there are several seeds.
+        """
+        seeds, size = self.steps.experiment.config.seeds, size or self.steps.experiment.config.eval.batch_size
+        data = loader.data if data is None else data
+        order, weight = sampling.sequential_order(len(rows), size)
+        for number, host_batch in enumerate(loader.test_batches(rows[order], weight)):
+            with self.steps.mesh_context():
+                outputs = jax.device_get(step(mutable, frozen, data, host_batch, position))
+            count = min(size, len(rows) - number * size)
+            yield jax.tree.map(lambda x, n=count: x[:, :n] if seeds else x[:n], outputs)
