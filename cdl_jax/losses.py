@@ -1,4 +1,4 @@
-"""Losses and masks that every system shares, and the context in which they are computed."""
+"""Losses and class masks of all methods, and the context in which they are computed."""
 
 from collections.abc import Mapping
 
@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-# exp() of it is exactly zero in float32 and bfloat16, and unlike -inf it leaves no NaN in differences or gradients.
-_NEVER = -1e9
+# Logit of an excluded class. Its exp() is exactly zero in float32 and bfloat16. Unlike -inf it gives no NaN in
+# differences and gradients.
+_EXCLUDED = -1e9
 
 
 @struct.dataclass
@@ -61,31 +62,89 @@ class Context:
         )
 
 
-def mask_classes(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-    """`logits` `[batch, classes]` in float32, columns outside `allowed` `[classes]` out of any softmax or argmax."""
-    return jnp.where(allowed, logits.astype(jnp.float32), _NEVER)
+def mask_classes(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Excludes classes from any softmax or argmax.
+
+    Args:
+      logits: `[batch, classes]`.
+      mask: bool `[classes]`, the classes to keep.
+
+    Returns:
+      float32 `[batch, classes]`, with a very negative number for the other classes.
+
+    >>> print(jax.nn.softmax(mask_classes(jnp.zeros((1, 4)), jnp.array([True, True, False, False]))))
+    [[0.5 0.5 0.  0. ]]
+    """
+    return jnp.where(mask, logits.astype(jnp.float32), _EXCLUDED)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Mean cross-entropy over the `allowed` `[classes]` columns; `labels` int32 `[batch]` are among them."""
-    return optax.softmax_cross_entropy_with_integer_labels(mask_classes(logits, allowed), labels).mean()
+def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Computes the mean cross-entropy `mean_b -log softmax(logits_b)[label_b]` over the classes of a mask.
+
+    Args:
+      logits: `[batch, classes]`.
+      labels: int32 `[batch]`, classes of the mask.
+      mask: bool `[classes]`, the classes of the softmax.
+
+    Returns:
+      float32 scalar.
+
+    >>> logits = jnp.array([[0.0, jnp.log(3.0), 50.0]])
+    >>> mask = jnp.array([True, True, False])
+    >>> print(f"{cross_entropy(logits, jnp.array([1]), mask):.4f}")  # log(4 / 3)
+    0.2877
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(mask_classes(logits, mask), labels).mean()
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """`mean_b -sum_c q_c log softmax(logits)_c`; logits and targets q are `[batch, classes]`."""
+    """Computes the mean cross-entropy with soft targets, `mean_b -sum_c q_bc log softmax(logits_b)_c`.
+
+    Args:
+      logits: `[batch, classes]`.
+      targets: q, float32 `[batch, classes]`, the target probabilities.
+
+    Returns:
+      float32 scalar.
+
+    >>> print(f"{soft_cross_entropy(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]])):.4f}")  # log 2
+    0.6931
+    """
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
 
 
-def kl_divergence(student_logits, teacher_logits, allowed, temperature: float) -> jax.Array:
-    """`mean_b sum_c p_t log(p_t / p_s)`, a float32 scalar: the mean of `kl_divergences`."""
-    return kl_divergences(student_logits, teacher_logits, allowed, temperature).mean()
+def kl_divergence(
+    student_logits: jax.Array, teacher_logits: jax.Array, mask: jax.Array, temperature: float
+) -> jax.Array:
+    """Computes the mean over the batch of `kl_divergences`; arguments as there.
 
-
-def kl_divergences(student_logits, teacher_logits, allowed, temperature: float) -> jax.Array:
-    """`sum_c p_t log(p_t / p_s)`, p = softmax(logits / temperature) over the `allowed` `[classes]` columns.
-
-    Not multiplied by the squared temperature. Both logits are `[batch, classes]`; the result is float32 `[batch]`.
+    Returns:
+      float32 scalar.
     """
-    student = jax.nn.log_softmax(mask_classes(student_logits / temperature, allowed))
-    teacher = jax.nn.log_softmax(mask_classes(teacher_logits / temperature, allowed))
+    return kl_divergences(student_logits, teacher_logits, mask, temperature).mean()
+
+
+def kl_divergences(
+    student_logits: jax.Array, teacher_logits: jax.Array, mask: jax.Array, temperature: float
+) -> jax.Array:
+    """Computes the Kullback-Leibler divergence `sum_c p_t log(p_t / p_s)` of each image.
+
+    The probabilities are `p = softmax(logits / temperature)` over the classes of the mask. The divergence is not
+    multiplied by the squared temperature.
+
+    Args:
+      student_logits: `[batch, classes]`.
+      teacher_logits: `[batch, classes]`.
+      mask: bool `[classes]`, the classes of the softmax.
+      temperature: above 0.
+
+    Returns:
+      float32 `[batch]`.
+
+    >>> student, teacher = jnp.array([[0.0, 0.0]]), jnp.array([[0.0, jnp.log(3.0)]])
+    >>> print(kl_divergences(student, teacher, jnp.array([True, True]), 1.0).round(4))  # 3/4 log 3 - log 2
+    [0.1308]
+    """
+    student = jax.nn.log_softmax(mask_classes(student_logits / temperature, mask))
+    teacher = jax.nn.log_softmax(mask_classes(teacher_logits / temperature, mask))
     return optax.losses.kl_divergence_with_log_targets(student, teacher)

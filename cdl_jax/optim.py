@@ -1,12 +1,13 @@
-"""Optimizers and learning-rate schedules by name, all of them optax's."""
+"""Optimizers and learning-rate schedules by name, from optax."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
@@ -16,29 +17,33 @@ OPTIONS = {
     "learning_rate": 1e-3,
     "schedule": "cdl_cosine",
     "warmup_epochs": 0.0,  # of schedule "cosine"
-    "final_rate": 0.0,  # of schedule "cosine": where it ends
-    "milestones": (),  # epochs, of schedule "steps": the rate falls to a tenth at each
+    "final_rate": 0.0,  # of schedule "cosine": the learning rate at its end
+    "milestones": (),  # epochs of schedule "steps": at each the learning rate is divided by 10
     "momentum": 0.9,  # of sgd, rmsprop
-    "nesterov": False,  # of sgd: the step looks ahead along the momentum, as torch's
+    "nesterov": False,  # of sgd: Nesterov's momentum, as torch computes it
     "betas": (0.9, 0.999),  # of adam, adamw, amsgrad
     "eps": 1e-8,
     "weight_decay": 0.0,  # adamw: decoupled, on matrices only; others: added to the gradient, as in torch
-    # Parts of these names have no weight decay. A projector is orthogonal whatever its numbers: decay would only pull
-    # it back to where it began.
+    # Parts of the network without weight decay. A projector is orthogonal for any values of its parameters, so decay
+    # would only pull it back to its initial value.
     "undecayed": ("projector",),
-    "clip_norm": 0.0,  # bound on the global gradient norm; 0: none
-    # Batches whose gradients are averaged for one step, as if they were one batch; its schedule is that of the steps.
-    # Batches of an epoch that fill no step are left out. Batch norm and mixing see the small batches.
+    "clip_norm": 0.0,  # bound of the global gradient norm; 0: none
+    # Batches whose gradients are averaged for one step, as if they were one batch. The schedule is that of the steps.
+    # Batches at the end of an epoch that do not fill a step are dropped. Batch norm and mixing use the small batches.
     "accumulate": 1,
 }
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`transform` gives the direction of the update, `learning_rate(context_epoch)` its length.
+    """The optimizer of a phase.
 
-    The rate is a function of the epoch that the step reads from its context, not of a counter in the optimizer's state:
-    tasks of different length then share one compiled step.
+    The learning rate is a function of the epoch in the context of the step, not of a counter in the optimizer state, so
+    that tasks of different lengths share one compiled step.
+
+    Attributes:
+      transform: gives the direction of the update.
+      learning_rate: maps the fractional epoch, a float32 scalar, to the length of the update.
     """
 
     transform: optax.GradientTransformation
@@ -46,20 +51,32 @@ class Optimizer:
 
 
 def cdl_cosine(learning_rate: float, epochs: int) -> optax.Schedule:
-    """`lr cos(99 pi max(0, e - 1) / (200 (epochs - 1)))` of the whole epoch e: the CDL program's schedule.
+    """Returns the schedule of the CDL program, `lr cos(99 pi max(0, e - 1) / (200 (epochs - 1)))`.
 
-    The first two epochs both run at the full rate; one epoch alone runs at the full rate as well (the program divides
-    by zero there).
+    e is the index of the epoch. The first two epochs both have the full rate. A single epoch has the full rate too (the
+    program divides by zero there).
+
+    Args:
+      learning_rate: lr.
+      epochs: number of epochs of the phase.
+
+    >>> rate = cdl_cosine(0.1, epochs=3)
+    >>> [round(float(rate(epoch)), 4) for epoch in (0.0, 1.5, 2.0)]
+    [0.1, 0.1, 0.0713]
     """
     angle = 99 * jnp.pi / (200 * max(epochs - 1, 1))
     return lambda epoch: learning_rate * jnp.cos(angle * jnp.maximum(jnp.floor(epoch) - 1, 0))
 
 
-def schedule(options, epochs: int) -> optax.Schedule:
-    """The schedule that `options` names, as a function of the (fractional) epoch.
+def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the fractional epoch.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      epochs: number of epochs of the phase.
 
     Raises:
-      UserError: the name is unknown.
+      UserError: the name of the schedule is unknown, or `warmup_epochs` is out of range.
     """
     rate, name = options.learning_rate, options.schedule
     if name == "constant":
@@ -70,25 +87,25 @@ def schedule(options, epochs: int) -> optax.Schedule:
         warmup = options.warmup_epochs
         if not 0 <= warmup < epochs:
             raise UserError(f"optim.warmup_epochs={warmup} must lie in [0, epochs={epochs}): choose fewer")
-        fall = optax.cosine_decay_schedule(rate, epochs - warmup, alpha=options.final_rate / rate)
+        decay = optax.cosine_decay_schedule(rate, epochs - warmup, alpha=options.final_rate / rate)
         if not warmup:
-            return fall
-        return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), fall], [warmup])
+            return decay
+        return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
     if name == "steps":
         return optax.piecewise_constant_schedule(rate, {m: 0.1 for m in options.milestones})
-    hint = plugins.did_you_mean(name, ["constant", "cdl_cosine", "cosine", "steps"])
-    raise UserError(f"optim.schedule={name!r} is unknown: {hint}")
+    known = ["constant", "cdl_cosine", "cosine", "steps"]
+    raise UserError(f"optim.schedule={name!r} is unknown: {plugins.did_you_mean(name, known)}")
 
 
-def build(options, epochs: int) -> Optimizer:
-    """The optimizer of one phase.
+def build(options: ConfigDict, epochs: int) -> Optimizer:
+    """Returns the optimizer of one phase.
 
     Args:
       options: a section with the keys of `OPTIONS`.
-      epochs: of the phase; what the schedule stretches over.
+      epochs: number of epochs of the phase, the length of the schedule.
 
     Raises:
-      UserError: an unknown name or a value out of range.
+      UserError: a name is unknown or a value is out of range.
     """
     if not options.learning_rate > 0:
         raise UserError(f"optim.learning_rate={options.learning_rate} must be above 0")
@@ -114,22 +131,27 @@ def build(options, epochs: int) -> Optimizer:
         raise UserError(f"optim.name={options.name!r} is unknown: {plugins.did_you_mean(options.name, kinds)}")
     if options.accumulate < 1:
         raise UserError(f"optim.accumulate={options.accumulate} must be at least 1")
-    chain = []
+    transforms = []
     if options.clip_norm:
-        chain.append(optax.clip_by_global_norm(options.clip_norm))
-    decay = options.weight_decay
+        transforms.append(optax.clip_by_global_norm(options.clip_norm))
+    decay, no_decay = options.weight_decay, options.undecayed
     if decay and options.name != "adamw":
-        chain.append(optax.add_decayed_weights(decay, mask=partial(_weight_decay_mask, options.undecayed, 0)))
-    chain.append(kinds[options.name]())
+        transforms.append(optax.add_decayed_weights(decay, mask=partial(_weight_decay_mask, no_decay, 0)))
+    transforms.append(kinds[options.name]())
     if decay and options.name == "adamw":
-        chain.append(optax.add_decayed_weights(decay, mask=partial(_weight_decay_mask, options.undecayed, 2)))
-    transform = optax.chain(*chain)
+        transforms.append(optax.add_decayed_weights(decay, mask=partial(_weight_decay_mask, no_decay, 2)))
+    transform = optax.chain(*transforms)
     if options.accumulate > 1:  # the direction is zero until a step is full
         transform = optax.MultiSteps(transform, options.accumulate).gradient_transformation()
     return Optimizer(transform, schedule(options, epochs))
 
 
-def _weight_decay_mask(names, rank, params):
-    """Whether weight decay applies to a leaf: to all of at least this rank on whose path is none of the names."""
-    outside = {jax.tree_util.DictKey(name) for name in names}
-    return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim >= rank and outside.isdisjoint(path), params)
+def _weight_decay_mask(no_decay: Collection[str], min_rank: int, params):
+    """Returns the tree of booleans of the leaves with weight decay.
+
+    These are the leaves of at least `min_rank` dimensions with none of the names `no_decay` on their paths.
+    """
+    no_decay_keys = {jax.tree_util.DictKey(name) for name in no_decay}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p.ndim >= min_rank and no_decay_keys.isdisjoint(path), params
+    )

@@ -1,4 +1,4 @@
-"""Masks and losses against numpy on the allowed columns alone."""
+"""Compares class masks and losses with NumPy on the columns of the mask."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ LABELS = np.array([2, 3, 4, 2, 3])
 CURRENT = np.array([False, False, True, True, True, False, False])
 
 
-def test_a_task_sees_its_own_and_earlier_classes():
-    place = context(2, 5)
-    np.testing.assert_array_equal(place.current(7), CURRENT)
-    np.testing.assert_array_equal(place.seen(7), [True] * 5 + [False] * 2)
+def test_masks_of_the_current_and_of_all_seen_classes():
+    task_context = context(2, 5)
+    np.testing.assert_array_equal(task_context.current(7), CURRENT)
+    np.testing.assert_array_equal(task_context.seen(7), [True] * 5 + [False] * 2)
     np.testing.assert_array_equal(context(0, 2).current(3), context(0, 2).seen(3))
 
 
-def test_masked_columns_have_probability_zero_exactly():
+def test_excluded_classes_have_probability_exactly_zero():
     for dtype in (jnp.float32, jnp.bfloat16):
         masked = losses.mask_classes(jnp.asarray(STUDENT, dtype), CURRENT)
         assert masked.dtype == jnp.float32
@@ -32,7 +32,7 @@ def test_masked_columns_have_probability_zero_exactly():
         assert set(np.asarray(masked.argmax(axis=-1))) <= {2, 3, 4}
 
 
-def test_cross_entropy_is_that_of_the_allowed_columns_alone():
+def test_cross_entropy_uses_only_the_classes_of_the_mask():
     expected = -log_softmax(STUDENT[:, 2:5], axis=1)[np.arange(5), LABELS - 2].mean()
     assert float(losses.cross_entropy(STUDENT, LABELS, CURRENT)) == pytest.approx(expected, rel=1e-6)
     # Two columns, logits 0 and log 3: the label's probability is 1/4 in the first row and 3/4 in the second.
@@ -42,7 +42,7 @@ def test_cross_entropy_is_that_of_the_allowed_columns_alone():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-def test_kl_divergence_is_that_of_the_allowed_columns_alone(temperature):
+def test_kl_divergence_uses_only_the_classes_of_the_mask(temperature):
     student, teacher = (log_softmax(x[:, 2:5] / temperature, axis=1) for x in (STUDENT, TEACHER))
     expected = (np.exp(teacher) * (teacher - student)).sum(axis=1).mean()
     value = losses.kl_divergence(STUDENT, TEACHER, CURRENT, temperature)
@@ -50,7 +50,7 @@ def test_kl_divergence_is_that_of_the_allowed_columns_alone(temperature):
     assert float(losses.kl_divergence(TEACHER, TEACHER, CURRENT, temperature)) == pytest.approx(0, abs=1e-6)
 
 
-def test_gradients_are_those_of_a_softmax_and_zero_outside_the_mask():
+def test_gradients_are_those_of_the_softmax_and_zero_outside_the_mask():
     gradient = np.asarray(jax.grad(losses.cross_entropy)(jnp.asarray(STUDENT), LABELS, CURRENT))
     one_hot = np.eye(7)[LABELS][:, 2:5]
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Schedules at hand-computed epochs; optimizers against their textbook loops in float64."""
+"""Compares schedules with values computed by hand and optimizers with their textbook loops in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ def options(**changes):
     return ConfigDict({**optim.OPTIONS, "learning_rate": RATE, "schedule": "constant", **changes})
 
 
-def rates(epochs, at, **changes):
-    schedule = optim.schedule(options(**changes), epochs)
-    return [float(schedule(jnp.float32(epoch))) for epoch in at]
+def rates(num_epochs, epochs, **changes):
+    schedule = optim.schedule(options(**changes), num_epochs)
+    return [float(schedule(jnp.float32(epoch))) for epoch in epochs]
 
 
-def test_cdl_cosine_holds_two_epochs_and_ends_near_zero():
+def test_cdl_cosine_is_constant_for_two_epochs_and_ends_near_zero():
     # epochs = 3: the angle grows by 99 pi / 400 from epoch 1 on, and nothing changes within an epoch.
     expected = [0.1, 0.1, 0.1, 0.1, 0.1 * np.cos(99 * np.pi / 400), 0.1 * np.cos(99 * np.pi / 400)]
     assert rates(3, [0, 0.9, 1, 1.99, 2, 2.5], schedule="cdl_cosine") == pytest.approx(expected, rel=1e-6)
@@ -41,10 +41,10 @@ def test_cdl_cosine_of_one_epoch_is_the_full_rate():
     assert rates(1, [0, 0.5], schedule="cdl_cosine") == pytest.approx([0.1, 0.1])
 
 
-def test_cosine_rises_in_a_line_and_falls_to_zero():
-    at = [0, 1, 2, 4, 6, 8, 10]
+def test_cosine_rises_linearly_and_decays_to_zero():
+    epochs = [0, 1, 2, 4, 6, 8, 10]
     expected = [0, 0.05, 0.1] + [0.05 * (1 + np.cos(np.pi * x)) for x in (0.25, 0.5, 0.75, 1)]
-    assert rates(10, at, schedule="cosine", warmup_epochs=2.0) == pytest.approx(expected, abs=1e-7)
+    assert rates(10, epochs, schedule="cosine", warmup_epochs=2.0) == pytest.approx(expected, abs=1e-7)
     assert rates(10, [0, 5, 10], schedule="cosine", final_rate=0.02) == pytest.approx([0.1, 0.06, 0.02], abs=1e-7)
     assert rates(10, [0, 5, 10], schedule="cosine") == pytest.approx([0.1, 0.05, 0], abs=1e-7)
     assert rates(2, [0.25, 0.5, 1.25], schedule="cosine", warmup_epochs=0.5) == pytest.approx(
@@ -52,14 +52,14 @@ def test_cosine_rises_in_a_line_and_falls_to_zero():
     )
 
 
-def test_steps_fall_to_a_tenth_at_each_milestone():
-    found = rates(6, [0, 1.99, 2, 3.5, 4, 5.5], schedule="steps", milestones=(2, 4))
-    assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rel=1e-5)
+def test_steps_divide_the_rate_by_ten_at_each_milestone():
+    rates_of_steps = rates(6, [0, 1.99, 2, 3.5, 4, 5.5], schedule="steps", milestones=(2, 4))
+    assert rates_of_steps == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rel=1e-5)
     assert rates(6, [0, 5], schedule="constant") == pytest.approx([0.1, 0.1])
 
 
-def trained(**changes):
-    """Parameters after the five gradients, updated as the trainer does."""
+def train(**changes):
+    """Returns the parameters after the five gradients, updated as the trainer does."""
     optimizer = optim.build(options(**changes), epochs=2)
     params, gradients = jax.tree.map(jnp.float32, (START, GRADIENTS))
     state = optimizer.transform.init(params)
@@ -70,8 +70,8 @@ def trained(**changes):
     return params
 
 
-def by_hand(step):
-    """Parameters after the five gradients; `step(name, p, gradient, memory, t) -> p` as torch.optim writes it."""
+def train_with(step):
+    """Returns the parameters after the five gradients; `step(name, p, gradient, memory, t) -> p` is torch.optim's."""
     params, memory = dict(START), {name: {} for name in START}
     for t, gradients in enumerate(GRADIENTS, 1):
         params = {name: step(name, params[name], gradients[name], memory[name], t) for name in params}
@@ -92,32 +92,32 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_adam_adds_decay_to_the_gradient(decay):
-    expected = by_hand(lambda name, p, g, memory, t: p - RATE * adam_direction(g + decay * p, memory, t))
-    assert_close(trained(name="adam", weight_decay=decay), expected)
+    expected = train_with(lambda name, p, g, memory, t: p - RATE * adam_direction(g + decay * p, memory, t))
+    assert_close(train(name="adam", weight_decay=decay), expected)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_adamw_shrinks_matrices_apart_from_the_gradient(decay):
+def test_adamw_decays_matrices_independently_of_the_gradient(decay):
     def step(name, p, g, memory, t):
         shrunk = p * (1 - RATE * decay) if name == "w" else p
         return shrunk - RATE * adam_direction(g, memory, t)
 
-    assert_close(trained(name="adamw", weight_decay=decay), by_hand(step))
+    assert_close(train(name="adamw", weight_decay=decay), train_with(step))
 
 
 def test_adam_reads_betas_and_eps():
     direction = {"betas": (0.5, 0.8), "eps": 0.1}
-    expected = by_hand(lambda name, p, g, memory, t: p - RATE * adam_direction(g, memory, t, **direction))
-    assert_close(trained(name="adam", **direction), expected)
+    expected = train_with(lambda name, p, g, memory, t: p - RATE * adam_direction(g, memory, t, **direction))
+    assert_close(train(name="adam", **direction), expected)
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.2)])
-def test_sgd_sums_up_momentum(momentum, decay):
+def test_sgd_accumulates_momentum(momentum, decay):
     def step(name, p, g, memory, t):
         memory["buffer"] = momentum * memory.get("buffer", 0) + g + decay * p
         return p - RATE * memory["buffer"]
 
-    assert_close(trained(name="sgd", momentum=momentum, weight_decay=decay), by_hand(step))
+    assert_close(train(name="sgd", momentum=momentum, weight_decay=decay), train_with(step))
 
 
 def test_rmsprop_divides_before_momentum():
@@ -126,10 +126,10 @@ def test_rmsprop_divides_before_momentum():
         memory["buffer"] = 0.9 * memory.get("buffer", 0) + g / (np.sqrt(memory["v"]) + 1e-8)
         return p - RATE * memory["buffer"]
 
-    assert_close(trained(name="rmsprop"), by_hand(step))
+    assert_close(train(name="rmsprop"), train_with(step))
 
 
-def test_amsgrad_never_lets_its_denominator_fall():
+def test_the_denominator_of_amsgrad_never_decreases():
     rise_and_fall = [jnp.array([g]) for g in (1.0, 4.0, 0.1, 0.1)]
     transform = optim.build(options(name="amsgrad"), 1).transform
     state, sizes = transform.init(rise_and_fall[0]), []
@@ -143,30 +143,30 @@ def test_amsgrad_never_lets_its_denominator_fall():
     assert sizes[3] != pytest.approx(m / (1 - 0.9**4) / np.sqrt(v / (1 - 0.999**4)), rel=0.05)  # plain Adam's
 
 
-def test_clipping_bounds_the_norm_over_all_parameters_before_anything_else():
+def test_clipping_bounds_the_global_norm_before_all_other_transforms():
     def step(name, p, g, memory, t):
         norm = np.sqrt(sum((x**2).sum() for x in GRADIENTS[t - 1].values()))
         assert norm > 0.5
         return p - RATE * (g * 0.5 / norm + 0.2 * p)
 
-    assert_close(trained(name="sgd", momentum=0.0, clip_norm=0.5, weight_decay=0.2), by_hand(step))
-    assert_close(trained(name="sgd", clip_norm=1e3), trained(name="sgd"))
+    assert_close(train(name="sgd", momentum=0.0, clip_norm=0.5, weight_decay=0.2), train_with(step))
+    assert_close(train(name="sgd", clip_norm=1e3), train(name="sgd"))
 
 
 @pytest.mark.parametrize("changes", [{"name": "adamw", "weight_decay": 0.3}, {"name": "sgd", "clip_norm": 0.5}])
-def test_accumulated_gradients_make_the_step_of_their_mean(changes):
+def test_accumulated_gradients_give_the_step_of_their_mean(changes):
     params = jax.tree.map(jnp.float32, START)
     one, three = (optim.build(options(**changes, accumulate=n), epochs=2).transform for n in (1, 3))
     gradients = [jax.tree.map(jnp.float32, g) for g in GRADIENTS[:3]]
     mean = jax.tree.map(lambda *g: sum(g) / 3, *gradients)
-    wanted, _ = one.update(mean, one.init(params), params)
+    expected, _ = one.update(mean, one.init(params), params)
     state = three.init(params)
     for gradient in gradients[:2]:
         direction, state = three.update(gradient, state, params)
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(direction))
     direction, state = three.update(gradients[2], state, params)
     for name in START:
-        np.testing.assert_allclose(direction[name], wanted[name], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(direction[name], expected[name], rtol=1e-6, atol=1e-7)
     assert np.abs(direction["w"]).max() > 0.01
 
 
@@ -181,7 +181,7 @@ def test_accumulated_gradients_make_the_step_of_their_mean(changes):
         ({"learning_rate": float("nan")}, "optim.learning_rate=nan must be above 0"),
     ],
 )
-def test_a_wrong_option_is_named(changes, message):
+def test_the_message_names_the_wrong_option(changes, message):
     with pytest.raises(UserError) as caught:
         optim.build(options(**changes), epochs=5)
     assert str(caught.value).startswith(message)
