@@ -1,11 +1,13 @@
 """Data-efficient image Transformers (Touvron et al., 2021), with a distillation token and with a convolutional stem.
 
-VkD's student is the one of Co-advise (Ren et al., 2022): three convolutions come before the patches, and the
-distillation token is the mean of the embedded patches, no parameter.
+VkD's student is that of Co-advise (Ren et al., 2022). Three convolutions come before the patches, and the distillation
+token is the mean of the embedded patches instead of a parameter.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
@@ -21,12 +23,12 @@ OPTIONS = {
     "mlp_ratio": 4.0,
     "patch_size": 16,
     "image_size": 224,
-    "stem_width": 64,  # channels of the convolutions ahead of the patches; 0: none, as in DeiT
+    "stem_width": 64,  # channels of the convolutions before the patches; 0: no convolutions, as in DeiT
     "distillation": "mean",  # the second token: the patches' "mean", a "learned" one (DeiT), or "none"
-    "drop_path": 0.0,  # stochastic depth of the last block; earlier ones linearly less
-    "dtype": "float32",  # of the Transformer's computation; "bfloat16" keeps softmax and norm statistics in float32
+    "drop_path": 0.0,  # rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0
+    "dtype": "float32",  # of the Transformer's computation; "bfloat16" computes softmax and norm statistics in float32
     "remat": False,  # recompute each block in the backward pass instead of storing it
-    "weights": "random",  # or a file of timm's names
+    "weights": "random",  # or a file with timm's names
     "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
 
@@ -34,23 +36,26 @@ _DIMS = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
 SIZES = {
     **{f"deit_{size}_conv": {"dim": dim, "heads": heads} for size, (dim, heads) in _DIMS.items()},
     **{
-        f"deit_{size}{end}": {"dim": dim, "heads": heads, "stem_width": 0, "distillation": token}
+        f"deit_{size}{suffix}": {"dim": dim, "heads": heads, "stem_width": 0, "distillation": token}
         for size, (dim, heads) in _DIMS.items()
-        for end, token in (("_distilled", "learned"), ("", "none"))
+        for suffix, token in (("_distilled", "learned"), ("", "none"))
     },
 }
 
-# timm cuts its normal numbers at 100 standard deviations, that is, not at all.
+# timm truncates its normal distribution at 100 standard deviations, which has no effect.
 _normal = nn.initializers.normal(0.02)
 
 
 class Stem(nn.Module):
-    """`[batch, size, size, 3]` to `[batch, size / 2, size / 2, width]`: a 7x7 convolution at stride 2, two of 3x3."""
+    """A 7x7 convolution at stride 2 and two of 3x3.
+
+    It maps `[batch, size, size, 3]` to `[batch, size / 2, size / 2, width]`.
+    """
 
     width: int
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, (size, stride) in enumerate(((7, 2), (3, 1), (3, 1)), 1):
             x = conv(self.width, size, stride, name=f"conv{i}", init=he_in)(x)
             x = nn.relu(BatchNorm(name=f"bn{i}")(x, train))
@@ -58,15 +63,7 @@ class Stem(nn.Module):
 
 
 class DeiT(nn.Module):
-    """`apply(variables, images, train=...)` gives `(logits, out)`.
-
-    images: float32 `[batch, image_size, image_size, 3]`.
-    logits: float32 `[batch, num_classes]`, the mean of both heads' where there is a distillation token.
-    out: `logits_class` and `logits_distilled`, those of either head; `patches` `[batch, patches, dim]` (embedded,
-      without position); `block_<i>/tokens` (after block i); after the final norm `tokens` `[batch, tokens, dim]`,
-      `class_token`, `distillation_token` `[batch, dim]` and `patch_tokens` `[batch, patches, dim]`, which are tokens
-      in row-major order behind the other two.
-    """
+    """DeiT: `apply(variables, images, train=...)` returns `(logits, out)`."""
 
     dim: int
     depth: int
@@ -82,7 +79,28 @@ class DeiT(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images, train: bool = False):
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Computes logits and named intermediate outputs.
+
+        Tokens are in the order class token, distillation token, patches in row-major order.
+
+        Args:
+          images: float32 `[batch, image_size, image_size, 3]`.
+          train: whether residual branches are dropped and batch norms use the statistics of the batch, default False.
+
+        Returns:
+          logits: float32 `[batch, num_classes]`, with a distillation token the mean of the logits of both heads.
+          out: the outputs below by name.
+
+            logits_class, logits_distilled: float32 `[batch, num_classes]`, of each head.
+            patches: `[batch, patches, dim]`, embedded, without position.
+            block_<i>/tokens: `[batch, tokens, dim]`, after block i.
+            attention_<i>: float32 `[batch, heads, tokens, tokens]`, the softmax weights of block i, from queries
+              (rows) to keys (columns).
+            tokens: `[batch, tokens, dim]`, after the final norm.
+            class_token, distillation_token: `[batch, dim]`, after the final norm.
+            patch_tokens: `[batch, patches, dim]`, after the final norm.
+        """
         batch, patch, x = len(images), self.patch_size, images
         if self.stem_width:
             x, patch = Stem(self.stem_width, name="stem")(x, train), patch // 2
@@ -94,15 +112,17 @@ class DeiT(nn.Module):
         )  # fmt: skip
         patches = embed(x).reshape(batch, -1, self.dim).astype(self.dtype)
         out = {"patches": patches}
-        first = [self.param("cls_token", nn.initializers.normal(1e-6 if self.stem_width else 0.02), (1, 1, self.dim))]
-        first = [jnp.tile(first[0], (batch, 1, 1))]
+        first_tokens = [
+            self.param("cls_token", nn.initializers.normal(1e-6 if self.stem_width else 0.02), (1, 1, self.dim))
+        ]
+        first_tokens = [jnp.tile(first_tokens[0], (batch, 1, 1))]
         if self.distillation == "mean":
-            first.append(patches.mean(axis=1, keepdims=True))
+            first_tokens.append(patches.mean(axis=1, keepdims=True))
         elif self.distillation == "learned":
-            first.append(jnp.tile(self.param("dist_token", _normal, (1, 1, self.dim)), (batch, 1, 1)))
-        before = len(first)
-        position = self.param("pos_embed", _normal, (1, before + patches.shape[1], self.dim))
-        x = jnp.concatenate([*(token.astype(self.dtype) for token in first), patches], axis=1)
+            first_tokens.append(jnp.tile(self.param("dist_token", _normal, (1, 1, self.dim)), (batch, 1, 1)))
+        num_first = len(first_tokens)
+        position = self.param("pos_embed", _normal, (1, num_first + patches.shape[1], self.dim))
+        x = jnp.concatenate([*(token.astype(self.dtype) for token in first_tokens), patches], axis=1)
         x = x + position.astype(self.dtype)
         block = nn.remat(vit.Block, static_argnums=(3, 4)) if self.remat else vit.Block
         for i in range(self.depth):
@@ -111,24 +131,24 @@ class DeiT(nn.Module):
             x, out[f"attention_{i}"] = layer(x, None, 0, train)
             out[f"block_{i}/tokens"] = x
         x = vit.layer_norm("norm")(x).astype(jnp.float32)
-        out |= {"tokens": x, "class_token": x[:, 0], "patch_tokens": x[:, before:]}
+        out |= {"tokens": x, "class_token": x[:, 0], "patch_tokens": x[:, num_first:]}
 
         def head(name, token):
             return nn.Dense(self.num_classes, kernel_init=_normal, name=name)(token)
 
         out["logits_class"] = head("head", out["class_token"])
-        if before == 1:
+        if num_first == 1:
             return out["logits_class"], out
         out["distillation_token"] = x[:, 1]
         out["logits_distilled"] = head("head_dist", out["distillation_token"])
         return (out["logits_class"] + out["logits_distilled"]) / 2, out
 
 
-def build(options, num_classes: int) -> DeiT:
-    """The module that an option section (see `OPTIONS`) describes.
+def build(options: ConfigDict, num_classes: int) -> DeiT:
+    """Returns the network of an option section (see `OPTIONS`).
 
     Raises:
-      UserError: sizes that do not fit together, or an unknown kind of distillation token.
+      UserError: sizes do not fit together, or the kind of distillation token is unknown.
     """
     if options.dim % options.heads:
         raise UserError(f"DeiT dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")
@@ -141,12 +161,16 @@ def build(options, num_classes: int) -> DeiT:
         raise UserError(f"DeiT distillation={options.distillation!r}: use 'mean', 'learned' or 'none'")
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"DeiT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
-    shape = {key: value for key, value in options.items() if key not in ("family", "weights", "weights_key", "dtype")}
-    return DeiT(**shape, num_classes=num_classes, dtype=jnp.dtype(options.dtype))
+    fields = {key: value for key, value in options.items() if key not in ("family", "weights", "weights_key", "dtype")}
+    return DeiT(**fields, num_classes=num_classes, dtype=jnp.dtype(options.dtype))
 
 
 def torch_name(path: str) -> str:
-    """The original programs' name of a module: `block_0/attn/qkv` -> `blocks.0.attn.qkv`."""
+    """Returns the name of a module in the original programs.
+
+    >>> torch_name("block_0/attn/qkv"), torch_name("stem/bn2")
+    ('blocks.0.attn.qkv', 'conv_embed.conv.4')
+    """
     if path in ("conv_embed", "patch_embed"):
         return f"{path}.proj"
     if path.startswith("stem/"):

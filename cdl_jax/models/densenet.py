@@ -1,7 +1,12 @@
-"""DenseNet-BC for small pictures (Huang et al., 2017); branches own the last dense block."""
+"""DenseNet-BC for small images (Huang et al., 2017).
+
+The branches of a branched network have a last dense block each.
+"""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
@@ -9,7 +14,7 @@ from cdl_jax.models.modules.conv import Backbone, conv, dense, global_pool, he_i
 
 OPTIONS = {
     "family": "densenet",
-    "growth": 12,  # channels that each layer adds
+    "growth": 12,  # growth rate: channels that each layer adds
     "blocks": (6, 6, 6),  # layers of each block
     "init_features": 24,  # channels of the first convolution
     "bottleneck": 4,  # inner width of a layer, in units of the growth
@@ -30,9 +35,13 @@ torch_name = None  # weights are read in the names of this package alone
 
 
 class Block(nn.Module):
-    """`depth` layers, each of which puts `growth` channels behind its input's.
+    """A dense block of `depth` layers, each of which appends `growth` channels to its input.
 
-    updates: of the running statistics a call, see `BatchNorm`.
+    Attributes:
+      depth: number of layers.
+      growth: channels that each layer adds.
+      bottleneck: inner width of a layer over `growth`.
+      updates: updates of the running statistics in one call, see `BatchNorm`.
     """
 
     depth: int
@@ -41,7 +50,7 @@ class Block(nn.Module):
     updates: int = 1
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i in range(self.depth):
             y = nn.relu(BatchNorm(self.updates, name=f"norm1_{i}")(x, train))
             y = conv(self.bottleneck * self.growth, 1, name=f"conv1_{i}", init=he_in)(y)
@@ -52,14 +61,14 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first convolution and two blocks, each with its transition to fewer channels and pixels; out: `layer<i>`."""
+    """The first convolution, and two blocks with their transitions to fewer channels and pixels; out: `layer<i>`."""
 
     blocks: tuple[Block, ...]
     init_features: int
     compression: float
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         x, out = conv(self.init_features, 3, name="conv0", init=he_in)(images), {}
         for i, block in enumerate(self.blocks, 1):
             x = nn.relu(BatchNorm(name=f"norm{i}")(block(x, train), train))
@@ -69,29 +78,32 @@ class Stem(nn.Module):
 
 
 class Tail(nn.Module):
-    """The last block (None: it has run already), batch norm, ReLU, the mean over the picture and the classifier.
+    """The last block, batch norm, ReLU, the mean over all positions and the classifier.
 
-    With `bare` the classifier reads the mean of the map as it is, without batch norm and ReLU.
+    Attributes:
+      block: the last dense block. None: the input is its output.
+      num_classes: number of logits.
     """
 
     block: Block | None
     num_classes: int
 
     @nn.compact
-    def __call__(self, x, train, bare=False):
+    def __call__(self, x: jax.Array, train: bool, skip_norm: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Computes the logits; with `skip_norm` the classifier reads the mean map without batch norm and ReLU."""
         if self.block is not None:
             x = self.block(x, train)
-        last = x if bare else nn.relu(BatchNorm(name="norm")(x, train))
+        last = x if skip_norm else nn.relu(BatchNorm(name="norm")(x, train))
         features = global_pool(last)
         logits = dense(self.num_classes, features.shape[-1], name="classifier", zero_bias=True)(features)
         return logits, {"layer3": x, "features": features}
 
 
-def build(options, num_classes: int) -> Backbone:
-    """The network that an option section (see `OPTIONS`) describes.
+def build(options: ConfigDict, num_classes: int) -> Backbone:
+    """Returns the network of an option section (see `OPTIONS`).
 
     Raises:
-      UserError: options that do not fit together.
+      UserError: options do not fit together.
     """
     if len(options.blocks) != 3:
         raise UserError(f"network.blocks={tuple(options.blocks)}: give three numbers of layers")

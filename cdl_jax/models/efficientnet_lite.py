@@ -1,14 +1,16 @@
-"""EfficientNet-Lite: EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, with ReLU6 in place of swish.
+"""EfficientNet-Lite: EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, with ReLU6 instead of swish.
 
-Pads as TensorFlow does, at stride 2 one pixel more below and to the right than above and to the left. The weights were
-trained on pixels in [-1, 1]: `MEAN` and `STD`, for `augment.mean` and `augment.std`. Branches share the first three
-stages.
+Padding is TensorFlow's: at stride 2 one pixel more below and to the right than above and to the left. The weights were
+trained on pixels in [-1, 1]; `MEAN` and `STD` are values of `augment.mean` and `augment.std` for them. The branches of a
+branched network share the first three stages.
 """
 
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
@@ -18,10 +20,10 @@ MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 OPTIONS = {
     "family": "efficientnet_lite",
-    "width": 1.0,  # times the channels of every stage, rounded to eights
-    "depth": 1.0,  # times the blocks of every stage but the first and the last, rounded up
-    "dropout": 0.2,  # of the features, ahead of the classifier
-    "drop_path": 0.2,  # stochastic depth that a block behind the last would have; linearly less from there to the first
+    "width": 1.0,  # factor of the channels of every stage, rounded to multiples of 8
+    "depth": 1.0,  # factor of the blocks of every stage, except the first and the last, rounded up
+    "dropout": 0.2,  # of the features, before the classifier
+    "drop_path": 0.2,  # rate of stochastic depth that a block after the last would have; it decreases linearly to 0
     "image_size": 224,
     "weights": "random",
     "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
@@ -44,32 +46,35 @@ _FIRST, _LAST, _SHARED = 32, 1280, 3  # channels of the first and the last convo
 class Depthwise(nn.Module):
     """A convolution of each channel with its own `size` x `size` kernel: `[batch, height, width, channels]`.
 
-    Written as a sum over the kernel's places: on a CPU XLA's convolution of as many groups as channels takes 14 times
-    as long, which is nine tenths of the network's time.
+    It is computed as a sum over the positions of the kernel. On a CPU, XLA's convolution with as many groups as channels
+    takes 14 times as long, which is nine tenths of the time of the network.
     """
 
     size: int
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", he_out, (self.size, self.size, 1, x.shape[-1]))
-        (rows, height), (columns, width) = (self._along(side) for side in x.shape[1:3])
+        (rows, height), (columns, width) = (self._padding_and_reach(side) for side in x.shape[1:3])
         x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
-        places = [(i, j) for i in range(self.size) for j in range(self.size)]
-        return sum(x[:, i : i + height : self.stride, j : j + width : self.stride] * kernel[i, j, 0] for i, j in places)
+        positions = [(i, j) for i in range(self.size) for j in range(self.size)]
+        return sum(
+            x[:, i : i + height : self.stride, j : j + width : self.stride] * kernel[i, j, 0] for i, j in positions
+        )
 
-    def _along(self, side):
-        """The padding before and behind a side, and how far the kernel's first place goes along it."""
+    def _padding_and_reach(self, side):
+        """Returns the padding (before, behind) of a side, and the number of pixels that one kernel position covers."""
         reach = (-(-side // self.stride) - 1) * self.stride + 1
         pad = max(reach - 1 + self.size - side, 0)
         return (pad // 2, pad - pad // 2), reach
 
 
 class Block(nn.Module):
-    """1x1 to `expansion` times the channels, depthwise, 1x1 to `width`: `[batch, height, width, channels]`.
+    """An inverted residual block on `[batch, height, width, channels]`.
 
-    A shortcut where the shape stays; what stands beside it is left out with probability `drop_path` in training.
+    It is 1x1 to `expansion` times the channels, depthwise, and 1x1 to `width` channels. If the shape is unchanged, there
+    is a shortcut, and training drops the residual branch with probability `drop_path`.
     """
 
     width: int
@@ -79,7 +84,7 @@ class Block(nn.Module):
     drop_path: float
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         inner, y = x.shape[-1] * self.expansion, x
         if self.expansion > 1:
             y = nn.relu6(_norm("bn0")(_conv(inner, 1, name="expand")(y), train))
@@ -92,49 +97,51 @@ class Block(nn.Module):
 
 
 class Stages(nn.Module):
-    """Consecutive stages, with the first convolution ahead of number 1; out: `stem` and `stage<i>`.
+    """Consecutive stages, with the first convolution before stage 1; out: `stem` and `stage<i>`.
 
-    blocks: of each stage its number, and the fields of its blocks. first: the first block's place in the network.
+    Attributes:
+      blocks: number of each stage, and the fields of its blocks.
+      first: index of the first block in the network, default 0.
     """
 
     blocks: tuple[tuple[int, tuple[tuple, ...]], ...]
     first: int = 0
 
     @nn.compact
-    def __call__(self, x, train):
-        out, place = {}, self.first
-        if not place:
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        out, index = {}, self.first
+        if not index:
             x = nn.relu6(_norm("bn")(_conv(_FIRST, 3, 2, name="conv")(x), train))
             out["stem"] = x
         for number, blocks in self.blocks:
             for block in blocks:
-                x = Block(*block, name=f"block_{place}")(x, train)
-                place += 1
+                x = Block(*block, name=f"block_{index}")(x, train)
+                index += 1
             out[f"stage{number}"] = x
         return x, out
 
 
 class Tail(nn.Module):
-    """The last `stages`, the last convolution, the mean over the picture and the classifier."""
+    """The last `stages`, the last convolution, the mean over all positions and the classifier."""
 
     stages: Stages
     num_classes: int
     dropout: float
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         x, out = self.stages(x, train)
         x = nn.relu6(_norm("bn")(_conv(_LAST, 1, name="conv")(x), train))
         out["features"] = features = global_pool(x)
-        kept = nn.Dropout(self.dropout, deterministic=not train)(features)
-        return dense(self.num_classes, _LAST, name="classifier", zero_bias=True)(kept), out
+        dropped = nn.Dropout(self.dropout, deterministic=not train)(features)
+        return dense(self.num_classes, _LAST, name="classifier", zero_bias=True)(dropped), out
 
 
-def build(options, num_classes: int) -> Backbone:
-    """The network that an option section (see `OPTIONS`) describes; `features` `[batch, 1280]`.
+def build(options: ConfigDict, num_classes: int) -> Backbone:
+    """Returns the network of an option section (see `OPTIONS`), with `features` `[batch, 1280]`.
 
     Raises:
-      UserError: options from which no network follows.
+      UserError: an option is out of range.
     """
     if not (options.width > 0 and options.depth >= 1):
         raise UserError(f"EfficientNet-Lite width={options.width} must be above 0, depth={options.depth} at least 1")
@@ -142,21 +149,24 @@ def build(options, num_classes: int) -> Backbone:
         raise UserError("EfficientNet-Lite dropout and drop_path must lie within [0, 1)")
     counts = [math.ceil(options.depth * blocks) for *_, blocks in _STAGES]
     counts[0], counts[-1] = _STAGES[0][-1], _STAGES[-1][-1]
-    place, stages = 0, []
+    index, stages = 0, []
     for number, ((kernel, stride, expansion, channels, _), count) in enumerate(zip(_STAGES, counts, strict=True), 1):
         blocks = []
         for i in range(count):
-            rate = options.drop_path * place / sum(counts)
-            blocks.append((_eights(options.width * channels), kernel, 1 if i else stride, expansion, rate))
-            place += 1
+            rate = options.drop_path * index / sum(counts)
+            blocks.append((_round_to_eights(options.width * channels), kernel, 1 if i else stride, expansion, rate))
+            index += 1
         stages.append((number, tuple(blocks)))
-    late = Stages(tuple(stages[_SHARED:]), first=sum(counts[:_SHARED]))
-    return Backbone(Stages(tuple(stages[:_SHARED])), Tail(late, num_classes, options.dropout))
+    last_stages = Stages(tuple(stages[_SHARED:]), first=sum(counts[:_SHARED]))
+    return Backbone(Stages(tuple(stages[:_SHARED])), Tail(last_stages, num_classes, options.dropout))
 
 
 def torch_name(path: str) -> str:
-    """The name that efficientnet_lite_pytorch has for a module: `tail/stages/block_5/expand` ->
-    `_blocks.5._expand_conv`."""
+    """Returns the name of a module in efficientnet_lite_pytorch.
+
+    >>> torch_name("tail/stages/block_5/expand")
+    '_blocks.5._expand_conv'
+    """
     known = {"conv": "conv_stem", "bn": "bn0"} if path.startswith("stem") else {"conv": "conv_head", "bn": "bn1"}
     *_, block, layer = path.split("/")
     if not block.startswith("block_"):
@@ -174,7 +184,7 @@ def _norm(name):
     return BatchNorm(epsilon=1e-3, momentum=0.99, name=name)
 
 
-def _eights(channels: float) -> int:
-    """The nearest multiple of 8, but none that is less than nine tenths."""
+def _round_to_eights(channels: float) -> int:
+    """Rounds to the nearest multiple of 8 that is at least nine tenths of `channels`."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8

@@ -1,10 +1,15 @@
-"""RegNetX and RegNetY (Radosavovic et al., 2020); branches share the first two stages."""
+"""RegNetX and RegNetY (Radosavovic et al., 2020).
+
+The branches of a branched network share the first two stages.
+"""
 
 import math
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules import conv as cnn
@@ -14,15 +19,15 @@ from cdl_jax.models.modules.conv import Backbone, dense, global_pool
 OPTIONS = {
     "family": "regnet",
     "depth": 18,  # blocks of all stages
-    # Block j wants w0 + wa j channels, is given the nearest w0 wm^i, in eights; blocks of one width are a stage.
+    # Block j has the width w0 wm^i nearest to w0 + wa j, rounded to a multiple of 8. Blocks of one width are a stage.
     "w0": 200,
     "wa": 106.23,
     "wm": 2.48,
     "group_width": 112,  # channels of a group of the 3x3 convolution; widths are rounded to multiples of it
-    "se_ratio": 0.25,  # squeeze-and-excitation's width over the block's inputs; 0 leaves it out (RegNetX)
+    "se_ratio": 0.25,  # width of squeeze-and-excitation over the channels of the input; 0: none (RegNetX)
     "stem_width": 32,
     "image_size": 224,
-    "dtype": "float32",  # of the convolutions; "bfloat16" keeps norms, gates and all that is told in float32
+    "dtype": "float32",  # of the convolutions; "bfloat16" computes norms, gates and all outputs in float32
     "weights": "random",
     "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
 }
@@ -37,21 +42,25 @@ SIZES = {
 }
 
 
-def stages(options) -> list[tuple[int, int]]:
-    """(width, number of blocks) of each stage, by the rule that the options give."""
-    blocks = []
+def compute_stages(options: ConfigDict) -> list[tuple[int, int]]:
+    """Computes (width, number of blocks) of each stage by the rule of the paper.
+
+    >>> compute_stages(ConfigDict({**OPTIONS, **SIZES["regnety_004"]}))
+    [(48, 1), (104, 3), (208, 6), (440, 6)]
+    """
+    widths = []
     for j in range(options.depth):
         power = round(math.log((options.w0 + options.wa * j) / options.w0) / math.log(options.wm))
-        blocks.append(8 * round(options.w0 * options.wm**power / 8))
-    found = []
-    for width in sorted(set(blocks)):
+        widths.append(8 * round(options.w0 * options.wm**power / 8))
+    stages = []
+    for width in sorted(set(widths)):
         group = min(options.group_width, width)
-        found.append((group * round(width / group), blocks.count(width)))
-    return found
+        stages.append((group * round(width / group), widths.count(width)))
+    return stages
 
 
 class Block(nn.Module):
-    """1x1, grouped 3x3, squeeze-and-excitation, 1x1, and a shortcut: `[batch, height, width, channels]`."""
+    """A residual block of 1x1, grouped 3x3, squeeze-and-excitation and 1x1 on `[batch, height, width, channels]`."""
 
     width: int
     stride: int
@@ -60,7 +69,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         width, inputs = self.width, x.shape[-1]
         conv = partial(cnn.conv, dtype=self.dtype)
         groups = width // min(self.group_width, width)
@@ -77,9 +86,16 @@ class Block(nn.Module):
 
 
 class Stages(nn.Module):
-    """Stages `first`, `first + 1`, ... of (width, blocks) each; out: `stage<i>`, the map behind stage i.
+    """Consecutive stages of blocks; out: `stage<i>`, the output map of stage i.
 
-    stem_width: of a 3x3 convolution at stride 2 ahead of them, or 0. num_classes: of a classifier behind, or 0.
+    Attributes:
+      first: number of the first stage.
+      stages: (width, number of blocks) of each stage.
+      group_width: channels of a group of the 3x3 convolutions.
+      se_ratio: width of squeeze-and-excitation over the channels of the input; 0: none.
+      stem_width: channels of a 3x3 convolution at stride 2 before the stages. 0, the default: none.
+      num_classes: number of logits of a classifier after the stages. 0, the default: none.
+      dtype: of the convolutions.
     """
 
     first: int
@@ -91,7 +107,7 @@ class Stages(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         out = {}
         if self.stem_width:
             x = cnn.conv(self.stem_width, 3, 2, name="conv", dtype=self.dtype)(x)
@@ -110,30 +126,34 @@ class Stages(nn.Module):
         return dense(self.num_classes, x.shape[-1], name="classifier")(out["features"]), out
 
 
-def build(options, num_classes: int) -> Backbone:
-    """The network that an option section (see `OPTIONS`) describes; `features` `[batch, width]` of the last stage.
+def build(options: ConfigDict, num_classes: int) -> Backbone:
+    """Returns the network of an option section (see `OPTIONS`), with `features` `[batch, width]` of the last stage.
 
     Raises:
-      UserError: options from which no network follows.
+      UserError: an option is out of range.
     """
     if not (options.depth > 0 and options.w0 > 0 and options.wa >= 0 and options.wm > 1 and options.group_width > 0):
         raise UserError("RegNet needs depth, w0 and group_width above 0, wa not negative and wm above 1")
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"RegNet dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
-    found, common = tuple(stages(options)), (options.group_width, options.se_ratio)
+    stages, common = tuple(compute_stages(options)), (options.group_width, options.se_ratio)
     dtype = jnp.dtype(options.dtype)
     return Backbone(
-        Stages(1, found[:2], *common, stem_width=options.stem_width, dtype=dtype),
-        Stages(3, found[2:], *common, num_classes=num_classes, dtype=dtype),
+        Stages(1, stages[:2], *common, stem_width=options.stem_width, dtype=dtype),
+        Stages(3, stages[2:], *common, num_classes=num_classes, dtype=dtype),
     )
 
 
 def torch_name(path: str) -> str:
-    """timm's name of a module: `stem/s1_b1/bn2` -> `s1.b1.conv2.bn`, `stem/conv` -> `stem.conv`."""
-    _, _, inside = path.partition("/")
-    if inside == "classifier":
+    """Returns timm's name of a module.
+
+    >>> torch_name("stem/s1_b1/bn2"), torch_name("stem/conv")
+    ('s1.b1.conv2.bn', 'stem.conv')
+    """
+    _, _, module = path.partition("/")
+    if module == "classifier":
         return "head.fc"
-    stage, _, layer = inside.partition("/")
+    stage, _, layer = module.partition("/")
     if not layer:
         return f"stem.{stage}"
     layer = {"downsample": "downsample.conv", "downsample_bn": "downsample.bn"}.get(layer, layer)

@@ -1,4 +1,9 @@
-"""Residual networks for large pictures (He et al., 2016) and wide ones; branches share the first two stages."""
+"""Residual and wide residual networks for large images (He et al., 2016).
+
+The branches of a branched network share the first two stages.
+"""
+
+from ml_collections import ConfigDict
 
 from cdl_jax.models import resnet
 from cdl_jax.models.modules.conv import Backbone
@@ -23,10 +28,10 @@ SIZES = {
 torch_name = None  # weights are read in the names of this package alone
 
 
-def build(options, num_classes: int) -> Backbone:
-    """The network that an option section (see `OPTIONS`) describes.
+def build(options: ConfigDict, num_classes: int) -> Backbone:
+    """Returns the network of an option section (see `OPTIONS`).
 
     Raises:
-      UserError: options that do not fit together.
+      UserError: options do not fit together.
     """
-    return resnet.residual(options, num_classes, stages=4, shared=2, large=True)
+    return resnet.build_residual(options, num_classes, stages=4, shared=2, large=True)

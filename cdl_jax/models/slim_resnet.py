@@ -1,8 +1,10 @@
-"""Residual networks for small pictures as DKT has them: any number of stages, each twice as wide as the one before.
+"""Residual networks for small images in DKT: any number of stages, each twice as wide as the one before.
 
 The slim ResNet-18 (Lopez-Paz and Ranzato, 2017), ResNet-32 whose shortcuts have no weights (He et al., 2016, option A),
-and ResNet-18 and -34 with a first convolution for pictures of 32 pixels.
+and ResNet-18 and -34 with a first convolution for images of 32 pixels.
 """
+
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.conv import Backbone, he_in
@@ -11,9 +13,9 @@ from cdl_jax.models.resnet import Stages, Stem, Tail
 
 OPTIONS = {
     "family": "slim_resnet",
-    "depths": (2, 2, 2, 2),  # blocks of each stage; all but the first stage halve the picture
+    "depths": (2, 2, 2, 2),  # blocks of each stage; all stages but the first halve the image
     "width": 20,  # channels of the first stage
-    "shortcut": "projection",  # where the shape changes; or "padded": every second pixel, and channels of zeros
+    "shortcut": "projection",  # if the shape changes; or "padded": every second pixel, and channels of zeros
     "init": "torch",  # of convolutions: U(-a, a), a = fan_in^-1/2; or "he": N(0, 2 / fan_in). Classifiers: torch's
     "image_size": 32,
     "weights": "random",
@@ -30,11 +32,11 @@ SIZES = {
 _INIT = {"torch": torch_kernel, "he": he_in}
 
 
-def build(options, num_classes: int) -> Backbone:
-    """The network that an option section (see `OPTIONS`) describes; all but the last stage are its stem.
+def build(options: ConfigDict, num_classes: int) -> Backbone:
+    """Returns the network of an option section (see `OPTIONS`). All stages but the last are its stem.
 
     Raises:
-      UserError: options from which no network follows.
+      UserError: an option is out of range.
     """
     if options.shortcut not in ("projection", "padded"):
         raise UserError(f"network.shortcut={options.shortcut!r}: use 'projection' or 'padded'")
@@ -43,24 +45,27 @@ def build(options, num_classes: int) -> Backbone:
     if len(options.depths) < 2 or min(options.depths) < 1 or options.width < 1:
         raise UserError(f"network.depths={tuple(options.depths)}, width={options.width}: give two stages or more")
     numbers = range(1, len(options.depths) + 1)
-    start = _INIT[options.init]
+    kernel_init = _INIT[options.init]
 
-    def part(chosen):
+    def build_stages(indices):
         return Stages(
-            numbers=tuple(numbers[chosen]),
-            depths=tuple(options.depths[chosen]),
-            widths=tuple(options.width * 2 ** (i - 1) for i in numbers[chosen]),
+            numbers=tuple(numbers[indices]),
+            depths=tuple(options.depths[indices]),
+            widths=tuple(options.width * 2 ** (i - 1) for i in numbers[indices]),
             padded=options.shortcut == "padded",
-            kernel_init=start,
+            kernel_init=kernel_init,
         )
 
-    return Backbone(
-        Stem(part(slice(0, -1)), options.width, kernel_init=start), Tail(part(slice(-1, None)), num_classes)
-    )
+    stem = Stem(build_stages(slice(0, -1)), options.width, kernel_init=kernel_init)
+    return Backbone(stem, Tail(build_stages(slice(-1, None)), num_classes))
 
 
 def torch_name(path: str) -> str:
-    """The authors' name of a module: `stem/stages/layer2_0/shortcut_bn` -> `layer2.0.shortcut.1`."""
+    """Returns the authors' name of a module.
+
+    >>> torch_name("stem/stages/layer2_0/shortcut_bn")
+    'layer2.0.shortcut.1'
+    """
     *stages, last = path.split("/")[1:]
     last = {"shortcut": "shortcut.0", "shortcut_bn": "shortcut.1", "classifier": "linear"}.get(last, last)
     return ".".join([stage.replace("_", ".") for stage in stages[1:]] + [last])

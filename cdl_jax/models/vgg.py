@@ -1,6 +1,11 @@
-"""VGG with batch normalisation for small pictures (Simonyan and Zisserman, 2015); branches own the last group."""
+"""VGG with batch normalization for small images (Simonyan and Zisserman, 2015).
+
+The branches of a branched network have a last group each.
+"""
 
 import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
@@ -11,8 +16,8 @@ OPTIONS = {
     "family": "vgg",
     "channel_unit": 64,  # the five groups have 1, 2, 4, 8 and 8 times as many channels
     "group_depth": 3,  # convolutions of each of the last three groups
-    "dropout": 0.0,  # ahead of each of the last two linear layers
-    "torch_head_bias": False,  # biases of the linear layers start as torch draws them instead of at zero
+    "dropout": 0.0,  # before each of the last two linear layers
+    "torch_head_bias": False,  # biases of the linear layers start from torch's initial values instead of zero
     "image_size": 32,
     "weights": "random",
     "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
@@ -24,14 +29,14 @@ torch_name = None  # weights are read in the names of this package alone
 
 
 class Group(nn.Module):
-    """`depth` times convolution, batch norm and ReLU, then a 2x2 pooling."""
+    """`depth` times a convolution, batch norm and ReLU, then a 2x2 max pooling."""
 
     depth: int
     width: int
     updates: int = 1
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i in range(self.depth):
             x = conv(self.width, 3, name=f"conv{i}", bias=True)(x)
             x = nn.relu(BatchNorm(self.updates, name=f"bn{i}")(x, train))
@@ -41,24 +46,30 @@ class Group(nn.Module):
 class Stem(nn.Module):
     """The first four groups; out: `layer<i>`."""
 
-    unit: int
+    channel_unit: int
     group_depth: int
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         out = {}
         for i, (depth, times) in enumerate(((2, 1), (2, 2), (self.group_depth, 4), (self.group_depth, 8))):
-            x = out[f"layer{i}"] = Group(depth, times * self.unit, name=f"layer{i}")(x, train)
+            x = out[f"layer{i}"] = Group(depth, times * self.channel_unit, name=f"layer{i}")(x, train)
         return x, out
 
 
 class Tail(nn.Module):
     """The last group and the classifier of three linear layers; `features` are the flattened map.
 
-    updates: of the running statistics a call, see `BatchNorm`.
+    Attributes:
+      channel_unit: channels of the first group.
+      group_depth: convolutions of the group.
+      num_classes: number of logits.
+      dropout: rate before each of the last two linear layers.
+      torch_head_bias: whether biases start from torch's initial values instead of zero.
+      updates: updates of the running statistics in one call, see `BatchNorm`.
     """
 
-    unit: int
+    channel_unit: int
     group_depth: int
     num_classes: int
     dropout: float
@@ -66,10 +77,10 @@ class Tail(nn.Module):
     updates: int = 1
 
     @nn.compact
-    def __call__(self, x, train):
-        last = Group(self.group_depth, 8 * self.unit, self.updates, name="layer4")(x, train)
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        last = Group(self.group_depth, 8 * self.channel_unit, self.updates, name="layer4")(x, train)
         x = features = last.reshape(len(last), -1)
-        for i, width in enumerate((8 * self.unit, 8 * self.unit, self.num_classes)):
+        for i, width in enumerate((8 * self.channel_unit, 8 * self.channel_unit, self.num_classes)):
             bias = torch_bias(x.shape[-1]) if self.torch_head_bias else nn.initializers.zeros
             x = nn.Dense(width, kernel_init=nn.initializers.normal(0.01), bias_init=bias, name=f"fc{i}")(x)
             if i < 2:
@@ -77,15 +88,15 @@ class Tail(nn.Module):
         return x, {"layer4": last, "features": features}
 
 
-def build(options, num_classes: int) -> Backbone:
-    """The network that an option section (see `OPTIONS`) describes.
+def build(options: ConfigDict, num_classes: int) -> Backbone:
+    """Returns the network of an option section (see `OPTIONS`).
 
     Raises:
-      UserError: an option out of range.
+      UserError: an option is out of range.
     """
     if not 0 <= options.dropout < 1:
         raise UserError(f"network.dropout={options.dropout} must lie in [0, 1)")
     if options.image_size < 32:
-        raise UserError(f"network.image_size={options.image_size}: VGG halves a picture five times, use 32 or more")
+        raise UserError(f"network.image_size={options.image_size}: VGG halves an image five times, use 32 or more")
     sizes = options.channel_unit, options.group_depth
     return Backbone(Stem(*sizes), Tail(*sizes, num_classes, options.dropout, options.torch_head_bias))

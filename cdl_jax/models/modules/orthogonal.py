@@ -1,8 +1,8 @@
-"""Linear maps with orthonormal columns (or rows), after torch's orthogonal parametrisation and VkD (arXiv 2403.06213).
+"""Linear maps with orthonormal columns or rows, after torch's orthogonal parametrization and VkD (arXiv 2403.06213).
 
-A weight `[features, inputs]` is `base @ Q(raw)`: the base is a fixed orthogonal matrix, and Q has orthonormal columns
-whatever the trained `raw` is. Of `raw` the strictly lower triangle alone matters. With n >= k the two sides in order of
-size, all functions below take `raw` `[n, k]`; a wide weight is the transpose of a tall one.
+A weight `[features, inputs]` is `base @ Q(raw)`. The base is a fixed orthogonal matrix. Q has orthonormal columns for
+any trained `raw`; it depends only on the strictly lower triangle of `raw`. Let n >= k be the two sides of the weight.
+All functions below take `raw` `[n, k]`. A wide weight is the transpose of a tall one.
 """
 
 import math
@@ -17,10 +17,17 @@ from cdl_jax.errors import UserError
 
 
 def householder(raw: jax.Array, signs: jax.Array) -> jax.Array:
-    """The first k columns of the reflections' product `H_1 ... H_k`, column j times `signs[j]`: `[n, k]`.
+    """Computes the first k columns of the product of Householder reflections `H_1 ... H_k`.
 
-    `H_j = I - 2 v v^T / |v|^2`, v being `e_j` plus column j of the strictly lower triangle. All of them at once in the
-    compact WY form, O(n k^2) (Schreiber and Van Loan, 1989).
+    `H_j = I - 2 v v^T / |v|^2`, where v is `e_j` plus column j of the strictly lower triangle of `raw`. The product is
+    computed in the compact WY form, O(n k^2) (Schreiber and Van Loan, 1989).
+
+    Args:
+      raw: `[n, k]`.
+      signs: `[k]`, factors of the columns.
+
+    Returns:
+      `[n, k]`.
     """
     eye = jnp.eye(*raw.shape, dtype=raw.dtype)
     vectors = jnp.tril(raw, -1) + eye
@@ -30,10 +37,13 @@ def householder(raw: jax.Array, signs: jax.Array) -> jax.Array:
 
 
 def matrix_exp(raw: jax.Array) -> jax.Array:
-    """The first k columns of `exp(A)`, A = L - L^T with L the strictly lower triangle in n columns: `[n, k]`.
+    """Computes the first k columns of `exp(A)`, A = L - L^T, L the strictly lower triangle of `raw` `[n, k]`.
 
-    Where k is small beside n the exponential is one of 4k rows: A = U V^T of rank 2k, so `exp(A) = I + U phi(V^T U)
-    V^T` with `phi(x) = (e^x - 1) / x`, a block of `exp([[x, 1], [0, 0]])`.
+    If 4k < n, the exponential is that of a matrix of 4k rows: A = U V^T has rank 2k, so
+    `exp(A) = I + U phi(V^T U) V^T` with `phi(x) = (e^x - 1) / x`, a block of `exp([[x, 1], [0, 0]])`.
+
+    Returns:
+      `[n, k]`.
     """
     n, k = raw.shape
     if 4 * k >= n:
@@ -45,9 +55,12 @@ def matrix_exp(raw: jax.Array) -> jax.Array:
 
 
 def cayley(raw: jax.Array) -> jax.Array:
-    """The first k columns of `(I - A/2)^-1 (I + A/2)`, A as in `matrix_exp`: `[n, k]`.
+    """Computes the first k columns of `(I - A/2)^-1 (I + A/2)`, A as in `matrix_exp`.
 
-    Where k is small beside n, by a system of 2k equations: `I + U (I - V^T U / 2)^-1 V^T`.
+    If 4k < n, a system of 2k equations is solved: `I + U (I - V^T U / 2)^-1 V^T`.
+
+    Returns:
+      `[n, k]`.
     """
     n, k = raw.shape
     if 4 * k >= n:
@@ -59,7 +72,7 @@ def cayley(raw: jax.Array) -> jax.Array:
 
 
 def skew_expm(square: jax.Array, columns: int) -> jax.Array:
-    """The first `columns` of `exp((M - M^T) / 2)`, M `[n, n]`: the projection as the paper words it."""
+    """Computes the first `columns` columns of `exp((M - M^T) / 2)`, M `[n, n]`: the projection in the paper's words."""
     return expm((square - square.T) / 2)[:, :columns]
 
 
@@ -67,22 +80,36 @@ MAPS = ("householder", "matrix_exp", "cayley", "skew_expm")
 
 
 def default_map(features: int, inputs: int) -> str:
-    """What torch chooses, and the published programs with it: the exponential for square weights, else Householder."""
+    """Returns torch's choice of a map: the exponential for square weights, else Householder.
+
+    The published programs use it as well.
+
+    >>> default_map(4, 4), default_map(8, 4)
+    ('matrix_exp', 'householder')
+    """
     return "matrix_exp" if features == inputs else "householder"
 
 
 def orthogonal_weight(raw, base, kind: str, shape: tuple[int, int], signs=None) -> jax.Array:
-    """The weight of `shape` `[features, inputs]`.
+    """Computes the orthogonal weight of `shape` `[features, inputs]`.
 
     Args:
-      raw: of the weight's shape; for "skew_expm" `[n, n]`.
+      raw: the trained parameter, of the shape of the weight; for "skew_expm" `[n, n]`.
       base: `[n, n]`, or None for the identity.
       kind: one of `MAPS`.
-      signs: `[k]`, for "householder". None takes raw's diagonal, cut to whole numbers and without gradient, as torch
-        does; a diagonal that weight decay has moved from -1 then makes the weight zero for good.
+      shape: (features, inputs).
+      signs: `[k]`, for "householder". None, the default: the diagonal of `raw`, truncated to integers and without
+        gradient, as in torch. After weight decay has moved the diagonal from -1, the weight is then always zero.
+
+    Returns:
+      `[features, inputs]`.
+
+    >>> weight = orthogonal_weight(jnp.ones((3, 2)), None, "cayley", (3, 2))
+    >>> bool(orthogonality_error(weight) < 1e-6)
+    True
     """
     columns = min(shape)
-    # Lower precision, TF32 say, would leave columns that are orthonormal to three digits only.
+    # With a lower precision such as TF32 the columns would be orthonormal to only three digits.
     with jax.default_matmul_precision("highest"):
         if kind == "skew_expm":
             tall = skew_expm(raw, columns)
@@ -98,10 +125,14 @@ def orthogonal_weight(raw, base, kind: str, shape: tuple[int, int], signs=None) 
 
 
 def init_raw_and_base(initial: jax.Array, completion: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`(raw, base)` with which a weight starts at `initial` `[features, inputs]` made orthogonal.
+    """Returns the `(raw, base)` of a weight that starts at the orthogonal factor of `initial`.
 
-    The base is the Q factor, R's diagonal positive, of `initial` (tall) with `completion` `[n, n - k]` beside it; `raw`
-    is minus the identity, where every map gives the identity's first columns.
+    The base is the Q factor (with a positive diagonal of R) of the tall `initial` and `completion` side by side. `raw`
+    is minus the identity, for which every map gives the first columns of the identity.
+
+    Args:
+      initial: `[features, inputs]`.
+      completion: `[n, n - k]`, random columns.
     """
     tall = initial if initial.shape[0] >= initial.shape[1] else initial.T
     base, triangle = jnp.linalg.qr(jnp.concatenate([tall, completion], axis=1))
@@ -110,9 +141,12 @@ def init_raw_and_base(initial: jax.Array, completion: jax.Array) -> tuple[jax.Ar
 
 
 def init_raw(initial: jax.Array) -> jax.Array:
-    """`raw` with which a Householder weight without base starts at `initial` made orthogonal: LAPACK's QR vectors.
+    """Returns the `raw` of a Householder weight without base that starts at the orthogonal factor of `initial`.
 
-    The diagonal holds the signs that make R's diagonal positive.
+    These are LAPACK's QR vectors. The diagonal has the signs that make the diagonal of R positive.
+
+    Args:
+      initial: `[features, inputs]`.
     """
     tall = initial if initial.shape[0] >= initial.shape[1] else initial.T
     packed, scales = jnp.linalg.qr(tall, mode="raw")
@@ -123,18 +157,22 @@ def init_raw(initial: jax.Array) -> jax.Array:
 
 
 def orthogonality_error(weight: jax.Array) -> jax.Array:
-    """`max |W^T W - I|` over the smaller side of a weight."""
+    """Computes `max |W^T W - I|` over the smaller side of a weight W `[features, inputs]`."""
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     with jax.default_matmul_precision("highest"):
         return jnp.abs(tall.T @ tall - jnp.eye(tall.shape[1])).max()
 
 
 class OrthogonalDense(nn.Module):
-    """`[..., inputs]` to `[..., features]` by `x W^T`, W orthogonal; the collection "state" holds what is not trained.
+    """Maps `[..., inputs]` to `[..., features]` by `x W^T` with an orthogonal W.
 
-    kind: one of `MAPS`; "" is `default_map`.
-    reference_exact: the signs of "householder" are torch's, so that weight decay makes the weight zero after a step.
-      Otherwise they are constants of the state.
+    The collection "state" has the base and the signs, which are not trained.
+
+    Attributes:
+      features: number of output channels.
+      kind: one of `MAPS`; "", the default: that of `default_map`.
+      reference_exact: whether the signs of "householder" are torch's, so that weight decay makes the weight zero after
+        one step. False, the default: they are constants of the state.
     """
 
     features: int
@@ -142,50 +180,51 @@ class OrthogonalDense(nn.Module):
     reference_exact: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-1]
         shape, kind = (self.features, inputs), self.kind or default_map(self.features, inputs)
         n, k = max(shape), min(shape)
         if kind == "skew_expm":
             return x @ orthogonal_weight(self.param("raw", _uniform(n), (n, n)), None, kind, shape).T
 
-        def draw_base():
+        def init_base():
             keys = jax.random.split(self.make_rng("params"))
-            first = _uniform(inputs)(keys[0], shape)
-            return init_raw_and_base(first, jax.random.normal(keys[1], (n, n - k)))[1]
+            initial = _uniform(inputs)(keys[0], shape)
+            return init_raw_and_base(initial, jax.random.normal(keys[1], (n, n - k)))[1]
 
         raw = self.param("raw", lambda key, shape: -jnp.eye(*shape), shape)
-        base, signs = self.variable("state", "base", draw_base).value, None
+        base, signs = self.variable("state", "base", init_base).value, None
         if kind == "householder" and not self.reference_exact:
             signs = self.variable("state", "signs", lambda: -jnp.ones((k,))).value
         return x @ orthogonal_weight(raw, base, kind, shape, signs).T
 
 
 def check(kind: str, key: str) -> None:
-    """Refuses a map that does not exist.
+    """Checks that an orthogonal map exists.
 
     Raises:
-      UserError: names the config `key` and the maps.
+      UserError: it does not. The message names the config `key` and the maps.
     """
     if kind and kind not in MAPS:
         raise UserError(
-            f"{key}={kind!r} is no orthogonal map: {plugins.did_you_mean(kind, MAPS)}, or '' for the usual one"
+            f"{key}={kind!r} is not an orthogonal map: {plugins.did_you_mean(kind, MAPS)}, or '' for the default"
         )
 
 
 def _uniform(fan_in):
-    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Returns the initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def _skew(raw):
+    """Returns A = L - L^T `[n, n]`, L the strictly lower triangle of `raw` `[n, k]`."""
     n, k = raw.shape
     lower = jnp.pad(jnp.tril(raw, -1), ((0, 0), (0, n - k)))
     return lower - lower.T
 
 
 def _factors(raw):
-    """U, V `[n, 2k]` with U V^T = A, and the identity's first k columns."""
+    """Returns U, V `[n, 2k]` with U V^T = A, and the first k columns of the identity."""
     lower, eye = jnp.tril(raw, -1), jnp.eye(*raw.shape, dtype=raw.dtype)
     return jnp.concatenate([lower, -eye], axis=1), jnp.concatenate([eye, lower], axis=1), eye

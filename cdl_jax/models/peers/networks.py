@@ -137,7 +137,7 @@ class PeerBranches:
             features.append(out["features"])
         leader_logits = None
         if self.block is not None:
-            leader_logits, _ = self.tail.apply(variables[self.names[-1]], x, False, bare=True)
+            leader_logits, _ = self.tail.apply(variables[self.names[-1]], x, False, skip_norm=True)
         return PeerOutputs(tuple(logits), tuple(features), shared, leader_logits, stats)
 
 

@@ -47,7 +47,7 @@ def test_parameters_are_as_many_as_published(name):
 
 def test_stages_follow_the_rule():
     big = ConfigDict(families.network_options("regnety_160"))
-    assert regnet.stages(big) == [(224, 2), (448, 4), (1232, 11), (3024, 1)]
+    assert regnet.compute_stages(big) == [(224, 2), (448, 4), (1232, 11), (3024, 1)]
 
 
 SMALL = {
