@@ -112,10 +112,9 @@ class DeiT(nn.Module):
         )  # fmt: skip
         patches = embed(x).reshape(batch, -1, self.dim).astype(self.dtype)
         out = {"patches": patches}
-        first_tokens = [
-            self.param("cls_token", nn.initializers.normal(1e-6 if self.stem_width else 0.02), (1, 1, self.dim))
-        ]
-        first_tokens = [jnp.tile(first_tokens[0], (batch, 1, 1))]
+        class_token_init = nn.initializers.normal(1e-6 if self.stem_width else 0.02)
+        class_token = self.param("cls_token", class_token_init, (1, 1, self.dim))
+        first_tokens = [jnp.tile(class_token, (batch, 1, 1))]
         if self.distillation == "mean":
             first_tokens.append(patches.mean(axis=1, keepdims=True))
         elif self.distillation == "learned":

@@ -1,8 +1,8 @@
 """EfficientNet-Lite: EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, with ReLU6 instead of swish.
 
 Padding is TensorFlow's: at stride 2 one pixel more below and to the right than above and to the left. The weights were
-trained on pixels in [-1, 1]; `MEAN` and `STD` are values of `augment.mean` and `augment.std` for them. The branches of a
-branched network share the first three stages.
+trained on pixels in [-1, 1]; `MEAN` and `STD` are values of `augment.mean` and `augment.std` for them. The branches of
+a branched network share the first three stages.
 """
 
 import math
@@ -46,8 +46,8 @@ _FIRST, _LAST, _SHARED = 32, 1280, 3  # channels of the first and the last convo
 class Depthwise(nn.Module):
     """A convolution of each channel with its own `size` x `size` kernel: `[batch, height, width, channels]`.
 
-    It is computed as a sum over the positions of the kernel. On a CPU, XLA's convolution with as many groups as channels
-    takes 14 times as long, which is nine tenths of the time of the network.
+    It is computed as a sum over the positions of the kernel. On a CPU, XLA's convolution with as many groups as
+    channels takes 14 times as long, which is nine tenths of the time of the network.
     """
 
     size: int
@@ -73,8 +73,8 @@ class Depthwise(nn.Module):
 class Block(nn.Module):
     """An inverted residual block on `[batch, height, width, channels]`.
 
-    It is 1x1 to `expansion` times the channels, depthwise, and 1x1 to `width` channels. If the shape is unchanged, there
-    is a shortcut, and training drops the residual branch with probability `drop_path`.
+    It is 1x1 to `expansion` times the channels, depthwise, and 1x1 to `width` channels. If the shape is unchanged,
+    there is a shortcut, and training drops the residual branch with probability `drop_path`.
     """
 
     width: int

@@ -174,9 +174,8 @@ def run_regnet(config, arrays):
     size = config["image"][-1]
     options = {**regnet.OPTIONS, **numbers, "group_width": config["group_size"], "image_size": size}
     model = regnet.build(ConfigDict(options), config["num_classes"])
-    assert regnet.compute_stages(ConfigDict(options)) == list(
-        zip(config["stage_widths"], config["stage_depths"], strict=True)
-    )
+    stages = list(zip(config["stage_widths"], config["stage_depths"], strict=True))
+    assert regnet.compute_stages(ConfigDict(options)) == stages
     x = images(arrays["in/x"])
     variables = from_torch(arrays, jax.eval_shape(model.init, jax.random.key(0), x), regnet.torch_name)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == config["param_count"]
