@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 
 
 def show_table(options: argparse.Namespace) -> int:
-    """Prints and writes the table of some runs, and published results beside them; returns the exit code."""
+    """Prints and writes the table of some runs, and published results beside them."""
     groups = _read_groups(options.runs)
     if not groups:
         return 2
@@ -92,7 +92,7 @@ def show_table(options: argparse.Namespace) -> int:
 
 
 def show_paper(options: argparse.Namespace) -> int:
-    """Prints and writes a published table, with runs beside it if any are named; returns the exit code."""
+    """Prints and writes a published table, with runs beside it if any are named."""
     groups = _read_groups(options.runs)
     if options.runs and not groups:
         return 2
@@ -100,7 +100,7 @@ def show_paper(options: argparse.Namespace) -> int:
 
 
 def show_grid(options: argparse.Namespace) -> int:
-    """Prints and writes the tables of learners by schemes; returns the exit code."""
+    """Prints and writes the tables of learners by schemes."""
     groups = _read_groups(options.runs)
     if not groups:
         return 2
@@ -116,7 +116,7 @@ def show_grid(options: argparse.Namespace) -> int:
 
 
 def show_sweep(options: argparse.Namespace) -> int:
-    """Prints and writes the table of runs that differ in one option; returns the exit code."""
+    """Prints and writes the table of runs that differ in one option."""
     groups = _read_groups(options.runs)
     if not groups:
         return 2
@@ -127,6 +127,7 @@ def show_sweep(options: argparse.Namespace) -> int:
     return 0
 
 
+# Functions that return the exit code.
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "table": show_table,
     "grid": show_grid,
@@ -202,7 +203,8 @@ def _parser(command: str) -> _Parser:
         parser.add_argument(name, metavar="FILE", action=_PathOption, endings=endings, help=explanation)
 
     add_file("--out", _TABLE_ENDINGS, "write the tables; the ending selects the format")
-    add_file("--plot", _PLOT_ENDINGS, "draw the main number of each run")
+    plotted = {"grid": "the gain of each seed", "sweep": "accuracy against the option's values"}
+    add_file("--plot", _PLOT_ENDINGS, f"draw {plotted.get(command, 'the main number of each run')}")
     add_file("--update-page", _PAGE_ENDINGS, "replace the tables between the marks of an existing page")
     if command == "grid":
         explanation = "copy what the tables need of finished runs to a folder"

@@ -35,8 +35,8 @@ def runs(tmp_path):
     for seed in range(3):
         folders.append(store(tmp_path, "l2p", "none", seed, student=ALONE[seed]))
         folders.append(store(tmp_path, "l2p", "kd", seed, student=KD[seed], teacher=TEACHER[seed]))
-        taught = {"student": ALONE[seed] + 1, "teacher": 0.0}
-        folders.append(store(tmp_path, "l2p", "dkd", seed, teachers=(f"l2p/kd/seed_{seed}",), **taught))
+        accuracies = {"student": ALONE[seed] + 1, "teacher": 0.0}
+        folders.append(store(tmp_path, "l2p", "dkd", seed, teachers=(f"l2p/kd/seed_{seed}",), **accuracies))
     for seed in range(2):
         folders.append(store(tmp_path, "apt", "none", seed, student=60.0))
         folders.append(store(tmp_path, "apt", "kd", seed, student=61.0 + seed, teacher=90.0))

@@ -60,19 +60,23 @@ def test_stored_numbers_equal_the_papers():
 
 
 def test_rows_of_the_ablation_differ_only_in_the_omitted_parts():
-    whole = flat_config()
-    assert differing_settings(whole, flat_config(row="orthogonal")) == {"distill.teacher_norm": ("layer", "none")}
-    assert differing_settings(whole, flat_config(row="unconstrained")) == {
+    complete = flat_config()
+    assert differing_settings(complete, flat_config(row="orthogonal")) == {"distill.teacher_norm": ("layer", "none")}
+    assert differing_settings(complete, flat_config(row="unconstrained")) == {
         "distill.teacher_norm": ("layer", "none"), "distill.projector": ("", "linear"),
     }  # fmt: skip
-    assert differing_settings(whole, flat_config(row="kd")) == {"distill.feature_weight": (1.0, 0.0)}
-    assert differing_settings(whole, flat_config(row="none")).keys() == {
+    assert differing_settings(complete, flat_config(row="kd")) == {"distill.feature_weight": (1.0, 0.0)}
+    assert differing_settings(complete, flat_config(row="none")).keys() == {
         "distill.feature_weight",
         "distill.logit_weight",
     }
-    assert differing_settings(whole, flat_config(reference=True)) == {"distill.reference_exact": (False, True)}
-    assert [whole[f"train.{key}"] for key in ("epochs", "batch_size", "last_batch")] == [300, 512, "drop"]
-    assert (whole["optim.learning_rate"], whole["optim.final_rate"], whole["optim.weight_decay"]) == (5e-4, 5e-6, 0.05)
+    assert differing_settings(complete, flat_config(reference=True)) == {"distill.reference_exact": (False, True)}
+    assert [complete[f"train.{key}"] for key in ("epochs", "batch_size", "last_batch")] == [300, 512, "drop"]
+    assert (complete["optim.learning_rate"], complete["optim.final_rate"], complete["optim.weight_decay"]) == (
+        5e-4,
+        5e-6,
+        0.05,
+    )
 
 
 def test_the_config_file_has_every_cell():

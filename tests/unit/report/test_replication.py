@@ -83,8 +83,8 @@ def test_teacher_settings_are_ignored_for_a_student_without_teacher(tmp_path):
     alone = store(tmp_path / "a", 86.16, 5.63, learner="coda", distill="none", student="vit_b16", changes=changes)
     (row,) = rows([alone])
     assert row[0] == "v1/v2/v3/v4 cifar100 coda none vit_b16" and row[5] == "too few seeds (+0.00)"
-    taught = store(tmp_path / "b", 86.0, learner="coda", student="vit_b16", changes=changes)
-    assert rows([taught]) == []
+    with_teacher = store(tmp_path / "b", 86.0, learner="coda", student="vit_b16", changes=changes)
+    assert rows([with_teacher]) == []
 
 
 def test_runs_with_other_settings_list_them_and_have_no_verdict(tmp_path):

@@ -83,17 +83,17 @@ def test_two_runs_with_one_value_and_seed_are_refused(tmp_path):
 
 
 def test_having_a_teacher_separates_lines_unless_the_teacher_is_on_the_line(tmp_path):
-    beside = store(tmp_path, "beside", 0, 40.0, 0.5)
-    taught = [store(tmp_path, f"taught_{alpha}", 0, 50.0, alpha, teachers=[beside]) for alpha in (0.1, 0.9)]
+    teacher = store(tmp_path, "teacher", 0, 40.0, 0.5)
+    students = [store(tmp_path, f"student_{alpha}", 0, 50.0, alpha, teachers=[teacher]) for alpha in (0.1, 0.9)]
     other = store(tmp_path, "other", 0, 60.0, 0.9, teachers=["runs/of/another/seed_0"])
 
     def lines(*runs):
         return list(sweep.group_by_option(read_groups(runs), "distill.alpha").values())
 
-    assert lines(beside, *taught) == [{0.1: [50.0], 0.5: [40.0], 0.9: [50.0]}]
-    assert lines(beside, taught[0], other) == [{0.1: [50.0], 0.5: [40.0]}, {0.9: [60.0]}]
+    assert lines(teacher, *students) == [{0.1: [50.0], 0.5: [40.0], 0.9: [50.0]}]
+    assert lines(teacher, students[0], other) == [{0.1: [50.0], 0.5: [40.0]}, {0.9: [60.0]}]
     dkt = [store(tmp_path, f"dkt_{alpha}", 0, 70.0, alpha, teachers=teachers, method="dkt")
-           for alpha, teachers in ((0.1, []), (0.5, [beside]), (0.9, [beside]))]  # fmt: skip
+           for alpha, teachers in ((0.1, []), (0.5, [teacher]), (0.9, [teacher]))]  # fmt: skip
     assert lines(*dkt) == [{0.1: [70.0]}, {0.5: [70.0], 0.9: [70.0]}]
 
 
