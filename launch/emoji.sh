@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The runs behind docs/results/emoji.md: continual learners on 400 emoji, alone and taught by a probe on EfficientNet-Lite0 with
-# its ImageNet weights, and rows to compare with. Run it again after an interruption, or several times at once: see
-# matrix.sh.
-#   bash launch/emoji.sh [FOLDER]        FOLDER: where the runs go (default: runs/emoji)
+# Trains the runs of docs/results/emoji.md: continual learners on 400 emoji, alone and with a linear probe on
+# EfficientNet-Lite0 with ImageNet weights as the teacher, and reference rows. Rerun it after an interruption, or start
+# it several times at once: see matrix.sh.
+#   bash launch/emoji.sh [FOLDER]        FOLDER: folder of the runs (default: runs/emoji)
 #
-#   CDL_DATA    folder with emoji32.npz and efficientnet-lite0-57934424.pth (default: data); docs/guides/data.md tells where
-#               they come from. Weights emoji_student.npz are taken from there, if there are any.
+#   CDL_DATA    folder with emoji32.npz and efficientnet-lite0-57934424.pth (default: data); docs/guides/data.md has
+#               their sources. Weights emoji_student.npz in this folder are used instead of pretraining.
 #   CDL_SEEDS   (default: 0 1 2)
 source "$(dirname "$0")/setup.sh"
 source launch/matrix.sh

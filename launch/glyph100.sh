@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# The runs behind docs/results/glyph100.md, four continual learners, alone and taught in eight ways, with rows to compare with, and
-# behind docs/results/ablations.md.
-#   bash launch/glyph100.sh [FOLDER] [main | ablations | all]     FOLDER: where the runs go (default: runs/glyph100)
+# Trains the runs of docs/results/glyph100.md (four continual learners, alone and with eight schemes, and reference
+# rows) and of docs/results/ablations.md.
+#   bash launch/glyph100.sh [FOLDER] [main | ablations | all]     FOLDER: folder of the runs (default: runs/glyph100)
 #
-# Run it again after an interruption, or several times at once, for several cores or on one GPU: see matrix.sh. All rows
-# of the first seed come before those of the second, so that what there is makes a whole table at any time.
+# Rerun it after an interruption, or start it several times at once, on several cores or on one GPU: see matrix.sh. All
+# rows of the first seed precede those of the second, so that the finished runs form a complete table as early as
+# possible.
 #
-#   CDL_DATA    folder with glyph100.npz and, to pretrain backbones from, glyph_pretrain354.npz (default: data); see
-#               docs/guides/data.md. Weights glyph_teacher.npz and glyph_student.npz are taken from there, if there are any.
+#   CDL_DATA    folder with glyph100.npz and, to pretrain backbones, glyph_pretrain354.npz (default: data); see
+#               docs/guides/data.md. Weights glyph_teacher.npz and glyph_student.npz in this folder are used instead of
+#               pretraining.
 #   CDL_SEEDS   (default: 0 1 2)
-#   CDL_TOGETHER=1   all seeds of a row are one program, each with its own order of classes, and every teacher learns
-#               beside its student. That pays on a GPU, which steps of networks so small leave idle; on a CPU processes
-#               of one seed each are faster. Such runs need a FOLDER that holds none of the other kind. All classes have
-#               45 training pictures there, in place of up to 100, so numbers are lower than those of docs/results/glyph100.md.
+#   CDL_TOGETHER=1   all seeds of a row are one program, each with its own class order, and every teacher is trained
+#               beside its student. This is faster on a GPU, which steps of such small networks leave idle. On a CPU
+#               one process per seed is faster. Such runs need a FOLDER without runs of the other kind. All classes then
+#               have 45 training images instead of up to 100, so accuracies are lower than in docs/results/glyph100.md.
 source "$(dirname "$0")/setup.sh"
 source launch/matrix.sh
 folder=${1:-runs/glyph100}
@@ -23,19 +25,19 @@ if [[ ! $part =~ ^(main|ablations|all)$ ]] || [ ! -f "$data/glyph100.npz" ]; the
   exit 2
 fi
 
-# What all seeds of a row as one program are called with, and in place of a seed; empty where each is a run.
-together=() turns=("${seeds[@]}")
+# Overrides for all seeds of a row in one program, and "all" instead of seeds. Empty if each seed is a run.
+together=() rounds=("${seeds[@]}")
 if [ "${CDL_TOGETHER:-0}" = 1 ]; then
-  # Seeds in one program take the same steps, so classes need as many pictures: those that the smallest has.
+  # Seeds in one program have the same steps, so all classes need equally many images: those of the smallest class.
   together=(--config.seeds="($(IFS=,; echo "${seeds[*]}"),)" --config.data.max_train_per_class=45)
-  turns=(all)
+  rounds=(all)
 fi
 
 weights_of() { # NETWORK
   if [ -f "$data/glyph_$1.npz" ]; then echo "$data/glyph_$1.npz"; else echo "$folder/pretrain/$1/weights.npz"; fi
 }
 
-pretrained() {
+pretrain() {
   local network
   for network in teacher student; do
     [ -f "$(weights_of "$network")" ] || train "$folder/pretrain/$network" \
@@ -44,23 +46,23 @@ pretrained() {
   [ -f "$(weights_of teacher)" ] && [ -f "$(weights_of student)" ]
 }
 
-place() { # FOLDER SEED or all
+workdir_of() { # FOLDER SEED or all
   if [ "$2" = all ]; then echo "$1"; else echo "$1/seed_$2"; fi
 }
 
-# A row of LEARNER with its teacher's run: absent, or for all seeds together, one that learns in the run itself.
+# Trains a row of LEARNER with a teacher's run. Without one, or for all seeds together, the run trains its own teacher.
 row() { # LEARNER NAME SEED CHOICES [TEACHER'S NAME, "" for none] [OVERRIDES...]
-  local taught_by='' own=()
+  local taught_by='' overrides=()
   if [ "$3" = all ]; then
-    own=("${together[@]}" --config.data.class_order_seed=-1)
+    overrides=("${together[@]}" --config.data.class_order_seed=-1)
   elif [ -n "${5-}" ]; then
     taught_by=$folder/$1/$5/seed_$3
     if ! finished "$taught_by"; then return; fi
     taught_by=,taught_by=$taught_by
   fi
-  train "$(place "$folder/$1/$2" "$3")" "glyph100.py:learner=$1,seed=${3/all/0},$4$taught_by" \
+  train "$(workdir_of "$folder/$1/$2" "$3")" "glyph100.py:learner=$1,seed=${3/all/0},$4$taught_by" \
     --config.data.path="$data/glyph100.npz" --config.teacher.weights="$(weights_of teacher)" \
-    --config.student.weights="$(weights_of student)" "${own[@]}" "${@:6}"
+    --config.student.weights="$(weights_of student)" "${overrides[@]}" "${@:6}"
 }
 
 main_rows() { # SEED or all
@@ -77,7 +79,7 @@ main_rows() { # SEED or all
     done
   done
   for network in student teacher; do
-    train "$(place "$folder/$network/nearest_mean" "$1")" \
+    train "$(workdir_of "$folder/$network/nearest_mean" "$1")" \
       "reference.py:row=nearest_mean,data=glyph_file,network=glyph_$network,seed=${1/all/0}" \
       "${stream[@]}" --config.network.weights="$(weights_of "$network")"
   done
@@ -110,8 +112,8 @@ ablation_rows() { # SEED or all
 
 all_rows() {
   local seed
-  pretrained || return 0
-  for seed in "${turns[@]}"; do
+  pretrain || return 0
+  for seed in "${rounds[@]}"; do
     [ "$part" = ablations ] || main_rows "$seed"
     if [ "$part" = ablations ]; then
       row l2p kd "$seed" distill=kd

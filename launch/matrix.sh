@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by scripts that train the rows of a table, after setup.sh. Run again, such a script leaves alone what is
-# complete and resumes what was interrupted; started several times, its processes share the work, for each passes over
-# runs that another is at. Told to stop, it lets the run at hand save.
+# Sourced after setup.sh by scripts that train the rows of a table. When such a script is rerun, it skips complete runs
+# and resumes interrupted ones. When it is started several times, its processes share the work: each skips the runs that
+# another process is training. After a signal the current run saves its state.
 #
 #   CDL_SEEDS   (default: 0 1 2)
-#   CDL_WAIT    seconds to wait for other processes when all that is left is theirs (default: 30)
+#   CDL_WAIT    seconds to wait if other processes are training all remaining runs (default: 30)
 read -ra seeds <<<"${CDL_SEEDS:-0 1 2}"
 
 child=0 failed=()
@@ -20,7 +20,7 @@ trap 'stop 143' TERM
 trap 'stop 130' INT
 trap 'stop 129' HUP
 
-finished() { # WORKDIR, of one seed or of all
+finished() { # WORKDIR of one seed or of all seeds
   local seed
   if [ ! -f "$1/seed_${seeds[0]}/results.json" ]; then
     grep -qs '"status": "finished"' "$1/results.json"
@@ -29,7 +29,7 @@ finished() { # WORKDIR, of one seed or of all
   for seed in "${seeds[@]}"; do grep -qs '"status": "finished"' "$1/seed_$seed/results.json" || return 1; done
 }
 
-# Trains in WORKDIR, unless that is done, another process does it, or it failed before.
+# Trains in WORKDIR, unless the run is finished, belongs to another process, or has failed.
 train() { # WORKDIR CONFIG [OVERRIDES...]
   local code=0
   if finished "$1" || [[ " ${failed[*]-} " == *" $1 "* ]]; then return; fi
@@ -44,7 +44,7 @@ train() { # WORKDIR CONFIG [OVERRIDES...]
     child=$!
     wait "$child" || code=$?
     child=0
-    case $code in 129 | 130 | 138 | 143) # HUP, INT, USR1, TERM: it was told to stop; other signals are a failure
+    case $code in 129 | 130 | 138 | 143) # HUP, INT, USR1, TERM: a requested stop; other signals are a failure
       echo "$1 was ended by signal $((code - 128))" >&2
       exit "$code" ;;
     esac
@@ -53,8 +53,8 @@ train() { # WORKDIR CONFIG [OVERRIDES...]
   exec 9>&-
 }
 
-# Calls what trains all rows until nothing is left: in each turn it comes back to runs that waited for a teacher or were
-# in another process's hands. Exits with 1 if a run failed.
+# Calls COMMAND, which trains all rows, until no run is left: each round returns to the runs that waited for a teacher
+# or for another process. Exits with 1 if a run failed.
 until_done() { # COMMAND
   while :; do
     trained=0 waiting=0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The runs behind docs/results/peers.md, three seeds each, and their table. Run it again after an interruption: what is complete
-# is left alone, what was interrupted resumes.
-#   bash launch/peers.sh [FOLDER]        FOLDER: where the runs go (default: runs/peers)
+# Trains the runs of docs/results/peers.md, three seeds each, and prints their table. Rerun it after an interruption:
+# complete runs are skipped, interrupted runs resume.
+#   bash launch/peers.sh [FOLDER]        FOLDER: folder of the runs (default: runs/peers)
 source "$(dirname "$0")/setup.sh"
 folder=${1:-runs/peers}
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A first experiment on a CPU: a student alone, the same student with distillation, the rows to compare with, and a table.
-# Running it again resumes what was interrupted and repeats nothing that is done.
+# A first experiment on a CPU: a student alone, the same student with distillation, reference rows, and a table.
+# Rerun it after an interruption: complete runs are skipped, interrupted runs resume.
 source "$(dirname "$0")/setup.sh"
 python=$VENV/bin/python
 folder=runs/quickstart

@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# Sourced by the other scripts here: goes to the repository's root and makes the virtual environment, or leaves it alone
-# where it is up to date. Afterwards $VENV names it.
+# Sourced by the other scripts of this folder: changes to the root of the repository, and makes the virtual environment
+# unless it is up to date. Sets VENV to its path.
 #
-#   CDL_VENV    where the environment lies (default: .venv in the repository)
-#   CDL_CUDA    12 or 13: also installs jax's CUDA libraries (some gigabytes); empty: CPU only (default: as before)
+#   CDL_VENV    path of the environment (default: .venv in the repository)
+#   CDL_CUDA    12 or 13: also installs the CUDA libraries of jax (some gigabytes). Empty: CPU only. Default: as before
 #   PYTHON      the interpreter to build it with (default: the first of Python 3.13, 3.12, 3.11, 3.14 that works)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${CDL_VENV:-$PWD/.venv}
 CDL_CUDA=${CDL_CUDA-$(cat "$VENV/cuda" 2>/dev/null || true)}
 
-# Tried by running, each name at every place on the PATH: a version manager's stand-in may be there and fail, and a
-# system's own python3 may lack ensurepip.
+# Runs each name from every folder of the PATH: the shim of a version manager may exist and fail, and the python3 of a
+# system may lack ensurepip.
 find_python() {
   local names=${PYTHON:-python3.13 python3.12 python3.11 python3.14 python3} name candidate
   for name in $names; do
@@ -28,7 +28,7 @@ find_python() {
   return 1
 }
 
-# What the environment was made from. The folder counts, because the project is installed in place.
+# Prints the sources of the environment. They include the folder, because the project is installed in editable mode.
 environment_key() {
   echo "$PWD" "${CDL_CUDA:-cpu}"
   cat requirements.lock requirements.txt pyproject.toml | cksum
@@ -43,8 +43,8 @@ make_environment() {
   python=$(find_python)
   echo "making $VENV with $("$python" --version) ..."
   "$python" -m venv --clear "$VENV"
-  # setuptools first, and no build isolation: the lock's setuptools builds what has no wheel and the project itself, so
-  # nothing is fetched that the lock does not name. Bytecode is made where it is used: compiling all takes half a minute.
+  # setuptools first, and no build isolation: the locked setuptools builds the project and packages without a wheel, so
+  # that only locked packages are downloaded. Bytecode is compiled on use: compiling all of it takes half a minute.
   local install=("$VENV/bin/python" -m pip install -q --disable-pip-version-check --no-compile -c requirements.lock)
   "${install[@]}" setuptools
   "${install[@]}" --no-build-isolation -r requirements.lock
@@ -53,7 +53,7 @@ make_environment() {
     "${install[@]}" "jax[cuda$CDL_CUDA]"
   fi
   "${install[@]}" --no-deps --no-build-isolation -e .
-  environment_key >"$VENV/made-from" # last: an environment that was interrupted has no such file and is made anew
+  environment_key >"$VENV/made-from" # last: an incomplete environment has no such file and is made again
   echo "made $VENV in $((SECONDS - start)) s"
 }
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Trains every config with every seed, each in a working directory of its own. Run it again after an interruption: it
-# skips what is complete, resumes what was interrupted and tries again what failed.
+# Trains every config with every seed, each in its own working directory. Rerun it after an interruption: it skips
+# complete runs, resumes interrupted runs and repeats failed runs.
 #   bash launch/sweep.sh [-j N] FOLDER SEEDS CONFIG... [-- OVERRIDES...]
 #   bash launch/sweep.sh -j 4 runs/sweep 0,1,2 configs/quickstart.py configs/quickstart.py:distill=none -- --config.train.epochs=5
-# FOLDER/<config, its arguments joined by dashes>/seed_<n> are the working directories. For other overrides take another
-# FOLDER: a run is not resumed with other settings.
+# FOLDER/<config, its arguments joined by dashes>/seed_<n> are the working directories. Use another FOLDER for other
+# overrides: a run cannot be resumed with other settings.
 #
-# -j N trains N runs at a time. All see the same GPUs: for one run a GPU, start the same command once for each with its
-# CUDA_VISIBLE_DEVICES. Any number of these commands, on any hosts of a shared file system, share the work: a lock
-# (flock) on FOLDER/<...>/seed_<n>/turn gives each run to one of them. launch/sweep.sbatch starts them as a job array.
-# FOLDER/missing.txt lists the runs that are not complete. FOLDER/compiled holds the compiled programs for all runs.
+# -j N trains N runs at a time. All of them use the same GPUs: for one run per GPU, start the same command once per GPU
+# with its CUDA_VISIBLE_DEVICES. Any number of these commands, on any hosts of a shared file system, share the work: a
+# lock (flock) on FOLDER/<...>/seed_<n>/turn assigns each run to one of them. launch/sweep.sbatch starts them as a job
+# array. FOLDER/missing.txt lists the runs that are not complete. FOLDER/compiled has the compiled programs of all runs.
 source "$(dirname "$0")/setup.sh"
 
 usage="usage: bash launch/sweep.sh [-j N] FOLDER SEED[,SEED...] CONFIG... [-- OVERRIDES...]"
@@ -30,12 +30,12 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   configs+=("$1")
   shift
 done
-[ $# -eq 0 ] || shift # what is left are the overrides
+[ $# -eq 0 ] || shift # the remaining arguments are the overrides
 for config in "${configs[@]}"; do
   [ -f "${config%%:*}" ] || { echo "cdl_jax: no config file ${config%%:*}. $usage" >&2; exit 2; }
 done
 
-# Within one call, or one job array, a run that failed is not tried twice.
+# One call, or one job array, tries a run only once.
 call=${SLURM_ARRAY_JOB_ID:-$(hostname).$$.$(date +%s)}
 of_run=() workdirs=() of_seed=()
 for seed in "${seeds[@]}"; do
@@ -50,11 +50,11 @@ failed_in_this_call() { # WORKDIR
   [ "$(cut -d' ' -f1 "$1/sweep_failed" 2>/dev/null)" = "$call" ]
 }
 
-# Trains one run after another, of those that no other process has. Exits with the code of a run that was told to stop. A run
-# that any other signal ended has failed, such as one that the system killed for memory.
+# Trains one run after another, except those of other processes. Exits with the code of a run that a requested stop
+# ended. A run that another signal ended has failed, such as a run that the system killed for its memory.
 work() { # OVERRIDES...
   local i workdir code child=0
-  # A terminal sends INT and HUP to this process too, which must not end before its run has saved.
+  # A terminal sends INT and HUP to this process too, which must wait until its run has saved its state.
   trap '[ "$child" = 0 ] || { kill -TERM "$child"; wait "$child"; }; exit 143' TERM INT HUP USR1
   for i in "${!workdirs[@]}"; do
     workdir=${workdirs[i]}
@@ -69,7 +69,7 @@ work() { # OVERRIDES...
       child=$!
       wait "$child" || code=$?
       child=0
-      case $code in 129 | 130 | 138 | 143) exit "$code" ;; esac # HUP, INT, USR1, TERM: the whole sweep was meant
+      case $code in 129 | 130 | 138 | 143) exit "$code" ;; esac # HUP, INT, USR1, TERM: they end the complete sweep
       if [ "$code" -eq 0 ]; then
         rm -f "$workdir/sweep_failed"
         touch "$workdir/sweep_complete"
@@ -107,7 +107,7 @@ stop() { # EXIT_CODE
   kill -TERM "${workers[@]}" 2>/dev/null || true
   wait "${workers[@]}" || true
   list_missing
-  echo "stopped; the same command goes on from here. $folder/missing.txt lists what is left" >&2
+  echo "stopped; rerun the same command to resume. $folder/missing.txt lists the remaining runs" >&2
   exit "$1"
 }
 trap 'stop 143' TERM
@@ -125,7 +125,7 @@ for _ in "${workers[@]}"; do
 done
 
 list_missing
-echo "$complete runs complete, $failed failed, $others in the hands of other processes"
+echo "$complete runs complete, $failed failed, $others assigned to other processes"
 if [ "$failed" -gt 0 ]; then
   sed 's/^/  /' "$folder/missing.txt" >&2
   exit 1

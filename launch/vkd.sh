@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The runs behind docs/results/vkd.md, three seeds each, and their table. Run it again after an interruption: what is complete
-# is left alone, what was interrupted resumes.
+# Trains the runs of docs/results/vkd.md, three seeds each, and prints their table. Rerun it after an interruption:
+# complete runs are skipped, interrupted runs resume.
 #   bash launch/vkd.sh GLYPHS [FOLDER]   GLYPHS: the file glyph100.npz, see docs/guides/data.md; FOLDER: default runs/vkd
 source "$(dirname "$0")/setup.sh"
 if [ $# -lt 1 ] || [ ! -f "$1" ]; then
-  echo "usage: bash launch/vkd.sh GLYPHS [FOLDER]; GLYPHS is a file that docs/guides/data.md tells how to draw" >&2
+  echo "usage: bash launch/vkd.sh GLYPHS [FOLDER]; docs/guides/data.md describes how to draw the file GLYPHS" >&2
   exit 2
 fi
 glyphs=$1

@@ -80,7 +80,7 @@ def test_only_failed_runs_are_listed_and_repeated(sweep, tmp_path):
     start, log = sweep
     process = start("-j", "2", FAIL="none/seed_1")
     assert process.wait(timeout=120) == 1
-    assert "5 runs complete, 1 failed, 0 in the hands of other processes" in process.stdout.read()
+    assert "5 runs complete, 1 failed, 0 assigned to other processes" in process.stdout.read()
     assert missing(tmp_path) == ["quickstart-distill=none/seed_1 failed (exit 2)"]
     assert len(log()) == 6  # tried once, though two processes passed over it
     assert start("-j", "2").wait(timeout=120) == 0
