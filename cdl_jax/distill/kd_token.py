@@ -3,7 +3,7 @@
 The student gets a learned token behind its patches and, in later blocks, learned vectors behind its keys and values. A
 second head reads the token and is trained with the teacher's logits. The first head reads the class token and is
 trained with the labels. Token, prompts and second head are kept from task to task. Variant "deit" is the KD-Token of
-version 2, after DeiT (Touvron et al., 2021): a token alone, ahead of the class token.
+version 2, after DeiT (Touvron et al., 2021): only a token, ahead of the class token.
 """
 
 import flax.linen as nn

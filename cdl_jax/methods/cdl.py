@@ -263,8 +263,9 @@ class CDL(Method, CachesQueries):
         if self.run_teachers:
             teacher_out = self._teacher_outputs(variables, images, query, context)
         elif self.teacher is not None:
-            own = self.options.query == "own"
-            teacher_query = self._eval_query("teacher", variables, images, context) if own else query
+            teacher_query = query
+            if self.options.query == "own":
+                teacher_query = self._eval_query("teacher", variables, images, context)
             teacher_out = self.teacher(variables["teacher"], images, teacher_query, context, train=False)
         inputs = self.scheme.student_inputs(variables["distill"], teacher_out, len(images), context, False)
         out = self.student(variables["student"], images, query, context, train=False, inputs=inputs)

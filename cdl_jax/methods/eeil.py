@@ -13,7 +13,7 @@ Distributed Knowledge Transfer). A task has three parts:
 3. The network selects again; later tasks replay these images.
 
 Variables: `{"network": ..., "previous": ..., "memory": {"rows": int32 [classes, width], "steps": int32}}`. `previous`
-is a copy of the network at its last selection. `steps` counts the steps with noise over the whole run.
+is a copy of the network at its last selection. `steps` counts the steps with noise over the run.
 """
 
 from collections.abc import Mapping
@@ -169,9 +169,9 @@ class EEIL(Supervised, HerdsMemory):
         The logits of classes that the network has not seen were never trained.
         """
         outputs = super().teacher_outputs(network, variables, images, context, use_batch_statistics)
-        seen, logits = context.mask(self.options.classes, self.info.num_classes), outputs["logits"]
-        smallest = jnp.where(seen, logits, jnp.inf).min(axis=-1, keepdims=True)
-        return {**outputs, "logits": jnp.where(seen, logits, smallest)}
+        mask, logits = context.mask(self.options.classes, self.info.num_classes), outputs["logits"]
+        smallest = jnp.where(mask, logits, jnp.inf).min(axis=-1, keepdims=True)
+        return {**outputs, "logits": jnp.where(mask, logits, smallest)}
 
 
 def build(config: ConfigDict, info: StreamInfo) -> EEIL:

@@ -150,7 +150,7 @@ def pick_tasks(run: FinishedRun, checkpoint: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class RunTeacher:
-    """A network of a finished run, with its weights after one task or after each task.
+    """A network of a finished run, with its weights after the last task or after each task.
 
     Attributes:
       folder: the run's working directory.
@@ -158,7 +158,7 @@ class RunTeacher:
       info: its stream.
       method: its method.
       network: one of the method's networks.
-      tasks: tasks of the checkpoints in use, one for the whole stream or one for each task.
+      tasks: tasks of the checkpoints in use, one for all tasks or one for each task.
       input_augment: the student's config section `augment`, whose normalization the input images have.
       use_batch_statistics: whether batch norm uses statistics of the batch, instead of running statistics.
     """

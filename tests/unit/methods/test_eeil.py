@@ -99,8 +99,8 @@ def test_loss_distills_the_previous_network(variables, data, both_logits, kind, 
     loss = method.finetune_loss if tuning else method.loss
     total, outcome = quick(lambda v, b: loss(v, b, step_context))(variables, data)
     distillation = expected_distillation(both_logits, columns, kind)
-    seen = jnp.arange(6) < num_seen  # the classifier has not grown to later classes yet
-    class_loss = float(cross_entropy(jnp.asarray(both_logits[0]), data["labels"], seen))
+    mask = jnp.arange(6) < num_seen  # the classifier has not grown to later classes yet
+    class_loss = float(cross_entropy(jnp.asarray(both_logits[0]), data["labels"], mask))
     assert float(outcome.metrics["previous_loss"]) == pytest.approx(distillation, rel=1e-4, abs=1e-6)
     assert float(outcome.metrics["class_loss"]) == pytest.approx(class_loss, rel=1e-4)
     assert float(total) == float(outcome.metrics["loss"]) == pytest.approx(class_loss + 1.5 * distillation, rel=1e-4)

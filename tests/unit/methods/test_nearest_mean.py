@@ -73,11 +73,11 @@ def test_means_are_of_all_images_and_the_nearest_mean_is_predicted(distance, lim
     for task, count in zip(data.tasks, (7, 9), strict=True):
         live, added = train(steps, task, live, frozen)
         assert added == count
-        seen = data.train.labels < task.end
-        rows = features(program, frozen, data.train.images[seen])
-        means = np.array([rows[data.train.labels[seen] == label].mean(axis=0) for label in range(task.end)])
+        is_seen = data.train.labels < task.end
+        rows = features(program, frozen, data.train.images[is_seen])
+        means = np.array([rows[data.train.labels[is_seen] == label].mean(axis=0) for label in range(task.end)])
         stored = live["network"]["means"]
-        np.testing.assert_array_equal(stored["counts"], np.bincount(data.train.labels[seen], minlength=4))
+        np.testing.assert_array_equal(stored["counts"], np.bincount(data.train.labels[is_seen], minlength=4))
         stored_means = np.asarray(stored["sums"])[: task.end] / np.asarray(stored["counts"])[: task.end, None]
         np.testing.assert_allclose(stored_means, means, rtol=1e-4, atol=1e-5)
     test_features = features(program, frozen, data.test.images)
@@ -112,10 +112,10 @@ def test_features_of_a_convolutional_network():
     for batch in steps.train_batches(task, phase, 0, 0):
         state = run(state, frozen, steps.train_loader.data, batch, position(task), program.seed)
     variables = {"params": frozen["network"]["backbone"], "batch_stats": frozen["network"]["batch_stats"]}
-    seen = data.train.labels < 2
-    _, out = jax.jit(program.method.backbone.apply)(variables, data.train.images[seen].astype(np.float32) / 255)
+    is_seen = data.train.labels < 2
+    _, out = jax.jit(program.method.backbone.apply)(variables, data.train.images[is_seen].astype(np.float32) / 255)
     rows = np.asarray(out["features"])
-    expected = [rows[data.train.labels[seen] == label].sum(axis=0) for label in range(2)]
+    expected = [rows[data.train.labels[is_seen] == label].sum(axis=0) for label in range(2)]
     np.testing.assert_allclose(state.mutable["network"]["means"]["sums"][:2], expected, rtol=1e-4, atol=1e-5)
 
 
