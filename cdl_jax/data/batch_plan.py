@@ -84,7 +84,7 @@ class BatchPlan:
         return cls(stream, train, test, bool(learner_orders), batch_size, num_public, last_batch, accumulate, repeats)
 
     def images_per_step(self, phase: Any) -> int:
-        """Returns the number of images in a step: a batch, its replay images and its public images."""
+        """Returns the number of images in a step, with replay and public images."""
         return self.batch_size + (phase.replay.batch if phase.replay else 0) + phase.num_public
 
     def check(self, phase: Any) -> None:
@@ -112,7 +112,10 @@ class BatchPlan:
             )
 
     def first_mismatch(self, other: "BatchPlan", phases: Sequence[Any]) -> int | None:
-        """Returns the first task whose image counts or batch sizes differ from another plan's, or None."""
+        """Returns the first task with other image or batch counts than another plan.
+
+        None if all tasks agree.
+        """
 
         def counts(plan, task):
             image_counts = [len(rows[task]) for rows in (*plan.train, *plan.test)]
@@ -192,7 +195,11 @@ class BatchPlan:
         return np.concatenate(rows)
 
     def public_rows(self, seed: int) -> np.ndarray:
-        """Draws the rows of the public images from the training split: int32 `[num_public]`, or all rows if fewer."""
+        """Draws the rows of the public images from the training split.
+
+        Returns:
+          int32 `[num_public]`, or all rows of a smaller split.
+        """
         count = len(self.stream.train)
         return sampling.epoch_order(count, min(self.num_public, count), seed=seed, purpose=(_PUBLIC,))[0]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def herd(features: np.ndarray, count: int) -> np.ndarray:
-    """Picks images one by one, so that their mean feature stays closest to the mean of all.
+    """Picks images one by one, so that their mean stays closest to the mean of all.
 
     Ties go to the first image; computed in float64. Source: Welling, 2009, as in Rebuffi et al., 2017 (iCaRL).
 
@@ -35,7 +35,9 @@ def herd(features: np.ndarray, count: int) -> np.ndarray:
 
 
 def update_memory(memory: np.ndarray, rows: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Replaces the rows of all classes that occur among some images by a selection from these images.
+    """Replaces the memory of each class that occurs in `labels`.
+
+    The new rows of a class are the `herd` of its images here.
 
     Args:
       memory: int32 `[classes, width]`.

@@ -15,7 +15,7 @@ from cdl_jax.errors import UserError
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images in the order of `rows`, each ready for the device, with its label and its row.
+    """Images in the order of `rows`, ready for the device, with labels and rows.
 
     split: the source of the images.
     rows: int `[n]`, rows of the split; -1 gives an image of zeros, which pads a batch.

@@ -68,7 +68,7 @@ class DeviceLoader:
         return prefetch(({"rows": rows} for rows in _local_columns(self.mesh, order)), self.mesh, order)
 
     def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[HostBatch]:
-        """Yields {"rows": int32 `[batch]`, "weight": float32 `[batch]`} for each batch of `sequential_order`."""
+        """Yields the batches of `sequential_order`: {"rows", "weight": float32 `[batch]`}."""
         pairs = zip(_local_columns(self.mesh, rows), _local_columns(self.mesh, weight), strict=True)
         return prefetch(({"rows": r, "weight": w} for r, w in pairs), self.mesh, rows)
 
@@ -95,11 +95,12 @@ class DeviceLoader:
 
 @dataclass(frozen=True, eq=False)
 class HostLoader:
-    """Decodes, crops and flips images on the host; each process prepares its own columns of a batch.
+    """Decodes, crops and flips images on the host.
 
-    `options["workers"]` processes decode files; 0 stands for threads of this process. Images of an array are always
+    Each process prepares its own columns of a batch. `options["workers"]` processes decode files; 0: threads of this
+    process. Images of an array are always
     prepared by threads, because each process would need a copy of the array. Processes start at every call (seconds),
-    so an order should span several epochs: concatenate the orders of the epochs.
+    so an order should span many epochs: concatenate the orders of the epochs.
 
     data: empty; the images come with each batch.
     size: side in pixels of the delivered images.
@@ -115,7 +116,9 @@ class HostLoader:
     def train_batches(
         self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()
     ) -> Iterator[HostBatch]:
-        """Yields {"images": uint8 `[batch, size, size, 3]`, "labels", "rows": int32 `[batch]`} for rows of an order.
+        """Yields a batch of images for each step of an order.
+
+        A batch is {"images": uint8 `[batch, size, size, 3]`, "labels", "rows": int32 `[batch]`}.
 
         Crop and flip of an image depend on `key_parts` and on its position in `order`. So neither a restart nor another
         number of processes or workers changes them.
@@ -131,7 +134,7 @@ class HostLoader:
         return self._batches(order, start_step, key_parts or (0,))
 
     def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[HostBatch]:
-        """Yields {"images", "labels", "rows", "weight": float32 `[batch]`} for each batch of `sequential_order`."""
+        """Yields the batches of `sequential_order`, with "weight": float32 `[batch]`."""
         return self._batches(rows, 0, None, _local_columns(self.mesh, weight))
 
     def abstract_batch(self, batch_size: int, with_weight: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
@@ -240,7 +243,7 @@ def stack_batches(batches: Iterator[HostBatch], lengths: Sequence[int]) -> Itera
 
 
 def prefetch(local_batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, order: np.ndarray) -> Iterator[HostBatch]:
-    """Yields global device arrays, whose transfers start `PREFETCH` batches before they are used.
+    """Yields global device arrays; transfers start `PREFETCH` batches ahead.
 
     Args:
       local_batches: this process's columns of each batch, a generator.
@@ -268,7 +271,10 @@ def prefetch(local_batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, order: 
 
 
 def usable_cpus() -> int:
-    """Returns the number of CPUs that this process may use, which under a scheduler is less than the machine has."""
+    """Returns the number of CPUs that this process may use.
+
+    Under a scheduler, the machine may have more.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -51,7 +51,10 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Split":
-        """Selects the images at `rows` (int `[m]`). Returns itself without a copy if these are all rows in order."""
+        """Selects the images at `rows`, int `[m]`.
+
+        Returns itself without a copy if these are all rows in order.
+        """
         if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
             return self
         if self.images is not None:
@@ -71,7 +74,7 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Classes that are learned together: the labels `first` to `end - 1` of the stream.
+    """Classes that are learned together: labels `first` to `end - 1` of the stream.
 
     index: position in the stream, from 0.
     classes: class ids of the data set, in stream order.
@@ -94,7 +97,9 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Tasks over two splits. Labels are numbered in stream order, and every row belongs to exactly one task.
+    """Tasks over two splits.
+
+    Labels are numbered in stream order. Every row belongs to exactly one task.
 
     name: of the data set.
     class_names: in stream order.
@@ -151,7 +156,7 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
-    """Returns a data set of the given sizes without content, to plan a run without the data.
+    """Returns a data set of some sizes without content, to plan a run.
 
     >>> placeholder("toy", num_classes=2, train=4, test=2, side=8).train.labels.tolist()
     [0, 1, 0, 1]

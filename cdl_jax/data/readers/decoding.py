@@ -2,7 +2,7 @@
 
 8-bit color and gray images keep their values. Deeper images are scaled to 0..255 and never cut: 16-bit values v become
 v * 255 / 65535, rounded. An alpha channel is dropped and the colors below it stay, as in torchvision's `ImageFolder`.
-Of a file with several frames or pages the first is decoded. Orientation tags (EXIF) and color profiles have no effect.
+The first frame or page of a file is decoded. Orientation tags (EXIF) and color profiles have no effect.
 """
 
 import io
@@ -91,7 +91,7 @@ def from_floats(values: np.ndarray) -> np.ndarray:
 
 
 def from_array(values: np.ndarray) -> np.ndarray:
-    """Returns gray levels of any real dtype as uint8 of the same shape, by one rule for the array.
+    """Returns gray levels of any real dtype as uint8, by one rule for the array.
 
     >>> from_array(np.array([0, 65535], np.uint16)).tolist()
     [0, 255]

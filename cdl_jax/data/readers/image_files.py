@@ -11,7 +11,7 @@ _MAX_REASONS = 6  # in a log line
 
 
 class SkippedFiles:
-    """Counts the files and folders that a source skips, by reason, with the first name of each reason."""
+    """Counts skipped files and folders by reason, with the first name of each."""
 
     def __init__(self):
         self._counts: dict[str, tuple[int, str]] = {}
@@ -38,7 +38,7 @@ class SkippedFiles:
 
 
 def hidden_reason(name: str) -> str:
-    """Returns why a name is skipped: "hidden" or "of __MACOSX"; empty for an ordinary name.
+    """Returns "hidden" or "of __MACOSX" for names to skip, else "".
 
     >>> hidden_reason(".DS_Store"), hidden_reason("cat")
     ('hidden', '')

@@ -1,6 +1,6 @@
 """Finds the classes and images of a folder, an archive or a list, in the layouts of common data sets.
 
-Each layout returns `{part: {class: images}}`. The parts are "train", "test" and "val"; the part "" stands for images
+Each layout returns `{part: {class: images}}`. The parts are "train", "test" and "val"; the part "" has images
 without a split. Classes are in the order of their labels.
 """
 
@@ -63,7 +63,7 @@ def find(root: Path, skipped: SkippedFiles) -> Parts:
 
 
 def describe(root: Path) -> str:
-    """Describes the content of a folder and a better path, for the message about an unknown layout."""
+    """Describes a folder of unknown layout, and a better path, for the message."""
     folders, images = list_entries(root, SkippedFiles())
     others = sorted(entry.name for entry in root.iterdir() if entry.name not in {*folders, *images})
 
@@ -116,7 +116,7 @@ def _read_class_folders(folder, skipped):
 
 
 def read_cub(root: Path) -> Parts:
-    """Returns the images of CUB-200-2011 by its lists: file, class and split of each image number.
+    """Returns the images of CUB-200-2011 by its lists of files, classes and splits.
 
     Raises:
       UserError: the lists disagree, or files are missing.
@@ -136,9 +136,9 @@ def read_cub(root: Path) -> Parts:
 
 
 def read_list(path: Path) -> Parts:
-    """Returns the images of a CSV with the columns file, label and, optionally, split (train, test or val).
+    """Returns the images of a CSV with the columns file, label and, optionally, split.
 
-    A first line with the names of columns may change their order. Files are relative to the list. The delimiter is a
+    A split is train, test or val. A first line with the names of columns may change their order. Files are relative to the list. The delimiter is a
     comma, a semicolon or a tab. If all labels are whole numbers, classes are in numeric order.
 
     Raises:

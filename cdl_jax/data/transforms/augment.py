@@ -53,7 +53,7 @@ _KINDS = {
 
 
 def transform_train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
-    """Applies `options["train"]`, a flip, `color.apply` and `normalize` to training images.
+    """Transforms training images: `options["train"]`, flip, colors, `normalize`.
 
     random_resized_crop: torchvision's rule, see `crop_box`; the crop is resized to `size`.
     shift: by an integer number of pixels, uniform in [-shift, shift] for each axis, filled with zeros.
@@ -104,7 +104,7 @@ def transform_train(images: jax.Array, key: jax.Array, options: Mapping[str, Any
 
 
 def transform_test(images: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
-    """Applies `options["test"]` and `normalize` to test images.
+    """Transforms test images: `options["test"]`, then `normalize`.
 
     resize: all of the image is resized to a square; its aspect ratio may change.
     resize_center_crop: the shorter side becomes `options["resize"]` pixels, then the central `size` by `size` is cut.
@@ -135,7 +135,7 @@ def transform_test(images: jax.Array, options: Mapping[str, Any], size: int) -> 
 
 
 def normalize(pixels: jax.Array, options: Mapping[str, Any]) -> jax.Array:
-    """Scales pixels to [0, 1], then applies `(x - mean) / std` if the options have them.
+    """Scales pixels to [0, 1], then applies `(x - mean) / std` if both are set.
 
     >>> normalize(np.array([0, 255, 51]), {}).tolist()
     [0.0, 1.0, 0.20000001788139343]
@@ -158,7 +158,9 @@ def normalize(pixels: jax.Array, options: Mapping[str, Any]) -> jax.Array:
 
 
 def renormalize(images: jax.Array, old: Mapping[str, Any], new: Mapping[str, Any]) -> jax.Array:
-    """Replaces the normalization of images by another one; returns the same array if both agree.
+    """Replaces the normalization of images by another one.
+
+    Returns the same array if both agree.
 
     Args:
       images: float32 `[..., 3]`, of `normalize` with the options `old`.
@@ -263,7 +265,7 @@ def num_uniforms(options: Mapping[str, Any]) -> int:
 
 
 def stochastic_options(options: Mapping[str, Any]) -> list[str]:
-    """Lists the options that make a training image differ between epochs, or differ from a test image.
+    """Lists the options that make a training image vary, or differ from a test image.
 
     >>> stochastic_options({**OPTIONS, "flip": True})
     ['flip']

@@ -12,7 +12,7 @@ _TRIES = 10
 
 
 def erase(images: jax.Array, key: jax.Array, options: Mapping[str, Any]) -> jax.Array:
-    """Replaces a rectangle of each image by normal noise, with probability `options["erase"]`.
+    """Replaces a rectangle by normal noise, with probability `options["erase"]`.
 
     Args:
       images: float32 `[..., height, width, 3]`, normalized.

@@ -62,7 +62,9 @@ def mixup_or_cutmix(
 
 
 def soft_labels(labels: jax.Array, class_mask: jax.Array, smoothing: float) -> jax.Array:
-    """Smooths one-hot labels: (1 - smoothing) at the label, and smoothing spread evenly over the classes of a mask.
+    """Smooths one-hot labels.
+
+    The label has 1 - smoothing, and the classes of the mask share smoothing evenly.
 
     >>> soft_labels(jnp.array([0]), jnp.array([True, True, False]), 0.5).tolist()
     [[0.75, 0.25, 0.0]]
@@ -91,7 +93,7 @@ def mixup(x: jax.Array, weight: jax.Array | float) -> jax.Array:
 def cutmix_box(
     weight: jax.Array | float, center: Sequence[jax.Array | int], height: int, width: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Computes the box that CutMix replaces: 1 - weight of the area, clipped at the border.
+    """Computes the box of CutMix: 1 - weight of the area, clipped at the border.
 
     >>> tuple(int(edge) for edge in cutmix_box(0.75, (4, 4), 8, 8))
     (2, 6, 2, 6)

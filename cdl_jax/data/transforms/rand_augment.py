@@ -18,7 +18,7 @@ NUM_UNIFORMS = 5  # uniform numbers per layer: operation, whether it is applied,
 
 @dataclass(frozen=True)
 class Policy:
-    """A RandAugment policy: `layers` operations in sequence, each applied with `probability`.
+    """A RandAugment policy: `layers` operations, each applied with `probability`.
 
     magnitude: strength, in [0, 10].
     std: standard deviation of the normal noise that is added to the magnitude; the sum is clipped to [0, 10].

@@ -96,7 +96,9 @@ def resize(
     corner: tuple[int, int] = (0, 0),
     crop: tuple[int, int] | None = None,
 ) -> jax.Array:
-    """Resizes images to a shape, then crops a rectangle; returns the same array if nothing changes.
+    """Resizes images to a shape, then crops a rectangle.
+
+    Returns the same array if nothing changes.
 
     Args:
       images: `[batch, height, width, 3]`.

@@ -105,16 +105,14 @@ def test_a_picture_is_as_large_as_its_icon_or_else_its_set_says(packages, docume
     write(folder / "chars.json", {"1f44b": "a", "2764": "b"})
     body = {"body": "<g fill='#010203'/>"}
     write(folder / "icons.json", {"icons": {"a": {**body, "left": -1, "height": 20}, "b": body}, "width": 32})
-    pictures = make_emoji.read_pictures(packages, "@iconify-json/fluent-emoji-flat")
+    pictures = make_emoji.read_drawings(packages, "@iconify-json/fluent-emoji-flat")
     assert 'viewBox="-1 0 32 20"' in pictures["1f44b"] and 'viewBox="0 0 32 16"' in pictures["2764"]
 
 
 def test_the_command_writes_a_file_that_the_emoji_file_source_reads(packages, documents, tmp_path, capsys):
     out, again = tmp_path / "emoji.npz", tmp_path / "again.npz"
     assert make_emoji.main([str(packages), str(out)]) == 0 and make_emoji.main([str(packages), str(again)]) == 0
-    assert (
-        "8 pictures of 4 emoji in 4 subgroups: noto 4, twemoji 2, openmoji 2, fluent-flat 0" in capsys.readouterr().out
-    )
+    assert "8 images of 4 emoji in 4 subgroups: noto 4, twemoji 2, openmoji 2, fluent-flat 0" in capsys.readouterr().out
     assert out.read_bytes() == again.read_bytes() and not list(tmp_path.glob("*.part"))
     folder = packages / "@iconify-json/fluent-emoji-flat"
     write(folder / "chars.json", {"2764": "a"})
@@ -132,9 +130,13 @@ def test_the_command_writes_a_file_that_the_emoji_file_source_reads(packages, do
         ("emoji-datasource/emoji.json", None, "unpack the npm package emoji-datasource to"),
         ("@iconify-json/openmoji/chars.json", None, "unpack the npm package @iconify-json/openmoji to"),
         ("@iconify-json/noto/icons.json", "{", "cannot be read as JSON"),
-        ("@iconify-json/noto/icons.json", '{"icons": {"the-wave": {}}}', "not what the npm package @iconify-json/noto"),
-        ("@iconify-json/noto/icons.json", "[]", "not what the npm package @iconify-json/noto"),
-        ("emoji-datasource/emoji.json", '{"a": 1}', "not what the npm package emoji-datasource"),
+        (
+            "@iconify-json/noto/icons.json",
+            '{"icons": {"the-wave": {}}}',
+            "not the content of the npm package @iconify-json/noto",
+        ),
+        ("@iconify-json/noto/icons.json", "[]", "not the content of the npm package @iconify-json/noto"),
+        ("emoji-datasource/emoji.json", '{"a": 1}', "not the content of the npm package emoji-datasource"),
         ("emoji-datasource/emoji.json", "[]", "none of the emoji"),
         ("@iconify-json/noto/icons.json", '{"icons": {"the-wave": {"body": ""}}}', "wave cannot be drawn (no colour)"),
     ],
@@ -156,7 +158,7 @@ def test_without_resvg_the_answer_says_how_to_get_it(packages, monkeypatch, tmp_
 def test_resvg_draws_a_vendors_picture(packages):
     half = {"body": "<path fill='#102030' d='M0 0h18v36H0z'/>"}
     write(packages / "@iconify-json/noto/icons.json", {"icons": {"the-wave": half}, "width": 36, "height": 36})
-    picture = make_emoji.draw(make_emoji.read_pictures(packages, "@iconify-json/noto")["1f44b"])
+    picture = make_emoji.draw(make_emoji.read_drawings(packages, "@iconify-json/noto")["1f44b"])
     assert (picture[:, :12] == (16, 32, 48)).all() and (picture[:, 20:] == 255).all()
 
 

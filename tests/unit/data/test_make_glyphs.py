@@ -109,7 +109,7 @@ def test_the_command_writes_a_file_that_the_glyph_file_source_reads(fonts, tmp_p
         (["--fonts", "{fonts}/sans"], "usable fonts in 1 folders"),
         (["--fonts", "{fonts}"], "lower --min-fonts"),
         (["--fonts", "{fonts}", "--classes", "{tmp}/none.txt"], "cannot be read as text"),
-        (["--fonts", "{fonts}", "--classes", "{tmp}/han.txt"], "'漢' has no training pictures"),
+        (["--fonts", "{fonts}", "--classes", "{tmp}/han.txt"], "'漢' has no training images"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(fonts, tmp_path, capsys, options, words):
