@@ -138,8 +138,9 @@ def read_cub(root: Path) -> Parts:
 def read_list(path: Path) -> Parts:
     """Returns the images of a CSV with the columns file, label and, optionally, split.
 
-    A split is train, test or val. A first line with the names of columns may change their order. Files are relative to the list. The delimiter is a
-    comma, a semicolon or a tab. If all labels are whole numbers, classes are in numeric order.
+    A split is train, test or val. A first line with the names of columns may change their order. Files are relative to
+    the list. The delimiter is a comma, a semicolon or a tab. If all labels are whole numbers, classes are in numeric
+    order.
 
     Raises:
       UserError: the list has no such columns, a file is missing or listed twice, or a split is unknown.

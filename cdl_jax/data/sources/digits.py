@@ -15,7 +15,8 @@ OPTIONS: dict[str, Any] = {}
 def load(options: Mapping[str, Any]) -> Dataset:
     """Loads images `[8, 8, 3]` of 10 classes.
 
-    Every fifth image of a class is a test image. Gray levels 0 to 16 become 0 to 255. Source: UCI, Optical Recognition of Handwritten Digits (CC BY 4.0).
+    Every fifth image of a class is a test image. Gray levels 0 to 16 become 0 to 255. Source: UCI, Optical Recognition
+    of Handwritten Digits (CC BY 4.0).
 
     Raises:
       UserError: scikit-learn is not installed.
