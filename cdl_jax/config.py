@@ -450,8 +450,12 @@ def _upgrade(stored: dict) -> dict:
     return upgraded
 
 
-def read(workdir: Path) -> dict | None:
-    """Returns the content of a run's config.json, None if there is no such file.
+def read(workdir: Path, as_stored: bool = False) -> dict | None:
+    """Returns the content of a run's config.json, or None if there is no such file.
+
+    Args:
+      workdir: folder of the run.
+      as_stored: whether the config keeps the keys of an earlier version, as its fingerprint needs them.
 
     Raises:
       UserError: the file is damaged.
@@ -463,6 +467,6 @@ def read(workdir: Path) -> dict | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise ValueError("no config in it")
-        return {**content, "config": _upgrade(content["config"])}
+        return content if as_stored else {**content, "config": _upgrade(content["config"])}
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it or choose another --workdir") from None

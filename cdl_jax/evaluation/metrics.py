@@ -1,10 +1,10 @@
-"""Metrics of a run over a stream, each with its definition.
+"""Defines the metrics of a run over a stream. The docstring of a metric is its definition in results.json.
 
-Most are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are right after
-learning task i, predicted over all classes seen until then, without task identity; T tasks. On the same images and
-classes, E is the matrix of a network's expected calibration errors, and G and D are those of a teacher's and its
-student's agreement and divergence. S, where learners have streams of their own, is A with all tasks in every row, those
-to come as well.
+Most are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are correct after
+learning task i, predicted over all classes seen until then, without task identity; T is the number of tasks. On the
+same images and classes, E is the matrix of a network's expected calibration errors, and G and D are the matrices of a
+teacher's and its student's agreement and divergence. S is A with all tasks of the stream in every row, future ones too;
+it exists where learners have streams of their own.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from cdl_jax.errors import UserError
 
 
 def as_matrix(rows) -> np.ndarray:
-    """float64 `[T, T]` from rows of 1, 2, ..., T numbers, NaN above the diagonal.
+    """Returns float64 `[T, T]` from rows of 1, 2, ..., T numbers, with NaN above the diagonal.
 
     Raises:
       UserError: row i has not i + 1 numbers.
@@ -48,7 +48,7 @@ def average_incremental_image_weighted(matrix, test_counts) -> float:
 
 
 def learning_accuracy(matrix) -> float:
-    """mean over j of A[j, j]: right after a task was learnt."""
+    """mean over j of A[j, j]: right after a task was learned."""
     return float(np.diag(matrix).mean())
 
 
@@ -97,7 +97,7 @@ def forgetting_after_each(matrix) -> np.ndarray:
 
 def stream_accuracy(row, counts=None) -> float:
     """mean over all j of S[T-1, j] weighted by task j's test images: every image of the stream counts alike, of a task
-    learnt already or not."""
+    learned already or not."""
     return float(np.average(row, weights=counts))
 
 
@@ -108,14 +108,14 @@ def stream_accuracy_by_task(row) -> float:
 
 def forward_transfer(before, at_start) -> float:
     """mean over j >= 1 of before[j] - at_start[j]: percent on task j over the classes up to it, just before it is
-    learnt and at the untrained start (Lopez-Paz and Ranzato, 2017)."""
+    learned and at the untrained start (Lopez-Paz and Ranzato, 2017)."""
     before, at_start = np.asarray(before, np.float64), np.asarray(at_start, np.float64)
     return float((before - at_start[: len(before)])[1:].mean())
 
 
 def ece_last(seen) -> float:
     """expected calibration error over the test images of all tasks together after learning task T-1: 15 bins of equal
-    width of the top probability over the classes seen, sum over bins of |right - sum of probabilities| / images, in
+    width of the top probability over the classes seen, sum over bins of |correct - sum of probabilities| / images, in
     percent (Guo et al., 2017)."""
     return float(seen[-1])
 
@@ -139,7 +139,7 @@ def agreement_last(agreement, kl) -> float:
 
 
 def agreement_learning(agreement, kl) -> float:
-    """mean over j of G[j, j]: right after a task was taught."""
+    """mean over j of G[j, j]: right after a task was distilled."""
     del kl
     return float(np.diag(agreement).mean())
 
@@ -152,54 +152,58 @@ def kl_last(agreement, kl) -> float:
 
 
 def kl_learning(agreement, kl) -> float:
-    """mean over j of D[j, j]: right after a task was taught."""
+    """mean over j of D[j, j]: right after a task was distilled."""
     del agreement
     return float(np.diag(kl).mean())
 
 
-_OF_MATRIX = (last, average_incremental, learning_accuracy, worst_task)
-_IMAGE_WEIGHTED = (last_image_weighted, average_incremental_image_weighted)
-_OF_TWO_TASKS = (forgetting_cdl, forgetting_coda, forgetting_max, backward_transfer)
+_MATRIX_METRICS = (last, average_incremental, learning_accuracy, worst_task)
+_IMAGE_WEIGHTED_METRICS = (last_image_weighted, average_incremental_image_weighted)
+_TWO_TASK_METRICS = (forgetting_cdl, forgetting_coda, forgetting_max, backward_transfer)
 
-_OF_STREAM = (stream_accuracy, stream_accuracy_by_task)
-_OF_SEEN = (ece_last, ece_average_incremental)
-_OF_PAIR = (agreement_last, agreement_learning, kl_last, kl_learning)
+_STREAM_METRICS = (stream_accuracy, stream_accuracy_by_task)
+_CALIBRATION_METRICS = (ece_last, ece_average_incremental)
+_PAIR_METRICS = (agreement_last, agreement_learning, kl_last, kl_learning)
 
 
 def _definitions(functions):
     return {f.__name__: " ".join(f.__doc__.split("\n\n")[0].split()) for f in functions}
 
 
-_OF_ROWS = (*_OF_MATRIX, *_IMAGE_WEIGHTED, *_OF_TWO_TASKS, forward_transfer)
-FORMULAS = _definitions((*_OF_ROWS, *_OF_STREAM, *_OF_SEEN, ece_last_by_task, *_OF_PAIR))
-SERIES = _definitions((forgetting_by_task, forgetting_after_each, *_OF_STREAM))  # one number for each task
+_ACCURACY_METRICS = (*_MATRIX_METRICS, *_IMAGE_WEIGHTED_METRICS, *_TWO_TASK_METRICS, forward_transfer)
+FORMULAS = _definitions((*_ACCURACY_METRICS, *_STREAM_METRICS, *_CALIBRATION_METRICS, ece_last_by_task, *_PAIR_METRICS))
+SERIES = _definitions((forgetting_by_task, forgetting_after_each, *_STREAM_METRICS))  # one number for each task
 
 
 def named_metrics(rows, test_counts, before=None, at_start=None) -> dict[str, float | None]:
-    """Every metric by name, of the tasks learnt so far; None where a single task, or a missing row, defines none.
+    """Returns every metric of the finished tasks by name.
+
+    A metric is None where a single task or a missing row defines none.
 
     Args:
       rows: the accuracy matrix as rows of 1, 2, ... numbers.
-      test_counts: test images of each task of the stream.
-      before, at_start: see `forward_transfer`.
+      test_counts: number of test images of each task of the stream.
+      before: see `forward_transfer`.
+      at_start: see `forward_transfer`.
     """
     matrix = as_matrix(rows)
-    values = {f.__name__: f(matrix) for f in _OF_MATRIX}
-    values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED}
-    values |= {f.__name__: f(matrix) if len(matrix) > 1 else None for f in _OF_TWO_TASKS}
+    values = {f.__name__: f(matrix) for f in _MATRIX_METRICS}
+    values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED_METRICS}
+    values |= {f.__name__: f(matrix) if len(matrix) > 1 else None for f in _TWO_TASK_METRICS}
     known = before and at_start and len(before) > 1
     values["forward_transfer"] = forward_transfer(before, at_start) if known else None
     return values
 
 
 def stream_metrics(rows, test_counts) -> dict[str, float | None]:
-    """Accuracy over a whole stream by name; None where it was not measured.
+    """Returns the accuracy over all tasks of a stream by name; None where it was not measured.
 
     Args:
-      rows: that on every task of the stream, after each task learnt. test_counts: test images of each task.
+      rows: accuracy on every task of the stream, after each finished task.
+      test_counts: number of test images of each task.
     """
     if not rows:
-        return dict.fromkeys(f.__name__ for f in _OF_STREAM)
+        return dict.fromkeys(f.__name__ for f in _STREAM_METRICS)
     return {
         "stream_accuracy": stream_accuracy(rows[-1], test_counts),
         "stream_accuracy_by_task": stream_accuracy_by_task(rows[-1]),
@@ -207,34 +211,44 @@ def stream_metrics(rows, test_counts) -> dict[str, float | None]:
 
 
 def series(rows, stream, test_counts) -> dict[str, list[float]]:
-    """What has a value for each task: of a network with the accuracy matrix `rows`, and `stream` as `stream_metrics`
-    takes it, or None."""
+    """Returns the metrics that have a value for each task.
+
+    Args:
+      rows: the accuracy matrix.
+      stream: the rows of `stream_metrics`, or None.
+      test_counts: number of test images of each task.
+    """
     matrix = as_matrix(rows)
-    found = {f.__name__: f(matrix).tolist() for f in (forgetting_by_task, forgetting_after_each)}
+    values = {f.__name__: f(matrix).tolist() for f in (forgetting_by_task, forgetting_after_each)}
     if stream:
-        found["stream_accuracy"] = [stream_accuracy(row, test_counts) for row in stream]
-        found["stream_accuracy_by_task"] = [stream_accuracy_by_task(row) for row in stream]
-    return found
+        values["stream_accuracy"] = [stream_accuracy(row, test_counts) for row in stream]
+        values["stream_accuracy_by_task"] = [stream_accuracy_by_task(row) for row in stream]
+    return values
 
 
-def means(measured: list[dict]) -> dict[str, float | None]:
-    """Of several networks' metrics by name the mean of each; None where one of them has none."""
-    values = {name: [each[name] for each in measured] for name in measured[0]}
-    return {name: None if None in found else float(np.mean(found)) for name, found in values.items()}
+def means(networks: list[dict]) -> dict[str, float | None]:
+    """Averages each metric over networks; None where a network lacks it."""
+    values = {name: [metrics[name] for metrics in networks] for name in networks[0]}
+    return {name: None if None in row else float(np.mean(row)) for name, row in values.items()}
 
 
 def calibration_metrics(rows, seen) -> dict[str, float | None]:
-    """Those of a network's calibration by name; None where it was not measured.
+    """Returns the calibration metrics of a network by name; None where they were not measured.
 
     Args:
       rows: expected calibration error in percent on each task, as rows of 1, 2, ... numbers.
       seen: the same over the tasks seen together, after each task.
     """
-    of_seen = {f.__name__: f(seen) if seen else None for f in _OF_SEEN}
-    return {**of_seen, "ece_last_by_task": ece_last_by_task(as_matrix(rows)) if rows else None}
+    by_name = {f.__name__: f(seen) if seen else None for f in _CALIBRATION_METRICS}
+    return {**by_name, "ece_last_by_task": ece_last_by_task(as_matrix(rows)) if rows else None}
 
 
 def pair_metrics(agreement, kl) -> dict[str, float]:
-    """Those of a teacher and its student by name, from rows of 1, 2, ... percents and nats."""
+    """Returns the metrics of a teacher and its student by name.
+
+    Args:
+      agreement: rows of 1, 2, ... percents.
+      kl: rows of 1, 2, ... nats.
+    """
     agreement, kl = as_matrix(agreement), as_matrix(kl)
-    return {f.__name__: f(agreement, kl) for f in _OF_PAIR}
+    return {f.__name__: f(agreement, kl) for f in _PAIR_METRICS}

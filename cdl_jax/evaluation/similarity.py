@@ -1,4 +1,4 @@
-"""How alike two networks represent the same pictures, and where one of them puts its classes."""
+"""Measures the similarity of representations (HSIC, CKA), and embeds features in the plane (t-SNE)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,64 +8,83 @@ import numpy as np
 from cdl_jax.errors import UserError
 
 
-def intermediates(module, variables, images, chosen: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """What the parts of a network compute of pictures in evaluation: path of a part, `stem/bn1`, -> its output.
+def intermediates(module, variables, images, paths: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Returns the outputs of a network's modules in evaluation.
 
-    Of a part with several outputs the first; the network itself has the path "". A batch norm's output is that before
-    the ReLU behind it.
+    The output of a batch norm is taken before the ReLU that follows it.
 
     Args:
+      module: a Flax module.
+      variables: of the module.
       images: float32 `[batch, size, size, 3]`.
-      chosen: paths; None: all of them.
+      paths: of modules, such as `stem/bn1`; None: all.
+
+    Returns:
+      Path of a module -> its output; the first where there are several. The network itself has the path "".
     """
-    wanted = None if chosen is None else set(chosen)
+    selected = None if paths is None else set(paths)
 
-    def of_interest(part, _):
-        return wanted is None or "/".join(part.path) in wanted
+    def is_selected(part, _):
+        return selected is None or "/".join(part.path) in selected
 
-    _, found = module.apply(variables, images, train=False, capture_intermediates=of_interest, mutable="intermediates")
-    leaves, _ = jax.tree_util.tree_flatten_with_path(found["intermediates"], is_leaf=lambda x: isinstance(x, tuple))
+    _, state = module.apply(variables, images, train=False, capture_intermediates=is_selected, mutable="intermediates")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state["intermediates"], is_leaf=lambda x: isinstance(x, tuple))
     return {"/".join(key.key for key in path[:-1]): np.asarray(jax.tree.leaves(outputs)[0]) for path, outputs in leaves}
 
 
 def hsic(k: np.ndarray, m: np.ndarray) -> float:
-    """The unbiased estimate of the Hilbert-Schmidt independence criterion (Song et al., 2012) of two Gram matrices.
+    """Returns the unbiased Hilbert-Schmidt independence criterion of two Gram matrices (Song et al., 2012).
 
-    k, m: `[n, n]`, n >= 4; their diagonals are not read.
+    Args:
+      k: `[n, n]`, n >= 4; the diagonal is ignored.
+      m: likewise.
     """
     n = len(k)
     k, m = k * (1 - np.eye(n)), m * (1 - np.eye(n))
-    of_k, of_m = k.sum(axis=0), m.sum(axis=0)
-    total = (k * m).sum() + of_k.sum() * of_m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (of_k @ of_m)
+    row_sums_k, row_sums_m = k.sum(axis=0), m.sum(axis=0)
+    total = (k * m).sum() + row_sums_k.sum() * row_sums_m.sum() / ((n - 1) * (n - 2))
+    total = total - 2 / (n - 2) * (row_sums_k @ row_sums_m)
     return float(total / (n * (n - 3)))
 
 
 def hsic_terms(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 `[3, a, b]`: `hsic` of (first, first), (first, second), (second, second) for each pair of layers.
+    """Returns `hsic` of (first, first), (first, second), (second, second) for each pair of layers.
 
-    first, second: of each layer its output for one batch, `[batch, ...]` with 4 pictures or more.
+    Args:
+      first: the outputs of each layer for one batch, `[batch, ...]` with at least 4 images.
+      second: likewise of the other network.
+
+    Returns:
+      float64 `[3, a, b]`.
     """
-    of_first = [_gram(x) for x in first]
-    of_second = of_first if second is first else [_gram(x) for x in second]
-    across = [[hsic(k, m) for m in of_second] for k in of_first]
-    own, other = ([hsic(k, k) for k in grams] for grams in (of_first, of_second))
-    return np.stack(np.broadcast_arrays(np.asarray(own)[:, None], across, np.asarray(other)))
+    first_grams = [_gram(x) for x in first]
+    second_grams = first_grams if second is first else [_gram(x) for x in second]
+    cross = [[hsic(k, m) for m in second_grams] for k in first_grams]
+    first_self, second_self = ([hsic(k, k) for k in grams] for grams in (first_grams, second_grams))
+    return np.stack(np.broadcast_arrays(np.asarray(first_self)[:, None], cross, np.asarray(second_self)))
 
 
 def cka(batches: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]) -> np.ndarray:
-    """Linear centred kernel alignment by minibatches (Nguyen et al., 2021) of two networks' layers, float64 `[a, b]`.
+    """Returns the linear centered kernel alignment of two networks' layers, float64 `[a, b]`, by minibatches.
 
-    Each term of it is a mean over batches, whatever their size, so memory holds one batch. Computed in float64: in
-    float32 the terms of nearly constant layers may come out negative.
+    Each term is a mean over batches, so memory holds one batch. The terms are computed in float64: in float32 those of
+    nearly constant layers may become negative.
 
-    batches: for each batch, see `hsic_terms`.
+    batches: the arguments of `hsic_terms` for each batch.
+
+    Source: Nguyen et al., 2021.
     """
-    own, across, other = np.mean([hsic_terms(*batch) for batch in batches], axis=0)
-    return across / np.sqrt(own * other)
+    first_self, cross, second_self = np.mean([hsic_terms(*batch) for batch in batches], axis=0)
+    return cross / np.sqrt(first_self * second_self)
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear centred kernel alignment of all pictures at once, biased (Kornblith et al., 2019); `[n, ...]` each."""
+    """Returns the biased linear centered kernel alignment of all images at once (Kornblith et al., 2019).
+
+    Args:
+      x: features `[n, ...]`.
+      y: features `[n, ...]`.
+    """
     x, y = (m.reshape(len(m), -1).astype(np.float64) for m in (x, y))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     return float(((x.T @ y) ** 2).sum() / np.sqrt(((x.T @ x) ** 2).sum() * ((y.T @ y) ** 2).sum()))
@@ -73,26 +92,33 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 def _gram(x):
     x = np.asarray(x, np.float64).reshape(len(x), -1)
-    x = x - x.mean(axis=0)  # which `hsic` does not see, but for the rounding of features far from 0
+    x = x - x.mean(axis=0)  # only for the rounding of features far from 0: `hsic` is invariant
     return x @ x.T
 
 
-def tsne(features: np.ndarray, perplexity: float = 30.0, pca: int = 50, seed: int = 0, rate="auto") -> np.ndarray:
-    """Places in the plane, float32 `[n, 2]`, for features `[n, ...]`: standardised, projected by PCA, exact t-SNE.
+def tsne(
+    features: np.ndarray, perplexity: float = 30.0, pca: int = 50, seed: int = 0, learning_rate: float | str = "auto"
+) -> np.ndarray:
+    """Embeds features in the plane by standardization, PCA and exact t-SNE of scikit-learn, as DKT does.
 
-    As DKT has it, by scikit-learn, with an exaggeration of 4 over 250 of the 1000 iterations (DKT: 100).
+    The exaggeration of 4 is over 250 of the 1000 iterations (DKT: 100).
 
     Args:
-      perplexity: of the neighbours of a point, below n. pca: dimensions to keep, as many as there are at most.
-      seed: of the places from which the points start.
-      rate: of learning; "auto" follows n. DKT's is 125 (500, without the factor 4 of scikit-learn's gradient): with a
-        hundred points or less it scatters them.
+      features: `[n, ...]`.
+      perplexity: of t-SNE, below n.
+      pca: largest number of principal components.
+      seed: of the initial points.
+      learning_rate: of t-SNE; "auto" depends on n. DKT's is 125 (500 without the factor 4 of scikit-learn's gradient);
+        it scatters a hundred points or fewer.
+
+    Returns:
+      float32 `[n, 2]`.
 
     Raises:
       UserError: scikit-learn is not installed, or there are too few points for the perplexity.
     """
     if not perplexity < len(features):
-        raise UserError(f"perplexity={perplexity} must be less than the {len(features)} points: choose more pictures")
+        raise UserError(f"perplexity={perplexity} must be less than the {len(features)} points: choose more images")
     try:
         from sklearn.manifold import TSNE
         from sklearn.preprocessing import StandardScaler
@@ -101,13 +127,13 @@ def tsne(features: np.ndarray, perplexity: float = 30.0, pca: int = 50, seed: in
 
     flat = StandardScaler().fit_transform(np.asarray(features, np.float64).reshape(len(features), -1))
     return TSNE(
-        perplexity=perplexity, early_exaggeration=4, learning_rate=rate, max_iter=1000, init="random", method="exact",
-        random_state=seed,
+        perplexity=perplexity, early_exaggeration=4, learning_rate=learning_rate, max_iter=1000, init="random",
+        method="exact", random_state=seed,
     ).fit_transform(projected(flat, pca))  # fmt: skip
 
 
 def projected(features: np.ndarray, dims: int) -> np.ndarray:
-    """Features `[n, dim]` less their mean, on their first principal axes: float64 `[n, dims]`; the signs are chance."""
+    """Projects centered features `[n, dim]` on their first principal axes, float64 `[n, dims]`; signs are arbitrary."""
     from sklearn.decomposition import PCA
 
     return PCA(min(dims, *features.shape), svd_solver="full").fit_transform(np.asarray(features, np.float64))

@@ -1,4 +1,4 @@
-"""When a task has been learnt long enough, from the accuracies that its epochs showed."""
+"""Decides when a task ends before its last epoch, from the accuracies of its epochs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows from the accuracies seen until now.
+    """Holds a decision about the next epoch.
 
-    stop: whether the next epoch must not begin. keep: place among the accuracies of the weights to go on with if it
-    stops; None while the first one is unsurpassed. best: the accuracy that later ones must surpass.
+    Attributes:
+      stop: whether the task ends before the next epoch.
+      keep: index of the accuracy whose weights are restored at a stop; None: the first accuracy is the best.
+      best: the accuracy that later ones must exceed.
     """
 
     stop: bool
@@ -18,11 +20,18 @@ class Decision:
 
 
 def decide(accuracies: Sequence[float], patience: int, margin: float) -> Decision:
-    """What DKT's library decides before epoch `len(accuracies) - 1`, the accuracies being those seen before each epoch
-    up to it, at least one.
+    """Decides before epoch `len(accuracies) - 1`, as DKT's library does.
 
-    Weights above the best accuracy are kept even where they exceed it by less than `margin`, the last ones win; but
-    only more than that moves the best accuracy, and with it the wait of `patience` epochs.
+    Weights are kept where their accuracy exceeds the best one, even by less than `margin`; the last ones win. Only an
+    accuracy that exceeds the best by more than `margin` becomes the best and restarts the wait.
+
+    >>> decide([50.0, 60.0, 59.0, 58.0], patience=2, margin=0.0)
+    Decision(stop=True, keep=1, best=60.0)
+
+    Args:
+      accuracies: measured before each epoch up to this one, in percent; at least one.
+      patience: number of epochs without a new best accuracy.
+      margin: in points.
     """
     best, since, keep = accuracies[0], 0, None
     for epoch, accuracy in enumerate(accuracies[1:], 1):

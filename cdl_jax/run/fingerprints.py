@@ -1,4 +1,4 @@
-"""Fingerprints of a run's inputs: weight files, teachers' runs and data. Identity is by content, not by place."""
+"""Computes fingerprints of a run's inputs: weight files, teacher runs and data. Content decides, not the path."""
 
 import functools
 import hashlib
@@ -19,28 +19,26 @@ from cdl_jax.runtime import paths
 from cdl_jax.runtime.console import one_line
 
 
-def of_config(config: dict) -> dict[str, list[str | None]]:
+def fingerprint_config(config: dict) -> dict[str, list[str | None]]:
     """Returns the SHA-256 of each file or run that a config names, by key.
 
     Args:
       config: the resolved config as nested dicts.
 
     Returns:
-      A list for each key, of one digest for `*.weights` and one a teacher for `*.teachers`. None stands for a place
-      where nothing is.
+      A list for each key: one digest for `*.weights`, one for each teacher of `*.teachers`. None: the path does not
+      exist.
     """
     flat = configs.flatten(config)
     return {
-        key: [_digest(place, key) for place in _places(key, value)]
-        for key, value in flat.items()
-        if _places(key, value)
+        key: [_digest(place, key) for place in _paths(key, value)] for key, value in flat.items() if _paths(key, value)
     }
 
 
-def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
-    """Returns two flat configs in which places of the same content are equal, and those of other content differ.
+def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
+    """Returns two flat configs in which paths with the same content are equal, and paths with other content differ.
 
-    Where a run has no fingerprints, or nothing is at the place now, paths to the same place are equal.
+    Where a run has no fingerprints, or the path no longer exists, paths to the same place are equal.
 
     Args:
       stored: the content of a run's config.json.
@@ -52,20 +50,20 @@ def compared(stored: dict, resolved: dict) -> tuple[dict, dict]:
         later |= configs.flatten(plugins.load_plugin("data.sources", source).OPTIONS, "data.")
     old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
-    for key, found in of_config(resolved).items():
-        kept = known.get(key)
-        if kept is None or None in found:
-            if _same_places(key, old.get(key), new[key]):
+    for key, current in fingerprint_config(resolved).items():
+        recorded = known.get(key)
+        if recorded is None or None in current:
+            if _same_paths(key, old.get(key), new[key]):
                 new[key] = old[key]
-        elif kept == found:
+        elif recorded == current:
             new[key] = old[key]
         else:
-            old[key], new[key] = _with_digests(old.get(key), kept), _with_digests(new[key], found)
+            old[key], new[key] = _with_digests(old.get(key), recorded), _with_digests(new[key], current)
     return old, new
 
 
-@functools.lru_cache(maxsize=1)  # a start compares it and may write it for several seeds
-def of_data(stream: Stream) -> dict[str, str]:
+@functools.lru_cache(maxsize=1)  # one start compares it, and may write it for several seeds
+def fingerprint_data(stream: Stream) -> dict[str, str]:
     """Returns the fingerprint of each class's training and test images.
 
     Files count by their names and sizes, in folders and in archives alike. Images in memory count by their pixels. The
@@ -74,25 +72,25 @@ def of_data(stream: Stream) -> dict[str, str]:
     Returns:
       `{"train/<class>": "<n> images, <b> bytes, <SHA-256, shortened>"}`, and likewise for "test/<class>".
     """
-    names_of = list(stream.class_names)
-    if len(set(names_of)) < len(names_of):
-        names_of = [f"{name} ({number})" for name, number in zip(names_of, stream.class_order, strict=True)]
-    found = {}
+    names = list(stream.class_names)
+    if len(set(names)) < len(names):
+        names = [f"{name} ({number})" for name, number in zip(names, stream.class_order, strict=True)]
+    fingerprints = {}
     for part, split in (("train", stream.train), ("test", stream.test)):
         order = np.argsort(split.labels, kind="stable")
         ends = np.cumsum(np.bincount(split.labels, minlength=stream.num_classes))
-        for name, rows in zip(names_of, np.split(order, ends[:-1]), strict=True):
+        for name, rows in zip(names, np.split(order, ends[:-1]), strict=True):
             digest, size = hashlib.sha256(), 0
             for row in rows:
-                content, length = _of_image(split, row)
+                content, length = _image_content(split, row)
                 digest.update(content)
                 size += length
-            found[f"{part}/{name}"] = f"{len(rows)} images, {size} bytes, {digest.hexdigest()[:16]}"
-    return dict(sorted(found.items()))
+            fingerprints[f"{part}/{name}"] = f"{len(rows)} images, {size} bytes, {digest.hexdigest()[:16]}"
+    return dict(sorted(fingerprints.items()))
 
 
-def _of_image(split, row) -> tuple[bytes, int]:
-    """Returns what stands for an image in a fingerprint, and its size in bytes."""
+def _image_content(split, row) -> tuple[bytes, int]:
+    """Returns the part of an image that enters a fingerprint, and its size in bytes."""
     if split.images is not None:
         image = split.images[row]
         return f"{image.shape} ".encode() + image.tobytes(), image.nbytes
@@ -108,7 +106,7 @@ def _of_image(split, row) -> tuple[bytes, int]:
     return f"{one_line(name)}/{size}/".encode(), size  # the same in any locale
 
 
-def _places(key, value) -> list[str]:
+def _paths(key, value) -> list[str]:
     """Returns the files and folders that an option names; `random` and `package:NAME` are none."""
     if key.endswith(".teachers") and isinstance(value, list):
         return value
@@ -119,22 +117,22 @@ def _places(key, value) -> list[str]:
 def _digest(place, key) -> str | None:
     try:
         if key.endswith(".teachers") or finished_run.is_run(place):
-            return _of_run(paths.resolve(place, f"config.{key}"))
-        return _of_file(weights.find(place, key))
+            return _run_digest(paths.resolve(place, f"config.{key}"))
+        return _file_digest(weights.find(place, key))
     except (UserError, FileNotFoundError):
         return None
     except OSError as error:
         raise UserError(f"config.{key}={place!r} cannot be read ({error.strerror}): mend that, or copy it") from None
 
 
-def _of_file(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _of_run(folder: Path) -> str | None:
-    """Returns the SHA-256 of what a student takes from a run: its config, its stream, its variables."""
-    stored = configs.read(folder)
+def _run_digest(folder: Path) -> str | None:
+    """Returns the SHA-256 of a teacher run: its config, its stream and its variables."""
+    stored = configs.read(folder, as_stored=True)
     if stored is None:
         return None
     digest = hashlib.sha256()
@@ -146,12 +144,12 @@ def _of_run(folder: Path) -> str | None:
     saved = folder / "checkpoints"
     for path in sorted([*(saved / "frozen").rglob("*"), *(saved / "tasks").rglob("*")]):
         if path.is_file():
-            digest.update(f"{path.relative_to(saved)} {_of_file(path)}\n".encode(errors="surrogateescape"))
+            digest.update(f"{path.relative_to(saved)} {_file_digest(path)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _same_places(key, old, new) -> bool:
-    one, other = _places(key, old), _places(key, new)
+def _same_paths(key, old, new) -> bool:
+    one, other = _paths(key, old), _paths(key, new)
     try:
         return [paths.resolve(p).resolve() for p in one] == [paths.resolve(p).resolve() for p in other]
     except (UserError, OSError):

@@ -159,11 +159,11 @@ class TaskLoop:
     def _write_configs(self):
         experiment, config = self.experiment, self.experiment.config.to_dict()
         # That of the run first: if the process is killed in between, the directory still refuses another config.
-        workdir.claim(self.folder, config, experiment.stream)
+        workdir.write_config(self.folder, config, experiment.stream)
         folders = files.seed_folders(self.folder, config["seeds"])
         for seed, seed_folder in zip(experiment.seeds, folders, strict=True):
             seed_folder.mkdir(exist_ok=True)
-            workdir.claim(seed_folder, {**config, "seed": seed, "seeds": ()}, experiment.stream)
+            workdir.write_config(seed_folder, {**config, "seed": seed, "seeds": ()}, experiment.stream)
 
     def _train_task(self, task):
         experiment, record, method = self.experiment, self.record, self.experiment.method

@@ -13,8 +13,8 @@ from cdl_jax.evaluation import similarity
 from cdl_jax.training.evaluator import Evaluator
 from cdl_jax.training.state import position
 
-_COMPARED = 2048  # test pictures by which layers are compared, at most
-_DRAWN, _CLASSES = 400, 10  # test pictures that are laid out, and of how many classes they are, at most
+_MAX_COMPARED = 2048  # test images that compare layers
+_MAX_EMBEDDED, _MAX_CLASSES = 400, 10  # test images that are embedded, and their classes
 
 
 def compare_representations(evaluator: Evaluator, mutable, frozen, tasks) -> tuple[dict, dict]:
@@ -43,30 +43,30 @@ def compare_representations(evaluator: Evaluator, mutable, frozen, tasks) -> tup
     def features_of(rows):
         return evaluator.each_batch(step, mutable, frozen, loader, rows, at)
 
-    alignment = _alignment(features_of, rows, experiment.config.eval.batch_size)
-    return alignment, _places(features_of, rows, experiment.stream)
+    alignment = _compare_layers(features_of, rows, experiment.config.eval.batch_size)
+    return alignment, _embed_2d(features_of, rows, experiment.stream)
 
 
-def _alignment(features_of, rows, batch):
-    count = min(len(rows), _COMPARED)
-    count = count - count % batch or count  # whole batches, which weigh alike
+def _compare_layers(features_of, rows, batch):
+    count = min(len(rows), _MAX_COMPARED)
+    count = count - count % batch or count  # full batches, which have equal weights
     if count < 4:
         return {}
     rows = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
     if count > batch:
-        rows = rows.reshape(batch, -1).T.ravel()  # every batch has pictures of all tasks
+        rows = rows.reshape(batch, -1).T.ravel()  # every batch has images of all tasks
     layers = {}
 
-    def flat():
+    def batches():
         for part in features_of(rows):
-            layers.update({network: list(own) for network, own in part.items()})
-            found = [value for own in part.values() for value in own.values()]
-            yield found, found
+            layers.update({network: list(outputs) for network, outputs in part.items()})
+            flat = [value for outputs in part.values() for value in outputs.values()]
+            yield flat, flat
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        matrix = similarity.cka(flat())
+        matrix = similarity.cka(batches())
     ends = np.cumsum([len(names) for names in layers.values()])
-    spans = {name: slice(end - len(own), end) for (name, own), end in zip(layers.items(), ends, strict=True)}
+    spans = {name: slice(end - len(names), end) for (name, names), end in zip(layers.items(), ends, strict=True)}
     pairs = {
         f"{first}/{second}": [[float(x) if np.isfinite(x) else None for x in row] for row in matrix[a, b]]
         for i, (first, a) in enumerate(spans.items())
@@ -75,12 +75,15 @@ def _alignment(features_of, rows, batch):
     return {"images": count, "layers": layers, "pairs": pairs}
 
 
-def _places(features_of, rows, stream):
+def _embed_2d(features_of, rows, stream):
     labels = stream.test.labels[rows]
-    seen = np.unique(labels)
-    chosen = seen[np.linspace(0, len(seen) - 1, min(len(seen), _CLASSES)).astype(int)]
-    rows = np.concatenate([rows[labels == label][: _DRAWN // len(chosen)] for label in chosen])
-    parts = [{name: own["features"] for name, own in part.items() if "features" in own} for part in features_of(rows)]
+    present = np.unique(labels)
+    chosen = present[np.linspace(0, len(present) - 1, min(len(present), _MAX_CLASSES)).astype(int)]
+    rows = np.concatenate([rows[labels == label][: _MAX_EMBEDDED // len(chosen)] for label in chosen])
+    parts = [
+        {name: layers["features"] for name, layers in part.items() if "features" in layers}
+        for part in features_of(rows)
+    ]
     networks, missing = {}, ""
     try:
         for name in parts[0]:

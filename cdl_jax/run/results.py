@@ -1,4 +1,4 @@
-"""What a run has come to: the record saved with its checkpoints, and results.json made from it."""
+"""Holds the record of a run, which every checkpoint saves, and makes results.json from it."""
 
 import copy
 import json
@@ -10,30 +10,38 @@ from pathlib import Path
 import jax
 
 from cdl_jax.evaluation import metrics
-from cdl_jax.methods.base import split
+from cdl_jax.methods.base import Method, split
 from cdl_jax.run import workdir
+from cdl_jax.training.experiment import Experiment
 
 
 @dataclass
 class Record:
-    """What a run has come to, as it is saved with every checkpoint; JSON only.
+    """Holds the progress and the measurements of one seed; JSON only.
 
-    step: steps trained in the whole run. lines: of metrics.jsonl until now.
-    task, round, phase, epoch, step_in_epoch: what comes next; epochs are counted within the round.
-    watched: the method's headline in the evaluations within the phase until now.
-    accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
-    before, at_start: network -> percent on task j over the classes up to it, just before it is learnt and at the very
-      start.
-    measures: for each task learnt, name -> mean over the test images of the tasks seen (see `Evaluator.evaluate`).
-    best: task -> the best of the evaluations within it: phase, epochs done, the value that chose it, accuracy of each
-      network on tasks 0..i, measures. Of equal ones the last.
-    selection: network -> layer -> one row a task: how often its test images chose each prompt, or the
-      sum of its absolute weights, at the last evaluation.
-    quality: name -> network or pair -> what `quality.ratios` told after each task learnt.
-    nonfinite: of each stretch between two log lines that had bad steps, how many were skipped, and which the first was:
-      its place, its pictures and its metrics.
-    seconds: phase or "evaluation" -> wall time. timed: phase -> images and seconds without first steps, which compile.
-    flops: phase -> floating-point operations of one step for one seed, by the compiler's count.
+    Attributes:
+      step: number of trained steps of the run.
+      lines: number of lines of metrics.jsonl.
+      task: index of the next task.
+      round: next round of the task.
+      phase: index of the next phase.
+      epoch: next epoch, counted within the round.
+      step_in_epoch: next step of the epoch.
+      watched: the method's headline in the evaluations of the current phase, for early stopping.
+      accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
+      before: network -> percent on task j over the classes up to it, just before task j is learned.
+      at_start: the same before the first task.
+      measures: for each finished task, name -> mean over the test images of the tasks seen.
+      best: task -> the best evaluation within it: phase, number of epochs, the headline, accuracy of each network on
+        tasks 0..i, measures. The last of equal ones.
+      selection: network -> layer -> one row a task: how often its test images selected each prompt, or the sum of the
+        prompt's absolute weights, at the last evaluation.
+      quality: name -> network or pair -> the values of `calibration.finalize` after each finished task.
+      nonfinite: for each interval of log lines with NaN or infinity, the number of such steps, and the position, the
+        images and the metrics of the first.
+      seconds: phase or "evaluation" -> wall time.
+      timed: phase -> images and seconds after the first call, which compiles.
+      flops: phase -> floating-point operations of a step for one seed, by the compiler's count.
     """
 
     step: int = 0
@@ -57,33 +65,33 @@ class Record:
     flops: dict = field(default_factory=dict)
 
     def within_task(self) -> bool:
-        """Whether the next step belongs to a task that has begun."""
+        """Returns whether the next step belongs to a task that has begun."""
         return any((self.round, self.phase, self.epoch, self.step_in_epoch))
 
     def add_seconds(self, what: str, seconds: float) -> None:
-        """Adds wall time to what it was spent on."""
+        """Adds wall time to a phase or to "evaluation"."""
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
 
-# What of a record is each seed's own; in the rest the seeds of one program are alike.
+# The fields that differ between the seeds of a run.
 _OWN = ("accuracy", "before", "at_start", "measures", "best", "selection", "quality", "nonfinite")
 
 
 def to_json(records: list[Record]) -> dict:
-    """The records of a run's seeds, as they are saved."""
+    """Returns the records of a run's seeds as checkpoints save them."""
     common, *_ = saved = [asdict(record) for record in records]
     own = [{name: values[name] for name in _OWN} for values in saved]
     return {**{name: value for name, value in common.items() if name not in _OWN}, "seeds": own}
 
 
 def from_json(saved: dict) -> list[Record]:
-    """What `to_json` was given, with the place in the run that the first record has."""
+    """Returns the records that `to_json` was given."""
     common = {name: value for name, value in saved.items() if name != "seeds"}
     return [Record(**copy.deepcopy(common), **own) for own in saved["seeds"]]
 
 
 def read(folder: Path) -> dict | None:
-    """The content of a run's results.json; None where there is none, or where it is damaged and must be made again."""
+    """Returns the content of a run's results.json; None if it is missing, or damaged and must be made again."""
     try:
         content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -91,8 +99,8 @@ def read(folder: Path) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-def collect(experiment, record: Record, seed: int) -> dict:
-    """The content of results.json, all of it derived from `record` and from what the config fixes."""
+def collect(experiment: Experiment, record: Record, seed: int) -> dict:
+    """Returns the content of results.json, a function of the record and the experiment."""
     stream, config = experiment.streams[experiment.seeds.index(seed)], experiment.config
     networks = {}
     for network in filter(record.accuracy.get, experiment.method.networks):
@@ -156,20 +164,20 @@ def collect(experiment, record: Record, seed: int) -> dict:
     }
 
 
-def test_counts(experiment, network: str) -> list[int]:
-    """How many test images each task has, in the stream by which the network is evaluated."""
+def test_counts(experiment: Experiment, network: str) -> list[int]:
+    """Returns the number of test images of each task, in the stream that evaluates the network."""
     index = experiment.method.stream_of.get(network)
     own = [task.test for task in experiment.stream.tasks] if index is None else experiment.plan.test[index]
     return [len(rows) for rows in own]
 
 
-def headline(method) -> list[str]:
-    """The networks whose mean accuracy is a run's first number."""
+def headline(method: Method) -> list[str]:
+    """Returns the networks whose mean accuracy is the headline of a run."""
     return list(method.headline or method.networks[-1:])
 
 
 def _means(method, networks):
-    """`mean<head>` -> the mean over learners of their networks' metrics, where there are several learners."""
+    """Returns the metrics of each of the method's mean groups."""
     members = {name: [networks.get(member) for member in group] for name, group in method.mean_groups.items()}
     return {
         name: {"metrics": metrics.means([network["metrics"] for network in group])}
@@ -179,7 +187,7 @@ def _means(method, networks):
 
 
 def _pairs(record):
-    """`teacher/student` -> how alike the two predict."""
+    """Returns agreement and divergence of each `teacher/student` pair."""
     agreement, kl = (record.quality.get(name, {}) for name in ("agreement", "kl"))
     return {
         pair: {
@@ -192,28 +200,31 @@ def _pairs(record):
 
 
 def _device(experiment):
-    """What speed, seconds and memory belong to: with several seeds they are those of all together."""
+    """Returns the devices; with several seeds, speed, seconds and memory are those of all seeds together."""
     device = f"{experiment.mesh.size} x {jax.devices()[0].device_kind}"
     return f"{device}, shared by {len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else device
 
 
-def parameters(experiment) -> dict:
-    """Network -> number of trainable and of frozen parameters of one seed; statistics, what is stored and what learners
-    have told each other are none."""
+def parameters(experiment: Experiment) -> dict:
+    """Returns the number of parameters of one seed, without statistics and bookkeeping.
+
+    Returns:
+      `{network: {"trainable": n, "frozen": n}}`.
+    """
     bookkeeping = experiment.method.bookkeeping
     is_one = lambda path: "batch_stats" not in path and path[0] not in bookkeeping  # noqa: E731
-    live, frozen = (split(tree, is_one)[0] for tree in experiment.abstract_variables())
+    mutable, frozen = (split(tree, is_one)[0] for tree in experiment.abstract_variables())
 
     def count(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-    names, seeds = sorted({*live, *frozen}), len(experiment.seeds)
-    counts = {n: {"trainable": count(live.get(n, {})) // seeds, "frozen": count(frozen.get(n, {}))} for n in names}
+    names, seeds = sorted({*mutable, *frozen}), len(experiment.seeds)
+    counts = {n: {"trainable": count(mutable.get(n, {})) // seeds, "frozen": count(frozen.get(n, {}))} for n in names}
     return {name: both for name, both in counts.items() if any(both.values())}
 
 
 def peak_memory() -> int:
-    """Peak bytes of the first device's memory, or of this process where the device does not say."""
+    """Returns the peak memory of the first device in bytes, or of this process where the device reports none."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]

@@ -1,4 +1,4 @@
-"""A run's working directory: its lock and its config."""
+"""Locks a run's working directory, and compares its config and data with those of a command."""
 
 import errno
 import fcntl
@@ -21,9 +21,9 @@ from cdl_jax.runtime import files
 
 @contextmanager
 def locked(workdir: Path):
-    """Keeps every other process from training in `workdir`; the system frees the lock however this one ends.
+    """Locks `workdir` against other processes that train in it.
 
-    So a lock is never stale: the file stays behind, and what it says of a process that has ended has no effect.
+    The system frees the lock however this process ends, so a lock is never stale. The file stays, without effect.
 
     Raises:
       UserError: the directory cannot be written or locked, or another process is at work in it (its host and pid are
@@ -40,21 +40,21 @@ def locked(workdir: Path):
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         for folder in (workdir, *workdir.glob("seed_*")):
-            for left in folder.glob(".*.[0-9]*"):  # what `write` and the like had begun when their process was killed
+            for left in folder.glob(".*.[0-9]*"):  # unfinished files of a killed process
                 left.unlink(missing_ok=True)
         try:
             yield
         finally:
-            # A refused run has written nothing: what was made for its lock goes again.
+            # A refused run writes nothing, so the lock and the folders that were made for it are removed.
             if workdir.is_dir() and os.listdir(workdir) == ["lock"]:
                 (workdir / "lock").unlink(missing_ok=True)
                 for folder in parents:
-                    with suppress(OSError):  # another process has put something there
+                    with suppress(OSError):  # another process has written there
                         folder.rmdir()
 
 
 def _locked_file(workdir):
-    """The open and locked file of a working directory.
+    """Returns the open and locked file of a working directory.
 
     Raises:
       UserError: another process has the lock, or the file system has no locks.
@@ -77,12 +77,12 @@ def _locked_file(workdir):
         with suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(workdir / "lock")):
                 return file
-        file.close()  # a refused run removed it in between: a new file of the name counts
+        file.close()  # a refused run has removed the file since: lock a new one
         workdir.mkdir(parents=True, exist_ok=True)
 
 
 def check_seeds(workdir: Path, config_seeds) -> None:
-    """Refuses to mix a run of several seeds with runs of one that lie in the same place.
+    """Refuses to mix a run of several seeds with a run of one seed in the same folder.
 
     Raises:
       UserError: `workdir` belongs to one seed of an unfinished run of several, whose checkpoints are not here; or it
@@ -109,7 +109,7 @@ def _finished(workdir):
 
 
 def check_config(workdir: Path, resolved: dict) -> None:
-    """Refuses a directory that holds a run of another config; one that holds none is fine.
+    """Refuses a directory with a run of another config.
 
     Weight files and teachers' runs are compared by content (see `fingerprints`).
 
@@ -122,14 +122,14 @@ def check_config(workdir: Path, resolved: dict) -> None:
     stored = config.read(workdir)
     if stored is None:
         return
-    changes = config.differences(*fingerprints.compared(stored, resolved))
+    changes = config.differences(*fingerprints.align_configs(stored, resolved))
     if changes:
         shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
         raise UserError(f"--workdir {workdir} holds a run of another config ({shown}): choose another --workdir")
 
 
 def check_data(workdir: Path, stream: Stream) -> None:
-    """Refuses a directory whose run has seen other data; runs without a fingerprint of their data pass.
+    """Refuses a directory whose run used other data; a run without a fingerprint of its data passes.
 
     Raises:
       UserError: names the classes whose images have changed.
@@ -137,7 +137,7 @@ def check_data(workdir: Path, stream: Stream) -> None:
     stored = (config.read(workdir) or {}).get("data")
     if not isinstance(stored, dict):
         return
-    found = fingerprints.of_data(stream)
+    found = fingerprints.fingerprint_data(stream)
     changed = [key for key in sorted({*stored, *found}) if stored.get(key) != found.get(key)]
     if changed:
         shown = "; ".join(f"{key}: {stored.get(key, 'absent')} -> {found.get(key, 'absent')}" for key in changed[:3])
@@ -148,23 +148,23 @@ def check_data(workdir: Path, stream: Stream) -> None:
         )
 
 
-def claim(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
-    """Makes `workdir` the place of the run with this config and data, unless it is already."""
+def write_config(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
+    """Writes config.json with the config and the fingerprint of the data, unless the file exists."""
     if config.read(workdir) is None:
         content = {"config": resolved, "command": command(), "versions": versions(), "commit": commit()}
-        content["content"] = fingerprints.of_config(resolved)
+        content["content"] = fingerprints.fingerprint_config(resolved)
         if stream is not None:
-            content["data"] = fingerprints.of_data(stream)
+            content["data"] = fingerprints.fingerprint_data(stream)
         files.write_atomically(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def command() -> str:
-    """The command line of this process."""
+    """Returns the command line of this process."""
     return shlex.join(["python", "-m", "cdl_jax.main", *sys.argv[1:]])
 
 
 def versions() -> dict:
-    """Versions of this package and of those that its numbers depend on."""
+    """Returns the versions of this package and of the packages that affect its numbers."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {"cdl_jax": __version__, "python": sys.version.split()[0], **{p: metadata.version(p) for p in packages}}
 
@@ -183,7 +183,7 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
 
     try:
-        if git("rev-parse", "--show-cdup"):  # the way to the top of the repository: empty at the top itself
+        if git("rev-parse", "--show-cdup"):  # path to the top of the repository: empty at the top
             return None
         git("ls-files", "--error-unmatch", f"{package.name}/__init__.py")
         return git("rev-parse", "HEAD")

@@ -28,7 +28,7 @@ class Evaluator:
           For each seed: accuracy `{network: [percent of each task]}`; counts `{network: {name: [numbers of each
           task]}}`; measures `{name: mean over images}`, which are the method's extra metrics and each network's
           accuracy as a mean over batches (some published programs report it; images of an incomplete last batch count
-          for more); and calibration, see `calibration.ratios`. Where learners have streams of their own, measures are
+          for more); and calibration, see `calibration.finalize`. Where learners have streams of their own, measures are
           over the images of all tasks, and calibration has `stream`: accuracy on each task of the stream.
         """
         experiment, loader = self.steps.experiment, self.steps.test_loader
@@ -46,7 +46,7 @@ class Evaluator:
                     before_batch()
                 parts.append(step(mutable, frozen, data, host_batch, position))
         parts = jax.device_get(parts)
-        return [calibration.summed(own, tasks, multi_learner) for own in experiment.axis.unstack(parts)]
+        return [calibration.aggregate_batches(own, tasks, multi_learner) for own in experiment.axis.unstack(parts)]
 
     def logits(self, mutable, frozen, task, position) -> dict[str, np.ndarray]:
         """Returns `{network: logits [test images of the task, classes]}`, for one seed and one process."""

@@ -181,10 +181,12 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
             mask = predictable_classes(method, context, num_classes, ranks)
             terms = {"images": jnp.ones(labels.shape)}
             terms["correct"] = (mask_classes(values, mask).argmax(axis=-1) == labels).astype(jnp.float32)
-            terms |= {**calibration.of_network(values, labels, mask), **counts.get(network, {})}
+            terms |= {**calibration.calibration_bins(values, labels, mask), **counts.get(network, {})}
             sums[network] = jax.tree.map(partial(sum_by_task, ranks=ranks), terms)
         pairs = {
-            f"{teacher}/{student}": calibration.of_pair(logits[teacher], logits[student], context.seen(num_classes))
+            f"{teacher}/{student}": calibration.agreement_and_kl(
+                logits[teacher], logits[student], context.seen(num_classes)
+            )
             for teacher, student in method.pairs
         }
         return {**sums, "pairs": jax.tree.map(sum_by_task, pairs)}

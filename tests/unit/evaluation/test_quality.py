@@ -14,6 +14,7 @@ from cdl_jax.data import sampling
 from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
 from cdl_jax.evaluation import calibration
+from cdl_jax.evaluation.calibration import calibration_bins
 from cdl_jax.methods.base import Method, StreamInfo
 from cdl_jax.training.evaluator import Evaluator
 from cdl_jax.training.state import position
@@ -43,7 +44,7 @@ def ece(p, labels):
 def test_one_bin_by_hand():
     """Four pictures with top probability 0.9, three of them right; one with 0.52, wrong."""
     p = np.array([[0.9, 0.1]] * 4 + [[0.48, 0.52]])
-    sums = calibration.of_network(jnp.log(p), jnp.array([0, 0, 0, 1, 0]), jnp.ones(2, bool))["calibration"].sum(axis=0)
+    sums = calibration_bins(jnp.log(p), jnp.array([0, 0, 0, 1, 0]), jnp.ones(2, bool))["calibration"].sum(axis=0)
     np.testing.assert_array_equal(sums[13, :2], [4, 3])
     np.testing.assert_array_equal(sums[7, :2], [1, 0])
     assert float(sums.sum()) == pytest.approx(4 + 3 + 3.6 + 1 + 0.52, rel=1e-6)
@@ -52,9 +53,9 @@ def test_one_bin_by_hand():
 
 def test_a_bin_has_its_upper_end_and_certainty_is_in_the_last():
     logits = jnp.array([[40.0, 0.0], [0.0, 0.0]])  # probabilities 1 and 1/2
-    sums = calibration.of_network(logits, jnp.array([0, 0]), jnp.ones(2, bool))["calibration"]
+    sums = calibration_bins(logits, jnp.array([0, 0]), jnp.ones(2, bool))["calibration"]
     assert [int(row[:, 0].argmax()) for row in sums] == [14, 7]
-    four = calibration.of_network(jnp.log(jnp.array([[0.2] * 5])), jnp.array([0]), jnp.ones(5, bool))["calibration"]
+    four = calibration_bins(jnp.log(jnp.array([[0.2] * 5])), jnp.array([0]), jnp.ones(5, bool))["calibration"]
     assert int(four[0, :, 0].argmax()) == 2  # 1/5 = 3/15 closes the third bin
 
 
@@ -63,7 +64,7 @@ def test_pairs_by_hand():
         jnp.log(jnp.array([[0.5, 0.5, 1e-3], [0.9, 0.1, 1.0]])),
         jnp.log(jnp.array([[0.25, 0.75, 1.0], [0.9, 0.1, 1e-3]])),
     )
-    found = calibration.of_pair(teacher, student, jnp.array([True, True, False]))
+    found = calibration.agreement_and_kl(teacher, student, jnp.array([True, True, False]))
     np.testing.assert_array_equal(found["agreement"], [0, 1])
     np.testing.assert_allclose(found["kl"], [0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0], atol=1e-6)
 

@@ -41,7 +41,7 @@ def changes(folder, found):
 @pytest.fixture
 def run(tmp_path, data):
     (tmp_path / "run").mkdir()
-    workdir.claim(tmp_path / "run", {"seed": 0}, load(data))
+    workdir.write_config(tmp_path / "run", {"seed": 0}, load(data))
     return tmp_path / "run"
 
 
@@ -83,7 +83,7 @@ def test_arrays_go_by_their_pixels(tmp_path, part):
     arrays = {f"x_{name}": random.integers(0, 256, (6, 4, 4, 3), np.uint8) for name in ("train", "test")}
     arrays |= {f"y_{name}": np.arange(6) % 2 for name in ("train", "test")}
     np.savez(tmp_path / "a.npz", **arrays)
-    workdir.claim(tmp_path, {"seed": 0}, load(tmp_path / "a.npz", "arrays"))
+    workdir.write_config(tmp_path, {"seed": 0}, load(tmp_path / "a.npz", "arrays"))
     np.savez_compressed(tmp_path / "b.npz", **arrays)
     workdir.check_data(tmp_path, load(tmp_path / "b.npz", "arrays"))
     arrays[part] = arrays[part][::-1]
@@ -94,7 +94,7 @@ def test_arrays_go_by_their_pixels(tmp_path, part):
 def test_classes_of_one_name_are_kept_apart():
     one = stream.Split(np.array([0, 1], np.int32), images=np.arange(2 * 12, dtype=np.uint8).reshape(2, 2, 2, 3))
     made = stream.split_into_tasks(stream.Dataset("x", ("a", "a"), one, one), num_tasks=1)
-    assert list(fingerprints.of_data(made)) == ["test/a (0)", "test/a (1)", "train/a (0)", "train/a (1)"]
+    assert list(fingerprints.fingerprint_data(made)) == ["test/a (0)", "test/a (1)", "train/a (0)", "train/a (1)"]
 
 
 def test_a_run_without_a_fingerprint_goes_on(run, data):
@@ -119,7 +119,11 @@ def test_the_command_line_refuses_changed_data(tmp_path, capsys, mode):
 
 def test_an_option_of_a_source_that_came_later_has_its_default_in_older_runs():
     options = {"data": {"name": "folder", "path": "x", "test_fraction": 0.2, "split_seed": 0}}
-    old, new = fingerprints.compared({"config": options}, {"data": {**options["data"], "skip_empty_classes": False}})
+    old, new = fingerprints.align_configs(
+        {"config": options}, {"data": {**options["data"], "skip_empty_classes": False}}
+    )
     assert config.differences(old, new) == []
-    old, new = fingerprints.compared({"config": options}, {"data": {**options["data"], "skip_empty_classes": True}})
+    old, new = fingerprints.align_configs(
+        {"config": options}, {"data": {**options["data"], "skip_empty_classes": True}}
+    )
     assert config.differences(old, new) == ["data.skip_empty_classes: False -> True"]

@@ -23,7 +23,7 @@ def run(tmp_path, monkeypatch):
     def config(weights="a.npz", teachers=("teacher",)):
         return {"student": {"weights": weights}, "teacher": {"weights": "random"}, "cdl": {"teachers": teachers}}
 
-    workdir.claim(tmp_path, config())
+    workdir.write_config(tmp_path, config())
     return config
 
 
@@ -99,7 +99,9 @@ def test_another_teacher_at_the_same_place_is_refused(run, tmp_path, change):
 def test_a_teacher_in_the_weights_option_is_a_run(tmp_path):
     teacher(tmp_path / "teacher")
     teacher(tmp_path / "copy")
-    one, other = (fingerprints.of_config({"teacher": {"weights": str(tmp_path / n)}}) for n in ("teacher", "copy"))
+    one, other = (
+        fingerprints.fingerprint_config({"teacher": {"weights": str(tmp_path / n)}}) for n in ("teacher", "copy")
+    )
     assert one == other and one["teacher.weights"] != [None]
 
 

@@ -104,8 +104,8 @@ def test_what_a_killed_process_had_begun_to_write_goes_when_the_next_has_the_loc
 def test_a_seed_of_an_unfinished_run_of_several_is_no_run_of_its_own(tmp_path):
     whole, own = tmp_path / "run", tmp_path / "run" / "seed_3"
     own.mkdir(parents=True)
-    workdir.claim(whole, {**CONFIG, "seeds": [0, 3]})
-    workdir.claim(own, {**CONFIG, "seed": 3})
+    workdir.write_config(whole, {**CONFIG, "seeds": [0, 3]})
+    workdir.write_config(own, {**CONFIG, "seed": 3})
     assert f"belongs to the run of several seeds in {whole}" in refusal(workdir.check_seeds, own, ())
     (own / "results.json").write_text('{"status": "running"}')
     assert "go on with its command there" in refusal(workdir.check_seeds, own, ())
@@ -118,7 +118,7 @@ def test_a_seed_of_an_unfinished_run_of_several_is_no_run_of_its_own(tmp_path):
 def test_several_seeds_do_not_take_over_a_run_of_one(tmp_path):
     single = tmp_path / "sweep" / "seed_0"
     single.mkdir(parents=True)
-    workdir.claim(single, CONFIG)
+    workdir.write_config(single, CONFIG)
     assert f"{single} holds a run of its own" in refusal(workdir.check_seeds, tmp_path / "sweep", (0, 1))
     workdir.check_seeds(tmp_path / "sweep", (1, 2))
     workdir.check_seeds(single, ())
@@ -133,7 +133,7 @@ def test_a_place_that_is_no_directory_is_refused(tmp_path):
 
 def test_another_config_is_refused_by_its_differences(tmp_path):
     workdir.check_config(tmp_path, CONFIG)  # nothing there yet
-    workdir.claim(tmp_path, CONFIG)
+    workdir.write_config(tmp_path, CONFIG)
     workdir.check_config(tmp_path, {**CONFIG, "log": {"every_steps": 1}, "devices": 4})
     message = refusal(workdir.check_config, tmp_path, {**CONFIG, "seed": 2, "learner": {"pool": 10, "top_k": 5}})
     assert "(learner.pool: 30 -> 10; seed: 0 -> 2)" in message
@@ -144,13 +144,13 @@ def test_another_config_is_refused_by_its_differences(tmp_path):
 
 def test_claim_stores_config_versions_and_command_once(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main", "--config", "a b.py", "--workdir=x"])
-    workdir.claim(tmp_path, CONFIG)
+    workdir.write_config(tmp_path, CONFIG)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["config"] == CONFIG
     assert stored["command"] == "python -m cdl_jax.main --config 'a b.py' --workdir=x"
     assert stored["versions"]["python"] == sys.version.split()[0]
     assert stored["versions"]["jax"] == __import__("jax").__version__
-    workdir.claim(tmp_path, {"seed": 9})
+    workdir.write_config(tmp_path, {"seed": 9})
     assert json.loads((tmp_path / "config.json").read_text()) == stored
 
 
