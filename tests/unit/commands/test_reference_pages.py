@@ -112,3 +112,15 @@ def test_the_keys_of_results_json_are_described():
     keys = {key.value for node in dicts for key in node.keys if isinstance(key, ast.Constant)}
     page = (ROOT / "docs" / "reference" / "results_json.md").read_text(encoding="utf-8")
     assert len(keys) > 25 and sorted(key for key in keys if f"`{key}`" not in page) == []
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+)
+def test_config_keys_in_commands_exist(page, pages):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    listed = {row[0].strip("`") for row in rows(pages["reference/config.md"])} | known_keys()
+    named = set(re.findall(r"--config\.([a-z_0-9.]+)=", text)) - {"section.key"}
+    named = {re.sub(rf"^({'|'.join(NETWORKS)})\.", "network.", key) for key in named}
+    selectors = {"data.name", "learner.name", "network.weights"}
+    assert sorted(named - listed - selectors) == []
