@@ -54,7 +54,10 @@ def step(method, variables):
 
     def run(variables):
         trained, rest = split(variables, update.trainable)
-        loss = lambda trained: update.loss(join(rest, trained), BATCH, context(0, 2))  # noqa: E731
+
+        def loss(trained):
+            return update.loss(join(rest, trained), BATCH, context(0, 2))
+
         gradients, outcome = jax.grad(loss, has_aux=True)(trained)
         direction, _ = update.optimizer.transform.update(gradients, update.optimizer.transform.init(trained), trained)
         trained = jax.tree.map(lambda p, d: p - 0.1 * d, trained, direction)
