@@ -1,7 +1,7 @@
-"""The weights of a ViT out of an ONNX file that torch exported, alone or under other layers, by the names of torch.
+"""Reads the weights of a ViT from an ONNX file that torch exported, alone or below other layers, by torch's names.
 
-torch's exporter keeps the names of parameters that a graph uses as they are. What it transposed or cut beforehand, the
-kernels of dense layers and the position embeddings, has no name of its own left and is found by where it is used.
+torch's exporter keeps the names of parameters that a graph uses unchanged. Parameters that it transposed or split, the
+kernels of dense layers and the position embeddings, lose their names and are found by the nodes that use them.
 """
 
 import logging
@@ -17,16 +17,22 @@ _PARAMETER = re.compile(r"\w+(\.\w+)*")  # unlike "onnx::MatMul_7" and "/embeddi
 
 
 def read(path) -> dict[str, np.ndarray]:
-    """The parameters of the one ViT in an ONNX file, in torch's layouts and in the dtypes of the file.
+    """Reads the parameters of the only ViT in an ONNX file.
 
-    Their names are the exported module's without what stands before the ViT's own ("backbone.encoder.layer.0..." gives
-    "encoder.layer.0..."); position embeddings `[1, tokens, dim]` that the exporter cut in two are "pos_embed". Tensors
-    of other parts of the network are left out.
+    Tensors of other parts of the network are left out.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Name -> array in torch's layout and in the dtype of the file. Names have no prefix of the modules around the ViT
+      ("backbone.encoder.layer.0..." becomes "encoder.layer.0..."). Position embeddings `[1, tokens, dim]` that the
+      exporter split in two are "pos_embed".
 
     Raises:
       UserError: the library `onnx` is missing, the numbers are quantized or in another file, or there is no class
         token.
-      Exception: whatever `onnx` raises for a damaged file.
+      Exception: any exception of `onnx` for a damaged file.
     """
     try:
         import onnx
@@ -37,7 +43,7 @@ def read(path) -> dict[str, np.ndarray]:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors.values()):
         raise UserError(
-            f"{path} keeps its numbers in another file: save it as one, onnx.save(onnx.load(path), new_path)"
+            f"{path} stores its numbers in another file: save it as one, onnx.save(onnx.load(path), new_path)"
         )
     if integer := [node.op_type for node in graph.node if node.op_type in _QUANTIZED]:
         raise UserError(f"{path} is quantized ({integer[0]}): take the export in float32 or float16")
@@ -50,44 +56,47 @@ def read(path) -> dict[str, np.ndarray]:
     prefix = class_token[0].removesuffix("cls_token").removesuffix("embeddings.")
 
     named = {name: name for name in tensors if _PARAMETER.fullmatch(name) and tensors[name].dims}
-    for node in graph.node:  # of equal tensors the exporter keeps the first
+    for node in graph.node:  # the exporter keeps only the first of equal tensors
         if node.op_type == "Identity" and node.input[0] in named:
             named[node.output[0]] = named[node.input[0]]
-    made_by = {name: node for node in graph.node for name in node.output}
-    kernels = _dense_kernels(graph, tensors, named, made_by)
+    producers = {name: node for node in graph.node for name in node.output}
+    kernels = _dense_kernels(graph, tensors, named, producers)
     plain = named.keys() - kernels.values()
     found = {name: to_array(tensors[named[name]]) for name in plain}
     found.update({name: to_array(tensors[kernel]).T for name, kernel in kernels.items()})
-    own = {name.removeprefix(prefix): array for name, array in found.items() if name.startswith(prefix)}
-    if len(found) > len(own):
-        logging.getLogger("cdl_jax").info("%s: %d tensors are of no %s*", path, len(found) - len(own), prefix)
-    if parts := _positions(graph, tensors, made_by, class_token[0]):
-        own["pos_embed"] = np.concatenate([to_array(tensors[name]) for name in parts], axis=1)
-    return own
+    state = {name.removeprefix(prefix): array for name, array in found.items() if name.startswith(prefix)}
+    if len(found) > len(state):
+        logging.getLogger("cdl_jax").info("%s: %d tensors are not of %s*", path, len(found) - len(state), prefix)
+    if parts := _positions(graph, tensors, producers, class_token[0]):
+        state["pos_embed"] = np.concatenate([to_array(tensors[name]) for name in parts], axis=1)
+    return state
 
 
-def _dense_kernels(graph, tensors, named, made_by) -> dict[str, str]:
-    """Names of dense layers' weights -> the tensors `[in, out]`: what is multiplied by where a bias is added."""
+def _dense_kernels(graph, tensors, named, producers) -> dict[str, str]:
+    """Returns name of the weight of a dense layer -> name of its tensor `[in, out]`: the factor before its bias."""
     kernels = {}
     for node in graph.node:
         bias = [name for name in node.input if name in named and name.endswith(".bias")]
-        for product in [made_by[name] for name in node.input if name in made_by]:
+        for product in [producers[name] for name in node.input if name in producers]:
             if node.op_type == "Add" and bias and product.op_type == "MatMul" and product.input[1] in tensors:
                 kernels[bias[0].removesuffix("bias") + "weight"] = product.input[1]
     return kernels
 
 
-def _positions(graph, tensors, made_by, class_token) -> list[str]:
-    """The tensors `[1, 1, dim]` and `[1, patches, dim]` of position embeddings that are joined as the graph runs, the
-    patches' after a resizing to the picture's grid; none where they are whole."""
+def _positions(graph, tensors, producers, class_token) -> list[str]:
+    """Returns the names of the two tensors of position embeddings `[1, 1, dim]` and `[1, patches, dim]`.
+
+    The graph concatenates them, after it has resized those of the patches to the grid of the image. Returns [] if they
+    are one tensor.
+    """
     width = tensors[class_token].dims[-1]
     for node in graph.node:
         if node.op_type != "Concat" or len(node.input) != 2:
             continue
         first, patches = node.input
-        for _ in range(32):  # up through Reshape, Transpose, Cast and Resize; a damaged graph may have circles
-            if patches in made_by and made_by[patches].input:
-                patches = made_by[patches].input[0]
+        for _ in range(32):  # up through Reshape, Transpose, Cast and Resize; a damaged graph may have cycles
+            if patches in producers and producers[patches].input:
+                patches = producers[patches].input[0]
         shapes = [list(tensors[name].dims) for name in (first, patches) if name in tensors and name != class_token]
         if len(shapes) == 2 and shapes[0] == [1, 1, width] and shapes[1][::2] == [1, width]:
             return [first, patches]

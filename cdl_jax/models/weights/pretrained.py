@@ -1,4 +1,4 @@
-"""Pretrained weights: local files of other programs in, those of a ViT out again under timm's names."""
+"""Loads pretrained weights from files of other programs, and saves those of a ViT under timm's names."""
 
 import logging
 import math
@@ -13,46 +13,50 @@ from cdl_jax.errors import UserError
 from cdl_jax.models.modules.heads import is_head
 from cdl_jax.models.weights.state_dicts import looks_like, read_state
 
-# DeiT's distillation branch, DINOv2's token for masked patches, Hugging Face's pooler: no parts of the plain ViT.
+# DeiT's distillation branch, DINOv2's mask token, Hugging Face's pooler: a plain ViT does not have them.
 _TRAINING_ONLY = ("dist_token", "head_dist.weight", "head_dist.bias", "mask_token", "pooler.dense.weight",
                   "pooler.dense.bias")  # fmt: skip
 _HEAD = ("head.", "pre_logits.", "head_dist.")
 
 
 def load_vit(path, params, key: str = "") -> dict:
-    """Parameters of a ViT from a local weight file, as a nested dict of numpy float32 arrays.
+    """Loads the parameters of a ViT from a local weight file.
 
-    Formats: see `cdl_jax.models.weights.state_dicts.read_state`. Position embeddings of another square grid are resized
-    (see `resize_positions`); a class token without a position gets zeros. A classification head is taken if `params`
-    has one and dropped if not; the shapes must agree. DeiT's distillation token, its position and its head, and
-    DINOv2's mask token are left out with a warning that names them.
+    Position embeddings of another square grid are resized (see `resize_positions`). A class token without a position
+    gets zeros. A classification head is loaded if `params` has one and dropped if not; the shapes must agree. DeiT's
+    distillation token, its position and its head, and DINOv2's mask token are left out with a warning that names them.
 
     Args:
-      path: the file.
-      params: the parameters wanted: arrays or `jax.ShapeDtypeStruct`s in the tree of `cdl_jax.models.vit.ViT`. The
-        number of attention heads cannot be seen in it and is not checked.
+      path: the file; formats as in `cdl_jax.models.weights.state_dicts.read_state`.
+      params: arrays or `jax.ShapeDtypeStruct`s in the tree of `cdl_jax.models.vit.ViT`. The number of attention heads
+        does not follow from it and is not checked.
       key: see `read_state`.
 
+    Returns:
+      Nested dict of NumPy float32 arrays.
+
     Raises:
-      UserError: no such file, an unreadable one, numbers that are not finite, or names and shapes that do not fit; all
-        of the latter are in the one message.
+      UserError: the file is missing or unreadable, numbers are not finite, or names or shapes do not fit. One message
+        lists all names and shapes that do not fit.
     """
-    wanted = {name: tuple(leaf.shape) for name, leaf in flatten_dict(params, sep="/").items()}
+    expected = {name: tuple(leaf.shape) for name, leaf in flatten_dict(params, sep="/").items()}
     state = read_state(path, key)
     layout = looks_like(state)
     prefix = 2 if "dist_token" in state else 1
     if ignored := [name for name in _TRAINING_ONLY if name in state]:
-        logging.getLogger("cdl_jax").warning("%s: ignored %s, which a plain ViT has not", path, ", ".join(ignored))
-    dropped = _TRAINING_ONLY if "head/kernel" in wanted else _TRAINING_ONLY + _HEAD
+        logging.getLogger("cdl_jax").warning(
+            "%s: ignored %s, which a plain ViT does not have", path, ", ".join(ignored)
+        )
+    dropped = _TRAINING_ONLY if "head/kernel" in expected else _TRAINING_ONLY + _HEAD
     state = {name: array for name, array in state.items() if not name.startswith(dropped)}
 
     found = {}
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         array = state.pop(_timm_name(name), None)
         if array is not None:
             array = _from_timm(name, array)
             found[name] = _fit_positions(path, array, shape, prefix) if name == "pos_embed" else array
-    _check(path, wanted, found, list(state), layout)
+    _check(path, expected, found, list(state), layout)
     loaded = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in found.items()}
     if broken := [name for name, array in loaded.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path} has NaN or infinity in {_some(broken)}: download or convert it again")
@@ -63,21 +67,24 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runni
 
 
 def load_network(path, network, torch_name, key: str = "") -> dict:
-    """Variables `{"params", "batch_stats"}` of a network from a state dict of torch's, as numpy float32 arrays.
+    """Loads the variables of a network from a state dict of torch.
 
-    A classifier of another number of classes is left as it is in `network`, with a warning. Position embeddings
-    ("pos_embed") of another square grid are resized, see `resize_positions`.
+    A classifier for another number of classes is left as in `network`, with a warning. Position embeddings
+    ("pos_embed") of another square grid are resized (see `resize_positions`).
 
     Args:
       path: the file; formats as in `load_vit`.
-      network: the variables wanted, arrays or `jax.ShapeDtypeStruct`s.
+      network: `{"params", "batch_stats"}` of arrays or `jax.ShapeDtypeStruct`s.
+      torch_name: maps the path of a module, `a/b`, to its name in the state dict.
       key: see `read_state`.
-      torch_name: maps the path of one of our modules, `a/b`, to the name that torch has for it.
+
+    Returns:
+      `{"params", "batch_stats"}` of NumPy float32 arrays.
 
     Raises:
-      UserError: as `load_vit`.
+      UserError: see `load_vit`.
     """
-    state, found, wanted, fresh = read_state(path, key), {}, {}, {}
+    state, found, expected, new_head = read_state(path, key), {}, {}, {}
     layout = looks_like(state)
     for ours, leaf in flatten_dict(network).items():
         module, name = "/".join(ours[1:-1]), ours[-1]
@@ -89,19 +96,27 @@ def load_network(path, network, torch_name, key: str = "") -> dict:
                 array = _fit_grid(path, array, leaf.shape)
             if is_head(ours) and array.shape != leaf.shape:
                 logging.getLogger("cdl_jax").warning("%s: left out %s, of other classes", path, theirs)
-                fresh[ours] = leaf
+                new_head[ours] = leaf
                 continue
             found["/".join(ours)] = array
-        wanted["/".join(ours)] = tuple(leaf.shape)
-    _check(path, wanted, found, list(state), layout)
+        expected["/".join(ours)] = tuple(leaf.shape)
+    _check(path, expected, found, list(state), layout)
     loaded = {tuple(name.split("/")): np.ascontiguousarray(array, np.float32) for name, array in found.items()}
     if broken := ["/".join(name) for name, array in loaded.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path} has NaN or infinity in {_some(broken)}: download or convert it again")
-    return unflatten_dict({**loaded, **fresh})
+    return unflatten_dict({**loaded, **new_head})
 
 
 def from_torch(array: np.ndarray, rank: int) -> np.ndarray:
-    """torch's layout in ours: `[out, in, row, column]` of a convolution, `[out, in]` of a dense layer or a 1x1 one."""
+    """Transposes an array from torch's layout to Flax's.
+
+    Args:
+      array: `[out, in, row, column]` of a convolution, `[out, in]` of a dense layer, or a vector.
+      rank: number of dimensions in Flax; 2 turns a 1x1 convolution into the kernel of a dense layer.
+
+    >>> from_torch(np.zeros((8, 3, 5, 5)), 4).shape, from_torch(np.zeros((8, 3)), 2).shape
+    ((5, 5, 3, 8), (3, 8))
+    """
     if rank == 4 and array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     if rank == 2 and array.ndim == 4 and array.shape[2:] == (1, 1):
@@ -110,27 +125,41 @@ def from_torch(array: np.ndarray, rank: int) -> np.ndarray:
 
 
 def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
-    """Position embeddings `[old * old, dim]` resized to `[grid * grid, dim]`, float32.
+    """Resizes position embeddings to another square grid.
 
-    Bicubic with half-pixel centres, repeated borders, Keys' a = -0.75 and no antialiasing: what torch's `interpolate`
-    computes, and with it timm 0.4 and Hugging Face's DINOv2. (Newer timm antialiases.) `jax.image.resize` has
-    a = -0.5 and other borders, so this is written out.
+    The interpolation is bicubic with half-pixel centers, repeated borders, Keys' a = -0.75 and no antialiasing. This is
+    torch's `interpolate`, which timm 0.4 and Hugging Face's DINOv2 use; newer timm antialiases. `jax.image.resize` has
+    a = -0.5 and other borders.
+
+    Args:
+      table: `[old * old, dim]`.
+      grid: new number of patches along a side.
+
+    Returns:
+      float32 `[grid * grid, dim]`.
+
+    >>> resize_positions(np.ones((4, 3)), 3).shape
+    (9, 3)
     """
     old = math.isqrt(table.shape[0])
     weights = np.zeros((grid, old))
-    centre = (np.arange(grid) + 0.5) * old / grid - 0.5
+    center = (np.arange(grid) + 0.5) * old / grid - 0.5
     for tap in (-1, 0, 1, 2):
-        pixel = np.floor(centre).astype(int) + tap
-        np.add.at(weights, (np.arange(grid), pixel.clip(0, old - 1)), _keys(np.abs(centre - pixel)))
+        pixel = np.floor(center).astype(int) + tap
+        np.add.at(weights, (np.arange(grid), pixel.clip(0, old - 1)), _keys(np.abs(center - pixel)))
     square = table.astype(np.float64).reshape(old, old, -1)
     resized = np.einsum("ai,bj,ijd->abd", weights, weights, square, optimize=True)
     return resized.reshape(grid * grid, -1).astype(np.float32)
 
 
 def to_timm(params) -> dict[str, np.ndarray]:
-    """The parameters under timm's names and in its layouts (dense `[out, in]`, patches `[dim, 3, row, column]`).
+    """Converts the parameters of a ViT to timm's names and layouts, the exact inverse of `load_vit`.
 
-    The exact inverse of `load_vit`: values and dtypes are those of `params`.
+    Args:
+      params: nested dict of arrays.
+
+    Returns:
+      Name -> array with the values and dtype of `params`; dense kernels `[out, in]`, patches `[dim, 3, row, column]`.
     """
     state = {}
     for name, leaf in flatten_dict(params, sep="/").items():
@@ -145,15 +174,15 @@ def to_timm(params) -> dict[str, np.ndarray]:
 
 
 def save_timm(path, params, dtype="float32") -> None:
-    """Writes `to_timm(params)` as .safetensors or .npz, by the suffix; the file appears whole or not at all.
+    """Writes `to_timm(params)` atomically as .safetensors or .npz, by the suffix.
 
     Args:
-      path: the file; one that exists is replaced.
+      path: the file; an existing file is replaced.
       params: parameters of a ViT.
-      dtype: "float32", "float16" or, in .safetensors only, "bfloat16".
+      dtype: "float32", the default, "float16" or, in .safetensors only, "bfloat16".
 
     Raises:
-      UserError: another suffix or dtype, or a value too large for the dtype.
+      UserError: the suffix or dtype is another one, or a value is too large for the dtype.
     """
     path = Path(path)
     dtypes = {".npz": ("float32", "float16"), ".safetensors": ("float32", "float16", "bfloat16")}
@@ -166,22 +195,22 @@ def save_timm(path, params, dtype="float32") -> None:
         state = {name: array.astype(dtype) for name, array in to_timm(params).items()}
     if broken := [name for name, array in state.items() if not np.isfinite(array).all()]:
         raise UserError(f"cannot save weights as {dtype} in {path}: NaN or infinity in {_some(broken)}; use float32")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             if path.suffix == ".npz":
                 np.savez(file, **state)
             else:
                 from safetensors.numpy import save
 
                 file.write(save(state))
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _timm_name(name: str) -> str:
-    """`block_0/attn/qkv/kernel` -> `blocks.0.attn.qkv.weight`."""
+    """Returns timm's name of a parameter: `block_0/attn/qkv/kernel` -> `blocks.0.attn.qkv.weight`."""
     name = name.replace("block_", "blocks/").replace("patch_embed/", "patch_embed/proj/")
     if "layer_scale" in name:
         name = name.replace("layer_scale", "ls").replace("/scale", "/gamma")
@@ -189,21 +218,22 @@ def _timm_name(name: str) -> str:
 
 
 def _from_timm(name, array):
-    """The array in our layout; one of an unexpected rank is left as it is, for the check of shapes to report."""
+    """Transposes an array to Flax's layout; an unexpected rank is unchanged and fails the later check of shapes."""
     if name == "patch_embed/kernel" and array.ndim == 4:
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
     return array.T if name.endswith("/kernel") and array.ndim == 2 else array
 
 
 def _fit_positions(path, array, shape, prefix):
-    """Position embeddings `[1, n, dim]` for the wanted shape, or as they are where they cannot be made to fit.
+    """Resizes position embeddings `[1, n, dim]` to `shape`; unchanged if that is not possible.
 
-    prefix: how many rows stand before the patches (class token, distillation token).
+    Args:
+      prefix: number of rows before the patches (class token, distillation token).
     """
     if array.ndim != 3 or (array.shape[0], array.shape[2]) != (1, shape[2]):
         return array
     rows, grid = array[0], math.isqrt(shape[1] - 1)
-    if math.isqrt(len(rows)) ** 2 == len(rows) and prefix == 1:  # no row for the class token: it has no position
+    if math.isqrt(len(rows)) ** 2 == len(rows) and prefix == 1:  # without a row for the class token
         rows = np.concatenate([np.zeros_like(rows[:1]), rows])
     first, patches = rows[:1], rows[prefix:]
     if not len(patches) or math.isqrt(len(patches)) ** 2 != len(patches) or grid**2 != shape[1] - 1:
@@ -217,7 +247,7 @@ def _fit_positions(path, array, shape, prefix):
 
 
 def _fit_grid(path, array, shape):
-    """Position embeddings `[1, n, dim]` of as many tokens before the patches as in the wanted shape, one or two."""
+    """Resizes position embeddings `[1, n, dim]` with as many tokens before the patches as `shape` has, one or two."""
     if array.ndim != 3 or array.shape[::2] != shape[::2]:
         return array
     prefix = next((n for n in (1, 2) if math.isqrt(max(shape[1] - n, 0)) ** 2 == shape[1] - n), 0)
@@ -229,21 +259,21 @@ def _fit_grid(path, array, shape):
 
 
 def _keys(x):
-    """Keys' cubic convolution kernel at distances `x` in [0, 2], a = -0.75 (Keys, 1981)."""
+    """Computes Keys' cubic convolution kernel at distances `x` in [0, 2], a = -0.75 (Keys, 1981)."""
     a = -0.75
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     return np.where(x <= 1, near, a * (((x - 5) * x + 8) * x - 4))
 
 
-def _check(path, wanted, found, unexpected, layout):
-    """Raises one UserError for everything that does not fit."""
-    missing = [name for name in wanted if name not in found]
+def _check(path, expected, found, unexpected, layout):
+    """Raises one UserError for all names, shapes and dtypes that do not fit."""
+    missing = [name for name in expected if name not in found]
     shapes = [
-        f"{name} wanted {list(wanted[name])} found {list(array.shape)}"
+        f"{name} expected {list(expected[name])} found {list(array.shape)}"
         for name, array in found.items()
-        if array.shape != wanted[name]
+        if array.shape != expected[name]
     ]
-    # bfloat16 and its like are no numpy kind: they are told by what they can be cast to.
+    # bfloat16 and similar dtypes are not a NumPy kind: the test is whether they can be cast to float64.
     types = [
         name for name, array in found.items() if array.dtype.kind in "iub" or not np.can_cast(array.dtype, np.float64)
     ]

@@ -1,7 +1,7 @@
-"""Reading weight files of other programs into one form: timm's names and array layouts.
+"""Reads weight files of other programs into one form: timm's names and array layouts.
 
-Every file is treated as hostile: no code in it is run, and declared sizes are compared with the bytes that are really
-there before memory is taken.
+Every file is treated as hostile. No code in it is run. Declared sizes are compared with the number of stored bytes
+before memory is allocated.
 """
 
 import io
@@ -24,9 +24,9 @@ from cdl_jax.models.weights import onnx_files
 
 _AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.save_file) and load that"
 
-_LONGEST_PICKLE = 8 * 2**20  # bytes, without the numbers; some 200 a tensor
+_LONGEST_PICKLE = 8 * 2**20  # bytes, without the numbers; about 200 per tensor
 
-_LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # what files of torch before 1.6 begin with, each a pickle
+_LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # the first values of files of torch before 1.6, each a pickle
 _LEGACY_START = b"\x80\x02\x8a\n" + _LEGACY[0].to_bytes(10, "little") + b"."
 
 _ONNX_START = b"\x08"  # the tag of the format's version; the format has no signature
@@ -44,24 +44,24 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 
-# What a network is wrapped in, as an entry of a checkpoint (`{"model": ...}`) or in front of its names (`model.`).
+# Wrappers of a network: an entry of a checkpoint (`{"model": ...}`) or a prefix of the names (`model.`).
 _WRAPPERS = (
     "state_dict", "model", "model_state", "model_state_dict", "net", "network", "module", "_orig_mod", "weights",
     "params", "student", "teacher", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema", "params_ema",
     "base_encoder", "momentum_encoder", "encoder_q", "encoder_k", "online_network", "target_network",
     "backbone", "vit", "dinov2", "deit",
 )  # fmt: skip
-# Of these one is the network itself in another's parts: what stands beside it may be its classifier.
+# These wrappers are the backbone of a larger network: tensors beside them may be its classifier.
 _BACKBONES = ("backbone", "vit", "dinov2", "deit")
 _CLASSIFIER = re.compile(r"(head|head_dist|fc|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
-# Buffers of layers, none of them trained.
+# Buffers of layers, which are not trained.
 _BUFFER = re.compile(r"(.*\.)?(num_batches_tracked|position_ids|n_averaged)")
 _QUANTIZED = re.compile(
     r".*(weight_quantized|\.qweight|\.qzeros|\.weight_scale|\.SCB|\.absmax|\.quant_state.*|\.zero_point"
     r"|\._packed_params.*)"
 )
 
-# Names by which a layout shows; the first that fits.
+# Patterns of names that identify a layout; the first match counts.
 _LAYOUTS = (
     ("a LoRA adapter, not a network", re.compile(r".*lora_[AaBb]\b.*")),
     ("CLIP in Hugging Face's layout", re.compile(r"(.*\.)?vision_model\..*")),
@@ -80,11 +80,11 @@ _LAYOUTS = (
 )
 
 # From the names of Google's Flax programs, Hugging Face, torchvision, DINOv2 and DeiT III to timm's, applied in this
-# order. The layouts share no name, so a file need not say which of them it is.
+# order. No two layouts share a name, so that the layout need not be known.
 _TO_TIMM = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2's chunks number their blocks through
+        (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2's chunks number their blocks consecutively
         (r"^cls$", "cls_token"),
         (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
         (r"^Transformer/encoder_norm/", "norm/"),
@@ -136,21 +136,24 @@ _KNOWN = re.compile(
 
 
 def read_state(path, key: str = "") -> dict[str, np.ndarray]:
-    """The tensors of a weight file under timm's names and in timm's array layouts, in the dtypes of the file.
+    """Reads the tensors of a weight file.
 
-    The content determines the format: safetensors, numpy's .npz, what torch.save writes, before 1.6 too, or ONNX as
-    torch exports a ViT (see `cdl_jax.models.weights.onnx_files`). Wrappers and prefixes are taken off (`model`,
-    `state_dict`, `teacher`, `module.`, `backbone.` and the like). The names may be timm's, DeiT's, those of Google's
-    .npz files ("How to train your ViT?", Steiner et al., 2022), of DINOv2 from Facebook, of ViTs from Hugging Face's
-    transformers, or of torchvision. Names that none of these layouts has are kept as they are.
+    The content determines the format: safetensors, NumPy's .npz, files of torch.save (also before torch 1.6), or a ViT
+    that torch exported to ONNX (see `cdl_jax.models.weights.onnx_files`). Wrappers and prefixes such as `model`,
+    `state_dict`, `teacher`, `module.` and `backbone.` are removed. The names may be those of timm, DeiT, Google's .npz
+    files ("How to train your ViT?", Steiner et al., 2022), Facebook's DINOv2, Hugging Face's transformers or
+    torchvision. Names of other layouts are unchanged.
 
     Args:
       path: the file.
-      key: which network to take where a checkpoint has several, such as raw and averaged weights.
+      key: the network of a checkpoint with several, such as raw and averaged weights. Default "": the only one.
+
+    Returns:
+      timm's name -> array in timm's layout and in the dtype of the file.
 
     Raises:
-      UserError: no such file, a format that cannot be read safely, a damaged or quantized file, several networks
-        without a `key`, or no network by that name.
+      UserError: the file is missing, damaged or quantized, its format cannot be read safely, it has several networks
+        and there is no `key`, or it has no network of this name.
     """
     path = Path(path)
     if not path.is_file():
@@ -177,18 +180,22 @@ def read_state(path, key: str = "") -> dict[str, np.ndarray]:
         elif start.startswith(b"version https://git-lfs"):
             raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
         else:
-            raise UserError(f"{path} is no weight file: use .safetensors, .npz, the .pth of a state dict or .onnx")
+            raise UserError(f"{path} is not a weight file: use .safetensors, .npz, the .pth of a state dict or .onnx")
     except UserError:
         raise
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
-        raise UserError(f"{path} is damaged or no weight file ({_one_line(error)}): download it again") from error
+        raise UserError(f"{path} is damaged or not a weight file ({_one_line(error)}): download it again") from error
     state = _unwrapped(path, state, key)
     _check_not_quantized(path, state)
     return _to_timm(state)
 
 
 def looks_like(names) -> str:
-    """Returns the layout that names of tensors show, in words; "" for none that is known."""
+    """Returns the layout of a network in words, from the names of its tensors; "" if it is unknown.
+
+    >>> looks_like(["layer1.0.conv1.weight"])
+    'a ResNet in torch\'s layout'
+    """
     for layout, pattern in _LAYOUTS:
         if any(pattern.fullmatch(name) for name in names):
             return layout
@@ -196,16 +203,16 @@ def looks_like(names) -> str:
 
 
 def _unwrapped(path, state, key):
-    """Returns the tensors of one network without what stands in front of all their names.
+    """Returns the tensors of one network without the wrappers in front of their names.
 
-    Tensors beside a wrapper, such as a head for self-supervised training, are left out with a log line; a classifier
-    beside a backbone stays.
+    Tensors beside a wrapper, such as a head for self-supervised training, are left out with a log line. A classifier
+    beside a backbone is kept.
     """
     chosen = []
     while True:
         parts = [part for part in _WRAPPERS if any(name.startswith(part + ".") for name in state)]
         inside = sum(name.startswith(tuple(part + "." for part in parts)) for name in state)
-        if not parts or 2 * inside < len(state):  # a part's own name, not a wrapper around the network
+        if not parts or 2 * inside < len(state):  # the name of a part, not a wrapper around the network
             break
         if len(parts) > 1 and key not in parts:
             found = f"it has {', '.join(parts)}"
@@ -245,7 +252,7 @@ def _read_safetensors(path):
 
 
 def _read_npz(path, archive):
-    npz_files.check(path, archive, times=20)  # trained weights hardly compress
+    npz_files.check(path, archive, times=20)  # trained weights are hardly compressible
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
@@ -278,7 +285,7 @@ def _read_torch(path, archive):
 
 
 def _read_legacy_torch(path):
-    """Pickles in a row (two numbers, sizes of the machine's types, the state, keys), then each key's storage."""
+    """Reads consecutive pickles (two numbers, sizes of the machine's types, state, keys), then all storages."""
     content = path.read_bytes()
     file, storages, left = io.BytesIO(content), {}, [len(content)]
 
@@ -302,14 +309,14 @@ def _read_legacy_torch(path):
         block, (count,) = missing.pop(key), struct.unpack("<q", file.read(8))
         if count != len(block):
             raise _wrong_storage(path, key, block.dtype, len(block), str(count))
-        block[:] = np.frombuffer(file.read(block.nbytes), block.dtype, count)  # which the tensors are views of
+        block[:] = np.frombuffer(file.read(block.nbytes), block.dtype, count)  # the tensors are views of it
     if missing:
         raise UserError(f"{path} lacks the numbers of {len(missing)} tensors: download it again")
     return state
 
 
 def _state_dict(path, state):
-    """Returns the tensors by name, for what was unpickled; names of wrappers stand in front."""
+    """Returns the tensors of an unpickled object by name, with the names of wrappers as prefixes."""
     if isinstance(state, dict) and state and all(_is_tensor(*item) for item in state.items()):
         return dict(state)
     tensors = _wrapped(state, "", 0)
@@ -322,7 +329,7 @@ def _state_dict(path, state):
 
 
 def _wrapped(state, prefix, depth):
-    """Returns the state dicts under names of wrappers; what else a checkpoint holds, the optimizer's too, is left."""
+    """Returns the state dicts under names of wrappers, without the other entries of a checkpoint."""
     found = {}
     if isinstance(state, dict) and depth < 4:
         for part in _WRAPPERS:
@@ -339,7 +346,7 @@ def _is_tensor(name, value):
 
 
 def _unpickled(path, content, storage_at):
-    """What torch.save pickled, with tensors as numpy views of `storage_at(key, dtype, count)` `[count]`."""
+    """Unpickles a file of torch.save, with tensors as NumPy views of `storage_at(key, dtype, count)` `[count]`."""
     storages = {}
 
     def rebuild_tensor(storage, offset, size, stride, *_):
@@ -351,7 +358,7 @@ def _unpickled(path, content, storage_at):
     def storage_of(pid):
         kind, storage, key, _, count, *view = pid
         if kind != "storage" or not isinstance(storage, str) or storage not in _STORAGES or not isinstance(key, str):
-            raise UserError(f"{path}: a reference that is no tensor storage: {_AS_SAFETENSORS}")
+            raise UserError(f"{path}: a reference that is not a tensor storage: {_AS_SAFETENSORS}")
         if any(part is not None for part in view):
             raise UserError(f"{path}: a storage that is part of another: {_AS_SAFETENSORS}")
         if key not in storages:
@@ -370,7 +377,7 @@ def _unpickled(path, content, storage_at):
     try:
         return pickles.load(content, allowed, lambda name: _refused(path, name), storage_of)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is no state dict: {_one_line(error)}: {_AS_SAFETENSORS}") from None
+        raise UserError(f"{path} is not a state dict: {_one_line(error)}: {_AS_SAFETENSORS}") from None
 
 
 def _refused(path, name):
@@ -384,11 +391,11 @@ def _wrong_storage(path, key, dtype, count, stored):
 
 
 def _view(path, storage, offset, size, stride):
-    """`storage` `[numbers]` seen as a tensor, after the check that all of it lies inside."""
+    """Returns a view of `storage` `[numbers]` as a tensor, after a check that the tensor lies inside."""
     numbers = (offset, *size, *stride)
     # A view of a view with gaps would make the bounds below wrong.
-    whole = isinstance(storage, np.ndarray) and storage.ndim == 1 and storage.flags.c_contiguous
-    if not whole or len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+    is_contiguous = isinstance(storage, np.ndarray) and storage.ndim == 1 and storage.flags.c_contiguous
+    if not is_contiguous or len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
         raise UserError(f"{path}: a tensor with impossible sizes; download it again")
     count = math.prod(size)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else 0
@@ -399,8 +406,8 @@ def _view(path, storage, offset, size, stride):
 
 
 def _to_timm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names and layouts of timm for a state in any of the known layouts."""
-    # Google's training checkpoints hold the optimiser's state beside the weights.
+    """Converts a state in any of the known layouts to timm's names and layouts."""
+    # Google's training checkpoints have the optimizer state beside the weights.
     for prefix in ("opt/target/", "params/"):
         if f"{prefix}embedding/kernel" in state:
             state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
@@ -410,14 +417,14 @@ def _to_timm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         for pattern, replacement in _TO_TIMM:
             new = pattern.sub(replacement, new)
         if not _KNOWN.fullmatch(new):
-            result[name] = array  # under its own name, by which the error message will list it
+            result[name] = array  # under its own name, for the error message
         else:
             result[new] = _from_flax(name, array) if "/" in name else array
     return _join_qkv(result)
 
 
 def _from_flax(name, array):
-    """One array of Google's layout in timm's: dense kernels `[out, in]`, convolution `[out, in, row, column]`."""
+    """Converts an array from Google's layout to timm's: dense `[out, in]`, convolution `[out, in, row, column]`."""
     *_, module, leaf = name.split("/")
     if module in ("query", "key", "value"):  # kernel [dim, heads, dim / heads], bias [heads, dim / heads]
         array = array.reshape(*array.shape[: array.ndim - 2], -1)
@@ -429,7 +436,7 @@ def _from_flax(name, array):
 
 
 def _join_qkv(state):
-    """Separate query, key and value layers as timm's single one; incomplete triples are left as they are."""
+    """Joins query, key and value layers to timm's single layer; incomplete triples are unchanged."""
     for name in [n for n in state if n.endswith((".attn.query.weight", ".attn.query.bias"))]:
         names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
         parts = [state.get(n) for n in names]

@@ -163,11 +163,11 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
         return str(refused.value)
 
     wrong.write_bytes(content[: len(content) // 2])
-    assert "damaged or no weight file" in refusal() and "download it again" in refusal()
+    assert "damaged or not a weight file" in refusal() and "download it again" in refusal()
     wrong.write_bytes(content[:2] + np.random.default_rng(0).bytes(2000))
-    assert "damaged or no weight file" in refusal()
+    assert "damaged or not a weight file" in refusal()
     wrong.write_bytes(b"<!DOCTYPE html>")
-    assert "is no weight file: use .safetensors, .npz" in refusal()
+    assert "is not a weight file: use .safetensors, .npz" in refusal()
     foreign = Graph()
     foreign.dense("picture", "fc", np.ones((2, 2), np.float32), np.ones(2, np.float32))
     foreign.save(wrong)
@@ -177,7 +177,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
     assert "33 missing: block_0/attn/proj/bias" in refusal()
     outside = {"save_as_external_data": True, "size_threshold": 0, "location": "numbers.bin"}
     foreign.save(wrong, **outside)
-    assert "keeps its numbers in another file" in refusal()
+    assert "stores its numbers in another file" in refusal()
 
 
 def test_without_the_library_it_is_named(tmp_path, monkeypatch):

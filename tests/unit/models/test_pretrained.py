@@ -163,7 +163,7 @@ def test_head_is_dropped_taken_or_refused(tmp_path):
         load_vit(path, params)
     save_timm(path, params)
     with pytest.raises(
-        UserError, match=r"2 wrong shape: head/bias wanted \[9\] found \[5\], head/kernel wanted \[12, 9\]"
+        UserError, match=r"2 wrong shape: head/bias expected \[9\] found \[5\], head/kernel expected \[12, 9\]"
     ):
         load_vit(path, wanted(num_classes=9))
     save_timm(path, without)
@@ -186,7 +186,7 @@ def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):
     assert "13 missing: block_2/attn/proj/bias, " in message and "and 8 more" in message
     assert "1 unexpected: blocks.0.attn.q_norm.weight;" in message
     assert (
-        "2 wrong shape: block_1/mlp/fc2/bias wanted [12] found [13], patch_embed/kernel wanted [48, 12] found"
+        "2 wrong shape: block_1/mlp/fc2/bias expected [12] found [13], patch_embed/kernel expected [48, 12] found"
         in message
     )
 
@@ -239,7 +239,7 @@ def test_positions_without_a_class_row_get_a_row_of_zeros(tmp_path):
 def test_positions_that_are_no_square_grid_are_refused(tmp_path):
     params = random_params()
     save_file({**to_timm(params), "pos_embed": np.ones((1, 7, DIM), np.float32)}, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"pos_embed wanted \[1, 5, 12\] found \[1, 7, 12\]"):
+    with pytest.raises(UserError, match=r"pos_embed expected \[1, 5, 12\] found \[1, 7, 12\]"):
         load_vit(tmp_path / "w.safetensors", wanted())
 
 

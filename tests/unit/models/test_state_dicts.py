@@ -231,8 +231,8 @@ def test_npz_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
 UNREADABLE = {
     "legacy": (pickle.dumps({"a": 1}, protocol=2), "a bare pickle, which torch.save has not written.*safetensors"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-    "html": (b"<html>not found</html>", "no weight file"),
-    "empty": (b"", "no weight file"),
+    "html": (b"<html>not found</html>", "not a weight file"),
+    "empty": (b"", "not a weight file"),
     "cut zip": (b"PK\x03\x04 cut off", "damaged"),
     "safetensors": (struct.pack("<Q", 2**40) + b'{"a":', "damaged"),
 }
