@@ -194,7 +194,7 @@ def looks_like(names) -> str:
     """Returns the layout of a network in words, from the names of its tensors; "" if it is unknown.
 
     >>> looks_like(["layer1.0.conv1.weight"])
-    'a ResNet in torch\'s layout'
+    "a ResNet in torch's layout"
     """
     for layout, pattern in _LAYOUTS:
         if any(pattern.fullmatch(name) for name in names):

@@ -1,4 +1,4 @@
-"""What CODA-Prompt tells of the weights of its components."""
+"""CODA-Prompt: the weights of the components."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ OPTIONS = SimpleNamespace(**{**coda.OPTIONS, "pool": 6, "length": 2, "layers": 1
 RNG = np.random.default_rng(2)
 
 
-def test_the_share_of_a_component_is_its_absolute_weight_and_later_tasks_have_none():
+def test_a_component_is_weighted_by_its_cosine_and_components_of_later_tasks_are_unused():
     pool = coda.build(OPTIONS, dim=8, key_dim=8, depth=1, num_tasks=3)  # two components a task
     query = RNG.normal(size=(4, 8)).astype(np.float32)
     shapes = jax.eval_shape(lambda key: pool.init(key, query, context(0, 2), False), jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Convolutional families: sizes of the published networks, torch's padding, batch statistics and initial values."""
+"""Convolutional families: parameter counts, torch's padding, batch statistics and initial values."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_named_networks_have_the_published_number_of_parameters(name, classes, c
         ("resnet18", {}, {"layer1": (8, 8, 64), "shared": (4, 4, 128), "layer4": (1, 1, 512), "features": (512,)}),
     ],
 )
-def test_intermediates_have_names(name, changes, shapes):
+def test_intermediate_outputs_have_names(name, changes, shapes):
     model, _ = build(name, **changes)
     images = jnp.zeros((2, 32, 32, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -70,7 +70,7 @@ def test_convolutions_pad_on_every_side_at_stride_two():
     np.testing.assert_allclose(y[0, :, :, 0], expected)
 
 
-def test_batch_norm_keeps_the_unbiased_variance_and_moves_as_often_as_told():
+def test_batch_norm_stores_the_unbiased_variance_and_updates_several_times_in_one_call():
     x = RNG.normal(2, 3, (4, 2, 2, 3)).astype(np.float32)
     for updates in (1, 3):
         layer = BatchNorm(updates)
@@ -89,30 +89,30 @@ def test_batch_norm_keeps_the_unbiased_variance_and_moves_as_often_as_told():
         )  # fmt: skip
 
 
-def test_initial_values_have_the_spread_of_the_published_program():
-    def drawn(module, *shape):
+def test_initial_values_have_the_standard_deviation_of_the_published_program():
+    def init_params(module, *shape):
         return module.init(jax.random.key(0), jnp.zeros((1, 2, 2, *shape)), False)["params"]
 
-    group = drawn(vgg.Group(1, 128), 64)  # 3 x 3 to 128 channels: N(0, 2 / (128 * 9))
+    group = init_params(vgg.Group(1, 128), 64)  # 3 x 3 to 128 channels: N(0, 2 / (128 * 9))
     assert float(group["conv0"]["kernel"].std()) == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.01)
     assert float(abs(group["conv0"]["kernel"]).max()) > 3.5 * (2 / (128 * 9)) ** 0.5  # not truncated
     assert not group["conv0"]["bias"].any()
-    tail = drawn(vgg.Tail(32, 1, 10, 0.0, False), 256)
+    tail = init_params(vgg.Tail(32, 1, 10, 0.0, False), 256)
     assert float(tail["fc1"]["kernel"].std()) == pytest.approx(0.01, rel=0.02) and not tail["fc1"]["bias"].any()
 
-    block = drawn(densenet.Block(1, 48, 1), 24)  # 3 x 3 from 48 channels: N(0, 2 / (48 * 9))
+    block = init_params(densenet.Block(1, 48, 1), 24)  # 3 x 3 from 48 channels: N(0, 2 / (48 * 9))
     assert float(block["conv2_0"]["kernel"].std()) == pytest.approx((2 / (48 * 9)) ** 0.5, rel=0.02)
-    classifier = drawn(densenet.Tail(None, 100), 132)["classifier"]
+    classifier = init_params(densenet.Tail(None, 100), 132)["classifier"]
     assert 0.98 * 132**-0.5 < float(abs(classifier["kernel"]).max()) <= 132**-0.5 and not classifier["bias"].any()
 
 
-def test_blocks_may_start_as_the_identity():
+def test_zero_init_blocks_start_as_the_identity():
     block, x = resnet.Block(4, 1, False, 1, zero_init=True), jnp.abs(RNG.normal(size=(2, 6, 6, 4)))
     y, variables = block.init_with_output(jax.random.key(0), x, False)
     assert (y == x).all() and (variables["params"]["bn1"]["scale"] == 1).all()
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     tail, x = vgg.Tail(2, 1, 10, 0.5, False), jnp.abs(RNG.normal(size=(2, 2, 2, 16))).astype(np.float32)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, tail.init(jax.random.key(0), x, False))
     first, again, other = (
@@ -139,7 +139,7 @@ def test_options_that_do_not_fit_are_refused(name, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_network_is_answered_with_the_nearest():
+def test_the_message_for_an_unknown_network_suggests_the_closest_name():
     with pytest.raises(UserError, match="did you mean 'resnet3[24]'"):
         families.network_options("resnet33")
     with pytest.raises(UserError, match="vgg16"):

@@ -1,5 +1,7 @@
-"""DeiT and RegNet: published numbers of parameters, stages by the rule, weights of torch's state dicts, and what they
-tell. That outputs equal the originals' is in tests/parity."""
+"""DeiT and RegNet: parameter counts, stages, weights of torch's state dicts, and named outputs.
+
+tests/parity compares the outputs with those of the original programs.
+"""
 
 import math
 import re
@@ -40,12 +42,12 @@ def shapes_of(name, num_classes=1000, **changes):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_parameters_are_as_many_as_published(name):
+def test_named_networks_have_the_published_number_of_parameters(name):
     _, shapes, _ = shapes_of(name)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == COUNTS[name]
 
 
-def test_stages_follow_the_rule():
+def test_stages_follow_the_rule_of_the_paper():
     big = ConfigDict(families.network_options("regnety_160"))
     assert regnet.compute_stages(big) == [(224, 2), (448, 4), (1232, 11), (3024, 1)]
 
@@ -58,7 +60,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_weights_of_a_state_dict_come_back(name, tmp_path):
+def test_weights_of_a_state_dict_load_unchanged(name, tmp_path):
     _, shapes, _ = shapes_of(name, 5, **SMALL[name])
     rng, family = np.random.default_rng(0), plugins.load_plugin("models", families.network_options(name)["family"])
     values = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape)), shapes)
@@ -76,8 +78,8 @@ def test_weights_of_a_state_dict_come_back(name, tmp_path):
     loaded = weights.load_network(str(path), shapes, "teacher.weights", family.torch_name)
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, values))
     _, other, _ = shapes_of(name, 3, **SMALL[name])
-    kept = flatten_dict(weights.load_network(str(path), other, "teacher.weights", family.torch_name))
-    assert {p[-2] for p, leaf in kept.items() if isinstance(leaf, jax.ShapeDtypeStruct)} <= {
+    with_new_head = flatten_dict(weights.load_network(str(path), other, "teacher.weights", family.torch_name))
+    assert {p[-2] for p, leaf in with_new_head.items() if isinstance(leaf, jax.ShapeDtypeStruct)} <= {
         "head", "head_dist", "classifier",
     }  # fmt: skip
     weights.save(tmp_path / "own.npz", values)
@@ -90,7 +92,7 @@ def test_weights_of_a_state_dict_come_back(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["deit_ti_conv", "deit_ti_distilled", "deit_ti"])
-def test_positions_are_resized_to_another_picture(name, tmp_path):
+def test_positions_are_resized_to_another_image_size(name, tmp_path):
     common = {"dim": 8, "heads": 2, "depth": 1, "stem_width": 4 * ("conv" in name)}
     _, small, _ = shapes_of(name, 5, **common, image_size=32)
     _, large, _ = shapes_of(name, 5, **common, image_size=64)
@@ -108,17 +110,17 @@ def test_positions_are_resized_to_another_picture(name, tmp_path):
         state[f"{deit.torch_name(module)}.{ends.get(path[-1], path[-1])}" if module else path[-1]] = array
     np.savez(tmp_path / "state.npz", **state)
     loaded = weights.load_network(str(tmp_path / "state.npz"), large, "student.weights", deit.torch_name)
-    found = loaded["params"]["pos_embed"]
-    assert found.shape == (1, tokens + 16, 8)
-    assert np.array_equal(found[0, :tokens], table[0, :tokens])
-    assert np.allclose(found[0, tokens:], 3.0, atol=1e-6)
+    positions = loaded["params"]["pos_embed"]
+    assert positions.shape == (1, tokens + 16, 8)
+    assert np.array_equal(positions[0, :tokens], table[0, :tokens])
+    assert np.allclose(positions[0, tokens:], 3.0, atol=1e-6)
 
 
-def test_a_teacher_in_bfloat16_convolves_in_it_and_tells_nearly_the_same():
-    told, few = {}, {"depth": 2, "w0": 8, "wa": 8.0, "wm": 2.0, "group_width": 8, "image_size": 16}
+def test_regnet_in_bfloat16_convolves_in_bfloat16_with_nearly_equal_features():
+    features, sizes = {}, {"depth": 2, "w0": 8, "wa": 8.0, "wm": 2.0, "group_width": 8, "image_size": 16}
     cheap = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     for dtype in ("float32", "bfloat16"):
-        module, shapes, images = shapes_of("regnety_160", 5, **few, dtype=dtype)
+        module, shapes, images = shapes_of("regnety_160", 5, **sizes, dtype=dtype)
         rng = np.random.default_rng(0)
         variables = jax.tree.map(lambda leaf, rng=rng: np.abs(rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
         images = rng.random(images.shape, np.float32)
@@ -128,8 +130,8 @@ def test_a_teacher_in_bfloat16_convolves_in_it_and_tells_nearly_the_same():
         assert len(convolutions) > 5 and set(convolutions) == {"bf16" if dtype == "bfloat16" else "f32"}
         logits, out = jax.jit(module.apply).lower(variables, images).compile(cheap)(variables, images)
         assert logits.dtype == out["features"].dtype == jnp.float32
-        told[dtype] = np.asarray(out["features"])
-    difference = np.abs(told["bfloat16"] - told["float32"]).max() / np.abs(told["float32"]).max()
+        features[dtype] = np.asarray(out["features"])
+    difference = np.abs(features["bfloat16"] - features["float32"]).max() / np.abs(features["float32"]).max()
     assert 1e-5 < difference < 0.05
 
 

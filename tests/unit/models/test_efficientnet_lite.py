@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: published numbers of parameters, TensorFlow's padding, and weights under torch's names."""
+"""EfficientNet-Lite: parameter counts, TensorFlow's padding, and weights under torch's names."""
 
 from functools import partial
 
@@ -24,13 +24,13 @@ def shapes_of(name="efficientnet_lite0", num_classes=1000, **changes):
     return module, jax.eval_shape(module.init, jax.random.key(0), images), images
 
 
-def drawn(shapes, seed=0):
+def random_variables(shapes, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: np.abs(rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
 @pytest.mark.parametrize(("number", "count"), [(0, 4_652_008), (2, 6_092_072), (4, 13_006_568)])
-def test_parameters_are_as_many_as_published(number, count):
+def test_named_networks_have_the_published_number_of_parameters(number, count):
     module, shapes, images = shapes_of(f"efficientnet_lite{number}", image_size=32)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
     logits, out = jax.eval_shape(module.apply, shapes, images)
@@ -38,9 +38,11 @@ def test_parameters_are_as_many_as_published(number, count):
     assert out["shared"].shape[1:3] == out["stage3"].shape[1:3] == (4, 4) and out["stage7"].shape[1:3] == (1, 1)
 
 
-def convolved(x, kernel, stride):
-    """Each channel of `x` `[height, height, channels]` with its own `kernel` `[k, k, 1, channels]`, padded such that
-    the picture is divided by the stride, with what is odd of the padding below and to the right."""
+def depthwise_convolution(x, kernel, stride):
+    """Convolves each channel of `x` `[height, height, channels]` with its kernel of `[k, k, 1, channels]`.
+
+    The padding makes the output `1 / stride` of the input. An odd row of padding is below, an odd column to the right.
+    """
     side, size = len(x), len(kernel)
     out = -(-side // stride)
     pad = max((out - 1) * stride + size - side, 0)
@@ -50,21 +52,21 @@ def convolved(x, kernel, stride):
 
 
 @pytest.mark.parametrize(("side", "kernel", "stride"), [(6, 3, 2), (6, 5, 2), (5, 3, 2), (5, 5, 1)])
-def test_a_block_is_what_numpy_computes(side, kernel, stride):
+def test_a_block_equals_numpy(side, kernel, stride):
     rng = np.random.default_rng(side + kernel)
     x = rng.normal(size=(1, side, side, 4)).astype(np.float32)
     block = efficientnet_lite.Block(4, kernel, stride, 6, 0.5)
-    variables = drawn(jax.eval_shape(partial(block.init, train=False), jax.random.key(0), x), seed=1)
+    variables = random_variables(jax.eval_shape(partial(block.init, train=False), jax.random.key(0), x), seed=1)
     params, stats = variables["params"], variables["batch_stats"]
     params["depthwise"]["kernel"] -= 0.7  # of both signs
 
-    def normed(y, name):
+    def normalize(y, name):
         y = (y - stats[name]["mean"]) / np.sqrt(stats[name]["var"] + 1e-3)
         return y * params[name]["scale"] + params[name]["bias"]
 
-    y = np.clip(normed(x[0] @ params["expand"]["kernel"][0, 0], "bn0"), 0, 6)
-    y = np.clip(normed(convolved(y, params["depthwise"]["kernel"], stride), "bn1"), 0, 6)
-    y = normed(y @ params["project"]["kernel"][0, 0], "bn2") + (x[0] if stride == 1 else 0)
+    y = np.clip(normalize(x[0] @ params["expand"]["kernel"][0, 0], "bn0"), 0, 6)
+    y = np.clip(normalize(depthwise_convolution(y, params["depthwise"]["kernel"], stride), "bn1"), 0, 6)
+    y = normalize(y @ params["project"]["kernel"][0, 0], "bn2") + (x[0] if stride == 1 else 0)
     found = jax.jit(block.apply, static_argnums=2).lower(variables, x, False).compile(CHEAP)(variables, x)
     np.testing.assert_allclose(found[0], y, rtol=1e-4, atol=1e-4)
 
@@ -74,21 +76,21 @@ def test_depthwise_equals_the_grouped_convolution(shape, size, stride):
     x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
     layer = efficientnet_lite.Depthwise(size, stride)
     variables = layer.init(jax.random.key(0), x)
-    wanted = nn.Conv(3, (size, size), stride, "SAME", use_bias=False, feature_group_count=3).apply(variables, x)
-    np.testing.assert_allclose(layer.apply(variables, x), wanted, atol=1e-5)
+    expected = nn.Conv(3, (size, size), stride, "SAME", use_bias=False, feature_group_count=3).apply(variables, x)
+    np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
 
 
-def test_running_statistics_move_by_a_hundredth():
+def test_running_statistics_have_momentum_0_99():
     block, x = efficientnet_lite.Block(2, 3, 1, 1, 0.0), np.random.default_rng(0).normal(3, 2, (4, 4, 4, 2))
     variables = block.init(jax.random.key(0), x, False)
     _, new = block.apply(variables, x, True, mutable=["batch_stats"])
-    y = np.stack([convolved(one, np.asarray(variables["params"]["depthwise"]["kernel"]), 1) for one in x])
+    y = np.stack([depthwise_convolution(one, np.asarray(variables["params"]["depthwise"]["kernel"]), 1) for one in x])
     np.testing.assert_allclose(new["batch_stats"]["bn1"]["mean"], 0.01 * y.mean((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(new["batch_stats"]["bn1"]["var"], 0.99 + 0.01 * y.var((0, 1, 2)) * 64 / 63, rtol=1e-4)
 
 
 def torch_state(values):
-    """A synthetic state dict under the names of efficientnet_lite_pytorch, in torch's layouts."""
+    """Returns a state dict with the names of efficientnet_lite_pytorch, in torch's layouts."""
     ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state = {"_bn0.num_batches_tracked": np.int64(3)}
     for path, array in flatten_dict(values).items():
@@ -98,16 +100,16 @@ def torch_state(values):
     return state
 
 
-def test_weights_under_torchs_names_come_back(tmp_path):
+def test_weights_under_torchs_names_load_unchanged(tmp_path):
     _, shapes, _ = shapes_of(width=0.25, num_classes=5, image_size=32)
-    values = drawn(shapes)
+    values = random_variables(shapes)
     state = torch_state(values)
     assert {name.split(".")[0] for name in state} == {"_conv_stem", "_bn0", "_blocks", "_conv_head", "_bn1", "_fc"}
-    of_blocks = {tuple(name.split(".")[1:3]) for name in state if name.startswith("_blocks.")}
-    assert {int(number) for number, _ in of_blocks} == set(range(16))  # counted through all stages
-    layers = {layer for number, layer in of_blocks if number == "15"}
+    block_layers = {tuple(name.split(".")[1:3]) for name in state if name.startswith("_blocks.")}
+    assert {int(number) for number, _ in block_layers} == set(range(16))  # counted through all stages
+    layers = {layer for number, layer in block_layers if number == "15"}
     assert layers == {"_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"}
-    assert {layer for number, layer in of_blocks if number == "0"} == layers - {"_expand_conv", "_bn0"}
+    assert {layer for number, layer in block_layers if number == "0"} == layers - {"_expand_conv", "_bn0"}
     assert state["_blocks.15._depthwise_conv.weight"].shape == (288, 1, 3, 3) and state["_fc.weight"].shape == (5, 1280)
     np.savez(tmp_path / "state.npz", **state)
     loaded = weights.load_network(str(tmp_path / "state.npz"), shapes, "network.weights", efficientnet_lite.torch_name)

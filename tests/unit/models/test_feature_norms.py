@@ -1,4 +1,4 @@
-"""Normalisations of features against NumPy, and where a batch has too few rows or a channel does not vary."""
+"""Compares normalizations of features with NumPy, also for few rows and constant channels."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def test_layer_and_batch_equal_numpy():
     assert np.array_equal(feature_norms.normalize(x, "none"), np.float32(x))
 
 
-def test_a_channel_that_does_not_vary_becomes_zero_with_a_finite_gradient():
+def test_a_constant_channel_becomes_zero_with_a_finite_gradient():
     x = np.float32(RNG.normal(size=(4, 3)))
     x[:, 1] = 2.0
     assert not feature_norms.normalize(x, "batch")[:, 1].any()
@@ -32,9 +32,9 @@ def test_a_channel_that_does_not_vary_becomes_zero_with_a_finite_gradient():
 @pytest.mark.parametrize("kind", ["whiten_cholesky", "whiten_zca"])
 def test_whitened_channels_are_uncorrelated(kind):
     x = RNG.normal(size=(50, 6)) @ RNG.normal(size=(6, 6))
-    found = np.asarray(feature_norms.normalize(x, kind, 0.0))
-    assert np.abs(np.cov(found.T) - np.eye(6)).max() < 1e-3
-    assert np.abs(found.mean(0)).max() < 1e-4
+    whitened = np.asarray(feature_norms.normalize(x, kind, 0.0))
+    assert np.abs(np.cov(whitened.T) - np.eye(6)).max() < 1e-3
+    assert np.abs(whitened.mean(0)).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["whiten_cholesky", "whiten_zca"])
@@ -56,11 +56,11 @@ def test_the_derivative_of_an_inverse_root_equals_finite_differences_at_repeated
         def root(step, matrix=matrix):
             return np.linalg.inv(scipy.linalg.sqrtm(matrix + step * direction)).real
 
-        wanted = (root(1e-5) - root(-1e-5)) / 2e-5
+        expected = (root(1e-5) - root(-1e-5)) / 2e-5
         inputs = jnp.float32(matrix), jnp.float32(direction)
-        value, found = jax.jvp(feature_norms.inverse_root, inputs[:1], inputs[1:])
+        value, tangent = jax.jvp(feature_norms.inverse_root, inputs[:1], inputs[1:])
         assert np.abs(value - root(0)).max() < 1e-5
-        assert np.abs(found - wanted).max() < 1e-4
+        assert np.abs(tangent - expected).max() < 1e-4
 
 
 def test_an_unknown_kind_is_refused():

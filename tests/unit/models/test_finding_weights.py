@@ -10,7 +10,7 @@ from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.weights.pretrained import save_timm, to_timm
-from tests.support.vit_weights import assert_same, random_params, wanted
+from tests.support.vit_weights import assert_same, param_shapes, random_params
 
 NAME = "vit_base_patch16_224.augreg_in21k_ft_in1k"
 KEY = "teacher.weights"
@@ -33,7 +33,7 @@ def test_a_timm_name_with_or_without_its_prefix_a_folder_and_a_file_are_the_same
     monkeypatch.setenv("HOME", str(file.parent.parent))
     for given in (NAME, f"timm/{NAME}", file, file.parent, f"{file.parent}/", f"file://{file}", f"~/{NAME}"):
         assert weights.find(str(given), KEY).resolve() == file
-        assert_same(weights.load(str(given), wanted(), KEY), params)
+        assert_same(weights.load(str(given), param_shapes(), KEY), params)
 
 
 def test_a_folder_may_hold_what_torch_saved_or_a_run_exported(tmp_path):
@@ -84,12 +84,12 @@ def test_weights_key_goes_with_a_checkpoint_and_chooses_in_it(tmp_path):
     file = str(tmp_path / "w.safetensors")
     save_file(state, file)
     section = ml_collections.ConfigDict({**vit.OPTIONS, "weights": file, "weights_key": "model_ema"})
-    assert_same(weights.load(weights.from_section(section), wanted(), KEY), other)
+    assert_same(weights.load(weights.from_section(section), param_shapes(), KEY), other)
     section.weights_key = "model"
-    assert_same(weights.load(weights.from_section(section), wanted(), KEY), one)
+    assert_same(weights.load(weights.from_section(section), param_shapes(), KEY), one)
     section.weights_key = ""
     with pytest.raises(UserError, match="has several networks: choose one with weights_key"):
-        weights.load(weights.from_section(section), wanted(), KEY)
+        weights.load(weights.from_section(section), param_shapes(), KEY)
     section.update(weights="random", weights_key="model")
     with pytest.raises(UserError, match="weights_key='model' needs a checkpoint"):
         weights.from_section(section)

@@ -1,4 +1,4 @@
-"""L2P: which prompts are chosen, what pulls their keys, and where gradients go."""
+"""L2P: the selection of prompts, the key loss, and the gradients."""
 
 import jax
 import numpy as np
@@ -31,30 +31,30 @@ def cosine(a, b):
     return float(a @ b / np.sqrt(a @ a) / np.sqrt(b @ b))
 
 
-def nearest(picture):
-    """Pool rows of a picture, the nearest first."""
-    return sorted(range(POOL), key=lambda row: -cosine(QUERY[picture], PARAMS["keys_0"][row]))[:TOP]
+def nearest(image):
+    """Returns the rows of the pool that an image selects, the nearest first."""
+    return sorted(range(POOL), key=lambda row: -cosine(QUERY[image], PARAMS["keys_0"][row]))[:TOP]
 
 
-CHOSEN = [nearest(picture) for picture in range(4)]
+CHOSEN = [nearest(image) for image in range(4)]
 
 
 def test_the_nearest_prompts_become_keys_and_values_in_order():
-    assert len({row for rows in CHOSEN for row in rows}) < POOL  # some rows are never chosen
+    assert len({row for rows in CHOSEN for row in rows}) < POOL  # some rows are never selected
     selection = call()
     keys, values = selection.prompts[0].prefix
     assert keys.shape == values.shape == (4, TOP * LENGTH // 2, DIM)
-    for picture, rows in enumerate(CHOSEN):
+    for image, rows in enumerate(CHOSEN):
         expected = np.concatenate([PARAMS["prompts_0"][row, : LENGTH // 2] for row in rows])
-        np.testing.assert_array_equal(keys[picture], expected)
+        np.testing.assert_array_equal(keys[image], expected)
         expected = np.concatenate([PARAMS["prompts_0"][row, LENGTH // 2 :] for row in rows])
-        np.testing.assert_array_equal(values[picture], expected)
+        np.testing.assert_array_equal(values[image], expected)
         counts = np.bincount(rows, minlength=POOL)
-        np.testing.assert_array_equal(selection.selected["layer_0"][picture], counts)
+        np.testing.assert_array_equal(selection.selected["layer_0"][image], counts)
     assert selection.prompts[0].suffix is selection.prompts[0].additive is None
 
 
-def test_lengths_of_query_and_keys_do_not_matter():
+def test_the_lengths_of_query_and_keys_have_no_effect():
     scaled = {**PARAMS, "keys_0": PARAMS["keys_0"] * np.array([[3], [0.1], [7], [1], [20], [0.5]], np.float32)}
     other = call(scaled, QUERY * 9)
     np.testing.assert_array_equal(other.selected["layer_0"], call().selected["layer_0"])
@@ -63,20 +63,20 @@ def test_lengths_of_query_and_keys_do_not_matter():
     assert np.isfinite(zero.loss) and float(zero.loss) == pytest.approx(TOP)
 
 
-def test_the_mean_pull_is_over_each_picture_s_own_keys():
+def test_the_mean_key_loss_uses_the_keys_that_each_image_selects():
     expected = 0.0
-    for picture, rows in enumerate(CHOSEN):
+    for image, rows in enumerate(CHOSEN):
         for row in rows:
-            expected += (1 - cosine(QUERY[picture], PARAMS["keys_0"][row])) / len(QUERY)
+            expected += (1 - cosine(QUERY[image], PARAMS["keys_0"][row])) / len(QUERY)
     assert float(call(pull="mean").loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_legacy_pull_sums_over_all_pairs_of_pictures():
+def test_the_legacy_key_loss_sums_over_all_pairs_of_images():
     expected = 0.0
-    for picture in range(4):
+    for image in range(4):
         for rows in CHOSEN:
             for row in rows:
-                expected += 1 - cosine(QUERY[picture], PARAMS["keys_0"][row])
+                expected += 1 - cosine(QUERY[image], PARAMS["keys_0"][row])
     assert float(call(pull="legacy_sum").loss) == pytest.approx(expected, rel=1e-5)
 
 
@@ -87,23 +87,23 @@ def test_there_is_no_loss_outside_training():
 
 
 @pytest.mark.parametrize("pull", ["mean", "legacy_sum"])
-def test_gradients_reach_the_chosen_rows_alone(pull):
+def test_gradients_reach_only_the_selected_rows(pull):
     def total(params):
         selection = call(params, pull=pull)
         return selection.loss, sum((p**2).sum() for p in selection.prompts[0].prefix)
 
-    chosen = sorted({row for rows in CHOSEN for row in rows})
-    others = [row for row in range(POOL) if row not in chosen]
+    selected = sorted({row for rows in CHOSEN for row in rows})
+    others = [row for row in range(POOL) if row not in selected]
     keys = jax.grad(lambda p: total(p)[0])(PARAMS)
     assert np.all(np.asarray(keys["keys_0"])[others] == 0) and np.all(np.asarray(keys["prompts_0"]) == 0)
-    assert np.abs(np.asarray(keys["keys_0"])[chosen]).max(axis=1).min() > 1e-3
+    assert np.abs(np.asarray(keys["keys_0"])[selected]).max(axis=1).min() > 1e-3
     prompts = jax.grad(lambda p: total(p)[1])(PARAMS)
     assert np.all(np.asarray(prompts["keys_0"]) == 0)
     times = np.bincount(np.concatenate(CHOSEN), minlength=POOL)
     np.testing.assert_allclose(prompts["prompts_0"], 2 * PARAMS["prompts_0"] * times[:, None, None], rtol=1e-5)
 
 
-def test_deep_prompts_have_a_pool_of_their_own_in_each_of_five_layers():
+def test_deep_prompts_have_a_pool_in_each_of_five_layers():
     shapes = jax.eval_shape(lambda key: pool(deep=True).init(key, QUERY, context(), False), jax.random.key(0))["params"]
     assert {name: leaf.shape for name, leaf in shapes.items()} == {
         f"{kind}_{layer}": shape
@@ -113,9 +113,9 @@ def test_deep_prompts_have_a_pool_of_their_own_in_each_of_five_layers():
     params = {name: RNG.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
     selection = call(params, deep=True)
     assert sorted(selection.prompts) == [0, 1, 2, 3, 4] and len(selection.selected) == 5
-    alone = [call({"prompts_0": params[f"prompts_{i}"], "keys_0": params[f"keys_{i}"]}) for i in range(5)]
-    assert float(selection.loss) == pytest.approx(float(sum(one.loss for one in alone)), rel=1e-5)
-    for layer, one in enumerate(alone):
+    shallow = [call({"prompts_0": params[f"prompts_{i}"], "keys_0": params[f"keys_{i}"]}) for i in range(5)]
+    assert float(selection.loss) == pytest.approx(float(sum(one.loss for one in shallow)), rel=1e-5)
+    for layer, one in enumerate(shallow):
         np.testing.assert_array_equal(selection.prompts[layer].prefix[1], one.prompts[0].prefix[1])
 
 
@@ -128,9 +128,9 @@ def test_prompts_and_keys_are_drawn_uniformly_from_zero_to_one():
 
 
 def test_nothing_changes_between_tasks():
-    own, variables = pool(), {"params": PARAMS}
-    assert own.start_task(variables, context(), jax.random.key(0)) is variables
-    assert own.end_task(variables, context()) is variables
+    prompt_pool, variables = pool(), {"params": PARAMS}
+    assert prompt_pool.start_task(variables, context(), jax.random.key(0)) is variables
+    assert prompt_pool.end_task(variables, context()) is variables
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from cdl_jax.errors import UserError
 from cdl_jax.models.weights.pretrained import load_vit, to_timm
 from cdl_jax.models.weights.state_dicts import looks_like, read_state
-from tests.support.vit_weights import DIM, assert_same, random_params, wanted
+from tests.support.vit_weights import DIM, assert_same, param_shapes, random_params
 
 
 def stored(path, state, **more):
@@ -90,8 +90,10 @@ def chunked(timm):
 def test_each_layout_gives_the_same_parameters(tmp_path, layout):
     params = random_params()
     path = stored(tmp_path / "w.safetensors", layout(to_timm(params)))
-    assert_same(load_vit(path, wanted()), params)
-    assert_same(load_vit(path, wanted(num_classes=0)), {name: leaf for name, leaf in params.items() if name != "head"})
+    assert_same(load_vit(path, param_shapes()), params)
+    assert_same(
+        load_vit(path, param_shapes(num_classes=0)), {name: leaf for name, leaf in params.items() if name != "head"}
+    )
 
 
 def test_a_hugging_face_model_without_head_leaves_its_pooler_out(tmp_path, caplog):
@@ -113,14 +115,14 @@ def test_a_hugging_face_model_without_head_leaves_its_pooler_out(tmp_path, caplo
 def test_prefixes_are_taken_off(tmp_path, prefix):
     params = random_params()
     state = {prefix + name: array for name, array in to_timm(params).items()}
-    assert_same(load_vit(stored(tmp_path / "w.safetensors", state), wanted()), params)
+    assert_same(load_vit(stored(tmp_path / "w.safetensors", state), param_shapes()), params)
 
 
 def test_a_head_beside_a_backbone_is_its_classifier_and_that_of_the_training_is_left(tmp_path):
     params = random_params()
     state = {n if n.startswith("head.") else f"backbone.{n}": array for n, array in to_timm(params).items()}
     more = {"dino_head.mlp.0.weight": np.ones(3, np.float32), "dino_head.last_layer.weight_g": np.ones(3, np.float32)}
-    assert_same(load_vit(stored(tmp_path / "w.safetensors", state, **more), wanted()), params)
+    assert_same(load_vit(stored(tmp_path / "w.safetensors", state, **more), param_shapes()), params)
 
 
 @pytest.mark.parametrize(
@@ -138,18 +140,18 @@ def test_of_raw_and_averaged_weights_the_config_chooses(tmp_path, raw, averaged)
     state |= {f"{averaged}.module.{name}": array for name, array in to_timm(other).items()}
     path = stored(tmp_path / "w.safetensors", state)
     with pytest.raises(UserError, match="has several networks: choose one with .*weights_key") as error:
-        load_vit(path, wanted())
+        load_vit(path, param_shapes())
     assert raw in str(error.value) and averaged in str(error.value)
-    assert_same(load_vit(path, wanted(), raw), one)
-    assert_same(load_vit(path, wanted(), averaged), other)
+    assert_same(load_vit(path, param_shapes(), raw), one)
+    assert_same(load_vit(path, param_shapes(), averaged), other)
     with pytest.raises(UserError, match=f"has no network 'best': weights_key must be one of .*{averaged}"):
-        load_vit(path, wanted(), "best")
+        load_vit(path, param_shapes(), "best")
 
 
 def test_a_key_for_a_file_of_one_network_is_refused(tmp_path):
     path = stored(tmp_path / "w.safetensors", to_timm(random_params()))
     with pytest.raises(UserError, match="has no network 'model_ema': it holds one network, so leave weights_key empty"):
-        load_vit(path, wanted(), "model_ema")
+        load_vit(path, param_shapes(), "model_ema")
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
@@ -158,16 +160,16 @@ def test_quantized_weights_are_refused(tmp_path, dtype):
     state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].astype(dtype)
     path = stored(tmp_path / "w.safetensors", state)
     with pytest.raises(UserError, match=rf"is quantized \(blocks.0.attn.qkv.weight is {np.dtype(dtype)}\)"):
-        load_vit(path, wanted())
+        load_vit(path, param_shapes())
     scale = {"blocks.0.attn.qkv.weight_scale": np.ones(1, np.float32)}
     with pytest.raises(UserError, match=r"is quantized \(blocks.0.attn.qkv.weight_scale is float32\)"):
-        load_vit(stored(path, to_timm(random_params()), **scale), wanted())
+        load_vit(stored(path, to_timm(random_params()), **scale), param_shapes())
 
 
 def test_integers_are_no_weights(tmp_path):
     state = {name: array.astype(np.int32) for name, array in to_timm(random_params()).items()}
     with pytest.raises(UserError, match="no floating-point numbers: "):
-        load_vit(stored(tmp_path / "w.safetensors", state), wanted())
+        load_vit(stored(tmp_path / "w.safetensors", state), param_shapes())
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_what_does_not_fit_is_named_by_its_layout(tmp_path, name, layout):
     assert looks_like([name]) == layout
     path = stored(tmp_path / "w.safetensors", {name: np.ones((2, 2), np.float32)})
     with pytest.raises(UserError, match="does not fit the model: 30 missing: .*1 unexpected: ") as error:
-        load_vit(path, wanted(num_classes=0, depth=2))
+        load_vit(path, param_shapes(num_classes=0, depth=2))
     assert str(error.value).endswith(f"; the file looks like {layout}") and name in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""What the authors' own L2P and DualPrompt do otherwise, each option against NumPy."""
+"""Compares the options of the authors' own L2P and DualPrompt with NumPy."""
 
 import jax
 import numpy as np
@@ -22,14 +22,14 @@ def pool(learner, depth=12, num_tasks=POOL, **changes):
     return MODULES[learner].build(options, dim=DIM, key_dim=KEY, depth=depth, num_tasks=num_tasks)
 
 
-def random_params(own):
+def random_params(prompt_pool):
     rng = np.random.default_rng(12)
-    shapes = jax.eval_shape(lambda key: own.init(key, QUERY, context(), False), jax.random.key(0))["params"]
+    shapes = jax.eval_shape(lambda key: prompt_pool.init(key, QUERY, context(), False), jax.random.key(0))["params"]
     return {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
 
 
-def call(own, params, train=True, place=None, query=QUERY):
-    return jax.jit(own.apply, static_argnums=3)({"params": params}, query, place or context(), train)
+def call(prompt_pool, params, train=True, task_context=None, query=QUERY):
+    return jax.jit(prompt_pool.apply, static_argnums=3)({"params": params}, query, task_context or context(), train)
 
 
 def cosines(keys, query=QUERY):
@@ -38,55 +38,55 @@ def cosines(keys, query=QUERY):
     return query @ keys.T / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(keys, axis=1)
 
 
-def elected(choices, count):
-    """The rows with most votes, by counting hands: the first of equals is the one of the lower number."""
-    votes = {row: sum(row in ballot for ballot in choices) for row in range(POOL)}
-    return sorted(votes, key=lambda row: (-votes[row], row))[:count]
+def most_selected(selections, count):
+    """Returns the rows that most images select; of equally popular rows the lower index is first."""
+    counts = {row: sum(row in selection for selection in selections) for row in range(POOL)}
+    return sorted(counts, key=lambda row: (-counts[row], row))[:count]
 
 
-def test_the_majority_rules_and_a_tie_goes_to_the_lower_row():
-    ballots = np.array([[5, 1], [4, 5], [1, 4], [5, 2], [0, 3]])
-    assert elected(ballots, 2) == [5, 1]  # three votes; two, as row 4 has
-    np.testing.assert_array_equal(batchwise_top_k(ballots, POOL, 2), [[5, 1]] * 5)
-    without = batchwise_top_k(ballots, POOL, 2, np.array([1.0, 0, 1, 0, 1]))
-    np.testing.assert_array_equal(without, [[1, 0]] * 5)  # row 5 is left with one vote, as 0, 3 and 4 are
+def test_batchwise_top_k_prefers_the_lower_row_among_equally_popular_ones():
+    selections = np.array([[5, 1], [4, 5], [1, 4], [5, 2], [0, 3]])
+    assert most_selected(selections, 2) == [5, 1]  # selected by three images, and by two, as row 4
+    np.testing.assert_array_equal(batchwise_top_k(selections, POOL, 2), [[5, 1]] * 5)
+    without = batchwise_top_k(selections, POOL, 2, np.array([1.0, 0, 1, 0, 1]))
+    np.testing.assert_array_equal(without, [[1, 0]] * 5)  # row 5 is selected by one image, as rows 0, 3 and 4
 
 
-def test_a_batch_takes_the_prompts_that_most_of_it_chose():
-    own = pool("l2p", form="tokens", batchwise=True, pull="similarity")
-    params = random_params(own)
+def test_a_batch_gets_the_prompts_that_most_of_its_images_select():
+    prompt_pool = pool("l2p", form="tokens", batchwise=True, pull="similarity")
+    params = random_params(prompt_pool)
     similarity = cosines(params["keys_0"])
-    ballots = np.argsort(-similarity, axis=1)[:, :TOP]
-    rows = elected(ballots, TOP)
-    assert len({tuple(sorted(ballot)) for ballot in ballots}) > 1
-    selection = call(own, params)
+    selections = np.argsort(-similarity, axis=1)[:, :TOP]
+    rows = most_selected(selections, TOP)
+    assert len({tuple(sorted(selection)) for selection in selections}) > 1
+    selection = call(prompt_pool, params)
     expected = np.concatenate([params["prompts_0"][row] for row in rows])  # all `length` vectors of each
     assert selection.tokens.shape == (BATCH, TOP * LENGTH, DIM) and selection.prompts == {}
-    for picture in range(BATCH):
-        np.testing.assert_array_equal(selection.tokens[picture], expected)
-        np.testing.assert_array_equal(selection.selected["layer_0"][picture], np.bincount(rows, minlength=POOL))
+    for image in range(BATCH):
+        np.testing.assert_array_equal(selection.tokens[image], expected)
+        np.testing.assert_array_equal(selection.selected["layer_0"][image], np.bincount(rows, minlength=POOL))
     assert float(selection.loss) == pytest.approx(-similarity[:, rows].sum() / BATCH, rel=1e-5)
     weight = np.array([1, 1, 1, 0, 0, 0, 0], np.float32)
-    rows = elected(ballots[:3], TOP)
-    padded = call(own, params, train=False, place=context().replace(weight=weight))
+    rows = most_selected(selections[:3], TOP)
+    padded = call(prompt_pool, params, train=False, task_context=context().replace(weight=weight))
     np.testing.assert_array_equal(padded.tokens[0], np.concatenate([params["prompts_0"][row] for row in rows]))
 
 
-def test_the_similarity_pull_is_the_mean_pull_less_a_constant():
+def test_the_similarity_key_loss_is_the_mean_key_loss_minus_a_constant():
     params = random_params(pool("l2p", length=2))
     pulls = {pull: pool("l2p", length=2, pull=pull) for pull in ("mean", "similarity")}
-    losses = {pull: call(own, params).loss for pull, own in pulls.items()}
+    losses = {pull: call(prompt_pool, params).loss for pull, prompt_pool in pulls.items()}
     assert float(losses["mean"] - losses["similarity"]) == pytest.approx(TOP, rel=1e-5)
-    gradients = [jax.grad(lambda p, own=own: call(own, p).loss)(params)["keys_0"] for own in pulls.values()]
+    gradients = [jax.grad(lambda p, pool=pool: call(pool, p).loss)(params)["keys_0"] for pool in pulls.values()]
     np.testing.assert_allclose(*gradients, atol=1e-6)
     assert np.abs(gradients[0]).max() > 0.01
 
 
-def test_layers_with_shared_keys_choose_alike_and_are_pulled_once():
-    own = pool("l2p", length=2, deep=True, shared_keys=True)
-    params = random_params(own)
+def test_layers_with_shared_keys_share_the_selection_and_one_key_loss():
+    prompt_pool = pool("l2p", length=2, deep=True, shared_keys=True)
+    params = random_params(prompt_pool)
     assert sorted(params) == ["keys_0", *(f"prompts_{layer}" for layer in range(5))]
-    selection, similarity = call(own, params), cosines(params["keys_0"])
+    selection, similarity = call(prompt_pool, params), cosines(params["keys_0"])
     nearest = np.argsort(-similarity, axis=1)[:, :TOP]
     for layer in range(5):
         expected = params[f"prompts_{layer}"][nearest][:, :, 1]  # the second of two vectors is the value
@@ -96,11 +96,11 @@ def test_layers_with_shared_keys_choose_alike_and_are_pulled_once():
 
 
 @pytest.mark.parametrize("learner", MODULES)
-def test_full_length_prefixes_have_as_many_keys_and_values_as_the_length_says(learner):
-    own = pool(learner, length=LENGTH, full_length=True)
-    params = random_params(own)
+def test_full_length_prefixes_have_length_keys_and_length_values(learner):
+    prompt_pool = pool(learner, length=LENGTH, full_length=True)
+    params = random_params(prompt_pool)
     layer = 0 if learner == "l2p" else 2
-    keys, values = call(own, params, train=False).prompts[layer].prefix
+    keys, values = call(prompt_pool, params, train=False).prompts[layer].prefix
     chosen = np.argsort(-cosines(params[f"keys_{layer}"]), axis=1)[:, : TOP if learner == "l2p" else 1]
     assert params[f"prompts_{layer}"].shape == (POOL, 2 * LENGTH, DIM)
     rows = params[f"prompts_{layer}"][chosen]  # [batch, chosen, 2 length, dim]
@@ -108,14 +108,15 @@ def test_full_length_prefixes_have_as_many_keys_and_values_as_the_length_says(le
     np.testing.assert_array_equal(values, rows[:, :, LENGTH:].reshape(BATCH, -1, DIM))
 
 
-def test_dualprompt_trains_the_task_s_row_and_tests_a_batch_with_the_most_chosen_one():
-    own = pool("dualprompt", batchwise=True, shared_keys=True, pull="similarity")
-    params = random_params(own)
+def test_dualprompt_trains_the_row_of_the_task_and_tests_a_batch_with_the_most_selected_row():
+    prompt_pool = pool("dualprompt", batchwise=True, shared_keys=True, pull="similarity")
+    params = random_params(prompt_pool)
     assert [name for name in sorted(params) if "keys" in name] == ["keys_2"]
     similarity = cosines(params["keys_2"])
-    (most,) = elected(np.argsort(-similarity, axis=1)[:, :1], 1)
+    (most,) = most_selected(np.argsort(-similarity, axis=1)[:, :1], 1)
     task = (most + 1) % POOL
-    trained, tested = (call(own, params, train=train, place=context(task=task)) for train in (True, False))
+    task_context = context(task=task)
+    trained, tested = (call(prompt_pool, params, train=train, task_context=task_context) for train in (True, False))
     for layer in (2, 3, 4):
         rows = params[f"prompts_{layer}"]
         np.testing.assert_array_equal(trained.prompts[layer].prefix[0], np.tile(rows[task, :1], (BATCH, 1, 1)))
@@ -124,10 +125,10 @@ def test_dualprompt_trains_the_task_s_row_and_tests_a_batch_with_the_most_chosen
     assert float(tested.loss) == 0
 
 
-def test_a_task_of_dualprompt_inherits_the_prompts_of_the_task_before_and_not_its_keys():
-    own, plain = pool("dualprompt", inherit=True), pool("dualprompt")
-    variables = {"params": random_params(own)}
-    start = jax.jit(own.start_task)
+def test_a_task_of_dualprompt_inherits_the_prompts_but_not_the_keys_of_the_task_before():
+    inheriting, plain = pool("dualprompt", inherit=True), pool("dualprompt")
+    variables = {"params": random_params(inheriting)}
+    start = jax.jit(inheriting.start_task)
     first, third = (start(variables, context(task=task), jax.random.key(0))["params"] for task in (0, 2))
     for name, rows in variables["params"].items():
         expected = rows.copy()
@@ -146,11 +147,11 @@ def test_official_values_are_options_that_build_and_start_near_zero(learner):
         key: type(module.OPTIONS[key]) for key in module.OFFICIAL
     }
     options = ConfigDict({**module.OPTIONS, **module.OFFICIAL})
-    own = module.build(options, dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
-    params = jax.jit(lambda key: own.init(key, QUERY, context(), False)["params"])(jax.random.key(0))
+    prompt_pool = module.build(options, dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
+    params = jax.jit(lambda key: prompt_pool.init(key, QUERY, context(), False)["params"])(jax.random.key(0))
     values = np.concatenate([np.asarray(leaf).ravel() for leaf in params.values()])
     assert 0 <= values.min() < 1e-3 and 9e-3 < values.max() < 0.01
-    head = own.head(9).init(jax.random.key(0), np.zeros((1, DIM)))["params"]["linear"]
+    head = prompt_pool.head(9).init(jax.random.key(0), np.zeros((1, DIM)))["params"]["linear"]
     assert head["kernel"].shape == (DIM, 9) and not np.any(head["kernel"]) and not np.any(head["bias"])
     default = module.build(ConfigDict(module.OPTIONS), dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
     assert np.all(default.head(9).init(jax.random.key(0), QUERY)["params"]["linear"]["bias"])

@@ -1,4 +1,4 @@
-"""Orthogonal weights against dense matrix functions in float64, and what training leaves of them."""
+"""Compares orthogonal weights with dense matrix functions in float64, and tests weight decay."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def dense(kind, raw, signs):
-    """Q `[n, k]` of tall `raw`, by dense matrices in float64."""
+    """Computes Q `[n, k]` of a tall `raw` with dense matrices in float64."""
     n, k = raw.shape
     lower = np.tril(raw, -1)
     if kind == "householder":
@@ -37,19 +37,19 @@ def test_maps_equal_dense_matrix_functions(kind, shape):
     raw, signs = 0.5 * RNG.normal(size=shape), RNG.choice([-1.0, 1.0], k)
     base = scipy.linalg.qr(RNG.normal(size=(n, n)))[0]
     tall = raw if shape[0] >= shape[1] else raw.T
-    wanted = base @ dense(kind, tall, signs)
-    found = orthogonal.orthogonal_weight(jnp.float32(raw), jnp.float32(base), kind, shape, jnp.float32(signs))
-    assert found.shape == shape
-    assert np.abs((found if tall is raw else found.T) - wanted).max() < 3e-6
-    assert orthogonal.orthogonality_error(found) < 3e-6
+    expected = base @ dense(kind, tall, signs)
+    weight = orthogonal.orthogonal_weight(jnp.float32(raw), jnp.float32(base), kind, shape, jnp.float32(signs))
+    assert weight.shape == shape
+    assert np.abs((weight if tall is raw else weight.T) - expected).max() < 3e-6
+    assert orthogonal.orthogonality_error(weight) < 3e-6
 
 
 def test_skew_expm_equals_scipy():
     square = RNG.normal(size=(9, 9))
-    wanted = scipy.linalg.expm((square - square.T) / 2)
+    expected = scipy.linalg.expm((square - square.T) / 2)
     for shape in ((9, 4), (4, 9)):
-        found = orthogonal.orthogonal_weight(jnp.float32(square), None, "skew_expm", shape)
-        assert np.abs(found - (wanted[:, :4] if shape[0] == 9 else wanted[:, :4].T)).max() < 3e-6
+        weight = orthogonal.orthogonal_weight(jnp.float32(square), None, "skew_expm", shape)
+        assert np.abs(weight - (expected[:, :4] if shape[0] == 9 else expected[:, :4].T)).max() < 3e-6
 
 
 @pytest.mark.parametrize("shape", [(7, 4), (12, 2), (4, 7)], ids=str)
@@ -63,16 +63,16 @@ def test_gradients_equal_finite_differences_of_the_dense_functions(kind, shape):
         q = dense(kind, tall, signs)
         return (cotangent * (q if tall is raw else q.T)).sum()
 
-    def ours(raw):
+    def jax_value(raw):
         return (jnp.float32(cotangent) * orthogonal.orthogonal_weight(raw, None, kind, shape, jnp.float32(signs))).sum()
 
-    found, step = jax.jit(jax.grad(ours))(jnp.float32(raw)), 1e-5
-    for place in np.ndindex(*shape):
+    gradient, step = jax.jit(jax.grad(jax_value))(jnp.float32(raw)), 1e-5
+    for index in np.ndindex(*shape):
         moved = np.zeros(shape)
-        moved[place] = step
-        wanted = (value(raw + moved) - value(raw - moved)) / (2 * step)
-        assert found[place] == pytest.approx(wanted, rel=2e-4, abs=2e-5)
-    tall = found if shape[0] >= shape[1] else found.T
+        moved[index] = step
+        expected = (value(raw + moved) - value(raw - moved)) / (2 * step)
+        assert gradient[index] == pytest.approx(expected, rel=2e-4, abs=2e-5)
+    tall = gradient if shape[0] >= shape[1] else gradient.T
     assert not np.triu(tall).any()
 
 
@@ -99,7 +99,7 @@ def test_a_layer_starts_and_stays_orthogonal(kind, shape):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_weight_decay_leaves_nothing_of_the_reference_projector(exact):
+def test_weight_decay_makes_the_reference_projector_zero(exact):
     layer = orthogonal.OrthogonalDense(8, "householder", exact)
     x = jnp.ones((1, 3))
     variables = jax.jit(layer.init)(jax.random.key(0), x)
@@ -115,9 +115,9 @@ def test_weight_decay_leaves_nothing_of_the_reference_projector(exact):
         assert orthogonal.orthogonality_error(weight) < 1e-5
 
 
-def test_a_start_without_base_is_the_orthogonal_factor():
+def test_init_raw_gives_the_orthogonal_factor():
     initial = RNG.normal(size=(6, 4))
     raw = orthogonal.init_raw(jnp.float32(initial))
     q, r = np.linalg.qr(initial)
-    found = orthogonal.orthogonal_weight(raw, None, "householder", (6, 4))
-    assert np.allclose(found, q * np.sign(np.diag(r)), atol=1e-5)
+    weight = orthogonal.orthogonal_weight(raw, None, "householder", (6, 4))
+    assert np.allclose(weight, q * np.sign(np.diag(r)), atol=1e-5)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.weights.pretrained import load_vit, resize_positions, save_timm, to_timm
-from tests.support.vit_weights import CLASSES, DEPTH, DIM, HEADS, PATCH, assert_same, random_params, wanted
+from tests.support.vit_weights import CLASSES, DEPTH, DIM, HEADS, PATCH, assert_same, param_shapes, random_params
 
 
 def google_names(params):
@@ -94,8 +94,8 @@ def test_every_layout_gives_the_same_parameters(tmp_path, layout):
     state = LAYOUTS[layout](params)
     np.savez_compressed(tmp_path / "w.npz", **state)
     save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, tmp_path / "w.safetensors")
-    assert_same(load_vit(tmp_path / "w.npz", wanted()), params)
-    assert_same(load_vit(tmp_path / "w.safetensors", wanted()), params)
+    assert_same(load_vit(tmp_path / "w.npz", param_shapes()), params)
+    assert_same(load_vit(tmp_path / "w.safetensors", param_shapes()), params)
 
 
 def test_dinov2_of_hugging_face(tmp_path):
@@ -158,14 +158,14 @@ def test_head_is_dropped_taken_or_refused(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, **to_timm(params), **{"pre_logits.fc.weight": np.eye(DIM, dtype=np.float32)})
     without = {name: leaf for name, leaf in params.items() if name != "head"}
-    assert_same(load_vit(path, wanted(num_classes=0)), without)
+    assert_same(load_vit(path, param_shapes(num_classes=0)), without)
     with pytest.raises(UserError, match="1 unexpected: pre_logits.fc.weight"):
         load_vit(path, params)
     save_timm(path, params)
     with pytest.raises(
         UserError, match=r"2 wrong shape: head/bias expected \[9\] found \[5\], head/kernel expected \[12, 9\]"
     ):
-        load_vit(path, wanted(num_classes=9))
+        load_vit(path, param_shapes(num_classes=9))
     save_timm(path, without)
     with pytest.raises(UserError, match="2 missing: head/bias, head/kernel. Check"):
         load_vit(path, params)
@@ -180,7 +180,7 @@ def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):
     state["patch_embed.proj.weight"] = np.ones((DIM, 48), np.float32)[:, :47]
     save_file({n: np.ascontiguousarray(a) for n, a in state.items()}, tmp_path / "w.safetensors")
     with pytest.raises(UserError) as caught:
-        load_vit(tmp_path / "w.safetensors", wanted(depth=3))
+        load_vit(tmp_path / "w.safetensors", param_shapes(depth=3))
     message = str(caught.value)
     assert "\n" not in message and message.startswith(str(tmp_path / "w.safetensors"))
     assert "13 missing: block_2/attn/proj/bias, " in message and "and 8 more" in message
@@ -194,10 +194,10 @@ def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):
 def test_missing_layer_scale_is_no_silent_default(tmp_path):
     save_timm(tmp_path / "w.npz", random_params())
     with pytest.raises(UserError, match="4 missing: block_0/layer_scale1/scale"):
-        load_vit(tmp_path / "w.npz", wanted(layer_scale=1e-5))
+        load_vit(tmp_path / "w.npz", param_shapes(layer_scale=1e-5))
     save_timm(tmp_path / "w.npz", random_params(layer_scale=1.0))
     with pytest.raises(UserError, match="4 unexpected: blocks.0.ls1.gamma"):
-        load_vit(tmp_path / "w.npz", wanted())
+        load_vit(tmp_path / "w.npz", param_shapes())
 
 
 def test_incomplete_attention_is_listed_by_its_parts(tmp_path):
@@ -205,7 +205,7 @@ def test_incomplete_attention_is_listed_by_its_parts(tmp_path):
     del state["Transformer/encoderblock_1/MultiHeadDotProductAttention_1/key/bias"]
     np.savez(tmp_path / "w.npz", **state)
     with pytest.raises(UserError, match="1 missing: block_1/attn/qkv/bias; 2 unexpected: blocks.1.attn.query.bias"):
-        load_vit(tmp_path / "w.npz", wanted())
+        load_vit(tmp_path / "w.npz", param_shapes())
 
 
 def test_positions_resize_as_torch_bicubic():
@@ -221,7 +221,7 @@ def test_positions_resize_as_torch_bicubic():
 def test_positions_of_another_grid_are_resized_behind_the_class_row(tmp_path):
     params = random_params()
     save_timm(tmp_path / "w.npz", params)
-    loaded = load_vit(tmp_path / "w.npz", wanted(image_size=5 * PATCH))
+    loaded = load_vit(tmp_path / "w.npz", param_shapes(image_size=5 * PATCH))
     assert loaded["pos_embed"].shape == (1, 26, DIM)
     np.testing.assert_array_equal(loaded["pos_embed"][0, 0], params["pos_embed"][0, 0])
     np.testing.assert_array_equal(loaded["pos_embed"][0, 1:], resize_positions(params["pos_embed"][0, 1:], 5))
@@ -231,7 +231,7 @@ def test_positions_of_another_grid_are_resized_behind_the_class_row(tmp_path):
 def test_positions_without_a_class_row_get_a_row_of_zeros(tmp_path):
     params = random_params()
     save_file({**to_timm(params), "pos_embed": params["pos_embed"][:, 1:].copy()}, tmp_path / "w.safetensors")
-    position = load_vit(tmp_path / "w.safetensors", wanted())["pos_embed"]
+    position = load_vit(tmp_path / "w.safetensors", param_shapes())["pos_embed"]
     np.testing.assert_array_equal(position[0, 0], np.zeros(DIM))
     np.testing.assert_array_equal(position[0, 1:], params["pos_embed"][0, 1:])
 
@@ -240,7 +240,7 @@ def test_positions_that_are_no_square_grid_are_refused(tmp_path):
     params = random_params()
     save_file({**to_timm(params), "pos_embed": np.ones((1, 7, DIM), np.float32)}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"pos_embed expected \[1, 5, 12\] found \[1, 7, 12\]"):
-        load_vit(tmp_path / "w.safetensors", wanted())
+        load_vit(tmp_path / "w.safetensors", param_shapes())
 
 
 def test_distillation_parts_of_deit_are_named_and_left_out(tmp_path, caplog):
@@ -255,7 +255,7 @@ def test_distillation_parts_of_deit_are_named_and_left_out(tmp_path, caplog):
     )
     save_file(state, tmp_path / "w.safetensors")
     with caplog.at_level("WARNING", logger="absl"):
-        loaded = load_vit(tmp_path / "w.safetensors", wanted())
+        loaded = load_vit(tmp_path / "w.safetensors", param_shapes())
     assert_same(loaded, params)
     assert "ignored dist_token, head_dist.weight, head_dist.bias" in caplog.text
 
@@ -265,11 +265,11 @@ def test_nan_is_refused(tmp_path):
     params["norm"]["bias"][3] = np.nan
     np.savez(tmp_path / "w.npz", **to_timm(params))
     with pytest.raises(UserError, match="NaN or infinity in norm/bias"):
-        load_vit(tmp_path / "w.npz", wanted())
+        load_vit(tmp_path / "w.npz", param_shapes())
 
 
 def test_missing_file_names_the_path_and_the_way_to_get_it(tmp_path):
     path = tmp_path / "none.safetensors"
     with pytest.raises(UserError) as caught:
-        load_vit(path, wanted())
+        load_vit(path, param_shapes())
     assert str(path) in str(caught.value) and "python -m cdl_jax.fetch" in str(caught.value)

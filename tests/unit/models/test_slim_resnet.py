@@ -1,4 +1,4 @@
-"""Slim residual networks and their second head: sizes, padded shortcuts, initial values, the authors' names."""
+"""Slim residual networks with one and two heads: sizes, padded shortcuts, initial values, the authors' names."""
 
 from functools import partial
 
@@ -21,8 +21,8 @@ def build(name, classes=10, **changes):
     return slim_resnet.build(ConfigDict({**families.network_options(name), **changes}), classes)
 
 
-def small():
-    """A network of two blocks with two heads, and variables for it that are all different."""
+def small_network():
+    """Returns a network of two blocks with two heads, and random variables for it."""
     module = two_heads.TwoHeads(build("slim_resnet18", 5, width=2, depths=(1, 1)), 5)
     shapes, rng = jax.eval_shape(module.init, jax.random.key(0), IMAGES), np.random.default_rng(1)
     return module, jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
@@ -58,43 +58,43 @@ def test_a_padded_shortcut_is_every_second_pixel_between_channels_of_zeros():
     assert variables["params"].keys() == {"conv1", "bn1", "conv2", "bn2"}
 
 
-def test_convolutions_start_as_torch_draws_them_or_as_he_does():
-    def of(name, stages):
+def test_convolutions_start_with_the_initial_values_of_torch_or_he():
+    def initial_kernels(name, stages):
         tail = build(name, width=16, depths=(1,) * stages).tail
 
         @jax.jit
-        def draw(key):
+        def init(key):
             params = tail.init(key, jnp.zeros((1, 2, 2, 32)), False)["params"]
             return params["stages"][f"layer{stages}_0"]["conv2"]["kernel"], params["classifier"]["kernel"]
 
-        return (np.asarray(kernel) for kernel in draw(jax.random.key(0)))
+        return (np.asarray(kernel) for kernel in init(jax.random.key(0)))
 
-    drawn, classifier = of("slim_resnet18", 4)
+    kernel, classifier = initial_kernels("slim_resnet18", 4)
     bound = (128 * 9) ** -0.5
-    assert 0.99 * bound < abs(drawn).max() <= bound and drawn.std() == pytest.approx(bound / 3**0.5, rel=0.01)
-    drawn, classifier = of("resnet32_padded", 3)
-    assert drawn.std() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    assert 0.99 * bound < abs(kernel).max() <= bound and kernel.std() == pytest.approx(bound / 3**0.5, rel=0.01)
+    kernel, classifier = initial_kernels("resnet32_padded", 3)
+    assert kernel.std() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
     assert 0.9 * 64**-0.5 < abs(classifier).max() <= 64**-0.5
 
 
-def test_two_heads_read_the_same_features_and_keep_statistics():
-    module, variables = small()
+def test_two_heads_read_the_same_features_and_update_the_statistics():
+    module, variables = small_network()
     run = jax.jit(partial(apply, module), static_argnums=2)
     ((cl, st), out), stats = run(variables, IMAGES, True, jax.random.key(0))
     student, classifier = variables["params"]["student"], variables["params"]["backbone"]["tail"]["classifier"]
     for logits, head in ((cl, classifier), (st, student)):
         np.testing.assert_allclose(logits, out["features"] @ head["kernel"] + head["bias"], rtol=1e-5)
     assert jax.tree.structure(stats["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
-    alone = {kind: leaves["backbone"] for kind, leaves in variables.items()}
-    logits, _ = jax.jit(module.backbone.apply)(alone, IMAGES)
-    ((cl, _), _), nothing = run(variables, IMAGES, False, None)
+    backbone_variables = {kind: leaves["backbone"] for kind, leaves in variables.items()}
+    logits, _ = jax.jit(module.backbone.apply)(backbone_variables, IMAGES)
+    ((cl, _), _), no_stats = run(variables, IMAGES, False, None)
     np.testing.assert_allclose(cl, logits, rtol=1e-5)
-    assert nothing == {}
+    assert no_stats == {}
 
 
 def test_the_authors_state_dicts_are_read(tmp_path):
     names = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-    _, both = small()
+    _, both = small_network()
     variables = {kind: leaves["backbone"] for kind, leaves in both.items()}
     state = {}
     for path, leaf in flatten_dict(variables).items():
@@ -102,9 +102,9 @@ def test_the_authors_state_dicts_are_read(tmp_path):
         state[f"{slim_resnet.torch_name('/'.join(path[1:-1]))}.{names[path[-1]]}"] = turned
     assert {"conv1.weight", "bn1.running_var", "layer2.0.shortcut.1.bias", "linear.bias"} < state.keys()
     np.savez(tmp_path / "theirs.npz", **state, **{"bn1.num_batches_tracked": np.int64(3)})
-    blank = jax.tree.map(np.zeros_like, variables)
-    found = weights.load_network(str(tmp_path / "theirs.npz"), blank, "network.weights", slim_resnet.torch_name)
-    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    zeros = jax.tree.map(np.zeros_like, variables)
+    loaded = weights.load_network(str(tmp_path / "theirs.npz"), zeros, "network.weights", slim_resnet.torch_name)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
 def test_two_heads_have_the_authors_names():
