@@ -86,7 +86,7 @@ def test_crops_follow_torchvisions_rule():
 
 
 @pytest.mark.parametrize(("shape", "box"), [((100, 300), (0, 83, 100, 133)), ((300, 100), (83, 0, 133, 100))])
-def test_a_crop_that_never_fits_falls_back_to_the_centre(shape, box):
+def test_a_crop_that_never_fits_falls_back_to_the_center(shape, box):
     uniforms = np.full(augment.NUM_UNIFORMS, 0.999)  # all of the area, at an aspect ratio the picture does not have
 
     def pick(u, xp):
@@ -104,19 +104,19 @@ def test_host_and_device_draw_the_same_boxes():
     assert (np.asarray(device) == np.array(host)).all(axis=1).mean() > 0.98  # rounding may differ at a tie
 
 
-def test_whole_pictures_are_exact_where_nothing_is_resized(photos):
+def test_images_that_are_not_resized_stay_exact(photos):
     images = photos[:, :64, :64]
     want = images * np.float32(1 / 255)
     np.testing.assert_allclose(want, images / 255.0, rtol=2e-7)
-    whole = {"train": "random_resized_crop", "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
-    for options in (whole, {"train": "none"}, {"train": "resize"}, {"train": "shift", "shift": 0}):
+    full = {"train": "random_resized_crop", "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    for options in (full, {"train": "none"}, {"train": "resize"}, {"train": "shift", "shift": 0}):
         np.testing.assert_array_equal(train(images, jax.random.key(0), options, 64), want)
     for options in ({"test": "none"}, {"test": "resize"}, {"test": "resize_center_crop", "resize": 64}):
         np.testing.assert_array_equal(test(images, options, 64), want)
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_shorter_side_and_centre_crop_equal_pillow(photos, turned):
+def test_resize_of_the_shorter_side_and_center_crop_equal_pillow(photos, turned):
     images = photos.swapaxes(1, 2) if turned else photos
     height, width = images.shape[1:3]
     tall, wide = (256, 256 * 640 // 427) if width > height else (256 * 640 // 427, 256)
@@ -135,13 +135,13 @@ def test_resize_equals_pillow(photos, size):
         np.testing.assert_allclose(got, pillow(image, (0, 0, 40, 60), size), rtol=0, atol=TOLERANCE)
 
 
-def test_normalisation_uses_mean_and_std_of_each_channel():
+def test_normalization_uses_mean_and_std_of_each_channel():
     images = np.full((1, 2, 2, 3), 255, np.uint8)
     out = test(images, {"mean": (0.5, 0.25, 0.0), "std": (0.5, 0.25, 2.0)}, 2)
     np.testing.assert_allclose(out[0, 0, 0], [1.0, 3.0, 0.5], rtol=1e-6)
 
 
-def test_flip_happens_to_half_of_the_pictures_and_mirrors_them():
+def test_flip_mirrors_half_of_the_images():
     image = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
     out = train(np.stack([image] * 4000), jax.random.key(1), {"flip": True}, 5) * 255
     kept = np.isclose(out, image, atol=1e-3).all(axis=(1, 2, 3))
@@ -168,7 +168,7 @@ def test_shifts_are_uniform_and_fill_with_zeros(options):
 
 @pytest.mark.parametrize("kind", ["random_resized_crop", "shift", "pad_crop", "resize"])
 def test_host_transforms_follow_the_device(photos, kind):
-    """The same uniform numbers give the same picture, to Pillow's rounding."""
+    """The same uniform numbers give the same image, to Pillow's rounding."""
     options = {"train": kind, "flip": True}
     image, key = photos[0, :60, :60], jax.random.key(5)
     uniforms = np.asarray(uniforms_of(key, 8))
@@ -179,14 +179,14 @@ def test_host_transforms_follow_the_device(photos, kind):
         np.testing.assert_allclose(got, host / 255.0, rtol=0, atol=TOLERANCE)
 
 
-def test_a_sample_depends_on_its_position_alone(photos):
+def test_an_image_depends_on_its_position_alone(photos):
     options = {"train": "random_resized_crop", "flip": True}
     images, key = np.concatenate([photos[:, :60, :60]] * 3)[:8], jax.random.key(7)
     step = jax.jit(lambda x, k: augment.transform_train(x, k, options, 32))
-    whole = step(images, key)
-    np.testing.assert_array_equal(whole, step(images, key))
-    np.testing.assert_allclose(whole[:5], step(images[:5], key), atol=1e-6)
-    assert np.abs(whole - step(images, jax.random.key(8))).max() > 0.1
+    full = step(images, key)
+    np.testing.assert_array_equal(full, step(images, key))
+    np.testing.assert_allclose(full[:5], step(images[:5], key), atol=1e-6)
+    assert np.abs(full - step(images, jax.random.key(8))).max() > 0.1
 
 
 SHARDED = """
@@ -210,7 +210,7 @@ np.savez(sys.argv[2], **out)
 """
 
 
-def test_one_and_eight_devices_give_the_same_pictures(tmp_path):
+def test_one_and_eight_devices_give_the_same_images(tmp_path):
     runs = [subprocess.Popen([sys.executable, "-c", SHARDED, str(n), str(tmp_path / f"{n}.npz")]) for n in (1, 8)]
     assert [run.wait(timeout=120) for run in runs] == [0, 0]
     one, eight = np.load(tmp_path / "1.npz"), np.load(tmp_path / "8.npz")
@@ -229,7 +229,7 @@ def test_one_and_eight_devices_give_the_same_pictures(tmp_path):
         ("test", {"test": "resize", "mean": (0.5,) * 3}, "augment.mean and augment.std: only one of them is set"),
     ],
 )
-def test_mistakes_are_named_in_one_line(part, options, message):
+def test_mistakes_raise_errors_of_one_line(part, options, message):
     images = np.zeros((1, 8, 10, 3), np.uint8)
     with pytest.raises(UserError, match=message) as caught:
         train(images, jax.random.key(0), options, 8) if part == "train" else test(images, options, 8)

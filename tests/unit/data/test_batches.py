@@ -1,4 +1,4 @@
-"""Order of batches and their delivery, resident and streamed."""
+"""Order of batches, and loaders that hold images on the device or decode them on the host."""
 
 import subprocess
 import sys
@@ -34,10 +34,10 @@ def files(folder, split):
     return Split(labels=split.labels, files=tuple(str(path) for path in paths))
 
 
-def read(source, items):
-    """What the compiled step sees of each batch."""
-    step = jax.jit(source.read)
-    return [tuple(np.asarray(a) for a in step(source.data, item)) for item in items]
+def read(loader, host_batches):
+    """Reads each batch in a compiled step."""
+    step = jax.jit(loader.read)
+    return [tuple(np.asarray(a) for a in step(loader.data, host_batch)) for host_batch in host_batches]
 
 
 def assert_equal(got, want):
@@ -47,7 +47,7 @@ def assert_equal(got, want):
         np.testing.assert_array_equal(labels, labels_)
 
 
-def test_the_order_is_a_function_of_its_counters():
+def test_the_order_is_a_pure_function_of_its_counters():
     order = sampling.epoch_order(103, 10, seed=1, purpose=(0, 1, 2))
     assert order.shape == (10, 10) and order.dtype == np.int32
     assert len(set(order.ravel())) == 100 and order.max() <= 102 and order.min() >= 0
@@ -72,25 +72,25 @@ def test_an_incomplete_last_batch_can_be_kept(mesh):
     assert kept.shape == (3, 4) and kept.dtype == np.int32
     assert sorted(kept.ravel()) == [-1, *range(11)] and kept[-1, -1] == -1
     np.testing.assert_array_equal(kept[:2], sampling.epoch_order(11, 4, seed=5, purpose=(2,)))
-    whole = sampling.epoch_order(8, 4, seed=5, purpose=(2,), last_batch="keep")
-    np.testing.assert_array_equal(whole, sampling.epoch_order(8, 4, seed=5, purpose=(2,)))
+    all_batches = sampling.epoch_order(8, 4, seed=5, purpose=(2,), last_batch="keep")
+    np.testing.assert_array_equal(all_batches, sampling.epoch_order(8, 4, seed=5, purpose=(2,)))
     assert sorted(sampling.epoch_order(3, 4, seed=0, purpose=(), last_batch="keep")[0]) == [-1, 0, 1, 2]
 
 
 @pytest.mark.parametrize("limit", [4096, 0])
-def test_an_incomplete_batch_comes_in_its_own_size_in_the_middle_of_an_order_too(mesh, limit):
+def test_an_incomplete_batch_in_the_middle_of_an_order_keeps_its_size(mesh, limit):
     split = arrays()
-    source = loaders.make_loader(split, mesh, {"resident_limit_mb": limit}, 20)
+    loader = loaders.make_loader(split, mesh, {"resident_limit_mb": limit}, 20)
     epochs = [sampling.epoch_order(13, 4, seed=3, purpose=(e,), last_batch="keep") for e in range(2)]
     order = np.concatenate(epochs)
-    got = read(source, source.train_batches(order, 0, (3, 0)))
+    got = read(loader, loader.train_batches(order, 0, (3, 0)))
     assert [len(labels) for _, labels in got] == [4, 4, 4, 1, 4, 4, 4, 1]
     assert_equal(got, [(split.images[rows[rows >= 0]], split.labels[rows[rows >= 0]]) for rows in order])
     for start in (3, 5):
-        assert_equal(read(source, source.train_batches(order, start, (3, 0))), got[start:])
+        assert_equal(read(loader, loader.train_batches(order, start, (3, 0))), got[start:])
 
 
-def test_repeated_pictures_come_in_a_row_in_an_epoch_of_the_same_length():
+def test_repeated_images_are_in_a_row_in_an_epoch_of_the_same_length():
     once = sampling.epoch_order(11, 3, seed=1, purpose=(4,))
     thrice = sampling.epoch_order(11, 3, seed=1, purpose=(4,), repeats=3)
     assert once.shape == thrice.shape == (3, 3)
@@ -101,13 +101,13 @@ def test_repeated_pictures_come_in_a_row_in_an_epoch_of_the_same_length():
     )
 
 
-def test_repeated_pictures_are_changed_otherwise_each_time(mesh):
+def test_repeated_images_are_transformed_differently(mesh):
     options = {**CROP, "rand_augment": "rand-m9-mstd0.5-inc1", "three_augment": True, "jitter": 0.3}
-    source = loaders.make_loader(arrays(), mesh, {**options, "resident_limit_mb": 0}, 12)
+    loader = loaders.make_loader(arrays(), mesh, {**options, "resident_limit_mb": 0}, 12)
     order = sampling.epoch_order(13, 3, seed=3, purpose=(0,), repeats=3)
-    whole = read(source, source.train_batches(order, 0, (3, 0)))
-    assert all((images[0] != images[1]).any() and (images[1] != images[2]).any() for images, _ in whole)
-    assert_equal(read(source, source.train_batches(order, 2, (3, 0))), whole[2:])
+    all_batches = read(loader, loader.train_batches(order, 0, (3, 0)))
+    assert all((images[0] != images[1]).any() and (images[1] != images[2]).any() for images, _ in all_batches)
+    assert_equal(read(loader, loader.train_batches(order, 2, (3, 0))), all_batches[2:])
 
 
 def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
@@ -119,68 +119,69 @@ def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
     assert rows.shape == (2, 3) and weight.sum() == 6
 
 
-def test_size_decides_where_pictures_live(mesh, tmp_path):
+def test_the_size_of_the_array_chooses_the_loader(mesh, tmp_path):
     split = arrays()
     assert not loaders.make_loader(split, mesh, {}, 20).crops_on_host
     assert loaders.make_loader(split, mesh, {"resident_limit_mb": 0.01}, 20).crops_on_host
     assert loaders.make_loader(files(tmp_path, split), mesh, {}, 20).crops_on_host
 
 
-def test_resident_batches_hold_the_rows_asked_for(mesh):
+def test_device_loader_returns_the_rows_of_the_order(mesh):
     split = arrays()
-    source = loaders.make_loader(split, mesh, {}, 20)
+    loader = loaders.make_loader(split, mesh, {}, 20)
     order = sampling.epoch_order(13, 4, seed=3, purpose=(0,))
-    got = read(source, source.train_batches(order, 0, (3, 0)))
+    got = read(loader, loader.train_batches(order, 0, (3, 0)))
     assert_equal(got, [(split.images[rows], split.labels[rows]) for rows in order])
     rows, weight = sampling.sequential_order(13, 4)
-    items = list(source.test_batches(rows, weight))
-    assert_equal(read(source, items), [(split.images[r], split.labels[r]) for r in rows])
-    np.testing.assert_array_equal([item["weight"] for item in items], weight)
+    host_batches = list(loader.test_batches(rows, weight))
+    assert_equal(read(loader, host_batches), [(split.images[r], split.labels[r]) for r in rows])
+    np.testing.assert_array_equal([host_batch["weight"] for host_batch in host_batches], weight)
 
 
-def test_streamed_pictures_equal_resident_ones_pixel_for_pixel(mesh, tmp_path):
+def test_both_loaders_return_equal_pixels(mesh, tmp_path):
     split = arrays()
     order = sampling.epoch_order(13, 4, seed=3, purpose=(0,))
     rows, weight = sampling.sequential_order(13, 4)
-    resident = loaders.make_loader(split, mesh, {}, 20)
-    for streamed in (
+    device_loader = loaders.make_loader(split, mesh, {}, 20)
+    for host_loader in (
         loaders.make_loader(files(tmp_path, split), mesh, {}, 20),
         loaders.make_loader(split, mesh, {"resident_limit_mb": 0}, 20),
     ):
         assert_equal(
-            read(streamed, streamed.train_batches(order, 0, (3, 0))), read(resident, resident.train_batches(order))
+            read(host_loader, host_loader.train_batches(order, 0, (3, 0))),
+            read(device_loader, device_loader.train_batches(order)),
         )
-        items = list(streamed.test_batches(rows, weight))
-        assert_equal(read(streamed, items), read(resident, resident.test_batches(rows, weight)))
-        np.testing.assert_array_equal([item["weight"] for item in items], weight)
+        host_batches = list(host_loader.test_batches(rows, weight))
+        assert_equal(read(host_loader, host_batches), read(device_loader, device_loader.test_batches(rows, weight)))
+        np.testing.assert_array_equal([host_batch["weight"] for host_batch in host_batches], weight)
 
 
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_a_restart_continues_with_the_same_batches(mesh, limit):
-    source = loaders.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": limit}, 12)
+    loader = loaders.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": limit}, 12)
     order = sampling.epoch_order(13, 3, seed=3, purpose=(0,))
-    whole = read(source, source.train_batches(order, 0, (3, 0)))
-    assert len(whole) == 4
+    all_batches = read(loader, loader.train_batches(order, 0, (3, 0)))
+    assert len(all_batches) == 4
     for start in (1, 3):
-        assert_equal(read(source, source.train_batches(order, start, (3, 0))), whole[start:])
-    assert list(source.train_batches(order, 4, (3, 0))) == []
+        assert_equal(read(loader, loader.train_batches(order, start, (3, 0))), all_batches[start:])
+    assert list(loader.train_batches(order, 4, (3, 0))) == []
 
 
-def test_streamed_crops_depend_on_key_and_place(mesh):
-    source = loaders.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": 0}, 12)
+def test_host_crops_depend_on_key_and_position(mesh):
+    loader = loaders.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": 0}, 12)
     order = np.array([[0, 0], [0, 1]], np.int32)
-    (first, _), (second, _) = read(source, source.train_batches(order, 0, (3, 0)))
-    assert (first[0] != first[1]).any() and (first[0] != second[0]).any()  # one picture, three crops
-    (other, _), _ = read(source, source.train_batches(order, 0, (3, 1)))
+    (first, _), (second, _) = read(loader, loader.train_batches(order, 0, (3, 0)))
+    assert (first[0] != first[1]).any() and (first[0] != second[0]).any()  # one image, three crops
+    (other, _), _ = read(loader, loader.train_batches(order, 0, (3, 1)))
     assert (first != other).any()
 
 
-def test_streamed_test_pictures_are_resized_and_cropped_by_pillow(mesh, tmp_path):
+def test_host_loader_resizes_and_crops_test_images_by_pillow(mesh, tmp_path):
     image = Image.fromarray(arrays(1, 60).images[0]).crop((0, 0, 60, 45))
-    image.convert("L").save(tmp_path / "grey.png")
-    split = Split(labels=np.zeros(1, np.int32), files=(str(tmp_path / "grey.png"),))
-    source = loaders.make_loader(split, mesh, {"test": "resize_center_crop", "resize": 30}, 24)
-    ((images, _),) = read(source, source.test_batches(*sampling.sequential_order(1, 1)))
+    image.convert("L").save(tmp_path / "gray.png")
+    split = Split(labels=np.zeros(1, np.int32), files=(str(tmp_path / "gray.png"),))
+    loader = loaders.make_loader(split, mesh, {"test": "resize_center_crop", "resize": 30}, 24)
+    ((images, _),) = read(loader, loader.test_batches(*sampling.sequential_order(1, 1)))
     want = np.asarray(image.convert("L").convert("RGB").resize((40, 30), Image.Resampling.BILINEAR))[3:27, 8:32]
     np.testing.assert_array_equal(images[0], want)
 
@@ -188,35 +189,35 @@ def test_streamed_test_pictures_are_resized_and_cropped_by_pillow(mesh, tmp_path
 def test_two_worker_processes_give_the_same_bytes_as_none(mesh, tmp_path):
     split = files(tmp_path, arrays())
     order = sampling.epoch_order(13, 2, seed=3, purpose=(0,))
-    alone, helped = (loaders.make_loader(split, mesh, {**CROP, "workers": n}, 12) for n in (0, 2))
-    want = read(alone, alone.train_batches(order, 1, (3, 0)))
-    assert_equal(read(helped, helped.train_batches(order, 1, (3, 0))), want)
+    threads, workers_loader = (loaders.make_loader(split, mesh, {**CROP, "workers": n}, 12) for n in (0, 2))
+    want = read(threads, threads.train_batches(order, 1, (3, 0)))
+    assert_equal(read(workers_loader, workers_loader.train_batches(order, 1, (3, 0))), want)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_picture_is_named(mesh, tmp_path, workers):
+def test_a_damaged_image_is_named(mesh, tmp_path, workers):
     split = files(tmp_path, arrays(5))
     damaged = tmp_path / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    source = loaders.make_loader(split, mesh, {"workers": workers}, 20)
+    loader = loaders.make_loader(split, mesh, {"workers": workers}, 20)
     with pytest.raises(UserError, match=r"3\.png: cannot be read as an image") as caught:
-        list(source.train_batches(np.arange(4)[:, None], 0, (0,)))
+        list(loader.train_batches(np.arange(4)[:, None], 0, (0,)))
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_picture_is_named(mesh, tmp_path):
-    source = loaders.make_loader(files(tmp_path, arrays(5)), mesh, {}, 20)
+def test_a_missing_image_is_named(mesh, tmp_path):
+    loader = loaders.make_loader(files(tmp_path, arrays(5)), mesh, {}, 20)
     (tmp_path / "4.png").unlink()
     with pytest.raises(UserError, match=r"4\.png: cannot be read as an image .*No such file"):
-        list(source.test_batches(np.array([[4]]), np.ones((1, 1), np.float32)))
+        list(loader.test_batches(np.array([[4]]), np.ones((1, 1), np.float32)))
 
 
-def test_a_picture_of_another_size_is_named_with_what_to_set(mesh, tmp_path):
-    source = loaders.make_loader(files(tmp_path, arrays(2)), mesh, {}, 24)
+def test_an_image_of_another_size_is_named_with_the_option_to_set(mesh, tmp_path):
+    loader = loaders.make_loader(files(tmp_path, arrays(2)), mesh, {}, 24)
     with pytest.raises(
         UserError, match=r"\.png: augment.train='none' leaves 20 x 20 images.* set augment.train='resize'"
     ):
-        list(source.train_batches(np.array([[0, 1]]), 0, (0,)))
+        list(loader.train_batches(np.array([[0, 1]]), 0, (0,)))
 
 
 TWO_PROCESSES = """
@@ -267,8 +268,8 @@ def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
             run.kill()
     got = np.load(tmp_path / "out.npz")
     for limit in (4096, 0):
-        source = loaders.make_loader(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
-        want = [images for images, _ in read(source, source.train_batches(order, 1, (3, 0)))]
+        loader = loaders.make_loader(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
+        want = [images for images, _ in read(loader, loader.train_batches(order, 1, (3, 0)))]
         np.testing.assert_array_equal(got[str(limit)], np.concatenate(want))
 
 
@@ -284,13 +285,13 @@ def test_a_batch_that_does_not_divide_is_refused(mesh, tmp_path):
     assert "UserError: batch_size=6: does not divide among the 4 devices" in run.stderr
 
 
-def test_device_and_host_normalise_alike(mesh):
+def test_device_and_host_normalize_equally(mesh):
     split = arrays()
     options = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "test": "resize"}
     results = []
     for limit in (4096, 0):
-        source = loaders.make_loader(split, mesh, {**options, "resident_limit_mb": limit}, 20)
-        ((images, _),) = read(source, source.test_batches(*sampling.sequential_order(13, 13)))
-        finish = augment.normalize if source.crops_on_host else lambda x, o: augment.transform_test(x, o, 20)
+        loader = loaders.make_loader(split, mesh, {**options, "resident_limit_mb": limit}, 20)
+        ((images, _),) = read(loader, loader.test_batches(*sampling.sequential_order(13, 13)))
+        finish = augment.normalize if loader.crops_on_host else lambda x, o: augment.transform_test(x, o, 20)
         results.append(finish(images, options))
     np.testing.assert_array_equal(*results)

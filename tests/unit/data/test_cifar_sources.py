@@ -136,7 +136,7 @@ def test_an_archive_that_is_not_compressed_is_read_too(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["CDL_DATA", "cache", "data"])
-def test_cifar_is_found_in_the_usual_places(tmp_path, monkeypatch, place):
+def test_cifar_is_found_in_the_search_paths(tmp_path, monkeypatch, place):
     home = tmp_path / "home"
     where = {"CDL_DATA": tmp_path / "named", "cache": home / ".cache" / "cdl_jax", "data": home / "data"}[place]
     folder, files, _, _ = cifar100_files()
@@ -147,7 +147,7 @@ def test_cifar_is_found_in_the_usual_places(tmp_path, monkeypatch, place):
 
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100"])
-def test_missing_cifar_is_answered_with_the_places_and_the_command(tmp_path, monkeypatch, source):
+def test_missing_cifar_raises_an_error_with_the_folders_and_the_command(tmp_path, monkeypatch, source):
     monkeypatch.setenv("CDL_DATA", str(tmp_path / "named"))
     message = refusal(source)
     for part in (str(tmp_path / "named"), ".cache/cdl_jax", "data", f"python -m cdl_jax.fetch {source}"):
@@ -188,7 +188,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_its_code_does_not_run(tmp_p
     ],
     ids=["eval", "getattr", "numpy.load", "scalar", "os.system", "stack_global", "object arrays"],
 )
-def test_no_name_but_those_of_arrays_and_containers_is_admitted(content):
+def test_only_names_of_arrays_and_containers_are_allowed(content):
     with pytest.raises(UserError, match="refused"):
         cifar_files.unpickle(content, "file")
 
@@ -204,7 +204,7 @@ def test_no_name_but_those_of_arrays_and_containers_is_admitted(content):
     ],
     ids=["empty", "text", "list", "cut", "huge array"],
 )
-def test_a_damaged_pickle_is_answered_in_one_line(content, words):
+def test_a_damaged_pickle_raises_an_error_of_one_line(content, words):
     with pytest.raises(UserError, match=words) as error:
         cifar_files.unpickle(content, "file")
     assert "\n" not in str(error.value)
@@ -218,7 +218,7 @@ def test_a_forged_dtype_does_not_change_numpys_own():
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.3, 0.9, -20])
-def test_a_truncated_archive_is_answered_in_one_line(tmp_path, kept):
+def test_a_truncated_archive_raises_an_error_of_one_line(tmp_path, kept):
     folder, files, _, _ = cifar100_files()
     path = write_tar(tmp_path / "cut.tar.gz", folder, files)
     content = path.read_bytes()
@@ -227,7 +227,7 @@ def test_a_truncated_archive_is_answered_in_one_line(tmp_path, kept):
     assert "damaged, truncated or not a tar archive" in message or "cifar100 is incomplete" in message
 
 
-def test_damaged_bytes_in_an_archive_are_answered_in_one_line(tmp_path):
+def test_damaged_bytes_in_an_archive_raise_an_error_of_one_line(tmp_path):
     folder, files, _, _ = cifar100_files()
     path = write_tar(tmp_path / "flipped.tar.gz", folder, files)
     content = bytearray(path.read_bytes())
@@ -254,7 +254,7 @@ def test_a_link_in_an_archive_is_not_followed(tmp_path):
     assert "cifar-100-python/train is missing" in refusal("cifar100", path)
 
 
-def test_an_archive_of_another_data_set_is_told_apart(tmp_path):
+def test_an_archive_of_another_data_set_is_refused(tmp_path):
     folder, files, _, _ = cifar10_files()
     path = write_tar(tmp_path / "cifar-10-python.tar.gz", folder, files)
     assert "cifar100 is incomplete" in refusal("cifar100", path)
@@ -274,7 +274,7 @@ def test_cifar_pickles_with_other_contents_are_refused(tmp_path, name, content, 
     assert words in refusal("cifar100", write_folder(tmp_path, folder, {**files, name: content}))
 
 
-def test_a_cut_binary_file_is_refused(tmp_path):
+def test_a_truncated_binary_file_is_refused(tmp_path):
     folder, files, _, _ = cifar100_files(binary=True)
     path = write_folder(tmp_path, folder, {**files, "test.bin": files["test.bin"][:-1]})
     assert "does not end with a complete record" in refusal("cifar100", path)

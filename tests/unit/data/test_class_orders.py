@@ -24,7 +24,7 @@ TINY = {"family": "tests.support.tiny_network", "pooled": True, "norm": True, "d
 
 
 def stream(seed, train=(12,) * 6, test=(4,) * 6):
-    """Three tasks of two classes; pictures of a class are noise of one colour."""
+    """Three tasks of two classes; images of a class are noise of one color."""
     rng, kinds = np.random.default_rng(0), 180 * (np.arange(6)[:, None] >> np.arange(3) & 1)[:, None, None]
 
     def split(counts):
@@ -73,7 +73,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_results_are_those_of_the_single_runs(runs):
+def test_results_equal_those_of_single_runs(runs):
     taken = [program(**changes) for changes in ({"seeds": SEEDS}, *({"seed": seed} for seed in SEEDS))]
     lives = []
     for folder, own in zip(("both", *map(str, SEEDS)), taken, strict=True):
@@ -92,15 +92,15 @@ def test_results_are_those_of_the_single_runs(runs):
     classes = [[task["classes"] for task in content["stream"]["tasks"]] for content in (first, second)]
     assert classes[0] != classes[1] and sorted(sum(classes[0], [])) == sorted(sum(classes[1], [])) == list("abcdef")
     rows = [content["networks"]["network"]["accuracy_matrix"] for content in (first, second)]
-    assert min(row[0][0] for row in rows) > 80 and rows[0] != rows[1]  # of two classes, whose colours are told apart
+    assert min(row[0][0] for row in rows) > 80 and rows[0] != rows[1]  # of two classes, whose colours are distinguished
     again = loop.evaluate(taken[0], runs / "both", 1)
     assert len(again["networks"]) == 2 and all(of["now"] == of["stored"] for of in again["networks"].values())
 
 
-def test_pictures_lie_on_the_device_once_and_the_plan_names_both_orders():
+def test_images_are_on_the_device_once_and_the_plan_names_both_orders():
     together = program(seeds=SEEDS)
-    told = describe.describe(together)
-    assert "the order of seed 3" in told and "the order of seed 0" in told
+    message = describe.describe(together)
+    assert "the order of seed 3" in message and "the order of seed 0" in message
     data = CompiledSteps(together).train_loader.data
     assert data["images"].shape == (72, SIDE, SIDE, 3) and data["labels"].shape == (2, 72)
     for labels, seed in zip(data["labels"], SEEDS, strict=True):
@@ -114,7 +114,7 @@ def test_pictures_lie_on_the_device_once_and_the_plan_names_both_orders():
     assert CompiledSteps(shared).train_loader.data["labels"].shape == (72,) and shared.info.class_names
 
 
-def test_a_phase_that_shows_every_picture_once_shows_each_seed_its_own_tasks():
+def test_a_sequential_phase_reads_each_seeds_own_tasks():
     network = {"dim": 8, "depth": 1, "heads": 2, "patch_size": 4}
     together = program("nearest_mean", network, seeds=SEEDS)
     steps = CompiledSteps(together)
@@ -136,17 +136,17 @@ def test_a_phase_that_shows_every_picture_once_shows_each_seed_its_own_tasks():
     ]
     common = set(of_class[0]) & set(of_class[1])
     assert 2 <= len(common) < 4
-    for c in common:  # whichever label it has, and in whichever task it was learnt
+    for c in common:  # whichever label it has, and in whichever task it was learned
         np.testing.assert_allclose(of_class[0][c], of_class[1][c], rtol=1e-5, atol=1e-5)
 
 
-def test_learners_with_streams_of_their_own_have_them_in_each_seed_s_order():
+def test_learners_have_their_own_streams_in_each_seeds_order():
     changes = {"dkt.num_learners": 2, "dkt.stream_order": "shuffled"}
     together, alone = program("dkt", TINY, seeds=SEEDS, **changes), program("dkt", TINY, seed=0, **changes)
     phase = together.method.phases[0]
     taken = [CompiledSteps(own).train_batches(own.stream.tasks[0], phase, 0, 0) for own in (together, alone)]
     for ours, theirs in zip(*taken, strict=True):
-        assert ours["rows"].shape == (4, 2, 2)  # pictures, learners, seeds
+        assert ours["rows"].shape == (4, 2, 2)  # images, learners, seeds
         np.testing.assert_array_equal(ours["rows"][..., 1], theirs["rows"])
     labels = np.stack([own.train.labels for own in together.streams])
     for learner, order in enumerate(together.method.streams):
@@ -156,7 +156,7 @@ def test_learners_with_streams_of_their_own_have_them_in_each_seed_s_order():
             assert set(labels[seed][rows.ravel()]) == set(order[:2])
 
 
-def test_each_seed_remembers_pictures_of_its_own_classes():
+def test_each_seed_replays_images_of_its_own_classes():
     together = program("eeil", TINY, seeds=SEEDS, **{"eeil.replay": 6})
     steps = CompiledSteps(together)
     task = together.stream.tasks[0]
@@ -168,7 +168,7 @@ def test_each_seed_remembers_pictures_of_its_own_classes():
         np.testing.assert_array_equal(own.train.labels[rows[:2]], [[0] * 3, [1] * 3])
 
 
-def test_what_does_not_go_together_is_said_in_one_line(runs):
+def test_options_that_cannot_be_combined_raise_errors_of_one_line(runs):
     def refusal(**changes):
         with pytest.raises(UserError) as caught:
             program(**changes)
@@ -176,8 +176,8 @@ def test_what_does_not_go_together_is_said_in_one_line(runs):
         return str(caught.value)
 
     for counts in ({"train": (12, 12, 12, 12, 12, 13)}, {"test": (4, 4, 4, 4, 4, 5)}):
-        told = refusal(seeds=SEEDS, data=stream(3, **counts))
-        assert "has other numbers of images in the order of seed 0 than in that of seed 3" in told
+        message = refusal(seeds=SEEDS, data=stream(3, **counts))
+        assert "has other numbers of images in the order of seed 0 than in that of seed 3" in message
     assert "data.validation holds out different images" in refusal(seeds=SEEDS, **{"data.validation": 0.2})
     with pytest.raises(UserError, match="has one class order, and each of config.seeds has its own .* one by"):
         find_teacher(str(runs / "3"), "", "last", program(seeds=SEEDS).info, {})

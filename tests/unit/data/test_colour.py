@@ -15,7 +15,7 @@ THREE = {"three_augment": True, "jitter": 0.0}
 
 @pytest.fixture(scope="module")
 def photo():
-    """A photograph, uint8 [40, 48, 3]."""
+    """Returns a photograph, uint8 [40, 48, 3]."""
     from sklearn.datasets import load_sample_images
 
     return np.ascontiguousarray(load_sample_images().images[0][100:140, 60:108])
@@ -30,13 +30,13 @@ def on_host(image, uniforms, options):
     return np.asarray(color.apply_to_image(Image.fromarray(image), uniforms, options), np.float32)
 
 
-def test_the_three_are_grey_solarised_and_blurred(photo):
-    picture, uniforms = Image.fromarray(photo), np.zeros((3, color.NUM_UNIFORMS))
+def test_three_augment_is_gray_solarize_and_blur(photo):
+    pil_image, uniforms = Image.fromarray(photo), np.zeros((3, color.NUM_UNIFORMS))
     uniforms[:, 0], uniforms[:, 1] = (0.1, 0.5, 0.9), 0.5  # a third each; radius 1.05
     wanted = [
-        picture.convert("L").convert("RGB"),
-        ImageOps.solarize(picture, 128),
-        picture.filter(ImageFilter.GaussianBlur(1.05)),
+        pil_image.convert("L").convert("RGB"),
+        ImageOps.solarize(pil_image, 128),
+        pil_image.filter(ImageFilter.GaussianBlur(1.05)),
     ]
     found = on_device(np.stack([photo] * 3), uniforms, THREE)
     for i in range(3):
@@ -46,7 +46,7 @@ def test_the_three_are_grey_solarised_and_blurred(photo):
     assert (found[2] == np.asarray(wanted[2])).mean() > 0.999
 
 
-def test_every_radius_blurs_as_pillow_does(photo):
+def test_every_radius_blurs_as_pillow(photo):
     radii = np.linspace(0.1, 1.98, 24)  # at 2 sums are ties of fifteenths
     found = jax.jit(jax.vmap(lambda r: color.blur(jnp.float32(photo), r)))(radii)
     for radius, got in zip(radii, np.asarray(found), strict=True):
@@ -54,7 +54,7 @@ def test_every_radius_blurs_as_pillow_does(photo):
         assert np.abs(got - want).max() <= 1 and (got == want).mean() > 0.999, radius
 
 
-def test_jitter_is_pillows_in_every_order(photo):
+def test_jitter_equals_pillow_in_every_order(photo):
     options, uniforms = (
         {"three_augment": False, "jitter": 0.3},
         np.random.default_rng(0).random((60, color.NUM_UNIFORMS)),
@@ -74,7 +74,7 @@ def test_jitter_is_pillows_in_every_order(photo):
     ("kind", "interpolation"),
     [("random_resized_crop", "bicubic"), ("random_resized_crop", "random"), ("shift", "random")],
 )
-def test_whole_transforms_follow_pillow(photo, kind, interpolation):
+def test_complete_transforms_follow_pillow(photo, kind, interpolation):
     options = {"train": kind, "interpolation": interpolation, "flip": True}
     key = jax.random.key(2)
     device = np.asarray(jax.jit(lambda x: augment.transform_train(x, key, options, 32))(np.stack([photo] * 12)))
@@ -89,7 +89,7 @@ def test_whole_transforms_follow_pillow(photo, kind, interpolation):
     assert same < 0.2 if interpolation == "bicubic" else 0.2 < same < 0.9  # of an even sky both filters make the same
 
 
-def test_bicubic_test_pictures_equal_pillows(photo):
+def test_bicubic_test_images_equal_pillow(photo):
     options = {"test": "resize_center_crop", "resize": 30, "interpolation": "random"}
     device = np.asarray(jax.jit(lambda x: augment.transform_test(x, options, 24))(photo[None]))[0]
     want = Image.fromarray(photo).resize((36, 30), Image.Resampling.BICUBIC).crop((6, 3, 30, 27))
@@ -98,7 +98,7 @@ def test_bicubic_test_pictures_equal_pillows(photo):
     assert np.mean(np.abs(device * 255 - np.asarray(want)) > 1e-3) < 0.12
 
 
-def test_colours_of_whole_pictures_are_the_hosts():
+def test_device_colors_equal_host_colors():
     images = np.repeat(glyph_mini.load({"part": "incremental"}).train.images[:4], 4, axis=0)
     options = {"train": "shift", "flip": True, "three_augment": True, "jitter": 0.3}
     key = jax.random.key(7)
@@ -120,7 +120,7 @@ def test_more_numbers_are_drawn_without_changing_the_first():
     assert augment.num_uniforms({"rand_augment": "rand-m9-n3"}) == 45
 
 
-def test_a_policys_text_is_timms():
+def test_the_text_of_a_policy_is_timms():
     wanted = rand_augment.Policy(9.0, std=0.5, layers=2, increasing=True)
     assert rand_augment.parse("rand-m9-mstd0.5-inc1") == wanted
     assert rand_augment.parse("rand-m7-n3-p0.25") == rand_augment.Policy(7.0, layers=3, probability=0.25)
@@ -138,22 +138,22 @@ def apply(photo, operation, level, sign=1, increasing=True):
 
 
 def test_operations_are_at_timms_magnitudes(photo):
-    picture = Image.fromarray(photo)
+    pil_image = Image.fromarray(photo)
     np.testing.assert_array_equal(apply(photo, "posterize", 0.9), photo & 0x80)  # 4 - int(3.6) = 1 bit
     np.testing.assert_array_equal(apply(photo, "posterize", 0.9, increasing=False), photo & 0xE0)
     np.testing.assert_array_equal(apply(photo, "solarize", 0.5), np.where(photo < 128, photo, 255 - photo))
     added = np.where(photo < 128, np.minimum(255, photo.astype(int) + 99), photo)  # 110 * 0.9
     np.testing.assert_array_equal(apply(photo, "solarize_add", 0.9), added)
     for operation in ("color", "contrast", "brightness", "sharpness"):
-        enhance = getattr(ImageEnhance, operation.capitalize())(picture).enhance
+        enhance = getattr(ImageEnhance, operation.capitalize())(pil_image).enhance
         np.testing.assert_array_equal(apply(photo, operation, 0.5, -1), np.asarray(enhance(0.55)))
         np.testing.assert_array_equal(apply(photo, operation, 0.5, increasing=False), np.asarray(enhance(1.0)))
-    turned = picture.rotate(-27, resample=Image.Resampling.BILINEAR, fillcolor=(9, 8, 7))
+    turned = pil_image.rotate(-27, resample=Image.Resampling.BILINEAR, fillcolor=(9, 8, 7))
     np.testing.assert_array_equal(apply(photo, "rotate", 0.9, -1), np.asarray(turned))
     np.testing.assert_array_equal(apply(photo, "invert", 0.1), 255 - photo)
 
 
-def test_shifts_and_shears_move_the_picture_and_fill_what_is_left(photo):
+def test_translations_and_shears_move_the_image_and_fill_the_rest(photo):
     moved = apply(photo, "translate_x", 1 / 3, 1)  # 0.15 of 48 pixels: 7.2 to the left
     assert (moved[:, -7:] == (9, 8, 7)).all() and (moved[:, :40] != (9, 8, 7)).any()
     assert (
@@ -168,19 +168,19 @@ def test_shifts_and_shears_move_the_picture_and_fill_what_is_left(photo):
 
 
 def test_a_policy_draws_operations_evenly_and_by_its_numbers(photo):
-    policy, picture = rand_augment.parse("rand-m9-mstd0.5-inc1"), Image.fromarray(photo)
+    policy, pil_image = rand_augment.parse("rand-m9-mstd0.5-inc1"), Image.fromarray(photo)
     filters = [Image.Resampling.BILINEAR]
 
     def changed(u):
-        return np.asarray(rand_augment.augment(picture, np.asarray(u, float), policy, (9, 8, 7), filters))
+        return np.asarray(rand_augment.augment(pil_image, np.asarray(u, float), policy, (9, 8, 7), filters))
 
     still = [0.5, 0.9, 0.5, 0.5, 0.5]  # its second number is not below the probability
     np.testing.assert_array_equal(changed([*still, *still]), photo)
     brighter = [9.5 / 15, 0.1, 0.5, 0.9, 0.0]  # the tenth operation, magnitude 9 + 0.5 * 0, upwards
-    want = np.asarray(ImageEnhance.Brightness(picture).enhance(1.81))
+    want = np.asarray(ImageEnhance.Brightness(pil_image).enhance(1.81))
     np.testing.assert_array_equal(changed([*still, *brighter]), want)
     less = [9.5 / 15, 0.1, 0.15865525393145707, 0.9, 0.0]  # one standard deviation less: 8.5
-    want = np.asarray(ImageEnhance.Brightness(picture).enhance(1.765))
+    want = np.asarray(ImageEnhance.Brightness(pil_image).enhance(1.765))
     np.testing.assert_array_equal(changed([*less, *still]), want)
     uniforms = np.random.default_rng(0).random((200, 10))
     same = np.mean([np.array_equal(changed(u), photo) for u in uniforms])
@@ -188,7 +188,7 @@ def test_a_policy_draws_operations_evenly_and_by_its_numbers(photo):
     np.testing.assert_array_equal(changed(uniforms[0]), changed(uniforms[0]))
 
 
-def test_rand_augment_changes_pictures_on_the_host_and_is_refused_on_the_device(photo):
+def test_rand_augment_changes_images_on_the_host_and_is_refused_on_the_device(photo):
     options = {"train": "resize", "rand_augment": "rand-m9-inc1", "mean": (0.5,) * 3, "std": (1.0,) * 3}
     uniforms = np.random.default_rng(1).random((20, augment.num_uniforms(options)))
     plain = augment.transform_train_image(Image.fromarray(photo), uniforms[0], {"train": "resize"}, 32)
@@ -218,7 +218,7 @@ def test_erased_rectangles_are_noise_of_timms_sizes():
     assert erasing.erase(images, jax.random.key(0), {"erase": 0.0}) is images
 
 
-def test_a_rectangle_that_never_fits_leaves_the_picture():
+def test_a_rectangle_that_never_fits_leaves_the_image():
     uniforms = jnp.full(22, 0.999)  # a third of the area, 3.3 times as high as wide: 21 rows of 20
     assert [int(v) for v in erasing.sample_rectangle(uniforms, 20, 20)][2:] == [0, 0]
     assert [int(v) for v in erasing.sample_rectangle(uniforms.at[3].set(0.0), 20, 20)] == [15, 18, 5, 2]

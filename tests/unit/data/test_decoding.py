@@ -28,7 +28,7 @@ def encoded(image, form, **options):
 
 
 def png16(values, color_type):
-    """A 16-bit PNG of values [height, width, channels], each row with another filter."""
+    """Returns a 16-bit PNG of values [height, width, channels], each row with another filter."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -50,7 +50,7 @@ def png16(values, color_type):
 
 
 def tiff(values, bits, *, order="<", photometric=1, kind=1):
-    """An uncompressed TIFF of values [height, width] or [height, width, channels]."""
+    """Returns an uncompressed TIFF of values [height, width] or [height, width, channels]."""
     data, channels = values.tobytes(), values.shape[2] if values.ndim == 3 else 1
     count, end = 10 + (kind != 1), 8 + len(data)
     entries = [(256, 4, 1, values.shape[1]), (257, 4, 1, values.shape[0]), (258, 3, channels, bits)]
@@ -163,7 +163,7 @@ def test_alpha_is_dropped_and_colors_stay():
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "PNG", "WEBP"])
-def test_the_first_of_several_frames_is_read(form):
+def test_the_first_frame_is_read(form):
     frames = [Image.fromarray(np.full((4, 4, 3), level, np.uint8)) for level in (10, 200)]
     options = {"lossless": True} if form == "WEBP" else {}
     content = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
@@ -191,14 +191,14 @@ def test_images_beyond_the_limits_end_in_one_line_that_names_the_file(tmp_path, 
 def test_a_narrow_image_is_cropped_within_memory():
     narrow = Image.fromarray(np.arange(4 * 60_000, dtype=np.uint32).astype(np.uint8).reshape(4, 60_000)).convert("RGB")
     options = {"test": "resize_center_crop", "resize": 64}
-    whole = augment.transform_test_image(narrow, options, 48)
+    full = augment.transform_test_image(narrow, options, 48)
     before = augment._LARGEST
     try:
         augment._LARGEST = 2**20
         part = augment.transform_test_image(narrow, options, 48)
     finally:
         augment._LARGEST = before
-    assert np.abs(whole.astype(int) - part).max() <= 1
+    assert np.abs(full.astype(int) - part).max() <= 1
     line = augment.transform_test_image(Image.new("RGB", (1, 65_535), (9, 9, 9)), {**options, "resize": 256}, 224)
     assert line.shape == (224, 224, 3) and (line == 9).all()
 

@@ -1,4 +1,4 @@
-"""Emoji by identity and by subgroup: what is learnt, what is tested on, and that neither part has seen the other's."""
+"""Emoji by identity and by subgroup: the training set, the test set, and that neither part has seen the other's."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SIZES = (10, 12, 9, 3)  # emoji of each subgroup
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """Pictures that say which emoji (red) and vendor (green) they show; noto lacks emoji 0."""
+    """Images whose red is the emoji and whose green is the vendor; noto lacks emoji 0."""
     rows = [(emoji, group, vendor) for emoji, group in enumerate(np.repeat(range(4), SIZES)) for vendor in range(3)]
     emoji, group, vendor = np.array([row for row in rows if row[0] or row[2]]).T
     images = np.zeros((len(emoji), 4, 4, 3), np.uint8)
@@ -29,11 +29,11 @@ def load(file, **options):
 
 
 def shown(split):
-    """Emoji and vendor of each picture."""
+    """Returns emoji and vendor of each image."""
     return split.images[:, 0, 0, 0], split.images[:, 0, 0, 1]
 
 
-def test_identities_are_tested_on_a_vendor_that_is_not_learnt_from(file):
+def test_identities_are_tested_on_a_vendor_outside_the_training_set(file):
     data = load(file)
     assert data.name == "emoji_identity" and data.class_names == tuple(f"e{i}" for i in range(1, 34))
     for split, vendors in ((data.train, {1, 2}), (data.test, {0})):
@@ -50,7 +50,7 @@ def test_pretraining_and_stream_share_no_emoji(file):
     assert load(file, stream_classes=20, split_seed=1).class_names != stream.class_names
 
 
-def test_subgroups_are_tested_on_emoji_that_no_vendor_shows_in_training(file):
+def test_subgroups_are_tested_on_emoji_outside_the_training_set(file):
     data = load(file, label="subgroup")
     assert data.class_names == ("fruit", "tool")  # variants and small subgroups are left out
     train, test = ({*shown(split)[0]} for split in (data.train, data.test))

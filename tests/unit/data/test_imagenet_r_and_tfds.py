@@ -52,7 +52,7 @@ def test_imagenet_r_follows_the_published_lists(imagenet_r):
     assert [len(task.test) for task in s.tasks] == [543, 716, 553, 686, 620, 631, 557, 636, 587, 471]
 
 
-def test_pictures_missing_from_imagenet_r_are_counted(imagenet_r, tmp_path):
+def test_images_missing_from_imagenet_r_are_counted(imagenet_r, tmp_path):
     root, lists = imagenet_r
     first, second = lists["test"][0], lists["test"][5]
     moved = [(root / name, tmp_path / name.replace("/", "_")) for name in (first, second)]
@@ -72,7 +72,7 @@ def test_pictures_missing_from_imagenet_r_are_counted(imagenet_r, tmp_path):
         extra.unlink()
 
 
-def test_imagenet_r_without_its_folder_says_where_to_get_it(tmp_path):
+def test_imagenet_r_without_its_folder_raises_an_error_with_its_address(tmp_path):
     assert "python -m cdl_jax.fetch imagenet_r" in refusal("imagenet_r")
     (tmp_path / "imagenet-r.tar").touch()
     assert "unpack it" in refusal("imagenet_r", tmp_path / "imagenet-r.tar")
@@ -109,7 +109,7 @@ def prepare_tfds(data_dir, name, version, features, splits):
 
 
 def png_of(image):
-    """The bytes of a PNG file. image: uint8 `[height, width, 3]`."""
+    """Returns the bytes of a PNG file. image: uint8 `[height, width, 3]`."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
     return file.getvalue()
@@ -157,7 +157,7 @@ def test_a_prepared_tfds_folder_is_read_beside_a_tensorflow_that_is_broken(tmp_p
     assert (done.returncode, done.stdout) == (0, "[10, 20, 30] [0, 1, 1]\n"), done.stderr
 
 
-def test_tfds_pictures_of_several_sizes_are_sent_to_the_folder_source(tmp_path):
+def test_tfds_images_of_different_sizes_raise_an_error_with_the_folder_source(tmp_path):
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
         "label": tfds.features.ClassLabel(names=["a"]),
@@ -167,7 +167,7 @@ def test_tfds_pictures_of_several_sizes_are_sent_to_the_folder_source(tmp_path):
     assert "data.side=256" in refusal("tfds", folder, dataset="sizes")
 
 
-def test_tfds_images_of_several_sizes_are_brought_to_one_by_resizing_and_a_center_crop(tmp_path):
+def test_tfds_images_of_different_sizes_are_resized_and_center_cropped_to_one(tmp_path):
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
         "label": tfds.features.ClassLabel(names=[f"class{i}" for i in range(5)]),
@@ -196,7 +196,7 @@ def test_tfds_by_its_own_mock(tmp_path):
     assert len(data.class_names) == 100
 
 
-def test_a_tfds_set_that_is_not_prepared_is_answered_with_the_command(tmp_path):
+def test_a_tfds_set_that_is_not_prepared_raises_an_error_with_the_command(tmp_path):
     message = refusal("tfds", tmp_path)
     assert f"tfds.builder('cifar100', data_dir='{tmp_path}', file_format='array_record')" in message
     assert "not found" in refusal("tfds", tmp_path, dataset="no_such_set")
@@ -217,7 +217,7 @@ def test_a_missing_tensorflow_datasets_ends_with_how_to_install_it(imagenet_r, m
     assert "pip install tensorflow-datasets" in refusal(source, imagenet_r[0], **options)
 
 
-def test_tfds80_takes_the_order_from_tfds_and_the_pictures_from_the_folder(imagenet_r, tmp_path):
+def test_tfds80_takes_the_order_from_tfds_and_the_images_from_the_folder(imagenet_r, tmp_path):
     root, lists = imagenet_r
     chosen = [lists["test"][(i * 577) % 6000] for i in range(10)]
     features = {

@@ -34,13 +34,13 @@ def quiet():
 def outcomes(inputs, folder):
     """{(kind, name): what} of inputs that are read as `benchmarks.cases.fuzz` does, none of them a finding."""
     folder.mkdir()
-    found = {(kind, name): told for kind, name, told in fuzz.tried(inputs, folder)}
-    assert not {key: told for key, told in found.items() if told["what"] == "finding"}
-    assert max(told["bytes"] for told in found.values()) < fuzz.MEMORY
-    return {key: told["what"] for key, told in found.items()}
+    found = {(kind, name): result for kind, name, result in fuzz.tried(inputs, folder)}
+    assert not {key: result for key, result in found.items() if result["what"] == "finding"}
+    assert max(result["bytes"] for result in found.values()) < fuzz.MEMORY
+    return {key: result["what"] for key, result in found.items()}
 
 
-def test_the_sound_files_are_accepted_and_damaged_ones_are_no_findings(tmp_path):
+def test_intact_files_are_accepted_and_damaged_ones_are_not_findings(tmp_path):
     # Not checkpoints: where jax runs already, a process that is forked off may wait for a lock that nobody frees.
     found = outcomes(fuzz.damaged(300, seed=7, groups=tuple(fuzz_inputs.kinds())), tmp_path / "root")
     sound = {kind: what for (kind, name), what in found.items() if name == "sound"}
@@ -63,7 +63,7 @@ def test_no_code_runs_and_nothing_is_written_elsewhere(tmp_path):
     assert canary.exists()
 
 
-def test_small_files_that_ask_for_much_are_refused(tmp_path):
+def test_small_files_that_need_much_memory_are_refused(tmp_path):
     greedy = [("CIFAR pickle", name, content) for name, content in fuzz_attacks._greedy_pickles() if name not in SLOW]
     safetensors = [("safetensors", name, content) for name, content in fuzz_attacks._safetensors()]
     bombs = [
@@ -89,14 +89,14 @@ def test_damaged_checkpoints_are_replaced_by_older_ones_or_refused(tmp_path):
     for kind, name, content in [*crafted, *damaged]:
         found[kind, name] = fuzz.outcome(known[kind], content, tmp_path)
     assert len(found) == 3 * len(plain) + 13
-    assert not {key: told for key, told in found.items() if told[0] == "finding"}
+    assert not {key: result for key, result in found.items() if result[0] == "finding"}
     # The frozen weights have no older ones, and `--mode eval` of the last task takes none.
     accepted = {kind for (kind, _), (what, _) in found.items() if what == "accepted"}
     assert {kind for kind, *_ in crafted} <= accepted
 
 
 @pytest.mark.parametrize("what", ["raises", "writes", "memory"])
-def test_a_finding_is_found(tmp_path, what):
+def test_a_finding_is_reported(tmp_path, what):
     def read(folder):
         if what == "raises":
             raise KeyError("x")
@@ -213,7 +213,7 @@ def meant(draw, root):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_what_is_read_is_what_was_meant(tmp_path, seed):
+def test_images_and_labels_are_read_as_written(tmp_path, seed):
     draw = random.Random(seed)
     source, path, want = meant(draw, tmp_path)
     order = draw.choice(("natural", "shuffle", "python_shuffle"))

@@ -1,4 +1,4 @@
-"""The last, incomplete batch of an epoch, kept: sizes, steps, seeds together, and what cannot be."""
+"""The last, incomplete batch of an epoch: sizes, steps, seeds in one program, and impossible options."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ SIDE, BATCH = 8, 4
 
 
 def stream():
-    """Two tasks of two classes with 7 and 9 training pictures."""
+    """Two tasks of two classes with 7 and 9 training images."""
     labels = np.array([0, 1, 0, 1, 1, 0, 0, *[2] * 4, *[3] * 5], np.int32)
     images = np.random.default_rng(0).integers(0, 256, (len(labels), SIDE, SIDE, 3), np.uint8)
     return split_into_tasks(Dataset("noise", tuple("abcd"), *[Split(labels, images)] * 2), num_tasks=2)
@@ -34,7 +34,7 @@ def program(**changes):
     return Experiment.build(config, stream())
 
 
-def learnt(own):
+def train_first_task(own):
     """Live variables after both epochs of the first task."""
     compiled = CompiledSteps(own)
     task, (phase,) = own.stream.tasks[0], own.method.phases
@@ -63,8 +63,8 @@ def test_steps_count_the_incomplete_batch():
     assert program(**{"train.batch_size": 16}).batch_sizes(own.stream.tasks[0], phase) == [7]
 
 
-def test_seeds_together_learn_what_each_learns_alone():
-    together, alone = learnt(program(seeds=(0, 3))), learnt(program(seed=3))
+def test_seeds_in_one_program_equal_single_runs():
+    together, alone = train_first_task(program(seeds=(0, 3))), train_first_task(program(seed=3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-5, atol=1e-6), together, alone)
     assert max(np.abs(a[0] - b).max() for a, b in zip(*map(jax.tree.leaves, (together, alone)), strict=True)) > 1e-3
 
@@ -73,15 +73,15 @@ def test_an_order_can_be_entered_in_the_middle_of_an_epoch():
     own = program(seeds=(0, 3))
     steps = CompiledSteps(own)
     task, (phase,) = own.stream.tasks[0], own.method.phases
-    whole = [np.asarray(item["rows"]) for item in steps.train_batches(task, phase, 0, 0)]
-    assert [rows.shape for rows in whole] == [(4, 2), (3, 2)] * 2
+    row_batches = [np.asarray(item["rows"]) for item in steps.train_batches(task, phase, 0, 0)]
+    assert [rows.shape for rows in row_batches] == [(4, 2), (3, 2)] * 2
     for seed in (0, 1):
-        assert sorted(np.concatenate([rows[:, seed] for rows in whole[:2]])) == sorted(task.train)
-    for item, rows in zip(steps.train_batches(task, phase, 0, 1), whole[1:], strict=True):
+        assert sorted(np.concatenate([rows[:, seed] for rows in row_batches[:2]])) == sorted(task.train)
+    for item, rows in zip(steps.train_batches(task, phase, 0, 1), row_batches[1:], strict=True):
         np.testing.assert_array_equal(item["rows"], rows)
 
 
-def test_what_cannot_be_is_said_in_one_line(monkeypatch):
+def test_impossible_options_raise_errors_of_one_line(monkeypatch):
     def refusal(**changes):
         with pytest.raises(UserError) as caught:
             program(**changes)
@@ -93,9 +93,9 @@ def test_what_cannot_be_is_said_in_one_line(monkeypatch):
         **{"train.last_batch": "drop", "train.batch_size": 8}
     )
     own = program()
-    several = BatchPlan.build(own.stream, BATCH, [(0, 1, 2, 3), (3, 2, 1, 0)], last_batch="keep")
+    multi_learner_plan = BatchPlan.build(own.stream, BATCH, [(0, 1, 2, 3), (3, 2, 1, 0)], last_batch="keep")
     with pytest.raises(UserError, match="streams for each learner, nor with replay or public images in a batch"):
-        several.check(own.method.phases[0])
+        multi_learner_plan.check(own.method.phases[0])
     two = SimpleNamespace(shape={"data": 2})
     monkeypatch.setattr("cdl_jax.runtime.sharding.make_mesh", lambda devices, *_: two)
     assert "the last batch of task 0 has 3 images, which cannot be split evenly over 2 devices: say 'drop'" in refusal()

@@ -149,7 +149,7 @@ def test_csvs_that_cannot_be_used_name_the_line(tmp_path):
     assert "expected lines of file,label" in answer("")
 
 
-def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path, caplog):
+def test_skipped_files_are_counted_and_named_in_one_line(tmp_path, caplog):
     write(tmp_path, {f"{part}/{name}/{i}.png": i for part in ("train", "val") for name in "ab" for i in (1, 2)})
     write(tmp_path, {"train/__MACOSX/a/1.png": 1, "train/.cache/1.png": 1, "train/a/.2.png": 1, "train/top.png": 1})
     write(tmp_path, {"train/a/more/3.png": 3, "test/5.png": 5})
@@ -187,12 +187,12 @@ def test_a_class_without_training_images_is_refused_unless_it_may_be_skipped(tmp
         assert "1 val classes without training images (first c)" in caplog.text
 
 
-def test_classes_that_only_the_test_set_has_are_all_named(tmp_path):
+def test_classes_of_the_test_set_alone_are_all_named(tmp_path):
     write(tmp_path, {"train/a/1.png": 1, **{f"val/{name}/1.png": 1 for name in "abcdefgh"}})
     assert "7 classes of val/ lack training images: b, c, d, e, f and 2 more" in refusal("folder", tmp_path)
 
 
-def test_of_test_and_val_the_log_names_the_one_in_use(tmp_path, caplog):
+def test_the_log_names_which_of_test_and_val_is_used(tmp_path, caplog):
     write(tmp_path, {"train/a/1.png": 1, "val/a/1.png": 2, "test/a/1.png": 3})
     assert shown(load("folder", tmp_path), "test") == [("a", 3)]
     assert "test/ is the test set, and val/ is not used" in caplog.text

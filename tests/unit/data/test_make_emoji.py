@@ -1,4 +1,4 @@
-"""Emoji files made from small npm packages; a square of one colour stands for what resvg would draw."""
+"""Emoji files made from small npm packages; a square of one color replaces the drawing of resvg."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def colour(vendor, name):
 
 @pytest.fixture
 def packages(tmp_path):
-    """The five packages, with pictures whose colour says what they show and whose vendor they are."""
+    """The five packages, with images whose color encodes emoji and vendor."""
     write(tmp_path / "emoji-datasource/emoji.json", [
         {"short_name": name, "subcategory": subgroup, "unified": code, "skin_variations": {"1F3FB": {"unified": "X"}}}
         for name, subgroup, code in LIST
@@ -51,22 +51,22 @@ def packages(tmp_path):
 @pytest.fixture
 def documents(monkeypatch):
     """Puts a painter of one colour, on the left half only, in the place of resvg; gives what it was asked to draw."""
-    asked = []
+    svgs = []
 
     def svg_to_bytes(*, svg_string, width, height, **_):
         from PIL import Image
 
-        asked.append(svg_string)
+        svgs.append(svg_string)
         fill = re.search("#[0-9a-f]{6}", svg_string)
         if not fill:
             raise ValueError("no colour")
-        picture = Image.new("RGBA", (width, height))
-        picture.paste(fill[0], (0, 0, width // 2, height))
-        picture.save(file := io.BytesIO(), "png")
+        image = Image.new("RGBA", (width, height))
+        image.paste(fill[0], (0, 0, width // 2, height))
+        image.save(file := io.BytesIO(), "png")
         return file.getvalue()
 
     monkeypatch.setitem(sys.modules, "resvg_py", types.SimpleNamespace(svg_to_bytes=svg_to_bytes))
-    return asked
+    return svgs
 
 
 def write(path, content):
@@ -74,14 +74,14 @@ def write(path, content):
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_vendors_come_one_after_the_other_with_their_emoji_in_the_order_of_the_list(packages, documents):
+def test_images_are_in_the_order_of_vendors_then_of_the_list(packages, documents):
     arrays = make_emoji.make(packages)
     assert {key: value.dtype.str[1:] for key, value in arrays.items()} == {
         "x": "u1", "y": "i2", "vendor": "i1", "emoji": "i2", "classes": "U7", "emoji_names": "U11", "vendors": "U11"
     }  # fmt: skip
     assert arrays["vendors"].tolist() == ["noto", "twemoji", "openmoji", "fluent-flat"]
     assert arrays["emoji_names"].tolist() == ["hash", "wave", "skin-tone-2", "heart", "kiss"]
-    assert arrays["classes"].tolist() == ["couple", "emotion", "hand", "keycap"]  # nobody draws a skin tone
+    assert arrays["classes"].tolist() == ["couple", "emotion", "hand", "keycap"]  # no vendor draws a skin tone
     assert arrays["vendor"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
     assert arrays["emoji"].tolist() == [0, 1, 3, 4, 3, 4, 1, 3]
     assert arrays["classes"][arrays["y"]].tolist() == [LIST[i][1] for i in arrays["emoji"]]
@@ -93,20 +93,20 @@ def test_vendors_come_one_after_the_other_with_their_emoji_in_the_order_of_the_l
     assert len(documents) == 8
 
 
-def test_what_is_not_drawn_is_white_and_nothing_is_darker_than_what_is(packages, documents):
+def test_the_background_is_white_and_no_pixel_is_darker_than_the_drawing(packages, documents):
     x = make_emoji.make(packages)["x"].astype(int)
     assert x[:, :, 20:].min() == 255 and (x[:, :, :12] == x[:, :1, :1]).all()
     # Made smaller when already on white, a green of 150 would be 148 along the edge; 1 is for rounding.
     assert (x.min(axis=(1, 2)) >= x[:, 0, 0] - 1).all()
 
 
-def test_a_picture_is_as_large_as_its_icon_or_else_its_set_says(packages, documents):
+def test_the_size_of_an_image_is_that_of_its_icon_or_its_set(packages, documents):
     folder = packages / "@iconify-json/fluent-emoji-flat"
     write(folder / "chars.json", {"1f44b": "a", "2764": "b"})
     body = {"body": "<g fill='#010203'/>"}
     write(folder / "icons.json", {"icons": {"a": {**body, "left": -1, "height": 20}, "b": body}, "width": 32})
-    pictures = make_emoji.read_drawings(packages, "@iconify-json/fluent-emoji-flat")
-    assert 'viewBox="-1 0 32 20"' in pictures["1f44b"] and 'viewBox="0 0 32 16"' in pictures["2764"]
+    drawings = make_emoji.read_drawings(packages, "@iconify-json/fluent-emoji-flat")
+    assert 'viewBox="-1 0 32 20"' in drawings["1f44b"] and 'viewBox="0 0 32 16"' in drawings["2764"]
 
 
 def test_the_command_writes_a_file_that_the_emoji_file_source_reads(packages, documents, tmp_path, capsys):
@@ -141,7 +141,7 @@ def test_the_command_writes_a_file_that_the_emoji_file_source_reads(packages, do
         ("@iconify-json/noto/icons.json", '{"icons": {"the-wave": {"body": ""}}}', "wave cannot be drawn (no colour)"),
     ],
 )
-def test_mistakes_are_answered_in_one_line(packages, documents, tmp_path, capsys, file, content, words):
+def test_mistakes_raise_errors_of_one_line(packages, documents, tmp_path, capsys, file, content, words):
     (packages / file).unlink() if content is None else (packages / file).write_text(content)
     assert make_emoji.main([str(packages), str(tmp_path / "out.npz")]) == 2
     error = capsys.readouterr().err
@@ -149,17 +149,17 @@ def test_mistakes_are_answered_in_one_line(packages, documents, tmp_path, capsys
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_without_resvg_the_answer_says_how_to_get_it(packages, monkeypatch, tmp_path, capsys):
+def test_without_resvg_the_error_names_the_package(packages, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     assert make_emoji.main([str(packages), str(tmp_path / "out.npz")]) == 2
     assert capsys.readouterr().err == "make_emoji: drawing emoji needs resvg-py: pip install resvg-py\n"
 
 
-def test_resvg_draws_a_vendors_picture(packages):
+def test_resvg_draws_a_vendors_image(packages):
     half = {"body": "<path fill='#102030' d='M0 0h18v36H0z'/>"}
     write(packages / "@iconify-json/noto/icons.json", {"icons": {"the-wave": half}, "width": 36, "height": 36})
-    picture = make_emoji.draw(make_emoji.read_drawings(packages, "@iconify-json/noto")["1f44b"])
-    assert (picture[:, :12] == (16, 32, 48)).all() and (picture[:, 20:] == 255).all()
+    image = make_emoji.draw(make_emoji.read_drawings(packages, "@iconify-json/noto")["1f44b"])
+    assert (image[:, :12] == (16, 32, 48)).all() and (image[:, 20:] == 255).all()
 
 
 def test_an_emoji_source_without_a_path_names_the_command():

@@ -34,7 +34,7 @@ def fonts(tmp_path_factory):
     return root
 
 
-def test_text_fonts_are_found_and_others_passed_over(fonts):
+def test_text_fonts_are_found_and_others_skipped(fonts):
     found = make_glyphs.find_fonts(fonts)
     assert [(font.path.name, font.family) for font in found] == [
         ("DejaVuSansMono.ttf", 0),
@@ -48,17 +48,17 @@ def test_text_fonts_are_found_and_others_passed_over(fonts):
 
 def test_letters_stand_on_the_baseline_with_capitals_of_one_height(fonts):
     for font in make_glyphs.find_fonts(fonts):
-        pictures = make_glyphs.draw(font.path, "HIgé")
-        ink = np.flatnonzero((pictures["H"] > 64).any(axis=1))
+        images = make_glyphs.draw(font.path, "HIgé")
+        ink = np.flatnonzero((images["H"] > 64).any(axis=1))
         # Hinting and antialiasing move an edge by a pixel at most.
         assert abs(ink[-1] - (make_glyphs.BASELINE - 1)) <= 1 and abs(len(ink) - make_glyphs.CAP_HEIGHT) <= 1
-        columns = np.flatnonzero((pictures["H"] > 64).any(axis=0))
+        columns = np.flatnonzero((images["H"] > 64).any(axis=0))
         assert abs((columns[0] + columns[-1]) / 2 - 15.5) <= 1
-        assert np.flatnonzero((pictures["g"] > 64).any(axis=1))[-1] > make_glyphs.BASELINE
-        assert pictures["é"].shape == (32, 32) and pictures["é"].dtype == np.uint8
+        assert np.flatnonzero((images["g"] > 64).any(axis=1))[-1] > make_glyphs.BASELINE
+        assert images["é"].shape == (32, 32) and images["é"].dtype == np.uint8
 
 
-def test_empty_pictures_and_characters_drawn_alike_are_left_out(fonts):
+def test_empty_and_equal_images_are_left_out(fonts):
     path = make_glyphs.find_fonts(fonts)[2].path
     assert set(make_glyphs.draw(path, "AΑB ")) == {"B"}  # Latin and Greek A, B, space
 
@@ -112,7 +112,7 @@ def test_the_command_writes_a_file_that_the_glyph_file_source_reads(fonts, tmp_p
         (["--fonts", "{fonts}", "--classes", "{tmp}/han.txt"], "'漢' has no training images"),
     ],
 )
-def test_mistakes_are_answered_in_one_line(fonts, tmp_path, capsys, options, words):
+def test_mistakes_raise_errors_of_one_line(fonts, tmp_path, capsys, options, words):
     (tmp_path / "han.txt").write_text("a漢", encoding="utf-8")
     filled = [option.format(fonts=fonts, tmp=tmp_path) for option in options]
     assert make_glyphs.main([*filled, "--out", str(tmp_path / "out.npz")]) == 2

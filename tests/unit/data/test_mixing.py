@@ -16,13 +16,13 @@ mix = jax.jit(
 )
 
 
-def test_smoothing_stays_within_the_allowed_classes():
+def test_smoothing_stays_within_the_class_mask():
     targets = mixing.soft_labels(LABELS, ALLOWED, 0.3)
     assert np.allclose(targets[1], [0.1, 0.1, 0.8, 0.0])
     assert np.allclose(targets.sum(1), 1)
 
 
-def test_a_box_is_cut_at_the_border_and_the_weight_follows_it():
+def test_a_box_is_clipped_at_the_border_and_the_weight_follows():
     box = [int(edge) for edge in mixing.cutmix_box(0.75, (0, 3), 8, 6)]
     assert box == [0, 2, 2, 4]
     assert mixing.kept_area(box, 8, 6) == pytest.approx(1 - 4 / 48)
@@ -32,7 +32,7 @@ def test_a_box_is_cut_at_the_border_and_the_weight_follows_it():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_targets_have_the_weight_of_the_pictures(seed):
+def test_targets_have_the_weight_of_the_images(seed):
     images, targets = mix(jax.random.key(seed), cutmix=0.0, smoothing=0.0)
     weight = float(targets[0, 0])
     assert np.allclose(images, weight * IMAGES + (1 - weight) * IMAGES[::-1], atol=1e-6)
@@ -43,7 +43,7 @@ def test_targets_have_the_weight_of_the_pictures(seed):
     assert np.array_equal(images[0][other[0]], IMAGES[3][other[0]])
 
 
-def test_probabilities_choose_between_the_two_and_none():
+def test_probabilities_choose_mixup_cutmix_or_none():
     many = jax.random.split(jax.random.key(0), 400)
 
     def shares(**options):
@@ -57,7 +57,7 @@ def test_probabilities_choose_between_the_two_and_none():
     assert shares(cutmix=0.0, mixup=0.0) == (1.0, 1.0)
 
 
-def test_keys_decide_and_nothing_else():
+def test_the_result_depends_on_the_key():
     first, second, other = (mix(jax.random.key(seed))[0] for seed in (1, 1, 2))
     assert np.array_equal(first, second)
     assert np.abs(first - other).max() > 1e-3
@@ -73,7 +73,7 @@ cut = jax.jit(lambda key, p: mixing.cutmix(IMAGES, jnp.arange(4), key, p))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_cut_picture_has_a_box_of_the_one_that_the_permutation_names(seed):
+def test_cutmix_takes_the_box_from_the_permuted_image(seed):
     images, others, weight = cut(jax.random.key(seed), 1.0)
     assert sorted(np.asarray(others)) == [0, 1, 2, 3]
     changed = np.any(np.asarray(images) != IMAGES, axis=-1)
@@ -83,7 +83,7 @@ def test_a_cut_picture_has_a_box_of_the_one_that_the_permutation_names(seed):
             assert weight == pytest.approx(1 - changed[i].mean())
 
 
-def test_so_many_batches_are_cut_as_the_probability_says():
+def test_the_fraction_of_mixed_batches_is_the_probability():
     many, plain = jax.random.split(jax.random.key(0), 1000), jnp.zeros((2, 32, 32, 1))  # where few boxes are empty
     weights = jax.jit(jax.vmap(lambda key: mixing.cutmix(plain, jnp.arange(2), key, 0.3)[2]))(many)
     assert np.mean(weights < 1) == pytest.approx(0.3, abs=0.05)
@@ -91,7 +91,7 @@ def test_so_many_batches_are_cut_as_the_probability_says():
     assert np.array_equal(images, IMAGES) and weight == 1
 
 
-def test_the_probability_of_cutting_grows_with_the_epochs():
+def test_the_probability_of_cutmix_grows_with_the_epochs():
     assert mixing.cutmix_probability("linear", 0.5, 150, 300) == pytest.approx(0.3)
     assert mixing.cutmix_probability("as_coded", 0.5, 2, 300) == pytest.approx(0.1 + 2 * (0.5 - 0.1 / 300))
     assert jax.jit(lambda e: mixing.cutmix_probability("linear", 0.5, e, 300))(0) == pytest.approx(0.1)

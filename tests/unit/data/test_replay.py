@@ -1,4 +1,4 @@
-"""Which rows a memory keeps, and in which order they come back."""
+"""Rows of a replay memory, and their order in batches."""
 
 import numpy as np
 import pytest
@@ -10,29 +10,29 @@ TASKS = [np.arange(100 * task, 100 * task + 60, dtype=np.int32) for task in rang
 LABELS = np.arange(400) % 3  # every task has all three
 
 
-def test_room_is_shared_evenly_and_the_rest_goes_to_the_first():
+def test_capacity_is_split_evenly_and_the_first_groups_get_one_more():
     assert replay.group_lengths(2000, 3) == [667, 667, 666]
     assert replay.group_lengths(2000, 10) == [200] * 10
     assert replay.group_lengths(2, 4) == [1, 1, 0, 0]
 
 
 def test_a_memory_that_shrinks_keeps_the_rows_of_the_largest_keys():
-    kept = [replay.memory_rows(TASKS[:n], 50, seed=3) for n in range(1, 5)]
-    assert [[len(rows) for rows in memory] for memory in kept] == [[50], [25, 25], [17, 17, 16], [13, 13, 12, 12]]
-    for before, after in zip(kept, kept[1:], strict=False):
+    memories = [replay.memory_rows(TASKS[:n], 50, seed=3) for n in range(1, 5)]
+    assert [[len(rows) for rows in memory] for memory in memories] == [[50], [25, 25], [17, 17, 16], [13, 13, 12, 12]]
+    for before, after in zip(memories, memories[1:], strict=False):
         for old, new in zip(before, after, strict=False):
             assert np.array_equal(new, old[: len(new)])
-    for task, rows in zip(TASKS, kept[-1], strict=True):
+    for task, rows in zip(TASKS, memories[-1], strict=True):
         assert rows.dtype == np.int32 and len(set(rows)) == len(rows) and set(rows) <= set(task)
 
 
-def test_seed_learner_and_task_decide_the_keys():
-    def kept(seed, learner=0):
+def test_keys_depend_on_seed_learner_and_task():
+    def memories(seed, learner=0):
         return [rows.tolist() for rows in replay.memory_rows(TASKS[:2], 40, seed, learner)]
 
-    assert kept(1) == kept(1)
-    assert kept(1) != kept(2) and kept(1) != kept(1, learner=1)
-    first, second = kept(1)
+    assert memories(1) == memories(1)
+    assert memories(1) != memories(2) and memories(1) != memories(1, learner=1)
+    first, second = memories(1)
     assert first != [row - 100 for row in second]
 
 
@@ -45,20 +45,20 @@ def test_every_row_has_the_same_chance():
 
 
 def test_a_small_task_leaves_its_room_unused():
-    kept = replay.memory_rows([TASKS[0], np.array([7, 8])], 40, seed=0)
-    assert [len(rows) for rows in kept] == [20, 2]
+    memories = replay.memory_rows([TASKS[0], np.array([7, 8])], 40, seed=0)
+    assert [len(rows) for rows in memories] == [20, 2]
     assert replay.memory_rows([], 40, seed=0) == replay.memory_rows_by_class([], LABELS, 40, seed=0) == []
 
 
 def test_a_memory_may_be_balanced_over_classes():
-    kept = [replay.memory_rows_by_class(TASKS[:n], LABELS, 50, seed=3) for n in (1, 2, 4)]
-    for memory in kept:
+    memories = [replay.memory_rows_by_class(TASKS[:n], LABELS, 50, seed=3) for n in (1, 2, 4)]
+    for memory in memories:
         assert [len(rows) for rows in memory] == [17, 17, 16]
         assert [set(LABELS[rows]) for rows in memory] == [{0}, {1}, {2}]
-    from_second = [np.isin(rows, TASKS[1]).mean() for rows in kept[1]]
+    from_second = [np.isin(rows, TASKS[1]).mean() for rows in memories[1]]
     assert all(0 < share < 1 for share in from_second)
     # A row that is lost never comes back.
-    for early, late in zip(kept[1], kept[2], strict=True):
+    for early, late in zip(memories[1], memories[2], strict=True):
         assert set(late) & {*TASKS[0], *TASKS[1]} <= set(early)
 
 
@@ -71,7 +71,7 @@ def test_every_pass_has_each_row_once_and_batches_are_full():
     assert len({tuple(p) for p in passes}) == 4
 
 
-def test_an_order_is_that_of_its_purpose_and_longer_ones_begin_alike():
+def test_an_order_depends_on_its_purpose_and_longer_ones_begin_equally():
     rows = np.arange(20)
     order = replay.memory_order(rows, 9, 8, 5, (0, 1, 2))
     assert np.array_equal(order, replay.memory_order(rows, 12, 8, 5, (0, 1, 2))[:9])

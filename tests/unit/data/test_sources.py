@@ -1,4 +1,4 @@
-"""A user's own pictures and sets that packages ship: what is read, and what is refused in one line."""
+"""Sources of a user's images and of packaged sets: what is read, and errors of one line."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_a_folder_of_classes_is_split_by_seed(tmp_path):
     assert len(load("folder", root, test_fraction=0.5).test) == 11
 
 
-def test_folders_that_cannot_be_used_are_answered_in_one_line(tmp_path):
+def test_folders_that_cannot_be_used_raise_errors_of_one_line(tmp_path):
     assert "set data.path" in refusal("folder")
     assert "neither a folder nor" in refusal("folder", tmp_path / "none")
     assert "no images" in refusal("folder", tmp_path / "home")
@@ -52,21 +52,21 @@ def test_folders_that_cannot_be_used_are_answered_in_one_line(tmp_path):
 
 
 def test_arrays_of_a_user(tmp_path):
-    grey = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)
-    colour = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
-    arrays = {"x_train": grey, "y_train": np.asarray([[0], [2], [1], [0]]), "x_test": colour}
+    gray = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)
+    color = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
+    arrays = {"x_train": gray, "y_train": np.asarray([[0], [2], [1], [0]]), "x_test": color}
     np.savez(tmp_path / "mine.npz", **arrays, y_test=np.asarray([1, 2], np.uint8))
     data = load("arrays", tmp_path / "mine.npz")
     assert (data.name, data.class_names) == ("mine", ("0", "1", "2"))
     assert data.train.images.shape == (4, 6, 5, 3) and all(
-        np.array_equal(data.train.images[..., channel], grey) for channel in range(3)
+        np.array_equal(data.train.images[..., channel], gray) for channel in range(3)
     )
-    assert data.train.labels.tolist() == [0, 2, 1, 0] and np.array_equal(data.test.images, colour)
+    assert data.train.labels.tolist() == [0, 2, 1, 0] and np.array_equal(data.test.images, color)
     np.savez(tmp_path / "named.npz", **arrays, y_test=np.asarray([1, 2]), class_names=np.asarray(["x", "y", "z"]))
     assert load("arrays", tmp_path / "named.npz").class_names == ("x", "y", "z")
 
 
-def test_arrays_that_cannot_be_used_are_answered_in_one_line(tmp_path):
+def test_arrays_that_cannot_be_used_raise_errors_of_one_line(tmp_path):
     good = {
         "x_train": np.zeros((2, 4, 4), np.uint8),
         "y_train": np.asarray([0, 1]),
@@ -74,18 +74,18 @@ def test_arrays_that_cannot_be_used_are_answered_in_one_line(tmp_path):
         "y_test": np.asarray([0]),
     }
 
-    def answer(**changes):
+    def refusal_of(**changes):
         np.savez(tmp_path / "bad.npz", **{k: v for k, v in {**good, **changes}.items() if v is not None})
         return refusal("arrays", tmp_path / "bad.npz")
 
-    assert "float64" in answer(x_train=np.zeros((2, 4)))
-    assert "[2, 4, 4, 2]" in answer(x_train=np.zeros((2, 4, 4, 2), np.uint8))
-    assert "no array 'y_test'" in answer(y_test=None)
-    assert "whole numbers" in answer(y_train=np.asarray([0.0, 1.0]))
-    assert "-1 is negative" in answer(y_train=np.asarray([0, -1]))
-    assert "has Python objects, which are refused" in answer(y_train=np.asarray([0, "a"], object))
-    assert "label 3 among 3 images" in answer(y_train=np.asarray([0, 3]))
-    assert "label 2147483648 is too large" in answer(y_train=np.asarray([0, 2**31]))
+    assert "float64" in refusal_of(x_train=np.zeros((2, 4)))
+    assert "[2, 4, 4, 2]" in refusal_of(x_train=np.zeros((2, 4, 4, 2), np.uint8))
+    assert "no array 'y_test'" in refusal_of(y_test=None)
+    assert "whole numbers" in refusal_of(y_train=np.asarray([0.0, 1.0]))
+    assert "-1 is negative" in refusal_of(y_train=np.asarray([0, -1]))
+    assert "has Python objects, which are refused" in refusal_of(y_train=np.asarray([0, "a"], object))
+    assert "label 3 among 3 images" in refusal_of(y_train=np.asarray([0, 3]))
+    assert "label 2147483648 is too large" in refusal_of(y_train=np.asarray([0, 2**31]))
     (tmp_path / "text.npz").write_text("no zip")
     assert "cannot be read" in refusal("arrays", tmp_path / "text.npz")
     content = (tmp_path / "bad.npz").read_bytes()

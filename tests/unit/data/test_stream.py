@@ -9,7 +9,7 @@ from cdl_jax.errors import UserError
 
 
 def dataset(num_classes=6, train=4, test=2):
-    """Interleaved classes; the pixel value of a picture is its class, so labels can be checked against pictures."""
+    """Interleaved classes; the pixel value of an image is its class, so labels can be checked against images."""
 
     def split(n):
         labels = np.tile(np.arange(num_classes, dtype=np.int32), n)
@@ -59,7 +59,7 @@ def test_natural_order_ignores_the_seed_and_shuffle_follows_it():
 
 
 @pytest.mark.parametrize("word", ["shuffle", "python_shuffle"])
-def test_each_seed_has_the_stream_that_it_has_alone_over_the_same_pictures(word):
+def test_each_seed_has_the_stream_of_its_single_run_over_the_same_images(word):
     data, how = dataset(), {"class_order": word, "class_order_seed": -1, "validation": 0.0}
     cut = {"num_tasks": 0, "task_sizes": (3, 1, 2), "max_train_per_class": 3, "class_order": word}
     alone = {seed: stream.split_into_tasks(data, class_order_seed=seed, **cut) for seed in (5, 0, 2)}
@@ -106,7 +106,7 @@ def test_shuffling_leaves_pythons_own_generator_alone():
     assert random.random() == expected
 
 
-def test_labels_are_contiguous_in_each_task_and_still_belong_to_their_pictures():
+def test_labels_are_contiguous_in_each_task_and_match_their_images():
     s = stream.split_into_tasks(dataset(), num_tasks=3, class_order=(4, 0, 5, 1, 3, 2))
     assert s.class_names == ("e", "a", "f", "b", "d", "c")
     assert [(t.index, t.classes, t.first, t.end) for t in s.tasks] == [
@@ -194,7 +194,7 @@ def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
         ({"num_tasks": 1, "max_test_per_class": -1}, ["max_test_per_class=-1"]),
     ],
 )
-def test_what_cannot_be_split_is_answered_in_one_line(options, words):
+def test_impossible_splits_raise_errors_of_one_line(options, words):
     with pytest.raises(UserError) as error:
         stream.split_into_tasks(dataset(), **options)
     assert "\n" not in str(error.value)
@@ -202,7 +202,7 @@ def test_what_cannot_be_split_is_answered_in_one_line(options, words):
         assert word in str(error.value)
 
 
-def test_a_task_without_training_pictures_and_a_class_without_test_pictures_are_named():
+def test_a_task_without_training_images_and_a_class_without_test_images_are_named():
     data = dataset()
     some = data.train.take(np.flatnonzero(data.train.labels < 4))
     with pytest.raises(UserError, match=r"task 2 of toy has no training images \(its classes: e, f\)"):
@@ -222,7 +222,7 @@ def test_a_task_without_training_pictures_and_a_class_without_test_pictures_are_
         (Split(np.zeros(2, np.int32), np.zeros((2, 4, 4), np.uint8)), r"\(2, 4, 4\)"),
     ],
 )
-def test_a_source_that_gives_impossible_arrays_is_told_so(split, words):
+def test_a_source_with_impossible_arrays_raises_an_error(split, words):
     data = dataset()
     with pytest.raises(UserError, match=words):
         stream.split_into_tasks(Dataset("toy", data.class_names, split, data.test), num_tasks=1)
@@ -276,7 +276,7 @@ def test_class_ids_may_be_text_or_any_sequence_of_integers(order):
 
 
 @pytest.mark.parametrize("order", [(0.5, 1), ["a", "b"], np.array([0.0, 1.0]), "a,b"])
-def test_class_orders_that_are_no_integers_are_refused(order):
+def test_class_orders_that_are_not_integers_are_refused(order):
     with pytest.raises(UserError, match="^data.class_order=[^\n]*class ids such as '5,0,7'$"):
         stream.split_into_tasks(dataset(), num_tasks=1, class_order=order)
 
@@ -287,8 +287,8 @@ def test_task_sizes_may_be_numpy_numbers():
 
 
 def test_class_names_of_any_bytes_become_text_of_one_line():
-    whole = dataset(4)
-    odd = stream.Dataset("x\ny", ("a\nb", "\udcff", "%s \x1b[31m", 7), whole.train, whole.test)
+    toy = dataset(4)
+    odd = stream.Dataset("x\ny", ("a\nb", "\udcff", "%s \x1b[31m", 7), toy.train, toy.test)
     made = stream.split_into_tasks(odd, num_tasks=1)
     assert made.name == "x\\ny" and made.class_names == ("a\\nb", "\\udcff", "%s \\x1b[31m", "7")
     for name in made.class_names:

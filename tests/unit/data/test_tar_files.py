@@ -1,4 +1,4 @@
-"""Archives of pictures: found without unpacking, read by their place, and one line on what is wrong with them."""
+"""Tar archives of images: listed without unpacking, read by offset, and errors of one line."""
 
 import io
 import tarfile
@@ -44,7 +44,7 @@ def load(path, **options):
 
 
 def pixels(split):
-    """(class, picture) of each row, as the loader hands them on."""
+    """Returns (class, image) of each row, as the loader delivers them."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     source = loaders.make_loader(split, mesh, {}, 32)
     (item,) = source.test_batches(np.arange(len(split))[None], np.ones((1, len(split)), np.float32))
@@ -138,20 +138,20 @@ def refusal(path):
     return str(error.value)
 
 
-def test_archives_that_are_cut_off_or_damaged_are_told(tmp_path):
-    whole = packed({**TRAIN, **TEST})
+def test_truncated_or_damaged_archives_raise_errors(tmp_path):
+    content = packed({**TRAIN, **TEST})
     path = tmp_path / "cut.tar"
-    headers = [i for i in range(0, len(whole), 512) if whole[i + 257 : i + 262] == b"ustar"]
+    headers = [i for i in range(0, len(content), 512) if content[i + 257 : i + 262] == b"ustar"]
     for length, reason in (
         (headers[3] + 700, "is cut off"),
         (headers[3], "the archive has no end mark"),
         (headers[3] + 100, ""),
     ):
-        path.write_bytes(whole[:length])
+        path.write_bytes(content[:length])
         message = refusal(path)
         assert "cut.tar: incomplete or damaged near byte" in message and "download or pack it again" in message
         assert reason in message
-    path.write_bytes(whole[: headers[2]] + b"x" * 512 + whole[headers[2] + 512 :])
+    path.write_bytes(content[: headers[2]] + b"x" * 512 + content[headers[2] + 512 :])
     assert f"damaged near byte {headers[2]:,}" in refusal(path)
     path.write_bytes(packed({"n1.tar": packed({"1.png": png(1)})[: -1024 * 9]}))
     assert "incomplete or damaged" in refusal(path)
