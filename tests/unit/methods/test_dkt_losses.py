@@ -184,8 +184,8 @@ def test_a_rounded_probability_of_one_half_counts_as_class_0():
     ],
 )
 def test_early_stopping_without_improvement(accuracies, patience, margin, expected):
-    found = early_stopping.decide(accuracies, patience, margin)
-    assert (found.stop, found.keep, found.best) == expected
+    decision = early_stopping.decide(accuracies, patience, margin)
+    assert (decision.stop, decision.keep, decision.best) == expected
 
 
 @pytest.mark.parametrize(
