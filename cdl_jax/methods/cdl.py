@@ -213,7 +213,7 @@ class CDL(Method, CachesQueries):
     def queries(self, frozen: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Returns network -> query float32 `[batch, dim]` of its backbone without prompts."""
         names = ("student", "teacher") if self.options.query == "own" and self.teacher else ("student",)
-        return {name: getattr(self, name).query(frozen[name], images) for name in names}
+        return {name: self._trained_networks[name].query(frozen[name], images) for name in names}
 
     def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
         teacher_out, _, out = self._forward_eval(variables, images, context)
@@ -274,7 +274,7 @@ class CDL(Method, CachesQueries):
     def _eval_query(self, network, variables, images, context):
         """Returns the query of a network, from the cache if it is there."""
         cached = context.queries.get(network)
-        return getattr(self, network).query(variables[network], images) if cached is None else cached
+        return self._trained_networks[network].query(variables[network], images) if cached is None else cached
 
     def _teacher_query(self, variables, images):
         """Returns the query of the teacher's pool, float32 `[batch, dim]`."""
@@ -309,7 +309,8 @@ class CDL(Method, CachesQueries):
 
     @property
     def _trained_networks(self) -> dict[str, PromptedNetwork]:
-        return {name: getattr(self, name) for name in self.networks if name not in self.external}
+        student = {"student": self.student}
+        return student if self.teacher is None else {"teacher": self.teacher, **student}
 
 
 def build(config: ConfigDict, info: StreamInfo) -> CDL:

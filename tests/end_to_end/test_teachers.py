@@ -93,7 +93,7 @@ def test_taking_turns_changes_the_student_and_not_its_teacher(teacher_first, tmp
          "other classes, or in another order"),
         (["--config.cdl.teachers=('{run}',)", "--config.data.num_tasks=2"], "has 5 tasks, this one has 2"),
         (["--config.cdl.teachers=('{run}',)", "--config.cdl.teacher_network=tutor"], "has no network 'tutor'"),
-        (["--config.cdl.teachers=('{run}',)", "--config.cdl.schedule=interleaved"], "which learn no more"),
+        (["--config.cdl.teachers=('{run}',)", "--config.cdl.schedule=interleaved"], "which are not trained"),
         (["--config.cdl.schedule=interleaved_epochs", "--config.cdl.teacher_epochs=3"], "must be a multiple"),
     ],
 )  # fmt: skip

@@ -181,8 +181,8 @@ class RunTeacher:
         Returns:
           {"frozen": the run's frozen variables, "tasks": its other variables, stacked over `tasks`}.
         """
-        live, frozen = self._shapes
-        zeros = {"frozen": frozen, "tasks": jax.tree.map(lambda x: _stacked(x, len(self.tasks)), live)}
+        mutable, frozen = self._shapes
+        zeros = {"frozen": frozen, "tasks": jax.tree.map(lambda x: _stacked(x, len(self.tasks)), mutable)}
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
 
     def load_pretrained(self, variables: Variables | None = None) -> Variables:
@@ -195,9 +195,11 @@ class RunTeacher:
           UserError: a checkpoint cannot be read.
         """
         sharding = SingleDeviceSharding(jax.local_devices()[0])
-        live, frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self._shapes)
+        mutable, frozen = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self._shapes
+        )
         with Checkpoints(self.folder, read_only=True) as checkpoints:
-            tasks = [jax.device_get(checkpoints.restore_task(task, live)) for task in self.tasks]
+            tasks = [jax.device_get(checkpoints.restore_task(task, mutable)) for task in self.tasks]
             frozen = jax.device_get(checkpoints.restore_frozen(frozen))
         return {"frozen": frozen, "tasks": jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)}
 
@@ -215,20 +217,20 @@ class RunTeacher:
         images, side = augment.renormalize(images, self.input_augment, self.config.augment), self.method.image_size
         images = resizing.resize(images, (side, side), False)
         each_task = len(self.tasks) > 1
-        live = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
+        mutable = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
         if not each_task:  # the teacher has learned all classes, whatever the student's task is
             last = jnp.int32(self.info.num_tasks - 1)
             first = jnp.int32(self.info.num_classes - self.info.task_sizes[-1])
             context = context.replace(task=last, first=first, end=jnp.int32(self.info.num_classes))
-        joined = join(variables["frozen"], live)
+        joined = join(variables["frozen"], mutable)
         return self.method.teacher_outputs(self.network, joined, images, context, self.use_batch_statistics)
 
     @cached_property
     def _shapes(self):
-        """Shapes of the run's live and frozen variables, as its checkpoints have them."""
+        """Shapes of the run's mutable and frozen variables, as its checkpoints have them."""
         shapes = jax.eval_shape(self.method.init, jax.random.key(0))
-        live, frozen = split(shapes, lambda path: not self.method.is_frozen(path))
-        return live, cast_frozen_kernels(frozen, self.config.get("frozen_dtype", "float32"))
+        mutable, frozen = split(shapes, lambda path: not self.method.is_frozen(path))
+        return mutable, cast_frozen_kernels(frozen, self.config.get("frozen_dtype", "float32"))
 
 
 def find_teacher(

@@ -15,8 +15,8 @@ CURRENT = ("cdl", "okddip", "dml", "one", "cl_ilr", "individual", "kd", "vkd")
 CHOSEN = ("supervised", "lwf", "eeil", "dkt")
 
 
-def program(method, *changes, sizes=(1,) * 20):
-    """The program of a method with small networks on tasks of these sizes."""
+def build_experiment(method, *changes, sizes=(1,) * 20):
+    """The experiment of a method with small networks on tasks of these sizes."""
     if method == "cdl":
         config = tiny.get_config()
     else:
@@ -41,7 +41,7 @@ def program(method, *changes, sizes=(1,) * 20):
 
 def refusal(*arguments, **options):
     with pytest.raises(UserError) as caught:
-        program(*arguments, **options)
+        build_experiment(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -69,7 +69,7 @@ def test_message_names_the_option_that_makes_the_loss_trainable(method):
         )
     for classes in ("seen", "all"):
         chosen = (method, {"classes": classes, **memory})
-        program(method, chosen, sizes=(1, 1, 2))
+        build_experiment(method, chosen, sizes=(1, 1, 2))
         assert refusal(method, chosen, sizes=(1,)).startswith("the stream has one class, ")
 
 
@@ -77,7 +77,7 @@ def test_methods_without_a_softmax_accept_tasks_of_one_class():
     config = base.default("nearest_mean", data="glyph_mini", network="mini_student")
     config.data.num_tasks = 20
     Experiment.build(config, stream.load(config.data, 0))
-    program("vkd", ("vkd", {"label_loss": "binary"}), ("mixing", {"probability": 0.0}))
+    build_experiment("vkd", ("vkd", {"label_loss": "binary"}), ("mixing", {"probability": 0.0}))
 
 
 @pytest.mark.parametrize(("method", "key", "more"), [("lwf", "lwf_active", {}), ("eeil", "active", {"replay": 40})])
@@ -85,14 +85,14 @@ def test_distillation_from_the_previous_network_needs_two_classes(method, key, m
     last = {key: "last", "classes": "all", **more}
     message = refusal(method, (method, last), sizes=(2, 1, 1))
     assert message.startswith(f"{method}.{key}='last' preserves one class after task 1")
-    program(method, (method, last), sizes=(2, 2, 1))
-    program(method, (method, {**last, key: "all_seen"}), sizes=(2, 1, 1))
-    program(method, (method, {**last, "alpha": 0.0}), sizes=(2, 1, 1))
+    build_experiment(method, (method, last), sizes=(2, 2, 1))
+    build_experiment(method, (method, {**last, key: "all_seen"}), sizes=(2, 1, 1))
+    build_experiment(method, (method, {**last, "alpha": 0.0}), sizes=(2, 1, 1))
 
 
 def test_loss_weights_that_are_all_zero_are_refused():
     off = {"feature_weight": 0.0, "logit_weight": 0.0}
-    program("vkd", ("distill", off), sizes=(10, 10))
+    build_experiment("vkd", ("distill", off), sizes=(10, 10))
     message = refusal("vkd", ("distill", {**off, "label_weight": 0.0}), sizes=(10, 10))
     assert message.startswith("distill.feature_weight, logit_weight and label_weight are 0: ")
 

@@ -199,7 +199,7 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def program():
+def experiment():
     """Two tasks of five glyphs."""
     config = get_config("baseline=eeil,data=glyph_mini,tasks=2,epochs=1")
     config.network = ConfigDict({**TINY, "image_size": 32})
@@ -214,9 +214,9 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def finished(program, tmp_path_factory):
+def finished(experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eeil")
-    (results,) = loop.train(program, folder)
+    (results,) = loop.train(experiment, folder)
     assert results["status"] == "finished"
     return folder
 
@@ -225,17 +225,17 @@ def log_lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_memory_holds_images_of_each_learned_class(program, finished):
+def test_memory_holds_images_of_each_learned_class(experiment, finished):
     phases = [line["phase"] for line in log_lines(finished) if "loss" in line]
     assert phases == ["network"] * 5 + ["network_replay"] * 5 + ["balanced"] * 6  # 24 images: 3 batches per epoch
     early, late = (last_weights(finished, task)["['memory']['rows']"] for task in range(2))
     assert early.shape == (10, 5) and (early[5:] == -1).all() and np.array_equal(late[:5], early[:5])
     for label, rows in enumerate(late):
-        assert len(set(rows)) == 5 and (program.stream.train.labels[rows] == label).all()
+        assert len(set(rows)) == 5 and (experiment.stream.train.labels[rows] == label).all()
     assert last_weights(finished, 1)["['memory']['steps']"] == 10
 
 
-def test_killed_run_resumes_with_the_same_bits(program, finished, tmp_path, monkeypatch):
+def test_killed_run_resumes_with_the_same_bits(experiment, finished, tmp_path, monkeypatch):
     def dying(function, at, calls):
         def call(*arguments):
             calls.append(0)
@@ -248,21 +248,21 @@ def test_killed_run_resumes_with_the_same_bits(program, finished, tmp_path, monk
     with monkeypatch.context() as patch:  # after the last step before a selection
         patch.setattr(memory, "select", dying(memory.select, 2, []))
         with pytest.raises(Killed):
-            loop.train(program, tmp_path)
+            loop.train(experiment, tmp_path)
     with monkeypatch.context() as patch:  # during fine-tuning
         patch.setattr(loop.TaskLoop, "_log_training", dying(loop.TaskLoop._log_training, 5, []))
         with pytest.raises(Killed):
-            loop.train(program, tmp_path)
+            loop.train(experiment, tmp_path)
     assert log_lines(tmp_path)[-1].get("phase") == "balanced"
-    loop.train(program, tmp_path)
+    loop.train(experiment, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
     expected = last_weights(finished, 1)
     for name, value in last_weights(tmp_path, 1).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def test_finished_run_is_a_teacher(program, finished):
-    teacher = find_teacher(str(finished), "", "same_task", program.info, {})
+def test_finished_run_is_a_teacher(experiment, finished):
+    teacher = find_teacher(str(finished), "", "same_task", experiment.info, {})
     variables = jax.tree.map(jnp.asarray, teacher.load_pretrained())
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
     outputs = [

@@ -87,29 +87,31 @@ def test_network_with_statistics_has_a_new_head_if_its_file_has_other_classes(tm
 def test_linear_probe_trains_the_head_on_frozen_features():
     method, full_method = residual("head"), residual()
     variables = random_variables(method)
-    live, frozen = split(variables, lambda path: not method.is_frozen(path))
-    assert live == {"network": {"params": {"tail": {"classifier": live["network"]["params"]["tail"]["classifier"]}}}}
-    assert len(jax.tree.leaves(live)) == 2 and "batch_stats" in frozen["network"]
+    mutable, frozen = split(variables, lambda path: not method.is_frozen(path))
+    assert mutable == {
+        "network": {"params": {"tail": {"classifier": mutable["network"]["params"]["tail"]["classifier"]}}}
+    }
+    assert len(jax.tree.leaves(mutable)) == 2 and "batch_stats" in frozen["network"]
     assert split(variables, lambda path: not full_method.is_frozen(path))[0].keys() == {"network"}
     assert not any(jax.tree.leaves(split(variables, full_method.is_frozen)[0]))
     (update,) = method.phases[0].updates
-    assert all(update.trainable(path) for path in flatten_dict(live))
+    assert all(update.trainable(path) for path in flatten_dict(mutable))
     images, labels = np.random.default_rng(1).random((4, 8, 8, 3), np.float32), np.array([0, 1, 2, 1])
     step_context = context(end=3)
 
     @jax.jit
-    def learn(live):
-        def loss(live):
-            value, outcome = method.loss(join(frozen, live), {"images": images, "labels": labels}, step_context)
+    def learn(mutable):
+        def loss(mutable):
+            value, outcome = method.loss(join(frozen, mutable), {"images": images, "labels": labels}, step_context)
             return value, outcome.variables
 
-        (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(live)
+        (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(mutable)
         _, out = method.backbone.apply(variables["network"], images)
-        return value, changed, gradient, out["features"], method.predict(join(frozen, live), images, step_context)[0]
+        return value, changed, gradient, out["features"], method.predict(join(frozen, mutable), images, step_context)[0]
 
-    value, changed, gradient, features, predicted = jax.device_get(learn(live))
+    value, changed, gradient, features, predicted = jax.device_get(learn(mutable))
     assert changed == {}  # no running statistics
-    head = live["network"]["params"]["tail"]["classifier"]
+    head = mutable["network"]["params"]["tail"]["classifier"]
     logits = features @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(predicted["network"], logits, rtol=1e-4, atol=1e-4)
     p = np.exp(logits[:, :3] - logits[:, :3].max(axis=1, keepdims=True))
@@ -133,9 +135,9 @@ def test_every_family_has_a_head(network, heads):
     config.network.update({"depth": 1} if "depth" in config.network and "vit" in config.network.family else {})
     method = supervised.build(config, StreamInfo(5, (3, 2)))
     shapes = jax.eval_shape(method.init, jax.random.key(0))
-    live = flatten_dict(split(shapes, lambda path: not method.is_frozen(path))[0])
-    assert {path[-2] for path in live} == heads
-    assert {leaf.shape[-1] for leaf in live.values()} == {5}
+    mutable = flatten_dict(split(shapes, lambda path: not method.is_frozen(path))[0])
+    assert {path[-2] for path in mutable} == heads
+    assert {leaf.shape[-1] for leaf in mutable.values()} == {5}
 
 
 def test_every_family_is_in_the_list_above():

@@ -20,7 +20,7 @@ from tests.support.contexts import context
 
 
 def build(dtype):
-    """Returns program, live and frozen variables of one student with one wide block."""
+    """Returns experiment, mutable and frozen variables of one student with one wide block."""
     config = tiny.get_config("learner=none,distill=none")
     config.student.update(depth=1, dim=256)
     config.data.update(num_tasks=1, max_train_per_class=4, class_order="0,1,2,3,4,5,6,7")
@@ -55,10 +55,10 @@ def types(tree):
 
 
 def test_only_frozen_kernels_are_cast(half, full):
-    (_, live, frozen), (_, live_full, frozen_full) = half, full
+    (_, mutable, frozen), (_, mutable_full, frozen_full) = half, full
     dtypes = types(frozen)
     assert dtypes.pop("kernel") == "bfloat16" and set(dtypes.values()) == {"float32"} >= {dtypes["scale"]}
-    jax.tree.map(np.testing.assert_array_equal, live, live_full)
+    jax.tree.map(np.testing.assert_array_equal, mutable, mutable_full)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), b, rtol=2**-8), frozen, frozen_full)
     size = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (frozen, frozen_full)]
     assert 0.5 < size[0] / size[1] < 0.51
@@ -84,15 +84,15 @@ def test_reported_memory_falls_by_the_saved_bytes(half, full):
 
 def test_run_is_evaluated_again_and_is_a_teacher(half, tmp_path):
     steps, *_ = half
-    program = steps.experiment
-    loop.train(program, tmp_path, steps=steps)
-    (accuracies,) = loop.evaluate(program, tmp_path, None)["networks"].values()
+    experiment = steps.experiment
+    loop.train(experiment, tmp_path, steps=steps)
+    (accuracies,) = loop.evaluate(experiment, tmp_path, None)["networks"].values()
     assert accuracies["now"] == accuracies["stored"]
-    frozen = program.abstract_variables()[1]
+    frozen = experiment.abstract_variables()[1]
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         stored = checkpoints.restore_frozen(frozen)
     assert types(stored) == types(frozen)
-    teacher = finished_run.find_teacher(tmp_path, "", "same_task", program.info, program.config.augment)
+    teacher = finished_run.find_teacher(tmp_path, "", "same_task", experiment.info, experiment.config.augment)
     assert logits_shape(teacher, 48) == (2, 8)  # images of any size
     loaded = teacher.load_pretrained()["frozen"]
     assert types(loaded) == types(frozen) == types(teacher.init()["frozen"])

@@ -70,9 +70,9 @@ def assert_trees_close(actual, expected, atol):
 def test_accumulated_small_batches_equal_one_large_batch():
     settings = {"optim.clip_norm": 0.5, "optim.weight_decay": 0.05, "optim.name": "adamw", "optim.eps": 1e-3}
     large, _ = train(make_config(**settings, **{"train.batch_size": 8}))
-    small, program = train(make_config(**settings, **{"train.batch_size": 2, "optim.accumulate": 4}))
+    small, experiment = train(make_config(**settings, **{"train.batch_size": 2, "optim.accumulate": 4}))
     assert len(large) == 4 and len(small) == 16
-    assert program.steps_per_epoch(program.stream.tasks[0], program.method.phases[0]) == 8
+    assert experiment.steps_per_epoch(experiment.stream.tasks[0], experiment.method.phases[0]) == 8
     for i in range(4):
         assert_trees_close(small[4 * i + 3]["student"]["params"], large[i]["student"]["params"], 1e-6)
         assert_trees_close(small[4 * i + 3]["distill"], large[i]["distill"], 1e-6)
@@ -84,25 +84,25 @@ def test_accumulated_small_batches_equal_one_large_batch():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_moving_average_follows_the_student_by_its_decay(accumulate, baseline):
     changes = {"vkd.ema": True, "vkd.ema_decay": (0.6, 1.0), "optim.accumulate": accumulate}
-    steps_live, program = train(make_config(**changes), tasks=2)
-    assert program.method.networks == ("teacher", "student", "student_ema")
-    per_task, average = len(steps_live) // 2, None
+    mutable_after_steps, experiment = train(make_config(**changes), tasks=2)
+    assert experiment.method.networks == ("teacher", "student", "student_ema")
+    per_task, average = len(mutable_after_steps) // 2, None
     assert per_task == 4  # 20 images in batches of 8, two epochs
-    for number, live in enumerate(steps_live):
+    for number, mutable in enumerate(mutable_after_steps):
         step = number % per_task
         if step == 0:  # the average starts at the student; the first task's start is not recorded
-            average = steps_live[number - 1]["student"] if number else None
+            average = mutable_after_steps[number - 1]["student"] if number else None
         if average is None:
             continue
         if (step + 1) % accumulate == 0:
             decay = 0.6 + 0.4 * (step - step % accumulate) / per_task
-            average = jax.tree.map(lambda a, s, d=decay: d * a + (1 - d) * s, average, live["student"])
-        assert_trees_close(live["student_ema"], average, 1e-6)
-    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), live["student_ema"], live["student"])
+            average = jax.tree.map(lambda a, s, d=decay: d * a + (1 - d) * s, average, mutable["student"])
+        assert_trees_close(mutable["student_ema"], average, 1e-6)
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), mutable["student_ema"], mutable["student"])
     assert max(jax.tree.leaves(difference)) > 1e-3
-    assert set(program.method.export(live)) == {"weights", "weights_ema"}
+    assert set(experiment.method.export(mutable)) == {"weights", "weights_ema"}
     if accumulate == 1:  # the student is the same as without the average
-        assert_trees_close(live["student"], baseline[-1]["student"], 1e-6)
+        assert_trees_close(mutable["student"], baseline[-1]["student"], 1e-6)
 
 
 def test_moving_average_is_a_network_of_its_own():
@@ -129,8 +129,8 @@ def test_top5_counts_labels_among_the_five_largest_logits():
 
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_cached_teacher_outputs_give_the_same_student(limit, baseline):
-    cached, program = train(make_config(**{"resident_limit_mb": limit, "vkd.cache_teacher": True}), tasks=2)
-    assert [phase.name for phase in program.method.phases] == ["cache", "student"]
+    cached, experiment = train(make_config(**{"resident_limit_mb": limit, "vkd.cache_teacher": True}), tasks=2)
+    assert [phase.name for phase in experiment.method.phases] == ["cache", "student"]
     assert {name: cache.shape for name, cache in cached[-1]["cache"].items()} == {
         "logits": (40, 4), "patch_tokens": (40, 1, 12),
     }  # fmt: skip
@@ -146,27 +146,27 @@ def test_cached_teacher_outputs_give_the_same_student(limit, baseline):
 
 def test_run_resumes_within_an_accumulated_step(tmp_path):
     changes = {"vkd.ema": True, "vkd.cache_teacher": True, "optim.accumulate": 2}
-    program = Experiment.build(make_config(**changes), stream.load(make_config().data))
-    steps = CompiledSteps(program)
-    mutable, frozen = program.initial_variables()
-    task = program.stream.tasks[0]
+    experiment = Experiment.build(make_config(**changes), stream.load(make_config().data))
+    steps = CompiledSteps(experiment)
+    mutable, frozen = experiment.initial_variables()
+    task = experiment.stream.tasks[0]
     state = steps.task_state(steps.start_task(mutable, frozen, position(task)))
     ends = []
     with Checkpoints(tmp_path) as checkpoints:
         for start in (0, 1):
             if start:
-                shapes = program.abstract_variables()[0], steps.abstract_state.to_saved()
+                shapes = experiment.abstract_variables()[0], steps.abstract_state.to_saved()
                 _, saved, within = checkpoints.restore_newest(*shapes)
                 assert within
                 state = State.from_saved(saved)
-            for index, phase in enumerate(program.method.phases):
-                step, count = steps.train_step(index), program.steps_per_epoch(task, phase)
+            for index, phase in enumerate(experiment.method.phases):
+                step, count = steps.train_step(index), experiment.steps_per_epoch(task, phase)
                 if phase.sequential and start:
                     continue
                 done = 0 if phase.sequential else start
                 for number, batch in enumerate(steps.train_batches(task, phase, 0, done), done):
                     at = position(task, epoch=number // count, step=number % count, steps=count, accumulate=2)
-                    state = step(state, frozen, steps.train_loader.data, batch, at, program.seed)
+                    state = step(state, frozen, steps.train_loader.data, batch, at, experiment.seed)
                     if not phase.sequential and number == 0 and not start:
                         checkpoints.save_latest(1, state.to_saved(), {})
                         checkpoints.wait()

@@ -1,0 +1,68 @@
+"""Teachers of finished runs: the stream, the network and the named outputs that a student needs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cdl_jax.errors import UserError
+from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.shared.finished_run import FinishedRun, average_outputs, check_same_stream, pick_network
+
+
+def stream_info(names="abcd", task_sizes=(2, 2)):
+    return StreamInfo(sum(task_sizes), task_sizes, tuple(names))
+
+
+def finished_run(networks=("teacher", "student"), external=(), **stream):
+    run = FinishedRun(Path("runs/a"), ConfigDict({"method": "cdl"}), stream_info(**stream))
+    run.__dict__["method"] = SimpleNamespace(networks=networks, external=external)  # instead of building it
+    return run
+
+
+@pytest.mark.parametrize(
+    ("networks", "external", "name", "network"),
+    [
+        (("teacher", "student"), (), "", "teacher"),
+        (("teacher", "student"), ("teacher",), "", "student"),
+        (("teacher", "student"), ("teacher",), "teacher", "teacher"),
+        (("learner_0", "learner_1"), (), "", "learner_1"),
+    ],
+)
+def test_teacher_is_the_named_network_or_the_trained_teacher_or_the_last(networks, external, name, network):
+    assert pick_network(finished_run(networks, external), name) == network
+
+
+def test_unknown_network_is_refused_with_a_hint():
+    with pytest.raises(UserError, match="^the teacher's run runs/a has no network 'techer': did you mean 'teacher'"):
+        pick_network(finished_run(), "techer")
+
+
+@pytest.mark.parametrize(("checkpoint", "task_sizes"), [("same_task", (2, 2)), ("last", (2, 2)), ("last", (4,))])
+def test_runs_of_the_same_stream_are_accepted(checkpoint, task_sizes):
+    check_same_stream(finished_run(task_sizes=task_sizes), stream_info(), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("run", "student", "message"),
+    [
+        ({"names": "abdc"}, {}, "other classes, or in another order"),
+        ({"task_sizes": (1, 1, 2)}, {}, "has 3 tasks, this one has 2"),
+        ({}, {"names": ""}, "each of config.seeds has its own"),
+    ],
+)
+def test_runs_of_another_stream_are_refused_in_one_line(run, student, message):
+    with pytest.raises(UserError, match="^[^\n]*$") as error:
+        check_same_stream(finished_run(**run), stream_info(**student), "same_task")
+    assert message in str(error.value)
+
+
+def test_average_has_the_outputs_that_all_teachers_have_in_one_shape():
+    first = {"logits": np.ones(3), "features": np.ones(5), "tokens": np.ones((2, 4))}
+    second = {"logits": np.zeros(3), "features": np.ones(6)}
+    average = average_outputs([first, second])
+    assert average.keys() == {"logits"}
+    np.testing.assert_array_equal(average["logits"], [0.5] * 3)
+    assert average_outputs([first]) is first
