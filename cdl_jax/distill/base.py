@@ -83,9 +83,9 @@ def _no_inputs(variables, teacher, batch_size, context, train):
 
 @dataclass(frozen=True)
 class Scheme:
-    """Defines how a teacher's outputs enter the training of a student. All functions are pure.
+    """Defines how a teacher's outputs enter the training of a student.
 
-    Only `loss` is required.
+    All functions are pure. Only `loss` is required.
 
     >>> def loss(variables, student, teacher, labels, context):
     ...     value = ((student["logits"] - teacher["logits"]) ** 2).mean()

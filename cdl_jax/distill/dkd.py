@@ -61,7 +61,9 @@ def _check_terms(options, task_sizes):
 def tckd_and_nckd(
     student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, mask: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns TCKD and NCKD, float32 scalars averaged over the batch and multiplied by `temperature^2`.
+    """Returns TCKD and NCKD, multiplied by `temperature^2`.
+
+    Both are float32 scalars, averaged over the batch.
 
     >>> student, teacher = jnp.array([[0.0, 2.0, 2.0]]), jnp.array([[0.0, 1.0, 1.0]])
     >>> tckd, nckd = tckd_and_nckd(student, teacher, jnp.array([0]), jnp.ones(3, bool), temperature=1.0)

@@ -28,7 +28,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def make_loss(options: ConfigDict, student_logits: Callable[[Variables, Outputs], jax.Array]) -> Callable:
-    """Returns the `Scheme.loss` that distills the teacher's logits into one head of the student.
+    """Returns the `Scheme.loss` that distills logits into one head of the student.
 
     Args:
       options: a section with the keys of `OPTIONS`.
@@ -44,7 +44,7 @@ def make_loss(options: ConfigDict, student_logits: Callable[[Variables, Outputs]
 
 
 def kd_loss(options: ConfigDict, student_logits: jax.Array, teacher_logits: jax.Array, context: Context) -> jax.Array:
-    """Returns `alpha temperature^2 KL(teacher || student)`, a float32 scalar averaged over the batch.
+    """Returns `alpha temperature^2 KL(teacher || student)`, averaged over the batch.
 
     >>> import jax.numpy as jnp
     >>> context = Context(task=1, first=2, end=4, epoch=0, step=0, progress=0.0, key=None)

@@ -48,7 +48,7 @@ class KDToken(nn.Module):
     dim: int
     head: nn.Module
 
-    def setup(self):
+    def setup(self) -> None:
         self.token = self.param("token", _INITS[self.token_init], (1, self.dim))
         shape = (self.length, self.dim)
         self.prompts = {

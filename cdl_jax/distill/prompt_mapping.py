@@ -64,7 +64,9 @@ class CDLPrompt(nn.Module):
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `alpha temperature^2 KL(teacher || second head)` with mapped prompts.
+    """Returns the scheme with mapped prompts.
+
+    The loss is `alpha temperature^2 KL(teacher || second head)`.
 
     Raises:
       UserError: a value is out of range, or the learner's prompts are not prefixes.
@@ -116,7 +118,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def _mapping(options, teacher, student):
-    """Returns the Flax module that maps the prompts, and the rows of its pool that each task adds; 0 without a pool."""
+    """Returns the module of the mapping, and the rows of its pool for each task."""
     if options.mapping == "self_attention":
         return SelfAttentionMapping(options.layers, student.dim, teacher.dim), 0
     if options.mapping != "pool":

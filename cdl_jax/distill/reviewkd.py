@@ -67,8 +67,9 @@ class Review(nn.Module):
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `kd + feature_weight mean_levels MSE(fused student tokens, teacher tokens)`.
+    """Returns the scheme of logit distillation and a loss on fused tokens.
 
+    The loss is `kd + feature_weight mean_levels MSE(fused student tokens, teacher tokens)`.
     The tokens are those before the final norm.
 
     Raises:

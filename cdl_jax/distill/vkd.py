@@ -65,8 +65,9 @@ class Projector(nn.Module):
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `feature_weight smooth-L1(norm(P f_student), norm(f_teacher)) + logit_weight T^2 KL`.
+    """Returns the scheme of projected features and logits.
 
+    The loss is `feature_weight smooth-L1(norm(P f_student), norm(f_teacher)) + logit_weight T^2 KL`.
     The cross-entropy with the labels has weight `label_weight`.
 
     Raises:
@@ -99,9 +100,10 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def feature_loss(options: ConfigDict, projected: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Returns the distance of normalized features, a float32 scalar averaged over all entries.
+    """Returns the distance of normalized features, a float32 scalar.
 
-    The student's feature is normalized after its projection, since only then it is in the space of the teacher's.
+    It is averaged over all entries. The student's feature is normalized after its projection, since only then it
+    is in the space of the teacher's.
 
     Args:
       options: the section `distill`; `feature_loss` selects smooth-L1 (beta 1) or the squared error.
@@ -117,7 +119,7 @@ def feature_loss(options: ConfigDict, projected: jax.Array, teacher: jax.Array) 
 
 
 def logit_loss(options: ConfigDict, student_logits: jax.Array, teacher_logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns `temperature^2 KL(teacher || student)`, a float32 scalar averaged over the batch.
+    """Returns `temperature^2 KL(teacher || student)`, averaged over the batch.
 
     Args:
       options: the section `distill`.
@@ -174,7 +176,7 @@ def cacheable_outputs(options: ConfigDict, out: Outputs) -> dict[str, jax.Array]
 
 
 def output_name(feature: str, out: Container[str]) -> str:
-    """Returns the name of the network output from which `feature_vector` computes a feature.
+    """Returns the name of the output from which a feature is computed.
 
     >>> output_name("patch_mean", {"tokens"}), output_name("class_token", {"tokens"})
     ('tokens', 'class_token')

@@ -49,7 +49,7 @@ OPTIONS = {
 def defaults(
     learner: str = "l2p", distill: str = "kd", teacher: str = "vit_b16", student: str = "vit_s16"
 ) -> dict[str, Mapping[str, Any]]:
-    """Returns the config sections for a prompt pool, a scheme and the sizes of the two ViTs, by name.
+    """Returns the config sections for the named prompt pool, scheme and ViTs.
 
     A scheme's `PRESET` replaces defaults.
     """
@@ -169,14 +169,14 @@ class CDL(Method, CachesQueries):
     def teacher_loss(
         self, variables: Variables, batch: Mapping[str, Any], context: Context
     ) -> tuple[jax.Array, Outcome]:
-        """Returns cross-entropy over the current classes + pool loss, see `methods.base.Update`."""
+        """Returns cross-entropy over the current classes + pool loss."""
         total, metrics, _ = self._teacher_loss_and_outputs(variables, batch, context)
         return total, Outcome(metrics)
 
     def teacher_loss_sharing_outputs(
         self, variables: Variables, batch: Mapping[str, Any], context: Context
     ) -> tuple[jax.Array, Outcome]:
-        """Returns `teacher_loss`, and passes the outputs from before the update to the student's update."""
+        """Returns `teacher_loss`, and passes the outputs to the student's update."""
         total, metrics, out = self._teacher_loss_and_outputs(variables, batch, context)
         metrics = {f"teacher_{name}": value for name, value in metrics.items()}
         return total, Outcome(metrics, batch={"teacher": jax.lax.stop_gradient(out)})
@@ -192,7 +192,7 @@ class CDL(Method, CachesQueries):
     def student_loss(
         self, variables: Variables, batch: Mapping[str, Any], context: Context
     ) -> tuple[jax.Array, Outcome]:
-        """Returns `label_weight` cross-entropy + distillation + pool loss, see `methods.base.Update`.
+        """Returns `label_weight` cross-entropy + distillation + pool loss.
 
         One pass of the student's backbone computes the query of student and teacher.
         """
@@ -223,14 +223,14 @@ class CDL(Method, CachesQueries):
         return logits, counts
 
     def features(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, dict]:
-        """Returns the features of teacher and student with their prompts (see `Method.features`)."""
+        """Returns the features of teacher and student with their prompts."""
         teacher_out, inputs, out = self._forward_eval(variables, images, context)
         class_index = 0 if inputs.first_tokens is None else inputs.first_tokens.shape[1]
         teacher = {"teacher": named_features(teacher_out)} if teacher_out else {}
         return {**teacher, "student": named_features(out, class_index)}
 
     def probes(self) -> dict[str, Probe]:
-        """Returns predictions without prompts, without the scheme, and with other weights of the second head."""
+        """Returns predictions with a part switched off, or with other head weights."""
         probes = {"prompts_off": Probe(self._predict_without_prompts)}
         if self.scheme.changes_prediction:
             probes["distillation_off"] = Probe(self._predict_without_scheme)
@@ -241,7 +241,7 @@ class CDL(Method, CachesQueries):
         return probes
 
     def _predict_without_prompts(self, variables, images, context):
-        """Applies each head to the class token of its backbone without prompts and without the scheme."""
+        """Applies each head to the class token of its backbone without prompts."""
         del context
         networks = self._trained_networks.items()
         return {name: network.logits_without_prompts(variables[name], images) for name, network in networks}
@@ -252,13 +252,13 @@ class CDL(Method, CachesQueries):
         return {"student": self.student(variables["student"], images, query, context, train=False)["logits"]}
 
     def _predict_with_weights(self, values, variables, images, context):
-        """Returns the student's logits for each of `values` as the weight of the scheme's second head."""
+        """Returns the student's logits for each of `values` as the second head's weight."""
         _, _, out = self._forward_eval(variables, images, context)
         logits = self.scheme.predict_with_weights(variables["distill"], out, values)
         return {str(value): z for value, z in zip(values, logits, strict=True)}
 
     def _forward_eval(self, variables, images, context) -> tuple[Outputs, StudentInputs, Outputs]:
-        """Returns the teacher's outputs ({} without one), the scheme's inputs, and the student's outputs."""
+        """Returns the teacher's outputs or {}, the scheme's inputs, the student's outputs."""
         query, teacher_out = self._eval_query("student", variables, images, context), {}
         if self.run_teachers:
             teacher_out = self._teacher_outputs(variables, images, query, context)
@@ -283,7 +283,12 @@ class CDL(Method, CachesQueries):
         return self.student.query(variables["student"], images)
 
     def teacher_outputs(
-        self, network: str, variables: Variables, images: jax.Array, context: Context, use_batch_statistics=False
+        self,
+        network: str,
+        variables: Variables,
+        images: jax.Array,
+        context: Context,
+        use_batch_statistics: bool = False,
     ) -> Outputs:
         query = self.student.query(variables["student"], images)
         teacher_out = self._teacher_outputs(variables, images, query, context)
@@ -295,7 +300,7 @@ class CDL(Method, CachesQueries):
         return {**out, "logits": self.scheme.predict(variables["distill"], out)}
 
     def _teacher_outputs(self, variables, images, query, context) -> Outputs:
-        """Returns the outputs from which the student learns; {} without a teacher. `query` is the student's."""
+        """Returns the outputs from which the student learns; {} without a teacher."""
         if self.run_teachers:
             teachers = enumerate(self.run_teachers)
             outputs = [t.outputs(variables["teachers"][str(i)], images, context) for i, t in teachers]
@@ -339,5 +344,5 @@ def build(config: ConfigDict, info: StreamInfo) -> CDL:
 
 
 def _trained_leaves(*names: str) -> Callable[[Path], bool]:
-    """Returns a function that selects the trained leaves of the named parts: no backbone and no state."""
+    """Returns a function that selects the trained leaves of the named parts."""
     return lambda path: path[0] in names and path[1:2] not in (("backbone",), ("state",))

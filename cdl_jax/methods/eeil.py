@@ -73,7 +73,7 @@ def defaults(network: str = "resnet32_padded") -> dict[str, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class EEIL(Supervised, HerdsMemory):
-    """Adds distillation, gradient noise, a herded memory and balanced fine-tuning to `Supervised`.
+    """Adds distillation, gradient noise, herding and fine-tuning to `Supervised`.
 
     Attributes:
       finetuning: optimizer of fine-tuning.
@@ -127,7 +127,10 @@ class EEIL(Supervised, HerdsMemory):
         return {**variables, "previous": previous, "memory": {**variables["memory"], "rows": rows}}
 
     def loss(self, variables: Variables, batch: Mapping[str, Any], context: Context) -> tuple[jax.Array, Outcome]:
-        """Returns cross-entropy + alpha distillation over earlier classes; no distillation in the first task."""
+        """Returns cross-entropy + alpha distillation over earlier classes.
+
+        The first task has no distillation.
+        """
         active = dkt_losses.active_classes(self.info.classes_of, context.task, self.options.active)
         total, metrics, new_variables = self._loss_and_metrics(variables, batch, context, active)
         steps = variables["memory"]["steps"]
@@ -143,7 +146,7 @@ class EEIL(Supervised, HerdsMemory):
         return total, Outcome(metrics, variables=new_variables)
 
     def _loss_and_metrics(self, variables, batch, context, active):
-        """Returns the loss, its metrics and partial variables; `active` bool `[classes]` are distilled."""
+        """Returns the loss with distillation over `active` classes, metrics, new variables."""
         options = self.options
         class_loss, logits, new_variables = self.label_loss(variables, batch, context)
         (previous_logits, _), _ = apply(self.backbone, variables["previous"], batch["images"], False, context.key)
@@ -162,11 +165,16 @@ class EEIL(Supervised, HerdsMemory):
         return dkt_losses.noise_loss(params, key, deviation)
 
     def teacher_outputs(
-        self, network: str, variables: Variables, images: jax.Array, context: Context, use_batch_statistics=False
+        self,
+        network: str,
+        variables: Variables,
+        images: jax.Array,
+        context: Context,
+        use_batch_statistics: bool = False,
     ) -> dict[str, jax.Array]:
-        """Returns the network's outputs; logits of unseen classes are the smallest logit of the others.
+        """Returns the network's outputs, with small logits for unseen classes.
 
-        The logits of classes that the network has not seen were never trained.
+        The logits of unseen classes were never trained. They are set to the smallest logit of the other classes.
         """
         outputs = super().teacher_outputs(network, variables, images, context, use_batch_statistics)
         mask, logits = context.mask(self.options.classes, self.info.num_classes), outputs["logits"]

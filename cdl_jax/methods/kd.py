@@ -40,7 +40,9 @@ def defaults(network: str = "resnet32", teacher: str = "resnet110") -> dict[str,
 
 @dataclass(frozen=True)
 class KD(Method):
-    """Trains a student with labels and a teacher. Variables are `{"student": ..., "teacher": ...}`.
+    """Trains a student with labels and a teacher.
+
+    Variables are `{"student": ..., "teacher": ...}`.
 
     Attributes:
       student: module of the student, `module(images, train=...) -> (logits, outputs by name)`.

@@ -59,7 +59,10 @@ class LwF(Supervised):
         return {**variables, "previous": jax.tree.map(jnp.copy, variables["network"])}
 
     def loss(self, variables: Variables, batch: Mapping[str, Any], context: Context) -> tuple[jax.Array, Outcome]:
-        """Returns cross-entropy + alpha distillation from the previous network; no distillation in the first task."""
+        """Returns cross-entropy + alpha distillation from the previous network.
+
+        The first task has no distillation.
+        """
         options = self.options
         class_loss, logits, new_variables = self.label_loss(variables, batch, context)
         use_batch_statistics = options.previous_bn == "batch"

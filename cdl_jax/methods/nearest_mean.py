@@ -37,7 +37,7 @@ _NO_STEP = Optimizer(optax.identity(), optax.constant_schedule(0.0))
 
 
 def defaults(network: str = "glyph_student") -> dict[str, Mapping[str, Any]]:
-    """Returns the config sections for a named network of any family; `network.weights` is to be set."""
+    """Returns the config sections for a named network; `network.weights` is to be set."""
     return {"nearest_mean": OPTIONS, "network": {**families.network_options(network), "weights": ""}}
 
 
@@ -102,7 +102,7 @@ class NearestMean(Method):
         return jnp.zeros(()), Outcome({"images": context.weight.sum()}, {"network": {"means": means}})
 
     def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
-        """Returns cosines, or negative squared distances, to the class means (see `Method.predict`)."""
+        """Returns cosines, or negative squared distances, to the class means."""
         network = variables["network"]
         features = self._features(network, images)
         sums, counts = network["means"]["sums"], network["means"]["counts"][:, None]

@@ -50,7 +50,9 @@ def defaults(network: str = "glyph_student") -> dict[str, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class Supervised(Method):
-    """Trains one network with labels. Variables are `{"network": {"params", "batch_stats"}}`.
+    """Trains one network with labels.
+
+    Variables are `{"network": {"params", "batch_stats"}}`.
 
     Attributes:
       backbone: module of the network with its head, `module(images, train=...) -> (logits, outputs by name)`.
@@ -161,7 +163,7 @@ class Supervised(Method):
     def label_loss(
         self, variables: Variables, batch: Mapping[str, Any], context: Context
     ) -> tuple[jax.Array, jax.Array, Variables]:
-        """Computes the cross-entropy with label smoothing over the classes of `options.classes`.
+        """Computes the cross-entropy over `options.classes`, with label smoothing.
 
         Returns:
           The loss, a float32 scalar; the logits `[batch, classes]`; and partial variables, the new running statistics.
@@ -187,7 +189,12 @@ class Supervised(Method):
         return {"network/top5": 100 * top_k_correct(logits["network"], labels, 5, mask)}
 
     def teacher_outputs(
-        self, network: str, variables: Variables, images: jax.Array, context: Context, use_batch_statistics=False
+        self,
+        network: str,
+        variables: Variables,
+        images: jax.Array,
+        context: Context,
+        use_batch_statistics: bool = False,
     ) -> dict[str, jax.Array]:
         (logits, out), _ = apply(self.backbone, variables[network], images, use_batch_statistics, context.key)
         return {**out, "logits": logits}

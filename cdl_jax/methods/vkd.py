@@ -172,7 +172,7 @@ class VkD(Method):
         context: Context,
         key: jax.Array,
     ) -> tuple[jax.Array, Outcome]:
-        """Returns the loss `label_weight label loss + distillation`, see `methods.base.Update`.
+        """Returns the loss `label_weight label loss + distillation`.
 
         Args:
           variables: of the method.
@@ -216,7 +216,12 @@ class VkD(Method):
         return {f"{name}/top5": 100 * top_k_correct(z, labels, 5, mask) for name, z in logits.items()}
 
     def teacher_outputs(
-        self, network: str, variables: Variables, images: jax.Array, context: Context, use_batch_statistics=False
+        self,
+        network: str,
+        variables: Variables,
+        images: jax.Array,
+        context: Context,
+        use_batch_statistics: bool = False,
     ) -> dict[str, jax.Array]:
         if network == "teacher":
             return self._teacher_outputs(variables, images, context)
@@ -300,7 +305,7 @@ def _build_scheme(options, student, teacher, info, size):
 
 
 def _label_loss(kind, logits, targets, mask):
-    """Returns the loss of logits `[batch, classes]` for soft labels `targets`, a float32 scalar."""
+    """Returns the loss for soft labels float32 `[batch, classes]`, a scalar."""
     if kind == "cross_entropy":
         return soft_cross_entropy(mask_classes(logits, mask), targets)
     losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), (targets > 0).astype(jnp.float32))

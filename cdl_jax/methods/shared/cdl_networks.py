@@ -36,7 +36,9 @@ class Networks:
 
 
 def build(config: ConfigDict, info: StreamInfo) -> Networks:
-    """Builds the networks of the sections `teacher`, `student`, `learner`, `distill` and `cdl.teachers`.
+    """Builds the networks and the scheme.
+
+    Reads the sections `teacher`, `student`, `learner`, `distill` and `cdl`.
 
     Raises:
       UserError: an option is out of range or options do not fit together.
@@ -126,7 +128,7 @@ def _network_spec(config, section, student, info):
 
 
 def _run_teachers_spec(config, run_teachers, student, info):
-    """Describes teachers of finished runs to the scheme, as the first one; a network without patches has no tokens."""
+    """Describes the first teacher of a finished run; a CNN has no tokens."""
     first = run_teachers[0]
     section = first.config.get(first.network, {})
     if "patch_size" in section:
@@ -137,7 +139,7 @@ def _run_teachers_spec(config, run_teachers, student, info):
 
 
 def _output_shapes(run_teachers: Sequence[finished_run.RunTeacher], image_size: int) -> Mapping[str, tuple[int, ...]]:
-    """Returns the shapes of the teachers' averaged outputs for two images; () for outputs that are not arrays."""
+    """Returns the shapes of the averaged outputs for two images; () for non-arrays."""
 
     def outputs():
         images = jnp.zeros((2, image_size, image_size, 3))

@@ -150,7 +150,7 @@ def pick_tasks(run: FinishedRun, checkpoint: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class RunTeacher:
-    """A network of a finished run, with its weights after the last task or after each task.
+    """A network of a finished run, with its weights after the last or each task.
 
     Attributes:
       folder: the run's working directory.
@@ -242,7 +242,9 @@ def find_teacher(
     *,
     use_batch_statistics: bool = False,
 ) -> RunTeacher:
-    """Returns the teacher that a config names. Reads only the run's JSON files, not its weights.
+    """Returns the teacher that a config names.
+
+    Reads only the run's JSON files, not its weights.
 
     Args:
       folder: working directory of a run on the same classes in the same order.

@@ -47,7 +47,7 @@ def phases(
     order: int = 0,
     num_public: int = 0,
 ) -> tuple[Phase, ...]:
-    """Returns one phase for all tasks; with replay, one for the first task and one for later tasks.
+    """Returns one phase; with replay, one for the first task and one for later tasks.
 
     Args:
       name: of the phase; that of later tasks ends in `_replay`.

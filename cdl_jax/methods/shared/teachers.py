@@ -25,7 +25,7 @@ OPTIONS = {
 
 
 class Teacher(Protocol):
-    """A network that is not trained. `ModuleTeacher` and `finished_run.RunTeacher` have these functions."""
+    """The functions of `ModuleTeacher` and `finished_run.RunTeacher`."""
 
     def init(self, key: jax.Array) -> Variables:
         """Returns variables of the right shapes."""
@@ -34,7 +34,7 @@ class Teacher(Protocol):
         """Returns `variables`, or their shapes, with the teacher's weights."""
 
     def outputs(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, Any]:
-        """Returns `logits` `[batch, classes]` and other outputs for images float32 `[batch, size, size, 3]`."""
+        """Returns `logits` `[batch, classes]` and other named outputs."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class ModuleTeacher:
 
 
 def build(config: ConfigDict, info: StreamInfo, options: ConfigDict, *, torch_names: bool = False) -> Teacher:
-    """Builds the teacher of the section `teacher`, whose `weights` name a file or the folder of a finished run.
+    """Builds the teacher of the section `teacher`.
+
+    Its `weights` name a file or the folder of a finished run.
 
     Args:
       config: with the sections `teacher`, `student` and `augment`.
@@ -126,5 +128,5 @@ def _build_run_teacher(config, info, options):
 
 
 def _has_missing_weights(variables):
-    """Whether leaves are still shapes, as those of a classifier that the file has for other classes."""
+    """Returns whether leaves are still shapes, as in a head of other classes."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables))
