@@ -66,20 +66,20 @@ def test_named_configs_have_the_published_settings(data, learner):
         ("", {}),
         ("distill=kd_token,student=vit_b16", {"distill": "kd_token", "student": "vit_b16"}),
     ):
-        made = config.flatten(module(text))
-        wanted = config.flatten(cdl.build(data=data, learner=learner, **choices))
-        other = {key for key in wanted if made[key] != wanted[key]}
+        built = config.flatten(module(text))
+        expected_config = config.flatten(cdl.build(data=data, learner=learner, **choices))
+        other = {key for key in expected_config if built[key] != expected_config[key]}
         assert other == {"teacher.weights", "student.weights"}
-    assert made["student.weights"] == "vit_base_patch16_224.augreg_in21k_ft_in1k"
-    assert made["teacher.weights"] == "vit_large_patch16_224.augreg_in21k_ft_in1k"
+    assert built["student.weights"] == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    assert built["teacher.weights"] == "vit_large_patch16_224.augreg_in21k_ft_in1k"
 
 
 @pytest.mark.parametrize(
     ("name", "of"), [("cifar100_okddip", "okddip"), ("cifar100_dkt", "dkt"), ("imagenet_vkd", "vkd")]
 )
 def test_configs_of_the_other_systems_have_the_published_settings(name, of):
-    made, wanted = (config.flatten(_get_config(each)("")) for each in (name, of))
-    assert {key for key in wanted if made[key] != wanted[key]} <= {"teacher.weights"}
+    built, expected_config = (config.flatten(_get_config(each)("")) for each in (name, of))
+    assert {key for key in expected_config if built[key] != expected_config[key]} <= {"teacher.weights"}
 
 
 @pytest.mark.parametrize("name", sorted(config_files.shipped_configs()))
@@ -112,10 +112,10 @@ def test_a_mistake_in_a_config_file_is_reported_with_its_line(tmp_path, capsys, 
 
 
 def test_an_unknown_empty_section_is_refused():
-    made = config.default("cdl", data="glyph_mini")
-    made.trian = {}
+    built = config.default("cdl", data="glyph_mini")
+    built.trian = {}
     with pytest.raises(UserError, match="unknown key config.trian: did you mean 'train'"):
-        config.check_keys(made)
+        config.check_keys(built)
 
 
 def test_fetch_downloads_missing_files_and_leaves_other_mistakes_to_the_run(tmp_path, monkeypatch):
@@ -123,14 +123,14 @@ def test_fetch_downloads_missing_files_and_leaves_other_mistakes_to_the_run(tmp_
     monkeypatch.setenv("CDL_DATA", str(tmp_path / "data"))
     fetched = []
     monkeypatch.setattr("cdl_jax.fetch.get", fetched.append)
-    made = _get_config("cifar100_l2p")("")
-    main.fetch_missing(made)
+    built = _get_config("cifar100_l2p")("")
+    main.fetch_missing(built)
     names_of_weights = [f"vit_{size}_patch16_224.augreg_in21k_ft_in1k" for size in ("base", "small")]
     assert sorted(fetched) == ["cifar100", *names_of_weights]
     fetched.clear()
-    made.teacher.weights = str(tmp_path)  # a folder without weights, such as a teacher's run
-    made.distill.name = "none"
-    main.fetch_missing(made)
+    built.teacher.weights = str(tmp_path)  # a folder without weights, such as a teacher's run
+    built.distill.name = "none"
+    main.fetch_missing(built)
     assert sorted(fetched) == ["cifar100", names_of_weights[1]]
 
 
@@ -142,10 +142,10 @@ def test_the_first_of_several_processes_prints_the_working_directory(
     joined = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cdl_jax.runtime.distributed.initialize", joined.append)
-    monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("asked before jax has started"))
+    monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("called before jax has started"))
     monkeypatch.setattr("cdl_jax.run.loop.train", lambda *_: [])
     monkeypatch.setattr("cdl_jax.report.run_page.summary", lambda seeds: "done")
-    monkeypatch.setattr(main, "_program", lambda *_: None)
+    monkeypatch.setattr(main, "_experiment", lambda *_: None)
     monkeypatch.setattr(main, "_evaluate", lambda *_: 0)
     assert main.main(["--config", "quickstart", "--mode", mode, "--distributed=auto"]) == 0
     assert joined == ["auto"]
@@ -182,7 +182,7 @@ def test_progress_is_written_as_lines_to_a_log(monkeypatch):
             lines._ended.wait(0.005)
             deadline -= 1
     written = log.getvalue().splitlines()
-    assert len(written) >= 4  # of the phase, two of the clock, and the last
+    assert len(written) >= 4  # one of the phase, two of the clock, and the last
     assert written[-1].startswith("step 100 of 200 (50 %), ") and written[-1].endswith("; task 0, student, loss 1.500")
 
 

@@ -25,11 +25,11 @@ def refusal(call, *arguments):
 
 
 def test_arguments_have_the_types_of_their_defaults():
-    found = config.arguments(
+    result = config.arguments(
         "learner=coda,seed=3,rate=1e-2,deep=TRUE", learner="l2p", seed=0, rate=0.1, deep=False, k=7
     )
-    assert found == {"learner": "coda", "seed": 3, "rate": 0.01, "deep": True, "k": 7}
-    assert [type(found[name]) for name in ("seed", "rate", "deep")] == [int, float, bool]
+    assert result == {"learner": "coda", "seed": 3, "rate": 0.01, "deep": True, "k": 7}
+    assert [type(result[name]) for name in ("seed", "rate", "deep")] == [int, float, bool]
     assert config.arguments("", seed=1) == config.arguments(None, seed=1) == {"seed": 1}
     assert config.arguments("path=a=b", path="") == {"path": "a=b"}
 
@@ -126,7 +126,7 @@ def test_differences_list_the_keys_that_affect_the_results():
     old = {
         "seed": 0,
         "learner.pool": 30,
-        "gone": 1,
+        "dropped": 1,
         "devices": 1,
         "workers": 0,
         "log.every_steps": 50,
@@ -135,7 +135,7 @@ def test_differences_list_the_keys_that_affect_the_results():
     new = {
         "seed": 0,
         "learner.pool": 10,
-        "come": "x",
+        "added": "x",
         "devices": 8,
         "workers": 4,
         "log.every_steps": 1,
@@ -143,8 +143,8 @@ def test_differences_list_the_keys_that_affect_the_results():
     }
     free = {"checkpoint.every_steps": 7, "log.tensorboard": False, "eval.batch_size": 3}
     assert config.differences(old, {**new, **free}) == [
-        "come: 'absent' -> 'x'",
-        "gone: 1 -> 'absent'",
+        "added: 'absent' -> 'x'",
+        "dropped: 1 -> 'absent'",
         "learner.pool: 30 -> 10",
     ]
     batchwise = {"learner.batchwise": True, "eval.batch_size": 2}
@@ -183,8 +183,8 @@ def test_values_of_python_numpy_and_pathlib_are_converted_to_the_type_of_the_opt
     changed = default.copy_and_resolve_references()
     section, _, name = key.rpartition(".")
     (changed[section] if section else changed)[name] = value
-    found = changed[section][name] if section else changed[name]
-    assert found == stored and type(found) is type(stored)
+    result = changed[section][name] if section else changed[name]
+    assert result == stored and type(result) is type(stored)
     config.check_keys(changed)
     assert json.loads(json.dumps(config.flatten(changed)))[key] == (list(stored) if type(stored) is tuple else stored)
 
@@ -252,26 +252,28 @@ CHOICES = {
 def test_keys_of_shipped_configs_with_their_arguments_are_known(name, monkeypatch):
     path = {**config_files.shipped_configs(), "tiny": Path(__file__).parents[2] / "end_to_end" / "tiny.py"}[name]
     get_config = runpy.run_path(str(path))["get_config"]
-    arguments, asked = config.arguments, {}
-    monkeypatch.setattr(config, "arguments", lambda text, **known: asked.update(known) or arguments(text, **known))
+    arguments, known_arguments = config.arguments, {}
+    monkeypatch.setattr(
+        config, "arguments", lambda text, **known: known_arguments.update(known) or arguments(text, **known)
+    )
     config.check_keys(get_config())
     options = [
         [f"{key}={value}" for value in ((*plugins.list_plugins(folder), *more) if folder else more)]
         for key, (folder, more) in CHOICES.items()
-        if key in asked
+        if key in known_arguments
     ]
     pairs = [
         ",".join(pair) for one, other in itertools.combinations(options, 2) for pair in itertools.product(one, other)
     ]
-    taken = 0
+    accepted = 0
     for text in [*itertools.chain(*options), *pairs]:
         try:
-            found = get_config(text)
+            result = get_config(text)
         except UserError:
             continue  # a pair that the config refuses
-        config.check_keys(found)
-        taken += 1
-    assert taken >= len(options)
+        config.check_keys(result)
+        accepted += 1
+    assert accepted >= len(options)
 
 
 @pytest.mark.parametrize("family", plugins.list_plugins("models"))
@@ -281,9 +283,9 @@ def test_networks_of_a_family_have_the_same_options(family):
 
 
 def test_a_stored_config_is_completed_with_missing_options():
-    whole = config.default("supervised", data="glyph_mini", network="mini_student").to_dict()
-    stored = config.copy_with_tuples(whole)
+    complete = config.default("supervised", data="glyph_mini", network="mini_student").to_dict()
+    stored = config.copy_with_tuples(complete)
     del stored["supervised"]["trained"], stored["data"]["validation"], stored["train"]["steps_per_call"]
     stored["supervised"]["label_smoothing"] = 0.5
-    whole["supervised"]["label_smoothing"] = 0.5
-    assert config.with_defaults(stored) == whole
+    complete["supervised"]["label_smoothing"] = 0.5
+    assert config.with_defaults(stored) == complete

@@ -45,8 +45,8 @@ def dataset(part):
     return LOAD({"part": part})
 
 
-def answer(file: str, changes: dict[str, str]) -> str:
-    """What is said of these overrides before anything is read, placed or compiled; "" where they are taken."""
+def message_about(file: str, changes: dict[str, str]) -> str:
+    """Returns the message about these overrides before anything is compiled; "" if they are accepted."""
     argv = ["cdl_jax", f"--config={FILES / file}", "--workdir=unused"]
     start = time.process_time()
     try:
@@ -69,7 +69,7 @@ def keys(file: str) -> list[str]:
 def data_is_read_once(monkeypatch):
     load = lambda options: dataset(options["part"]) if options["part"] in glyph_mini._PARTS else LOAD(options)  # noqa: E731
     monkeypatch.setattr(glyph_mini, "load", load)
-    monkeypatch.setattr(glyph_file, "load", lambda options: dataset("pretraining"))  # in place of a file of the user's
+    monkeypatch.setattr(glyph_file, "load", lambda options: dataset("pretraining"))  # instead of a file of the user
 
 
 @pytest.mark.parametrize("file", SHIPPED)
@@ -84,12 +84,12 @@ def data_is_read_once(monkeypatch):
 def test_any_value_of_any_key_is_accepted_or_refused_in_one_line(file, draw):
     value = st.sampled_from(VALUES) | st.integers(-5, 40).map(str) | st.floats().map(str)
     chosen = draw.draw(st.dictionaries(st.sampled_from(keys(file)), value, min_size=1, max_size=2))
-    told = answer(file, chosen)
-    if told:
-        words = " ".join(told.split())
+    message = message_about(file, chosen)
+    if message:
+        words = " ".join(message.split())
         assert len(words) < 1500
         named = any(key.split(".")[-1].rstrip("s") in words or key.split(".")[0] in words for key in chosen)
-        # A name of a module is told as such, and of a part that became too small its batch is.
+        # The message about a module names the module. The message about too few images names the batch.
         assert named or "no module" in words or "training images of task" in words, (chosen, words)
 
 
@@ -106,10 +106,10 @@ def test_any_plug_in_is_accepted_or_refused_in_one_line(file):
     chosen, refused = [key for key in keys(file) if key in FOLDERS or key.endswith(".family")], 0
     for key in chosen:
         for name in plugins.list_plugins(FOLDERS.get(key, "models")):
-            told = answer(file, {key: name})
-            assert "\n" not in told
-            if told and key != "data.name":  # of a source the data may be missing
-                assert f"config.{key}={name!r}" in told or key == "method" or "network." in told, told
+            message = message_about(file, {key: name})
+            assert "\n" not in message
+            if message and key != "data.name":  # the data of a source may be missing
+                assert f"config.{key}={name!r}" in message or key == "method" or "network." in message, message
                 refused += 1
     assert refused >= len(plugins.list_plugins("methods")) - 1
 
@@ -135,7 +135,7 @@ def test_any_plug_in_is_accepted_or_refused_in_one_line(file):
     ],
 )
 def test_the_message_names_a_plug_in_that_does_not_fit(file, change, message):
-    assert message in answer(file, dict([change]))
+    assert message in message_about(file, dict([change]))
 
 
 def test_another_data_source_has_its_own_options():

@@ -20,20 +20,20 @@ CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Gives out `server.files`, and after `server.cut` bytes of a body hangs up, as long as `server.cuts` says."""
+    """Serves `server.files`. The first `server.cuts` responses end after `server.cut` bytes of their body."""
 
     def do_GET(self):
         server, content = self.server, self.server.files.get(self.path)
-        asked = self.headers.get("Range")
-        server.requests.append((self.path, asked))
+        requested_range = self.headers.get("Range")
+        server.requests.append((self.path, requested_range))
         if content is None:
             self.send_response(404)
             self.send_header("Content-Length", "0")
             self._end_headers()
             return
         start = 0
-        if asked and server.ranges:
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+        if requested_range and server.ranges:
+            start = int(re.fullmatch(r"bytes=(\d+)-", requested_range)[1])
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
@@ -92,7 +92,7 @@ def tar_of(*members):
 
 
 def ranges(server):
-    return [asked for _, asked in server.requests]
+    return [requested_range for _, requested_range in server.requests]
 
 
 def test_a_file_is_downloaded_and_verified_once(server, tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_a_file_is_downloaded_and_verified_once(server, tmp_path, capsys):
     captured = capsys.readouterr()
     first, second = captured.out.splitlines()
     assert first.endswith("downloaded, verified") and second.endswith("already exists, verified")
-    assert captured.err == ""  # no progress where the output is no terminal
+    assert captured.err == ""  # no progress bar if the output is not a terminal
     assert ranges(server) == [None]
     assert os.listdir(tmp_path / "new" / "folder") == ["set.tar"]
 
@@ -169,10 +169,10 @@ def test_an_unreachable_server_is_reported_in_one_line(tmp_path):
 
 
 def test_a_tar_is_extracted_once(server, tmp_path, capsys):
-    content = tar_of(("imagenet-r/n01443537/art_0.jpg", b"picture"), ("imagenet-r/README.txt", b"text"))
+    content = tar_of(("imagenet-r/n01443537/art_0.jpg", b"image"), ("imagenet-r/README.txt", b"text"))
     archive = archive_of(server, content, unpacked="imagenet-r")
     folder = fetch.fetch_archive(archive, tmp_path)
-    assert (folder / "n01443537" / "art_0.jpg").read_bytes() == b"picture"
+    assert (folder / "n01443537" / "art_0.jpg").read_bytes() == b"image"
     assert sorted(os.listdir(tmp_path)) == ["imagenet-r", "set.tar"]
     (tmp_path / "set.tar").unlink()
     assert fetch.fetch_archive(archive, tmp_path) == folder
@@ -188,14 +188,14 @@ def link_out():
 
 @pytest.mark.parametrize("member", [("../outside.txt", b"x"), ("imagenet-r/../../outside.txt", b"x"), link_out()])
 def test_a_tar_with_paths_outside_its_folder_is_refused(server, tmp_path, member):
-    archive = archive_of(server, tar_of(("imagenet-r/a.jpg", b"picture"), member), unpacked="imagenet-r")
+    archive = archive_of(server, tar_of(("imagenet-r/a.jpg", b"image"), member), unpacked="imagenet-r")
     with pytest.raises(UserError, match="cannot be extracted .*outside"):
         fetch.fetch_archive(archive, tmp_path / "data")
     assert os.listdir(tmp_path) == ["data"] and os.listdir(tmp_path / "data") == ["set.tar"]
 
 
 def test_a_tar_with_another_folder_is_refused(server, tmp_path):
-    archive = archive_of(server, tar_of(("other/a.jpg", b"picture")), unpacked="imagenet-r")
+    archive = archive_of(server, tar_of(("other/a.jpg", b"image")), unpacked="imagenet-r")
     with pytest.raises(UserError, match="it has no folder imagenet-r"):
         fetch.fetch_archive(archive, tmp_path)
     assert os.listdir(tmp_path) == ["set.tar"]
@@ -226,9 +226,9 @@ def test_weights_are_downloaded_from_the_hub_and_later_verified_without_it(serve
     path = fetch.fetch_weights("vit_small.tag", tmp_path, server.url)
     assert path == tmp_path / "timm" / "vit_small.tag" / "model.safetensors" and path.read_bytes() == CONTENT
     assert (path.parent / "model.safetensors.sha256").read_text() == f"{digest}  model.safetensors\n"
-    seen = len(server.requests)
+    num_requests = len(server.requests)
     assert fetch.fetch_weights("timm/vit_small.tag", tmp_path, server.url) == path
-    assert len(server.requests) == seen
+    assert len(server.requests) == num_requests
     assert capsys.readouterr().out.splitlines()[-1].endswith("already exists, verified")
 
 
@@ -251,7 +251,7 @@ def test_unknown_weights_get_a_suggestion(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "text"),
     [
         (["--list"], 0, "cifar100"),
         ([], 2, "NAME is missing"),
@@ -259,10 +259,10 @@ def test_unknown_weights_get_a_suggestion(server, tmp_path):
         (["cifar10", "--url-base", "mirror"], 2, "must start with http:// or https://"),
     ],
 )
-def test_the_command_line_has_exit_codes_and_messages(arguments, code, told, tmp_path, capsys):
+def test_the_command_line_has_exit_codes_and_messages(arguments, code, text, tmp_path, capsys):
     assert fetch.main([*arguments, "--dir", str(tmp_path)]) == code
     captured = capsys.readouterr()
-    assert told in captured.out + captured.err
+    assert text in captured.out + captured.err
     assert len(captured.err.splitlines()) == (code != 0)
 
 

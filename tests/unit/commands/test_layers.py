@@ -9,7 +9,7 @@ import cdl_jax
 
 ROOT = Path(cdl_jax.__file__).parent
 
-# A module may import from its own layer and from those above it. A folder stands for all that is in it.
+# A module may import from its own layer and from the layers above it. A folder includes all of its files.
 LAYERS = (
     "__init__ errors runtime plugins config config_files published",
     "data",
@@ -25,8 +25,8 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer.split()}
 
-# The one exception: defaults are gathered from where each is defined, inside the function that is asked for them.
-GATHERED = {("config", "data"), ("config", "optim")}
+# The only exception: `config.default` collects the defaults from the modules that define them, in a function.
+COLLECTED = {("config", "data"), ("config", "optim")}
 
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
@@ -36,43 +36,43 @@ def part_of(file):
 
 
 def imports(source: str) -> set[str]:
-    """Modules of cdl_jax that a source imports, at the top or inside functions, without the leading `cdl_jax.`."""
-    found = set()
+    """Returns the modules of cdl_jax that a source imports, also inside functions, without the prefix `cdl_jax.`."""
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports are not used here"
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name.removeprefix("cdl_jax.") for name in found if name.startswith("cdl_jax.")}
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name.removeprefix("cdl_jax.") for name in names if name.startswith("cdl_jax.")}
 
 
 def top_level(source: str) -> set[str]:
-    """As `imports`, but only what is imported when the module is."""
+    """Returns the modules of cdl_jax that a source imports at its top level."""
     tree = ast.parse(source)
     tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     return imports(ast.unparse(tree))
 
 
 def violations(file: str, source: str) -> list[str]:
-    """Imports of `file` that go the wrong way."""
-    own, wrong = part_of(file), []
+    """Returns messages about imports of `file` from a later layer."""
+    part_of_file, wrong = part_of(file), []
     for name in sorted(imports(source)):
         part = name.split(".")[0]
         if part.startswith("__"):  # __version__
             continue
-        if (own, part) in GATHERED and name not in top_level(source):
+        if (part_of_file, part) in COLLECTED and name not in top_level(source):
             continue
-        if RANK[part] > RANK[own]:
-            wrong.append(f"{file} imports {name}, which is built on it")
-        if own == "methods" and part == "data" and name.startswith("data.sources"):
+        if RANK[part] > RANK[part_of_file]:
+            wrong.append(f"{file} imports {name}, which is in a later layer")
+        if part_of_file == "methods" and part == "data" and name.startswith("data.sources"):
             wrong.append(f"{file} imports {name}: a method works with any source of data")
     return wrong
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_imports_go_one_way(file):
-    assert part_of(file) in RANK, f"{file} is new at the top: give it a place in LAYERS"
+    assert part_of(file) in RANK, f"{file} is new at the top level: add it to LAYERS"
     assert violations(file, (ROOT / file).read_text()) == []
 
 

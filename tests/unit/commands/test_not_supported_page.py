@@ -32,9 +32,9 @@ def literals():
 
 def options():
     """Every key of every config section, with and without its `config.`."""
-    made = [configs.default(method, data="folder") for method in ("cdl", "dkt", "okddip", "vkd", "supervised")]
-    made += [configs.default("cdl", data=source) for source in plugins.list_plugins("data.sources")]
-    keys = {key for config in made for key in configs.flatten(config)}
+    built = [configs.default(method, data="folder") for method in ("cdl", "dkt", "okddip", "vkd", "supervised")]
+    built += [configs.default("cdl", data=source) for source in plugins.list_plugins("data.sources")]
+    keys = {key for config in built for key in configs.flatten(config)}
     keys |= {key.rsplit(".", 1)[0] for key in keys}
     return keys | {f"config.{key}" for key in keys}
 

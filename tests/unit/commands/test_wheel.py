@@ -89,7 +89,7 @@ def test_every_imported_package_is_a_requirement_or_an_extra():
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> tuple[Path, dict]:
-    """The wheel installed in a folder of its own: (the folder, the environment in which Python finds it there)."""
+    """The wheel installed in a separate folder: (the folder, the environment with this folder on the path)."""
     target = tmp_path_factory.mktemp("installed")
     pip("install", "--no-deps", "--no-index", "--no-compile", "--target", target, wheel)
     return target, {**os.environ, "PYTHONPATH": str(target), "JAX_PLATFORMS": "cpu"}
@@ -101,8 +101,8 @@ def test_the_quick_start_runs_from_an_installed_wheel(installed, tmp_path):
     home.mkdir()
     env = {**env, "HOME": str(home)}
     where = [sys.executable, "-c", "import cdl_jax; print(cdl_jax.__file__)"]
-    found = subprocess.run(where, cwd=home, env=env, capture_output=True, text=True, check=True).stdout.strip()
-    assert found == str(target / "cdl_jax" / "__init__.py")
+    file = subprocess.run(where, cwd=home, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    assert file == str(target / "cdl_jax" / "__init__.py")
     run = tmp_path / "run"
     few = {"train.epochs": 1, "data.max_train_per_class": 16, "data.max_test_per_class": 4, "checkpoint.every_steps": 0}
     command = [target / "bin" / "cdl-jax", "--config", "quickstart:distill=none", "--workdir", run]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-# As the real one, it kills its tasks where a TERM reaches it.
+# Like the real srun, it kills its tasks when it receives TERM.
 SRUN = """#!/usr/bin/env bash
 trap 'echo killed >> "$SLURM_SUBMIT_DIR/log"; exit 137' TERM
 echo "started $*" >> "$SLURM_SUBMIT_DIR/log"
@@ -26,7 +26,7 @@ cat "$SLURM_SUBMIT_DIR/state"
 
 @pytest.fixture
 def job(tmp_path):
-    """The started script, and a function to the lines of its log; a file `end` with a code ends its srun."""
+    """The process of the script, and a function for the lines of its log. A file `end` with a code ends its srun."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("squeue", SQUEUE), ("bin/python", ""), ("state", "")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -98,8 +98,8 @@ for run in "${runs[@]}"; do mkdir -p "$run"; echo '"status": "finished"' > "$run
 
 
 @pytest.fixture(autouse=True)
-def heed():
-    """Undoes what a parent that ignores signals passes on: a shell cannot trap them then."""
+def default_signal_handlers():
+    """Restores default handlers if the parent ignores signals, because a shell cannot trap ignored signals."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     for number in before:
         if before[number] == signal.SIG_IGN:
@@ -111,7 +111,7 @@ def heed():
 
 @pytest.fixture
 def launched(tmp_path):
-    """Starts a script with a stand-in for the training, whose calls go into the file `log`."""
+    """Starts a script with a fake training, which writes its calls to the file `log`."""
     key = subprocess.run("cat requirements.lock requirements.txt pyproject.toml | cksum", shell=True, cwd=ROOT,
                          capture_output=True, text=True, check=True).stdout  # fmt: skip
     for name, text in (("bin/python", LEARN), ("made-from", f"{ROOT} cpu\n{key}"), ("data/glyph100.npz", ""),
@@ -138,7 +138,9 @@ def test_two_processes_share_a_matrix_and_run_each_seed_once(launched):
     runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
     assert len(runs) == len(set(runs)) == 2 * (4 * 9 - 1 + 2 + 2 + 4)
     seeds = [int(run[-1]) for run in runs]
-    assert sum(a > b for a, b in zip(seeds, sorted(seeds), strict=True)) <= 1  # but for one that the other was at
+    assert (
+        sum(a > b for a, b in zip(seeds, sorted(seeds), strict=True)) <= 1
+    )  # except one that the other process was training
     assert start(CDL_SEEDS="0 1").wait(timeout=240) == 0 and len(log()) == len(runs)
 
 
@@ -149,8 +151,10 @@ def test_all_seeds_of_a_row_are_one_program_on_request(launched, tmp_path):
     assert len(runs) == len(set(runs)) == 4 * 9 - 1 + 2 + 2 + 4
     assert not any("seed_" in run or "taught_by" in config for run, (_, config) in zip(runs, log(), strict=True))
     assert all(",seed=0" in config for _, config in log())
-    made = {str(path.parent.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/*/*/*/results.json")}
-    assert made == {f"{run}/seed_{seed}" for run in runs for seed in (0, 4)}
+    runs_with_results = {
+        str(path.parent.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/*/*/*/results.json")
+    }
+    assert runs_with_results == {f"{run}/seed_{seed}" for run in runs for seed in (0, 4)}
     assert start(CDL_SEEDS="0 4", CDL_TOGETHER="1").wait(timeout=240) == 0 and len(log()) == len(runs)
 
 

@@ -25,8 +25,8 @@ sleep 0.1
 
 
 @pytest.fixture(autouse=True)
-def heed():
-    """Undoes what a parent that ignores signals passes on: a shell cannot trap them then."""
+def default_signal_handlers():
+    """Restores default handlers if the parent ignores signals, because a shell cannot trap ignored signals."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     for number in before:
         if before[number] == signal.SIG_IGN:
@@ -38,7 +38,7 @@ def heed():
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Starts the script with a stand-in for the training, whose runs and caches go into the file `log`."""
+    """Starts the script with a fake training, which writes runs and caches to the file `log`."""
     key = subprocess.run("cat requirements.lock requirements.txt pyproject.toml | cksum", shell=True, cwd=ROOT,
                          capture_output=True, text=True, check=True).stdout  # fmt: skip
     (tmp_path / "bin").mkdir()
@@ -72,7 +72,7 @@ def test_two_calls_with_three_processes_run_each_command_once_with_one_cache(swe
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert sorted(run for run, _ in log()) == sorted(runs(0, 1, 2))
     assert {cache for _, cache in log()} == {f"{tmp_path}/sweep/compiled"}
-    assert start("-j", "3").wait(timeout=120) == 0 and len(log()) == 6  # nothing is made twice
+    assert start("-j", "3").wait(timeout=120) == 0 and len(log()) == 6  # no run is repeated
     assert missing(tmp_path) == []
 
 
@@ -82,7 +82,7 @@ def test_only_failed_runs_are_listed_and_repeated(sweep, tmp_path):
     assert process.wait(timeout=120) == 1
     assert "5 runs complete, 1 failed, 0 assigned to other processes" in process.stdout.read()
     assert missing(tmp_path) == ["quickstart-distill=none/seed_1 failed (exit 2)"]
-    assert len(log()) == 6  # tried once, though two processes passed over it
+    assert len(log()) == 6  # tried once, although two processes reached it
     assert start("-j", "2").wait(timeout=120) == 0
     assert [run for run, _ in log()[6:]] == ["quickstart-distill=none/seed_1"] and missing(tmp_path) == []
 
@@ -95,7 +95,7 @@ def test_a_run_killed_by_the_system_has_failed_and_the_others_continue(sweep, tm
     assert missing(tmp_path) == [f"quickstart/seed_0 failed (exit {code})"]
 
 
-# A terminal that closes or gets Ctrl-C sends the signal to the whole group of processes.
+# A closed terminal, or Ctrl-C, sends the signal to the complete process group.
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize(
     ("number", "code"),

@@ -18,14 +18,14 @@ LIVE = {
     "student": {"head": jnp.array([1.5, -2.0])},
     "distill": {},
     "count": jnp.int32(7),
-    "large": jax.random.normal(jax.random.key(0), (30, 30)),  # has a file of its own
+    "large": jax.random.normal(jax.random.key(0), (30, 30)),  # has its own file
 }
 STATE = {"live": LIVE, "sums": {"steps": jnp.float32(0)}}
 RECORD = {"step": 12, "task": 1, "accuracy": {"student": [[90.0], [1 / 3, 0.1]]}, "flops": {"student": None}}
 
 
 def after(task):
-    """The record that is saved with a task, each of five steps."""
+    """Returns the record of a task, with five steps per task."""
     return {**RECORD, "task": task, "step": 5 * (task + 1)}
 
 
@@ -33,10 +33,10 @@ def shapes(tree):
     return sharding.abstract_tree(sharding.make_mesh(1), tree)
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [leaf.dtype for leaf in jax.tree.leaves(expected)]
+def assert_same(restored, expected):
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    assert [leaf.dtype for leaf in jax.tree.leaves(restored)] == [leaf.dtype for leaf in jax.tree.leaves(expected)]
 
 
 def refusal(call, *arguments):
@@ -48,7 +48,7 @@ def refusal(call, *arguments):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The directory of a run with checkpoints after tasks 0 and 1, and after steps 12 and 15."""
+    """The folder of a run with checkpoints after tasks 0 and 1, and after steps 12 and 15."""
     folder = tmp_path_factory.mktemp("run")
     with Checkpoints(folder) as checkpoints:
         checkpoints.save_frozen(FROZEN)
@@ -103,49 +103,49 @@ def test_fewer_checkpoints_are_retained_if_configured(tmp_path):
 
 
 def damages(path):
-    """(what is done to a file, its new content or None for none)"""
+    """Yields (name of the damage, new content of the file or None for a missing file)."""
     content = path.read_bytes()
     yield "missing", None
     yield "empty", b""
     yield "cut", content[: len(content) // 2]
-    for place in {len(content) // 4, len(content) // 2, 3 * len(content) // 4} if content else ():
-        yield f"bit {place}", content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    for position in {len(content) // 4, len(content) // 2, 3 * len(content) // 4} if content else ():
+        yield f"bit {position}", content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
 
 @pytest.mark.parametrize("newest", ["latest/15", "tasks/1"])
 def test_a_corrupt_checkpoint_is_replaced_by_the_one_before_or_restored_exactly(newest, saved, tmp_path, caplog):
-    """Whatever file is damaged in whatever way; some files do not matter, and some bits of the others neither."""
-    root, fallen = tmp_path / "checkpoints", 0
+    """Every file is damaged in every way. Some files, and some bits of other files, have no effect."""
+    root, replaced = tmp_path / "checkpoints", 0
     shutil.copytree(saved / "checkpoints", root)
     if newest == "tasks/1":
         shutil.rmtree(root / "latest")
-    spare = tmp_path / "spare"
-    shutil.copytree(root, spare)
-    for path in sorted(file for file in (spare / newest).rglob("*") if file.is_file()):
-        for what, content in damages(path):
+    original = tmp_path / "original"
+    shutil.copytree(root, original)
+    for path in sorted(file for file in (original / newest).rglob("*") if file.is_file()):
+        for damage, content in damages(path):
             shutil.rmtree(root)
-            shutil.copytree(spare, root)
-            target = root / path.relative_to(spare)
+            shutil.copytree(original, root)
+            target = root / path.relative_to(original)
             target.unlink() if content is None else target.write_bytes(content)
             caplog.clear()
             with Checkpoints(tmp_path) as checkpoints:
                 record, restored, within = checkpoints.restore_newest(shapes(LIVE), shapes(STATE))
-            sound = not (root / "damaged").exists()
-            fallen += not sound
-            told = any(entry.name == "cdl_jax" for entry in caplog.records)
-            assert told != sound, f"{target} {what}"
+            intact = not (root / "damaged").exists()
+            replaced += not intact
+            logged = any(entry.name == "cdl_jax" for entry in caplog.records)
+            assert logged != intact, f"{target} {damage}"
             if newest == "latest/15":
-                step = 15 if sound else 12
+                step = 15 if intact else 12
                 assert (record, within) == ({**RECORD, "step": step}, True)
                 assert_same(restored, {"live": LIVE, "sums": {"steps": jnp.float32(step)}})
             else:
-                task = 1 if sound else 0
+                task = 1 if intact else 0
                 assert (record, within) == (after(task), False)
                 assert_same(restored, {**LIVE, "count": jnp.int32(task)})
-            if not sound:
+            if not intact:
                 assert names(root / "damaged") == [newest.replace("/", "-")]
                 assert "moved to" in caplog.text and not (root / newest).exists()
-    assert fallen > 10
+    assert replaced > 10
 
 
 def test_a_full_disk_is_reported_and_earlier_checkpoints_stay_intact(tmp_path):

@@ -60,7 +60,7 @@ def test_another_broken_pipe_is_raised():
     ],
 )
 def test_text_that_the_locale_cannot_encode_is_escaped(encoding, out, err):
-    # What `LC_ALL=C` comes to where Python neither coerces the locale nor turns to UTF-8.
+    # The effect of `LC_ALL=C` if Python neither coerces the locale nor enables UTF-8.
     changes = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, cwd=ROOT, env=environment(**changes))
     assert (done.stdout, done.stderr, done.returncode) == (out, err, 3)

@@ -28,8 +28,8 @@ def test_numbers_are_passed_to_jax_and_a_failure_is_reported(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
     for spec in ("off", "auto", "host:12,4,3"):
         distributed.initialize(spec)
-    told = {"coordinator_address": "host:12", "num_processes": 4, "process_id": 3}
-    assert calls == [{"heartbeat_timeout_seconds": 30}, {**told, "heartbeat_timeout_seconds": 30}]
+    arguments_to_jax = {"coordinator_address": "host:12", "num_processes": 4, "process_id": 3}
+    assert calls == [{"heartbeat_timeout_seconds": 30}, {**arguments_to_jax, "heartbeat_timeout_seconds": 30}]
 
     def fail(**_):
         raise RuntimeError("no\n  answer")

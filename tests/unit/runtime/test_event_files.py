@@ -18,20 +18,20 @@ def test_lines_are_read_as_they_were_written_with_sorted_keys(tmp_path):
         lines.write(values)
     assert lines.read() == written
     assert (tmp_path / "metrics.jsonl").read_text().splitlines()[0] == '{"loss": 0.1, "phase": "teacher", "step": 3}'
-    event_files.JsonLines(tmp_path / "metrics.jsonl").write({"step": 7})  # opened again, it is continued
+    event_files.JsonLines(tmp_path / "metrics.jsonl").write({"step": 7})  # an existing file is continued
     assert [values["step"] for values in lines.read()] == [3, 5, 7]
 
 
 @pytest.mark.parametrize("torn", ['{"loss": 0.5, "st', '{"step": 4}', ""])
 def test_later_lines_and_an_incomplete_last_line_are_removed(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
-    whole = [{"step": step, "loss": step / 10} for step in (1, 2, 2, 3)]
-    path.write_text("".join(json.dumps(values) + "\n" for values in whole) + torn)
+    complete = [{"step": step, "loss": step / 10} for step in (1, 2, 2, 3)]
+    path.write_text("".join(json.dumps(values) + "\n" for values in complete) + torn)
     lines = event_files.JsonLines(path)
     lines.truncate(3)
-    assert lines.read() == whole[:3]
-    lines.write({"step": 3})  # begins a line of its own
-    assert lines.read() == [*whole[:3], {"step": 3}]
+    assert lines.read() == complete[:3]
+    lines.write({"step": 3})  # starts a new line
+    assert lines.read() == [*complete[:3], {"step": 3}]
     assert path.read_text().count("\n") == 4
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -75,7 +75,7 @@ EVENTS = """
 """
 
 
-# What stands on the path under the name tensorflow: nothing, one that records its import, one that cannot be imported.
+# Packages called tensorflow on the path: none, one that records its import, one that cannot be imported.
 TENSORFLOW = {
     "absent": None,
     "works": "import os, pathlib; pathlib.Path(os.environ['TENSORFLOW_WAS_IMPORTED']).touch()",

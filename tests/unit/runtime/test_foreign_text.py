@@ -39,7 +39,7 @@ PLOTS = {
 
 
 def texts(svg):
-    """What a plot shows: matplotlib notes each text in a comment, with "--" taken apart."""
+    """Returns the texts of a plot: matplotlib writes each text to a comment, with "--" split."""
     return re.findall(r"<!-- (.*?) -->", svg, re.DOTALL)
 
 
@@ -48,10 +48,10 @@ def test_plots_show_names_as_they_are(name, recwarn):
     svg = PLOTS[name](NAMES)
     ElementTree.fromstring(svg)
     assert "<script" not in svg and not [w for w in recwarn if "underscore" in str(w.message)]
-    shown = texts(svg)
+    plotted = texts(svg)
     for each in NAMES if name != "heat map" else NAMES[:1]:
         if each and each != "-->":
-            assert html.escape(SHOWN.get(each, each).strip(), quote=False) in map(str.strip, shown), each
+            assert html.escape(SHOWN.get(each, each).strip(), quote=False) in map(str.strip, plotted), each
 
 
 def test_the_page_of_a_run_escapes_names(tmp_path):
@@ -132,10 +132,10 @@ def test_a_failed_write_leaves_no_file(tmp_path):
         yield "half"
         raise RuntimeError
 
-    (tmp_path / "file").write_text("whole")
+    (tmp_path / "file").write_text("complete")
     with pytest.raises(RuntimeError):
         files.write_atomically(tmp_path / "file", parts())
-    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "complete"
 
 
 def test_messages_and_log_lines_stay_one_line(caplog):

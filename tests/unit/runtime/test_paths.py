@@ -12,7 +12,7 @@ from cdl_jax.runtime import compilation_cache, paths
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("text", "path"),
     [
         ("runs/a", "runs/a"),
         ("runs/a/", "runs/a"),
@@ -32,9 +32,9 @@ from cdl_jax.runtime import compilation_cache, paths
         ("C:/x", "C:/x"),
     ],
 )
-def test_a_local_path_is_resolved_in_any_spelling(monkeypatch, given, meant):
+def test_a_local_path_is_resolved_in_any_spelling(monkeypatch, text, path):
     monkeypatch.setenv("HOME", "/home/me")
-    assert paths.resolve(given) == Path(meant)
+    assert paths.resolve(text) == Path(path)
 
 
 def test_the_home_folder_of_another_user_is_resolved():
@@ -42,7 +42,7 @@ def test_the_home_folder_of_another_user_is_resolved():
 
 
 @pytest.mark.parametrize(
-    ("given", "problem"),
+    ("text", "problem"),
     [
         ("gs://bucket/x", "is a remote path, and only local paths work: copy or mount it first"),
         (Path("gs://bucket/x"), "is a remote path"),
@@ -60,9 +60,9 @@ def test_the_home_folder_of_another_user_is_resolved():
         (None, "is not a path"),
     ],
 )
-def test_a_path_that_is_not_local_is_refused(given, problem):
+def test_a_path_that_is_not_local_is_refused(text, problem):
     with pytest.raises(UserError) as error:
-        paths.resolve(given, "data.path")
+        paths.resolve(text, "data.path")
     assert str(error.value).startswith("data.path") and problem in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -120,6 +120,6 @@ def test_an_error_about_missing_data_has_the_name_for_the_fetch_command(monkeypa
         with pytest.raises(MissingDataError, match=f"python -m cdl_jax.fetch {name}") as error:
             source.load({**source.OPTIONS, "path": ""})
         assert error.value.fetch_name == name and name in fetch.ARCHIVES
-    with pytest.raises(UserError) as error:  # a place that the user named is not filled
+    with pytest.raises(UserError) as error:  # the command does not download to a path of the user
         source.load({**source.OPTIONS, "path": str(tmp_path / "absent")})
     assert not isinstance(error.value, MissingDataError)

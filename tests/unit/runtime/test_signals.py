@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-# Sends itself a signal where a handler runs inside a callback of C++ or a finalizer, in which an exception is lost.
+# Sends itself a signal in a finalizer, where an exception of a handler is lost, as in a callback of C++.
 IN_A_FINALIZER = """
 import os, signal, sys
 from cdl_jax.runtime.signals import handle_signals
@@ -74,13 +74,13 @@ def test_a_deferred_signal_is_returned_by_stop_requested(number):
         assert handler.stop_requested() is None
         os.kill(os.getpid(), number)
         assert handler.stop_requested() == number
-        assert handler.stop_requested() == number  # for as long as the run has not ended
+        assert handler.stop_requested() == number  # until the run has ended
     assert str(RunInterrupted(number, 7)).startswith(f"{number.name}: saved after step 7; ")
 
 
 def test_several_processes_agree_on_a_signal_two_calls_later():
     with handle_signals(alone=False) as handler:
-        os.kill(os.getpid(), signal.SIGTERM)  # nobody ends alone
+        os.kill(os.getpid(), signal.SIGTERM)  # no process ends alone
         handler.defer_stop(sharding.make_mesh(1))
         assert [handler.stop_requested() for _ in range(4)] == [None, None, signal.SIGTERM, signal.SIGTERM]
 
@@ -111,9 +111,9 @@ def test_an_ignored_hup_stays_ignored():
 
 
 def test_a_test_can_send_sigint_where_the_parent_ignores_it():
-    ask = f"{sys.executable} -c 'import signal; print(signal.getsignal(signal.SIGINT).__name__)'"
+    command = f"{sys.executable} -c 'import signal; print(signal.getsignal(signal.SIGINT).__name__)'"
     if "CDL_IGNORED_INT" in os.environ:
-        assert subprocess.run(ask, shell=True, capture_output=True, text=True).stdout == "default_int_handler\n"
+        assert subprocess.run(command, shell=True, capture_output=True, text=True).stdout == "default_int_handler\n"
         return
     name = f"{__file__}::test_a_test_can_send_sigint_where_the_parent_ignores_it"
     nested = ["bash", "-c", "trap '' INT; \"$@\"", "bash", sys.executable, "-m", "pytest", "-q", name]
