@@ -14,16 +14,18 @@ _EXCLUDED = -1e9
 
 @struct.dataclass
 class Context:
-    """Where in the run a step is. All arrays, so that a new task needs no new compilation.
+    """The position of a step in the run. All fields are arrays, so that all tasks share one compilation.
 
-    task: int32, index of the current task.
-    first, end: int32, the current task's labels are `first <= label < end`; classes below `end` have been seen.
-    epoch: int32, of the phase; its first is 0.
-    step: int32, of the epoch; its first is 0.
-    progress: float32, epochs of the phase done before this step, the share of the running one included.
-    key: PRNG key of this step.
-    weight: float32 `[batch]`, 0 for pictures that only fill the batch up; None where there are none.
-    queries: outputs of the frozen networks for these images (see `methods.base.CachesQueries`); may be empty.
+    Attributes:
+      task: int32, index of the current task.
+      first: int32, first label of the current task.
+      end: int32, last label of the current task plus 1. Classes below `end` have been seen.
+      epoch: int32, index of the epoch in the phase.
+      step: int32, index of the step in the epoch.
+      progress: float32, epochs of the phase completed before this step, with the fraction of the current epoch.
+      key: PRNG key of this step.
+      weight: float32 `[batch]`, 0 for padding images. None, the default: there is no padding.
+      queries: outputs of the frozen networks for these images (see `methods.base.CachesQueries`); may be empty.
     """
 
     task: jax.Array
@@ -37,20 +39,29 @@ class Context:
     queries: Mapping[str, jax.Array] = struct.field(default_factory=dict)
 
     def current(self, num_classes: int) -> jax.Array:
-        """bool `[num_classes]`: the classes of the current task."""
+        """Returns the mask of the classes of the current task, bool `[num_classes]`.
+
+        >>> Context.dummy().replace(first=1, end=3).current(4).tolist()
+        [False, True, True, False]
+        """
         columns = jnp.arange(num_classes)
         return (columns >= self.first) & (columns < self.end)
 
     def seen(self, num_classes: int) -> jax.Array:
-        """bool `[num_classes]`: the classes of the current and of all earlier tasks."""
+        """Returns the mask of the classes of the current and all earlier tasks, bool `[num_classes]`."""
         return jnp.arange(num_classes) < self.end
 
     def all(self, num_classes: int) -> jax.Array:
-        """bool `[num_classes]`: every class of the stream, learnt or not."""
+        """Returns the mask of all classes of the stream, bool `[num_classes]`."""
         return jnp.ones(num_classes, bool)
 
     def mask(self, classes: str, num_classes: int) -> jax.Array:
-        """Returns the mask, bool `[num_classes]`, of the "current" classes, of those "seen", or of "all"."""
+        """Returns one of the masks by its name, bool `[num_classes]`.
+
+        Args:
+          classes: "current", "seen" or "all".
+          num_classes: classes of the stream.
+        """
         return {"current": self.current, "seen": self.seen, "all": self.all}[classes](num_classes)
 
     @staticmethod

@@ -115,7 +115,7 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
     if not 0 <= options.momentum < 1:
         raise UserError(f"optim.momentum={options.momentum} must lie within [0, 1)")
     if not all(type(milestone) is int for milestone in options.milestones):
-        raise UserError(f"optim.milestones={options.milestones} must be whole numbers")
+        raise UserError(f"optim.milestones={options.milestones} must be integers")
     first, second = betas
     kinds = {
         "adam": lambda: optax.scale_by_adam(first, second, options.eps),

@@ -29,7 +29,7 @@ OPTIONS = {
     "dtype": "float32",  # of the Transformer's computation; "bfloat16" computes softmax and norm statistics in float32
     "remat": False,  # recompute each block in the backward pass instead of storing it
     "weights": "random",  # or a file with timm's names
-    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
+    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
 }
 
 _DIMS = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}

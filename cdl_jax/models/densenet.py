@@ -21,7 +21,7 @@ OPTIONS = {
     "compression": 0.5,  # of the channels between blocks
     "image_size": 32,
     "weights": "random",
-    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
+    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
 }
 
 SIZES = {
@@ -31,7 +31,7 @@ SIZES = {
     "densenetd100k40": {"blocks": (16, 16, 16), "growth": 40},
 }
 
-torch_name = None  # weights are read in the names of this package alone
+torch_name = None  # weights are read only under the names of this package
 
 
 class Block(nn.Module):

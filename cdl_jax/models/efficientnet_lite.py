@@ -26,7 +26,7 @@ OPTIONS = {
     "drop_path": 0.2,  # rate of stochastic depth that a block after the last would have; it decreases linearly to 0
     "image_size": 224,
     "weights": "random",
-    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
+    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
 }
 
 SIZES = {

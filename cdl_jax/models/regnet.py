@@ -29,7 +29,7 @@ OPTIONS = {
     "image_size": 224,
     "dtype": "float32",  # of the convolutions; "bfloat16" computes norms, gates and all outputs in float32
     "weights": "random",
-    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
+    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
 }
 
 SIZES = {

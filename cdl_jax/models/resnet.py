@@ -20,7 +20,7 @@ OPTIONS = {
     "zero_init": False,  # the scale of the last batch norm of each block starts at zero: blocks start as the identity
     "image_size": 32,
     "weights": "random",
-    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
+    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
 }
 
 SIZES = {
@@ -31,7 +31,7 @@ SIZES = {
     "wide_resnet20_8": {"block": "bottleneck", "depths": (2, 2, 2), "inner_multiplier": 8},
 }
 
-torch_name = None  # weights are read in the names of this package alone
+torch_name = None  # weights are read only under the names of this package
 
 
 class Block(nn.Module):

@@ -25,7 +25,7 @@ SIZES = {
     "wide_resnet101_2": {"block": "bottleneck", "depths": _DEEP["resnet101"], "inner_multiplier": 2},
 }
 
-torch_name = None  # weights are read in the names of this package alone
+torch_name = None  # weights are read only under the names of this package
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:

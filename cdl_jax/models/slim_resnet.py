@@ -19,7 +19,7 @@ OPTIONS = {
     "init": "torch",  # of convolutions: U(-a, a), a = fan_in^-1/2; or "he": N(0, 2 / fan_in). Classifiers: torch's
     "image_size": 32,
     "weights": "random",
-    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
+    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
 }
 
 SIZES = {

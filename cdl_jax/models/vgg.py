@@ -20,12 +20,12 @@ OPTIONS = {
     "torch_head_bias": False,  # biases of the linear layers start from torch's initial values instead of zero
     "image_size": 32,
     "weights": "random",
-    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
+    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
 }
 
 SIZES = {"vgg16": {}, "vgg19": {"group_depth": 4}}
 
-torch_name = None  # weights are read in the names of this package alone
+torch_name = None  # weights are read only under the names of this package
 
 
 class Group(nn.Module):

@@ -24,7 +24,7 @@ OPTIONS = {
     "attention": "xla",  # or "cudnn": fused, never storing scores; needs a GPU and bfloat16
     "remat": False,  # recompute each block in the backward pass instead of storing it
     "weights": "",  # a file, its folder, the timm name of fetched weights, "package:NAME", or "random"
-    "weights_key": "",  # of a checkpoint with several networks, such as "model_ema"
+    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
 }
 
 SIZES = {

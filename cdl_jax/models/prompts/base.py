@@ -1,4 +1,4 @@
-"""The contract of a prompt pool, and what several pools share.
+"""The contract of a prompt pool, and functions that pools share.
 
 Each file of this package is one continual learner that prompts a frozen backbone. It defines
   OPTIONS: its option section; the defaults are the values published for CIFAR-100 and ImageNet-R;

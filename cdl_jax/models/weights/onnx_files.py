@@ -61,12 +61,14 @@ def read(path) -> dict[str, np.ndarray]:
             named[node.output[0]] = named[node.input[0]]
     producers = {name: node for node in graph.node for name in node.output}
     kernels = _dense_kernels(graph, tensors, named, producers)
-    plain = named.keys() - kernels.values()
-    found = {name: to_array(tensors[named[name]]) for name in plain}
-    found.update({name: to_array(tensors[kernel]).T for name, kernel in kernels.items()})
-    state = {name.removeprefix(prefix): array for name, array in found.items() if name.startswith(prefix)}
-    if len(found) > len(state):
-        logging.getLogger("cdl_jax").info("%s: %d tensors are not of %s*", path, len(found) - len(state), prefix)
+    unchanged = named.keys() - kernels.values()
+    tensors_by_name = {name: to_array(tensors[named[name]]) for name in unchanged}
+    tensors_by_name.update({name: to_array(tensors[kernel]).T for name, kernel in kernels.items()})
+    state = {name.removeprefix(prefix): array for name, array in tensors_by_name.items() if name.startswith(prefix)}
+    if len(tensors_by_name) > len(state):
+        logging.getLogger("cdl_jax").info(
+            "%s: %d tensors are not of %s*", path, len(tensors_by_name) - len(state), prefix
+        )
     if parts := _positions(graph, tensors, producers, class_token[0]):
         state["pos_embed"] = np.concatenate([to_array(tensors[name]) for name in parts], axis=1)
     return state

@@ -215,18 +215,18 @@ def _unwrapped(path, state, key):
         if not parts or 2 * inside < len(state):  # the name of a part, not a wrapper around the network
             break
         if len(parts) > 1 and key not in parts:
-            found = f"it has {', '.join(parts)}"
+            names = f"it has {', '.join(parts)}"
             if key:
                 raise UserError(f"{path} has no network {key!r}: weights_key must be one of {', '.join(parts)}")
-            raise UserError(f"{path} has several networks: choose one with weights_key={parts[0]!r}; {found}")
+            raise UserError(f"{path} has several networks: choose one with weights_key={parts[0]!r}; {names}")
         part = key if key in parts else parts[0]
         chosen.append(part)
-        own = {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
+        inner = {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
         if part in _BACKBONES:
-            own = {**{name: value for name, value in state.items() if _CLASSIFIER.fullmatch(name)}, **own}
-        if len(own) < len(state):
-            logging.getLogger("cdl_jax").info("%s: took %d of %d tensors, %s.*", path, len(own), len(state), part)
-        state = own
+            inner = {**{name: value for name, value in state.items() if _CLASSIFIER.fullmatch(name)}, **inner}
+        if len(inner) < len(state):
+            logging.getLogger("cdl_jax").info("%s: took %d of %d tensors, %s.*", path, len(inner), len(state), part)
+        state = inner
     if key and key not in chosen:
         has = f"it has {', '.join(chosen)}" if chosen else "it holds one network, so leave weights_key empty"
         raise UserError(f"{path} has no network {key!r}: {has}")
@@ -259,10 +259,10 @@ def _read_npz(path, archive):
 
 def _read_torch(path, archive):
     members = {info.filename: info for info in archive.infolist()}
-    found = [name for name in members if name.endswith("/data.pkl")]
-    if len(found) != 1:
+    pickled = [name for name in members if name.endswith("/data.pkl")]
+    if len(pickled) != 1:
         raise UserError(f"{path} is a zip file but neither an .npz nor the .pth of a state dict")
-    root = found[0].removesuffix("data.pkl")
+    root = pickled[0].removesuffix("data.pkl")
     for info in members.values():
         # torch.save stores and never compresses, so no member can be larger than the file.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
@@ -272,7 +272,7 @@ def _read_torch(path, archive):
     if root + "byteorder" in members and archive.read(root + "byteorder") != b"little":
         raise UserError(f"{path} was written on a big-endian machine: {_AS_SAFETENSORS}")
 
-    if members[found[0]].file_size > _LONGEST_PICKLE:
+    if members[pickled[0]].file_size > _LONGEST_PICKLE:
         raise UserError(f"{path} holds more than the tensors of a state dict: {_AS_SAFETENSORS}")
 
     def storage(key, dtype, count):
@@ -281,7 +281,7 @@ def _read_torch(path, archive):
             raise _wrong_storage(path, key, dtype, count, f"{len(content)} bytes")
         return np.frombuffer(content, dtype)
 
-    return _state_dict(path, _unpickled(path, archive.read(found[0]), storage))
+    return _state_dict(path, _unpickled(path, archive.read(pickled[0]), storage))
 
 
 def _read_legacy_torch(path):
@@ -289,12 +289,12 @@ def _read_legacy_torch(path):
     content = path.read_bytes()
     file, storages, left = io.BytesIO(content), {}, [len(content)]
 
-    def plain():
+    def load_pickle():
         return pickles.load(file, {}, lambda name: _refused(path, name))
 
-    if any(plain() != number for number in _LEGACY):
+    if any(load_pickle() != number for number in _LEGACY):
         raise UserError(f"{path} is a bare pickle, which torch.save has not written: {_AS_SAFETENSORS}")
-    if plain().get("little_endian") is not True:
+    if load_pickle().get("little_endian") is not True:
         raise UserError(f"{path} was written on a big-endian machine: {_AS_SAFETENSORS}")
 
     def storage(key, dtype, count):
@@ -305,7 +305,7 @@ def _read_legacy_torch(path):
 
     state = _state_dict(path, _unpickled(path, file, storage))
     missing = dict(storages)
-    for key in plain():
+    for key in load_pickle():
         block, (count,) = missing.pop(key), struct.unpack("<q", file.read(8))
         if count != len(block):
             raise _wrong_storage(path, key, block.dtype, len(block), str(count))
@@ -330,15 +330,15 @@ def _state_dict(path, state):
 
 def _wrapped(state, prefix, depth):
     """Returns the state dicts under names of wrappers, without the other entries of a checkpoint."""
-    found = {}
+    tensors = {}
     if isinstance(state, dict) and depth < 4:
         for part in _WRAPPERS:
             inner = state.get(part)
             if isinstance(inner, dict) and inner and all(_is_tensor(*item) for item in inner.items()):
-                found |= {f"{prefix}{part}.{name}": value for name, value in inner.items()}
+                tensors |= {f"{prefix}{part}.{name}": value for name, value in inner.items()}
             else:
-                found |= _wrapped(inner, f"{prefix}{part}.", depth + 1)
-    return found
+                tensors |= _wrapped(inner, f"{prefix}{part}.", depth + 1)
+    return tensors
 
 
 def _is_tensor(name, value):

@@ -84,10 +84,10 @@ def adam_direction(gradient, memory, t, betas=(0.9, 0.999), eps=1e-8):
     return memory["m"] / (1 - betas[0] ** t) / (np.sqrt(memory["v"]) / np.sqrt(1 - betas[1] ** t) + eps)
 
 
-def assert_close(found, expected):
+def assert_close(params, expected):
     for name in START:
-        np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, atol=1e-5, err_msg=name)
-        assert np.abs(np.asarray(found[name]) - START[name]).max() > 0.05
+        np.testing.assert_allclose(params[name], expected[name], rtol=2e-5, atol=1e-5, err_msg=name)
+        assert np.abs(np.asarray(params[name]) - START[name]).max() > 0.05
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])

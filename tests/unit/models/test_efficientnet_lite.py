@@ -67,8 +67,8 @@ def test_a_block_equals_numpy(side, kernel, stride):
     y = np.clip(normalize(x[0] @ params["expand"]["kernel"][0, 0], "bn0"), 0, 6)
     y = np.clip(normalize(depthwise_convolution(y, params["depthwise"]["kernel"], stride), "bn1"), 0, 6)
     y = normalize(y @ params["project"]["kernel"][0, 0], "bn2") + (x[0] if stride == 1 else 0)
-    found = jax.jit(block.apply, static_argnums=2).lower(variables, x, False).compile(CHEAP)(variables, x)
-    np.testing.assert_allclose(found[0], y, rtol=1e-4, atol=1e-4)
+    output = jax.jit(block.apply, static_argnums=2).lower(variables, x, False).compile(CHEAP)(variables, x)
+    np.testing.assert_allclose(output[0], y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("shape", "size", "stride"), [((7, 4), 5, 2), ((4, 6), 3, 1), ((1, 3), 5, 2)])

@@ -1,4 +1,4 @@
-"""Weights are found by file, by folder and by timm name, where `python -m cdl_jax.fetch` puts them."""
+"""Tests the search for weights by file, by folder and by the timm name that `python -m cdl_jax.fetch` stores."""
 
 import ml_collections
 import numpy as np
@@ -18,7 +18,7 @@ KEY = "teacher.weights"
 
 @pytest.fixture
 def fetched(tmp_path, monkeypatch):
-    """The file as fetch puts it; its parameters."""
+    """Returns a file where fetch stores it, and its parameters."""
     params = random_params()
     monkeypatch.setenv("CDL_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -31,35 +31,37 @@ def fetched(tmp_path, monkeypatch):
 def test_a_timm_name_with_or_without_its_prefix_a_folder_and_a_file_are_the_same(fetched, monkeypatch):
     file, params = fetched
     monkeypatch.setenv("HOME", str(file.parent.parent))
-    for given in (NAME, f"timm/{NAME}", file, file.parent, f"{file.parent}/", f"file://{file}", f"~/{NAME}"):
-        assert weights.find(str(given), KEY).resolve() == file
-        assert_same(weights.load(str(given), param_shapes(), KEY), params)
+    for reference in (NAME, f"timm/{NAME}", file, file.parent, f"{file.parent}/", f"file://{file}", f"~/{NAME}"):
+        assert weights.find(str(reference), KEY).resolve() == file
+        assert_same(weights.load(str(reference), param_shapes(), KEY), params)
 
 
-def test_a_folder_may_hold_what_torch_saved_or_a_run_exported(tmp_path):
-    for name in ("weights.npz", "pytorch_model.bin", "model.safetensors"):  # the last found first
+def test_a_folder_may_have_a_file_of_torch_or_of_a_run(tmp_path):
+    for name in ("weights.npz", "pytorch_model.bin", "model.safetensors"):  # in order of increasing priority
         (tmp_path / name).touch()
         assert weights.find(str(tmp_path), KEY) == tmp_path / name
 
 
-@pytest.mark.parametrize("given", [NAME, f"timm/{NAME}"])
-def test_a_timm_name_that_is_not_fetched_gives_the_command(tmp_path, monkeypatch, given):
+@pytest.mark.parametrize("reference", [NAME, f"timm/{NAME}"])
+def test_a_timm_name_that_is_not_fetched_gives_the_command(tmp_path, monkeypatch, reference):
     monkeypatch.setenv("CDL_DATA", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(MissingWeightsError, match=f"config.{KEY}={given!r}.*`python -m cdl_jax.fetch {NAME}`") as error:
-        weights.find(given, KEY)
+    with pytest.raises(
+        MissingWeightsError, match=f"config.{KEY}={reference!r}.*`python -m cdl_jax.fetch {NAME}`"
+    ) as error:
+        weights.find(reference, KEY)
     assert error.value.fetch_name == NAME
 
 
-@pytest.mark.parametrize("given", ["absent.npz", "vit_base_patch16_224", "folder/absent", "vit.pth", f"a/b/{NAME}"])
-def test_what_cannot_be_fetched_is_a_plain_mistake(tmp_path, monkeypatch, given):
+@pytest.mark.parametrize("reference", ["absent.npz", "vit_base_patch16_224", "folder/absent", "vit.pth", f"a/b/{NAME}"])
+def test_a_name_that_cannot_be_fetched_is_a_missing_file(tmp_path, monkeypatch, reference):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no such file or folder") as error:
-        weights.find(given, KEY)
+        weights.find(reference, KEY)
     assert not isinstance(error.value, MissingWeightsError)
 
 
-def test_folders_without_one_file_of_weights(tmp_path):
+def test_a_folder_without_a_file_of_weights_is_refused(tmp_path):
     with pytest.raises(UserError, match="has none of model.safetensors, pytorch_model.bin"):
         weights.find(str(tmp_path), KEY)
     (tmp_path / "model.safetensors.index.json").touch()
@@ -67,8 +69,8 @@ def test_folders_without_one_file_of_weights(tmp_path):
         weights.find(str(tmp_path), KEY)
 
 
-def test_a_folder_of_the_hub_is_no_run(tmp_path):
-    assert not any(finished_run.is_run(place) for place in ("", "random", "package:glyph", str(tmp_path)))
+def test_a_folder_of_the_hub_is_not_a_run(tmp_path):
+    assert not any(finished_run.is_run(folder) for folder in ("", "random", "package:glyph", str(tmp_path)))
     (tmp_path / "config.json").touch()
     assert finished_run.is_run(str(tmp_path))
     np.savez(tmp_path / "weights.npz", x=np.zeros(1))
@@ -77,7 +79,7 @@ def test_a_folder_of_the_hub_is_no_run(tmp_path):
     assert not finished_run.is_run(str(tmp_path))
 
 
-def test_weights_key_goes_with_a_checkpoint_and_chooses_in_it(tmp_path):
+def test_weights_key_selects_a_network_of_a_checkpoint(tmp_path):
     one, other = random_params(0), random_params(1)
     state = {f"model.{name}": array for name, array in to_timm(one).items()}
     state |= {f"model_ema.{name}": array for name, array in to_timm(other).items()}
@@ -101,7 +103,7 @@ def test_every_network_has_the_option_weights_key():
     )
 
 
-def test_every_named_network_is_built_from_its_section():
+def test_every_named_network_builds():
     for family in families.FAMILIES:
         for name in family.SIZES:
             section = ml_collections.ConfigDict(families.network_options(name))

@@ -1,4 +1,4 @@
-"""Checkpoints of other programs give the same parameters, whatever they are wrapped in and whatever names they have."""
+"""Tests that checkpoints of other programs give the same parameters in all wrappers and layouts."""
 
 import re
 
@@ -12,13 +12,13 @@ from cdl_jax.models.weights.state_dicts import looks_like, read_state
 from tests.support.vit_weights import DIM, assert_same, param_shapes, random_params
 
 
-def stored(path, state, **more):
+def save(path, state, **more):
     save_file({name: np.ascontiguousarray(array) for name, array in {**state, **more}.items()}, path)
     return path
 
 
 def hugging_face(timm):
-    """The names of transformers' ViTForImageClassification, written independently of the reader."""
+    """Returns the names of transformers' ViTForImageClassification, written independently of the reader."""
     state = {}
     for name, array in timm.items():
         block = re.match(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name)
@@ -54,7 +54,7 @@ def hugging_face(timm):
 
 
 def torchvision(timm, mlp=("0", "3")):
-    """The names of torchvision's VisionTransformer, written independently of the reader."""
+    """Returns the names of torchvision's VisionTransformer, written independently of the reader."""
     pairs = {
         "cls_token": "class_token",
         "pos_embed": "encoder.pos_embedding",
@@ -71,14 +71,14 @@ def torchvision(timm, mlp=("0", "3")):
     state = {}
     for name, array in timm.items():
         block, inside = re.fullmatch(r"(blocks\.\d+\.)?(.*)", name).groups()
-        ours = next(own for own in pairs if inside.startswith(own))
+        ours = next(prefix for prefix in pairs if inside.startswith(prefix))
         number = f"encoder.layers.encoder_layer_{block[7:-1]}." if block else ""
         state[number + inside.replace(ours, pairs[ours], 1)] = array
     return state
 
 
 def chunked(timm):
-    """DINOv2's names of a network in chunks of one block, which number the blocks through."""
+    """Returns DINOv2's names for chunks of one block, with consecutive numbers of blocks."""
     return {re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", name): array for name, array in timm.items()}
 
 
@@ -89,18 +89,18 @@ def chunked(timm):
 )
 def test_each_layout_gives_the_same_parameters(tmp_path, layout):
     params = random_params()
-    path = stored(tmp_path / "w.safetensors", layout(to_timm(params)))
+    path = save(tmp_path / "w.safetensors", layout(to_timm(params)))
     assert_same(load_vit(path, param_shapes()), params)
     assert_same(
         load_vit(path, param_shapes(num_classes=0)), {name: leaf for name, leaf in params.items() if name != "head"}
     )
 
 
-def test_a_hugging_face_model_without_head_leaves_its_pooler_out(tmp_path, caplog):
+def test_the_pooler_of_a_hugging_face_model_is_left_out(tmp_path, caplog):
     params = random_params(num_classes=0)
     state = {name.removeprefix("vit."): array for name, array in hugging_face(to_timm(params)).items()}
     pooler = {f"pooler.dense.{leaf}": np.ones(DIM, np.float32) for leaf in ("weight", "bias")}
-    assert_same(load_vit(stored(tmp_path / "w.safetensors", state, **pooler), params), params)
+    assert_same(load_vit(save(tmp_path / "w.safetensors", state, **pooler), params), params)
     assert "ignored pooler.dense.weight, pooler.dense.bias" in caplog.text
 
 
@@ -112,17 +112,17 @@ def test_a_hugging_face_model_without_head_leaves_its_pooler_out(tmp_path, caplo
         "vit.",
     ],
 )  # fmt: skip
-def test_prefixes_are_taken_off(tmp_path, prefix):
+def test_prefixes_are_removed(tmp_path, prefix):
     params = random_params()
     state = {prefix + name: array for name, array in to_timm(params).items()}
-    assert_same(load_vit(stored(tmp_path / "w.safetensors", state), param_shapes()), params)
+    assert_same(load_vit(save(tmp_path / "w.safetensors", state), param_shapes()), params)
 
 
-def test_a_head_beside_a_backbone_is_its_classifier_and_that_of_the_training_is_left(tmp_path):
+def test_the_classifier_beside_a_backbone_is_loaded_and_a_self_supervised_head_is_not(tmp_path):
     params = random_params()
     state = {n if n.startswith("head.") else f"backbone.{n}": array for n, array in to_timm(params).items()}
     more = {"dino_head.mlp.0.weight": np.ones(3, np.float32), "dino_head.last_layer.weight_g": np.ones(3, np.float32)}
-    assert_same(load_vit(stored(tmp_path / "w.safetensors", state, **more), param_shapes()), params)
+    assert_same(load_vit(save(tmp_path / "w.safetensors", state, **more), param_shapes()), params)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def test_a_head_beside_a_backbone_is_its_classifier_and_that_of_the_training_is_
         ("base_encoder", "momentum_encoder"),
     ],
 )
-def test_of_raw_and_averaged_weights_the_config_chooses(tmp_path, raw, averaged):
+def test_the_config_chooses_between_raw_and_averaged_weights(tmp_path, raw, averaged):
     one, other = random_params(0), random_params(1)
     state = {f"{raw}.{name}": array for name, array in to_timm(one).items()}
     state |= {f"{averaged}.module.{name}": array for name, array in to_timm(other).items()}
-    path = stored(tmp_path / "w.safetensors", state)
+    path = save(tmp_path / "w.safetensors", state)
     with pytest.raises(UserError, match="has several networks: choose one with .*weights_key") as error:
         load_vit(path, param_shapes())
     assert raw in str(error.value) and averaged in str(error.value)
@@ -149,7 +149,7 @@ def test_of_raw_and_averaged_weights_the_config_chooses(tmp_path, raw, averaged)
 
 
 def test_a_key_for_a_file_of_one_network_is_refused(tmp_path):
-    path = stored(tmp_path / "w.safetensors", to_timm(random_params()))
+    path = save(tmp_path / "w.safetensors", to_timm(random_params()))
     with pytest.raises(UserError, match="has no network 'model_ema': it holds one network, so leave weights_key empty"):
         load_vit(path, param_shapes(), "model_ema")
 
@@ -158,18 +158,18 @@ def test_a_key_for_a_file_of_one_network_is_refused(tmp_path):
 def test_quantized_weights_are_refused(tmp_path, dtype):
     state = to_timm(random_params())
     state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].astype(dtype)
-    path = stored(tmp_path / "w.safetensors", state)
+    path = save(tmp_path / "w.safetensors", state)
     with pytest.raises(UserError, match=rf"is quantized \(blocks.0.attn.qkv.weight is {np.dtype(dtype)}\)"):
         load_vit(path, param_shapes())
     scale = {"blocks.0.attn.qkv.weight_scale": np.ones(1, np.float32)}
     with pytest.raises(UserError, match=r"is quantized \(blocks.0.attn.qkv.weight_scale is float32\)"):
-        load_vit(stored(path, to_timm(random_params()), **scale), param_shapes())
+        load_vit(save(path, to_timm(random_params()), **scale), param_shapes())
 
 
-def test_integers_are_no_weights(tmp_path):
+def test_integers_are_not_weights(tmp_path):
     state = {name: array.astype(np.int32) for name, array in to_timm(random_params()).items()}
     with pytest.raises(UserError, match="no floating-point numbers: "):
-        load_vit(stored(tmp_path / "w.safetensors", state), param_shapes())
+        load_vit(save(tmp_path / "w.safetensors", state), param_shapes())
 
 
 @pytest.mark.parametrize(
@@ -184,16 +184,16 @@ def test_integers_are_no_weights(tmp_path):
         ("base_layer.lora_A.weight", "a LoRA adapter, not a network"),
     ],
 )
-def test_what_does_not_fit_is_named_by_its_layout(tmp_path, name, layout):
+def test_the_message_names_the_layout_of_another_network(tmp_path, name, layout):
     assert looks_like([name]) == layout
-    path = stored(tmp_path / "w.safetensors", {name: np.ones((2, 2), np.float32)})
+    path = save(tmp_path / "w.safetensors", {name: np.ones((2, 2), np.float32)})
     with pytest.raises(UserError, match="does not fit the model: 30 missing: .*1 unexpected: ") as error:
         load_vit(path, param_shapes(num_classes=0, depth=2))
     assert str(error.value).endswith(f"; the file looks like {layout}") and name in str(error.value)
 
 
-def test_buffers_are_no_parameters(tmp_path):
-    path = stored(
+def test_buffers_are_not_parameters(tmp_path):
+    path = save(
         tmp_path / "w.safetensors", {"x": np.ones(2, np.float32), "bn.num_batches_tracked": np.ones(1, np.int64)}
     )
     assert list(read_state(path)) == ["x"]

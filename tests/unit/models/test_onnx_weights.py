@@ -1,4 +1,4 @@
-"""A ViT that torch exported to ONNX under other layers is found in the file and computes what the graph does."""
+"""Tests that a ViT in an ONNX file of torch, below other layers, computes the same as the graph."""
 
 import sys
 
@@ -29,11 +29,11 @@ def random_params(grid=TABLE, seed=0):
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32) / 2, shapes)
 
 
-def assert_same(found, expected):
-    found, expected = flatten_dict(found, sep="/"), flatten_dict(expected, sep="/")
-    assert found.keys() == expected.keys()
+def assert_same(params, expected):
+    params, expected = flatten_dict(params, sep="/"), flatten_dict(expected, sep="/")
+    assert params.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(params[name], array, err_msg=name)
 
 
 class Graph:
@@ -58,11 +58,11 @@ class Graph:
         """As torch exports it: the bias has a name, the kernel `[in, out]` has none."""
         return self.op("Add", self.tensor(f"{name}.bias", bias), self.op("MatMul", x, np.ascontiguousarray(weight.T)))
 
-    def save(self, path, output=None, **kept):
+    def save(self, path, output=None, **options):
         outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)] if output else []
-        picture = helper.make_tensor_value_info("picture", TensorProto.FLOAT, None)
-        graph = helper.make_graph(self.nodes, "main_graph", [picture], outputs, self.tensors)
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)]), path, **kept)
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "main_graph", [image], outputs, self.tensors)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)]), path, **options)
         return path
 
 
@@ -71,7 +71,7 @@ def ints(*values):
 
 
 def exported(path, params, grid):
-    """Hugging Face's DINOv2 with a layer on top, as torch exports it for pictures of `grid` by `grid` patches."""
+    """Hugging Face's DINOv2 with a layer on top, as torch exports it for images of `grid` by `grid` patches."""
     state, graph, root = to_timm(params), Graph(), "net.backbone"
     op, tokens = graph.op, 1 + grid * grid
 
@@ -79,9 +79,9 @@ def exported(path, params, grid):
         return graph.tensor(f"{root}.{theirs}", state[ours])
 
     def norm(x, theirs, ours):
-        centred = op("Sub", x, op("ReduceMean", x, axes=[-1]))
-        variance = op("ReduceMean", op("Mul", centred, centred), axes=[-1])
-        x = op("Div", centred, op("Sqrt", op("Add", variance, np.asarray(1e-6, np.float32))))
+        centered = op("Sub", x, op("ReduceMean", x, axes=[-1]))
+        variance = op("ReduceMean", op("Mul", centered, centered), axes=[-1])
+        x = op("Div", centered, op("Sqrt", op("Add", variance, np.asarray(1e-6, np.float32))))
         return op(
             "Add", op("Mul", x, named(f"{theirs}.weight", f"{ours}.weight")), named(f"{theirs}.bias", f"{ours}.bias")
         )
@@ -90,9 +90,9 @@ def exported(path, params, grid):
         return op("Transpose", op("Reshape", x, ints(-1, tokens, HEADS, DIM // HEADS)), perm=order)
 
     class_token = named("embeddings.cls_token", "cls_token")
-    place = "embeddings.patch_embeddings.projection"
-    kernel = [named(f"{place}.{leaf}", f"patch_embed.proj.{leaf}") for leaf in ("weight", "bias")]
-    x = op("Conv", "picture", *kernel, strides=[PATCH, PATCH])
+    projection = "embeddings.patch_embeddings.projection"
+    kernel = [named(f"{projection}.{leaf}", f"patch_embed.proj.{leaf}") for leaf in ("weight", "bias")]
+    x = op("Conv", "image", *kernel, strides=[PATCH, PATCH])
     x = op("Concat", class_token, op("Transpose", op("Reshape", x, ints(1, DIM, -1)), perm=[0, 2, 1]), axis=1)
     table = op("Reshape", state["pos_embed"][:, 1:], ints(1, TABLE, TABLE, DIM))
     table = op("Resize", op("Transpose", table, perm=[0, 3, 1, 2]), "", "", ints(1, DIM, grid, grid), mode="cubic",
@@ -128,9 +128,9 @@ def exported(path, params, grid):
 def test_an_exported_dinov2_computes_what_its_graph_does(tmp_path):
     params, grid = random_params(), 2
     path = exported(tmp_path / "w.onnx", params, grid)
-    picture = np.random.default_rng(1).standard_normal((1, grid * PATCH, grid * PATCH, 3), dtype=np.float32)
-    (expected,) = ReferenceEvaluator(str(path)).run(None, {"picture": picture.transpose(0, 3, 1, 2)})
-    _, out = vit(grid).apply({"params": load_vit(path, random_params(grid))}, picture)
+    image = np.random.default_rng(1).standard_normal((1, grid * PATCH, grid * PATCH, 3), dtype=np.float32)
+    (expected,) = ReferenceEvaluator(str(path)).run(None, {"image": image.transpose(0, 3, 1, 2)})
+    _, out = vit(grid).apply({"params": load_vit(path, random_params(grid))}, image)
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(out["tokens"], expected, atol=1e-5)
     assert_same(load_vit(path, params), params)
@@ -142,7 +142,7 @@ def test_names_of_timm_and_equal_tensors_that_are_kept_once(tmp_path):
     state = to_timm(params)
     for name, array in state.items():
         if name.endswith(".weight") and array.ndim == 2:
-            graph.dense("picture", name.removesuffix(".weight"), array, state[name.replace("weight", "bias")])
+            graph.dense("image", name.removesuffix(".weight"), array, state[name.replace("weight", "bias")])
         elif name.startswith("blocks.1.norm2"):
             graph.nodes.append(helper.make_node("Identity", [name.replace("norm2", "norm1")], [name]))
         elif name not in [tensor.name for tensor in graph.tensors]:
@@ -169,7 +169,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
     wrong.write_bytes(b"<!DOCTYPE html>")
     assert "is not a weight file: use .safetensors, .npz" in refusal()
     foreign = Graph()
-    foreign.dense("picture", "fc", np.ones((2, 2), np.float32), np.ones(2, np.float32))
+    foreign.dense("image", "fc", np.ones((2, 2), np.float32), np.ones(2, np.float32))
     foreign.save(wrong)
     assert "has 0 tensors called cls_token among its 2" in refusal()
     foreign.tensor("a.cls_token", np.ones((1, 1, DIM), np.float32))

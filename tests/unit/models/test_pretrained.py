@@ -1,4 +1,4 @@
-"""Weights of each layout give the same parameters; what does not fit the model is listed in one line."""
+"""Tests that weights of all layouts give the same parameters, and the message for those that do not fit."""
 
 import os
 
@@ -15,7 +15,7 @@ from tests.support.vit_weights import CLASSES, DEPTH, DIM, HEADS, PATCH, assert_
 
 
 def google_names(params):
-    """The layout of Google's .npz files, written independently of the reader."""
+    """Returns the layout of Google's .npz files, written independently of the reader."""
     flat = flatten_dict(params, sep="/")
     state = {
         "cls": flat["cls_token"],
@@ -48,7 +48,7 @@ def google_names(params):
 
 
 def dinov2_names(params):
-    """Hugging Face's names of DINOv2, written independently of the reader."""
+    """Returns Hugging Face's names of DINOv2, written independently of the reader."""
     flat = flatten_dict(params, sep="/")
     kernel = flat["patch_embed/kernel"].reshape(PATCH, PATCH, 3, DIM)
     state = {
@@ -81,7 +81,7 @@ LAYOUTS = {
     "timm": to_timm,
     "timm in DataParallel": lambda params: {f"module.{name}": array for name, array in to_timm(params).items()},
     "google": google_names,
-    "google with optimiser state": lambda params: {
+    "google with optimizer state": lambda params: {
         **{f"opt/target/{name}": array for name, array in google_names(params).items()},
         "opt/state/step": np.ones(1, np.int32),
     },
@@ -140,7 +140,7 @@ def test_saved_file_reads_back_bit_equal(tmp_path, name, dtype):
     assert os.listdir(tmp_path) == [name]
 
 
-def test_a_failed_save_leaves_the_old_file_alone(tmp_path):
+def test_a_failed_save_leaves_the_old_file_unchanged(tmp_path):
     params = random_params()
     save_timm(tmp_path / "a.npz", params)
     huge = jax.tree.map(lambda a: a * 1e30, params)
@@ -153,7 +153,7 @@ def test_a_failed_save_leaves_the_old_file_alone(tmp_path):
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
-def test_head_is_dropped_taken_or_refused(tmp_path):
+def test_the_head_is_loaded_dropped_or_refused(tmp_path):
     params = random_params()
     path = tmp_path / "a.npz"
     np.savez(path, **to_timm(params), **{"pre_logits.fc.weight": np.eye(DIM, dtype=np.float32)})
@@ -171,7 +171,7 @@ def test_head_is_dropped_taken_or_refused(tmp_path):
         load_vit(path, params)
 
 
-def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):
+def test_one_line_lists_all_parameters_that_do_not_fit(tmp_path):
     params = flatten_dict(random_params(), sep="/")
     del params["norm/scale"]
     state = to_timm(unflatten_dict(params, sep="/"))
@@ -191,7 +191,7 @@ def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):
     )
 
 
-def test_missing_layer_scale_is_no_silent_default(tmp_path):
+def test_a_missing_layer_scale_is_refused(tmp_path):
     save_timm(tmp_path / "w.npz", random_params())
     with pytest.raises(UserError, match="4 missing: block_0/layer_scale1/scale"):
         load_vit(tmp_path / "w.npz", param_shapes(layer_scale=1e-5))
@@ -218,7 +218,7 @@ def test_positions_resize_as_torch_bicubic():
     np.testing.assert_allclose(resized[:, :, 2], 7.0, atol=1e-6)
 
 
-def test_positions_of_another_grid_are_resized_behind_the_class_row(tmp_path):
+def test_positions_of_another_grid_are_resized_except_that_of_the_class_token(tmp_path):
     params = random_params()
     save_timm(tmp_path / "w.npz", params)
     loaded = load_vit(tmp_path / "w.npz", param_shapes(image_size=5 * PATCH))
@@ -236,7 +236,7 @@ def test_positions_without_a_class_row_get_a_row_of_zeros(tmp_path):
     np.testing.assert_array_equal(position[0, 1:], params["pos_embed"][0, 1:])
 
 
-def test_positions_that_are_no_square_grid_are_refused(tmp_path):
+def test_positions_that_are_not_a_square_grid_are_refused(tmp_path):
     params = random_params()
     save_file({**to_timm(params), "pos_embed": np.ones((1, 7, DIM), np.float32)}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"pos_embed expected \[1, 5, 12\] found \[1, 7, 12\]"):

@@ -20,7 +20,7 @@ SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_head
 
 
 class _Empty(type):
-    """A class without content, of which any member is its own name: timm lists members of enumerations at its start."""
+    """An empty class whose members are their own names: timm lists members of enumerations when it is imported."""
 
     def __getattr__(cls, name):
         if name.startswith("__"):
@@ -29,10 +29,10 @@ class _Empty(type):
 
 
 class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands for torchvision where it is not installed: any submodule, any name in it an empty class.
+    """Replaces torchvision if it is not installed: any submodule exists, and any name in it is an empty class.
 
-    timm imports torchvision when it starts, for its data pipeline and for frozen batch normalisation; its ViT computes
-    with torch alone. An empty class can give no number, so nothing of it can enter the comparison.
+    timm imports torchvision for its data pipeline and for frozen batch normalization. Its ViT computes only with torch.
+    An empty class cannot return a number, so that it cannot affect the comparison.
     """
 
     def find_spec(self, fullname, path=None, target=None):
@@ -75,7 +75,7 @@ def models():
 
 
 def randomize(model, seed=0):
-    """All parameters drawn, so that no zero bias or zero token hides a mistake."""
+    """Replaces all parameters by random numbers, so that no zero bias or zero token hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,7 +90,7 @@ def ours(**changes):
     return model, jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
-def pictures(size=32):
+def random_images(size=32):
     return np.random.default_rng(1).standard_normal((4, size, size, 3), dtype=np.float32)
 
 
@@ -106,25 +106,25 @@ def assert_same_logits(model, params, theirs, images):
 def test_logits_equal_timm(tmp_path, models, layer_scale):
     theirs = randomize(models.vision_transformer.VisionTransformer(**SIZES, init_values=layer_scale or None))
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    model, wanted = ours(layer_scale=layer_scale)
-    assert_same_logits(model, load_vit(tmp_path / "w.pth", wanted), theirs, pictures())
+    model, shapes = ours(layer_scale=layer_scale)
+    assert_same_logits(model, load_vit(tmp_path / "w.pth", shapes), theirs, random_images())
 
 
 def test_features_without_a_head_equal_timm(tmp_path, models):
     theirs = randomize(models.vision_transformer.VisionTransformer(**SIZES))
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     theirs.reset_classifier(0)
-    model, wanted = ours(num_classes=0)
-    assert_same_logits(model, load_vit(tmp_path / "w.pth", wanted), theirs, pictures())
+    model, shapes = ours(num_classes=0)
+    assert_same_logits(model, load_vit(tmp_path / "w.pth", shapes), theirs, random_images())
 
 
 def test_weights_go_back_into_timm(models):
-    model, wanted = ours(layer_scale=1e-5)
+    model, shapes = ours(layer_scale=1e-5)
     rng = np.random.default_rng(2)
-    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32) * 0.2, wanted)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32) * 0.2, shapes)
     theirs = models.vision_transformer.VisionTransformer(**SIZES, init_values=1e-5).eval()
     theirs.load_state_dict({name: torch.from_numpy(array) for name, array in to_timm(params).items()}, strict=True)
-    assert_same_logits(model, params, theirs, pictures())
+    assert_same_logits(model, params, theirs, random_images())
 
 
 def test_google_npz_is_read_as_timm_reads_it(tmp_path, models):
@@ -154,8 +154,8 @@ def test_google_npz_is_read_as_timm_reads_it(tmp_path, models):
     np.savez(tmp_path / "w.npz", **{n: rng.standard_normal(s, dtype=np.float32) * 0.2 for n, s in shapes.items()})
     theirs = models.vision_transformer.VisionTransformer(**SIZES).eval()
     theirs.load_pretrained(str(tmp_path / "w.npz"))
-    model, wanted = ours()
-    assert_same_logits(model, load_vit(tmp_path / "w.npz", wanted), theirs, pictures())
+    model, shapes = ours()
+    assert_same_logits(model, load_vit(tmp_path / "w.npz", shapes), theirs, random_images())
 
 
 def test_distilled_deit_gives_its_plain_part(tmp_path, models, caplog):
@@ -163,14 +163,14 @@ def test_distilled_deit_gives_its_plain_part(tmp_path, models, caplog):
     torch.save({"model": distilled.state_dict()}, tmp_path / "w.pth")
     state = dict(distilled.state_dict())
     state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], state["pos_embed"][:, 2:]], dim=1)
-    plain = models.vision_transformer.VisionTransformer(**SIZES).eval()
-    left = plain.load_state_dict(state, strict=False)
+    plain_vit = models.vision_transformer.VisionTransformer(**SIZES).eval()
+    left = plain_vit.load_state_dict(state, strict=False)
     assert not left.missing_keys
-    model, wanted = ours()
+    model, shapes = ours()
     with caplog.at_level("WARNING", logger="absl"):
-        params = load_vit(tmp_path / "w.pth", wanted)
+        params = load_vit(tmp_path / "w.pth", shapes)
     assert all(name in caplog.text for name in left.unexpected_keys) and len(left.unexpected_keys) == 3
-    assert_same_logits(model, params, plain, pictures())
+    assert_same_logits(model, params, plain_vit, random_images())
 
 
 def test_a_timm_model_that_is_no_plain_vit_is_refused(tmp_path, models):
@@ -199,5 +199,5 @@ def test_logits_equal_timm_with_resized_positions(tmp_path, models):
     state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], grid], dim=1)
     large = models.vision_transformer.VisionTransformer(**{**SIZES, "img_size": 48}).eval()
     large.load_state_dict(state)
-    model, wanted = ours(image_size=48)
-    assert_same_logits(model, load_vit(tmp_path / "w.pth", wanted), large, pictures(48))
+    model, shapes = ours(image_size=48)
+    assert_same_logits(model, load_vit(tmp_path / "w.pth", shapes), large, random_images(48))

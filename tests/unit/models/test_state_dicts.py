@@ -63,11 +63,11 @@ def state_of(seed=0):
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(state, expected):
+    assert state.keys() == expected.keys()
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert state[name].dtype == array.dtype
+        np.testing.assert_array_equal(state[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
@@ -93,7 +93,7 @@ def test_file_of_real_torch(tmp_path, wrapper):
     assert_same(read_state(tmp_path / "old.pth"), state)
 
 
-def test_whole_modules_of_torch_are_refused(tmp_path):
+def test_modules_of_torch_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(UserError, match="has no place in a state dict: save the state dict alone as .safetensors"):
@@ -112,13 +112,13 @@ def legacy(path, items, blocks, little=True, keys=None):
 
 def test_a_state_dict_from_before_torch_1_6_is_read(tmp_path):
     state = state_of()
-    whole = np.concatenate([state["norm.weight"], state["head.weight"].ravel()])  # two views of one storage
+    shared = np.concatenate([state["norm.weight"], state["head.weight"].ravel()])  # two views of one storage
     items = {
         "norm.weight": tensor(storage("7", 36), 0, [6], [1]),
         "head.weight": tensor(storage("7", 36), 6, [5, 6], [6, 1]),
         "norm.bias": tensor(storage("8", 6), 0, [6], [1]),
     }
-    blocks = {"8": (6, state["norm.bias"].tobytes()), "7": (36, whole.tobytes())}
+    blocks = {"8": (6, state["norm.bias"].tobytes()), "7": (36, shared.tobytes())}
     assert_same(read_state(legacy(tmp_path / "w.pth", items, blocks)), {name: state[name] for name in items})
 
 
@@ -145,7 +145,7 @@ def test_hostile_sizes_before_torch_1_6_are_refused(tmp_path, sources, blocks, o
         read_state(legacy(tmp_path / "w.pth", items, blocks, **options))
 
 
-def test_names_that_no_layout_has_are_kept(tmp_path):
+def test_names_of_no_known_layout_are_unchanged(tmp_path):
     names = ["Transformer/encoderblock_0/Dense_7/kernel", "module.foo.weight", "blocks.0.attn.q_norm.weight"]
     np.savez(tmp_path / "w.npz", **{name: np.ones(2) for name in names})
     assert sorted(read_state(tmp_path / "w.npz")) == sorted(names)
@@ -171,7 +171,7 @@ def test_code_in_a_pth_is_not_run(tmp_path, protocol):
     assert mark.exists()
 
 
-def test_the_call_that_was_refused_is_named(tmp_path):
+def test_the_message_names_the_refused_call(tmp_path):
     torch_zip(tmp_path / "w.pth", {"cls_token": b"cbuiltins\neval\n(" + text("1 + 1") + b"tR"}, {})
     with pytest.raises(UserError, match="wants to call builtins.eval, which was not run"):
         read_state(tmp_path / "w.pth")
@@ -219,7 +219,7 @@ def test_hostile_npz_is_refused(tmp_path):
     assert not mark.exists()
 
 
-def test_npz_that_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
+def test_an_npz_larger_than_the_limit_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(npz_files, "_UNPACKED_LIMIT", 2**20)
     np.savez_compressed(tmp_path / "bomb.npz", cls_token=np.zeros(2**24, np.float32))
     with pytest.raises(UserError, match="would unpack to 0.1 GiB"):

@@ -44,8 +44,8 @@ def dense(params, x):
 
 
 def norm(params, x):
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * params["scale"] + params["bias"]
+    centered = x - x.mean(axis=-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + 1e-6) * params["scale"] + params["bias"]
 
 
 def compute_block(params, prompt=None, first=None, last=None):
@@ -99,7 +99,7 @@ FIRST, LAST = normal(BATCH, 2, DIM), normal(BATCH, 1, DIM)
 @pytest.mark.parametrize(
     ("prompt", "first", "last"),
     [(None, None, None), (PREFIX, None, None), (SUFFIX, None, None), (ADDITIVE, None, None), (ALL, FIRST, LAST)],
-    ids=["plain", "prefix", "suffix", "additive", "all and extra tokens"],
+    ids=["no prompt", "prefix", "suffix", "additive", "all and extra tokens"],
 )
 def test_one_block_equals_numpy(prompt, first, last):
     params = random_params()
@@ -141,11 +141,11 @@ def test_attention_maps_leave_prompt_tokens_out():
 
 def test_prompts_of_a_layer_reach_only_that_layer():
     params = random_params(depth=3)
-    _, plain = apply(model(depth=3), params)
+    _, unprompted = apply(model(depth=3), params)
     _, prompted = apply(model(depth=3), params, {1: PREFIX})
-    np.testing.assert_array_equal(plain["patches"], prompted["patches"])
-    np.testing.assert_array_equal(plain["block_0/tokens"], prompted["block_0/tokens"])
-    assert np.abs(plain["block_1/tokens"] - prompted["block_1/tokens"]).max() > 0.01
+    np.testing.assert_array_equal(unprompted["patches"], prompted["patches"])
+    np.testing.assert_array_equal(unprompted["block_0/tokens"], prompted["block_0/tokens"])
+    assert np.abs(unprompted["block_1/tokens"] - prompted["block_1/tokens"]).max() > 0.01
 
 
 def test_bfloat16_is_close_and_returns_float32_logits():
@@ -159,8 +159,8 @@ def test_bfloat16_is_close_and_returns_float32_logits():
 
 def test_drop_path_acts_only_in_training_and_on_both_branches_of_an_image():
     params = random_params(depth=2)
-    plain, dropping = model(depth=2), model(depth=2, drop_path=0.5)
-    np.testing.assert_array_equal(apply(dropping, params)[0], apply(plain, params)[0])
+    without_drop, dropping = model(depth=2), model(depth=2, drop_path=0.5)
+    np.testing.assert_array_equal(apply(dropping, params)[0], apply(without_drop, params)[0])
 
     @jax.jit
     def draw(key):
