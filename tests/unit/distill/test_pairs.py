@@ -155,7 +155,7 @@ def test_every_learner_and_scheme_is_covered():
 
 @pytest.mark.parametrize(
     ("learner", "message"),
-    [("apt", "'apt' has none"), ("none", "'none' has none"), ("l2p tokens", "say learner.form='prefix'")],
+    [("apt", "'apt' has none"), ("none", "'none' has none"), ("l2p tokens", "set learner.form='prefix'")],
 )
 def test_only_prefix_prompts_can_be_mapped(learner, message):
     with pytest.raises(UserError, match=message):
