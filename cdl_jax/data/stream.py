@@ -131,7 +131,7 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
 
     Args:
       options: `name` of a source, and overrides of `OPTIONS` and of the source's `OPTIONS`.
-      seed: of the run, or the first of several (see `streams_for_seeds`): the value of `class_order_seed=-1`.
+      seed: of the run, or the first of many (see `streams_for_seeds`): the value of `class_order_seed=-1`.
       placeholder: loads nothing; the stream has the published sizes and no content. Only for a source with
         `placeholder`.
 

@@ -3,7 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from cdl_jax.data.readers.image_files import EXTENSIONS, SkippedFiles, hidden_reason
 from cdl_jax.errors import UserError
@@ -29,7 +29,7 @@ class _Entry(tarfile.TarInfo):
         return super()._proc_member(archive)
 
 
-def open_archive(file, mode: str) -> tarfile.TarFile:
+def open_archive(file: BinaryIO, mode: str) -> tarfile.TarFile:
     """Opens the archive in an open file, for reading by `next()`.
 
     Args:

@@ -9,7 +9,8 @@ neither on the number of devices nor on the batch size.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -45,7 +46,7 @@ OPTIONS: dict[str, Any] = {
 # Uniform numbers per sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, color.
 NUM_UNIFORMS = 24 + color.NUM_UNIFORMS
 _TRIES = 10
-_LARGEST = 2**25  # pixels of a resized image on the host, 128 MiB
+_MAX_PIXELS = 2**25  # pixels of a resized image on the host, 128 MiB
 _KINDS = {
     "train": ("random_resized_crop", "shift", "pad_crop", "resize", "none"),
     "test": ("resize", "resize_center_crop", "none"),
@@ -242,7 +243,7 @@ def transform_test_image(image: "PIL.Image.Image", options: Mapping[str, Any], s
     width, height = image.size
     if options["test"] == "resize_center_crop":
         shape, (top, left) = _center(height, width, options["resize"], size)
-        if math.prod(shape) > _LARGEST:  # a narrow image: only the crop is resized
+        if math.prod(shape) > _MAX_PIXELS:  # a narrow image: only the crop is resized
             corner = np.array([left, top]) * (width / shape[1], height / shape[0])
             side = np.array([size * width / shape[1], size * height / shape[0]])
             chosen = resizing.pillow_filter(resizing.is_bicubic(options["interpolation"]))
@@ -310,7 +311,14 @@ def _numbers(values, count):
     return len(values) == count and all(type(value) in (int, float) for value in values)
 
 
-def crop_box(uniforms, height: int, width: int, scale, ratio, xp) -> tuple:
+def crop_box(
+    uniforms: jax.Array | np.ndarray,
+    height: int,
+    width: int,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    xp: ModuleType,
+) -> tuple[jax.Array | np.ndarray, ...]:
     """Samples the box of torchvision's RandomResizedCrop.
 
     Ten candidates have an area uniform in `scale` times the image's area and an aspect ratio log-uniform in `ratio`,

@@ -192,12 +192,12 @@ def test_a_narrow_image_is_cropped_within_memory():
     narrow = Image.fromarray(np.arange(4 * 60_000, dtype=np.uint32).astype(np.uint8).reshape(4, 60_000)).convert("RGB")
     options = {"test": "resize_center_crop", "resize": 64}
     full = augment.transform_test_image(narrow, options, 48)
-    before = augment._LARGEST
+    before = augment._MAX_PIXELS
     try:
-        augment._LARGEST = 2**20
+        augment._MAX_PIXELS = 2**20
         part = augment.transform_test_image(narrow, options, 48)
     finally:
-        augment._LARGEST = before
+        augment._MAX_PIXELS = before
     assert np.abs(full.astype(int) - part).max() <= 1
     line = augment.transform_test_image(Image.new("RGB", (1, 65_535), (9, 9, 9)), {**options, "resize": 256}, 224)
     assert line.shape == (224, 224, 3) and (line == 9).all()
