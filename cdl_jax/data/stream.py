@@ -138,10 +138,7 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
     Raises:
       UserError: the source is unknown, its data is missing or damaged, or cannot be split by the options.
     """
-    name = options["name"]
-    source = plugins.load_plugin("data.sources", name)
-    if not hasattr(source, "load") or not hasattr(source, "OPTIONS"):
-        raise UserError(f"{name} is not a data source: it needs OPTIONS (a dict) and load(options) -> Dataset")
+    source = plugins.load_plugin("data.sources", options["name"])
     defaults = {**OPTIONS, **source.OPTIONS}
     merged = {key: options[key] if key in options else default for key, default in defaults.items()}
     if merged["class_order_seed"] == -1 and seed is not None:
