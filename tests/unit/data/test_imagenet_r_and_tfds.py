@@ -13,7 +13,7 @@ from PIL import Image
 
 from cdl_jax.data import stream
 from tests.support.fake_sources import load, refusal
-from tests.unit.run.test_no_tensorflow import run_without
+from tests.unit.run.test_optional_packages import run_without
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cdl_jax.runtime import event_files
-from tests.unit.run.test_no_tensorflow import TRAIN, run_without, small_run
+from tests.unit.run.test_optional_packages import TRAIN, run_without, small_run
 
 
 def test_lines_are_read_as_they_were_written_with_sorted_keys(tmp_path):
