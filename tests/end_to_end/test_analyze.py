@@ -124,7 +124,7 @@ def test_what_cannot_be_analyzed_is_refused_in_one_line(kd, tmp_path, capsys, mo
     begun.mkdir()
     (begun / "config.json").write_bytes((arguments[3] / "config.json").read_bytes())
     code, err = answer(capsys, monkeypatch, *arguments[:3], begun, *SHORT, *mode)
-    assert code == 2 and "has learnt no task yet" in err and len(err.splitlines()) == 1, err
+    assert code == 2 and "has no finished task" in err and len(err.splitlines()) == 1, err
 
 
 def test_class_tokens_of_both_networks_are_compared(kd):

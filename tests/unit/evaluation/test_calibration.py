@@ -1,8 +1,6 @@
-"""Calibration and likeness of networks against sums written out in float64, whole and in parts."""
+"""Calibration and agreement against float64 sums, in one batch and in several."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
@@ -15,10 +13,11 @@ from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
 from cdl_jax.evaluation import calibration
 from cdl_jax.evaluation.calibration import calibration_bins
-from cdl_jax.methods.base import Method, StreamInfo
+from cdl_jax.methods.base import StreamInfo
 from cdl_jax.training.evaluator import Evaluator
 from cdl_jax.training.state import position
 from cdl_jax.training.steps import evaluation_step
+from tests.support.methods import FixedMethod
 
 RNG = np.random.default_rng(3)
 NUM, CLASSES, SIZES = 50, 6, (2, 2, 2)
@@ -42,7 +41,7 @@ def ece(p, labels):
 
 
 def test_one_bin_by_hand():
-    """Four pictures with top probability 0.9, three of them right; one with 0.52, wrong."""
+    """Four images with top probability 0.9, three of them correct; one with 0.52, wrong."""
     p = np.array([[0.9, 0.1]] * 4 + [[0.48, 0.52]])
     sums = calibration_bins(jnp.log(p), jnp.array([0, 0, 0, 1, 0]), jnp.ones(2, bool))["calibration"].sum(axis=0)
     np.testing.assert_array_equal(sums[13, :2], [4, 3])
@@ -59,7 +58,7 @@ def test_a_bin_has_its_upper_end_and_certainty_is_in_the_last():
     assert int(four[0, :, 0].argmax()) == 2  # 1/5 = 3/15 closes the third bin
 
 
-def test_pairs_by_hand():
+def test_agreement_and_kl_by_hand():
     teacher, student = (
         jnp.log(jnp.array([[0.5, 0.5, 1e-3], [0.9, 0.1, 1.0]])),
         jnp.log(jnp.array([[0.25, 0.75, 1.0], [0.9, 0.1, 1e-3]])),
@@ -86,30 +85,15 @@ class Source:
         return ({"rows": r, "weight": w} for r, w in zip(rows, weight, strict=True))
 
 
-@dataclass(frozen=True)
-class Tables(Method):
-    """Predicts from tables of logits."""
-
-    table: Callable
-    pairs: tuple
-    image_size: int = 1
-
-    def init(self, key):
-        return {}
-
-    def predict(self, variables, images, context):
-        return self.table(variables, images, context)
-
-
 def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
-    """`Evaluator.evaluate` of the two tables of logits, over the first `seen_tasks` tasks."""
+    """`Evaluator.evaluate` for the two tables of logits, over the first `seen_tasks` tasks."""
     unit = {**augment.OPTIONS, "mean": (0.0,) * 3, "std": (1.0,) * 3}
 
     def predict(variables, images, context):
         rows = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)
         return {"teacher": jnp.asarray(TEACHER)[rows], "student": jnp.asarray(STUDENT)[rows]}, {}
 
-    method = Tables(predict, pairs)
+    method = FixedMethod(prediction=predict, pairs=pairs)
     experiment = SimpleNamespace(
         config=SimpleNamespace(eval=SimpleNamespace(batch_size=batch_size), seeds=()),
         method=method,
@@ -132,8 +116,8 @@ def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
 
 @pytest.mark.parametrize("seen_tasks", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 64])
-def test_whole_evaluations_are_those_of_float64_whatever_the_batches(seen_tasks, batch_size):
-    """50 pictures fill neither 7 nor 16 nor 64 evenly, so padding has no weight."""
+def test_evaluations_equal_float64_for_any_batch_size(seen_tasks, batch_size):
+    """50 images fill neither 7 nor 16 nor 64 evenly, so padding has no weight."""
     assert sampling.sequential_order(NUM, 16)[1].sum() == NUM
     accuracy, *_, found = evaluate(batch_size, seen_tasks)
     end = 2 * seen_tasks
@@ -153,7 +137,7 @@ def test_whole_evaluations_are_those_of_float64_whatever_the_batches(seen_tasks,
     ]
 
 
-def test_counts_are_equal_to_the_last_bit_and_no_pair_is_measured_unless_declared():
+def test_counts_are_exact_and_only_declared_pairs_are_measured():
     assert evaluate(7, 3)[-1]["agreement"] == evaluate(50, 3)[-1]["agreement"]
     alone = evaluate(7, 2, pairs=())[-1]
     assert alone["agreement"] == alone["kl"] == {} and set(alone["ece"]) == {"teacher", "student"}

@@ -1,4 +1,4 @@
-"""Each metric of a 3 x 3 matrix, worked out by hand."""
+"""Each metric of a 3 x 3 matrix, computed by hand."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_every_metric_has_its_value_and_its_formula():
     assert all(text and "\n" not in text for text in (metrics.FORMULAS | metrics.SERIES).values())
 
 
-def test_forgetting_max_looks_back_at_the_best_row():
+def test_forgetting_max_uses_the_best_row():
     rows = [[50.0], [90.0, 80.0], [60.0, 85.0, 70.0]]
     found = metrics.named_metrics(rows, COUNTS)
     assert found["forgetting_max"] == pytest.approx((30 + 0) / 2)  # task 0 was best after task 1, task 1 at the end
@@ -67,7 +67,7 @@ def test_one_task_has_no_forgetting_and_no_transfer():
     assert {value for name, value in found.items() if name not in of_two} == {42.5}
 
 
-def test_equal_tasks_weigh_images_and_tasks_alike():
+def test_tasks_of_equal_size_give_equal_weighted_means():
     found = metrics.named_metrics(ROWS, [7, 7, 7])
     assert found["last_image_weighted"] == pytest.approx(found["last"])
     assert found["average_incremental_image_weighted"] == pytest.approx(found["average_incremental"])
@@ -92,12 +92,12 @@ def test_forgetting_has_a_value_of_each_task_and_after_each():
     assert metrics.forgetting_by_task(matrix[:1, :1]).tolist() == []
 
 
-def test_accuracy_of_a_whole_stream_counts_images_or_tasks_alike():
+def test_stream_accuracy_weights_images_or_tasks_equally():
     assert metrics.stream_accuracy([66.0, 50.0, 70.0], COUNTS) == pytest.approx(63.6)
     assert metrics.stream_accuracy([66.0, 50.0, 70.0]) == pytest.approx(62)
 
 
-def test_a_stream_counts_the_tasks_to_come_as_well():
+def test_stream_accuracy_includes_future_tasks():
     # After the first task a tenth of the second is right by luck; the third has 60 of the 100 pictures.
     stream = [[90.0, 10.0, 5.0], [60.0, 80.0, 0.0], [66.0, 50.0, 70.0]]
     assert metrics.stream_metrics(stream, COUNTS) == pytest.approx(OF_STREAM)

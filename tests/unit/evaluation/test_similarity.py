@@ -22,26 +22,26 @@ def batches(x, y, size=10):
     return [([x[i : i + size]], [y[i : i + size]]) for i in range(0, len(x), size)]
 
 
-def test_the_estimate_is_the_mean_over_all_different_pictures():
+def test_hsic_is_the_mean_over_all_different_images():
     k, m = (x @ x.T for x in (RNG.normal(size=(6, 3)), RNG.normal(size=(6, 2))))
     terms = [k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]) for i, j, q, r in permutations(range(6), 4)]
     assert similarity.hsic(k, m) == pytest.approx(np.mean(terms))
     assert similarity.hsic(k + np.diag(RNG.normal(size=6)), m) == pytest.approx(np.mean(terms))
 
 
-def test_alignment_is_1_with_itself_however_turned_shifted_and_scaled():
+def test_cka_is_invariant_to_rotation_shift_and_scale():
     turned = 3 * X.reshape(30, 12) @ np.linalg.qr(RNG.normal(size=(12, 12)))[0] + 7
     assert similarity.cka(batches(X, turned))[0, 0] == pytest.approx(1)
     assert similarity.linear_cka(X, turned) == pytest.approx(1)
 
 
-def test_alignment_of_strangers_is_near_0_only_without_bias():
+def test_unbiased_cka_of_independent_features_is_near_0():
     unbiased = similarity.cka(batches(RNG.normal(size=(400, 60)), RNG.normal(size=(400, 60)), 50))[0, 0]
     assert abs(unbiased) < 0.05
     assert similarity.linear_cka(X, Y) > 0.1
 
 
-def test_a_matrix_has_a_row_for_each_layer_and_batches_weigh_alike():
+def test_cka_has_a_row_for_each_layer_and_batches_have_equal_weights():
     layers = [([a, a**2], [b, b[:, :2], b**3]) for ((a,), (b,)) in (*batches(X, Y), ([X[:5]], [Y[:5]]))]
     found = similarity.cka(layers)
     assert found.shape == (2, 3)
@@ -51,7 +51,7 @@ def test_a_matrix_has_a_row_for_each_layer_and_batches_weigh_alike():
     np.testing.assert_allclose(found, terms[1] / np.sqrt(terms[0] * terms[2]))
 
 
-def test_large_nearly_constant_layers_are_told_apart():
+def test_cka_of_large_nearly_constant_layers():
     x = (1000 + 1e-2 * RNG.normal(size=(20, 8))).astype(np.float32)
     assert similarity.cka(batches(x, x))[0, 0] == pytest.approx(1)
     assert similarity.hsic_terms([x], [x])[0, 0, 0] > 0
@@ -64,7 +64,7 @@ class Net(nn.Module):
         return nn.Dense(2, name="last")(h), {"hidden": h}
 
 
-def test_intermediates_are_those_of_evaluation_by_path():
+def test_intermediates_are_evaluation_outputs_by_path():
     x = jnp.asarray(Y, jnp.float32)
     variables = Net().init(jax.random.key(0), x)
     variables["batch_stats"]["bn"]["mean"] = jnp.full(4, 0.5)
@@ -75,18 +75,18 @@ def test_intermediates_are_those_of_evaluation_by_path():
     assert similarity.intermediates(Net(), variables, x, ["bn"]).keys() == {"bn"}
 
 
-def test_clusters_stay_apart_in_the_plane_and_a_seed_repeats_it():
+def test_tsne_separates_clusters_and_a_seed_repeats_it():
     pytest.importorskip("sklearn")
     labels = np.repeat([0, 1], 20)
     features = RNG.normal(size=(40, 2, 6)) + 8 * labels[:, None, None]
     places = similarity.tsne(features, perplexity=5, pca=3, seed=1)
     assert places.shape == (40, 2)
-    apart = np.linalg.norm(places[:, None] - places, axis=-1) + np.diag(np.full(40, np.inf))
-    assert (labels[apart.argmin(axis=1)] == labels).all()
+    distances = np.linalg.norm(places[:, None] - places, axis=-1) + np.diag(np.full(40, np.inf))
+    assert (labels[distances.argmin(axis=1)] == labels).all()
     assert np.array_equal(places, similarity.tsne(features, perplexity=5, pca=3, seed=1))
 
 
-def test_a_projection_keeps_distances_where_it_keeps_all_dimensions():
+def test_a_full_projection_keeps_distances():
     pytest.importorskip("sklearn")
     flat = similarity.projected(Y, 50)
     assert flat.shape == (30, 5)
@@ -94,7 +94,7 @@ def test_a_projection_keeps_distances_where_it_keeps_all_dimensions():
     assert (np.diff(flat.var(axis=0)) < 0).all()
 
 
-def test_too_few_points_and_a_missing_library_are_told(monkeypatch):
+def test_too_few_points_and_a_missing_library_are_refused(monkeypatch):
     with pytest.raises(UserError, match="perplexity=30.0 must be less than the 30 points"):
         similarity.tsne(Y)
     known = builtins.__import__
@@ -109,7 +109,7 @@ def test_too_few_points_and_a_missing_library_are_told(monkeypatch):
         similarity.tsne(Y, perplexity=5)
 
 
-def test_more_labels_than_colours_have_marks_of_their_own():
+def test_more_labels_than_colors_have_other_marks():
     points, labels = RNG.normal(size=(90, 2)), np.arange(90) % 30
     svg = plots.scatter(points, labels, "many")
     assert svg == plots.scatter(points, labels, "many") and svg.count('id="line2d_') >= 30

@@ -1,4 +1,4 @@
-"""A run's weights and teachers are the same where their content is, wherever they lie."""
+"""Weights and teachers are compared by content, not by path."""
 
 import hashlib
 import json

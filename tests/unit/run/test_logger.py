@@ -1,4 +1,4 @@
-"""Results are on disk before the report is drawn, and a report that fails takes nothing with it."""
+"""Results are written before the report, and a failed report is a warning."""
 
 import json
 import logging
@@ -53,14 +53,14 @@ def test_the_same_command_draws_a_report_that_is_missing(folder, monkeypatch):
 
     monkeypatch.setattr(run_page, "write_report", draws)
     (folder / "results.json").write_text('{"status": "finished", "value": 7}')
-    program = SimpleNamespace(config=CONFIG)
+    experiment = SimpleNamespace(config=CONFIG)
     for expected in ([7], [7]):  # once it is there, it stays as it is
-        assert loop.train(program, folder)[0]["value"] == 7
+        assert loop.train(experiment, folder)[0]["value"] == 7
         assert drawn == expected
     os.utime(folder / "report.html", (0, 0))  # of an unfinished run
-    loop.train(program, folder)
+    loop.train(experiment, folder)
     assert drawn == [7, 7]
     (folder / "analysis.json").write_text("{}")
     os.utime(folder / "report.html", (0, 0))
-    loop.train(program, folder)
+    loop.train(experiment, folder)
     assert drawn == [7, 7]

@@ -1,4 +1,4 @@
-"""From task to task a run keeps nothing but what it is there to tell."""
+"""Memory, files and threads of a run do not grow from task to task."""
 
 import concurrent.futures.thread
 import gc
@@ -25,7 +25,7 @@ def threads():
     return len({pool_of.get(thread, thread) for thread in threading.enumerate()})
 
 
-def test_a_pool_counts_once_and_two_pools_twice():
+def test_a_thread_pool_counts_once_and_two_pools_twice():
     before = threads()
     with concurrent.futures.ThreadPoolExecutor(3) as one, concurrent.futures.ThreadPoolExecutor(3) as other:
         everybody_here = threading.Barrier(4)
@@ -67,21 +67,21 @@ def looks(tmp_path_factory):
     return seen
 
 
-def test_arrays_files_and_threads_are_as_many_after_every_task(looks):
+def test_arrays_files_and_threads_do_not_grow(looks):
     early, late = looks[WARM : (WARM + TASKS) // 2], looks[(WARM + TASKS) // 2 :]
     for name in ("arrays", "bytes", "files", "threads"):
         least, most = ([f(look[name] for look in part) for part in (early, late)] for f in (min, max))
         assert least[1] <= least[0] and most[1] <= max(look[name] for look in looks[: len(looks) - len(late)]), name
 
 
-def test_python_keeps_what_the_record_has_and_little_more(looks):
+def test_python_memory_grows_by_the_record_only(looks):
     first, last = looks[WARM], looks[-1]
     numbers = last["numbers"] - first["numbers"]
     assert numbers > 2 * (TASKS - WARM)
     assert last["blocks"] - first["blocks"] < numbers + 100 * (TASKS - 1 - WARM)
 
 
-def test_the_same_specification_is_asked_once_and_answers_are_as_before():
+def test_a_specification_is_computed_once():
     import tensorstore
 
     spec = {"driver": "file", "path": "/tmp/somewhere/"}

@@ -1,4 +1,4 @@
-"""What is optional is optional: the program starts and trains where only the core is installed."""
+"""The program starts and trains without its optional packages."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def small_run(folder) -> list[str]:
     return flags + [f"--config.{key}={value}" for key, value in small.items()]
 
 
-def test_a_task_is_trained_without_what_is_optional(tmp_path):
+def test_a_task_is_trained_without_optional_packages(tmp_path):
     folder = tmp_path / "run"
     done = run_without(OPTIONAL, TRAIN, *small_run(folder))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""How learners of a run see test pictures: alignment of their layers, places in the plane, and what is told of both."""
+"""Representations of test images: similarity of layers, t-SNE, and their report."""
 
 import json
 import runpy
@@ -48,7 +48,7 @@ def test_layers_are_compared_within_and_between_learners(analyzed):
         own = np.array(found["pairs"][f"{name}/{name}"])
         np.testing.assert_allclose(np.diag(own), 1, rtol=1e-9)
         np.testing.assert_allclose(own, own.T, rtol=1e-9)
-        assert 0 < own[1, 2] < 1  # both heads read the same features, and say different things
+        assert 0 < own[1, 2] < 1  # both heads read the same features and differ
     assert json.loads((folder / "analysis.json").read_text())["alignment"] == found
 
 
@@ -64,7 +64,7 @@ def test_the_alignment_is_that_of_the_features_of_the_last_checkpoint(analyzed):
     assert content["alignment"]["pairs"]["learner_0/learner_1"][0][0] == pytest.approx(wanted, rel=1e-3)
 
 
-def test_pictures_of_ten_classes_are_laid_out_and_the_page_shows_them(analyzed):
+def test_images_of_ten_classes_are_embedded_and_reported(analyzed):
     pytest.importorskip("sklearn")
     program, folder, content = analyzed
     places = content["places"]
@@ -79,7 +79,7 @@ def test_pictures_of_ten_classes_are_laid_out_and_the_page_shows_them(analyzed):
     assert page.index("<h2>Analysis</h2>") < page.index("linear centered kernel alignment") < page.index("<h2>Training")
 
 
-def test_batches_are_whole_and_have_pictures_of_all_tasks():
+def test_batches_are_full_and_have_images_of_all_tasks():
     asked = []
 
     def told(rows):
@@ -99,7 +99,7 @@ def test_batches_are_whole_and_have_pictures_of_all_tasks():
     assert representations._alignment(told, np.arange(3), 8) == {}
 
 
-def test_without_the_library_the_rest_is_there(analyzed, monkeypatch):
+def test_layers_are_compared_without_scikit_learn(analyzed, monkeypatch):
     program, folder, content = analyzed
 
     def absent(*_):
@@ -111,7 +111,7 @@ def test_without_the_library_the_rest_is_there(analyzed, monkeypatch):
     assert again["places"]["networks"] == {} and "pip install scikit-learn" in again["places"]["missing"]
 
 
-def test_layers_come_in_the_order_of_the_network():
+def test_layers_keep_the_order_of_the_network():
     tokens = jnp.arange(24.0).reshape(2, 3, 4)
     out = {"patches": tokens, "block_0/tokens": tokens, "block_10/tokens": 2 * tokens, "class_token": tokens[:, 1]}
     found = named_features(out, 1)

@@ -1,4 +1,4 @@
-"""The record of a run and what results.json makes of it."""
+"""The record of a run, and results.json made from it."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import pytest
 from cdl_jax.data.stream import Task
 from cdl_jax.run import results
 from cdl_jax.run.results import Record
+from tests.support.methods import FixedMethod
 
 RECORD = Record(
     step=40, task=2, accuracy={"student": [[80.0], [70.0, 1 / 3]]}, before={"student": [50.0, 20.0]},
@@ -56,7 +57,7 @@ def test_peak_memory_is_that_of_this_process_in_bytes(monkeypatch):
     assert results.peak_memory() == 123
 
 
-def program():
+def make_experiment():
     tasks = (Task(0, (4, 2), 0, np.arange(6), np.arange(2)), Task(1, (0,), 2, np.arange(3), np.arange(6)))
     tree = {"backbone": {"kernel": np.zeros((3, 4))}, "head": np.zeros(5)}
     stream = SimpleNamespace(name="toy", tasks=tasks, num_tasks=2, class_names=("e", "c", "a"))
@@ -65,7 +66,7 @@ def program():
         streams=(stream,),
         config=SimpleNamespace(method="cdl"),
         seeds=(3,),
-        method=SimpleNamespace(networks=("teacher", "student")),
+        method=FixedMethod(networks=("teacher", "student"), bookkeeping=frozenset({"exchange", "published", "cache"})),
         mesh=SimpleNamespace(size=1),
         abstract_variables=lambda: (
             {"student": {"head": tree["head"]}, "distill": {}, "exchange": tree, "published": tree, "cache": tree},
@@ -75,7 +76,7 @@ def program():
 
 
 def test_results_follow_from_the_record():
-    content = json.loads(json.dumps(results.collect(program(), RECORD, 3)))
+    content = json.loads(json.dumps(results.collect(make_experiment(), RECORD, 3)))
     assert (content["name"], content["status"], content["seed"]) == ("toy, cdl", "finished", 3)
     assert list(content["networks"]) == ["student"]  # a network without a row is left out
     metrics = content["networks"]["student"]["metrics"]
@@ -89,16 +90,18 @@ def test_results_follow_from_the_record():
     assert content["cost"]["parameters"] == {"student": {"trainable": 5, "frozen": 12}}
     assert content["cost"]["images_per_second"] == {"student": 150.0}
     assert content["cost"]["device"] == "1 x cpu"
-    assert results.collect(program(), Record(task=1), 3)["status"] == "running"
-    assert results.collect(program(), Record(task=1), 3)["networks"] == {}
+    assert results.collect(make_experiment(), Record(task=1), 3)["status"] == "running"
+    assert results.collect(make_experiment(), Record(task=1), 3)["networks"] == {}
 
 
-def test_learners_have_means_of_each_head_and_the_whole_stream_by_task():
+def test_learners_have_means_of_each_head_and_stream_accuracy_by_task():
     rows = {"a": [[80.0], [70.0, 40.0]], "a_st": [[50.0], [60.0, 20.0]], "b": [[60.0], [50.0, 50.0]]}
     rows["b_st"] = [[10.0], [20.0, 20.0]]
-    several = program()
-    several.method = SimpleNamespace(
-        networks=(*rows, "ensemble"), names=("a", "b"), heads=("", "_st"), follows={name: 0 for name in rows}
+    several = make_experiment()
+    several.method = FixedMethod(
+        networks=(*rows, "ensemble"),
+        mean_groups={"mean": ("a", "b"), "mean_st": ("a_st", "b_st")},
+        stream_of={name: 0 for name in rows},
     )
     several.plan = SimpleNamespace(test=((np.arange(2), np.arange(6)),))
     whole = {"stream": {"a": [[80.0, 8.0], [70.0, 40.0]]}}
@@ -111,21 +114,21 @@ def test_learners_have_means_of_each_head_and_the_whole_stream_by_task():
     assert content["networks"]["a"]["metrics"]["stream_accuracy"] == 47.5
     assert content["networks"]["b"]["metrics"]["stream_accuracy"] is None
     assert content["means"]["mean"]["metrics"]["stream_accuracy"] is None
-    assert results.collect(program(), RECORD, 3)["means"] == {}
+    assert results.collect(make_experiment(), RECORD, 3)["means"] == {}
 
 
-def test_parameters_are_those_of_one_seed_and_the_device_says_how_many_share_it():
-    several = program()
+def test_parameters_are_of_one_seed_and_the_device_names_the_number_of_seeds():
+    several = make_experiment()
     several.seeds, several.streams = (3, 0, 7), several.streams * 3
-    live = {"student": {"head": np.zeros((3, 5))}, "distill": {}}
+    mutable = {"student": {"head": np.zeros((3, 5))}, "distill": {}}
     frozen = several.abstract_variables()[1]
-    several.abstract_variables = lambda: (live, frozen)
+    several.abstract_variables = lambda: (mutable, frozen)
     cost = results.collect(several, RECORD, 0)["cost"]
     assert cost["parameters"] == {"student": {"trainable": 5, "frozen": 12}}
     assert cost["device"] == "1 x cpu, shared by 3 seeds"
 
 
-def test_records_of_several_seeds_share_the_place_and_nothing_of_their_own():
+def test_records_of_several_seeds_share_only_the_position():
     other = Record(
         **{**dataclasses.asdict(RECORD), "accuracy": {"student": [[1.0], [2.0, 3.0]]}, "measures": [{"a": 1.0}]}
     )

@@ -1,4 +1,4 @@
-"""A working directory: whole files, one holder at a time, one config."""
+"""A working directory: complete files, one process at a time, one config."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ def refusal(call, *arguments):
     return str(caught.value)
 
 
-def test_a_crash_while_writing_leaves_the_old_file_whole(tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     files.write_atomically(path, "old")
     replace, seen = os.replace, []
@@ -60,7 +60,7 @@ def hold(folder) -> subprocess.Popen:
     return process
 
 
-def test_a_held_directory_is_refused_until_its_holder_is_killed(tmp_path):
+def test_a_locked_directory_is_refused_until_its_process_is_killed(tmp_path):
     folder = tmp_path / "new" / "run"
     holder = hold(folder)
     try:
@@ -82,7 +82,7 @@ def test_a_lock_ends_with_its_block_even_by_an_error(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_told_from_a_lock(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_has_its_own_message(tmp_path, monkeypatch):
     def no_locks(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -91,7 +91,7 @@ def test_a_file_system_without_locks_is_told_from_a_lock(tmp_path, monkeypatch):
     assert message.startswith(f"--workdir {tmp_path} cannot be locked (No locks available): ")
 
 
-def test_what_a_killed_process_had_begun_to_write_goes_when_the_next_has_the_lock(tmp_path):
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / "seed_3").mkdir()
     begun = [tmp_path / ".report.html.4242", tmp_path / "seed_3" / ".results.json.7", tmp_path / ".w.npz.7.tmp"]
     for path in (*begun, tmp_path / ".hidden", tmp_path / "results.json"):
@@ -124,7 +124,7 @@ def test_several_seeds_do_not_take_over_a_run_of_one(tmp_path):
     workdir.check_seeds(single, ())
 
 
-def test_a_place_that_is_no_directory_is_refused(tmp_path):
+def test_a_path_that_is_no_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         message = refusal(lambda place=place: workdir.locked(place).__enter__())
@@ -142,7 +142,7 @@ def test_another_config_is_refused_by_its_differences(tmp_path):
     assert "option_6: 'absent' -> 6; and 3 more)" in message and message.count("'absent'") == 8
 
 
-def test_claim_stores_config_versions_and_command_once(tmp_path, monkeypatch):
+def test_config_versions_and_command_are_written_once(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main", "--config", "a b.py", "--workdir=x"])
     workdir.write_config(tmp_path, CONFIG)
     stored = json.loads((tmp_path / "config.json").read_text())

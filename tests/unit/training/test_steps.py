@@ -1,7 +1,5 @@
-"""Compiled steps, driven by a method of two numbers whose updates are worked out by hand."""
+"""Steps of a method with two numbers, whose updates are computed by hand."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
@@ -12,9 +10,10 @@ import pytest
 from cdl_jax import optim
 from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
-from cdl_jax.methods.base import Method, Outcome, Phase, StreamInfo, Update, join, split
+from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update, join, split
 from cdl_jax.training.state import State, init_optimizers, key_at, position
 from cdl_jax.training.steps import TrainStep, evaluation_step, task_boundary_step
+from tests.support.methods import FixedMethod
 
 TREE = {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 3}, "none": {}}
 
@@ -31,8 +30,8 @@ def test_split_and_join_are_a_round_trip():
 
 def test_every_position_has_its_own_key():
     positions = [(seed, *p) for seed in (0, 1) for p in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 1), (2, 3, 4))]
-    drawn = {tuple(jax.random.key_data(key_at(*position)).tolist()) for position in positions}
-    assert len(drawn) == len(positions)
+    keys = {tuple(jax.random.key_data(key_at(*position)).tolist()) for position in positions}
+    assert len(keys) == len(positions)
     again = key_at(1, 2, 3, 4)
     np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(key_at(1, 2, 3, 4)))
     in_step = jax.jit(lambda task: key_at(1, 2, task, 4))(np.int32(3))
@@ -43,17 +42,17 @@ TASK = Task(1, (7, 8), 2, np.arange(4), np.arange(2))
 
 
 def test_a_position_holds_arrays_of_fixed_types():
-    place = position(TASK, epoch=3, step=1, steps=4)
-    assert {name: (value.dtype.name, float(value)) for name, value in place.items()} == {
+    at = position(TASK, epoch=3, step=1, steps=4)
+    assert {name: (value.dtype.name, float(value)) for name, value in at.items()} == {
         "task": ("int32", 1), "first": ("int32", 2), "end": ("int32", 4), "epoch": ("int32", 3), "step": ("int32", 1),
         "progress": ("float32", 3.25),
     }  # fmt: skip
-    third = position(TASK, epoch=3, step=7, steps=8, accumulate=4)  # all four of a step are where it began
+    third = position(TASK, epoch=3, step=7, steps=8, accumulate=4)  # all four have the progress of the first
     assert (int(third["step"]), float(third["progress"])) == (7, 3.5)
 
 
 class Source:
-    """Four 1 x 1 pictures, cropped already, whose labels are numbers that the losses use."""
+    """Loads four cropped 1 x 1 images, whose labels are numbers in the losses."""
 
     crops_on_host = True
     data = {"images": jnp.full((4, 1, 1, 3), 255, jnp.uint8), "labels": jnp.array([0, 1, 2, 3])}
@@ -64,7 +63,7 @@ class Source:
 
 
 ITEM = {"rows": jnp.array([2, 3])}
-LIVE = {
+MUTABLE = {
     "one": {"w": jnp.float32(2.0)},
     "two": {"w": jnp.float32(-1.0)},
     "idle": jnp.float32(7.0),
@@ -80,7 +79,7 @@ def halving(learning_rate=0.5):
 
 
 def first_loss(variables, batch, context):
-    """scale/2 (w - mean label)^2; also sets `mean` and tells the second update of the label mean and its own w."""
+    """scale/2 (w - mean label)^2; also sets `mean` and passes the label mean and its w to the second update."""
     label = batch["labels"].mean()
     value = variables["base"]["scale"] / 2 * (variables["one"]["w"] - label) ** 2
     passed = {"label": label, "w": variables["one"]["w"]}
@@ -99,45 +98,25 @@ def chain_method():
         Update(lambda path: path[0] == "one", halving(), first_loss),
         Update(lambda path: path[0] == "two", halving(), second_loss),
     )
-    return Fixed((Phase("both", 1, updates),))
-
-
-@dataclass(frozen=True)
-class Fixed(Method):
-    """A method of given phases and a given prediction."""
-
-    phases: tuple = ()
-    prediction: Callable = None
-    frozen: str = ""
-    networks: tuple = ()
-    image_size: int = 1
-
-    def init(self, key):
-        return {}
-
-    def predict(self, variables, images, context):
-        return self.prediction(variables, images, context)
-
-    def is_frozen(self, path):
-        return path[0] == self.frozen
+    return FixedMethod(phases=(Phase("both", 1, updates),))
 
 
 def start(method, skip=False):
     """Returns the step of the only phase, and the state with which a task begins."""
     step = TrainStep(method, 0, Source, augment.OPTIONS, skip)
-    opt = init_optimizers(method, LIVE)
-    metrics = jax.eval_shape(step.updates, LIVE, opt[0], FROZEN, Source.data, ITEM, position(TASK), 0)[2]
+    opt = init_optimizers(method, MUTABLE)
+    metrics = jax.eval_shape(step.updates, MUTABLE, opt[0], FROZEN, Source.data, ITEM, position(TASK), 0)[2]
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
     terms = {name: value for name, value in sums.items() if name != "steps"}
     nonfinite = {"count": jnp.int32(0), "epoch": jnp.int32(0), "step": jnp.int32(0), "terms": terms}
-    return jax.jit(step), State(LIVE, opt, (sums,), (nonfinite,))
+    return jax.jit(step), State(MUTABLE, opt, (sums,), (nonfinite,))
 
 
 def run_step(step, state, **at):
     return step(state, FROZEN, Source.data, ITEM, position(TASK, **at), 0)
 
 
-def test_updates_run_in_order_and_pass_on_what_they_tell():
+def test_updates_run_in_order_and_pass_values_on():
     state = run_step(*start(chain_method()))
     # Labels 2 and 3, mean 2.5. First: 2 - 0.5 * 3 * (2 - 2.5) = 2.75; mean becomes 0.25.
     assert float(state.mutable["one"]["w"]) == pytest.approx(2.75)
@@ -148,15 +127,15 @@ def test_updates_run_in_order_and_pass_on_what_they_tell():
     assert {name: float(value) for name, value in state.metric_sums[0].items()} == pytest.approx(expected)
 
 
-def test_what_no_update_trains_is_unchanged_and_frozen_is_not_in_the_state():
+def test_untrained_leaves_are_unchanged_and_frozen_ones_are_not_in_the_state():
     state = run_step(*start(chain_method()))
     assert float(state.mutable["idle"]) == 7.0
-    assert jax.tree.structure(state.mutable) == jax.tree.structure(LIVE)
+    assert jax.tree.structure(state.mutable) == jax.tree.structure(MUTABLE)
     assert float(FROZEN["base"]["scale"]) == 3.0 and "base" not in state.mutable
     assert len(state.opt[0]) == 2
 
 
-def test_the_rate_follows_the_epoch_and_sums_add_up():
+def test_the_learning_rate_follows_the_epoch_and_sums_add_up():
     step, state = start(chain_method())
     for epoch in (0, 1):
         state = run_step(step, state, epoch=epoch)
@@ -167,19 +146,19 @@ def test_the_rate_follows_the_epoch_and_sums_add_up():
     assert float(state.metric_sums[0]["first"]) == pytest.approx(0.375 + 1.5 * 0.25**2)
 
 
-def test_an_optimizer_remembers_its_own_leaves_alone():
+def test_an_optimizer_state_has_only_the_trained_leaves():
     update = Update(lambda path: path[0] == "one", optim.build(SimpleNamespace(**optim.OPTIONS), 1), first_loss)
-    ((opt,),) = init_optimizers(Fixed((Phase("one", 1, (update,)),)), LIVE)
+    ((opt,),) = init_optimizers(FixedMethod(phases=(Phase("one", 1, (update,)),)), MUTABLE)
     assert [leaf.shape for leaf in jax.tree.leaves(opt)] == [(), (), ()]  # count, and the two moments of one number
 
 
 def test_evaluation_counts_by_task_over_the_classes_seen_without_padding():
-    # Labels 0..3 in two tasks of two classes; logits favour class 3, then 1 for all pictures.
+    # Labels 0..3 in two tasks of two classes; logits favour class 3, then 1 for all images.
     def predict(variables, images, context):
         logits = jnp.tile(jnp.array([0.0, 1.0, 0.5, variables["top"]]), (len(images), 1))
         return {"net": logits}, {"net": {"layer_0": jnp.ones((len(images), 2), jnp.int32) * jnp.array([1, 2])}}
 
-    method = Fixed(prediction=predict)
+    method = FixedMethod(prediction=predict)
     step = jax.jit(evaluation_step(method, Source, augment.OPTIONS, StreamInfo(4, (2, 2))))
     item = {"rows": jnp.array([0, 1, 3, 3, 3]), "weight": jnp.array([1.0, 1, 1, 1, 0])}
     both = step({}, {"top": jnp.float32(2)}, Source.data, item, position(TASK))
@@ -192,39 +171,39 @@ def test_evaluation_counts_by_task_over_the_classes_seen_without_padding():
     np.testing.assert_array_equal(seen["net"]["correct"], [1, 0])  # class 1 is the best of classes 0 and 1
 
 
-def test_between_tasks_hands_back_what_is_not_frozen():
+def test_a_task_boundary_returns_the_mutable_variables():
     def change(variables, context):
         noise = jax.random.uniform(context.key)
         return {**variables, "idle": variables["idle"] + context.end, "mean": noise}
 
-    changed = jax.jit(task_boundary_step(Fixed(frozen="base"), change))
-    live = changed(LIVE, FROZEN, position(TASK), 4)
-    assert jax.tree.structure(live) == jax.tree.structure(LIVE)
-    assert (float(live["idle"]), float(live["one"]["w"])) == (11.0, 2.0)
-    other = changed(LIVE, FROZEN, position(Task(0, (0, 1), 0, np.arange(2), np.arange(2))), 4)
-    assert float(live["mean"]) != float(other["mean"])
+    changed = jax.jit(task_boundary_step(FixedMethod(frozen="base"), change))
+    mutable = changed(MUTABLE, FROZEN, position(TASK), 4)
+    assert jax.tree.structure(mutable) == jax.tree.structure(MUTABLE)
+    assert (float(mutable["idle"]), float(mutable["one"]["w"])) == (11.0, 2.0)
+    other = changed(MUTABLE, FROZEN, position(Task(0, (0, 1), 0, np.arange(2), np.arange(2))), 4)
+    assert float(mutable["mean"]) != float(other["mean"])
 
 
-def test_a_bad_step_is_noted_counted_and_where_asked_changes_nothing():
+def test_a_nonfinite_step_is_counted_and_can_be_skipped():
     method = chain_method()
     started = {skip: start(method, skip) for skip in (False, True)}
 
     def after(skip, *scales):
         step, state = started[skip]
         for number, scale in enumerate(scales):
-            place = position(TASK, epoch=2, step=number, steps=9)
-            state = step(state, {"base": {"scale": jnp.float32(scale)}}, Source.data, ITEM, place, 0)
+            at = position(TASK, epoch=2, step=number, steps=9)
+            state = step(state, {"base": {"scale": jnp.float32(scale)}}, Source.data, ITEM, at, 0)
         return state
 
     nan, inf = float("nan"), float("inf")
-    (bad,) = after(False, 3.0).nonfinite
-    assert int(bad["count"]) == 0
-    whole, skipping = after(True, 3.0, 3.0), after(True, nan, 3.0, inf, 3.0, nan)
-    (bad,), (sums,) = skipping.nonfinite, skipping.metric_sums
-    assert (int(bad["count"]), int(bad["epoch"]), int(bad["step"])) == (3, 2, 0)
-    assert np.isnan(bad["terms"]["first"]) and float(bad["terms"]["label"]) == 2.5
-    assert "steps" not in bad["terms"] and float(sums["steps"]) == 2 and float(sums["label"]) == 5.0
-    assert float(skipping.mutable["mean"]) == float(whole.mutable["mean"])  # what no optimizer changes neither
+    (nonfinite,) = after(False, 3.0).nonfinite
+    assert int(nonfinite["count"]) == 0
+    reference, skipping = after(True, 3.0, 3.0), after(True, nan, 3.0, inf, 3.0, nan)
+    (nonfinite,), (sums,) = skipping.nonfinite, skipping.metric_sums
+    assert (int(nonfinite["count"]), int(nonfinite["epoch"]), int(nonfinite["step"])) == (3, 2, 0)
+    assert np.isnan(nonfinite["terms"]["first"]) and float(nonfinite["terms"]["label"]) == 2.5
+    assert "steps" not in nonfinite["terms"] and float(sums["steps"]) == 2 and float(sums["label"]) == 5.0
+    assert float(skipping.mutable["mean"]) == float(reference.mutable["mean"])  # also a leaf that no optimizer changes
     stopped = after(False, 3.0, inf, 3.0)
     assert not np.isfinite(float(stopped.mutable["one"]["w"]))
     assert int(stopped.nonfinite[0]["count"]) == 2 and int(stopped.nonfinite[0]["step"]) == 1

@@ -1,4 +1,4 @@
-"""Several steps in one call: when a call ends, and that a run shows nothing of it."""
+"""Several steps in one call: where calls end, and that results are equal."""
 
 import json
 
@@ -20,8 +20,8 @@ from tests.support.signals import After
 SIDE = 8
 
 
-def program(**changes):
-    """Two tasks of 27 pictures, in batches of 4 and a last one of 3: 7 steps an epoch."""
+def build(**changes):
+    """Builds an experiment of two tasks with 27 images: 7 steps an epoch, the last with 3 images."""
     labels = np.repeat(np.arange(4, dtype=np.int32), [14, 13, 14, 13])
     images = np.random.default_rng(0).integers(0, 256, (len(labels), SIDE, SIDE, 3), np.uint8)
     stream = split_into_tasks(Dataset("noise", tuple("abcd"), *[Split(labels, images)] * 2), num_tasks=2)
@@ -38,16 +38,16 @@ def program(**changes):
     return Experiment.build(config, stream)
 
 
-def trained(own, most, folder, listener=None):
-    """(lengths of all calls in order, lines of metrics, live variables) of a run with at most so many steps a call."""
+def trained(own, max_length, folder, listener=None):
+    """Trains; returns the lengths of all calls, the lines of metrics, and the mutable variables."""
     experiment = own.experiment
-    experiment.config.train.steps_per_call, calls = most, []
+    experiment.config.train.steps_per_call, calls = max_length, []
 
-    def watched(index, size=0, num_steps=1):
+    def recorded(index, size=0, num_steps=1):
         step = type(own).train_step(own, index, size, num_steps)
         return lambda *arguments: calls.append(num_steps) or step(*arguments)
 
-    own.train_step = watched
+    own.train_step = recorded
     loop.train(experiment, folder, listener, own)
     with Checkpoints(folder, read_only=True) as checkpoints:
         live = jax.device_get(checkpoints.restore_task(1, experiment.abstract_variables()[0]))
@@ -57,38 +57,38 @@ def trained(own, most, folder, listener=None):
 @pytest.fixture(scope="module")
 def own():
     """Returns compiled steps, which all runs of this file share."""
-    return CompiledSteps(program())
+    return CompiledSteps(build())
 
 
 @pytest.fixture(scope="module")
 def single(own, tmp_path_factory):
-    """The run step by step."""
+    """Returns the run with one step a call."""
     return trained(own, 1, tmp_path_factory.mktemp("single"))
 
 
-def test_a_run_in_calls_of_three_steps_is_the_run_step_by_step(own, single, tmp_path):
+def test_calls_of_three_steps_equal_single_steps(own, single, tmp_path):
     calls, lines, live = trained(own, 3, tmp_path)
-    # Steps 7 and 14 are incomplete batches, a line comes after step 10, and an evaluation after step 14.
+    # Steps 7 and 14 have incomplete batches; a log line follows step 10, an evaluation step 14.
     assert calls[:9] == [3, 3, 1, 3, 3, 1, 3, 3, 1]
     assert sum(calls) == len(single[0]) == 2 * 21 and set(single[0]) == {1}
     assert lines == single[1] and [line["step"] for line in lines][:4] == [10, 14, 20, 21]
     jax.tree.map(np.testing.assert_array_equal, live, single[2])
 
 
-def test_stopped_between_two_calls_it_goes_on_to_the_same_end(own, single, tmp_path):
+def test_a_run_stopped_between_calls_resumes_to_equal_weights(own, single, tmp_path):
     with pytest.raises(RunInterrupted):
         trained(own, 3, tmp_path, After(5))
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10
-    calls, lines, live = trained(own, 4, tmp_path)  # and at another pace
+    calls, lines, live = trained(own, 4, tmp_path)  # with another length
     assert sum(calls) == 42 - 13
     assert lines == single[1]
     jax.tree.map(np.testing.assert_array_equal, live, single[2])
 
 
-def test_seeds_together_and_a_streamed_source_take_steps_in_one_call():
-    """Batches stacked are those that come one by one, and a call on them does what these do."""
+def test_vectorized_seeds_and_a_host_loader_take_several_steps_in_a_call():
+    """Stacked batches are the single batches, and a call equals the single steps."""
     for changes in ({"seeds": (0, 3)}, {"resident_limit_mb": 0}):
-        experiment = program(**{"train.last_batch": "drop", **changes})
+        experiment = build(**{"train.last_batch": "drop", **changes})
         own = CompiledSteps(experiment)
         task, (phase,) = experiment.stream.tasks[0], experiment.method.phases
         steps = experiment.steps_per_epoch(task, phase)
@@ -108,8 +108,8 @@ def test_seeds_together_and_a_streamed_source_take_steps_in_one_call():
         assert np.all(ends[0][1][0]["steps"] == 18)
 
 
-def test_what_cannot_be_is_said_in_one_line():
+def test_invalid_combinations_are_refused():
     with pytest.raises(UserError, match="train.steps_per_call=0 must be at least 1"):
-        program(**{"train.steps_per_call": 0})
+        build(**{"train.steps_per_call": 0})
     with pytest.raises(UserError, match="steps_per_call above 1 cannot be combined with config.fsdp_devices: .*at 1$"):
-        program(**{"train.steps_per_call": 2, "fsdp_devices": 2})
+        build(**{"train.steps_per_call": 2, "fsdp_devices": 2})

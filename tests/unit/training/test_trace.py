@@ -1,4 +1,4 @@
-"""All steps of a run are traced before the first one: mistakes in evaluation are found, and nothing is compiled."""
+"""All steps of a run are traced before the first step, without compilation."""
 
 import jax.monitoring
 import pytest
@@ -36,17 +36,17 @@ def program(config, *changes):
         ("dkt_glyph", []),
     ],
 )
-def test_a_run_without_mistakes_is_traced(config, changes):
+def test_all_steps_are_traced_without_compilation(config, changes):
     made, compiled = program(config, *changes), []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
     )
     made.trace()
-    assert config != TINY or not compiled  # other methods draw constants of their own
+    assert config != TINY or not compiled  # other methods compile the initialization of constants
 
 
 @pytest.mark.parametrize("part", ["predict", "extra_metrics", "end_task", "start_task", "queries"])
-def test_a_part_that_fails_is_found_before_the_first_step(part):
+def test_a_failing_part_of_a_method_is_found(part):
     made = program(TINY)
 
     def fails(*_, **__):
@@ -58,7 +58,7 @@ def test_a_part_that_fails_is_found_before_the_first_step(part):
         made.trace()
 
 
-def test_a_network_whose_features_choose_the_memory_is_looked_at_too():
+def test_the_features_of_a_herding_network_are_traced():
     flags = ["--config.data.name=glyph_mini", "--config.eeil.replay=80", "--config.data.num_tasks=5"]
     made = program("dkt:baseline=eeil", *flags)
     object.__setattr__(made.experiment.method, "features", lambda *_: {"network": {}})
