@@ -1,4 +1,4 @@
-"""Tables and pictures of the documentation are made anew from the results that lie beside them."""
+"""The tables and plots of the results pages equal those made from the stored results."""
 
 import json
 import re
@@ -43,7 +43,7 @@ DKT_DRAWN = (*DKT["seen"][:-1], *DKT["all"][:-1])
 
 
 def table(page, rows, folder, *more):
-    """The Markdown table of a page's runs."""
+    """Returns the Markdown table of a page's runs."""
     runs = [*(RESULTS / page / row for row in rows)]
     words = [str(run) for row in runs for run in sorted(row.iterdir())]
     words += [] if "--plot-traffic" in more else ["--one-row-per-run"]
@@ -52,42 +52,42 @@ def table(page, rows, folder, *more):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_report_makes_table_and_picture_of_a_page_again(page, tmp_path):
+def test_table_and_plot_of_a_page_equal_those_of_its_results(page, tmp_path):
     found = table(page, PAGES[page], tmp_path, "--plot", str(tmp_path / "plot.svg"))
     assert len(found.splitlines()) == 2 + len(PAGES[page])
     assert found in (RESULTS / f"{page}.md").read_text()
     assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / f"{page}.svg").read_bytes()
 
 
-def test_the_peers_of_one_stem_are_compared_again(tmp_path):
+def test_the_table_of_peers_with_a_shared_stem(tmp_path):
     assert table("peers", ("individual", "one", "cl_ilr", "okddip"), tmp_path) in (RESULTS / "peers.md").read_text()
 
 
-def test_features_are_compared_with_logits_alone_again(tmp_path):
+def test_the_table_of_features_against_logits(tmp_path):
     assert table("vkd", PAGES["vkd"][1:], tmp_path) in (RESULTS / "vkd.md").read_text()
 
 
 @pytest.mark.parametrize("rows", DKT.values(), ids=DKT)
-def test_learners_of_dkt_are_compared_again(rows, tmp_path):
+def test_the_tables_of_dkt(rows, tmp_path):
     found = table("dkt", rows, tmp_path, "--label-by-folder")
     assert len(found.splitlines()) == 2 + len(rows)
     assert all(line.split(" | ")[2] == "3" for line in found.splitlines()[2:])
     assert found in (RESULTS / "dkt.md").read_text()
 
 
-def test_the_picture_of_what_was_exchanged_is_drawn_again(tmp_path):
+def test_the_plot_of_exchanged_bytes(tmp_path):
     table("dkt", DKT_DRAWN, tmp_path, "--label-by-folder", "--plot-traffic", str(tmp_path / "plot.svg"))
     assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / "dkt_traffic.svg").read_bytes()
 
 
 @pytest.mark.parametrize("row", ["none", "kd"])
-def test_bfloat16_is_compared_again(row, tmp_path):
+def test_the_tables_of_bfloat16(row, tmp_path):
     runs = [str(RESULTS / f"bfloat16/l2p/{name}/seed_{seed}") for name in (row, f"{row}_bf16") for seed in range(3)]
     assert report_main([*runs, "--label-by-folder", "--out", str(tmp_path / "table.md")]) == 0
     assert (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n") in (RESULTS / "glyph100.md").read_text()
 
 
-def of_dkt(row):
+def dkt_results(row):
     return [json.loads((RESULTS / f"dkt/{row}/seed_{seed}/results.json").read_text()) for seed in range(3)]
 
 
@@ -97,54 +97,54 @@ def of_dkt(row):
     + [(row, metric) for row in ("alone_all", "together_all") for metric in ("learning_accuracy", "forgetting_cdl")]
     + [("every_task_all", "learning_accuracy")],
 )
-def test_what_learners_learn_and_forget_is_as_the_page_says(row, metric):
-    mean = statistics.fmean(run["means"]["mean"]["metrics"][metric] for run in of_dkt(row))
+def test_the_page_states_learning_accuracy_and_forgetting_of_dkt(row, metric):
+    mean = statistics.fmean(run["means"]["mean"]["metrics"][metric] for run in dkt_results(row))
     assert re.search(rf"\b{mean:.1f}\b", (RESULTS / "dkt.md").read_text())
 
 
 @pytest.mark.parametrize("row", ["together", "predictions"])
 @pytest.mark.parametrize("head", ["mean", "mean_st"])
-def test_how_much_of_others_classes_is_known_is_as_the_page_says(row, head):
-    told = [m[f"{head}/accuracy_on_others_classes"] for run in of_dkt(row) for m in run["measures"][:-1]]
-    assert f" {statistics.fmean(told):.1f} %" in (RESULTS / "dkt.md").read_text().replace("\n", " ")
+def test_the_page_states_the_accuracy_on_other_learners_classes(row, head):
+    accuracies = [m[f"{head}/accuracy_on_others_classes"] for run in dkt_results(row) for m in run["measures"][:-1]]
+    assert f" {statistics.fmean(accuracies):.1f} %" in (RESULTS / "dkt.md").read_text().replace("\n", " ")
 
 
-def kept(folder):
+def stored_runs(folder):
     return sorted((RESULTS / folder).glob("*/*/seed_*"))
 
 
 @pytest.mark.parametrize("page", ["glyph100", "emoji"])
-def test_the_tables_and_the_picture_of_learners_by_schemes_are_made_again(page, tmp_path):
+def test_tables_and_plot_of_learners_by_schemes(page, tmp_path):
     made = tmp_path / f"{page}.md"
     shutil.copy(RESULTS / made.name, made)
-    words = ["grid", *map(str, kept(page)), "--update-page", str(made), "--plot", str(tmp_path / "plot.svg")]
+    words = ["grid", *map(str, stored_runs(page)), "--update-page", str(made), "--plot", str(tmp_path / "plot.svg")]
     assert report_main(words) == 0
     assert made.read_bytes() == (RESULTS / made.name).read_bytes()
     assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / f"{page}.svg").read_bytes()
     assert "| none | " in made.read_text() and "| kd | " in made.read_text()
 
 
-def test_the_commands_of_the_page_of_ablations_make_its_tables_and_pictures_again(tmp_path, monkeypatch):
+def test_the_commands_of_the_ablations_page_make_its_tables_and_plots(tmp_path, monkeypatch):
     page = (RESULTS / "ablations.md").read_text()
     commands = re.findall(r"^    python -m cdl_jax\.report (.*)$", page, re.MULTILINE)
-    assert len(commands) == 11 and len(kept("ablations")) == 20 * 3
+    assert len(commands) == 11 and len(stored_runs("ablations")) == 20 * 3
     monkeypatch.chdir(RESULTS)
     for command in commands:
         expanded = subprocess.run(["bash", "-c", f"echo {command}"], capture_output=True, text=True, check=True).stdout
-        words, _, picture = expanded.strip().partition(" --plot ")
-        more = ["--out", str(tmp_path / "table.md"), *(["--plot", str(tmp_path / "plot.svg")] if picture else [])]
+        words, _, plot = expanded.strip().partition(" --plot ")
+        more = ["--out", str(tmp_path / "table.md"), *(["--plot", str(tmp_path / "plot.svg")] if plot else [])]
         assert report_main([*words.split(), *more]) == 0
         found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n")
-        assert all(" 3 | " in line for line in found.splitlines()[2:]) or picture
-        if picture:
-            assert (tmp_path / "plot.svg").read_bytes() == Path(picture).read_bytes()
+        assert all(" 3 | " in line for line in found.splitlines()[2:]) or plot
+        if plot:
+            assert (tmp_path / "plot.svg").read_bytes() == Path(plot).read_bytes()
         else:
             assert found in page
 
 
 @pytest.mark.parametrize("folder", ["glyph100", "ablations", "emoji"])
-def test_what_is_kept_of_runs_names_no_folder_of_a_machine(folder):
-    for run in kept(folder):
+def test_stored_runs_contain_no_absolute_paths(folder):
+    for run in stored_runs(folder):
         config = json.loads((run / "config.json").read_text())["config"]
         paths = [config["data"]["path"], *config.get("cdl", {}).get("teachers", ())]
         paths += [config[name].get("weights", "") for name in ("teacher", "student", "network") if name in config]
@@ -152,11 +152,11 @@ def test_what_is_kept_of_runs_names_no_folder_of_a_machine(folder):
         assert not re.search(r"[= ]/", json.loads((run / "results.json").read_text()).get("command", ""))
 
 
-def test_what_the_page_says_of_the_schemes_is_so_in_each_seed():
-    """Six help and DKD harms everywhere, KDP learns and forgets more than KD, and nearest means are above all."""
+def test_the_findings_on_schemes_hold_in_each_seed():
+    """Six schemes help and DKD harms in all seeds; KDP learns and forgets more than KD; nearest class mean is best."""
     root = RESULTS / "glyph100"
 
-    def of(learner, scheme, metric="last"):
+    def metric_of(learner, scheme, metric="last"):
         files = [root / learner / scheme / f"seed_{seed}" / "results.json" for seed in range(3)]
         networks = [json.loads(file.read_text())["networks"] for file in files if file.exists()]
         return [
@@ -165,29 +165,33 @@ def test_what_the_page_says_of_the_schemes_is_so_in_each_seed():
 
     learners = ("l2p", "dualprompt", "coda", "apt")
     gains = {
-        scheme: [b - a for own in learners for a, b in zip(of(own, "none"), of(own, scheme), strict=False)]
+        scheme: [
+            b - a for own in learners for a, b in zip(metric_of(own, "none"), metric_of(own, scheme), strict=False)
+        ]
         for scheme in ("prompt_mapping", "kd", "fitnets", "reviewkd", "kd_token", "kdp", "dkd")
     }
     assert all(gain < 0 for gain in gains["dkd"]) and len(gains.pop("dkd")) == 12
     assert sum(len(each) for each in gains.values()) == 69 and all(gain > 0 for each in gains.values() for gain in each)
     for learner in learners:
         for metric in ("learning_accuracy", "forgetting_cdl", "forgetting_coda", "forgetting_max"):
-            assert statistics.fmean(of(learner, "kdp", metric)) > statistics.fmean(of(learner, "kd", metric))
-    best = max(max(of(own.parent.name, own.name)) for own in root.glob("*/*") if own.parent.name in learners
+            assert statistics.fmean(metric_of(learner, "kdp", metric)) > statistics.fmean(
+                metric_of(learner, "kd", metric)
+            )
+    best = max(max(metric_of(own.parent.name, own.name)) for own in root.glob("*/*") if own.parent.name in learners
                and own.name != "joint")  # fmt: skip
-    assert best < min(of("student", "nearest_mean"))
+    assert best < min(metric_of("student", "nearest_mean"))
 
 
-def of_each_seed(place, metric="last", network="student"):
-    """A measure of the kept runs `docs/results/<place>/seed_<n>`."""
-    files = [RESULTS / place / f"seed_{seed}" / "results.json" for seed in range(3)]
+def metric_by_seed(folder, metric="last", network="student"):
+    """Returns a metric of each seed of the stored runs in `docs/results/<folder>`."""
+    files = [RESULTS / folder / f"seed_{seed}" / "results.json" for seed in range(3)]
     return [json.loads(file.read_text())["networks"][network]["metrics"][metric] for file in files]
 
 
-def test_what_the_page_says_of_the_ablations_is_so_in_each_seed():
+def test_the_findings_of_the_ablations_hold_in_each_seed():
     def above(row, base, metric="last"):
         return [
-            b - a for a, b in zip(of_each_seed(base, metric), of_each_seed(f"ablations/{row}", metric), strict=True)
+            b - a for a, b in zip(metric_by_seed(base, metric), metric_by_seed(f"ablations/{row}", metric), strict=True)
         ]
 
     kd, kdp = "glyph100/l2p/kd", "glyph100/l2p/kdp"
@@ -199,7 +203,7 @@ def test_what_the_page_says_of_the_ablations_is_so_in_each_seed():
         assert max(map(abs, above(row, base))) < 0.11
     assert sum(change < 0 for change in above("l2p/kd_temperature_4", kd)) == 2
     assert all(15 < more < 19 for more in above("l2p/kd_seen", kd, "learning_accuracy"))
-    forgotten = [statistics.fmean(of_each_seed(row, "forgetting_cdl")) for row in (kd, "ablations/l2p/kd_seen")]
+    forgotten = [statistics.fmean(metric_by_seed(row, "forgetting_cdl")) for row in (kd, "ablations/l2p/kd_seen")]
     assert forgotten[1] > 4 * forgotten[0]
     assert all(abs(statistics.fmean(above(f"l2p/kdp_layers_{blocks}", kdp))) < 0.5 for blocks in (1, 3))
     for tasks in (5, 20):
@@ -207,19 +211,19 @@ def test_what_the_page_says_of_the_ablations_is_so_in_each_seed():
             assert min(above(f"l2p/{row}_{tasks}_tasks", f"ablations/l2p/none_{tasks}_tasks")) > 0
 
 
-def test_what_the_page_says_of_emoji_is_so():
+def test_the_findings_on_emoji_hold():
     learners = ("apt", "coda", "dualprompt", "l2p")
-    alone, dkd = ([of_each_seed(f"emoji/{own}/{row}") for own in learners] for row in ("none", "dkd"))
+    alone, dkd = ([metric_by_seed(f"emoji/{own}/{row}") for own in learners] for row in ("none", "dkd"))
     assert all(b < a for before, after in zip(alone, dkd, strict=True) for a, b in zip(before, after, strict=True))
     losses = [statistics.fmean(a) - statistics.fmean(b) for a, b in zip(alone, dkd, strict=True)]
     assert (round(min(losses), 1), round(max(losses), 1)) == (3.7, 6.5)
-    for row, learnt, forgotten in (("kd", (1.1, 1.9), (0.4, 1.4)), ("kd_token", (3.1, 5.8), (4.4, 6.1)),
+    for row, learned, forgotten in (("kd", (1.1, 1.9), (0.4, 1.4)), ("kd_token", (3.1, 5.8), (4.4, 6.1)),
                                    ("kdp", (2.3, 3.3), (3.2, 4.9))):  # fmt: skip
-        for metric, (least, most) in (("learning_accuracy", learnt), ("forgetting_cdl", forgotten)):
-            means = [[statistics.fmean(of_each_seed(f"emoji/{own}/{scheme}", metric)) for scheme in ("none", row)]
+        for metric, (least, most) in (("learning_accuracy", learned), ("forgetting_cdl", forgotten)):
+            means = [[statistics.fmean(metric_by_seed(f"emoji/{own}/{scheme}", metric)) for scheme in ("none", row)]
                      for own in learners]  # fmt: skip
             gains = [b - a for a, b in means]
             assert (round(min(gains), 1), round(max(gains), 1)) == (least, most), (row, metric)
     schemes = ("none", "kd", "dkd", "kd_token", "kdp", "joint")
-    best = max(max(of_each_seed(f"emoji/{own}/{scheme}")) for own in learners for scheme in schemes)
-    assert best < min(of_each_seed("emoji/student/nearest_mean", network="network"))
+    best = max(max(metric_by_seed(f"emoji/{own}/{scheme}")) for own in learners for scheme in schemes)
+    assert best < min(metric_by_seed("emoji/student/nearest_mean", network="network"))

@@ -1,4 +1,4 @@
-"""The page on methods tells of every learner and scheme, with all options and their defaults."""
+"""The page on methods describes every learner and scheme, with all options and their defaults."""
 
 import json
 import re
@@ -16,7 +16,7 @@ MODULES = [(package, name) for package in ("models.prompts", "distill") for name
 
 
 def section(file):
-    """The text of the section that begins by naming a file, and the rows of its table of options."""
+    """Returns the section that starts with a file's name, and the rows of its table of options."""
     heads = [part for part in re.split(r"^#{2,3} .*\n\n", PAGE, flags=re.MULTILINE) if part.startswith(f"`{file}`")]
     assert len(heads) == 1, file
     return heads[0], dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", heads[0], re.MULTILINE))
@@ -38,11 +38,11 @@ def test_each_learner_and_scheme_has_a_section_with_all_its_options(package, nam
     assert "```math" in text or name == "none"
 
 
-def test_the_options_of_training_are_told():
+def test_the_options_of_training_are_listed():
     assert section("cdl_jax/methods/cdl.py")[1] == shown(cdl.OPTIONS)
 
 
-def test_the_files_and_pages_that_are_named_exist():
+def test_named_files_and_pages_exist():
     files = {*re.findall(r"`((?:cdl_jax|configs)/[\w/]+\.py)`", PAGE)} | {*re.findall(r"configs/\w+\.py", PAGE)}
     pages = set(re.findall(r"\]\(([\w./]+)\)", PAGE))
     assert len(files) == 5 + 8 + 2 and len(pages) >= 3
@@ -50,19 +50,19 @@ def test_the_files_and_pages_that_are_named_exist():
     assert [name for name in pages if not (ROOT / "docs" / "methods" / name).exists()] == []
 
 
-def test_the_published_numbers_are_those_of_the_tables():
+def test_published_numbers_equal_the_stored_tables():
     cells = {tuple(cell.choices.values()): cell.values for cell in published.table("cdl").cells}
     rows = re.findall(r"^\| `(\w+)`.*? \| (v\d) \| (.*) \|$", PAGE, re.MULTILINE)
     assert len(rows) == 8
     for scheme, version, text in rows:
         *published_cells, _ = text.split(" | ")
-        for learner, shown_cell in zip(("l2p", "dualprompt", "coda", "apt"), published_cells, strict=True):
+        for learner, cell in zip(("l2p", "dualprompt", "coda", "apt"), published_cells, strict=True):
             where = (version, "cifar100", learner, scheme, "" if scheme == "none" else "vit_b16", "vit_s16")
             known = cells.get(where)
-            assert shown_cell == (f"{known['accuracy']:.2f} / {known['forgetting']:.2f}" if known else "-"), where
+            assert cell == (f"{known['accuracy']:.2f} / {known['forgetting']:.2f}" if known else "-"), where
 
 
-def test_our_numbers_are_those_of_the_runs_that_are_kept():
+def test_our_numbers_equal_the_stored_results():
     for scheme, version, text in re.findall(r"^\| `(\w+)`.*? \| (v\d) \| (.*) \|$", PAGE, re.MULTILINE):
         row = "kdp" if (scheme, version) == ("kd_token", "v4") else scheme
         files = (ROOT / "docs/results/glyph100/l2p" / row).glob("seed_*/results.json")

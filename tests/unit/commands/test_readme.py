@@ -1,4 +1,4 @@
-"""README.md: each command has a cheap form that is run here, and its tables are those of the stored results."""
+"""README.md: each command has a cheap form that runs here, and its tables equal the stored results."""
 
 import ast
 import json
@@ -53,12 +53,12 @@ CHEAP = {
 
 
 def fenced(language):
-    """The fenced blocks of a language."""
+    """Returns the fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def commands():
-    """All commands of README, each on one line."""
+    """Returns all commands of README, each on one line."""
     text = "".join(fenced("bash")).replace("\\\n", " ")
     return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
@@ -90,7 +90,7 @@ def test_a_command_runs(command, monkeypatch):
 
 
 def arguments(command):
-    """The words of a `python -m cdl_jax.main` command."""
+    """Returns the arguments of a `python -m cdl_jax.main` command."""
     return shlex.split(command)[3:]
 
 
@@ -144,7 +144,7 @@ def stored(row):
     return sorted((QUICKSTART / row).glob("seed_*"))
 
 
-def test_the_quick_start_table_is_that_of_the_stored_results(tmp_path):
+def test_the_quick_start_table_equals_the_stored_results(tmp_path):
     words = [str(run) for row in ROWS for run in stored(row)]
     assert report_main([*words, "--label-by-folder", "--out", str(tmp_path / "table.md")]) == 0
     found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n").strip()
@@ -152,7 +152,7 @@ def test_the_quick_start_table_is_that_of_the_stored_results(tmp_path):
     assert len({len(stored(row)) for row in ROWS}) == 1 and len(stored("alone")) >= 2
 
 
-def test_the_curves_are_those_of_the_stored_results():
+def test_the_curves_equal_the_stored_results():
     named = (("student alone", "alone", "student"), ("student distilled", "distilled", "student"),
              ("teacher", "distilled", "teacher"), ("nearest class mean", "nearest_mean", "network"))  # fmt: skip
     matrices = {}
@@ -163,7 +163,7 @@ def test_the_curves_are_those_of_the_stored_results():
 
 
 def mean_of(learner, scheme, network="student"):
-    """Mean of the final accuracy over the seeds of Split-Glyph-100, None without runs."""
+    """Returns the mean final accuracy over the seeds of Split-Glyph-100; None without runs."""
     files = sorted((ROOT / "docs/results/glyph100" / learner / scheme).glob("seed_*/results.json"))
     networks = [json.loads(file.read_text())["networks"] for file in files]
     values = [(own.get(network) or own["network"])["metrics"]["last"] for own in networks]
@@ -171,7 +171,7 @@ def mean_of(learner, scheme, network="student"):
 
 
 def results_table():
-    """README's table of learners by schemes."""
+    """Returns the table of learners by schemes from the stored results."""
     rows = ["| | APT | CODA-Prompt | DualPrompt | L2P |", "|---|---|---|---|---|"]
     schemes = ("none", "kd", "dkd", "fitnets", "reviewkd", "kd_token", "kdp", "prompt_mapping", "vkd", "joint")
     for scheme in schemes:
@@ -185,5 +185,5 @@ def results_table():
     return "\n".join(rows)
 
 
-def test_the_results_table_is_that_of_the_stored_results():
+def test_the_results_table_equals_the_stored_results():
     assert results_table() in README
