@@ -122,7 +122,7 @@ def test_killed_and_started_again_all_seeds_end_as_they_would_have_each_in_its_o
         (["--config.seeds=(-1,2)"], "must not be negative"),
         (["--config.seeds=(0,1)", "--config.student.weights=random"], "random weights would differ between seeds"),
         (["--config.seeds=(0,1)", "--config.resident_limit_mb=0"], "raise config.resident_limit_mb"),
-        (["--config.seeds=(0,1)", OWN, "--config.data.max_train_per_class=0"], "has other numbers of pictures"),
+        (["--config.seeds=(0,1)", OWN, "--config.data.max_train_per_class=0"], "has other numbers of images"),
     ],
 )
 def test_what_several_seeds_cannot_do_is_said_in_one_line(tmp_path, changes, message):
