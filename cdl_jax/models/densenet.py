@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first convolution, and two blocks with their transitions to fewer channels and pixels; out: `layer<i>`."""
+    """The first convolution and two blocks with transitions; out: `layer<i>`."""
 
     blocks: tuple[Block, ...]
     init_features: int

@@ -44,7 +44,7 @@ _FIRST, _LAST, _SHARED = 32, 1280, 3  # channels of the first and the last convo
 
 
 class Depthwise(nn.Module):
-    """A convolution of each channel with its own `size` x `size` kernel: `[batch, height, width, channels]`.
+    """Convolves each channel of `[batch, height, width, channels]` with its own kernel.
 
     It is computed as a sum over the positions of the kernel. On a CPU, XLA's convolution with as many groups as
     channels takes 14 times as long, which is nine tenths of the time of the network.

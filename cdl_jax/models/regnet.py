@@ -60,7 +60,7 @@ def compute_stages(options: ConfigDict) -> list[tuple[int, int]]:
 
 
 class Block(nn.Module):
-    """A residual block of 1x1, grouped 3x3, squeeze-and-excitation and 1x1 on `[batch, height, width, channels]`."""
+    """A residual block: 1x1, grouped 3x3, squeeze-and-excitation, 1x1."""
 
     width: int
     stride: int
@@ -127,7 +127,9 @@ class Stages(nn.Module):
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`), with `features` `[batch, width]` of the last stage.
+    """Returns the network of an option section (see `OPTIONS`).
+
+    Its `features` are `[batch, width]` of the last stage.
 
     Raises:
       UserError: an option is out of range.

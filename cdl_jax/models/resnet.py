@@ -35,7 +35,9 @@ torch_name = None  # weights are read only under the names of this package
 
 
 class Block(nn.Module):
-    """A residual block on `[batch, height, width, channels]`, with a projected shortcut if the shape changes.
+    """A residual block on `[batch, height, width, channels]`.
+
+    The shortcut is projected if the shape changes.
 
     Attributes:
       width: channels, before the bottleneck's factor of 4.

@@ -8,7 +8,9 @@ EPSILON, MOMENTUM = 1e-5, 0.9
 
 
 class BatchNorm(nn.Module):
-    """Normalizes float32 `[..., channels]` over all axes but the last; stores `mean` and `var` in "batch_stats".
+    """Normalizes float32 `[..., channels]` over all axes except the last.
+
+    The running statistics `mean` and `var` are in the collection "batch_stats".
 
     With `train`, mean and biased variance of the batch normalize. Each running statistic becomes
     `momentum old + (1 - momentum) new`. The new variance is the unbiased one, `n / (n - 1)` times the variance of the

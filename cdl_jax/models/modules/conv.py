@@ -9,10 +9,12 @@ and a classifier.
 Variables are "params" and, for running statistics, "batch_stats".
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from cdl_jax.models.modules.heads import torch_bias, torch_kernel
 
@@ -67,9 +69,9 @@ def conv(
     *,
     name: str,
     bias: bool = False,
-    init=he_out,
+    init: Callable = he_out,
     groups: int = 1,
-    dtype=None,
+    dtype: jnp.dtype | None = None,
 ) -> nn.Conv:
     """Returns a square convolution with a padding of `size // 2` on every side, also at stride 2.
 

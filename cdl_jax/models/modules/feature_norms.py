@@ -55,9 +55,9 @@ def layer_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
 
 
 def batch_norm(x: jax.Array, epsilon: float = 0.0) -> jax.Array:
-    """Normalizes each channel to mean 0 and variance 1 over the rows, with the unbiased variance (`rows - 1`).
+    """Normalizes each channel to mean 0 and variance 1 over the rows.
 
-    A constant channel becomes zero, also with `epsilon` 0.
+    The variance is the unbiased one, divided by `rows - 1`. A constant channel becomes zero, also with `epsilon` 0.
     """
     centered = x - x.mean(axis=0)
     var = (centered**2).sum(axis=0) / max(len(x) - 1, 1) + epsilon

@@ -24,7 +24,7 @@ def torch_bias(fan_in: int) -> Callable:
 
 
 def is_head(path: Sequence[str]) -> bool:
-    """Returns whether the variable at `path` belongs to a classification head, in the networks of all families.
+    """Returns whether the variable at `path` belongs to a classification head.
 
     >>> is_head(("params", "head", "kernel")), is_head(("params", "tail", "fc2", "bias")), is_head(("params", "norm"))
     (True, True, False)

@@ -37,7 +37,9 @@ def householder(raw: jax.Array, signs: jax.Array) -> jax.Array:
 
 
 def matrix_exp(raw: jax.Array) -> jax.Array:
-    """Computes the first k columns of `exp(A)`, A = L - L^T, L the strictly lower triangle of `raw` `[n, k]`.
+    """Computes the first k columns of `exp(A)`.
+
+    A = L - L^T, where L is the strictly lower triangle of `raw` `[n, k]`.
 
     If 4k < n, the exponential is that of a matrix of 4k rows: A = U V^T has rank 2k, so
     `exp(A) = I + U phi(V^T U) V^T` with `phi(x) = (e^x - 1) / x`, a block of `exp([[x, 1], [0, 0]])`.
@@ -72,7 +74,7 @@ def cayley(raw: jax.Array) -> jax.Array:
 
 
 def skew_expm(square: jax.Array, columns: int) -> jax.Array:
-    """Computes the first `columns` columns of `exp((M - M^T) / 2)`, M `[n, n]`: the projection in the paper's words."""
+    """Computes the first `columns` columns of `exp((M - M^T) / 2)`, M `[n, n]`, as in the paper."""
     return expm((square - square.T) / 2)[:, :columns]
 
 
@@ -90,7 +92,9 @@ def default_map(features: int, inputs: int) -> str:
     return "matrix_exp" if features == inputs else "householder"
 
 
-def orthogonal_weight(raw, base, kind: str, shape: tuple[int, int], signs=None) -> jax.Array:
+def orthogonal_weight(
+    raw: jax.Array, base: jax.Array | None, kind: str, shape: tuple[int, int], signs: jax.Array | None = None
+) -> jax.Array:
     """Computes the orthogonal weight of `shape` `[features, inputs]`.
 
     Args:
@@ -141,7 +145,9 @@ def init_raw_and_base(initial: jax.Array, completion: jax.Array) -> tuple[jax.Ar
 
 
 def init_raw(initial: jax.Array) -> jax.Array:
-    """Returns the `raw` of a Householder weight without base that starts at the orthogonal factor of `initial`.
+    """Returns the `raw` of a Householder weight without base.
+
+    The weight starts at the orthogonal factor of `initial`.
 
     These are LAPACK's QR vectors. The diagonal has the signs that make the diagonal of R positive.
 

@@ -64,9 +64,11 @@ class PoolMapping(nn.Module):
 
 
 class SelfAttentionMapping(nn.Module):
-    """Single-head self-attention among the keys of a layer, and among its values, with a value projection to `dim`.
+    """Single-head self-attention among the keys of a layer, and among its values.
 
-    The number of vectors is unchanged. In the published sources this variant is commented out. No result is published.
+    The value projection maps to `dim`. The number of vectors is unchanged.
+
+    In the published sources this variant is commented out. No result is published.
 
     Attributes:
       layers: number of layers, from block 0 on.

@@ -71,14 +71,14 @@ class APT(Pool):
 
     @nn.nowrap
     def teacher_variables(self, variables: Variables) -> Variables:
-        """Returns the variables for teaching: with `teacher_prompts="live"` the trained prompts replace the average."""
+        """Replaces the average by the trained prompts if `teacher_prompts` is "live"."""
         if self.teacher_prompts == "merged":
             return variables
         return {**variables, "state": {"merged": variables["params"]["prompts"]}}
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> APT:
-    """Returns the prompts for a backbone of width `dim` with `depth` blocks.
+    """Returns the prompts of an option section, see `models.prompts.base`.
 
     Raises:
       UserError: an option is out of range.

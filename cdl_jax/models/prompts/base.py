@@ -67,9 +67,10 @@ class Pool(nn.Module):
 
     @nn.nowrap
     def head(self, num_classes: int) -> nn.Module:
-        """Returns the classification head: a Flax module from features `[batch, dim]` to logits `[batch, num_classes]`.
+        """Returns the classification head.
 
-        The default is a linear layer with torch's initial values.
+        It is a Flax module from features `[batch, dim]` to logits `[batch, num_classes]`. The default is a
+        linear layer with torch's initial values.
         """
         return heads.LinearHead(num_classes)
 

@@ -160,7 +160,7 @@ def weighted_sum(query: jax.Array, prompts: jax.Array, keys: jax.Array, attentio
 
 
 def component_weights(query: jax.Array, keys: jax.Array, attention: jax.Array) -> jax.Array:
-    """Computes `cos(q_b * A_k, K_k)`, `[batch, pool_size]`; 0 for rows of zeros. Arguments as in `weighted_sum`."""
+    """Computes `cos(q_b * A_k, K_k)`, see `weighted_sum`: `[batch, pool_size]`, 0 for rows of zeros."""
     return jnp.einsum("bkd,kd->bk", l2_normalize(query[:, None] * attention), l2_normalize(keys))
 
 
@@ -222,7 +222,7 @@ def _orthogonality_loss(rows, end):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> CODA:
-    """Returns the components for a backbone of width `dim` with `depth` blocks and queries of width `key_dim`.
+    """Returns the components of an option section, see `models.prompts.base`.
 
     Raises:
       UserError: options are out of range or do not fit together.

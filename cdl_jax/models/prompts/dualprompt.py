@@ -150,7 +150,7 @@ class DualPrompt(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> DualPrompt:
-    """Returns the prompts for a backbone of width `dim` with `depth` blocks and queries of width `key_dim`.
+    """Returns the prompts of an option section, see `models.prompts.base`.
 
     Raises:
       UserError: options are out of range or do not fit together.

@@ -145,7 +145,7 @@ class L2P(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> L2P:
-    """Returns the pool for a backbone of width `dim` with `depth` blocks and queries of width `key_dim`.
+    """Returns the pool of an option section, see `models.prompts.base`.
 
     Raises:
       UserError: options are out of range or do not fit together.

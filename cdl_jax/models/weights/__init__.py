@@ -8,11 +8,14 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
 from cdl_jax.data.readers import npz_files
 from cdl_jax.data.readers.locate import search_paths
@@ -28,7 +31,7 @@ _SUFFIXES = (".safetensors", ".npz", ".npy", ".pth", ".pt", ".bin", ".ckpt", ".o
              ".msgpack", ".zip", ".gz")  # fmt: skip
 
 
-def from_section(section) -> str | tuple[str, str]:
+def from_section(section: ConfigDict) -> str | tuple[str, str]:
     """Returns the argument `weights` of `load` for the option section of a network.
 
     Returns:
@@ -37,7 +40,6 @@ def from_section(section) -> str | tuple[str, str]:
     Raises:
       UserError: `weights_key` is set without a file.
 
-    >>> from ml_collections import ConfigDict
     >>> from_section(ConfigDict({"weights": "model.pth", "weights_key": "model_ema"}))
     ('model.pth', 'model_ema')
     """
@@ -49,7 +51,7 @@ def from_section(section) -> str | tuple[str, str]:
     return section.weights, part
 
 
-def load(weights: str | tuple[str, str], params, key: str):
+def load(weights: str | tuple[str, str], params: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Loads the parameters of a ViT.
 
     Args:
@@ -77,7 +79,13 @@ def load(weights: str | tuple[str, str], params, key: str):
     return pretrained.load_vit(find(weights, key), params, part)
 
 
-def load_network(weights: str | tuple[str, str], network, key: str, torch_name=None, new_head: bool = False):
+def load_network(
+    weights: str | tuple[str, str],
+    network: Mapping[str, Any],
+    key: str,
+    torch_name: Callable[[str], str] | None = None,
+    new_head: bool = False,
+) -> Mapping[str, Any]:
     """Loads the variables of a network of any family.
 
     A network other than a ViT is read from a file that `save` wrote, or, if its family has `torch_name`, from a state
@@ -177,7 +185,7 @@ def find(weights: str, key: str) -> Path:
     )
 
 
-def save(path: Path, network) -> None:
+def save(path: Path, network: Mapping[str, Any]) -> None:
     """Writes the variables of a network as .npz.
 
     A ViT is written with timm's names in float16, another network with the names of this package in float32.
@@ -191,7 +199,7 @@ def save(path: Path, network) -> None:
     os.replace(temporary, path)
 
 
-def is_vit(network) -> bool:
+def is_vit(network: Mapping[str, Any]) -> bool:
     """Returns whether the variables are those of `models.vit.ViT`, whose files have timm's names."""
     kernel = network["params"].get("patch_embed", {}).get("kernel")
     return "batch_stats" not in network and kernel is not None and kernel.ndim == 2

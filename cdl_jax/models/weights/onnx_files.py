@@ -6,6 +6,7 @@ kernels of dense layers and the position embeddings, lose their names and are fo
 
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear", "Ma
 _PARAMETER = re.compile(r"\w+(\.\w+)*")  # unlike "onnx::MatMul_7" and "/embeddings/Constant_output_0"
 
 
-def read(path) -> dict[str, np.ndarray]:
+def read(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the parameters of the only ViT in an ONNX file.
 
     Tensors of other parts of the network are left out.

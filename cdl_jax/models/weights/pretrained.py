@@ -3,7 +3,9 @@
 import logging
 import math
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +21,7 @@ _TRAINING_ONLY = ("dist_token", "head_dist.weight", "head_dist.bias", "mask_toke
 _HEAD = ("head.", "pre_logits.", "head_dist.")
 
 
-def load_vit(path, params, key: str = "") -> dict:
+def load_vit(path: str | Path, params: Mapping[str, Any], key: str = "") -> dict:
     """Loads the parameters of a ViT from a local weight file.
 
     Position embeddings of another square grid are resized (see `resize_positions`). A class token without a position
@@ -66,7 +68,7 @@ def load_vit(path, params, key: str = "") -> dict:
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-def load_network(path, network, torch_name, key: str = "") -> dict:
+def load_network(path: str | Path, network: Mapping[str, Any], torch_name: Callable[[str], str], key: str = "") -> dict:
     """Loads the variables of a network from a state dict of torch.
 
     A classifier for another number of classes is left as in `network`, with a warning. Position embeddings
@@ -152,7 +154,7 @@ def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
     return resized.reshape(grid * grid, -1).astype(np.float32)
 
 
-def to_timm(params) -> dict[str, np.ndarray]:
+def to_timm(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Converts the parameters of a ViT to timm's names and layouts, the exact inverse of `load_vit`.
 
     Args:
@@ -173,7 +175,7 @@ def to_timm(params) -> dict[str, np.ndarray]:
     return state
 
 
-def save_timm(path, params, dtype="float32") -> None:
+def save_timm(path: str | Path, params: Mapping[str, Any], dtype: str = "float32") -> None:
     """Writes `to_timm(params)` atomically as .safetensors or .npz, by the suffix.
 
     Args:

@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -135,7 +135,7 @@ _KNOWN = re.compile(
 )
 
 
-def read_state(path, key: str = "") -> dict[str, np.ndarray]:
+def read_state(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
     """Reads the tensors of a weight file.
 
     The content determines the format: safetensors, NumPy's .npz, files of torch.save (also before torch 1.6), or a ViT
@@ -190,7 +190,7 @@ def read_state(path, key: str = "") -> dict[str, np.ndarray]:
     return _to_timm(state)
 
 
-def looks_like(names) -> str:
+def looks_like(names: Iterable[str]) -> str:
     """Returns the layout of a network in words, from the names of its tensors; "" if it is unknown.
 
     >>> looks_like(["layer1.0.conv1.weight"])
