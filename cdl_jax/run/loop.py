@@ -290,18 +290,17 @@ class TaskLoop:
         return scalars
 
     def _evaluate_before(self, task):
-        """Records the accuracy on a task before it is trained, over the classes up to it, for forward transfer."""
+        """Records the accuracy on tasks before they are trained, over the classes up to them, for forward transfer."""
+        moments = [("before", [task])]
         if task.index == 0:
-            for other in self.experiment.stream.tasks:
-                self._record_pretask_accuracy("at_start", other)
-        self._record_pretask_accuracy("before", task)
-
-    def _record_pretask_accuracy(self, moment, task):
-        evaluations = self._evaluate(self.mutable, [task], position(task), self._stop_if_requested)
-        for record, (accuracy, *_) in zip(self.records, evaluations, strict=True):
-            rows = {"at_start": record.at_start, "before": record.before}[moment]
-            for network in set(accuracy) - set(self.experiment.method.external):
-                rows.setdefault(network, []).extend(accuracy[network])
+            moments.insert(0, ("at_start", self.experiment.stream.tasks))
+        for moment, tasks in moments:
+            for other in tasks:
+                evaluations = self._evaluate(self.mutable, [other], position(other), self._stop_if_requested)
+                for record, (accuracy, *_) in zip(self.records, evaluations, strict=True):
+                    rows = {"at_start": record.at_start, "before": record.before}[moment]
+                    for network in set(accuracy) - set(self.experiment.method.external):
+                        rows.setdefault(network, []).extend(accuracy[network])
 
     def _evaluate_within(self, task, phase, epoch, mutable):
         """Evaluates within a task, and records the best evaluation by the method's headline."""

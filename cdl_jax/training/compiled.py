@@ -39,7 +39,7 @@ class CompiledSteps:
         self.test_loader = loaders.make_loader(
             experiment.stream.test, experiment.mesh, options, method.image_size, axis.labels("test")
         )
-        self._check_loaders()
+        _check_loaders(experiment, self.train_loader, self.test_loader)
         evaluation = steps.evaluation_step(method, self.test_loader, config.augment, experiment.info)
         evaluation = axis.vmap(evaluation, 0, None, axis.data_axes, axis.sequential_axes, None)
         self.evaluation_step = self._jit(evaluation, 2)
@@ -59,16 +59,6 @@ class CompiledSteps:
             for index in range(len(method.phases))
         ]
         self._compiled, self._feature_steps = {}, {}
-
-    def _check_loaders(self):
-        config, axis = self.experiment.config, self.experiment.axis
-        on_host = [self.train_loader.crops_on_host, self.test_loader.crops_on_host and axis.per_seed_classes]
-        if any(on_host) and (config.seeds or self.experiment.plan.multi_learner):
-            who = "config.seeds" if config.seeds else f"method {config.method!r}, which has several learners,"
-            raise UserError(
-                f"{who} needs {'training' if on_host[0] else 'test'} images on the device: raise "
-                "config.resident_limit_mb" + (", or run the seeds one by one" if config.seeds else "")
-            )
 
     def trace(self) -> None:
         """Traces all steps, so that mistakes in shapes and names are found before the first step.
@@ -143,8 +133,12 @@ class CompiledSteps:
         opt, best = jax.eval_shape(self._initial_parts, mutable)
         sums, nonfinite = [], []
         for index in range(len(self.experiment.method.phases)):
-            metrics = jax.eval_shape(self._phase_metrics(index), mutable, opt[index], frozen,
-                                     *self._abstract_inputs(index))  # fmt: skip
+
+            def updates(variables, *rest, step=self._train_steps[index]):
+                return step.updates(*variables, *rest)
+
+            inputs = (mutable, opt[index]), frozen, *self._abstract_inputs(index)
+            metrics = jax.eval_shape(self._over_seeds(index, updates), *inputs)[2]
             terms = {name: value for name, value in metrics.items() if name != "steps"}
             integer = jax.ShapeDtypeStruct(metrics["steps"].shape, np.int32)
             sums.append(metrics)
@@ -244,16 +238,6 @@ class CompiledSteps:
 
         return on_gathered
 
-    def _phase_metrics(self, index):
-        """Returns a function that computes the metrics of a step; it is only traced."""
-        updates = self._train_steps[index].updates
-
-        def metrics(mutable_and_opt, frozen, *arguments):
-            return updates(*mutable_and_opt, frozen, *arguments)[2]
-
-        mapped = self._over_seeds(index, metrics)
-        return lambda mutable, opt, frozen, *arguments: mapped((mutable, opt), frozen, *arguments)
-
     def _abstract_inputs(self, index, size=0, num_steps=1):
         """Returns data, host batch, position and seed of a step, as shapes where they are large."""
         experiment, phase = self.experiment, self.experiment.method.phases[index]
@@ -269,3 +253,15 @@ class CompiledSteps:
             batch = jax.tree.map(lambda x: x.update(shape=(*leading, *x.shape), sharding=stacked), batch)
         first = position(experiment.stream.tasks[0], step=np.zeros(leading, np.int32))
         return self.train_loader.data, batch, first, experiment.seed
+
+
+def _check_loaders(experiment, train_loader, test_loader):
+    """Refuses images on the host for several seeds or learners, which need the images on the device."""
+    config = experiment.config
+    on_host = [train_loader.crops_on_host, test_loader.crops_on_host and experiment.axis.per_seed_classes]
+    if any(on_host) and (config.seeds or experiment.plan.multi_learner):
+        who = "config.seeds" if config.seeds else f"method {config.method!r}, which has several learners,"
+        raise UserError(
+            f"{who} needs {'training' if on_host[0] else 'test'} images on the device: raise config.resident_limit_mb"
+            + (", or run the seeds one by one" if config.seeds else "")
+        )
