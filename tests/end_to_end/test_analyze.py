@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cdl_jax import main
-from tests.end_to_end.command import ROOT, TINY, results, run
+from tests.end_to_end.command import ROOT, TINY, results, run, run_in_process
 
 SHORT = ("--config.train.epochs=1", "--config.eval.forward_transfer=False", "--config.log.tensorboard=False")
 
@@ -14,7 +14,7 @@ SHORT = ("--config.train.epochs=1", "--config.eval.forward_transfer=False", "--c
 def trained(folder, distill):
     """(arguments, what the analysis printed, analysis.json, results.json) of a run with this scheme."""
     arguments = ("--config", f"{TINY}:distill={distill}", "--workdir", folder, *SHORT)
-    run(*arguments)
+    run_in_process(*arguments)
     out, err = run(*arguments, "--mode", "analyze")
     assert "Warning" not in err
     return arguments, out, json.loads((folder / "analysis.json").read_text()), results(folder)

@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 
-from tests.end_to_end.command import TINY, last_weights, matrices, run, run_in_two
+from tests.end_to_end.command import TINY, last_weights, matrices, run_in_process, run_in_two
 from tests.end_to_end.test_resume import kill_at_line
 
 ARGUMENTS = ("--config", TINY, "--config.data.max_test_per_class=0", "--config.log.every_steps=1")
@@ -32,12 +32,12 @@ def devices(count):
 
 def test_eight_devices_then_two_processes_then_one_device_equal_one_device(tmp_path):
     one, changing = tmp_path / "one", tmp_path / "changing"
-    run(*ARGUMENTS, "--workdir", one)
+    run_in_process(*ARGUMENTS, "--workdir", one)
     # Of the eight each four hold a network's larger weights in parts, of the processes each device has all of them.
     process, _ = kill_at_line(changing, 12, signal.SIGTERM, (*ARGUMENTS, "--config.fsdp_devices=4"), **devices(8))
     assert process.returncode == 128 + signal.SIGTERM
     told = run_in_two(*ARGUMENTS, workdir=changing, stop_at=40, **devices(2))
     (said,) = {err.splitlines()[-1] for _, err in told}  # both saved after the same step
     assert "SIGTERM: saved after step" in said
-    run(*ARGUMENTS, "--workdir", changing)
+    run_in_process(*ARGUMENTS, "--workdir", changing)
     assert_alike(changing, one)

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.end_to_end.command import last_weights, results, run, run_in_two, start
+from tests.end_to_end.command import last_weights, results, run_in_process, run_in_two, start
 
 EXCHANGE = "epochs=1,unit=steps,order=independent,kd=0.5"
 COMMON = (
@@ -24,7 +24,7 @@ ARGUMENTS = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dkt")
-    run(*ARGUMENTS, "--workdir", folder)
+    run_in_process(*ARGUMENTS, "--workdir", folder)
     return folder
 
 
@@ -65,7 +65,7 @@ def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
         time.sleep(0.002)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    run(*ARGUMENTS, "--workdir", tmp_path)
+    run_in_process(*ARGUMENTS, "--workdir", tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     wanted = last_weights(whole, 1)
     for name, value in last_weights(tmp_path, 1).items():
@@ -81,7 +81,7 @@ def test_two_processes_with_a_learner_each_equal_one(whole, tmp_path):
 
 def test_prompt_learners_exchange_prompts_and_heads(tmp_path):
     prompts = ("--config", f"configs/dkt_glyph.py:{EXCHANGE},learner=l2p,replay=0,topology=ring", *COMMON)
-    run(*prompts, "--workdir", tmp_path)
+    run_in_process(*prompts, "--workdir", tmp_path)
     told, live = results(tmp_path), last_weights(tmp_path, 1)
     assert {name.split("'")[1] for name in live} == {"learner_0", "learner_1", "published", "exchange"}
     assert not any("backbone" in name for name in live)

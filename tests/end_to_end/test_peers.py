@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.end_to_end.command import last_weights, matrices, results, run, start
+from tests.end_to_end.command import last_weights, matrices, results, run, run_in_process, start
 from tests.end_to_end.test_devices import losses
 
 GLYPH = "configs/okddip_glyph.py"
@@ -23,7 +23,7 @@ STREAM = ("--config", f"{GLYPH}:method=okddip,tasks=2,epochs=3", *SMALL, "--conf
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("stream")
-    run(*STREAM, "--workdir", workdir)
+    run_in_process(*STREAM, "--workdir", workdir)
     return workdir
 
 
@@ -67,7 +67,7 @@ def test_a_stopped_run_ends_with_the_same_best_epochs_and_bits(stream, tmp_path)
         time.sleep(0.002)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    run(*STREAM, "--workdir", tmp_path)
+    run_in_process(*STREAM, "--workdir", tmp_path)
     assert results(tmp_path)["best"] == results(stream)["best"]
     assert lines.read_bytes() == (stream / "metrics.jsonl").read_bytes()
     wanted = last_weights(stream, 1)
@@ -76,17 +76,17 @@ def test_a_stopped_run_ends_with_the_same_best_epochs_and_bits(stream, tmp_path)
 
 
 def test_a_student_learns_from_a_trained_run_or_its_file_and_refuses_another(tmp_path):
-    run("--config", f"{GLYPH}:method=supervised,epochs=1", *SMALL, "--workdir", tmp_path / "teacher")
+    run_in_process("--config", f"{GLYPH}:method=supervised,epochs=1", *SMALL, "--workdir", tmp_path / "teacher")
     taught = ("--config", f"{GLYPH}:method=kd,epochs=1", *SMALL)
     folders = {"run": tmp_path / "teacher", "file": tmp_path / "teacher" / "weights.npz"}
     for name, weights in folders.items():
-        run(*taught, f"--config.teacher.weights={weights}", "--workdir", tmp_path / name)
+        run_in_process(*taught, f"--config.teacher.weights={weights}", "--workdir", tmp_path / name)
         assert matrices(tmp_path / name)["teacher"] == matrices(tmp_path / "teacher")["network"]
     ours, others = (last_weights(tmp_path / name, 0) for name in folders)
     assert all(np.array_equal(value, others[name]) for name, value in ours.items())
     assert not any("teacher" in name for name in ours)
     for name, weights in folders.items():
-        _, err = run(
+        _, err = run_in_process(
             *taught, f"--config.teacher.weights={weights}", "--config.teacher.widths=(8,16,24)", "--workdir",
             tmp_path / "other", expect=2,
         )  # fmt: skip
@@ -95,12 +95,12 @@ def test_a_student_learns_from_a_trained_run_or_its_file_and_refuses_another(tmp
 
 def test_networks_spread_over_devices_learn_the_same(tmp_path):
     arguments = ("--config", f"{GLYPH}:method=okddip,base=network,epochs=1", *SMALL)
-    run(*arguments, "--workdir", tmp_path / "one")
+    run_in_process(*arguments, "--workdir", tmp_path / "one")
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     run(*arguments, "--config.peer_devices=2", "--workdir", tmp_path / "four", **flags)
     one, four = (losses(tmp_path / name) for name in ("one", "four"))
     assert len(one) == 20
     np.testing.assert_allclose(four[:5], one[:5], rtol=1e-5)
     np.testing.assert_allclose(four, one, rtol=1e-3)
-    _, err = run(*arguments, "--config.peer_devices=3", "--workdir", tmp_path / "three", expect=2)
+    _, err = run_in_process(*arguments, "--config.peer_devices=3", "--workdir", tmp_path / "three", expect=2)
     assert "config.peer_devices=3" in err and len(err.splitlines()) == 1

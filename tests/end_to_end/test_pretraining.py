@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from tests.end_to_end.command import TINY, results, run
+from tests.end_to_end.command import TINY, results, run_in_process
 
 SIZES = {"dim": 32, "depth": 2, "heads": 2, "patch_size": 16}
 
 
 def test_pretrained_weights_go_into_another_run(tmp_path):
     sizes = [f"--config.network.{key}={value}" for key, value in SIZES.items()]
-    run(
+    run_in_process(
         "--config", "configs/pretrain_glyph.py:data=glyph_mini,network=mini_student",
         "--workdir", tmp_path / "pretrain",
         "--config.data.part=pretraining", "--config.train.epochs=3", *sizes,
@@ -22,7 +22,7 @@ def test_pretrained_weights_go_into_another_run(tmp_path):
     assert not [name for name in saved if name.startswith("head")]
 
     weights = f"--config.teacher.weights={tmp_path / 'pretrain' / 'weights.npz'}"
-    run(
+    run_in_process(
         "--config", TINY, "--workdir", tmp_path / "run", weights, "--config.data.num_tasks=2", "--config.train.epochs=1"
     )
     assert results(tmp_path / "run")["status"] == "finished"

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.end_to_end.command import TINY, last_weights, matrices, results, run, start
+from tests.end_to_end.command import TINY, last_weights, matrices, results, run, run_in_process, start
 
 REFERENCE = "configs/reference.py:row="
 SMALL = (
@@ -27,7 +27,7 @@ def pictures(workdir):
 def test_class_means_go_on_after_a_kill_and_are_the_same_on_two_devices(tmp_path):
     whole, killed, two = (tmp_path / name for name in ("whole", "killed", "two"))
     arguments = ("--config", REFERENCE + "nearest_mean", *SMALL, "--config.train.batch_size=32")
-    run(*arguments, "--workdir", whole)
+    run_in_process(*arguments, "--workdir", whole)
     content = results(whole)
     assert pictures(whole) == [task["train"] for task in content["stream"]["tasks"]]  # no last batch was dropped
     assert pictures(whole)[0] % 32 != 0
@@ -44,12 +44,12 @@ def test_class_means_go_on_after_a_kill_and_are_the_same_on_two_devices(tmp_path
         time.sleep(0.002)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    run(*arguments, "--workdir", killed)
+    run_in_process(*arguments, "--workdir", killed)
     assert matrices(killed) == matrices(whole) and lines.read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for name, value in last_weights(whole, 4).items():
         np.testing.assert_array_equal(last_weights(killed, 4)[name], value, err_msg=name)
 
-    out, _ = run(*arguments, "--workdir", whole, "--mode", "eval", "--task", 2)
+    out, _ = run_in_process(*arguments, "--workdir", whole, "--mode", "eval", "--task", 2)
     assert "equal to the run's accuracy matrix" in out and "NOT" not in out
     run(*arguments, "--workdir", two, **TWO)
     for name, value in last_weights(whole, 4).items():
@@ -58,7 +58,7 @@ def test_class_means_go_on_after_a_kill_and_are_the_same_on_two_devices(tmp_path
 
 def test_fine_tuning_starts_from_pretrained_weights_and_forgets(tmp_path):
     arguments = ("--config", REFERENCE + "finetune,seed=1", *SMALL, "--config.train.epochs=4")
-    run(*arguments, "--workdir", tmp_path)
+    run_in_process(*arguments, "--workdir", tmp_path)
     content = results(tmp_path)
     metrics = content["networks"]["network"]["metrics"]
     assert metrics["learning_accuracy"] > 50 and metrics["forgetting_cdl"] > 10
@@ -69,7 +69,7 @@ def test_fine_tuning_starts_from_pretrained_weights_and_forgets(tmp_path):
 
 def test_a_linear_probe_trains_its_head_alone(tmp_path):
     arguments = ("--config", "configs/quickstart.py:learner=none,distill=none", *SMALL, "--config.train.epochs=3")
-    run(*arguments, "--workdir", tmp_path)
+    run_in_process(*arguments, "--workdir", tmp_path)
     content = results(tmp_path)
     assert content["networks"]["student"]["metrics"]["last"] > 25
     trainable = content["cost"]["parameters"]["student"]["trainable"]
@@ -78,7 +78,7 @@ def test_a_linear_probe_trains_its_head_alone(tmp_path):
 
 def test_learning_jointly_is_one_task_of_all_classes(tmp_path):
     arguments = ("--config", "configs/quickstart.py:joint=true,distill=none", *SMALL, "--config.train.epochs=3")
-    run(*arguments, "--workdir", tmp_path)
+    run_in_process(*arguments, "--workdir", tmp_path)
     content = results(tmp_path)
     ((accuracy,),) = content["networks"]["student"]["accuracy_matrix"]
     assert len(content["stream"]["tasks"]) == 1 and len(content["stream"]["tasks"][0]["classes"]) == 20
@@ -94,7 +94,7 @@ def test_a_choice_of_the_whole_batch_is_the_same_on_two_devices(tmp_path):
         "--config.data.num_tasks=2", "--config.train.epochs=1", "--config.eval.batch_size=48",
     )  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
-    run(*arguments, "--workdir", one)
+    run_in_process(*arguments, "--workdir", one)
     run(*arguments, "--workdir", two, **TWO)
     chosen = [results(folder)["networks"]["student"]["selection"]["layer_0"] for folder in (one, two)]
     assert chosen[0] == chosen[1] and all(sum(row) == 2 * 80 for row in chosen[0])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cases.crash_storm import kill, lines
-from tests.end_to_end.command import TINY, last_weights, matrices, run, signal_at_line, start
+from tests.end_to_end.command import TINY, last_weights, matrices, run, run_in_process, signal_at_line, start
 
 ARGUMENTS = ("--config", TINY, "--config.train.epochs=3")
 
@@ -15,7 +15,7 @@ ARGUMENTS = ("--config", TINY, "--config.train.epochs=3")
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    run(*ARGUMENTS, "--workdir", workdir)
+    run_in_process(*ARGUMENTS, "--workdir", workdir)
     return workdir
 
 
@@ -78,7 +78,7 @@ def test_killed_between_rounds_it_keeps_both_optimizers_and_what_no_optimizer_tr
         "--config.train.epochs=3",
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(*arguments, "--workdir", whole)
+    run_in_process(*arguments, "--workdir", whole)
     total = (whole / "metrics.jsonl").read_bytes().count(b"\n")
     process, _ = kill_at_line(killed, random.randrange(total // 3, 2 * total // 3), signal.SIGKILL, arguments)
     assert process.returncode == -signal.SIGKILL

@@ -10,7 +10,7 @@ import pytest
 from cdl_jax.data import stream
 from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.training.experiment import Experiment
-from tests.end_to_end.command import last_weights, matrices, results, run
+from tests.end_to_end.command import last_weights, matrices, results, run, run_in_process
 from tests.end_to_end.test_resume import kill_at_line
 
 CONFIG = "configs/quickstart.py"
@@ -59,7 +59,7 @@ def assert_are_the_single_runs(together, alone, costs=True):
 
 
 def alone(seed, order, folder):
-    run(*CODA, f"--config.seed={seed}", f"--config.data.class_order_seed={order}", "--workdir", folder)
+    run_in_process(*CODA, f"--config.seed={seed}", f"--config.data.class_order_seed={order}", "--workdir", folder)
     return folder
 
 
@@ -75,16 +75,18 @@ def test_each_seed_is_the_run_that_it_is_alone_on_two_devices(single, tmp_path, 
     out, _ = run(*arguments, "--workdir", together, **flags)
     assert out.count("report: ") == 2 and "±" in out
     assert_are_the_single_runs(together, single, costs=False)
-    out, _ = run(*arguments, "--workdir", together, "--mode", "eval", "--task", 0)
+    out, _ = run_in_process(*arguments, "--workdir", together, "--mode", "eval", "--task", 0)
     assert "student, seed 0, after task 0" in out and "equal to the run's accuracy matrix" in out
     assert report_main([str(together)]) == 0
     shown = capsys.readouterr().out
     last = [matrices(folder)["student"][-1] for folder in single.values()]
     assert f"{np.mean(last):.2f} ± {np.std(np.mean(last, axis=1), ddof=1):.2f}" in shown
-    _, err = run(*CODA, "--config.seeds=(0,3)", "--workdir", together, expect=2)
+    _, err = run_in_process(*CODA, "--config.seeds=(0,3)", "--workdir", together, expect=2)
     assert "holds a run of another config (seeds: [3, 0] -> [0, 3])" in err
     for folder in (together, together / "seed_0"):
-        _, err = run(*CODA, f"--config.cdl.teachers=('{folder}',)", "--workdir", tmp_path / "taught", expect=2)
+        _, err = run_in_process(
+            *CODA, f"--config.cdl.teachers=('{folder}',)", "--workdir", tmp_path / "taught", expect=2
+        )
         assert f"the teacher's folder {folder} is of a run of several seeds" in err
 
 
@@ -109,7 +111,7 @@ def test_killed_and_started_again_all_seeds_end_as_they_would_have_each_in_its_o
     (together / "metrics.jsonl").symlink_to(together / "seed_3" / "metrics.jsonl")
     process, _ = kill_at_line(together, 9, signal.SIGKILL, arguments)
     assert process.returncode == -signal.SIGKILL
-    run(*arguments, "--workdir", together)
+    run_in_process(*arguments, "--workdir", together)
     own = {3: alone(3, 3, tmp_path / "own"), 0: single[0]}
     assert_are_the_single_runs(together, own)
     assert results(own[3])["stream"] != results(own[0])["stream"]
@@ -126,7 +128,7 @@ def test_killed_and_started_again_all_seeds_end_as_they_would_have_each_in_its_o
     ],
 )
 def test_what_several_seeds_cannot_do_is_said_in_one_line(tmp_path, changes, message):
-    _, err = run(*L2P, *changes, "--workdir", tmp_path, expect=2)
+    _, err = run_in_process(*L2P, *changes, "--workdir", tmp_path, expect=2)
     told = [line for line in err.splitlines() if not line.startswith("WARNING")]
     assert len(told) == 1 and message in told[0]
     assert not (tmp_path / "config.json").exists()

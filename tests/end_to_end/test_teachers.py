@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.end_to_end.command import TINY, last_weights, matrices, run
+from tests.end_to_end.command import TINY, last_weights, matrices, run_in_process
 
 ARGUMENTS = ("--config", f"{TINY}:learner=coda,distill=fitnets", "--config.data.class_order=0,1,2,3,4,5,6,7,8,9")
 
@@ -14,7 +14,7 @@ ARGUMENTS = ("--config", f"{TINY}:learner=coda,distill=fitnets", "--config.data.
 @pytest.fixture(scope="module")
 def teacher_first(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("first")
-    run(*ARGUMENTS, "--workdir", workdir)
+    run_in_process(*ARGUMENTS, "--workdir", workdir)
     return workdir
 
 
@@ -29,7 +29,7 @@ def difference(one, other):
 
 
 def test_a_teacher_of_another_run_teaches_as_if_it_had_learnt_here(teacher_first, tmp_path):
-    run(*ARGUMENTS, f"--config.cdl.teachers=('{teacher_first}',)", "--workdir", tmp_path)
+    run_in_process(*ARGUMENTS, f"--config.cdl.teachers=('{teacher_first}',)", "--workdir", tmp_path)
     assert matrices(tmp_path)["teacher"] == matrices(teacher_first)["teacher"]
     assert difference(student_weights(tmp_path), student_weights(teacher_first)) < 1e-6
     # Nothing of the teacher is trained or saved with each task; it has no forward transfer of its own here.
@@ -41,32 +41,32 @@ def test_a_teacher_of_another_run_teaches_as_if_it_had_learnt_here(teacher_first
 def test_a_student_goes_on_and_is_evaluated_when_its_teacher_has_moved(teacher_first, tmp_path):
     before, after, student = tmp_path / "before", tmp_path / "after", tmp_path / "student"
     shutil.copytree(teacher_first, before)
-    out, _ = run(*ARGUMENTS, f"--config.cdl.teachers=('{before}/',)", "--workdir", student)
+    out, _ = run_in_process(*ARGUMENTS, f"--config.cdl.teachers=('{before}/',)", "--workdir", student)
     before.rename(after)
     moved = f"--config.cdl.teachers=('{after}',)"
-    again, _ = run(*ARGUMENTS, moved, "--workdir", f"{student}/")
+    again, _ = run_in_process(*ARGUMENTS, moved, "--workdir", f"{student}/")
     assert again.splitlines()[-8:] == out.splitlines()[-8:]
     shutil.rmtree(student / "checkpoints" / "tasks" / "4")  # stopped before its last task
     (student / "results.json").unlink()
-    run(*ARGUMENTS, moved, "--workdir", student)
-    out, _ = run(*ARGUMENTS, moved, "--workdir", student, "--mode=eval")
+    run_in_process(*ARGUMENTS, moved, "--workdir", student)
+    out, _ = run_in_process(*ARGUMENTS, moved, "--workdir", student, "--mode=eval")
     assert "equal to the run's accuracy matrix" in out and "NOT" not in out
     other = tmp_path / "other"
     shutil.copytree(after, other)
     (other / "checkpoints" / "frozen.json").unlink()
     next((other / "checkpoints" / "tasks").rglob("_METADATA")).write_text("{}")
-    _, err = run(*ARGUMENTS, f"--config.cdl.teachers=('{other}',)", "--workdir", student, expect=2)
+    _, err = run_in_process(*ARGUMENTS, f"--config.cdl.teachers=('{other}',)", "--workdir", student, expect=2)
     assert "cdl.teachers" in err and "with SHA-256" in err
 
 
 def test_several_finished_teachers_teach_with_their_mean(teacher_first, tmp_path):
     """One teacher twice is that teacher; two different ones are neither."""
     other = tmp_path / "other"
-    run(*ARGUMENTS, "--config.seed=1", "--workdir", other)
+    run_in_process(*ARGUMENTS, "--config.seed=1", "--workdir", other)
     weights = {}
     for name, folders in (("one", [teacher_first]), ("twice", [teacher_first] * 2), ("two", [teacher_first, other])):
         teachers = tuple(map(str, folders))
-        run(*ARGUMENTS, f"--config.cdl.teachers={teachers!r}", "--config.cdl.teacher_checkpoint=last",
+        run_in_process(*ARGUMENTS, f"--config.cdl.teachers={teachers!r}", "--config.cdl.teacher_checkpoint=last",
             "--workdir", tmp_path / name)  # fmt: skip
         weights[name] = student_weights(tmp_path / name)
     assert difference(weights["one"], weights["twice"]) < 1e-6
@@ -75,7 +75,7 @@ def test_several_finished_teachers_teach_with_their_mean(teacher_first, tmp_path
 
 
 def test_taking_turns_changes_the_student_and_not_its_teacher(teacher_first, tmp_path):
-    run(*ARGUMENTS, "--config.cdl.schedule=interleaved_epochs", "--workdir", tmp_path)
+    run_in_process(*ARGUMENTS, "--config.cdl.schedule=interleaved_epochs", "--workdir", tmp_path)
     ours, theirs = last_weights(tmp_path, 4), last_weights(teacher_first, 4)
     teacher = [name for name in ours if name.startswith("['teacher']")]
     assert difference({n: ours[n] for n in teacher}, {n: theirs[n] for n in teacher}) < 1e-6
@@ -99,7 +99,7 @@ def test_taking_turns_changes_the_student_and_not_its_teacher(teacher_first, tmp
 )  # fmt: skip
 def test_a_teacher_that_does_not_fit_is_refused_in_one_line(teacher_first, tmp_path, changes, message):
     changes = [change.replace("{run}", str(teacher_first)) for change in changes]
-    _, err = run(*ARGUMENTS, *changes, "--workdir", tmp_path / "run", expect=2)
+    _, err = run_in_process(*ARGUMENTS, *changes, "--workdir", tmp_path / "run", expect=2)
     lines = [line for line in err.splitlines() if not line.startswith("WARNING")]
     assert len(lines) == 1 and message in lines[0], err
     assert not (tmp_path / "run" / "config.json").exists()

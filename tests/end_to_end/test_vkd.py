@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.end_to_end.command import TINY, last_weights, results, run
+from tests.end_to_end.command import TINY, last_weights, results, run_in_process
 
 SMALL = ("--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.epochs=1",
          "--config.train.batch_size=16", "--config.data.class_order=0,1,2,3,4,5,6,7,8,9")  # fmt: skip
@@ -15,7 +15,7 @@ def teacher(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("teacher")
     sizes = [f"--config.network.{size}" for size in SIZES]
     config = "configs/pretrain_glyph.py:network=resnet20,data=glyph_mini"
-    run("--config", config, *SMALL, *sizes, "--config.optim.warmup_epochs=0", "--workdir", workdir)
+    run_in_process("--config", config, *SMALL, *sizes, "--config.optim.warmup_epochs=0", "--workdir", workdir)
     return workdir
 
 
@@ -66,7 +66,7 @@ def test_a_convolutional_teacher_teaches_its_feature(method, teacher, tmp_path):
         arguments += [f"--config.student.{key}={value}" for key, value in changes.items()]
         arguments += ["--config.vkd.ema=true", "--config.optim.accumulate=2", "--config.augment.erase=0.25",
                       "--config.augment.repeats=3"]  # fmt: skip
-    run(*arguments, *SMALL, "--workdir", tmp_path)
+    run_in_process(*arguments, *SMALL, "--workdir", tmp_path)
     told = results(tmp_path)["networks"]
     whole = results(teacher)["networks"]["network"]["accuracy_matrix"][0][0]
     if method == "vkd":

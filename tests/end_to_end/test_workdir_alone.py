@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from cdl_jax import config, main
-from tests.end_to_end.command import ROOT, TINY, matrices, run, signal_at_line, start
+from tests.end_to_end.command import ROOT, TINY, matrices, run_in_process, signal_at_line, start
 
 OVERRIDES = ("--config.train.epochs=1", "--config.learner.top_k=1", "--config.eval.forward_transfer=False",
              "--config.log.tensorboard=False", "--config.seed=3")  # fmt: skip
@@ -21,12 +21,12 @@ def resumed(tmp_path_factory):
     signal_at_line(process, workdir, 6, signal.SIGTERM)
     err = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGTERM and "SIGTERM: saved after step" in err
-    run("--workdir", workdir)
+    run_in_process("--workdir", workdir)
     return workdir
 
 
 def test_the_resumed_run_equals_one_that_was_not_stopped(resumed, tmp_path):
-    run(*BEGIN, "--workdir", tmp_path)
+    run_in_process(*BEGIN, "--workdir", tmp_path)
     assert matrices(resumed) == matrices(tmp_path)
     assert (resumed / "metrics.jsonl").read_bytes() == (tmp_path / "metrics.jsonl").read_bytes()
 
@@ -60,6 +60,6 @@ def test_analysis_needs_the_working_directory_alone(resumed, capsys, monkeypatch
 
 
 def test_an_override_that_fits_goes_with_it_and_another_is_refused(resumed):
-    assert "student" in run("--workdir", resumed, "--config.log.every_steps=9")[0]  # finished: its results
-    err = run("--workdir", resumed, "--config.train.epochs=2", expect=2)[1]
+    assert "student" in run_in_process("--workdir", resumed, "--config.log.every_steps=9")[0]  # finished: its results
+    err = run_in_process("--workdir", resumed, "--config.train.epochs=2", expect=2)[1]
     assert "train.epochs: 1 -> 2" in err and len(err.splitlines()) == 1
