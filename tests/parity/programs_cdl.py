@@ -90,7 +90,7 @@ def context(config, task, epoch=0):
 
 def images(array):
     """Pictures `[batch, 3, size, size]` in our layout."""
-    return jnp.asarray(array).transpose(0, 2, 3, 1)
+    return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
 def backbone(arrays, prefix, template):
@@ -163,5 +163,6 @@ def to_torch(network, distill=None, deit=False):
     for path, leaf in flatten_dict({"network": network, "distill": distill or {}}).items():
         name = torch_name(path, deit)
         if name is not None:
-            ours[name] = np.asarray(leaf.T if path[-1] == "kernel" else leaf[None] if "add_T" in name else leaf)
+            leaf = np.asarray(leaf)
+            ours[name] = leaf.T if path[-1] == "kernel" else leaf[None] if "add_T" in name else leaf
     return ours

@@ -89,7 +89,7 @@ def context(classes, epoch=0):
 
 def images(array):
     """Pictures `[batch, 3, size, size]` in our layout."""
-    return jnp.asarray(array).transpose(0, 2, 3, 1)
+    return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -173,10 +173,15 @@ def load(shapes, state, arrays, count=0):
 
 def to_torch(variables, state, count=0):
     """Leaves (values, gradients, ...) under the program's names and in its layouts."""
-    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables).items()}
+    flat = flatten_dict(jax.tree.map(_on_host, variables))
     return {
         torch_name(path, state, count): _theirs(leaf) if path[-1] == "kernel" else leaf for path, leaf in flat.items()
     }
+
+
+def _on_host(leaf):
+    """Returns a concrete array as NumPy's, whose operations compile nothing, and a traced one as it is."""
+    return leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
 
 
 def _ours(kernel):

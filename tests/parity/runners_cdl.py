@@ -16,6 +16,7 @@ from cdl_jax.models.modules import prompt_mapping
 from cdl_jax.models.prompts import apt, coda
 from cdl_jax.models.vit import Prompt
 from tests.parity import steps_cdl
+from tests.parity.compiled import compiled
 from tests.parity.programs_cdl import backbone, build, context, images, load
 
 
@@ -63,10 +64,12 @@ def run_teacher_prompts(config, arrays):
         assert pool[leaf].shape == old.shape
     student = {"backbone": backbone(arrays, "param/s_feat.", fresh["student"]["backbone"])}
     query = jax.jit(method.student.query)(student, images(arrays["in/images"]))
-    chosen = method.teacher.prompts.apply({"params": pool}, query, context(config, config["task"]), False).prompts
+    place = context(config, config["task"])
+    chosen = jax.jit(lambda q: method.teacher.prompts.apply({"params": pool}, q, place, False).prompts)(query)
     return {f"out/layer{i}_{x}": half for i, p in chosen.items() for x, half in zip("kv", p.prefix, strict=True)}
 
 
+@compiled
 def run_gram_schmidt(config, arrays):
     pools = {"keys": "key", "prompts": "prompt"}
     rows = {ours: jnp.asarray(arrays[f"in/{name}"]) for ours, name in pools.items()}
@@ -75,6 +78,7 @@ def run_gram_schmidt(config, arrays):
     return {f"out/{name}": renewed[ours] for ours, name in pools.items()}
 
 
+@compiled
 def run_apt_merge(config, arrays):
     ours, merged = {}, jnp.zeros_like(arrays["in/prompt_end_of_task0"])
     rows, dim = merged.shape
@@ -87,6 +91,7 @@ def run_apt_merge(config, arrays):
     return ours
 
 
+@compiled
 def run_mapping(config, arrays):
     """CDL-Prompt's mapping alone, each layer with its own style of teacher prompts."""
     styles = {
@@ -145,6 +150,7 @@ def _unused_mapping(config, arrays, teacher):
     return ours
 
 
+@compiled
 def run_losses(config, arrays):
     student, teacher = jnp.asarray(arrays["in/student_logits"]), jnp.asarray(arrays["in/teacher_logits"])
     labels, everything = jnp.asarray(arrays["in/labels"]), jnp.ones(config["classes"], bool)
@@ -168,12 +174,13 @@ def run_losses(config, arrays):
     return ours
 
 
+@compiled
 def run_schedule(config, arrays):
     ours = {}
     for name in arrays:
         epochs = int(name.removeprefix("out/lr_K"))
         rate = optim.cdl_cosine(config["base_lr"], epochs)
-        ours[name] = [rate(jnp.float32(epoch)) for epoch in range(epochs)]
+        ours[name] = jax.vmap(rate)(jnp.arange(epochs, dtype=jnp.float32))
     return ours
 
 

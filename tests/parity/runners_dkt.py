@@ -21,6 +21,7 @@ from cdl_jax.methods.shared import dkt_losses, dkt_metrics
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.run import early_stopping
 from tests.parity import steps_dkt
+from tests.parity.compiled import compiled
 from tests.parity.programs_dkt import build, load, our_name, part_of, to_torch
 from tests.parity.programs_okddip import images
 
@@ -50,6 +51,7 @@ def run_model(config, arrays):
     return ours | {f"grad/{name}": value for name, value in to_torch({"params": gradients}, state).items()}
 
 
+@compiled
 def run_loss(config, arrays):
     given = [jnp.asarray(arrays[f"in/{name}"]) for name in ("cl_logits", "st_logits")]
 
@@ -71,6 +73,7 @@ def _active(config, arrays):
     return active, arrays.get("in/prev_logits", np.zeros(shape, np.float32))
 
 
+@compiled
 def run_lwf(config, arrays):
     active, before = _active(config, arrays)
 
@@ -83,6 +86,7 @@ def run_lwf(config, arrays):
     return {**ours, "grad/logits": gradient}
 
 
+@compiled
 def run_eeil(config, arrays):
     active, before = _active(config, arrays)
 
@@ -94,6 +98,7 @@ def run_eeil(config, arrays):
     return {"out/distill_loss": value, "grad/logits": gradient}
 
 
+@compiled
 def run_cutmix(config, arrays):
     pictures = images(arrays["in/x"])
     size = pictures.shape[1:3]
@@ -105,7 +110,7 @@ def run_cutmix(config, arrays):
         "out/boxes_x1y1x2y2": [[top, left, bottom, right] for top, bottom, left, right in boxes],
         "out/adjusted_lam": [mixing.kept_area(box, *size) for box in boxes],
         "out/x_mixed_with_first_box": mixed.transpose(0, 3, 1, 2),
-        "out/labels_used_by_the_loss": np.sort(other),  # the original ones, of which the others are a permutation
+        "out/labels_used_by_the_loss": jnp.sort(other),  # the original ones, of which the others are a permutation
     }
 
 
@@ -139,6 +144,7 @@ def run_early_stopping(config, arrays):
     return {"out/stopped_before_epoch": epoch, "out/restored_weights_of_epoch": kept, "out/best_value": found.best}
 
 
+@compiled
 def run_kd_weight(config, arrays):
     ours = {}
     for name, c in config.items():
@@ -148,19 +154,21 @@ def run_kd_weight(config, arrays):
             options = {"kd_rel": float(c["kd_rel_initial"]), "kd_every": every, "kd_step": float(step)}
             tasks = len(arrays[f"out/kd_rel/{name}"])
             weight = partial(dkt_losses.kd_weight, ConfigDict({**dkt_losses.OPTIONS, **options}), num_tasks=tasks)
-            ours[f"out/kd_rel/{name}"] = jax.jit(jax.vmap(weight))(jnp.arange(tasks))
+            ours[f"out/kd_rel/{name}"] = jax.vmap(weight)(jnp.arange(tasks))
     return ours
 
 
+@compiled
 def run_rate(config, arrays):
     del arrays
     epochs, step = config["epochs"], config["step"]  # a step of 0: the rate is constant
     options = {**optim.OPTIONS, "learning_rate": config["lr"], "schedule": "steps"}
     options["milestones"] = tuple(range(step, epochs, step)) if step else ()
     rates = jax.vmap(optim.schedule(SimpleNamespace(**options), epochs))(jnp.arange(epochs, dtype=jnp.float32))
-    return {"out/lr": np.tile(rates, config["n_experiences"])}
+    return {"out/lr": jnp.tile(rates, config["n_experiences"])}
 
 
+@compiled
 def run_gradient_noise(config, arrays):
     steps = jnp.asarray(arrays["in/iteration"])
     return {"out/stddev": dkt_losses.gradient_noise_std(steps, config["eta"], config["gamma"])}

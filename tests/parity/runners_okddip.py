@@ -21,6 +21,7 @@ from cdl_jax.models.modules import families
 from cdl_jax.models.peers import attention_and_gate
 from cdl_jax.models.peers.networks import PeerOutputs
 from tests.parity import steps_okddip
+from tests.parity.compiled import compiled
 from tests.parity.programs_okddip import build, generated, images, load, to_torch
 from tests.parity.steps_okddip import count_of, outputs, percent
 
@@ -60,7 +61,7 @@ def _accuracies(logits, labels, rivals):
     ours = {"train_accTop1": percent(logits["ensemble"], labels, 1)}
     ours["train_accTop5"] = percent(logits["ensemble"], labels, 5)
     for name in ("mean_train_accTop1", "mean_train_accTop5"):
-        ours[name] = np.mean([percent(logits[peer], labels, 1) for peer in rivals])
+        ours[name] = jnp.mean(jnp.array([percent(logits[peer], labels, 1) for peer in rivals]))
     for i, name in enumerate(rivals):
         ours |= {f"stu{i}train_accTop{k}": percent(logits[name], labels, k) for k in (1, 5)}
     if "leader" in logits:
@@ -100,6 +101,7 @@ def _scaled(terms):
     return lambda options, seen, labels, allowed, weight: terms(options, seen, labels, allowed, options.alpha * weight)
 
 
+@compiled
 def run_dml_loss(config, arrays):
     options, labels = ConfigDict({**_options(config), "alpha": 1.0}), jnp.asarray(arrays["in/labels"])
     allowed, logits = jnp.ones(config["classes"], bool), jnp.asarray(arrays["in/logits"])
@@ -111,6 +113,7 @@ def run_dml_loss(config, arrays):
     return ours | {f"out/metric/{name}": number for name, number in accuracies.items()}
 
 
+@compiled
 def run_kd_loss(config, arrays):
     options, labels = _options(config), jnp.asarray(arrays["in/labels"])
     allowed = jnp.ones(config["classes"], bool)
@@ -121,6 +124,7 @@ def run_kd_loss(config, arrays):
     return {**ours, "grad/logits": gradient}
 
 
+@compiled
 def run_one_loss(config, arrays):
     options, labels = _options(config), jnp.asarray(arrays["in/labels"])
     allowed, gate = jnp.ones(config["classes"], bool), attention_and_gate.Gate(config["branches"])
@@ -155,6 +159,7 @@ def run_one_loss(config, arrays):
     return ours
 
 
+@compiled
 def run_okddip_loss(config, arrays):
     options, labels = _options(config), jnp.asarray(arrays["in/labels"])
     allowed = jnp.ones(config["classes"], bool)
@@ -191,11 +196,12 @@ def run_okddip_loss(config, arrays):
     return ours
 
 
+@compiled
 def run_schedules(config, arrays):
     def rates(epochs, milestones):
         options = {**optim.OPTIONS, "learning_rate": config["lr"], "schedule": "steps", "milestones": milestones}
         schedule = optim.schedule(SimpleNamespace(**options), epochs)
-        return [float(schedule(jnp.float32(epoch))) for epoch in range(epochs)]
+        return jax.vmap(schedule)(jnp.arange(epochs, dtype=jnp.float32))
 
     kd_epochs = len(arrays["out/lr_kd_200_epochs"])
     ours = {"out/lr_default_300": rates(300, tuple(config["milestones"]))}
@@ -228,8 +234,8 @@ RUNNERS = {
     "network_full": run_full,
     "imagenet_resnet18": run_full,
     "imagenet_branch": run_full,
-    "loss_clilr": partial(run_branch_loss, _scaled(cl_ilr.loss_and_metrics)),
-    "loss_individual": partial(run_branch_loss, lambda options, *rest: individual.loss_and_metrics(*rest[:-1])),
+    "loss_clilr": compiled(partial(run_branch_loss, _scaled(cl_ilr.loss_and_metrics))),
+    "loss_individual": compiled(partial(run_branch_loss, lambda _, *rest: individual.loss_and_metrics(*rest[:-1]))),
     "loss_dml_ensemble": run_dml_loss,
     "loss_dml_pairwise": run_dml_loss,
     "loss_kd": run_kd_loss,

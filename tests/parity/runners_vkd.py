@@ -23,10 +23,12 @@ from cdl_jax.models import deit, regnet
 from cdl_jax.models.modules import feature_norms, orthogonal
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.weights import pretrained
+from tests.parity.compiled import compiled
 
 LOGITS = ("student_logits_cls", "student_logits_dist")
 
 
+@compiled
 def run_orthogonal(config, arrays):
     shape = config["out_features"], config["in_features"]
     raw, base, cotangent = (arrays.get(name) for name in ("param/original", "param/base", "in/cotangent"))
@@ -51,6 +53,7 @@ def run_orthogonal(config, arrays):
     }
 
 
+@compiled
 def run_orthogonal_init(config, arrays):
     shape = config["out_features"], config["in_features"]
     completion = arrays.get("in/completion", np.zeros((max(shape), 0), np.float32))
@@ -71,17 +74,22 @@ def run_collapse(config, arrays):
         projected = layer.apply({"params": params, "state": state}, arrays["in/x"])
         return optax.huber_loss(projected, arrays["in/target"]).mean()
 
-    for i in range(len(arrays["out/losses"])):
+    @jax.jit
+    def step(params, steps):
         value, gradient = jax.value_and_grad(loss)(params)
         weight = layer.apply({"params": params, "state": state}, jnp.eye(shape[1])).T
-        ours |= {f"out/weight_{i}": weight, f"grad/original_{i}": gradient["raw"]}
         direction, steps = optimizer.update(gradient, steps, params)
-        params = optax.apply_updates(params, direction)
+        return optax.apply_updates(params, direction), steps, value, gradient["raw"], weight
+
+    for i in range(len(arrays["out/losses"])):
+        params, steps, value, gradient, weight = step(params, steps)
+        ours |= {f"out/weight_{i}": weight, f"grad/original_{i}": gradient}
         ours[f"out/original_{i + 1}"] = params["raw"]
         values.append(value)
     return ours | {"out/losses": values}
 
 
+@compiled
 def run_skew_expm(config, arrays):
     x, cotangent = arrays["in/x"], arrays["in/cotangent"]
     layer = orthogonal.OrthogonalDense(config["teacher_dim"], "skew_expm")
@@ -96,6 +104,7 @@ def run_skew_expm(config, arrays):
     return {"out/P": weight, "out/y": y, "grad/weight": gradient}
 
 
+@compiled
 def run_whitening(config, arrays):
     x, epsilon = jnp.asarray(arrays["in/x"]), config["eps"]
     found = feature_norms.covariance(x, epsilon)
@@ -216,7 +225,8 @@ def run_mixing(config, arrays):
     weight, box = drawn, arrays["out/cutmix_box_y0y1x0x1"]
     if config["cutmix"]:
         rows, columns = np.divmod(np.arange(size * size), size)  # the centre is not told: any that gives their box
-        boxes = np.stack(jax.vmap(lambda *centre: mixing.cutmix_box(drawn, centre, size, size))(rows, columns), axis=1)
+        box_at = jax.jit(jax.vmap(lambda *center: mixing.cutmix_box(drawn, center, size, size)))
+        boxes = np.stack(box_at(rows, columns), axis=1)
         box = boxes[np.abs(boxes - box).sum(axis=1).argmin()]
         mixed, weight = mixing.cutmix_images(x, box), mixing.kept_area(box, size, size)
     else:
@@ -238,7 +248,8 @@ def run_schedule(config, arrays):
     steps = config["steps_per_epoch"] * config["epochs"]
     options = {"learning_rate": config["base_lr"], "final_rate": config["min_lr"], "schedule": "cosine"}
     rate = optim.schedule(ConfigDict({**optim.OPTIONS, **options}), config["epochs"])
-    rates = [float(rate(jnp.float32(step / config["steps_per_epoch"]))) for step in range(steps + 1)]
+    rates = jax.jit(jax.vmap(rate))(np.float32(np.arange(steps + 1) / config["steps_per_epoch"]))
+    rates = np.asarray(rates).tolist()
     return {"out/lr_function_of_t": rates, "out/lr_used_at_iteration": [rates[max(i - 1, 0)] for i in range(steps)]}
 
 
@@ -309,7 +320,7 @@ def to_torch(variables):
     """Leaves of student and projector under the program's names and in its layouts."""
     ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state = {f"{RAW}.original": variables["distill"]["params"]["decayed_projector"]["raw"]}
-    for (_, *modules, leaf), array in flatten_dict(variables["student"]).items():
+    for (_, *modules, leaf), array in flatten_dict(jax.device_get(variables["student"])).items():
         if leaf == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         name = deit.torch_name("/".join(modules))

@@ -30,7 +30,7 @@ def train(update, variables, opt, batch, place):
 
 
 def start(update, variables):
-    return update.optimizer.transform.init(split(variables, update.trainable)[0])
+    return jax.jit(update.optimizer.transform.init)(split(variables, update.trainable)[0])
 
 
 def student_out(method, variables, pictures, teacher, place, train):
@@ -53,7 +53,8 @@ def teacher_outputs(config, arrays, ending, classes):
     """What a case stores of the teacher, as our networks give it."""
     columns = slice(config["last_valid"], config["valid"])
     logits = arrays["in/teacher_logits_current" + ending]
-    teacher = {"logits": jnp.zeros((len(logits), classes)).at[:, columns].set(logits)}
+    teacher = {"logits": np.zeros((len(logits), classes), np.float32)}
+    teacher["logits"][:, columns] = logits
     depth = config["teacher_dims"][1]
     if "in/teacher_last_block" in arrays:
         teacher[f"block_{depth - 1}/tokens"] = jnp.asarray(arrays["in/teacher_last_block" + ending])
@@ -131,8 +132,8 @@ def run_teacher_step(config, arrays):
     for step, ending in steps_of(arrays):
         batch = {"images": images(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
         where = f"out/step{step}/"
-        asked = method.student.query(live["student"], batch["images"])
-        ours[where + "logits"] = forward(live["teacher"], batch["images"], asked, place, True)["logits"]
+        query = jax.jit(method.student.query)(live["student"], batch["images"])
+        ours[where + "logits"] = forward(live["teacher"], batch["images"], query, place, True)["logits"]
         (live, opt), (total, outcome, gradients, _) = train(update, live, opt, batch, place)
         ours |= {where + "total_loss": total, where + "prompt_loss": outcome.metrics["pool"]}
         if step == 1:
@@ -145,7 +146,7 @@ def begin(method, variables, arrays, place, task):
     """`start_task`, with the stored draws where new rows are drawn."""
     where = f"in/task{task}/normal_draws/"
     if not any(name.startswith(where) for name in arrays):
-        return method.start_task(variables, place) if task else variables
+        return jax.jit(method.start_task)(variables, place) if task else variables
     new = dict(variables)
     for name in method.networks:
         pool, old = getattr(method, name).prompts, variables[name]["prompts"]
@@ -154,7 +155,8 @@ def begin(method, variables, arrays, place, task):
             kind, layer = leaf.rsplit("_", 1)
             torch = {"prompts": "e_p", "keys": "e_k", "attention": "e_a"}[kind]
             normal[leaf] = jnp.asarray(arrays[f"{where}{name}/prompt.{torch}_{layer}"])
-        new[name] = {**variables[name], "prompts": coda.reinit_rows(old, normal, task * pool.rows_per_task)}
+        new_rows = jax.jit(coda.reinit_rows, static_argnums=2)(old, normal, task * pool.rows_per_task)
+        new[name] = {**variables[name], "prompts": new_rows}
     return new
 
 
@@ -187,11 +189,11 @@ def run_protocol(config, arrays):
                         if not trains_teacher:
                             soft.append(outcome.metrics["dkd" if "dkd" in outcome.metrics else "kd"])
                     assert jax.tree.structure(before) == jax.tree.structure(live)
-        live = method.end_task(live, context(config, task))
+        live = jax.jit(method.end_task)(live, context(config, task))
         seen.append(pictures)
         where = f"out/task{task}/"
         logits = [predict(live, pictures, context(config, task))[0] for pictures in seen]
-        logits = {name: jnp.concatenate([part[name] for part in logits]) for name in method.networks}
+        logits = {name: np.concatenate([part[name] for part in logits]) for name in method.networks}
         ours |= {
             where + "teacher_losses": totals["teacher"],
             where + "student_total_and_soft_losses": np.stack([totals["student"], soft], axis=1),

@@ -100,7 +100,7 @@ def run_taught(config, arrays):
     module, teacher = build(own), build(of_teacher)
     live, theirs = load(module, own, jnp.float64), load(teacher, of_teacher, jnp.float64)
     adam, step = _trainer(config, module)
-    opt, ours = adam.init(live["params"]), {}
+    opt, ours = jax.jit(adam.init)(live["params"]), {}
     for number, (pictures, labels) in enumerate(_batches(arrays, "in/")):
         logits, theirs = _taught(teacher, theirs, pictures)
         (live, opt), (told, gradients) = step(live, opt, pictures, labels, logits)
@@ -123,7 +123,7 @@ def run_peers(config, arrays):
     ours = {}
     for task in range(len(config["experiences_A"])):
         for name, peer in ("AB", "BA"):
-            opt = adam.init(live[name]["params"])
+            opt = jax.jit(adam.init)(live[name]["params"])
             for number, (pictures, labels) in enumerate(_batches(arrays, f"in/{name}/exp{task}/")):
                 logits, live[peer] = _taught(module, live[peer], pictures)
                 (live[name], opt), (told, _) = step(live[name], opt, pictures, labels, logits)

@@ -22,10 +22,11 @@ def count_of(config):
     return config.get("networks", config.get("branches", 0))
 
 
+@partial(jax.jit, static_argnums=2)
 def percent(logits, labels, k):
     """Percent of a batch whose label is among the `k` largest logits."""
     allowed = jnp.ones(logits.shape[-1], bool)
-    return float(100 * peer_losses.top_k_correct(jnp.asarray(logits), jnp.asarray(labels), k, allowed).mean())
+    return 100 * peer_losses.top_k_correct(logits, labels, k, allowed).mean()
 
 
 def _stack(arrays):
