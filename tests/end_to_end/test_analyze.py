@@ -94,7 +94,7 @@ def test_the_prompts_chosen_are_those_of_the_last_evaluation(kd):
         assert found["entropy_bits"] == pytest.approx(bits, abs=1e-12) and len(bits) == 5
 
 
-def test_the_page_tells_the_mechanism_and_the_run_is_left_as_it_was(kd):
+def test_the_page_shows_the_analysis_and_the_run_is_unchanged(kd):
     arguments, out, _, content = kd
     page = (arguments[3] / "report.html").read_text()
     assert "<h2>Analysis</h2>" in page and "<h2>Teacher and student</h2>" in page and "tasks learned since" in page

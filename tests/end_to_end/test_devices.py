@@ -23,7 +23,7 @@ def assert_alike(ours, wanted):
         np.testing.assert_allclose(last_weights(ours, 4)[name], value, atol=1e-3, err_msg=name)
     for network, rows in matrices(wanted).items():
         for row, other in zip(rows, matrices(ours)[network], strict=True):
-            np.testing.assert_allclose(row, other, atol=2.6)  # two of 80 pictures
+            np.testing.assert_allclose(row, other, atol=2.6)  # two of 80 images
 
 
 def devices(count):
@@ -36,8 +36,8 @@ def test_eight_devices_then_two_processes_then_one_device_equal_one_device(tmp_p
     # Of the eight each four hold a network's larger weights in parts, of the processes each device has all of them.
     process, _ = kill_at_line(changing, 12, signal.SIGTERM, (*ARGUMENTS, "--config.fsdp_devices=4"), **devices(8))
     assert process.returncode == 128 + signal.SIGTERM
-    told = run_in_two(*ARGUMENTS, workdir=changing, stop_at=40, **devices(2))
-    (said,) = {err.splitlines()[-1] for _, err in told}  # both saved after the same step
-    assert "SIGTERM: saved after step" in said
+    outputs = run_in_two(*ARGUMENTS, workdir=changing, stop_at=40, **devices(2))
+    (message,) = {err.splitlines()[-1] for _, err in outputs}  # both saved after the same step
+    assert "SIGTERM: saved after step" in message
     run_in_process(*ARGUMENTS, "--workdir", changing)
     assert_alike(changing, one)

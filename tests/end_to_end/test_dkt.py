@@ -1,4 +1,4 @@
-"""Learners with a stream each, through the command line: a whole run, one that was killed, and one of two processes."""
+"""Learners with a stream each, through the command line: a run, a killed run, and a run of two processes."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ ARGUMENTS = (
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dkt")
     run_in_process(*ARGUMENTS, "--workdir", folder)
     return folder
@@ -32,30 +32,30 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_learner_is_told_of_in_its_own_order(whole):
-    told = results(whole)
-    assert told["streams"][0] == list(range(20)) and sorted(told["streams"][1]) == list(range(20))
-    assert told["streams"][1] != told["streams"][0]
+def test_results_have_every_learner_in_its_own_class_order(uninterrupted):
+    content = results(uninterrupted)
+    assert content["streams"][0] == list(range(20)) and sorted(content["streams"][1]) == list(range(20))
+    assert content["streams"][1] != content["streams"][0]
     networks = {f"learner_{i}{head}" for i in range(2) for head in ("", "_st", "_both")} | {"ensemble"}
-    assert set(told["networks"]) == networks
-    steps = [line for line in lines(whole) if "loss" in line]
+    assert set(content["networks"]) == networks
+    steps = [line for line in lines(uninterrupted) if "loss" in line]
     assert [line["phase"] for line in steps] == ["together"] * 7 + ["together_replay"] * 7
     assert all(line["messages"] == 2 for line in steps)
-    last = told["measures"][-1]
-    live = last_weights(whole, 1)
+    last = content["measures"][-1]
+    live = last_weights(uninterrupted, 1)
     bytes_of_one = sum(value.nbytes for name, value in live.items() if name.startswith("['learner_0']"))
     assert last["rounds"] == 14 and last["exchanged_mb"] == pytest.approx(28 * bytes_of_one / 1e6)
     assert last["exchanged_mb_per_round"] == pytest.approx(2 * bytes_of_one / 1e6)
-    assert told["means"]["mean"]["metrics"]["last"] == pytest.approx(
-        np.mean([told["networks"][f"learner_{i}"]["metrics"]["last"] for i in range(2)])
+    assert content["means"]["mean"]["metrics"]["last"] == pytest.approx(
+        np.mean([content["networks"][f"learner_{i}"]["metrics"]["last"] for i in range(2)])
     )
-    for network in told["networks"].values():  # tasks of as many pictures: every image and every task count alike
+    for network in content["networks"].values():  # tasks of equal size: every image and every task has the same weight
         assert [len(row) for row in network["stream_matrix"]] == [2, 2]
         assert network["stream_matrix"][1] == network["accuracy_matrix"][1]
         assert network["by_task"]["stream_accuracy"] == pytest.approx([np.mean(r) for r in network["stream_matrix"]])
 
 
-def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
+def test_killed_it_ends_with_the_same_bits(uninterrupted, tmp_path):
     process = start(*ARGUMENTS, "--workdir", tmp_path)
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
@@ -66,15 +66,15 @@ def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     run_in_process(*ARGUMENTS, "--workdir", tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    wanted = last_weights(whole, 1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+    wanted = last_weights(uninterrupted, 1)
     for name, value in last_weights(tmp_path, 1).items():
         np.testing.assert_array_equal(value, wanted[name], err_msg=name)
 
 
-def test_two_processes_with_a_learner_each_equal_one(whole, tmp_path):
+def test_two_processes_with_a_learner_each_equal_one(uninterrupted, tmp_path):
     run_in_two(*ARGUMENTS, "--config.peer_devices=2", workdir=tmp_path)
-    one, two = ([line["loss"] for line in lines(folder) if "loss" in line] for folder in (whole, tmp_path))
+    one, two = ([line["loss"] for line in lines(folder) if "loss" in line] for folder in (uninterrupted, tmp_path))
     np.testing.assert_allclose(two[:4], one[:4], rtol=1e-6)
     np.testing.assert_allclose(two, one, rtol=1e-3)
 
@@ -82,11 +82,11 @@ def test_two_processes_with_a_learner_each_equal_one(whole, tmp_path):
 def test_prompt_learners_exchange_prompts_and_heads(tmp_path):
     prompts = ("--config", f"configs/dkt_glyph.py:{EXCHANGE},learner=l2p,replay=0,topology=ring", *COMMON)
     run_in_process(*prompts, "--workdir", tmp_path)
-    told, live = results(tmp_path), last_weights(tmp_path, 1)
+    content, live = results(tmp_path), last_weights(tmp_path, 1)
     assert {name.split("'")[1] for name in live} == {"learner_0", "learner_1", "published", "exchange"}
     assert not any("backbone" in name for name in live)
     own = sum(value.nbytes for name, value in live.items() if name.startswith("['learner_0']"))
-    assert told["measures"][-1]["exchanged_mb"] == pytest.approx(2 * 14 * own / 1e6)
-    assert own < 4 * told["cost"]["parameters"]["shared"]["frozen"]  # its own head and prompts, not the backbone
+    assert content["measures"][-1]["exchanged_mb"] == pytest.approx(2 * 14 * own / 1e6)
+    assert own < 4 * content["cost"]["parameters"]["shared"]["frozen"]  # its own head and prompts, not the backbone
     losses = [line["learner_1/class_loss"] for line in lines(tmp_path) if "loss" in line]
     assert losses[6] < losses[0] - 0.05 and losses[-1] < losses[7] - 0.05

@@ -1,4 +1,4 @@
-"""A task that is not worth more epochs ends with its best weights, after a kill too."""
+"""Early stopping: a task ends with its best weights, after a kill too."""
 
 import numpy as np
 import pytest
@@ -38,14 +38,14 @@ def built():
 
 
 @pytest.fixture(scope="module")
-def whole(built, tmp_path_factory):
+def uninterrupted(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     (results,) = loop.train(built[0], folder, steps=built[1])
     return folder, results
 
 
-def test_a_task_ends_with_the_weights_of_its_best_evaluation(whole):
-    folder, results = whole
+def test_a_task_ends_with_the_weights_of_its_best_evaluation(uninterrupted):
+    folder, results = uninterrupted
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert sum('"headline"' in line for line in lines) == 2 * 2  # tasks, evaluations within each
     assert f'"step": {2 * 2 * STEPS}' in lines[-1]
@@ -54,7 +54,7 @@ def test_a_task_ends_with_the_weights_of_its_best_evaluation(whole):
         assert results["best"][str(task)]["epochs"] in (1, 2)
 
 
-def test_killed_twice_it_ends_with_the_same_bits(built, whole, tmp_path, monkeypatch):
+def test_killed_twice_it_ends_with_the_same_bits(built, uninterrupted, tmp_path, monkeypatch):
     """Once between the two evaluations of the first task, and once between those of the second."""
     save, left = Checkpoints.save_latest, []
 
@@ -71,10 +71,10 @@ def test_killed_twice_it_ends_with_the_same_bits(built, whole, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             loop.train(built[0], tmp_path, steps=built[1])
     (results,) = loop.train(built[0], tmp_path, steps=built[1])
-    assert not left and results["best"] == whole[1]["best"]
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert not left and results["best"] == uninterrupted[1]["best"]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted[0] / "metrics.jsonl").read_bytes()
     for task in (0, 1):
-        ours, theirs = last_weights(tmp_path, task), last_weights(whole[0], task)
+        ours, theirs = last_weights(tmp_path, task), last_weights(uninterrupted[0], task)
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
@@ -89,7 +89,7 @@ def test_killed_twice_it_ends_with_the_same_bits(built, whole, tmp_path, monkeyp
         ("dkt", {"dkt.update_order": "sequential"}, "has 2 phases a task"),
     ],
 )
-def test_where_it_cannot_be_that_is_told_in_one_line(method, changes, message):
+def test_options_that_do_not_fit_are_refused_in_one_line(method, changes, message):
     with pytest.raises(UserError) as error:
         program(method, **changes)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -55,7 +55,7 @@ def only_line(err: str) -> str:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), None),
     ],
 )
-def test_errors_of_the_machine_are_told_from_those_of_the_program(error, line):
+def test_errors_of_the_machine_are_recognized(error, line):
     wrapped = ValueError("raised further up")
     wrapped.__cause__ = error
     for each in (error, wrapped):

@@ -1,4 +1,4 @@
-"""A loss that is not a number ends a run before any checkpoint holds it, or costs it no more than its batch."""
+"""A NaN loss ends a run before a checkpoint holds it, or its step is skipped."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.end_to_end.command import last_weights
 from tests.end_to_end.test_early_stopping import STEPS, program
 
 AT = {"task": 0, "epoch": 1, "step": 3}
-BAD = 2 * STEPS + AT["step"] + 1  # the run's steps until then, with it; here one task has the pictures of two
+BAD = 2 * STEPS + AT["step"] + 1  # the run's steps until then, with it; here one task has the images of two
 
 
 def short(**changes):
@@ -62,7 +62,7 @@ def test_it_stops_and_goes_on_where_such_steps_may_be_skipped(bad_batch, tmp_pat
     assert lines[-2]["step"] == 4 * STEPS and all(np.isfinite(line["loss"]) for line in lines[:-1])
 
 
-def test_a_debugged_run_tells_the_operation(bad_batch, tmp_path):
+def test_a_debugged_run_names_the_operation(bad_batch, tmp_path):
     with pytest.raises(FloatingPointError, match="nan"):
         loop.train(short(debug_nans=True), tmp_path)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:

@@ -1,4 +1,4 @@
-"""Peers through the command line: a stream, the best epoch, a stopped run, a teacher's run, several devices."""
+"""Peers through the command line: a stream, the best epoch, a stopped run, a teacher's run, many devices."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ SMALL = (
     "--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16",
     "--config.log.every_steps=1", "--config.checkpoint.every_steps=3",
 )  # fmt: skip
-# 160 pictures a task: eight batches of 18 and one of 16.
+# 160 images a task: eight batches of 18 and one of 16.
 STREAM = ("--config", f"{GLYPH}:method=okddip,tasks=2,epochs=3", *SMALL, "--config.okddip.num_branches=3",
           "--config.train.batch_size=18", "--config.train.last_batch=keep")  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_okddip_learns_a_stream_and_keeps_its_best_epochs(stream):
         assert within[-1]["leader/accuracy"] == pytest.approx(np.mean(leader["accuracy_matrix"][task]))
     measured = content["measures"][-1]
     assert 0 < measured["diversity"] < 2**0.5
-    # 160 pictures in one batch: the mean over batches is that over pictures, and so that over two equal tasks.
+    # 160 images in one batch: the mean over batches equals the mean over images and over two equal tasks.
     assert measured["leader/accuracy_batch_mean"] == pytest.approx(np.mean(leader["accuracy_matrix"][-1]))
     assert leader["metrics"]["last"] <= measured["leader/top5"] <= 100
     counts = content["cost"]["parameters"]

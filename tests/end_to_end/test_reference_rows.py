@@ -17,20 +17,20 @@ SMALL = (
 TWO = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
-def pictures(workdir):
-    """How many pictures each task's means were made of, by the log."""
+def images_per_task(workdir):
+    """Returns the number of images of each task's means, read from the log."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     tasks = {line["task"] for line in lines if "images" in line}
     return [sum(line["images"] for line in lines if line.get("task") == task and "images" in line) for task in tasks]
 
 
 def test_class_means_go_on_after_a_kill_and_are_the_same_on_two_devices(tmp_path):
-    whole, killed, two = (tmp_path / name for name in ("whole", "killed", "two"))
+    first, killed, two = (tmp_path / name for name in ("whole", "killed", "two"))
     arguments = ("--config", REFERENCE + "nearest_mean", *SMALL, "--config.train.batch_size=32")
-    run_in_process(*arguments, "--workdir", whole)
-    content = results(whole)
-    assert pictures(whole) == [task["train"] for task in content["stream"]["tasks"]]  # no last batch was dropped
-    assert pictures(whole)[0] % 32 != 0
+    run_in_process(*arguments, "--workdir", first)
+    content = results(first)
+    assert images_per_task(first) == [task["train"] for task in content["stream"]["tasks"]]  # no last batch was dropped
+    assert images_per_task(first)[0] % 32 != 0
     metrics = content["networks"]["network"]["metrics"]
     assert metrics["last"] > 70  # of 20 characters; chance is 5
     assert content["cost"]["parameters"]["network"]["trainable"] == 20 * 48 + 20
@@ -45,14 +45,14 @@ def test_class_means_go_on_after_a_kill_and_are_the_same_on_two_devices(tmp_path
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     run_in_process(*arguments, "--workdir", killed)
-    assert matrices(killed) == matrices(whole) and lines.read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    for name, value in last_weights(whole, 4).items():
+    assert matrices(killed) == matrices(first) and lines.read_bytes() == (first / "metrics.jsonl").read_bytes()
+    for name, value in last_weights(first, 4).items():
         np.testing.assert_array_equal(last_weights(killed, 4)[name], value, err_msg=name)
 
-    out, _ = run_in_process(*arguments, "--workdir", whole, "--mode", "eval", "--task", 2)
+    out, _ = run_in_process(*arguments, "--workdir", first, "--mode", "eval", "--task", 2)
     assert "equal to the run's accuracy matrix" in out and "NOT" not in out
     run(*arguments, "--workdir", two, **TWO)
-    for name, value in last_weights(whole, 4).items():
+    for name, value in last_weights(first, 4).items():
         np.testing.assert_allclose(last_weights(two, 4)[name], value, rtol=1e-4, atol=1e-3, err_msg=name)
 
 
@@ -86,8 +86,8 @@ def test_learning_jointly_is_one_task_of_all_classes(tmp_path):
     assert metrics["last"] == metrics["last_image_weighted"] == pytest.approx(accuracy) and accuracy > 40
 
 
-def test_a_choice_of_the_whole_batch_is_the_same_on_two_devices(tmp_path):
-    # 80 and 160 test pictures: the last batch is filled up, and what fills it has no vote.
+def test_a_batchwise_choice_of_prompts_is_the_same_on_two_devices(tmp_path):
+    # 80 and 160 test images: the last batch is padded, and its padding has no vote.
     official = ("form=tokens", "batchwise=True", "pull=similarity", "init_scale=0.01", "head_init=zeros")
     arguments = (
         "--config", TINY, *(f"--config.learner.{option}" for option in official), "--config.learner.length=3",

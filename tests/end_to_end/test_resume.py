@@ -1,4 +1,4 @@
-"""A killed run goes on with the same command and ends with the same bits."""
+"""A killed run resumes with the same command and ends with the same bits."""
 
 import random
 import signal
@@ -20,16 +20,16 @@ def uninterrupted(tmp_path_factory):
 
 
 def kill_at_line(workdir, lines, number, arguments=ARGUMENTS, **extra):
-    """Starts the run and sends it the signal once metrics.jsonl has so many lines."""
+    """Starts the run and sends it the signal once metrics.jsonl has `lines` lines."""
     process = start(*arguments, "--workdir", workdir, **extra)
     signal_at_line(process, workdir, lines, number)
     return process, process.communicate(timeout=60)[1]
 
 
-def assert_same(workdir, whole):
-    assert matrices(workdir) == matrices(whole)
-    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    ours, wanted = last_weights(workdir, 4), last_weights(whole, 4)
+def assert_same(workdir, uninterrupted):
+    assert matrices(workdir) == matrices(uninterrupted)
+    assert (workdir / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+    ours, wanted = last_weights(workdir, 4), last_weights(uninterrupted, 4)
     assert ours.keys() == wanted.keys()
     for name, value in wanted.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
@@ -54,14 +54,14 @@ def test_killed_at_three_random_moments_and_damaged_it_ends_with_the_same_bits(u
     last = damage(tmp_path / "checkpoints" / "tasks")
     newest = damage(tmp_path / "checkpoints" / "latest")
     (tmp_path / "results.json").write_text('{"status": "fin')
-    told = run(*ARGUMENTS, "--workdir", tmp_path)[1]
-    assert f"checkpoint {last} cannot be restored" in told and "moved to" in told
+    err = run(*ARGUMENTS, "--workdir", tmp_path)[1]
+    assert f"checkpoint {last} cannot be restored" in err and "moved to" in err
     assert (tmp_path / "checkpoints" / "damaged" / f"tasks-{last.name}").exists()
     assert (tmp_path / "checkpoints" / "damaged" / f"latest-{newest.name}").exists()
     assert_same(tmp_path, uninterrupted)
 
 
-def test_asked_to_end_it_saves_says_so_and_goes_on(uninterrupted, tmp_path):
+def test_after_sigterm_it_saves_and_resumes(uninterrupted, tmp_path):
     process, err = kill_at_line(tmp_path, 5, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: saved after step" in err.splitlines()[-1]
@@ -77,13 +77,13 @@ def test_killed_between_rounds_it_keeps_both_optimizers_and_what_no_optimizer_tr
         "--config.cdl.schedule=interleaved_epochs",
         "--config.train.epochs=3",
     )
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_in_process(*arguments, "--workdir", whole)
-    total = (whole / "metrics.jsonl").read_bytes().count(b"\n")
+    uninterrupted, killed = tmp_path / "whole", tmp_path / "killed"
+    run_in_process(*arguments, "--workdir", uninterrupted)
+    total = (uninterrupted / "metrics.jsonl").read_bytes().count(b"\n")
     process, _ = kill_at_line(killed, random.randrange(total // 3, 2 * total // 3), signal.SIGKILL, arguments)
     assert process.returncode == -signal.SIGKILL
     run(*arguments, "--workdir", killed)
-    assert_same(killed, whole)
+    assert_same(killed, uninterrupted)
 
 
 def test_a_run_in_a_folder_with_a_pattern_in_its_name_is_resumed_and_evaluated(uninterrupted, tmp_path):

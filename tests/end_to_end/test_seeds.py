@@ -1,4 +1,4 @@
-"""Several seeds in one program are the runs that each of them would be alone."""
+"""Many seeds in one program equal the runs of single seeds."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def lines(workdir):
 def assert_are_the_single_runs(together, alone, costs=True):
     """`alone`: seed -> folder, in the order of the program's seeds. `costs`: whether these must be alike too.
 
-    CODA's weights are compared less closely than losses: Adam makes whole steps of gradients that are rounding alone.
+    CODA's weights are compared less closely than losses: Adam makes full steps of gradients that are only rounding.
     """
     weights = last_weights(together, 1)
     for index, (seed, folder) in enumerate(alone.items()):
@@ -39,8 +39,8 @@ def assert_are_the_single_runs(together, alone, costs=True):
         assert matrices(own) == matrices(folder)
         for name, wanted in last_weights(folder, 1).items():
             assert weights[name].shape == (len(alone), *wanted.shape)
-            apart = np.abs(weights[name][index] - wanted).max(initial=0)
-            assert apart < 1e-4 * max(1, np.abs(wanted).max()), name
+            difference = np.abs(weights[name][index] - wanted).max(initial=0)
+            assert difference < 1e-4 * max(1, np.abs(wanted).max()), name
         ours, theirs = lines(own), lines(folder)
         assert len(ours) == len(theirs)
         for line, wanted in zip(ours, theirs, strict=True):
@@ -127,8 +127,8 @@ def test_killed_and_started_again_all_seeds_end_as_they_would_have_each_in_its_o
         (["--config.seeds=(0,1)", OWN, "--config.data.max_train_per_class=0"], "has other numbers of images"),
     ],
 )
-def test_what_several_seeds_cannot_do_is_said_in_one_line(tmp_path, changes, message):
+def test_options_that_do_not_fit_many_seeds_are_refused_in_one_line(tmp_path, changes, message):
     _, err = run_in_process(*L2P, *changes, "--workdir", tmp_path, expect=2)
-    told = [line for line in err.splitlines() if not line.startswith("WARNING")]
-    assert len(told) == 1 and message in told[0]
+    refusals = [line for line in err.splitlines() if not line.startswith("WARNING")]
+    assert len(refusals) == 1 and message in refusals[0]
     assert not (tmp_path / "config.json").exists()

@@ -1,4 +1,4 @@
-"""When a teacher learns, and teachers that other runs have trained."""
+"""Schedules of a teacher, and teachers that other runs have trained."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def difference(one, other):
     return max(float(np.abs(one[name] - other[name]).max()) for name in one)
 
 
-def test_a_teacher_of_another_run_teaches_as_if_it_had_learnt_here(teacher_first, tmp_path):
+def test_a_teacher_of_another_run_gives_the_student_of_a_teacher_trained_here(teacher_first, tmp_path):
     run_in_process(*ARGUMENTS, f"--config.cdl.teachers=('{teacher_first}',)", "--workdir", tmp_path)
     assert matrices(tmp_path)["teacher"] == matrices(teacher_first)["teacher"]
     assert difference(student_weights(tmp_path), student_weights(teacher_first)) < 1e-6
@@ -38,7 +38,7 @@ def test_a_teacher_of_another_run_teaches_as_if_it_had_learnt_here(teacher_first
     assert network["metrics"]["forward_transfer"] is None
 
 
-def test_a_student_goes_on_and_is_evaluated_when_its_teacher_has_moved(teacher_first, tmp_path):
+def test_a_student_resumes_and_is_evaluated_after_its_teacher_has_moved(teacher_first, tmp_path):
     before, after, student = tmp_path / "before", tmp_path / "after", tmp_path / "student"
     shutil.copytree(teacher_first, before)
     out, _ = run_in_process(*ARGUMENTS, f"--config.cdl.teachers=('{before}/',)", "--workdir", student)
@@ -59,7 +59,7 @@ def test_a_student_goes_on_and_is_evaluated_when_its_teacher_has_moved(teacher_f
     assert "cdl.teachers" in err and "with SHA-256" in err
 
 
-def test_several_finished_teachers_teach_with_their_mean(teacher_first, tmp_path):
+def test_a_student_distills_from_the_mean_of_its_teachers(teacher_first, tmp_path):
     """One teacher twice is that teacher; two different ones are neither."""
     other = tmp_path / "other"
     run_in_process(*ARGUMENTS, "--config.seed=1", "--workdir", other)
@@ -74,7 +74,7 @@ def test_several_finished_teachers_teach_with_their_mean(teacher_first, tmp_path
     assert difference(weights["one"], student_weights(teacher_first)) > 1e-3  # it knows all tasks from the start
 
 
-def test_taking_turns_changes_the_student_and_not_its_teacher(teacher_first, tmp_path):
+def test_an_interleaved_schedule_changes_the_student_and_not_its_teacher(teacher_first, tmp_path):
     run_in_process(*ARGUMENTS, "--config.cdl.schedule=interleaved_epochs", "--workdir", tmp_path)
     ours, theirs = last_weights(tmp_path, 4), last_weights(teacher_first, 4)
     teacher = [name for name in ours if name.startswith("['teacher']")]

@@ -1,4 +1,4 @@
-"""A convolutional network of one run teaches its feature to a prompted Transformer and to one trained whole."""
+"""A convolutional teacher of another run, for a prompted Transformer and for one that trains all its weights."""
 
 import numpy as np
 import pytest
@@ -32,8 +32,8 @@ def weight(workdir, task):
     return found, start if raw.shape[0] > raw.shape[1] else start.T
 
 
-def tells_its_best_network_as_a_teacher(workdir, weights):
-    """What the run's networks tell another run: the mean of the student where none is named, and not its teacher."""
+def check_the_network_that_becomes_a_teacher(workdir, weights):
+    """Another run takes the averaged student as its teacher by default, and not the teacher."""
     import jax
 
     from cdl_jax.losses import Context
@@ -48,12 +48,12 @@ def tells_its_best_network_as_a_teacher(workdir, weights):
     head = variables["tasks"]["student"]["params"]["head"]["kernel"][0]
     np.testing.assert_array_equal(head, weights["params/head/kernel"])
     images = np.ones((2, 32, 32, 3), np.float32)
-    told = jax.eval_shape(lambda v: student.outputs(v, images, Context.dummy()), variables)
-    assert (told["logits"].shape, told["patch_tokens"].shape) == ((2, 10), (2, 4, 16))
+    shapes = jax.eval_shape(lambda v: student.outputs(v, images, Context.dummy()), variables)
+    assert (shapes["logits"].shape, shapes["patch_tokens"].shape) == ((2, 10), (2, 4, 16))
 
 
 @pytest.mark.parametrize("method", ["cdl", "vkd"])
-def test_a_convolutional_teacher_teaches_its_feature(method, teacher, tmp_path):
+def test_a_student_distills_the_feature_of_a_convolutional_teacher(method, teacher, tmp_path):
     if method == "cdl":
         arguments = ["--config", f"{TINY}:learner=coda,distill=vkd", f"--config.cdl.teachers=('{teacher}',)",
                      "--config.cdl.teacher_checkpoint=last"]  # fmt: skip
@@ -67,15 +67,15 @@ def test_a_convolutional_teacher_teaches_its_feature(method, teacher, tmp_path):
         arguments += ["--config.vkd.ema=true", "--config.optim.accumulate=2", "--config.augment.erase=0.25",
                       "--config.augment.repeats=3"]  # fmt: skip
     run_in_process(*arguments, *SMALL, "--workdir", tmp_path)
-    told = results(tmp_path)["networks"]
-    whole = results(teacher)["networks"]["network"]["accuracy_matrix"][0][0]
+    networks = results(tmp_path)["networks"]
+    teacher_accuracy = results(teacher)["networks"]["network"]["accuracy_matrix"][0][0]
     if method == "vkd":
-        assert told["teacher"]["accuracy_matrix"] == [[pytest.approx(whole)]]
-        assert 0 <= told["student_ema"]["metrics"]["last"] <= 100
+        assert networks["teacher"]["accuracy_matrix"] == [[pytest.approx(teacher_accuracy)]]
+        assert 0 <= networks["student_ema"]["metrics"]["last"] <= 100
         mean, own = np.load(tmp_path / "weights_ema.npz"), np.load(tmp_path / "weights.npz")
         assert mean.files == own.files and any((mean[name] != own[name]).any() for name in own.files)
-        tells_its_best_network_as_a_teacher(tmp_path, own)
-    assert 0 <= told["student"]["metrics"]["last"] <= 100
+        check_the_network_that_becomes_a_teacher(tmp_path, own)
+    assert 0 <= networks["student"]["metrics"]["last"] <= 100
     found, start = weight(tmp_path, 4 if method == "cdl" else 0)
     side = min(found.shape)
     gram = found @ found.T if found.shape[0] < found.shape[1] else found.T @ found

@@ -88,8 +88,8 @@ def context(config, task, epoch=0):
     return losses.Context(**arrays, progress=jnp.float32(epoch), key=jax.random.key(0))
 
 
-def images(array):
-    """Pictures `[batch, 3, size, size]` in our layout."""
+def to_nhwc(array):
+    """Converts images `[batch, 3, size, size]` to our layout."""
     return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
@@ -111,33 +111,33 @@ def torch_name(path, deit=False):
 
     deit: the distillation token is that of the program of 2024-12.
     """
-    whole, leaf = ".".join(path), _LEAVES.get(path[-1])
+    name, leaf = ".".join(path), _LEAVES.get(path[-1])
     kind, _, layer = path[-1].rpartition("_")
     fixed = {
         "network.prompts.prompts": "prompt.prompt_tokens",
         "network.state.prompts.merged": "prompt.global_merged_prompt",
         "distill.params.token": "feat.add_T_token" if deit else "kd_prompt.kd_p_0",
     }
-    if whole in fixed:
-        return fixed[whole]
-    if whole.startswith("network.backbone."):
+    if name in fixed:
+        return fixed[name]
+    if name.startswith("network.backbone."):
         return None
-    if whole.startswith("network.prompts."):
+    if name.startswith("network.prompts."):
         return f"prompt.{_KINDS[kind]}_{layer}"
-    if whole.startswith("distill.params.mapping."):
+    if name.startswith("distill.params.mapping."):
         return f"project_fc_layers.{_KINDS[kind]}_{layer}"
-    if whole.startswith("distill.params.prompts_"):
+    if name.startswith("distill.params.prompts_"):
         return f"kd_prompt.kd_p_{layer}"
     for start, module in (
         ("network.head.", "last"), ("network.state.head.", "clf_norm"),
         ("distill.params.head.", "kd_last"), ("distill.state.head.", "kd_cls_norm"),
     ):  # fmt: skip
-        if whole.startswith(start):
+        if name.startswith(start):
             return f"{module}.{leaf}"
-    review = re.fullmatch(r"distill\.params\.(norm\w|proj\w)_(\d+)\.\w+", whole)
+    review = re.fullmatch(r"distill\.params\.(norm\w|proj\w)_(\d+)\.\w+", name)
     if review:
         return f"ReviewKD_layers.abfs.{review[2]}.{review[1]}.{leaf}"
-    assert whole in ("distill.params.kernel", "distill.params.bias"), whole
+    assert name in ("distill.params.kernel", "distill.params.bias"), name
     return f"project_t_s.proj.{leaf}"
 
 

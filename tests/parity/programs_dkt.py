@@ -45,7 +45,7 @@ def _blocks(state):
 
 
 def our_name(layer, state):
-    """Our path of a layer of a slim network: `conv1`, a block such as `layer2.0`, a part of one, or a whole stage."""
+    """Our path of a layer of a slim network: `conv1`, a block such as `layer2.0`, a part of one, or a stage."""
     name, _, inside = layer.partition(".")
     stage = re.fullmatch(r"layer(\d+)", name)
     if not stage:

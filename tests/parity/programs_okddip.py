@@ -46,10 +46,10 @@ def build(config, arrays, image_size=32):
     """(method, shapes of its variables, names of the program's state) of a case, with all of the program's ways."""
     state = state_names(config, arrays)
     kind, method = family(state), method_name(config, state)
-    whole = any(name.startswith("stu0.") for name in state)
+    separate_networks = any(name.startswith("stu0.") for name in state)
     choices = {"network": FAMILIES[kind]}
     if method == "okddip":
-        choices |= {"base": "network" if whole else "branch"}
+        choices |= {"base": "network" if separate_networks else "branch"}
     if method not in ("supervised", "kd"):
         choices |= {"reference": True}
     if method == "kd":
@@ -87,8 +87,8 @@ def context(classes, epoch=0):
     return losses.Context(**arrays, progress=jnp.float32(epoch), key=jax.random.key(0))
 
 
-def images(array):
-    """Pictures `[batch, 3, size, size]` in our layout."""
+def to_nhwc(array):
+    """Converts images `[batch, 3, size, size]` to our layout."""
     return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
@@ -107,7 +107,7 @@ def torch_name(path, state, count):
         return f"{shared}.{_dense(inner[0])}.{leaf}"
     number = count - 1 if network == "leader" else int(network.split("_")[1]) if "_" in network else None
     prefix = ""
-    if inner[0] in ("stem", "tail"):  # a whole network
+    if inner[0] in ("stem", "tail"):  # a separate network
         part, *inner = inner
         prefix = f"stu{number}." if number is not None else ""
         number = None

@@ -17,7 +17,7 @@ from cdl_jax.models.prompts import apt, coda
 from cdl_jax.models.vit import Prompt
 from tests.parity import steps_cdl
 from tests.parity.compiled import compiled
-from tests.parity.programs_cdl import backbone, build, context, images, load
+from tests.parity.programs_cdl import backbone, build, context, load, to_nhwc
 
 
 def run_vit(config, arrays):
@@ -25,26 +25,26 @@ def run_vit(config, arrays):
         dim=config["embed_dim"], depth=config["depth"], heads=config["heads"], mlp_ratio=config["mlp_ratio"],
         patch_size=config["patch"], image_size=config["img"],
     )  # fmt: skip
-    pictures = images(arrays["in/images"])
-    template = jax.eval_shape(model.init, jax.random.key(0), pictures)["params"]
+    images = to_nhwc(arrays["in/images"])
+    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     params = backbone(arrays, "param/", template)
-    query, out = jax.jit(model.apply)({"params": params}, pictures)
+    query, out = jax.jit(model.apply)({"params": params}, images)
     ours = {"out/tokens_after_norm": out["tokens"], "out/query_cls": query, "out/patch_embed": out["patches"]}
     return ours | {f"out/block_{i}": out[f"block_{i}/tokens"] for i in range(config["depth"])}
 
 
 def run_forward(config, arrays):
     method, fresh = build(config, arrays)
-    pictures = images(arrays["in/images"])
+    images = to_nhwc(arrays["in/images"])
     variables = {name: load(arrays, f"param/{name}/", fresh[name]) for name in ("teacher", "student")}
-    query = jax.jit(method.student.query)(variables["student"], pictures)
+    query = jax.jit(method.student.query)(variables["student"], images)
     ours = {"out/teacher/query": query, "out/student/query": query}
     for name in variables:
         forward = jax.jit(getattr(method, name).__call__, static_argnums=4)
         for task in config["tasks"]:
             for train in (True, False):
                 where = f"out/{name}/task{task}_{'train' if train else 'eval'}/"
-                out = forward(variables[name], pictures, query, context(config, task), train)
+                out = forward(variables[name], images, query, context(config, task), train)
                 ours |= {where + "tokens_after_norm": out["tokens"], where + "logits": out["logits"]}
                 ours[where + "prompt_loss"] = out["prompts"].loss
                 for layer, prompt in out["prompts"].prompts.items():
@@ -63,7 +63,7 @@ def run_teacher_prompts(config, arrays):
         pool[leaf] = jnp.asarray(arrays[f"param/prompt.{name}_{layer}"])
         assert pool[leaf].shape == old.shape
     student = {"backbone": backbone(arrays, "param/s_feat.", fresh["student"]["backbone"])}
-    query = jax.jit(method.student.query)(student, images(arrays["in/images"]))
+    query = jax.jit(method.student.query)(student, to_nhwc(arrays["in/images"]))
     place = context(config, config["task"])
     chosen = jax.jit(lambda q: method.teacher.prompts.apply({"params": pool}, q, place, False).prompts)(query)
     return {f"out/layer{i}_{x}": half for i, p in chosen.items() for x, half in zip("kv", p.prefix, strict=True)}
@@ -74,8 +74,8 @@ def run_gram_schmidt(config, arrays):
     pools = {"keys": "key", "prompts": "prompt"}
     rows = {ours: jnp.asarray(arrays[f"in/{name}"]) for ours, name in pools.items()}
     normal = {ours: jnp.asarray(arrays[f"in/{name}_normal_draws"]) for ours, name in pools.items()}
-    renewed = coda.reinit_rows(rows, normal, config["rows_new"][0])
-    return {f"out/{name}": renewed[ours] for ours, name in pools.items()}
+    new_rows = coda.reinit_rows(rows, normal, config["rows_new"][0])
+    return {f"out/{name}": new_rows[ours] for ours, name in pools.items()}
 
 
 @compiled

@@ -23,25 +23,25 @@ from cdl_jax.run import early_stopping
 from tests.parity import steps_dkt
 from tests.parity.compiled import compiled
 from tests.parity.programs_dkt import build, load, our_name, part_of, to_torch
-from tests.parity.programs_okddip import images
+from tests.parity.programs_okddip import to_nhwc
 
 
 def run_model(config, arrays):
     """A two-headed network in both modes, with the loss and all gradients of the training mode."""
     state = part_of(arrays, "param/")
     module = build(state)
-    variables, pictures = load(module, state), images(arrays["in/x"])
+    variables, images = load(module, state), to_nhwc(arrays["in/x"])
 
     def forward(params, train):
-        ((cl, st), out), stats = apply(module, {**variables, "params": params}, pictures, train, jax.random.key(0))
+        ((cl, st), out), stats = apply(module, {**variables, "params": params}, images, train, jax.random.key(0))
         return {"features": out["features"], "cl_logits": cl, "st_logits": st}, stats
 
     def loss(params):
-        told, stats = forward(params, True)
+        outputs, stats = forward(params, True)
         terms = steps_dkt.terms(
-            config, told["cl_logits"], told["st_logits"], arrays.get("in/teacher_logits"), arrays["in/labels"]
+            config, outputs["cl_logits"], outputs["st_logits"], arrays.get("in/teacher_logits"), arrays["in/labels"]
         )
-        return terms["total_loss"], ({**told, **terms}, stats)
+        return terms["total_loss"], ({**outputs, **terms}, stats)
 
     in_test, _ = jax.jit(forward, static_argnums=1)(variables["params"], False)
     gradients, (in_training, stats) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
@@ -100,12 +100,12 @@ def run_eeil(config, arrays):
 
 @compiled
 def run_cutmix(config, arrays):
-    pictures = images(arrays["in/x"])
-    size = pictures.shape[1:3]
+    images = to_nhwc(arrays["in/x"])
+    size = images.shape[1:3]
     draws = zip(arrays["in/lam"], arrays["in/cx"], arrays["in/cy"], strict=True)
     boxes = [mixing.cutmix_box(jnp.float32(lam), centre, *size) for lam, *centre in draws]
-    mixed = mixing.cutmix_images(pictures, boxes[0], pictures[arrays["in/permutation"]])
-    _, other, _ = mixing.cutmix(pictures, jnp.arange(len(pictures)), jax.random.key(0), 1.0)
+    mixed = mixing.cutmix_images(images, boxes[0], images[arrays["in/permutation"]])
+    _, other, _ = mixing.cutmix(images, jnp.arange(len(images)), jax.random.key(0), 1.0)
     return {
         "out/boxes_x1y1x2y2": [[top, left, bottom, right] for top, bottom, left, right in boxes],
         "out/adjusted_lam": [mixing.kept_area(box, *size) for box in boxes],
@@ -228,35 +228,35 @@ def run_cka(config, arrays):
 
 def run_cka_layers(config, arrays):
     """Rows: layers of a single-headed network; columns: of a two-headed one."""
-    told = []
+    features_of_networks = []
     for number, prefix in ((1, ""), (2, "backbone/")):
         state = part_of(arrays, f"param/model{number}/")
         module = build(state)
         variables, chosen = load(module, state), [prefix + our_name(name, state) for name in config["layers"]]
-        batches = [images(arrays[f"in/x{i}"]) for i in range(len(config["batches"]))]
+        batches = [to_nhwc(arrays[f"in/x{i}"]) for i in range(len(config["batches"]))]
         found = [similarity.intermediates(module, variables, x, chosen) for x in batches]
-        told.append([[outputs[path] for path in chosen] for outputs in found])
-    return {"out/cka_matrix": similarity.cka(zip(*told, strict=True))}
+        features_of_networks.append([[outputs[path] for path in chosen] for outputs in found])
+    return {"out/cka_matrix": similarity.cka(zip(*features_of_networks, strict=True))}
 
 
 def run_tsne(config, arrays):
     """The pieces of scikit-learn's t-SNE: they are what `similarity.tsne` runs, under names of its own."""
     from sklearn.manifold import _t_sne, _utils
 
-    places = similarity.projected(arrays["in/x"], config["pca_dims"])
-    count, perplexity = len(places), config["perplexity"]
-    apart = np.zeros((count, count), np.float32)
-    apart[np.triu_indices(count, 1)] = pdist(places, "sqeuclidean")
-    apart += apart.T
-    joint = _t_sne._joint_probabilities(apart, perplexity, 0)
-    whole = np.zeros((count, count))
-    whole[np.triu_indices(count, 1)] = joint
+    projected = similarity.projected(arrays["in/x"], config["pca_dims"])
+    count, perplexity = len(projected), config["perplexity"]
+    squared_distances = np.zeros((count, count), np.float32)
+    squared_distances[np.triu_indices(count, 1)] = pdist(projected, "sqeuclidean")
+    squared_distances += squared_distances.T
+    joint = _t_sne._joint_probabilities(squared_distances, perplexity, 0)
+    joint_matrix = np.zeros((count, count))
+    joint_matrix[np.triu_indices(count, 1)] = joint
     start = arrays["in/y0"].astype(np.float64)
     _, gradient = _t_sne._kl_divergence(start.ravel(), 4 * joint, 1.0, count, 2)
     return {
-        "out/pca_abs": np.abs(places),
-        "out/conditional_p": _utils._binary_search_perplexity(apart, perplexity, 0),
-        "out/joint_p": whole + whole.T,
+        "out/pca_abs": np.abs(projected),
+        "out/conditional_p": _utils._binary_search_perplexity(squared_distances, perplexity, 0),
+        "out/joint_p": joint_matrix + joint_matrix.T,
         "out/first_gradient_with_exaggeration4": gradient.reshape(count, 2) / 4,
     }
 

@@ -1,4 +1,4 @@
-"""Runners of the OKDDip fixtures that do not train: whole networks, loss terms, schedules, structure.
+"""Runners of the OKDDip fixtures that do not train: full-size networks, loss terms, schedules, structure.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
@@ -22,14 +22,14 @@ from cdl_jax.models.peers import attention_and_gate
 from cdl_jax.models.peers.networks import PeerOutputs
 from tests.parity import steps_okddip
 from tests.parity.compiled import compiled
-from tests.parity.programs_okddip import build, generated, images, load, to_torch
+from tests.parity.programs_okddip import build, generated, load, to_nhwc, to_torch
 from tests.parity.steps_okddip import count_of, outputs, percent
 
 
 def run_full(config, arrays):
     """A full-size model with generated weights: outputs in both modes, running statistics after one call."""
-    pictures = images(arrays["in/x"])
-    method, shapes, state = build(config, arrays, pictures.shape[1])
+    images = to_nhwc(arrays["in/x"])
+    method, shapes, state = build(config, arrays, images.shape[1])
     count = count_of(config)
     theirs = generated(config["names"])
     trained = [shape for name, shape in config["names"] if "running" not in name]
@@ -38,7 +38,7 @@ def run_full(config, arrays):
     assert sum(x.size for p, x in flatten_dict(variables).items() if "batch_stats" not in p) == config["params"]
     ours = {}
     for mode in ("eval", "train"):
-        out, stats = jax.jit(partial(outputs, method), static_argnums=2)(variables, pictures, mode == "train")
+        out, stats = jax.jit(partial(outputs, method), static_argnums=2)(variables, images, mode == "train")
         ours |= {f"out/{mode}/{name}": value for name, value in out.items()}
     after = to_torch(join(variables, stats), state, count)
     ours |= {f"out/train/buffer/{name}": value for name, value in after.items() if "running" in name}
@@ -128,7 +128,7 @@ def run_kd_loss(config, arrays):
 def run_one_loss(config, arrays):
     options, labels = _options(config), jnp.asarray(arrays["in/labels"])
     allowed, gate = jnp.ones(config["classes"], bool), attention_and_gate.Gate(config["branches"])
-    shared = images(arrays["in/shared_features"])
+    shared = to_nhwc(arrays["in/shared_features"])
     shapes = {"gate": jax.eval_shape(gate.init, jax.random.key(0), shared)}
     theirs = {name[6:]: array for name, array in arrays.items() if name.startswith("param/")}
     defaults = {"bn_v1.running_mean": np.zeros(config["branches"]), "bn_v1.running_var": np.ones(config["branches"])}
@@ -172,22 +172,22 @@ def run_okddip_loss(config, arrays):
     ours = {"out/energy": jnp.einsum("bad,bcd->bac", query, key)}
 
     def loss(params, features, logits, leader, weight):
-        told = attention.apply({"params": params}, features)
+        mixing = attention.apply({"params": params}, features)
         seen = _seen(jnp.concatenate([logits, leader[..., None]], axis=-1))
-        value, terms = okddip.loss_and_metrics(options, seen, told, labels, allowed, options.alpha * weight)
-        return value, (terms, told, okddip.mix_outputs(told, seen.logits[:-1]))
+        value, terms = okddip.loss_and_metrics(options, seen, mixing, labels, allowed, options.alpha * weight)
+        return value, (terms, mixing, okddip.mix_outputs(mixing, seen.logits[:-1]))
 
     named = peer_and_ensemble_logits(_seen(logits)) | {"leader": leader}
     accuracies = _accuracies(named, labels, [name for name in named if name.startswith("peer")])
     for epoch in config["epochs"]:
         weight = peer_losses.ramp_up_weight(epoch, options, 300)
         both = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
-        (value, (terms, told, mixed)), gradients = both(params, features, logits, leader, weight)
+        (value, (terms, mixing, mixed)), gradients = both(params, features, logits, leader, weight)
         where = f"grad/e{epoch}/"
         ours |= {where + n: v for n, v in to_torch({"attention": {"params": gradients[0]}}, list(theirs)).items()}
         ours |= {where + "features": gradients[1], where + "logits_peers": gradients[2]}
         ours |= {where + "logits_leader": gradients[3]}
-        ours |= {"out/attention": told, "out/x_m": mixed.transpose(0, 2, 1)}
+        ours |= {"out/attention": mixing, "out/x_m": mixed.transpose(0, 2, 1)}
         ours |= _terms(f"out/e{epoch}/", value, terms, weight)
         renamed = {"ce_peers": "true_loss", "ce_leader": "leader_true_loss", "dis1": "group_loss"}
         renamed["dis2"] = "leader_group_loss"

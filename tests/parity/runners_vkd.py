@@ -120,7 +120,7 @@ def run_whitening(config, arrays):
 
 def run_losses(config, arrays):
     """The three terms with their gradients, from features and logits that are given."""
-    learnt = {
+    inputs = {
         "original": jnp.asarray(arrays["param/original"]),
         **{name: jnp.asarray(arrays[f"in/{name}"]) for name in ("student_tokens", *LOGITS)},
     }
@@ -128,15 +128,15 @@ def run_losses(config, arrays):
     teacher = vkd.feature_vector({"map": jnp.moveaxis(arrays["in/teacher_feature_map"], 1, -1)}, "map")
     projector = projector_of(options, config["teacher_channels"])
 
-    def total(learnt):
-        variables = projector_variables(learnt["original"], arrays["param/base"])
+    def total(inputs):
+        variables = projector_variables(inputs["original"], arrays["param/base"])
         projected = projector.apply(
-            variables, vkd.feature_vector({"patch_tokens": learnt["student_tokens"]}, "patch_mean")
+            variables, vkd.feature_vector({"patch_tokens": inputs["student_tokens"]}, "patch_mean")
         )
-        terms = step_terms(options, arrays, projected, teacher, *(learnt[name] for name in LOGITS))
+        terms = step_terms(options, arrays, projected, teacher, *(inputs[name] for name in LOGITS))
         return terms["out/loss_total"], terms | {"out/projected": projected}
 
-    (_, ours), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(learnt)
+    (_, ours), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(inputs)
     return ours | {f"grad/{name}": gradient for name, gradient in gradients.items()} | {"out/pooled_teacher": teacher}
 
 
@@ -172,7 +172,7 @@ def projector_variables(raw, base):
 
 def run_deit(config, arrays):
     model, variables = student_of(config, arrays)
-    logits, out = jax.jit(model.apply)(variables, images(arrays["in/x"]))
+    logits, out = jax.jit(model.apply)(variables, to_nhwc(arrays["in/x"]))
     names = {"cls": "class_token", "dist": "distillation_token", "patches": "patch_tokens", "patch_embed": "patches"}
     names |= {"logits_cls": "logits_class", "logits_dist": "logits_distilled"}
     return {"out/logits": logits} | {f"out/{theirs}": out[ours] for theirs, ours in names.items()}
@@ -185,7 +185,7 @@ def run_regnet(config, arrays):
     model = regnet.build(ConfigDict(options), config["num_classes"])
     stages = list(zip(config["stage_widths"], config["stage_depths"], strict=True))
     assert regnet.compute_stages(ConfigDict(options)) == stages
-    x = images(arrays["in/x"])
+    x = to_nhwc(arrays["in/x"])
     variables = from_torch(arrays, jax.eval_shape(model.init, jax.random.key(0), x), regnet.torch_name)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == config["param_count"]
     logits, out = jax.jit(model.apply)(variables, x)
@@ -193,7 +193,7 @@ def run_regnet(config, arrays):
     return {"out/logits": logits, "out/pooled": out["features"], **maps}
 
 
-def images(array):
+def to_nhwc(array):
     return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
@@ -220,11 +220,13 @@ def from_torch(arrays, shapes, torch_name):
 
 
 def run_mixing(config, arrays):
-    x, drawn, size = images(arrays["in/x"]), jnp.float32(config["lambda"]), config["image"]
+    x, drawn, size = to_nhwc(arrays["in/x"]), jnp.float32(config["lambda"]), config["image"]
     targets = mixing.soft_labels(arrays["in/labels"], jnp.ones(config["classes"], bool), config["smoothing"])
     weight, box = drawn, arrays["out/cutmix_box_y0y1x0x1"]
     if config["cutmix"]:
-        rows, columns = np.divmod(np.arange(size * size), size)  # the centre is not told: any that gives their box
+        rows, columns = np.divmod(
+            np.arange(size * size), size
+        )  # the center is not stored: any center that gives their box
         box_at = jax.jit(jax.vmap(lambda *center: mixing.cutmix_box(drawn, center, size, size)))
         boxes = np.stack(box_at(rows, columns), axis=1)
         box = boxes[np.abs(boxes - box).sum(axis=1).argmin()]
@@ -258,7 +260,7 @@ def run_train_step(config, arrays):
     student, network = student_of(config, arrays)
     options = loss_options(config, config["projector_map"])
     options.teacher_feature = "map"
-    told = {"logits": jnp.asarray(arrays["in/teacher_logits"]), "map": images(arrays["in/teacher_feature_map"])}
+    told = {"logits": jnp.asarray(arrays["in/teacher_logits"]), "map": to_nhwc(arrays["in/teacher_feature_map"])}
     common = {"depth": 0, "tokens": 0, "num_classes": config["num_classes"], "num_tasks": 1, "head": 0, "learner": 0}
     teacher_spec = NetworkSpec(dim=0, outputs={"map": told["map"].shape}, **common)
     scheme = vkd.build(options, teacher_spec, NetworkSpec(dim=config["embed_dim"], **common))
@@ -279,7 +281,7 @@ def run_train_step(config, arrays):
     variables = {"student": network, "distill": projector_variables(arrays[raw], arrays[f"param/{RAW}.0.base"])}
     zero = jnp.int32(0)
     everything = losses.Context(zero, zero, zero + config["num_classes"], zero, zero, zero, jax.random.key(0))
-    x = images(arrays["in/x"])
+    x = to_nhwc(arrays["in/x"])
     (update,) = method.phases[0].updates
     trained, rest = split(jax.tree.map(jnp.asarray, variables), update.trainable)
 

@@ -1,4 +1,4 @@
-"""Runners of the CDL fixtures that train: single steps, and whole protocols of two tasks."""
+"""Runners of the CDL fixtures that train: single steps, and protocols of two tasks."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from cdl_jax.methods.base import join, split
 from cdl_jax.models.prompts import coda
 from cdl_jax.models.prompts.base import Selection
 from cdl_jax.models.vit import Prompt
-from tests.parity.programs_cdl import backbone, build, context, images, load, to_torch
+from tests.parity.programs_cdl import backbone, build, context, load, to_nhwc, to_torch
 
 
 # Without the fusion pass: at the widths of the fixtures (12) it takes minutes over ReviewKD on a CPU.
@@ -33,11 +33,11 @@ def start(update, variables):
     return jax.jit(update.optimizer.transform.init)(split(variables, update.trainable)[0])
 
 
-def student_out(method, variables, pictures, teacher, place, train):
+def student_out(method, variables, images, teacher, place, train):
     """The prompts that the scheme gives the student, class logits, the mean of both heads, and logits at test time."""
-    inputs = method.scheme.student_inputs(variables["distill"], teacher, len(pictures), place, train)
-    query = method.student.query(variables["student"], pictures)
-    out = method.student(variables["student"], pictures, query, place, train, inputs=inputs)
+    inputs = method.scheme.student_inputs(variables["distill"], teacher, len(images), place, train)
+    query = method.student.query(variables["student"], images)
+    out = method.student(variables["student"], images, query, place, train, inputs=inputs)
     (mixed,) = method.scheme.predict_with_weights(variables["distill"], out, (0.5,))
     return inputs.prompts, out["logits"], mixed, method.scheme.predict(variables["distill"], out)
 
@@ -90,7 +90,7 @@ def run_student_step(config, arrays):
     opt, ours = start(update, live), {}
     forward = jax.jit(partial(student_out, method), static_argnums=4)
     for step, ending in steps_of(arrays):
-        batch = {"images": images(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
+        batch = {"images": to_nhwc(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
         teacher = teacher_outputs(config, arrays, ending, method.info.num_classes)
         where = f"out/step{step}/"
         given, logits, mixed, _ = forward(live, batch["images"], teacher, place, True)
@@ -117,7 +117,7 @@ def run_student_step(config, arrays):
         flat = {**to_torch(live["student"], live["distill"], deit), **unused(arrays)}
         ours |= {f"{where}param_after/{name}": value for name, value in flat.items()}
     teacher = {"prompts": prompts(arrays, "in/teacher_prompts_eval/")}
-    ours[f"out/eval_logits_after_step{step}"] = forward(live, images(arrays["in/images"]), teacher, place, False)[3]
+    ours[f"out/eval_logits_after_step{step}"] = forward(live, to_nhwc(arrays["in/images"]), teacher, place, False)[3]
     return ours
 
 
@@ -130,7 +130,7 @@ def run_teacher_step(config, arrays):
     update = method.phases[0].updates[0]
     opt, ours = start(update, live), {}
     for step, ending in steps_of(arrays):
-        batch = {"images": images(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
+        batch = {"images": to_nhwc(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
         where = f"out/step{step}/"
         query = jax.jit(method.student.query)(live["student"], batch["images"])
         ours[where + "logits"] = forward(live["teacher"], batch["images"], query, place, True)["logits"]
@@ -170,14 +170,14 @@ def run_protocol(config, arrays):
     tasks = sum(name.startswith("in/task") and name.endswith("/images") for name in arrays)
     for task in range(tasks):
         live = begin(method, live, arrays, context(config, task), task)
-        pictures, labels = images(arrays[f"in/task{task}/images"]), jnp.asarray(arrays[f"in/task{task}/labels"])
+        images, labels = to_nhwc(arrays[f"in/task{task}/images"]), jnp.asarray(arrays[f"in/task{task}/labels"])
         totals, soft, rates = {"teacher": [], "student": []}, [], {"teacher": [], "student": []}
         for phase in phases:
             opt = [start(update, live) for update in phase.updates]
             for epoch in range(phase.epochs):
                 place = context(config, task, epoch)
                 for first in range(0, len(labels), size):
-                    batch = {"images": pictures[first : first + size], "labels": labels[first : first + size]}
+                    batch = {"images": images[first : first + size], "labels": labels[first : first + size]}
                     before = live
                     for i, update in enumerate(phase.updates):
                         (live, opt[i]), (total, outcome, _, rate) = train(update, live, opt[i], batch, place)
@@ -190,9 +190,9 @@ def run_protocol(config, arrays):
                             soft.append(outcome.metrics["dkd" if "dkd" in outcome.metrics else "kd"])
                     assert jax.tree.structure(before) == jax.tree.structure(live)
         live = jax.jit(method.end_task)(live, context(config, task))
-        seen.append(pictures)
+        seen.append(images)
         where = f"out/task{task}/"
-        logits = [predict(live, pictures, context(config, task))[0] for pictures in seen]
+        logits = [predict(live, images, context(config, task))[0] for images in seen]
         logits = {name: np.concatenate([part[name] for part in logits]) for name in method.networks}
         ours |= {
             where + "teacher_losses": totals["teacher"],

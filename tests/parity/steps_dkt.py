@@ -1,6 +1,6 @@
 """Runners of the DKT fixtures that train: two steps with a teacher, two learners in turns, three at the same time.
 
-Adam makes a whole step of what rounding leaves of a gradient near zero, so that its steps are replayed in float64, as
+Adam makes a full step of what rounding leaves of a gradient near zero, so that its steps are replayed in float64, as
 they were computed.
 """
 
@@ -21,7 +21,7 @@ from cdl_jax.methods.shared import dkt_learners, dkt_losses
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.two_heads import TwoHeads
 from tests.parity.programs_dkt import build, load, part_of, to_torch
-from tests.parity.programs_okddip import images
+from tests.parity.programs_okddip import to_nhwc
 from tests.support.contexts import context
 from tests.support.manual_steps import train
 
@@ -35,8 +35,8 @@ def terms(config, cl, st, teacher_logits, labels):
     reduction = config.get("reduction", "mean")
     target = dkt_losses.student_target(jnp.asarray(st if teacher_logits is None else teacher_logits), kind, temperature)
     true = dkt_losses.class_loss(cl, jnp.asarray(labels), reduction)
-    taught = dkt_losses.student_loss(st, target, kind, temperature, reduction)
-    return {"cl_loss": true, "st_loss": taught, "total_loss": true + config["kd_rel"] * taught}
+    st_loss = dkt_losses.student_loss(st, target, kind, temperature, reduction)
+    return {"cl_loss": true, "st_loss": st_loss, "total_loss": true + config["kd_rel"] * st_loss}
 
 
 def _optimizer(config):
@@ -52,30 +52,33 @@ def _optimizer(config):
 
 
 @partial(jax.jit, static_argnums=0)
-def _listen(module, variables, pictures):
+def _teacher_step(module, variables, images):
     """(logits of a teacher in training mode, its variables with the running statistics that follow)."""
-    (logits, _), stats = apply(module, variables, pictures, True, _KEY)
+    (logits, _), stats = apply(module, variables, images, True, _KEY)
     return logits[0] if isinstance(logits, tuple) else logits, {**variables, **stats}
 
 
 def _trainer(config, module):
-    """A compiled step: (variables, optimizer state), (what is told of it, clipped gradients)."""
+    """A compiled step: (variables, optimizer state), (named outputs, clipped gradients)."""
     clip, adam = _optimizer(config)
 
-    def loss(params, variables, pictures, labels, taught):
-        ((cl, st), _), stats = apply(module, {**variables, "params": params}, pictures, True, _KEY)
-        named = terms(config, cl, st, taught, labels)
+    def loss(params, variables, images, labels, teacher_logits):
+        ((cl, st), _), stats = apply(module, {**variables, "params": params}, images, True, _KEY)
+        named = terms(config, cl, st, teacher_logits, labels)
         return named["total_loss"], ({"cl_logits": cl, "st_logits": st, **named}, stats)
 
     @jax.jit
-    def step(variables, opt, pictures, labels, taught):
+    def step(variables, opt, images, labels, teacher_logits):
         params = variables["params"]
-        gradients, (told, stats) = jax.grad(loss, has_aux=True)(params, variables, pictures, labels, taught)
-        told["grad_norm_before_clip"] = optax.tree.norm(gradients)
+        gradients, (outputs, stats) = jax.grad(loss, has_aux=True)(params, variables, images, labels, teacher_logits)
+        outputs["grad_norm_before_clip"] = optax.tree.norm(gradients)
         gradients, _ = clip.update(gradients, clip.init(params))
         direction, opt = adam.update(gradients, opt, params)
         params = optax.apply_updates(params, direction)
-        return ({**variables, **stats, "params": params}, opt), ({**told, "teacher_logits": taught}, gradients)
+        return ({**variables, **stats, "params": params}, opt), (
+            {**outputs, "teacher_logits": teacher_logits},
+            gradients,
+        )
 
     return adam, step
 
@@ -83,13 +86,13 @@ def _trainer(config, module):
 def _batches(arrays, start):
     count = sum(name.startswith(start + "step") and name.endswith("/x") for name in arrays)
     where = [f"{start}step{i}/" for i in range(count)]
-    return [(images(arrays[at + "x"].astype(np.float64)), jnp.asarray(arrays[at + "labels"])) for at in where]
+    return [(to_nhwc(arrays[at + "x"].astype(np.float64)), jnp.asarray(arrays[at + "labels"])) for at in where]
 
 
-def _taught(teacher, theirs, pictures):
+def _teacher_logits(teacher, theirs, images):
     """The logits of a teacher, and its variables after all calls of the program."""
     for _ in range(_CALLS):
-        logits, theirs = _listen(teacher, theirs, pictures)
+        logits, theirs = _teacher_step(teacher, theirs, images)
     return logits, theirs
 
 
@@ -101,10 +104,10 @@ def run_taught(config, arrays):
     live, theirs = load(module, own, jnp.float64), load(teacher, of_teacher, jnp.float64)
     adam, step = _trainer(config, module)
     opt, ours = jax.jit(adam.init)(live["params"]), {}
-    for number, (pictures, labels) in enumerate(_batches(arrays, "in/")):
-        logits, theirs = _taught(teacher, theirs, pictures)
-        (live, opt), (told, gradients) = step(live, opt, pictures, labels, logits)
-        ours |= {f"out/step{number}/{name}": value for name, value in told.items()}
+    for number, (images, labels) in enumerate(_batches(arrays, "in/")):
+        logits, theirs = _teacher_logits(teacher, theirs, images)
+        (live, opt), (outputs, gradients) = step(live, opt, images, labels, logits)
+        ours |= {f"out/step{number}/{name}": value for name, value in outputs.items()}
         if number == 0:
             ours |= {f"grad/{name}": value for name, value in to_torch({"params": gradients}, own).items()}
     ours |= {f"out/params_after_step{number}/{name}": value for name, value in to_torch(live, own).items()}
@@ -124,17 +127,17 @@ def run_peers(config, arrays):
     for task in range(len(config["experiences_A"])):
         for name, peer in ("AB", "BA"):
             opt = jax.jit(adam.init)(live[name]["params"])
-            for number, (pictures, labels) in enumerate(_batches(arrays, f"in/{name}/exp{task}/")):
-                logits, live[peer] = _taught(module, live[peer], pictures)
-                (live[name], opt), (told, _) = step(live[name], opt, pictures, labels, logits)
-                ours |= {f"out/{name}/exp{task}/step{number}/{key}": value for key, value in told.items()}
+            for number, (images, labels) in enumerate(_batches(arrays, f"in/{name}/exp{task}/")):
+                logits, live[peer] = _teacher_logits(module, live[peer], images)
+                (live[name], opt), (outputs, _) = step(live[name], opt, images, labels, logits)
+                ours |= {f"out/{name}/exp{task}/step{number}/{key}": value for key, value in outputs.items()}
     for name, variables in live.items():
         ours |= {f"out/{name}/params_after/{key}": value for key, value in to_torch(variables, state).items()}
     return ours
 
 
 class _Perceptron(nn.Module):
-    """One hidden layer and a classifier, in place of a convolutional network."""
+    """One hidden layer and a classifier instead of a convolutional network."""
 
     hidden: int
     num_classes: int
@@ -176,11 +179,11 @@ def run_simultaneous(config, arrays):
     ]
     place = context(0, classes)
     losses, targets, history = [], [], train(method, variables, batches, [place] * len(batches))
-    for batch, (after, told) in zip(batches, history, strict=True):
+    for batch, (after, outputs) in zip(batches, history, strict=True):
         share = method.exchange.shared_inputs(after, place)
         targets.append([method.st_target(x, i, share, place)[0] for i, x in enumerate(batch["images"])])
-        each = [[told[f"{name}/{what}"] for what in ("class_loss", "student_loss")] for name in method.names]
-        losses.append([[true, taught, true + config["kd_rel"] * taught] for true, taught in each])
+        each = [[outputs[f"{name}/{what}"] for what in ("class_loss", "student_loss")] for name in method.names]
+        losses.append([[cl_loss, st_loss, cl_loss + config["kd_rel"] * st_loss] for cl_loss, st_loss in each])
     ours = {"out/losses_step_learner_cl_st_total": losses, "out/targets_step_learner": targets}
     for i, name in enumerate(method.names):
         params = flatten_dict(history[-1][0][name]["params"], sep="/")

@@ -1,4 +1,4 @@
-"""Runners of the OKDDip fixtures that train: two steps of every method, and whole runs of four epochs."""
+"""Runners of the OKDDip fixtures that train: two steps of every method, and runs of four epochs."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from cdl_jax.methods import kd, okddip, one
 from cdl_jax.methods.base import StreamInfo, join
 from cdl_jax.methods.shared import peer_losses, peers
 from cdl_jax.models.modules.conv import apply
-from tests.parity.programs_okddip import build, context, images, load, to_torch
+from tests.parity.programs_okddip import build, context, load, to_nhwc, to_torch
 from tests.parity.steps_cdl import start, train
 
 
@@ -33,53 +33,53 @@ def _stack(arrays):
     return jnp.stack(arrays, axis=-1)
 
 
-def outputs(method, variables, pictures, train):
+def outputs(method, variables, images, train):
     """({name as the fixtures have it: output}, new running statistics) of a batch."""
-    out, stats, _ = _outputs(method, variables, pictures, train)
+    out, stats, _ = _outputs(method, variables, images, train)
     return out, stats
 
 
-def _outputs(method, variables, pictures, train):
+def _outputs(method, variables, images, train):
     """As `outputs`, and the logits of each network with what its loss needs."""
     key = jax.random.key(0)
     if not isinstance(method, peers.PeerMethod):
         name, module = ("network", method.backbone) if hasattr(method, "backbone") else ("student", method.student)
-        (logits, out), stats = apply(module, variables[name], pictures, train, key)
+        (logits, out), stats = apply(module, variables[name], images, train, key)
         ours = {"logits": logits, "features": out["features"]}
         if name == "student":
-            ours["teacher_logits"], _ = method.teacher.module.apply(variables["teacher"], pictures)
+            ours["teacher_logits"], _ = method.teacher.module.apply(variables["teacher"], images)
         return ours, {name: stats} if train else {}, ({name: logits}, None)
-    seen, told = method.forward(variables, pictures, train, key)
+    seen, mixing = method.forward(variables, images, train, key)
     ours = {"pro": _stack(seen.logits)}
     if "attention" in variables:
         leader = "leader" in method.networks
         attended, led = okddip.split_leader(seen, leader)
         features = okddip.attended_features(seen, leader)
         query, key_ = (features @ variables["attention"]["params"][n]["kernel"] for n in ("query", "key"))
-        ours = {"pro": _stack(attended), "attention": told, "energy": jnp.einsum("bad,bcd->bac", query, key_)}
-        ours["x_m"] = okddip.mix_outputs(told, attended).transpose(0, 2, 1)
+        ours = {"pro": _stack(attended), "attention": mixing, "energy": jnp.einsum("bad,bcd->bac", query, key_)}
+        ours["x_m"] = okddip.mix_outputs(mixing, attended).transpose(0, 2, 1)
         if leader:
             ours["leader"] = led
     elif "gate" in variables:
-        ours |= {"gate": told, "x_m": one.gate_ensemble(seen, told)}
+        ours |= {"gate": mixing, "x_m": one.gate_ensemble(seen, mixing)}
     else:
         ours["x_m"] = _stack(peers.mean_logits_of_others(seen.logits))
     stats = {name: value for name, value in seen.stats.items() if value}
-    return ours, stats, (method.logits(seen, told), (seen, told))
+    return ours, stats, (method.logits(seen, mixing), (seen, mixing))
 
 
-def _forward(method, train, variables, pictures, labels, place):
-    """(outputs, logits by network, named loss terms, diversity by picture) of a batch."""
-    out, _, (logits, seen) = _outputs(method, variables, pictures, train)
-    allowed, apart = place.current(method.info.num_classes), None
+def _forward(method, train, variables, images, labels, place):
+    """(outputs, logits by network, named loss terms, diversity by image) of a batch."""
+    out, _, (logits, seen) = _outputs(method, variables, images, train)
+    allowed, diversity = place.current(method.info.num_classes), None
     if seen is not None:
         value, terms = method.loss_terms(*seen, labels, allowed, place.epoch)
-        apart = method.extra_metrics(logits, labels, place)["diversity"]
+        diversity = method.extra_metrics(logits, labels, place)["diversity"]
     elif "teacher_logits" in out:
         value, terms = kd.loss_and_metrics(method.options, out["logits"], out["teacher_logits"], labels, allowed)
     else:
         value, terms = cross_entropy(out["logits"], labels, allowed), {}
-    return out, logits, {"loss": value, **terms}, apart
+    return out, logits, {"loss": value, **terms}, diversity
 
 
 def _logged(method, terms, logits, labels, prefix):
@@ -108,12 +108,12 @@ def _logged(method, terms, logits, labels, prefix):
 
 
 def _test(method, forward, variables, batches, place):
-    """The program's test metrics: means over batches, the diversity over pictures."""
+    """The program's test metrics: means over batches, the diversity over images."""
     rows, distances = [], []
-    for pictures, labels in batches:
-        _, logits, terms, apart = forward(variables, pictures, labels, place)
+    for images, labels in batches:
+        _, logits, terms, diversity = forward(variables, images, labels, place)
         rows.append(_logged(method, terms, logits, labels, "test"))
-        distances.append(apart)
+        distances.append(diversity)
     ours = {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
     if distances[0] is not None:
         ours["dist"] = np.mean(np.concatenate(distances))
@@ -133,7 +133,7 @@ def _variables(config, arrays):
 
 def _batches(arrays, start_):
     count = sum(name.startswith(start_) and name.endswith("/x") for name in arrays)
-    return [(images(arrays[f"{start_}{i}/x"]), jnp.asarray(arrays[f"{start_}{i}/labels"])) for i in range(count)]
+    return [(to_nhwc(arrays[f"{start_}{i}/x"]), jnp.asarray(arrays[f"{start_}{i}/labels"])) for i in range(count)]
 
 
 def unused(arrays, where):
@@ -154,12 +154,12 @@ def run_step(config, arrays):
     opt, steps = start(update, live), _batches(arrays, "in/step")
     ours = unused(arrays, f"out/after_{len(steps)}_steps/")
     in_training, in_test = (jax.jit(partial(_forward, method, train)) for train in (True, False))
-    for step, (pictures, labels) in enumerate(steps):
+    for step, (images, labels) in enumerate(steps):
         where = f"out/step{step}/"
-        out, logits, *_ = in_training(live, pictures, labels, place)
+        out, logits, *_ = in_training(live, images, labels, place)
         ours |= {where + name: value for name, value in out.items()}
         (live, opt), (total, outcome, gradients, _) = train(
-            update, live, opt, {"images": pictures, "labels": labels}, place
+            update, live, opt, {"images": images, "labels": labels}, place
         )
         terms = {**outcome.metrics, "loss": total}
         renamed = {"true": "true_loss", "group": "group_loss", "total": "loss", "teacher": "teacher_loss"}
@@ -172,8 +172,8 @@ def run_step(config, arrays):
     after = to_torch(_own(live), state, count)
     ours |= {f"out/after_{len(steps)}_steps/{name}": value for name, value in after.items()}
     tests = _batches(arrays, "in/test")
-    for i, (pictures, labels) in enumerate(tests):
-        out, *_ = in_test(live, pictures, labels, place)
+    for i, (images, labels) in enumerate(tests):
+        out, *_ = in_test(live, images, labels, place)
         ours |= {f"out/test{i}/{name}": value for name, value in out.items()}
     return ours | {
         f"out/evaluation/{name}": value for name, value in _test(method, in_test, live, tests, place).items()
@@ -188,9 +188,9 @@ def run_epochs(config, arrays):
     trains, tests = _batches(arrays, "in/train"), _batches(arrays, "in/test")
     for epoch in range(config["epochs"]):
         place, rows = context(config["num_classes"], epoch), []
-        for pictures, labels in trains:
-            _, logits, *_ = in_training(live, pictures, labels, place)
-            batch = {"images": pictures, "labels": labels}
+        for images, labels in trains:
+            _, logits, *_ = in_training(live, images, labels, place)
+            batch = {"images": images, "labels": labels}
             (live, opt), (total, outcome, _, rate) = train(update, live, opt, batch, place)
             rows.append(_logged(method, {**outcome.metrics, "loss": total}, logits, labels, "train"))
         where, tested = f"out/epoch{epoch}/", _test(method, in_test, live, tests, place)

@@ -13,11 +13,11 @@ quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, 
 def train(method, variables, batches, places, phase=0):
     """A list of (variables, metrics) after each of the `batches`, at one of the `places` each, in a phase of a task."""
     updates, history = method.phases[phase].updates, []
-    opt = [u.optimizer.transform.init(split(variables, u.trainable)[0]) for u in updates]
+    opt = [quick(u.optimizer.transform.init)(split(variables, u.trainable)[0]) for u in updates]
 
     @quick
     def step(variables, opt, batch, place):
-        told, after = {}, []
+        metrics, after = {}, []
         for update, state in zip(updates, opt, strict=True):
             trained, rest = split(variables, update.trainable)
             loss = lambda t, u=update, r=rest: u.loss(join(r, t), batch, place)  # noqa: E731
@@ -27,10 +27,10 @@ def train(method, variables, batches, places, phase=0):
             trained = jax.tree.map(lambda p, d, rate=rate: p - rate * d, trained, direction)
             variables = join(rest, trained, outcome.variables)
             after.append(state)
-            told |= outcome.metrics
-        return variables, after, told
+            metrics |= outcome.metrics
+        return variables, after, metrics
 
     for batch, place in zip(batches, places, strict=True):
-        variables, opt, told = step(variables, opt, batch, place)
-        history.append((variables, told))
-    return history
+        variables, opt, metrics = step(variables, opt, batch, place)
+        history.append((variables, metrics))
+    return jax.device_get(history)  # NumPy compares without compiling
