@@ -224,9 +224,8 @@ def run_mixing(config, arrays):
     targets = mixing.soft_labels(arrays["in/labels"], jnp.ones(config["classes"], bool), config["smoothing"])
     weight, box = drawn, arrays["out/cutmix_box_y0y1x0x1"]
     if config["cutmix"]:
-        rows, columns = np.divmod(
-            np.arange(size * size), size
-        )  # the center is not stored: any center that gives their box
+        # The center is not stored: any center that gives their box will do.
+        rows, columns = np.divmod(np.arange(size * size), size)
         box_at = jax.jit(jax.vmap(lambda *center: mixing.cutmix_box(drawn, center, size, size)))
         boxes = np.stack(box_at(rows, columns), axis=1)
         box = boxes[np.abs(boxes - box).sum(axis=1).argmin()]

@@ -71,14 +71,11 @@ def _trainer(config, module):
     def step(variables, opt, images, labels, teacher_logits):
         params = variables["params"]
         gradients, (outputs, stats) = jax.grad(loss, has_aux=True)(params, variables, images, labels, teacher_logits)
-        outputs["grad_norm_before_clip"] = optax.tree.norm(gradients)
+        outputs |= {"grad_norm_before_clip": optax.tree.norm(gradients), "teacher_logits": teacher_logits}
         gradients, _ = clip.update(gradients, clip.init(params))
         direction, opt = adam.update(gradients, opt, params)
         params = optax.apply_updates(params, direction)
-        return ({**variables, **stats, "params": params}, opt), (
-            {**outputs, "teacher_logits": teacher_logits},
-            gradients,
-        )
+        return ({**variables, **stats, "params": params}, opt), (outputs, gradients)
 
     return adam, step
 
