@@ -11,7 +11,12 @@ quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, 
 
 
 def train(method, variables, batches, places, phase=0):
-    """A list of (variables, metrics) after each of the `batches`, at one of the `places` each, in a phase of a task."""
+    """Takes one step on each batch; returns (variables, metrics) after each step, as NumPy arrays.
+
+    Args:
+        places: context of each step.
+        phase: index of the phase of a task. Default: 0.
+    """
     updates, history = method.phases[phase].updates, []
     opt = [quick(u.optimizer.transform.init)(split(variables, u.trainable)[0]) for u in updates]
 
