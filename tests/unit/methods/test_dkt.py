@@ -51,8 +51,24 @@ def build(count=3, **changes):
 
 def batch(count=3, seed=0):
     rng = np.random.default_rng(seed)
-    images = jnp.asarray(rng.normal(size=(count, 6, 2, 2, 3)), jnp.float32)
-    return {"images": images, "labels": jnp.asarray(rng.integers(0, 4, (count, 6)), jnp.int32)}
+    images = rng.normal(size=(count, 6, 2, 2, 3)).astype(np.float32)
+    return {"images": images, "labels": rng.integers(0, 4, (count, 6)).astype(np.int32)}
+
+
+def initial_variables(method):
+    """Draws the variables of a method, as NumPy arrays."""
+    return jax.device_get(quick(lambda key: method.init(key))(jax.random.key(0)))
+
+
+def cl_and_st_logits(method, variables, images, train, step_context):
+    """Computes the logits of both heads of a learner, as NumPy arrays."""
+
+    def forward(variables, images):
+        key = step_context.key if train else None
+        outputs = method.learner(variables, None, images, train, step_context, key)
+        return outputs.cl_logits, outputs.st_logits
+
+    return jax.device_get(quick(forward)(variables, images))
 
 
 def run(method, variables, batches, contexts=None):
@@ -69,7 +85,7 @@ def max_diff(first, second):
 
 @pytest.fixture(scope="module")
 def initial():
-    return build().init(jax.random.key(0))
+    return initial_variables(build())
 
 
 @pytest.mark.parametrize("changes", [{"topology": "none"}, {"kd_rel": 0.0}])
@@ -87,7 +103,7 @@ def test_a_learner_that_receives_nothing_trains_as_a_single_learner(initial, cha
 
 def test_equal_learners_with_equal_batches_stay_equal(initial):
     same = {**initial, **{f"learner_{i}": initial["learner_0"] for i in range(3)}}
-    data = [{name: jnp.stack([x[0]] * 3) for name, x in batch(seed=seed).items()} for seed in (0, 1)]
+    data = [{name: np.stack([x[0]] * 3) for name, x in batch(seed=seed).items()} for seed in (0, 1)]
     after, _ = run(build(), same, data)
     assert max_diff(after["learner_0"], after["learner_1"]) < 1e-6 > max_diff(after["learner_0"], after["learner_2"])
     assert max_diff(after["learner_0"], initial["learner_0"]) > 1e-3
@@ -97,7 +113,7 @@ def test_permuting_the_learners_permutes_the_result(initial):
     order = [2, 0, 1]
     after, _ = run(build(), initial, [batch(), batch(seed=1)])
     swapped = {**initial, **{f"learner_{i}": initial[f"learner_{j}"] for i, j in enumerate(order)}}
-    data = [{name: x[jnp.array(order)] for name, x in batch(seed=seed).items()} for seed in (0, 1)]
+    data = [{name: x[order] for name, x in batch(seed=seed).items()} for seed in (0, 1)]
     other, _ = run(build(), swapped, data)
     for i, j in enumerate(order):
         assert max_diff(other[f"learner_{i}"], after[f"learner_{j}"]) < 1e-5
@@ -118,7 +134,7 @@ def test_for_two_learners_ring_and_full_are_equal(initial):
     results = []
     for topology_ in ("ring", "full"):
         method = build(2, topology=topology_)
-        results.append(run(method, {**method.init(jax.random.key(0)), **two}, [batch(2), batch(2, seed=1)])[0])
+        results.append(run(method, {**initial_variables(method), **two}, [batch(2), batch(2, seed=1)])[0])
     assert max_diff(results[0], results[1]) == 0
 
 
@@ -137,14 +153,12 @@ def test_the_target_is_the_mean_of_the_published_logits(initial):
     _, metrics = run(method, initial, [data])
     for i in range(3):
         answers = [
-            method.learner(initial[f"learner_{j}"], None, data["images"][i], False, step_context, None).cl_logits
+            cl_and_st_logits(method, initial[f"learner_{j}"], data["images"][i], False, step_context)[0]
             for j in range(3)
         ]
         target = (sum(answers) - answers[i]) / 2
-        st = method.learner(
-            initial[f"learner_{i}"], None, data["images"][i], True, step_context, step_context.key
-        ).st_logits
-        assert metrics[0][f"learner_{i}/student_loss"] == pytest.approx(float(jnp.mean((st - target) ** 2)), rel=1e-4)
+        _, st = cl_and_st_logits(method, initial[f"learner_{i}"], data["images"][i], True, step_context)
+        assert metrics[0][f"learner_{i}/student_loss"] == pytest.approx(np.mean((st - target) ** 2), rel=1e-4)
 
 
 def test_learners_train_from_the_task_they_join_until_they_leave(initial):
@@ -170,7 +184,7 @@ def test_without_participation_there_are_no_messages_and_no_targets(initial):
 def test_gossip_moves_weights_towards_the_mean_of_the_peers(initial):
     method = build(exchange_mode="weights", gossip_share=0.5, kd_rel=0.0)
     assert not any(name.endswith("_st") for name in method.networks)
-    variables = method.init(jax.random.key(0))
+    variables = initial_variables(method)
     assert "published" not in variables
     exchange = method.phases[0].updates[0].loss
     outcome = quick(exchange)(variables, batch(), context(0, 2))[1]
@@ -186,12 +200,12 @@ def test_gossip_moves_weights_towards_the_mean_of_the_peers(initial):
 
 def test_logits_of_public_images_are_published_and_stored(initial):
     method = build(exchange_mode="predictions", public=8, public_batch=5, exchange_interval=2)
-    variables, public = method.init(jax.random.key(0)), batch(1, seed=7)["images"][0][:5]
+    variables, public = initial_variables(method), batch(1, seed=7)["images"][0][:5]
     data = [{**batch(seed=seed), "public": public + seed} for seed in (0, 1)]
     after, metrics = run(method, variables, data)
     assert [int(step["messages"]) for step in metrics] == [6, 0] and method.phases[0].num_public == 5
     np.testing.assert_allclose(after["published"]["images"], public)  # of the first step
-    expected = method.learner(variables["learner_1"], None, public, False, context(), None).cl_logits
+    expected, _ = cl_and_st_logits(method, variables["learner_1"], public, False, context())
     np.testing.assert_allclose(after["published"]["logits"][1], expected, atol=1e-5)
     assert method.exchange.message_bytes(after) == 4 * 5 * 4
     assert float(metrics[0]["learner_0/student_loss"]) > 0
@@ -201,19 +215,19 @@ def test_logits_of_a_learner_that_skipped_an_exchange_are_unused(initial):
     """The third learner leaves after the first task: its logits belong to other images."""
     method = build(exchange_mode="predictions", public=8, public_batch=5, leaves=(2, 2, 1))
     data = {**batch(), "public": batch(1, seed=7)["images"][0][:5]}
-    history = train(method, method.init(jax.random.key(0)), [data] * 2, [context(0, 2), context(2, 4, task=1)])
+    history = train(method, initial_variables(method), [data] * 2, [context(0, 2), context(2, 4, task=1)])
     assert [after["exchange"]["announced"].tolist() for after, _ in history] == [[True] * 3, [True, True, False]]
     assert [int(metrics["messages"]) for _, metrics in history] == [6, 2]
     before, (after, metrics) = history[0][0], history[1]
-    st = method.learner(before["learner_0"], None, data["public"], True, context(), None).st_logits
-    expected = jnp.mean((st - after["published"]["logits"][1]) ** 2)  # the second learner alone
+    _, st = cl_and_st_logits(method, before["learner_0"], data["public"], True, context())
+    expected = np.mean((st - after["published"]["logits"][1]) ** 2)  # the second learner alone
     assert float(metrics["learner_0/student_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_random_peers_are_drawn_at_exchanges_only(initial):
     method = build(random_peers=1, exchange_interval=2)
     contexts = [context(0, 2, seed=seed) for seed in range(6)]
-    history = train(method, method.init(jax.random.key(0)), [batch()] * 6, contexts)
+    history = train(method, initial_variables(method), [batch()] * 6, contexts)
     matrices = [np.asarray(after["exchange"]["matrix"]) for after, _ in history]
     for number, matrix in enumerate(matrices):
         assert (np.diag(matrix) == 0).all() and (matrix.sum(axis=1) == 1).all() and set(matrix.ravel()) == {0, 1}
@@ -228,8 +242,8 @@ def test_networks_are_evaluated_in_their_class_orders():
     np.testing.assert_array_equal(label_ranks(method, "learner_1"), [2, 3, 0, 1])
     limited = build(2, stream_order="rotated", classes="current")
     np.testing.assert_array_equal(limited._class_mask(1, context(0, 2)), [False, False, True, True])
-    logits = {name: jnp.eye(4)[jnp.array([0, 1, 2, 2])] for name in method.networks}
-    metrics = method.extra_metrics(logits, jnp.arange(4), context(0, 2))
+    logits = {name: np.eye(4)[[0, 1, 2, 2]] for name in method.networks}
+    metrics = quick(lambda *x: method.extra_metrics(*x))(logits, np.arange(4), context(0, 2))
     # Learner 0 has met classes 0 and 1, learner 1 classes 2 and 3; one and two of the unmet classes are right.
     assert float(metrics["mean/accuracy_on_others_classes"].mean()) == pytest.approx((50 + 100) / 2)
 

@@ -43,21 +43,22 @@ def build(info=INFO, network=TINY, **changes):
 @pytest.fixture(scope="module")
 def data():
     rng = np.random.default_rng(0)
-    return {"images": jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32), "labels": jnp.array([3, 4, 3, 0, 1, 2])}
+    return {"images": rng.normal(size=(6, 8, 8, 3)).astype(np.float32), "labels": np.array([3, 4, 3, 0, 1, 2])}
 
 
 def random_variables(method):
     """Variables of a network that differs from the previous one, after 40 steps."""
-    current, previous = (method.init(jax.random.key(seed)) for seed in (0, 1))
-    memory = {**current["memory"], "steps": jnp.int32(40)}
+    init = quick(lambda key: method.init(key))
+    current, previous = (jax.device_get(init(jax.random.key(seed))) for seed in (0, 1))
+    memory = {**current["memory"], "steps": np.int32(40)}
     return {**current, "previous": previous["network"], "memory": memory}
 
 
 def logits_of_both(method, variables, data):
     """Logits of the network in training mode, and of the previous network in evaluation mode."""
     backbone, key = method.backbone, jax.random.key(0)
-    (current, _), _ = apply(backbone, variables["network"], data["images"], True, key)
-    (previous, _), _ = apply(backbone, variables["previous"], data["images"], False, key)
+    forward = quick(lambda v, train: apply(backbone, v, data["images"], train, key)[0][0], static_argnums=1)
+    current, previous = forward(variables["network"], True), forward(variables["previous"], False)
     return np.asarray(current, np.float64), np.asarray(previous, np.float64)
 
 
@@ -99,8 +100,8 @@ def test_loss_distills_the_previous_network(variables, data, both_logits, kind, 
     loss = method.finetune_loss if tuning else method.loss
     total, outcome = quick(lambda v, b: loss(v, b, step_context))(variables, data)
     distillation = expected_distillation(both_logits, columns, kind)
-    mask = jnp.arange(6) < num_seen  # the classifier has not grown to later classes yet
-    class_loss = float(cross_entropy(jnp.asarray(both_logits[0]), data["labels"], mask))
+    mask = np.arange(6) < num_seen  # the classifier has not grown to later classes yet
+    class_loss = float(quick(cross_entropy)(both_logits[0], data["labels"], mask))
     assert float(outcome.metrics["previous_loss"]) == pytest.approx(distillation, rel=1e-4, abs=1e-6)
     assert float(outcome.metrics["class_loss"]) == pytest.approx(class_loss, rel=1e-4)
     assert float(total) == float(outcome.metrics["loss"]) == pytest.approx(class_loss + 1.5 * distillation, rel=1e-4)
@@ -157,7 +158,7 @@ def test_last_phase_has_equally_many_images_of_each_class():
 
 
 def test_network_that_selects_the_memory_becomes_the_previous_network(variables):
-    rows = jnp.arange(66, dtype=jnp.int32).reshape(6, 11)
+    rows = np.arange(66, dtype=np.int32).reshape(6, 11)
     after = build().update_memory(variables, rows)
     np.testing.assert_array_equal(after["memory"]["rows"], rows)
     assert int(after["memory"]["steps"]) == 40
@@ -167,8 +168,9 @@ def test_network_that_selects_the_memory_becomes_the_previous_network(variables)
 
 def test_teacher_outputs_have_the_smallest_logit_for_unseen_classes(variables, data):
     method, step_context = build(), context(3, 5, task=2)
-    outputs = np.asarray(method.teacher_outputs("network", variables, data["images"], step_context)["logits"])
-    (logits, _), _ = apply(method.backbone, variables["network"], data["images"], False, step_context.key)
+    teacher_outputs = quick(lambda v: method.teacher_outputs("network", v, data["images"], step_context)["logits"])
+    forward = quick(lambda v: apply(method.backbone, v, data["images"], False, step_context.key)[0][0])
+    outputs, logits = jax.device_get((teacher_outputs(variables), forward(variables["network"])))
     np.testing.assert_allclose(outputs[:, :5], logits[:, :5], atol=1e-6)
     np.testing.assert_allclose(outputs[:, 5], logits[:, :5].min(axis=1), atol=1e-6)
     assert np.abs(outputs[:, 5] - logits[:, 5]).max() > 1e-3
@@ -264,11 +266,9 @@ def test_killed_run_resumes_with_the_same_bits(experiment, finished, tmp_path, m
 def test_finished_run_is_a_teacher(experiment, finished):
     teacher = find_teacher(str(finished), "", "same_task", experiment.info, {})
     variables = jax.tree.map(jnp.asarray, teacher.load_pretrained())
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), jnp.float32)
-    outputs = [
-        np.asarray(teacher.outputs(variables, images, context(0, end, task=i))["logits"])
-        for i, end in ((0, 5), (1, 10))
-    ]
+    images = np.random.default_rng(0).normal(size=(6, 32, 32, 3)).astype(np.float32)
+    teacher_outputs = quick(lambda v, step_context: teacher.outputs(v, images, step_context)["logits"])
+    outputs = [np.asarray(teacher_outputs(variables, context(0, end, task=i))) for i, end in ((0, 5), (1, 10))]
     assert np.isfinite(outputs).all() and np.abs(outputs).max() < 100  # small enough for a squared error
     np.testing.assert_allclose(outputs[0][:, 5:], outputs[0][:, :5].min(axis=1, keepdims=True).repeat(5, axis=1))
     assert (np.ptp(outputs[1][:, 5:], axis=1) > 0).all()
