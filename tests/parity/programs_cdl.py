@@ -90,7 +90,7 @@ def context(config, task, epoch=0):
 
 def to_nhwc(array):
     """Converts images `[batch, 3, size, size]` to our layout."""
-    return jnp.asarray(array.transpose(0, 2, 3, 1))
+    return array.transpose(0, 2, 3, 1)
 
 
 def backbone(arrays, prefix, template):
@@ -151,7 +151,7 @@ def load(arrays, prefix, network, distill=None):
         if name is None:
             continue
         array = arrays[prefix + name]
-        flat[path] = jnp.asarray(array.T if path[-1] == "kernel" else array[0] if "add_T" in name else array)
+        flat[path] = array.T if path[-1] == "kernel" else array[0] if "add_T" in name else array
         assert flat[path].shape == old.shape, name
     both = unflatten_dict(flat)
     return both["network"] if distill is None else (both["network"], both["distill"])

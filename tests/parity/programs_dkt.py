@@ -70,7 +70,7 @@ def load(module, state, dtype=jnp.float32):
     for path, leaf in flatten_dict(shapes).items():
         array = from_torch(state[torch_name(path, state)], len(leaf.shape))
         assert array.shape == leaf.shape, path
-        flat[path] = jnp.asarray(array, dtype)
+        flat[path] = np.asarray(array, dtype)
     assert len(flat) == len(state)
     return unflatten_dict(flat)
 

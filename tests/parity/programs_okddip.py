@@ -89,7 +89,7 @@ def context(classes, epoch=0):
 
 def to_nhwc(array):
     """Converts images `[batch, 3, size, size]` to our layout."""
-    return jnp.asarray(array.transpose(0, 2, 3, 1))
+    return array.transpose(0, 2, 3, 1)
 
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -166,7 +166,7 @@ def load(shapes, state, arrays, count=0):
     flat = {}
     for path, old in flatten_dict(shapes).items():
         array = arrays[torch_name(path, state, count)]
-        flat[path] = jnp.asarray(_ours(array) if path[-1] == "kernel" else array)
+        flat[path] = _ours(array) if path[-1] == "kernel" else array
         assert flat[path].shape == old.shape, (path, flat[path].shape, old.shape)
     return unflatten_dict(flat)
 

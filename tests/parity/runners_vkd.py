@@ -194,7 +194,7 @@ def run_regnet(config, arrays):
 
 
 def to_nhwc(array):
-    return jnp.asarray(array.transpose(0, 2, 3, 1))
+    return array.transpose(0, 2, 3, 1)
 
 
 def student_of(config, arrays):
@@ -216,7 +216,7 @@ def from_torch(arrays, shapes, torch_name):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.npz"
         np.savez(path, **state)
-        return jax.tree.map(jnp.asarray, pretrained.load_network(path, shapes, torch_name))
+        return pretrained.load_network(path, shapes, torch_name)
 
 
 def run_mixing(config, arrays):

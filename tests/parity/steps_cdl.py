@@ -90,7 +90,7 @@ def run_student_step(config, arrays):
     opt, ours = start(update, live), {}
     forward = jax.jit(partial(student_out, method), static_argnums=4)
     for step, ending in steps_of(arrays):
-        batch = {"images": to_nhwc(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
+        batch = {"images": to_nhwc(arrays["in/images" + ending]), "labels": arrays["in/labels" + ending]}
         teacher = teacher_outputs(config, arrays, ending, method.info.num_classes)
         where = f"out/step{step}/"
         given, logits, mixed, _ = forward(live, batch["images"], teacher, place, True)
@@ -130,7 +130,7 @@ def run_teacher_step(config, arrays):
     update = method.phases[0].updates[0]
     opt, ours = start(update, live), {}
     for step, ending in steps_of(arrays):
-        batch = {"images": to_nhwc(arrays["in/images" + ending]), "labels": jnp.asarray(arrays["in/labels" + ending])}
+        batch = {"images": to_nhwc(arrays["in/images" + ending]), "labels": arrays["in/labels" + ending]}
         where = f"out/step{step}/"
         query = jax.jit(method.student.query)(live["student"], batch["images"])
         ours[where + "logits"] = forward(live["teacher"], batch["images"], query, place, True)["logits"]
@@ -170,7 +170,7 @@ def run_protocol(config, arrays):
     tasks = sum(name.startswith("in/task") and name.endswith("/images") for name in arrays)
     for task in range(tasks):
         live = begin(method, live, arrays, context(config, task), task)
-        images, labels = to_nhwc(arrays[f"in/task{task}/images"]), jnp.asarray(arrays[f"in/task{task}/labels"])
+        images, labels = to_nhwc(arrays[f"in/task{task}/images"]), arrays[f"in/task{task}/labels"]
         totals, soft, rates = {"teacher": [], "student": []}, [], {"teacher": [], "student": []}
         for phase in phases:
             opt = [start(update, live) for update in phase.updates]

@@ -83,7 +83,7 @@ def _trainer(config, module):
 def _batches(arrays, start):
     count = sum(name.startswith(start + "step") and name.endswith("/x") for name in arrays)
     where = [f"{start}step{i}/" for i in range(count)]
-    return [(to_nhwc(arrays[at + "x"].astype(np.float64)), jnp.asarray(arrays[at + "labels"])) for at in where]
+    return [(to_nhwc(arrays[at + "x"].astype(np.float64)), arrays[at + "labels"]) for at in where]
 
 
 def _teacher_logits(teacher, theirs, images):

@@ -133,7 +133,7 @@ def _variables(config, arrays):
 
 def _batches(arrays, start_):
     count = sum(name.startswith(start_) and name.endswith("/x") for name in arrays)
-    return [(to_nhwc(arrays[f"{start_}{i}/x"]), jnp.asarray(arrays[f"{start_}{i}/labels"])) for i in range(count)]
+    return [(to_nhwc(arrays[f"{start_}{i}/x"]), arrays[f"{start_}{i}/labels"]) for i in range(count)]
 
 
 def unused(arrays, where):
