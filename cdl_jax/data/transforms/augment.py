@@ -246,8 +246,8 @@ def transform_test_image(image: "PIL.Image.Image", options: Mapping[str, Any], s
         if math.prod(shape) > _MAX_PIXELS:  # a narrow image: only the crop is resized
             corner = np.array([left, top]) * (width / shape[1], height / shape[0])
             side = np.array([size * width / shape[1], size * height / shape[0]])
-            chosen = resizing.pillow_filter(resizing.is_bicubic(options["interpolation"]))
-            return np.array(image.resize((size, size), chosen, (*corner, *corner + side)), np.uint8)
+            resampling = resizing.pillow_filter(resizing.is_bicubic(options["interpolation"]))
+            return np.array(image.resize((size, size), resampling, (*corner, *corner + side)), np.uint8)
         resized = resizing.resize_image(image, shape, bool(resizing.is_bicubic(options["interpolation"])))
         return np.array(resized.crop((left, top, left + size, top + size)), np.uint8)
     _check(options["test"], "test", height, width, size)

@@ -50,11 +50,11 @@ def mixup_or_cutmix(
         center = jax.random.randint(keys[1], (2,), 0, jnp.array([height, width]))
         box = cutmix_box(jax.random.beta(keys[2], options["cutmix"], options["cutmix"]), center, height, width)
         candidates["cutmix"] = cutmix_images(images, box), kept_area(box, height, width)
-    chosen = next(iter(candidates.values()))
+    selected = next(iter(candidates.values()))
     if len(candidates) == 2:
         use_cutmix = jax.random.uniform(keys[3]) < options["switch"]
-        chosen = jax.tree.map(lambda a, b: jnp.where(use_cutmix, a, b), candidates["cutmix"], candidates["mixup"])
-    mixed, weight = chosen
+        selected = jax.tree.map(lambda a, b: jnp.where(use_cutmix, a, b), candidates["cutmix"], candidates["mixup"])
+    mixed, weight = selected
     if options["probability"] < 1:
         is_mixed = jax.random.uniform(keys[4]) < options["probability"]
         mixed, weight = jnp.where(is_mixed, mixed, images), jnp.where(is_mixed, weight, 1.0)
@@ -147,7 +147,7 @@ def cutmix(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Applies DKT's CutMix to a batch with some probability.
 
-    Each image receives a box of another image, chosen by a permutation of the batch. The weight, from Beta(1, 1), and
+    Each image receives a box of another image, selected by a permutation of the batch. The weight, from Beta(1, 1), and
     the box are drawn once per batch. DKT's code uses the original `labels` alone. CutMix itself has the loss
     `weight CE(labels) + (1 - weight) CE(other_labels)`.
 

@@ -46,8 +46,8 @@ def load(path, **options):
 def pixels(split):
     """Returns (class, image) of each row, as the loader delivers them."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    source = loaders.make_loader(split, mesh, {}, 32)
-    (item,) = source.test_batches(np.arange(len(split))[None], np.ones((1, len(split)), np.float32))
+    loader = loaders.make_loader(split, mesh, {}, 32)
+    (item,) = loader.test_batches(np.arange(len(split))[None], np.ones((1, len(split)), np.float32))
     return np.asarray(item["images"]), np.asarray(item["labels"])
 
 
@@ -106,8 +106,8 @@ def test_two_archives_in_a_folder_and_worker_processes(tmp_path):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     order = np.array([[3, 0], [1, 2]], np.int32)
     found = [
-        np.concatenate([np.asarray(item["images"]) for item in source.train_batches(order, 0, (0,))])
-        for source in (loaders.make_loader(data.train, mesh, {"workers": workers}, 32) for workers in (0, 1))
+        np.concatenate([np.asarray(item["images"]) for item in loader.train_batches(order, 0, (0,))])
+        for loader in (loaders.make_loader(data.train, mesh, {"workers": workers}, 32) for workers in (0, 1))
     ]
     np.testing.assert_array_equal(found[0], GLYPHS[[9, 3, 1, 2]])
     np.testing.assert_array_equal(found[0], found[1])
