@@ -293,7 +293,7 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
     ("learner", "scheme", "changes", "message"),
     [
         ("coda", "kd", {"learner.pool": 10}, "learner.pool=10 is above 8"),
-        ("coda", "kd", {"learner.pool": 5}, "no multiple of the 2 tasks"),
+        ("coda", "kd", {"learner.pool": 5}, "not a multiple of the 2 tasks"),
         ("coda", "kd", {"learner.pool": 1}, "too small for 2 tasks"),
         ("coda", "kd", {"learner.length": 3}, "learner.length=3 must be even"),
         ("coda", "kd", {"learner.layers": 5}, "the backbone has 2"),
