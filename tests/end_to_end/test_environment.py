@@ -49,7 +49,7 @@ def only_line(err: str) -> str:
         (RuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory"), "out of device memory (INTERNAL: CUDA_"),
         (RuntimeError("can't start new thread"), "the system starts no more threads: raise the limit of processes"),
         (OSError(errno.ENOSPC, "No space left on device", "a.json"), "a.json cannot be written: No space left on dev"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "a file cannot be written: Disk quota exceeded; the same comm"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "a file cannot be written: Disk quota exceeded; correct this"),
         (OSError(errno.EMFILE, "Too many open files", "a.png"), "a.png: Too many open files; raise the limit of open"),
         (RuntimeError("INTERNAL: a fault of the program"), None),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), None),
