@@ -142,19 +142,19 @@ class Checkpoints:
             _check_equal(_checksum(frozen), content["crc32"], "the arrays")
         return frozen
 
-    def save_task(self, task: int, live: Any, record: dict) -> None:
+    def save_task(self, task: int, variables: Any, record: dict) -> None:
         """Saves the state at the end of a task, and returns when it is on disk.
 
         Args:
           task: number of the task.
-          live: the mutable variables.
+          variables: the mutable variables.
           record: the run's record until now, as JSON values.
         """
         self.wait()  # with several processes, two saves at once would wait at each other's barriers
-        self._save(self._tasks, task, live, record)
+        self._save(self._tasks, task, variables, record)
         with _writing(self._tasks_path):
             self._tasks.wait_until_finished()
-        self._check_once(self._tasks_path, self._tasks_path / str(task) / "state", live)
+        self._check_once(self._tasks_path, self._tasks_path / str(task) / "state", variables)
 
     def save_latest(self, step: int, state: Any, record: dict) -> None:
         """Saves the training state within a task, while training continues.
@@ -210,13 +210,13 @@ class Checkpoints:
         """Returns the step of the newest checkpoint within a task, None if there is none."""
         return self._latest.latest_step() if self._latest_path.exists() else None
 
-    def restore_newest(self, live: Any, state: Any) -> tuple[dict, Any, bool] | None:
+    def restore_newest(self, variables: Any, state: Any) -> tuple[dict, Any, bool] | None:
         """Restores the newest checkpoint that is intact.
 
         Newer corrupt checkpoints are moved to `checkpoints/damaged`, with a log line for each.
 
         Args:
-          live: shapes, dtypes and shardings of the variables after a task.
+          variables: shapes, dtypes and shardings of the variables after a task.
           state: shapes, dtypes and shardings of the training state within a task.
 
         Returns:
@@ -235,7 +235,7 @@ class Checkpoints:
                 if steps is tasks and latest and latest[-1] > record["step"]:
                     manager, steps = self._latest, latest
                     record = self._record(manager, steps[-1])
-                restored = self._restore(manager, steps[-1], live if steps is tasks else state)
+                restored = self._restore(manager, steps[-1], variables if steps is tasks else state)
             except CorruptCheckpointError as error:
                 damaged.append((manager, steps.pop(), error))
             else:

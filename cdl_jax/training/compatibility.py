@@ -39,7 +39,7 @@ def check_batches(config, method: Method, mesh, plans: tuple[BatchPlan, ...], se
     plan = plans[0]
     for phase in method.phases:
         plan.check(phase)
-        sharding.check_batch(mesh, plan.images_per_step(phase), "train.batch_size, and what joins it:")
+        sharding.check_batch(mesh, plan.images_per_step(phase), "train.batch_size, and the images that join a batch:")
         _check_last_batches(config, mesh, plan, phase)
     for other, seed in zip(plans, seeds, strict=True):
         if (task := plan.first_mismatch(other, method.phases)) is not None:
