@@ -170,7 +170,8 @@ def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
     for part in filter(None, (text or "").split(",")):
         key, separator, value = part.partition("=")
         if not separator or key not in defaults:
-            raise UserError(f"config argument {part!r} is unknown: {plugins.did_you_mean(key, defaults)}")
+            source = f"choose a data source by --config.data.name={value or 'NAME'}; " if key == "data" else ""
+            raise UserError(f"config argument {part!r} is unknown: {source}{plugins.did_you_mean(key, defaults)}")
         kind = type(defaults[key])
         try:
             values[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)

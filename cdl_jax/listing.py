@@ -12,7 +12,7 @@ _SECTIONS = (
     ("methods (config.method)", "methods"),
     ("learners (argument learner)", "models.prompts"),
     ("distillation schemes (argument distill)", "distill"),
-    ("data sources (argument data)", "data.sources"),
+    ("data sources (--config.data.name)", "data.sources"),
     ("network families (config.<network>.family)", "models"),
 )
 

@@ -75,10 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         _print_error("interrupted")
         return 130
     except Exception as error:
+        from cdl_jax import plugins
         from cdl_jax.runtime import environment
 
         console.discard_stdout()
-        line = environment.explain_error(error)
+        line = environment.explain_error(error) or plugins.explain_error(error)
         if line is None:
             raise
         _print_error(line)

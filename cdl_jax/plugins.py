@@ -8,7 +8,10 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import TypeVar
@@ -32,6 +35,9 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
     "published": {"build": ""},
 }
 _NULLABLE = ("torch_name",)  # parts of a contract that may be None
+
+# Files of the plug-ins that users brought, whose errors are theirs.
+_USER_FILES: set[str] = set()
 
 # Option, flag or name -> what other projects call it, in lower case. The first known one is suggested.
 _SYNONYMS = {
@@ -133,10 +139,29 @@ def load_plugin(folder: str, name: str) -> ModuleType:
     if "." not in name:
         if name in list_plugins(folder):
             return importlib.import_module(f"cdl_jax.{folder}.{name}")
-    elif module := _import_user_module(name):
+    else:
+        module = _import_user_module(name)
+        if module is None:
+            raise UnknownPluginError(
+                f"no module {name!r} in {folder}: {name.replace('.', '/')}.py is neither in the current folder nor on "
+                f"the Python path; {did_you_mean(name.split('.')[-1], list_plugins(folder))}"
+            )
         _check_contract(module, folder, name)
         return module
     raise UnknownPluginError(f"no module {name!r} in {folder}: {did_you_mean(name, list_plugins(folder))}")
+
+
+def explain_error(error: BaseException) -> str | None:
+    """Returns one line for an error that was raised by a user's plug-in, None for any other error.
+
+    The line has the file and the last line of the plug-in in the traceback, and the beginning of the error's text.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    path = next((frame.filename for frame in reversed(frames) if frame.filename in _USER_FILES), None)
+    if path is None:
+        return None
+    text = " ".join(one_line_traceback(error, path).split())
+    return f"plug-in {path}{text if len(text) <= 400 else text[:400] + ' ...'}"
 
 
 def _import_user_module(name: str) -> ModuleType | None:
@@ -146,10 +171,13 @@ def _import_user_module(name: str) -> ModuleType | None:
       UserError: the module, or a package that contains it, fails while it is imported.
     """
     path = name
+    if (folder := os.getcwd()) not in sys.path:  # an installed command starts without it
+        sys.path.append(folder)
     try:
         if not all(name.split(".")) or (spec := importlib.util.find_spec(name)) is None:
             return None
         path = spec.origin or name
+        _USER_FILES.add(path)
         return importlib.import_module(name)
     except UserError:
         raise

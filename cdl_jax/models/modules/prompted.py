@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.models import vit
-from cdl_jax.models.prompts.base import Pool
+from cdl_jax.models.prompts.base import Pool, Selection
 
 Variables = Mapping[str, Any]
 
@@ -86,6 +87,7 @@ class PromptedNetwork:
           The outputs of `models.vit.ViT` by name, with `logits` `[batch, classes]` and `prompts`, the `Selection`.
         """
         selection = self.prompts.apply(_module_variables(variables, "prompts"), query, context, train)
+        check_selection(selection, self.prompts, len(images), self.backbone.depth)
         prompts = selection.prompts if inputs is None else vit.merge_prompts(inputs.prompts, selection.prompts)
         tokens = {} if inputs is None else {"first_tokens": inputs.first_tokens, "last_tokens": inputs.last_tokens}
         tokens["prompt_tokens"] = selection.tokens
@@ -95,6 +97,42 @@ class PromptedNetwork:
         out["logits"] = self.head.apply(_module_variables(variables, "head"), features)
         out["prompts"] = selection
         return out
+
+
+def check_selection(selection: Any, pool: Pool, batch: int, depth: int) -> None:
+    """Checks what a pool returns, while it is traced.
+
+    Args:
+      selection: the return value of the pool.
+      pool: named in messages.
+      batch: number of images.
+      depth: number of blocks of the backbone.
+
+    Raises:
+      UserError: it is not a `Selection` of prompts for existing blocks, with a scalar loss and one row an image.
+    """
+    name = f"learner {type(pool).__module__}.{type(pool).__name__}"
+    if not isinstance(selection, Selection):
+        raise UserError(f"{name} must return a models.prompts.base.Selection, but returns {type(selection).__name__}")
+    for layer, prompt in selection.prompts.items():
+        if not isinstance(prompt, vit.Prompt):
+            raise UserError(f"{name}: prompts[{layer!r}] must be a models.vit.Prompt, but is {type(prompt).__name__}")
+        if layer not in range(depth):
+            raise UserError(f"{name}: prompts has block {layer!r}, but the backbone has blocks 0 to {depth - 1}")
+        for part in (*(prompt.prefix or ()), *(prompt.suffix or ())):
+            if part.ndim != 3 or part.shape[0] not in (1, batch):
+                raise UserError(
+                    f"{name}: keys and values of block {layer} must be [batch, length, dim] with batch {batch}, but "
+                    f"are {list(part.shape)}"
+                )
+    if jnp.shape(selection.loss) != ():
+        raise UserError(f"{name}: the loss must be a scalar, but has the shape {list(jnp.shape(selection.loss))}")
+    for layer, counts in selection.selected.items():
+        if counts.ndim != 2 or counts.shape[0] != batch:
+            raise UserError(
+                f"{name}: selected[{layer!r}] must be [batch, pool_size] with batch {batch}, but is "
+                f"{list(counts.shape)}"
+            )
 
 
 def _module_variables(variables, part):

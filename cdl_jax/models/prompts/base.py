@@ -166,4 +166,4 @@ def check_layers(layers: int, depth: int, option: str) -> None:
       UserError: it has fewer, or none is prompted. The message names the option.
     """
     if not 0 < layers <= depth:
-        raise UserError(f"{option} prompts {layers} blocks, the backbone has {depth}: choose 1 to {depth}")
+        raise UserError(f"{option}={layers}: the backbone has depth {depth}: choose 1 to {depth}")

@@ -209,7 +209,7 @@ def rows_per_task(pool_size: int, num_tasks: int, width: int, option: str) -> in
         raise UserError(f"{option}={pool_size} is too small for {num_tasks} tasks: choose at least one row a task")
     if pool_size > width:
         raise UserError(
-            f"{option}={pool_size} is above {width}, the width of its rows: at most {width} rows can be orthogonal"
+            f"{option}={pool_size} is above {width}, the dim of its rows: at most {width} rows can be orthogonal"
         )
     return pool_size // num_tasks
 

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from cdl_jax import config, plugins
+from cdl_jax import config, main, plugins
 from cdl_jax.errors import UserError
 
 
@@ -202,3 +202,45 @@ def test_every_synonym_belongs_to_a_key_a_flag_or_a_name():
 
 def test_an_empty_name_is_not_suggested():
     assert plugins.did_you_mean("xyz", ["", "naive"]) == "known: naive"
+
+
+def test_an_error_in_a_users_plug_in_is_one_line_with_its_place(user_package, capsys, tmp_path):
+    learner = (
+        "import jax\n"
+        "from cdl_jax.models.prompts.base import Pool, Selection\n"
+        "OPTIONS = {}\n\n\n"
+        "class Mine(Pool):\n"
+        "    def __call__(self, query, context, train):\n"
+        "        if context.task:\n"
+        "            pass\n"
+        "        return Selection({}, 0.0, {})\n\n\n"
+        "def build(options, *, dim, key_dim, depth, num_tasks):\n"
+        "    return Mine()\n"
+    )
+    source = "OPTIONS = {}\n\n\ndef load(options):\n    return {}['images']\n"
+    user_package(learner=learner, source=source)
+    common = ["--workdir", str(tmp_path / "run"), "--mode", "describe"]
+    tiny = "tests/end_to_end/tiny.py:distill=none"
+    for flags, file, line, text in (
+        ([f"{tiny},learner=userpart.learner"], "learner.py", 8, "TracerBoolConversionError"),
+        ([tiny, "--config.data.name=userpart.source"], "source.py", 5, "KeyError: 'images'"),
+    ):
+        assert main.main(["--config", *flags, *common]) == 2
+        (message,) = capsys.readouterr().err.splitlines()
+        assert message.startswith(f"cdl_jax: plug-in {tmp_path / 'userpart' / file}, line {line}: {text}"), message
+
+
+def test_a_module_that_is_found_nowhere_is_named_as_a_file():
+    with pytest.raises(
+        UserError, match=r"no module 'mine.cosine' in distill: mine/cosine.py is neither in the current"
+    ):
+        plugins.load_plugin("distill", "mine.cosine")
+
+
+def test_a_users_module_lies_in_the_current_folder(tmp_path, monkeypatch):
+    """An installed command starts without the current folder on the Python path."""
+    (tmp_path / "minehere").mkdir()
+    (tmp_path / "minehere" / "scheme.py").write_text("from cdl_jax.distill.kd import OPTIONS, build\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert plugins.load_plugin("distill", "minehere.scheme").__file__ == str(tmp_path / "minehere" / "scheme.py")
