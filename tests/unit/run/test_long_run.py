@@ -42,8 +42,8 @@ def looks(tmp_path_factory):
     """What this process holds after each task of a run, with three checkpoints a task."""
     folder, seen, save = tmp_path_factory.mktemp("long"), [], loop.Checkpoints.save_task
 
-    def saved(self, task, live, record):
-        save(self, task, live, record)
+    def saved(self, task, variables, record):
+        save(self, task, variables, record)
         gc.collect()
         arrays = jax.live_arrays()
         seen.append(
@@ -57,7 +57,7 @@ def looks(tmp_path_factory):
             }
         )
 
-    long_run.pictures(folder / "noise.npz", TASKS)
+    long_run.noise_file(folder / "noise.npz", TASKS)
     config = long_run.configured(folder / "noise.npz", TASKS)
     config.log.report = False
     with pytest.MonkeyPatch.context() as patch:

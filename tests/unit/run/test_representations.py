@@ -90,13 +90,13 @@ def test_batches_are_full_and_have_images_of_all_tasks():
                 "b": {"x": np.ones((8, 2)), "y": asked[-1] % 7},
             }
 
-    found = representations._alignment(told, np.arange(100, 130), 8)
+    found = representations._compare_layers(told, np.arange(100, 130), 8)
     assert found["images"] == 24 and [len(rows) for rows in asked] == [8] * 3
     assert len(set(np.concatenate(asked))) == 24
     assert all(rows.min() < 105 and rows.max() > 124 for rows in asked)
     assert found["layers"] == {"a": ["x"], "b": ["x", "y"]}
     assert found["pairs"]["a/b"][0][0] is None and found["pairs"]["b/b"][1][1] == pytest.approx(1)
-    assert representations._alignment(told, np.arange(3), 8) == {}
+    assert representations._compare_layers(told, np.arange(3), 8) == {}
 
 
 def test_layers_are_compared_without_scikit_learn(analyzed, monkeypatch):
