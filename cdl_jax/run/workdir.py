@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -17,6 +18,13 @@ from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 from cdl_jax.run import fingerprints
 from cdl_jax.runtime import files
+
+# Unfinished files of this program, `.<name>.<process id>` and for weights with `.tmp` behind it.
+_UNFINISHED = re.compile(
+    r"\.(?:(?:(?:config|results|nonfinite|analysis)\.json|report\.html|metrics\.jsonl|features_\w+\.svg)\.[0-9]+"
+    r"|\w+\.npz\.[0-9]+\.tmp)",
+    re.ASCII,
+)
 
 
 @contextmanager
@@ -40,8 +48,7 @@ def locked(workdir: Path):
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         for folder in (workdir, *workdir.glob("seed_*")):
-            for left in folder.glob(".*.[0-9]*"):  # unfinished files of a killed process
-                left.unlink(missing_ok=True)
+            _remove_unfinished_files(folder)
         try:
             yield
         finally:
@@ -51,6 +58,14 @@ def locked(workdir: Path):
                 for folder in parents:
                     with suppress(OSError):  # another process has written there
                         folder.rmdir()
+
+
+def _remove_unfinished_files(folder):
+    """Removes the files that a killed process had not finished; all other files of the folder may be the user's."""
+    for path in folder.glob(".*"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with suppress(OSError):  # a file of another user is harmless
+                path.unlink()
 
 
 def _locked_file(workdir):

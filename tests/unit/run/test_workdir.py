@@ -101,6 +101,32 @@ def test_unfinished_files_of_a_killed_process_are_removed(tmp_path):
         assert list((tmp_path / "seed_3").iterdir()) == []
 
 
+def test_the_files_and_folders_of_the_user_stay(tmp_path):
+    (tmp_path / "seed_0").mkdir()
+    (tmp_path / "seed_notes").write_text("")
+    names = [
+        ".notes.2024",
+        ".python.3.12",
+        ".results.json.2024-bak",
+        ".config.json.1.orig",
+        ".results.json.",
+        ".env.1x",
+    ]
+    names += [".data.npz.7", ".results.csv.7", ".features_x.png.7", "results.json.7"]
+    users = [folder / name for folder in (tmp_path, tmp_path / "seed_0") for name in names]
+    for path in users:
+        path.write_text("mine")
+    (tmp_path / ".results.json.12").mkdir()
+    (tmp_path / ".report.html.12").symlink_to(users[0])
+    begun = [".config.json.1", ".metrics.jsonl.22", ".nonfinite.json.3", ".analysis.json.4", ".features_teacher.svg.5"]
+    for name in begun:
+        (tmp_path / name).write_text("{")
+    with workdir.locked(tmp_path):
+        assert [path for path in users if path.read_text() != "mine"] == []
+        assert (tmp_path / ".results.json.12").is_dir() and (tmp_path / ".report.html.12").is_symlink()
+        assert [name for name in begun if (tmp_path / name).exists()] == []
+
+
 def test_a_seed_of_an_unfinished_run_of_several_is_no_run_of_its_own(tmp_path):
     whole, own = tmp_path / "run", tmp_path / "run" / "seed_3"
     own.mkdir(parents=True)
