@@ -115,6 +115,8 @@ class Config(ml_collections.ConfigDict):
     def __setitem__(self, key, value):
         path = f"{self._prefix}{key}"
         if isinstance(value, dict | ml_collections.ConfigDict):
+            if self.is_type_safe and key in self and not isinstance(self[key], ml_collections.ConfigDict):
+                raise UserError(f"config.{path} is one value, not a section: set it to a value such as {self[key]!r}")
             value = Config(value, self.is_type_safe, path + ".")
         elif not isinstance(value, ml_collections.FieldReference):
             value = _convert(path, value, self[key]) if key in self and self.is_type_safe else _to_python(value)
@@ -128,17 +130,36 @@ def _convert(path, value, old):
       UserError: the value is of another kind.
     """
     new, kind = _to_python(value), type(old)
-    if kind is str and isinstance(new, tuple) and new and all(type(item) is int for item in new):
-        return ",".join(map(str, new))  # class ids
+    if isinstance(old, ml_collections.ConfigDict):
+        raise _section_error(path, value, old)
+    if path == "data.class_order" and isinstance(new, tuple) and new and all(type(item) is int for item in new):
+        return ",".join(map(str, new))
     if kind is tuple and isinstance(value, list | np.ndarray):
         return new if isinstance(new, tuple) else (new,)
     if kind is int and type(new) is float and new.is_integer():
         return int(new)
     if kind is float and type(new) is int:
         return float(new)
-    if old is None or isinstance(new, kind) and (type(new) is bool) == (kind is bool):
+    if _has_type(new, old):
         return new
     raise UserError(f"config.{path}={value!r} must be of type {kind.__name__}, as {old!r} is")
+
+
+def _has_type(value, default):
+    """Returns whether a value has the type of an option's default; a number without a point may be a float."""
+    kinds = {float: (float, int), tuple: (tuple, list), list: (tuple, list)}.get(type(default), type(default))
+    if isinstance(value, tuple | list) and not all(
+        isinstance(item, int | float | str | tuple | list) for item in value
+    ):
+        return False
+    return default is None or isinstance(value, kinds) and (type(value) is bool) == (type(default) is bool)
+
+
+def _section_error(path, value, section):
+    option = next(iter(flatten(section, f"{path}.")), f"{path}.NAME")
+    return UserError(
+        f"config.{path}={value!r} replaces a section of options by one value: set its options, such as config.{option}"
+    )
 
 
 def _to_python(value):
@@ -169,6 +190,8 @@ def arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
     values = dict(defaults)
     for part in filter(None, (text or "").split(",")):
         key, separator, value = part.partition("=")
+        if not separator and key in defaults:
+            raise UserError(f"config argument {key!r} has no value: write {key}=VALUE, such as {key}={defaults[key]}")
         if not separator or key not in defaults:
             source = f"choose a data source by --config.data.name={value or 'NAME'}; " if key == "data" else ""
             raise UserError(f"config argument {part!r} is unknown: {source}{plugins.did_you_mean(key, defaults)}")
@@ -221,22 +244,33 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: a key is unknown, with a suggestion, an option is missing, or a choice does not fit the others.
     """
+    from cdl_jax import optim
+    from cdl_jax.data import stream
+    from cdl_jax.data.transforms import augment
+
     flat = flatten(config)
     for key in ("method", "data.name"):
         if not isinstance(flat.get(key), str):
             raise UserError(f"config.{key} is missing: begin the config with cdl_jax.config.default(...)")
     rebuilt = _rebuild(config, flat)
     known = flatten(rebuilt)
+    everywhere = flatten({**DEFAULTS, "data": stream.OPTIONS, "augment": augment.OPTIONS, "optim": optim.OPTIONS})
     choices = {"data": "data.name"} | {key.split(".")[0]: key for key in flat if key.endswith((".family", ".name"))}
     choices.pop("optim", None)
     user_networks = tuple(
         f"{section}." for section, key in choices.items() if key.endswith("family") and "." in str(flat[key])
     )
+    _check_structure(config, rebuilt, user_networks)
     for key in sorted(known.keys() ^ flat.keys(), key=lambda key: (key in flat, key)):
         section = key.split(".")[0]
         choice = choices.get(section, "method")
         if key.startswith(user_networks):
             continue
+        if key in everywhere:
+            raise UserError(
+                f"config.{key} is missing, an option of config.{choice}={flat[choice]!r} and of every config: begin "
+                "the config with cdl_jax.config.default(...), and delete none of its keys"
+            )
         if key in known:
             raise UserError(
                 f"config.{key} is missing, an option of config.{choice}={flat[choice]!r}: the config has the options "
@@ -245,9 +279,45 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
             )
         owner = f" of config.{choice}={flat[choice]!r}" if section in choices else ""
         raise UserError(f"unknown key config.{key}{owner}: {plugins.did_you_mean(key, known)}")
-    for section in config:  # an empty section has no keys
-        if section not in rebuilt:
-            raise UserError(f"unknown key config.{section}: {plugins.did_you_mean(section, rebuilt)}")
+    _check_empty_sections(config, rebuilt, user_networks)
+    for key, default_value in known.items():
+        if key in flat and not _has_type(flat[key], default_value):
+            kind = "tuple" if isinstance(default_value, list) else type(default_value).__name__
+            raise UserError(f"config.{key}={flat[key]!r} must be of type {kind}, such as {default_value!r}")
+
+
+def _check_structure(config, rebuilt, exempt, prefix=""):
+    """Raises UserError where one value stands for a section, or a section for one value."""
+    for key, value in rebuilt.items():
+        path = f"{prefix}{key}"
+        if key not in config or f"{path}.".startswith(exempt):
+            continue
+        is_section = hasattr(config[key], "items")
+        if hasattr(value, "items") and not is_section:
+            raise _section_error(path, config[key], value)
+        if is_section and not hasattr(value, "items"):
+            raise UserError(f"config.{path} is one value, not a section: set it to a value such as {value!r}")
+        if is_section:
+            _check_structure(config[key], value, exempt, f"{path}.")
+
+
+def _check_empty_sections(config, rebuilt, exempt, prefix=""):
+    """Raises UserError for an unknown section, which has no keys that the comparison of keys finds if it is empty."""
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if not hasattr(value, "items") or f"{path}.".startswith(exempt):
+            continue
+        if key not in rebuilt:
+            raise UserError(
+                f"unknown key config.{path}: {plugins.did_you_mean(path, [*_sections(rebuilt), *flatten(rebuilt)])}"
+            )
+        _check_empty_sections(value, rebuilt[key], exempt, f"{path}.")
+
+
+def _sections(config, prefix=""):
+    """Returns the names of all sections, such as "train" and "train.early_stopping"."""
+    own = {f"{prefix}{key}": value for key, value in config.items() if hasattr(value, "items")}
+    return [*own, *(name for key, value in own.items() for name in _sections(value, f"{key}."))]
 
 
 def _rebuild(config, flat):
@@ -419,7 +489,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if hasattr(value, "items"):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple | list) else value
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple | list) else value
     return flat
 
 
@@ -462,12 +532,14 @@ def read(workdir: Path, as_stored: bool = False) -> dict | None:
       UserError: the file is damaged.
     """
     path = workdir / "config.json"
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise ValueError("no config in it")
         return content if as_stored else {**content, "config": _upgrade(content["config"])}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): restore it or choose another --workdir") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it or choose another --workdir") from None

@@ -5,6 +5,7 @@ import json
 import runpy
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -38,7 +39,7 @@ def test_arguments_have_the_types_of_their_defaults():
     ("text", "message"),
     [
         ("lerner=l2p", "config argument 'lerner=l2p' is unknown: did you mean 'learner'? known: deep, learner, seed"),
-        ("learner", "config argument 'learner' is unknown: did you mean 'learner'? known: deep, learner, seed"),
+        ("learner", "config argument 'learner' has no value: write learner=VALUE, such as learner=l2p"),
         ("seed=1.5", "config argument seed='1.5' is not of type int"),
         ("deep=yes", "config argument deep='yes' is not of type bool"),
     ],
@@ -158,6 +159,9 @@ def test_a_stored_config_is_read_or_reported_as_damaged(tmp_path):
     assert config.read(tmp_path) == {"config": {"seed": 4}}
     (tmp_path / "config.json").write_text('{"config": {"se')
     assert refusal(config.read, tmp_path).startswith(f"{tmp_path / 'config.json'} is damaged (")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    assert refusal(config.read, tmp_path).startswith(f"{tmp_path / 'config.json'} cannot be read (Is a directory)")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +203,7 @@ def test_values_of_python_numpy_and_pathlib_are_converted_to_the_type_of_the_opt
         ("epochs", None, "int"),
         ("last_batch", 3, "str"),
         ("last_batch", (0.5, 1.0), "str"),
+        ("last_batch", (1, 2), "str"),
     ],
 )
 def test_a_value_of_another_type_is_refused_at_its_assignment(default, key, value, kind):
@@ -207,9 +212,63 @@ def test_a_value_of_another_type_is_refused_at_its_assignment(default, key, valu
     assert message.startswith(f"config.train.{key}={' '.join(repr(value).split())} must be of type {kind}, as ")
 
 
+def test_class_ids_become_text_only_for_the_class_order(default):
+    changed = default.copy_and_resolve_references()
+    for section, key in (("data", "path"), ("optim", "name"), ("teacher", "weights")):
+        assert f"config.{section}.{key}=(1, 2) must be of type str" in refusal(changed[section].update, {key: (1, 2)})
+    assert "config.method=(3,) must be of type str" in refusal(changed.update, {"method": (3,)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("log.report", "false", "config.log.report='false' must be of type bool, such as True"),
+        ("log.report", 1, "config.log.report=1 must be of type bool, such as True"),
+        ("optim.learning_rate", True, "config.optim.learning_rate=True must be of type float, such as 0.001"),
+        ("train.epochs", "3", "config.train.epochs='3' must be of type int, such as 20"),
+        ("train.epochs", 3.0, "config.train.epochs=3.0 must be of type int, such as 20"),
+        ("train.epochs", None, "config.train.epochs=None must be of type int, such as 20"),
+        ("teacher.weights", None, "config.teacher.weights=None must be of type str, such as ''"),
+        ("seeds", "0,1", "config.seeds='0,1' must be of type tuple, such as []"),
+        ("seeds", (None,), "config.seeds=[None] must be of type tuple, such as []"),
+        ("seeds", ({0: 1},), "config.seeds=[{0: 1}] must be of type tuple, such as []"),
+        ("train.foo", {}, "unknown key config.train.foo: "),
+        ("distill.foo", {"bar": {}}, "unknown key config.distill.foo: "),
+        ("train.early_stoping", {}, "unknown key config.train.early_stoping: did you mean 'train.early_stopping'?"),
+        ("train", 3, "config.train=3 replaces a section of options by one value: set its options, such as config.tr"),
+        ("train.early_stopping", 3, "config.train.early_stopping=3 replaces a section of options by one value"),
+        ("seed", {}, "config.seed is one value, not a section: set it to a value such as 0"),
+        ("seed", {"a": 1}, "config.seed is one value, not a section: set it to a value such as 0"),
+    ],
+)
+def test_the_types_of_a_plain_config_are_checked(default, key, value, message):
+    plain = default.to_dict()
+    *sections, name = key.split(".")
+    section = plain
+    for part in sections:
+        section = section[part]
+    section[name] = value
+    assert refusal(config.check_keys, ml_collections.ConfigDict(plain, type_safe=False)).startswith(message)
+    assert refusal(config.check_keys, config.Config(plain, type_safe=False)).startswith(message)
+
+
+def test_a_plain_config_of_the_defaults_is_accepted(default):
+    plain = ml_collections.ConfigDict(default.to_dict(), type_safe=False)
+    plain.optim.learning_rate, plain.seeds = 1, [0, 1]
+    config.check_keys(plain)
+
+
+def test_a_section_and_a_value_do_not_replace_each_other(default):
+    changed = default.copy_and_resolve_references()
+    message = refusal(setattr, changed, "train", 3)
+    assert message.startswith("config.train=3 replaces a section of options by one value: set its options, such as ")
+    assert refusal(setattr, changed, "seed", {"a": 1}).startswith("config.seed is one value, not a section")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("del config.seed", "config.seed is missing, an option of config.method='cdl' and of every config: begin the "),
         ("config.train.epoch = 1", "unknown key config.train.epoch: did you mean 'train.epochs'?"),
         (
             "config.distill.tempreature = 4.0",
