@@ -70,6 +70,41 @@ def tiff(values, bits, *, order="<", photometric=1, kind=1):
     return magic + struct.pack(order + "I", end) + data + ifd + b"\0\0\0\0" + tail
 
 
+def tiff_of_parts(
+    values, *, rows=0, side=0, planes=1, photometric=1, order="<", compressed=False, kind=1, orientation=1
+):
+    """Returns a TIFF of strips of `rows` rows or square tiles of `side` pixels, of values of any dtype."""
+    values = values.reshape(*values.shape[:2], -1)
+    height, width, channels = values.shape
+    bits = 8 * values.itemsize
+    step = (side, side) if side else (rows or height, width)
+    padded = np.pad(values, [(0, -height % side), (0, -width % side), (0, 0)]) if side else values
+    layers = [padded] if planes == 1 else [padded[..., k] for k in range(channels)]
+    parts = [
+        layer[y : y + step[0], x : x + step[1]].astype(values.dtype.newbyteorder(order)).tobytes()
+        for layer in layers
+        for y in range(0, height, step[0])
+        for x in range(0, width, step[1])
+    ]
+    parts = [zlib.compress(part) for part in parts] if compressed else parts
+    sizes = [len(part) for part in parts]
+    offsets = [8 + sum(sizes[:k]) for k in range(len(sizes))]
+    tags = {256: [width], 257: [height], 258: [bits] * channels, 259: [8 if compressed else 1], 262: [photometric]}
+    tags |= {274: [orientation], 277: [channels], 284: [planes], 339: [kind] * channels}
+    tags |= {322: [side], 323: [side], 324: offsets, 325: sizes} if side else {273: offsets, 278: [step[0]], 279: sizes}
+    start = 8 + sum(sizes) + sum(sizes) % 2
+    ifd, tail = struct.pack(order + "H", len(tags)), b""
+    for tag, numbers in sorted(tags.items()):
+        data = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(data) > 4:
+            place = start + 2 + 12 * len(tags) + 4 + len(tail)
+            tail, data = tail + data, struct.pack(order + "I", place)
+        ifd += struct.pack(order + "HHI", tag, 4, len(numbers)) + data
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    body = b"".join(parts) + bytes(sum(sizes) % 2)
+    return magic + struct.pack(order + "I", start) + body + ifd + bytes(4) + tail
+
+
 def pixels(content):
     image = decoding.decode(content)
     assert image.mode == "RGB"
@@ -160,6 +195,79 @@ def test_alpha_is_dropped_and_colors_stay():
             warnings.simplefilter("error")
             found = pixels(encoded(palette, "PNG", **options))
         assert found.tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
+
+
+GRAY = np.random.default_rng(2).integers(0, 256, (10, 20), np.uint8)
+COLOR16 = np.random.default_rng(3).integers(0, 65536, (40, 33, 3)).astype(np.uint16)
+SHOWN16 = np.rint(COLOR16 / 257).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_tag_of_a_tiff_has_no_effect(tmp_path, orientation):
+    for values, photometric, shown in [(GRAY, 1, GRAY), (COLOR16[..., 0], 1, SHOWN16[..., 0]), (COLOR16, 2, SHOWN16)]:
+        for compressed in (False, True):
+            content = tiff_of_parts(values, photometric=photometric, compressed=compressed, orientation=orientation)
+            (tmp_path / "a.tif").write_bytes(content)
+            for found in (pixels(content), np.asarray(decoding.decode(tmp_path / "a.tif"))):
+                assert found.shape[:2] == shown.shape[:2]
+                assert (found == shown.reshape(*shown.shape[:2], -1)).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_an_orientation_tag_of_exif_has_no_effect(form):
+    exif = Image.Exif()
+    exif[274] = 6
+    flat = np.full((3, 5, 3), 90, np.uint8)
+    assert pixels(encoded(Image.fromarray(flat), form, exif=exif)).shape == (3, 5, 3)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("layout", [{"rows": 8}, {"side": 16}, {"rows": 8, "planes": 2}, {"side": 16, "planes": 2}])
+def test_16_bit_color_in_many_parts_is_rounded_to_the_nearest_level(order, layout):
+    found = pixels(tiff_of_parts(COLOR16, photometric=2, order=order, **layout))
+    assert (found == SHOWN16).all()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_16_bit_cmyk_is_rounded_before_its_conversion(compressed):
+    ink = np.concatenate([65535 - COLOR16, np.zeros_like(COLOR16[..., :1])], axis=-1)
+    found = pixels(tiff_of_parts(ink, photometric=5, rows=8, compressed=compressed))
+    assert (found == 255 - np.rint(ink[..., :3] / 257)).all()
+
+
+def test_planes_that_cannot_be_decoded_exactly_are_refused():
+    what = "separate planes of this depth and compression cannot be decoded exactly: save the image with interleaved"
+    assert what in reason(tiff_of_parts(COLOR16, photometric=2, planes=2, rows=8, compressed=True))
+    ink = np.concatenate([COLOR16, COLOR16[..., :1]], axis=-1)
+    assert what in reason(tiff_of_parts(ink, photometric=5, planes=2))
+    assert what in reason(tiff_of_parts((GRAY / 255).astype(np.float32), kind=3, planes=2, order=">"))
+    assert what in reason(tiff_of_parts(GRAY, photometric=0, planes=2))  # Pillow would not invert it
+    # 8 bits in planes are exact
+    color = np.stack([GRAY, GRAY[::-1], GRAY[:, ::-1]], axis=-1)
+    for compressed in (False, True):
+        assert (pixels(tiff_of_parts(color, photometric=2, planes=2, rows=4, compressed=compressed)) == color).all()
+    assert (gray(tiff_of_parts(GRAY, planes=2, rows=4)) == GRAY).all()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compressed", [False, True])
+def test_floating_point_tiffs_of_either_byte_order(order, compressed):
+    levels = (GRAY / 255).astype(np.float32)
+    assert (gray(tiff_of_parts(levels, kind=3, rows=4, order=order, compressed=compressed)) == GRAY).all()
+    mask = (GRAY > 100).astype(np.float32)
+    assert (gray(tiff_of_parts(mask, kind=3, order=order, compressed=compressed)) == 255 * mask).all()
+    deep = COLOR16[..., 0].astype(np.int32)
+    assert (gray(tiff_of_parts(deep, kind=2, order=order, compressed=compressed)) == SHOWN16[..., 0]).all()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compressed", [False, True])
+def test_signed_tiffs_of_8_and_16_bits_are_refused(order, compressed):
+    for dtype, scale in [(np.int8, 1), (np.int16, 100)]:
+        for low in (-100, 5):
+            values = scale * np.array([[low, 100], [7, 9]]).astype(dtype)
+            why = f"from {scale * min(low, 7)} to {scale * 100} with an unknown white level"
+            assert why in reason(tiff_of_parts(values, kind=2, order=order, compressed=compressed))
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "PNG", "WEBP"])
