@@ -309,7 +309,7 @@ def _check_empty_sections(config, rebuilt, exempt, prefix=""):
             continue
         if key not in rebuilt:
             raise UserError(
-                f"unknown key config.{path}: {plugins.did_you_mean(path, [*_sections(rebuilt), *flatten(rebuilt)])}"
+                f"unknown key config.{path}: {plugins.did_you_mean(path, [*_sections(rebuilt, prefix), *flatten(rebuilt, prefix)])}"
             )
         _check_empty_sections(value, rebuilt[key], exempt, f"{path}.")
 
