@@ -308,9 +308,8 @@ def _check_empty_sections(config, rebuilt, exempt, prefix=""):
         if not hasattr(value, "items") or f"{path}.".startswith(exempt):
             continue
         if key not in rebuilt:
-            raise UserError(
-                f"unknown key config.{path}: {plugins.did_you_mean(path, [*_sections(rebuilt, prefix), *flatten(rebuilt, prefix)])}"
-            )
+            hint = plugins.did_you_mean(path, [*_sections(rebuilt, prefix), *flatten(rebuilt, prefix)])
+            raise UserError(f"unknown key config.{path}: {hint}")
         _check_empty_sections(value, rebuilt[key], exempt, f"{path}.")
 
 
