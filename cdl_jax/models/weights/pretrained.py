@@ -52,13 +52,15 @@ def load_vit(path: str | Path, params: Mapping[str, Any], key: str = "") -> dict
     dropped = _TRAINING_ONLY if "head/kernel" in expected else _TRAINING_ONLY + _HEAD
     state = {name: array for name, array in state.items() if not name.startswith(dropped)}
 
-    found = {}
+    found, patches = {}, ""
     for name, shape in expected.items():
         array = state.pop(_timm_name(name), None)
         if array is not None:
+            if name == "patch_embed/kernel":
+                patches = _patch_misfit(array, shape)
             array = _from_timm(name, array)
             found[name] = _fit_positions(path, array, shape, prefix) if name == "pos_embed" else array
-    _check(path, expected, found, list(state), layout)
+    _check(path, expected, found, list(state), layout, patches)
     loaded = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in found.items()}
     if broken := [name for name, array in loaded.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path} has NaN or infinity in {_some(broken)}: download or convert it again")
@@ -219,6 +221,18 @@ def _timm_name(name: str) -> str:
     return name.replace("/kernel", "/weight").replace("/scale", "/weight").replace("/", ".")
 
 
+def _patch_misfit(array, shape):
+    """Returns what is wrong with a patch kernel in torch's layout, "" if nothing is.
+
+    Flattened, kernels of other channels and patches have the same number of rows.
+    """
+    patch = math.isqrt(shape[0] // 3)
+    if array.ndim == 4 and array.shape[1:] == (3, patch, patch):
+        return ""
+    kernel = f"[{shape[1]}, 3, {patch}, {patch}]"
+    return f"patch_embed/kernel expected {list(shape)} found {list(array.shape)}, a file of this model has {kernel}"
+
+
 def _from_timm(name, array):
     """Transposes an array to Flax's layout; an unexpected rank is unchanged and fails the later check of shapes."""
     if name == "patch_embed/kernel" and array.ndim == 4:
@@ -267,14 +281,15 @@ def _keys(x):
     return np.where(x <= 1, near, a * (((x - 5) * x + 8) * x - 4))
 
 
-def _check(path, expected, found, unexpected, layout):
+def _check(path, expected, found, unexpected, layout, patches=""):
     """Raises one UserError for all names, shapes and dtypes that do not fit."""
     missing = [name for name in expected if name not in found]
     shapes = [
         f"{name} expected {list(expected[name])} found {list(array.shape)}"
         for name, array in found.items()
-        if array.shape != expected[name]
+        if array.shape != expected[name] and not (patches and name == "patch_embed/kernel")
     ]
+    shapes += [patches] if patches else []
     # bfloat16 and similar dtypes are not a NumPy kind: the test is whether they can be cast to float64.
     types = [
         name for name, array in found.items() if array.dtype.kind in "iub" or not np.can_cast(array.dtype, np.float64)

@@ -24,6 +24,8 @@ from cdl_jax.models.weights import onnx_files
 
 _AS_SAFETENSORS = "save the state dict alone as .safetensors (safetensors.torch.save_file) and load that"
 
+_MOST_ENTRIES = 200_000  # of the dicts in a file of torch; large networks have some thousand tensors
+
 _LONGEST_PICKLE = 8 * 2**20  # bytes, without the numbers; about 200 per tensor
 
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # the first values of files of torch before 1.6, each a pickle
@@ -53,6 +55,17 @@ _WRAPPERS = (
 )  # fmt: skip
 # These wrappers are the backbone of a larger network: tensors beside them may be its classifier.
 _BACKBONES = ("backbone", "vit", "dinov2", "deit")
+# Names of a network's blocks in the readable layouts, behind any prefix ("root"). Each root is a network.
+_BLOCK = re.compile(
+    r"(?P<root>(?:.*?\.)??)(?:blocks\.\d+\.(?:\d+\.)?(?:norm[12]|attn|mlp|ls[12]|gamma_[12])\b"
+    r"|encoder\.layer\.\d+\.|encoder\.layers\.encoder_layer_\d+\.|layer\d\.\d+\.(?:conv|bn)\d|s\d\.b\d+\.conv\d"
+    r"|_blocks\.\d+\._).*"
+)
+_STAGE = re.compile(r"(.*\.)?(layers|stages|levels|blocks)\.\d+\.")  # the end of a root inside one network, as in Swin
+_NAMELESS = re.compile(r"(?P<root>.*)\[\d+\]")  # tensors of a list: `_collect` numbers them
+_OF_OPTIMIZER = re.compile(r"(.*\.)?(exp_avg|exp_avg_sq|max_exp_avg_sq|exp_inf|momentum_buffer|square_avg|step)")
+_ADAPTER = re.compile(r"(.*[._])?lora([._].*)?", re.IGNORECASE)
+_TOP = "."  # the `weights_key` of tensors without a prefix
 _CLASSIFIER = re.compile(r"(head|head_dist|fc|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
 # Buffers of layers, which are not trained.
 _BUFFER = re.compile(r"(.*\.)?(num_batches_tracked|position_ids|n_averaged)")
@@ -128,6 +141,7 @@ _TO_TIMM = [
         (r"^distillation_classifier\.", "head_dist."),
     ]
 ]
+_GOOGLE_START = r"(opt/target/|params/)?embedding/kernel"
 _KNOWN = re.compile(
     r"cls_token|dist_token|mask_token|pos_embed|blocks\.\d+\.ls[12]\.gamma"
     r"|(patch_embed\.proj|norm|head|head_dist|pre_logits\.fc"
@@ -187,7 +201,7 @@ def read_state(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
         raise UserError(f"{path} is damaged or not a weight file ({_one_line(error)}): download it again") from error
     state = _unwrapped(path, state, key)
     _check_not_quantized(path, state)
-    return _to_timm(state)
+    return _to_timm(path, state)
 
 
 def looks_like(names: Iterable[str]) -> str:
@@ -205,20 +219,142 @@ def looks_like(names: Iterable[str]) -> str:
 def _unwrapped(path, state, key):
     """Returns the tensors of one network without the wrappers in front of their names.
 
-    Tensors beside a wrapper, such as a head for self-supervised training, are left out with a log line. A classifier
-    beside a backbone is kept.
+    Any prefix before the blocks of a readable layout is a wrapper, and so are the names in `_WRAPPERS`. Tensors beside
+    a wrapper, such as a head for self-supervised training, are left out with a log line. A classifier beside a backbone
+    is kept.
     """
+    roots = _roots(state)
+    inner, chosen = _at_root(path, state, roots, key) if roots else _without_wrappers(path, state, key)
+    if key and key not in chosen:
+        has = f"it has {', '.join(chosen)}" if chosen else "it holds one network, so leave weights_key empty"
+        raise UserError(f"{path} has no network {key!r}: {has}")
+    return {name: value for name, value in inner.items() if not _BUFFER.fullmatch(name)}
+
+
+def _roots(state):
+    """Returns the prefixes of the networks in `state`, in the order of the file.
+
+    >>> _roots(["model.blocks.0.attn.qkv.weight", "model_ema.module.blocks.0.attn.qkv.weight", "epoch"])
+    ['model.', 'model_ema.module.']
+    """
+    roots = {}
+    for name in state:
+        if match := _BLOCK.fullmatch(name):
+            if not _STAGE.fullmatch(match["root"]):
+                roots[match["root"]] = None
+        elif match := _NAMELESS.fullmatch(name):
+            roots[match["root"] + "["] = None
+    return [] if all(root.endswith("[") for root in roots) else list(roots)
+
+
+def _at_root(path, state, roots, key):
+    """Returns the tensors of the network that `key` selects among `roots`, and the names that select it."""
+    wanted = roots if len(roots) > 1 else roots + _copies(state, roots[0])
+    labels = _labels(wanted)
+    selected = [root for root in wanted if key == labels[root]]
+    selected = selected or [root for root in wanted if key and key in _parts(root)]
+    if len(wanted) > 1 and len(selected) != 1:
+        _refuse_choice(path, key, [labels[root] for root in wanted])
+    root = selected[0] if selected else wanted[0]
+    if root.endswith("["):
+        raise UserError(f"{path}: the tensors of {labels[root]} have no names: choose another network in weights_key")
+    others = [other for other in wanted if other != root and other.startswith(root)]
+    inner = {
+        name.removeprefix(root): value
+        for name, value in state.items()
+        if name.startswith(root) and not name.startswith(tuple(others))
+    }
+    parts = _parts(root)
+    outer = [".".join(parts[:n]) + "." * bool(n) for n in range(len(parts))]
+    outer = [prefix for prefix in outer if not any(o != root and o.startswith(prefix) for o in wanted)]
+    for prefix in outer:
+        for name in [n for n in state if n.startswith(prefix) and _CLASSIFIER.fullmatch(n.removeprefix(prefix))]:
+            new = name.removeprefix(prefix)
+            if new in inner:
+                raise _second_source(path, new, root + new, name)
+            inner[new] = state[name]
+    if len(inner) < len(state):
+        left = [name for name in state if not name.startswith(root)]
+        if adapter := [name for name in left if _ADAPTER.fullmatch(name)]:
+            raise UserError(f"{path} has a LoRA adapter beside the network ({adapter[0]}): merge it into the weights")
+        logging.getLogger("cdl_jax").info("%s: took %d of %d tensors, %s*", path, len(inner), len(state), root)
+    return inner, [*parts, labels[root]] if root or len(wanted) > 1 else []
+
+
+def _parts(root):
+    """Returns the words of a root: "model.module." -> ["model", "module"]."""
+    return root.rstrip(".[").split(".") if root.rstrip(".[") else []
+
+
+def _labels(roots):
+    """Returns for each root the shortest of its names that no other root has.
+
+    >>> _labels(["model.a.", "model.b.", "ema.a."])
+    {'model.a.': 'model.a', 'model.b.': 'model.b', 'ema.a.': 'ema'}
+    >>> _labels(["model.", "model_ema.module."])
+    {'model.': 'model', 'model_ema.module.': 'model_ema'}
+    """
+    parts = {root: _parts(root) for root in roots}
+    shared = 0
+    while len({tuple(words[: shared + 1]) for words in parts.values()}) == 1 and all(
+        len(words) > shared + 1 for words in parts.values()
+    ):
+        shared += 1
+    first = {root: words[shared : shared + 1] for root, words in parts.items()}
+    unique = {root for root, words in first.items() if words and list(first.values()).count(words) == 1}
+    return {root: first[root][0] if root in unique else ".".join(words) or _TOP for root, words in parts.items()}
+
+
+def _copies(state, root):
+    """Returns prefixes, beside `root`, of tensors most of which have the names of tensors under `root`.
+
+    An average of only some of the parameters is such a copy, and so is one whose names have no dots.
+    """
+    inner = {name.removeprefix(root) for name in state if name.startswith(root)}
+    inner |= {name.replace(".", mark) for name in inner for mark in ("", "_")}
+    groups = {}
+    for name in state:
+        group = name.split(".")[0]
+        if "." in name and group != root.split(".")[0]:
+            groups.setdefault(group, []).append(name)
+    copies = []
+    for names in groups.values() if root else ():
+        for depth in (1, 2, 3):
+            same = sum(name.count(".") >= depth and name.split(".", depth)[-1] in inner for name in names)
+            if 2 * same > len(names):
+                copies.append(".".join(names[0].split(".")[:depth]) + ".")
+                break
+    return copies
+
+
+def _refuse_choice(path, key, names):
+    if key:
+        raise UserError(f"{path} has no network {key!r}: weights_key must be one of {', '.join(names)}")
+    raise UserError(
+        f"{path} has several networks: choose one with weights_key={names[0]!r}; it has {', '.join(names)}"
+        + f" ({_TOP!r} is the network without a prefix)" * (_TOP in names)
+    )
+
+
+def _second_source(path, name, first, second):
+    return UserError(
+        f"{path} has two tensors for {name}: {_one_line(first)} and {_one_line(second)}: save the network alone, each "
+        "parameter once"
+    )
+
+
+def _without_wrappers(path, state, key):
+    """Returns the tensors inside the names of `_WRAPPERS`, and these names, for a layout that is not known."""
     chosen = []
     while True:
         parts = [part for part in _WRAPPERS if any(name.startswith(part + ".") for name in state)]
         inside = sum(name.startswith(tuple(part + "." for part in parts)) for name in state)
         if not parts or 2 * inside < len(state):  # the name of a part, not a wrapper around the network
             break
+        if len(parts) == 1:
+            parts += [copy.split(".")[0] for copy in _copies(state, parts[0] + ".")]
         if len(parts) > 1 and key not in parts:
-            names = f"it has {', '.join(parts)}"
-            if key:
-                raise UserError(f"{path} has no network {key!r}: weights_key must be one of {', '.join(parts)}")
-            raise UserError(f"{path} has several networks: choose one with weights_key={parts[0]!r}; {names}")
+            _refuse_choice(path, key, parts)
         part = key if key in parts else parts[0]
         chosen.append(part)
         inner = {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
@@ -227,10 +363,7 @@ def _unwrapped(path, state, key):
         if len(inner) < len(state):
             logging.getLogger("cdl_jax").info("%s: took %d of %d tensors, %s.*", path, len(inner), len(state), part)
         state = inner
-    if key and key not in chosen:
-        has = f"it has {', '.join(chosen)}" if chosen else "it holds one network, so leave weights_key empty"
-        raise UserError(f"{path} has no network {key!r}: {has}")
-    return {name: value for name, value in state.items() if not _BUFFER.fullmatch(name)}
+    return state, chosen
 
 
 def _check_not_quantized(path, state):
@@ -316,11 +449,11 @@ def _read_legacy_torch(path):
 
 
 def _state_dict(path, state):
-    """Returns the tensors of an unpickled object by name, with the names of wrappers as prefixes."""
-    if isinstance(state, dict) and state and all(_is_tensor(*item) for item in state.items()):
-        return dict(state)
-    tensors = _wrapped(state, "", 0)
-    if not tensors:
+    """Returns the tensors of an unpickled object by name, with the names of the dicts around them as prefixes."""
+    tensors = {}
+    if isinstance(state, dict):
+        _collect(path, state, "", 0, tensors, [_MOST_ENTRIES])
+    if not tensors or all(_NAMELESS.fullmatch(name) for name in tensors):
         has = f"; it has {_one_line(', '.join(map(str, state)))}" if isinstance(state, dict) else ""
         raise UserError(
             f"{path} holds no state dict (names to tensors), alone or under 'model'{has}: {_AS_SAFETENSORS}"
@@ -328,21 +461,29 @@ def _state_dict(path, state):
     return tensors
 
 
-def _wrapped(state, prefix, depth):
-    """Returns the state dicts under names of wrappers, without the other entries of a checkpoint."""
-    tensors = {}
-    if isinstance(state, dict) and depth < 4:
-        for part in _WRAPPERS:
-            inner = state.get(part)
-            if isinstance(inner, dict) and inner and all(_is_tensor(*item) for item in inner.items()):
-                tensors |= {f"{prefix}{part}.{name}": value for name, value in inner.items()}
-            else:
-                tensors |= _wrapped(inner, f"{prefix}{part}.", depth + 1)
-    return tensors
+def _collect(path, entries, prefix, depth, tensors, left):
+    """Adds the tensors of nested dicts to `tensors`; those of an optimizer and other entries are left out."""
+    for name, value in entries.items():
+        left[0] -= 1
+        if left[0] < 0:  # a dict that many others share
+            raise UserError(f"{path} holds more than the tensors of a state dict: {_AS_SAFETENSORS}")
+        if isinstance(name, int) and prefix and _is_weight(value):
+            tensors[f"{prefix[:-1]}[{name}]"] = value
+        if not isinstance(name, str) or _OF_OPTIMIZER.fullmatch(name):
+            continue
+        place = prefix + name
+        if isinstance(value, np.ndarray):
+            if place in tensors:
+                raise _second_source(path, place, place, place)
+            tensors[place] = value
+        elif isinstance(value, dict) and depth < 8:
+            _collect(path, value, place + ".", depth + 1, tensors, left)
+        elif isinstance(value, list | tuple) and 0 < len(value) <= left[0]:
+            tensors |= {f"{place}[{i}]": array for i, array in enumerate(value) if _is_weight(array)}
 
 
-def _is_tensor(name, value):
-    return isinstance(name, str) and isinstance(value, np.ndarray)
+def _is_weight(value):
+    return isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "fV"  # "V": bfloat16 and similar
 
 
 def _unpickled(path, content, storage_at):
@@ -405,22 +546,31 @@ def _view(path, storage, offset, size, stride):
     return np.lib.stride_tricks.as_strided(storage[offset:], size, [s * storage.itemsize for s in stride])
 
 
-def _to_timm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Converts a state in any of the known layouts to timm's names and layouts."""
+def _to_timm(path: Path, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Converts a state in any of the known layouts to timm's names and layouts.
+
+    Raises:
+      UserError: two tensors have one name in timm's layout.
+    """
     # Google's training checkpoints have the optimizer state beside the weights.
-    for prefix in ("opt/target/", "params/"):
-        if f"{prefix}embedding/kernel" in state:
-            state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
-    result = {}
+    networks = [name.removesuffix("embedding/kernel") for name in state if re.fullmatch(_GOOGLE_START, name)]
+    if len(networks) > 1:
+        raise _second_source(path, "patch_embed.proj.weight", *(f"{name}embedding/kernel" for name in networks[:2]))
+    for prefix in networks:
+        state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+    result, sources = {}, {}
     for name, array in state.items():
         new = name
         for pattern, replacement in _TO_TIMM:
             new = pattern.sub(replacement, new)
         if not _KNOWN.fullmatch(new):
             result[name] = array  # under its own name, for the error message
+        elif new in sources:
+            raise _second_source(path, new, sources[new], name)
         else:
+            sources[new] = name
             result[new] = _from_flax(name, array) if "/" in name else array
-    return _join_qkv(result)
+    return _join_qkv(path, result)
 
 
 def _from_flax(name, array):
@@ -435,13 +585,15 @@ def _from_flax(name, array):
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def _join_qkv(state):
+def _join_qkv(path, state):
     """Joins query, key and value layers to timm's single layer; incomplete triples are unchanged."""
     for name in [n for n in state if n.endswith((".attn.query.weight", ".attn.query.bias"))]:
         names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
         parts = [state.get(n) for n in names]
         if all(part is not None and part.shape == parts[0].shape and part.ndim for part in parts):
-            state[name.replace(".query.", ".qkv.")] = np.concatenate(parts)
+            if (joined := name.replace(".query.", ".qkv.")) in state:
+                raise _second_source(path, joined, joined, name)
+            state[joined] = np.concatenate(parts)
             for n in names:
                 del state[n]
     return state

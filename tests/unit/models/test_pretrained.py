@@ -1,6 +1,7 @@
 """Tests that weights of all layouts give the same parameters, and the message for those that do not fit."""
 
 import os
+import re
 
 import jax
 import ml_dtypes
@@ -189,6 +190,18 @@ def test_one_line_lists_all_parameters_that_do_not_fit(tmp_path):
         "2 wrong shape: block_1/mlp/fc2/bias expected [12] found [13], patch_embed/kernel expected [48, 12] found"
         in message
     )
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 8), (12, 2, 2), (1, 12, 4), (48,), (4, 4, 3)])
+def test_a_patch_kernel_of_another_geometry_is_refused(tmp_path, shape):
+    state = to_timm(random_params())
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].reshape(DIM, *shape)
+    save_file(state, tmp_path / "w.safetensors")
+    found = re.escape(
+        f"patch_embed/kernel expected [48, 12] found {[DIM, *shape]}, a file of this model has [12, 3, 4, 4]"
+    )
+    with pytest.raises(UserError, match=f"1 wrong shape: {found}"):
+        load_vit(tmp_path / "w.safetensors", param_shapes())
 
 
 def test_a_missing_layer_scale_is_refused(tmp_path):

@@ -56,6 +56,26 @@ def state_dict_zip(path, state, wrapper=None):
     return torch_zip(path, items, blocks)
 
 
+def checkpoint_zip(path, tree):
+    """A file as torch.save writes it from nested dicts, lists, arrays and numbers."""
+    blocks = {}
+
+    def encode(value):
+        if isinstance(value, np.ndarray):
+            key = str(len(blocks))
+            blocks[key] = np.ascontiguousarray(value).tobytes()
+            strides = [s // value.itemsize for s in np.ascontiguousarray(value).strides]
+            return tensor(storage(key, value.size), 0, value.shape, strides)
+        if isinstance(value, dict):
+            items = [(text(name) if isinstance(name, str) else encode(name), encode(v)) for name, v in value.items()]
+            return b"}" + b"".join(name + code + b"s" for name, code in items)
+        if isinstance(value, list):
+            return b"](" + b"".join(map(encode, value)) + b"e"
+        return b"J" + struct.pack("<i", value)
+
+    return torch_zip(path, {name: encode(value) for name, value in tree.items()}, blocks)
+
+
 def state_of(seed=0):
     """A few tensors under names of timm's."""
     rng = np.random.default_rng(seed)
@@ -91,6 +111,36 @@ def test_file_of_real_torch(tmp_path, wrapper):
     assert_same(read_state(tmp_path / "half.pth"), {name: a.astype(ml_dtypes.bfloat16) for name, a in state.items()})
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert_same(read_state(tmp_path / "old.pth"), state)
+
+
+def test_entries_of_a_checkpoint_that_are_not_weights_are_left_out(tmp_path):
+    state, moments = state_of(), {"exp_avg": np.ones(6, np.float32), "step": np.ones(1, np.float32)}
+    optimizer = {"state": {0: moments, "norm.weight": moments}, "param_groups": [{"lr": 1, "params": [0, 1]}]}
+    tree = {"model": {**state, "epoch": 3}, "optimizer": optimizer, "loss": {"center": np.ones((1, 6), np.float32)}}
+    assert_same(read_state(checkpoint_zip(tmp_path / "w.pth", tree)), state)
+    assert_same(read_state(checkpoint_zip(tmp_path / "bare.pth", {**state, "epoch": 3})), state)
+
+
+@pytest.mark.parametrize("average", ["ema_weights", "averaged", "model_teacher"])
+def test_a_second_network_of_an_unknown_layout_needs_a_choice(tmp_path, average):
+    one, other = state_of(0), state_of(1)
+    path = checkpoint_zip(tmp_path / "w.pth", {"model": one, average: other})
+    with pytest.raises(UserError, match=f"has several networks: choose one .*it has model, {average}"):
+        read_state(path)
+    assert_same(read_state(path, "model"), one)
+    assert_same(read_state(path, average), other)
+
+
+def test_nested_dicts_that_share_one_dict_are_refused(tmp_path):
+    """Each of 8 levels names the dict below 20 times: 20^8 entries in a small file."""
+    code = tensor(storage("0", 4), 0, [4], [1])
+    for level in range(8):
+        below = code + b"r" + struct.pack("<I", level)
+        code = b"}" + text("0") + below + b"s"
+        code += b"".join(text(str(n)) + b"j" + struct.pack("<I", level) + b"s" for n in range(1, 20))
+    torch_zip(tmp_path / "w.pth", {"model": code}, {"0": np.ones(4, np.float32).tobytes()})
+    with pytest.raises(UserError, match="holds more than the tensors of a state dict"):
+        read_state(tmp_path / "w.pth")
 
 
 def test_modules_of_torch_are_refused(tmp_path):
