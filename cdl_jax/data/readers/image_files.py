@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path, PurePosixPath
 
+from cdl_jax.errors import UserError
 from cdl_jax.runtime.console import one_line
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -25,6 +26,12 @@ class SkippedFiles:
         """Counts a file that is not an image by its name."""
         ending = PurePosixPath(name).suffix.lower()[:12]
         self.add(f"with the ending {ending}" if ending else "without an ending", name)
+
+    def merge(self, other: "SkippedFiles") -> None:
+        """Adds the counts of another object."""
+        for reason, (count, first) in other._counts.items():
+            total, name = self._counts.get(reason, (0, first))
+            self._counts[reason] = total + count, name
 
     def log(self, where: str | Path) -> None:
         """Logs one line about a path if anything was skipped."""
@@ -52,21 +59,37 @@ def list_entries(folder: Path, skipped: SkippedFiles) -> tuple[list[str], list[s
     Args:
       folder: to list.
       skipped: counts hidden entries, `__MACOSX`, files with other endings, and what is neither a file nor a folder.
+
+    Raises:
+      UserError: the folder cannot be read.
     """
     folders, images = [], []
-    with os.scandir(folder) as scanned:
-        for entry in sorted(scanned, key=lambda entry: entry.name):
-            if reason := hidden_reason(entry.name):
-                skipped.add(reason, entry.path)
-            elif entry.is_dir():
-                folders.append(entry.name)
-            elif not entry.is_file():
-                skipped.add("not a file, or a broken link", entry.path)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                images.append(entry.name)
-            else:
-                skipped.add_file(entry.path)
+    try:
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}): allow reading the folder, or remove it"
+        ) from None
+    for entry in entries:
+        if reason := hidden_reason(entry.name):
+            skipped.add(reason, entry.path)
+        elif _is_kind(entry.is_dir):
+            folders.append(entry.name)
+        elif not _is_kind(entry.is_file):
+            skipped.add("not a file, or a broken link", entry.path)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            images.append(entry.name)
+        else:
+            skipped.add_file(entry.path)
     return folders, images
+
+
+def _is_kind(test) -> bool:
+    try:
+        return test()
+    except OSError:  # of a link to itself
+        return False
 
 
 def image_names(folder: Path) -> tuple[str, ...]:

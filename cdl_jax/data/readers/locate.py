@@ -42,16 +42,16 @@ def find(
     names = tuple(names)
     if path:
         root = paths.resolve(path, "data.path")
-        if root.is_file() or any((root / name).exists() for name in inside):
+        if os.path.isfile(root) or any(os.path.exists(root / name) for name in inside):
             return root
-        if not root.exists():
+        if not os.path.exists(root):  # also a name that is too long for the file system
             raise UserError(f"{what}: data.path={path!r} does not exist; {remedy}")
         folders = (root,)
     else:
         folders = search_paths()
     for folder in folders:
         for name in names:
-            if (folder / name).exists():
+            if os.path.exists(folder / name):
                 return folder / name
     searched = ", ".join(str(folder) for folder in folders)
     message = f"{what}: none of {', '.join(names)} found in {searched}; {remedy} or set data.path"

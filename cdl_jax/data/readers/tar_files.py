@@ -3,13 +3,14 @@
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from cdl_jax.data.readers.image_files import EXTENSIONS, SkippedFiles, hidden_reason
 from cdl_jax.errors import UserError
 
-_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz"}
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zX": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _BLOCK = 512
+_MAX_DEPTH = 64  # folders
 _MAX_NAME = 2**20  # bytes of a name, and of other records about the next member
 _RECORDS_ABOUT_NEXT = (
     tarfile.GNUTYPE_LONGNAME,
@@ -67,65 +68,118 @@ class Member(NamedTuple):
         return content
 
 
-def images_by_class(path: Path) -> dict[str, dict[str, list[Member]]]:
-    """Lists the images of an archive by part and class.
+class ArchivePath:
+    """A file or folder of an archive, with the methods of `pathlib.Path` that layouts need.
 
-    The class of an image is its folder, or, as ImageNet is delivered, the archive within the archive. Its part is the
-    folder above if its name is train, test or val, else "". Folders further up are ignored. Members that are not files,
-    are hidden (also `..`), belong to `__MACOSX`, are not images by their names, or have no folder are skipped, counted
-    and logged. Of two files with one name the later counts, as after unpacking.
+    Args:
+      archive: path of the archive.
+      names: names of the folders above it and its own; empty: the top of the archive.
+      entry: entries by name of a folder, location of a file, None if nothing is there.
+    """
+
+    def __init__(self, archive: str, names: tuple[str, ...], entry: "dict[str, Any] | Member | None"):
+        self.archive, self.names, self.entry = archive, names, entry
+
+    def __truediv__(self, name: str) -> "ArchivePath":
+        names = tuple(part for part in name.split("/") if part not in ("", "."))
+        entry = self.entry
+        for part in names:
+            entry = entry.get(part) if isinstance(entry, dict) else None
+        return ArchivePath(self.archive, self.names + names, entry)
+
+    def __str__(self):
+        return f"{self.archive}: {'/'.join(self.names)}" if self.names else self.archive
+
+    @property
+    def name(self) -> str:
+        """The last name of the path."""
+        return self.names[-1] if self.names else Path(self.archive).name
+
+    def is_dir(self) -> bool:
+        """Tests for a folder."""
+        return isinstance(self.entry, dict)
+
+    def is_file(self) -> bool:
+        """Tests for a file."""
+        return isinstance(self.entry, Member)
+
+    def list_entries(self, skipped: SkippedFiles) -> tuple[list[str], list[str]]:
+        """Returns the names of the folders and of the images, both sorted, as `image_files.list_entries` does."""
+        folders, images = [], []
+        for name, entry in sorted(self.entry.items()):
+            if isinstance(entry, dict):
+                folders.append(name)
+            elif name.lower().endswith(EXTENSIONS):
+                images.append(name)
+            else:
+                skipped.add_file(entry.name)
+        return folders, images
+
+
+def read_tree(path: Path, skipped: SkippedFiles) -> ArchivePath:
+    """Returns the folders and files of an archive.
+
+    An archive within the archive is a folder, as ImageNet is delivered. A hard link is the file that it names. Of two
+    files with one name the later counts, as after unpacking.
 
     Args:
       path: of an uncompressed tar archive.
-
-    Returns:
-      {part: {class: images}}, images in the order of their names.
+      skipped: counts symbolic links, special files, and hidden names (also `..` and `__MACOSX`).
 
     Raises:
-      UserError: the archive cannot be read, is compressed, truncated or damaged, or has no image in a folder.
+      UserError: the archive cannot be read, is compressed, truncated or damaged.
     """
-    found, skipped, num_outside = {}, SkippedFiles(), 0
+    tree: dict[str, Any] = {}
     try:
         with open(path, "rb") as file:
             end = file.seek(0, 2)
-            for name, offset, size in _files(file, path, 0, end):
-                parts = [part for part in name.split("/") if part not in ("", ".")]
-                *folders, image = parts or [""]
-                if reason := next(filter(None, map(hidden_reason, parts)), ""):
-                    skipped.add(reason, name)
-                elif not image.lower().endswith(EXTENSIONS):
-                    skipped.add_file(name)
-                elif not folders:
-                    num_outside += 1
-                    skipped.add("outside of class folders", name)
-                else:
-                    if folders[-1] == "images" and len(folders) > 2 and folders[-3] in ("train", "test", "val"):
-                        folders.pop()  # the layout of Tiny-ImageNet
-                    part = folders[-2] if len(folders) > 1 and folders[-2] in ("train", "test", "val") else ""
-                    members = found.setdefault(part, {}).setdefault(folders[-1], {})
-                    members[image] = Member(str(path), name, offset, size)
+            for name, kind, location in _members(file, path, 0, end):
+                names = _split_name(name)
+                reason = next(filter(None, map(hidden_reason, names)), "")
+                reason = reason or "below too many folders" * (len(names) > _MAX_DEPTH)
+                if not reason and kind == "link":
+                    target = ArchivePath(str(path), (), tree) / location
+                    location = target.entry[2:] if target.is_file() else None
+                    reason = "" if location else "hard links to nothing"
+                if reason or kind == "other":
+                    if kind != "folder":
+                        skipped.add(reason or location, name)
+                elif not _insert(tree, names, None if kind == "folder" else Member(str(path), name, *location)):
+                    skipped.add("with the name of another entry", name)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    if not found:
-        raise UserError(
-            f"{path}: no images ({', '.join(EXTENSIONS)}) in class folders, {num_outside} outside of them: pack one "
-            "folder per class"
-        )
-    skipped.log(path)
-    return {
-        part: {name: [members[key] for key in sorted(members)] for name, members in sorted(found[part].items())}
-        for part in found
-    }
+        raise UserError(f"{path}: cannot be read ({error.strerror or ' '.join(str(error).split())})") from None
+    return ArchivePath(str(path), (), tree)
 
 
-def _files(file, path, start: int, end: int) -> Iterator[tuple[str, int, int]]:
-    """Yields (name, offset, size) of the regular files of the archive at `start`, and of the archives in it."""
+def _split_name(name):
+    return [part for part in name.split("/") if part not in ("", ".")]
+
+
+def _insert(tree, names, member) -> bool:
+    """Adds a file, or a folder if `member` is None, to a tree; returns False if its place is taken."""
+    *folders, last = names if member else [*names, ""]
+    for folder in folders:
+        tree = tree.setdefault(folder, {})
+        if not isinstance(tree, dict):
+            return False
+    if member:
+        if isinstance(tree.get(last), dict):
+            return False
+        tree[last] = member
+    return True
+
+
+def _members(file, path, start: int, end: int) -> Iterator[tuple[str, str, Any]]:
+    """Yields (name, kind, content) of the members of the archive at `start`, and of the archives in it.
+
+    Kinds: "file" with (offset, size), "folder" with None, "link" with the name of its file, "other" with a reason to
+    skip it.
+    """
     file.seek(start)
-    first = file.read(2)
-    if first in _COMPRESSED:
-        raise UserError(
-            f"{path}: is compressed, so its files cannot be read by offset: run {_COMPRESSED[first]} on it once"
-        )
+    first = file.read(4)
+    for magic, program in _COMPRESSED.items():
+        if first.startswith(magic):
+            raise UserError(f"{path}: is compressed, so its files cannot be read by offset: run {program} on it once")
     file.seek(start)
     position = start
     try:
@@ -135,14 +189,20 @@ def _files(file, path, start: int, end: int) -> Iterator[tuple[str, int, int]]:
             position = member.offset_data + member.size
             if position > end:
                 raise tarfile.ReadError(f"{member.name} is cut off")
-            if not member.isreg() or member.issparse():
-                continue
-            if member.name.endswith(".tar"):
+            if member.isdir():
+                yield member.name, "folder", None
+            elif member.islnk():
+                yield member.name, "link", member.linkname
+            elif member.issym():
+                yield member.name, "other", "symbolic links"
+            elif not member.isreg() or member.issparse():
+                yield member.name, "other", "special files"
+            elif member.name.endswith(".tar"):
                 folder = member.name.removesuffix(".tar")
-                for name, *location in _files(file, path, member.offset_data, position):
-                    yield f"{folder}/{name}", *location
+                for name, kind, content in _members(file, path, member.offset_data, position):
+                    yield f"{folder}/{name}", kind, f"{folder}/{content}" if kind == "link" else content
             else:
-                yield member.name, member.offset_data, member.size
+                yield member.name, "file", (member.offset_data, member.size)
         position = archive.offset
         file.seek(position)
         # tarfile treats an unreadable header as the end.
@@ -151,7 +211,23 @@ def _files(file, path, start: int, end: int) -> Iterator[tuple[str, int, int]]:
     except (UserError, OSError):
         raise
     except Exception as error:  # the bytes are not trusted: their reader may raise anything
+        if position == 0 and (kind := _other_kind(first, path)):
+            raise UserError(f"{path}: {kind}") from None
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: incomplete or damaged near byte {position:,} ({reason}); download or pack it again"
         ) from None
+
+
+def _other_kind(first, path) -> str:
+    """Returns what a file is that is no archive, and what to do; "" if that is unknown."""
+    text = first.lstrip(b"\xef\xbb\xbf \r\n\t")
+    if first.startswith(b"PK"):
+        return "is a zip archive, which is not read: unpack it and set data.path to the folder"
+    if path.name.lower().endswith(EXTENSIONS):
+        return "is one image: set data.path to a folder with one folder per class"
+    if text.startswith(b"<"):
+        return "is a web page or XML, not a tar archive: download the data again"
+    if text.startswith((b"{", b"[")):
+        return "is JSON, which is not read: write the list as a .csv with lines of file,label,split"
+    return ""

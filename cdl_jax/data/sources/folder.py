@@ -1,6 +1,7 @@
 """Loads images of yours: from class folders, lists, or tar archives without unpacking."""
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,8 +35,10 @@ def load(options: Mapping[str, Any]) -> Dataset:
     if not options["path"]:
         raise UserError("the folder source reads images of yours: set data.path to the folder with train/ and test/")
     root = paths.resolve(options["path"], "data.path")
-    if not root.is_dir() and not root.is_file():
-        raise UserError(f"data.path={options['path']!r} is neither a folder nor a tar archive")
+    if not os.path.lexists(root):
+        raise UserError(f"data.path={options['path']!r}: no such file or folder")
+    if not os.path.isdir(root) and not os.path.isfile(root):
+        raise UserError(f"data.path={options['path']!r} is neither a folder nor a file: set it to one of them")
     skipped = image_files.SkippedFiles()
     parts = layouts.find(root, skipped)
     with_images = {name for classes in parts.values() for name, files in classes.items() if files}

@@ -219,3 +219,118 @@ def test_an_unknown_layout_is_described(tmp_path):
     assert "contains 0 folders, 2 images (1.png, 2.png), 1 other files (readme.md); expected train/<class>/" in message
     write(tmp_path / "up", {f"set/{part}/a/1.png": 1 for part in ("train", "val")})
     assert f"set data.path to {tmp_path / 'up' / 'set'}" in refusal("folder", tmp_path / "up")
+
+
+SPLITS = [("cat", "train"), ("cat", "test"), ("dog", "train"), ("dog", "test")]
+
+
+@pytest.mark.parametrize("header", ["file,label,phase", "file,label,Usage", "label,file,subset of mine", ""])
+def test_a_column_with_splits_is_the_split_whatever_its_name(tmp_path, header):
+    write(tmp_path, {f"{i}.png": 10 * i for i in range(4)})
+    rows = [f"{i}.png,{label},{split}" for i, (label, split) in enumerate(SPLITS)]
+    if header.startswith("label"):
+        rows = [f"{label},{i}.png,{split}" for i, (label, split) in enumerate(SPLITS)]
+    (tmp_path / "l.csv").write_text("\n".join([header] * bool(header) + rows))
+    data = load("folder", tmp_path / "l.csv")
+    assert shown(data, "train") == [("cat", 0), ("dog", 20)]
+    assert shown(data, "test") == [("cat", 10), ("dog", 30)]
+
+
+def test_splits_of_a_list_that_are_unclear_are_refused(tmp_path):
+    write(tmp_path, {f"{i}.png": i for i in range(4)})
+
+    def answer(*splits, header="", order="{i}.png,{label},{split}"):
+        rows = [
+            order.format(i=i, label=label, split=split)
+            for i, ((label, _), split) in enumerate(zip(SPLITS, splits, strict=True))
+        ]
+        (tmp_path / "l.csv").write_text("\n".join([header] * bool(header) + rows))
+        return refusal("folder", tmp_path / "l.csv")
+
+    assert "line 1: the split 'dev' is not one of" in answer("dev", "train", "train", "test")
+    assert "line 1: the split '' is not one of" in answer("", "train", "train", "test")
+    kaggle = answer("Training", "PublicTest", "Training", "PrivateTest", header="file,label,Usage")
+    assert "line 3: the split 'PublicTest' is not one of" in kaggle
+    assert "the column 'is_train' is no split" in answer(1, 0, 1, 0, header="file,label,is_train")
+    splits = ("train", "test", "train", "test")
+    assert "all labels are splits (test, train)" in answer(*splits, order="{i}.png,{split},{label}")
+    two = answer(*splits, header="file,label,split,phase", order="{i}.png,{label},{split},{split}")
+    assert "the columns 'split' and 'phase' both have splits" in two
+    assert "line 1: names of columns without file" in answer(*splits, header="image path,label,split")
+
+
+def test_unused_columns_of_a_list_are_logged(tmp_path, caplog):
+    write(tmp_path, {f"{i}.png": i for i in range(4)})
+    rows = "".join(f"{i}.png,{label},{split},a,9\n" for i, (label, split) in enumerate(SPLITS))
+    (tmp_path / "l.csv").write_text("file,label,split,author,\n" + rows)
+    assert len(load("folder", tmp_path / "l.csv").test) == 2
+    assert f"{tmp_path / 'l.csv'}: columns that are not used: 'author', 5" in caplog.text
+    (tmp_path / "l.csv").write_text("file,label\n")
+    assert "no training images" in refusal("folder", tmp_path / "l.csv")
+
+
+def test_a_validation_list_that_contradicts_itself_is_refused(tmp_path):
+    write(tmp_path, {"train/golden/1.png": 1, "train/dog/1.png": 2, "val/x.png": 3, "val/y.png": 4})
+
+    def answer(text):
+        (tmp_path / "val.csv").write_text("file,label\n" + text)
+        return refusal("folder", tmp_path)
+
+    assert "line 3: x.png has the label 'dog', and 'golden' in an earlier line" in answer("x.png,golden\nx.png,dog\n")
+    assert "golden retriever: no such class" in answer("x.png,golden retriever\ny.png,dog\n")
+    assert "golden 1 2 3 4 dog 1 2 3 4: no such class" in answer("x.png,golden 1 2 3 4 dog 1 2 3 4\ny.png,dog\n")
+    write(tmp_path, {"val/x.jpg": 5})
+    assert "line 2: x may be " in answer("x,golden\ny,dog\n")
+    (tmp_path / "val.csv").write_text("file,label\nx.png, golden\nx.jpg,dog 1 2 3.5 4 dog 5 6 7 8\ny,dog\n")
+    assert [name for name, _ in shown(load("folder", tmp_path), "test")] == ["dog", "dog", "golden"]
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    write(tmp_path, {f"{name}/{i}.png": i for name in ("cat", "dog") for i in (1, 2)})
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "cat" / "s.png").symlink_to("s.png")
+    assert load("folder", tmp_path).class_names == ("cat", "dog")
+    scan = image_files.os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(image_files.os, "scandir", refuse)
+    assert f"{tmp_path / 'dog'}: cannot be read (Permission denied)" in refusal("folder", tmp_path)
+
+
+def test_a_path_longer_than_any_name_of_a_file_is_refused(tmp_path):
+    for source in ("folder", "arrays", "cifar100", "imagenet_r"):
+        assert "x" * 300 in refusal(source, tmp_path / ("x" * 300))
+
+
+def test_folders_and_images_beside_the_parts_are_counted(tmp_path, caplog):
+    write(tmp_path, {f"{part}/cat/1.png": 1 for part in ("train", "test", "extra", "valid")} | {"stray.png": 2})
+    assert len(load("folder", tmp_path).train) == 1
+    assert "2 folders beside train/ (first " in caplog.text and "1 outside of class folders" in caplog.text
+    caplog.clear()
+    write(tmp_path / "quiz", {f"{name}/{i}.png": i for name in ("a", "test", "val") for i in (1, 2)})
+    assert load("folder", tmp_path / "quiz").class_names == ("a", "test", "val")
+    assert not caplog.records
+
+
+def test_lists_of_cub_that_name_something_twice_are_refused(tmp_path):
+    cub(tmp_path)
+    for name, text, message in (
+        ("classes.txt", "1 A\n10 A\n", "the classes 1 and 10 have one name, 'A'"),
+        ("image_class_labels.txt", "1 1\n2 1\n3 10\n4 10\n4 1\n", "image_class_labels.txt: has a number twice"),
+        (
+            "images.txt",
+            "1 001.Albatross/A_1.png\n2 001.Albatross/A_1.png\n3 010.Crow/C_1.png\n4 x.png\n",
+            "a file twice",
+        ),
+    ):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text)
+        assert message in refusal("folder", tmp_path)
+        (tmp_path / name).write_text(before)
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "image_class_labels.txt").write_text("1 1\n2 1\n3 1\n4 1\n")
+    assert "has images in two folders: add classes.txt" in refusal("folder", tmp_path)

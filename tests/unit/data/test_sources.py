@@ -42,7 +42,7 @@ def test_a_folder_of_classes_is_split_by_seed(tmp_path):
 
 def test_folders_that_cannot_be_used_raise_errors_of_one_line(tmp_path):
     assert "set data.path" in refusal("folder")
-    assert "neither a folder nor" in refusal("folder", tmp_path / "none")
+    assert "no such file or folder" in refusal("folder", tmp_path / "none")
     assert "no images" in refusal("folder", tmp_path / "home")
     touch(tmp_path, "one/a/1.png", "half/train/a/1.png", "odd/train/a/1.png", "odd/test/b/1.png")
     assert "two or more" in refusal("folder", tmp_path / "one")

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from PIL import Image
 
 from cdl_jax.data import loaders, stream
-from cdl_jax.data.readers import tar_files
+from cdl_jax.data.readers import image_files, layouts
 from cdl_jax.data.sources import folder, glyph_mini
 from cdl_jax.errors import UserError
 
@@ -123,13 +123,14 @@ def test_what_is_no_picture_of_a_class_is_left_out_and_the_later_of_two_counts(t
     files = [*aside.items(), ("a/1.png", png(1)), ("a/1.png", png(2)), ("a/2.png", png(3))]
     path = tmp_path / "set.tar"
     path.write_bytes(content.getvalue()[:512] + packed(files))
-    with caplog.at_level("INFO", logger="cdl_jax"):
-        found = tar_files.images_by_class(path)
+    skipped = image_files.SkippedFiles()
+    found = layouts.find(path, skipped)
+    skipped.log(path)
     assert {part: {name: [m.name for m in ms] for name, ms in named.items()} for part, named in found.items()} == {
         "": {"a": ["a/1.png", "a/2.png"]}
     }
     assert found[""]["a"][0].read() == png(2)
-    assert "left out 5 files" in caplog.text
+    assert "left out 6 files" in caplog.text and "1 symbolic links (first a/link.png)" in caplog.text
 
 
 def refusal(path):
