@@ -6,6 +6,7 @@ This file imports the standard library only, so that `--list` starts at once.
 import ast
 import difflib
 import runpy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,23 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(configs_folder().glob("*.py")) if not path.stem.startswith("_")}
 
 
+def split_arguments(text: str) -> tuple[str, str]:
+    """Splits a value of --config into the config file and its arguments, which follow a colon.
+
+    A path may contain colons: the longest part before a colon that is a file counts.
+
+    >>> split_arguments("quickstart:distill=none,seed=3")
+    ('quickstart', 'distill=none,seed=3')
+    """
+    ends = [index for index, letter in enumerate(text) if letter == ":"]
+    for end in (len(text), *reversed(ends)):
+        with suppress(UserError, OSError):
+            if paths.resolve(text[:end], "--config").is_file():
+                return text[:end], text[end + 1 :]
+    first = next((end for end in ends if not text.startswith("://", end)), len(text))
+    return text[:first], text[first + 1 :]
+
+
 def find(text: str) -> Path:
     """Returns the path of a config file.
 
@@ -39,13 +57,20 @@ def find(text: str) -> Path:
     'quickstart.py'
     """
     path = paths.resolve(text, "--config")
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise UserError(
+            f"config file {text} cannot be read ({error.strerror}): correct that, or copy the file"
+        ) from None
     known = shipped_configs()
     parent, name = path.parent.as_posix(), path.name.removesuffix(".py")
     if parent in (".", "configs") and name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if path.is_dir():
+        raise UserError(f"config file {text} is a folder: name a file in it")
+    close = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UserError(f"config file {text} does not exist: {hint}python -m cdl_jax.main --list names the shipped configs")
 
@@ -70,7 +95,7 @@ def load(path: Path, arguments: str) -> Any:
         return functions["get_config"](arguments)
     except UserError:
         raise
-    except Exception as error:  # a config is a program of the user's
+    except (Exception, SystemExit) as error:  # a config is a program of the user's
         raise UserError(f"config file {path}{one_line_traceback(error, str(path))}") from error
 
 

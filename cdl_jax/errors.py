@@ -37,7 +37,7 @@ class MissingWeightsError(MissingFileError):
     """Pretrained weights are not on this machine."""
 
 
-def one_line_traceback(error: Exception, path: str) -> str:
+def one_line_traceback(error: BaseException, path: str) -> str:
     """Returns the place and the text of an error in a user's file, to follow the path in a message.
 
     Args:

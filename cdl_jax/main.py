@@ -25,8 +25,10 @@ loss that is NaN or infinite, reported in one line. 143, 130, 129, 138: ended by
 after the state was saved. 141: the reader of stdout closed the pipe.
 """
 
+import ast
+import re
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 _MODES = ("train", "eval", "analyze", "describe")
 _FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)  # the words of a command that change the config
 _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--config.section.key=value ...]
 
   python -m cdl_jax.main --config quickstart          a first run, in a minute on a CPU
@@ -63,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         code = _main(sys.argv if argv is None else ["cdl_jax", *argv])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: the command was started without a standard output
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         raise  # `console.command` ends quietly
@@ -74,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _print_error("interrupted")
         return 130
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         from cdl_jax import plugins
         from cdl_jax.runtime import environment
 
@@ -130,7 +134,7 @@ def _parse(argv):
 
     original, text = argv, _flag_value(argv, "config")
     if text:
-        name, _, arguments = text.partition(":")
+        name, arguments = config_files.split_arguments(text)
         path = config_files.find(name)
         loaded = _load_config(path, arguments)
         argv = _without_flag(argv, "config")
@@ -168,7 +172,36 @@ def _load_config(path, arguments):
             f"config file {path}: get_config returns {type(config).__name__}, not a ConfigDict; begin with "
             "cdl_jax.config.default(...)"
         )
+    if isinstance(config, ml_collections.FrozenConfigDict):
+        config = ml_collections.ConfigDict(config)
+    _check_tree(config, f"config file {path}")
     return config
+
+
+def _check_tree(config, what, prefix=""):
+    """Raises UserError if a key is not the name of an option, or an option has neither a value nor a default.
+
+    what: the source of the config, for messages.
+    """
+    import ml_collections
+
+    from cdl_jax.errors import UserError
+
+    for key in list(config._fields):  # the public iterators sort, which fails with numbers between names
+        if not isinstance(key, str) or not key or "." in key:
+            raise UserError(
+                f"{what}: the key {key!r}{f' of config.{prefix}' if prefix else ''} is not the name of an option: use "
+                "names such as 'epochs'"
+            )
+        path = f"{prefix}.{key}" if prefix else key
+        try:
+            value = config[key]
+        except ml_collections.config_dict.RequiredValueError:
+            raise UserError(f"{what}: config.{path} is a required placeholder: set its value in the file") from None
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_tree(value, what, path)
+        elif isinstance(value, dict):
+            raise UserError(f"{what}: config.{path} is a dict that is not converted: use an ml_collections.ConfigDict")
 
 
 def _check_tuples(config, defaults):
@@ -237,10 +270,7 @@ def _parse_flags(argv, config):
     from cdl_jax.plugins import did_you_mean
 
     keys = flatten(config)
-    for word in argv[1:]:
-        key = word.removeprefix("--config.").split("=")[0]
-        if word.startswith("--config.") and key not in keys:
-            raise UserError(f"unknown key config.{key}: {did_you_mean(key, keys)}")
+    _check_overrides(argv, keys)
     sys.argv = argv  # ml_collections reads the overrides from here when it defines the flag of a config
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -258,6 +288,34 @@ def _parse_flags(argv, config):
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from None
     return SimpleNamespace(rest=rest, **{name: values[name].value for name in _FLAGS})
+
+
+def _check_overrides(argv, keys):
+    """Raises UserError for an override of an unknown key, or of a tuple by a value of another kind.
+
+    keys: the flat config.
+    """
+    from cdl_jax.errors import UserError
+    from cdl_jax.plugins import did_you_mean
+
+    for word, next_word in zip(argv[1:], [*argv[2:], ""], strict=False):
+        if (match := _OVERRIDE.fullmatch(word)) is None:
+            continue
+        negated, key, value = match.groups()
+        if options := [name for name in keys if key and name.startswith(f"{key}.")]:
+            raise UserError(f"config.{key} is a section of options: set one of them, such as --config.{options[0]}=...")
+        if key not in keys:
+            raise UserError(f"unknown key config.{key}: {did_you_mean(key, keys)}")
+        if negated and not isinstance(keys[key], bool):
+            raise UserError(f"{word}: config.{key} is not true or false: write --config.{key}=VALUE")
+        if isinstance(keys[key], list):
+            text, literal = next_word if value is None else value, ()
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                literal = ast.literal_eval(text.strip())
+            if isinstance(literal, dict | set | bytes | complex):
+                raise UserError(
+                    f"config.{key}={text} is of type {type(literal).__name__}: write a tuple, such as '(0,1)'"
+                )
 
 
 def _flag_value(argv, flag):
@@ -304,9 +362,13 @@ def _run(options, handler):
     if options.mode == "describe":
         from cdl_jax.run.describe import describe, load_or_placeholder
 
+        distributed.check_spec(options.distributed)
         distributed.initialize("off")
         data, note = load_or_placeholder(config.data, configs.seeds_of(config)[0])
-        print(note + describe(Experiment.build(config, data), show_config=options.show_config))
+        _check_weight_paths(config)
+        experiment = Experiment.build(config, data)
+        _check_weights_are_named(experiment)
+        print(note + describe(experiment, show_config=options.show_config))
         return 0
     resolved = config.to_dict()
     if options.mode == "analyze":
@@ -332,6 +394,31 @@ def _run(options, handler):
             if (page := seed_folder / "report.html").exists() and config.log.report:
                 print(f"report: {page}")
     return 0
+
+
+def _check_weight_paths(config):
+    """Raises UserError if weights have a path that no machine of this run can read; a local file may be missing."""
+    from cdl_jax import config as configs
+    from cdl_jax.runtime import paths
+
+    for key, value in configs.flatten(config).items():
+        is_path = key.endswith(".weights") and value not in ("", "random") and not value.startswith("package:")
+        if is_path and not (config.get("distill", {}).get("name") == "none" and key == "teacher.weights"):
+            paths.resolve(value, f"config.{key}")
+
+
+def _check_weights_are_named(experiment):
+    """Raises UserError if the weights of a network are empty that training would load."""
+    from cdl_jax.errors import UserError
+
+    config, method = experiment.config, experiment.method
+    for section in ("teacher", "student", "network"):
+        from_runs = section == "teacher" and config.get(config.method, {}).get("teachers")
+        if section in method.networks and not from_runs and config.get(section, {}).get("weights") == "":
+            raise UserError(
+                f"config.{section}.weights is empty: name a file of trained weights, which describe does not need to "
+                "find, or set it to 'random'"
+            )
 
 
 def _start_jax(options, folder):

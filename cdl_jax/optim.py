@@ -116,6 +116,8 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
         raise UserError(f"optim.momentum={options.momentum} must lie within [0, 1)")
     if not all(type(milestone) is int for milestone in options.milestones):
         raise UserError(f"optim.milestones={options.milestones} must be integers")
+    if not all(isinstance(part, str) and part for part in options.undecayed):
+        raise UserError(f"optim.undecayed={options.undecayed} must be names of parts of a network, such as 'projector'")
     first, second = betas
     kinds = {
         "adam": lambda: optax.scale_by_adam(first, second, options.eps),

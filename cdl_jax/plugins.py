@@ -53,6 +53,7 @@ _SYNONYMS = {
     "devices": "gpus gpu num_gpus n_gpu ngpus device num_devices",
     "workers": "num_workers n_workers nworkers",
     "seed": "random_seed random_state manual_seed",
+    "distill.name": "kd distillation distiller",
     "data.name": "dataset data_set ds dataset_name",
     "data": "dataset data_set ds dataset_name",
     "data.path": "data_dir data_path data_root dataroot datadir root dataset_path",
@@ -116,7 +117,13 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     close = difflib.get_close_matches(word, by_lower_case, n=1, cutoff=0.5)
     suggestion = by_lower_case.get(word) or next(iter(matches), None) or (by_lower_case[close[0]] if close else None)
     hint = f"did you mean {suggestion!r}? " if suggestion else ""
-    return hint + (f"known: {', '.join(known)}" if len(known) <= 30 else "")
+    if len(known) <= 30:
+        return hint + f"known: {', '.join(known)}"
+    if hint:
+        return hint
+    if any(key.endswith("data.name") for key in known):
+        return "python -m cdl_jax.main --config ... --mode=describe --show_config shows all keys"
+    return f"the nearest of {len(known)}: {', '.join(difflib.get_close_matches(word, known, n=3, cutoff=0.0))}"
 
 
 def load_plugin(folder: str, name: str) -> ModuleType:
@@ -181,7 +188,7 @@ def _import_user_module(name: str) -> ModuleType | None:
         return importlib.import_module(name)
     except UserError:
         raise
-    except Exception as error:  # a plug-in is a program of the user's
+    except (Exception, SystemExit) as error:  # a plug-in is a program of the user's
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             return None
         raise UserError(f"plug-in {path}{one_line_traceback(error, path)}") from error

@@ -41,6 +41,14 @@ def command(main: Callable) -> Callable:
             if not _redirect_closed_streams():
                 raise  # another pipe, such as that of a worker process
             return _PIPE_CLOSED
+        except OSError as error:  # a disk of stdout without space, for instance
+            from cdl_jax.runtime import environment
+
+            if error.filename is not None or (line := environment.explain_error(error)) is None:
+                raise
+            discard_stdout()
+            print(f"cdl_jax: {line}", file=sys.stderr)
+            return 2
 
     return run
 
@@ -70,7 +78,8 @@ def _redirect_closed_streams() -> bool:
 def discard_stdout() -> None:
     """Redirects stdout to the null device if it cannot be written, because the flush at exit would fail again."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         with suppress(OSError):  # a stdout without a file descriptor
             null = os.open(os.devnull, os.O_WRONLY)

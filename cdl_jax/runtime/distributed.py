@@ -25,16 +25,10 @@ def initialize(spec: str) -> None:
     Raises:
       UserError: `spec` has another form, the other processes are out of reach, or jax lacks its platform.
     """
+    arguments = check_spec(spec)
     if spec == "off":
         _check_platform()
         return
-    arguments = {}
-    if spec != "auto":
-        try:
-            address, count, index = spec.split(",")
-            arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
-        except ValueError:
-            raise UserError(f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID") from None
     try:
         jax.config.update("jax_enable_preemption_service", False)  # it would replace the SIGTERM handler of `signals`
         with warnings.catch_warnings():
@@ -46,6 +40,24 @@ def initialize(spec: str) -> None:
         raise UserError(f"--distributed={spec}: {kind}{' '.join(str(error).split())}{remedy}") from None
     _check_platform()
     check_gpus(os.environ, jax.default_backend(), jax.local_device_count())
+
+
+def check_spec(spec: str) -> dict[str, str | int]:
+    """Returns the arguments of `jax.distributed.initialize` for a value of --distributed; off and auto have none.
+
+    Raises:
+      UserError: `spec` has another form.
+
+    >>> check_spec("node0:1234,2,1")
+    {'coordinator_address': 'node0:1234', 'num_processes': 2, 'process_id': 1}
+    """
+    if spec in ("off", "auto"):
+        return {}
+    try:
+        address, count, index = spec.split(",")
+        return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+    except ValueError:
+        raise UserError(f"--distributed={spec!r}: use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID") from None
 
 
 def _remedy(variables: Mapping[str, str]) -> str:

@@ -11,6 +11,8 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 # `pathlib` merges two slashes, so a URL that was converted to a Path has one.
 _REMOTE = re.compile(r"(gs|gcs|s3|http|https|hdfs|az|abfs|abfss|hf):/", re.IGNORECASE)
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes that Linux accepts
+
 
 def resolve(text: str | os.PathLike, what: str = "path") -> Path:
     """Returns the local path that a user's text denotes.
@@ -23,7 +25,7 @@ def resolve(text: str | os.PathLike, what: str = "path") -> Path:
       what: the flag or config key, for messages.
 
     Raises:
-      UserError: the text is not a path, denotes a remote file, or names the home folder of an unknown user.
+      UserError: the text is not a path, is too long, denotes a remote file, or names the home of an unknown user.
 
     >>> str(resolve("file:///data/images/"))
     '/data/images'
@@ -44,14 +46,45 @@ def resolve(text: str | os.PathLike, what: str = "path") -> Path:
             text = unquote(f"{host if host == '~' else ''}/{path}")
     if (url and url[1].lower() != "file") or _REMOTE.match(text):
         raise UserError(f"{what}={original!r} is a remote path, and only local paths work: copy or mount it first")
+    if any(len(name.encode(errors="replace")) > _LONGEST_NAME for name in text.split("/")):
+        raise UserError(
+            f"{what}: a name in {original[:40]!r}... is longer than {_LONGEST_NAME} bytes: choose a shorter one"
+        )
+    if len(text.encode(errors="replace")) > _LONGEST_PATH:
+        raise UserError(
+            f"{what}: the path {original[:40]!r}... is longer than {_LONGEST_PATH} bytes: choose a shorter one"
+        )
+    return _expand_home(text, f"{what}={original!r}")
+
+
+def _expand_home(text, what):
+    """Returns a path with `~` and `~user` replaced by home folders; `what` names it in messages."""
+    start = text.split("/")[0]
+    if start == "~" and not _home_is_usable():
+        raise UserError(f"{what}: the variable HOME is not the full path of a folder: write the full path or set HOME")
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise UserError(f"{what}={original!r}: the home folder is unknown: write the full path or set HOME") from None
+        if start != "~":
+            raise UserError(
+                f"{what}: the home folder is unknown, because no user has the name {start[1:]!r}: write the full path, "
+                f"or ./{start} for a folder of that name"
+            ) from None
+        raise UserError(f"{what}: the home folder is unknown: write the full path or set HOME") from None
+
+
+def _home_is_usable():
+    """Returns whether HOME is a full path or not set; an empty one would put files into the root folder."""
+    return os.path.isabs(os.environ.get("HOME", "/"))
 
 
 def home_folder() -> Path | None:
-    """Returns the user's home folder, None without HOME and without a user entry, as in some containers."""
+    """Returns the user's home folder, None where it is unknown.
+
+    That is so with an empty HOME, and without HOME and a user entry, as in some containers.
+    """
+    if not _home_is_usable():
+        return None
     try:
         return Path.home()
     except RuntimeError:

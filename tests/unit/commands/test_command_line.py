@@ -27,6 +27,33 @@ def test_a_file_of_the_user_precedes_a_shipped_config(tmp_path, monkeypatch):
     assert config_files.find("quickstart.py").resolve() == tmp_path / "quickstart.py"
 
 
+def test_the_path_of_a_config_may_contain_colons(tmp_path):
+    path = tmp_path / "a:b=1" / "c.py"
+    path.parent.mkdir()
+    path.write_text("")
+    assert config_files.split_arguments(f"{path}") == (str(path), "")
+    assert config_files.split_arguments(f"{path}:seed=3,text=x:y") == (str(path), "seed=3,text=x:y")
+    assert config_files.split_arguments(f"file://{path}:seed=3") == (f"file://{path}", "seed=3")
+    assert config_files.find(f"file://{path}") == path
+    assert config_files.split_arguments("file:///absent.py:seed=3") == ("file:///absent.py", "seed=3")
+    assert config_files.split_arguments("quickstart") == ("quickstart", "")
+    assert config_files.split_arguments("quickstart:distill=none") == ("quickstart", "distill=none")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("QuickStart", "did you mean 'quickstart'?"),
+        ("n" * 256, "is longer than 255 bytes"),
+        ("tests", "config file tests is a folder: name a file in it"),
+    ],
+)
+def test_the_message_about_a_config_file_has_its_cause(name, message):
+    with pytest.raises(UserError) as error:
+        config_files.find(name)
+    assert message in str(error.value)
+
+
 def test_an_unknown_config_gets_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'cifar100_l2p'"):
         config_files.find("cifar100_l2")
@@ -100,6 +127,8 @@ def _get_config(name):
         ("def get_config(text=''):\n    return absent", ", line 2: NameError: name 'absent' is not defined"),
         ("import absent_module", ", line 1: ModuleNotFoundError: No module named 'absent_module'"),
         ("", ": it does not define get_config(text)"),
+        ("raise SystemExit('no GPU')", ", line 1: SystemExit: no GPU"),
+        ("import sys\nsys.exit()", ", line 2: SystemExit"),
         ("def get_config(text=''):\n    return {}", ": get_config returns dict, not a ConfigDict"),
     ],
 )
@@ -109,6 +138,69 @@ def test_a_mistake_in_a_config_file_is_reported_with_its_line(tmp_path, capsys, 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"cdl_jax: config file {tmp_path / 'mine.py'}{expected}")
     assert not (tmp_path / "run").exists()
+
+
+def _own_config(folder, line):
+    """Returns the path of a config file with the defaults of `cdl` and one more line."""
+    (folder / "own.py").write_text(
+        "import ml_collections\nfrom cdl_jax import config as base\n\n\ndef get_config(text=''):\n"
+        f"    config = base.default('cdl', data='glyph_mini')\n    {line}\n    return config\n"
+    )
+    return str(folder / "own.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "flags", "message"),
+    [
+        ("config[3] = 4", [], "the key 3 is not the name of an option: use names such as 'epochs'"),
+        ("config.train[3] = {}", [], "the key 3 of config.train is not the name of an option"),
+        ("config = ml_collections.ConfigDict({3: 4})", [], "the key 3 is not the name of an option"),
+        ("config['train.epochs'] = 4", [], "ConfigDict does not accept dots in field names"),
+        (
+            "config.train.epochs = ml_collections.config_dict.required_placeholder(int)",
+            ["--config.train.epochs=1"],
+            "config.train.epochs is a required placeholder: set its value in the file",
+        ),
+        (
+            "config.train.epochs = ml_collections.config_dict.placeholder(int)",
+            [],
+            "config.train.epochs=None must be of type int, such as 20",
+        ),
+        ("pass", ["-config.foo=1"], "unknown key config.foo: python -m cdl_jax.main --config ... --mode=describe"),
+        ("pass", ["--noconfig.foo"], "unknown key config.foo: "),
+        ("pass", ["--noconfig.train.epochs"], "config.train.epochs is not true or false: write --config.train.epochs"),
+        ("pass", ["--config.train=3"], "config.train is a section of options: set one of them, such as --config.tra"),
+        ("pass", ["--config.seeds={0:1}"], "config.seeds={0:1} is of type dict: write a tuple, such as '(0,1)'"),
+        ("pass", ["--config.seeds", "({0: 1})"], "config.seeds=({0: 1}) is of type dict"),
+        ("pass", ["--config.seeds={0,1}"], "config.seeds={0,1} is of type set"),
+        ("pass", ["--config.seeds=b'ab'"], "config.seeds=b'ab' is of type bytes"),
+        ("pass", ["--config.zzzz=1"], "--mode=describe --show_config shows all keys"),
+        ("pass", ["--zzzz=1"], "--mode=describe --show_config shows all keys"),
+        ("pass", ["--config.KD=1"], "unknown key config.KD: did you mean 'distill.name'?"),
+    ],
+)
+def test_a_mistake_in_keys_and_values_is_one_line(line, flags, message, tmp_path):
+    with pytest.raises(UserError) as error:
+        main._parse(["cdl_jax", "--config", _own_config(tmp_path, line), *flags])
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "flags", "epochs", "report"),
+    [
+        ("config = ml_collections.FrozenConfigDict(config)", ["--config.train.epochs=3"], 3, True),
+        (
+            "config.train.epochs = ml_collections.config_dict.placeholder(int)",
+            ["--config.train.epochs=3"],
+            3,
+            True,
+        ),
+        ("pass", ["-config.train.epochs=3", "--noconfig.log.report"], 3, False),
+    ],
+)
+def test_unusual_configs_and_flags_are_read(line, flags, epochs, report, tmp_path):
+    config = main._parse(["cdl_jax", "--config", _own_config(tmp_path, line), *flags]).config
+    assert (config.train.epochs, config.log.report) == (epochs, report)
 
 
 def test_an_unknown_empty_section_is_refused():

@@ -177,6 +177,8 @@ def test_accumulated_gradients_give_the_step_of_their_mean(changes):
         ({"schedule": "cosin"}, "optim.schedule='cosin' is unknown: did you mean 'cosine'?"),
         ({"schedule": "cosine", "warmup_epochs": 5.0}, "optim.warmup_epochs=5.0 must lie in [0, epochs=5)"),
         ({"learning_rate": 0.0}, "optim.learning_rate=0.0 must be above 0"),
+        ({"undecayed": (1,)}, "optim.undecayed=(1,) must be names of parts of a network, such as 'projector'"),
+        ({"undecayed": ("",)}, "optim.undecayed=('',) must be names of parts of a network"),
         ({"accumulate": 0}, "optim.accumulate=0 must be at least 1"),
         ({"learning_rate": float("nan")}, "optim.learning_rate=nan must be above 0"),
     ],

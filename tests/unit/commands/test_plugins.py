@@ -60,6 +60,7 @@ def test_a_mistyped_name_gets_a_suggestion():
         ),
         ("OPTIONS = {}\n1 / 0", "line 2: ZeroDivisionError: division by zero"),
         ("OPTIONS = {", "line 1: SyntaxError: '{' was never closed"),
+        ("raise SystemExit(0)", "line 1: SystemExit: 0"),
     ],
 )
 def test_a_user_module_that_fails_on_import_is_reported_with_file_and_line(user_package, text, message):
@@ -116,6 +117,9 @@ def test_a_hint_names_the_closest_word_and_lists_at_most_30():
     many = [f"class_{i}" for i in range(31)]
     assert plugins.did_you_mean("class_30x", many) == "did you mean 'class_30'? "
     assert plugins.did_you_mean("zzz", many[:30]).count(",") == 29
+    assert plugins.did_you_mean("zzz", many).startswith("the nearest of 31: class_")
+    keys = [*many, "data.name"]
+    assert plugins.did_you_mean("zzz", keys).endswith("--mode=describe --show_config shows all keys")
 
 
 def test_helpers_packages_and_private_files_are_not_plug_ins():

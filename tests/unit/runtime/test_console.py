@@ -45,6 +45,23 @@ def test_a_closed_pipe_ends_a_command_quietly(words, unbuffered):
     assert (done.stderr, done.returncode) == ("", 141)
 
 
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_full_disk_at_stdout_is_one_line(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+        )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("cdl_jax: a file cannot be written: No space left on device; ")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_runs_without_stdout(words):
+    command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", *words]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 def test_another_broken_pipe_is_raised():
     script = SCRIPT.replace("    return 3", "    raise BrokenPipeError('of a worker')")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT, env=environment())

@@ -56,6 +56,10 @@ def test_the_home_folder_of_another_user_is_resolved():
         (" ", "is empty"),
         ("a\0b", "has a NUL character"),
         ("~nobody-has-this-name/x", "home folder is unknown"),
+        ("~nobody-has-this-name/x", "because no user has the name 'nobody-has-this-name'"),
+        ("runs/" + "n" * 256, "is longer than 255 bytes: choose a shorter one"),
+        ("\u00fc" * 128, "is longer than 255 bytes"),
+        ("name/" * 900, "is longer than 4095 bytes: choose a shorter one"),
         (7, "is not a path"),
         (None, "is not a path"),
     ],
@@ -65,6 +69,20 @@ def test_a_path_that_is_not_local_is_refused(text, problem):
         paths.resolve(text, "data.path")
     assert str(error.value).startswith("data.path") and problem in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("home", ["", "relative/home"])
+def test_the_home_folder_needs_a_full_path(monkeypatch, home):
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(UserError, match="data.path='~/x': the variable HOME is not the full path of a folder"):
+        paths.resolve("~/x", "data.path")
+    assert paths.home_folder() is None
+    assert paths.resolve("~root/x") == Path("~root").expanduser() / "x"
+
+
+def test_the_longest_name_is_a_path():
+    assert paths.resolve("n" * 255) == Path("n" * 255)
+    assert paths.resolve("\udcff" * 255) == Path("\udcff" * 255)  # 255 bytes that are not UTF-8
 
 
 REMOTE = "gs://bucket/x"
