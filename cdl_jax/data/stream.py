@@ -348,7 +348,9 @@ def _relabel(split, order, num_classes, limit, option):
 
 
 def _check_images(stream):
-    test_counts = np.bincount(stream.test.labels, minlength=stream.num_classes)
+    train_counts, test_counts = (
+        np.bincount(split.labels, minlength=stream.num_classes) for split in (stream.train, stream.test)
+    )
     for task in stream.tasks:
         if not len(task.train):
             first_names = ", ".join(stream.class_names[task.first : task.end][:3])
@@ -357,8 +359,9 @@ def _check_images(stream):
                 f"{', ...' if len(task.classes) > 3 else ''}): add some or leave its classes out of data.class_order"
             )
         for label in range(task.first, task.end):
-            if not test_counts[label]:
-                raise UserError(
-                    f"class {stream.class_order[label]} ({stream.class_names[label]!r}) of {stream.name} has no test "
-                    "images: add some or leave it out of data.class_order"
-                )
+            for counts, part in ((train_counts, "training"), (test_counts, "test")):
+                if not counts[label]:
+                    raise UserError(
+                        f"class {stream.class_order[label]} ({stream.class_names[label]!r}) of {stream.name} has no "
+                        f"{part} images: add some or leave it out of data.class_order"
+                    )

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cdl_jax.data.readers import scaling
 from cdl_jax.errors import UserError
 
 # Pillow would pass files of other formats to programs such as Ghostscript, whatever their names.
@@ -22,9 +23,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Pillow's own limit, 256 MiB of 8-bit RGB. Decoding needs up to 9 bytes per pixel, 15 for deep images.
 MAX_PIXELS = 89_478_485
 MAX_SIDE = 65_535  # the limit of JPEG
-_WHITE = 65_535
-# Numbers up to this maximum could also be gray levels of another scale, such as the 16 of scikit-learn's digits.
-_DARK = 16
 # Tags of TIFF.
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _FILL_ORDER, _ORIENTATION = 256, 257, 258, 262, 266, 274
 _PLANES, _SAMPLE_FORMAT = 284, 339
@@ -61,61 +59,12 @@ def rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         raise _unknown_scale(values.view(np.int8) if values.dtype == np.uint8 else values)
     if image.mode == "F":
-        return _gray(image, from_floats(np.asarray(image)))
+        return _gray(image, scaling.from_floats(np.asarray(image)))
     if image.mode == "I" or image.mode.startswith("I;"):
         return _gray(image, _from_integers(np.asarray(image), *_depth(image)))
     if isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # the same colors, without Pillow's warning
     return image.convert("RGB")
-
-
-def from_floats(values: np.ndarray) -> np.ndarray:
-    """Returns floating-point gray levels as uint8 of the same shape.
-
-    >>> from_floats(np.array([0.0, 0.5, 1.0])).tolist()
-    [0, 128, 255]
-
-    Args:
-      values: in [0, 1] or in [0, 255], decided by the largest.
-
-    Raises:
-      UserError: the values are outside of these ranges, are NaN, or have a maximum between them (see `_DARK`).
-    """
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    slack = 1e-3  # what arithmetic in float16 leaves
-    if not -slack <= low <= high <= 255 + slack or 1 + slack < high <= _DARK:
-        raise UserError(f"floating-point values from {low:g} to {high:g}: scale them to [0, 1] or to [0, 255]")
-    return _scale(values, 1.0 if high <= 1 + slack else 255.0)
-
-
-def from_array(values: np.ndarray) -> np.ndarray:
-    """Returns gray levels of any real dtype as uint8, by one rule for the array.
-
-    >>> from_array(np.array([0, 65535], np.uint16)).tolist()
-    [0, 255]
-
-    uint8: unchanged. bool: 0 and 255. Floating point: as in `from_floats`. uint16: v * 255 / 65535. Other integers: in
-    [0, 255], unchanged.
-
-    Raises:
-      UserError: the values have no known scale, or the dtype is not one of numbers.
-    """
-    kind, low, high = values.dtype.kind, *((values.min(), values.max()) if values.size else (0, 0))
-    if values.dtype == np.uint8:
-        return values
-    if kind == "b":
-        return values.astype(np.uint8) * np.uint8(255)
-    if kind == "f":
-        return from_floats(values)
-    if kind not in "iu":
-        raise UserError(f"values of type {values.dtype}: save uint8")
-    if values.dtype == np.uint16 and (high > 255 or not high):
-        return _scale(values, _WHITE)
-    if values.dtype == np.uint16 or low < 0 or high > 255 or 0 < high <= _DARK:
-        raise UserError(
-            f"{values.dtype} values from {low} to {high}: save uint8 with values up to 255, or uint16 up to 65535"
-        )
-    return values.astype(np.uint8)
 
 
 def _decode(file: IO[bytes]) -> Image.Image:
@@ -217,16 +166,16 @@ def _with_rawmode(tile, rawmode):
 def _depth(image) -> tuple[int, bool]:
     """Returns the white level of an integer image, and whether another scale is as likely."""
     if image.format != "TIFF":
-        return _WHITE, False  # PNG has 16 bits; Pillow scales PGM to 16 bits
+        return scaling.WHITE, False  # PNG has 16 bits; Pillow scales PGM to 16 bits
     bits = image.tag_v2.get(_BITS, (16,))[0]
-    return 2**bits - 1 if bits < 16 else _WHITE, bits > 16
+    return 2**bits - 1 if bits < 16 else scaling.WHITE, bits > 16
 
 
 def _from_integers(values, white, is_ambiguous):
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     if not 0 <= low <= high <= white or is_ambiguous and 0 < high <= 255:
         raise _unknown_scale(values)
-    return _scale(values, white)
+    return scaling.scale(values, white)
 
 
 def _unknown_scale(values) -> UserError:
@@ -240,13 +189,3 @@ def _gray(image, levels):
     if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # WhiteIsZero; Pillow ignores it at this depth
         levels = 255 - levels
     return Image.fromarray(levels).convert("RGB")
-
-
-def _scale(values, white) -> np.ndarray:
-    """Returns values in [0, white] as uint8 in [0, 255], a part at a time."""
-    result = np.empty(values.shape, np.uint8)
-    step = max(1, 2**20 * len(values) // max(1, values.size))
-    for start in range(0, len(values), step):
-        part = values[start : start + step].astype(np.float64)
-        result[start : start + step] = np.rint(np.clip(part * (255 / white), 0, 255))
-    return result

@@ -4,11 +4,12 @@ import io
 import logging
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from cdl_jax.data.readers import scaling
 from cdl_jax.errors import UserError
 
 _UNPACKED_LIMIT = 2**30  # bytes that an .npz may unpack to, whatever its compression
@@ -115,13 +116,33 @@ def labels(values: np.ndarray, *, what: str) -> np.ndarray:
     Raises:
       UserError: the shape or dtype is another, or a label is negative or too large.
     """
-    if values.dtype.kind not in "iu" or values.shape not in ((len(values),), (len(values), 1)):
-        raise UserError(f"{what}: labels must be whole numbers [n], not {values.dtype} {list(values.shape)}")
+    if values.dtype.kind not in "iu" or not values.ndim or values.shape[1:] not in ((), (1,)):
+        raise UserError(f"{what}: labels must be whole numbers [n], not {_dtype(values)} {list(values.shape)}")
     if len(values) and values.max() > np.iinfo(np.int32).max:
         raise UserError(f"{what}: label {values.max()} is too large; number classes from 0")
     if len(values) and values.min() < 0:
         raise UserError(f"{what}: label {values.min()} is negative; number classes from 0")
     return values.reshape(-1).astype(np.int32)
+
+
+def names(values: np.ndarray, *, what: str) -> tuple[str, ...]:
+    """Converts names of classes to text.
+
+    >>> names(np.array([b"cat", b"dog"]), what="class_names")
+    ('cat', 'dog')
+
+    Args:
+      values: `[classes]`, text, bytes in UTF-8, or integers.
+      what: name of the array, for messages.
+
+    Raises:
+      UserError: the shape or dtype is another.
+    """
+    if values.ndim != 1 or values.dtype.kind not in "USiu":
+        raise UserError(f"{what} must be text [classes], not {_dtype(values)} {list(values.shape)}")
+    if values.dtype.kind == "S":
+        return tuple(name.decode("utf-8", "surrogateescape") for name in values.tolist())
+    return tuple(str(name) for name in values)
 
 
 def rgb(images: np.ndarray, *, what: str) -> np.ndarray:
@@ -131,28 +152,46 @@ def rgb(images: np.ndarray, *, what: str) -> np.ndarray:
     [[[[0, 0, 0], [255, 255, 255]]]]
 
     Args:
-      images: `[n, height, width]`, `[..., 1]` or `[..., 3]` of a dtype that `decoding.from_array` takes.
+      images: `[n, height, width]`, `[..., 1]` or `[..., 3]` of a dtype that `scaling.from_arrays` takes.
       what: the name of the array, for the message.
 
     Raises:
       UserError: the shape is another, or the values have no known scale.
     """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise UserError(
-            f"{what}: images must be [n, height, width] or [n, height, width, 1 or 3], not {images.dtype} "
-            f"{list(images.shape)}"
-        )
-    if images.dtype != np.uint8:
-        from cdl_jax.data.readers import decoding  # imports Pillow, which uint8 arrays do not need
+    return rgb_by_one_rule({what: images})[0]
 
-        try:
-            scaled = decoding.from_array(images)
-        except UserError as error:
-            raise UserError(f"{what}: {error}") from None
-        logging.getLogger("cdl_jax").warning(
-            "%s: %s values scaled to 0 to %d", what, images.dtype, scaled.max(initial=0)
-        )
-        images = scaled
-    return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
+
+def rgb_by_one_rule(arrays: Mapping[str, np.ndarray], *, where: str = "") -> list[np.ndarray]:
+    """Converts arrays of images like `rgb`, with one scale for all, such as the training and the test images.
+
+    Args:
+      arrays: images by name, for messages.
+      where: what the names are of, for messages.
+
+    Raises:
+      UserError: a shape is another, or the values have no known common scale.
+    """
+    prefix = f"{where}: " if where else ""
+    parts = []
+    for name, images in arrays.items():
+        images = images[..., None] if images.ndim == 3 else images
+        if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
+            raise UserError(
+                f"{prefix}{name}: images must be [n, height, width] or [n, height, width, 1 or 3], not "
+                f"{_dtype(images)} {list(images.shape)}"
+            )
+        parts.append(images)
+    try:
+        scaled = scaling.from_arrays(*parts)
+    except UserError as error:
+        raise UserError(f"{prefix}{' and '.join(arrays)}: {error}") from None
+    for name, before, after in zip(arrays, parts, scaled, strict=True):
+        if before.dtype != np.uint8:
+            logging.getLogger("cdl_jax").warning(
+                "%s%s: %s values scaled to 0 to %d", prefix, name, before.dtype, after.max(initial=0)
+            )
+    return [images if images.shape[3] == 3 else np.repeat(images, 3, axis=3) for images in scaled]
+
+
+def _dtype(values) -> str:
+    return " ".join(str(values.dtype).split())[:100]

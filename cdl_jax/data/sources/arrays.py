@@ -16,9 +16,9 @@ OPTIONS: dict[str, Any] = {}
 def load(options: Mapping[str, Any]) -> Dataset:
     """Loads the arrays of an `.npz`.
 
-    Images are `[n, height, width]` or `[n, height, width, 1 or 3]` of a dtype that `decoding.from_array` takes. Labels
+    Images are `[n, height, width]` or `[n, height, width, 1 or 3]` of a dtype that `scaling.from_arrays` takes. Labels
     are integers from 0, `[n]` or `[n, 1]`. `class_names`, text `[classes]`, is optional; without it the names are the
-    labels. Training and test images may differ in size.
+    labels. Training and test images may differ in size, but have one scale of values.
 
     Raises:
       UserError: the path is empty, the file is missing, or an array has another shape or dtype.
@@ -30,17 +30,11 @@ def load(options: Mapping[str, Any]) -> Dataset:
         )
     path = paths.resolve(path, "data.path")
     arrays = npz_files.read(path, ("x_train", "y_train", "x_test", "y_test"), optional=("class_names",))
-    train, test = (
-        Split(
-            npz_files.labels(arrays[f"y_{part}"], what=f"{path}: y_{part}"),
-            npz_files.rgb(arrays[f"x_{part}"], what=f"{path}: x_{part}"),
-        )
-        for part in ("train", "test")
-    )
+    labels = [npz_files.labels(arrays[name], what=f"{path}: {name}") for name in ("y_train", "y_test")]
+    images = npz_files.rgb_by_one_rule({name: arrays.pop(name) for name in ("x_train", "x_test")}, where=str(path))
+    train, test = map(Split, labels, images)
     highest = max((int(split.labels.max()) for split in (train, test) if len(split)), default=-1)
     if highest >= len(train) + len(test):
         raise UserError(f"{path}: label {highest} among {len(train) + len(test)} images; number classes from 0")
-    class_names = arrays.get("class_names", np.arange(highest + 1))
-    if class_names.ndim != 1:
-        raise UserError(f"{path}: class_names must be text [classes], not {list(class_names.shape)}")
-    return Dataset(path.stem, tuple(str(name) for name in class_names), train, test)
+    class_names = npz_files.names(arrays.get("class_names", np.arange(highest + 1)), what=f"{path}: class_names")
+    return Dataset(path.stem, class_names, train, test)

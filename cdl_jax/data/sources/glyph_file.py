@@ -30,10 +30,9 @@ def load(options: Mapping[str, Any]) -> Dataset:
     is_test = arrays["is_test"]
     if is_test.dtype != bool or not is_test.shape == labels.shape == images.shape[:1]:
         raise UserError(f"{path}: x, y and is_test (bool) must have one length")
-    if arrays["chars"].ndim != 1:
-        raise UserError(f"{path}: chars must be text [classes], not {list(arrays['chars'].shape)}")
+    chars = npz_files.names(arrays["chars"], what=f"{path}: chars")
     train, test = (Split(labels[rows], images[rows]) for rows in (~is_test, is_test))
-    return Dataset(path.stem, tuple(str(c) for c in arrays["chars"]), train, test)
+    return Dataset(path.stem, chars, train, test)
 
 
 def placeholder(options: Mapping[str, Any]) -> Dataset:

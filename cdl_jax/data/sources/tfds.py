@@ -44,8 +44,11 @@ def load(options: Mapping[str, Any]) -> Dataset:
             "feature of the classes, and the feature of the images must be 'image'"
         )
     label, side = options["label"], options["side"]
-    splits = [_read(builder, options[f"{part}_split"], label, side) for part in ("train", "test")]
-    dataset = Dataset(builder.name, tuple(class_names), *splits)
+    labels, images = {}, {}
+    for part in ("train_split", "test_split"):
+        labels[part], images[part] = _read(builder, options[part], label, side)
+    scaled = npz_files.rgb_by_one_rule(images, where=f"tfds set {builder.name!r}")
+    dataset = Dataset(builder.name, tuple(class_names), *map(Split, labels.values(), scaled))
     return _without_empty(dataset) if options["skip_empty_classes"] else dataset
 
 
@@ -83,10 +86,8 @@ def _read(builder, split, label, side):
     if not images:
         raise UserError(f"tfds set {builder.name!r}: split {split!r} is empty")
     order = np.argsort(np.asarray(ids), kind="stable")
-    what = f"tfds set {builder.name!r}"
-    return Split(
-        npz_files.labels(np.asarray(labels)[order], what=what), npz_files.rgb(np.stack(images)[order], what=what)
-    )
+    labels = npz_files.labels(np.asarray(labels)[order], what=f"tfds set {builder.name!r}")
+    return labels, np.stack(images)[order]
 
 
 def _square(image, side):

@@ -350,7 +350,13 @@ def test_arrays_are_scaled(tmp_path, values, want):
         (np.array([0, 256]), "int64 values from 0 to 256"),
         (np.array([-1, 255], np.int16), "int16 values from -1 to 255"),
         (np.array([0, 255], np.uint16), "uint16 values from 0 to 255"),
+        (np.array([0, 255], ">u2"), "uint16 values from 0 to 255"),
         (np.array([0, 16]), "int64 values from 0 to 16"),
+        (np.array([0, 1]), "int64 values from 0 to 1"),
+        (np.array([0, 1], np.uint8), "uint8 values from 0 to 1 with an unknown white level"),
+        (np.array([0, 16], np.uint8), "uint8 values from 0 to 16"),
+        (np.array(["a", "b"]), "values of type <U1"),
+        (np.zeros(2, [("r", "u1"), ("g", "u1")]), "values of type [('r', 'u1'), ('g', 'u1')]"),
         (np.array([1j, 0]), "values of type complex128"),
     ],
 )
@@ -359,6 +365,40 @@ def test_arrays_without_a_known_scale_are_refused(tmp_path, values, why):
     np.savez(tmp_path / "a.npz", x_train=images, y_train=[0, 1], x_test=images, y_test=[0, 1])
     message = refusal("arrays", tmp_path / "a.npz")
     assert why in message and "a.npz: x_train" in message
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "want"),
+    [
+        (np.array([0.0, 255.0]), np.array([0.0, 1.0]), [0, 1]),  # a dark test set in the scale of the training set
+        (np.array([0, 65535], np.uint16), np.array([0, 257], np.uint16), [0, 1]),
+        (np.array([0, 65535], np.uint16), np.array([0, 200], np.uint16), [0, 1]),
+        (np.array([0, 65535], ">u2"), np.array([0, 65535], "<u2"), [0, 255]),
+        (np.array([0, 255], np.int64), np.array([0, 9], np.uint8), [0, 9]),
+        (np.array([0.0, 1.0], np.float16), np.array([0.0, 0.2]), [0, 51]),
+    ],
+)
+def test_training_and_test_arrays_have_one_scale(tmp_path, train, test, want):
+    for parts, index in [((train, test), 1), ((test, train), 0)]:
+        images = [np.tile(part[None, None], (2, 3, 1)) for part in parts]
+        np.savez(tmp_path / "a.npz", x_train=images[0], y_train=[0, 1], x_test=images[1], y_test=[0, 1])
+        data = load("arrays", tmp_path / "a.npz")
+        assert (data.train, data.test)[index].images[0, 0, :, 0].tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "why"),
+    [
+        (np.array([0.0, 1.0]), np.array([0.0, 300.0]), "x_train and x_test: floating-point values from 0 to 300"),
+        (np.array([0, 255], np.uint8), np.array([0.0, 1.0]), "of types uint8 and float64 need different scales"),
+        (np.array([0, 65535], np.uint16), np.array([0, 255], np.uint8), "of types uint16 and uint8 need different"),
+        (np.array([0, 1], bool), np.array([0, 255], np.uint8), "of types bool and uint8 need different scales"),
+    ],
+)
+def test_training_and_test_arrays_of_different_scales_are_refused(tmp_path, train, test, why):
+    images = [np.tile(part[None, None], (2, 3, 1)) for part in (train, test)]
+    np.savez(tmp_path / "a.npz", x_train=images[0], y_train=[0, 1], x_test=images[1], y_test=[0, 1])
+    assert why in refusal("arrays", tmp_path / "a.npz")
 
 
 def test_large_arrays_are_scaled_in_parts():

@@ -64,6 +64,8 @@ def test_arrays_of_a_user(tmp_path):
     assert data.train.labels.tolist() == [0, 2, 1, 0] and np.array_equal(data.test.images, color)
     np.savez(tmp_path / "named.npz", **arrays, y_test=np.asarray([1, 2]), class_names=np.asarray(["x", "y", "z"]))
     assert load("arrays", tmp_path / "named.npz").class_names == ("x", "y", "z")
+    np.savez(tmp_path / "named.npz", **arrays, y_test=[1, 2], class_names=np.asarray(["é".encode(), b"y", b"z"]))
+    assert load("arrays", tmp_path / "named.npz").class_names == ("é", "y", "z")
 
 
 def test_arrays_that_cannot_be_used_raise_errors_of_one_line(tmp_path):
@@ -86,6 +88,13 @@ def test_arrays_that_cannot_be_used_raise_errors_of_one_line(tmp_path):
     assert "has Python objects, which are refused" in refusal_of(y_train=np.asarray([0, "a"], object))
     assert "label 3 among 3 images" in refusal_of(y_train=np.asarray([0, 3]))
     assert "label 2147483648 is too large" in refusal_of(y_train=np.asarray([0, 2**31]))
+    assert "numbers [n], not int64 []" in refusal_of(y_train=np.asarray(0))
+    assert "numbers [n], not <U1 [2]" in refusal_of(y_train=np.asarray(["0", "1"]))
+    assert "not uint8 []" in refusal_of(x_train=np.asarray(0, np.uint8))
+    assert "x_train: images must be" in refusal_of(x_train=np.zeros((2, 0, 0, 3), np.uint8))
+    assert "not uint8 [1, 4, 0, 3]" in refusal_of(x_test=np.zeros((1, 4, 0, 3), np.uint8))
+    assert "class_names must be text [classes], not float64 [2]" in refusal_of(class_names=np.zeros(2))
+    assert "class_names must be text [classes], not <U1 []" in refusal_of(class_names=np.asarray("a"))
     (tmp_path / "text.npz").write_text("no zip")
     assert "cannot be read" in refusal("arrays", tmp_path / "text.npz")
     content = (tmp_path / "bad.npz").read_bytes()

@@ -213,6 +213,17 @@ def test_a_task_without_training_images_and_a_class_without_test_images_are_name
     assert kept.num_classes == 4
 
 
+def test_a_class_without_training_images_is_named():
+    data = dataset()
+    some = data.train.take(np.flatnonzero(data.train.labels != 3))
+    with pytest.raises(UserError, match=r"class 3 \('d'\) of toy has no training images: add some or leave it out"):
+        stream.split_into_tasks(Dataset("toy", data.class_names, some, data.test), num_tasks=3)
+    without = stream.split_into_tasks(
+        Dataset("toy", data.class_names, some, data.test), num_tasks=1, class_order=(0, 1, 2, 4, 5)
+    )
+    assert without.num_classes == 5
+
+
 @pytest.mark.parametrize(
     ("split", "words"),
     [
