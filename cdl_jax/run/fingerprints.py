@@ -66,11 +66,13 @@ def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
 def fingerprint_data(stream: Stream) -> dict[str, str]:
     """Returns the fingerprint of each class's training and test images.
 
-    Files count by their names and sizes, in folders and in archives alike. Images in memory count by their pixels. The
-    order of classes and the place of the data set have no effect.
+    Files count by their names and sizes, in folders and in archives alike; outside of a folder with the class's name,
+    as in lists, also by their folders. Images in memory count by their pixels. The order of classes and the place of
+    the data set have no effect.
 
     Returns:
-      `{"train/<class>": "<n> images, <b> bytes, <SHA-256, shortened>"}`, and likewise for "test/<class>".
+      `{"train/<class>": "<n> images, <b> bytes, <SHA-256, shortened>"}`, and likewise for "test/<class>". If folders
+      count, `", folders <SHA-256, shortened>"` follows.
     """
     names = list(stream.class_names)
     if len(set(names)) < len(names):
@@ -79,14 +81,58 @@ def fingerprint_data(stream: Stream) -> dict[str, str]:
     for part, split in (("train", stream.train), ("test", stream.test)):
         order = np.argsort(split.labels, kind="stable")
         ends = np.cumsum(np.bincount(split.labels, minlength=stream.num_classes))
-        for name, rows in zip(names, np.split(order, ends[:-1]), strict=True):
+        folders = _relative_folders(split)
+        classes = zip(names, stream.class_names, np.split(order, ends[:-1]), strict=True)
+        for name, class_name, rows in classes:
             digest, size = hashlib.sha256(), 0
             for row in rows:
                 content, length = _image_content(split, row)
                 digest.update(content)
                 size += length
             fingerprints[f"{part}/{name}"] = f"{len(rows)} images, {size} bytes, {digest.hexdigest()[:16]}"
+            places = [folders[row] for row in rows] if folders else []
+            if any(not _is_folder_of(class_name, folder) for folder in {*places}):
+                text = "".join(f"{one_line(folder)}/" for folder in places)
+                fingerprints[f"{part}/{name}"] += f", folders {hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return dict(sorted(fingerprints.items()))
+
+
+def changed_data(stored: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Returns the keys whose fingerprints differ; one of an older version without folders is compared without them.
+
+    >>> changed_data({"train/a": "1 images, 2 bytes, 3"}, {"train/a": "1 images, 2 bytes, 3, folders 4"})
+    []
+    """
+
+    def differs(key):
+        one, other = stored.get(key), found.get(key)
+        if isinstance(one, str) and isinstance(other, str) and ", folders " not in one:
+            other = other.split(", folders ")[0]
+        return one != other
+
+    return [key for key in sorted({*stored, *found}) if differs(key)]
+
+
+def _relative_folders(split) -> list[str]:
+    """Returns the folder of each file, relative to the folder that has all files of the split; [] for arrays."""
+    if split.images is not None or not len(split):
+        return []
+    is_member = [isinstance(file, tar_files.Member) for file in split.files]
+    folders = [
+        os.path.dirname(f"/{file.name.lstrip('/')}" if member else file)
+        for file, member in zip(split.files, is_member, strict=True)
+    ]
+    absolute = {folder: os.path.abspath(folder) for folder in {*folders}}
+    common = os.path.commonpath(absolute.values())
+    relative = {folder: os.path.relpath(path, common) for folder, path in absolute.items()}
+    return [relative[folder] for folder in folders]
+
+
+def _is_folder_of(class_name, folder) -> bool:
+    """Tests for a class folder, also with the images in `images/`, and for the folder that has all files."""
+    path = PurePosixPath(folder)
+    path = path.parent if path.name == "images" != class_name else path
+    return path.name == "" or one_line(path.name) == class_name
 
 
 def _image_content(split, row) -> tuple[bytes, int]:

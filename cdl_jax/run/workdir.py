@@ -153,7 +153,7 @@ def check_data(workdir: Path, stream: Stream) -> None:
     if not isinstance(stored, dict):
         return
     found = fingerprints.fingerprint_data(stream)
-    changed = [key for key in sorted({*stored, *found}) if stored.get(key) != found.get(key)]
+    changed = fingerprints.changed_data(stored, found)
     if changed:
         shown = "; ".join(f"{key}: {stored.get(key, 'absent')} -> {found.get(key, 'absent')}" for key in changed[:3])
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""

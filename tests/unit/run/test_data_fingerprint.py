@@ -127,3 +127,46 @@ def test_an_option_of_a_source_that_came_later_has_its_default_in_older_runs():
         {"config": options}, {"data": {**options["data"], "skip_empty_classes": True}}
     )
     assert config.differences(old, new) == ["data.skip_empty_classes: False -> True"]
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A list of files with equal names and sizes in two folders, and the run on it."""
+    root = tmp_path / "listed"
+    write(root, *(f"{name}/{i}.png" for name in "ab" for i in range(2)))
+    write_list(root, "ab")
+    (tmp_path / "run").mkdir()
+    workdir.write_config(tmp_path / "run", {"seed": 0}, load(root / "l.csv"))
+    return root
+
+
+def write_list(root, order):
+    rows = [f"{name}/{i}.png,{label},{part}" for name, label in zip(order, ("cat", "dog"), strict=True)
+            for i, part in enumerate(("train", "test"))]  # fmt: skip
+    (root / "l.csv").write_text("\n".join(rows))
+
+
+def test_a_list_that_swaps_the_labels_of_files_with_one_name_is_other_data(listed, tmp_path):
+    workdir.check_data(tmp_path / "run", load(listed / "l.csv"))
+    shutil.move(listed, tmp_path / "elsewhere")
+    workdir.check_data(tmp_path / "run", load(tmp_path / "elsewhere/l.csv"))
+    write_list(tmp_path / "elsewhere", "ba")
+    assert "test/cat" in changes(tmp_path / "run", load(tmp_path / "elsewhere/l.csv"))
+
+
+def test_a_fingerprint_of_an_older_version_has_no_folders(listed, tmp_path):
+    config_file = tmp_path / "run" / "config.json"
+    stored = json.loads(config_file.read_text())
+    assert all(", folders " in value for value in stored["data"].values())
+    stored["data"] = {key: value.split(", folders ")[0] for key, value in stored["data"].items()}
+    config_file.write_text(json.dumps(stored))
+    workdir.check_data(tmp_path / "run", load(listed / "l.csv"))
+    write(listed, "a/0.png.png")
+    (listed / "l.csv").write_text((listed / "l.csv").read_text() + "\na/0.png.png,cat,train")
+    assert "train/cat: 1 images" in changes(tmp_path / "run", load(listed / "l.csv"))
+
+
+def test_data_in_class_folders_has_no_folders_in_its_fingerprint(data, tmp_path):
+    assert not any(", folders " in value for value in fingerprints.fingerprint_data(load(data)).values())
+    write(tmp_path / "t", *(f"{part}/{c}/images/{i}.png" for part in ("train", "test") for c in "ab" for i in range(2)))
+    assert not any(", folders " in value for value in fingerprints.fingerprint_data(load(tmp_path / "t")).values())
