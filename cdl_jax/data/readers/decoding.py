@@ -59,7 +59,8 @@ def rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         raise _unknown_scale(values.view(np.int8) if values.dtype == np.uint8 else values)
     if image.mode == "F":
-        return _gray(image, scaling.from_floats(np.asarray(image)))
+        values = np.asarray(image)
+        return _gray(image, scaling.scale(values, scaling.white_level(values) or 255.0))
     if image.mode == "I" or image.mode.startswith("I;"):
         return _gray(image, _from_integers(np.asarray(image), *_depth(image)))
     if isinstance(image.info.get("transparency"), bytes):

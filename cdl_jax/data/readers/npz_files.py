@@ -152,7 +152,7 @@ def rgb(images: np.ndarray, *, what: str) -> np.ndarray:
     [[[[0, 0, 0], [255, 255, 255]]]]
 
     Args:
-      images: `[n, height, width]`, `[..., 1]` or `[..., 3]` of a dtype that `scaling.from_arrays` takes.
+      images: `[n, height, width]`, `[..., 1]` or `[..., 3]` of a dtype that `scaling.white_level` takes.
       what: the name of the array, for the message.
 
     Raises:
@@ -172,7 +172,7 @@ def rgb_by_one_rule(arrays: Mapping[str, np.ndarray], *, where: str = "") -> lis
       UserError: a shape is another, or the values have no known common scale.
     """
     prefix = f"{where}: " if where else ""
-    parts = []
+    parts, whites = [], {}
     for name, images in arrays.items():
         images = images[..., None] if images.ndim == 3 else images
         if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
@@ -180,17 +180,28 @@ def rgb_by_one_rule(arrays: Mapping[str, np.ndarray], *, where: str = "") -> lis
                 f"{prefix}{name}: images must be [n, height, width] or [n, height, width, 1 or 3], not "
                 f"{_dtype(images)} {list(images.shape)}"
             )
+        try:
+            white = scaling.white_level(images)
+        except UserError as error:
+            raise UserError(f"{prefix}{name}: {error}") from None
+        if white is not None:
+            whites.setdefault(white, name)
         parts.append(images)
-    try:
-        scaled = scaling.from_arrays(*parts)
-    except UserError as error:
-        raise UserError(f"{prefix}{' and '.join(arrays)}: {error}") from None
-    for name, before, after in zip(arrays, parts, scaled, strict=True):
-        if before.dtype != np.uint8:
+    if len(whites) > 1:
+        (white, name), (other_white, other_name) = list(whites.items())[:2]
+        raise UserError(
+            f"{prefix}{name} seems to have values up to {white:g} and {other_name} up to {other_white:g}: save both "
+            "in one scale, as uint8 with values up to 255"
+        )
+    result = []
+    for name, images in zip(arrays, parts, strict=True):
+        scaled = scaling.scale(images, next(iter(whites), 255.0))
+        if images.dtype != np.uint8:
             logging.getLogger("cdl_jax").warning(
-                "%s%s: %s values scaled to 0 to %d", prefix, name, before.dtype, after.max(initial=0)
+                "%s%s: %s values scaled to 0 to %d", prefix, name, images.dtype, scaled.max(initial=0)
             )
-    return [images if images.shape[3] == 3 else np.repeat(images, 3, axis=3) for images in scaled]
+        result.append(scaled if scaled.shape[3] == 3 else np.repeat(scaled, 3, axis=3))
+    return result
 
 
 def _dtype(values) -> str:

@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {}
 def load(options: Mapping[str, Any]) -> Dataset:
     """Loads the arrays of an `.npz`.
 
-    Images are `[n, height, width]` or `[n, height, width, 1 or 3]` of a dtype that `scaling.from_arrays` takes. Labels
+    Images are `[n, height, width]` or `[n, height, width, 1 or 3]` of a dtype that `scaling.white_level` takes. Labels
     are integers from 0, `[n]` or `[n, 1]`. `class_names`, text `[classes]`, is optional; without it the names are the
     labels. Training and test images may differ in size, but have one scale of values.
 

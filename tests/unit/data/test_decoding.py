@@ -221,6 +221,13 @@ def test_an_orientation_tag_of_exif_has_no_effect(form):
     assert pixels(encoded(Image.fromarray(flat), form, exif=exif)).shape == (3, 5, 3)
 
 
+def test_an_orientation_of_xmp_has_no_effect():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    content = encoded(Image.fromarray(GRAY), "TIFF", tiffinfo={700: xmp})
+    assert Image.open(io.BytesIO(content)).getexif()[274] == 6
+    assert (gray(content) == GRAY).all()
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("layout", [{"rows": 8}, {"side": 16}, {"rows": 8, "planes": 2}, {"side": 16, "planes": 2}])
 def test_16_bit_color_in_many_parts_is_rounded_to_the_nearest_level(order, layout):
@@ -370,12 +377,13 @@ def test_arrays_without_a_known_scale_are_refused(tmp_path, values, why):
 @pytest.mark.parametrize(
     ("train", "test", "want"),
     [
-        (np.array([0.0, 255.0]), np.array([0.0, 1.0]), [0, 1]),  # a dark test set in the scale of the training set
+        (np.array([0.0, 1.0]), np.array([0.0, 0.2]), [0, 51]),
+        (np.array([0.0, 1.0], np.float16), np.array([False, True]), [0, 255]),
+        (np.array([0.0, 255.0]), np.array([0, 100], np.uint8), [0, 100]),
         (np.array([0, 65535], np.uint16), np.array([0, 257], np.uint16), [0, 1]),
-        (np.array([0, 65535], np.uint16), np.array([0, 200], np.uint16), [0, 1]),
         (np.array([0, 65535], ">u2"), np.array([0, 65535], "<u2"), [0, 255]),
-        (np.array([0, 255], np.int64), np.array([0, 9], np.uint8), [0, 9]),
-        (np.array([0.0, 1.0], np.float16), np.array([0.0, 0.2]), [0, 51]),
+        (np.array([0, 255], np.int64), np.array([0, 99], np.uint8), [0, 99]),
+        (np.array([0, 65535], np.uint16), np.array([0, 0], np.uint8), [0, 0]),
     ],
 )
 def test_training_and_test_arrays_have_one_scale(tmp_path, train, test, want):
@@ -389,10 +397,13 @@ def test_training_and_test_arrays_have_one_scale(tmp_path, train, test, want):
 @pytest.mark.parametrize(
     ("train", "test", "why"),
     [
-        (np.array([0.0, 1.0]), np.array([0.0, 300.0]), "x_train and x_test: floating-point values from 0 to 300"),
-        (np.array([0, 255], np.uint8), np.array([0.0, 1.0]), "of types uint8 and float64 need different scales"),
-        (np.array([0, 65535], np.uint16), np.array([0, 255], np.uint8), "of types uint16 and uint8 need different"),
-        (np.array([0, 1], bool), np.array([0, 255], np.uint8), "of types bool and uint8 need different scales"),
+        (np.array([0.0, 1.0]), np.array([0.0, 255.0]), "x_train seems to have values up to 1 and x_test up to 255"),
+        (np.array([0.0, 255.0]), np.array([0.0, 1.0]), "x_train seems to have values up to 255 and x_test up to 1"),
+        (np.array([0, 255], np.uint8), np.array([0.0, 1.0]), "up to 255 and x_test up to 1: save both in one scale"),
+        (np.array([0, 65535], np.uint16), np.array([0, 255], np.uint8), "up to 65535 and x_test up to 255"),
+        (np.array([0, 65535], np.uint16), np.array([0, 200], np.uint16), "x_test: uint16 values from 0 to 200"),
+        (np.array([0, 1], bool), np.array([0, 255], np.uint8), "up to 1 and x_test up to 255"),
+        (np.array([0, 255], np.uint8), np.array([0, 1]), "x_test: int64 values from 0 to 1"),
     ],
 )
 def test_training_and_test_arrays_of_different_scales_are_refused(tmp_path, train, test, why):
