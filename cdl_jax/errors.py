@@ -48,6 +48,8 @@ def one_line_traceback(error: BaseException, path: str) -> str:
       Text such as ", line 3: ZeroDivisionError: division by zero". The line is left out where the traceback has none.
     """
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
+    is_here = isinstance(error, SyntaxError) and error.filename == path  # else the text has the file and its line
+    line = error.lineno if is_here else lines[-1] if lines else 0
     place = f", line {line}" if line else ""
-    return f"{place}: {type(error).__name__}: {getattr(error, 'msg', error)}"
+    text = error if isinstance(error, SyntaxError) and not is_here else getattr(error, "msg", error)
+    return f"{place}: {type(error).__name__}: {text}"

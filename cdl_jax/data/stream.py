@@ -225,7 +225,7 @@ def split_into_tasks(
     train = _relabel(train, order, len(dataset.class_names), max_train_per_class, "max_train_per_class")
     test = _relabel(test, order, len(dataset.class_names), max_test_per_class, "max_test_per_class")
 
-    return _assemble(dataset.name, dataset.class_names, order, sizes, train, test)
+    return _assemble(dataset.name, dataset.class_names, order, sizes, train, test, validation)
 
 
 def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
@@ -266,10 +266,11 @@ def _reordered(stream, order):
     return _assemble(stream.name, class_names, order, [len(task.classes) for task in stream.tasks], train, test)
 
 
-def _assemble(name, class_names, order, sizes, train, test):
+def _assemble(name, class_names, order, sizes, train, test, validation=0.0):
     """Returns the stream of splits whose labels are in stream order.
 
     class_names: name of each class id.
+    validation: fraction of the training set that became the test set.
     """
     tasks = []
     for index, size in enumerate(sizes):
@@ -280,7 +281,7 @@ def _assemble(name, class_names, order, sizes, train, test):
         ]
         tasks.append(Task(index, order[first : first + size], first, *rows))
     stream = Stream(name, tuple(class_names[c] for c in order), order, tuple(tasks), train=train, test=test)
-    _check_images(stream)
+    _check_images(stream, validation)
     return stream
 
 
@@ -347,21 +348,23 @@ def _relabel(split, order, num_classes, limit, option):
     return replace(split.take(rows), labels=labels[rows])
 
 
-def _check_images(stream):
-    train_counts, test_counts = (
-        np.bincount(split.labels, minlength=stream.num_classes) for split in (stream.train, stream.test)
-    )
+def _check_images(stream, validation):
+    """Raises UserError if a task or class lacks training or test images; `validation` may be the cause."""
+    counts = [np.bincount(split.labels, minlength=stream.num_classes) for split in (stream.train, stream.test)]
+    changes = ("lower", "raise") if validation else ("", "")
+    remedies = [f"{change} data.validation={validation}, add some" if change else "add some" for change in changes]
     for task in stream.tasks:
         if not len(task.train):
             first_names = ", ".join(stream.class_names[task.first : task.end][:3])
             raise UserError(
                 f"task {task.index} of {stream.name} has no training images (its classes: {first_names}"
-                f"{', ...' if len(task.classes) > 3 else ''}): add some or leave its classes out of data.class_order"
+                f"{', ...' if len(task.classes) > 3 else ''}): {remedies[0]} or leave its classes out of "
+                "data.class_order"
             )
         for label in range(task.first, task.end):
-            for counts, part in ((train_counts, "training"), (test_counts, "test")):
-                if not counts[label]:
+            for images, part, remedy in zip(counts, ("training", "test"), remedies, strict=True):
+                if not images[label]:
                     raise UserError(
                         f"class {stream.class_order[label]} ({stream.class_names[label]!r}) of {stream.name} has no "
-                        f"{part} images: add some or leave it out of data.class_order"
+                        f"{part} images: {remedy} or leave it out of data.class_order"
                     )

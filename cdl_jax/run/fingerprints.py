@@ -27,7 +27,7 @@ def fingerprint_config(config: dict) -> dict[str, list[str | None]]:
 
     Returns:
       A list for each key: one digest for `*.weights`, one for each teacher of `*.teachers`. None: the path does not
-      exist.
+      exist. A file of this package, `package:NAME`, counts by its content too.
     """
     flat = configs.flatten(config)
     return {
@@ -153,17 +153,19 @@ def _image_content(split, row) -> tuple[bytes, int]:
 
 
 def _paths(key, value) -> list[str]:
-    """Returns the files and folders that an option names; `random` and `package:NAME` are none."""
+    """Returns the files and folders that an option names, with `package:NAME`; `random` is none."""
     if key.endswith(".teachers") and isinstance(value, list):
         return value
-    named = key.endswith(".weights") and isinstance(value, str) and value not in ("", "random")
-    return [value] if named and not value.startswith("package:") else []
+    return [value] if key.endswith(".weights") and isinstance(value, str) and value not in ("", "random") else []
 
 
 def _digest(place, key) -> str | None:
     try:
         if key.endswith(".teachers") or finished_run.is_run(place):
             return _run_digest(paths.resolve(place, f"config.{key}"))
+        if place.startswith("package:"):
+            with weights.packaged_file(place) as path:
+                return _file_digest(path)
         return _file_digest(weights.find(place, key))
     except (UserError, FileNotFoundError):
         return None

@@ -114,6 +114,35 @@ def test_images_that_the_networks_cannot_take_are_found_before_the_first_step(
     assert not trained and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["--config.teacher.weights=s3://x/y"], "config.teacher.weights='s3://x/y' is a remote path"),
+        (["--config.student.weights=~nobody-has-this-name/x"], "config.student.weights='~nobody-has-this-name/x': "),
+        (["--config.teacher.weights="], "config.teacher.weights is empty: name a file of trained weights"),
+        (["--config.student.weights="], "config.student.weights is empty: name a file of trained weights"),
+        (["--distributed=x"], "--distributed='x': use off, auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID"),
+    ],
+)
+def test_describe_refuses_paths_and_flags_that_training_refuses(changes, expected, capsys, monkeypatch):
+    monkeypatch.setattr("cdl_jax.run.describe.describe", lambda *_, **__: pytest.fail("described"))
+    code, err = answer(capsys, monkeypatch, "--config", TINY, "--mode=describe", *changes)
+    assert code == 2 and expected in err and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (TINY, ["--config.teacher.weights=missing.npz", "--config.student.weights=/absent/x.npz"]),
+        (TINY + ":distill=none", ["--config.teacher.weights="]),
+    ],
+)
+def test_describe_needs_no_file_of_weights(config, changes, capsys, monkeypatch):
+    monkeypatch.setattr("cdl_jax.run.describe.describe", lambda *_, **__: "described")
+    code, err = answer(capsys, monkeypatch, "--config", config, "--mode=describe", *changes)
+    assert code == 0, err
+
+
 def test_a_working_directory_that_checkpoints_cannot_use_is_not_made(tmp_path, capsys, monkeypatch):
     code, err = answer(capsys, monkeypatch, "--config", TINY, "--workdir", tmp_path / "a\\b")
     assert code == 2 and "choose a name without one" in err

@@ -312,6 +312,11 @@ def _read_json_files(folder):
     """Returns a run's config, and the tasks of its stream as results.json has them."""
     try:
         config = ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
+        if not config.get("seeds") and not (folder / "results.json").exists():
+            raise UserError(
+                f"the teacher's folder {folder} has a config.json but no results.json: its run has not trained a task; "
+                "rerun its command to finish it, or name a --workdir of a finished run"
+            )
         # The checkpoints of a run of several seeds are not in the folders of the seeds.
         if not config.get("seeds") and (folder / "checkpoints").exists():
             return config, json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]["tasks"]

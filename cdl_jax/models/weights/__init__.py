@@ -9,6 +9,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from cdl_jax import plugins
 from cdl_jax.data.readers import npz_files
 from cdl_jax.data.readers.locate import search_paths
 from cdl_jax.errors import MissingWeightsError, UserError
@@ -73,10 +75,29 @@ def load(weights: str | tuple[str, str], params: Mapping[str, Any], key: str) ->
         logging.getLogger("cdl_jax").warning("config.%s is 'random': this backbone is not pretrained", key)
         return params
     if weights.startswith("package:"):
-        name = weights.removeprefix("package:") + ".npz"
-        with resources.as_file(resources.files("cdl_jax.models.weights") / "packaged" / name) as path:
+        with packaged_file(weights) as path:
             return pretrained.load_vit(path, params, part)
     return pretrained.load_vit(find(weights, key), params, part)
+
+
+def packaged_file(weights: str) -> AbstractContextManager[Path]:
+    """Returns the context of the path of a file of this package.
+
+    Args:
+      weights: `package:NAME`.
+
+    Raises:
+      UserError: the package has no file of this name.
+
+    >>> with packaged_file("package:glyph_mini_student") as path:
+    ...     path.name
+    'glyph_mini_student.npz'
+    """
+    name, folder = weights.removeprefix("package:"), resources.files("cdl_jax.models.weights") / "packaged"
+    known = [file.name.removesuffix(".npz") for file in folder.iterdir() if file.name.endswith(".npz")]
+    if name not in known:
+        raise UserError(f"weights={weights!r} are not in this package: {plugins.did_you_mean(name, known)}")
+    return resources.as_file(folder / f"{name}.npz")
 
 
 def load_network(

@@ -140,6 +140,17 @@ def test_a_mistake_in_a_config_file_is_reported_with_its_line(tmp_path, capsys, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistake_in_a_file_that_a_config_imports_has_its_own_place(tmp_path):
+    (tmp_path / "broken_part.py").write_text("x = 1\ny = (")
+    text = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\ntry:\n    import broken_part\n"
+    text += "finally:\n    del sys.path[0]"
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError) as error:
+        config_files.load(tmp_path / "mine.py", "")
+    place = f"config file {tmp_path / 'mine.py'}, line 4: SyntaxError: '(' was never closed (broken_part.py, line 2)"
+    assert str(error.value) == place
+
+
 def _own_config(folder, line):
     """Returns the path of a config file with the defaults of `cdl` and one more line."""
     (folder / "own.py").write_text(

@@ -209,6 +209,13 @@ def test_a_task_without_training_images_and_a_class_without_test_images_are_name
         stream.split_into_tasks(Dataset("toy", data.class_names, some, data.test), num_tasks=3)
     with pytest.raises(UserError, match=r"class 4 \('e'\) of toy has no test images"):
         stream.split_into_tasks(Dataset("toy", data.class_names, data.train, some), num_tasks=3)
+    images = Split(np.arange(12, dtype=np.int32) % 6, images=np.zeros((12, 1, 1, 3), np.uint8))
+    data = Dataset("toy", data.class_names, images, images)
+    with pytest.raises(UserError, match=r"has no training images .*: lower data.validation=0.99, add some or"):
+        stream.split_into_tasks(data, num_tasks=3, validation=0.99)
+    with pytest.raises(UserError, match=r"has no test images: raise data.validation=0.1, add some or"):
+        stream.split_into_tasks(data, num_tasks=3, validation=0.1)
+    data = dataset()
     kept = stream.split_into_tasks(Dataset("toy", data.class_names, some, some), num_tasks=2, class_order="0,1,2,3")
     assert kept.num_classes == 4
 

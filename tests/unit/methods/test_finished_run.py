@@ -35,6 +35,15 @@ def test_teacher_is_the_named_network_or_the_trained_teacher_or_the_last(network
     assert pick_network(finished_run(networks, external), name) == network
 
 
+def test_a_folder_with_only_a_config_has_not_trained_a_task(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": {"method": "cdl"}}')
+    with pytest.raises(UserError, match="has a config.json but no results.json: its run has not trained a task"):
+        FinishedRun.read(tmp_path)
+    (tmp_path / "config.json").write_text('{"config": {"method": "cdl", "seeds": [0, 1]}}')
+    with pytest.raises(UserError, match="is of a run of several seeds"):
+        FinishedRun.read(tmp_path)
+
+
 def test_unknown_network_is_refused_with_a_hint():
     with pytest.raises(UserError, match="^the teacher's run runs/a has no network 'techer': did you mean 'teacher'"):
         pick_network(finished_run(), "techer")

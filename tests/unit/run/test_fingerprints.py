@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 
+from cdl_jax import config as configs
 from cdl_jax.errors import UserError
+from cdl_jax.models.weights import packaged_file
 from cdl_jax.run import fingerprints, workdir
 
 NAME = "vit_base_patch16_224.augreg_in21k"
@@ -65,6 +67,23 @@ def test_weights_in_any_spelling_or_at_another_place_are_the_same_run(run, tmp_p
     for moved in ("~/a.npz", f"timm/{NAME}/"):
         workdir.check_config(tmp_path, run(moved))
     workdir.check_config(tmp_path, run())  # gone: its checkpoint has what it needs
+
+
+def test_a_file_of_the_package_counts_by_its_content(run, tmp_path):
+    packaged = "package:glyph_mini_student"
+    (digest,) = fingerprints.fingerprint_config(run(packaged))["student.weights"]
+    with packaged_file(packaged) as path:
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copy(path, tmp_path / "copy.npz")
+    stored = {"config": run(packaged), "content": {"student.weights": [digest]}}
+    assert configs.differences(*fingerprints.align_configs(stored, run(packaged))) == []
+    assert configs.differences(*fingerprints.align_configs(stored, run("copy.npz"))) == []
+    before = {"config": run(packaged), "content": {}}  # a run from before this fingerprint
+    assert configs.differences(*fingerprints.align_configs(before, run(packaged))) == []
+    changed = {"config": run(packaged), "content": {"student.weights": ["0" * 64]}}
+    (message,) = configs.differences(*fingerprints.align_configs(changed, run(packaged)))
+    assert message.startswith("student.weights: 'package:glyph_mini_student with SHA-256 000000000000' -> ")
+    assert fingerprints.fingerprint_config(run("package:absent"))["student.weights"] == [None]
 
 
 def test_the_same_place_with_another_content_is_another_run(run, tmp_path):
