@@ -11,6 +11,7 @@ from cdl_jax.errors import UserError
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zX": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _BLOCK = 512
 _MAX_DEPTH = 64  # folders
+_MAX_PADDING = 2**20  # bytes behind the end that are searched for a second archive
 _MAX_NAME = 2**20  # bytes of a name, and of other records about the next member
 _RECORDS_ABOUT_NEXT = (
     tarfile.GNUTYPE_LONGNAME,
@@ -208,6 +209,13 @@ def _members(file, path, start: int, end: int) -> Iterator[tuple[str, str, Any]]
         # tarfile treats an unreadable header as the end.
         if position + _BLOCK > end or file.read(_BLOCK) != bytes(_BLOCK):
             raise tarfile.ReadError("the archive has no end mark")
+        rest = file.read(min(_MAX_PADDING, end - position - _BLOCK))
+        after = next((row for row in range(0, len(rest), _BLOCK) if rest[row + 257 : row + 262] == b"ustar"), None)
+        if after is not None:
+            raise UserError(
+                f"{path}: a second archive begins at byte {position + _BLOCK + after:,}, behind the end of the first: "
+                "set data.path to one of them, or join them by `tar --concatenate`"
+            )
     except (UserError, OSError):
         raise
     except Exception as error:  # the bytes are not trusted: their reader may raise anything

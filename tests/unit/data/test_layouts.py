@@ -303,7 +303,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
 
 def test_a_path_longer_than_any_name_of_a_file_is_refused(tmp_path):
     for source in ("folder", "arrays", "cifar100", "imagenet_r"):
-        assert "x" * 300 in refusal(source, tmp_path / ("x" * 300))
+        assert "is longer than 255 bytes" in refusal(source, tmp_path / ("x" * 300))
 
 
 def test_folders_and_images_beside_the_parts_are_counted(tmp_path, caplog):

@@ -169,3 +169,10 @@ def test_a_deep_tree_has_a_bound(tmp_path):
             member.size = len(image.getvalue())
             archive.addfile(member, io.BytesIO(image.getvalue()))
     assert load("folder", tmp_path / "deep.tar").class_names == ("cat",)
+
+
+def test_two_archives_in_one_file_are_refused(tmp_path):
+    _, one = build(tmp_path / "one", TWO)
+    _, other = build(tmp_path / "other", ("cow/1.png", "cow/2.png"))
+    (tmp_path / "both.tar").write_bytes(one.read_bytes() + other.read_bytes())
+    assert f"a second archive begins at byte {one.stat().st_size:,}" in refusal("folder", tmp_path / "both.tar")
