@@ -343,7 +343,6 @@ def _run(options, handler):
     from cdl_jax.errors import UserError
     from cdl_jax.run import workdir
     from cdl_jax.runtime import compilation_cache, distributed, files, malloc, paths
-    from cdl_jax.training.experiment import Experiment
 
     config = options.config
     configs.check(config)
@@ -360,15 +359,15 @@ def _run(options, handler):
             )
         fetch_missing(config)
     if options.mode == "describe":
-        from cdl_jax.run.describe import describe, load_or_placeholder
+        from cdl_jax.run.describe import build_experiment, describe, load_or_placeholder
 
         distributed.check_spec(options.distributed)
         distributed.initialize("off")
         data, note = load_or_placeholder(config.data, configs.seeds_of(config)[0])
         _check_weight_paths(config)
-        experiment = Experiment.build(config, data)
+        experiment, note_of_weights = build_experiment(config, data)
         _check_weights_are_named(experiment)
-        print(note + describe(experiment, show_config=options.show_config))
+        print(note + note_of_weights + describe(experiment, show_config=options.show_config))
         return 0
     resolved = config.to_dict()
     if options.mode == "analyze":

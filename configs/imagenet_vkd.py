@@ -7,8 +7,9 @@ Paper: VkD (arXiv 2403.06213, CVPR 2024), classification.
 Published (top-1, percent): deit_ti_conv 78.3 in the paper, 79.2 in the authors' repository; deit_s_conv 82.3 and 82.9.
 Length: 750,600 steps of 512 images (2,502 batches x 300 epochs). Time on a GPU: not measured.
 
-The teacher's weights are DeiT's file regnety_160-a5fe301d.pth, which the user downloads; `data.path` holds train/ and
-val/, or ImageNet's tar archives (docs/guides/data.md).
+The teacher's weights are DeiT's file, which the user downloads into the current folder:
+https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth. `data.path` holds train/ and val/, or ImageNet's tar
+archives (docs/guides/data.md). `--mode describe` needs neither.
 
 row        vkd; orthogonal, unconstrained (ablation); kd, none (comparison)
 network    deit_ti_conv, deit_s_conv

@@ -1,10 +1,14 @@
 """Describes a config without training: tasks, parameters, operations and memory of a step, resolved config."""
 
+import copy
+import dataclasses
+
 import jax
 
 from cdl_jax import config, plugins
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
+from cdl_jax.models import weights
 from cdl_jax.run import results
 from cdl_jax.runtime import paths
 from cdl_jax.training.compiled import CompiledSteps
@@ -31,6 +35,49 @@ def load_or_placeholder(options, seed: int) -> tuple[stream.Stream, str]:
             raise
         note = f"planned with published sizes, for the data is not here: {error}\n"
         return stream.load(options, seed, placeholder=True), note
+
+
+def build_experiment(options, data: stream.Stream) -> tuple[Experiment, str]:
+    """Returns the experiment of a config, and a line about weights that are not on this machine.
+
+    Random weights have the same shapes. They stand in only where nothing is at the path.
+
+    Args:
+      options: a resolved config.
+      data: the stream of the first seed.
+
+    Raises:
+      UserError: options that do not fit together, or a file or folder of weights that is there and does not fit.
+    """
+    try:
+        return Experiment.build(options, data), ""
+    except UserError as error:
+        absent = [key for key, value in config.flatten(options).items() if _is_absent(key, value)]
+        if not absent:
+            raise
+        note = f"planned with random weights, for those of the config are not here: {error}\n"
+    without = copy.deepcopy(options)
+    for key in absent:
+        section = without
+        for name in key.split(".")[:-1]:
+            section = section[name]
+        section.weights = "random"
+        if section.get("weights_key", ""):
+            section.weights_key = ""
+    return dataclasses.replace(Experiment.build(without, data), config=options), note
+
+
+def _is_absent(key, value) -> bool:
+    """Returns whether a config key names weights and nothing is at their path."""
+    if not key.endswith(".weights") or not isinstance(value, str) or value in ("", "random"):
+        return False
+    if value.startswith("package:") or paths.resolve(value, f"config.{key}").exists():
+        return False
+    try:
+        weights.find(value, key)
+    except UserError:
+        return True
+    return False
 
 
 def describe(experiment: Experiment, show_config: bool = False) -> str:

@@ -4,6 +4,7 @@ Weights of a ViT have timm's names. Weights of other networks, with their runnin
 package, or torch's names if the family has `torch_name`.
 """
 
+import difflib
 import logging
 import os
 import re
@@ -23,12 +24,25 @@ from cdl_jax.data.readers import npz_files
 from cdl_jax.data.readers.locate import search_paths
 from cdl_jax.errors import MissingWeightsError, UserError
 from cdl_jax.models.modules.heads import is_head
-from cdl_jax.models.weights import pretrained
+from cdl_jax.models.weights import pretrained, state_dicts
 from cdl_jax.runtime import paths
 
 OF_HUB = ("model.safetensors", "pytorch_model.bin")  # names of the files in folders of the Hugging Face hub
 _IN_FOLDER = (*OF_HUB, "weights.npz")
 _TIMM = re.compile(r"[A-Za-z0-9_]+\.[A-Za-z0-9_]+")
+_HUB = re.compile(r"(hf[-_]hub:)?(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
+# The models that `python -m cdl_jax.fetch --list` names, for hints.
+TIMM_MODELS = (
+    "vit_base_patch16_224.augreg_in21k",
+    "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "deit_small_patch16_224.fb_in1k",
+    "deit_tiny_patch16_224.fb_in1k",
+)
+# Files that the shipped configs name and `cdl_jax.fetch` does not download.
+_PUBLISHED = {"regnety_160-a5fe301d.pth": "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"}
 _SUFFIXES = (".safetensors", ".npz", ".npy", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".tar", ".pkl", ".pickle", ".h5",
              ".msgpack", ".zip", ".gz")  # fmt: skip
 
@@ -53,7 +67,9 @@ def from_section(section: ConfigDict) -> str | tuple[str, str]:
     return section.weights, part
 
 
-def load(weights: str | tuple[str, str], params: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def load(
+    weights: str | os.PathLike | tuple[str | os.PathLike, str], params: Mapping[str, Any], key: str
+) -> Mapping[str, Any]:
     """Loads the parameters of a ViT.
 
     Args:
@@ -68,7 +84,7 @@ def load(weights: str | tuple[str, str], params: Mapping[str, Any], key: str) ->
     Raises:
       UserError: `weights` is empty, or the file is missing or does not fit. Random weights never replace a file.
     """
-    weights, part = weights if isinstance(weights, tuple) else (weights, "")
+    weights, part = _as_text(weights, key)
     if not weights:
         raise UserError(f"config.{key} is empty: name a file of pretrained weights, or set it to 'random'")
     if weights == "random":
@@ -101,7 +117,7 @@ def packaged_file(weights: str) -> AbstractContextManager[Path]:
 
 
 def load_network(
-    weights: str | tuple[str, str],
+    weights: str | os.PathLike | tuple[str | os.PathLike, str],
     network: Mapping[str, Any],
     key: str,
     torch_name: Callable[[str], str] | None = None,
@@ -128,14 +144,22 @@ def load_network(
     """
     if is_vit(network):
         return {**network, "params": load(weights, network["params"], key)}
-    weights, part = weights if isinstance(weights, tuple) else (weights, "")
+    weights, part = _as_text(weights, key)
     if weights == "random":
         return network
     if not weights:
         raise UserError(f"config.{key} is empty: name a file of trained weights")
+    if weights.startswith("package:"):
+        packaged_file(weights)
+        raise UserError(f"config.{key}={weights!r} is a ViT, which this network is not: name a file of weights")
     weights = str(find(weights, key))
     if torch_name is not None and not _is_saved_by_this_package(weights):
         return pretrained.load_network(weights, network, torch_name, part)
+    if kind := state_dicts.other_format(weights):
+        raise UserError(
+            f"config.{key}={weights!r} is {kind}, and this network is read only from a .npz that this program saved, "
+            "such as the weights.npz of a run: name one"
+        )
     if part:
         raise UserError(f"config.{key}={weights!r} holds one network: leave weights_key={part!r} out")
     leaves = flatten_dict(network, sep="/")
@@ -181,9 +205,16 @@ def find(weights: str, key: str) -> Path:
       MissingWeightsError: `weights` is a timm name that is not fetched yet.
     """
     path = paths.resolve(weights, f"config.{key}")
-    if path.is_file():
+    weights = os.fsdecode(weights)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        raise UserError(
+            f"config.{key}={weights[:200]!r} cannot be read ({error.strerror}): name another path"
+        ) from None
+    if is_file:
         return path
-    if path.is_dir():
+    if is_folder:
         for name in _IN_FOLDER:
             if (path / name).is_file():
                 return path / name
@@ -192,8 +223,7 @@ def find(weights: str, key: str) -> Path:
         raise UserError(f"config.{key}: the folder {path} has none of {', '.join(_IN_FOLDER)}: name the file itself")
     name = weights.removeprefix("timm/")
     if not _TIMM.fullmatch(name) or name.endswith(_SUFFIXES):
-        hint = "; a model of timm needs its tag, as in vit_base_patch16_224.augreg_in21k" if "/" not in name else ""
-        raise UserError(f"config.{key}={weights!r}: no such file or folder{hint}")
+        raise UserError(f"config.{key}={weights!r}: no such file or folder{_hint(weights)}")
     folders = [folder / "timm" / name for folder in search_paths()]
     for folder in folders:
         for file in _IN_FOLDER:
@@ -201,9 +231,48 @@ def find(weights: str, key: str) -> Path:
                 return folder / file
     raise MissingWeightsError(
         f"config.{key}={weights!r}: these weights are not in {folders[0].parent}; "
-        f"run `python -m cdl_jax.fetch {name}`, or name a file",
+        f"run `python -m cdl_jax.fetch {name}`, or name a file{_similar_model(name)}",
         name,
     )
+
+
+def _hint(weights: str) -> str:
+    """Returns the way on for a text that names no file, to follow the message; "" if there is none.
+
+    >>> _hint("facebook/dinov2-small")
+    '; for a model of the Hugging Face hub run `hf download facebook/dinov2-small --local-dir FOLDER`, name FOLDER'
+    """
+    if address := _PUBLISHED.get(Path(weights).name):
+        return f"; download it from {address} and name its path"
+    if weights.strip().casefold() in ("random", "none", "scratch"):
+        return "; did you mean 'random'?"
+    hub = _HUB.fullmatch(weights)
+    name = hub["name"] if hub else weights
+    if hub and hub[1] and name.startswith("timm/"):
+        return f"; did you mean {name!r}?"
+    if hub and not name.endswith(_SUFFIXES) and not Path(weights).parent.is_dir():
+        return f"; for a model of the Hugging Face hub run `hf download {name} --local-dir FOLDER`, name FOLDER"
+    if "/" in weights or weights.endswith(_SUFFIXES):
+        return ""
+    return "; a model of timm needs its tag, as in vit_base_patch16_224.augreg_in21k" + _similar_model(name)
+
+
+def _similar_model(name: str) -> str:
+    """Returns a hint for a mistyped name of a timm model, "" if none is similar.
+
+    >>> _similar_model("vit_bse_patch16_224.augreg_in21k")
+    "; did you mean 'vit_base_patch16_224.augreg_in21k'?"
+    """
+    close = difflib.get_close_matches(name, TIMM_MODELS, n=1, cutoff=0.9)
+    return f"; did you mean {close[0]!r}?" if close and name not in TIMM_MODELS else ""
+
+
+def _as_text(weights, key: str) -> tuple[str, str]:
+    """Returns the argument `weights` of `load` as two texts: the weights, and the network of a checkpoint."""
+    weights, part = weights if isinstance(weights, tuple) else (weights, "")
+    if weights is not None and not isinstance(weights, str | os.PathLike):
+        raise UserError(f"config.{key}={weights!r} is not a path: name a file or folder of weights, or 'random'")
+    return os.fspath(weights) if weights is not None else "", part
 
 
 def save(path: Path, network: Mapping[str, Any]) -> None:

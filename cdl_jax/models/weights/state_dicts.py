@@ -33,6 +33,19 @@ _LEGACY_START = b"\x80\x02\x8a\n" + _LEGACY[0].to_bytes(10, "little") + b"."
 
 _ONNX_START = b"\x08"  # the tag of the format's version; the format has no signature
 
+_OTHER_FILES = {  # first bytes -> what the file is
+    b"<": "a web page, not the file at its address",
+    b"\x1f\x8b": "compressed with gzip, unpack it first",
+    b"bzh": "compressed with bzip2, unpack it first",
+    b"\xfd7zXZ": "compressed with xz, unpack it first",
+    b"\x89HDF": "an HDF5 file (.h5)",
+    b"\x93NUMPY": "one array (.npy), not arrays by name",
+    b"GGUF": "a GGUF file of a language model",
+    b"{": "JSON text, such as the index of weights in several files",
+}
+
+_SAFE_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
     "DoubleStorage": np.dtype(np.float64),
@@ -194,7 +207,10 @@ def read_state(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
         elif start.startswith(b"version https://git-lfs"):
             raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
         else:
-            raise UserError(f"{path} is not a weight file: use .safetensors, .npz, the .pth of a state dict or .onnx")
+            kind = _other_kind(start)
+            raise UserError(
+                f"{path} is not a weight file: {kind}use .safetensors, .npz, the .pth of a state dict or .onnx"
+            )
     except UserError:
         raise
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
@@ -202,6 +218,30 @@ def read_state(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
     state = _unwrapped(path, state, key)
     _check_not_quantized(path, state)
     return _to_timm(path, state)
+
+
+def other_format(path: str | Path) -> str:
+    """Returns the format of a file of weights in words, "" for .npz and for files that are none."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(_LEGACY_START):
+        return "a file of torch"
+    if start[8:9] == b"{":
+        return "a .safetensors file"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "a file of torch" if any(name.endswith("/data.pkl") for name in archive.namelist()) else ""
+    except Exception:  # the bytes are not trusted: their reader may raise anything
+        return ""
+
+
+def _other_kind(start):
+    """Returns what a file is, from its first bytes, as the beginning of advice; "" if that is unknown."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for signature, kind in _OTHER_FILES.items():
+        if start.startswith(signature) or text.startswith(signature):
+            return f"it is {kind}; "
+    return "" if start else "it is empty, download it again; "
 
 
 def looks_like(names: Iterable[str]) -> str:
@@ -381,6 +421,9 @@ def _read_safetensors(path):
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
+        for name in file.keys():
+            if (dtype := file.get_slice(name).get_dtype()) not in _SAFE_DTYPES:
+                raise _quantized(path, f"{name} is {dtype}")
         return {name: file.get_tensor(name) for name in file.keys()}
 
 

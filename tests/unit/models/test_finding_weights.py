@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from cdl_jax import fetch
 from cdl_jax.errors import MissingWeightsError, UserError
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.weights.pretrained import save_timm, to_timm
+from cdl_jax.runtime import paths
 from tests.support.vit_weights import assert_same, param_shapes, random_params
+from tests.unit.models.test_state_dicts import checkpoint_zip
 
 NAME = "vit_base_patch16_224.augreg_in21k_ft_in1k"
 KEY = "teacher.weights"
@@ -59,6 +62,78 @@ def test_a_name_that_cannot_be_fetched_is_a_missing_file(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match="no such file or folder") as error:
         weights.find(reference, KEY)
     assert not isinstance(error.value, MissingWeightsError)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hint"),
+    [
+        ("vit_bse_patch16_224.augreg_in21k", "did you mean 'vit_base_patch16_224.augreg_in21k'"),
+        ("vit_base_patch16_224", "needs its tag, as in vit_base_patch16_224.augreg_in21k"),
+        ("deit_small_patch16_224.fb_in1k ", "did you mean 'deit_small_patch16_224.fb_in1k'"),
+        ("google/vit-base-patch16-224", "`hf download google/vit-base-patch16-224 --local-dir FOLDER`, name FOLDER"),
+        ("hf_hub:google/vit-base-patch16-224", "`hf download google/vit-base-patch16-224 --local-dir FOLDER`"),
+        (f"hf_hub:timm/{NAME}", f"did you mean 'timm/{NAME}'"),
+        (f"hf-hub:timm/{NAME}", f"did you mean 'timm/{NAME}'"),
+        ("Random", "did you mean 'random'"),
+        ("none", "did you mean 'random'"),
+        (
+            "folder/regnety_160-a5fe301d.pth",
+            "download it from https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth",
+        ),
+    ],
+)
+def test_a_name_of_no_file_gives_the_way_on(tmp_path, monkeypatch, reference, hint):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CDL_DATA", raising=False)
+    with pytest.raises(UserError) as error:
+        weights.find(reference, KEY)
+    assert f"config.{KEY}={reference!r}" in str(error.value) and hint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_hints_are_the_models_that_fetch_lists():
+    assert weights.TIMM_MODELS == fetch.WEIGHTS
+
+
+@pytest.mark.parametrize("reference", ["x" * 300, "/".join("y" * 3000), "ö" * 200])
+def test_a_text_too_long_for_a_path_is_refused_in_one_line(reference):
+    for load in (weights.find, lambda text, key: weights.load(text, param_shapes(), key), paths.resolve):
+        with pytest.raises(UserError, match="is longer than") as error:
+            load(reference, KEY)
+        assert len(str(error.value)) < 200
+
+
+def test_weights_may_be_a_path_and_nothing_else(fetched):
+    file, params = fetched
+    assert_same(weights.load(file, param_shapes(), KEY), params)
+    assert_same(weights.load(file.parent, param_shapes(), KEY), params)
+    assert_same(weights.load_network(file, {"params": param_shapes()}, KEY)["params"], params)
+    for value in (5, True, 1.5, [str(file)]):
+        with pytest.raises(UserError, match="is not a path: name a file or folder of weights") as error:
+            weights.load(value, param_shapes(), KEY)
+        assert f"config.{KEY}={value!r}" in str(error.value)
+    with pytest.raises(UserError, match=f"config.{KEY} is empty"):
+        weights.load(None, param_shapes(), KEY)
+
+
+def test_a_name_that_the_package_lacks_lists_those_that_it_has():
+    for name in ("package:nope", "package:../__init__", "package:"):
+        with pytest.raises(UserError, match="known: glyph_mini_student, glyph_mini_teacher"):
+            weights.load(name, param_shapes(), KEY)
+
+
+def test_a_family_without_names_of_torch_reads_files_of_this_program_only(tmp_path):
+    network = {"params": {"stem": {"kernel": np.ones((3, 3, 3, 4), np.float32)}}, "batch_stats": {}}
+    state = {"conv1.weight": np.ones((4, 3, 3, 3), np.float32)}
+    save_file(state, tmp_path / "w.safetensors")
+    checkpoint_zip(tmp_path / "w.pth", state)
+    for name, kind in (("w.safetensors", "a .safetensors file"), ("w.pth", "a file of torch")):
+        with pytest.raises(UserError, match=f"is {kind}, and this network is read only from a .npz that this program"):
+            weights.load_network(str(tmp_path / name), network, KEY)
+    for name, message in (("package:glyph_mini_teacher", "is a ViT"), ("package:nope", "are not in this package")):
+        with pytest.raises(UserError, match=message):
+            weights.load_network(name, network, KEY)
 
 
 def test_a_folder_without_a_file_of_weights_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -301,6 +302,14 @@ def test_quantized_weights_are_refused(tmp_path, dtype):
     scale = {"blocks.0.attn.qkv.weight_scale": np.ones(1, np.float32)}
     with pytest.raises(UserError, match=r"is quantized \(blocks.0.attn.qkv.weight_scale is float32\)"):
         load_vit(save(path, to_timm(random_params()), **scale), param_shapes())
+
+
+def test_eight_bit_floats_are_refused(tmp_path):
+    state = to_timm(random_params())
+    state["norm.weight"] = state["norm.weight"].astype(ml_dtypes.float8_e4m3fn)
+    path = save(tmp_path / "w.safetensors", state)
+    with pytest.raises(UserError, match=r"is quantized \(norm.weight is F8_E4M3\): take the checkpoint in float32"):
+        load_vit(path, param_shapes())
 
 
 def test_integers_are_not_weights(tmp_path):

@@ -281,8 +281,13 @@ def test_an_npz_larger_than_the_limit_is_not_unpacked(tmp_path, monkeypatch):
 UNREADABLE = {
     "legacy": (pickle.dumps({"a": 1}, protocol=2), "a bare pickle, which torch.save has not written.*safetensors"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-    "html": (b"<html>not found</html>", "not a weight file"),
-    "empty": (b"", "not a weight file"),
+    "html": (b"<html>not found</html>", "not a weight file: it is a web page"),
+    "html with spaces": (b"\n <!DOCTYPE html><html>", "not a weight file: it is a web page"),
+    "empty": (b"", "not a weight file: it is empty, download it again"),
+    "gz": (b"\x1f\x8b\x08" + bytes(80), "not a weight file: it is compressed with gzip, unpack it first"),
+    "h5": (b"\x89HDF\r\n\x1a\n" + bytes(80), "not a weight file: it is an HDF5 file"),
+    "npy": (b"\x93NUMPY\x01" + bytes(80), "not a weight file: it is one array"),
+    "index.json": (b'{"metadata": {}, "weight_map": {}}', "not a weight file: it is JSON text, such as the index"),
     "cut zip": (b"PK\x03\x04 cut off", "damaged"),
     "safetensors": (struct.pack("<Q", 2**40) + b'{"a":', "damaged"),
 }

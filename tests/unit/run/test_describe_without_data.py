@@ -1,4 +1,4 @@
-"""Every shipped config can be planned without its data; data that is there and damaged is an error."""
+"""Every shipped config can be planned without its data and weights; those that are there and damaged are an error."""
 
 import importlib.util
 
@@ -7,7 +7,9 @@ import pytest
 from cdl_jax import config as configs
 from cdl_jax import config_files
 from cdl_jax.errors import UserError
+from cdl_jax.models import weights
 from cdl_jax.run import describe
+from cdl_jax.training.experiment import Experiment
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 
@@ -36,6 +38,48 @@ def test_every_shipped_config_has_a_plan(name, arguments):
     data, note = describe.load_or_placeholder(config.data, configs.seeds_of(config)[0])
     assert data.num_tasks >= 1 and all(len(task.train) and len(task.test) for task in data.tasks)
     assert note == "" or note.startswith("planned with published sizes") and note.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "arguments"), ARGUMENTS)
+def test_every_shipped_config_has_an_experiment_without_its_weights(name, arguments):
+    config = read(name, arguments)
+    data, _ = describe.load_or_placeholder(config.data, configs.seeds_of(config)[0])
+    experiment, note = describe.build_experiment(config, data)
+    assert experiment.config is config
+    assert note == "" or note.startswith("planned with random weights") and note.count("\n") == 1
+
+
+def plan(config):
+    data, _ = describe.load_or_placeholder(config.data, 0)
+    return describe.build_experiment(config, data)
+
+
+def test_the_published_teacher_is_planned_and_training_names_its_address():
+    config = read("imagenet_vkd", "")
+    experiment, note = plan(config)
+    assert experiment.config.teacher.weights == "regnety_160-a5fe301d.pth"
+    address = "download it from https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth and name its path"
+    assert address in note
+    with pytest.raises(UserError, match=f"config.teacher.weights='regnety_160-a5fe301d.pth'.*{address}"):
+        Experiment.build(config, experiment.stream)
+    with pytest.raises(UserError, match=address):
+        weights.load_network(config.teacher.weights, {"params": {}}, "teacher.weights")
+
+
+def test_weights_that_are_absent_keep_other_mistakes_of_a_config(tmp_path):
+    config = read("imagenet_vkd", "")
+    config.teacher.weights_key = "model_ema"
+    assert plan(config)[1] != ""
+    config.distill.teacher_feature = "layer9"
+    with pytest.raises(UserError, match="'layer9' is no output of the teacher"):
+        plan(config)
+
+
+def test_a_folder_without_weights_is_an_error(tmp_path):
+    config = read("imagenet_vkd", "")
+    config.teacher.weights = str(tmp_path / "home")
+    with pytest.raises(UserError, match="has none of model.safetensors"):
+        plan(config)
 
 
 @pytest.mark.parametrize(
