@@ -99,7 +99,7 @@ RESUMABLE_KEYS = (
 )
 
 
-_SIGNED_KEYS = ("distill.norm_epsilon", "data.class_order_seed")  # keys of numbers that may be negative
+_SIGNED_KEYS = ("distill.norm_epsilon", "data.class_order_seed", "dkt.kd_step")  # keys of numbers that may be negative
 _SIZES = ("dim", "depth", "heads", "patch_size", "image_size")  # options of every network
 
 

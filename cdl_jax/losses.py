@@ -7,9 +7,16 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from cdl_jax.errors import UserError
+
 # Logit of an excluded class. Its exp() is exactly zero in float32 and bfloat16. Unlike -inf it gives no NaN in
 # differences and gradients.
 _EXCLUDED = -1e9
+
+# Range of temperatures. Below 0.01 logits that differ by 1 become probabilities of exactly 0 and 1 in float32, so the
+# gradient vanishes. Above 1000 the probabilities differ from 1 / classes by little more than their rounding error, so
+# the divergence is 0 or noise.
+_TEMPERATURES = (0.01, 1000.0)
 
 
 @struct.dataclass
@@ -70,6 +77,26 @@ class Context:
         zero = jnp.zeros((), jnp.int32)
         return Context(
             task=zero, first=zero, end=zero + 1, epoch=zero, step=zero, progress=jnp.float32(0), key=jax.random.key(0)
+        )
+
+
+def check_temperature(option: str, temperature: float) -> None:
+    """Checks that a softmax at this temperature has a usable gradient in float32.
+
+    Args:
+      option: name of the option, such as "distill.temperature".
+      temperature: its value.
+
+    Raises:
+      UserError: the value is out of range.
+
+    >>> check_temperature("distill.temperature", 2.0)
+    """
+    lowest, highest = _TEMPERATURES
+    if not lowest <= temperature <= highest:
+        raise UserError(
+            f"{option}={temperature} must lie in [{lowest:g}, {highest:g}]: outside the softened probabilities are "
+            "exactly 0 and 1, or all equal, in float32, and nothing is distilled"
         )
 
 

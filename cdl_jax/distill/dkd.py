@@ -51,10 +51,19 @@ def _check_terms(options, task_sizes):
             "distill.target_weight=0 and distill.other_weight=0: nothing is distilled; raise one of them, or set "
             "distill.alpha=0 to train with labels only"
         )
-    if not options.target_weight and options.classes == "current" and 2 in task_sizes:
+    if options.target_weight:
+        return
+    if options.classes == "current" and 2 in task_sizes:
+        other = ", or set distill.classes='seen'" if task_sizes[0] > 2 else ""
         raise UserError(
             f"distill.target_weight=0: task {task_sizes.index(2)} has two classes, so NCKD spans one class and is "
-            "always 0; raise distill.target_weight, or set distill.classes='seen'"
+            f"always 0; raise distill.target_weight{other}"
+        )
+    if options.classes == "seen" and options.alpha == 1 and task_sizes[:1] == (2,):
+        raise UserError(
+            "distill.target_weight=0 with distill.alpha=1: task 0 has two classes, so NCKD spans one class and is "
+            "always 0, and the labels have the weight 0: nothing is learned; raise distill.target_weight, or lower "
+            "distill.alpha"
         )
 
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme, Variables
 from cdl_jax.errors import UserError
-from cdl_jax.losses import Context, kl_divergence
+from cdl_jax.losses import Context, check_temperature, kl_divergence
 
 OPTIONS = {
     "alpha": 0.5,  # weight of the distillation loss; the cross-entropy with the labels has weight 1 - alpha
@@ -74,7 +74,6 @@ def check(options: ConfigDict) -> None:
     """
     if not 0 <= options.alpha <= 1:
         raise UserError(f"distill.alpha={options.alpha} must lie in [0, 1]")
-    if not options.temperature > 0:
-        raise UserError(f"distill.temperature={options.temperature} must be above 0")
+    check_temperature("distill.temperature", options.temperature)
     if options.classes not in ("current", "seen"):
         raise UserError(f"distill.classes={options.classes!r}: use 'current' or 'seen'")

@@ -72,6 +72,11 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
       UserError: a value is out of range, or the learner's prompts are not prefixes.
     """
     kd.check(options)
+    if options.alpha in (0, 1):
+        raise UserError(
+            f"distill.alpha={options.alpha} leaves one of the student's two heads untrained, and "
+            "distill.name='prompt_mapping' predicts by the mean of both: choose a number between 0 and 1"
+        )
     if student.learner.get("form") == "tokens":
         raise UserError(
             "distill.name='prompt_mapping' maps prefixes, and learner.form='tokens' has none: set learner.form='prefix'"

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from cdl_jax import plugins
 from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme
 from cdl_jax.errors import UserError
-from cdl_jax.losses import kl_divergence
+from cdl_jax.losses import check_temperature, kl_divergence
 from cdl_jax.models.modules import feature_norms, orthogonal
 
 OPTIONS = {
@@ -76,11 +76,10 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     check(options)
     teacher_feature = teacher_feature_name(options, teacher.outputs)
     output = output_name(teacher_feature, teacher.outputs)
-    dim = teacher.outputs[output][-1] if output in teacher.outputs else teacher.dim
-    if not dim:
-        known = f"its outputs are {', '.join(sorted(teacher.outputs))}" if teacher.outputs else "it outputs only logits"
-        raise UserError(f"distill.teacher_feature={teacher_feature!r} is no output of the teacher: {known}")
-    projector = Projector(dim, options.projector, options.reference_exact)
+    student_dim = _feature_width("student", options.student_feature, student)
+    projector = Projector(
+        _feature_width("teacher", teacher_feature, teacher), options.projector, options.reference_exact
+    )
 
     def loss(variables, student_out, teacher_out, labels, context):
         del labels
@@ -95,8 +94,26 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
         loss=loss,
         label_weight=options.label_weight,
         needs=("logits", output),
-        init=lambda key: projector.init(key, jnp.zeros((1, student.dim))),
+        init=lambda key: projector.init(key, jnp.zeros((1, student_dim))),
     )
+
+
+def _feature_width(role, feature, network):
+    """Returns the width of a feature of a network, the "teacher" or the "student".
+
+    Raises:
+      UserError: the network has no such output.
+    """
+    output, shapes = output_name(feature, network.outputs), network.outputs
+    if not shapes:  # a ViT, whose outputs have known widths
+        blocks = (f"block_{i}/tokens" for i in range(network.depth))
+        widths = dict.fromkeys(("tokens", "class_token", *blocks), network.dim) | {"logits": network.num_classes}
+        shapes = {name: (width,) for name, width in widths.items() if width}
+    if not shapes.get(output):
+        names = ", ".join(sorted(name for name, shape in shapes.items() if shape))
+        known = f"its outputs are {names}; choose one of them" if len(shapes) > 1 else "it outputs only logits"
+        raise UserError(f"distill.{role}_feature={feature!r} is no output of the {role}: {known}")
+    return shapes[output][-1]
 
 
 def feature_loss(options: ConfigDict, projected: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -199,8 +216,7 @@ def check(options: ConfigDict) -> None:
         raise UserError(
             "distill.feature_weight, logit_weight and label_weight are 0: the loss is always 0; raise one of them"
         )
-    if not options.temperature > 0:
-        raise UserError(f"distill.temperature={options.temperature} must be above 0")
+    check_temperature("distill.temperature", options.temperature)
     if options.classes not in ("current", "seen"):
         raise UserError(f"distill.classes={options.classes!r}: use 'current' or 'seen'")
     if options.feature_loss not in ("smooth_l1", "mse"):

@@ -481,7 +481,7 @@ def build(config: Any, info: StreamInfo) -> DKT:
       UserError: options that are out of range or do not fit together.
     """
     options = config.dkt
-    dkt_options.check(options)
+    dkt_options.check(options, info.num_tasks)
     names = tuple(f"learner_{i}" for i in range(options.num_learners))
     learner = dkt_learners.build(config, info)
     run_teachers = _find_teachers(config, info)

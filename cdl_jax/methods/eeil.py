@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
-from cdl_jax.losses import Context
+from cdl_jax.losses import Context, check_temperature
 from cdl_jax.methods.base import HerdsMemory, Outcome, Phase, Replay, StreamInfo, Update, Variables
 from cdl_jax.methods.shared import dkt_losses
 from cdl_jax.methods.supervised import TRAINING_OPTIONS, Supervised, is_network_parameter
@@ -192,16 +192,15 @@ def build(config: ConfigDict, info: StreamInfo) -> EEIL:
     for key, known in _CHOICES.items():
         if options[key] not in known:
             raise UserError(f"eeil.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
-    if not options.temperature > 0 or options.alpha < 0:
+    check_temperature("eeil.temperature", options.temperature)
+    if options.soften == "classes":
+        dkt_losses.check_preserved_classes("eeil", "active", options, info.task_sizes)
+    elif options.alpha and options.finetune_epochs and config.train.batch_size == 1:
         raise UserError(
-            f"eeil.temperature={options.temperature} must be above 0, and eeil.alpha={options.alpha} not negative"
+            "eeil.soften='batch' with train.batch_size=1: the softmax over the one image of a batch of fine-tuning is "
+            "always 1, so its distillation is constant; set train.batch_size of at least 2, or eeil.soften='classes'"
         )
-    if options.active == "last" and options.alpha and 1 in info.task_sizes[:-1] and options.soften == "classes":
-        raise UserError(
-            f"eeil.active='last' preserves one class after task {info.task_sizes.index(1)}, and the softmax over one "
-            "class is always 1; set 'all_seen'"
-        )
-    for key in ("noise", "noise_decay", "finetune_epochs"):
+    for key in ("alpha", "noise", "noise_decay", "finetune_epochs"):
         if options[key] < 0:
             raise UserError(f"eeil.{key}={options[key]} must not be negative")
     if options.finetune_from < 1:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.losses import Context
+from cdl_jax.losses import Context, check_temperature
 from cdl_jax.methods.base import Outcome, StreamInfo, Variables
 from cdl_jax.methods.shared import dkt_losses
 from cdl_jax.methods.supervised import TRAINING_OPTIONS, Supervised
@@ -87,13 +87,8 @@ def build(config: ConfigDict, info: StreamInfo) -> LwF:
     for key, known in {"lwf_active": ("all_seen", "last"), "previous_bn": ("running", "batch")}.items():
         if options[key] not in known:
             raise UserError(f"lwf.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
-    if not options.temperature > 0 or options.alpha < 0:
-        raise UserError(
-            f"lwf.temperature={options.temperature} must be above 0, and lwf.alpha={options.alpha} not negative"
-        )
-    if options.lwf_active == "last" and options.alpha and 1 in info.task_sizes[:-1]:
-        raise UserError(
-            f"lwf.lwf_active='last' preserves one class after task {info.task_sizes.index(1)}, and the softmax over "
-            "one class is always 1; set 'all_seen'"
-        )
+    check_temperature("lwf.temperature", options.temperature)
+    if options.alpha < 0:
+        raise UserError(f"lwf.alpha={options.alpha} must not be negative")
+    dkt_losses.check_preserved_classes("lwf", "lwf_active", options, info.task_sizes)
     return LwF.from_section("lwf", config, info)

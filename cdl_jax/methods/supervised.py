@@ -96,6 +96,11 @@ class Supervised(Method):
         """
         options, network = config[section], config.network
         rehearsal.check(section, options)
+        if not 0 <= options.label_smoothing < 1:
+            raise UserError(
+                f"{section}.label_smoothing={options.label_smoothing} must lie in [0, 1): it is the share of the "
+                "target that all classes get, and the label gets the rest"
+            )
         family = plugins.load_plugin("models", network.family)
         return cls(
             backbone=family.build(network, info.num_classes),

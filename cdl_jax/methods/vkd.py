@@ -249,11 +249,12 @@ def build(config: ConfigDict, info: StreamInfo) -> VkD:
     family = plugins.load_plugin("models", section.family)
     student = family.build(section, info.num_classes)
     teacher = teachers.build(config, info, options, torch_names=True)
-    if len(options.ema_decay) != 2:
+    if len(options.ema_decay) != 2 or not all(type(decay) in (int, float) for decay in options.ema_decay):
         raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)} must be two numbers: at the start and at the end")
     first, last = options.ema_decay
     if not (0 <= first <= 1 and 0 <= last <= 1):
         raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)}: both decays lie in [0, 1]")
+    _check_losses(config.distill, info.task_sizes)
     if options.cache_teacher:
         _check_images_repeat(config)
     return VkD(
@@ -271,6 +272,16 @@ def build(config: ConfigDict, info: StreamInfo) -> VkD:
         accumulate=config.optim.accumulate,
         condense=partial(vkd.cacheable_outputs, config.distill) if options.cache_teacher else None,
     )
+
+
+def _check_losses(options, task_sizes):
+    """Refuses a loss of logits alone over one class, whose softmax is always 1, so that the loss is 0."""
+    sizes = task_sizes if options.classes == "current" else task_sizes[:1]
+    if 1 in sizes and not (options.feature_weight or options.label_weight):
+        raise UserError(
+            "distill.feature_weight=0 and distill.label_weight=0: the loss of the logits spans the one class of task "
+            f"{sizes.index(1)}, so it is 0 whatever the weights, and nothing is learned; raise one of these weights"
+        )
 
 
 def _check_images_repeat(config):
@@ -301,7 +312,8 @@ def _build_scheme(options, student, teacher, info, size):
     spec = partial(
         NetworkSpec, depth=0, tokens=0, num_classes=info.num_classes, num_tasks=info.num_tasks, head=None, learner=None
     )
-    return vkd.build(options, spec(dim=0, outputs=shapes), spec(dim=student_out[feature].shape[-1]))
+    student_shapes = {name: value.shape for name, value in student_out.items() if hasattr(value, "shape")}
+    return vkd.build(options, spec(dim=0, outputs=shapes), spec(dim=0, outputs=student_shapes))
 
 
 def _label_loss(kind, logits, targets, mask):

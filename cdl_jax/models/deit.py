@@ -156,6 +156,10 @@ def build(options: ConfigDict, num_classes: int) -> DeiT:
             f"image_size={options.image_size} must be a multiple of patch_size={options.patch_size}, which is even "
             "with a stem: change one of them"
         )
+    if not 0 <= options.drop_path < 1:
+        raise UserError(f"DeiT drop_path={options.drop_path} must lie in [0, 1)")
+    if int(options.dim * options.mlp_ratio) < 1:
+        raise UserError(f"DeiT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
     if options.distillation not in ("mean", "learned", "none"):
         raise UserError(f"DeiT distillation={options.distillation!r}: use 'mean', 'learned' or 'none'")
     if options.dtype not in ("float32", "bfloat16"):

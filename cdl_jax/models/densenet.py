@@ -107,6 +107,8 @@ def build(options: ConfigDict, num_classes: int) -> Backbone:
     """
     if len(options.blocks) != 3:
         raise UserError(f"network.blocks={tuple(options.blocks)}: give three numbers of layers")
+    if not 0 < options.compression <= 1:
+        raise UserError(f"network.compression={options.compression} must lie in (0, 1]: the share of channels kept")
     first, second, last = (Block(depth, options.growth, options.bottleneck) for depth in options.blocks)
     stem = Stem((first, second), options.init_features, options.compression)
     return Backbone(stem, Tail(last, num_classes))

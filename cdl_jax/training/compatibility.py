@@ -53,17 +53,27 @@ def check_batches(config, method: Method, mesh, plans: tuple[BatchPlan, ...], se
 def _check_label_loss(config, method, info, class_names):
     """Refuses a stream on which the loss of the labels is 0 for all weights, because its softmax spans one class."""
     name, sizes = config.method, info.task_sizes
-    if method.loss_classes == "current" and 1 in sizes:
-        other = f"say config.{name}.classes='seen', or " if "classes" in config.get(name, {}) else ""
-        raise UserError(
-            f"task {sizes.index(1)} has one class, and the softmax of method {name!r} spans the classes of the "
-            f"current task: the loss is 0 whatever the weights, and nothing is learned; {other}choose "
-            "data.num_tasks or data.task_sizes for at least two classes a task"
-        )
-    if method.loss_classes in ("seen", "all") and info.num_classes == 1:
+    if method.loss_classes and info.num_classes == 1:
         raise UserError(
             f"the stream has one class, {class_names[0]!r}: the softmax over it is 1 whatever the weights, and nothing "
             "is learned; choose data.class_order or data of at least two classes"
+        )
+    has_option = "classes" in config.get(name, {})
+    if method.loss_classes == "current" and 1 in sizes:
+        # "seen" spans one class in a first task of one class.
+        other = "'all'" if sizes[0] == 1 else "'seen'"
+        change = f"say config.{name}.classes={other}, or " if has_option else ""
+        raise UserError(
+            f"task {sizes.index(1)} has one class, and the softmax of method {name!r} spans the classes of the "
+            f"current task: the loss is 0 whatever the weights, and nothing is learned; {change}choose "
+            "data.num_tasks or data.task_sizes for at least two classes a task"
+        )
+    if method.loss_classes == "seen" and sizes[0] == 1:
+        change = f"say config.{name}.classes='all', or " if has_option else ""
+        raise UserError(
+            f"task 0 has one class, and the softmax of method {name!r} spans the classes seen so far: the loss of task "
+            f"0 is 0 whatever the weights, and nothing is learned in it; {change}choose data.num_tasks or "
+            "data.task_sizes for at least two classes in the first task"
         )
 
 

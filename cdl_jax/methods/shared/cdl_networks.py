@@ -83,6 +83,7 @@ def check(config: ConfigDict) -> None:
     for key, known in choices.items():
         if options[key] not in known:
             raise UserError(f"cdl.{key}={options[key]!r}: use {' or '.join(map(repr, known))}")
+    finished_run.check_folders("cdl.teachers", options.teachers)
     if config.teacher.image_size != config.student.image_size and not options.teachers:
         raise UserError(
             f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.losses import kl_divergence
+from cdl_jax.losses import check_temperature, kl_divergence
 
 OPTIONS = {
     # Loss of the ST head: "mse" of raw logits, "kd": KL divergence of softened probabilities, "soft_mse": MSE of these
@@ -45,8 +45,7 @@ def check(section: str, options: Any) -> None:
         raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.did_you_mean(options.st_loss, _KINDS)}")
     if options.reduction not in ("mean", "sum"):
         raise UserError(f"{section}.reduction={options.reduction!r}: use 'mean' or 'sum'")
-    if not options.temperature > 0:
-        raise UserError(f"{section}.temperature={options.temperature} must be above 0")
+    check_temperature(f"{section}.temperature", options.temperature)
     for key in ("kd_rel", "kd_every", "kd_warmup"):
         if options[key] < 0:
             raise UserError(f"{section}.{key}={options[key]} must not be negative")
@@ -173,6 +172,29 @@ def active_classes(task_classes: np.ndarray | jax.Array, task: int | jax.Array, 
     tasks = jnp.arange(len(task_classes))
     before = tasks == task - 1 if kind == "last" else tasks < task
     return jnp.any(jnp.asarray(task_classes) & before[:, None], axis=0)
+
+
+def check_preserved_classes(section: str, key: str, options: Any, task_sizes: tuple[int, ...]) -> None:
+    """Refuses `lwf_loss` over one class, whose softmax is always 1, so that the loss is 0 for all weights.
+
+    Args:
+      section: name of the config section, for the message.
+      key: option of the section with the kind of `active_classes`.
+      options: the section, with `alpha`, the weight of the loss.
+      task_sizes: number of classes of each task.
+
+    Raises:
+      UserError: names the task, and the option to change.
+    """
+    kind, first = options[key], task_sizes[0]
+    preserved = task_sizes[:-1] if kind == "last" else task_sizes[:1] if len(task_sizes) > 1 else ()
+    if not options.alpha or 1 not in preserved:
+        return
+    change = f"set {section}.{key}='all_seen'" if first > 1 else "choose data.task_sizes with two classes in task 0"
+    raise UserError(
+        f"{section}.{key}={kind!r} preserves one class after task {task_sizes.index(1)}, and the softmax over one "
+        f"class is always 1, so this distillation is 0 whatever the weights; {change}, or {section}.alpha=0"
+    )
 
 
 def lwf_loss(logits: jax.Array, previous_logits: jax.Array, active: jax.Array, temperature: float) -> jax.Array:

@@ -4,7 +4,7 @@ from typing import Any
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.methods.shared import dkt_losses, rehearsal, topology
+from cdl_jax.methods.shared import dkt_losses, finished_run, rehearsal, topology
 
 _CHOICES = {
     "stream_order": topology.ORDERS,
@@ -26,11 +26,12 @@ _MINIMA = {
 }
 
 
-def check(options: Any) -> None:
+def check(options: Any, num_tasks: int) -> None:
     """Refuses options that are out of range or do not fit together.
 
     Args:
       options: the config section `dkt`.
+      num_tasks: of the stream.
 
     Raises:
       UserError: names the option and its range.
@@ -46,15 +47,41 @@ def check(options: Any) -> None:
     count = options.num_learners
     if options.random_peers >= count and options.random_peers:
         raise UserError(f"dkt.random_peers={options.random_peers}: each of {count} learners has {count - 1} others")
-    for key in ("participation", "gossip_share"):
+    for key in ("participation", "gossip_share", "cutmix"):
         if not 0 <= options[key] <= 1:
             raise UserError(f"dkt.{key}={options[key]} must lie between 0 and 1")
-    for key in ("joins", "leaves"):
-        if options[key] and len(options[key]) != count:
-            raise UserError(f"dkt.{key}={tuple(options[key])}: give {count} tasks, one for each learner")
+    _check_presence(options, num_tasks)
     if options.public_batch > options.public:
         raise UserError(f"dkt.public_batch={options.public_batch} is more than the {options.public} public images")
+    finished_run.check_folders("dkt.teachers", options.teachers)
     if options.teachers and options.exchange_mode != "state":
         raise UserError(
             f"dkt.exchange_mode={options.exchange_mode!r} has no meaning with dkt.teachers: leave it at 'state'"
         )
+
+
+def _check_presence(options, num_tasks):
+    """Refuses `joins` and `leaves` that are no tasks of the stream, or with which nobody learns a task."""
+    count = options.num_learners
+    for key, lowest, highest in (("joins", 0, num_tasks - 1), ("leaves", 1, num_tasks)):
+        tasks = tuple(options[key])
+        if tasks and len(tasks) != count:
+            raise UserError(f"dkt.{key}={tasks}: give {count} tasks, one for each learner")
+        if not all(type(task) is int and lowest <= task <= highest for task in tasks):
+            raise UserError(
+                f"dkt.{key}={tasks} must be integers from {lowest} to {highest}, as there are {num_tasks} tasks"
+            )
+    first = tuple(options.joins) or (0,) * count
+    end = tuple(options.leaves) or (num_tasks,) * count
+    for learner, (joined, left) in enumerate(zip(first, end, strict=True)):
+        if left <= joined:
+            raise UserError(
+                f"dkt.joins={first} and dkt.leaves={end}: learner {learner} leaves before it has learned a task; "
+                "let it join earlier or leave later"
+            )
+    for task in range(num_tasks):
+        if not any(joined <= task < left for joined, left in zip(first, end, strict=True)):
+            raise UserError(
+                f"dkt.joins={first} and dkt.leaves={end}: no learner is there in task {task}, so nothing is learned in "
+                "it; let one join earlier or leave later"
+            )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
-from cdl_jax.losses import mask_classes
+from cdl_jax.losses import check_temperature, mask_classes
 
 OPTIONS = {
     "loss": "KL",  # of distillation: "KL" divergence, or "CE": the cross-entropy with the softened target
@@ -42,8 +42,7 @@ def check(section: str, options: Any) -> None:
     """
     if options.loss not in ("KL", "CE"):
         raise UserError(f"{section}.loss={options.loss!r}: use 'KL' or 'CE'")
-    if not options.temperature > 0:
-        raise UserError(f"{section}.temperature={options.temperature} must be above 0")
+    check_temperature(f"{section}.temperature", options.temperature)
     for key in ("alpha", "length"):
         if options.get(key, 0) < 0:
             raise UserError(f"{section}.{key}={options[key]} must not be negative")

@@ -60,7 +60,7 @@ def mixing_matrix(topology: str | Sequence[Sequence[float]], num_learners: int) 
 def _checked_matrix(rows: Sequence[Sequence[float]], num_learners: int) -> np.ndarray:
     try:
         matrix = np.array(rows, np.float32)
-    except ValueError:
+    except (TypeError, ValueError):
         matrix = np.zeros(0, np.float32)
     if matrix.shape != (num_learners, num_learners):
         raise UserError(

@@ -105,7 +105,7 @@ def test_scheme_none_has_zero_loss_and_no_teacher():
     ("changes", "message"),
     [
         ({"alpha": 1.5}, r"distill.alpha=1.5 must lie in \[0, 1\]"),
-        ({"temperature": 0.0}, "distill.temperature=0.0 must be above 0"),
+        ({"temperature": 0.0}, r"distill.temperature=0.0 must lie in \[0.01, 1000\]"),
         ({"classes": "all"}, "distill.classes='all': use 'current' or 'seen'"),
     ],
 )

@@ -148,6 +148,11 @@ def test_gradients_of_the_teacher_loss_reach_the_teacher_alone(learner):
     check(loss, grads, {"teacher"})
 
 
+def test_logits_can_be_the_compared_features_of_both_networks():
+    method = build("l2p", "vkd", **{"distill.teacher_feature": "logits", "distill.student_feature": "logits"})
+    check(*loss_and_gradients(method, method.student_loss), {"student", "distill"})
+
+
 def test_every_learner_and_scheme_is_covered():
     assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.prompts"))
     assert set(SCHEMES) == set(plugins.list_plugins("distill"))
@@ -296,10 +301,10 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("coda", "kd", {"learner.pool": 5}, "not a multiple of the 2 tasks"),
         ("coda", "kd", {"learner.pool": 1}, "too small for 2 tasks"),
         ("coda", "kd", {"learner.length": 3}, "learner.length=3 must be even"),
-        ("coda", "kd", {"learner.layers": 5}, "the backbone has 2"),
+        ("coda", "kd", {"learner.layers": 5}, "the backbone has depth 2"),
         ("dualprompt", "kd", {"learner.general_length": 3}, "learner.general_length=3 must be even"),
         ("dualprompt", "kd", {"learner.pool": 1}, "fewer prompts than the stream has tasks"),
-        ("dualprompt", "kd", {"learner.expert_layers": 3}, "the backbone has 2"),
+        ("dualprompt", "kd", {"learner.expert_layers": 3}, "the backbone has depth 2"),
         ("apt", "kd", {"learner.ema": 1.0}, "learner.ema=1.0 must lie in"),
         ("l2p", "reviewkd", {"distill.levels": 3}, "distill.levels=3"),
         ("l2p", "fitnets", {"student.patch_size": 4}, "the teacher has 5 tokens, the student 17"),
@@ -307,7 +312,12 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("l2p", "kd_token", {"distill.n_layers": 3}, "the student has 2 blocks"),
         ("l2p", "kd_token", {"distill.variant": "x"}, "use 'dcdl' or 'deit'"),
         ("l2p", "prompt_mapping", {"distill.mapping": "x"}, "use 'pool' or 'self_attention'"),
-        ("l2p", "prompt_mapping", {"distill.layers": 5}, "the backbone has 2"),
+        ("l2p", "prompt_mapping", {"distill.layers": 5}, "the backbone has depth 2"),
+        ("l2p", "prompt_mapping", {"distill.alpha": 0.0}, "distill.alpha=0.0 leaves one of the student's two heads"),
+        ("l2p", "prompt_mapping", {"distill.alpha": 1.0}, "distill.alpha=1.0 leaves one of the student's two heads"),
+        ("l2p", "vkd", {"distill.teacher_feature": "attention_0"}, "'attention_0' is no output of the teacher"),
+        ("l2p", "vkd", {"distill.student_feature": "clas_token"}, "'clas_token' is no output of the student"),
+        ("l2p", "kd", {"cdl.teachers": (1,)}, "cdl.teachers=(1,) must be working directories of finished runs"),
         ("l2p", "vkd", {"distill.projector": "cailey"}, "did you mean 'cayley'"),
         ("l2p", "vkd", {"distill.teacher_norm": "x"}, "is not a normalization of features"),
         ("l2p", "vkd", {"distill.student_norm": "whiten_zca", "distill.norm_epsilon": 0.0}, "set 0.01"),

@@ -59,6 +59,7 @@ def test_loss_is_that_of_the_paper():
         (STUDENT, "", "tokens", 6),
         (STUDENT, "class_token", "class_token", 6),
         (STUDENT, "block_1/tokens", "block_1/tokens", 6),
+        (STUDENT, "logits", "logits", 4),
     ],
 )
 def test_teacher_feature_is_selected_by_name(teacher, feature, output, width):
@@ -66,6 +67,21 @@ def test_teacher_feature_is_selected_by_name(teacher, feature, output, width):
     shapes = jax.eval_shape(scheme.init, jax.random.key(0))
     assert scheme.needs == ("logits", output)
     assert shapes["params"]["projector"]["raw"].shape == (width, 6)
+
+
+def test_student_feature_has_the_width_of_its_output():
+    scheme = vkd.build(options(student_feature="logits", projector="householder"), CNN, STUDENT)
+    shapes = jax.eval_shape(scheme.init, jax.random.key(0))
+    assert shapes["params"]["projector"]["raw"].shape == (9, 4)
+    student, teacher = outputs(tokens=(3, 5, 6), logits=(3, 4)), outputs(features=(3, 9), logits=(3, 4))
+    assert np.isfinite(scheme.loss(scheme.init(jax.random.key(0)), student, teacher, None, context())[0])
+
+
+@pytest.mark.parametrize("feature", ["attention_0", "prompts", "block_2/tokens", "features"])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_outputs_of_a_vit_without_a_known_width_are_refused(role, feature):
+    with pytest.raises(UserError, match=f"^distill.{role}_feature='{feature}' is no output of the {role}: its outputs"):
+        vkd.build(options(**{f"{role}_feature": feature}), STUDENT, STUDENT)
 
 
 def test_features_are_averaged_over_positions_and_patches():

@@ -1,11 +1,15 @@
 """A loss that is 0 for all weights is refused before training, and the message names the option to change."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from cdl_jax import config as base
+from cdl_jax import plugins
 from cdl_jax.data import stream
+from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, kl_divergence
 from cdl_jax.training.experiment import Experiment
@@ -62,15 +66,27 @@ def test_a_task_of_one_class_needs_a_softmax_over_more_classes(method, sizes, in
 
 @pytest.mark.parametrize("method", CHOSEN)
 def test_message_names_the_option_that_makes_the_loss_trainable(method):
-    memory = {"replay": 40} if method == "eeil" else {}
+    off = {"alpha": 0.0} if method in ("lwf", "eeil") else {}  # else task 1 preserves one class
+    memory = {**off, **({"replay": 40} if method == "eeil" else {})}
     if method != "eeil":  # which spans "seen" or "all" only
-        assert f"say config.{method}.classes='seen', or " in refusal(
-            method, (method, {"classes": "current", "replay": 0})
-        )
-    for classes in ("seen", "all"):
+        for sizes, classes in (((1,) * 20, "all"), ((2, 1), "seen")):
+            message = refusal(method, (method, {"classes": "current", "replay": 0, **off}), sizes=sizes)
+            assert f"say config.{method}.classes={classes!r}, or " in message
+    for classes, sizes in (("seen", (2, 1, 1)), ("all", (1, 1, 2))):
         chosen = (method, {"classes": classes, **memory})
-        build_experiment(method, chosen, sizes=(1, 1, 2))
+        build_experiment(method, chosen, sizes=sizes)
         assert refusal(method, chosen, sizes=(1,)).startswith("the stream has one class, ")
+
+
+@pytest.mark.parametrize("method", CHOSEN)
+def test_the_classes_seen_in_a_first_task_of_one_class_are_refused(method):
+    """Replay does not help: the first task has no memory."""
+    message = refusal(method, (method, {"classes": "seen", "replay": 40}), sizes=(1, 2, 2))
+    if method in ("lwf", "eeil"):  # whose distillation is refused first
+        assert "preserves one class after task 0" in message and "two classes in task 0" in message
+        message = refusal(method, (method, {"classes": "seen", "replay": 40, "alpha": 0.0}), sizes=(1, 2, 2))
+    assert message.startswith(f"task 0 has one class, and the softmax of method {method!r} spans the classes seen so")
+    assert f"say config.{method}.classes='all', or choose data.num_tasks or data.task_sizes for at least" in message
 
 
 def test_methods_without_a_softmax_accept_tasks_of_one_class():
@@ -87,12 +103,89 @@ def test_distillation_from_the_previous_network_needs_two_classes(method, key, m
     assert message.startswith(f"{method}.{key}='last' preserves one class after task 1")
     build_experiment(method, (method, last), sizes=(2, 2, 1))
     build_experiment(method, (method, {**last, key: "all_seen"}), sizes=(2, 1, 1))
+    assert f"set {method}.{key}='all_seen', or {method}.alpha=0" in message
     build_experiment(method, (method, {**last, "alpha": 0.0}), sizes=(2, 1, 1))
+
+
+@pytest.mark.parametrize(("method", "key", "more"), [("lwf", "lwf_active", {}), ("eeil", "active", {"replay": 40})])
+@pytest.mark.parametrize("kind", ["all_seen", "last"])
+def test_distillation_after_a_first_task_of_one_class_is_refused(method, key, more, kind):
+    options = {key: kind, "classes": "all", **more}
+    message = refusal(method, (method, options), sizes=(1, 2, 2))
+    assert message.startswith(f"{method}.{key}={kind!r} preserves one class after task 0, ")
+    assert f"choose data.task_sizes with two classes in task 0, or {method}.alpha=0" in message
+    build_experiment(method, (method, {**options, "alpha": 0.0}), sizes=(1, 2, 2))
+    if method == "eeil":  # whose softmax over the images of a batch is not constant
+        build_experiment(method, (method, {**options, "soften": "batch"}), sizes=(1, 2, 2))
+
+
+def test_softmax_over_the_images_of_a_batch_needs_two_images():
+    one = ("train", {"batch_size": 1})
+    soften = {"soften": "batch", "replay": 20}
+    message = refusal("eeil", one, ("eeil", soften), sizes=(10, 10))
+    assert message.startswith("eeil.soften='batch' with train.batch_size=1: ")
+    assert "set train.batch_size of at least 2, or eeil.soften='classes'" in message
+    build_experiment("eeil", one, ("eeil", {**soften, "soften": "classes"}), sizes=(10, 10))
+    build_experiment("eeil", ("train", {"batch_size": 2}), ("eeil", soften), sizes=(10, 10))
+    # A batch of training has a replayed image too.
+    build_experiment("eeil", one, ("eeil", {**soften, "finetune_epochs": 0}), sizes=(10, 10))
+
+
+METHODS_WITH_TEMPERATURE = {
+    "cdl": "distill", "vkd": "distill", "kd": "kd", "okddip": "okddip", "dml": "dml", "one": "one",
+    "cl_ilr": "cl_ilr", "dkt": "dkt", "lwf": "lwf", "eeil": "eeil",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_TEMPERATURE)
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 0.0099, 1001.0, 1e9])
+def test_temperatures_without_a_gradient_in_float32_are_refused(method, temperature):
+    section = METHODS_WITH_TEMPERATURE[method]
+    message = refusal(method, (section, {"temperature": temperature}), sizes=(10, 10))
+    assert message.startswith(f"{section}.temperature={temperature} must lie in [0.01, 1000]: ")
+
+
+@pytest.mark.parametrize("distill", plugins.list_plugins("distill"))
+def test_every_scheme_has_a_range_of_temperatures(distill):
+    scheme = plugins.load_plugin("distill", distill)
+    if "temperature" not in scheme.OPTIONS:
+        assert distill == "none"
+        return
+    network = NetworkSpec(8, 2, 5, 4, 2, None, ConfigDict({"length": 2, "pool": 4}), task_sizes=(2, 2))
+    for temperature in (1e-30, 1e9):
+        with pytest.raises(UserError, match="^distill.temperature=.* must lie in .0.01, 1000.: "):
+            scheme.build(ConfigDict({**scheme.OPTIONS, "temperature": temperature}), network, network)
+
+
+def test_divergences_at_the_bounds_of_the_temperature_have_gradients():
+    """And beyond them they have none: the loss is exactly 0, or its gradient is."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5)), jnp.float32)
+    mask = jnp.ones(5, bool)
+
+    def gradient(temperature, scale=1.0):
+        value = lambda z: temperature**2 * kl_divergence(z, -scale * logits, mask, temperature)  # noqa: E731
+        return np.asarray(jax.grad(value)(scale * logits))
+
+    assert np.abs(gradient(0.01, scale=0.01)).max() > 1e-4
+    mean = np.asarray(logits - logits.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(
+        gradient(1000.0), 2 * mean / 5 / 8, atol=1e-3
+    )  # of the mean squared error, Hinton et al.
+    assert float(kl_divergence(logits, -logits, mask, 1e9)) == 0
 
 
 def test_loss_weights_that_are_all_zero_are_refused():
     off = {"feature_weight": 0.0, "logit_weight": 0.0}
     build_experiment("vkd", ("distill", off), sizes=(10, 10))
+    binary = ("vkd", {"label_loss": "binary"}), ("mixing", {"probability": 0.0})
+    logits_only = {"feature_weight": 0.0, "label_weight": 0.0}
+    for classes, sizes, task in (("current", (2, 1, 1), 1), ("seen", (1, 2, 2), 0)):
+        message = refusal("vkd", *binary, ("distill", {**logits_only, "classes": classes}), sizes=sizes)
+        assert message.startswith("distill.feature_weight=0 and distill.label_weight=0: ")
+        assert f"the one class of task {task}, so it is 0 whatever the weights" in message
+        for key in logits_only:
+            build_experiment("vkd", *binary, ("distill", {**logits_only, key: 1.0, "classes": classes}), sizes=sizes)
+    build_experiment("vkd", *binary, ("distill", {**logits_only, "classes": "seen"}), sizes=(2, 1, 1))
     message = refusal("vkd", ("distill", {**off, "label_weight": 0.0}), sizes=(10, 10))
     assert message.startswith("distill.feature_weight, logit_weight and label_weight are 0: ")
 
@@ -109,7 +202,17 @@ def test_dkd_needs_a_part_that_is_not_constant():
     dkd((2,) * 10)
     dkd((2,) * 10, target_weight=0.0, classes="seen")
     dkd((10, 10), target_weight=0.0, other_weight=0.0, alpha=0.0)
-    with pytest.raises(UserError, match="distill.target_weight=0: task 0 has two classes, so NCKD spans one class"):
+    with pytest.raises(
+        UserError, match="distill.target_weight=0: task 0 has two classes, so NCKD spans one class"
+    ) as e:
         dkd((2,) * 10, target_weight=0.0)
+    assert "'seen'" not in str(e.value)  # where the first task has two classes, NCKD spans one of them too
+    with pytest.raises(UserError, match="raise distill.target_weight, or set distill.classes='seen'$"):
+        dkd((3, 2, 15), target_weight=0.0)
+    dkd((3, 2, 15), target_weight=0.0, alpha=1.0, classes="seen")
+    with pytest.raises(
+        UserError, match="^distill.target_weight=0 with distill.alpha=1: task 0 has two classes, so NCKD"
+    ):
+        dkd((2,) * 10, target_weight=0.0, alpha=1.0, classes="seen")
     with pytest.raises(UserError, match="nothing is distilled; raise one of them, or set distill.alpha=0"):
         dkd((10, 10), target_weight=0.0, other_weight=0.0)

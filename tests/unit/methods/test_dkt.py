@@ -269,6 +269,19 @@ def test_mixing_matrices_and_class_orders():
         ({"exchange_mode": "models"}, "dkt.exchange_mode='models'"),
         ({"exchange_interval": 0}, "at least 1"),
         ({"joins": (0, 1)}, "give 3 tasks, one for each learner"),
+        ({"joins": (0, 1, 9)}, "dkt.joins=(0, 1, 9) must be integers from 0 to 1, as there are 2 tasks"),
+        ({"joins": ("a", "b", "c")}, "dkt.joins=('a', 'b', 'c') must be integers from 0 to 1"),
+        ({"joins": (None, 0, 0)}, "dkt.joins=(None, 0, 0) must be integers"),
+        ({"joins": (0.5, 1, 0)}, "dkt.joins=(0.5, 1, 0) must be integers"),
+        ({"joins": (True, 1, 0)}, "dkt.joins=(True, 1, 0) must be integers"),
+        ({"joins": (1, 1, 1)}, "no learner is there in task 0, so nothing is learned in it"),
+        ({"leaves": (0, 0, 0)}, "dkt.leaves=(0, 0, 0) must be integers from 1 to 2"),
+        ({"leaves": (1, 1, 1)}, "no learner is there in task 1"),
+        ({"leaves": (1, 2, "b")}, "dkt.leaves=(1, 2, 'b') must be integers from 1 to 2"),
+        ({"joins": (0, 1, 0), "leaves": (2, 1, 2)}, "learner 1 leaves before it has learned a task"),
+        ({"cutmix": 2.0}, "dkt.cutmix=2.0 must lie between 0 and 1"),
+        ({"gossip_share": 1.5}, "dkt.gossip_share=1.5 must lie between 0 and 1"),
+        ({"teachers": (1, 2)}, "dkt.teachers=(1, 2) must be working directories of finished runs"),
         ({"random_peers": 3}, "each of 3 learners has 2 others"),
         ({"participation": 1.5}, "between 0 and 1"),
         ({"public_batch": 2000}, "more than the 1000 public images"),
@@ -281,7 +294,18 @@ def test_invalid_options_are_refused_in_one_line(changes, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("rows", [((0, 1),), ((1, 0), (0, 1)), ((0, 0.5), (1, 0)), ((0, -1), (1, 0)), ((0, 1), (1,))])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ((0, 1),),
+        ((None, 1), (1, 0)),
+        (("a", 1), (1, 0)),
+        ((1, 0), (0, 1)),
+        ((0, 0.5), (1, 0)),
+        ((0, -1), (1, 0)),
+        ((0, 1), (1,)),
+    ],
+)
 def test_invalid_mixing_matrices_are_refused(rows):
     with pytest.raises(UserError, match="dkt.topology: a matrix"):
         topology.mixing_matrix(rows, 2)

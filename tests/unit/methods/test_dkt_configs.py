@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax import plugins
+from cdl_jax import config as configs
+from cdl_jax import main, plugins
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo, join
+from cdl_jax.methods.shared import dkt_losses
 from cdl_jax.methods.shared.finished_run import find_teacher
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.run import loop
@@ -33,6 +35,23 @@ def small(text):
     config[config.method].replay = 0
     config.log.tensorboard = False
     return config
+
+
+def test_the_weight_of_the_st_loss_falls_by_a_negative_step_of_the_command_line():
+    options = ["kd_rel=0.3", "kd_step=-0.1", "kd_every=1"]
+    config = main._parse(
+        ["cdl_jax", "--config", "configs/dkt_glyph.py", "--workdir=unused"]
+        + [f"--config.dkt.{option}" for option in options]
+    ).config
+    configs.check(config)
+    weights = [float(dkt_losses.kd_weight(config.dkt, task, 5)) for task in range(5)]
+    after_three = 0.3 - 0.1 - 0.1 - 0.1
+    assert after_three != 0  # so that the weight does not stop
+    expected = [0.3 - 0.1, 0.3 - 0.1 - 0.1, after_three, after_three - 0.1, after_three - 0.1 - 0.1]
+    assert weights == [float(np.float32(weight)) for weight in expected]
+    config.dkt.kd_rel = -0.1
+    with pytest.raises(UserError, match="config.dkt.kd_rel=-0.1 must not be negative"):
+        configs.check(config)
 
 
 def program(config):

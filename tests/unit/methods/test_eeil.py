@@ -184,6 +184,8 @@ def test_teacher_outputs_have_the_smallest_logit_for_unseen_classes(variables, d
         ({"classes": "current"}, "eeil.classes='current'"),
         ({"noise_is": "devation"}, "did you mean 'deviation'"),
         ({"temperature": 0.0}, "eeil.temperature=0.0"),
+        ({"alpha": -1.0}, "eeil.alpha=-1.0 must not be negative"),
+        ({"label_smoothing": 2.0}, "eeil.label_smoothing=2.0 must lie in [0, 1)"),
         ({"noise": -1.0}, "eeil.noise=-1.0 must not be negative"),
         ({"replay": 5}, "eeil.replay=5: at least one image of each of the 6 classes"),
         ({"finetune_from": 0}, "eeil.finetune_from=0: at least 1"),

@@ -97,6 +97,7 @@ def test_teacher_outputs_use_running_or_batch_statistics(variables, data):
         ({"previous_bn": "btch"}, "did you mean 'batch'"),
         ({"temperature": 0.0}, "lwf.temperature=0.0"),
         ({"alpha": -1.0}, "alpha=-1.0"),
+        ({"label_smoothing": 1.0}, "lwf.label_smoothing=1.0 must lie in [0, 1)"),
         ({"replay": 10, "classes": "current"}, "lwf.classes='current' excludes the classes of replayed images"),
     ],
 )

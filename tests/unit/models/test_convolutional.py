@@ -130,6 +130,7 @@ def test_dropout_acts_only_in_training():
         ("resnet32", {"depths": (1, 1)}, r"network.depths=\(1, 1\)"),
         ("vgg16", {"dropout": 1.0}, "network.dropout=1.0"),
         ("vgg16", {"image_size": 16}, "network.image_size=16"),
+        ("densenetd40k12", {"compression": 0.0}, r"network.compression=0.0 must lie in \(0, 1\]"),
         ("densenetd40k12", {"blocks": (6,)}, r"network.blocks=\(6,\)"),
     ],
 )

@@ -152,6 +152,8 @@ def test_distilled_logits_are_the_mean_of_both_heads():
         ("deit_ti", {"heads": 5}, "cannot be split over heads=5"),
         ("deit_ti", {"image_size": 100}, "must be a multiple of patch_size=16"),
         ("deit_ti", {"distillation": "x"}, "use 'mean', 'learned' or 'none'"),
+        ("deit_ti", {"drop_path": 1.0}, r"DeiT drop_path=1.0 must lie in \[0, 1\)"),
+        ("deit_ti", {"mlp_ratio": 0.0}, "DeiT mlp_ratio=0.0 gives the MLP a hidden width of 0"),
         ("regnety_160", {"wm": 1.0}, "wm above 1"),
         ("regnety_160", {"dtype": "float16"}, "RegNet dtype='float16'"),
     ],
