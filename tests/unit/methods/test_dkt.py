@@ -271,7 +271,7 @@ def test_mixing_matrices_and_class_orders():
         ({"joins": (0, 1)}, "give 3 tasks, one for each learner"),
         ({"joins": (0, 1, 9)}, "dkt.joins=(0, 1, 9) must be integers from 0 to 1, as there are 2 tasks"),
         ({"joins": ("a", "b", "c")}, "dkt.joins=('a', 'b', 'c') must be integers from 0 to 1"),
-        ({"joins": (None, 0, 0)}, "dkt.joins=(None, 0, 0) must be integers"),
+        ({"joins": (None, 0, 0)}, "dkt.joins=(None, 0, 0) must be "),
         ({"joins": (0.5, 1, 0)}, "dkt.joins=(0.5, 1, 0) must be integers"),
         ({"joins": (True, 1, 0)}, "dkt.joins=(True, 1, 0) must be integers"),
         ({"joins": (1, 1, 1)}, "no learner is there in task 0, so nothing is learned in it"),

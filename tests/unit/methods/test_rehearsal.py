@@ -55,7 +55,7 @@ def test_cross_entropy_spans_the_classes_of_the_option(classes, columns):
     [
         ({"replay": 5}, "supervised.classes='current' excludes the classes of replayed images"),
         ({"classes": "sene"}, "did you mean 'seen'"),
-        ({"label_smoothing": 1.0}, r"supervised.label_smoothing=1.0 must lie in .0, 1."),
+        ({"label_smoothing": 1.0}, "supervised.label_smoothing=1.0 must lie in [0, 1)"),
         ({"replay": -1}, "supervised.replay=-1 must not be negative"),
         ({"replay_balance": "task"}, "supervised.replay_balance='task'"),
     ],
