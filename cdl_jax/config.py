@@ -250,7 +250,9 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 
     flat = flatten(config)
     for key in ("method", "data.name"):
-        if not isinstance(flat.get(key), str):
+        if key in flat and not isinstance(flat[key], str):
+            raise UserError(f"config.{key}={flat[key]!r} must be of type str, the name of a plug-in")
+        if key not in flat:
             raise UserError(f"config.{key} is missing: begin the config with cdl_jax.config.default(...)")
     rebuilt = _rebuild(config, flat)
     known = flatten(rebuilt)
@@ -282,8 +284,8 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
     _check_empty_sections(config, rebuilt, user_networks)
     for key, default_value in known.items():
         if key in flat and not _has_type(flat[key], default_value):
-            kind = "tuple" if isinstance(default_value, list) else type(default_value).__name__
-            raise UserError(f"config.{key}={flat[key]!r} must be of type {kind}, such as {default_value!r}")
+            value, example = (tuple(x) if isinstance(x, list) else x for x in (flat[key], default_value))
+            raise UserError(f"config.{key}={value!r} must be of type {type(example).__name__}, such as {example!r}")
 
 
 def _check_structure(config, rebuilt, exempt, prefix=""):

@@ -143,6 +143,9 @@ def load_plugin(folder: str, name: str) -> ModuleType:
       UserError: the user's module cannot be imported, lacks a part of the contract, or has a function with other
         arguments. The message names the file, and the line or the function.
     """
+    if not isinstance(name, str):
+        known = ", ".join(list_plugins(folder))
+        raise UnknownPluginError(f"the name of a module in {folder} must be text, not {name!r}; known: {known}")
     if "." not in name:
         if name in list_plugins(folder):
             return importlib.import_module(f"cdl_jax.{folder}.{name}")

@@ -229,9 +229,11 @@ def test_class_ids_become_text_only_for_the_class_order(default):
         ("train.epochs", 3.0, "config.train.epochs=3.0 must be of type int, such as 20"),
         ("train.epochs", None, "config.train.epochs=None must be of type int, such as 20"),
         ("teacher.weights", None, "config.teacher.weights=None must be of type str, such as ''"),
-        ("seeds", "0,1", "config.seeds='0,1' must be of type tuple, such as []"),
-        ("seeds", (None,), "config.seeds=[None] must be of type tuple, such as []"),
-        ("seeds", ({0: 1},), "config.seeds=[{0: 1}] must be of type tuple, such as []"),
+        ("seeds", "0,1", "config.seeds='0,1' must be of type tuple, such as ()"),
+        ("seeds", (None,), "config.seeds=(None,) must be of type tuple, such as ()"),
+        ("seeds", ({0: 1},), "config.seeds=({0: 1},) must be of type tuple, such as ()"),
+        ("method", None, "config.method=None must be of type str, the name of a plug-in"),
+        ("data.name", 3, "config.data.name=3 must be of type str, the name of a plug-in"),
         ("train.foo", {}, "unknown key config.train.foo: "),
         ("distill.foo", {"bar": {}}, "unknown key config.distill.foo: "),
         ("train.early_stoping", {}, "unknown key config.train.early_stoping: did you mean 'train.early_stopping'?"),
@@ -250,6 +252,12 @@ def test_the_types_of_a_plain_config_are_checked(default, key, value, message):
     section[name] = value
     assert refusal(config.check_keys, ml_collections.ConfigDict(plain, type_safe=False)).startswith(message)
     assert refusal(config.check_keys, config.Config(plain, type_safe=False)).startswith(message)
+
+
+@pytest.mark.parametrize("stored", [{"method": None, "data": {"name": 3}}, {"method": "cdl", "data": {"name": 3}}, {}])
+def test_a_stored_config_with_nulls_is_reported_as_one_line(stored):
+    filled = config.with_defaults(stored)
+    refusal(config.check_keys, ml_collections.ConfigDict(config.copy_with_tuples(filled)))
 
 
 def test_a_plain_config_of_the_defaults_is_accepted(default):

@@ -40,6 +40,11 @@ def test_a_dotted_path_is_a_module_of_the_user(user_package):
     assert isinstance(module, ModuleType) and module.ANSWER == 42
 
 
+def test_a_name_that_is_not_text_is_refused():
+    with pytest.raises(UserError, match="the name of a module in methods must be text, not None; known: cdl, "):
+        plugins.load_plugin("methods", None)
+
+
 def test_a_mistyped_name_gets_a_suggestion():
     with pytest.raises(UserError) as caught:
         plugins.load_plugin("distill", "dkdd")
