@@ -376,12 +376,13 @@ def _find_split_column(path, rows, columns, header) -> int | None:
             f"{path}: the column {names[flags[0]]} is no split: write a column split with train, test or val, or "
             "remove it"
         )
-    if len(with_splits) + (columns[2] is not None) > 1:
-        found = [number for number in (columns[2], *with_splits) if number is not None]
+    of_splits_alone = [number for number in with_splits if cells[number] - {""} <= _SPLIT_WORDS]
+    found = [columns[2], *of_splits_alone] if columns[2] is not None else of_splits_alone or with_splits
+    if len(found) > 1:
         raise UserError(
             f"{path}: the columns {' and '.join(names[number] for number in found)} both have splits: keep one of them"
         )
-    split = columns[2] if columns[2] is not None else next(iter(with_splits), None)
+    split = next(iter(found), None)
     unused = [names[number] for number in others if number != split]
     if unused:
         line = f"{path}: columns that are not used: {', '.join(unused)}"
@@ -483,6 +484,8 @@ def _read_text(path) -> str:
         content = path.entry.read() if isinstance(path, ArchivePath) else path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: is UTF-16 text: save it as UTF-8")
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 

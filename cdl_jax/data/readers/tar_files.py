@@ -230,6 +230,8 @@ def _members(file, path, start: int, end: int) -> Iterator[tuple[str, str, Any]]
 def _other_kind(first, path) -> str:
     """Returns what a file is that is no archive, and what to do; "" if that is unknown."""
     text = first.lstrip(b"\xef\xbb\xbf \r\n\t")
+    if first.startswith(b"PK") and path.suffix.lower() == ".npz":
+        return "is an .npz: read it by --config.data.name=arrays"
     if first.startswith(b"PK"):
         return "is a zip archive, which is not read: unpack it and set data.path to the folder"
     if path.name.lower().endswith(EXTENSIONS):

@@ -265,6 +265,14 @@ def test_unused_columns_of_a_list_are_logged(tmp_path, caplog):
     (tmp_path / "l.csv").write_text("file,label,split,author,\n" + rows)
     assert len(load("folder", tmp_path / "l.csv").test) == 2
     assert f"{tmp_path / 'l.csv'}: columns that are not used: 'author', 5" in caplog.text
+    # A column of names may have one that is also a split.
+    names = zip(SPLITS, ("train", "bus", "car", "cow"), strict=True)
+    rows = "".join(f"{i}.png,{label},{split},{name}\n" for i, ((label, split), name) in enumerate(names))
+    for header in ("file,label,split,name\n", "file,label,phase,name\n"):
+        (tmp_path / "l.csv").write_text(header + rows)
+        assert [name for name, _ in shown(load("folder", tmp_path / "l.csv"), "train")] == ["cat", "dog"]
+    (tmp_path / "l.csv").write_text("file,label\n0.png,cat\n", encoding="utf-16")
+    assert "is UTF-16 text: save it as UTF-8" in refusal("folder", tmp_path / "l.csv")
     (tmp_path / "l.csv").write_text("file,label\n")
     assert "no training images" in refusal("folder", tmp_path / "l.csv")
 

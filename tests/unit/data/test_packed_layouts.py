@@ -149,6 +149,7 @@ def test_lists_of_an_archive_of_one_part_beside_a_folder(tmp_path):
     ("name", "start", "message"),
     [
         ("a.zip", b"PK\x03\x04", "is a zip archive, which is not read"),
+        ("a.npz", b"PK\x03\x04", "read it by --config.data.name=arrays"),
         ("a.png", b"\x89PNG\r\n", "is one image: set data.path to a folder"),
         ("a.json", b'{"a": 1}', "is JSON, which is not read"),
         ("a.tar", b"<!DOCTYPE html>", "is a web page or XML, not a tar archive"),
