@@ -207,10 +207,8 @@ def read_state(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
         elif start.startswith(b"version https://git-lfs"):
             raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` or download the file")
         else:
-            kind = _other_kind(start)
-            raise UserError(
-                f"{path} is not a weight file: {kind}use .safetensors, .npz, the .pth of a state dict or .onnx"
-            )
+            use = "use .safetensors, .npz, the .pth of a state dict or .onnx"
+            raise UserError(f"{path} is not a weight file: {use}{_other_kind(start)}")
     except UserError:
         raise
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
@@ -236,12 +234,12 @@ def other_format(path: str | Path) -> str:
 
 
 def _other_kind(start):
-    """Returns what a file is, from its first bytes, as the beginning of advice; "" if that is unknown."""
+    """Returns what a file is, from its first bytes, to follow the message; "" if that is unknown."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for signature, kind in _OTHER_FILES.items():
         if start.startswith(signature) or text.startswith(signature):
-            return f"it is {kind}; "
-    return "" if start else "it is empty, download it again; "
+            return f"; it is {kind}"
+    return "" if start else "; it is empty, download it again"
 
 
 def looks_like(names: Iterable[str]) -> str:
@@ -352,17 +350,18 @@ def _copies(state, root):
     """
     inner = {name.removeprefix(root) for name in state if name.startswith(root)}
     inner |= {name.replace(".", mark) for name in inner for mark in ("", "_")}
-    groups = {}
+    groups, parts = {}, _parts(root)
     for name in state:
-        group = name.split(".")[0]
-        if "." in name and group != root.split(".")[0]:
-            groups.setdefault(group, []).append(name)
+        words = name.split(".")
+        shared = next((n for n, pair in enumerate(zip(parts, words, strict=False)) if pair[0] != pair[1]), len(parts))
+        if shared < min(len(parts), len(words) - 1):
+            groups.setdefault(tuple(words[: shared + 1]), []).append(words)
     copies = []
-    for names in groups.values() if root else ():
-        for depth in (1, 2, 3):
-            same = sum(name.count(".") >= depth and name.split(".", depth)[-1] in inner for name in names)
+    for group, names in groups.items():
+        for depth in range(len(group), len(group) + 3):
+            same = sum(".".join(words[depth:]) in inner for words in names)
             if 2 * same > len(names):
-                copies.append(".".join(names[0].split(".")[:depth]) + ".")
+                copies.append(".".join(names[0][:depth]) + ".")
                 break
     return copies
 

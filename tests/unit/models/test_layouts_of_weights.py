@@ -215,6 +215,13 @@ def test_an_average_of_some_parameters_needs_a_choice(tmp_path):
     parts = {"head.weight": state["head.weight"] + 1, "head.bias": state["head.bias"]}
     without_dots = {name.replace(".", ""): array for name, array in state.items()} | {"decay": np.ones(1, np.float32)}
     for number, average in enumerate((parts, without_dots)):
+        path = save(
+            tmp_path / f"inner_{number}",
+            prefixed("state.model.", state),
+            **prefixed("state.model_ema.module.", average),
+        )
+        with pytest.raises(UserError, match="has several networks: .*it has model, model_ema"):
+            load_vit(path, param_shapes())
         path = save(tmp_path / str(number), prefixed("model.", state), **prefixed("model_ema.", average))
         with pytest.raises(UserError, match="has several networks: .*it has model, model_ema"):
             load_vit(path, param_shapes())
