@@ -407,13 +407,18 @@ def _check_weight_paths(config):
 
 
 def _check_weights_are_named(experiment):
-    """Raises UserError if the weights of a network are empty that training would load."""
+    """Raises UserError if the command line empties the weights of a network that training would load.
+
+    Some shipped configs leave them empty for the user's file. They are described without it.
+    """
     from cdl_jax.errors import UserError
 
     config, method = experiment.config, experiment.method
     for section in ("teacher", "student", "network"):
         from_runs = section == "teacher" and config.get(config.method, {}).get("teachers")
-        if section in method.networks and not from_runs and config.get(section, {}).get("weights") == "":
+        flag = f"config.{section}.weights"
+        emptied = any(argument.lstrip("-").split("=")[0] == flag for argument in sys.argv)
+        if emptied and section in method.networks and not from_runs and config.get(section, {}).get("weights") == "":
             raise UserError(
                 f"config.{section}.weights is empty: name a file of trained weights, which describe does not need to "
                 "find, or set it to 'random'"

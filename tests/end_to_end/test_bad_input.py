@@ -135,6 +135,8 @@ def test_describe_refuses_paths_and_flags_that_training_refuses(changes, expecte
     [
         (TINY, ["--config.teacher.weights=missing.npz", "--config.student.weights=/absent/x.npz"]),
         (TINY + ":distill=none", ["--config.teacher.weights="]),
+        *[(f"configs/{name}.py", []) for name in ("cdl", "emoji", "glyph100", "l2p_official", "vkd", "vkd_glyph")],
+        ("configs/imagenet_vkd.py", []),
     ],
 )
 def test_describe_needs_no_file_of_weights(config, changes, capsys, monkeypatch):
