@@ -383,9 +383,10 @@ def _drop_late_callbacks() -> None:
     """Suppresses the tracebacks that threads of TensorStore print for writes that end after another one has failed.
 
     The first failure closes the event loop of Orbax. A later write then reports to a closed loop, from a thread without
-    a caller, so that Python passes the error to `sys.unraisablehook`. The failure itself is raised where the checkpoint
-    is saved.
+    a caller, so that Python passes the error to `sys.unraisablehook`. A write that failed beside the first one ends as
+    a task whose error nobody retrieves, which asyncio logs. The failure itself is raised where the checkpoint is saved.
     """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if getattr(sys.unraisablehook, "drops_late_callbacks", False):
         return
     previous_hook = sys.unraisablehook

@@ -1,5 +1,7 @@
 """Checkpoints are restored as they were saved; a corrupt one is reported in one line."""
 
+import asyncio
+import gc
 import resource
 import shutil
 import time
@@ -271,3 +273,21 @@ def test_damaged_or_missing_frozen_weights_are_refused(saved, tmp_path):
     shutil.rmtree(tmp_path / "checkpoints" / "frozen")
     with Checkpoints(tmp_path) as checkpoints:
         assert "frozen cannot be restored: " in refusal(checkpoints.restore_frozen, shapes(FROZEN))
+
+
+def test_the_error_of_a_second_failed_write_is_not_logged(tmp_path, caplog):
+    """Orbax writes arrays as tasks of asyncio and retrieves the error of the first that fails."""
+    with Checkpoints(tmp_path):
+        pass
+
+    async def write():
+        raise OSError("no room")
+
+    async def writes():
+        tasks = [asyncio.ensure_future(write()) for _ in range(2)]
+        await asyncio.wait(tasks)
+        assert isinstance(tasks[0].exception(), OSError)
+
+    asyncio.run(writes())
+    gc.collect()
+    assert not [record for record in caplog.records if "never retrieved" in record.getMessage()]
