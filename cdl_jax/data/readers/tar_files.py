@@ -1,10 +1,12 @@
 """Lists the images of a tar archive once, then reads each by its offset, without unpacking."""
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from cdl_jax.data.readers import image_files
 from cdl_jax.data.readers.image_files import EXTENSIONS, SkippedFiles, hidden_reason
 from cdl_jax.errors import UserError
 
@@ -115,6 +117,23 @@ class ArchivePath:
             else:
                 skipped.add_file(entry.name)
         return folders, images
+
+
+def list_entries(folder: Path | ArchivePath, skipped: SkippedFiles) -> tuple[list[str], list[str]]:
+    """Returns the names of the folders and of the images in a folder on disk or in an archive, both sorted."""
+    return (
+        folder.list_entries(skipped) if isinstance(folder, ArchivePath) else image_files.list_entries(folder, skipped)
+    )
+
+
+def is_file(place: Path | ArchivePath) -> bool:
+    """Tests for a file on disk or in an archive; a place that cannot be read has none."""
+    return place.is_file() if isinstance(place, ArchivePath) else os.path.isfile(place)
+
+
+def image_at(place: Path | ArchivePath) -> str | Member:
+    """Returns what the decoder reads: a path, or a member of an archive."""
+    return place.entry if isinstance(place, ArchivePath) else str(place)
 
 
 def read_tree(path: Path, skipped: SkippedFiles) -> ArchivePath:
