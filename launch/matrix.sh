@@ -7,12 +7,9 @@
 #   CDL_WAIT    seconds to wait if other processes are training all remaining runs (default: 30)
 read -ra seeds <<<"${CDL_SEEDS:-0 1 2}"
 
-child=0 failed=()
+failed=()
 stop() { # EXIT_CODE
-  if [ "$child" != 0 ]; then
-    kill -TERM "$child" 2>/dev/null || true
-    wait "$child" || true
-  fi
+  end_jobs
   echo stopped >&2
   exit "$1"
 }
@@ -41,9 +38,7 @@ train() { # WORKDIR CONFIG [OVERRIDES...]
     echo "== $1 ($(date +%H:%M:%S))"
     "$VENV/bin/python" -m cdl_jax.main --config "configs/$2" --workdir "$1" --config.log.report=false \
       --config.log.tensorboard=false "${@:3}" &
-    child=$!
-    wait "$child" || code=$?
-    child=0
+    wait "$!" || code=$?
     case $code in 129 | 130 | 138 | 143) # HUP, INT, USR1, TERM: a requested stop; other signals are a failure
       echo "$1 was ended by signal $((code - 128))" >&2
       exit "$code" ;;
@@ -62,9 +57,7 @@ until_done() { # COMMAND
     if [ "$trained" = 0 ]; then
       [ "$waiting" -gt 0 ] || break
       sleep "${CDL_WAIT:-30}" &
-      child=$!
-      wait "$child" || true
-      child=0
+      wait "$!" || true
     fi
   done
   if [ "${#failed[@]}" -gt 0 ]; then

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the other scripts of this folder: changes to the root of the repository, and makes the virtual environment
-# unless it is up to date. Sets VENV to its path.
+# unless it is up to date. Sets VENV to its path. Defines `end_jobs`, for handlers of signals.
 #
 #   CDL_VENV    path of the environment (default: .venv in the repository)
 #   CDL_CUDA    12 or 13: also installs the CUDA libraries of jax (some gigabytes). Empty: CPU only. Default: as before
@@ -32,6 +32,14 @@ find_python() {
 environment_key() {
   echo "$PWD" "${CDL_CUDA:-cpu}"
   cat requirements.lock requirements.txt pyproject.toml | cksum
+}
+
+# Sends TERM to the running jobs of this shell and waits until all of them have ended. Further signals are ignored.
+end_jobs() {
+  trap '' TERM INT HUP USR1
+  kill -TERM $(jobs -pr) 2>/dev/null || true # not `$!`: the job of that number may have ended
+  # A signal that is pending ends a `wait` early.
+  while [ -n "$(jobs -pr)" ]; do wait || true; done
 }
 
 make_environment() {

@@ -53,9 +53,10 @@ failed_in_this_call() { # WORKDIR
 # Trains one run after another, except those of other processes. Exits with the code of a run that a requested stop
 # ended. A run that another signal ended has failed, such as a run that the system killed for its memory.
 work() { # OVERRIDES...
-  local i workdir code child=0
-  # A terminal sends INT and HUP to this process too, which must wait until its run has saved its state.
-  trap '[ "$child" = 0 ] || { kill -TERM "$child"; wait "$child"; }; exit 143' TERM INT HUP USR1
+  local i workdir code
+  # A terminal sends INT and HUP to this process too, which must wait until its run has saved its state. `stop` sends
+  # TERM after them: the run gets one signal.
+  trap 'end_jobs; exit 143' TERM INT HUP USR1
   for i in "${!workdirs[@]}"; do
     workdir=${workdirs[i]}
     [ ! -e "$workdir/sweep_complete" ] || continue
@@ -66,9 +67,7 @@ work() { # OVERRIDES...
       code=0
       "$VENV/bin/python" -m cdl_jax.main --config "${of_run[i]}" --workdir "$workdir" \
         --config.seed="${of_seed[i]}" --config.compilation_cache="$folder/compiled" "$@" &
-      child=$!
-      wait "$child" || code=$?
-      child=0
+      wait "$!" || code=$?
       case $code in 129 | 130 | 138 | 143) exit "$code" ;; esac # HUP, INT, USR1, TERM: they end the complete sweep
       if [ "$code" -eq 0 ]; then
         rm -f "$workdir/sweep_failed"
@@ -103,9 +102,7 @@ list_missing() {
 
 workers=()
 stop() { # EXIT_CODE
-  trap '' TERM INT HUP USR1
-  kill -TERM "${workers[@]}" 2>/dev/null || true
-  wait "${workers[@]}" || true
+  end_jobs
   list_missing
   echo "stopped; rerun the same command to resume. $folder/missing.txt lists the remaining runs" >&2
   exit "$1"

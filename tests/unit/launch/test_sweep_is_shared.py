@@ -15,7 +15,7 @@ while [ "$1" != --workdir ]; do shift; done
 echo "${2##*/sweep/} ${4#*compilation_cache=}" >> "$LOG"
 case "$2" in *"${FAIL-no such run}"*) exit "${CODE-2}" ;; esac
 [ -z "${STOP-}" ] || {
-  trap 'echo saved >> "$LOG"; exit 143' TERM
+  trap 'trap "" TERM; echo saved >> "$LOG"; exit 143' TERM
   trap : INT HUP USR1
   echo ready
   sleep 9 9>&- & while ! wait $!; do :; done
