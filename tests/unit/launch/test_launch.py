@@ -97,18 +97,6 @@ for run in "${runs[@]}"; do mkdir -p "$run"; echo '"status": "finished"' > "$run
 """
 
 
-@pytest.fixture(autouse=True)
-def default_signal_handlers():
-    """Restores default handlers if the parent ignores signals, because a shell cannot trap ignored signals."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    for number in before:
-        if before[number] == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def launched(tmp_path):
     """Starts a script with a fake training, which writes its calls to the file `log`."""

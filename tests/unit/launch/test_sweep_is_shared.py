@@ -24,18 +24,6 @@ sleep 0.1
 """
 
 
-@pytest.fixture(autouse=True)
-def default_signal_handlers():
-    """Restores default handlers if the parent ignores signals, because a shell cannot trap ignored signals."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    for number in before:
-        if before[number] == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def sweep(tmp_path):
     """Starts the script with a fake training, which writes runs and caches to the file `log`."""
