@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cdl_jax.errors import UserError, one_line_traceback
 
@@ -35,6 +35,8 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
     "published": {"build": ""},
 }
 _NULLABLE = ("torch_name",)  # parts of a contract that may be None
+# Folder -> what its plug-ins may define too, in the same form.
+_OPTIONAL: dict[str, dict[str, str | None]] = {"distill": {"PRESET": None}, "data.sources": {"placeholder": "options"}}
 
 # Files of the plug-ins that users brought, whose errors are theirs.
 _USER_FILES: set[str] = set()
@@ -161,6 +163,25 @@ def load_plugin(folder: str, name: str) -> ModuleType:
     raise UnknownPluginError(f"no module {name!r} in {folder}: {did_you_mean(name, list_plugins(folder))}")
 
 
+def optional_part(folder: str, name: str, part: str) -> Any:
+    """Returns a part that the plug-ins of a folder may define, None if the plug-in `name` does not define it.
+
+    Args:
+      folder: a folder in `_OPTIONAL`.
+      name: as in `load_plugin`.
+      part: a part in `_OPTIONAL[folder]`.
+
+    Raises:
+      UserError: as in `load_plugin`.
+
+    >>> optional_part("distill", "kd", "PRESET") is None
+    True
+    """
+    if part not in _OPTIONAL[folder]:
+        raise KeyError(f"{part} is no optional part of {folder}")
+    return vars(load_plugin(folder, name)).get(part)
+
+
 def explain_error(error: BaseException) -> str | None:
     """Returns one line for an error that was raised by a user's plug-in, None for any other error.
 
@@ -208,11 +229,19 @@ def _check_contract(module, folder, name):
         if value is None:
             raise UserError(f"{name} is not a plug-in of {folder}: {module.__file__} does not define {part}; "
                             f"a plug-in of this folder defines {parts}")  # fmt: skip
-        if arguments is not None:
-            check_arguments(value, arguments, f"{module.__file__}: {part}")
-        elif not isinstance(value, Mapping):
-            raise UserError(f"{module.__file__}: {part} must be a dict of options and their defaults, "
-                            f"but it is of type {type(value).__name__}")  # fmt: skip
+        _check_part(module, part, value, arguments)
+    for part, arguments in _OPTIONAL.get(folder, {}).items():
+        if part in vars(module):
+            _check_part(module, part, vars(module)[part], arguments)
+
+
+def _check_part(module, part, value, arguments):
+    """Raises UserError where a part of a user's module is no dict, or no function of `arguments`."""
+    if arguments is not None:
+        check_arguments(value, arguments, f"{module.__file__}: {part}")
+    elif not isinstance(value, Mapping):
+        raise UserError(f"{module.__file__}: {part} must be a dict of options and their defaults, "
+                        f"but it is of type {type(value).__name__}")  # fmt: skip
 
 
 def check_arguments(function: Callable, arguments: str, what: str = "a plug-in's function") -> None:

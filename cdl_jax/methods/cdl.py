@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax import optim, plugins
 from cdl_jax.distill.base import Outputs, Scheme, StudentInputs
+from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
 from cdl_jax.methods.base import CachesQueries, Method, Outcome, Path, Phase, Probe, StreamInfo, Update, Variables
 from cdl_jax.methods.shared import cdl_networks, finished_run, user_scheme
@@ -52,6 +53,9 @@ def defaults(
     """Returns the config sections for the named prompt pool, scheme and ViTs.
 
     A scheme's `PRESET` replaces defaults.
+
+    Raises:
+      UserError: a name is unknown, or the `PRESET` has a section that is none of these or is no dict.
     """
     scheme = plugins.load_plugin("distill", distill)
     sections = {
@@ -61,7 +65,12 @@ def defaults(
         "teacher": families.network_options(teacher, (vit,)),
         "student": families.network_options(student, (vit,)),
     }
-    for section, preset in vars(scheme).get("PRESET", {}).items():
+    for section, preset in (plugins.optional_part("distill", distill, "PRESET") or {}).items():
+        where = f"{scheme.__file__}: PRESET[{section!r}]"
+        if not isinstance(preset, Mapping):
+            raise UserError(f"{where} must be a dict of options and their defaults, not {preset!r}")
+        if section not in sections:
+            raise UserError(f"{where} is no section of a config: {plugins.did_you_mean(section, sections)}")
         known = sections[section]
         sections[section] = {**known, **{key: value for key, value in preset.items() if key in known}}
     return sections

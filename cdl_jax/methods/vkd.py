@@ -308,12 +308,17 @@ def _build_scheme(options, student, teacher, info, size):
     if feature not in student_out:
         hint = plugins.did_you_mean(feature, student_out)
         raise UserError(f"distill.student_feature={feature!r} is no output of the student: {hint}")
-    shapes = {name: value.shape for name, value in teacher_out.items() if hasattr(value, "shape")}
     spec = partial(
         NetworkSpec, depth=0, tokens=0, num_classes=info.num_classes, num_tasks=info.num_tasks, head=None, learner=None
     )
-    student_shapes = {name: value.shape for name, value in student_out.items() if hasattr(value, "shape")}
-    return vkd.build(options, spec(dim=0, outputs=shapes), spec(dim=0, outputs=student_shapes))
+    return vkd.build(
+        options, spec(dim=0, outputs=_array_shapes(teacher_out)), spec(dim=0, outputs=_array_shapes(student_out))
+    )
+
+
+def _array_shapes(outputs):
+    """Returns name -> shape of the outputs that are arrays."""
+    return {name: value.shape for name, value in outputs.items() if isinstance(value, jax.ShapeDtypeStruct)}
 
 
 def _label_loss(kind, logits, targets, mask):

@@ -31,7 +31,7 @@ def load_or_placeholder(options, seed: int) -> tuple[stream.Stream, str]:
         return stream.load(options, seed), ""
     except UserError as error:
         there = options.path and paths.resolve(options.path, "data.path").exists()
-        if there or not hasattr(plugins.load_plugin("data.sources", options.name), "placeholder"):
+        if there or plugins.optional_part("data.sources", options.name, "placeholder") is None:
             raise
         note = f"planned with published sizes, for the data is not here: {error}\n"
         return stream.load(options, seed, placeholder=True), note

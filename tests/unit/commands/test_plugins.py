@@ -7,6 +7,7 @@ import pytest
 
 from cdl_jax import config, main, plugins
 from cdl_jax.errors import UserError
+from cdl_jax.methods import cdl
 
 
 @pytest.fixture
@@ -99,6 +100,10 @@ POOL = "from cdl_jax.models.prompts.l2p import OPTIONS, build\n"
         ("models", "def build(options): ...", "(options), but is called with (options, num_classes)"),
         ("models", "from cdl_jax.models.vgg import OPTIONS, SIZES, build", "{file} does not define torch_name; "),
         ("data.sources", "OPTIONS = {}\ndef load(): ...", "function load has the arguments (), but is called with "),
+        ("data.sources", "OPTIONS = {}\ndef load(options): ...\ndef placeholder(): ...",
+         "function placeholder has the arguments (), but is called with (options)"),
+        ("distill", KD + "PRESET = None", "{file}: PRESET must be a dict of options and their defaults, but it is of "
+         "type NoneType"),
     ],
 )  # fmt: skip
 def test_a_user_module_that_breaks_the_contract_is_refused_with_file_and_function(user_package, folder, text, message):
@@ -108,6 +113,33 @@ def test_a_user_module_that_breaks_the_contract_is_refused_with_file_and_functio
     file = sys.modules["userpart.part"].__file__
     assert message.format(file=file) in str(caught.value) and file in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("{'teachr': {'depth': 2}}", "PRESET['teachr'] is no section of a config: did you mean 'teacher'?"),
+        ("{'cdl': 'interleaved'}", "PRESET['cdl'] must be a dict of options and their defaults, not 'interleaved'"),
+    ],
+)
+def test_a_preset_of_a_user_scheme_that_fits_no_section_is_refused(user_package, preset, message):
+    user_package(part=f"{KD}PRESET = {preset}")
+    with pytest.raises(UserError) as caught:
+        cdl.defaults(distill="userpart.part")
+    assert f"{sys.modules['userpart.part'].__file__}: {message}" in str(caught.value)
+
+
+def test_a_preset_of_a_user_scheme_replaces_defaults(user_package):
+    user_package(part=f"{KD}PRESET = {{'cdl': {{'schedule': 'interleaved', 'unknown': 1}}}}")
+    section = cdl.defaults(distill="userpart.part")["cdl"]
+    assert section["schedule"] == "interleaved" and "unknown" not in section
+
+
+def test_an_optional_part_is_none_where_a_plug_in_lacks_it():
+    assert plugins.optional_part("data.sources", "cifar100", "placeholder") is not None
+    assert plugins.optional_part("data.sources", "digits", "placeholder") is None
+    with pytest.raises(KeyError, match="no optional part of distill"):
+        plugins.optional_part("distill", "kd", "placeholder")
 
 
 def test_functions_of_c_and_with_defaults_fulfill_a_contract(user_package):
