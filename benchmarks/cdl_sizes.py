@@ -46,7 +46,7 @@ def work(made, phase: str) -> roofline.Work:
 
 
 def keys(made, depth: int) -> list[int]:
-    """How many keys the learner's prompts bring to each of `depth` blocks."""
+    """Returns the number of keys that the learner's prompts add to each of `depth` blocks."""
     learner = made.learner
     if learner.name == "l2p":
         brought = [learner.top_k * learner.length // 2] * (5 if learner.deep else 1)

@@ -224,7 +224,7 @@ def _safetensors() -> Iterator[tuple[str, bytes]]:
     yield "lists nested a million deep", struct.pack("<Q", len(deep)) + deep
 
 
-def _large_picture() -> bytes:
+def _large_image() -> bytes:
     """Makes a PNG whose header states 60,000 x 60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
@@ -255,7 +255,7 @@ def crafted(canary) -> Iterator[tuple[str, str, bytes]]:
             yield kind, name, content
     for name, content in _safetensors():
         yield "safetensors", name, content
-    yield "PNG", "60,000 x 60,000 points", _large_picture()
+    yield "PNG", "60,000 x 60,000 points", _large_image()
     yield (
         "PNG",
         "PostScript",

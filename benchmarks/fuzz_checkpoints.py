@@ -76,7 +76,7 @@ def _check(found, expected, what):
 
 
 def _resume(folder):
-    """What a run does that goes on: the newest sound checkpoint, whose record and arrays must be those of its step."""
+    """Restores the newest sound checkpoint, as a resumed run does, and checks its record and arrays."""
     from cdl_jax.run import results
     from cdl_jax.runtime.checkpoint import Checkpoints
 
@@ -91,7 +91,7 @@ def _resume(folder):
 
 
 def _evaluate(folder):
-    """What `--mode eval` does after the last task; it changes nothing and falls back on nothing."""
+    """Restores the last task as `--mode eval` does, which changes nothing and uses no earlier checkpoint."""
     from cdl_jax.run import results
     from cdl_jax.runtime.checkpoint import Checkpoints
 

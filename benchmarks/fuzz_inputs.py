@@ -1,4 +1,4 @@
-"""What the case `fuzz` reads: small valid files of each kind, ways to damage them, and files made to do harm."""
+"""Inputs of the case `fuzz`: small valid files of each kind, ways to damage them, and files made to do harm."""
 
 import gzip
 import hashlib
@@ -104,7 +104,7 @@ def text(word: str) -> bytes:
 
 
 def tensor(key: str, count: int, shape) -> bytes:
-    """What torch.save pickles for a float tensor."""
+    """Returns the pickle of torch.save for a float tensor."""
     size, strides = (
         b"(" + b"".join(b"J" + struct.pack("<i", n) for n in numbers) + b"t" for numbers in (shape, [1] * len(shape))
     )
@@ -219,7 +219,7 @@ def kinds() -> dict[str, Kind]:
             (root / f"{number}.png").write_bytes(image_bytes())
         return folder.load({**folder.OPTIONS, "path": str(root / "list.csv")})
 
-    def read_picture(name):
+    def read_image(name):
         return lambda root: image_dataset.load_image(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)
 
     def torch_network(root):
@@ -248,14 +248,14 @@ def kinds() -> dict[str, Kind]:
         "tar of images, headers mended": Kind("p.tar", archive, from_source(folder, "p.tar"), mended),
         "tar with long names, mended": Kind("p.tar", long, from_source(folder, "p.tar"), mended),
         "ImageNet-R, unpacked": Kind("imagenet-r.tar", folders, _unpacked, mended),
-        "PNG": Kind("p.png", image_bytes(), read_picture("p.png")),
-        "JPEG": Kind("p.jpg", image_bytes("jpeg"), read_picture("p.jpg")),
-        "GIF": Kind("p.gif", image_bytes("gif"), read_picture("p.gif")),
-        "TIFF": Kind("p.tif", image_bytes("tiff"), read_picture("p.tif")),
-        "TIFF of 16 bits": Kind("p.tif", image_bytes("tiff", np.uint16), read_picture("p.tif")),
-        "TIFF of floats": Kind("p.tif", image_bytes("tiff", np.float32), read_picture("p.tif")),
-        "PNG of 16 bits": Kind("p.png", image_bytes("png", np.uint16), read_picture("p.png")),
-        "PPM": Kind("p.ppm", image_bytes("ppm"), read_picture("p.ppm")),
+        "PNG": Kind("p.png", image_bytes(), read_image("p.png")),
+        "JPEG": Kind("p.jpg", image_bytes("jpeg"), read_image("p.jpg")),
+        "GIF": Kind("p.gif", image_bytes("gif"), read_image("p.gif")),
+        "TIFF": Kind("p.tif", image_bytes("tiff"), read_image("p.tif")),
+        "TIFF of 16 bits": Kind("p.tif", image_bytes("tiff", np.uint16), read_image("p.tif")),
+        "TIFF of floats": Kind("p.tif", image_bytes("tiff", np.float32), read_image("p.tif")),
+        "PNG of 16 bits": Kind("p.png", image_bytes("png", np.uint16), read_image("p.png")),
+        "PPM": Kind("p.ppm", image_bytes("ppm"), read_image("p.ppm")),
         "list of images": Kind("list.csv", b"1.png,a,train\n2.png,b,train\n3.png,a,test\n4.png,b,test\n", from_list),
         "npz of images": Kind("x.npz", own, from_source(arrays, "x.npz")),
         "npz of glyphs": Kind("x.npz", glyphs, from_source(glyph_file, "x.npz")),

@@ -1,4 +1,4 @@
-"""What a figure depends on beside the program: the machine, its processors or GPU, and versions."""
+"""Conditions of a figure beside the program: the machine, its processors or GPU, and versions."""
 
 import os
 import platform

@@ -83,7 +83,7 @@ class Ceiling:
 
 
 def efficiency(work: Work, ceiling: Ceiling, seconds: float) -> dict:
-    """How far a measured time is from what is possible.
+    """Returns how close a measured time is to the possible one.
 
     `gflop`, `mbyte`; `mfu`, the share of the device's operations that the work used; `least_ms`, the least time that it
     can take; `of_roof`, that time over the measured one; `bound`, what limits it: "compute" or "memory".

@@ -70,7 +70,7 @@ def finish(arguments, workdir: Path, cache: Path) -> None:
 
 
 def lines(workdir: Path) -> int:
-    """How many lines metrics.jsonl has."""
+    """Returns the number of lines of metrics.jsonl."""
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.run dkt [--width 5] [--rounds 7]
 
-A slim ResNet of three stages, its first of `width` channels. Both learners hear the other as it was before the step.
+A slim ResNet of three stages, its first of `width` channels. Each learner receives the outputs of the
+other before the step.
 """
 
 from benchmarks import comparison

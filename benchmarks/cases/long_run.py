@@ -5,10 +5,9 @@
 A small network learns images of noise, one class a task, through the very loop that `cdl_jax.main` runs, with a
 checkpoint after each task and within it. Looked at before each batch, in this process: memory of the host that the
 process has for itself, be it resident or swapped (pages of files, such as libraries, come and go as the system likes),
-bytes and number of arrays that live on devices, open files and threads. Told are medians over a tenth of the tasks,
-what a task adds in the second half, by a straight line through it, and how large the last results.json and checkpoint
-are. A matrix of accuracies has as many numbers as half the square of the tasks: some growth belongs to what a run is
-there to tell.
+bytes and number of arrays that live on devices, open files and threads. The table: medians over a tenth of the tasks,
+the growth per task in the second half, by a straight line through it, and the sizes of the last results.json and
+checkpoint. A matrix of accuracies has as many numbers as half the square of the tasks: some growth is due.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How orthonormal VkD's projection stays over many steps, and what weight decay does to the published program's.
+"""Orthonormality of VkD's projection over many steps, and the effect of weight decay in the published program.
 
     python -m benchmarks.run orthogonality [--steps 10000] [--features 64] [--inputs 16] [--out FILE] [--svg FILE]
     python -m benchmarks.run orthogonality --read FILE.json [--svg FILE.svg]
@@ -83,7 +83,7 @@ def errors_and_norms(steps: int, features: int, inputs: int) -> dict:
 
 
 def table(found: dict) -> str:
-    """What `errors_and_norms` found, as Markdown."""
+    """Returns the result of `errors_and_norms` as Markdown."""
     rows = [HEAD, ["---"] * len(HEAD)]
     for kind, (*errors, moved) in found["errors"].items():
         rows.append([kind, *(f"{error:.1e}" for error in errors), f"{moved:.2f}"])

@@ -4,7 +4,7 @@
 
 The network is that of configs/okddip_glyph.py, a small ResNet for images of 32 pixels. All three ways start from the
 same weights and take the same batches; their losses must be equal within 1e-5, relative, over the first steps before
-anything is timed. Told are medians over the rounds, in each of which the ways take turns in another order.
+anything is timed. The table has medians over the rounds, in each of which the ways take turns in another order.
 
 Without accelerators the devices are simulated by one processor, whose cores the looped step uses already: there the
 second way shows what spreading costs, not what it gains.

@@ -1,4 +1,4 @@
-"""Where the time of one of our steps goes: operation by operation, in memory that is new each time, and in between.
+"""Time of one of our steps: operation by operation, in memory that is new each time, and in between.
 
     python -m benchmarks.run profile [--of cdl] [--phase student] [--learner l2p] [--scheme kd]
     python -m benchmarks.run profile --of dkt

@@ -1,4 +1,4 @@
-"""What running statistics of batch normalisation cost a learner of DKT whose weights still move when a task ends.
+"""Cost of running statistics of batch normalization for a learner of DKT whose weights still move when a task ends.
 
     python -m benchmarks.run running_statistics RUN [RUN ...] [--out FILE.json]
     python -m benchmarks.run running_statistics --read FILE.json
@@ -43,7 +43,7 @@ def accuracies(folder: Path) -> dict:
         for task in program.stream.tasks:
             restored = checkpoints.restore_task(task.index, live)
             changed = {
-                name: anew(restored[name], _pictures(steps, number, task.index))
+                name: anew(restored[name], _images(steps, number, task.index))
                 for number, name in enumerate(program.method.names)
             }
             for kind, variables in (("running", restored), ("anew", {**restored, **changed})):
@@ -63,7 +63,7 @@ def _anew(method, own, images):
     }
 
 
-def _pictures(steps, learner, task):
+def _images(steps, learner, task):
     """Those of a learner's task and, in the same number, of its memory."""
     program = steps.experiment
     rows = program.plan.train[learner][task]

@@ -1,10 +1,10 @@
-"""What a step of CDL sends between devices, and the efficiency that follows from it for many GPUs.
+"""Bytes that a step of CDL sends between devices, and the modelled efficiency on many GPUs.
 
     python -m benchmarks.run scaling --size b_s [--devices 2 8] [--fsdp 1 4]
 
-Steps are compiled for devices that one processor simulates; nothing is run. Told are the collectives in the compiled
-program, with the bytes of their results, and the memory of a device. The prediction is weak scaling: the same images a
-device, whatever their number.
+Steps are compiled for devices that one processor simulates; nothing is run. The table has the collectives of the
+compiled program, with the bytes of their results, and the memory of a device. The prediction is weak scaling: the
+same images a device, whatever their number.
 """
 
 import math
@@ -21,7 +21,7 @@ _ARRAY = re.compile(r"(pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the prediction assumes. flops: a second, of a device at work. links: bytes a second that a device sends
+    """Assumptions of the prediction. flops: a second, of a device at work. links: bytes a second that a device sends
     within a host of `host` devices, and beyond it. latency: seconds that a collective takes at least."""
 
     flops: float = 0.4 * 989e12  # H200, bf16 without sparsity, 40 % of its peak

@@ -91,19 +91,19 @@ def measure(options) -> dict:
             "alone": lambda index=index: sum(side.seconds(index, options.steps) for side in alone),
         }
         times = timing.alternate(ways, options.rounds)
-        found[phase.name] = _told(
+        found[phase.name] = _print_row(
             f"a step of the {phase.name}",
             {side: 1e3 * statistics.median(values) / options.steps for side, values in times.items()},
             "ms",
         )
     if options.runs:
-        found["run"] = _told(
+        found["run"] = _print_row(
             f"a run of {options.epochs} epochs a task", whole_runs(seeds, options.epochs, options.runs), "s"
         )
     return {"seeds": seeds, "medians": found}
 
 
-def _told(what, medians, unit):
+def _print_row(what, medians, unit):
     ratio = medians["alone"] / medians["together"]
     print(f"| {what} | {medians['alone']:.1f} {unit} | {medians['together']:.1f} {unit} | {ratio:.2f} |", flush=True)
     return {**medians, "unit": unit, "ratio": ratio}

@@ -1,4 +1,4 @@
-"""How long it takes to start: the import, --help, and from the command to a run's first step.
+"""Time to start: the import, --help, and from the command to a run's first step.
 
     python -m benchmarks.run startup [--config configs/quickstart.py] [--rounds 5]
 

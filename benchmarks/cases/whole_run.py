@@ -2,7 +2,7 @@
 
     python -m benchmarks.run whole_run [--learner l2p] [--scheme kd] [--epochs 8] [--rounds 3]
 
-The quick start's five tasks against the same in PyTorch, which starts from the same weights, with the same pictures and
+The quick start's five tasks against the same in PyTorch, which starts from the same weights, with the same images and
 augmentation. Each side is a command of its own, without anything that an earlier one has compiled; "ours, again" finds
 the programs that one before it left (`config.compilation_cache`), as users do from their second run on. The sides
 shuffle and augment by different random numbers, so their final accuracies are equal within some points alone, which is
@@ -22,7 +22,7 @@ from benchmarks import timing, torch_peers
 from cdl_jax.errors import UserError
 
 OURS, AGAIN = "ours", "ours, again"
-APART = 10.0  # points between the final accuracies of two sides
+MAX_DIFFERENCE = 10.0  # points between the final accuracies of two sides
 
 
 def arguments(parser) -> None:
@@ -58,8 +58,8 @@ def measure(options) -> dict:
 
         def peer(variant):
             own = {**environment, "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=root)}
-            seconds, told = _run(["-m", "benchmarks.torch_peers.whole", str(root), variant], own)
-            return seconds, json.loads(told.splitlines()[-1])
+            seconds, output = _run(["-m", "benchmarks.torch_peers.whole", str(root), variant], own)
+            return seconds, json.loads(output.splitlines()[-1])
 
         def way(name, work):
             def timed():
@@ -76,7 +76,7 @@ def measure(options) -> dict:
         found = timing.compare(timing.alternate(ways, options.rounds), OURS)
     means = {name: float(np.mean(values)) for name, values in accuracies.items()}
     for name, mean in means.items():
-        if abs(mean - means[OURS]) > APART:
+        if abs(mean - means[OURS]) > MAX_DIFFERENCE:
             raise UserError(f"benchmarks: {name} ends with {mean:.1f} %, ours with {means[OURS]:.1f} %: not the same")
     head = ("run", "seconds (quartiles)", "over ours", "student's final accuracy, %")
     rows = [

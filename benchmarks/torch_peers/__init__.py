@@ -1,4 +1,4 @@
-"""The same training in PyTorch, written for comparison: from the papers' and programs' behaviour, none of their code.
+"""The same training in PyTorch, written for comparison: from the papers' and programs' behavior, none of their code.
 
 PyTorch is needed here alone, so it is no dependency of the package: `pip install -e ".[bench]"`.
 """

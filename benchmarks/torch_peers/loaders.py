@@ -14,8 +14,8 @@ from torch.nn import functional as F
 SHIFT, SCALE, RATIO = 2, (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-class Pictures(torch.utils.data.Dataset):
-    """Pictures `[n, height, width, 3]`, changed one by one through Pillow: float32 `[3, size, size]` in [0, 1]."""
+class Images(torch.utils.data.Dataset):
+    """Images `[n, height, width, 3]`, changed one by one through Pillow: float32 `[3, size, size]` in [0, 1]."""
 
     def __init__(self, images, labels, kind: str, size: int):
         self.images, self.labels, self.kind, self.size = images, labels, kind, size
@@ -50,7 +50,7 @@ def _box(width, height, rng):
 
 def one_by_one(images, labels, kind: str, size: int, batch: int, train: bool, workers: int = 0):
     """A loader as the authors' programs have it; in training shuffled and without an incomplete last batch."""
-    data = Pictures(images, labels, kind, size)
+    data = Images(images, labels, kind, size)
     pinned = torch.cuda.is_available()
     return torch.utils.data.DataLoader(data, batch, train, drop_last=train, num_workers=workers, pin_memory=pinned)
 

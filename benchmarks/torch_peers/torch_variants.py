@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """How a PyTorch program computes. All variants compute the same values.
+    """Settings of a PyTorch program. All variants compute the same values.
 
     Attributes:
         name: the variant's name on the command line.

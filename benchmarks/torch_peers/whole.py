@@ -32,7 +32,7 @@ def main(folder: Path, name: str):
     for network in ("teacher", "student"):
         variables[network].setdefault("state", {}).setdefault("prompts", {})
     networks = CDL(config, variables, data.num_tasks, variant, device)
-    train, test = (Pictures(split, device) for split in (data.train, data.test))
+    train, test = (Images(split, device) for split in (data.train, data.test))
     seen = []
     for task in data.tasks:
         networks.begin(task.index, task.first, task.end)
@@ -60,7 +60,7 @@ def nested(arrays) -> dict:
     return tree
 
 
-class Pictures:
+class Images:
     """A split, where the host and, at the first need, where the device has it."""
 
     def __init__(self, split, device):

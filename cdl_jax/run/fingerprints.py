@@ -67,7 +67,7 @@ def fingerprint_data(stream: Stream) -> dict[str, str]:
     """Returns the fingerprint of each class's training and test images.
 
     Files count by their names and sizes, in folders and in archives alike; outside of a folder with the class's name,
-    as in lists, also by their folders. Images in memory count by their pixels. The order of classes and the place of
+    as in lists, also by their folders. Images in memory count by their pixels. The class order and the place of
     the data set have no effect.
 
     Returns:

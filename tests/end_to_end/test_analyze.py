@@ -1,4 +1,4 @@
-"""What is measured beside accuracy, and the analysis of a run afterwards, through the command line."""
+"""Tests measures beside accuracy, and the analysis of a finished run, through the command line."""
 
 import json
 

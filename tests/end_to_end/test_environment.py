@@ -1,4 +1,4 @@
-"""What the machine lacks (memory, disk, a platform, a home, UTF-8) is one line with the way out, or changes nothing."""
+"""Tests runs on machines without memory, disk, a platform, a home or UTF-8: one line with the remedy, or no change."""
 
 import ast
 import errno

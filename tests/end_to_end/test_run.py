@@ -1,4 +1,4 @@
-"""The main job through the command line: train, ask again, evaluate a checkpoint, refuse another config, describe."""
+"""The main job through the command line: train, repeat, evaluate a checkpoint, refuse another config, describe."""
 
 import json
 

@@ -64,7 +64,7 @@ def relative_error(ours, wanted, steepest=0.0) -> float:
 
 
 def quantity(name) -> str:
-    """What an array holds, in the words of the cases' tolerances."""
+    """Returns the kind of an array by its name: a key of the cases' tolerances."""
     if name.startswith("grad/"):
         return "grads"
     after = "param_after" in name or "params_after" in name

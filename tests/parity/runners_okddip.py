@@ -57,7 +57,7 @@ def _seen(logits, features=()):
 
 
 def _accuracies(logits, labels, rivals):
-    """What the program logs of a training batch; under the name of the mean top 5 it logs the mean top 1."""
+    """Returns the values that the program logs for a training batch; its mean top 5 is the mean top 1."""
     ours = {"train_accTop1": percent(logits["ensemble"], labels, 1)}
     ours["train_accTop5"] = percent(logits["ensemble"], labels, 5)
     for name in ("mean_train_accTop1", "mean_train_accTop5"):

@@ -143,8 +143,8 @@ def run_losses(config, arrays):
 def step_terms(options, arrays, projected, teacher, logits, distilled):
     """The losses of a step by the fixtures' names; `logits` of the class head, `distilled` of the other."""
     labels = losses.soft_cross_entropy(logits, arrays["in/soft_targets"])
-    told = jnp.asarray(arrays["in/teacher_logits"])
-    kl = options.logit_weight * vkd.logit_loss(options, distilled, told, jnp.ones(distilled.shape[-1], bool))
+    target = jnp.asarray(arrays["in/teacher_logits"])
+    kl = options.logit_weight * vkd.logit_loss(options, distilled, target, jnp.ones(distilled.shape[-1], bool))
     feature = options.feature_weight * vkd.feature_loss(options, projected, teacher)
     return {
         "out/normalised_teacher": feature_norms.normalize(teacher, options.teacher_norm),
@@ -259,9 +259,9 @@ def run_train_step(config, arrays):
     student, network = student_of(config, arrays)
     options = loss_options(config, config["projector_map"])
     options.teacher_feature = "map"
-    told = {"logits": jnp.asarray(arrays["in/teacher_logits"]), "map": to_nhwc(arrays["in/teacher_feature_map"])}
+    teacher_out = {"logits": jnp.asarray(arrays["in/teacher_logits"]), "map": to_nhwc(arrays["in/teacher_feature_map"])}
     common = {"depth": 0, "tokens": 0, "num_classes": config["num_classes"], "num_tasks": 1, "head": 0, "learner": 0}
-    teacher_spec = NetworkSpec(dim=0, outputs={"map": told["map"].shape}, **common)
+    teacher_spec = NetworkSpec(dim=0, outputs={"map": teacher_out["map"].shape}, **common)
     scheme = vkd.build(options, teacher_spec, NetworkSpec(dim=config["embed_dim"], **common))
     decay = {name: config[name] for name in ("betas", "eps", "weight_decay")}
     decay |= {
@@ -288,7 +288,7 @@ def run_train_step(config, arrays):
     def step(trained):
         def loss(trained):
             now = join(rest, trained)
-            return method.loss_for_targets(now, x, arrays["in/soft_targets"], told, everything, everything.key)
+            return method.loss_for_targets(now, x, arrays["in/soft_targets"], teacher_out, everything, everything.key)
 
         (_, outcome), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         direction, _ = optimizer.transform.update(gradients, optimizer.transform.init(trained), trained)
@@ -297,7 +297,7 @@ def run_train_step(config, arrays):
         return outcome, gradients, join(rest, stepped, outcome.variables), out
 
     outcome, gradients, after, out = step(trained)
-    pooled, teacher = vkd.feature_vector(out, options.student_feature), vkd.feature_vector(told, "map")
+    pooled, teacher = vkd.feature_vector(out, options.student_feature), vkd.feature_vector(teacher_out, "map")
     projector = projector_of(options, teacher.shape[1])
     terms = {"cross_entropy": "cross_entropy", "kl": "kd", "feature": "feature", "total": "loss"}
     return {

@@ -50,7 +50,7 @@ def prompts(arrays, prefix):
 
 
 def teacher_outputs(config, arrays, ending, classes):
-    """What a case stores of the teacher, as our networks give it."""
+    """Returns the teacher outputs that a case stores, in the form of our networks' outputs."""
     columns = slice(config["last_valid"], config["valid"])
     logits = arrays["in/teacher_logits_current" + ending]
     teacher = {"logits": np.zeros((len(logits), classes), np.float32)}

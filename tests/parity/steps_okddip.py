@@ -18,7 +18,7 @@ from tests.parity.steps_cdl import start, train
 
 
 def count_of(config):
-    """How many peers a case has."""
+    """Returns the number of peers of a case."""
     return config.get("networks", config.get("branches", 0))
 
 
@@ -83,7 +83,7 @@ def _forward(method, train, variables, images, labels, place):
 
 
 def _logged(method, terms, logits, labels, prefix):
-    """What the program logs of a batch, by its names for training (`train`) or test."""
+    """Returns the values that the program logs for a batch, by its names for training (`train`) or test."""
     ours = {f"{prefix}_loss": terms["loss"], f"{prefix}_true_loss": terms.get("true_loss", 0.0)}
     ours |= {
         f"{prefix}_group_loss": terms.get("group_loss", 0.0),

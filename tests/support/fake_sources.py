@@ -1,4 +1,4 @@
-"""What tests of data sources share."""
+"""Fixtures of the tests of data sources."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Picture transforms: against Pillow, exactness, randomness by position, device counts."""
+"""Image transforms: against Pillow, exactness, randomness by position, device counts."""
 
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def test_crops_follow_torchvisions_rule():
 
 @pytest.mark.parametrize(("shape", "box"), [((100, 300), (0, 83, 100, 133)), ((300, 100), (83, 0, 133, 100))])
 def test_a_crop_that_never_fits_falls_back_to_the_center(shape, box):
-    uniforms = np.full(augment.NUM_UNIFORMS, 0.999)  # all of the area, at an aspect ratio the picture does not have
+    uniforms = np.full(augment.NUM_UNIFORMS, 0.999)  # all of the area, at an aspect ratio the image does not have
 
     def pick(u, xp):
         return augment.crop_box(u, *shape, (1.0, 1.0), (3 / 4, 4 / 3), xp)

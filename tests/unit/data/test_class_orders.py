@@ -1,4 +1,4 @@
-"""Seeds together, each with an order of classes of its own, learn what each learns alone in that order."""
+"""Seeds together, each with its own class order, equal separate runs in these orders."""
 
 import json
 
@@ -92,7 +92,7 @@ def test_results_equal_those_of_single_runs(runs):
     classes = [[task["classes"] for task in content["stream"]["tasks"]] for content in (first, second)]
     assert classes[0] != classes[1] and sorted(sum(classes[0], [])) == sorted(sum(classes[1], [])) == list("abcdef")
     rows = [content["networks"]["network"]["accuracy_matrix"] for content in (first, second)]
-    assert min(row[0][0] for row in rows) > 80 and rows[0] != rows[1]  # of two classes, whose colours are distinguished
+    assert min(row[0][0] for row in rows) > 80 and rows[0] != rows[1]  # of two classes, whose colors are distinguished
     again = loop.evaluate(taken[0], runs / "both", 1)
     assert len(again["networks"]) == 2 and all(of["now"] == of["stored"] for of in again["networks"].values())
 

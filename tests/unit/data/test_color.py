@@ -1,4 +1,4 @@
-"""Changes of colour and bicubic resizing on the device against Pillow's, RandAugment's scales, erased rectangles."""
+"""Changes of color and bicubic resizing on the device against Pillow's, RandAugment's scales, erased rectangles."""
 
 import jax
 import jax.numpy as jnp

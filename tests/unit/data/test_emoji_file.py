@@ -61,7 +61,7 @@ def test_subgroups_are_tested_on_emoji_outside_the_training_set(file):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"label": "colour"}, "use 'identity' or 'subgroup'"),
+        ({"label": "color"}, "use 'identity' or 'subgroup'"),
         ({"test_vendor": "apple"}, "the file has noto, twemoji, openmoji"),
         ({"part": "both"}, "use 'incremental' or 'pretraining'"),
         ({"stream_classes": 34}, "all vendors draw 33 emoji"),

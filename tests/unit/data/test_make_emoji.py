@@ -27,7 +27,7 @@ DRAWN = {  # by each vendor, in an order of its own
 }
 
 
-def colour(vendor, name):
+def color(vendor, name):
     return (40 * list(DRAWN).index(vendor), 50 * list(CODES).index(name), 7)
 
 
@@ -40,7 +40,7 @@ def packages(tmp_path):
     ])  # fmt: skip
     for vendor, drawn in DRAWN.items():
         icons = {
-            f"the-{name}": {"body": "<g fill='#{:02x}{:02x}{:02x}'/>".format(*colour(vendor, name))} for name in drawn
+            f"the-{name}": {"body": "<g fill='#{:02x}{:02x}{:02x}'/>".format(*color(vendor, name))} for name in drawn
         }
         folder = tmp_path / make_emoji.PACKAGES[vendor]
         write(folder / "icons.json", {"prefix": vendor, "icons": icons, "width": 36, "height": 36})
@@ -50,7 +50,7 @@ def packages(tmp_path):
 
 @pytest.fixture
 def documents(monkeypatch):
-    """Puts a painter of one colour, on the left half only, in the place of resvg; gives what it was asked to draw."""
+    """Replaces resvg by a function that fills the left half with one color; returns the drawn documents."""
     svgs = []
 
     def svg_to_bytes(*, svg_string, width, height, **_):
@@ -59,7 +59,7 @@ def documents(monkeypatch):
         svgs.append(svg_string)
         fill = re.search("#[0-9a-f]{6}", svg_string)
         if not fill:
-            raise ValueError("no colour")
+            raise ValueError("no color")
         image = Image.new("RGBA", (width, height))
         image.paste(fill[0], (0, 0, width // 2, height))
         image.save(file := io.BytesIO(), "png")
@@ -86,7 +86,7 @@ def test_images_are_in_the_order_of_vendors_then_of_the_list(packages, documents
     assert arrays["emoji"].tolist() == [0, 1, 3, 4, 3, 4, 1, 3]
     assert arrays["classes"][arrays["y"]].tolist() == [LIST[i][1] for i in arrays["emoji"]]
     shown = [
-        list(colour(arrays["vendors"][v], arrays["emoji_names"][e]))
+        list(color(arrays["vendors"][v], arrays["emoji_names"][e]))
         for v, e in zip(arrays["vendor"], arrays["emoji"], strict=True)
     ]
     assert arrays["x"].shape == (8, 32, 32, 3) and arrays["x"][:, 16, 2].tolist() == shown
@@ -121,7 +121,7 @@ def test_the_command_writes_a_file_that_the_emoji_file_source_reads(packages, do
     source = plugins.load_plugin("data.sources", "emoji_file")
     data = source.load({**source.OPTIONS, "path": str(out)})
     assert data.class_names == ("heart",) and (len(data.train), len(data.test)) == (3, 1)
-    assert data.test.images[0, 16, 2].tolist() == list(colour("noto", "heart"))
+    assert data.test.images[0, 16, 2].tolist() == list(color("noto", "heart"))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_the_command_writes_a_file_that_the_emoji_file_source_reads(packages, do
         ("@iconify-json/noto/icons.json", "[]", "not the content of the npm package @iconify-json/noto"),
         ("emoji-datasource/emoji.json", '{"a": 1}', "not the content of the npm package emoji-datasource"),
         ("emoji-datasource/emoji.json", "[]", "none of the emoji"),
-        ("@iconify-json/noto/icons.json", '{"icons": {"the-wave": {"body": ""}}}', "wave cannot be drawn (no colour)"),
+        ("@iconify-json/noto/icons.json", '{"icons": {"the-wave": {"body": ""}}}', "wave cannot be drawn (no color)"),
     ],
 )
 def test_mistakes_raise_errors_of_one_line(packages, documents, tmp_path, capsys, file, content, words):

@@ -137,7 +137,7 @@ def test_classes_that_are_not_listed_are_no_part_of_the_stream():
         assert s.train.images[:, 0, 0, 0].tolist() == [1, 5] * 4 and s.train.labels.tolist() == [1, 0] * 4
 
 
-def test_a_whole_natural_stream_copies_no_pictures():
+def test_a_stream_of_all_images_in_natural_order_copies_no_images():
     data = dataset()
     s = stream.split_into_tasks(data, num_tasks=2)
     assert s.train.images is data.train.images and s.test.images is data.test.images
@@ -148,7 +148,7 @@ def test_unequal_tasks():
     assert [(t.first, t.end, len(t.train)) for t in s.tasks] == [(0, 3, 12), (3, 4, 4), (4, 6, 8)]
 
 
-def test_limits_keep_evenly_spaced_pictures_of_each_class():
+def test_limits_keep_evenly_spaced_images_of_each_class():
     labels = np.zeros(10, np.int32)
     split = Split(labels, images=np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8))
     s = stream.split_into_tasks(
@@ -247,7 +247,7 @@ def test_a_source_with_impossible_arrays_raises_an_error(split, words):
 
 
 def test_load_finds_a_users_own_source_by_its_dotted_path(tmp_path, monkeypatch):
-    (tmp_path / "my_pictures_source.py").write_text(
+    (tmp_path / "my_images_source.py").write_text(
         "import numpy as np\n"
         "from cdl_jax.data.stream import Dataset, Split\n"
         "OPTIONS = {'side': 2, 'num_tasks': 3}\n"
@@ -258,7 +258,7 @@ def test_load_finds_a_users_own_source_by_its_dotted_path(tmp_path, monkeypatch)
     )
     (tmp_path / "package_of_mine").mkdir()
     (tmp_path / "package_of_mine" / "__init__.py").write_text("")
-    (tmp_path / "my_pictures_source.py").rename(tmp_path / "package_of_mine" / "source.py")
+    (tmp_path / "my_images_source.py").rename(tmp_path / "package_of_mine" / "source.py")
     (tmp_path / "package_of_mine" / "empty.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     s = stream.load({"name": "package_of_mine.source", "path": "here", "side": 5})

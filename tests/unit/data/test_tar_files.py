@@ -113,7 +113,7 @@ def test_two_archives_in_a_folder_and_worker_processes(tmp_path):
     np.testing.assert_array_equal(found[0], found[1])
 
 
-def test_what_is_no_picture_of_a_class_is_left_out_and_the_later_of_two_counts(tmp_path, caplog):
+def test_what_is_no_image_of_a_class_is_left_out_and_the_later_of_two_counts(tmp_path, caplog):
     link = tarfile.TarInfo("a/link.png")
     link.type, link.linkname = tarfile.SYMTYPE, "1.png"
     content = io.BytesIO()
@@ -177,7 +177,7 @@ def test_archives_without_classes_are_refused(tmp_path):
     assert "val/z: no such class" in refusal(write(tmp_path / "odd.tar", extra))
 
 
-def test_a_damaged_picture_and_a_shorter_archive_are_named(tmp_path):
+def test_a_damaged_image_and_a_shorter_archive_are_named(tmp_path):
     path = write(tmp_path / "set.tar", {**TRAIN, **TEST, "train/c/9.png": png(9)[:60]})
     data = load(path)
     with pytest.raises(UserError, match=r"set\.tar: train/c/9\.png: cannot be read as an image"):

@@ -69,7 +69,7 @@ def test_agreement_and_kl_by_hand():
 
 
 class Source:
-    """Pictures that are row numbers, so that a method's predictions can be looked up."""
+    """Images that are row numbers, so that a method's predictions can be looked up."""
 
     crops_on_host = True
     data = {}

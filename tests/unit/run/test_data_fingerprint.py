@@ -91,7 +91,7 @@ def test_arrays_go_by_their_pixels(tmp_path, part):
     assert "the data has changed" in changes(tmp_path, load(tmp_path / "a.npz", "arrays"))
 
 
-def test_classes_of_one_name_are_kept_apart():
+def test_classes_of_one_name_are_kept_separate():
     one = stream.Split(np.array([0, 1], np.int32), images=np.arange(2 * 12, dtype=np.uint8).reshape(2, 2, 2, 3))
     made = stream.split_into_tasks(stream.Dataset("x", ("a", "a"), one, one), num_tasks=1)
     assert list(fingerprints.fingerprint_data(made)) == ["test/a (0)", "test/a (1)", "train/a (0)", "train/a (1)"]

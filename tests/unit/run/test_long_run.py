@@ -20,7 +20,7 @@ TASKS, WARM = 16, 8
 
 
 def threads():
-    """How many threads there are; a pool, which when it is busy starts those that it may have, counts as one."""
+    """Returns the number of threads; a pool, which starts more of them under load, counts as one."""
     pool_of = concurrent.futures.thread._threads_queues
     return len({pool_of.get(thread, thread) for thread in threading.enumerate()})
 
@@ -39,7 +39,7 @@ def test_a_thread_pool_counts_once_and_two_pools_twice():
 
 @pytest.fixture(scope="module")
 def looks(tmp_path_factory):
-    """What this process holds after each task of a run, with three checkpoints a task."""
+    """Returns measures of this process after each task of a run, with three checkpoints a task."""
     folder, seen, save = tmp_path_factory.mktemp("long"), [], loop.Checkpoints.save_task
 
     def saved(self, task, variables, record):
@@ -89,8 +89,8 @@ def test_a_specification_is_computed_once():
     tensorstore_leak.memoize_spec_json()
     spec_class = tensorstore.KvStore.Spec
     assert spec_class(spec).to_json() == spec
-    whole = spec_class(spec).to_json(include_defaults=True)
-    assert whole.items() > spec.items() and "file_io_locking" in whole
+    complete = spec_class(spec).to_json(include_defaults=True)
+    assert complete.items() > spec.items() and "file_io_locking" in complete
     spec_class(spec).to_json()["path"] = "changed"
     assert spec_class(spec).to_json() == spec
     for number in range(500):

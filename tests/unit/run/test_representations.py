@@ -80,23 +80,23 @@ def test_images_of_ten_classes_are_embedded_and_reported(analyzed):
 
 
 def test_batches_are_full_and_have_images_of_all_tasks():
-    asked = []
+    requested = []
 
-    def told(rows):
+    def outputs(rows):
         for i in range(0, len(rows), 8):
-            asked.append(rows[i : i + 8])
+            requested.append(rows[i : i + 8])
             yield {
-                "a": {"x": np.sin(asked[-1][:, None] * np.arange(1, 4))},
-                "b": {"x": np.ones((8, 2)), "y": asked[-1] % 7},
+                "a": {"x": np.sin(requested[-1][:, None] * np.arange(1, 4))},
+                "b": {"x": np.ones((8, 2)), "y": requested[-1] % 7},
             }
 
-    found = representations._compare_layers(told, np.arange(100, 130), 8)
-    assert found["images"] == 24 and [len(rows) for rows in asked] == [8] * 3
-    assert len(set(np.concatenate(asked))) == 24
-    assert all(rows.min() < 105 and rows.max() > 124 for rows in asked)
+    found = representations._compare_layers(outputs, np.arange(100, 130), 8)
+    assert found["images"] == 24 and [len(rows) for rows in requested] == [8] * 3
+    assert len(set(np.concatenate(requested))) == 24
+    assert all(rows.min() < 105 and rows.max() > 124 for rows in requested)
     assert found["layers"] == {"a": ["x"], "b": ["x", "y"]}
     assert found["pairs"]["a/b"][0][0] is None and found["pairs"]["b/b"][1][1] == pytest.approx(1)
-    assert representations._compare_layers(told, np.arange(3), 8) == {}
+    assert representations._compare_layers(outputs, np.arange(3), 8) == {}
 
 
 def test_layers_are_compared_without_scikit_learn(analyzed, monkeypatch):

@@ -104,8 +104,8 @@ def test_learners_have_means_of_each_head_and_stream_accuracy_by_task():
         stream_of={name: 0 for name in rows},
     )
     several.plan = SimpleNamespace(test=((np.arange(2), np.arange(6)),))
-    whole = {"stream": {"a": [[80.0, 8.0], [70.0, 40.0]]}}
-    content = results.collect(several, Record(task=2, accuracy=rows, quality=whole), 3)
+    stream = {"stream": {"a": [[80.0, 8.0], [70.0, 40.0]]}}
+    content = results.collect(several, Record(task=2, accuracy=rows, quality=stream), 3)
     assert {head: mean["metrics"]["last"] for head, mean in content["means"].items()} == {"mean": 52.5, "mean_st": 30}
     assert content["networks"]["a"]["by_task"] == {
         "forgetting_by_task": [10.0], "forgetting_after_each": [0.0, 10.0],

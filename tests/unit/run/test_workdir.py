@@ -38,7 +38,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         files.write_atomically(path, "new and longer")
-    assert seen == [("new and longer", "old", tmp_path)]  # whole beside it, in the same file system
+    assert seen == [("new and longer", "old", tmp_path)]  # complete beside it, in the same file system
     assert path.read_text() == "old"
     monkeypatch.setattr(os, "replace", replace)
     files.write_atomically(path, "newest")
@@ -128,17 +128,17 @@ def test_the_files_and_folders_of_the_user_stay(tmp_path):
 
 
 def test_a_seed_of_an_unfinished_run_of_several_is_no_run_of_its_own(tmp_path):
-    whole, own = tmp_path / "run", tmp_path / "run" / "seed_3"
+    several, own = tmp_path / "run", tmp_path / "run" / "seed_3"
     own.mkdir(parents=True)
-    workdir.write_config(whole, {**CONFIG, "seeds": [0, 3]})
+    workdir.write_config(several, {**CONFIG, "seeds": [0, 3]})
     workdir.write_config(own, {**CONFIG, "seed": 3})
-    assert f"belongs to the run of several seeds in {whole}" in refusal(workdir.check_seeds, own, ())
+    assert f"belongs to the run of several seeds in {several}" in refusal(workdir.check_seeds, own, ())
     (own / "results.json").write_text('{"status": "running"}')
     assert "go on with its command there" in refusal(workdir.check_seeds, own, ())
     (own / "results.json").write_text('{"status": "finished"}')
-    workdir.check_seeds(own, ())  # it is told of, and nothing is trained
-    workdir.check_seeds(whole, (0, 3))
-    workdir.check_seeds(whole / "seed_4", ())  # none of that run's
+    workdir.check_seeds(own, ())  # logged, and nothing is trained
+    workdir.check_seeds(several, (0, 3))
+    workdir.check_seeds(several / "seed_4", ())  # none of that run's
 
 
 def test_several_seeds_do_not_take_over_a_run_of_one(tmp_path):
@@ -200,7 +200,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def commit_of(folder, monkeypatch):
-    """What `commit()` returns for a copy of the package that lies in `folder`."""
+    """Returns the result of `commit()` for a copy of the package in `folder`."""
     package = folder / "cdl_jax"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").touch()

@@ -153,7 +153,7 @@ def test_an_optimizer_state_has_only_the_trained_leaves():
 
 
 def test_evaluation_counts_by_task_over_the_classes_seen_without_padding():
-    # Labels 0..3 in two tasks of two classes; logits favour class 3, then 1 for all images.
+    # Labels 0..3 in two tasks of two classes; logits favor class 3, then 1 for all images.
     def predict(variables, images, context):
         logits = jnp.tile(jnp.array([0.0, 1.0, 0.5, variables["top"]]), (len(images), 1))
         return {"net": logits}, {"net": {"layer_0": jnp.ones((len(images), 2), jnp.int32) * jnp.array([1, 2])}}
