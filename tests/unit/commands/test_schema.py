@@ -91,3 +91,14 @@ def test_no_name_is_both_former_and_present(kind):
     table = schema.RENAMED_KEYS[kind]
     renamed = {path.rpartition(".")[0] + "." + new for path, new in table.items()}
     assert not renamed & {path.rpartition(".")[0] + "." + path.rpartition(".")[2] for path in table}
+
+
+def test_a_removed_option_stays_where_it_had_an_effect():
+    content = {"config": {"cdl": {"same_batches": False, "kept_queries_mb": 7, "schedule": "interleaved"}, "seed": 1}}
+    assert schema.upgrade_config(content) == {
+        "schema": 2,
+        "config": {"cdl": {"schedule": "interleaved"}, "seed": 1},
+    }
+    content["config"]["cdl"]["same_batches"] = True
+    assert schema.upgrade_config(content)["config"]["cdl"] == {"same_batches": True, "schedule": "interleaved"}
+    assert content["config"]["cdl"]["kept_queries_mb"] == 7
