@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,18 @@ class DetectionSet:
         first, end = self._bounds[row : row + 2]
         objects = self.objects.take(slice(first, end))
         return prepare_targets(objects.boxes, objects.labels, objects.areas, objects.crowds, self.sizes[row])
+
+    def select(self, rows: np.ndarray, objects: np.ndarray) -> "DetectionSet":
+        """Selects images and objects.
+
+        Args:
+          rows: int `[k]`, of the images, ascending.
+          objects: bool `[m]`; objects of other images are left out too.
+        """
+        selected = self.objects.take(objects & np.isin(self.objects.rows, rows))
+        selected = replace(selected, rows=np.searchsorted(rows, selected.rows).astype(np.int32))
+        files = tuple(self.files[row] for row in rows)
+        return replace(self, image_ids=self.image_ids[rows], files=files, sizes=self.sizes[rows], objects=selected)
 
     @functools.cached_property
     def _bounds(self) -> np.ndarray:
