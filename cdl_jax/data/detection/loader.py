@@ -143,7 +143,7 @@ class DetectionLoader:
         try:
             for step, step_rows in enumerate(rows):
                 sizes, extents, canvas = self.plan(step_rows, keys[step] if keys else None)
-                batch = self._assemble(itertools.islice(images, local.shape[1]), canvas)
+                batch = self._assemble(itertools.islice(images, local.shape[1]), local.shape[1], canvas)
                 batch |= {"sizes": sizes[columns], "extents": extents[columns], "rows": local[step]}
                 batch["original_sizes"] = np.where(local[step][:, None] < 0, 1, self.data.sizes[local[step]])
                 yield batch if weight is None else {**batch, "weight": weight[step, columns]}
@@ -201,20 +201,23 @@ class DetectionLoader:
             return transforms.evaluation_size(size, self.options)
         return transforms.train_size(size, self.draws(row, key), self.options)
 
-    def _assemble(self, items, canvas):
-        images, boxes, labels, valid = [], [], [], []
-        for pixels, targets in items:
-            image = np.zeros((*canvas, 3), np.uint8)
-            image[: pixels.shape[0], : pixels.shape[1]] = pixels
-            padding = self.n_max - len(targets)
-            images.append(image)
-            boxes.append(np.concatenate([targets.boxes, np.tile(np.float32(INVALID_BOX), (padding, 1))]))
-            labels.append(np.pad(targets.labels, (0, padding)))
-            valid.append(np.arange(self.n_max) < len(targets))
-        return {name: np.stack(a) for name, a in zip(_STACKED, (images, boxes, labels, valid), strict=True)}
+    def _assemble(self, items, count, canvas):
+        """Returns the arrays of `count` images with their targets."""
+        batch = {
+            "images": np.zeros((count, *canvas, 3), np.uint8),
+            "boxes": np.tile(np.float32(INVALID_BOX), (count, self.n_max, 1)),
+            "labels": np.zeros((count, self.n_max), np.int32),
+            "valid": np.zeros((count, self.n_max), bool),
+        }
+        for i, (pixels, targets) in enumerate(items):
+            height, width, _ = pixels.shape
+            batch["images"][i, :height, :width] = pixels
+            batch["boxes"][i, : len(targets)] = targets.boxes
+            batch["labels"][i, : len(targets)] = targets.labels
+            batch["valid"][i, : len(targets)] = True
+        return batch
 
 
-_STACKED = ("images", "boxes", "labels", "valid")
 _NO_TARGETS = Targets(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
