@@ -166,3 +166,38 @@ def test_selected_images_have_their_own_objects(tmp_path):
     assert selected.image_ids.tolist() == [4, 9] and selected.sizes.tolist() == [[64, 48], [40, 60]]
     assert selected.objects.ids.tolist() == [17, 12] and selected.objects.rows.tolist() == [0, 1]
     assert selected.targets(1).labels.tolist() == [3] and len(selected.targets(0)) == 0
+
+
+ODD_VALUES = (
+    *(None, True, -1, 2**70, 10**400, 1.5, float("nan"), float("inf"), "", "a", "\ud800", "../x", "a\x00b", "\n"),
+    *([], [1], [[1]], {}, {"id": 1}, [1, 2, 3, 4], [0, 0, 1e9, 1e9], "0004.png"),
+)
+
+
+def places(value, place=()):
+    """Yields the keys that lead to each value within nested dicts and lists."""
+    yield place
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield from places(value[key], (*place, key))
+
+
+def test_any_odd_value_is_accepted_or_refused_in_one_line(tmp_path):
+    path = coco_sets.write(tmp_path)
+    rng, refused = np.random.default_rng(0), 0
+    everywhere = [place for place in places(coco_sets.content()) if place]
+    for _ in range(200):
+        records = coco_sets.content()
+        *parents, key = everywhere[rng.integers(len(everywhere))]
+        parent = records
+        for name in parents:
+            parent = parent[name]
+        parent[key] = ODD_VALUES[rng.integers(len(ODD_VALUES))]
+        path.write_text(json.dumps(records))
+        try:
+            data = coco_files.read_part(tmp_path, "train2017")
+            assert all(np.isfinite(data.targets(row).boxes).all() for row in range(len(data)))
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 1000
+    assert 100 < refused < 200
