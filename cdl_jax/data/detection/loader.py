@@ -42,8 +42,8 @@ class DetectionLoader:
     group_size: images in a group.
     options: of `transforms.OPTIONS` and `canvases.OPTIONS`.
     canvases: (height, width) each.
-    n_max: length of the axis of objects, at least `data.max_objects`. It may exceed the number of queries. Loaders of the
-      tasks of one stream share the largest, so that one program serves all tasks.
+    n_max: length of the axis of objects, at least `data.max_objects`. It may exceed the number of queries. Loaders of
+      the tasks of one stream share the largest, so that one program serves all tasks.
     """
 
     data: DetectionSet
