@@ -31,7 +31,7 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
     "methods": {"defaults": "", "build": "config, info"},
     "distill": {"OPTIONS": None, "build": "options, teacher, student"},
     "models": {"build": "options, num_classes", "OPTIONS": None, "SIZES": None, "torch_name": "path"},
-    "models.prompts": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
+    "models.learners": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
     "data.sources": {"OPTIONS": None, "load": "options"},
     "published": {"build": ""},
 }
@@ -91,9 +91,9 @@ def list_plugins(folder: str) -> list[str]:
     """Returns the sorted names of the plug-ins in `cdl_jax.<folder>`, without importing them.
 
     Args:
-      folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.prompts".
+      folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.learners".
 
-    >>> list_plugins("models.prompts")
+    >>> list_plugins("models.learners")
     ['apt', 'coda', 'dualprompt', 'l2p', 'none']
     """
     package = importlib.import_module(f"cdl_jax.{folder}")

@@ -60,7 +60,7 @@ def defaults(
     scheme = plugins.load_plugin("distill", distill)
     sections = {
         "cdl": OPTIONS,
-        "learner": {"name": learner, **plugins.load_plugin("models.prompts", learner).OPTIONS},
+        "learner": {"name": learner, **plugins.load_plugin("models.learners", learner).OPTIONS},
         "distill": {"name": distill, **scheme.OPTIONS},
         "teacher": families.network_options(teacher, (vit,)),
         "student": families.network_options(student, (vit,)),

@@ -24,11 +24,11 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
 from cdl_jax.models import vit, weights
+from cdl_jax.models.learners.base import l2_normalize
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.modules.heads import is_head
-from cdl_jax.models.prompts.base import l2_normalize
 from cdl_jax.optim import Optimizer
 
 OPTIONS = {"distance": "cosine"}  # from an image's features to the class means: "cosine" or "euclidean"

@@ -12,8 +12,8 @@ from cdl_jax.data import class_order
 from cdl_jax.distill import dkd
 from cdl_jax.evaluation import metrics
 from cdl_jax.models import vit
+from cdl_jax.models.learners import apt, coda
 from cdl_jax.models.modules import prompt_mapping
-from cdl_jax.models.prompts import apt, coda
 from cdl_jax.models.vit import Prompt
 from tests.parity import steps_cdl
 from tests.parity.compiled import compiled

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.methods.base import join, split
-from cdl_jax.models.prompts import coda
-from cdl_jax.models.prompts.base import Selection
+from cdl_jax.models.learners import coda
+from cdl_jax.models.learners.base import Selection
 from cdl_jax.models.vit import Prompt
 from tests.parity.programs_cdl import backbone, build, context, load, to_nhwc, to_torch
 

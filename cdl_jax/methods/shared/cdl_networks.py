@@ -106,7 +106,7 @@ def check(config: ConfigDict) -> None:
 def _build_network(config, section, query_dim, info):
     """Builds the prompted network of a section; its queries are `[batch, query_dim]`."""
     family = plugins.load_plugin("models", section.family)
-    pool = plugins.load_plugin("models.prompts", config.learner.name)
+    pool = plugins.load_plugin("models.learners", config.learner.name)
     prompts = pool.build(
         config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
     )

@@ -219,7 +219,7 @@ def build(config: Any, info: StreamInfo) -> Learner:
     if config.learner.name == "cnn":
         backbone = family.build(section, info.num_classes)
         return ConvolutionalLearner(TwoHeads(backbone, info.num_classes), section.image_size)
-    pool = plugins.load_plugin("models.prompts", config.learner.name)
+    pool = plugins.load_plugin("models.learners", config.learner.name)
     prompts = pool.build(
         config.learner, dim=section.dim, key_dim=section.dim, depth=section.depth, num_tasks=info.num_tasks
     )

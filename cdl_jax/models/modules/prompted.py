@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.models import vit
-from cdl_jax.models.prompts.base import Pool, Selection
+from cdl_jax.models.learners.base import Pool, Selection
 
 Variables = Mapping[str, Any]
 
@@ -113,7 +113,7 @@ def check_selection(selection: Any, pool: Pool, batch: int, depth: int) -> None:
     """
     name = f"learner {type(pool).__module__}.{type(pool).__name__}"
     if not isinstance(selection, Selection):
-        raise UserError(f"{name} must return a models.prompts.base.Selection, but returns {type(selection).__name__}")
+        raise UserError(f"{name} must return a models.learners.base.Selection, but returns {type(selection).__name__}")
     for layer, prompt in selection.prompts.items():
         if not isinstance(prompt, vit.Prompt):
             raise UserError(f"{name}: prompts[{layer!r}] must be a models.vit.Prompt, but is {type(prompt).__name__}")

@@ -303,7 +303,7 @@ def test_a_config_file_has_the_keys_of_its_plug_ins(line, message, tmp_path):
 
 
 CHOICES = {
-    "learner": ("models.prompts", ()),
+    "learner": ("models.learners", ()),
     "distill": ("distill", ("deit",)),
     "method": (None, ("okddip", "dml", "one", "cl_ilr", "individual", "kd", "supervised")),
     "row": (None, ("nearest_mean", "probe", "finetune")),

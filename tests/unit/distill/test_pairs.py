@@ -154,7 +154,7 @@ def test_logits_can_be_the_compared_features_of_both_networks():
 
 
 def test_every_learner_and_scheme_is_covered():
-    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.prompts"))
+    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.learners"))
     assert set(SCHEMES) == set(plugins.list_plugins("distill"))
 
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 from cdl_jax.errors import UserError
+from cdl_jax.models.learners.base import Pool, Selection
 from cdl_jax.models.modules.prompted import check_selection
-from cdl_jax.models.prompts.base import Pool, Selection
 from cdl_jax.models.vit import Prompt
 
 ROWS = jnp.zeros((4, 2, 8))
@@ -28,7 +28,7 @@ def test_a_sound_selection_passes():
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ({"prompts": {}}, r"must return a models.prompts.base.Selection, but returns dict$"),
+        ({"prompts": {}}, r"must return a models.learners.base.Selection, but returns dict$"),
         (Selection({0: (ROWS, ROWS)}, 0.0, {}), r"prompts\[0\] must be a models.vit.Prompt, but is tuple$"),
         (Selection({9: SOUND.prompts[0]}, 0.0, {}), "prompts has block 9, but the backbone has blocks 0 to 2$"),
         (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cdl_jax.losses import Context
-from cdl_jax.models.prompts.base import Pool, Selection
+from cdl_jax.models.learners.base import Pool, Selection
 
 OPTIONS = {}
 
