@@ -176,7 +176,7 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
         return prompted.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
 
     def outputs(method, student, inputs):
-        out = method.student(student, images, query, place(0), False, inputs)
+        out = method.models.student(student, images, query, place(0), False, inputs)
         return {name: value for name, value in out.items() if name != "prompts"}, out.get("prompts")
 
     @jax.jit
@@ -245,7 +245,9 @@ def test_apt_merges_its_prompts_at_the_end_of_a_task_and_evaluates_the_merged_pr
     pool = {"params": first["student"]["prompts"], "state": first["student"]["state"]["prompts"]}
     query = np.zeros((1, 8), np.float32)
     for train, wanted in ((True, 3 * live), (False, live)):
-        additive = jax.jit(lambda p, t=train: method.student.prompts.apply(p, query, place(1), t).prompts[1].additive)
+        additive = jax.jit(
+            lambda p, t=train: method.models.student.learner.apply(p, query, place(1), t).prompts[1].additive
+        )
         assert np.array_equal(np.stack(additive(pool)), wanted[2:])
 
 
