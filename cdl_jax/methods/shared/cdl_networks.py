@@ -15,8 +15,7 @@ from cdl_jax.losses import Context
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import finished_run, user_scheme
 from cdl_jax.methods.shared.teacher_student import TeacherStudent
-from cdl_jax.models import weights
-from cdl_jax.models.modules.prompted import PromptedNetwork
+from cdl_jax.models.modules import prompted
 
 
 def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
@@ -93,13 +92,8 @@ def check(config: ConfigDict) -> None:
 
 def _build_network(config, section, query_dim, info):
     """Builds the network of a section; its queries are `[batch, query_dim]`."""
-    family = plugins.load_plugin("models", section.family)
-    module = plugins.load_plugin("models.learners", config.learner.name)
-    learner = module.build(
-        config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
-    )
-    head = learner.head(info.num_classes)
-    return PromptedNetwork(family.build(section), learner, head, section.image_size, weights.from_section(section))
+    sizes = {"num_classes": info.num_classes, "num_tasks": info.num_tasks}
+    return prompted.build(section, config.learner, query_dim=query_dim, **sizes)
 
 
 def _check_fitted_head(options, network):

@@ -19,9 +19,8 @@ from cdl_jax.losses import Context
 from cdl_jax.methods.base import StreamInfo, Variables
 from cdl_jax.models import weights
 from cdl_jax.models.learners import base
-from cdl_jax.models.modules import heads
+from cdl_jax.models.modules import heads, prompted
 from cdl_jax.models.modules.conv import apply
-from cdl_jax.models.modules.prompted import PromptedNetwork
 from cdl_jax.models.modules.two_heads import TwoHeads
 
 
@@ -149,7 +148,7 @@ class PromptedLearner(Learner):
     Variables: `{"prompts", "head", "state", "student"}`, where `student` is the ST head.
     """
 
-    network: PromptedNetwork
+    network: prompted.PromptedNetwork
     st_head: nn.Module
 
     @property
@@ -219,25 +218,21 @@ def build(config: Any, info: StreamInfo) -> Learner:
       UserError: options that do not fit together.
     """
     section = config.network
-    family = plugins.load_plugin("models", section.family)
     if config.learner.name == "cnn":
+        family = plugins.load_plugin("models", section.family)
         backbone = family.build(section, info.num_classes)
         return ConvolutionalLearner(TwoHeads(backbone, info.num_classes), section.image_size)
-    module = plugins.load_plugin("models.learners", config.learner.name)
-    learner = module.build(
-        config.learner, dim=section.dim, key_dim=section.dim, depth=section.depth, num_tasks=info.num_tasks
-    )
-    _check_supported(learner, config.learner.name)
-    head = learner.head(info.num_classes)
-    network = PromptedNetwork(family.build(section), learner, head, section.image_size, weights.from_section(section))
+    sizes = {"num_classes": info.num_classes, "num_tasks": info.num_tasks}
+    network = prompted.build(section, config.learner, query_dim=section.dim, **sizes)
+    _check_supported(network, config.learner.name)
     return PromptedLearner(network, heads.LinearHead(info.num_classes))
 
 
-def _check_supported(learner, name):
+def _check_supported(network, name):
     """Refuses learners with parts of `models.learners.base.Learner` that DKT does not use."""
     unused = ("trains_backbone", "learning_rate_factor", "update_state", "trained_tasks")
-    found = [part for part in unused if getattr(type(learner), part) != getattr(base.Learner, part)]
-    if isinstance(learner.head(1), base.FittedHead):
+    found = [part for part in unused if getattr(type(network.learner), part) != getattr(base.Learner, part)]
+    if network.is_fitted:
         found.append("a FittedHead")
     if found:
         raise UserError(

@@ -9,10 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models import vit
+from cdl_jax.models import vit, weights
 from cdl_jax.models.learners.base import FittedHead, Learner, Path, Selection
 
 Variables = Mapping[str, Any]
@@ -187,6 +189,33 @@ class PromptedNetwork:
         """Returns the logits float32 `[batch, classes]` of the features."""
         head = partial(self.head.apply, _module_variables(variables, "head"))
         return self.learner.join_logits(tuple(map(head, features)), context, train)
+
+
+def build(
+    section: ConfigDict, options: ConfigDict, *, query_dim: int, num_classes: int, num_tasks: int
+) -> PromptedNetwork:
+    """Builds a network from its config sections.
+
+    Args:
+      section: of the backbone.
+      options: of the learner, the section `learner`.
+      query_dim: width of the queries.
+      num_classes: of the stream.
+      num_tasks: of the stream.
+
+    Raises:
+      UserError: an option is out of range, or the learner's file returns something else than a learner.
+    """
+    family = plugins.load_plugin("models", section.family)
+    module = plugins.load_plugin("models.learners", options.name)
+    learner = module.build(options, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=num_tasks)
+    if not isinstance(learner, Learner):
+        raise UserError(
+            f"{plugins.describe_function(module.build)} must return a {Learner.__module__}.Learner, but returns "
+            f"{type(learner).__name__}"
+        )
+    head, source = learner.head(num_classes), weights.from_section(section)
+    return PromptedNetwork(family.build(section), learner, head, section.image_size, source)
 
 
 def check_selection(selection: Any, learner: Learner, batch: int, depth: int, dim: int) -> None:
