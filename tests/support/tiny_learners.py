@@ -5,6 +5,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 
 from cdl_jax.models.learners.base import FittedHead, Learner, Pool, Selection
@@ -24,23 +25,17 @@ class LoRA(Learner):
 
     @nn.nowrap
     def init_variables(self, key, query, backbone):
-        kernels = jnp.stack([block["attn"]["qkv"]["kernel"] for block in blocks(backbone)])
+        kernels = jnp.stack([leaf for path, leaf in flatten_dict(backbone).items() if path[2:] == ("qkv", "kernel")])
         shapes = {"a": (*kernels.shape[:2], RANK), "b": (len(kernels), RANK, kernels.shape[2])}
         normal = jax.random.normal(key, shapes["a"])
         return {"params": {"a": normal, "b": jnp.zeros(shapes["b"])}}
 
     @nn.nowrap
     def adapt_backbone(self, backbone, variables, context, train):
-        products, adapted = variables["params"]["a"] @ variables["params"]["b"], dict(backbone)
-        for i, block in enumerate(blocks(backbone)):
-            qkv = block["attn"]["qkv"]
-            attention = {**block["attn"], "qkv": {**qkv, "kernel": qkv["kernel"] + products[i]}}
-            adapted[f"block_{i}"] = {**block, "attn": attention}
-        return adapted
-
-
-def blocks(backbone):
-    return [backbone[f"block_{i}"] for i in range(sum(name.startswith("block_") for name in backbone))]
+        flat = flatten_dict(backbone)
+        for i, product in enumerate(variables["params"]["a"] @ variables["params"]["b"]):
+            flat[f"block_{i}", "attn", "qkv", "kernel"] += product
+        return unflatten_dict(flat)
 
 
 class Adapters(Learner):

@@ -2,28 +2,20 @@
 
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax.losses import Context
-from cdl_jax.models.learners.base import Pool, Selection
+from cdl_jax.models.learners.base import Learner
 
 OPTIONS = {}
 
 
-class EmptyPool(Pool):
-    """A pool without prompts and without parameters. Only the head learns."""
+class LinearProbe(Learner):
+    """A learner without parameters. Only the head learns."""
 
     uses_query: ClassVar[bool] = False
 
-    def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
-        """Returns a selection without prompts."""
-        del query, context, train
-        return Selection({}, jnp.zeros(()), {})
 
-
-def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> EmptyPool:
-    """Returns the pool without prompts."""
+def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> LinearProbe:
+    """Returns the learner without prompts."""
     del options, dim, key_dim, depth, num_tasks
-    return EmptyPool()
+    return LinearProbe()
