@@ -110,8 +110,9 @@ class CDL(Method, CachesQueries):
         if teacher is None:
             return student_phases
         if self.options.schedule == "interleaved":
-            both = (self._update(("teacher",), teacher_optimizer, self.teacher_loss_sharing_outputs), student)
-            return (Phase("both", epochs, both, tasks=tasks),)
+            loss = partial(self.teacher_loss, shares_outputs=True)
+            updates = (self._update(("teacher",), teacher_optimizer, loss), student)
+            return (Phase("both", epochs, updates, tasks=tasks),)
         update = self._update(("teacher",), teacher_optimizer, self.teacher_loss)
         teacher_phase = Phase("teacher", teacher_epochs, (update,), order=0, tasks=tasks)
         return (teacher_phase, *self._fit_phases("teacher"), *student_phases)
@@ -134,7 +135,7 @@ class CDL(Method, CachesQueries):
         """Returns the pass over a task's images after which a network's `FittedHead` is fitted, if it has one."""
         if not self.models.trained[name].is_fitted:
             return ()
-        update = Update(lambda path: False, optim.NO_STEP, partial(self.fit_loss, name))
+        update = Update(lambda path: False, optim.NO_STEP, partial(self.add_batch, name))
         return (Phase(f"{name}_fit", 1, (update,), sequential=True, finish=partial(self.fit_head, name)),)
 
     def init(self, key: jax.Array) -> Variables:
@@ -179,28 +180,25 @@ class CDL(Method, CachesQueries):
         return new
 
     def teacher_loss(
-        self, variables: Variables, batch: Mapping[str, Any], context: Context
+        self, variables: Variables, batch: Mapping[str, Any], context: Context, *, shares_outputs: bool = False
     ) -> tuple[jax.Array, Outcome]:
-        """Returns cross-entropy over the current classes + the learner's loss."""
-        total, outcome, _ = self._teacher_loss_and_outputs(variables, batch, context)
-        return total, outcome
+        """Returns cross-entropy over the current classes + the learner's loss.
 
-    def teacher_loss_sharing_outputs(
-        self, variables: Variables, batch: Mapping[str, Any], context: Context
-    ) -> tuple[jax.Array, Outcome]:
-        """Returns `teacher_loss`, and passes the outputs to the student's update."""
-        total, outcome, out = self._teacher_loss_and_outputs(variables, batch, context)
-        metrics = {f"teacher_{name}": value for name, value in outcome.metrics.items()}
-        return total, Outcome(metrics, outcome.variables, {"teacher": jax.lax.stop_gradient(out)})
-
-    def _teacher_loss_and_outputs(self, variables, batch, context):
-        teacher, query = self.models.teacher, self.models.query("teacher", variables, batch["images"], context)
-        out = teacher(variables["teacher"], batch["images"], query, context, train=True)
-        label_loss = cross_entropy(out["logits"], batch["labels"], context.current(self.info.num_classes))
+        shares_outputs: whether the outputs, before the teacher's step, are passed to the student's update. Names of
+          metrics then begin with "teacher_".
+        """
+        images, labels, teacher = batch["images"], batch["labels"], self.models.teacher
+        query = self.models.query("teacher", variables, images, context)
+        out = teacher(variables["teacher"], images, query, context, train=True)
+        label_loss = cross_entropy(out["logits"], labels, context.current(self.info.num_classes))
         pool_loss = self.options.aux_loss_scale * out["prompts"].loss
         total = label_loss + pool_loss
         metrics = {"loss": total, "cross_entropy": label_loss, "pool": pool_loss}
-        return total, Outcome(metrics, self.models.updated_state("teacher", variables, out, context)), out
+        state = self.models.updated_state("teacher", variables, out, context)
+        if not shares_outputs:
+            return total, Outcome(metrics, state)
+        metrics = {f"teacher_{name}": value for name, value in metrics.items()}
+        return total, Outcome(metrics, state, {"teacher": jax.lax.stop_gradient(out)})
 
     def student_loss(
         self, variables: Variables, batch: Mapping[str, Any], context: Context
@@ -225,7 +223,7 @@ class CDL(Method, CachesQueries):
         metrics = {"loss": total, "cross_entropy": label_loss, "pool": pool_loss, **metrics}
         return total, Outcome(metrics, models.updated_state("student", variables, out, context))
 
-    def fit_loss(
+    def add_batch(
         self, name: str, variables: Variables, batch: Mapping[str, Any], context: Context
     ) -> tuple[jax.Array, Outcome]:
         """Adds a batch to the statistics of a network's `FittedHead`. The loss is 0."""

@@ -40,7 +40,7 @@ def run_forward(config, arrays):
     query = jax.jit(method.models.student.query)(variables["student"], images)
     ours = {"out/teacher/query": query, "out/student/query": query}
     for name in variables:
-        forward = jax.jit(getattr(method, name).__call__, static_argnums=4)
+        forward = jax.jit(method.models.trained[name].__call__, static_argnums=4)
         for task in config["tasks"]:
             for train in (True, False):
                 where = f"out/{name}/task{task}_{'train' if train else 'eval'}/"

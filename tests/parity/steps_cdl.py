@@ -149,7 +149,7 @@ def begin(method, variables, arrays, place, task):
         return jax.jit(method.start_task)(variables, place) if task else variables
     new = dict(variables)
     for name in method.networks:
-        pool, old = getattr(method, name).prompts, variables[name]["prompts"]
+        pool, old = method.models.trained[name].learner, variables[name]["prompts"]
         normal = {}
         for leaf in old:
             kind, layer = leaf.rsplit("_", 1)

@@ -173,7 +173,7 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
     variables, images, query = random_variables(prompted), batch()["images"], np.ones((4, 8), np.float32)
 
     def scheme_inputs(variables):
-        return prompted.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
+        return prompted.models.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
 
     def outputs(method, student, inputs):
         out = method.models.student(student, images, query, place(0), False, inputs)
@@ -187,7 +187,7 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
         first = selection.tokens
         if inputs.first_tokens is not None:
             first = jnp.concatenate([first, inputs.first_tokens], axis=1)
-        _, by_hand = prompted.student.backbone.apply(
+        _, by_hand = prompted.models.student.backbone.apply(
             {"params": variables["student"]["backbone"]}, images, inputs.prompts, first_tokens=first,
             last_tokens=inputs.last_tokens,
         )  # fmt: skip
@@ -217,7 +217,7 @@ def test_only_the_coda_rows_of_the_task_have_gradients():
 
 
 def test_coda_rows_start_orthogonal_to_those_before_them():
-    pool = build("coda", "kd").teacher.prompts
+    pool = build("coda", "kd").models.teacher.learner
     first = jax.jit(pool.init, static_argnums=3)(jax.random.key(0), np.zeros((1, 8), np.float32), place(0), True)
     start = jax.jit(pool.start_task)
     second, again = jax.device_get([start(first, place(task), jax.random.key(1)) for task in (1, 0)])
