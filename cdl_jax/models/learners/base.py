@@ -231,7 +231,8 @@ class FittedHead(nn.Module):
     """A head that is fitted in closed form at the end of each task, from statistics of its training images.
 
     After the network's last training step of a task, each training image passes the network once, with the
-    preprocessing of evaluation. The statistics are sums over all tasks so far. They are in checkpoints.
+    preprocessing of evaluation. The statistics are sums over all tasks so far. They are in checkpoints. Evaluations
+    within a task (`eval.every_epochs`) have the head of the task before.
 
     `__call__` is as of any head, from features `[batch, width]` to logits `[batch, classes]`. Its "params" are trained
     before the fit; what the fit alone sets belongs to "state".
