@@ -262,6 +262,13 @@ def test_mixing_matrices_and_class_orders():
     assert topology.class_orders("rotated", 2, (1, 1, 1, 1), 0)[1] == (2, 3, 0, 1)
 
 
+@pytest.mark.parametrize("rows", [((0, 0.5, 0.5), (1, 0, 0), (0, 0, 0)), "[[0, 0.5, .5], [1, 0, 0], [0, 0, 0]]"])
+def test_the_topology_of_a_config_may_be_a_matrix(rows):
+    method = build(topology=rows)
+    assert method.exchange.matrix.tolist() == [[0, 0.5, 0.5], [1, 0, 0], [0, 0, 0]]
+    assert type(method.options.topology) is str  # so a resumed run reads the same value from config.json
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -304,6 +311,9 @@ def test_invalid_options_are_refused_in_one_line(changes, message):
         ((0, 0.5), (1, 0)),
         ((0, -1), (1, 0)),
         ((0, 1), (1,)),
+        "((0, 1), (1, 0)",
+        "(0, 1)",
+        "(one, two)",
     ],
 )
 def test_invalid_mixing_matrices_are_refused(rows):
