@@ -131,6 +131,8 @@ def _convert(path, value, old):
         raise _section_error(path, value, old)
     if path == "data.class_order" and isinstance(new, tuple) and new and all(type(item) is int for item in new):
         return ",".join(map(str, new))
+    if path == "dkt.topology" and isinstance(new, tuple):
+        return repr(new)
     if kind is tuple and isinstance(value, list | np.ndarray):
         return new if isinstance(new, tuple) else (new,)
     if kind is int and type(new) is float and new.is_integer():

@@ -1,7 +1,5 @@
 """DKT: which learner receives what and when, and the effect on a training step."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cdl_jax import config as configs
+from cdl_jax import optim
 from cdl_jax.errors import UserError
 from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
@@ -46,7 +45,9 @@ def build(count=3, **changes):
     config.dkt.update(num_learners=count, replay=0, copy_init=False, **changes)
     config.train.update(epochs=2, batch_size=6)
     config.optim.update(name="adam", learning_rate=0.01, schedule="constant", clip_norm=5.0)
-    return replace(dkt.build(config, INFO), learner=Tiny(None, 2))
+    run_teachers = dkt.build(config, INFO).run_teachers
+    optimizer = optim.build(config.optim, 2)
+    return dkt.assemble(Tiny(None, 2), run_teachers, config.dkt, INFO, batch_size=6, epochs=2, optimizer=optimizer)
 
 
 def batch(count=3, seed=0):
@@ -241,7 +242,7 @@ def test_networks_are_evaluated_in_their_class_orders():
     assert method.stream_of["learner_1_st"] == 1 and "ensemble" not in method.stream_of
     np.testing.assert_array_equal(label_ranks(method, "learner_1"), [2, 3, 0, 1])
     limited = build(2, stream_order="rotated", classes="current")
-    np.testing.assert_array_equal(limited._class_mask(1, context(0, 2)), [False, False, True, True])
+    np.testing.assert_array_equal(limited.learner_loss.class_mask(1, context(0, 2)), [False, False, True, True])
     logits = {name: np.eye(4)[[0, 1, 2, 2]] for name in method.networks}
     metrics = quick(lambda *x: method.extra_metrics(*x))(logits, np.arange(4), context(0, 2))
     # Learner 0 has met classes 0 and 1, learner 1 classes 2 and 3; one and two of the unmet classes are right.
@@ -260,6 +261,13 @@ def test_mixing_matrices_and_class_orders():
     shuffled = topology.class_orders("shuffled", 3, (2, 2), 5)
     assert shuffled[1:] == independent[1:] and shuffled[0] != independent[0] and sorted(shuffled[0]) == [0, 1, 2, 3]
     assert topology.class_orders("rotated", 2, (1, 1, 1, 1), 0)[1] == (2, 3, 0, 1)
+
+
+@pytest.mark.parametrize("rows", [((0, 0.5, 0.5), (1, 0, 0), (0, 0, 0)), "[[0, 0.5, .5], [1, 0, 0], [0, 0, 0]]"])
+def test_the_topology_of_a_config_may_be_a_matrix(rows):
+    method = build(topology=rows)
+    assert method.exchange.matrix.tolist() == [[0, 0.5, 0.5], [1, 0, 0], [0, 0, 0]]
+    assert type(method.options.topology) is str  # so a resumed run reads the same value from config.json
 
 
 @pytest.mark.parametrize(
@@ -304,6 +312,9 @@ def test_invalid_options_are_refused_in_one_line(changes, message):
         ((0, 0.5), (1, 0)),
         ((0, -1), (1, 0)),
         ((0, 1), (1,)),
+        "((0, 1), (1, 0)",
+        "(0, 1)",
+        "(one, two)",
     ],
 )
 def test_invalid_mixing_matrices_are_refused(rows):
