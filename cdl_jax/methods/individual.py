@@ -9,11 +9,16 @@ from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peers
 from cdl_jax.models.peers.networks import PeerOutputs
+from cdl_jax.options import Option
 
 OPTIONS = {
     **peers.OPTIONS,
     **peers.BRANCH_OPTIONS,
-    "select_by": "mean",  # headline and best epoch: "mean" of the branches, or "ensemble"
+    "select_by": Option(
+        "mean",
+        "headline and best epoch: mean of the branches, or ensemble",
+        choices=("mean", "ensemble"),
+    ),
 }
 
 

@@ -75,15 +75,6 @@ def check(config: ConfigDict) -> None:
       UserError: an option is out of range or options do not fit together.
     """
     options, epochs = config.cdl, config.train.epochs
-    choices = {
-        "query": ("student", "own"),
-        "schedule": ("teacher_first", "interleaved_epochs", "interleaved"),
-        "teacher_checkpoint": ("same_task", "last"),
-    }
-    for key, known in choices.items():
-        if options[key] not in known:
-            raise UserError(f"cdl.{key}={options[key]!r}: use {' or '.join(map(repr, known))}")
-    finished_run.check_folders("cdl.teachers", options.teachers)
     if config.teacher.image_size != config.student.image_size and not options.teachers:
         raise UserError(
             f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "
