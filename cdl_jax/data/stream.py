@@ -211,7 +211,7 @@ def split_into_tasks(
         The data set's test set is then unused. 0: the test set.
 
     Raises:
-      UserError: the tasks do not fit the classes, an option is out of range, or a task or class has no images.
+      UserError: the tasks do not fit the classes, or a task or class has no images.
     """
     for split, part in ((dataset.train, "training"), (dataset.test, "test")):
         _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names))

@@ -360,7 +360,7 @@ def build(config: ConfigDict, info: StreamInfo) -> CDL:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range or options do not fit together.
+      UserError: options do not fit together.
     """
     options, epochs = config.cdl, config.train.epochs
     networks = cdl_networks.build(config, info)

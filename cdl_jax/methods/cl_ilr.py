@@ -55,10 +55,10 @@ def build(config: Any, info: StreamInfo) -> CLILR:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options = config.cl_ilr
-    names = peers.peer_names("cl_ilr", options)
+    names = peers.peer_names(options)
     branches = peers.build_branches("cl_ilr", config, names, info.num_classes, rescale=options.bpscale)
     return peers.build_method(CLILR, "cl_ilr", config, info, branches)
 

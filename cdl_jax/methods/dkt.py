@@ -527,7 +527,7 @@ def build(config: Any, info: StreamInfo) -> DKT:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options = config.dkt
     dkt_options.check(options, info.num_tasks)

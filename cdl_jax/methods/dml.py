@@ -56,9 +56,9 @@ def build(config: Any, info: StreamInfo) -> DML:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
-    names = peers.peer_names("dml", config.dml)
+    names = peers.peer_names(config.dml)
     networks = PeerNetworks(peers.build_network(config.network, info.num_classes), names)
     return peers.build_method(DML, "dml", config, info, networks)
 

@@ -202,7 +202,7 @@ def build(config: ConfigDict, info: StreamInfo) -> EEIL:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range or unknown, or options do not fit together.
+      UserError: options do not fit together.
     """
     options = config.eeil
     if options.soften == "classes":

@@ -46,9 +46,9 @@ def build(config: Any, info: StreamInfo) -> IndividualBranches:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
-    names = peers.peer_names("individual", config.individual)
+    names = peers.peer_names(config.individual)
     branches = peers.build_branches("individual", config, names, info.num_classes)
     return peers.build_method(IndividualBranches, "individual", config, info, branches)
 

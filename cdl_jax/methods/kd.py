@@ -137,7 +137,7 @@ def build(config: ConfigDict, info: StreamInfo) -> KD:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range, or the teacher is missing or has another architecture.
+      UserError: options do not fit together, or the teacher is missing or has another architecture.
     """
     student = config.student
     return KD(

@@ -85,7 +85,7 @@ def build(config: ConfigDict, info: StreamInfo) -> LwF:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range or unknown, or options do not fit together.
+      UserError: options do not fit together.
     """
     options = config.lwf
     dkt_losses.check_preserved_classes("lwf", "lwf_active", options, info.task_sizes)

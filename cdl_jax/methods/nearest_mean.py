@@ -133,11 +133,7 @@ def _module_variables(network):
 
 
 def build(config: ConfigDict, info: StreamInfo) -> NearestMean:
-    """Builds the method from its config.
-
-    Raises:
-      UserError: the distance is unknown.
-    """
+    """Builds the method from its config."""
     options, section = config.nearest_mean, config.network
     family = plugins.load_plugin("models", section.family)
     backbone = family.build(section, 0 if family is vit else info.num_classes)  # other families always have a head

@@ -121,11 +121,11 @@ def build(config: Any, info: StreamInfo) -> OKDDip:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options = config.okddip
     leader, branched = not options.en, options.base == "branch"
-    names = peers.peer_names("okddip", options, leader)
+    names = peers.peer_names(options, leader)
     if branched:
         group = peers.build_branches("okddip", config, names, info.num_classes, leader=leader)
     else:

@@ -84,10 +84,10 @@ def build(config: Any, info: StreamInfo) -> ONE:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options, family = config.one, config.network.family
-    names = peers.peer_names("one", options)
+    names = peers.peer_names(options)
     branches = peers.build_branches("one", config, names, info.num_classes, rescale=options.bpscale)
     if options.vgg_double_pass:
         if family != "vgg":

@@ -104,7 +104,7 @@ class Supervised(Method):
           fields: further attributes of a subclass.
 
         Raises:
-          UserError: an option is out of range or unknown.
+          UserError: options do not fit together.
         """
         options, network = config[section], config.network
         rehearsal.check(section, options)
@@ -241,6 +241,6 @@ def build(config: ConfigDict, info: StreamInfo) -> Supervised:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range or unknown.
+      UserError: options do not fit together.
     """
     return Supervised.from_section("supervised", config, info)

@@ -260,7 +260,7 @@ def build(config: ConfigDict, info: StreamInfo) -> VkD:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range, or the teacher is missing, has another architecture or lacks the feature.
+      UserError: options do not fit together, or the teacher is missing, has another architecture or lacks the feature.
     """
     options, section = config.vkd, config.student
     family = plugins.load_plugin("models", section.family)

@@ -158,7 +158,7 @@ def build(options: ConfigDict, num_classes: int) -> DeiT:
     """Returns the network of an option section (see `OPTIONS`).
 
     Raises:
-      UserError: sizes do not fit together, or the kind of distillation token is unknown.
+      UserError: sizes do not fit together.
     """
     if options.dim % options.heads:
         raise UserError(f"DeiT dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")

@@ -140,11 +140,7 @@ class Tail(nn.Module):
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`), with `features` `[batch, 1280]`.
-
-    Raises:
-      UserError: an option is out of range.
-    """
+    """Returns the network of an option section (see `OPTIONS`), with `features` `[batch, 1280]`."""
     counts = [math.ceil(options.depth * blocks) for *_, blocks in _STAGES]
     counts[0], counts[-1] = _STAGES[0][-1], _STAGES[-1][-1]
     index, stages = 0, []

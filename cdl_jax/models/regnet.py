@@ -137,9 +137,6 @@ def build(options: ConfigDict, num_classes: int) -> Backbone:
     """Returns the network of an option section (see `OPTIONS`).
 
     Its `features` are `[batch, width]` of the last stage.
-
-    Raises:
-      UserError: an option is out of range.
     """
     stages, common = tuple(compute_stages(options)), (options.group_width, options.se_ratio)
     dtype = jnp.dtype(options.dtype)

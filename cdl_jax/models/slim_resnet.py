@@ -43,7 +43,7 @@ def build(options: ConfigDict, num_classes: int) -> Backbone:
     """Returns the network of an option section (see `OPTIONS`). All stages but the last are its stem.
 
     Raises:
-      UserError: an option is out of range.
+      UserError: there are fewer than two stages.
     """
     if len(options.depths) < 2:
         raise UserError(f"network.depths={tuple(options.depths)}: give two stages or more")

@@ -92,10 +92,6 @@ class Tail(nn.Module):
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`).
-
-    Raises:
-      UserError: an option is out of range.
-    """
+    """Returns the network of an option section (see `OPTIONS`)."""
     sizes = options.channel_unit, options.group_depth
     return Backbone(Stem(*sizes), Tail(*sizes, num_classes, options.dropout, options.torch_head_bias))

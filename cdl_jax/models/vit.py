@@ -321,7 +321,7 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
       num_classes: number of logits. 0, the default: no head, the features of the class token are returned.
 
     Raises:
-      UserError: an option is out of range, or options do not fit together.
+      UserError: options do not fit together.
     """
     if options.dim % options.heads:
         raise UserError(f"ViT dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")

@@ -41,7 +41,7 @@ def build(config: ConfigDict, info: StreamInfo) -> Networks:
     Reads the sections `teacher`, `student`, `learner`, `distill` and `cdl`.
 
     Raises:
-      UserError: an option is out of range or options do not fit together.
+      UserError: options do not fit together.
     """
     check(config)
     options, query_dim = config.cdl, config.student.dim
@@ -72,7 +72,7 @@ def check(config: ConfigDict) -> None:
     """Checks the options of the section `cdl`.
 
     Raises:
-      UserError: an option is out of range or options do not fit together.
+      UserError: options do not fit together.
     """
     options, epochs = config.cdl, config.train.epochs
     if config.teacher.image_size != config.student.image_size and not options.teachers:

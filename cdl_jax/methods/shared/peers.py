@@ -220,11 +220,8 @@ def build_method(
       info: of the stream.
       peers: the networks or branches.
       mixing_module: see `PeerMethod`, default None.
-
-    Raises:
-      UserError: unknown `select_by`.
     """
-    built = method(
+    return method(
         peers=peers,
         options=config[section],
         info=info,
@@ -233,7 +230,6 @@ def build_method(
         optimizer=optim.build(config.optim, config.train.epochs),
         mixing_module=mixing_module,
     )
-    return built
 
 
 def _correct(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
@@ -280,20 +276,16 @@ def mean_logits_of_others(logits: Sequence[jax.Array]) -> list[jax.Array]:
     return [(total - z) / (len(logits) - 1) for z in logits]
 
 
-def peer_names(section: str, options: Any, leader: bool = False) -> tuple[str, ...]:
+def peer_names(options: Any, leader: bool = False) -> tuple[str, ...]:
     """Returns the names of the peers, which are the keys of their variables.
 
     Args:
-      section: the section's name, for messages.
       options: a config section with the keys of `OPTIONS`.
       leader: whether the last peer is the leader.
 
-    Raises:
-      UserError: fewer than two peers, or an unknown `diversity_divisor`.
-
     Example:
       >>> from types import SimpleNamespace
-      >>> peer_names("okddip", SimpleNamespace(num_branches=3, diversity_divisor="pairs"), leader=True)
+      >>> peer_names(SimpleNamespace(num_branches=3), leader=True)
       ('peer_0', 'peer_1', 'leader')
     """
     count = options.num_branches

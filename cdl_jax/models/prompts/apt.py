@@ -86,10 +86,6 @@ class APT(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> APT:
-    """Returns the prompts of an option section, see `models.prompts.base`.
-
-    Raises:
-      UserError: an option is out of range.
-    """
+    """Returns the prompts of an option section, see `models.prompts.base`."""
     del key_dim, num_tasks
     return APT(ema=options.ema, teacher_prompts=options.teacher_prompts, dim=dim, depth=depth)

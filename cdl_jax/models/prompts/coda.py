@@ -226,7 +226,7 @@ def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks:
     """Returns the components of an option section, see `models.prompts.base`.
 
     Raises:
-      UserError: options are out of range or do not fit together.
+      UserError: options do not fit together.
     """
     check_length(options.length, "learner.length")
     check_layers(options.layers, depth, "learner.layers")

@@ -167,7 +167,7 @@ def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks:
     """Returns the prompts of an option section, see `models.prompts.base`.
 
     Raises:
-      UserError: options are out of range or do not fit together.
+      UserError: options do not fit together.
     """
     pool_size = options.pool or num_tasks
     for key in ("length", "general_length"):

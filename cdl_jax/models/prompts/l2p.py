@@ -164,7 +164,7 @@ def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks:
     """Returns the pool of an option section, see `models.prompts.base`.
 
     Raises:
-      UserError: options are out of range or do not fit together.
+      UserError: options do not fit together.
     """
     del num_tasks
     layers = tuple(range(5)) if options.deep else (0,)
