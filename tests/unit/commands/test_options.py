@@ -121,3 +121,12 @@ def test_resumable_keys_are_those_that_change_no_result():
     resumable = {"log.every_steps", "checkpoint.keep_tasks", "data.path", "eval.batch_size", "train.on_nonfinite"}
     assert all(map(configs.is_resumable, resumable))
     assert not any(map(configs.is_resumable, ("train.epochs", "eval.every_epochs", "resident_limit_mb", "dataset")))
+
+
+def test_a_network_of_a_user_has_the_ranges_that_its_file_declares():
+    config = configs.default("supervised", data="glyph_mini", network="mini_student")
+    config.network.update(family="tests.support.tiny_network", dim=0)  # a ViT has at least 1
+    configs.check(config)
+    config.network.dim = -1
+    with pytest.raises(UserError, match="^config.network.dim=-1 must not be negative$"):
+        configs.check(config)
