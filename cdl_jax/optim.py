@@ -16,9 +16,7 @@ OPTIONS = {
     "name": Option("adam", "the optimizer", choices=("adam", "adamw", "amsgrad", "sgd", "rmsprop")),
     "learning_rate": Option(1e-3, "the highest learning rate", above=0),
     "schedule": Option(
-        "cdl_cosine",
-        "the learning-rate schedule within a task",
-        choices=("constant", "cdl_cosine", "cosine", "steps"),
+        "cdl_cosine", "the learning-rate schedule within a task", choices=("constant", "cdl_cosine", "cosine", "steps")
     ),
     "warmup_epochs": Option(0.0, 'epochs of linear warmup, of schedule "cosine"'),
     "final_rate": Option(0.0, 'the learning rate at the end of schedule "cosine"'),
@@ -28,8 +26,7 @@ OPTIONS = {
     "betas": Option((0.9, 0.999), "decay of both averages of adam, adamw and amsgrad", below=1, lengths=(2,)),
     "eps": Option(1e-8, "epsilon of adam, adamw, amsgrad and rmsprop"),
     "weight_decay": Option(
-        0.0,
-        "weight decay; adamw: decoupled, on matrices only; others: added to the gradient, as in torch",
+        0.0, "weight decay; adamw: decoupled, on matrices only; others: added to the gradient, as in torch"
     ),
     # A projector is orthogonal for any values of its parameters, so decay would only pull it back to its initial value.
     "undecayed": Option(("projector",), "names of the parts of the network without weight decay", item_type=str),

@@ -23,8 +23,7 @@ OPTIONS: dict[str, Any] = {
     "num_tasks": Option(10, "number of equal tasks; with task_sizes: their number, or 0"),
     "task_sizes": Option((), "number of classes of each task, if they differ", minimum=1, item_type=int),
     "class_order": Option(
-        "natural",
-        'natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"',
+        "natural", 'natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"'
     ),
     "class_order_seed": Option(
         0,

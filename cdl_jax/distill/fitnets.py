@@ -13,8 +13,7 @@ from cdl_jax.options import Option
 OPTIONS = {
     **kd.OPTIONS,
     "feature_weight": Option(
-        0.1,
-        "weight of the feature loss; the published two-device runs sum this loss over devices: 0.2",
+        0.1, "weight of the feature loss; the published two-device runs sum this loss over devices: 0.2"
     ),
 }
 

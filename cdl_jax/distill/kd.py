@@ -11,15 +11,11 @@ from cdl_jax.options import Option
 
 OPTIONS = {
     "alpha": Option(
-        0.5,
-        "weight of the distillation loss; the cross-entropy with the labels has weight 1 - alpha",
-        maximum=1,
+        0.5, "weight of the distillation loss; the cross-entropy with the labels has weight 1 - alpha", maximum=1
     ),
     "temperature": temperature_option(2.0),
     "classes": Option(
-        "current",
-        "classes of the softmax: of the current task, or all seen so far",
-        choices=("current", "seen"),
+        "current", "classes of the softmax: of the current task, or all seen so far", choices=("current", "seen")
     ),
 }
 

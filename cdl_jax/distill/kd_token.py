@@ -28,8 +28,7 @@ OPTIONS = {
         choices=("dcdl", "deit"),
     ),
     "n_layers": Option(
-        0,
-        "block 0 has the token, the next n_layers - 1 blocks have prompts; 0: all blocks, 1: only the token",
+        0, "block 0 has the token, the next n_layers - 1 blocks have prompts; 0: all blocks, 1: only the token"
     ),
     "length": Option(6, "vectors of a prompt: the first half are keys, the rest values", minimum=2),
     "token_init": Option(

@@ -21,8 +21,7 @@ from cdl_jax.options import Option
 OPTIONS = {
     **kd.OPTIONS,
     "feature_weight": Option(
-        0.2,
-        "weight of the feature loss; the published two-device runs sum this loss over devices: 0.4",
+        0.2, "weight of the feature loss; the published two-device runs sum this loss over devices: 0.4"
     ),
     "levels": Option(0, "number of last blocks to compare; 0: all blocks of the student (12 in the authors' code)"),
 }

@@ -41,15 +41,11 @@ OPTIONS = {
         '"patch_mean"',
     ),
     "student_norm": Option(
-        "none",
-        "normalization of the student's feature after its projection",
-        choices=feature_norms.KINDS,
+        "none", "normalization of the student's feature after its projection", choices=feature_norms.KINDS
     ),
     "teacher_norm": Option("layer", "normalization of the teacher's feature", choices=feature_norms.KINDS),
     "norm_epsilon": Option(
-        -1.0,
-        "epsilon of both norms; negative: 1e-5 for layer, 0 for batch, 0.01 for whitening",
-        minimum=None,
+        -1.0, "epsilon of both norms; negative: 1e-5 for layer, 0 for batch, 0.01 for whitening", minimum=None
     ),
     "feature_loss": Option("smooth_l1", "distance of the features", choices=("smooth_l1", "mse")),
     "projector": Option(

@@ -39,8 +39,7 @@ OPTIONS = {
         choices=("student", "own"),
     ),
     "aux_loss_scale": Option(
-        1.0,
-        "factor of the pools' losses; 2 reproduces the published two-device runs, which sum them",
+        1.0, "factor of the pools' losses; 2 reproduces the published two-device runs, which sum them"
     ),
     "teacher_epochs": Option(0, "epochs of the teacher in each task; 0: train.epochs"),
     # "interleaved": the student gets the teacher's training-mode outputs from before the teacher's step on that batch.
@@ -56,13 +55,10 @@ OPTIONS = {
         choices=("", *optim.OPTIONS["schedule"].choices),
     ),
     "teachers": Option(
-        (),
-        "working directories of finished runs as teachers; the outputs of several are averaged",
-        item_type=str,
+        (), "working directories of finished runs as teachers; the outputs of several are averaged", item_type=str
     ),
     "teacher_network": Option(
-        "",
-        'a network of those runs; empty: "teacher" if the run trained one of that name, else its last',
+        "", 'a network of those runs; empty: "teacher" if the run trained one of that name, else its last'
     ),
     "teacher_checkpoint": Option(
         "same_task",

@@ -24,9 +24,7 @@ OPTIONS = {
     "bpscale": Option(True, "the gradient into the stem is divided by the number of branches; False: CL"),
     "detach_targets": Option(False, "no gradient through targets"),
     "select_by": Option(
-        "mean",
-        "headline and best epoch: mean of the branches, or ensemble",
-        choices=("mean", "ensemble"),
+        "mean", "headline and best epoch: mean of the branches, or ensemble", choices=("mean", "ensemble")
     ),
 }
 

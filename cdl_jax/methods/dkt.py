@@ -51,9 +51,7 @@ OPTIONS = {
     **dkt_losses.OPTIONS,
     "num_learners": Option(2, "number of learners", minimum=1),
     "stream_order": Option(
-        "independent",
-        "class order of each learner, relative to the stream's",
-        choices=topology.ORDERS,
+        "independent", "class order of each learner, relative to the stream's", choices=topology.ORDERS
     ),
     "stream_seed": Option(0, "seed of independent and shuffled orders"),
     "copy_init": Option(True, "all learners start from the same weights"),
@@ -65,12 +63,10 @@ OPTIONS = {
     ),
     # A matrix is described in methods/shared/topology.py.
     "topology": Option(
-        "full",
-        'which learner receives from which: "full", "ring", "pairs", "star", "none", or a matrix',
+        "full", 'which learner receives from which: "full", "ring", "pairs", "star", "none", or a matrix'
     ),
     "random_peers": Option(
-        0,
-        "number of peers to receive from, drawn at each exchange, instead of a topology; 0: none",
+        0, "number of peers to receive from, drawn at each exchange, instead of a topology; 0: none"
     ),
     # With "weights" there is no ST loss.
     "exchange_mode": Option(
@@ -90,14 +86,10 @@ OPTIONS = {
     "joins": Option((), "the task with which each learner begins; empty: the first", item_type=int),
     "leaves": Option((), "the task before which each learner drops out; empty: never", minimum=1, item_type=int),
     "gossip_share": Option(
-        0.5,
-        "share of the peers' weights in a learner's new weights, with exchange_mode=\"weights\"",
-        maximum=1,
+        0.5, "share of the peers' weights in a learner's new weights, with exchange_mode=\"weights\"", maximum=1
     ),
     "public": Option(
-        1000,
-        'number of training images that all may use without labels, with exchange_mode="predictions"',
-        minimum=1,
+        1000, 'number of training images that all may use without labels, with exchange_mode="predictions"', minimum=1
     ),
     "public_batch": Option(64, "number of public images in each step", minimum=1),
     "teacher_bn": Option(
@@ -109,9 +101,7 @@ OPTIONS = {
     "teachers": Option((), "working directories of finished runs that teach all learners", item_type=str),
     "teacher_network": Option("", 'network of those runs; empty: "teacher" where a run has one, else its last'),
     "teacher_checkpoint": Option(
-        "same_task",
-        "those networks after the same task, or after their last task",
-        choices=("same_task", "last"),
+        "same_task", "those networks after the same task, or after their last task", choices=("same_task", "last")
     ),
     # Each learner has its own memory.
     **change_defaults(rehearsal.OPTIONS, replay=2000),

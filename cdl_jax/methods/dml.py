@@ -20,14 +20,11 @@ OPTIONS = {
     **peers.OPTIONS,
     **peer_losses.OPTIONS,
     "pairwise": Option(
-        False,
-        "the mean loss towards each of the others, instead of the loss towards their mean logits",
+        False, "the mean loss towards each of the others, instead of the loss towards their mean logits"
     ),
     "detach_targets": Option(False, "no gradient through targets"),
     "select_by": Option(
-        "mean",
-        "headline and best epoch: mean of the networks, or ensemble",
-        choices=("mean", "ensemble"),
+        "mean", "headline and best epoch: mean of the networks, or ensemble", choices=("mean", "ensemble")
     ),
 }
 

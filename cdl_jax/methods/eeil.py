@@ -38,9 +38,7 @@ from cdl_jax.options import Option
 OPTIONS = {
     **{key: value for key, value in TRAINING_OPTIONS.items() if key != "replay_balance"},
     "classes": Option(
-        "seen",
-        "classes of cross-entropy and prediction: seen so far, or all from the start",
-        choices=("seen", "all"),
+        "seen", "classes of cross-entropy and prediction: seen so far, or all from the start", choices=("seen", "all")
     ),
     "replay": Option(2000, "capacity of the memory in images, shared equally among the learned classes"),
     "alpha": Option(1.0, "weight of the distillation from the previous network"),

@@ -15,9 +15,7 @@ OPTIONS = {
     **peers.OPTIONS,
     **peers.BRANCH_OPTIONS,
     "select_by": Option(
-        "mean",
-        "headline and best epoch: mean of the branches, or ensemble",
-        choices=("mean", "ensemble"),
+        "mean", "headline and best epoch: mean of the branches, or ensemble", choices=("mean", "ensemble")
     ),
 }
 

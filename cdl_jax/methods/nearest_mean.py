@@ -33,9 +33,7 @@ from cdl_jax.options import Option
 
 OPTIONS = {
     "distance": Option(
-        "cosine",
-        "distance from an image's features to the class means",
-        choices=("cosine", "euclidean"),
+        "cosine", "distance from an image's features to the class means", choices=("cosine", "euclidean")
     ),
 }
 

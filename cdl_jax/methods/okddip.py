@@ -31,9 +31,7 @@ OPTIONS = {
     **peer_losses.OPTIONS,
     **peer_losses.RAMP_OPTIONS,
     "base": Option(
-        "branch",
-        "whether peers are branches of one network or separate networks",
-        choices=("branch", "network"),
+        "branch", "whether peers are branches of one network or separate networks", choices=("branch", "network")
     ),
     "en": Option(False, "all are attention peers and there is no leader: the mode of the comparison of ensembles"),
     "aggregate": Option(

@@ -25,17 +25,13 @@ OPTIONS = {
     **peer_losses.RAMP_OPTIONS,
     "bpscale": Option(False, "the gradient into the stem, the gate's too, is divided by the number of branches"),
     "vgg_double_pass": Option(
-        False,
-        "VGG's branches update their running statistics twice a step, as in the authors' code",
+        False, "VGG's branches update their running statistics twice a step, as in the authors' code"
     ),
     "detach_targets": Option(
-        False,
-        "no gradient through targets: only the cross-entropy of its ensemble trains the gate",
+        False, "no gradient through targets: only the cross-entropy of its ensemble trains the gate"
     ),
     "select_by": Option(
-        "mean",
-        "headline and best epoch: mean of the branches, or ensemble",
-        choices=("mean", "ensemble"),
+        "mean", "headline and best epoch: mean of the branches, or ensemble", choices=("mean", "ensemble")
     ),
 }
 

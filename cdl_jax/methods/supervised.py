@@ -48,9 +48,7 @@ OPTIONS = {
     **TRAINING_OPTIONS,
     # Running statistics, no dropout.
     "trained": Option(
-        "network",
-        "the trained part; the rest is frozen and computes as in evaluation",
-        choices=("network", "head"),
+        "network", "the trained part; the rest is frozen and computes as in evaluation", choices=("network", "head")
     ),
 }
 

@@ -31,9 +31,7 @@ OPTIONS = {
         choices=("mean", "learned", "none"),
     ),
     "drop_path": Option(
-        0.0,
-        "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0",
-        below=1,
+        0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
     ),
     "dtype": Option(
         "float32",

@@ -25,9 +25,7 @@ OPTIONS = {
     "depth": Option(1.0, "factor of the blocks of every stage, except the first and the last, rounded up", minimum=1),
     "dropout": Option(0.2, "dropout of the features, before the classifier", below=1),
     "drop_path": Option(
-        0.2,
-        "rate of stochastic depth that a block after the last would have; it decreases linearly to 0",
-        below=1,
+        0.2, "rate of stochastic depth that a block after the last would have; it decreases linearly to 0", below=1
     ),
 }
 

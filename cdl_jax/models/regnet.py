@@ -25,9 +25,7 @@ OPTIONS = {
     "wa": Option(106.23, "slope of the block widths"),
     "wm": Option(2.48, "ratio between the widths of two stages", above=1),
     "group_width": Option(
-        112,
-        "channels of a group of the 3x3 convolution; widths are rounded to multiples of it",
-        minimum=1,
+        112, "channels of a group of the 3x3 convolution; widths are rounded to multiples of it", minimum=1
     ),
     "se_ratio": Option(0.25, "width of squeeze-and-excitation over the channels of the input; 0: none (RegNetX)"),
     "stem_width": Option(32, "channels of the stem", minimum=1),

@@ -24,8 +24,7 @@ OPTIONS = {
     "widths": Option((16, 32, 64), "channels of each stage, before the bottleneck's factor 4", minimum=1),
     "inner_multiplier": Option(1, "factor of a bottleneck's inner width", minimum=1),
     "zero_init": Option(
-        False,
-        "the scale of the last batch norm of each block starts at zero: blocks start as the identity",
+        False, "the scale of the last batch norm of each block starts at zero: blocks start as the identity"
     ),
 }
 

@@ -17,9 +17,7 @@ OPTIONS = {
     **shared_options("vgg", image_size=32),
     "image_size": Option(32, "side of the input images in pixels", minimum=32, reason="VGG halves an image five times"),
     "channel_unit": Option(
-        64,
-        "channels of the first group; the five groups have 1, 2, 4, 8 and 8 times as many",
-        minimum=1,
+        64, "channels of the first group; the five groups have 1, 2, 4, 8 and 8 times as many", minimum=1
     ),
     "group_depth": Option(3, "convolutions of each of the last three groups", minimum=1),
     "dropout": Option(0.0, "dropout before each of the last two linear layers", below=1),

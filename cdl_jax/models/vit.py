@@ -21,9 +21,7 @@ OPTIONS = {
     "patch_size": Option(16, "side of a patch in pixels", minimum=1),
     "layer_scale": Option(0.0, "initial value of LayerScale; 0: no LayerScale"),
     "drop_path": Option(
-        0.0,
-        "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0",
-        below=1,
+        0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
     ),
     "dtype": Option(
         "float32",
@@ -31,9 +29,7 @@ OPTIONS = {
         choices=("float32", "bfloat16"),
     ),
     "attention": Option(
-        "xla",
-        "cudnn: fused, never storing scores; needs a GPU and bfloat16",
-        choices=("xla", "cudnn"),
+        "xla", "cudnn: fused, never storing scores; needs a GPU and bfloat16", choices=("xla", "cudnn")
     ),
     "remat": Option(False, "recompute each block in the backward pass instead of storing it"),
 }

@@ -29,9 +29,7 @@ OPTIONS: dict[str, Any] = {
         '"pretraining"; 0: all',
     ),
     "part": Option(
-        "incremental",
-        "the part of the emoji that the stream consists of",
-        choices=("incremental", "pretraining"),
+        "incremental", "the part of the emoji that the stream consists of", choices=("incremental", "pretraining")
     ),
     "test_fraction": Option(
         0.2,

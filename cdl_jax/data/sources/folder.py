@@ -17,10 +17,7 @@ from cdl_jax.runtime.console import one_line
 
 OPTIONS: dict[str, Any] = {
     "test_fraction": Option(
-        0.2,
-        "fraction of each class in the test set, if the folder has no test set",
-        above=0,
-        below=1,
+        0.2, "fraction of each class in the test set, if the folder has no test set", above=0, below=1
     ),
     "split_seed": Option(0, "seed of that split"),
     "skip_empty_classes": Option(False, "True: leave out classes without training images; False: refuse them"),

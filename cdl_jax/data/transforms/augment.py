@@ -26,24 +26,16 @@ if TYPE_CHECKING:
 
 OPTIONS: dict[str, Any] = {
     "train": Option(
-        "none",
-        "transform of training images",
-        choices=("random_resized_crop", "shift", "pad_crop", "resize", "none"),
+        "none", "transform of training images", choices=("random_resized_crop", "shift", "pad_crop", "resize", "none")
     ),
     "flip": Option(False, "left-right flip of training images, with probability 1/2"),
     "shift": Option(2, 'largest shift in pixels, for train="shift"'),
     "pad": Option(4, 'pixels added on each side, for train="pad_crop"'),
     "scale": Option(
-        (0.08, 1.0),
-        'lowest and highest fraction of the area, for train="random_resized_crop"',
-        above=0,
-        lengths=(2,),
+        (0.08, 1.0), 'lowest and highest fraction of the area, for train="random_resized_crop"', above=0, lengths=(2,)
     ),
     "ratio": Option(
-        (3 / 4, 4 / 3),
-        'lowest and highest width : height, for train="random_resized_crop"',
-        above=0,
-        lengths=(2,),
+        (3 / 4, 4 / 3), 'lowest and highest width : height, for train="random_resized_crop"', above=0, lengths=(2,)
     ),
     "test": Option("none", "transform of test images", choices=("resize", "resize_center_crop", "none")),
     "resize": Option(256, 'shorter side in pixels, for test="resize_center_crop"', minimum=1),
@@ -54,17 +46,13 @@ OPTIONS: dict[str, Any] = {
     ),
     **color.OPTIONS,
     "rand_augment": Option(
-        "",
-        'timm\'s policy for training images, such as "rand-m9-mstd0.5-inc1"; images on the host only',
+        "", 'timm\'s policy for training images, such as "rand-m9-mstd0.5-inc1"; images on the host only'
     ),
     "erase": Option(0.0, "probability of noise in a rectangle of a training image", maximum=1),
     # An epoch keeps its length, so it has only some of the images.
     "repeats": Option(1, "times that a training image appears in a row, each time transformed differently", minimum=1),
     "mean": Option(
-        (),
-        "mean of each channel, of pixels in [0, 1]; empty: no normalization",
-        item_type=float,
-        lengths=(0, 3),
+        (), "mean of each channel, of pixels in [0, 1]; empty: no normalization", item_type=float, lengths=(0, 3)
     ),
     "std": Option(
         (),

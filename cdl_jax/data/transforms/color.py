@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, Any] = {
     "three_augment": Option(False, "each training image is made gray, solarized or blurred, with probability 1/3 each"),
     "jitter": Option(
-        0.0,
-        "factors in [1 - jitter, 1 + jitter] of brightness, contrast and saturation, in random order",
-        maximum=1,
+        0.0, "factors in [1 - jitter, 1 + jitter] of brightness, contrast and saturation, in random order", maximum=1
     ),
 }
 NUM_UNIFORMS = 6  # uniform numbers per image: which of three, radius, 3 factors, their order

@@ -33,8 +33,7 @@ OPTIONS = {
     "kd_every": Option(0, "number of tasks after which that weight changes, the first included; 0: it is constant"),
     "kd_step": Option(0.5, "change of the weight; below 0 it falls; a weight that is exactly 0 stays 0", minimum=None),
     "kd_clamp": Option(
-        False,
-        "whether the weight stops at 0; otherwise it may become negative, as in the authors' code",
+        False, "whether the weight stops at 0; otherwise it may become negative, as in the authors' code"
     ),
     "kd_warmup": Option(0, "number of first tasks whose weight is 0"),
 }

@@ -18,9 +18,7 @@ from cdl_jax.options import Option
 
 OPTIONS = {
     "loss": Option(
-        "KL",
-        "distillation: KL divergence, or CE, the cross-entropy with the softened target",
-        choices=("KL", "CE"),
+        "KL", "distillation: KL divergence, or CE, the cross-entropy with the softened target", choices=("KL", "CE")
     ),
     "temperature": temperature_option(3.0),
     "alpha": Option(1.0, "weight of distillation"),

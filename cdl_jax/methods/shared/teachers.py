@@ -25,8 +25,7 @@ OPTIONS = {
         choices=("same_task", "last"),
     ),
     "teacher_network": Option(
-        "",
-        'a network of that run; empty: "teacher" if the run trained one of that name, else its last',
+        "", 'a network of that run; empty: "teacher" if the run trained one of that name, else its last'
     ),
 }
 

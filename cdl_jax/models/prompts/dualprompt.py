@@ -45,12 +45,10 @@ OPTIONS = {
     ),
     "full_length": Option(False, "a prompt has `length` keys and `length` values instead of half each"),
     "batchwise": Option(
-        False,
-        "all images of a test batch get the row that most select: results depend on eval.batch_size",
+        False, "all images of a test batch get the row that most select: results depend on eval.batch_size"
     ),
     "shared_keys": Option(
-        False,
-        "all layers of expert prompts share one set of keys, hence one selection and one key loss",
+        False, "all layers of expert prompts share one set of keys, hence one selection and one key loss"
     ),
     "inherit": Option(False, "a task's expert prompts start as copies of those of the task before"),
     "init_scale": Option(1.0, "prompts and keys start from U[0, init_scale)", above=0),

@@ -48,8 +48,7 @@ OPTIONS = {
         choices=("prefix", "tokens"),
     ),
     "full_length": Option(
-        False,
-        'of form "prefix": a prompt has `length` keys and `length` values instead of half each',
+        False, 'of form "prefix": a prompt has `length` keys and `length` values instead of half each'
     ),
     "batchwise": Option(
         False,
