@@ -54,6 +54,7 @@ def build(learner, scheme, **changes):
     for section, dim in (("teacher", 12), ("student", 8)):
         config[section].update(dim=dim, depth=2, heads=2, mlp_ratio=1.0, patch_size=8, image_size=16)
     config.update_from_flattened_dict(changes)
+    configs.check(config)
     return cdl.build(config, StreamInfo(4, (2, 2)))
 
 
@@ -319,12 +320,12 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("l2p", "prompt_mapping", {"distill.alpha": 1.0}, "distill.alpha=1.0 leaves one of the student's two heads"),
         ("l2p", "vkd", {"distill.teacher_feature": "attention_0"}, "'attention_0' is no output of the teacher"),
         ("l2p", "vkd", {"distill.student_feature": "clas_token"}, "'clas_token' is no output of the student"),
-        ("l2p", "kd", {"cdl.teachers": (1,)}, "cdl.teachers=(1,) must be working directories of finished runs"),
+        ("l2p", "kd", {"cdl.teachers": (1,)}, "cdl.teachers=(1,) must be text that is not empty"),
         ("l2p", "vkd", {"distill.projector": "cailey"}, "did you mean 'cayley'"),
-        ("l2p", "vkd", {"distill.teacher_norm": "x"}, "is not a normalization of features"),
+        ("l2p", "vkd", {"distill.teacher_norm": "layr"}, "did you mean 'layer'"),
         ("l2p", "vkd", {"distill.student_norm": "whiten_zca", "distill.norm_epsilon": 0.0}, "set 0.01"),
         ("l2p", "vkd", {"distill.feature_loss": "l1"}, "use 'smooth_l1' or 'mse'"),
-        ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first' or"),
+        ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first', 'interleaved_epochs' or 'interleaved'"),
         ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teacher_epochs": 3}, "cdl.teacher_epochs has no meaning"),
     ],
 )
