@@ -16,7 +16,7 @@ from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
 from cdl_jax.models.peers.attention_and_gate import Gate
 from cdl_jax.models.peers.networks import PeerOutputs
-from cdl_jax.options import Option
+from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
     **peers.OPTIONS,
@@ -41,8 +41,8 @@ _GATE_INIT = {"vgg": "normal", "densenet": "zero_bias"}
 def defaults(network: str = "resnet32", reference: bool = False) -> dict:
     """Returns the config sections of this method; see `peers.defaults`."""
     sections = peers.defaults("one", OPTIONS, network, branched=True, reference=reference)
-    if reference and sections["network"]["family"] == "vgg":
-        sections["one"] = {**sections["one"], "vgg_double_pass": True}
+    if reference and sections["network"]["family"].default == "vgg":
+        sections["one"] = change_defaults(sections["one"], vgg_double_pass=True)
     return sections
 
 
