@@ -274,6 +274,7 @@ def test_the_topology_of_a_config_may_be_a_matrix(rows):
     ("changes", "message"),
     [
         ({"topology": "rnig"}, "did you mean 'ring'"),
+        ({"stream_order": "rotate"}, "did you mean 'rotated'"),
         ({"exchange_mode": "models"}, "dkt.exchange_mode='models'"),
         ({"exchange_interval": 0}, "at least 1"),
         ({"joins": (0, 1)}, "give 3 tasks, one for each learner"),
@@ -300,6 +301,11 @@ def test_invalid_options_are_refused_in_one_line(changes, message):
     with pytest.raises(UserError) as error:
         build(**changes)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rotated_orders_need_tasks_of_one_size():
+    with pytest.raises(UserError, match="dkt.stream_order='rotated' needs tasks of one size: choose 'independent'"):
+        topology.class_orders("rotated", 2, (2, 1), seed=0)
 
 
 @pytest.mark.parametrize(
