@@ -50,6 +50,10 @@ class Optimizer:
     learning_rate: Callable[[jax.Array], jax.Array]
 
 
+# Changes nothing: of an update that only collects statistics.
+NO_STEP = Optimizer(optax.identity(), optax.constant_schedule(0.0))
+
+
 def cdl_cosine(learning_rate: float, epochs: int) -> optax.Schedule:
     """Returns the schedule of the CDL program, `lr cos(99 pi max(0, e - 1) / (200 (epochs - 1)))`.
 
@@ -146,6 +150,34 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
     if options.accumulate > 1:  # the direction is zero until a step is full
         transform = optax.MultiSteps(transform, options.accumulate).gradient_transformation()
     return Optimizer(transform, schedule(options, epochs))
+
+
+def scale_rates(optimizer: Optimizer, factor: Callable[[tuple[str, ...]], float]) -> Optimizer:
+    """Multiplies the learning rate of each leaf by a factor; decoupled weight decay is multiplied too.
+
+    Args:
+      optimizer: of all leaves.
+      factor: path of a trained leaf -> factor.
+
+    Returns:
+      An optimizer with the same state.
+
+    >>> optimizer = Optimizer(optax.identity(), optax.constant_schedule(0.1))
+    >>> scaled = scale_rates(optimizer, lambda path: 0.5 if path == ("backbone",) else 1.0)
+    >>> direction, _ = scaled.transform.update({"backbone": 4.0, "head": 4.0}, optax.EmptyState())
+    >>> direction
+    {'backbone': 2.0, 'head': 4.0}
+    """
+
+    def scale(path, direction):
+        value = factor(tuple(key.key for key in path))
+        return direction if value == 1 else value * direction
+
+    def update(gradients, state, params=None):
+        direction, state = optimizer.transform.update(gradients, state, params)
+        return jax.tree_util.tree_map_with_path(scale, direction), state
+
+    return Optimizer(optax.GradientTransformation(optimizer.transform.init, update), optimizer.learning_rate)
 
 
 def _weight_decay_mask(no_decay: Collection[str], min_rank: int, params):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
+from cdl_jax import schema
 from cdl_jax.errors import UserError, one_line_traceback
 
 Value = TypeVar("Value")
@@ -30,7 +31,7 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
     "methods": {"defaults": "", "build": "config, info"},
     "distill": {"OPTIONS": None, "build": "options, teacher, student"},
     "models": {"build": "options, num_classes", "OPTIONS": None, "SIZES": None, "torch_name": "path"},
-    "models.prompts": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
+    "models.learners": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
     "data.sources": {"OPTIONS": None, "load": "options"},
     "published": {"build": ""},
 }
@@ -90,9 +91,9 @@ def list_plugins(folder: str) -> list[str]:
     """Returns the sorted names of the plug-ins in `cdl_jax.<folder>`, without importing them.
 
     Args:
-      folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.prompts".
+      folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.learners".
 
-    >>> list_plugins("models.prompts")
+    >>> list_plugins("models.learners")
     ['apt', 'coda', 'dualprompt', 'l2p', 'none']
     """
     package = importlib.import_module(f"cdl_jax.{folder}")
@@ -109,6 +110,8 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     "did you mean 'optim.learning_rate'? known: optim.learning_rate, seed"
     """
     known = sorted(str(k) for k in known if str(k))
+    if (new_name := schema.RENAMED_OPTIONS.get(word)) in known:
+        return f"it is now {new_name!r}"
     by_lower_case = {key.casefold(): key for key in known}
     word = word.casefold()
     tail = word.split(".")[-1].replace("-", "_")

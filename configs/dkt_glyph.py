@@ -8,7 +8,7 @@
 20 characters in five tasks. Each learner has its own class order (`order`, see cdl_jax/methods/shared/topology.py),
 which differs between seeds. Learners exchange at every `interval`th `unit`.
 
-learner   cnn, a slim ResNet of eight channels on images of 16 pixels, or one of models/prompts around the pretrained
+learner   cnn, a slim ResNet of eight channels on images of 16 pixels, or one of models/learners around the pretrained
           ViT of the quick start
 replay    how many images each learner stores
 classes   the classes that the loss spans, see methods/dkt.py; "": those seen so far, or for a prompt learner without a

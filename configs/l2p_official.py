@@ -26,7 +26,7 @@ def get_config(text=""):
         text, learner="l2p", data="cifar100", distill="none", teacher="vit_l16", student="vit_b16", joint=False
     )
     joint, learner, data = choices.pop("joint"), choices["learner"], choices["data"]
-    official = getattr(plugins.load_plugin("models.prompts", learner), "OFFICIAL", None)
+    official = getattr(plugins.load_plugin("models.learners", learner), "OFFICIAL", None)
     if official is None:
         raise UserError(f"config argument learner={learner!r}: use l2p or dualprompt")
     config = base.default("cdl", **choices)

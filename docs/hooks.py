@@ -17,7 +17,7 @@ from cdl_jax.evaluation import metrics
 API = {
     "schemes": "cdl_jax.distill.base",
     "methods": "cdl_jax.methods.base",
-    "prompts": "cdl_jax.models.prompts.base",
+    "learners": "cdl_jax.models.learners.base",
     "stream": "cdl_jax.data.stream",
     "losses": "cdl_jax.losses",
     "metrics": "cdl_jax.evaluation.metrics",
@@ -33,7 +33,7 @@ _EDIT = "_This page is generated from the code by `docs/hooks.py`._\n"
 CHOICES = {
     "method": ("how the networks are trained", "methods"),
     "data.name": ("the data source", "data.sources"),
-    "learner.name": ("the prompt learner", "models.prompts"),
+    "learner.name": ("the prompt learner", "models.learners"),
     "distill.name": ("the distillation scheme", "distill"),
     "teacher.family": ("the family of a network; also `student.family` and `network.family`", "models"),
 }
@@ -242,7 +242,7 @@ def config_page() -> str:
         "## Optimizer: `optim.`\n",
         _table(option_table(optim), "optim."),
         _plugin_sections("methods", "method", "Methods"),
-        _plugin_sections("models.prompts", "learner", "Prompt learners: `learner.`"),
+        _plugin_sections("models.learners", "learner", "Prompt learners: `learner.`"),
         _plugin_sections("distill", "distill", "Distillation schemes: `distill.`"),
         _plugin_sections("models", "network", "Networks: `teacher.`, `student.`, `network.`"),
     ]

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import NetworkSpec, Scheme, StudentInputs
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts.base import check_length, split_kv
+from cdl_jax.models.learners.base import check_length, split_kv
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import NetworkSpec, Scheme, StudentInputs
 from cdl_jax.errors import UserError
+from cdl_jax.models.learners import coda
+from cdl_jax.models.learners.base import check_layers, check_length
 from cdl_jax.models.modules.prompt_mapping import PoolMapping, SelfAttentionMapping
-from cdl_jax.models.prompts import coda
-from cdl_jax.models.prompts.base import check_layers, check_length
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {

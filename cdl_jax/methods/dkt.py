@@ -97,7 +97,7 @@ def defaults(network: str = "slim_resnet18", learner: str = "cnn") -> dict:
     Raises:
       UserError: unknown network or prompt pool.
     """
-    pool = {} if learner == "cnn" else plugins.load_plugin("models.prompts", learner).OPTIONS
+    pool = {} if learner == "cnn" else plugins.load_plugin("models.learners", learner).OPTIONS
     section = families.network_options(network, families.CONVOLUTIONAL if learner == "cnn" else (vit,))
     return {"dkt": OPTIONS, "learner": {"name": learner, **pool}, "network": section}
 

@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
@@ -24,16 +23,14 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
 from cdl_jax.models import vit, weights
+from cdl_jax.models.learners.base import l2_normalize
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.modules.heads import is_head
-from cdl_jax.models.prompts.base import l2_normalize
-from cdl_jax.optim import Optimizer
+from cdl_jax.optim import NO_STEP
 
 OPTIONS = {"distance": "cosine"}  # from an image's features to the class means: "cosine" or "euclidean"
-
-_NO_STEP = Optimizer(optax.identity(), optax.constant_schedule(0.0))
 
 
 def defaults(network: str = "glyph_student") -> dict[str, Mapping[str, Any]]:
@@ -69,7 +66,7 @@ class NearestMean(Method):
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("means", 1, (Update(lambda path: False, _NO_STEP, self.add_batch),), sequential=True),)
+        return (Phase("means", 1, (Update(lambda path: False, NO_STEP, self.add_batch),), sequential=True),)
 
     def init(self, key: jax.Array) -> Variables:
         images = jnp.zeros((1, self.image_size, self.image_size, 3))

@@ -55,7 +55,7 @@ def build(
     Args:
       version: of the paper, "v1" to "v4". Until v2 the key losses of L2P and DualPrompt were summed over the batch.
       data: "cifar100" or "imagenet_r".
-      learner: prompt pool, a plug-in of `cdl_jax.models.prompts`.
+      learner: prompt pool, a plug-in of `cdl_jax.models.learners`.
       distill: a row of the version's table: a scheme's name, or "deit" (v3, v4: the distillation token alone).
       teacher: a ViT; "": the one that the papers pair with the student. It has no effect if `distill` is "none".
       student: a ViT, such as "vit_s16".

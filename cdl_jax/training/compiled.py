@@ -47,9 +47,14 @@ class CompiledSteps:
         if isinstance(method, CachesQueries):
             self.query_step = self._jit(steps.query_step(method, self.test_loader, config.augment), 1)
         shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_variables()[0])
-        start, end = (steps.task_boundary_step(method, change) for change in (method.start_task, method.end_task))
-        self._start_task = self._jit(axis.vmap(start, 0, None, None, 0), 2, shardings)
-        self._end_task = self._jit(axis.vmap(end, 0, None, None, 0), 2, shardings)
+
+        def boundary_step(change):
+            step = steps.task_boundary_step(method, change)
+            return self._jit(axis.vmap(step, 0, None, None, 0), 2, shardings)
+
+        self._start_task, self._end_task = boundary_step(method.start_task), boundary_step(method.end_task)
+        finishes = {index: phase.finish for index, phase in enumerate(method.phases)}
+        self._finish_phase = {index: boundary_step(finish) for index, finish in finishes.items() if finish}
         if isinstance(method, HerdsMemory):
             update = axis.vmap(steps.update_memory_step(method), 0, None, 0)
             self.update_memory_step = self._jit(update, 2, shardings)
@@ -72,7 +77,7 @@ class CompiledSteps:
         mutable, frozen = experiment.abstract_variables()
         start = position(experiment.stream.tasks[0])
         self.abstract_state  # noqa: B018 (traces the updates of all phases)
-        for change in (self._start_task, self._end_task):
+        for change in (self._start_task, self._end_task, *self._finish_phase.values()):
             jax.eval_shape(change, mutable, frozen, start, experiment.seed)
         with self.mesh_context():
             data = self.test_loader.data
@@ -125,6 +130,11 @@ class CompiledSteps:
     def end_task(self, mutable, frozen, position):
         """Returns the mutable variables that are evaluated after the task at `position`."""
         return self._end_task(mutable, frozen, position, self.experiment.seed)
+
+    def finish_phase(self, index: int, mutable, frozen, position):
+        """Returns the mutable variables after `Phase.finish` of the phase with this number."""
+        finish = self._finish_phase.get(index)
+        return finish(mutable, frozen, position, self.experiment.seed) if finish else mutable
 
     @cached_property
     def abstract_state(self) -> State:

@@ -1,7 +1,7 @@
 """Builds the networks and the distillation scheme of the method `cdl` from a config, and checks its options."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,33 +9,16 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cdl_jax import plugins
-from cdl_jax.distill.base import NetworkSpec, Scheme
+from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import finished_run, user_scheme
-from cdl_jax.models import weights
-from cdl_jax.models.modules.prompted import PromptedNetwork
+from cdl_jax.methods.shared.teacher_student import TeacherStudent
+from cdl_jax.models.modules import prompted
 
 
-@dataclass(frozen=True)
-class Networks:
-    """The networks of the method `cdl` and their scheme.
-
-    Attributes:
-      teacher: trained in this run; None if the scheme needs no teacher, or teachers of finished runs are used.
-      run_teachers: teachers of finished runs, whose outputs are averaged.
-      student: trained in this run.
-      scheme: the distillation scheme.
-    """
-
-    teacher: PromptedNetwork | None
-    run_teachers: tuple[finished_run.RunTeacher, ...]
-    student: PromptedNetwork
-    scheme: Scheme
-
-
-def build(config: ConfigDict, info: StreamInfo) -> Networks:
+def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
     """Builds the networks and the scheme.
 
     Reads the sections `teacher`, `student`, `learner`, `distill` and `cdl`.
@@ -65,7 +48,11 @@ def build(config: ConfigDict, info: StreamInfo) -> Networks:
     elif scheme.needs:
         teacher_query_dim = query_dim if options.query == "student" else config.teacher.dim
         teacher = _build_network(config, config.teacher, teacher_query_dim, info)
-    return Networks(teacher, run_teachers if scheme.needs else (), student, scheme)
+    _check_fitted_head(options, student)
+    run_teachers = run_teachers if scheme.needs else ()
+    return TeacherStudent(
+        teacher, run_teachers, student, scheme, own_query=teacher is not None and options.query == "own"
+    )
 
 
 def check(config: ConfigDict) -> None:
@@ -104,14 +91,18 @@ def check(config: ConfigDict) -> None:
 
 
 def _build_network(config, section, query_dim, info):
-    """Builds the prompted network of a section; its queries are `[batch, query_dim]`."""
-    family = plugins.load_plugin("models", section.family)
-    pool = plugins.load_plugin("models.prompts", config.learner.name)
-    prompts = pool.build(
-        config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
-    )
-    head = prompts.head(info.num_classes)
-    return PromptedNetwork(family.build(section), prompts, head, section.image_size, weights.from_section(section))
+    """Builds the network of a section; its queries are `[batch, query_dim]`."""
+    sizes = {"num_classes": info.num_classes, "num_tasks": info.num_tasks}
+    return prompted.build(section, config.learner, query_dim=query_dim, **sizes)
+
+
+def _check_fitted_head(options, network):
+    """Refuses schedules in which a student learns from a teacher before the teacher's head is fitted."""
+    if network.is_fitted and options.schedule != "teacher_first":
+        raise UserError(
+            f"cdl.schedule={options.schedule!r}: the learner fits its head after its last epoch, so the student would "
+            "learn from an earlier head: use 'teacher_first'"
+        )
 
 
 def _network_spec(config, section, student, info):

@@ -79,7 +79,7 @@ def test_version_usage_and_list(capsys):
     assert main.main(["--list"]) == 0
     listed = capsys.readouterr().out
     words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
-    for folder in ("methods", "models.prompts", "distill", "data.sources", "models"):
+    for folder in ("methods", "models.learners", "distill", "data.sources", "models"):
         assert set(plugins.list_plugins(folder)) <= words
     assert set(config_files.shipped_configs()) <= words
     assert "vit_b16" in listed and "resnet152" in listed

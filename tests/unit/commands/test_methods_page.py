@@ -12,7 +12,7 @@ from cdl_jax.methods import cdl
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "methods" / "cdl.md").read_text()
-MODULES = [(package, name) for package in ("models.prompts", "distill") for name in plugins.list_plugins(package)]
+MODULES = [(package, name) for package in ("models.learners", "distill") for name in plugins.list_plugins(package)]
 
 
 def section(file):

@@ -39,7 +39,7 @@ def known_keys():
     configs = [
         config.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
         for learner, scheme in itertools.zip_longest(
-            plugins.list_plugins("models.prompts"), plugins.list_plugins("distill"), fillvalue="l2p"
+            plugins.list_plugins("models.learners"), plugins.list_plugins("distill"), fillvalue="l2p"
         )
         if scheme != "l2p"
     ]

@@ -154,7 +154,7 @@ def test_logits_can_be_the_compared_features_of_both_networks():
 
 
 def test_every_learner_and_scheme_is_covered():
-    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.prompts"))
+    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.learners"))
     assert set(SCHEMES) == set(plugins.list_plugins("distill"))
 
 
@@ -173,10 +173,10 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
     variables, images, query = random_variables(prompted), batch()["images"], np.ones((4, 8), np.float32)
 
     def scheme_inputs(variables):
-        return prompted.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
+        return prompted.models.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
 
     def outputs(method, student, inputs):
-        out = method.student(student, images, query, place(0), False, inputs)
+        out = method.models.student(student, images, query, place(0), False, inputs)
         return {name: value for name, value in out.items() if name != "prompts"}, out.get("prompts")
 
     @jax.jit
@@ -187,7 +187,7 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
         first = selection.tokens
         if inputs.first_tokens is not None:
             first = jnp.concatenate([first, inputs.first_tokens], axis=1)
-        _, by_hand = prompted.student.backbone.apply(
+        _, by_hand = prompted.models.student.backbone.apply(
             {"params": variables["student"]["backbone"]}, images, inputs.prompts, first_tokens=first,
             last_tokens=inputs.last_tokens,
         )  # fmt: skip
@@ -217,7 +217,7 @@ def test_only_the_coda_rows_of_the_task_have_gradients():
 
 
 def test_coda_rows_start_orthogonal_to_those_before_them():
-    pool = build("coda", "kd").teacher.prompts
+    pool = build("coda", "kd").models.teacher.learner
     first = jax.jit(pool.init, static_argnums=3)(jax.random.key(0), np.zeros((1, 8), np.float32), place(0), True)
     start = jax.jit(pool.start_task)
     second, again = jax.device_get([start(first, place(task), jax.random.key(1)) for task in (1, 0)])
@@ -245,7 +245,9 @@ def test_apt_merges_its_prompts_at_the_end_of_a_task_and_evaluates_the_merged_pr
     pool = {"params": first["student"]["prompts"], "state": first["student"]["state"]["prompts"]}
     query = np.zeros((1, 8), np.float32)
     for train, wanted in ((True, 3 * live), (False, live)):
-        additive = jax.jit(lambda p, t=train: method.student.prompts.apply(p, query, place(1), t).prompts[1].additive)
+        additive = jax.jit(
+            lambda p, t=train: method.models.student.learner.apply(p, query, place(1), t).prompts[1].additive
+        )
         assert np.array_equal(np.stack(additive(pool)), wanted[2:])
 
 

@@ -44,8 +44,8 @@ def evaluate(method, variables):
     @jax.jit
     def outputs(variables):
         tokens = {
-            name: getattr(method, name).backbone.apply({"params": variables[name]["backbone"]}, BATCH["images"])[0]
-            for name in method.networks
+            name: network.backbone.apply({"params": variables[name]["backbone"]}, BATCH["images"])[0]
+            for name, network in method.models.trained.items()
         }
         return method.predict(variables, BATCH["images"], CONTEXT), tokens
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from cdl_jax.models.prompts import coda
+from cdl_jax.models.learners import coda
 from tests.support.contexts import context
 
 OPTIONS = SimpleNamespace(**{**coda.OPTIONS, "pool": 6, "length": 2, "layers": 1})

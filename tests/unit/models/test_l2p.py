@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import l2p
+from cdl_jax.models.learners import l2p
 from tests.support.contexts import context
 
 POOL, LENGTH, TOP, DIM, KEY = 6, 4, 2, 5, 3

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import dualprompt, l2p
-from cdl_jax.models.prompts.base import batchwise_top_k
+from cdl_jax.models.learners import dualprompt, l2p
+from cdl_jax.models.learners.base import batchwise_top_k
 from tests.support.contexts import context
 
 POOL, LENGTH, TOP, DIM, KEY, BATCH = 6, 3, 2, 5, 4, 7
@@ -141,7 +141,7 @@ def test_a_task_of_dualprompt_inherits_the_prompts_but_not_the_keys_of_the_task_
 
 @pytest.mark.parametrize("learner", MODULES)
 def test_official_values_are_options_that_build_and_start_near_zero(learner):
-    module = plugins.load_plugin("models.prompts", learner)
+    module = plugins.load_plugin("models.learners", learner)
     assert set(module.OFFICIAL) <= set(module.OPTIONS)
     assert {key: type(value) for key, value in module.OFFICIAL.items()} == {
         key: type(module.OPTIONS[key]) for key in module.OFFICIAL

@@ -172,7 +172,7 @@ def test_key_loss_summed_over_two_half_batches_is_half_of_the_full_sum():
 
     def pull(learner, images):
         options = cdl.build(version="v2", learner=learner).learner
-        pool = plugins.load_plugin("models.prompts", learner).build(options, dim=8, key_dim=8, depth=12, num_tasks=10)
+        pool = plugins.load_plugin("models.learners", learner).build(options, dim=8, key_dim=8, depth=12, num_tasks=10)
         variables = pool.init(jax.random.key(1), images[:1], context(), True)
         return float(pool.apply(variables, images, context(), True).loss)
 

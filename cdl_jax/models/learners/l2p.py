@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts.base import (
+from cdl_jax.models.learners.base import (
     Pool,
     Selection,
     batchwise_top_k,
@@ -26,6 +25,7 @@ from cdl_jax.models.prompts.base import (
     check_length,
     l2_normalize,
 )
+from cdl_jax.models.modules import heads
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -145,7 +145,7 @@ class L2P(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> L2P:
-    """Returns the pool of an option section, see `models.prompts.base`.
+    """Returns the pool of an option section, see `models.learners.base`.
 
     Raises:
       UserError: options are out of range or do not fit together.

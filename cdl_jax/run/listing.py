@@ -7,10 +7,10 @@ from pathlib import Path
 
 from cdl_jax import config_files, plugins
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _SECTIONS = (
     ("methods (config.method)", "methods"),
-    ("learners (argument learner)", "models.prompts"),
+    ("learners (argument learner)", "models.learners"),
     ("distillation schemes (argument distill)", "distill"),
     ("data sources (--config.data.name)", "data.sources"),
     ("network families (config.<network>.family)", "models"),

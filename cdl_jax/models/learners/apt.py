@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
+from cdl_jax.models.learners.base import Pool, Selection, Variables
 from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts.base import Pool, Selection, Variables
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -78,7 +78,7 @@ class APT(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> APT:
-    """Returns the prompts of an option section, see `models.prompts.base`.
+    """Returns the prompts of an option section, see `models.learners.base`.
 
     Raises:
       UserError: an option is out of range.

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models.prompts.base import (
+from cdl_jax.models.learners.base import (
     Pool,
     Selection,
     Variables,
@@ -222,7 +222,7 @@ def _orthogonality_loss(rows, end):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> CODA:
-    """Returns the components of an option section, see `models.prompts.base`.
+    """Returns the components of an option section, see `models.learners.base`.
 
     Raises:
       UserError: options are out of range or do not fit together.

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts.base import (
+from cdl_jax.models.learners.base import (
     Pool,
     Selection,
     Variables,
@@ -28,6 +27,7 @@ from cdl_jax.models.prompts.base import (
     l2_normalize,
     split_kv,
 )
+from cdl_jax.models.modules import heads
 from cdl_jax.models.vit import Prompt
 
 OPTIONS = {
@@ -150,7 +150,7 @@ class DualPrompt(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> DualPrompt:
-    """Returns the prompts of an option section, see `models.prompts.base`.
+    """Returns the prompts of an option section, see `models.learners.base`.
 
     Raises:
       UserError: options are out of range or do not fit together.
