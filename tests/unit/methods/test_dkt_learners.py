@@ -1,5 +1,7 @@
 """Learners of DKT with prompts: what is shared, trained and published, and the input of the ST head."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +69,7 @@ def test_a_task_starts_and_ends_in_the_prompt_pool_alone():
             calls.append(("end", int(context.task)))
             return jax.tree.map(lambda x: x + 2, pool_variables)
 
-    object.__setattr__(learner.network, "prompts", Recording())
+    learner = replace(learner, network=replace(learner.network, learner=Recording()))
     started = learner.start_task(variables, context(2, 4, task=1), jax.random.key(0))
     ended = learner.end_task(variables, context(2, 4, task=1))
     assert calls == [("start", 1), ("end", 1)]
