@@ -1,7 +1,7 @@
 """Compiles the steps of an experiment, each once for the whole run, and loads their batches."""
 
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,7 @@ class CompiledSteps:
     def abstract_state(self) -> State:
         """Returns shapes, types and shardings of the state within a task."""
         mutable, frozen = self.experiment.abstract_variables()
-        opt, best = jax.eval_shape(self._initial_parts, mutable)
+        opt, best = jax.eval_shape(partial(_initial_parts, self.experiment), mutable)
         sums, nonfinite = [], []
         for index in range(len(self.experiment.method.phases)):
 
@@ -148,7 +148,7 @@ class CompiledSteps:
                 return step.updates(*variables, *rest)
 
             inputs = (mutable, opt[index]), frozen, *self._abstract_inputs(index)
-            metrics = jax.eval_shape(self._over_seeds(index, updates), *inputs)[2]
+            metrics = jax.eval_shape(_over_seeds(self.experiment, index, updates), *inputs)[2]
             terms = {name: value for name, value in metrics.items() if name != "steps"}
             integer = jax.ShapeDtypeStruct(metrics["steps"].shape, np.int32)
             sums.append(metrics)
@@ -166,14 +166,7 @@ class CompiledSteps:
     @cached_property
     def _compiled_initial_parts(self):
         shardings = jax.tree.map(lambda x: x.sharding, (self.abstract_state.opt, self.abstract_state.best_mutable))
-        return jax.jit(self._initial_parts, out_shardings=shardings)
-
-    def _initial_parts(self, mutable):
-        """Returns the optimizer states and `best_mutable` with which a task begins."""
-        opt = self.experiment.axis.vmap(lambda tree: init_optimizers(self.experiment.method, tree), 0)(mutable)
-        patience = self.experiment.config.train.early_stopping.patience
-        # A copy, because the steps are given the buffers of both.
-        return opt, jax.tree.map(jnp.copy, mutable) if patience else {}
+        return jax.jit(partial(_initial_parts, self.experiment), out_shardings=shardings)
 
     def train_step(self, index: int, size: int = 0, num_steps: int = 1):
         """Returns the compiled step of a phase; it is compiled at its first use, once for all tasks of the run.
@@ -233,14 +226,8 @@ class CompiledSteps:
 
         return jax.jit(on_gathered, out_shardings=out_shardings or sharding.replicated(mesh))
 
-    def _over_seeds(self, index, function):
-        """Maps a function with the arguments of a step, after state and frozen variables, over the axis of seeds."""
-        axis = self.experiment.axis
-        batch_axes = axis.batch_axes(self.experiment.method.phases[index])
-        return axis.vmap(function, 0, None, axis.data_axes, batch_axes, None, 0)
-
     def _phase_step(self, index):
-        mesh, step = self.experiment.mesh, self._over_seeds(index, self._train_steps[index])
+        mesh, step = self.experiment.mesh, _over_seeds(self.experiment, index, self._train_steps[index])
 
         def on_gathered(state, frozen, *arguments):
             mutable, frozen = sharding.unshard(mesh, (state.mutable, frozen))
@@ -263,6 +250,20 @@ class CompiledSteps:
             batch = jax.tree.map(lambda x: x.update(shape=(*leading, *x.shape), sharding=stacked), batch)
         first = position(experiment.stream.tasks[0], step=np.zeros(leading, np.int32))
         return self.train_loader.data, batch, first, experiment.seed
+
+
+def _initial_parts(experiment, mutable):
+    """Returns the optimizer states and `best_mutable` with which a task begins."""
+    opt = experiment.axis.vmap(lambda tree: init_optimizers(experiment.method, tree), 0)(mutable)
+    patience = experiment.config.train.early_stopping.patience
+    # A copy, because the steps are given the buffers of both.
+    return opt, jax.tree.map(jnp.copy, mutable) if patience else {}
+
+
+def _over_seeds(experiment, index, function):
+    """Maps a function with the arguments of a step, after state and frozen variables, over the axis of seeds."""
+    batch_axes = experiment.axis.batch_axes(experiment.method.phases[index])
+    return experiment.axis.vmap(function, 0, None, experiment.axis.data_axes, batch_axes, None, 0)
 
 
 def _check_loaders(experiment, train_loader, test_loader):

@@ -8,10 +8,11 @@ from flax.traverse_util import flatten_dict
 
 from cdl_jax import config as configs
 from cdl_jax import optim
+from cdl_jax.data.transforms import mixing
 from cdl_jax.errors import UserError
 from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.methods.shared import dkt_learners, topology
+from cdl_jax.methods.shared import dkt_learner_loss, dkt_learners, topology
 from cdl_jax.training.steps import label_ranks
 from tests.support.contexts import context
 from tests.support.manual_steps import quick, train
@@ -226,6 +227,29 @@ def test_logits_of_a_learner_that_skipped_an_exchange_are_unused(initial):
     assert float(metrics["learner_0/student_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize(("labels_of", "own_area"), [("mixed", 0.25), ("original", 1.0)])
+def test_cutmix_weights_the_labels_by_their_area(initial, monkeypatch, labels_of, own_area):
+    """The stand-in mixes three quarters of the image before into each image."""
+    probabilities = []
+
+    def cutmix(images, labels, key, probability):
+        probabilities.append(probability)
+        return 0.25 * images + 0.75 * jnp.roll(images, 1, axis=0), jnp.roll(labels, 1), 0.25
+
+    monkeypatch.setattr(dkt_learner_loss.mixing, "cutmix", cutmix)
+    method, data, step_context = build(1, cutmix=1.0, cutmix_labels=labels_of), batch(1), context(0, 2)
+    _, outcome = method.loss(("learner_0",), {"learner_0": initial["learner_0"]}, data, step_context)
+    images, labels = data["images"][0], data["labels"][0]
+    images = 0.25 * images + 0.75 * np.roll(images, 1, axis=0)
+    logits, _ = cl_and_st_logits(method, initial["learner_0"], images, True, step_context)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    own, pasted = (-log_p[np.arange(6), which].mean() for which in (labels, np.roll(labels, 1)))
+    expected = own_area * own + (1 - own_area) * pasted
+    assert float(outcome.metrics["learner_0/class_loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(outcome.metrics["learner_0/accuracy"]) == pytest.approx(100 * (logits.argmax(axis=1) == labels).mean())
+    assert probabilities == pytest.approx([mixing.cutmix_probability("linear", 1.0, 0, 2)])
+
+
 def test_random_peers_are_drawn_at_exchanges_only(initial):
     method = build(random_peers=1, exchange_interval=2)
     contexts = [context(0, 2, seed=seed) for seed in range(6)]
@@ -275,6 +299,7 @@ def test_the_topology_of_a_config_may_be_a_matrix(rows):
     ("changes", "message"),
     [
         ({"topology": "rnig"}, "did you mean 'ring'"),
+        ({"stream_order": "rotate"}, "did you mean 'rotated'"),
         ({"exchange_mode": "models"}, "dkt.exchange_mode='models'"),
         ({"exchange_interval": 0}, "at least 1"),
         ({"joins": (0, 1)}, "give 3 tasks, one for each learner"),
@@ -302,6 +327,11 @@ def test_invalid_options_are_refused_in_one_line(changes, message):
     with pytest.raises(UserError) as error:
         build(**changes)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rotated_orders_need_tasks_of_one_size():
+    with pytest.raises(UserError, match="dkt.stream_order='rotated' needs tasks of one size: choose 'independent'"):
+        topology.class_orders("rotated", 2, (2, 1), seed=0)
 
 
 @pytest.mark.parametrize(

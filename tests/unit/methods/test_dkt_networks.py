@@ -45,6 +45,17 @@ def test_a_teacher_has_the_intermediates_of_its_own_learner(network, has_feature
     np.testing.assert_array_equal(outputs["logits"], BOTH.logits(OUTPUTS)[network])
 
 
+def test_heads_are_the_last_layers_of_a_learners_features():
+    features = BOTH.features(OUTPUTS)
+    assert {name: list(layers) for name, layers in features.items()} == {
+        "a": ["features", "cl", "st"],
+        "b": ["cl", "st"],
+    }
+    np.testing.assert_array_equal(features["a"]["st"], OUTPUTS["a"].st_logits)
+    np.testing.assert_array_equal(features["b"]["cl"], OUTPUTS["b"].cl_logits)
+    assert list(EvaluatedNetworks(("b",), st_heads=False).features({"b": OUTPUTS["b"]})["b"]) == ["cl"]
+
+
 def test_metrics_of_each_head_and_learner():
     """Learner a has met class 0, learner b class 1: each has one unmet class of the three."""
     labels, ranks = jnp.array([1]), np.array([[0, 1, 2], [1, 0, 2]])

@@ -196,6 +196,7 @@ def test_reference_sets_the_options_of_the_network():
         ("okddip", {"select_by": "teacher"}, "okddip.select_by='teacher'"),
         ("dml", {"select_by": "leader"}, "dml.select_by='leader'"),
         ("okddip", {"densenet_shared_block": "reference"}, "is about DenseNet"),
+        ("one", {"densenet_shared_block": "shared"}, "one.densenet_shared_block='shared': use 'own' or 'reference'"),
         ("one", {"vgg_double_pass": True}, "is about VGG"),
         ("cl_ilr", {"diversity_divisor": "three"}, "cl_ilr.diversity_divisor='three'"),
         ("kd", {"teacher_checkpoint": "best"}, "kd.teacher_checkpoint='best'"),

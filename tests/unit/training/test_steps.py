@@ -12,6 +12,7 @@ from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update, join, split
 from cdl_jax.options import defaults
+from cdl_jax.training import steps
 from cdl_jax.training.state import State, init_optimizers, key_at, position
 from cdl_jax.training.steps import TrainStep, evaluation_step, task_boundary_step
 from tests.support.methods import FixedMethod
@@ -27,6 +28,18 @@ def test_split_and_join_are_a_round_trip():
     assert split(TREE, lambda path: True) == (TREE, {})
     assert join(TREE, {"a": {"y": {"z": 9}}, "new": 5}) == {**TREE, "a": {"x": 1, "y": {"z": 9}}, "new": 5}
     assert TREE["a"]["y"] == {"z": 2}
+
+
+def test_public_images_are_the_last_of_a_batch_and_equal_for_all_learners():
+    images = np.arange(5 * 2, dtype=np.float32).reshape(5, 2, 1, 1, 1)  # five images of two learners
+    labels, rows = np.arange(10).reshape(5, 2), np.arange(20, 30).reshape(5, 2)
+    images[3:] = images[3:, :1]  # the last two are public
+    batch = steps._make_batch(jnp.asarray(images), labels, rows, num_public=2)
+    assert batch["images"].ravel().tolist() == [0, 2, 4, 1, 3, 5] and batch["images"].shape == (2, 3, 1, 1, 1)
+    assert batch["labels"].tolist() == [[0, 2, 4], [1, 3, 5]] and batch["rows"].tolist() == [[20, 22, 24], [21, 23, 25]]
+    assert batch["public"].shape == (2, 1, 1, 1) and batch["public"].ravel().tolist() == [6, 8]
+    alone = steps._make_batch(jnp.asarray(images[:, 0]), labels[:, 0], rows[:, 0], num_public=2)
+    assert alone["public"].ravel().tolist() == [6, 8] and alone["labels"].tolist() == [0, 2, 4]
 
 
 def test_every_position_has_its_own_key():
