@@ -1,7 +1,8 @@
 """Replays cases that the authors' programs computed, and compares.
 
-A case is a pair `<name>.json` and `<name>.npz`, anywhere below the folder of `--goldens`. Its `system` chooses the test
-file, its `kind` the runner: a function from (config, arrays) to {"out/..." or "grad/...": array}.
+A case is a pair `<name>.json` and `<name>.npz`, anywhere below the folder of `--goldens`. Its `system`, or the part of
+the system to which its `kind` belongs, chooses the test file. Its `kind` chooses the runner: a function from (config,
+arrays) to {"out/..." or "grad/...": array}.
 """
 
 import json
@@ -11,10 +12,30 @@ import pytest
 
 SYSTEMS = ("cdl", "dkt", "okddip", "vkd")  # each has a test file of its own, so that workers share the cases
 
+# Part of a system with a test file of its own -> kinds. The test file of the system replays all other kinds.
+PARTS = {
+    "detection_data": (
+        "detect_prepare", "detect_resize_sizes", "detect_transforms", "detect_transform_boxes", "detect_postprocess",
+        "detect_coco_eval",
+    ),
+    "detection_model": (
+        "msda_core", "msda_module", "swin_ram_stage", "swin_pretrained_keys", "decoder_layer_dropout", "vidt_tiny",
+        "vidt_tiny_options", "vidt_wo_neck", "vidt_full", "detect_masks", "detect_cross_scale_fusion",
+        "detect_parameters",
+    ),
+    "detection_losses": (
+        "detect_matcher_losses", "detect_matcher_edge", "detect_token_label_loss", "detect_distil_module",
+        "detect_distil_loss", "detect_token_distil_unit", "detect_token_matching_baseline", "detect_train_steps",
+        "lr_cosine_detection",
+    ),
+}  # fmt: skip
+PART_OF_KIND = {kind: part for part, kinds in PARTS.items() for kind in kinds}
 
-def find_cases(folder, systems=SYSTEMS):
-    """Returns the sorted paths of the cases of some systems below a folder."""
-    return [path for path in sorted(folder.rglob("*.json")) if json.loads(path.read_text())["system"] in systems]
+
+def find_cases(folder, system, part=None):
+    """Returns the sorted paths of the cases of a system, or of one of its parts, below a folder."""
+    cases = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
+    return [path for path, case in cases.items() if (case["system"], PART_OF_KIND.get(case["kind"])) == (system, part)]
 
 
 def replay(path, runners, record_property):
