@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cdl_jax.methods.shared import detection_boxes, detection_losses, detection_matching, detection_token_labels
+from cdl_jax.distill.base import NetworkSpec
+from cdl_jax.distill.detection import projected_tokens, token_matching
+from cdl_jax.distill.detection.base import token_rows
+from cdl_jax.methods.shared import (
+    detection_boxes,
+    detection_losses,
+    detection_matching,
+    detection_optimizer,
+    detection_token_labels,
+)
+from cdl_jax.models.modules import feature_norms, orthogonal
+from tests.parity.compiled import compiled
 
 # The authors' names of weights and costs -> ours.
 WEIGHTS = {"loss_ce": "class_weight", "loss_bbox": "box_weight", "loss_giou": "giou_weight"}
@@ -141,7 +152,153 @@ def run_token_labels(config, arrays):
     return ours | {f"out/{name}": value for name, value in losses.items()}
 
 
+def projector_variables(arrays, modules):
+    """Variables of projectors from the arrays of a case; module -> prefix of the names of its arrays."""
+    params, state = {}, {}
+    for module, prefix in modules.items():
+        raw, base = (arrays[f"{prefix}{name}"] for name in RAW_AND_BASE)
+        params[module] = {"projector": {"raw": raw}} | {
+            ours: arrays[f"{prefix}{theirs}"] for ours, theirs in (("scale", "weight"), ("bias", "bias"))
+        }
+        state[module] = {"projector": {"base": base}}
+    return jax.tree.map(jnp.asarray, {"params": params, "state": state})
+
+
+WEIGHT = "projector.parametrizations.weight"
+RAW_AND_BASE = f"{WEIGHT}.original", f"{WEIGHT}.0.base"
+PROJECTORS = (*(f"patch_projector_{level}" for level in range(1, 5)), "body_det_projector", "neck_det_projector")
+# The authors' names of rows -> ours.
+TERMS = {**{f"patch{i}": f"patch_{i + 1}" for i in range(4)}, "body_det": "body", "neck_det": "neck"}
+
+
+def detector_outputs(arrays, role):
+    """Tokens of "student" or "teacher" as a detector outputs them; all positions exist, the images form one group."""
+    maps = tuple(jnp.moveaxis(arrays[f"in/{role}_patch{i}"], 1, -1) for i in range(4))
+    tokens = {name: jnp.asarray(arrays[f"in/{role}_{name.replace('tokens', 'det')}"]) for name in TOKENS}
+    return {"patch_maps": maps, **tokens, "extents": jnp.full((1, len(maps[0]), 2), 9999)}
+
+
+TOKENS = "body_tokens", "neck_tokens"
+
+
+def token_gradients(gradients):
+    ours = {f"grad/student_patch{i}": jnp.moveaxis(g, -1, 1) for i, g in enumerate(gradients["patch_maps"])}
+    return ours | {f"grad/student_{name.replace('tokens', 'det')}": gradients[name] for name in TOKENS}
+
+
+def network_spec(outputs):
+    shapes = {name: outputs[name].shape for name in TOKENS}
+    return NetworkSpec(outputs["body_tokens"].shape[-1], 0, 0, 0, 1, None, None, outputs=shapes)
+
+
+def run_distil_module(config, arrays):
+    """The scheme with its projectors, on tokens that are given."""
+    student, teacher = (detector_outputs(arrays, role) for role in ("student", "teacher"))
+    extents = student.pop("extents")
+    variables = projector_variables(arrays, {name: f"param/{name}." for name in PROJECTORS})
+    options = ConfigDict({**projected_tokens.OPTIONS, "weight": float(config["weight"])})
+    scheme = projected_tokens.build(options, network_spec(teacher), network_spec(student))
+    jax.tree.map(
+        np.testing.assert_equal, *(jax.tree.map(jnp.shape, v) for v in (variables, scheme.init(jax.random.key(0))))
+    )
+
+    def loss(params, student):
+        return scheme.loss({**variables, "params": params}, {**student, "extents": extents}, teacher, None, None)
+
+    compute = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (weighted, terms), (of_params, of_student) = compute(variables["params"], student)
+    ours = {"out/weighted": weighted, "out/loss_distil": terms["loss_distil"], **token_gradients(of_student)}
+    for name in PROJECTORS:
+        raw, base = variables["params"][name]["projector"]["raw"], variables["state"][name]["projector"]["base"]
+        ours[f"out/{name}.matrix"] = orthogonal.orthogonal_weight(raw, base, "matrix_exp", raw.shape)
+        ours[f"grad/{name}.{RAW_AND_BASE[0]}"] = of_params[name]["projector"]["raw"]
+    projectors = projected_tokens.TokenProjectors(config["dim"])
+    projected = projectors.apply(variables, token_rows({**student, "extents": extents}, options, 1))
+    levels, images, queries, dim = student["neck_tokens"].shape
+    for theirs, name in TERMS.items():
+        ours[f"out/projected_{theirs}"] = projected[name][0]
+    neck = projected["neck"].reshape(images, levels, queries, dim)
+    return ours | {"out/projected_neck_det": jnp.moveaxis(neck, 1, 0).reshape(-1, dim)}
+
+
+@compiled
+def run_distil_loss(config, arrays):
+    """The six distances of tokens that are projected already."""
+
+    def loss(students):
+        parts = []
+        for name in TERMS:
+            rows, teacher = students[name], arrays[f"in/teacher_{name}"]
+            teacher = (jnp.moveaxis(teacher, 1, -1) if name.startswith("patch") else teacher).reshape(rows.shape)
+            every = jnp.ones((1, len(rows)), bool)
+            parts.append(projected_tokens.standardized_distance(rows[None], teacher[None], every))
+        return sum(parts), jnp.stack(parts)
+
+    students = {name: jnp.asarray(arrays[f"in/student_{name}_projected"]) for name in TERMS}
+    (total, parts), gradients = jax.value_and_grad(loss, has_aux=True)(students)
+    return {
+        "out/loss_distil_unweighted": total,
+        "out/parts": parts,
+        **{f"grad/student_{name}_projected": gradient for name, gradient in gradients.items()},
+    }
+
+
+@compiled
+def run_distil_unit(config, arrays):
+    """One projector and its distance."""
+    names = {"original": RAW_AND_BASE[0], "base": RAW_AND_BASE[1], "weight": "weight", "bias": "bias"}
+    renamed = {names[name.removeprefix("param/")]: array for name, array in arrays.items() if name.startswith("param/")}
+    variables = projector_variables(renamed, {"unit": ""})
+    params, state = variables["params"]["unit"], variables["state"]["unit"]
+    projector, every = projected_tokens.ScaledProjector(config["dim"]), jnp.ones((1, config["rows"]), bool)
+    teacher = jnp.asarray(arrays["in/teacher"])
+
+    def loss(params, student):
+        projected = projector.apply({"params": params, "state": state}, student)
+        return projected_tokens.standardized_distance(projected[None], teacher[None], every), projected
+
+    gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (value, projected), (of_params, of_student) = gradient(params, jnp.asarray(arrays["in/student"]))
+    return {
+        "out/loss": value,
+        "out/projected": projected,
+        "out/student_std": feature_norms.batch_norm(projected),
+        "out/teacher_std": feature_norms.batch_norm(teacher),
+        "grad/original": of_params["projector"]["raw"],
+        "grad/weight": of_params["scale"],
+        "grad/bias": of_params["bias"],
+        "grad/student": of_student,
+    }
+
+
+@compiled
+def run_token_matching(config, arrays):
+    student, teacher = (detector_outputs(arrays, role) for role in ("student", "teacher"))
+    extents = student.pop("extents")
+    options = ConfigDict({**token_matching.OPTIONS, "weight": 1.0})
+    scheme = token_matching.build(options, network_spec(teacher), network_spec(student))
+
+    def loss(student):
+        return scheme.loss({}, {**student, "extents": extents}, teacher, None, None)[0]
+
+    value, gradients = jax.value_and_grad(loss)(student)
+    sums = token_matching.distance_sums({**student, "extents": extents}, teacher, options)
+    return {"out/loss_distil_unweighted": value, "out/sum_before_root": sums[0], **token_gradients(gradients)}
+
+
+def run_schedule(config, arrays):
+    options = {"learning_rate": config["lr"], "final_rate": config["min_lr"]}
+    options |= {"warmup_epochs": config.get("warmup_epochs", 0), "warmup_rate": config.get("warmup_lr", 1e-6)}
+    rate = detection_optimizer.schedule(ConfigDict({**detection_optimizer.OPTIONS, **options}), config["epochs"])
+    return {"out/lr_used_in_epoch": jax.jit(jax.vmap(rate))(jnp.arange(float(config["epochs"])))}
+
+
 RUNNERS = {
+    "lr_cosine_detection": run_schedule,
+    "detect_distil_module": run_distil_module,
+    "detect_distil_loss": run_distil_loss,
+    "detect_token_distil_unit": run_distil_unit,
+    "detect_token_matching_baseline": run_token_matching,
     "detect_matcher_losses": run_matcher_losses,
     "detect_matcher_edge": run_matcher_losses,
     "detect_token_label_loss": run_token_labels,
