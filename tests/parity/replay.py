@@ -50,8 +50,7 @@ def replay(path, runners, record_property):
     runner = runners.get(case["kind"])
     if runner is None:
         pytest.skip(f"no runner for kind {case['kind']!r} of system {case['system']!r}")
-    with np.load(path.with_suffix(".npz")) as file:
-        arrays = dict(file)
+    arrays = read_arrays(path)
     ours = runner({**case["config"], "case_what": case["what"]}, arrays)
     wanted = {name: array for name, array in arrays.items() if name.startswith(("out/", "grad/"))}
     assert wanted, "the case names nothing to compare"
@@ -69,6 +68,16 @@ def replay(path, runners, record_property):
         name: f"{errors[name]:.2e} > {limit(case, name):.0e}" for name in wanted if errors[name] > limit(case, name)
     }
     assert not failed, failed
+
+
+def read_arrays(path):
+    """The arrays of a case, with those of its companion `<name>.grads.npz`."""
+    arrays = {}
+    for file in (path.with_suffix(".npz"), path.with_suffix(".grads.npz")):
+        if file.is_file():
+            with np.load(file) as content:
+                arrays |= content
+    return arrays
 
 
 def relative_error(ours, wanted, steepest=0.0) -> float:
