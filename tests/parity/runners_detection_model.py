@@ -1,10 +1,11 @@
 """Runners of detection's networks: deformable attention, Swin with detection tokens, ViDT and its options, weights.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}. Networks run in the plain form, whose extent is the
-canvas; `on_a_canvas` in the test file replays the same cases in larger canvases.
+canvas. `VARIANTS` replays the same cases in larger canvases.
 """
 
 import zlib
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from cdl_jax.methods.shared import detection_losses, detection_token_labels
+from cdl_jax.distill.base import NetworkSpec
+from cdl_jax.distill.detection import projected_tokens
+from cdl_jax.methods.shared import detection_losses, detection_optimizer, detection_token_labels
 from cdl_jax.models.detection import deformable, masks, neck, state_dicts, swin, vidt
 from cdl_jax.models.detection.decoder import DecoderLayer
 from tests.parity.compiled import compiled
@@ -308,18 +311,26 @@ def run_vidt(config, arrays, pad=0, sampling="auto"):
     canvas = canvas_of(jnp.asarray(arrays["in/images"]), config["image_sizes"], pad)
     params, targets = parameters(arrays, shapes_of(model, *canvas.inputs)), batch_of_targets(arrays)
     weights = config["loss_weights"]
-    options = loss_options(class_weight=weights["ce"], box_weight=weights["bbox"], giou_weight=weights["giou"])
+    set_options = loss_options(
+        class_weight=float(weights["ce"]), box_weight=float(weights["bbox"]), giou_weight=float(weights["giou"])
+    )
+    trained, distil = {"detector": params}, None
+    if config["distillation"]:
+        trained["projectors"], distil = distillation(config, arrays, canvas)
 
     @jax.jit
-    def compute(params):
-        def loss(params):
-            out = model.apply({"params": params}, *canvas.inputs)
-            total, terms = detection_losses.detection_loss(options, out, targets)
+    def compute(trained):
+        def loss(trained):
+            out = model.apply({"params": trained["detector"]}, *canvas.inputs)
+            total, terms = detection_losses.detection_loss(set_options, out, targets)
+            if distil is not None:
+                weighted, of_distil = distil(trained["projectors"], out)
+                total, terms = total + weighted, {**terms, "loss_distil": of_distil["loss_distil"]}
             return total, (out, terms)
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.value_and_grad(loss, has_aux=True)(trained)
 
-    (total, (out, terms)), gradients = jax.device_get(compute(params))
+    (total, (out, terms)), gradients = jax.device_get(compute(trained))
     levels, batch, queries = out["boxes"].shape[:3]
     points = np.broadcast_to(out["points"], (batch, queries, 2))
     ours = {
@@ -332,13 +343,38 @@ def run_vidt(config, arrays, pad=0, sampling="auto"):
         "out/det_tokens_projected": out["body_tokens"],
         "out/loss_total": total,
         **{f"out/{name}": value for name, value in terms.items()},
-        **named_gradients(gradients),
+        **named_gradients({**gradients["detector"], **gradients.get("projectors", {})}),
     }
     for i, stride in enumerate(masks.STRIDES[1:]):
         ours[f"out/backbone_level{i}"] = to_first(canvas.cut(out["backbone_maps"][i], stride))
         ours[f"out/src_level{i}"] = to_first(canvas.cut(out["patch_maps"][i], stride))
         ours[f"out/mask_level{i}"] = canvas.cut(out["masks"][i], stride)
     return ours
+
+
+def distillation(config, arrays, canvas):
+    """The projectors' parameters, and the loss as a function of them and of the detector's outputs."""
+    dim, maps = config["d_model"], []
+    for level, stride in enumerate(masks.STRIDES[1:]):
+        x = to_last(jnp.asarray(arrays[f"in/teacher_patch{level}"]))
+        rows, columns = (-(-side // stride) for side in canvas.images.shape[1:3])
+        maps.append(jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, columns - x.shape[2]), (0, 0))))
+    teacher = {
+        "patch_maps": tuple(maps),
+        "body_tokens": arrays["in/teacher_body_det"],
+        "neck_tokens": arrays["in/teacher_neck_det"],
+    }
+    spec = NetworkSpec(dim, 0, config["det_tokens"], config["classes"], 1, None, None)
+    options = ConfigDict({**projected_tokens.OPTIONS, "weight": float(config["loss_weights"]["distil"])})
+    scheme = projected_tokens.build(options, spec, spec)
+    first = jax.eval_shape(scheme.init, jax.random.key(0))
+    state = parameters(arrays, first["state"])
+
+    def loss(params, out):
+        student = {**out, "extents": canvas.extents[None]}
+        return scheme.loss({"params": params, "state": state}, student, teacher, None, None)
+
+    return parameters(arrays, first["params"]), loss
 
 
 def numbers(name, shape):
@@ -496,6 +532,120 @@ def run_without_neck(config, arrays, pad=0):
     return ours
 
 
+def run_pretrained_keys(config, arrays):
+    """Names of a classifier's file that the backbone takes over, and those that stay as they are."""
+    model = vidt.build(options_of(config), 91)
+    params = shapes_of(model, jnp.zeros((1, 64, 64, 3)))
+    stored = [str(name) for name in arrays["in/names"]]
+    shapes = [tuple(shape[shape > 0]) for shape in arrays["in/shapes"]]
+    state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in zip(stored, shapes, strict=True)}
+    taken = state_dicts.backbone_tensors(state)
+    own = {
+        state_dicts.torch_name(path): leaf
+        for path, leaf in flatten_dict({"backbone": params["backbone"]}, sep="/").items()
+    }
+    own = [name.removeprefix("backbone.") for name in own]
+    unused = [n.removeprefix("backbone.") for n in state_dicts.unused_shapes(params) if n.startswith("backbone.")]
+    fresh = [name for name in own + unused if name not in taken]
+    return {"out/taken": [name in taken for name in stored], "out/fresh": in_order(fresh, arrays["out/fresh"])}
+
+
+def in_order(names, wanted):
+    """The names in the order of `wanted`, others behind them."""
+    wanted = [str(name) for name in wanted]
+    return np.array(sorted(names, key=lambda name: wanted.index(name) if name in wanted else len(wanted)))
+
+
+def run_parameters(config, arrays):
+    """Names, shapes and initial values of all parameters with the projectors; random values by their rules.
+
+    `init_statistics` of random values are those of the case once ours have passed `follows`.
+    """
+    model = vidt.build(options_of(config), config["classes"])
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
+    projectors = projected_tokens.TokenProjectors(model.dim)
+    terms = [*(f"patch_{level + 1}" for level in range(4)), "body", "neck"]
+    rows = {term: jnp.zeros((1, model.dim)) for term in terms}
+    of_projectors = jax.device_get(projectors.init(jax.random.key(1), rows)["params"])
+    own = state_dicts.to_torch(params) | state_dicts.to_torch(of_projectors)
+    unused = state_dicts.unused_shapes(params)
+    counts = {
+        "detector_parameters": count(state_dicts.to_torch(params).values(), unused.values()),
+        "with_projectors": count(own.values(), unused.values()),
+        "receiving_gradient": count(own.values()),
+    }
+    assert counts == {name: config[name] for name in counts}
+
+    names = [str(name) for name in arrays["out/names"]]
+    rules = dict(zip(names, arrays["out/init_rule"], strict=True))
+    statistics = dict(zip(names, arrays["out/init_statistics"], strict=True))
+    broken = [name for name, array in own.items() if not follows(rules[name], name, array, own, statistics[name])]
+    assert not broken, {name: rules[name] for name in broken}
+    everything = {**{name: array.shape for name, array in own.items()}, **unused}
+    ordered = in_order(everything, names)
+    return {
+        "out/names": ordered,
+        "out/shapes": [(*everything[name], 0, 0, 0)[:4] for name in ordered],
+        "out/receives_gradient": [name in own for name in ordered],
+        "out/init_rule": arrays["out/init_rule"],
+        "out/init_statistics": arrays["out/init_statistics"],
+        **optimizer_groups(config, {**params, **of_projectors}, unused, ordered),
+    }
+
+
+def optimizer_groups(config, params, unused, ordered):
+    """Decay and learning rate of each parameter."""
+    decays = {
+        state_dicts.torch_name("/".join(path)): detection_optimizer.has_decay(path, leaf.ndim)
+        for path, leaf in flatten_dict(params).items()
+    }
+    decays |= {name: detection_optimizer.has_decay(tuple(name.split(".")), len(unused[name])) for name in unused}
+    sizes = {name: int(np.prod(shape)) for name, shape in unused.items()}
+    sizes |= {name: array.size for name, array in state_dicts.to_torch(params).items()}
+    assert sum(sizes[name] for name in ordered if decays[name]) == config["decayed"]
+    groups = []
+    for in_backbone, decayed in ((False, True), (True, False), (True, True)):
+        group = [n for n in ordered if (n.startswith("backbone."), decays[n]) == (in_backbone, decayed)]
+        groups.append([len(group), sum(sizes[name] for name in group)])
+    assert groups == [group[:2] for group in config["groups"]]
+    rate = detection_optimizer.OPTIONS["learning_rate"]
+    return {"out/decayed": [decays[name] for name in ordered], "out/learning_rate": [rate] * len(ordered)}
+
+
+def count(arrays, shapes=()):
+    return sum(array.size for array in arrays) + sum(int(np.prod(shape)) for shape in shapes)
+
+
+def follows(rule, name, array, state, statistics):
+    """Whether initial values follow a rule: exact values, or bound, mean and deviation of a distribution."""
+    match rule:
+        case "zeros" | "ones":
+            return (array == (rule == "ones")).all()
+        case "constant_-log(99)":
+            return np.allclose(array, -np.log(99))
+        case "zeros_zeros_-2_-2":
+            return array.tolist() == [0, 0, -2, -2]
+        case "minus_identity":
+            return np.array_equal(array, -np.eye(len(array)))
+        case "offset_pattern":
+            found = array.min(), array.max(), array.mean(), array.std()
+            return np.allclose(found, statistics, rtol=1e-4, atol=1e-6)
+        case "normal_0.02":
+            return fits_moments(array, 0.02, 3)
+        case "linear_default" | "xavier_uniform":
+            kernel = state[name.removesuffix("bias") + "weight" if name.endswith(".bias") else name]
+            inputs = int(np.prod(kernel.shape[1:]))
+            bound = inputs**-0.5 if rule == "linear_default" else (6 / (inputs + len(kernel))) ** 0.5
+            return np.abs(array).max() <= bound and fits_moments(array, bound / 3**0.5, 1.8)
+    raise AssertionError(f"unknown rule {rule}")
+
+
+def fits_moments(array, deviation, kurtosis):
+    """Whether mean and deviation lie within 5 standard errors of 0 and `deviation`."""
+    of_mean, of_deviation = deviation / array.size**0.5, deviation * ((kurtosis - 1) / 4 / array.size) ** 0.5
+    return abs(array.mean()) < 5 * of_mean and abs(array.std() - deviation) < 5 * of_deviation
+
+
 RUNNERS = {
     "msda_core": run_msda_core,
     "msda_module": run_msda_module,
@@ -507,4 +657,18 @@ RUNNERS = {
     "vidt_full": run_full,
     "vidt_tiny_options": run_options,
     "vidt_wo_neck": run_without_neck,
+    "swin_pretrained_keys": run_pretrained_keys,
+    "detect_parameters": run_parameters,
+}
+
+# The same cases by other programs: in larger canvases, and by the other form of deformable attention.
+VARIANTS = {
+    "msda_core": [partial(run_msda_core, implementation="dense")],
+    "msda_module": [partial(run_msda_module, implementation="dense")],
+    "swin_ram_stage": [partial(run_swin_stage, pad=(3, 9))],
+    "detect_cross_scale_fusion": [partial(run_fusion, pad=(2, 5))],
+    "vidt_tiny": [partial(run_vidt, pad=1, sampling="gather")],
+    "vidt_full": [partial(run_full, pad=1, sampling="dense")],
+    "vidt_tiny_options": [partial(run_options, pad=1)],
+    "vidt_wo_neck": [partial(run_without_neck, pad=1)],
 }

@@ -27,11 +27,12 @@ _TO_TORCH = [
         (r"^decoder_layers_(\d+)/", r"transformer/decoder/layers/\1/"),
         (r"^fusion/", "fusion/multi_scaler/"),
         (r"(^|/)(refinenet_\d+)_(smoothing|resConfUnit\d)/", r"\1\2/\3/"),
-        (r"(^|/)p_norm_(\d+)/", r"\1p_norm_\2/"),
         (r"^(input_proj)_(\d+)/", r"\1/\2/"),
         (r"^((input_proj/\d+|input_proj|tgt_proj|query_pos_proj))/linear/", r"\1/0/"),
         (r"^((input_proj/\d+|input_proj|tgt_proj|query_pos_proj))/norm/", r"\1/1/"),
         (r"(^|/)(layers|blocks|class_embed|bbox_embed|iou_embed)_(\d+)(?=/)", r"\1\2/\3"),
+        (r"^(\w+_projector(?:_\d+)?)/projector/raw$", r"\1/projector/parametrizations/weight/original"),
+        (r"^(\w+_projector(?:_\d+)?)/projector/base$", r"\1/projector/parametrizations/weight/0/base"),
         (r"/in_proj_kernel$", "/in_proj_weight"),
         (r"/(kernel|scale)$", "/weight"),
         (r"/", "."),
@@ -52,7 +53,8 @@ _UNUSED = re.compile(
 _PROJECTORS = re.compile(r"(patch_projector_\d+|body_det_projector|neck_det_projector)\..*")
 _HEAD_COPIES = re.compile(r"transformer\.decoder\.(?=(bbox_embed|class_embed)\.)")
 # Tensors of a Swin classifier that a detector does not have.
-_OF_CLASSIFIER = re.compile(r"(norm|head)\..*|.*\.attn_mask|.*\.relative_position_index")
+_OF_CLASSIFIER = re.compile(r"(norm|head)\..*|.*\.attn_mask")
+_INDEX = ".relative_position_index"  # computed here
 # Parameters of the detector's backbone that a Swin classifier does not have.
 _FRESH = re.compile(r"det_token|det_pos_embed|layers\.\d+\.blocks\.\d+\.det_pos_linear\..*|layers\.3\.downsample\..*")
 _WRAPPERS = ("model.", "state_dict.", "model_state_dict.", "module.")
@@ -62,12 +64,14 @@ def torch_name(path: str) -> str:
     """Returns the name of a parameter in the published programs.
 
     Args:
-      path: of the parameter, `a/b/kernel`, in a detector or in a part of one.
+      path: of the parameter, `a/b/kernel`, in a detector, in a part of one, or in the projectors of a student.
 
     >>> torch_name("backbone/layers_0/blocks_1/attn/qkv/kernel"), torch_name("heads/bbox_embed_2/layers_0/bias")
     ('backbone.layers.0.blocks.1.attn.qkv.weight', 'bbox_embed.2.layers.0.bias')
     >>> torch_name("decoder_layers_0/self_attn/in_proj_kernel"), torch_name("input_proj_3/norm/scale")
     ('transformer.decoder.layers.0.self_attn.in_proj_weight', 'input_proj.3.1.weight')
+    >>> torch_name("patch_projector_1/projector/raw"), torch_name("patch_projector_1/scale")
+    ('patch_projector_1.projector.parametrizations.weight.original', 'patch_projector_1.weight')
     """
     for pattern, replacement in _TO_TORCH:
         path = pattern.sub(replacement, path)
@@ -84,7 +88,8 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
       Name -> array, in the dtype of the parameter.
     """
     return {
-        (name := torch_name(path)): _to_torch_layout(name, path, np.asarray(array))
+        # Contiguous: safetensors writes the memory of an array, also that of a transposed view.
+        (name := torch_name(path)): np.ascontiguousarray(_to_torch_layout(name, path, np.asarray(array)))
         for path, array in flatten_dict(params, sep="/").items()
     }
 
@@ -124,6 +129,33 @@ def from_torch(state: Mapping[str, np.ndarray], params: Mapping[str, Any], sourc
         listed = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
         raise UserError(f"{source} does not fit the detector: {listed}. {_hint(state)}")
     return unflatten_dict(found, sep="/")
+
+
+def unused_shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the parameters of a published detector that no output depends on.
+
+    They are in checkpoints and in published numbers of parameters. They are not created here.
+    Those of cross-scale fusion are left out.
+
+    Args:
+      params: nested dict of arrays or their shapes, of `vidt.ViDT` or `vidt.ViDTWithoutNeck`.
+
+    Returns:
+      Name -> shape in the layout of the published programs.
+    """
+    shapes, backbone = {}, params["backbone"]
+    for stage in range(4):
+        name, layer = f"backbone.layers.{stage}.downsample", backbone[f"layers_{stage}"]
+        width = layer["blocks_0"]["norm1"]["scale"].shape[0]
+        if "downsample" in layer:
+            merged = layer["downsample"]["reduction"]["kernel"].shape[1]
+            shapes |= {f"{name}.expansion.weight": (merged, width)}
+            shapes |= {f"{name}.norm2.{part}": (width,) for part in ("weight", "bias")}
+        if stage:
+            shapes |= {f"backbone.norm{stage}.{part}": (width,) for part in ("weight", "bias")}
+    if "tgt_proj" in params:
+        shapes["transformer.level_embed"] = (4, params["tgt_proj"]["norm"]["scale"].shape[0])
+    return shapes
 
 
 def load_detector(path: str | Path, params: Mapping[str, Any]) -> dict:
@@ -179,7 +211,8 @@ def load_backbone(path: str | Path, params: Mapping[str, Any]) -> dict:
     backbone = flatten_dict(params["backbone"], sep="/")
     fresh = {name: leaf for name, leaf in backbone.items() if _FRESH.fullmatch(torch_name(name))}
     shared = unflatten_dict({name: leaf for name, leaf in backbone.items() if name not in fresh}, sep="/")
-    loaded = from_torch(backbone_tensors(_read(path)), shared, path)
+    state = backbone_tensors(_read(path))
+    loaded = from_torch({name: array for name, array in state.items() if not name.endswith(_INDEX)}, shared, path)
     merged = {**fresh, **flatten_dict(_as_float32(loaded), sep="/")}
     return {**params, "backbone": unflatten_dict(merged, sep="/")}
 
@@ -262,7 +295,7 @@ def _as_float32(params):
 
 
 def _hint(state: Iterable[str]) -> str:
-    layout = looks_like(name.removeprefix("backbone.") for name in state)
+    layout = looks_like([name.removeprefix("backbone.") for name in state])
     has = f"; the file looks like {layout}" if layout and layout != "a Swin Transformer" else ""
     return f"Check embed_dim, depths, heads, window, dim, decoder_layers and the number of classes{has}"
 
