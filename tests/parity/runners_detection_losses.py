@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.distill.detection import projected_tokens, token_matching
 from cdl_jax.distill.detection.base import token_rows
+from cdl_jax.evaluation.detections import top_detections
 from cdl_jax.methods.base import split
 from cdl_jax.methods.shared import (
-    detection_boxes,
     detection_losses,
     detection_matching,
     detection_optimizer,
@@ -32,6 +32,8 @@ from tests.parity.runners_detection_model import parameters, shapes_of
 WEIGHTS = {"loss_ce": "class_weight", "loss_bbox": "box_weight", "loss_giou": "giou_weight"}
 WEIGHTS["loss_iouaware"] = "iou_weight"
 COSTS = {"class": "class_cost", "box_l1": "box_cost", "giou": "giou_cost"}
+
+IMAGE_SIZE = 480, 640  # of the post-processing in `detect_matcher_losses`
 
 
 def loss_options(config):
@@ -96,23 +98,12 @@ def run_matcher_losses(config, arrays, solver="host"):
             ours[f"out/cost{suffix}"] = costs[level, i][:, : len(labels)]
             ours[f"out/match{suffix}"] = match_rows(matches[level, i])
             ours[f"out/number_matched_{i}"] = (matches[level, i] >= 0).sum()
-    for i in range(len(targets)):
-        ours |= {f"out/postprocess{i}_{name}": value for name, value in detections(predictions, i, single).items()}
+    last = {name: array[-1] for name, array in outputs_of(predictions).items()}
+    best = top_detections(last["logits"], last["boxes"], jnp.array([IMAGE_SIZE] * len(targets)))
+    ours |= {f"out/postprocess{i}_{name}": array[i] for name, array in best.items() for i in range(len(targets))}
     if config.get("case") == "ties":
         ours |= {f"{name}_tied_sum": tied_sum(ours[name]) for name in ("grad/logits", "grad/boxes")}
     return ours
-
-
-def detections(predictions, image, single, height=480, width=640, number=100):
-    """The best pairs of query and class of an image's last level, their boxes in pixels."""
-    logits, boxes = (
-        predictions[name][image] if single else predictions[name][-1, image] for name in ("logits", "boxes")
-    )
-    classes = logits.shape[-1]
-    scores, best = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(-1), min(number, logits.size))
-    first, last = detection_boxes.corners(boxes[best // classes])
-    pixels = jnp.concatenate([first, last], axis=-1) * jnp.float32([width, height, width, height])
-    return {"scores": scores, "labels": best % classes, "boxes": pixels}
 
 
 def match_rows(queries):
