@@ -307,10 +307,13 @@ def train_steps(config, arrays):
     scheme = projected_tokens.build(options, network_spec(shapes), network_spec(shapes))
     optimizer = detection_optimizer.build(optimizer_options(config), config["epochs"])
 
+    set_options = loss_options(config)
+    set_options.auxiliary = "loss_ce_0" in config["weights"]
+
     def loss(trained, batch):
         student = apply_to(models["student"], trained["student"]["params"], batch)
         targets = jax.lax.stop_gradient(apply_to(models["teacher"], teacher, batch))
-        total, terms = detection_losses.detection_loss(loss_options(config), student, batch["targets"])
+        total, terms = detection_losses.detection_loss(set_options, student, batch["targets"])
         student["inside"] = tuple(x[None] for x in student["inside"])  # one group
         distilled, more = scheme.loss({**distill, **trained["distill"]}, student, targets, None, None)
         return total + distilled, {**terms, **more, "loss_total": total + distilled}

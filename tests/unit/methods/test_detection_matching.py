@@ -155,3 +155,13 @@ def test_options_out_of_range_are_refused(changes, message):
     matching.check(options(), "detector")
     with pytest.raises(UserError, match=message):
         matching.check(options(**changes), "detector")
+
+
+def test_the_solver_on_the_host_needs_a_cpu_backend(monkeypatch):
+    def no_devices(backend=None):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", no_devices)
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cuda,cpu, or set detector.solver='device'"):
+        matching.check(options(), "detector")
+    matching.check(options(solver="device"), "detector")
