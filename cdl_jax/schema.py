@@ -91,9 +91,7 @@ def upgrade_config(content: Mapping[str, Any], path: object = "") -> dict[str, A
     check(content, path)
     if number(content) == SCHEMA:
         return dict(content)
-    options = {
-        section: dict(tree) if isinstance(tree, Mapping) else tree for section, tree in content["config"].items()
-    }
+    options = {key: dict(tree) if isinstance(tree, Mapping) else tree for key, tree in content["config"].items()}
     for old, neutral in REMOVED_OPTIONS.items():
         found = _pop(options, old)
         if found is not _ABSENT and neutral is not None and found != neutral:
