@@ -82,7 +82,8 @@ def detection_loss(
     Args:
       options: a section with the keys of `OPTIONS`.
       outputs: `logits` float `[L, N, Q, K]`, `boxes` float `[L, N, Q, 4]`; optionally `iou_logits` `[L, N, Q]`.
-      targets: `boxes` float `[N, n, 4]`, `labels` int32 `[N, n]`, `valid` bool `[N, n]`.
+      targets: `boxes` float `[N, n, 4]`, `labels` int32 `[N, n]`, `valid` bool `[N, n]`. All losses are NaN if a valid
+        label is no class.
       groups: number of groups of images.
 
     Returns:
@@ -124,6 +125,10 @@ def level_losses(
       `{term: [L]}`.
     """
     logits, normalizer = outputs["logits"], object_normalizer(targets["valid"], groups)
+    num_classes = logits.shape[-1] - (options.class_loss == "softmax")
+    is_known = (targets["labels"] >= 0) & (targets["labels"] < num_classes) | ~targets["valid"]
+    # Without this an object whose label has no output would silently be learned as background.
+    normalizer = jnp.where(is_known.all(), normalizer, jnp.nan)
     labels = query_labels(queries, targets["labels"], logits.shape[2], fill=logits.shape[-1])
     losses, iou = box_losses(outputs["boxes"], targets["boxes"], queries)
     if "iou_logits" in outputs:
