@@ -185,7 +185,7 @@ def kinds() -> dict[str, Kind]:
             "status": "finished",
             "headline": ["student"],
             "networks": {"student": {"metrics": dict.fromkeys(TABLE_METRICS, 1.5)}},
-            "measures": [{"student/accuracy_batch_mean": 2.0}],
+            "extra_metrics": [{"student/accuracy_batch_mean": 2.0}],
             "best": [],
         }
     ).encode()

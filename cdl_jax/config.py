@@ -22,7 +22,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from cdl_jax import plugins
+from cdl_jax import plugins, schema
 from cdl_jax.errors import UserError
 
 DEFAULTS = {
@@ -77,9 +77,6 @@ DEFAULTS = {
     "compilation_cache": "~/.cache/cdl_jax/compiled",  # folder of compiled programs, for all runs. "": no cache
     "resident_limit_mb": 4096,  # arrays of images up to this size are copied to the device; larger ones are streamed
 }
-
-# Keys of earlier versions -> the value with which they had no effect; None: with any value.
-REMOVED_KEYS = {"cdl.same_batches": False, "cdl.kept_queries_mb": None}
 
 # Keys that change neither weights nor metrics, so a run may be resumed with other values of them. The reaction to a
 # non-finite step changes nothing before that step.
@@ -511,26 +508,15 @@ def differences(old: dict, new: dict) -> list[str]:
     return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
 
 
-def _upgrade(stored: dict) -> dict:
-    """Returns the config of an earlier version without the keys that no longer exist, where they had no effect."""
-    upgraded = dict(stored)
-    for key, defaults in REMOVED_KEYS.items():
-        section, _, name = key.partition(".")
-        options = upgraded.get(section)
-        if isinstance(options, dict) and (name not in options or defaults is None or options[name] == defaults):
-            upgraded[section] = {other: value for other, value in options.items() if other != name}
-    return upgraded
-
-
 def read(workdir: Path, as_stored: bool = False) -> dict | None:
     """Returns the content of a run's config.json, or None if there is no such file.
 
     Args:
       workdir: folder of the run.
-      as_stored: whether the config keeps the keys of an earlier version, as its fingerprint needs them.
+      as_stored: whether the options keep the names of an earlier version, as the fingerprint of the run needs them.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or a later version of this program wrote it.
     """
     path = workdir / "config.json"
     try:
@@ -539,7 +525,7 @@ def read(workdir: Path, as_stored: bool = False) -> dict | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise ValueError("no config in it")
-        return content if as_stored else {**content, "config": _upgrade(content["config"])}
+        return content if as_stored else schema.upgrade_config(content, path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): restore it or choose another --workdir") from None
     except (ValueError, RecursionError) as error:

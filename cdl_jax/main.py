@@ -106,7 +106,7 @@ def _main(argv):
         print(f"cdl_jax {__version__}")
         return 0
     if "--list" in words:
-        from cdl_jax import listing
+        from cdl_jax.run import listing
 
         print(listing.render_list())
         return 0

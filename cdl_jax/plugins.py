@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
+from cdl_jax import schema
 from cdl_jax.errors import UserError, one_line_traceback
 
 Value = TypeVar("Value")
@@ -109,6 +110,8 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     "did you mean 'optim.learning_rate'? known: optim.learning_rate, seed"
     """
     known = sorted(str(k) for k in known if str(k))
+    if (new_name := schema.RENAMED_OPTIONS.get(word)) in known:
+        return f"it is now {new_name!r}"
     by_lower_case = {key.casefold(): key for key in known}
     word = word.casefold()
     tail = word.split(".")[-1].replace("-", "_")

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from cdl_jax.data.sampling import rng_for
 from cdl_jax.data.stream import Split
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,28 @@ def load_image(split: Split, row: int) -> tuple[Any, str]:
     Raises:
       UserError: the file is missing, damaged, too large, or has pixel values of an unknown scale.
     """
-    from PIL import Image
+    if split.images is not None:
+        from PIL import Image  # which a DeviceLoader does without
 
+        return Image.fromarray(split.images[row]), f"image {row}"
+    return load_file(split.files[row]), str(split.files[row])
+
+
+def load_file(file: "str | Path | tar_files.Member") -> "PIL.Image.Image":
+    """Returns the image of a file as 8-bit RGB.
+
+    Args:
+      file: a path, or a member of an archive.
+
+    Raises:
+      UserError: the file is missing, damaged, too large, or has pixel values of an unknown scale.
+    """
     from cdl_jax.data.readers import decoding  # imports Pillow, which a DeviceLoader does without
 
-    if split.images is not None:
-        return Image.fromarray(split.images[row]), f"image {row}"
-    path = split.files[row]
     try:
-        return decoding.decode(path.read() if isinstance(path, tar_files.Member) else path), str(path)
+        return decoding.decode(file.read() if isinstance(file, tar_files.Member) else file)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read as an image ({reason}); replace the file or remove it") from None
+        raise UserError(f"{file}: cannot be read as an image ({reason}); replace the file or remove it") from None

@@ -251,7 +251,7 @@ def prefetch(local_batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, order: 
       order: int `[steps, batch, ...]` of all processes. Incomplete batches are cut to their number of images.
     """
     queue, batch_sizes = collections.deque(), _batch_sizes(order)
-    local_sizes = {size: np.diff(_local_bounds(mesh, size)).item() for size in set(batch_sizes)}
+    local_sizes = {size: np.diff(local_bounds(mesh, size)).item() for size in set(batch_sizes)}
     batch_sharding = sharding.batch_sharding(mesh)
     try:
         for size in batch_sizes:
@@ -268,6 +268,21 @@ def prefetch(local_batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, order: 
             yield queue.popleft()
     finally:
         local_batches.close()
+
+
+def local_bounds(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """Returns the first column and the end of this process's part of a batch.
+
+    Raises:
+      UserError: the batch cannot be divided over the devices of the mesh.
+    """
+    if batch_size % (count := sharding.num_batch_shards(mesh)):
+        raise UserError(
+            f"batch_size={batch_size}: does not divide among the {count} devices of the mesh; set it to a multiple"
+        )
+    shards = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    bounds = [shard[0].indices(batch_size)[:2] for shard in shards]
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def usable_cpus() -> int:
@@ -292,12 +307,12 @@ def _local_columns(mesh, order):
 
     The columns of an incomplete batch come first, with -1 behind them.
     """
-    low, high = _local_bounds(mesh, order.shape[1])
+    low, high = local_bounds(mesh, order.shape[1])
     local = order[:, low:high].copy()
     batch_sizes = _batch_sizes(order)
     for size in set(batch_sizes) - {order.shape[1]}:
         incomplete = np.equal(batch_sizes, size)
-        low, high = _local_bounds(mesh, size)
+        low, high = local_bounds(mesh, size)
         local[incomplete] = -1
         local[incomplete, : high - low] = order[incomplete, low:high]
     return local
@@ -307,17 +322,6 @@ def _batch_sizes(order) -> list[int]:
     """Returns the number of images in each batch of `[steps, batch, ...]`; axes of learners and seeds may come last."""
     first = order[(..., *(0,) * (order.ndim - 2))]
     return (first >= 0).sum(axis=1).tolist()
-
-
-def _local_bounds(mesh, batch_size) -> tuple[int, int]:
-    """Returns the first column and the end of this process's part of a batch."""
-    if batch_size % (count := sharding.num_batch_shards(mesh)):
-        raise UserError(
-            f"batch_size={batch_size}: does not divide among the {count} devices of the mesh; set it to a multiple"
-        )
-    shards = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    bounds = [shard[0].indices(batch_size)[:2] for shard in shards]
-    return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def _abstract_array(mesh, shape, dtype):

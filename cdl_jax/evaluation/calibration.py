@@ -95,14 +95,14 @@ def aggregate_batches(parts: list[dict], tasks: Sequence[Task], all_tasks: bool)
       all_tasks: whether the batches have the test images of all tasks of the stream.
 
     Returns:
-      Accuracy, counts, measures and calibration, see `training.evaluator.Evaluator.evaluate`.
+      Accuracy, counts, extra metrics and calibration, see `training.evaluator.Evaluator.evaluate`.
     """
     sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
     images, pairs, task_ids = sums.pop("images"), sums.pop("pairs"), [task.index for task in tasks]
-    measures = {name: float(value.sum() / images.sum()) for name, value in sums.pop("measures").items()}
+    extra_metrics = {name: float(value.sum() / images.sum()) for name, value in sums.pop("extra_metrics").items()}
     for network in sums:
         batch_accuracy = [100 * part[network]["correct"].sum() / part["images"].sum() for part in parts]
-        measures[f"{network}/accuracy_batch_mean"] = float(np.mean(batch_accuracy))
+        extra_metrics[f"{network}/accuracy_batch_mean"] = float(np.mean(batch_accuracy))
     stream = {network: 100 * s["correct"] / s["images"].clip(1) for network, s in sums.items()}
     accuracy = {network: row[task_ids].tolist() for network, row in stream.items()}
     not_counts = ("correct", "calibration", "images")
@@ -113,4 +113,4 @@ def aggregate_batches(parts: list[dict], tasks: Sequence[Task], all_tasks: bool)
     calibration = finalize(sums, pairs, images, task_ids)
     if all_tasks:
         calibration["stream"] = {network: row.tolist() for network, row in stream.items()}
-    return accuracy, counts, measures, calibration
+    return accuracy, counts, extra_metrics, calibration

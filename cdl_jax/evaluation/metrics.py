@@ -106,11 +106,11 @@ def stream_accuracy_by_task(row) -> float:
     return stream_accuracy(row)
 
 
-def forward_transfer(before, at_start) -> float:
-    """mean over j >= 1 of before[j] - at_start[j]: percent on task j over the classes up to it, just before it is
-    learned and at the untrained start (Lopez-Paz and Ranzato, 2017)."""
-    before, at_start = np.asarray(before, np.float64), np.asarray(at_start, np.float64)
-    return float((before - at_start[: len(before)])[1:].mean())
+def forward_transfer(pretask_accuracy, initial_accuracy) -> float:
+    """mean over j >= 1 of pretask_accuracy[j] - initial_accuracy[j]: percent on task j over the classes up to it, just
+    before it is learned and at the untrained start (Lopez-Paz and Ranzato, 2017)."""
+    pretask, initial = np.asarray(pretask_accuracy, np.float64), np.asarray(initial_accuracy, np.float64)
+    return float((pretask - initial[: len(pretask)])[1:].mean())
 
 
 def ece_last(seen) -> float:
@@ -175,7 +175,7 @@ FORMULAS = _definitions((*_ACCURACY_METRICS, *_STREAM_METRICS, *_CALIBRATION_MET
 SERIES = _definitions((forgetting_by_task, forgetting_after_each, *_STREAM_METRICS))  # one number for each task
 
 
-def named_metrics(rows, test_counts, before=None, at_start=None) -> dict[str, float | None]:
+def named_metrics(rows, test_counts, pretask_accuracy=None, initial_accuracy=None) -> dict[str, float | None]:
     """Returns every metric of the finished tasks by name.
 
     A metric is None where a single task or a missing row defines none.
@@ -183,15 +183,16 @@ def named_metrics(rows, test_counts, before=None, at_start=None) -> dict[str, fl
     Args:
       rows: the accuracy matrix as rows of 1, 2, ... numbers.
       test_counts: number of test images of each task of the stream.
-      before: see `forward_transfer`.
-      at_start: see `forward_transfer`.
+      pretask_accuracy: see `forward_transfer`.
+      initial_accuracy: see `forward_transfer`.
     """
     matrix = as_matrix(rows)
     values = {f.__name__: f(matrix) for f in _MATRIX_METRICS}
     values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED_METRICS}
     values |= {f.__name__: f(matrix) if len(matrix) > 1 else None for f in _TWO_TASK_METRICS}
-    known = before and at_start and len(before) > 1
-    values["forward_transfer"] = forward_transfer(before, at_start) if known else None
+    known = pretask_accuracy and initial_accuracy and len(pretask_accuracy) > 1
+    transfer = forward_transfer(pretask_accuracy, initial_accuracy) if known else None
+    values["forward_transfer"] = transfer
     return values
 
 

@@ -353,7 +353,7 @@ def _traffic_plot(groups: list[Group], names: list[str]) -> str:
     points = {}
     for name, group in zip(names, groups, strict=True):
         values = group.values("headline", "last", finished=True)
-        amounts = [group.runs[seed].measures.get("exchanged_mb", 0.0) for seed in values]
+        amounts = [group.runs[seed].extra_metrics.get("exchanged_mb", 0.0) for seed in values]
         if values:
             points[name] = amounts, list(values.values())
     if not any(sum(amounts) for amounts, _ in points.values()):

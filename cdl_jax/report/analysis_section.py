@@ -31,7 +31,7 @@ def html_parts(content: Mapping[str, Any]) -> list[str]:
         title = f"{pair}, KL to the teacher at that task"
         caption = f"{title}: a column's teacher is the one after that task, nats."
         parts.append(text.figure(plots.heat_map(rows, title, top, "nats", 2), caption))
-    alignment = content["alignment"]
+    alignment = content["cka"]
     for pair, rows in alignment.get("pairs", {}).items():
         first, second = pair.split("/")
         down, across = alignment["layers"][first], alignment["layers"][second]
@@ -49,7 +49,7 @@ def plot_features(content: Mapping[str, Any]) -> dict[str, str]:
     Args:
       content: of analysis.json.
     """
-    embedding = content["places"]
+    embedding = content["tsne"]
     labels = [embedding["classes"][label] for label in embedding["labels"]] if embedding else []
     return {name: plots.scatter(points, labels, name) for name, points in embedding.get("networks", {}).items()}
 
@@ -73,15 +73,15 @@ def summary(content: Mapping[str, Any]) -> str:
         lines.append(
             f"{pair}: KL to the teacher at that task {at_task:.4f} nats after the task, {at_end:.4f} at the end"
         )
-    layers = content["alignment"].get("layers", {})
-    for pair, rows in content["alignment"].get("pairs", {}).items():
+    layers = content["cka"].get("layers", {})
+    for pair, rows in content["cka"].get("pairs", {}).items():
         first, second = pair.split("/")
         compared = ("cl", "st") if first == second else ("features", "features")
         if compared[0] in layers[first] and compared[1] in layers[second]:
             value = rows[layers[first].index(compared[0])][layers[second].index(compared[1])]
             title = f"{first}: linear CKA of both heads" if first == second else f"{pair}: linear CKA of features"
             lines.append(f"{title} {text.number(value, 3)}")
-    if missing := content["places"].get("missing"):
+    if missing := content["tsne"].get("missing"):
         lines.append(f"features are not drawn: {missing}")
     return "\n".join(lines)
 

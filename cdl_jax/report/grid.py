@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdl_jax import config as configs
+from cdl_jax import schema
 from cdl_jax.errors import UserError
 from cdl_jax.report.groups import Group, Seeds
 from cdl_jax.report.tables import format_mean_std, format_percent, gap_closed, standard_error
@@ -22,8 +23,8 @@ TEACHER = "teacher"
 MEASURES = ("average_incremental", "learning_accuracy", "forgetting_cdl", "forgetting_coda", "forgetting_max")
 
 # Parts of results.json that no table needs; formulas are those of metrics.py.
-_OMITTED = ("formulas", "streams", "means", "best")
-_OMITTED_OF_NETWORKS = ("selection", "by_task", "before", "at_start", "stream_matrix")
+_OMITTED = ("formulas", "streams", "mean_over_learners", "best")
+_OMITTED_OF_NETWORKS = ("selection", "per_task", "pretask_accuracy", "initial_accuracy", "stream_matrix")
 
 
 def learner_and_scheme(group: Group) -> tuple[str, str]:
@@ -168,7 +169,8 @@ def export_results(groups: Sequence[Group], folder: Path) -> None:
         for run in group.runs.values():
             if not run.finished:
                 continue
-            results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+            path = run.folder / "results.json"
+            results = schema.upgrade("results", json.loads(path.read_text(encoding="utf-8")), path)
             results = {key: value for key, value in results.items() if key not in _OMITTED}
             for network in results["networks"].values():
                 for key in _OMITTED_OF_NETWORKS:

@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 from cdl_jax import config as configs
+from cdl_jax import schema
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import files
 
@@ -29,16 +30,16 @@ class Run:
       finished: whether the run has completed all of its tasks.
       metrics: network -> metric -> value in percent, nats or as the metric defines; None where it is undefined. If the
         run evaluated within its last task, `best` is the mean accuracy over tasks at the best epoch, and
-        `best_<measure>` are that epoch's other measures.
+        `best_<metric>` are that epoch's other metrics.
       headline: networks whose mean is the run's main number.
-      measures: measures after the last task.
+      extra_metrics: name -> value after the last task, see `Method.extra_metrics`.
     """
 
     folder: Path
     finished: bool
     metrics: dict[str, dict[str, float | None]]
     headline: tuple[str, ...] = ()
-    measures: dict[str, float | None] = field(default_factory=dict)
+    extra_metrics: dict[str, float | None] = field(default_factory=dict)
 
     def value(self, network: str, metric: str) -> float | None:
         """Returns a metric of a network, or its mean over the headline.
@@ -219,7 +220,7 @@ def _read_run(folder):
             )
         if stored is None:
             raise UserError(f"{folder} holds no results of a run (config.json is missing): name a --workdir")
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = schema.upgrade("results", json.loads(path.read_text(encoding="utf-8")), path)
         config, seeds = _without_seeds(configs.flatten(stored["config"]))
         run = _parse_results(folder, results)
     except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
@@ -264,13 +265,14 @@ def _parse_results(folder, results):
     best_epoch = _best_epoch_metrics(results)
     for name, values in metrics.items():
         values |= best_epoch.get(name, {})
-    measures = dict((results.get("measures") or [{}])[-1])
-    if not all(type(value) in (int, float, NoneType) for d in (measures, *metrics.values()) for value in d.values()):
+    extra_metrics = dict((results.get("extra_metrics") or [{}])[-1])
+    values = [value for scalars in (extra_metrics, *metrics.values()) for value in scalars.values()]
+    if not all(type(value) in (int, float, NoneType) for value in values):
         raise TypeError("a metric is not a number")
     headline = tuple(results.get("headline", ()))
     if not all(isinstance(name, str) for name in headline):
         raise TypeError("a seed or a network's name has the wrong type")
-    return Run(folder, results["status"] == "finished", metrics, headline, measures)
+    return Run(folder, results["status"] == "finished", metrics, headline, extra_metrics)
 
 
 def _best_epoch_metrics(results):
@@ -279,7 +281,7 @@ def _best_epoch_metrics(results):
         return {}
     best = results["best"][max(results["best"], key=int)]
     metrics = {network: {"best": statistics.fmean(row)} for network, row in best["accuracy"].items()}
-    for name, value in best["measures"].items():
+    for name, value in best["extra_metrics"].items():
         network, _, measure = name.rpartition("/")
         if network in metrics:
             metrics[network][f"best_{measure}"] = value

@@ -93,7 +93,7 @@ def _accuracy_sections(networks, results):
     matrices = {name: network["accuracy_matrix"] for name, network in networks.items()}
     parts = [
         "<h2>Metrics</h2>",
-        _metrics_table({**networks, **results.get("means", {})}, results["formulas"]),
+        _metrics_table({**networks, **results.get("mean_over_learners", {})}, results["formulas"]),
         *_series_tables(networks, results["formulas"]),
         "<h2>Accuracy</h2>",
         f"<div>{text.figure(plots.accuracy_curves(matrices), _CURVES)}</div>",
@@ -149,7 +149,7 @@ def _metrics_table(measured, formulas):
 
 def _series_tables(networks, formulas):
     """Returns tables of the metrics with one value for each task, for the networks that have them."""
-    series = {name: network.get("by_task", {}) for name, network in networks.items()}
+    series = {name: network.get("per_task", {}) for name, network in networks.items()}
     parts = []
     for metric in dict.fromkeys(metric for values in series.values() for metric in values):
         rows = [(name, values[metric]) for name, values in series.items() if values.get(metric)]

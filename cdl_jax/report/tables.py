@@ -57,9 +57,9 @@ def headlines(groups: Sequence[Group], names: Sequence[str] | None = None) -> Ro
         runs = [group.runs[seed] for seed in values]
         differences = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
         best = [value for value in (run.value("headline", "best") for run in runs) if value is not None]
-        diversity = [run.measures["diversity"] for run in runs if "diversity" in run.measures]
+        diversity = [run.extra_metrics["diversity"] for run in runs if "diversity" in run.extra_metrics]
         st_head = group.values("headline_st", "last", finished=True)
-        megabytes = [run.measures["exchanged_mb"] for run in runs if "exchanged_mb" in run.measures]
+        megabytes = [run.extra_metrics["exchanged_mb"] for run in runs if "exchanged_mb" in run.extra_metrics]
         rows.append([
             label,
             _headline_name(group),

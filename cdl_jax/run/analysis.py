@@ -8,7 +8,7 @@
   sweeps: the same for each value of a number that a probe sweeps.
   distillation_forgetting: `<teacher>/<student>` -> rows; row i, column t is KL(teacher after task t || student after
     task i) in nats on task t's test images, softmax at temperature 1 over the classes seen at task t.
-  alignment, places: similarity of the networks' layers, and their features in the plane; see `representations`.
+  cka, tsne: similarity of the networks' layers, and their features in the plane; see `representations`.
   selection: network -> layer -> how often the test images of each task selected each prompt, and the entropy of each
     row in bits.
 """
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from cdl_jax import config as configs
+from cdl_jax import schema
 from cdl_jax.errors import UserError
 from cdl_jax.losses import kl_divergences
 from cdl_jax.methods.base import Method, Probe
@@ -59,14 +60,15 @@ def analyze(experiment: Experiment, folder: Path) -> dict:
         forgetting = _forgetting(evaluator, tasks, lambda task: checkpoints.restore_task(task, target), frozen)
         mutable = checkpoints.restore_task(finished[-1], target)
     predictions, sweeps = _predictions(evaluator, mutable, frozen, tasks)
-    alignment, places = representations.compare_representations(evaluator, mutable, frozen, tasks)
+    cka, tsne = representations.compare_representations(evaluator, mutable, frozen, tasks)
     return {
+        "schema": schema.SCHEMA,
         "tasks": len(finished),
         "predictions": predictions,
         "sweeps": sweeps,
         "distillation_forgetting": forgetting,
-        "alignment": alignment,
-        "places": places,
+        "cka": cka,
+        "tsne": tsne,
         "selection": {
             network: {
                 layer: {"counts": rows, "entropy_bits": [run_page.entropy(row) for row in rows]}

@@ -1,7 +1,11 @@
-"""Computes fingerprints of a run's inputs: weight files, teacher runs and data. Content decides, not the path."""
+"""Computes fingerprints of a run's inputs: weight files, teacher runs, plug-ins and data.
+
+Content decides, not the path.
+"""
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path, PurePosixPath
@@ -26,8 +30,9 @@ def fingerprint_config(config: dict) -> dict[str, list[str | None]]:
       config: the resolved config as nested dicts.
 
     Returns:
-      A list for each key: one digest for `*.weights`, one for each teacher of `*.teachers`. None: the path does not
-      exist. A file of this package, `package:NAME`, counts by its content too.
+      A list for each key: one digest for `*.weights` and for the file of a plug-in with a dotted path, one for each
+      teacher of `*.teachers`. None: the path does not exist. A file of this package, `package:NAME`, counts by its
+      content too. Modules that a plug-in imports do not count.
     """
     flat = configs.flatten(config)
     return {
@@ -153,21 +158,29 @@ def _image_content(split, row) -> tuple[bytes, int]:
 
 
 def _paths(key, value) -> list[str]:
-    """Returns the files and folders that an option names, with `package:NAME`; `random` is none."""
+    """Returns the files, folders and user modules that an option names, with `package:NAME`; `random` is none."""
     if key.endswith(".teachers") and isinstance(value, list):
         return value
+    if _names_plugin(key) and isinstance(value, str) and "." in value:
+        return [value]
     return [value] if key.endswith(".weights") and isinstance(value, str) and value not in ("", "random") else []
+
+
+def _names_plugin(key) -> bool:
+    return key.split(".")[-1] in ("method", "name", "family")
 
 
 def _digest(place, key) -> str | None:
     try:
+        if _names_plugin(key):
+            return _file_digest(Path(importlib.import_module(place).__file__))
         if key.endswith(".teachers") or finished_run.is_run(place):
             return _run_digest(paths.resolve(place, f"config.{key}"))
         if place.startswith("package:"):
             with weights.packaged_file(place) as path:
                 return _file_digest(path)
         return _file_digest(weights.find(place, key))
-    except (UserError, FileNotFoundError):
+    except (UserError, FileNotFoundError, ModuleNotFoundError):
         return None
     except OSError as error:
         raise UserError(f"config.{key}={place!r} cannot be read ({error.strerror}): mend that, or copy it") from None

@@ -115,7 +115,7 @@ class TaskLoop:
         self.loggers, self.bar = [], None
         if self.is_primary:
             for seed_folder in files.seed_folders(folder, self.experiment.config.seeds):
-                self.loggers.append(RunLogger(seed_folder, self.record.lines, self.experiment.config.log))
+                self.loggers.append(RunLogger(seed_folder, self.record.num_log_lines, self.experiment.config.log))
 
     def run(self) -> list[dict]:
         """Trains the remaining tasks; returns the results of each seed."""
@@ -149,8 +149,8 @@ class TaskLoop:
             raise UserError(f"--workdir {self.folder} has checkpoints, but no config.json: bring it back")
         mutable, frozen = experiment.abstract_variables()
         frozen = checkpoints.restore_frozen(frozen)
-        saved_state = self.steps.abstract_state.to_saved()
-        record, restored, is_within_task = checkpoints.restore_newest(mutable, saved_state)
+        target = self.steps.abstract_state
+        record, restored, is_within_task = checkpoints.restore_newest(mutable, target, {1: target.to_schema_1()})
         state = State.from_saved(restored) if is_within_task else None
         if self.is_primary:
             self._write_configs()  # of a seed whose folder was lost
@@ -180,7 +180,7 @@ class TaskLoop:
             if experiment.epochs(task, phase := method.phases[record.phase]):
                 trained = self._train_phase(task, record.phase, state)
                 state = self._update_memory(task, phase, trained)
-            record.epoch, record.step_in_epoch, record.watched = 0, 0, []
+            record.epoch, record.step_in_epoch, record.stopping_history = 0, 0, []
         self.mutable = self.steps.end_task(state.mutable, self.frozen, start)
         try:
             tasks = experiment.stream.tasks[: task.index + 1]
@@ -250,12 +250,12 @@ class TaskLoop:
                 if stop_request:
                     self._save_latest(state)
                     raise RunInterrupted(stop_request, record.step)
-                self.checkpoints.save_latest(record.step, state.to_saved(), results.to_json(self.records))
+                self.checkpoints.save_latest(record.step, state, results.to_json(self.records))
         jax.block_until_ready(state.mutable)
         if watch.images_from:
-            images, seconds = record.timed.get(phase.name, (0, 0.0))
+            images, seconds = record.throughput.get(phase.name, (0, 0.0))
             images += watch.images * len(experiment.seeds) * len(experiment.plan.train)
-            record.timed[phase.name] = (images, seconds + watch.counted_seconds())
+            record.throughput[phase.name] = (images, seconds + watch.counted_seconds())
         record.add_seconds(phase.name, watch.restart())
         return state
 
@@ -277,46 +277,47 @@ class TaskLoop:
         for record, mutable, evaluation in zip(
             self.records, self.experiment.axis.unstack(self.mutable), evaluations, strict=True
         ):
-            accuracy, counts, measures, calibration = evaluation
-            measures |= method.counters(mutable)
+            accuracy, counts, extra_metrics, calibration = evaluation
+            extra_metrics |= method.counters(mutable)
             for network, row in accuracy.items():
                 record.accuracy.setdefault(network, []).append(row)
-            scalars.append({f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()} | measures)
-            record.measures.append(measures)
+            accuracies = {f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()}
+            scalars.append(accuracies | extra_metrics)
+            record.extra_metrics.append(extra_metrics)
             for name, values in calibration.items():
                 for which, row in values.items():
-                    record.quality.setdefault(name, {}).setdefault(which, []).append(row)
+                    record.calibration.setdefault(name, {}).setdefault(which, []).append(row)
             record.selection = counts
         return scalars
 
     def _evaluate_before(self, task):
         """Records the accuracy on tasks before they are trained, over the classes up to them, for forward transfer."""
-        moments = [("before", [task])]
+        moments = [("pretask", [task])]
         if task.index == 0:
-            moments.insert(0, ("at_start", self.experiment.stream.tasks))
+            moments.insert(0, ("initial", self.experiment.stream.tasks))
         for moment, tasks in moments:
             for other in tasks:
                 evaluations = self._evaluate(self.mutable, [other], position(other), self._stop_if_requested)
                 for record, (accuracy, *_) in zip(self.records, evaluations, strict=True):
-                    rows = {"at_start": record.at_start, "before": record.before}[moment]
+                    rows = {"initial": record.initial_accuracy, "pretask": record.pretask_accuracy}[moment]
                     for network in set(accuracy) - set(self.experiment.method.external):
                         rows.setdefault(network, []).extend(accuracy[network])
 
     def _evaluate_within(self, task, phase, epoch, mutable):
         """Evaluates within a task, and records the best evaluation by the method's headline."""
         tasks, scalars = self.experiment.stream.tasks[: task.index + 1], []
-        for record, (accuracy, _, measures, _) in zip(
+        for record, (accuracy, _, extra_metrics, _) in zip(
             self.records, self._evaluate(mutable, tasks, position(task)), strict=True
         ):
             means = {network: float(np.mean(row)) for network, row in accuracy.items()}
             value = float(np.mean([means[network] for network in results.headline(self.experiment.method)]))
             accuracies = {f"{network}/accuracy": mean for network, mean in means.items()}
-            scalars.append(accuracies | measures | {"headline": value})
-            record.watched = [*record.watched, value]
+            scalars.append(accuracies | extra_metrics | {"headline": value})
+            record.stopping_history = [*record.stopping_history, value]
             best = record.best.get(str(task.index))
             if best is None or value >= best["value"]:
                 best = {"phase": phase.name, "epochs": epoch + 1, "value": value}
-                record.best[str(task.index)] = {**best, "accuracy": accuracy, "measures": measures}
+                record.best[str(task.index)] = {**best, "accuracy": accuracy, "extra_metrics": extra_metrics}
         self._log(scalars, task=task.index, phase=phase.name, epoch=epoch)
 
     def _evaluate(self, mutable, tasks, at, before_batch=None):
@@ -327,7 +328,7 @@ class TaskLoop:
 
     def _apply_early_stopping(self, state):
         """Returns the state after an evaluation within a task, and whether the task ends with its best weights."""
-        config, history = self.experiment.config, self.record.watched
+        config, history = self.experiment.config, self.record.stopping_history
         stopping = config.train.early_stopping
         if not stopping.patience:
             return state, False
@@ -397,12 +398,12 @@ class TaskLoop:
     def _save_latest(self, state):
         """Saves the state within a task, and waits until it is on disk."""
         if self.checkpoints.latest_step() != self.record.step:
-            self.checkpoints.save_latest(self.record.step, state.to_saved(), results.to_json(self.records))
+            self.checkpoints.save_latest(self.record.step, state, results.to_json(self.records))
         self.checkpoints.wait()
 
     def _log(self, scalars, **place):
         """Writes a line of `scalars`, name -> float, for each seed."""
-        self.record.lines += 1
+        self.record.num_log_lines += 1
         for logger, values in zip(self.loggers, scalars, strict=False):  # only the first process has loggers
             logger.log(self.record.step, values, place)
 

@@ -22,10 +22,10 @@ def compare_representations(evaluator: Evaluator, mutable, frozen, tasks) -> tup
 
     Returns:
       Two dicts, both {} where the method has no features.
-      alignment: `images`, the number that is compared; `layers`, network -> names; `pairs`, `<network>/<network>` ->
+      cka: `images`, the number that is compared; `layers`, network -> names; `pairs`, `<network>/<network>` ->
         linear centered kernel alignment of the first one's layers (rows) and the other's, each network with itself too;
         None where a layer is constant.
-      places: `classes`, names of those that are embedded; `labels`, for each image an index into them; `networks`, name
+      tsne: `classes`, names of those that are embedded; `labels`, for each image an index into them; `networks`, name
         -> `[[x, y], ...]`; `missing`, why nothing is embedded, or "".
     """
     steps, at = evaluator.steps, position(tasks[-1])
@@ -43,8 +43,8 @@ def compare_representations(evaluator: Evaluator, mutable, frozen, tasks) -> tup
     def features_of(rows):
         return evaluator.each_batch(step, mutable, frozen, loader, rows, at)
 
-    alignment = _compare_layers(features_of, rows, experiment.config.eval.batch_size)
-    return alignment, _embed_2d(features_of, rows, experiment.stream)
+    cka = _compare_layers(features_of, rows, experiment.config.eval.batch_size)
+    return cka, _embed_2d(features_of, rows, experiment.stream)
 
 
 def _compare_layers(features_of, rows, batch):

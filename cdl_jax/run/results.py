@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from cdl_jax import schema
 from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import Method, split
 from cdl_jax.run import workdir
@@ -21,47 +22,47 @@ class Record:
 
     Attributes:
       step: number of trained steps of the run.
-      lines: number of lines of metrics.jsonl.
+      num_log_lines: number of lines of metrics.jsonl.
       task: index of the next task.
       round: next round of the task.
       phase: index of the next phase.
       epoch: next epoch, counted within the round.
       step_in_epoch: next step of the epoch.
-      watched: the method's headline in the evaluations of the current phase, for early stopping.
+      stopping_history: the method's headline in the evaluations of the current phase, for early stopping.
       accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
-      before: network -> percent on task j over the classes up to it, just before task j is learned.
-      at_start: the same before the first task.
-      measures: for each finished task, name -> mean over the test images of the tasks seen.
+      pretask_accuracy: network -> percent on task j over the classes up to it, just before task j is learned.
+      initial_accuracy: the same before the first task.
+      extra_metrics: for each finished task, name -> mean over the test images of the tasks seen.
       best: task -> the best evaluation within it: phase, number of epochs, the headline, accuracy of each network on
-        tasks 0..i, measures. The last of equal ones.
+        tasks 0..i, extra metrics. The last of equal ones.
       selection: network -> layer -> one row a task: how often its test images selected each prompt, or the sum of the
         prompt's absolute weights, at the last evaluation.
-      quality: name -> network or pair -> the values of `calibration.finalize` after each finished task.
+      calibration: name -> network or pair -> the values of `calibration.finalize` after each finished task.
       nonfinite: for each interval of log lines with NaN or infinity, the number of such steps, and the position, the
         images and the metrics of the first.
       seconds: phase or "evaluation" -> wall time.
-      timed: phase -> images and seconds after the first call, which compiles.
+      throughput: phase -> images and seconds after the first call, which compiles.
       flops: phase -> floating-point operations of a step for one seed, by the compiler's count.
     """
 
     step: int = 0
-    lines: int = 0
+    num_log_lines: int = 0
     task: int = 0
     round: int = 0
     phase: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
-    watched: list = field(default_factory=list)
+    stopping_history: list = field(default_factory=list)
     accuracy: dict = field(default_factory=dict)
-    before: dict = field(default_factory=dict)
-    at_start: dict = field(default_factory=dict)
-    measures: list = field(default_factory=list)
+    pretask_accuracy: dict = field(default_factory=dict)
+    initial_accuracy: dict = field(default_factory=dict)
+    extra_metrics: list = field(default_factory=list)
     best: dict = field(default_factory=dict)
     selection: dict = field(default_factory=dict)
-    quality: dict = field(default_factory=dict)
+    calibration: dict = field(default_factory=dict)
     nonfinite: list = field(default_factory=list)
     seconds: dict = field(default_factory=dict)
-    timed: dict = field(default_factory=dict)
+    throughput: dict = field(default_factory=dict)
     flops: dict = field(default_factory=dict)
 
     def within_task(self) -> bool:
@@ -74,29 +75,41 @@ class Record:
 
 
 # The fields that differ between the seeds of a run.
-_OWN = ("accuracy", "before", "at_start", "measures", "best", "selection", "quality", "nonfinite")
+_OWN = (
+    "accuracy", "pretask_accuracy", "initial_accuracy", "extra_metrics", "best", "selection", "calibration", "nonfinite"
+)  # fmt: skip
 
 
 def to_json(records: list[Record]) -> dict:
     """Returns the records of a run's seeds as checkpoints save them."""
     common, *_ = saved = [asdict(record) for record in records]
     own = [{name: values[name] for name in _OWN} for values in saved]
-    return {**{name: value for name, value in common.items() if name not in _OWN}, "seeds": own}
+    shared = {name: value for name, value in common.items() if name not in _OWN}
+    return {"schema": schema.SCHEMA, **shared, "seeds": own}
 
 
 def from_json(saved: dict) -> list[Record]:
-    """Returns the records that `to_json` was given."""
-    common = {name: value for name, value in saved.items() if name != "seeds"}
+    """Returns the records that `to_json`, of this version or an earlier one, was given.
+
+    Raises:
+      UserError: a later version of this program saved them.
+    """
+    saved = schema.upgrade("record", saved, "the record of a checkpoint")
+    common = {name: value for name, value in saved.items() if name not in ("schema", "seeds")}
     return [Record(**copy.deepcopy(common), **own) for own in saved["seeds"]]
 
 
 def read(folder: Path) -> dict | None:
-    """Returns the content of a run's results.json; None if it is missing, or damaged and must be made again."""
+    """Returns the content of a run's results.json; None if it is missing, or damaged and must be made again.
+
+    Raises:
+      UserError: a later version of this program wrote it.
+    """
     try:
         content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    return schema.upgrade("results", content, folder / "results.json") if isinstance(content, dict) else None
 
 
 def collect(experiment: Experiment, record: Record, seed: int) -> dict:
@@ -105,25 +118,26 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
     networks = {}
     for network in filter(record.accuracy.get, experiment.method.networks):
         rows = record.accuracy[network]
-        before, at_start = record.before.get(network), record.at_start.get(network)
-        ece, ece_seen, whole = (record.quality.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream"))
+        pretask, initial = record.pretask_accuracy.get(network), record.initial_accuracy.get(network)
+        ece, ece_seen, whole = (record.calibration.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream"))
         counts = test_counts(experiment, network)
         networks[network] = {
             "accuracy_matrix": rows,
-            "before": before,
-            "at_start": at_start,
+            "pretask_accuracy": pretask,
+            "initial_accuracy": initial,
             "ece_matrix": ece,
             "ece_seen": ece_seen,
             "stream_matrix": whole,
             "metrics": {
-                **metrics.named_metrics(rows, counts, before, at_start),
+                **metrics.named_metrics(rows, counts, pretask, initial),
                 **metrics.stream_metrics(whole, counts),
                 **metrics.calibration_metrics(ece, ece_seen),
             },
-            "by_task": metrics.series(rows, whole, counts),
+            "per_task": metrics.series(rows, whole, counts),
             "selection": record.selection.get(network, {}),
         }
     return {
+        "schema": schema.SCHEMA,
         "name": f"{stream.name}, {config.method}",
         "method": config.method,
         "status": "finished" if record.task == stream.num_tasks else "running",
@@ -142,9 +156,9 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         },
         "streams": [list(order) for order in experiment.method.streams],
         "networks": networks,
-        "means": _means(experiment.method, networks),
+        "mean_over_learners": _means(experiment.method, networks),
         "headline": headline(experiment.method),
-        "measures": record.measures,
+        "extra_metrics": record.extra_metrics,
         "best": record.best,
         "skipped_steps": sum(entry["count"] for entry in record.nonfinite),
         "pairs": _pairs(record),
@@ -153,7 +167,7 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
             "parameters": parameters(experiment),
             "flops_per_step": record.flops,
             "images_per_second": {
-                phase: images / seconds for phase, (images, seconds) in record.timed.items() if images
+                phase: images / seconds for phase, (images, seconds) in record.throughput.items() if images
             },
             "seconds": record.seconds,
             "peak_memory_bytes": peak_memory(),
@@ -188,7 +202,7 @@ def _means(method, networks):
 
 def _pairs(record):
     """Returns agreement and divergence of each `teacher/student` pair."""
-    agreement, kl = (record.quality.get(name, {}) for name in ("agreement", "kl"))
+    agreement, kl = (record.calibration.get(name, {}) for name in ("agreement", "kl"))
     return {
         pair: {
             "agreement_matrix": rows,

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-from cdl_jax import __version__, config
+from cdl_jax import __version__, config, schema
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 from cdl_jax.run import fingerprints
@@ -166,7 +166,13 @@ def check_data(workdir: Path, stream: Stream) -> None:
 def write_config(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
     """Writes config.json with the config and the fingerprint of the data, unless the file exists."""
     if config.read(workdir) is None:
-        content = {"config": resolved, "command": command(), "versions": versions(), "commit": commit()}
+        content = {
+            "schema": schema.SCHEMA,
+            "config": resolved,
+            "command": command(),
+            "versions": versions(),
+            "commit": commit(),
+        }
         content["content"] = fingerprints.fingerprint_config(resolved)
         if stream is not None:
             content["data"] = fingerprints.fingerprint_data(stream)

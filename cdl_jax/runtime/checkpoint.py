@@ -16,9 +16,11 @@ import os
 import sys
 import time
 import zlib
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from cdl_jax import schema
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import tensorstore_leak
 
@@ -210,7 +213,9 @@ class Checkpoints:
         """Returns the step of the newest checkpoint within a task, None if there is none."""
         return self._latest.latest_step() if self._latest_path.exists() else None
 
-    def restore_newest(self, variables: Any, state: Any) -> tuple[dict, Any, bool] | None:
+    def restore_newest(
+        self, variables: Any, state: Any, former_states: Mapping[int, Any] = MappingProxyType({})
+    ) -> tuple[dict, Any, bool] | None:
         """Restores the newest checkpoint that is intact.
 
         Newer corrupt checkpoints are moved to `checkpoints/damaged`, with a log line for each.
@@ -218,12 +223,14 @@ class Checkpoints:
         Args:
           variables: shapes, dtypes and shardings of the variables after a task.
           state: shapes, dtypes and shardings of the training state within a task.
+          former_states: schema number -> the same for checkpoints of that schema, see `cdl_jax.schema`.
 
         Returns:
           (record, variables or state, whether it is a state within a task), or None if nothing was saved.
 
         Raises:
           CorruptCheckpointError: there are checkpoints, but none is intact. They stay where they are.
+          UserError: a later version of this program saved the newest checkpoint.
         """
         tasks = self.finished_tasks()
         latest = sorted(self._latest.all_steps()) if self._latest_path.exists() else []
@@ -235,7 +242,8 @@ class Checkpoints:
                 if steps is tasks and latest and latest[-1] > record["step"]:
                     manager, steps = self._latest, latest
                     record = self._record(manager, steps[-1])
-                restored = self._restore(manager, steps[-1], variables if steps is tasks else state)
+                state_target = former_states.get(schema.number(record), state)
+                restored = self._restore(manager, steps[-1], variables if steps is tasks else state_target)
             except CorruptCheckpointError as error:
                 damaged.append((manager, steps.pop(), error))
             else:
@@ -332,6 +340,7 @@ def _checksums_and_record(manager, step):
             raise ValueError("its record has no checksum")
         sums = record.pop("crc32")
         _check_equal(_checksum_of_json(record), sums["record"], "the values of the record")
+    schema.check(record, f"checkpoint {manager.directory / str(step)}")
     return sums, record
 
 

@@ -26,10 +26,10 @@ class Evaluator:
 
         Returns:
           For each seed: accuracy `{network: [percent of each task]}`; counts `{network: {name: [numbers of each
-          task]}}`; measures `{name: mean over images}`, which are the method's extra metrics and each network's
+          task]}}`; extra metrics `{name: mean over images}`, those of the method and each network's
           accuracy as a mean over batches (some published programs report it; images of an incomplete last batch count
-          for more); and calibration, see `calibration.finalize`. Where learners have streams of their own, measures are
-          over the images of all tasks, and calibration has `stream`: accuracy on each task of the stream.
+          for more); and calibration, see `calibration.finalize`. Where learners have streams of their own, extra
+          metrics are over the images of all tasks, and calibration has `stream`: accuracy on each task of the stream.
         """
         experiment, loader = self.steps.experiment, self.steps.test_loader
         step = step or self.steps.evaluation_step

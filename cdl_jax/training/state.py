@@ -15,8 +15,8 @@ IMAGES, LOSS, INIT, TASKS = range(4)
 
 
 @struct.dataclass
-class SavedState:
-    """Holds a `State` under the names that checkpoints have, so that older checkpoints stay readable."""
+class StateOfSchema1:
+    """Holds a `State` under the names that checkpoints of schema 1 have, see `cdl_jax.schema`."""
 
     live: Any
     opt: tuple[tuple, ...]
@@ -46,14 +46,16 @@ class State:
     nonfinite: tuple[dict, ...]
     best_mutable: Any = struct.field(default_factory=dict)
 
-    def to_saved(self) -> SavedState:
-        """Returns this state as checkpoints hold it."""
-        return SavedState(self.mutable, self.opt, self.metric_sums, self.nonfinite, self.best_mutable)
+    def to_schema_1(self) -> StateOfSchema1:
+        """Returns this state under the names of schema 1."""
+        return StateOfSchema1(self.mutable, self.opt, self.metric_sums, self.nonfinite, self.best_mutable)
 
     @classmethod
-    def from_saved(cls, saved: SavedState) -> "State":
-        """Returns the state that a checkpoint holds."""
-        return cls(saved.live, saved.opt, saved.sums, saved.bad, saved.kept)
+    def from_saved(cls, saved: "State | StateOfSchema1") -> "State":
+        """Returns the state that a checkpoint of any schema holds."""
+        if isinstance(saved, StateOfSchema1):
+            return cls(saved.live, saved.opt, saved.sums, saved.bad, saved.kept)
+        return saved
 
 
 def key_at(seed: int | jax.Array, *position: int | jax.Array) -> jax.Array:

@@ -157,7 +157,7 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
       `(mutable, frozen, data, host_batch, position) -> sums`. `host_batch["weight"]`, float32 `[batch]`, is 0 for
       padding. The sums are by the task of an image: `{network: {"images": [tasks], "correct": [tasks],
       "calibration": [tasks, 15, 3], <count>: [tasks, n]}}`, `{"pairs": {"<teacher>/<student>": {"agreement": [tasks],
-      "kl": [tasks]}}}`, `{"images": [tasks]}` and `{"measures": {name: [tasks]}}`.
+      "kl": [tasks]}}}`, `{"images": [tasks]}` and `{"extra_metrics": {name: [tasks]}}`.
     """
     num_classes, num_tasks = info.num_classes, info.num_tasks
     task_of_rank = np.repeat(np.arange(num_tasks), info.task_sizes)
@@ -175,7 +175,7 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
             return jax.ops.segment_sum(values * weights, task, num_tasks)
 
         extra = method.extra_metrics(logits, labels, context)
-        sums = {"images": sum_by_task(jnp.ones(labels.shape)), "measures": jax.tree.map(sum_by_task, extra)}
+        sums = {"images": sum_by_task(jnp.ones(labels.shape)), "extra_metrics": jax.tree.map(sum_by_task, extra)}
         for network, values in logits.items():
             ranks = label_ranks(method, network)
             mask = predictable_classes(method, context, num_classes, ranks)

@@ -42,7 +42,7 @@ def test_results_hold_calibration_and_likeness_after_each_task(kd):
     assert all(0 < value < 10 for row in pair["kl_matrix"] for value in row)
     assert all(value * 32 / 100 == round(value * 32 / 100) for row in pair["agreement_matrix"] for value in row)
     metrics = {*content["networks"]["teacher"]["metrics"], *pair["metrics"]}
-    assert metrics | {*content["networks"]["teacher"]["by_task"]} == set(content["formulas"])
+    assert metrics | {*content["networks"]["teacher"]["per_task"]} == set(content["formulas"])
     assert content["networks"]["teacher"]["metrics"]["forgetting_cdl"] is not None
 
 
@@ -130,14 +130,12 @@ def test_what_cannot_be_analyzed_is_refused_in_one_line(kd, tmp_path, capsys, mo
 def test_class_tokens_of_both_networks_are_compared(kd):
     arguments, out, analysis, _ = kd
     layers = ["block_0", "block_1", "features"]
-    assert analysis["alignment"]["layers"] == {"teacher": layers, "student": layers}
-    assert list(analysis["alignment"]["pairs"]) == ["teacher/teacher", "teacher/student", "student/student"]
-    own = np.array(analysis["alignment"]["pairs"]["teacher/teacher"])
+    assert analysis["cka"]["layers"] == {"teacher": layers, "student": layers}
+    assert list(analysis["cka"]["pairs"]) == ["teacher/teacher", "teacher/student", "student/student"]
+    own = np.array(analysis["cka"]["pairs"]["teacher/teacher"])
     np.testing.assert_allclose(np.diag(own), 1, rtol=1e-6)
-    assert (
-        f"teacher/student: linear CKA of features {analysis['alignment']['pairs']['teacher/student'][2][2]:.3f}" in out
-    )
-    assert set(analysis["places"]["networks"]) == {"teacher", "student"}
+    assert f"teacher/student: linear CKA of features {analysis['cka']['pairs']['teacher/student'][2][2]:.3f}" in out
+    assert set(analysis["tsne"]["networks"]) == {"teacher", "student"}
     page = (arguments[3] / "report.html").read_text()
     assert (arguments[3] / "features_student.svg").read_text() in page
 

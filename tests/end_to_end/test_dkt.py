@@ -41,18 +41,18 @@ def test_results_have_every_learner_in_its_own_class_order(uninterrupted):
     steps = [line for line in lines(uninterrupted) if "loss" in line]
     assert [line["phase"] for line in steps] == ["together"] * 7 + ["together_replay"] * 7
     assert all(line["messages"] == 2 for line in steps)
-    last = content["measures"][-1]
+    last = content["extra_metrics"][-1]
     live = last_weights(uninterrupted, 1)
     bytes_of_one = sum(value.nbytes for name, value in live.items() if name.startswith("['learner_0']"))
     assert last["rounds"] == 14 and last["exchanged_mb"] == pytest.approx(28 * bytes_of_one / 1e6)
     assert last["exchanged_mb_per_round"] == pytest.approx(2 * bytes_of_one / 1e6)
-    assert content["means"]["mean"]["metrics"]["last"] == pytest.approx(
+    assert content["mean_over_learners"]["mean"]["metrics"]["last"] == pytest.approx(
         np.mean([content["networks"][f"learner_{i}"]["metrics"]["last"] for i in range(2)])
     )
     for network in content["networks"].values():  # tasks of equal size: every image and every task has the same weight
         assert [len(row) for row in network["stream_matrix"]] == [2, 2]
         assert network["stream_matrix"][1] == network["accuracy_matrix"][1]
-        assert network["by_task"]["stream_accuracy"] == pytest.approx([np.mean(r) for r in network["stream_matrix"]])
+        assert network["per_task"]["stream_accuracy"] == pytest.approx([np.mean(r) for r in network["stream_matrix"]])
 
 
 def test_killed_it_ends_with_the_same_bits(uninterrupted, tmp_path):
@@ -86,7 +86,7 @@ def test_prompt_learners_exchange_prompts_and_heads(tmp_path):
     assert {name.split("'")[1] for name in live} == {"learner_0", "learner_1", "published", "exchange"}
     assert not any("backbone" in name for name in live)
     own = sum(value.nbytes for name, value in live.items() if name.startswith("['learner_0']"))
-    assert content["measures"][-1]["exchanged_mb"] == pytest.approx(2 * 14 * own / 1e6)
+    assert content["extra_metrics"][-1]["exchanged_mb"] == pytest.approx(2 * 14 * own / 1e6)
     assert own < 4 * content["cost"]["parameters"]["shared"]["frozen"]  # its own head and prompts, not the backbone
     losses = [line["learner_1/class_loss"] for line in lines(tmp_path) if "loss" in line]
     assert losses[6] < losses[0] - 0.05 and losses[-1] < losses[7] - 0.05

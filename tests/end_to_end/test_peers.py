@@ -45,7 +45,7 @@ def test_okddip_learns_a_stream_and_keeps_its_best_epochs(stream):
         assert (best["value"], best["epochs"]) == (values[last], last + 1)
         assert best["value"] == pytest.approx(np.mean(best["accuracy"]["leader"]))
         assert within[-1]["leader/accuracy"] == pytest.approx(np.mean(leader["accuracy_matrix"][task]))
-    measured = content["measures"][-1]
+    measured = content["extra_metrics"][-1]
     assert 0 < measured["diversity"] < 2**0.5
     # 160 images in one batch: the mean over batches equals the mean over images and over two equal tasks.
     assert measured["leader/accuracy_batch_mean"] == pytest.approx(np.mean(leader["accuracy_matrix"][-1]))

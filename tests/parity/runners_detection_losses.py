@@ -8,25 +8,32 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.distill.detection import projected_tokens, token_matching
 from cdl_jax.distill.detection.base import token_rows
+from cdl_jax.evaluation.detections import top_detections
+from cdl_jax.methods.base import split
 from cdl_jax.methods.shared import (
-    detection_boxes,
     detection_losses,
     detection_matching,
     detection_optimizer,
     detection_token_labels,
 )
+from cdl_jax.models.detection import state_dicts, vidt
 from cdl_jax.models.modules import feature_norms, orthogonal
 from tests.parity.compiled import compiled
+from tests.parity.runners_detection_model import options_of as detector_options
+from tests.parity.runners_detection_model import parameters, shapes_of
 
 # The authors' names of weights and costs -> ours.
 WEIGHTS = {"loss_ce": "class_weight", "loss_bbox": "box_weight", "loss_giou": "giou_weight"}
 WEIGHTS["loss_iouaware"] = "iou_weight"
 COSTS = {"class": "class_cost", "box_l1": "box_cost", "giou": "giou_cost"}
+
+IMAGE_SIZE = 480, 640  # of the post-processing in `detect_matcher_losses`
 
 
 def loss_options(config):
@@ -91,23 +98,12 @@ def run_matcher_losses(config, arrays, solver="host"):
             ours[f"out/cost{suffix}"] = costs[level, i][:, : len(labels)]
             ours[f"out/match{suffix}"] = match_rows(matches[level, i])
             ours[f"out/number_matched_{i}"] = (matches[level, i] >= 0).sum()
-    for i in range(len(targets)):
-        ours |= {f"out/postprocess{i}_{name}": value for name, value in detections(predictions, i, single).items()}
+    last = {name: array[-1] for name, array in outputs_of(predictions).items()}
+    best = top_detections(last["logits"], last["boxes"], jnp.array([IMAGE_SIZE] * len(targets)))
+    ours |= {f"out/postprocess{i}_{name}": array[i] for name, array in best.items() for i in range(len(targets))}
     if config.get("case") == "ties":
         ours |= {f"{name}_tied_sum": tied_sum(ours[name]) for name in ("grad/logits", "grad/boxes")}
     return ours
-
-
-def detections(predictions, image, single, height=480, width=640, number=100):
-    """The best pairs of query and class of an image's last level, their boxes in pixels."""
-    logits, boxes = (
-        predictions[name][image] if single else predictions[name][-1, image] for name in ("logits", "boxes")
-    )
-    classes = logits.shape[-1]
-    scores, best = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(-1), min(number, logits.size))
-    first, last = detection_boxes.corners(boxes[best // classes])
-    pixels = jnp.concatenate([first, last], axis=-1) * jnp.float32([width, height, width, height])
-    return {"scores": scores, "labels": best % classes, "boxes": pixels}
 
 
 def match_rows(queries):
@@ -175,7 +171,7 @@ def detector_outputs(arrays, role):
     """Tokens of "student" or "teacher" as a detector outputs them; all positions exist, the images form one group."""
     maps = tuple(jnp.moveaxis(arrays[f"in/{role}_patch{i}"], 1, -1) for i in range(4))
     tokens = {name: jnp.asarray(arrays[f"in/{role}_{name.replace('tokens', 'det')}"]) for name in TOKENS}
-    return {"patch_maps": maps, **tokens, "extents": jnp.full((1, len(maps[0]), 2), 9999)}
+    return {"patch_maps": maps, **tokens, "inside": tuple(jnp.ones((1, *x.shape[:3]), bool) for x in maps)}
 
 
 TOKENS = "body_tokens", "neck_tokens"
@@ -194,16 +190,15 @@ def network_spec(outputs):
 def run_distil_module(config, arrays):
     """The scheme with its projectors, on tokens that are given."""
     student, teacher = (detector_outputs(arrays, role) for role in ("student", "teacher"))
-    extents = student.pop("extents")
+    inside = student.pop("inside")
     variables = projector_variables(arrays, {name: f"param/{name}." for name in PROJECTORS})
     options = ConfigDict({**projected_tokens.OPTIONS, "weight": float(config["weight"])})
     scheme = projected_tokens.build(options, network_spec(teacher), network_spec(student))
-    jax.tree.map(
-        np.testing.assert_equal, *(jax.tree.map(jnp.shape, v) for v in (variables, scheme.init(jax.random.key(0))))
-    )
+    first = jax.eval_shape(scheme.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, first)
 
     def loss(params, student):
-        return scheme.loss({**variables, "params": params}, {**student, "extents": extents}, teacher, None, None)
+        return scheme.loss({**variables, "params": params}, {**student, "inside": inside}, teacher, None, None)
 
     compute = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     (weighted, terms), (of_params, of_student) = compute(variables["params"], student)
@@ -213,7 +208,7 @@ def run_distil_module(config, arrays):
         ours[f"out/{name}.matrix"] = orthogonal.orthogonal_weight(raw, base, "matrix_exp", raw.shape)
         ours[f"grad/{name}.{RAW_AND_BASE[0]}"] = of_params[name]["projector"]["raw"]
     projectors = projected_tokens.TokenProjectors(config["dim"])
-    projected = projectors.apply(variables, token_rows({**student, "extents": extents}, options, 1))
+    projected = projectors.apply(variables, token_rows({**student, "inside": inside}, options, 1))
     levels, images, queries, dim = student["neck_tokens"].shape
     for theirs, name in TERMS.items():
         ours[f"out/projected_{theirs}"] = projected[name][0]
@@ -274,16 +269,119 @@ def run_distil_unit(config, arrays):
 @compiled
 def run_token_matching(config, arrays):
     student, teacher = (detector_outputs(arrays, role) for role in ("student", "teacher"))
-    extents = student.pop("extents")
+    inside = student.pop("inside")
     options = ConfigDict({**token_matching.OPTIONS, "weight": 1.0})
     scheme = token_matching.build(options, network_spec(teacher), network_spec(student))
 
     def loss(student):
-        return scheme.loss({}, {**student, "extents": extents}, teacher, None, None)[0]
+        return scheme.loss({}, {**student, "inside": inside}, teacher, None, None)[0]
 
     value, gradients = jax.value_and_grad(loss)(student)
-    sums = token_matching.distance_sums({**student, "extents": extents}, teacher, options)
+    sums = token_matching.distance_sums({**student, "inside": inside}, teacher, options)
     return {"out/loss_distil_unweighted": value, "out/sum_before_root": sums[0], **token_gradients(gradients)}
+
+
+def run_train_steps(config, arrays):
+    """Steps with a teacher, in one canvas for the images of all steps, so that one program serves them."""
+    with jax.enable_x64(config.get("x64", False)):
+        return train_steps(config, {name: widen(array, config) for name, array in arrays.items()})
+
+
+def widen(array, config):
+    return array.astype(np.float64) if config.get("x64") and array.dtype == np.float32 else array
+
+
+def train_steps(config, arrays):
+    steps, dtype = len(config["image_sizes"]), arrays["in/images_0"].dtype
+    canvas = tuple(64 * -(-max(arrays[f"in/images_{i}"].shape[axis] for i in range(steps)) // 64) for axis in (2, 3))
+    batches = [train_batch(config, arrays, step, canvas) for step in range(steps)]
+    models = {
+        role: detector_of({**config["student"], **config[role]}, config, dtype) for role in ("student", "teacher")
+    }
+    params = {role: params_of(arrays, models[role], role, batches[0]) for role in models}
+    teacher, distill = params.pop("teacher"), student_projectors(arrays)
+    variables = {"student": {"params": params["student"]}, "distill": distill}
+    options = ConfigDict({**projected_tokens.OPTIONS, "weight": float(config["weights"]["loss_distil"])})
+    shapes = jax.eval_shape(lambda: apply_to(models["student"], params["student"], batches[0]))
+    scheme = projected_tokens.build(options, network_spec(shapes), network_spec(shapes))
+    optimizer = detection_optimizer.build(optimizer_options(config), config["epochs"])
+
+    set_options = loss_options(config)
+    set_options.auxiliary = "loss_ce_0" in config["weights"]
+
+    def loss(trained, batch):
+        student = apply_to(models["student"], trained["student"]["params"], batch)
+        targets = jax.lax.stop_gradient(apply_to(models["teacher"], teacher, batch))
+        total, terms = detection_losses.detection_loss(set_options, student, batch["targets"])
+        student["inside"] = tuple(x[None] for x in student["inside"])  # one group
+        distilled, more = scheme.loss({**distill, **trained["distill"]}, student, targets, None, None)
+        return total + distilled, {**terms, **more, "loss_total": total + distilled}
+
+    @jax.jit
+    def step(trained, state, batch, epoch):
+        (_, terms), gradients = jax.value_and_grad(loss, has_aux=True)(trained, batch)
+        direction, state = optimizer.transform.update(gradients, state, trained)
+        rate = optimizer.learning_rate(epoch)
+        trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
+        return trained, state, {**terms, "gradient_norm": optax.tree.norm(gradients), "learning_rate": rate}
+
+    trained, _ = split(variables, lambda path: path[1] == "params")
+    state, logged, ours = optimizer.transform.init(trained), [], {}
+    for i, batch in enumerate(batches):
+        trained, state, terms = step(trained, state, batch, jnp.asarray(i, dtype))
+        logged.append(jax.device_get(terms))
+        ours |= {f"out/after_{i + 1}/{name}": array for name, array in to_torch(trained).items()}
+    return ours | {f"out/{name}": np.array([terms[name] for terms in logged]) for name in logged[0]}
+
+
+def train_batch(config, arrays, step, canvas):
+    """Images of a step in a canvas, their sizes, extents and targets."""
+    images = np.moveaxis(arrays[f"in/images_{step}"], 1, -1)
+    extent = np.array(images.shape[1:3])
+    padding = [(0, 0), *((0, side - length) for side, length in zip(canvas, extent, strict=True)), (0, 0)]
+    most = max(sum(objects) for objects in config["objects"])  # one shape of targets for all steps
+    return {
+        "images": np.pad(images, padding),
+        "sizes": np.array(config["image_sizes"][step], np.int32),
+        "extents": np.tile(np.int32(extent), (len(images), 1)),
+        "targets": padded_targets(targets_of(arrays, f"in/target{step}_"), least=most),
+    }
+
+
+def detector_of(network, config, dtype):
+    options = detector_options({**network, "classes": config["classes"]})
+    options.dtype = str(dtype)
+    return vidt.build(options, config["classes"])
+
+
+def apply_to(model, params, batch):
+    return model.apply({"params": params}, batch["images"], batch["sizes"], batch["extents"])
+
+
+def params_of(arrays, model, role, batch):
+    inputs = batch["images"], batch["sizes"], batch["extents"]
+    return jax.tree.map(jnp.asarray, parameters(arrays, shapes_of(model, *inputs), prefix=f"param/{role}/"))
+
+
+def student_projectors(arrays):
+    return projector_variables(arrays, {name: f"param/student/{name}." for name in PROJECTORS})
+
+
+def optimizer_options(config):
+    names = {"lr": "learning_rate", "min_lr": "final_rate", "clip_norm": "clip_norm", "eps": "eps"}
+    options = {ours: config[theirs] for theirs, ours in names.items()}
+    options |= {"betas": tuple(config["betas"]), "weight_decay": config["weight_decay"]}
+    return ConfigDict({**detection_optimizer.OPTIONS, **options})
+
+
+def to_torch(trained):
+    """Parameters of student and projectors under the names and in the layouts of the authors' code."""
+    trained = jax.device_get(trained)
+    named = state_dicts.to_torch(trained["student"]["params"])
+    for module, params in trained["distill"]["params"].items():
+        named[f"{module}.{RAW_AND_BASE[0]}"] = params["projector"]["raw"]
+        named |= {f"{module}.weight": params["scale"], f"{module}.bias": params["bias"]}
+    return named
 
 
 def run_schedule(config, arrays):
@@ -294,6 +392,7 @@ def run_schedule(config, arrays):
 
 
 RUNNERS = {
+    "detect_train_steps": run_train_steps,
     "lr_cosine_detection": run_schedule,
     "detect_distil_module": run_distil_module,
     "detect_distil_loss": run_distil_loss,

@@ -26,8 +26,8 @@ ANALYSIS = {
         }
     },
     "distillation_forgetting": {"teacher/student": [[0.125], [0.38, 0.25]]},
-    "alignment": {},
-    "places": {},
+    "cka": {},
+    "tsne": {},
     "selection": {},
 }
 CONFIG = {"seed": 0, "learner": {"name": "l2p", "pool": 30}, "data": {"path": "a", "class_order_seed": 0}}
@@ -55,7 +55,7 @@ def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
                     **metrics.stream_metrics([matrix[-1]], [10] * len(matrix)),
                     **metrics.calibration_metrics([[4.0], [2.0, 6.0]], [4.0, 3.0]),
                 },
-                "by_task": metrics.series(matrix, [matrix[-1]], [10] * len(matrix)),
+                "per_task": metrics.series(matrix, [matrix[-1]], [10] * len(matrix)),
                 "selection": {"layer_0": [[8, 0, 0, 0], [2, 2, 2, 2]]},
             }
             for name, matrix in rows.items()
@@ -106,8 +106,8 @@ def store_of_method(folder, seed, method, headline, best=None, **last):
     )
     path = run / "results.json"
     stream = {**results()["stream"], "num_tasks": 1}
-    of_best = {"value": best, "accuracy": {network: [best] for network in headline}, "measures": {}}
-    bests = {"best": {"0": of_best}, "measures": [{"diversity": best / 100}]} if best else {}
+    of_best = {"value": best, "accuracy": {network: [best] for network in headline}, "extra_metrics": {}}
+    bests = {"best": {"0": of_best}, "extra_metrics": [{"diversity": best / 100}]} if best else {}
     path.write_text(json.dumps({**json.loads(path.read_text()), "headline": headline, "stream": stream, **bests}))
     return run
 
@@ -123,6 +123,6 @@ def store_exchanging(folder, seed, amount, last, interval=1):
     run = store(folder / f"seed_{seed}", config, **accuracies)
     content = json.loads((run / "results.json").read_text())
     measures = [{}, {"exchanged_mb": amount} if amount else {}]
-    content |= {"headline": ["learner_0", "learner_1"], "measures": measures}
+    content |= {"headline": ["learner_0", "learner_1"], "extra_metrics": measures}
     (run / "results.json").write_text(json.dumps(content))
     return run

@@ -49,6 +49,17 @@ def decode(file: str | Path | bytes) -> Image.Image:
         return _decode(content)
 
 
+def read_size(file: str | Path) -> tuple[int, int]:
+    """Returns the (height, width) of an image file by its header; no pixel is decoded.
+
+    Raises:
+      UserError: the image is larger than the limits.
+      Exception: of any kind, if the header is damaged or of another format.
+    """
+    with open(file, "rb") as content, _open(content) as image:
+        return image.size[1], image.size[0]
+
+
 def rgb(image: Image.Image) -> Image.Image:
     """Returns an image of any mode as 8-bit RGB.
 

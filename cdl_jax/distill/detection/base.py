@@ -6,14 +6,14 @@ of a detector's tokens as `dim`, and the shapes of its outputs. The scheme's `lo
     patch_maps: for each level float `[N, h, w, dim]`, the projected feature maps.
     body_tokens: float `[N, Q, dim]`, the projected detection tokens of the backbone.
     neck_tokens: float `[L, N, Q, dim]`, the detection tokens before and after each decoder layer.
-    extents: int32 `[G, B, 2]`, only of the student: height and width in pixels of each image with the padding of its
-        group. Positions of feature maps beyond it do not exist. N = G B.
+    inside: for each level bool `[G, B, h, w]`, only of the student: the positions of a feature map that exist, those
+        within the extent of the group. N = G B.
 
 A loss is computed over each group of B images, the images of one device in the authors' code, and averaged over the
 groups. So the number of devices has no effect.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,8 +21,6 @@ import jax.numpy as jnp
 
 from cdl_jax.distill.base import NetworkSpec, Outputs
 from cdl_jax.errors import UserError
-
-FINEST_STRIDE = 8  # pixels between positions of the finest feature map; each coarser map has twice as many
 
 TERMS = ("patches", "body", "neck")  # options of a scheme, whether a kind of token is compared
 
@@ -84,46 +82,18 @@ def token_rows(outputs: Outputs, options: Mapping[str, Any], groups: int) -> dic
     }
 
 
-def counted_rows(outputs: Outputs, options: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns which rows of `token_rows` exist: the positions of feature maps within the extent, and all other tokens.
+def counted_rows(outputs: Outputs, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns which rows exist: the positions of feature maps within the extent, and all other tokens.
 
     Args:
-      outputs: of the student, with `extents`.
-      options: which kinds of tokens are compared.
+      outputs: of the student, with `inside`.
+      rows: `token_rows` of the student.
 
     Returns:
       name -> bool `[G, rows]`.
     """
-    extents = outputs["extents"]
-    rows = token_rows(outputs, options, len(extents))
-    counted = {name: jnp.ones(values.shape[:2], bool) for name, values in rows.items()}
-    if options["patches"]:
-        shapes = [values.shape[1:3] for values in outputs["patch_maps"]]
-        inside = positions_inside(extents.reshape(-1, 2), shapes)
-        counted |= {f"patch_{level + 1}": mask.reshape(len(extents), -1) for level, mask in enumerate(inside)}
-    return counted
-
-
-def positions_inside(extents: jax.Array, shapes: Sequence[tuple[int, int]]) -> list[jax.Array]:
-    """Returns the positions of each feature map that lie within the extents.
-
-    The finest map has a stride of 8 pixels, each coarser one twice the stride of the map before. The order of the
-    levels is free.
-
-    >>> [mask[0].astype(int).tolist() for mask in positions_inside(jnp.array([[8, 24]]), [(1, 2), (2, 4)])]
-    [[[1, 1]], [[1, 1, 1, 0], [0, 0, 0, 0]]]
-
-    Args:
-      extents: int32 `[N, 2]`, height and width in pixels.
-      shapes: height and width of each map.
-
-    Returns:
-      For each map bool `[N, h, w]`.
-    """
-    by_size = sorted(range(len(shapes)), key=lambda level: shapes[level][0] * shapes[level][1], reverse=True)
-    masks = []
-    for level, (height, width) in enumerate(shapes):
-        positions = -(-extents // (FINEST_STRIDE << by_size.index(level)))  # rounded up, like the maps
-        rows, columns = jnp.arange(height) < positions[:, :1], jnp.arange(width) < positions[:, 1:]
-        masks.append(rows[:, :, None] & columns[:, None])
-    return masks
+    inside = {f"patch_{level + 1}": mask for level, mask in enumerate(outputs["inside"])}
+    return {
+        name: inside[name].reshape(values.shape[:2]) if name in inside else jnp.ones(values.shape[:2], bool)
+        for name, values in rows.items()
+    }

@@ -93,9 +93,11 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
     def loss(variables, student_out, teacher_out, labels, context):
         del labels, context
-        groups, counted = len(student_out["extents"]), base.counted_rows(student_out, options)
-        projected = projectors.apply(variables, base.token_rows(student_out, options, groups))
-        targets = base.token_rows(teacher_out, options, groups)
+        rows, targets = (
+            base.token_rows(out, options, len(student_out["inside"][0])) for out in (student_out, teacher_out)
+        )
+        counted = base.counted_rows(student_out, rows)
+        projected = projectors.apply(variables, rows)
         terms = {
             f"distil_{name}": standardized_distance(projected[name], targets[name], counted[name], options.epsilon)
             for name in projected

@@ -51,19 +51,19 @@ def distance_sums(student: Outputs, teacher: Outputs, options: ConfigDict) -> ja
     """Computes the weighted sum of mean distances of each group.
 
     Args:
-      student: outputs of the student, with `extents`.
+      student: outputs of the student, with `inside`.
       teacher: outputs of the teacher.
       options: which kinds of tokens are compared.
 
     Returns:
       `[G]`.
     """
-    groups, counted = len(student["extents"]), base.counted_rows(student, options)
-    targets = base.token_rows(teacher, options, groups)
-    total = jnp.zeros(groups)
-    for name, rows in base.token_rows(student, options, groups).items():
+    groups = len(student["inside"][0])
+    rows, targets = (base.token_rows(outputs, options, groups) for outputs in (student, teacher))
+    counted, total = base.counted_rows(student, rows), jnp.zeros(groups)
+    for name in rows:
         factor = len(student["neck_tokens"]) if name == "neck" else 1
-        difference = jnp.where(counted[name][..., None], rows - targets[name], 0)
+        difference = jnp.where(counted[name][..., None], rows[name] - targets[name], 0)
         distances = optax.safe_norm(difference, 0.0, axis=-1)
         total += factor * distances.mean(axis=1, where=counted[name])
     return total

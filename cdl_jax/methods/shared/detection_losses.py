@@ -46,6 +46,11 @@ _WEIGHTS = {
     "loss_iouaware": "iou_weight",
 }
 
+_CLASS_COSTS = {
+    "focal": detection_matching.focal_class_costs,
+    "softmax": detection_matching.softmax_class_costs,
+}
+
 
 def check(options: ConfigDict, section: str) -> None:
     """Checks the ranges and choices of the options.
@@ -65,7 +70,7 @@ def check(options: ConfigDict, section: str) -> None:
         raise UserError(f"{section}: class_weight, box_weight and giou_weight are 0, so nothing is learned; raise one")
     if not 0 <= options.focal_alpha <= 1:
         raise UserError(f"{section}.focal_alpha={options.focal_alpha} must lie in [0, 1]")
-    if options.class_loss not in ("focal", "softmax"):
+    if options.class_loss not in _CLASS_COSTS:
         raise UserError(f"{section}.class_loss={options.class_loss!r}: use 'focal' or 'softmax'")
 
 
@@ -77,7 +82,8 @@ def detection_loss(
     Args:
       options: a section with the keys of `OPTIONS`.
       outputs: `logits` float `[L, N, Q, K]`, `boxes` float `[L, N, Q, 4]`; optionally `iou_logits` `[L, N, Q]`.
-      targets: `boxes` float `[N, n, 4]`, `labels` int32 `[N, n]`, `valid` bool `[N, n]`.
+      targets: `boxes` float `[N, n, 4]`, `labels` int32 `[N, n]`, `valid` bool `[N, n]`. All losses are NaN if a valid
+        label is no class.
       groups: number of groups of images.
 
     Returns:
@@ -97,10 +103,7 @@ def detection_loss(
 
 def match_queries(options: ConfigDict, outputs: Mapping[str, jax.Array], targets: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the query of each target at each level, int32 `[L, N, n]`, -1 for none; arguments as `detection_loss`."""
-    is_focal = options.class_loss == "focal"
-    class_costs = (detection_matching.focal_class_costs if is_focal else detection_matching.softmax_class_costs)(
-        outputs["logits"]
-    )
+    class_costs = _CLASS_COSTS[options.class_loss](outputs["logits"])
     costs = detection_matching.pair_costs(options, class_costs, outputs["boxes"], targets["boxes"], targets["labels"])
     return detection_matching.match(costs, targets["valid"], options.solver)
 
@@ -122,17 +125,18 @@ def level_losses(
       `{term: [L]}`.
     """
     logits, normalizer = outputs["logits"], object_normalizer(targets["valid"], groups)
+    num_classes = logits.shape[-1] - (options.class_loss == "softmax")
+    is_known = (targets["labels"] >= 0) & (targets["labels"] < num_classes) | ~targets["valid"]
+    # Without this an object whose label has no output would silently be learned as background.
+    normalizer = jnp.where(is_known.all(), normalizer, jnp.nan)
     labels = query_labels(queries, targets["labels"], logits.shape[2], fill=logits.shape[-1])
-    losses = box_losses(outputs["boxes"], targets["boxes"], queries)
+    losses, iou = box_losses(outputs["boxes"], targets["boxes"], queries)
     if "iou_logits" in outputs:
-        iou = losses["iou"] if options.iou_target_gradient else jax.lax.stop_gradient(losses["iou"])
+        iou = iou if options.iou_target_gradient else jax.lax.stop_gradient(iou)
         iou_logits = _matched(outputs["iou_logits"], queries)
         losses["loss_iouaware"] = optax.sigmoid_binary_cross_entropy(iou_logits, iou)
-    matched = queries >= 0
     by_level = {
-        name: jnp.where(matched, values, 0).sum(axis=(1, 2)) / normalizer
-        for name, values in losses.items()
-        if name != "iou"
+        name: jnp.where(queries >= 0, values, 0).sum(axis=(1, 2)) / normalizer for name, values in losses.items()
     }
     if options.class_loss == "focal":
         by_level["loss_ce"] = focal_loss(options, logits, labels).sum(axis=(1, 2, 3)) / normalizer
@@ -213,7 +217,7 @@ def softmax_loss(logits: jax.Array, labels: jax.Array, background_weight: float,
     return (sum_groups(weights * losses) / sum_groups(weights)).mean(axis=-1)
 
 
-def box_losses(boxes: jax.Array, target_boxes: jax.Array, queries: jax.Array) -> dict[str, jax.Array]:
+def box_losses(boxes: jax.Array, target_boxes: jax.Array, queries: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
     """Computes the losses of each target with the box of its query.
 
     Args:
@@ -222,14 +226,14 @@ def box_losses(boxes: jax.Array, target_boxes: jax.Array, queries: jax.Array) ->
       queries: int32 `[L, N, n]`. Values of targets without a query are finite and have no meaning.
 
     Returns:
-      `{"loss_bbox": L1, "loss_giou": 1 - GIoU, "iou": IoU}`, each `[L, N, n]`.
+      `{"loss_bbox": L1, "loss_giou": 1 - GIoU}` and the IoU, each `[L, N, n]`.
     """
     predicted = _matched(boxes, queries)
     iou, giou = overlaps(predicted, target_boxes)
     difference = predicted - target_boxes
     # |x| with the gradient 0 at 0; that of `jnp.abs` is 1.
     distance = (difference * jax.lax.stop_gradient(jnp.sign(difference))).sum(axis=-1)
-    return {"loss_bbox": distance, "loss_giou": 1 - giou, "iou": iou}
+    return {"loss_bbox": distance, "loss_giou": 1 - giou}, iou
 
 
 def class_error(logits: jax.Array, labels: jax.Array, queries: jax.Array) -> jax.Array:

@@ -43,7 +43,7 @@ def check(options: ConfigDict, section: str) -> None:
       section: its name, for the message.
 
     Raises:
-      UserError: a cost is negative, all are 0, or the solver is unknown.
+      UserError: a cost is negative, all are 0, or the solver is unknown or cannot run.
     """
     costs = ("class_cost", "box_cost", "giou_cost")
     for key in costs:
@@ -54,6 +54,19 @@ def check(options: ConfigDict, section: str) -> None:
     if options.solver not in _SOLVERS:
         hint = plugins.did_you_mean(options.solver, _SOLVERS)
         raise UserError(f"{section}.solver={options.solver!r} is unknown: {hint}")
+    if options.solver == "host":
+        _check_cpu_backend(f"{section}.solver")
+
+
+def _check_cpu_backend(key):
+    """Refuses the host's solver where jax has no CPU backend, to which a callback copies its arguments."""
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError:
+        raise UserError(
+            f"{key}='host' needs jax's CPU backend beside the accelerator's: add it to JAX_PLATFORMS, such as "
+            f"JAX_PLATFORMS=cuda,cpu, or set {key}='device'"
+        ) from None
 
 
 def focal_class_costs(logits: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import running_statistics
+from cdl_jax.run import results
 from tests.unit.methods.test_dkt import batch, build
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -32,5 +33,7 @@ def test_the_documents_show_the_stored_figures_which_are_the_runs():
     found = json.loads((RESULTS / "dkt" / "running_statistics.json").read_text())
     assert running_statistics.table(found) in (RESULTS / "dkt.md").read_text()
     for name, matrices in found["runs"].items():
-        results = json.loads((RESULTS / "dkt" / name / "results.json").read_text())
-        np.testing.assert_allclose(matrices["running"][-1], results["means"]["mean"]["metrics"]["last"], atol=1e-9)
+        stored = results.read(RESULTS / "dkt" / name)
+        np.testing.assert_allclose(
+            matrices["running"][-1], stored["mean_over_learners"]["mean"]["metrics"]["last"], atol=1e-9
+        )

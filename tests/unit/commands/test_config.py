@@ -156,7 +156,7 @@ def test_differences_list_the_keys_that_affect_the_results():
 def test_a_stored_config_is_read_or_reported_as_damaged(tmp_path):
     assert config.read(tmp_path) is None
     (tmp_path / "config.json").write_text('{"config": {"seed": 4}}')
-    assert config.read(tmp_path) == {"config": {"seed": 4}}
+    assert config.read(tmp_path) == {"config": {"seed": 4}, "schema": 2}
     (tmp_path / "config.json").write_text('{"config": {"se')
     assert refusal(config.read, tmp_path).startswith(f"{tmp_path / 'config.json'} is damaged (")
     (tmp_path / "config.json").unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cdl_jax.report.__main__ import main as report_main
+from cdl_jax.run import results
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 PAGES = {
@@ -88,7 +89,7 @@ def test_the_tables_of_bfloat16(row, tmp_path):
 
 
 def dkt_results(row):
-    return [json.loads((RESULTS / f"dkt/{row}/seed_{seed}/results.json").read_text()) for seed in range(3)]
+    return [results.read(RESULTS / f"dkt/{row}/seed_{seed}") for seed in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -98,14 +99,16 @@ def dkt_results(row):
     + [("every_task_all", "learning_accuracy")],
 )
 def test_the_page_states_learning_accuracy_and_forgetting_of_dkt(row, metric):
-    mean = statistics.fmean(run["means"]["mean"]["metrics"][metric] for run in dkt_results(row))
+    mean = statistics.fmean(run["mean_over_learners"]["mean"]["metrics"][metric] for run in dkt_results(row))
     assert re.search(rf"\b{mean:.1f}\b", (RESULTS / "dkt.md").read_text())
 
 
 @pytest.mark.parametrize("row", ["together", "predictions"])
 @pytest.mark.parametrize("head", ["mean", "mean_st"])
 def test_the_page_states_the_accuracy_on_other_learners_classes(row, head):
-    accuracies = [m[f"{head}/accuracy_on_others_classes"] for run in dkt_results(row) for m in run["measures"][:-1]]
+    accuracies = [
+        m[f"{head}/accuracy_on_others_classes"] for run in dkt_results(row) for m in run["extra_metrics"][:-1]
+    ]
     assert f" {statistics.fmean(accuracies):.1f} %" in (RESULTS / "dkt.md").read_text().replace("\n", " ")
 
 

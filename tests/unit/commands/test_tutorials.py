@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cdl_jax import main
 from cdl_jax.report.__main__ import main as report_main
@@ -96,6 +97,35 @@ def test_first_learner(folder):
     assert main.main([*analyzed, *OVERRIDES, "--config.learner.penalty=0.1"]) == 0
     assert (run / "analysis.json").exists()
     assert main.main([*trained, *OVERRIDES, "--config.learner.layers=9", "--workdir", "other"]) == 2
+
+
+def test_first_source(folder, capsys):
+    page = read("first_source")
+    write_files(page, folder)
+    (folder / "photos").mkdir()
+    lines = ["file,label,split"]
+    for label, level in (("dusk", 40), ("noon", 200), ("night", 0), ("dawn", 90)):
+        for number in range(6):
+            file = f"{label}_{number}.png"
+            Image.new("RGB", (40 + number, 36), (level, level, 60)).save(folder / "photos" / file)
+            lines.append(f"{file},{label},{'train' if number < 4 else 'test'}")
+    (folder / "photos" / "images.csv").write_text("\n".join(lines) + "\n")
+    described, own = commands(page, "cdl_jax.main")
+    small = [*OVERRIDES, "--config.train.batch_size=4"]
+    assert main.main([*described, *small]) == 0
+    assert "dawn" in capsys.readouterr().out
+    assert (
+        main.main(
+            [*[word for word in own if word != "--fetch"], *small, "--config.data.num_tasks=2", "--mode=describe"]
+        )
+        == 0
+    )
+    trained = [word for word in described if word not in ("--mode", "describe")]
+    assert main.main([*trained, *small]) == 0
+    content = json.loads((folder / "runs" / "quickstart" / "results.json").read_text())
+    assert [task["classes"] for task in content["stream"]["tasks"]] == [["dawn", "dusk"], ["night", "noon"]]
+    assert [(task["train"], task["test"]) for task in content["stream"]["tasks"]] == [(8, 4), (8, 4)]
+    assert main.main([*trained, "--config.data.list=other.csv", "--workdir", "other"]) == 2
 
 
 def test_sweep_and_table(folder, capsys):

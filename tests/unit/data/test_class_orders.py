@@ -84,7 +84,7 @@ def test_results_equal_those_of_single_runs(runs):
         ours, alone = (read(runs / f / "results.json") for f in (f"both/seed_{seed}", str(seed)))
         assert ours["stream"] == alone["stream"]
         assert ours["networks"]["network"]["accuracy_matrix"] == alone["networks"]["network"]["accuracy_matrix"]
-        assert ours["networks"]["network"]["before"] == alone["networks"]["network"]["before"]
+        assert ours["networks"]["network"]["pretask_accuracy"] == alone["networks"]["network"]["pretask_accuracy"]
         assert read(runs / f"both/seed_{seed}/config.json")["config"] == read(runs / f"{seed}/config.json")["config"]
         close = lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4)  # noqa: E731
         jax.tree.map(close, lives[0], lives[1 + index])

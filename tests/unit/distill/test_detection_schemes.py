@@ -14,8 +14,9 @@ from cdl_jax.errors import UserError
 from cdl_jax.models.modules import feature_norms, orthogonal
 
 IMAGES, DIM, QUERIES, LEVELS = 4, 6, 5, 3
-EXTENTS = jnp.array([[[40, 24], [40, 24]], [[24, 48], [24, 48]]])  # two groups of two images
-SIZES = [[-(-side // stride) for side in (40, 48)] for stride in (8, 16, 32, 64)]  # of the canvas
+EXTENTS = np.array([[[40, 24], [40, 24]], [[24, 48], [24, 48]]])  # two groups of two images
+STRIDES = (8, 16, 32, 64)
+SIZES = [[-(-side // stride) for side in (40, 48)] for stride in STRIDES]  # of the canvas
 SCHEMES = {"projected_tokens": projected_tokens, "token_matching": token_matching}
 BOTH = pytest.mark.parametrize("name", SCHEMES)
 
@@ -46,14 +47,23 @@ def build(name, teacher, student, **changes):
     return scheme, jax.jit(scheme.init)(jax.random.key(0))
 
 
-@partial(jax.jit, static_argnums=0)
 def loss_of(scheme, variables, student, teacher, extents):
-    return scheme.loss(variables, {**student, "extents": extents}, teacher, None, None)
+    return _loss(scheme, variables, with_inside(student, extents), teacher)
 
 
 @partial(jax.jit, static_argnums=0)
+def _loss(scheme, variables, student, teacher):
+    return scheme.loss(variables, student, teacher, None, None)
+
+
+@partial(jax.jit, static_argnums=0)
+@partial(jax.grad, argnums=2)
+def _gradient(scheme, variables, student, inside, teacher):
+    return _loss(scheme, variables, {**student, "inside": inside}, teacher)[0]
+
+
 def gradient_of(scheme, variables, student, teacher, extents):
-    return jax.grad(lambda student: loss_of(scheme, variables, student, teacher, extents)[0])(student)
+    return _gradient(scheme, variables, student, with_inside(student, extents)["inside"], teacher)
 
 
 def images_of(outputs, part):
@@ -64,12 +74,21 @@ def images_of(outputs, part):
     }
 
 
+def with_inside(outputs, extents):
+    """The student's outputs with the positions within the extents."""
+    inside = []
+    for values, stride in zip(outputs["patch_maps"], STRIDES, strict=True):
+        of_map = -(-extents // stride)
+        rows, columns = (np.arange(values.shape[1 + axis]) < of_map[..., axis, None] for axis in (0, 1))
+        inside.append(rows[..., :, None] & columns[..., None, :])
+    return {**outputs, "inside": tuple(inside)}
+
+
 def cut(outputs, extent):
     """The outputs with maps of the size of the extent."""
-    strides = (8, 16, 32, 64)
     maps = (
         values[:, : -(-extent[0] // stride), : -(-extent[1] // stride)]
-        for values, stride in zip(outputs["patch_maps"], strides, strict=True)
+        for values, stride in zip(outputs["patch_maps"], STRIDES, strict=True)
     )
     return {**outputs, "patch_maps": tuple(maps)}
 
@@ -183,15 +202,6 @@ def test_the_epsilon_joins_the_variance():
     np.testing.assert_array_equal(feature_norms.batch_norm(x[:2], 7.0), feature_norms.batch_norm(x, 7.0, counted)[:2])
     scheme, variables = build("projected_tokens", TEACHER, STUDENT, epsilon=1e6)
     assert loss_of(scheme, variables, STUDENT, TEACHER, EXTENTS)[0] < 1e-3
-
-
-def test_levels_from_coarse_to_fine_have_the_same_positions():
-    extents, shapes = jnp.array([[40, 24], [16, 48]]), [tuple(size) for size in SIZES]
-    fine_first = base.positions_inside(extents, shapes)
-    coarse_first = base.positions_inside(extents, shapes[::-1])
-    for mask, other in zip(fine_first, coarse_first[::-1], strict=True):
-        np.testing.assert_array_equal(mask, other)
-    assert [int(mask[1].sum()) for mask in fine_first] == [2 * 6, 1 * 3, 1 * 2, 1]
 
 
 def test_tokens_of_a_lower_precision_are_compared_in_float32():

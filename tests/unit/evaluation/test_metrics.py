@@ -34,7 +34,7 @@ def test_calibration_and_pairs_have_metrics_too():
 
 
 def test_every_metric_has_its_value_and_its_formula():
-    found = metrics.named_metrics(ROWS, COUNTS, before=[99.0, 12.0, 7.0], at_start=[5.0, 10.0, 3.0])
+    found = metrics.named_metrics(ROWS, COUNTS, pretask_accuracy=[99.0, 12.0, 7.0], initial_accuracy=[5.0, 10.0, 3.0])
     assert found == pytest.approx(BY_HAND)
     assert metrics.FORMULAS.keys() == {*BY_HAND, *OF_CALIBRATION, *OF_PAIR, *OF_STREAM}
     assert all(text and "\n" not in text for text in (metrics.FORMULAS | metrics.SERIES).values())
@@ -50,7 +50,7 @@ def test_forgetting_max_uses_the_best_row():
 
 
 def test_an_unfinished_run_has_the_metrics_of_its_tasks_so_far():
-    found = metrics.named_metrics(ROWS[:2], COUNTS, before=[99.0, 12.0], at_start=[5.0, 10.0, 3.0])
+    found = metrics.named_metrics(ROWS[:2], COUNTS, pretask_accuracy=[99.0, 12.0], initial_accuracy=[5.0, 10.0, 3.0])
     assert found["last"] == 70.0
     assert found["average_incremental"] == 80.0
     assert found["last_image_weighted"] == 75.0
@@ -61,7 +61,7 @@ def test_an_unfinished_run_has_the_metrics_of_its_tasks_so_far():
 
 
 def test_one_task_has_no_forgetting_and_no_transfer():
-    found = metrics.named_metrics([[42.5]], [8], before=[40.0], at_start=[30.0])
+    found = metrics.named_metrics([[42.5]], [8], pretask_accuracy=[40.0], initial_accuracy=[30.0])
     of_two = {"forgetting_cdl", "forgetting_coda", "forgetting_max", "backward_transfer", "forward_transfer"}
     assert {name for name, value in found.items() if value is None} == of_two
     assert {value for name, value in found.items() if name not in of_two} == {42.5}

@@ -144,19 +144,28 @@ def test_softmax_loss_is_the_weighted_mean_of_each_group():
 
 
 def test_the_softmax_is_an_option():
-    changed = options(class_loss="softmax", class_weight=1.0)
-    total, terms = losses.detection_loss(changed, OUTPUTS, BATCH)
-    assert total == pytest.approx(
-        sum(float(value) * {"ce": 1, "bbox": 5, "giou": 2}.get(name.split("_")[1], 0) for name, value in terms.items()),
-        rel=1e-5,
-    )
-    assert terms["loss_ce"] != losses.detection_loss(options(), OUTPUTS, BATCH)[1]["loss_ce"]
+    batch = {**BATCH, "labels": jnp.minimum(BATCH["labels"], CLASSES - 2)}  # the last class is the background
+    total, terms = losses.detection_loss(options(class_loss="softmax", class_weight=1.0), OUTPUTS, batch)
+    weights = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
+    expected = sum(float(value) * weights.get(name.rstrip("_0123456789"), 0) for name, value in terms.items())
+    assert total == pytest.approx(expected, rel=1e-5)
+    assert terms["loss_ce"] != losses.detection_loss(options(), OUTPUTS, batch)[1]["loss_ce"]
 
 
 @pytest.mark.parametrize("name", ["logits", "boxes"])
 def test_predictions_that_are_not_finite_make_the_loss_nan(name):
     outputs = {**OUTPUTS, name: OUTPUTS[name].at[-1, 0].set(jnp.nan)}
     assert jnp.isnan(jax.jit(lambda outputs: losses.detection_loss(options(), outputs, BATCH)[0])(outputs))
+
+
+@pytest.mark.parametrize(("changes", "label"), [({}, CLASSES), ({}, -1), ({"class_loss": "softmax"}, CLASSES - 1)])
+def test_a_label_without_an_output_makes_the_loss_nan_unless_it_is_padding(changes, label):
+    def loss(labels):
+        return losses.detection_loss(options(**changes), OUTPUTS, {**BATCH, "labels": labels})[0]
+
+    known = BATCH["labels"].at[:].set(1)
+    assert jnp.isfinite(loss(known.at[0, 2].set(label)))
+    assert jnp.isnan(loss(known.at[0, 1].set(label)))
 
 
 def test_extreme_logits_have_a_finite_gradient():

@@ -131,6 +131,18 @@ def test_matches_of_several_seeds_are_those_of_each(solver):
         assert together[seed].tolist() == matching.match(costs[seed], valid[seed], solver).tolist()
 
 
+@SOLVERS
+def test_several_steps_in_one_call_have_the_matches_of_each(solver):
+    costs, valid = jax.random.normal(jax.random.key(0), (4, 2, 2, 5, 4)), jnp.ones((2, 4), bool)
+
+    @jax.jit
+    def scan(costs):
+        return jax.lax.scan(lambda total, c: (total, matching.match(c + total, valid, solver)), 0.0, costs)[1]
+
+    for step, found in enumerate(scan(costs)):
+        assert found.tolist() == matching.match(costs[step], valid, solver).tolist()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -143,3 +155,13 @@ def test_options_out_of_range_are_refused(changes, message):
     matching.check(options(), "detector")
     with pytest.raises(UserError, match=message):
         matching.check(options(**changes), "detector")
+
+
+def test_the_solver_on_the_host_needs_a_cpu_backend(monkeypatch):
+    def no_devices(backend=None):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", no_devices)
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cuda,cpu, or set detector.solver='device'"):
+        matching.check(options(), "detector")
+    matching.check(options(solver="device"), "detector")

@@ -155,7 +155,7 @@ def test_run_resumes_within_an_accumulated_step(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for start in (0, 1):
             if start:
-                shapes = experiment.abstract_variables()[0], steps.abstract_state.to_saved()
+                shapes = experiment.abstract_variables()[0], steps.abstract_state
                 _, saved, within = checkpoints.restore_newest(*shapes)
                 assert within
                 state = State.from_saved(saved)
@@ -168,7 +168,7 @@ def test_run_resumes_within_an_accumulated_step(tmp_path):
                     at = position(task, epoch=number // count, step=number % count, steps=count, accumulate=2)
                     state = step(state, frozen, steps.train_loader.data, batch, at, experiment.seed)
                     if not phase.sequential and number == 0 and not start:
-                        checkpoints.save_latest(1, state.to_saved(), {})
+                        checkpoints.save_latest(1, state, {})
                         checkpoints.wait()
             ends.append(jax.device_get(state.mutable))
     assert_trees_close(*ends, 0)

@@ -7,7 +7,7 @@ from tests.support.stored_runs import ANALYSIS
 def test_the_section_shows_cka_and_tsne():
     content = {
         **ANALYSIS,
-        "alignment": {
+        "cka": {
             "images": 40,
             "layers": {"teacher": ["block_0", "features"], "student": ["features", "cl", "st"]},
             "pairs": {
@@ -15,7 +15,7 @@ def test_the_section_shows_cka_and_tsne():
                 "student/student": [[1.0, 0.5, 0.25], [0.5, 1.0, 0.345], [0.25, 0.345, 1.0]],
             },
         },
-        "places": {
+        "tsne": {
             "classes": ["a < b", "c"],
             "labels": [0, 1, 1],
             "networks": {"student": [[0.0, 1.0], [2.0, 3.0], [1.0, 0.5]]},
@@ -34,7 +34,7 @@ def test_the_section_shows_cka_and_tsne():
         "teacher/student: linear CKA of features 0.760",
         "student: linear CKA of both heads 0.345",
     ]
-    content["places"] = {"classes": [], "labels": [], "networks": {}, "missing": "t-SNE needs a library"}
+    content["tsne"] = {"classes": [], "labels": [], "networks": {}, "missing": "t-SNE needs a library"}
     assert analysis_section.summary(content).splitlines()[-1] == "features are not drawn: t-SNE needs a library"
 
 

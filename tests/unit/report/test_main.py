@@ -161,8 +161,8 @@ def store_damaged(folder):
         ("binary", {"config.json": json.dumps({"config": CONFIG}), "results.json": "\udc80"}, "holds no results"),
         ("half", {"config.json": '{"config"', "results.json": json.dumps(results())}, "config.json is damaged"),
         ("bare", {"results.json": json.dumps(results())}, "config.json is missing"),
-        ("measures", {"config.json": json.dumps({"config": CONFIG}),
-                      "results.json": json.dumps({**results(), "measures": [5]})}, "holds no results"),
+        ("extra_metrics", {"config.json": json.dumps({"config": CONFIG}),
+                      "results.json": json.dumps({**results(), "extra_metrics": [5]})}, "holds no results"),
         ("seeds", {"config.json": json.dumps({"config": {**CONFIG, "seed": [0]}}),
                    "results.json": json.dumps(results())}, "holds no results"),
     ):  # fmt: skip

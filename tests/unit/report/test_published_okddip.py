@@ -46,7 +46,7 @@ def store(folder, peers, best, seed=0, changes=(), **choices):
     config.update_from_flattened_dict(dict(changes))
     networks = {name: {"metrics": named_metrics([[value]], [1])} for name, value in peers.items()}
     headline = {"okddip": ["leader"], "supervised": ["network"]}.get(config.method, [n for n in peers if "peer" in n])
-    accuracy = {"0": {"accuracy": {name: [value] for name, value in best.items()}, "measures": {}}} if best else {}
+    accuracy = {"0": {"accuracy": {name: [value] for name, value in best.items()}, "extra_metrics": {}}} if best else {}
     folder.mkdir()
     results = {"status": "finished", "networks": networks, "headline": headline, "best": accuracy}
     (folder / "results.json").write_text(json.dumps(results))

@@ -38,7 +38,7 @@ def rows(folder, best, changes=(), measures=(), **choices):
     config = vkd.build(**choices)
     config.update_from_flattened_dict({"teacher.weights": "t.pth", **dict(changes)})
     networks = {name: {"metrics": named_metrics([[50.0]], [1])} for name in ("teacher", "student")}
-    epoch = {"accuracy": {"teacher": [82.9], "student": [best]}, "measures": dict(measures)}
+    epoch = {"accuracy": {"teacher": [82.9], "student": [best]}, "extra_metrics": dict(measures)}
     folder.mkdir()
     results = {"status": "finished", "networks": networks, "headline": ["student"], "best": {"0": epoch}}
     (folder / "results.json").write_text(json.dumps(results))

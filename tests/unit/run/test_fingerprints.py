@@ -131,3 +131,22 @@ def test_a_run_without_fingerprints_goes_by_its_paths(run, tmp_path):
     workdir.check_config(tmp_path, run(str(tmp_path / "a.npz"), teachers=("teacher/",)))
     shutil.copy(tmp_path / "a.npz", tmp_path / "b.npz")
     assert "student.weights: 'a.npz' -> 'b.npz'" in refused(tmp_path, run("b.npz"))
+
+
+def test_a_plug_in_with_other_content_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "scheme.py").write_text("OPTIONS = {}\n")
+    config = {"distill": {"name": "users.scheme"}, "optim": {"name": "adam"}}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    workdir.write_config(folder, config)
+    digest = hashlib.sha256(b"OPTIONS = {}\n").hexdigest()
+    assert json.loads((folder / "config.json").read_text())["content"] == {"distill.name": [digest]}
+    workdir.check_config(folder, config)
+    (tmp_path / "users" / "scheme.py").write_text("OPTIONS = {'alpha': 1.0}\n")
+    other = hashlib.sha256(b"OPTIONS = {'alpha': 1.0}\n").hexdigest()
+    assert refused(folder, config) == (
+        f"--workdir {folder} holds a run of another config (distill.name: 'users.scheme with SHA-256 {digest[:12]}' -> "
+        f"'users.scheme with SHA-256 {other[:12]}'): choose another --workdir"
+    )

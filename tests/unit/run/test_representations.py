@@ -40,7 +40,7 @@ def analyzed(tmp_path_factory):
 
 def test_layers_are_compared_within_and_between_learners(analyzed):
     program, folder, content = analyzed
-    found = content["alignment"]
+    found = content["cka"]
     assert found["images"] == 80
     assert found["layers"] == {f"learner_{i}": ["features", "cl", "st"] for i in range(2)}
     assert list(found["pairs"]) == ["learner_0/learner_0", "learner_0/learner_1", "learner_1/learner_1"]
@@ -49,7 +49,7 @@ def test_layers_are_compared_within_and_between_learners(analyzed):
         np.testing.assert_allclose(np.diag(own), 1, rtol=1e-9)
         np.testing.assert_allclose(own, own.T, rtol=1e-9)
         assert 0 < own[1, 2] < 1  # both heads read the same features and differ
-    assert json.loads((folder / "analysis.json").read_text())["alignment"] == found
+    assert json.loads((folder / "analysis.json").read_text())["cka"] == found
 
 
 def test_the_alignment_is_that_of_the_features_of_the_last_checkpoint(analyzed):
@@ -61,13 +61,13 @@ def test_the_alignment_is_that_of_the_features_of_the_last_checkpoint(analyzed):
         pixels = images[:, 4::8, 4::8].reshape(len(images), 16, 3)
         seen.append(np.tanh(pixels @ live[f"{part}['kernel']"] + live[f"{part}['bias']"]).mean(axis=1))
     wanted = similarity.cka([([seen[0]], [seen[1]])])[0, 0]
-    assert content["alignment"]["pairs"]["learner_0/learner_1"][0][0] == pytest.approx(wanted, rel=1e-3)
+    assert content["cka"]["pairs"]["learner_0/learner_1"][0][0] == pytest.approx(wanted, rel=1e-3)
 
 
 def test_images_of_ten_classes_are_embedded_and_reported(analyzed):
     pytest.importorskip("sklearn")
     program, folder, content = analyzed
-    places = content["places"]
+    places = content["tsne"]
     assert len(places["classes"]) == 10 and np.bincount(places["labels"]).tolist() == [4] * 10
     assert set(places["classes"]) <= set(program.stream.class_names) and places["missing"] == ""
     page = (folder / "report.html").read_text()
@@ -107,8 +107,8 @@ def test_layers_are_compared_without_scikit_learn(analyzed, monkeypatch):
 
     monkeypatch.setattr(similarity, "tsne", absent)
     again = analysis.analyze(program, folder)
-    assert again["alignment"] == content["alignment"]
-    assert again["places"]["networks"] == {} and "pip install scikit-learn" in again["places"]["missing"]
+    assert again["cka"] == content["cka"]
+    assert again["tsne"]["networks"] == {} and "pip install scikit-learn" in again["tsne"]["missing"]
 
 
 def test_layers_keep_the_order_of_the_network():

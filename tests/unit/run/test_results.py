@@ -14,9 +14,9 @@ from cdl_jax.run.results import Record
 from tests.support.methods import FixedMethod
 
 RECORD = Record(
-    step=40, task=2, accuracy={"student": [[80.0], [70.0, 1 / 3]]}, before={"student": [50.0, 20.0]},
-    at_start={"student": [10.0, 5.0]}, selection={"student": {"layer_0": [[3, 1], [2, 2]]}},
-    seconds={"student": 1.5}, timed={"student": (300, 2.0), "teacher": (0, 0.0)},
+    step=40, task=2, accuracy={"student": [[80.0], [70.0, 1 / 3]]}, pretask_accuracy={"student": [50.0, 20.0]},
+    initial_accuracy={"student": [10.0, 5.0]}, selection={"student": {"layer_0": [[3, 1], [2, 2]]}},
+    seconds={"student": 1.5}, throughput={"student": (300, 2.0), "teacher": (0, 0.0)},
     flops={"student": 1e6, "teacher": None},
 )  # fmt: skip
 
@@ -26,7 +26,7 @@ def test_a_record_survives_json():
     again = Record(**stored)
     assert json.loads(json.dumps(dataclasses.asdict(again))) == stored
     assert again.accuracy == RECORD.accuracy and again.accuracy["student"][1][1] == 1 / 3
-    images, seconds = again.timed["student"]
+    images, seconds = again.throughput["student"]
     assert (again.step, again.task, images, seconds) == (40, 2, 300, 2.0)
     assert Record(**json.loads(json.dumps(dataclasses.asdict(Record())))) == Record()
 
@@ -105,16 +105,19 @@ def test_learners_have_means_of_each_head_and_stream_accuracy_by_task():
     )
     several.plan = SimpleNamespace(test=((np.arange(2), np.arange(6)),))
     stream = {"stream": {"a": [[80.0, 8.0], [70.0, 40.0]]}}
-    content = results.collect(several, Record(task=2, accuracy=rows, quality=stream), 3)
-    assert {head: mean["metrics"]["last"] for head, mean in content["means"].items()} == {"mean": 52.5, "mean_st": 30}
-    assert content["networks"]["a"]["by_task"] == {
+    content = results.collect(several, Record(task=2, accuracy=rows, calibration=stream), 3)
+    assert {head: mean["metrics"]["last"] for head, mean in content["mean_over_learners"].items()} == {
+        "mean": 52.5,
+        "mean_st": 30,
+    }
+    assert content["networks"]["a"]["per_task"] == {
         "forgetting_by_task": [10.0], "forgetting_after_each": [0.0, 10.0],
         "stream_accuracy": [(2 * 80 + 6 * 8) / 8, (2 * 70 + 6 * 40) / 8], "stream_accuracy_by_task": [44.0, 55.0],
     }  # fmt: skip
     assert content["networks"]["a"]["metrics"]["stream_accuracy"] == 47.5
     assert content["networks"]["b"]["metrics"]["stream_accuracy"] is None
-    assert content["means"]["mean"]["metrics"]["stream_accuracy"] is None
-    assert results.collect(make_experiment(), RECORD, 3)["means"] == {}
+    assert content["mean_over_learners"]["mean"]["metrics"]["stream_accuracy"] is None
+    assert results.collect(make_experiment(), RECORD, 3)["mean_over_learners"] == {}
 
 
 def test_parameters_are_of_one_seed_and_the_device_names_the_number_of_seeds():
@@ -130,12 +133,12 @@ def test_parameters_are_of_one_seed_and_the_device_names_the_number_of_seeds():
 
 def test_records_of_several_seeds_share_only_the_position():
     other = Record(
-        **{**dataclasses.asdict(RECORD), "accuracy": {"student": [[1.0], [2.0, 3.0]]}, "measures": [{"a": 1.0}]}
+        **{**dataclasses.asdict(RECORD), "accuracy": {"student": [[1.0], [2.0, 3.0]]}, "extra_metrics": [{"a": 1.0}]}
     )
     saved = json.loads(json.dumps(results.to_json([RECORD, other])))
     assert saved["step"] == 40 and [own["accuracy"]["student"][0] for own in saved["seeds"]] == [[80.0], [1.0]]
     first, second = results.from_json(saved)
-    assert (first.accuracy, second.accuracy, second.measures) == (RECORD.accuracy, other.accuracy, [{"a": 1.0}])
+    assert (first.accuracy, second.accuracy, second.extra_metrics) == (RECORD.accuracy, other.accuracy, [{"a": 1.0}])
     second.accuracy["student"].append([0.0])
     second.add_seconds("student", 1.0)
     assert len(first.accuracy["student"]) == 2 and first.seconds == {"student": 1.5}

@@ -291,3 +291,23 @@ def test_the_error_of_a_second_failed_write_is_not_logged(tmp_path, caplog):
     asyncio.run(writes())
     gc.collect()
     assert not [record for record in caplog.records if "never retrieved" in record.getMessage()]
+
+
+@pytest.mark.parametrize(("number", "names"), [({}, "former"), ({"schema": 2}, "present")])
+def test_a_state_is_restored_under_the_names_of_its_schema(tmp_path, number, names):
+    former, present = {"live": LIVE}, {"mutable": LIVE}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_latest(12, {"former": former, "present": present}[names], {**RECORD, **number})
+    with Checkpoints(tmp_path) as checkpoints:
+        record, state, within = checkpoints.restore_newest(shapes(LIVE), shapes(present), {1: shapes(former)})
+    assert within and record == {**RECORD, **number}
+    assert_same(state, {"former": former, "present": present}[names])
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_stays_in_its_place(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_task(0, LIVE, {**after(0), "schema": 3})
+    with Checkpoints(tmp_path) as checkpoints:
+        message = refusal(checkpoints.restore_newest, shapes(LIVE), shapes(STATE))
+        assert message.startswith(f"checkpoint {tmp_path}/checkpoints/tasks/0: schema 3 is of another version")
+        assert checkpoints.finished_tasks() == [0]

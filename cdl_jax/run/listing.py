@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cdl_jax import config_files, plugins
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _SECTIONS = (
     ("methods (config.method)", "methods"),
     ("learners (argument learner)", "models.prompts"),

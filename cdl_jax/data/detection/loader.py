@@ -1,0 +1,249 @@
+"""Decodes and transforms images with boxes in threads, and delivers batches of static shapes to the compiled steps."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from cdl_jax.data import loaders
+from cdl_jax.data.detection import canvases, transforms
+from cdl_jax.data.detection.coco_files import DetectionSet, Targets, check_size
+from cdl_jax.data.detection.transforms import Size
+from cdl_jax.data.image_dataset import load_file
+from cdl_jax.data.loaders import HostBatch
+from cdl_jax.errors import UserError
+
+INVALID_BOX = (0.5, 0.5, 1.0, 1.0)  # (center x, center y, width, height); has an area, so that no loss is NaN
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionLoader:
+    """Delivers batches of images with targets, padded to a canvas and to one number of objects.
+
+    A batch of N images is a dict:
+
+        images          uint8   [N, Hc, Wc, 3]    each image at the top left of the canvas, zeros around it
+        sizes           int32   [N, 2]            (height, width) of the image after its transform
+        extents         int32   [N, 2]            largest height and width within the group of the image
+        boxes           float32 [N, n_max, 4]     (center x, center y, width, height), relative to the image
+        labels          int32   [N, n_max]        category ids; 0 where invalid
+        valid           bool    [N, n_max]        False for padding
+        original_sizes  int32   [N, 2]            (height, width) of the file
+        rows            int32   [N]               row of the set; -1: no image
+        weight          float32 [N]               test batches only: 1 for an image that counts, else 0
+
+    `transforms.normalize(images, sizes, options)` gives the input of a network. N is `groups * group_size`.
+
+    data: the images.
+    mesh: devices over which a batch is split.
+    group_size: images in a group.
+    options: of `transforms.OPTIONS` and `canvases.OPTIONS`.
+    canvases: (height, width) each.
+    n_max: length of the axis of objects, at least `data.max_objects`. It may exceed the number of queries. Loaders of
+      the tasks of one stream share the largest, so that one program serves all tasks.
+    """
+
+    data: DetectionSet
+    mesh: Mesh
+    group_size: int
+    options: Mapping[str, Any]
+    canvases: tuple[Size, ...]
+    n_max: int
+
+    @classmethod
+    def build(
+        cls,
+        data: DetectionSet,
+        mesh: Mesh,
+        options: Mapping[str, Any],
+        *,
+        group_size: int,
+        training: bool,
+        n_max: int = 0,
+    ) -> "DetectionLoader":
+        """Builds the loader of a set, after checks of the options.
+
+        Args:
+          data: the images.
+          mesh: devices over which a batch is split.
+          options: overrides of `transforms.OPTIONS` and `canvases.OPTIONS`.
+          group_size: images in a group.
+          training: whether the loader serves `train_batches`; False: `test_batches`.
+          n_max: length of the axis of objects; 0: `data.max_objects`.
+
+        Raises:
+          UserError: an option is out of range, no canvas holds the images, or an image has more objects than `n_max`.
+        """
+        options = {**transforms.OPTIONS, **canvases.OPTIONS, **options}
+        transforms.check(options)
+        if n_max and data.max_objects > n_max:
+            raise UserError(f"{data.name}: an image has {data.max_objects} objects, but n_max is {n_max}: raise it")
+        chosen = canvases.canvases_for(data, options, training=training)
+        return cls(data, mesh, group_size, options, tuple(chosen), n_max or data.max_objects)
+
+    def train_batches(
+        self, rows: np.ndarray, purposes: np.ndarray, seed: int, start_step: int = 0
+    ) -> Iterator[HostBatch]:
+        """Yields one training batch for each step, with arrays on the devices.
+
+        The transform of an image is a function of seed, purpose and row. So neither a restart nor another number of
+        processes, devices or threads changes it.
+
+        Args:
+          rows: int32 `[steps, batch]`, of `canvases.epoch_rows`.
+          purposes: int `[steps, k]`, non-negative counters of each step, such as (task, epoch).
+          seed: of the run.
+          start_step: first step that is delivered.
+
+        Raises:
+          UserError: an image cannot be decoded, or has another size than its annotations; raised at its batch.
+        """
+        rows, purposes = rows[start_step:], purposes[start_step:]
+        columns = slice(*loaders.local_bounds(self.mesh, rows.shape[1]))
+        return loaders.prefetch(self.host_train_batches(rows, purposes, seed, columns), self.mesh, np.zeros_like(rows))
+
+    def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[HostBatch]:
+        """Yields the batches of `canvases.evaluation_rows`, with arrays on the devices.
+
+        Raises:
+          UserError: as in `train_batches`.
+        """
+        columns = slice(*loaders.local_bounds(self.mesh, rows.shape[1]))
+        return loaders.prefetch(self.host_test_batches(rows, weight, columns), self.mesh, np.zeros_like(rows))
+
+    def host_train_batches(
+        self, rows: np.ndarray, purposes: np.ndarray, seed: int, columns: slice = slice(None)
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields training batches as NumPy arrays.
+
+        Args:
+          rows, purposes, seed: as in `train_batches`.
+          columns: the part of each batch to decode. Extents and canvases are always those of the complete batch.
+        """
+        keys = [(seed, tuple(purpose)) for purpose in np.asarray(purposes).tolist()]
+        return self._batches(rows, keys, columns, None)
+
+    def host_test_batches(
+        self, rows: np.ndarray, weight: np.ndarray, columns: slice = slice(None)
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields test batches as NumPy arrays; `columns` as in `host_train_batches`."""
+        return self._batches(rows, None, columns, weight)
+
+    def _batches(self, rows, keys, columns, weight):
+        import grain
+
+        local = rows[:, columns]
+        items = _Images(self, local, keys)
+        read_options = grain.ReadOptions(
+            num_threads=loaders.usable_cpus(), prefetch_buffer_size=loaders.PREFETCH * local.shape[1]
+        )
+        images = iter(grain.MapDataset.source(items).to_iter_dataset(read_options))
+        try:
+            for step, step_rows in enumerate(rows):
+                sizes, extents, canvas = self.plan(step_rows, keys[step] if keys else None)
+                batch = self._assemble(itertools.islice(images, local.shape[1]), local.shape[1], canvas)
+                batch |= {"sizes": sizes[columns], "extents": extents[columns], "rows": local[step]}
+                batch["original_sizes"] = np.where(local[step][:, None] < 0, 1, self.data.sizes[local[step]])
+                yield batch if weight is None else {**batch, "weight": weight[step, columns]}
+        finally:
+            images.close()
+
+    def plan(
+        self, rows: np.ndarray, key: tuple[int, tuple[int, ...]] | None
+    ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Computes the sizes of a batch without decoding an image.
+
+        Args:
+          rows: int `[batch]`; -1 is no image, and receives the extent of its group as its size.
+          key: (seed, purpose) of the training transform; None: evaluation.
+
+        Returns:
+          (sizes int32 `[batch, 2]`, extents int32 `[batch, 2]`, canvas), all (height, width).
+        """
+        sizes = np.array([self._size(row, key) if row >= 0 else (0, 0) for row in rows.tolist()], np.int32)
+        extents = canvases.group_extents(sizes, self.group_size)
+        canvas = canvases.choose_canvas(extents, self.canvases)
+        extents = np.where(extents == 0, np.array(canvas, np.int32), extents)
+        return np.where(sizes == 0, extents, sizes), extents, canvas
+
+    def draws(self, row: int, key: tuple[int, tuple[int, ...]]) -> transforms.Draws:
+        """Returns the choices for a training image; `key` is (seed, purpose)."""
+        return canvases.draw(*key, row, tuple(self.data.sizes[row].tolist()), self.options)
+
+    def load(self, row: int, key: tuple[int, tuple[int, ...]] | None) -> tuple[np.ndarray, Targets]:
+        """Decodes and transforms one image.
+
+        Args:
+          row: of the set.
+          key: (seed, purpose) of the training transform; None: evaluation.
+
+        Returns:
+          (uint8 `[height, width, 3]`, targets with (center x, center y, width, height) relative to the image).
+
+        Raises:
+          UserError: the image cannot be decoded, or has another size than its annotations.
+        """
+        image = load_file(self.data.files[row])
+        check_size(self.data, row, image.size[::-1])
+        targets = self.data.targets(row)
+        if key is None:
+            image, targets = transforms.transform_test(image, targets, self.options)
+        else:
+            image, targets = transforms.transform_train(image, targets, self.draws(row, key), self.options)
+        boxes = transforms.relative_boxes(targets.boxes, image.size[::-1])
+        return np.asarray(image), Targets(boxes, targets.labels, targets.areas)
+
+    def _size(self, row, key):
+        size = tuple(self.data.sizes[row].tolist())
+        if key is None:
+            return transforms.evaluation_size(size, self.options)
+        return transforms.train_size(size, self.draws(row, key), self.options)
+
+    def _assemble(self, items, count, canvas):
+        """Returns the arrays of `count` images with their targets."""
+        batch = {
+            "images": np.zeros((count, *canvas, 3), np.uint8),
+            "boxes": np.tile(np.float32(INVALID_BOX), (count, self.n_max, 1)),
+            "labels": np.zeros((count, self.n_max), np.int32),
+            "valid": np.zeros((count, self.n_max), bool),
+        }
+        for i, (pixels, targets) in enumerate(items):
+            height, width, _ = pixels.shape
+            batch["images"][i, :height, :width] = pixels
+            batch["boxes"][i, : len(targets)] = targets.boxes
+            batch["labels"][i, : len(targets)] = targets.labels
+            batch["valid"][i, : len(targets)] = True
+        return batch
+
+
+_NO_TARGETS = Targets(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class _Images:
+    """A random-access source for grain.
+
+    loader: decodes the images.
+    rows: int `[steps, batch]`.
+    keys: (seed, purpose) of each step; None: evaluation.
+    """
+
+    loader: DetectionLoader
+    rows: np.ndarray
+    keys: list[tuple[int, tuple[int, ...]]] | None
+
+    def __len__(self):
+        return self.rows.size
+
+    def __repr__(self):
+        return f"Images({len(self)})"
+
+    def __getitem__(self, index):
+        step, column = divmod(index, self.rows.shape[1])
+        row = int(self.rows[step, column])
+        if row < 0:
+            return np.zeros((0, 0, 3), np.uint8), _NO_TARGETS
+        return self.loader.load(row, self.keys[step] if self.keys else None)

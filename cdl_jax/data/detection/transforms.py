@@ -1,0 +1,292 @@
+"""Resizes, flips and crops images with boxes on the host, as ViDT's training and evaluation do.
+
+Pixels are resized by Pillow's bilinear filter with antialiasing. The random numbers of an image are drawn before it is
+decoded, from its size alone, so all processes of a run compute the sizes of a batch without its pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdl_jax.data.detection.coco_files import Targets, has_extent
+from cdl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+OPTIONS: dict[str, Any] = {
+    "flip": 0.5,  # probability of a left-right flip of a training image
+    "crop": 0.5,  # probability that a training image is cropped between two resizes
+    "scales": tuple(range(480, 801, 16)),  # shorter sides of training images, pixels; (): the size of the file
+    "max_size": 1333,  # longest side of a training image, pixels; 0: no limit
+    "first_scales": (400, 500, 600),  # shorter sides before the crop, pixels
+    "crop_range": (384, 600),  # smallest and largest side of the crop, pixels
+    "eval_size": 800,  # shorter side in evaluation, pixels; 0: the size of the file
+    "eval_max_size": 0,  # longest side in evaluation, pixels; 0: eval_size * 1333 // 800
+    "mean": (0.485, 0.456, 0.406),  # of red, green and blue in [0, 1]
+    "std": (0.229, 0.224, 0.225),  # likewise
+}
+MULTIPLE = 16  # pixels; resized sides are rounded down to multiples
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices for one training image.
+
+    flip: whether to flip it left-right.
+    short_side: of the last resize, pixels; 0: the size of the file.
+    crop: None, or the crop before the last resize.
+    """
+
+    flip: bool
+    short_side: int
+    crop: "CropDraws | None" = None
+
+
+@dataclass(frozen=True)
+class CropDraws:
+    """The random choices for a crop, in pixels.
+
+    first_short_side: of the resize before the crop.
+    top, left, height, width: of the crop in the resized image.
+    """
+
+    first_short_side: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw(rng: np.random.Generator, size: Size, options: Mapping[str, Any]) -> Draws:
+    """Draws the choices for one training image.
+
+    The order of draws is that of the authors' code: flip, branch, first scale, width, height, top, left, scale.
+
+    Args:
+      rng: generator of this image and epoch.
+      size: of the file.
+      options: of `OPTIONS`.
+    """
+    flip = bool(rng.random() < options["flip"])
+    is_plain = bool(rng.random() < 1 - options["crop"])
+    crop = None if is_plain else _draw_crop(rng, size, options)
+    return Draws(flip, int(rng.choice(options["scales"])) if options["scales"] else 0, crop)
+
+
+def _draw_crop(rng, size, options):
+    first = int(rng.choice(options["first_scales"]))
+    full_height, full_width = resized_size(size, first)
+    low, high = options["crop_range"]
+    width = int(rng.integers(low, min(full_width, high), endpoint=True))
+    height = int(rng.integers(low, min(full_height, high), endpoint=True))
+    if (height, width) == (full_height, full_width):
+        return CropDraws(first, 0, 0, height, width)
+    top = int(rng.integers(0, full_height - height, endpoint=True))
+    left = int(rng.integers(0, full_width - width, endpoint=True))
+    return CropDraws(first, top, left, height, width)
+
+
+def resized_size(size: Size, short: int, cap: int = 0) -> Size:
+    """Returns the size after a resize.
+
+    The shorter side becomes `short`, or less where the longer side would exceed `cap`. Then both sides are rounded down
+    to multiples of 16, so the aspect ratio changes slightly.
+
+    >>> resized_size((480, 640), 800, 1333), resized_size((480, 640), 500)
+    ((800, 1056), (496, 656))
+
+    Args:
+      size: (height, width) before.
+      short: shorter side in pixels; 0: the size stays, except for the rounding.
+      cap: longest side in pixels; 0: no limit.
+    """
+    height, width = size
+    low, high = min(size), max(size)
+    if cap and high / low * short > cap:
+        short = round(cap * low / high)
+    if short and low != short:
+        if width < height:
+            height, width = int(short * height / width), short
+        else:
+            height, width = short, int(short * width / height)
+    return height - height % MULTIPLE, width - width % MULTIPLE
+
+
+def train_size(size: Size, draws: Draws, options: Mapping[str, Any]) -> Size:
+    """Returns the size of a training image after its transform.
+
+    Args:
+      size: of the file.
+      draws: of `draw`.
+      options: of `OPTIONS`.
+    """
+    before = (draws.crop.height, draws.crop.width) if draws.crop else size
+    return resized_size(before, draws.short_side, options["max_size"])
+
+
+def evaluation_size(size: Size, options: Mapping[str, Any]) -> Size:
+    """Returns the size of an image of a size in evaluation."""
+    return resized_size(size, options["eval_size"], options["eval_max_size"] or options["eval_size"] * 1333 // 800)
+
+
+def transform_train(
+    image: "PIL.Image.Image", targets: Targets, draws: Draws, options: Mapping[str, Any]
+) -> tuple["PIL.Image.Image", Targets]:
+    """Transforms one training image and its targets.
+
+    Boxes that a crop leaves without an extent are dropped; there is no smallest visible area.
+
+    Args:
+      image: RGB.
+      targets: in pixels of the image.
+      draws: of `draw`.
+      options: of `OPTIONS`.
+
+    Returns:
+      (the image, its targets in pixels of the new image).
+    """
+    if draws.flip:
+        image, targets = _flip(image, targets)
+    if draws.crop:
+        image, targets = _resize(image, targets, resized_size(image.size[::-1], draws.crop.first_short_side))
+        image, targets = _crop(image, targets, draws.crop)
+    return _resize(image, targets, resized_size(image.size[::-1], draws.short_side, options["max_size"]))
+
+
+def transform_test(
+    image: "PIL.Image.Image", targets: Targets, options: Mapping[str, Any]
+) -> tuple["PIL.Image.Image", Targets]:
+    """Resizes one image for evaluation, with its targets.
+
+    Args:
+      image: RGB.
+      targets: in pixels of the image.
+      options: of `OPTIONS`.
+
+    Returns:
+      (the image, its targets in pixels of the new image).
+    """
+    return _resize(image, targets, evaluation_size(image.size[::-1], options))
+
+
+def relative_boxes(boxes: np.ndarray, size: Size) -> np.ndarray:
+    """Converts corners in pixels to (center x, center y, width, height) relative to an image.
+
+    >>> relative_boxes(np.array([[0.0, 0.0, 4.0, 2.0]], np.float32), (8, 8)).tolist()
+    [[0.25, 0.125, 0.5, 0.25]]
+
+    Args:
+      boxes: float32 `[k, 4]`, (x0, y0, x1, y1).
+      size: (height, width) of the image in pixels.
+    """
+    low, high = np.split(boxes, 2, axis=1)
+    scale = np.array([size[1], size[0]] * 2, np.float32)
+    return np.concatenate([(low + high) / 2, high - low], axis=1) / scale
+
+
+def normalize(images: jax.Array, sizes: jax.Array, options: Mapping[str, Any]) -> jax.Array:
+    """Subtracts the mean and divides by the standard deviation; padding becomes 0. Jittable.
+
+    Args:
+      images: uint8 `[batch, height, width, 3]`, each image at the top left of a canvas.
+      sizes: int32 `[batch, 2]`, (height, width) of the images in pixels.
+      options: of `OPTIONS`.
+
+    Returns:
+      float32 `[batch, height, width, 3]`.
+    """
+    mean, std = (jnp.asarray(options[key], jnp.float32) for key in ("mean", "std"))
+    values = (images.astype(jnp.float32) / 255 - mean) / std
+    rows = jnp.arange(images.shape[1]) < sizes[:, :1]
+    columns = jnp.arange(images.shape[2]) < sizes[:, 1:]
+    return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], values, 0.0)
+
+
+def check(options: Mapping[str, Any], where: str = "data") -> None:
+    """Checks the options of transforms.
+
+    Args:
+      options: of `OPTIONS`.
+      where: prefix of the options in messages.
+
+    Raises:
+      UserError: an option is out of range, or a crop can be larger than its image.
+    """
+
+    def refuse(key, requirement):
+        raise UserError(f"{where}.{key}={options[key]!r} must be {requirement}")
+
+    for key in ("flip", "crop"):
+        if not _is_number(options[key]) or not 0 <= options[key] <= 1:
+            refuse(key, "a probability, 0 to 1")
+    for key in ("scales", "first_scales"):
+        if not _are_sides(options[key]):
+            refuse(key, f"sides in pixels, integers of {MULTIPLE} or more")
+    for key in ("max_size", "eval_size", "eval_max_size"):
+        if options[key] != 0 and not _are_sides([options[key]]):
+            refuse(key, f"0, or a side in pixels of {MULTIPLE} or more")
+    for key in ("mean", "std"):
+        if len(options[key]) != 3 or not all(map(_is_number, options[key])) or key == "std" and min(options[key]) <= 0:
+            refuse(key, "3 numbers" + ", all positive" * (key == "std"))
+    if options["crop"]:
+        _check_crop(options, where)
+
+
+def _check_crop(options, where):
+    crop_range, first = options["crop_range"], options["first_scales"]
+    if len(crop_range) != 2 or not _are_sides(crop_range) or crop_range[0] > crop_range[1]:
+        raise UserError(f"{where}.crop_range={crop_range!r} must be the smallest and the largest side in pixels")
+    if not first:
+        raise UserError(f"{where}.first_scales is empty: give the shorter sides before the crop, or set {where}.crop=0")
+    smallest = min(first) - min(first) % MULTIPLE
+    if smallest < crop_range[0]:
+        raise UserError(
+            f"{where}.first_scales={tuple(first)} gives images of {smallest} pixels, smaller than the smallest crop of "
+            f"{where}.crop_range={tuple(crop_range)}: raise the scales or lower the crop"
+        )
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -np.inf < value < np.inf
+
+
+def _are_sides(values) -> bool:
+    return all(isinstance(side, int) and not isinstance(side, bool) and side >= MULTIPLE for side in values)
+
+
+def _flip(image, targets):
+    from PIL import Image
+
+    left, top, right, bottom = targets.boxes.T
+    width = np.float32(image.width)
+    boxes = np.stack([width - right, top, width - left, bottom], axis=1)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), Targets(boxes, targets.labels, targets.areas)
+
+
+def _resize(image, targets, size):
+    from PIL import Image
+
+    height, width = size
+    if (width, height) == image.size:
+        return image, targets
+    ratio = np.array([width / image.width, height / image.height], np.float32)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return resized, Targets(targets.boxes * np.tile(ratio, 2), targets.labels, targets.areas * ratio.prod())
+
+
+def _crop(image, targets, crop):
+    origin = np.array([crop.left, crop.top], np.float32)
+    limits = np.array([crop.width, crop.height], np.float32)
+    boxes = np.clip(targets.boxes - np.tile(origin, 2), 0, np.tile(limits, 2))
+    kept = has_extent(boxes)
+    boxes = boxes[kept]
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    image = image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+    return image, Targets(boxes, targets.labels[kept], areas)

@@ -1,0 +1,37 @@
+"""Small sets in the layout of COCO, written to a folder."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+SIZES = ((40, 60), (64, 48), (50, 50))  # (height, width) of the images 9, 4 and 7
+
+
+def content():
+    """Returns the annotations of three images: image 4 has a crowd and two objects, 7 none, 9 one object."""
+    images = [
+        {"id": number, "file_name": f"{number:04d}.png", "height": height, "width": width}
+        for number, (height, width) in zip((9, 4, 7), SIZES, strict=True)
+    ]
+    annotations = [
+        {"id": 31, "image_id": 4, "category_id": 90, "bbox": [4, 8, 12, 16], "area": 150, "iscrowd": 0},
+        {"id": 12, "image_id": 9, "category_id": 3, "bbox": [50, -5, 20, 25.5], "area": 400.5, "iscrowd": 0},
+        {"id": 17, "image_id": 4, "category_id": 3, "bbox": [0, 0, 48, 64], "area": 3000, "iscrowd": 1},
+        {"id": 15, "image_id": 4, "category_id": 7, "bbox": [1, 2, 3, 4]},
+    ]
+    categories = [{"id": 90, "name": "ring"}, {"id": 3, "name": "cat"}, {"id": 7, "name": "hat"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write(root, part="train2017", records=None):
+    """Writes a set and returns the path of its annotation file."""
+    records = content() if records is None else records
+    (root / part).mkdir(parents=True)
+    for record in content()["images"]:
+        pixels = np.random.default_rng(record["id"]).integers(0, 256, (record["height"], record["width"], 3), np.uint8)
+        Image.fromarray(pixels).save(root / part / record["file_name"])
+    path = root / "annotations" / f"instances_{part}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(records if isinstance(records, str) else json.dumps(records))
+    return path

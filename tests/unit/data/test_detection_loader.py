@@ -1,0 +1,149 @@
+"""Batches of images with boxes: layout, determinism, and mistakes that appear when images are decoded."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdl_jax.data.detection import canvases, coco_files, transforms
+from cdl_jax.data.detection.loader import DetectionLoader
+from cdl_jax.errors import UserError
+from cdl_jax.runtime import sharding
+from tests.support import coco_sets
+
+OPTIONS = {
+    "scales": (32, 48, 64),
+    "max_size": 96,
+    "first_scales": (48, 64),
+    "crop_range": (40, 60),
+    "eval_size": 32,
+    "canvases": ((64, 64), (64, 128), (128, 64), (128, 128)),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    coco_sets.write(root)
+    return coco_files.read_part(root, "train2017")
+
+
+def build(data, training=True, group_size=2, **changes):
+    mesh = sharding.make_mesh(1)
+    return DetectionLoader.build(data, mesh, {**OPTIONS, **changes}, group_size=group_size, training=training)
+
+
+def test_a_training_batch_has_the_transformed_images_at_the_top_left(data):
+    loader = build(data)
+    rows, purposes = np.array([[0, 2, 1, 0], [2, 2, 1, 1]], np.int32), np.array([[7, 0], [7, 1]])
+    batches = list(loader.host_train_batches(rows, purposes, seed=3))
+    assert len(batches) == 2
+    for step, batch in enumerate(batches):
+        height, width = batch["images"].shape[1:3]
+        assert (height, width) in OPTIONS["canvases"]
+        assert np.array_equal(batch["extents"], canvases.group_extents(batch["sizes"], 2))
+        assert batch["rows"].tolist() == rows[step].tolist()
+        for i, row in enumerate(rows[step].tolist()):
+            image = Image.open(data.files[row]).convert("RGB")
+            draws = canvases.draw(3, (7, step), row, image.size[::-1], loader.options)
+            image, targets = transforms.transform_train(image, data.targets(row), draws, loader.options)
+            h, w = batch["sizes"][i]
+            assert np.array_equal(batch["images"][i, :h, :w], np.asarray(image))
+            assert not batch["images"][i, h:].any() and not batch["images"][i, :, w:].any()
+            count = len(targets)
+            assert batch["valid"][i].tolist() == [j < count for j in range(2)]
+            relative = transforms.relative_boxes(targets.boxes, (h, w))
+            assert np.array_equal(batch["boxes"][i, :count], relative)
+            assert batch["labels"][i, :count].tolist() == targets.labels.tolist()
+            assert batch["boxes"][i, count:].tolist() == [[0.5, 0.5, 1, 1]] * (2 - count)
+            assert not batch["labels"][i, count:].any()
+    names = ("images", "sizes", "extents", "boxes", "labels", "valid", "original_sizes", "rows")
+    types = ("uint8", "int32", "int32", "float32", "int32", "bool", "int32", "int32")
+    assert {name: str(array.dtype) for name, array in batches[0].items()} == dict(zip(names, types, strict=True))
+
+
+def test_equal_images_of_two_epochs_differ_and_a_restart_repeats_them(data):
+    loader = build(data)
+    rows, purposes = np.tile(np.int32([0, 1, 2, 0]), (6, 1)), np.arange(6)[:, None]
+    batches = list(loader.host_train_batches(rows, purposes, seed=0))
+    assert len({batch["images"].tobytes() for batch in batches}) == 6
+    again = list(loader.train_batches(rows, purposes, 0, start_step=4))
+    assert len(again) == 2
+    for first, second in zip(batches[4:], again, strict=True):
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+        assert all(isinstance(array, jax.Array) for array in second.values())
+
+
+def test_parts_of_a_batch_are_those_of_the_complete_batch(data):
+    """Two processes decode two columns each: extents and canvases are still those of all four images."""
+    loader = build(data)
+    rows = canvases.epoch_rows(3, groups=2, group_size=1, seed=1, purpose=(0,)).repeat(2, axis=1)
+    purposes = np.zeros((len(rows), 1), int)
+    complete = list(loader.host_train_batches(rows, purposes, 1))
+    parts = [list(loader.host_train_batches(rows, purposes, 1, slice(low, low + 2))) for low in (0, 2)]
+    for batch, first, second in zip(complete, *parts, strict=True):
+        for name in batch:
+            assert np.array_equal(batch[name], np.concatenate([first[name], second[name]])), name
+
+
+def test_test_batches_pad_with_empty_images(data):
+    loader = build(data, training=False)
+    rows, weight = canvases.evaluation_rows(3, groups=3, group_size=2)
+    (batch,) = loader.test_batches(rows, weight)
+    # Files of 64 x 48, 50 x 50 and 40 x 60 pixels: shorter side 32, longer 32 * 64 / 48 = 42, rounded down to 32 ...
+    assert batch["sizes"][:3].tolist() == [[32, 32], [32, 32], [32, 48]]
+    assert batch["extents"].tolist() == [[32, 32], [32, 32], [32, 48], [32, 48], [64, 64], [64, 64]]
+    assert batch["sizes"][3:].tolist() == batch["extents"][3:].tolist()  # no side is 0, so nothing is divided by 0
+    assert batch["original_sizes"][:3].tolist() == [[64, 48], [50, 50], [40, 60]]
+    assert batch["weight"].tolist() == [1, 1, 1, 0, 0, 0] and batch["rows"].tolist() == [0, 1, 2, -1, -1, -1]
+    assert not np.asarray(batch["images"][3:]).any() and not np.asarray(batch["valid"][3:]).any()
+    assert batch["images"].shape == (6, 64, 64, 3)
+    np.testing.assert_allclose(batch["boxes"][2, 0], [55 / 60, 10.25 / 40, 10 / 60, 20.5 / 40], rtol=1e-6)
+
+
+def test_stopping_half_way_ends_the_threads(data):
+    loader = build(data)
+    rows, purposes = np.zeros((50, 2), np.int32), np.zeros((50, 1), int)
+    batches = loader.train_batches(rows, purposes, 0)
+    assert len(list(itertools.islice(batches, 2))) == 2
+    batches.close()
+
+
+def test_the_number_of_objects_can_be_larger_but_not_smaller(data):
+    mesh = sharding.make_mesh(1)
+    loader = DetectionLoader.build(data, mesh, OPTIONS, group_size=1, training=True, n_max=5)
+    batch = next(loader.host_train_batches(np.array([[0]]), np.array([[0]]), 0))
+    assert batch["boxes"].shape == (1, 5, 4)
+    with pytest.raises(UserError, match="an image has 2 objects, but n_max is 1"):
+        DetectionLoader.build(data, mesh, OPTIONS, group_size=1, training=True, n_max=1)
+
+
+def test_options_are_checked_before_images_are_decoded(data):
+    with pytest.raises(UserError, match=r"data\.flip=2"):
+        build(data, flip=2)
+    with pytest.raises(UserError, match=r"data\.canvases has none that holds"):
+        build(data, canvases=((64, 64),))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_file_that_changed_is_refused_when_it_is_decoded(tmp_path, training):
+    coco_sets.write(tmp_path)
+    loader = build(coco_files.read_part(tmp_path, "train2017"), training)
+    rows = np.array([[0, 1]], np.int32)
+
+    def first_batch():
+        if training:
+            return next(loader.train_batches(rows, np.array([[0]]), 0))
+        return next(loader.test_batches(rows, np.ones((1, 2), np.float32)))
+
+    Image.new("RGB", (47, 64)).save(tmp_path / "train2017" / "0004.png")
+    with pytest.raises(UserError, match=r"0004\.png: has 47 x 64 pixels, but instances_train2017\.json has 48 x 64"):
+        first_batch()
+    (tmp_path / "train2017" / "0004.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"0004\.png: cannot be read as an image"):
+        first_batch()
+    (tmp_path / "train2017" / "0004.png").unlink()
+    with pytest.raises(UserError, match=r"0004\.png: .*No such file"):
+        first_batch()
