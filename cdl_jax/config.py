@@ -129,11 +129,10 @@ OPTIONS = {
         "halves their bytes",
         choices=("float32", "bfloat16"),
     ),
-    "workers": Option(0, "processes that decode images from disk; 0: threads of this process", resumable=True),
     "compilation_cache": Option(
         "~/.cache/cdl_jax/compiled", "folder of compiled programs, for all runs; empty: no cache", resumable=True
     ),
-    "resident_limit_mb": Option(
+    "device_data_limit_mb": Option(
         4096, "size in MiB up to which arrays of images are copied to the device; larger ones are streamed"
     ),
 }
@@ -492,7 +491,7 @@ def seeds_of(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 def is_resumable(key: str) -> bool:
     """Returns whether a run may be resumed with another value of a key, as it changes neither weights nor metrics.
 
-    >>> is_resumable("workers"), is_resumable("seed")
+    >>> is_resumable("devices"), is_resumable("seed")
     (True, False)
     """
     return key in _resumable_keys()
@@ -528,7 +527,7 @@ def differences(old: dict, new: dict) -> list[str]:
       old: the flat config of a run.
       new: another flat config.
 
-    >>> differences({"seed": 0, "workers": 0}, {"seed": 1, "workers": 4})
+    >>> differences({"seed": 0, "devices": 0}, {"seed": 1, "devices": 4})
     ['seed: 0 -> 1']
     """
     # With batchwise prompt selection, predictions depend on the size of the test batches.

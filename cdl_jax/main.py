@@ -414,7 +414,7 @@ def _check_weights_are_named(experiment):
 
     config, method = experiment.config, experiment.method
     for section in ("teacher", "student", "network"):
-        from_runs = section == "teacher" and config.get(config.method, {}).get("teachers")
+        from_runs = section == "teacher" and config.get(config.method, {}).get("teacher_runs")
         flag = f"config.{section}.weights"
         emptied = any(argument.lstrip("-").split("=")[0] == flag for argument in sys.argv)
         if emptied and section in method.networks and not from_runs and config.get(section, {}).get("weights") == "":

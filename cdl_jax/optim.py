@@ -19,7 +19,7 @@ OPTIONS = {
         "cdl_cosine", "the learning-rate schedule within a task", choices=("constant", "cdl_cosine", "cosine", "steps")
     ),
     "warmup_epochs": Option(0.0, 'epochs of linear warmup, of schedule "cosine"'),
-    "final_rate": Option(0.0, 'the learning rate at the end of schedule "cosine"'),
+    "end_learning_rate": Option(0.0, 'the learning rate at the end of schedule "cosine"'),
     "milestones": Option((), 'epochs of schedule "steps"; at each the learning rate is divided by 10', item_type=int),
     "momentum": Option(0.9, "momentum of sgd and rmsprop", below=1),
     "nesterov": Option(False, "Nesterov's momentum in sgd, as torch computes it"),
@@ -29,7 +29,7 @@ OPTIONS = {
         0.0, "weight decay; adamw: decoupled, on matrices only; others: added to the gradient, as in torch"
     ),
     # A projector is orthogonal for any values of its parameters, so decay would only pull it back to its initial value.
-    "undecayed": Option(("projector",), "names of the parts of the network without weight decay", item_type=str),
+    "no_decay": Option(("projector",), "names of the parts of the network without weight decay", item_type=str),
     "clip_norm": Option(0.0, "bound of the global gradient norm; 0: none"),
     # The schedule is that of the steps. Batches at the end of an epoch that do not fill a step are dropped. Batch norm
     # and mixing use the small batches.
@@ -92,7 +92,7 @@ def _cosine(options, epochs):
     rate, warmup = options.learning_rate, options.warmup_epochs
     if not warmup < epochs:
         raise UserError(f"optim.warmup_epochs={warmup} must lie in [0, epochs={epochs}): choose fewer")
-    decay = optax.cosine_decay_schedule(rate, epochs - warmup, alpha=options.final_rate / rate)
+    decay = optax.cosine_decay_schedule(rate, epochs - warmup, alpha=options.end_learning_rate / rate)
     if not warmup:
         return decay
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
@@ -132,7 +132,7 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
     transforms = []
     if options.clip_norm:
         transforms.append(optax.clip_by_global_norm(options.clip_norm))
-    decay, no_decay = options.weight_decay, options.undecayed
+    decay, no_decay = options.weight_decay, options.no_decay
     if decay and options.name != "adamw":
         transforms.append(optax.add_decayed_weights(decay, mask=partial(_weight_decay_mask, no_decay, 0)))
     transforms.append(kinds[options.name]())

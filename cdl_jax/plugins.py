@@ -54,7 +54,7 @@ _SYNONYMS = {
     "train.batch_size": "bs batch batchsize train_batch_size per_device_train_batch_size",
     "train.epochs": "num_epochs n_epochs nb_epochs max_epochs num_train_epochs epoch",
     "devices": "gpus gpu num_gpus n_gpu ngpus device num_devices",
-    "workers": "num_workers n_workers nworkers",
+    "data.num_workers": "workers n_workers nworkers",
     "seed": "random_seed random_state manual_seed",
     "distill.name": "kd distillation distiller",
     "data.name": "dataset data_set ds dataset_name",

@@ -54,7 +54,7 @@ def get_config(text=""):
         replay=choices["replay"],
         kd_rel=choices["kd"],
         classes=choices["classes"] or ("seen" if choices["replay"] or learner == "cnn" else "current"),
-        teachers=(choices["teacher"],) if choices["teacher"] else (),
+        teacher_runs=(choices["teacher"],) if choices["teacher"] else (),
         teacher_checkpoint=choices["checkpoint"],
         public=200,
         public_batch=32,

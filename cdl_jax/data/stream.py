@@ -32,8 +32,11 @@ OPTIONS: dict[str, Any] = {
     ),
     "max_train_per_class": Option(0, "training images per class; 0: all"),
     "max_test_per_class": Option(0, "test images per class; 0: all"),
-    "validation": Option(0.0, "fraction of the training set to test on instead of the test set", below=1),
+    "validation_fraction": Option(0.0, "fraction of the training set to test on instead of the test set", below=1),
+    "num_workers": Option(0, "processes that decode images from disk; 0: threads of this process", resumable=True),
 }
+
+_READING = ("path", "num_workers")  # options of reading; the others define the tasks
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +157,7 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
         raise UserError("data.class_order_seed=-1 is the seed of a run, and there is no run here: set a seed")
     source_options = {key: merged[key] for key in ("path", *source.OPTIONS)}
     dataset = source.placeholder(source_options) if placeholder else source.load(source_options)
-    return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key != "path"})
+    return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key not in _READING})
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
@@ -189,7 +192,7 @@ def split_into_tasks(
     class_order_seed: int = 0,
     max_train_per_class: int = 0,
     max_test_per_class: int = 0,
-    validation: float = 0.0,
+    validation_fraction: float = 0.0,
 ) -> Stream:
     """Orders the classes and splits them into tasks.
 
@@ -203,11 +206,11 @@ def split_into_tasks(
       num_tasks: number of tasks of equal size; with `task_sizes`, their number or 0.
       task_sizes: number of classes of each task.
       class_order: see `class_order.order_classes`. Classes that a list omits are not in the stream.
-      class_order_seed: of `class_order` and `validation`.
+      class_order_seed: of `class_order` and `validation_fraction`.
       max_train_per_class: training images to keep of each class, evenly spaced over the data set; 0: all.
       max_test_per_class: test images to keep of each class, likewise.
-      validation: fraction of the training set that becomes the test set (see `class_order.validation_permutation`).
-        The data set's test set is then unused. 0: the test set.
+      validation_fraction: fraction of the training set that becomes the test set (see
+        `class_order.validation_permutation`). The data set's test set is then unused. 0: the test set.
 
     Raises:
       UserError: the tasks do not fit the classes, or a task or class has no images.
@@ -220,15 +223,15 @@ def split_into_tasks(
     sizes = _task_sizes(len(order), num_tasks, tuple(task_sizes))
 
     train, test = dataset.train, dataset.test
-    if validation:
+    if validation_fraction:
         permutation = validation_permutation(len(train), class_order_seed)
-        num_train = int((1 - validation) * len(train))
+        num_train = int((1 - validation_fraction) * len(train))
         train = dataset.train.take(np.sort(permutation[:num_train]))
         test = dataset.train.take(np.sort(permutation[num_train:]))
     train = _relabel(train, order, len(dataset.class_names), max_train_per_class, "max_train_per_class")
     test = _relabel(test, order, len(dataset.class_names), max_test_per_class, "max_test_per_class")
 
-    return _assemble(dataset.name, dataset.class_names, order, sizes, train, test, validation)
+    return _assemble(dataset.name, dataset.class_names, order, sizes, train, test, validation_fraction)
 
 
 def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
@@ -248,10 +251,10 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
     options, shared = defaults(OPTIONS, **options), (stream,) * len(seeds)
     if options["class_order_seed"] != -1 or len(seeds) == 1:
         return shared
-    if options["validation"]:
+    if options["validation_fraction"]:
         raise UserError(
-            "data.class_order_seed=-1 with data.validation holds out different images for each of config.seeds: run "
-            "the seeds one by one"
+            "data.class_order_seed=-1 with data.validation_fraction holds out different images for each of "
+            "config.seeds: run the seeds one by one"
         )
     if not isinstance(options["class_order"], str) or options["class_order"] not in SHUFFLES:
         return shared
@@ -269,11 +272,11 @@ def _reordered(stream, order):
     return _assemble(stream.name, class_names, order, [len(task.classes) for task in stream.tasks], train, test)
 
 
-def _assemble(name, class_names, order, sizes, train, test, validation=0.0):
+def _assemble(name, class_names, order, sizes, train, test, validation_fraction=0.0):
     """Returns the stream of splits whose labels are in stream order.
 
     class_names: name of each class id.
-    validation: fraction of the training set that became the test set.
+    validation_fraction: fraction of the training set that became the test set.
     """
     tasks = []
     for index, size in enumerate(sizes):
@@ -284,7 +287,7 @@ def _assemble(name, class_names, order, sizes, train, test, validation=0.0):
         ]
         tasks.append(Task(index, order[first : first + size], first, *rows))
     stream = Stream(name, tuple(class_names[c] for c in order), order, tuple(tasks), train=train, test=test)
-    _check_images(stream, validation)
+    _check_images(stream, validation_fraction)
     return stream
 
 
@@ -349,11 +352,14 @@ def _relabel(split, order, num_classes, limit, option):
     return replace(split.take(rows), labels=labels[rows])
 
 
-def _check_images(stream, validation):
-    """Raises UserError if a task or class lacks training or test images; `validation` may be the cause."""
+def _check_images(stream, validation_fraction):
+    """Raises UserError if a task or class lacks training or test images; `validation_fraction` may be the cause."""
     counts = [np.bincount(split.labels, minlength=stream.num_classes) for split in (stream.train, stream.test)]
-    changes = ("lower", "raise") if validation else ("", "")
-    remedies = [f"{change} data.validation={validation}, add some" if change else "add some" for change in changes]
+    changes = ("lower", "raise") if validation_fraction else ("", "")
+    remedies = [
+        f"{change} data.validation_fraction={validation_fraction}, add some" if change else "add some"
+        for change in changes
+    ]
     for task in stream.tasks:
         if not len(task.train):
             first_names = ", ".join(stream.class_names[task.first : task.end][:3])

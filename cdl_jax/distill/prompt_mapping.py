@@ -40,7 +40,7 @@ OPTIONS = {
 }
 
 # Each batch trains teacher and student; the student has a constant learning rate; key losses are summed over the batch.
-PRESET = {"cdl": {"schedule": "interleaved", "student_rate": "constant"}, "learner": {"pull": "legacy_sum"}}
+PRESET = {"cdl": {"schedule": "interleaved", "student_schedule": "constant"}, "learner": {"key_loss": "legacy_sum"}}
 
 
 class CDLPrompt(nn.Module):
@@ -84,9 +84,10 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
             f"distill.alpha={options.alpha} leaves one of the student's two heads untrained, and "
             "distill.name='prompt_mapping' predicts by the mean of both: choose a number between 0 and 1"
         )
-    if student.learner.get("form") == "tokens":
+    if student.learner.get("prompt_form") == "tokens":
         raise UserError(
-            "distill.name='prompt_mapping' maps prefixes, and learner.form='tokens' has none: set learner.form='prefix'"
+            "distill.name='prompt_mapping' maps prefixes, and learner.prompt_form='tokens' has none: set "
+            "learner.prompt_form='prefix'"
         )
     if "length" not in student.learner:
         raise UserError(

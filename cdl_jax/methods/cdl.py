@@ -34,11 +34,10 @@ from cdl_jax.models.modules.features import named_features
 from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
-    "query": Option(
+    "teacher_query": Option(
         "student",
-        "backbone that computes the query of the teacher's pool: the student's (the authors' code), or the teacher's "
-        "own",
-        choices=("student", "own"),
+        "backbone that computes the query of the teacher's pool: the student's (the authors' code), or the teacher's",
+        choices=("student", "teacher"),
     ),
     "aux_loss_scale": Option(
         1.0, "factor of the pools' losses; 2 reproduces the published two-device runs, which sum them"
@@ -51,12 +50,12 @@ OPTIONS = {
         "of the teacher's; interleaved: both on each batch (version 1)",
         choices=("teacher_first", "interleaved_epochs", "interleaved"),
     ),
-    "student_rate": Option(
+    "student_schedule": Option(
         "",
         "schedule of the student's learning rate; empty: optim.schedule",
         choices=("", *optim.OPTIONS["schedule"].choices),
     ),
-    "teachers": Option(
+    "teacher_runs": Option(
         (), "working directories of finished runs as teachers; the outputs of several are averaged", item_type=str
     ),
     "teacher_network": Option(
@@ -305,7 +304,7 @@ def build(config: ConfigDict, info: StreamInfo) -> CDL:
     options, epochs = config.cdl, config.train.epochs
     models = cdl_networks.build(config, info)
     teacher_epochs = options.teacher_epochs or epochs
-    student_optim = ConfigDict({**config.optim, "schedule": options.student_rate or config.optim.schedule})
+    student_optim = ConfigDict({**config.optim, "schedule": options.student_schedule or config.optim.schedule})
     method = CDL(
         models=models,
         options=options,

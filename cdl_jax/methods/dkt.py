@@ -9,8 +9,8 @@ the mixing matrix
     loss_i = CE(cl_i, labels) + w student_loss(st_i, sum_j W_ij cl_j)
 
 At an exchange every learner publishes its state. Until the next exchange its peers use this published state, which
-passes no gradients on. Teachers may also be finished runs (`dkt.teachers`): a network trained jointly, or a continual
-learner after the same task.
+passes no gradients on. Teachers may also be finished runs (`dkt.teacher_runs`): a network trained jointly, or a
+continual learner after the same task.
 
 Variables: `{"learner_0": ..., ...}`, `"shared"` (a frozen backbone) and `"teachers"` where they exist, and those of
 `methods.shared.dkt_exchange`.
@@ -98,7 +98,7 @@ OPTIONS = {
         "authors)",
         choices=("running", "batch"),
     ),
-    "teachers": Option((), "working directories of finished runs that teach all learners", item_type=str),
+    "teacher_runs": Option((), "working directories of finished runs that teach all learners", item_type=str),
     "teacher_network": Option("", 'network of those runs; empty: "teacher" where a run has one, else its last'),
     "teacher_checkpoint": Option(
         "same_task", "those networks after the same task, or after their last task", choices=("same_task", "last")
@@ -410,7 +410,7 @@ def _find_teachers(config: Any, info: StreamInfo) -> tuple[finished_run.RunTeach
             config.augment,
             use_batch_statistics=options.teacher_bn == "batch",
         )
-        for folder in options.teachers
+        for folder in options.teacher_runs
     )
 
 

@@ -21,7 +21,7 @@ from cdl_jax.report.text import MISSING, Measured, Rows
 
 MIN_SEEDS = 3
 _MAX_MISMATCHES = 6  # that a note lists
-_NO_EFFECT = ("seed", "eval.", "resident_limit_mb", "data.class_order_seed")
+_NO_EFFECT = ("seed", "eval.", "device_data_limit_mb", "data.class_order_seed")
 _NO_EFFECT_ENDINGS = (".remat", ".attention", ".weights_key")
 
 

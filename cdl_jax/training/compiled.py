@@ -32,7 +32,8 @@ class CompiledSteps:
         """
         self.experiment = experiment
         config, method, axis = experiment.config, experiment.method, experiment.axis
-        options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
+        limits = {"num_workers": config.data.num_workers, "device_data_limit_mb": config.device_data_limit_mb}
+        options = {**config.augment, **limits}
         self.train_loader = loaders.make_loader(
             experiment.stream.train, experiment.mesh, options, method.image_size, axis.labels("train")
         )
@@ -273,6 +274,6 @@ def _check_loaders(experiment, train_loader, test_loader):
     if any(on_host) and (config.seeds or experiment.plan.multi_learner):
         who = "config.seeds" if config.seeds else f"method {config.method!r}, which has several learners,"
         raise UserError(
-            f"{who} needs {'training' if on_host[0] else 'test'} images on the device: raise config.resident_limit_mb"
-            + (", or run the seeds one by one" if config.seeds else "")
+            f"{who} needs {'training' if on_host[0] else 'test'} images on the device: raise "
+            "config.device_data_limit_mb" + (", or run the seeds one by one" if config.seeds else "")
         )

@@ -245,7 +245,7 @@ def run_mixing(config, arrays):
 def run_schedule(config, arrays):
     """Their step i has the rate that is meant for the step before it."""
     steps = config["steps_per_epoch"] * config["epochs"]
-    options = {"learning_rate": config["base_lr"], "final_rate": config["min_lr"], "schedule": "cosine"}
+    options = {"learning_rate": config["base_lr"], "end_learning_rate": config["min_lr"], "schedule": "cosine"}
     rate = optim.schedule(ConfigDict(defaults(optim.OPTIONS, **options)), config["epochs"])
     rates = jax.jit(jax.vmap(rate))(np.float32(np.arange(steps + 1) / config["steps_per_epoch"]))
     rates = np.asarray(rates).tolist()
@@ -266,7 +266,7 @@ def run_train_step(config, arrays):
         "clip_norm": config.get("clip_grad") or 0.0,
         "name": "adamw",
         "learning_rate": config["lr"],
-        "undecayed": ("pos_embed", "cls_token"),
+        "no_decay": ("pos_embed", "cls_token"),
     }
     optimizer = optim.build(ConfigDict(defaults(optim.OPTIONS, **decay)), 1)
     method = vkd_method.VkD(

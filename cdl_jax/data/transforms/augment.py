@@ -94,7 +94,7 @@ def transform_train(images: jax.Array, key: jax.Array, options: Mapping[str, Any
     options = {**_DEFAULTS, **options}
     if options["rand_augment"]:
         raise UserError(
-            "augment.rand_augment runs on the host, by Pillow: set config.resident_limit_mb=0, which keeps images "
+            "augment.rand_augment runs on the host, by Pillow: set config.device_data_limit_mb=0, which keeps images "
             "there, or augment.rand_augment=''"
         )
     batch, height, width, _ = images.shape

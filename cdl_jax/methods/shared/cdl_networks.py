@@ -31,7 +31,7 @@ def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
     student = _build_network(config, config.student, query_dim, info)
     run_teachers = tuple(
         finished_run.find_teacher(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
-        for folder in options.teachers
+        for folder in options.teacher_runs
     )
     student_spec = _network_spec(config, config.student, student, info)
     if run_teachers:
@@ -46,12 +46,12 @@ def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
     if run_teachers:
         _check_outputs(run_teachers, teacher_spec.outputs, scheme, config.distill.name)
     elif scheme.needs:
-        teacher_query_dim = query_dim if options.query == "student" else config.teacher.dim
+        teacher_query_dim = query_dim if options.teacher_query == "student" else config.teacher.dim
         teacher = _build_network(config, config.teacher, teacher_query_dim, info)
     _check_fitted_head(options, student)
     run_teachers = run_teachers if scheme.needs else ()
     return TeacherStudent(
-        teacher, run_teachers, student, scheme, own_query=teacher is not None and options.query == "own"
+        teacher, run_teachers, student, scheme, own_query=teacher is not None and options.teacher_query == "teacher"
     )
 
 
@@ -62,7 +62,7 @@ def check(config: ConfigDict) -> None:
       UserError: options do not fit together.
     """
     options, epochs = config.cdl, config.train.epochs
-    if config.teacher.image_size != config.student.image_size and not options.teachers:
+    if config.teacher.image_size != config.student.image_size and not options.teacher_runs:
         raise UserError(
             f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "
             "differ: both networks get the same images, set them equal"
@@ -74,10 +74,10 @@ def check(config: ConfigDict) -> None:
             f"cdl.teacher_epochs={options.teacher_epochs} must be a multiple of train.epochs={epochs}: with "
             "cdl.schedule='interleaved_epochs' an equal share of them comes before each epoch of the student"
         )
-    if options.teachers and options.schedule != "teacher_first":
+    if options.teacher_runs and options.schedule != "teacher_first":
         raise UserError(
-            f"cdl.schedule={options.schedule!r} has no meaning with cdl.teachers, which are not trained: leave it at "
-            "'teacher_first'"
+            f"cdl.schedule={options.schedule!r} has no meaning with cdl.teacher_runs, which are not trained: leave it "
+            "at 'teacher_first'"
         )
 
 

@@ -23,9 +23,9 @@ def check(options: Any, num_tasks: int) -> None:
     _check_presence(options, num_tasks)
     if options.public_batch > options.public:
         raise UserError(f"dkt.public_batch={options.public_batch} is more than the {options.public} public images")
-    if options.teachers and options.exchange_mode != "state":
+    if options.teacher_runs and options.exchange_mode != "state":
         raise UserError(
-            f"dkt.exchange_mode={options.exchange_mode!r} has no meaning with dkt.teachers: leave it at 'state'"
+            f"dkt.exchange_mode={options.exchange_mode!r} has no meaning with dkt.teacher_runs: leave it at 'state'"
         )
 
 

@@ -37,20 +37,20 @@ OPTIONS = {
     "general_layers": Option(2, "blocks with a general prompt: 2 are blocks 0 and 1"),
     "expert_layers": Option(3, "blocks with expert prompts, after those: 3 are blocks 2, 3 and 4"),
     # "similarity" is "mean" without its constant. "legacy_sum" is that of the programs before January 2025.
-    "pull": Option(
+    "key_loss": Option(
         "mean",
         "loss of the task's key; mean: 1 - cosine of query and key, mean over the batch; similarity: minus the "
         "cosine; legacy_sum: the sum over the batch",
         choices=("mean", "similarity", "legacy_sum"),
     ),
-    "full_length": Option(False, "a prompt has `length` keys and `length` values instead of half each"),
+    "full_length_kv": Option(False, "a prompt has `length` keys and `length` values instead of half each"),
     "batchwise": Option(
         False, "all images of a test batch get the row that most select: results depend on eval.batch_size"
     ),
     "shared_keys": Option(
         False, "all layers of expert prompts share one set of keys, hence one selection and one key loss"
     ),
-    "inherit": Option(False, "a task's expert prompts start as copies of those of the task before"),
+    "init_from_previous_task": Option(False, "a task's expert prompts start as copies of those of the task before"),
     "init_scale": Option(1.0, "prompts and keys start from U[0, init_scale)", above=0),
     "head_init": Option(
         "torch",
@@ -65,11 +65,11 @@ OFFICIAL = {
     "general_length": 5,
     "general_layers": 2,
     "expert_layers": 3,
-    "pull": "similarity",
-    "full_length": True,
+    "key_loss": "similarity",
+    "full_length_kv": True,
     "batchwise": True,
     "shared_keys": True,
-    "inherit": True,
+    "init_from_previous_task": True,
     "init_scale": 0.01,
     "head_init": "zeros",
 }
@@ -88,10 +88,10 @@ class DualPrompt(Pool):
       general_length: vectors of a general prompt, keys and values half each.
       general_layers: number of blocks with a general prompt, from block 0 on.
       expert_layers: number of blocks after those, with expert prompts.
-      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["pull"]`.
+      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["key_loss"]`.
       batchwise_prompt: whether all images of a test batch get the same expert prompt.
       shared_keys: whether all expert layers share the keys of the first.
-      inherit: whether a task starts with the expert prompts of the task before.
+      init_from_previous_task: whether a task starts with the expert prompts of the task before.
       init_scale: upper bound of the initial values of prompts and keys.
       dim: width of the backbone.
       key_dim: width of queries and keys.
@@ -106,7 +106,7 @@ class DualPrompt(Pool):
     key_loss: str
     batchwise_prompt: bool
     shared_keys: bool
-    inherit: bool
+    init_from_previous_task: bool
     init_scale: float
     dim: int
     key_dim: int
@@ -149,9 +149,9 @@ class DualPrompt(Pool):
 
     @nn.nowrap
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
-        """Copies the expert prompts of the last task to the row of the new task if `inherit` is set."""
+        """Copies the expert prompts of the last task to the row of the new task if `init_from_previous_task` is set."""
         del key
-        if not self.inherit:
+        if not self.init_from_previous_task:
             return variables
         task, last = context.task, jnp.maximum(context.task - 1, 0)
         params = {
@@ -169,7 +169,7 @@ def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks:
     """
     pool_size = options.pool or num_tasks
     for key in ("length", "general_length"):
-        if not options.full_length:
+        if not options.full_length_kv:
             check_length(options[key], f"learner.{key}")
     check_layers(
         options.general_layers + options.expert_layers, depth, "learner.general_layers + learner.expert_layers"
@@ -178,17 +178,17 @@ def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks:
         raise UserError(
             f"learner.pool={pool_size} has fewer prompts than the stream has tasks, {num_tasks}: set it to 0"
         )
-    vectors_per_length = 2 if options.full_length else 1
+    vectors_per_length = 2 if options.full_length_kv else 1
     return DualPrompt(
         pool_size=pool_size,
         expert_length=vectors_per_length * options.length,
         general_length=vectors_per_length * options.general_length,
         general_layers=options.general_layers,
         expert_layers=options.expert_layers,
-        key_loss=options.pull,
+        key_loss=options.key_loss,
         batchwise_prompt=options.batchwise,
         shared_keys=options.shared_keys,
-        inherit=options.inherit,
+        init_from_previous_task=options.init_from_previous_task,
         init_scale=options.init_scale,
         dim=dim,
         key_dim=key_dim,

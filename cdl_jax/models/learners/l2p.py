@@ -34,20 +34,20 @@ OPTIONS = {
     "top_k": Option(5, "prompts that an image selects", minimum=1),
     "deep": Option(False, "prompts in blocks 0 to 4 instead of block 0"),
     # "similarity" is "mean" without its constant. "legacy_sum" is that of the programs before January 2025.
-    "pull": Option(
+    "key_loss": Option(
         "mean",
         "loss of the selected keys; mean: 1 - cosine of query and keys, mean over the batch; similarity: minus the "
         "cosine; legacy_sum: the double sum over the batch",
         choices=("mean", "similarity", "legacy_sum"),
     ),
     # Tokens have no position. All `length` vectors of the selected prompts are tokens.
-    "form": Option(
+    "prompt_form": Option(
         "prefix",
         "prefix: prompts are keys and values of the attention; tokens: they are tokens before the others from block "
         "0 on, and the head reads their mean output",
         choices=("prefix", "tokens"),
     ),
-    "full_length": Option(
+    "full_length_kv": Option(
         False, 'of form "prefix": a prompt has `length` keys and `length` values instead of half each'
     ),
     "batchwise": Option(
@@ -70,8 +70,8 @@ OFFICIAL = {
     "length": 10,
     "top_k": 4,
     "deep": False,
-    "pull": "similarity",
-    "form": "tokens",
+    "key_loss": "similarity",
+    "prompt_form": "tokens",
     "batchwise": True,
     "shared_keys": True,
     "init_scale": 0.01,
@@ -90,7 +90,7 @@ class L2P(Pool):
       prompt_length: vectors of a prompt: keys and values half each, or all of them tokens.
       top_k: prompts that an image gets.
       layers: the prompted layers.
-      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["pull"]`.
+      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["key_loss"]`.
       prompt_tokens: whether prompts are tokens instead of prefixes.
       batchwise_prompt: whether all images of a batch get the same prompts.
       shared_keys: whether all layers share the keys of the first.
@@ -167,12 +167,12 @@ def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks:
     """
     del num_tasks
     layers = tuple(range(5)) if options.deep else (0,)
-    prompt_tokens = options.form == "tokens"
-    if not (prompt_tokens or options.full_length):
+    prompt_tokens = options.prompt_form == "tokens"
+    if not (prompt_tokens or options.full_length_kv):
         check_length(options.length, "learner.length")
-    if prompt_tokens and (options.deep or options.full_length):
-        key = "deep" if options.deep else "full_length"
-        raise UserError(f"learner.{key} has no meaning with learner.form='tokens': set learner.{key}=False")
+    if prompt_tokens and (options.deep or options.full_length_kv):
+        key = "deep" if options.deep else "full_length_kv"
+        raise UserError(f"learner.{key} has no meaning with learner.prompt_form='tokens': set learner.{key}=False")
     if options.top_k > options.pool:
         raise UserError(
             f"learner.top_k={options.top_k} of a pool of {options.pool} prompts: choose 1 <= top_k <= learner.pool"
@@ -181,10 +181,10 @@ def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks:
         raise UserError(f"learner.deep prompts blocks 0 to 4, the backbone has {depth}: set learner.deep=False")
     return L2P(
         pool_size=options.pool,
-        prompt_length=2 * options.length if options.full_length else options.length,
+        prompt_length=2 * options.length if options.full_length_kv else options.length,
         top_k=options.top_k,
         layers=layers,
-        key_loss=options.pull,
+        key_loss=options.key_loss,
         prompt_tokens=prompt_tokens,
         batchwise_prompt=options.batchwise,
         shared_keys=options.shared_keys,

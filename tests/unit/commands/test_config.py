@@ -85,7 +85,7 @@ def test_an_unknown_plug_in_gets_a_suggestion():
         ("log.every_steps", 0, "config.log.every_steps=0 must be at least 1"),
         ("checkpoint.every_steps", -1, "config.checkpoint.every_steps=-1 must not be negative"),
         ("devices", -1, "config.devices=-1 must not be negative"),
-        ("workers", -2, "config.workers=-2 must not be negative"),
+        ("data.num_workers", -2, "config.data.num_workers=-2 must not be negative"),
         ("seed", -1, "config.seed=-1 must not be negative"),
         ("seed", 2**31, "config.seed=2147483648 must be a number less than 2147483648"),
     ],
@@ -138,7 +138,7 @@ def test_differences_list_the_keys_that_affect_the_results():
         "learner.pool": 30,
         "dropped": 1,
         "devices": 1,
-        "workers": 0,
+        "data.num_workers": 0,
         "log.every_steps": 50,
         "data.path": "a",
     }
@@ -147,7 +147,7 @@ def test_differences_list_the_keys_that_affect_the_results():
         "learner.pool": 10,
         "added": "x",
         "devices": 8,
-        "workers": 4,
+        "data.num_workers": 4,
         "log.every_steps": 1,
         "data.path": "b",
     }
@@ -189,7 +189,7 @@ def test_a_stored_config_is_read_or_reported_as_damaged(tmp_path):
         ("data.path", Path("folder") / "file.npz", "folder/file.npz"),
         ("data.class_order", (5, 0, 7), "5,0,7"),
         ("data.class_order", np.array([5, 0, 7]), "5,0,7"),
-        ("cdl.teachers", [Path("runs/a")], ("runs/a",)),
+        ("cdl.teacher_runs", [Path("runs/a")], ("runs/a",)),
     ],
 )
 def test_values_of_python_numpy_and_pathlib_are_converted_to_the_type_of_the_option(default, key, value, stored):
@@ -361,7 +361,7 @@ def test_networks_of_a_family_have_the_same_options(family):
 def test_a_stored_config_is_completed_with_missing_options():
     complete = config.default("supervised", data="glyph_mini", network="mini_student").to_dict()
     stored = config.copy_with_tuples(complete)
-    del stored["supervised"]["trained"], stored["data"]["validation"], stored["train"]["steps_per_call"]
+    del stored["supervised"]["trained"], stored["data"]["validation_fraction"], stored["train"]["steps_per_call"]
     stored["supervised"]["label_smoothing"] = 0.5
     complete["supervised"]["label_smoothing"] = 0.5
     assert config.with_defaults(stored) == complete

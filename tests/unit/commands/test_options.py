@@ -120,7 +120,7 @@ def test_defaults_and_changed_defaults():
 def test_resumable_keys_are_those_that_change_no_result():
     resumable = {"log.every_steps", "checkpoint.keep_tasks", "data.path", "eval.batch_size", "train.on_nonfinite"}
     assert all(map(configs.is_resumable, resumable))
-    assert not any(map(configs.is_resumable, ("train.epochs", "eval.every_epochs", "resident_limit_mb", "dataset")))
+    assert not any(map(configs.is_resumable, ("train.epochs", "eval.every_epochs", "device_data_limit_mb", "dataset")))
 
 
 def test_a_network_of_a_user_has_the_ranges_that_its_file_declares():

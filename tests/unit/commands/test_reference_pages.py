@@ -62,7 +62,7 @@ def test_every_config_key_has_a_row_with_a_meaning(pages):
 def test_defaults_are_those_of_the_program(pages):
     cells = {row[0].strip("`"): row[1].strip("`") for row in rows(pages["reference/config.md"])}
     assert cells["train.epochs"] == repr(config.OPTIONS["train"]["epochs"].default) and cells["checkpoint.keep"] == "2"
-    assert cells["cdl.query"] == "'student'"
+    assert cells["cdl.teacher_query"] == "'student'"
 
 
 def test_options_that_may_change_on_resume_are_marked(pages):

@@ -196,7 +196,7 @@ def test_rand_augment_changes_images_on_the_host_and_is_refused_on_the_device(ph
     found = [augment.transform_train_image(Image.fromarray(photo), u, options, 32) for u in uniforms]
     assert {x.shape for x in found} == {(32, 32, 3)}
     assert 0.4 < np.mean([(x != plain).any() for x in found]) < 1
-    with pytest.raises(UserError, match="^augment.rand_augment [^\n]* set config.resident_limit_mb=0[^\n]*$"):
+    with pytest.raises(UserError, match="^augment.rand_augment [^\n]* set config.device_data_limit_mb=0[^\n]*$"):
         augment.transform_train(jnp.zeros((1, 8, 8, 3), jnp.uint8), jax.random.key(0), options, 8)
 
 

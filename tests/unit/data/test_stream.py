@@ -61,7 +61,7 @@ def test_natural_order_ignores_the_seed_and_shuffle_follows_it():
 
 @pytest.mark.parametrize("word", ["shuffle", "python_shuffle"])
 def test_each_seed_has_the_stream_of_its_single_run_over_the_same_images(word):
-    data, how = dataset(), {"class_order": word, "class_order_seed": -1, "validation": 0.0}
+    data, how = dataset(), {"class_order": word, "class_order_seed": -1, "validation_fraction": 0.0}
     cut = {"num_tasks": 0, "task_sizes": (3, 1, 2), "max_train_per_class": 3, "class_order": word}
     alone = {seed: stream.split_into_tasks(data, class_order_seed=seed, **cut) for seed in (5, 0, 2)}
     together = stream.streams_for_seeds(alone[5], how, tuple(alone))
@@ -80,12 +80,12 @@ def test_each_seed_has_the_stream_of_its_single_run_over_the_same_images(word):
     for shared in ({**how, "class_order_seed": 0}, {**how, "class_order": "natural"}, {**how, "class_order": (1, 0)}):
         assert stream.streams_for_seeds(alone[5], shared, (5, 0)) == (alone[5],) * 2
     with pytest.raises(UserError, match="holds out different images for each of config.seeds: run the seeds one"):
-        stream.streams_for_seeds(alone[5], {**how, "validation": 0.2}, (5, 0))
-    assert stream.streams_for_seeds(alone[5], {**how, "validation": 0.2}, (5,)) == (alone[5],)
+        stream.streams_for_seeds(alone[5], {**how, "validation_fraction": 0.2}, (5, 0))
+    assert stream.streams_for_seeds(alone[5], {**how, "validation_fraction": 0.2}, (5,)) == (alone[5],)
 
 
 def test_minus_one_is_the_seed_of_the_run():
-    options = {"name": "glyph_mini", "num_tasks": 5, "class_order": "shuffle", "validation": 0.2}
+    options = {"name": "glyph_mini", "num_tasks": 5, "class_order": "shuffle", "validation_fraction": 0.2}
     own, named = stream.load({**options, "class_order_seed": -1}, 4), stream.load({**options, "class_order_seed": 4}, 1)
     assert own.class_order == named.class_order != stream.load({**options, "class_order_seed": -1}, 1).class_order
     for part in ("train", "test"):
@@ -171,7 +171,7 @@ def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
     images = np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8)
     nothing = Split(labels[:0], images=images[:0])
     s = stream.split_into_tasks(
-        Dataset("one", ("a",), Split(labels, images), nothing), num_tasks=1, validation=0.2, class_order_seed=0
+        Dataset("one", ("a",), Split(labels, images), nothing), num_tasks=1, validation_fraction=0.2, class_order_seed=0
     )
     assert s.test.images[:, 0, 0, 0].tolist() == sorted([21, 19, 9, 39, 46, 3, 0, 47, 44, 36])
     assert len(s.train) == 40
@@ -191,7 +191,7 @@ def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
         ({"num_tasks": 1, "class_order": (0, 6)}, ["6 is not a class id", "0 to 5"]),
         ({"num_tasks": 1, "class_order": (0, 1, 0)}, ["0 is listed twice"]),
         ({"num_tasks": 1, "class_order": ()}, ["no class"]),
-        ({"num_tasks": 1, "validation": 1.5}, ["validation=1.5"]),
+        ({"num_tasks": 1, "validation_fraction": 1.5}, ["validation_fraction=1.5"]),
         ({"num_tasks": 1, "max_test_per_class": -1}, ["max_test_per_class=-1"]),
     ],
 )
@@ -213,10 +213,10 @@ def test_a_task_without_training_images_and_a_class_without_test_images_are_name
         stream.split_into_tasks(Dataset("toy", data.class_names, data.train, some), num_tasks=3)
     images = Split(np.arange(12, dtype=np.int32) % 6, images=np.zeros((12, 1, 1, 3), np.uint8))
     data = Dataset("toy", data.class_names, images, images)
-    with pytest.raises(UserError, match=r"has no training images .*: lower data.validation=0.99, add some or"):
-        stream.split_into_tasks(data, num_tasks=3, validation=0.99)
-    with pytest.raises(UserError, match=r"has no test images: raise data.validation=0.1, add some or"):
-        stream.split_into_tasks(data, num_tasks=3, validation=0.1)
+    with pytest.raises(UserError, match=r"has no training images .*: lower data.validation_fraction=0.99, add some or"):
+        stream.split_into_tasks(data, num_tasks=3, validation_fraction=0.99)
+    with pytest.raises(UserError, match=r"has no test images: raise data.validation_fraction=0.1, add some or"):
+        stream.split_into_tasks(data, num_tasks=3, validation_fraction=0.1)
     data = dataset()
     kept = stream.split_into_tasks(Dataset("toy", data.class_names, some, some), num_tasks=2, class_order="0,1,2,3")
     assert kept.num_classes == 4

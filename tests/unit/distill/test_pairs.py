@@ -23,7 +23,7 @@ LEARNERS = {
     "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
     "l2p": {"pool": 3, "length": 2, "top_k": 2},
-    "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "form": "tokens", "batchwise": True},
+    "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "prompt_form": "tokens", "batchwise": True},
     "none": {},
 }
 SCHEMES = {
@@ -161,7 +161,7 @@ def test_every_learner_and_scheme_is_covered():
 
 @pytest.mark.parametrize(
     ("learner", "message"),
-    [("apt", "'apt' has none"), ("none", "'none' has none"), ("l2p tokens", "set learner.form='prefix'")],
+    [("apt", "'apt' has none"), ("none", "'none' has none"), ("l2p tokens", "set learner.prompt_form='prefix'")],
 )
 def test_only_prefix_prompts_can_be_mapped(learner, message):
     with pytest.raises(UserError, match=message):
@@ -320,7 +320,7 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("l2p", "prompt_mapping", {"distill.alpha": 1.0}, "distill.alpha=1.0 leaves one of the student's two heads"),
         ("l2p", "vkd", {"distill.teacher_feature": "attention_0"}, "'attention_0' is no output of the teacher"),
         ("l2p", "vkd", {"distill.student_feature": "clas_token"}, "'clas_token' is no output of the student"),
-        ("l2p", "kd", {"cdl.teachers": (1,)}, "cdl.teachers=(1,) must be text that is not empty"),
+        ("l2p", "kd", {"cdl.teacher_runs": (1,)}, "cdl.teacher_runs=(1,) must be text that is not empty"),
         ("l2p", "vkd", {"distill.projector": "cailey"}, "did you mean 'cayley'"),
         ("l2p", "vkd", {"distill.teacher_norm": "layr"}, "did you mean 'layer'"),
         ("l2p", "vkd", {"distill.student_norm": "whiten_zca", "distill.norm_epsilon": 0.0}, "set 0.01"),

@@ -124,8 +124,8 @@ def test_softmax_over_the_images_of_a_batch_needs_two_images():
     one = ("train", {"batch_size": 1})
     soften = {"soften": "batch", "replay": 20}
     message = refusal("eeil", one, ("eeil", soften), sizes=(10, 10))
-    assert message.startswith("eeil.soften='batch' with train.batch_size=1: ")
-    assert "set train.batch_size of at least 2, or eeil.soften='classes'" in message
+    assert message.startswith("eeil.softmax_over='batch' with train.batch_size=1: ")
+    assert "set train.batch_size of at least 2, or eeil.softmax_over='classes'" in message
     build_experiment("eeil", one, ("eeil", {**soften, "soften": "classes"}), sizes=(10, 10))
     build_experiment("eeil", ("train", {"batch_size": 2}), ("eeil", soften), sizes=(10, 10))
     # A batch of training has a replayed image too.

@@ -316,7 +316,7 @@ def test_the_topology_of_a_config_may_be_a_matrix(rows):
         ({"cutmix_ramp": "steep"}, "dkt.cutmix_ramp='steep': use 'linear' or 'as_coded'"),
         ({"cutmix": 2.0}, "dkt.cutmix=2.0 must lie in [0, 1]"),
         ({"gossip_share": 1.5}, "dkt.gossip_share=1.5 must lie in [0, 1]"),
-        ({"teachers": (1, 2)}, "dkt.teachers=(1, 2) must be text that is not empty"),
+        ({"teacher_runs": (1, 2)}, "dkt.teacher_runs=(1, 2) must be text that is not empty"),
         ({"random_peers": 3}, "each of 3 learners has 2 others"),
         ({"participation": 1.5}, "dkt.participation=1.5 must lie in [0, 1]"),
         ({"public_batch": 2000}, "more than the 1000 public images"),

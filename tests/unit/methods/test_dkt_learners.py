@@ -39,7 +39,7 @@ def test_prompts_and_heads_are_published_and_the_backbone_is_shared():
     assert shared and "head" not in shared
 
 
-@pytest.mark.parametrize("form", ["prefix", "tokens"])
+@pytest.mark.parametrize("prompt_form", ["prefix", "tokens"])
 def test_the_st_head_reads_the_features_of_the_cl_head(form):
     learner = build(form=form)
     variables, shared = initial(learner)

@@ -129,7 +129,7 @@ def test_top5_counts_labels_among_the_five_largest_logits():
 
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_cached_teacher_outputs_give_the_same_student(limit, baseline):
-    cached, experiment = train(make_config(**{"resident_limit_mb": limit, "vkd.cache_teacher": True}), tasks=2)
+    cached, experiment = train(make_config(**{"device_data_limit_mb": limit, "vkd.cache_teacher": True}), tasks=2)
     assert [phase.name for phase in experiment.method.phases] == ["cache", "student"]
     assert {name: cache.shape for name, cache in cached[-1]["cache"].items()} == {
         "logits": (40, 4), "patch_tokens": (40, 1, 12),

@@ -68,7 +68,7 @@ def test_the_mean_key_loss_uses_the_keys_that_each_image_selects():
     for image, rows in enumerate(CHOSEN):
         for row in rows:
             expected += (1 - cosine(QUERY[image], PARAMS["keys_0"][row])) / len(QUERY)
-    assert float(call(pull="mean").loss) == pytest.approx(expected, rel=1e-5)
+    assert float(call(key_loss="mean").loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_legacy_key_loss_sums_over_all_pairs_of_images():
@@ -77,7 +77,7 @@ def test_the_legacy_key_loss_sums_over_all_pairs_of_images():
         for rows in CHOSEN:
             for row in rows:
                 expected += 1 - cosine(QUERY[image], PARAMS["keys_0"][row])
-    assert float(call(pull="legacy_sum").loss) == pytest.approx(expected, rel=1e-5)
+    assert float(call(key_loss="legacy_sum").loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_there_is_no_loss_outside_training():
@@ -86,10 +86,10 @@ def test_there_is_no_loss_outside_training():
     np.testing.assert_array_equal(selection.prompts[0].prefix[0], call().prompts[0].prefix[0])
 
 
-@pytest.mark.parametrize("pull", ["mean", "legacy_sum"])
-def test_gradients_reach_only_the_selected_rows(pull):
+@pytest.mark.parametrize("key_loss", ["mean", "legacy_sum"])
+def test_gradients_reach_only_the_selected_rows(key_loss):
     def total(params):
-        selection = call(params, pull=pull)
+        selection = call(params, key_loss=key_loss)
         return selection.loss, sum((p**2).sum() for p in selection.prompts[0].prefix)
 
     selected = sorted({row for rows in CHOSEN for row in rows})
@@ -140,7 +140,7 @@ def test_nothing_changes_between_tasks():
         ({"length": 0}, "learner.length=0 must be at least 1"),
         ({"top_k": 7}, "learner.top_k=7 of a pool of 6 prompts"),
         ({"top_k": 0}, "learner.top_k=0 must be at least 1"),
-        ({"pull": "sum"}, "learner.pull='sum': use 'mean', 'similarity' or 'legacy_sum'"),
+        ({"key_loss": "sum"}, "learner.key_loss='sum': use 'mean', 'similarity' or 'legacy_sum'"),
         ({"deep": True, "depth": 4}, "learner.deep prompts blocks 0 to 4, the backbone has 4"),
     ],
 )

@@ -55,7 +55,7 @@ def test_batchwise_top_k_prefers_the_lower_row_among_equally_popular_ones():
 
 
 def test_a_batch_gets_the_prompts_that_most_of_its_images_select():
-    prompt_pool = pool("l2p", form="tokens", batchwise=True, pull="similarity")
+    prompt_pool = pool("l2p", prompt_form="tokens", batchwise=True, key_loss="similarity")
     params = random_params(prompt_pool)
     similarity = cosines(params["keys_0"])
     selections = np.argsort(-similarity, axis=1)[:, :TOP]
@@ -76,8 +76,8 @@ def test_a_batch_gets_the_prompts_that_most_of_its_images_select():
 
 def test_the_similarity_key_loss_is_the_mean_key_loss_minus_a_constant():
     params = random_params(pool("l2p", length=2))
-    pulls = {pull: pool("l2p", length=2, pull=pull) for pull in ("mean", "similarity")}
-    losses = {pull: call(prompt_pool, params).loss for pull, prompt_pool in pulls.items()}
+    pulls = {key_loss: pool("l2p", length=2, key_loss=key_loss) for key_loss in ("mean", "similarity")}
+    losses = {key_loss: call(prompt_pool, params).loss for key_loss, prompt_pool in pulls.items()}
     assert float(losses["mean"] - losses["similarity"]) == pytest.approx(TOP, rel=1e-5)
     gradients = [jax.grad(lambda p, pool=pool: call(pool, p).loss)(params)["keys_0"] for pool in pulls.values()]
     np.testing.assert_allclose(*gradients, atol=1e-6)
@@ -99,7 +99,7 @@ def test_layers_with_shared_keys_share_the_selection_and_one_key_loss():
 
 @pytest.mark.parametrize("learner", MODULES)
 def test_full_length_prefixes_have_length_keys_and_length_values(learner):
-    prompt_pool = pool(learner, length=LENGTH, full_length=True)
+    prompt_pool = pool(learner, length=LENGTH, full_length_kv=True)
     params = random_params(prompt_pool)
     layer = 0 if learner == "l2p" else 2
     keys, values = call(prompt_pool, params, train=False).prompts[layer].prefix
@@ -111,7 +111,7 @@ def test_full_length_prefixes_have_length_keys_and_length_values(learner):
 
 
 def test_dualprompt_trains_the_row_of_the_task_and_tests_a_batch_with_the_most_selected_row():
-    prompt_pool = pool("dualprompt", batchwise=True, shared_keys=True, pull="similarity")
+    prompt_pool = pool("dualprompt", batchwise=True, shared_keys=True, key_loss="similarity")
     params = random_params(prompt_pool)
     assert [name for name in sorted(params) if "keys" in name] == ["keys_2"]
     similarity = cosines(params["keys_2"])
@@ -128,7 +128,7 @@ def test_dualprompt_trains_the_row_of_the_task_and_tests_a_batch_with_the_most_s
 
 
 def test_a_task_of_dualprompt_inherits_the_prompts_but_not_the_keys_of_the_task_before():
-    inheriting, plain = pool("dualprompt", inherit=True), pool("dualprompt")
+    inheriting, plain = pool("dualprompt", init_from_previous_task=True), pool("dualprompt")
     variables = {"params": random_params(inheriting)}
     start = jax.jit(inheriting.start_task)
     first, third = (start(variables, context(task=task), jax.random.key(0))["params"] for task in (0, 2))
@@ -162,14 +162,18 @@ def test_official_values_are_options_that_build_and_start_near_zero(learner):
 @pytest.mark.parametrize(
     ("learner", "changes", "message"),
     [
-        ("l2p", {"form": "token"}, "learner.form='token': use 'prefix' or 'tokens'"),
+        ("l2p", {"prompt_form": "token"}, "learner.prompt_form='token': use 'prefix' or 'tokens'"),
         ("l2p", {"head_init": "one"}, "learner.head_init='one': use 'torch' or 'zeros'"),
-        ("l2p", {"form": "tokens", "deep": True}, "learner.deep has no meaning with learner.form='tokens'"),
-        ("l2p", {"form": "tokens", "full_length": True}, "learner.full_length has no meaning with"),
-        ("l2p", {"form": "tokens", "length": 0}, "learner.length=0 must be at least 1"),
+        (
+            "l2p",
+            {"prompt_form": "tokens", "deep": True},
+            "learner.deep has no meaning with learner.prompt_form='tokens'",
+        ),
+        ("l2p", {"prompt_form": "tokens", "full_length_kv": True}, "learner.full_length_kv has no meaning with"),
+        ("l2p", {"prompt_form": "tokens", "length": 0}, "learner.length=0 must be at least 1"),
         ("l2p", {"length": 2, "init_scale": 0.0}, "learner.init_scale=0.0 must be above 0"),
-        ("dualprompt", {"pull": "x"}, "learner.pull='x': use 'mean', 'similarity' or 'legacy_sum'"),
-        ("dualprompt", {"full_length": True, "general_length": 0}, "learner.general_length=0 must be at least 1"),
+        ("dualprompt", {"key_loss": "x"}, "learner.key_loss='x': use 'mean', 'similarity' or 'legacy_sum'"),
+        ("dualprompt", {"full_length_kv": True, "general_length": 0}, "learner.general_length=0 must be at least 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(learner, changes, message):
