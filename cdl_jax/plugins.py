@@ -30,6 +30,7 @@ class UnknownPluginError(UserError):
 _CONTRACTS: dict[str, dict[str, str | None]] = {
     "methods": {"defaults": "", "build": "config, info"},
     "distill": {"OPTIONS": None, "build": "options, teacher, student"},
+    "distill.detection": {"OPTIONS": None, "build": "options, teacher, student"},
     "models": {"build": "options, num_classes", "OPTIONS": None, "SIZES": None, "torch_name": "path"},
     "models.learners": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
     "data.sources": {"OPTIONS": None, "load": "options"},

@@ -8,7 +8,7 @@ its options with their defaults, and `load(options) -> Dataset`. If the sizes ar
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -80,6 +80,10 @@ class Dataset:
     train: Split
     test: Split
 
+    def into_stream(self, **options: Any) -> "Stream":
+        """Returns the stream of `split_into_tasks` for its options."""
+        return split_into_tasks(self, **options)
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -116,6 +120,8 @@ class Stream:
     tasks: in the order in which they are learned.
     train, test: the splits that rows of tasks select from.
     """
+
+    problem: ClassVar[str] = "classification"
 
     name: str
     class_names: tuple[str, ...]
@@ -157,7 +163,7 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
         raise UserError("data.class_order_seed=-1 is the seed of a run, and there is no run here: set a seed")
     source_options = {key: merged[key] for key in ("path", *source.OPTIONS)}
     dataset = source.placeholder(source_options) if placeholder else source.load(source_options)
-    return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key not in _READING})
+    return dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in _READING})
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
@@ -220,7 +226,7 @@ def split_into_tasks(
     printable_names = tuple(one_line(str(name)) for name in dataset.class_names)  # folder names may have any bytes
     dataset = replace(dataset, name=one_line(dataset.name), class_names=printable_names)
     order = order_classes(len(dataset.class_names), class_order, class_order_seed)
-    sizes = _task_sizes(len(order), num_tasks, tuple(task_sizes))
+    sizes = divide_classes(len(order), num_tasks, tuple(task_sizes))
 
     train, test = dataset.train, dataset.test
     if validation_fraction:
@@ -291,7 +297,20 @@ def _assemble(name, class_names, order, sizes, train, test, validation_fraction=
     return stream
 
 
-def _task_sizes(num_classes, num_tasks, task_sizes):
+def divide_classes(num_classes: int, num_tasks: int, task_sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the number of classes of each task.
+
+    >>> divide_classes(6, 3, ()), divide_classes(6, 0, (4, 2))
+    ((2, 2, 2), (4, 2))
+
+    Args:
+      num_classes: number of classes of all tasks.
+      num_tasks: number of tasks of equal size; with `task_sizes`, their number or 0.
+      task_sizes: number of classes of each task; empty: equal sizes.
+
+    Raises:
+      UserError: the tasks do not fit the classes.
+    """
     try:
         task_sizes = tuple(map(operator.index, task_sizes))
     except TypeError:

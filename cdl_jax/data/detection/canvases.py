@@ -19,6 +19,7 @@ from cdl_jax.errors import UserError
 OPTIONS: dict[str, Any] = {
     # (height, width) in pixels, multiples of 64; (): one canvas that holds all images, for sets of small images
     "canvases": ((832, 1344), (1344, 832), (640, 1088), (1088, 640), (832, 832), (1344, 1344)),
+    "group_size": 2,  # images of a group: those of one device in the authors' code
 }
 MULTIPLE = 64  # pixels; feature maps of a canvas then have even sides at every stage
 

@@ -26,7 +26,6 @@ _LEVEL_STRIDES = STRIDES[1:]
 _NO_OBJECT = -math.log(99)  # logit of the probability 0.01
 
 OPTIONS = {
-    "family": "vidt",
     "embed_dim": 48,  # channels of the first stage
     "depths": (2, 2, 6, 2),  # blocks of each stage
     "heads": (3, 6, 12, 24),  # attention heads of each stage
