@@ -1,9 +1,9 @@
-"""ViDT (arXiv 2110.03921): detectors that learn objects alone, from a larger detector (VkD), and from their own past.
+"""ViDT (arXiv 2110.03921): detectors that learn from labels, from a larger detector (VkD), and from their own past.
 
-The loss is that of the matched queries (see `methods.shared.detection_losses`). A scheme of `distill.detection` adds the
-distance from the tokens of a teacher: VkD's orthogonal projection (arXiv 2403.06213) or ViDT's token matching. The
+The loss is that of the matched queries (see `methods.shared.detection_losses`). A scheme of `distill.detection` adds
+the distance from the tokens of a teacher: VkD's orthogonal projection (arXiv 2403.06213) or ViDT's token matching. The
 teacher is frozen, or learns the same images beside the student. In a stream of tasks, the student can also imitate its
-own weights from before the task.
+own outputs from before the task.
 """
 
 from collections.abc import Callable, Mapping
@@ -125,6 +125,10 @@ class ViDT(Method):
         return isinstance(self.teacher, nn.Module)
 
     @property
+    def _has_sigmoids(self):
+        return self.options.class_loss == "focal"
+
+    @property
     def _uses_past(self):
         return self.options.past_weight > 0 or self.options.past_tokens_weight > 0
 
@@ -195,8 +199,12 @@ class ViDT(Method):
         return loss, Outcome({"loss": loss, **metrics})
 
     def predict(self, variables: Variables, images: Mapping[str, Any], context: Context) -> tuple[dict, dict]:
+        def of_last_level(out):
+            logits = out["logits"][-1]
+            return {"logits": logits if self._has_sigmoids else binary_logits(logits), "boxes": out["boxes"][-1]}
+
         outputs = {name: self.teacher_outputs(name, variables, images, context) for name in self.networks}
-        return {name: {key: out[key][-1] for key in ("logits", "boxes")} for name, out in outputs.items()}, {}
+        return {name: of_last_level(out) for name, out in outputs.items()}, {}
 
     def teacher_outputs(
         self, network: str, variables: Variables, images: Mapping[str, Any], context: Context,
@@ -249,11 +257,28 @@ class ViDT(Method):
         return total, {"loss_past": predictions, "loss_past_tokens": tokens}
 
 
+def binary_logits(logits: jax.Array) -> jax.Array:
+    """Converts logits of a softmax whose last class is the background to logits of a sigmoid for each other class.
+
+    >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    >>> [round(float(p), 3) for p in jax.nn.sigmoid(binary_logits(logits))]
+    [0.5, 0.3]
+
+    Args:
+      logits: `[..., classes + 1]`.
+
+    Returns:
+      `[..., classes]`, with the probabilities of the softmax.
+    """
+    log_p = jax.nn.log_softmax(logits)[..., :-1]
+    return log_p - jnp.log1p(-jnp.exp(log_p))
+
+
 def prediction_distance(student: Outputs, past: Outputs, columns: jax.Array) -> jax.Array:
     """Computes the distance of two detectors' predictions, query by query, the mean over levels and images.
 
-    The classes of a query contribute the Kullback-Leibler divergence of the sigmoids of the old classes, and its box the
-    L1 distance, weighted by the largest old probability of the past detector. Terms of an image are summed over queries.
+    A query contributes the Kullback-Leibler divergence of the sigmoids of the old classes, and the L1 distance of its
+    boxes, weighted by the largest old probability of the past detector. Terms of an image are summed over queries.
 
     Args:
       student: `logits` `[L, N, Q, K]` and `boxes` `[L, N, Q, 4]`.
@@ -341,6 +366,11 @@ def _check(config, info):
             raise UserError("vidt.teacher_training='beside' needs a scheme: name it after distill=")
     else:
         _check_teacher(config.teacher, section)
+    for key, needs_sigmoids in (
+        ("classes", options.classes == "current"), ("past_weight", options.past_weight > 0)
+    ):  # fmt: skip
+        if needs_sigmoids and not section.neck:
+            raise UserError(f"vidt.{key}={options[key]!r} needs a sigmoid for each class: set student.neck=True")
     if info.num_tasks == 1:
         for key in ("past_weight", "past_tokens_weight"):
             if options[key]:

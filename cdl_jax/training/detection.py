@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cdl_jax.data.detection import canvases, transforms
 from cdl_jax.data.detection.loader import DetectionLoader, StreamLoader
@@ -35,8 +34,7 @@ def check(config) -> None:
         raise UserError("config.train.steps_per_call: batches of detection differ in size: leave it at 1")
     if config.train.last_batch == "keep":
         raise UserError("config.train.last_batch='keep': groups of images have one size: use 'drop'")
-    if (size := config.augment.group_size) < 1:
-        raise UserError(f"config.augment.group_size={size} must be at least 1")
+    size = config.augment.group_size
     for key in ("train", "eval"):
         if config[key].batch_size % size:
             raise UserError(

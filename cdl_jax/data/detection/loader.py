@@ -16,6 +16,7 @@ from cdl_jax.data.detection.transforms import Size
 from cdl_jax.data.image_dataset import load_file
 from cdl_jax.data.loaders import HostBatch
 from cdl_jax.errors import UserError
+from cdl_jax.options import check, defaults
 from cdl_jax.runtime import sharding
 
 INVALID_BOX = (0.5, 0.5, 1.0, 1.0)  # (center x, center y, width, height); has an area, so that no loss is NaN
@@ -79,7 +80,9 @@ class DetectionLoader:
         Raises:
           UserError: an option is out of range, no canvas holds the images, or an image has more objects than `n_max`.
         """
-        options = {**transforms.OPTIONS, **canvases.OPTIONS, **options}
+        declared = {**transforms.OPTIONS, **canvases.OPTIONS}
+        check(declared, options, "augment")
+        options = defaults(declared, **options)
         transforms.check(options)
         if n_max and data.max_objects > n_max:
             raise UserError(f"{data.name}: an image has {data.max_objects} objects, but n_max is {n_max}: raise it")

@@ -20,36 +20,46 @@ from cdl_jax.models.detection.masks import STRIDES, Extents, full_extents
 from cdl_jax.models.detection.neck import CrossScaleFusion, Projection, wide
 from cdl_jax.models.detection.swin import Swin, layer_norm
 from cdl_jax.models.modules.heads import torch_bias, torch_kernel
+from cdl_jax.options import Option
 
 LEVELS = 4
 _LEVEL_STRIDES = STRIDES[1:]
 _NO_OBJECT = -math.log(99)  # logit of the probability 0.01
 
 OPTIONS = {
-    "embed_dim": 48,  # channels of the first stage
-    "depths": (2, 2, 6, 2),  # blocks of each stage
-    "heads": (3, 6, 12, 24),  # attention heads of each stage
-    "window": 7,
-    "mlp_ratio": 4.0,
-    "drop_path": 0.0,  # rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0
-    "dim": 256,  # channels of the neck
-    "decoder_heads": 8,
-    "decoder_layers": 6,
-    "points": 4,  # of the deformable attention, for each head and level
-    "hidden": 1024,  # hidden width of the MLPs of the decoder
-    "dropout": 0.1,  # in the decoder
-    "queries": 100,  # detection tokens
-    "cross_stages": (3,),  # stages, from 0, whose detection tokens attend to patches
-    "box_refine": True,  # each level of the decoder refines the boxes of the level before
-    "iou_aware": False,  # predict the IoU of each box
-    "cross_scale_fusion": False,  # fuse the maps instead of projecting each of them
-    "token_label": False,  # predict the classes at each position of the maps
-    "neck": True,  # False: heads on the tokens of the backbone, without a decoder
-    "position_dim": 256,  # of the detection tokens, without neck; with neck it is `dim`
-    "sampling": "auto",  # implementation of the deformable attention, see `deformable`
-    "dtype": "float32",  # "bfloat16" for a frozen teacher; norms, softmax, boxes and logits are float32
-    "remat": False,  # recompute each block of the backbone in the backward pass instead of storing it
-    "weights": "",  # a file, or "random"
+    "embed_dim": Option(48, "channels of the first stage", minimum=2),
+    "depths": Option((2, 2, 6, 2), "blocks of each stage", minimum=1, lengths=(4,)),
+    "heads": Option((3, 6, 12, 24), "attention heads of each stage", minimum=1, lengths=(4,)),
+    "window": Option(7, "side of a window in positions of the map", minimum=2),
+    "mlp_ratio": Option(4.0, "hidden width of the MLPs of the backbone, relative to their channels", above=0),
+    "drop_path": Option(
+        0.0, "rate of stochastic depth in the last block; that of earlier blocks decreases linearly to 0", below=1
+    ),
+    "dim": Option(256, "channels of the neck, a multiple of 32", minimum=32),
+    "decoder_heads": Option(8, "attention heads of the decoder", minimum=1),
+    "decoder_layers": Option(6, "layers of the decoder", minimum=1),
+    "points": Option(4, "points of the deformable attention, for each head and level", minimum=1),
+    "hidden": Option(1024, "hidden width of the MLPs of the decoder", minimum=1),
+    "dropout": Option(0.1, "dropout rate in the decoder", below=1),
+    "queries": Option(100, "detection tokens", minimum=1),
+    "cross_stages": Option((3,), "stages, from 0, whose detection tokens attend to patches", maximum=3, item_type=int),
+    "box_refine": Option(True, "each level of the decoder refines the boxes of the level before"),
+    "iou_aware": Option(False, "predict the IoU of each box"),
+    "cross_scale_fusion": Option(False, "fuse the maps instead of projecting each of them"),
+    "token_label": Option(False, "predict the classes at each position of the maps"),
+    "neck": Option(True, "False: heads on the tokens of the backbone, without a decoder"),
+    "position_dim": Option(256, "channels of the tokens' positions without neck; with neck they are dim", minimum=1),
+    "sampling": Option(
+        "auto",
+        "implementation of the deformable attention; auto: dense for small maps",
+        choices=deformable.IMPLEMENTATIONS,
+    ),
+    # Norms, softmax, boxes and logits are in float32.
+    "dtype": Option(
+        "float32", "dtype of the computation; bfloat16 for a frozen teacher", choices=("float32", "bfloat16")
+    ),
+    "remat": Option(False, "recompute each block of the backbone in the backward pass instead of storing it"),
+    "weights": Option("", "a file of a detector or of a Swin classifier, or random"),
 }
 
 SIZES = {
@@ -437,7 +447,7 @@ def build(options: ConfigDict, num_classes: int = 91) -> ViDT | ViDTWithoutNeck:
       num_classes: number of classes. With neck each is a sigmoid output; default 91, the raw category ids of COCO.
 
     Raises:
-      UserError: an option is out of range, or options do not fit together.
+      UserError: options do not fit together.
     """
     _check(options)
     shared = ("embed_dim", "window", "mlp_ratio", "drop_path", "dim", "queries", "remat")
@@ -452,22 +462,16 @@ def build(options: ConfigDict, num_classes: int = 91) -> ViDT | ViDTWithoutNeck:
 
 
 def _check(options):
-    """Raises a UserError for the first option that is out of range."""
+    """Raises a UserError for the first options that do not fit together."""
     width = options.embed_dim
     for problem, message in (
-        (len(options.depths) != 4 or len(options.heads) != 4, "depths and heads need four stages each"),
-        (min(options.depths) < 1, "depths must be at least 1"),
         (
             any(width * 2**i % heads for i, heads in enumerate(options.heads)),
             f"embed_dim={width} times 1, 2, 4, 8 must be multiples of heads={tuple(options.heads)}",
         ),
         (options.dim % neck.GROUPS, f"dim={options.dim} must be a multiple of {neck.GROUPS}"),
         (options.dim % options.decoder_heads, f"dim={options.dim} must be a multiple of decoder_heads"),
-        (width % 2 or options.window < 2, "embed_dim must be even and window at least 2"),
-        (not set(options.cross_stages) <= set(range(4)), "cross_stages must be stages from 0 to 3"),
-        (not 0 <= options.drop_path < 1 or not 0 <= options.dropout < 1, "drop_path and dropout must lie in [0, 1)"),
-        (min(options.decoder_layers, options.points, options.queries) < 1, "decoder_layers, points, queries: from 1"),
-        (options.sampling not in deformable.IMPLEMENTATIONS, f"sampling must be one of {deformable.IMPLEMENTATIONS}"),
+        (width % 2, f"embed_dim={width} must be even"),
         (
             not options.neck and (options.iou_aware or options.cross_scale_fusion or options.token_label),
             "iou_aware, cross_scale_fusion and token_label need the neck",

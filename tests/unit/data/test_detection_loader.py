@@ -121,9 +121,9 @@ def test_the_number_of_objects_can_be_larger_but_not_smaller(data):
 
 
 def test_options_are_checked_before_images_are_decoded(data):
-    with pytest.raises(UserError, match=r"data\.flip=2"):
+    with pytest.raises(UserError, match=r"config\.augment\.flip=2"):
         build(data, flip=2)
-    with pytest.raises(UserError, match=r"data\.canvases has none that holds"):
+    with pytest.raises(UserError, match=r"config\.augment\.canvases has none that holds"):
         build(data, canvases=((64, 64),))
 
 

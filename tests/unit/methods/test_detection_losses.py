@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import detection_losses as losses
 from cdl_jax.methods.shared.detection_boxes import overlaps
+from cdl_jax.options import check, defaults
 
 LEVELS, IMAGES, QUERIES, TARGETS, CLASSES = 3, 4, 6, 3, 5
 RNG = np.random.default_rng(3)
@@ -28,7 +29,7 @@ BATCH = {
 
 
 def options(**changes):
-    return ConfigDict({**losses.OPTIONS, **changes})
+    return ConfigDict({**defaults(losses.OPTIONS), **changes})
 
 
 def sigmoid(x):
@@ -181,10 +182,11 @@ def test_extreme_logits_have_a_finite_gradient():
         ({"class_weight": 0.0, "box_weight": 0.0, "giou_weight": 0.0}, "nothing is learned"),
         ({"focal_alpha": 1.5}, r"detector.focal_alpha=1.5 must lie in \[0, 1\]"),
         ({"class_loss": "ce"}, "use 'focal' or 'softmax'"),
-        ({"solver": ""}, "detector.solver='' is unknown"),
+        ({"solver": ""}, "detector.solver='': use 'host' or 'device'"),
     ],
 )
 def test_options_out_of_range_are_refused(changes, message):
     losses.check(options(), "detector")
     with pytest.raises(UserError, match=message):
+        check(losses.OPTIONS, options(**changes), "detector")
         losses.check(options(**changes), "detector")

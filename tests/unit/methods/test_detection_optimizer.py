@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import detection_optimizer as detection
+from cdl_jax.options import check, defaults
 
 TWO = jnp.full(2, 2.0)
 MATRIX = jnp.full((2, 2), 2.0)
@@ -28,7 +29,7 @@ PARAMS = {
 
 
 def options(**changes):
-    return ConfigDict({**detection.OPTIONS, **changes})
+    return ConfigDict({**defaults(detection.OPTIONS), **changes})
 
 
 def take_steps(optimizer, params, gradients, epochs):
@@ -118,7 +119,7 @@ def test_accumulated_batches_are_one_step_on_their_mean():
     [
         ({"learning_rate": 0.0}, "optim.learning_rate=0.0 must be above 0"),
         ({"clip_norm": -0.1}, "optim.clip_norm=-0.1 must not be negative"),
-        ({"schedule": "cosin"}, "optim.schedule='cosin' is unknown: did you mean 'cosine'"),
+        ({"schedule": "cosin"}, "optim.schedule='cosin': use 'cosine' or 'steps'"),
         ({"warmup_epochs": 5}, r"optim.warmup_epochs=5 must lie in \[0, epochs=5\)"),
         ({"betas": (0.9, 1.0)}, "optim.betas"),
         ({"accumulate": 0}, "optim.accumulate=0 must be at least 1"),
@@ -126,4 +127,5 @@ def test_accumulated_batches_are_one_step_on_their_mean():
 )
 def test_options_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
+        check(detection.OPTIONS, options(**changes), "optim")
         detection.build(options(**changes), 5)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.detection import state_dicts, vidt
+from cdl_jax.options import check, defaults
 
 SMALL = {
     "embed_dim": 4,
@@ -35,7 +36,7 @@ PIXELS[0, 48:], PIXELS[1, :, 64:] = 0, 0
 
 
 def build(**changes):
-    return vidt.build(ConfigDict({**vidt.OPTIONS, **SMALL, **changes}), CLASSES)
+    return vidt.build(ConfigDict({**defaults(vidt.OPTIONS), **SMALL, **changes}), CLASSES)
 
 
 def on_canvas(height, width):
@@ -53,7 +54,7 @@ def spread(params, seed=0):
 
 
 def shapes(**options):
-    model = vidt.build(ConfigDict({**vidt.OPTIONS, **options}), 91)
+    model = vidt.build(ConfigDict({**defaults(vidt.OPTIONS), **options}), 91)
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
 
 
@@ -170,13 +171,13 @@ def test_a_teacher_in_bfloat16_has_predictions_in_float32(refined):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depths": (1, 2, 1)}, "four stages"),
+        ({"depths": (1, 2, 1)}, "4 items"),
         ({"depths": (1, 0, 1, 1)}, "at least 1"),
         ({"heads": (3, 1, 2, 2)}, "multiples of heads"),
         ({"dim": 40}, "multiple of 32"),
         ({"decoder_heads": 5}, "decoder_heads"),
         ({"window": 1}, "window"),
-        ({"cross_stages": (4,)}, "from 0 to 3"),
+        ({"cross_stages": (4,)}, r"\[0, 3\]"),
         ({"dropout": 1.0}, "lie in"),
         ({"decoder_layers": 0}, "decoder_layers"),
         ({"sampling": "fast"}, "sampling"),
@@ -185,5 +186,6 @@ def test_a_teacher_in_bfloat16_has_predictions_in_float32(refined):
 )
 def test_impossible_options_are_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=message) as error:
+        check(vidt.OPTIONS, changes, "student")
         build(**changes)
     assert "\n" not in str(error.value)
