@@ -343,6 +343,7 @@ def test_an_advancing_counter_initializes_the_rows_of_a_new_task(counter, new):
         ("l2p", "vkd", {"distill.classes": "all"}, "distill.classes='all': use 'current' or 'seen'"),
         ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first' or"),
         ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teacher_epochs": 3}, "cdl.teacher_epochs has no meaning"),
+        ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teachers": ("run",)}, "has no meaning with cdl.teachers"),
         (
             "l2p",
             "kd",
