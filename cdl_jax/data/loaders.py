@@ -27,16 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cdl_jax import config
 from cdl_jax.data.image_dataset import ImageDataset
 from cdl_jax.data.stream import Split
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 from cdl_jax.runtime import sharding
 
-OPTIONS: dict[str, Any] = {
-    "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) are held on the device
-    "workers": 0,  # processes that decode image files; 0: threads of this process
-}
+OPTIONS = {key: config.OPTIONS[key] for key in ("resident_limit_mb", "workers")}
 PREFETCH = 2  # batches on their way to the device while one is in use
 
 HostBatch = dict[str, jax.Array]
@@ -213,7 +212,7 @@ def make_loader(
       size: side in pixels of the images that a `HostLoader` delivers.
       labels: int32 `[seeds, n]` instead of the split's labels, for a `DeviceLoader`.
     """
-    options = {**augment.OPTIONS, **OPTIONS, **options}
+    options = {**defaults(augment.OPTIONS), **defaults(OPTIONS), **options}
     if split.images is None or split.images.nbytes > options["resident_limit_mb"] * 2**20:
         return HostLoader(split, mesh, options, size)
     replicated = sharding.replicated(mesh)

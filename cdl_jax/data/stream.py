@@ -15,18 +15,24 @@ import numpy as np
 from cdl_jax import plugins
 from cdl_jax.data.class_order import SHUFFLES, order_classes, validation_permutation
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option, check, defaults
 from cdl_jax.runtime.console import one_line
 
 OPTIONS: dict[str, Any] = {
-    "path": "",  # file or folder; empty: the usual places, see docs/guides/data.md
-    "num_tasks": 10,  # equal tasks; with task_sizes: their number, or 0
-    "task_sizes": (),  # number of classes of each task, if they differ
-    "class_order": "natural",  # natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"
-    # Seed of both shuffles and of the validation split; -1: the seed of the run, of config.seeds each its own.
-    "class_order_seed": 0,
-    "max_train_per_class": 0,  # training images per class; 0: all
-    "max_test_per_class": 0,  # test images per class; 0: all
-    "validation": 0.0,  # fraction of the training set to test on instead of the test set
+    "path": Option("", "file or folder; empty: the usual places, see docs/guides/data.md", resumable=True),
+    "num_tasks": Option(10, "number of equal tasks; with task_sizes: their number, or 0"),
+    "task_sizes": Option((), "number of classes of each task, if they differ", minimum=1, item_type=int),
+    "class_order": Option(
+        "natural", 'natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"'
+    ),
+    "class_order_seed": Option(
+        0,
+        "seed of both shuffles and of the validation split; -1: the seed of the run, of config.seeds each its own",
+        minimum=-1,
+    ),
+    "max_train_per_class": Option(0, "training images per class; 0: all"),
+    "max_test_per_class": Option(0, "test images per class; 0: all"),
+    "validation": Option(0.0, "fraction of the training set to test on instead of the test set", below=1),
 }
 
 
@@ -139,14 +145,13 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
       UserError: the source is unknown, its data is missing or damaged, or cannot be split by the options.
     """
     source = plugins.load_plugin("data.sources", options["name"])
-    defaults = {**OPTIONS, **source.OPTIONS}
-    merged = {key: options[key] if key in options else default for key, default in defaults.items()}
+    declared = {**OPTIONS, **source.OPTIONS}
+    merged = {key: options.get(key, default) for key, default in defaults(declared).items()}
+    check(declared, merged, "data")
     if merged["class_order_seed"] == -1 and seed is not None:
         merged["class_order_seed"] = seed
-    if (order_seed := merged["class_order_seed"]) == -1:
+    if merged["class_order_seed"] == -1:
         raise UserError("data.class_order_seed=-1 is the seed of a run, and there is no run here: set a seed")
-    if order_seed < 0:
-        raise UserError(f"data.class_order_seed={order_seed}: set a seed that is not negative, or -1, the run's seed")
     source_options = {key: merged[key] for key in ("path", *source.OPTIONS)}
     dataset = source.placeholder(source_options) if placeholder else source.load(source_options)
     return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key != "path"})
@@ -205,7 +210,7 @@ def split_into_tasks(
         The data set's test set is then unused. 0: the test set.
 
     Raises:
-      UserError: the tasks do not fit the classes, an option is out of range, or a task or class has no images.
+      UserError: the tasks do not fit the classes, or a task or class has no images.
     """
     for split, part in ((dataset.train, "training"), (dataset.test, "test")):
         _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names))
@@ -216,8 +221,6 @@ def split_into_tasks(
 
     train, test = dataset.train, dataset.test
     if validation:
-        if not 0 < validation < 1:
-            raise UserError(f"data.validation={validation} must be a fraction: 0 <= validation < 1")
         permutation = validation_permutation(len(train), class_order_seed)
         num_train = int((1 - validation) * len(train))
         train = dataset.train.take(np.sort(permutation[:num_train]))
@@ -242,7 +245,7 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
     Raises:
       UserError: the images would differ between seeds.
     """
-    options, shared = {**OPTIONS, **options}, (stream,) * len(seeds)
+    options, shared = defaults(OPTIONS, **options), (stream,) * len(seeds)
     if options["class_order_seed"] != -1 or len(seeds) == 1:
         return shared
     if options["validation"]:
@@ -332,8 +335,6 @@ def _check_split(split, what, num_classes):
 
 def _relabel(split, order, num_classes, limit, option):
     """Returns the images of the stream's classes, at most `limit` of each, with labels in stream order."""
-    if limit < 0:
-        raise UserError(f"data.{option}={limit} must not be negative (0: all)")
     label_of_class = np.full(num_classes, -1, np.int32)
     label_of_class[list(order)] = np.arange(len(order))
     labels = label_of_class[split.labels]

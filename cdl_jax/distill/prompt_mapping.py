@@ -19,16 +19,24 @@ from cdl_jax.models.learners import coda
 from cdl_jax.models.learners.base import check_layers, check_length
 from cdl_jax.models.modules.prompt_mapping import PoolMapping, SelfAttentionMapping
 from cdl_jax.models.vit import Prompt
+from cdl_jax.options import Option
 
 OPTIONS = {
     **kd.OPTIONS,
-    "mapping": "pool",  # or "self_attention", which has no published result
-    "pool": 0,  # rows of the pool of each layer; 0: as in the learner's pool
-    "length": 0,  # vectors of a mapped prompt; 0: as in the learner's prompts
-    "layers": 5,  # blocks 0 to 4, if the teacher has a prompt there
-    # Rows of the pool that a task uses. "fixed": all tasks use the first task's, as the authors' code never advances
-    # the counter. "advance": each task adds rows, and those of earlier tasks are constants in training.
-    "counter": "fixed",
+    "mapping": Option(
+        "pool",
+        "what maps the teacher's prompts to the student's; self_attention has no published result",
+        choices=("pool", "self_attention"),
+    ),
+    "pool": Option(0, "rows of the pool of each layer; 0: as in the learner's pool"),
+    "length": Option(0, "vectors of a mapped prompt; 0: as in the learner's prompts"),
+    "layers": Option(5, "mapped blocks: 5 are blocks 0 to 4, if the teacher has a prompt there", minimum=1),
+    # The authors' code never advances the counter. With "advance" the rows of earlier tasks are constants in training.
+    "counter": Option(
+        "fixed",
+        "rows of the pool that a task uses; fixed: all tasks use the first task's; advance: each task adds rows",
+        choices=("fixed", "advance"),
+    ),
 }
 
 # Each batch trains teacher and student; the student has a constant learning rate; key losses are summed over the batch.
@@ -69,9 +77,8 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     The loss is `alpha temperature^2 KL(teacher || second head)`.
 
     Raises:
-      UserError: a value is out of range, or the learner's prompts are not prefixes.
+      UserError: options do not fit together, or the learner's prompts are not prefixes.
     """
-    kd.check(options)
     if options.alpha in (0, 1):
         raise UserError(
             f"distill.alpha={options.alpha} leaves one of the student's two heads untrained, and "
@@ -86,8 +93,6 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
             f"distill.name='prompt_mapping' maps prefixes, and learner.name={student.learner.name!r} has none: "
             "choose l2p, dualprompt or coda"
         )
-    if options.counter not in ("fixed", "advance"):
-        raise UserError(f"distill.counter={options.counter!r}: use 'fixed' or 'advance'")
     check_layers(options.layers, student.depth, "distill.layers")
     mapping, rows_per_task = _mapping(options, teacher, student)
     module = CDLPrompt(mapping, student.head)
@@ -126,8 +131,6 @@ def _mapping(options, teacher, student):
     """Returns the module of the mapping, and the rows of its pool for each task."""
     if options.mapping == "self_attention":
         return SelfAttentionMapping(options.layers, student.dim, teacher.dim), 0
-    if options.mapping != "pool":
-        raise UserError(f"distill.mapping={options.mapping!r}: use 'pool' or 'self_attention'")
     pool = options.pool or student.learner.pool or student.num_tasks
     length = options.length or student.learner.length
     check_length(length, "distill.length")

@@ -31,22 +31,47 @@ from cdl_jax.methods.shared.teacher_student import TeacherStudent
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.features import named_features
+from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
-    # Backbone that computes the query of the teacher's pool: that of the "student" (the authors' code), or its "own".
-    "query": "student",
-    "aux_loss_scale": 1.0,  # factor of the pools' losses; 2 reproduces the published two-device runs, which sum them
-    "teacher_epochs": 0,  # epochs of the teacher in each task; 0: train.epochs
-    # "teacher_first": all epochs of the teacher, then those of the student. "interleaved_epochs": an epoch of the
-    # student after each share of the teacher's. "interleaved": both on each batch; the student gets the teacher's
-    # training-mode outputs from before the teacher's step on that batch (version 1).
-    "schedule": "teacher_first",
-    "student_rate": "",  # schedule of the student's learning rate; "": optim.schedule
-    "teachers": (),  # working directories of finished runs as teachers; the outputs of several are averaged
-    "teacher_network": "",  # a network of those runs; "": "teacher" if the run trained one of that name, else its last
-    # Weights of those networks: after the task that the student is training ("same_task"), or after the "last" task.
-    "teacher_checkpoint": "same_task",
+    "query": Option(
+        "student",
+        "backbone that computes the query of the teacher's pool: the student's (the authors' code), or the teacher's "
+        "own",
+        choices=("student", "own"),
+    ),
+    "aux_loss_scale": Option(
+        1.0, "factor of the pools' losses; 2 reproduces the published two-device runs, which sum them"
+    ),
+    "teacher_epochs": Option(0, "epochs of the teacher in each task; 0: train.epochs"),
+    # "interleaved": the student gets the teacher's training-mode outputs from before the teacher's step on that batch.
+    "schedule": Option(
+        "teacher_first",
+        "teacher_first: all its epochs, then the student's; interleaved_epochs: a student's epoch after each share "
+        "of the teacher's; interleaved: both on each batch (version 1)",
+        choices=("teacher_first", "interleaved_epochs", "interleaved"),
+    ),
+    "student_rate": Option(
+        "",
+        "schedule of the student's learning rate; empty: optim.schedule",
+        choices=("", *optim.OPTIONS["schedule"].choices),
+    ),
+    "teachers": Option(
+        (), "working directories of finished runs as teachers; the outputs of several are averaged", item_type=str
+    ),
+    "teacher_network": Option(
+        "", 'a network of those runs; empty: "teacher" if the run trained one of that name, else its last'
+    ),
+    "teacher_checkpoint": Option(
+        "same_task",
+        "weights of those networks: after the task that the student is training, or after the last task",
+        choices=("same_task", "last"),
+    ),
 }
+
+
+_LEARNER = "the prompt learner: a name of --list, or a dotted path"
+_SCHEME = "the distillation scheme: a name of --list, or a dotted path"
 
 
 def defaults(
@@ -62,8 +87,8 @@ def defaults(
     scheme = plugins.load_plugin("distill", distill)
     sections = {
         "cdl": OPTIONS,
-        "learner": {"name": learner, **plugins.load_plugin("models.learners", learner).OPTIONS},
-        "distill": {"name": distill, **scheme.OPTIONS},
+        "learner": {"name": Option(learner, _LEARNER), **plugins.load_plugin("models.learners", learner).OPTIONS},
+        "distill": {"name": Option(distill, _SCHEME), **scheme.OPTIONS},
         "teacher": families.network_options(teacher, (vit,)),
         "student": families.network_options(student, (vit,)),
     }
@@ -74,7 +99,7 @@ def defaults(
         if section not in sections:
             raise UserError(f"{where} is no section of a config: {plugins.did_you_mean(section, sections)}")
         known = sections[section]
-        sections[section] = {**known, **{key: value for key, value in preset.items() if key in known}}
+        sections[section] = change_defaults(known, **{key: value for key, value in preset.items() if key in known})
     return sections
 
 
@@ -275,7 +300,7 @@ def build(config: ConfigDict, info: StreamInfo) -> CDL:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range or options do not fit together.
+      UserError: options do not fit together.
     """
     options, epochs = config.cdl, config.train.epochs
     models = cdl_networks.build(config, info)

@@ -45,42 +45,77 @@ from cdl_jax.models import vit
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.peers.parallel import map_peers
+from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
     **dkt_losses.OPTIONS,
-    "num_learners": 2,
-    "stream_order": "independent",  # class order of each learner: "same", "independent", "shuffled" or "rotated"
-    "stream_seed": 0,  # of independent and shuffled orders
-    "copy_init": True,  # all learners start from the same weights
-    # Classes of the cross-entropy's softmax: "all" (the authors), over which predictions then range as well, those
-    # "seen" so far, or those of the "current" task.
-    "classes": "all",
-    # Which learner receives from which: "full", "ring", "pairs", "star", "none", or a matrix; see
-    # methods/shared/topology.py
-    "topology": "full",
-    "random_peers": 0,  # number of peers to receive from, drawn at each exchange, instead of a topology; 0: none
-    # What is exchanged. "state": weights, which the receivers evaluate on their own images. "predictions": logits of
-    # public images. "weights": weights, of which each learner adopts a share (gossip), without an ST loss.
-    "exchange_mode": "state",
-    "exchange_interval": 1,
-    "exchange_unit": "steps",  # of the interval: "steps", "epochs" or "tasks"
-    "update_order": "simultaneous",  # or "sequential": in each task one learner after the other (the authors)
-    "participation": 1.0,  # probability that a learner takes part in an exchange
-    "joins": (),  # the task with which each learner begins; (): the first
-    "leaves": (),  # the task before which each learner drops out; (): never
-    "gossip_share": 0.5,  # share of the peers' weights in a learner's new weights, with exchange_mode="weights"
-    "public": 1000,  # number of training images that all may use without labels, with exchange_mode="predictions"
-    "public_batch": 64,  # of them in each step
-    # Batch statistics of peers and of finished runs: "running", or those of the "batch" as in training (the authors).
-    "teacher_bn": "running",
-    "teachers": (),  # working directories of finished runs that teach all learners
-    "teacher_network": "",  # network of those runs; "": "teacher" where a run has one, else its last
-    "teacher_checkpoint": "same_task",  # those networks after the same task, or "last": after their last task
-    **rehearsal.OPTIONS,  # each learner has its own memory
-    "replay": 2000,
-    "cutmix": 0.0,  # final probability of the ramp; 0: no CutMix
-    "cutmix_ramp": "linear",  # or "as_coded": always on from the third epoch of a task (the authors)
-    "cutmix_labels": "mixed",  # or "original" (the authors)
+    "num_learners": Option(2, "number of learners", minimum=1),
+    "stream_order": Option(
+        "independent", "class order of each learner, relative to the stream's", choices=topology.ORDERS
+    ),
+    "stream_seed": Option(0, "seed of independent and shuffled orders"),
+    "copy_init": Option(True, "all learners start from the same weights"),
+    "classes": Option(
+        "all",
+        "classes of the cross-entropy's softmax: of the current task, seen so far, or all (the authors), over which "
+        "predictions then range as well",
+        choices=rehearsal.CLASSES,
+    ),
+    # A matrix is described in methods/shared/topology.py.
+    "topology": Option(
+        "full", 'which learner receives from which: "full", "ring", "pairs", "star", "none", or a matrix'
+    ),
+    "random_peers": Option(
+        0, "number of peers to receive from, drawn at each exchange, instead of a topology; 0: none"
+    ),
+    # With "weights" there is no ST loss.
+    "exchange_mode": Option(
+        "state",
+        "what is exchanged; state: weights, evaluated on the receivers' images; predictions: logits of public "
+        "images; weights: a share of them is adopted (gossip)",
+        choices=("state", "predictions", "weights"),
+    ),
+    "exchange_interval": Option(1, "how many `exchange_unit` lie between two exchanges", minimum=1),
+    "exchange_unit": Option("steps", "unit of the interval", choices=topology.UNITS),
+    "update_order": Option(
+        "simultaneous",
+        "sequential: in each task one learner after the other (the authors)",
+        choices=("simultaneous", "sequential"),
+    ),
+    "participation": Option(1.0, "probability that a learner takes part in an exchange", maximum=1),
+    "joins": Option((), "the task with which each learner begins; empty: the first", item_type=int),
+    "leaves": Option((), "the task before which each learner drops out; empty: never", minimum=1, item_type=int),
+    "gossip_share": Option(
+        0.5, "share of the peers' weights in a learner's new weights, with exchange_mode=\"weights\"", maximum=1
+    ),
+    "public": Option(
+        1000, 'number of training images that all may use without labels, with exchange_mode="predictions"', minimum=1
+    ),
+    "public_batch": Option(64, "number of public images in each step", minimum=1),
+    "teacher_bn": Option(
+        "running",
+        "batch norm of peers and of finished runs: running statistics, or those of the batch as in training (the "
+        "authors)",
+        choices=("running", "batch"),
+    ),
+    "teachers": Option((), "working directories of finished runs that teach all learners", item_type=str),
+    "teacher_network": Option("", 'network of those runs; empty: "teacher" where a run has one, else its last'),
+    "teacher_checkpoint": Option(
+        "same_task", "those networks after the same task, or after their last task", choices=("same_task", "last")
+    ),
+    # Each learner has its own memory.
+    **change_defaults(rehearsal.OPTIONS, replay=2000),
+    "cutmix": Option(0.0, "final probability of the ramp; 0: no CutMix", maximum=1),
+    "cutmix_ramp": Option(
+        "linear",
+        "growth of that probability; as_coded: always on from the third epoch of a task (the authors)",
+        choices=("linear", "as_coded"),
+    ),
+    "cutmix_labels": Option(
+        "mixed",
+        "labels of a mixed image; original: of its first image alone (the authors)",
+        choices=("mixed", "original"),
+    ),
 }
 
 
@@ -99,7 +134,11 @@ def defaults(network: str = "slim_resnet18", learner: str = "cnn") -> dict:
     """
     pool = {} if learner == "cnn" else plugins.load_plugin("models.learners", learner).OPTIONS
     section = families.network_options(network, families.CONVOLUTIONAL if learner == "cnn" else (vit,))
-    return {"dkt": OPTIONS, "learner": {"name": learner, **pool}, "network": section}
+    return {
+        "dkt": OPTIONS,
+        "learner": {"name": Option(learner, "cnn: networks without prompts; or a prompt learner"), **pool},
+        "network": section,
+    }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -284,7 +323,7 @@ def build(config: Any, info: StreamInfo) -> DKT:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options = config.dkt
     dkt_options.check(options, info.num_tasks)

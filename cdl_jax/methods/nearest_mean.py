@@ -19,7 +19,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax import plugins
-from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
 from cdl_jax.models import vit, weights
@@ -29,13 +28,18 @@ from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.modules.heads import is_head
 from cdl_jax.optim import NO_STEP
+from cdl_jax.options import Option
 
-OPTIONS = {"distance": "cosine"}  # from an image's features to the class means: "cosine" or "euclidean"
+OPTIONS = {
+    "distance": Option(
+        "cosine", "distance from an image's features to the class means", choices=("cosine", "euclidean")
+    ),
+}
 
 
 def defaults(network: str = "glyph_student") -> dict[str, Mapping[str, Any]]:
     """Returns the config sections for a named network; `network.weights` is to be set."""
-    return {"nearest_mean": OPTIONS, "network": {**families.network_options(network), "weights": ""}}
+    return {"nearest_mean": OPTIONS, "network": families.network_options(network, weights="")}
 
 
 @dataclass(frozen=True)
@@ -124,14 +128,8 @@ def _module_variables(network):
 
 
 def build(config: ConfigDict, info: StreamInfo) -> NearestMean:
-    """Builds the method from its config.
-
-    Raises:
-      UserError: the distance is unknown.
-    """
+    """Builds the method from its config."""
     options, section = config.nearest_mean, config.network
-    if options.distance not in ("cosine", "euclidean"):
-        raise UserError(f"nearest_mean.distance={options.distance!r}: use 'cosine' or 'euclidean'")
     family = plugins.load_plugin("models", section.family)
     backbone = family.build(section, 0 if family is vit else info.num_classes)  # other families always have a head
     return NearestMean(backbone, options, info, section.image_size, weights.from_section(section), family.torch_name)

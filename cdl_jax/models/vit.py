@@ -11,22 +11,29 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
+from cdl_jax.models.modules.network_options import shared_options
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "family": "vit",
-    "dim": 768,
-    "depth": 12,
-    "heads": 12,
-    "mlp_ratio": 4.0,
-    "patch_size": 16,
-    "image_size": 224,
-    "layer_scale": 0.0,  # initial value of LayerScale; 0: no LayerScale
-    "drop_path": 0.0,  # rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0
-    "dtype": "float32",  # of the computation; "bfloat16" computes softmax and norm statistics in float32
-    "attention": "xla",  # or "cudnn": fused, never storing scores; needs a GPU and bfloat16
-    "remat": False,  # recompute each block in the backward pass instead of storing it
-    "weights": "",  # a file, its folder, the timm name of fetched weights, "package:NAME", or "random"
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    **shared_options("vit", image_size=224, weights=""),
+    "dim": Option(768, "width of a token", minimum=1),
+    "depth": Option(12, "number of blocks", minimum=1),
+    "heads": Option(12, "attention heads of a block", minimum=1),
+    "mlp_ratio": Option(4.0, "hidden width of a block's MLP, relative to `dim`"),
+    "patch_size": Option(16, "side of a patch in pixels", minimum=1),
+    "layer_scale": Option(0.0, "initial value of LayerScale; 0: no LayerScale"),
+    "drop_path": Option(
+        0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
+    ),
+    "dtype": Option(
+        "float32",
+        "dtype of the computation; bfloat16 computes softmax and norm statistics in float32",
+        choices=("float32", "bfloat16"),
+    ),
+    "attention": Option(
+        "xla", "cudnn: fused, never storing scores; needs a GPU and bfloat16", choices=("xla", "cudnn")
+    ),
+    "remat": Option(False, "recompute each block in the backward pass instead of storing it"),
 }
 
 SIZES = {
@@ -343,7 +350,7 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
       num_classes: number of logits. 0, the default: no head, the features of the class token are returned.
 
     Raises:
-      UserError: an option is out of range, or options do not fit together.
+      UserError: options do not fit together.
     """
     if options.dim % options.heads:
         raise UserError(f"ViT dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")
@@ -352,14 +359,8 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
             f"ViT image_size={options.image_size} is not a multiple of patch_size={options.patch_size}: change one "
             "of them"
         )
-    if not 0 <= options.drop_path < 1:
-        raise UserError(f"ViT drop_path={options.drop_path} must lie within [0, 1)")
     if int(options.dim * options.mlp_ratio) < 1:
         raise UserError(f"ViT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"ViT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
-    if options.attention not in ("xla", "cudnn"):
-        raise UserError(f"ViT attention={options.attention!r}: use 'xla' or 'cudnn'")
     if options.attention == "cudnn" and (options.dtype != "bfloat16" or jax.default_backend() != "gpu"):
         raise UserError(
             f"ViT attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16' (here: {jax.default_backend()} and "

@@ -242,7 +242,7 @@ def _without_seeds(config):
     seeds = tuple(seed if part == -1 else part for part in seeds)  # -1: the seed of the run
     if not all(type(part) is int for part in seeds):
         raise TypeError("a seed or a network's name has the wrong type")
-    shared = {key: value for key, value in config.items() if not key.startswith(configs.RESUMABLE_KEYS)}
+    shared = {key: value for key, value in config.items() if not configs.is_resumable(key)}
     return {key: _mask_seed(value, seed) for key, value in shared.items()}, seeds
 
 

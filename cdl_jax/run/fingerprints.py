@@ -19,6 +19,7 @@ from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import weights
+from cdl_jax.options import defaults
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.console import one_line
 
@@ -52,7 +53,7 @@ def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
     later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
     if isinstance(source := new.get("data.name"), str):
-        later |= configs.flatten(plugins.load_plugin("data.sources", source).OPTIONS, "data.")
+        later |= configs.flatten(defaults(plugins.load_plugin("data.sources", source).OPTIONS), "data.")
     old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, current in fingerprint_config(resolved).items():

@@ -44,6 +44,7 @@ class _Plain(pickle._Unpickler):
     def __init__(self, content, find, persistent):
         super().__init__(io.BytesIO(content) if isinstance(content, bytes) else content, encoding="latin1")
         own_handlers = {ord("s"): _Plain._item, ord("u"): _Plain._items, ord("d"): _Plain._dict}
+        own_handlers[pickle.NEWOBJ[0]] = _HANDLERS[pickle.REDUCE[0]]  # the replacement of a class is called, too
         self.dispatch = _Instructions({**_HANDLERS, **own_handlers})
         self._find, self._persistent = find, persistent
 

@@ -24,7 +24,7 @@ def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
     Reads the sections `teacher`, `student`, `learner`, `distill` and `cdl`.
 
     Raises:
-      UserError: an option is out of range or options do not fit together.
+      UserError: options do not fit together.
     """
     check(config)
     options, query_dim = config.cdl, config.student.dim
@@ -59,18 +59,9 @@ def check(config: ConfigDict) -> None:
     """Checks the options of the section `cdl`.
 
     Raises:
-      UserError: an option is out of range or options do not fit together.
+      UserError: options do not fit together.
     """
     options, epochs = config.cdl, config.train.epochs
-    choices = {
-        "query": ("student", "own"),
-        "schedule": ("teacher_first", "interleaved_epochs", "interleaved"),
-        "teacher_checkpoint": ("same_task", "last"),
-    }
-    for key, known in choices.items():
-        if options[key] not in known:
-            raise UserError(f"cdl.{key}={options[key]!r}: use {' or '.join(map(repr, known))}")
-    finished_run.check_folders("cdl.teachers", options.teachers)
     if config.teacher.image_size != config.student.image_size and not options.teachers:
         raise UserError(
             f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "

@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
@@ -327,16 +326,6 @@ def check_length(length: int, option: str) -> None:
     """
     if length < 2 or length % 2:
         raise UserError(f"{option}={length} must be even and at least 2: half of a prompt is keys, half values")
-
-
-def check_choice(options: ConfigDict, key: str, known: tuple[str, ...]) -> None:
-    """Checks that an option is one of the `known` words.
-
-    Raises:
-      UserError: it is not. The message names the option and the words.
-    """
-    if options[key] not in known:
-        raise UserError(f"learner.{key}={options[key]!r}: use {' or '.join(map(repr, known))}")
 
 
 def check_layers(layers: int, depth: int, option: str) -> None:

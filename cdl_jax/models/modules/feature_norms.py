@@ -7,7 +7,6 @@ All functions map `[rows, channels]` to `[rows, channels]`, compute in float32 a
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 KINDS = ("none", "layer", "batch", "whiten_cholesky", "whiten_zca")
@@ -38,29 +37,31 @@ def normalize(x: jax.Array, kind: str, epsilon: float | None = None) -> jax.Arra
     return batch_norm(x, epsilon) if kind == "batch" else whiten(x, epsilon, kind.removeprefix("whiten_"))
 
 
-def check(kind: str, key: str) -> None:
-    """Checks that a normalization exists.
-
-    Raises:
-      UserError: it does not. The message names the config `key` and the kinds.
-    """
-    if kind not in KINDS:
-        raise UserError(f"{key}={kind!r} is not a normalization of features: {plugins.did_you_mean(kind, KINDS)}")
-
-
 def layer_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
     """Normalizes each row to mean 0 and variance 1 over its channels, `(x - mean) / sqrt(var + epsilon)`."""
     centered = x - x.mean(axis=-1, keepdims=True)
     return centered / jnp.sqrt((centered**2).mean(axis=-1, keepdims=True) + epsilon)
 
 
-def batch_norm(x: jax.Array, epsilon: float = 0.0) -> jax.Array:
+def batch_norm(x: jax.Array, epsilon: float = 0.0, counted: jax.Array | None = None) -> jax.Array:
     """Normalizes each channel to mean 0 and variance 1 over the rows.
 
     The variance is the unbiased one, divided by `rows - 1`. A constant channel becomes zero, also with `epsilon` 0.
+
+    Args:
+      x: `[rows, channels]`.
+      epsilon: added to the variance, default 0.
+      counted: bool `[rows]`, the rows of the statistics; other rows become 0. None, the default: all rows.
+
+    >>> batch_norm(jnp.array([[1.0], [3.0], [9.0]]), 2.0, jnp.array([True, True, False])).ravel().tolist()
+    [-0.5, 0.5, 0.0]
     """
-    centered = x - x.mean(axis=0)
-    var = (centered**2).sum(axis=0) / max(len(x) - 1, 1) + epsilon
+    where = None if counted is None else counted[:, None]
+    rows = len(x) if counted is None else counted.sum()
+    centered = x - jnp.mean(x, axis=0, where=where)
+    if where is not None:
+        centered = jnp.where(where, centered, 0)
+    var = (centered**2).sum(axis=0) / jnp.maximum(rows - 1, 1) + epsilon
     return centered * jnp.where(var > 0, jax.lax.rsqrt(jnp.where(var > 0, var, 1.0)), 0.0)
 
 

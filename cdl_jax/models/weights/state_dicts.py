@@ -112,24 +112,40 @@ _KNOWN = re.compile(
 
 
 def read_state(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
-    """Reads the tensors of a weight file.
+    """Reads the tensors of one network of a weight file.
 
-    The content determines the format: safetensors, NumPy's .npz, files of torch.save (also before torch 1.6), or a ViT
-    that torch exported to ONNX (see `cdl_jax.models.weights.onnx_files`). Wrappers and prefixes such as `model`,
-    `state_dict`, `teacher`, `module.` and `backbone.` are removed. The names may be those of timm, DeiT, Google's .npz
-    files ("How to train your ViT?", Steiner et al., 2022), Facebook's DINOv2, Hugging Face's transformers or
-    torchvision. Names of other layouts are unchanged.
+    Wrappers and prefixes such as `model`, `state_dict`, `teacher`, `module.` and `backbone.` are removed. The names may
+    be those of timm, DeiT, Google's .npz files ("How to train your ViT?", Steiner et al., 2022), Facebook's DINOv2,
+    Hugging Face's transformers or torchvision. Names of other layouts are unchanged.
 
     Args:
-      path: the file.
+      path: the file; formats as in `read_tensors`.
       key: the network of a checkpoint with several, such as raw and averaged weights. Default "": the only one.
 
     Returns:
       timm's name -> array in timm's layout and in the dtype of the file.
 
     Raises:
-      UserError: the file is missing, damaged or quantized, its format cannot be read safely, it has several networks
-        and there is no `key`, or it has no network of this name.
+      UserError: see `read_tensors`, or the network is quantized, or the file has several networks and there is no
+        `key`, or it has no network of this name.
+    """
+    path = Path(path)
+    state = networks.select(path, read_tensors(path), key)
+    check_not_quantized(path, state)
+    return _to_timm(path, state)
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads all tensors of a weight file, under their names in the file.
+
+    The content determines the format: safetensors, NumPy's .npz, files of torch.save (also before torch 1.6), or a ViT
+    that torch exported to ONNX (see `cdl_jax.models.weights.onnx_files`).
+
+    Returns:
+      Name -> array in the layout and dtype of the file. Names of the dicts around a tensor are prefixes.
+
+    Raises:
+      UserError: the file is missing or damaged, or its format cannot be read safely.
     """
     path = Path(path)
     if not path.is_file():
@@ -162,9 +178,7 @@ def read_state(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # the bytes are not trusted: their readers may raise anything
         raise UserError(f"{path} is damaged or not a weight file ({shorten(error)}): download it again") from error
-    state = networks.select(path, state, key)
-    _check_not_quantized(path, state)
-    return _to_timm(path, state)
+    return state
 
 
 def other_format(path: str | Path) -> str:
@@ -203,7 +217,8 @@ def looks_like(names: Iterable[str]) -> str:
     return ""
 
 
-def _check_not_quantized(path, state):
+def check_not_quantized(path: Path, state: Mapping[str, np.ndarray]) -> None:
+    """Raises a UserError if the tensors of a network are quantized."""
     wrong = [name for name, array in state.items() if array.dtype.itemsize == 1 and array.dtype.kind != "b"]
     wrong = [name for name in state if _QUANTIZED.fullmatch(name)] or wrong
     if wrong:

@@ -173,6 +173,7 @@ def _unpickled(path, content, storage_at):
 
     allowed = {
         "collections.OrderedDict": lambda: OrderedDict(),
+        "argparse.Namespace": lambda: _Ignored(),  # the settings of a program beside its weights
         "torch._utils._rebuild_tensor_v2": rebuild_tensor,
         "torch._utils._rebuild_parameter": rebuild_parameter,
         **{f"torch.{name}": name for name in _STORAGES},
@@ -181,6 +182,13 @@ def _unpickled(path, content, storage_at):
         return pickles.load(content, allowed, lambda name: _refused(path, name), storage_of)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is not a state dict: {shorten(error)}: {AS_SAFETENSORS}") from None
+
+
+class _Ignored:
+    """An object whose content is left out."""
+
+    def __setstate__(self, state):
+        pass
 
 
 def _refused(path, name):

@@ -49,7 +49,7 @@ def test_a_wrong_argument_gets_a_suggestion(text, message):
 
 
 def test_default_has_the_common_sections_and_those_of_the_method(default):
-    assert set(default) == {*config.DEFAULTS, "method", "data", "augment", "optim", "cdl", "learner", "distill"} | {
+    assert set(default) == {*config.OPTIONS, "method", "data", "augment", "optim", "cdl", "learner", "distill"} | {
         "teacher", "student",
     }  # fmt: skip
     assert (default.method, default.data.name, default.learner.name, default.distill.name) == (
@@ -64,7 +64,7 @@ def test_default_is_a_copy_and_keeps_types():
     one, other = (config.default("cdl", data="glyph_mini", teacher="mini_teacher") for _ in range(2))
     one.train.epochs = 99
     one.optim.betas = (0.5, 0.5)
-    assert (other.train.epochs, other.optim.betas, config.DEFAULTS["train"]["epochs"]) == (20, (0.9, 0.999), 20)
+    assert (other.train.epochs, other.optim.betas, config.OPTIONS["train"]["epochs"].default) == (20, (0.9, 0.999), 20)
     message = refusal(lambda: one.train.update(epochs="many"))
     assert message == "config.train.epochs='many' must be of type int, as 99 is"
 
@@ -87,7 +87,7 @@ def test_an_unknown_plug_in_gets_a_suggestion():
         ("devices", -1, "config.devices=-1 must not be negative"),
         ("workers", -2, "config.workers=-2 must not be negative"),
         ("seed", -1, "config.seed=-1 must not be negative"),
-        ("seed", 2**31, "config: seed 2147483648 must be less than 2147483648"),
+        ("seed", 2**31, "config.seed=2147483648 must be a number less than 2147483648"),
     ],
 )
 def test_values_out_of_range_are_refused(default, key, value, message):
@@ -98,17 +98,26 @@ def test_values_out_of_range_are_refused(default, key, value, message):
     config.check(changed)
 
 
-@pytest.mark.parametrize("seeds", [(1, 1), (-1, 2), (0.5, 1), (True, 2), ("a",)])
-def test_seeds_must_be_different_integers(default, seeds):
+@pytest.mark.parametrize(
+    ("seeds", "problem"),
+    [
+        ((1, 1), "must be different integers"),
+        ((-1, 2), "must not be negative"),
+        ((0.5, 1), "must be integers"),
+        ((True, 2), "must be integers"),
+        (("a",), "must be integers"),
+    ],
+)
+def test_seeds_must_be_different_integers(default, seeds, problem):
     changed = default.copy_and_resolve_references()
     changed.seeds = seeds
-    assert refusal(config.check, changed) == (f"config.seeds={seeds} must be different integers that are not negative")
+    assert refusal(config.check, changed) == f"config.seeds={seeds} {problem}"
 
 
 def test_seeds_fit_int32_and_affect_the_results(default):
     changed = default.copy_and_resolve_references()
     changed.seeds = (0, 2**31)
-    assert "seed 2147483648 must be less than" in refusal(config.check, changed)
+    assert "config.seeds=(0, 2147483648) must be a number less than" in refusal(config.check, changed)
     changed.seeds = (0, 2**31 - 1)
     config.check(changed)
     assert config.differences({"seeds": [0, 3]}, {"seeds": [3, 0]}) == ["seeds: [0, 3] -> [3, 0]"]

@@ -132,7 +132,7 @@ def test_a_preset_of_a_user_scheme_that_fits_no_section_is_refused(user_package,
 def test_a_preset_of_a_user_scheme_replaces_defaults(user_package):
     user_package(part=f"{KD}PRESET = {{'cdl': {{'schedule': 'interleaved', 'unknown': 1}}}}")
     section = cdl.defaults(distill="userpart.part")["cdl"]
-    assert section["schedule"] == "interleaved" and "unknown" not in section
+    assert section["schedule"].default == "interleaved" and "unknown" not in section
 
 
 def test_an_optional_part_is_none_where_a_plug_in_lacks_it():

@@ -6,6 +6,7 @@ import pytest
 from cdl_jax.data import class_order, stream
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.options import check, defaults
 
 
 def dataset(num_classes=6, train=4, test=2):
@@ -90,7 +91,7 @@ def test_minus_one_is_the_seed_of_the_run():
     for part in ("train", "test"):
         assert np.array_equal(getattr(own, part).images, getattr(named, part).images)
         assert np.array_equal(getattr(own, part).labels, getattr(named, part).labels)
-    with pytest.raises(UserError, match="data.class_order_seed=-2: set a seed that is not negative, or -1, the run's"):
+    with pytest.raises(UserError, match="data.class_order_seed=-2 must be at least -1"):
         stream.load({**options, "class_order_seed": -2}, 4)
     with pytest.raises(UserError, match="data.class_order_seed=-1 is the seed of a run, and there is no run here"):
         stream.load({**options, "class_order_seed": -1})
@@ -182,9 +183,9 @@ def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
     [
         ({"num_tasks": 4}, ["num_tasks=4", "num_tasks=3 or 6", "task_sizes=(2,2,1,1)"]),
         ({"num_tasks": 7}, ["1 to 6 tasks"]),
-        ({"num_tasks": -1}, ["1 to 6 tasks"]),
+        ({"num_tasks": -1}, ["num_tasks=-1 must not be negative"]),
         ({"num_tasks": 0, "task_sizes": (4, 4)}, ["sums up to 8", "6 classes"]),
-        ({"num_tasks": 2, "task_sizes": (7, -1)}, ["positive"]),
+        ({"num_tasks": 2, "task_sizes": (7, -1)}, ["task_sizes=(7, -1) must be at least 1"]),
         ({"num_tasks": 3, "task_sizes": (4, 2)}, ["num_tasks=2"]),
         ({"num_tasks": 1, "class_order": "shufle"}, ["did you mean 'shuffle'"]),
         ({"num_tasks": 1, "class_order": (0, 6)}, ["6 is not a class id", "0 to 5"]),
@@ -196,6 +197,7 @@ def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
 )
 def test_impossible_splits_raise_errors_of_one_line(options, words):
     with pytest.raises(UserError) as error:
+        check(stream.OPTIONS, options, "data")
         stream.split_into_tasks(dataset(), **options)
     assert "\n" not in str(error.value)
     for word in words:
@@ -270,7 +272,7 @@ def test_load_finds_a_users_own_source_by_its_dotted_path(tmp_path, monkeypatch)
 def test_load_takes_a_config_dict():
     import ml_collections
 
-    config = ml_collections.ConfigDict({**stream.OPTIONS, "name": "glyph_mini", "part": "incremental", "num_tasks": 5})
+    config = ml_collections.ConfigDict(defaults(stream.OPTIONS, name="glyph_mini", part="incremental", num_tasks=5))
     config.class_order = "python_shuffle"
     s = stream.load(config)
     assert (s.num_classes, s.num_tasks, len(s.train), len(s.test)) == (20, 5, 995, 400)

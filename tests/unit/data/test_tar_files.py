@@ -13,6 +13,7 @@ from cdl_jax.data import loaders, stream
 from cdl_jax.data.readers import image_files, layouts
 from cdl_jax.data.sources import folder, glyph_mini
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 
 GLYPHS = glyph_mini.load({"part": "incremental"}).train.images
 
@@ -40,7 +41,7 @@ def write(path, files, **options):
 
 
 def load(path, **options):
-    return folder.load({**folder.OPTIONS, "path": str(path), **options})
+    return folder.load({**defaults(folder.OPTIONS), "path": str(path), **options})
 
 
 def pixels(split):

@@ -54,6 +54,7 @@ def build(learner, scheme, **changes):
     for section, dim in (("teacher", 12), ("student", 8)):
         config[section].update(dim=dim, depth=2, heads=2, mlp_ratio=1.0, patch_size=8, image_size=16)
     config.update_from_flattened_dict(changes)
+    configs.check(config)
     return cdl.build(config, StreamInfo(4, (2, 2)))
 
 
@@ -325,7 +326,7 @@ def test_an_advancing_counter_initializes_the_rows_of_a_new_task(counter, new):
         ("l2p", "kd_token", {"distill.length": 5}, "distill.length=5 must be even"),
         ("l2p", "kd_token", {"distill.n_layers": 3}, "the student has 2 blocks"),
         ("l2p", "kd_token", {"distill.variant": "x"}, "use 'dcdl' or 'deit'"),
-        ("l2p", "kd_token", {"distill.token_init": "x"}, "distill.token_init='x': use 'uniform', 'zeros' or ''"),
+        ("l2p", "kd_token", {"distill.token_init": "x"}, "distill.token_init='x': use '', 'uniform' or 'zeros'"),
         ("none", "prompt_mapping", {}, "maps prefixes, and learner.name='none' has none"),
         ("coda", "prompt_mapping", {"distill.counter": "x"}, "distill.counter='x': use 'fixed' or 'advance'"),
         ("l2p", "prompt_mapping", {"distill.mapping": "x"}, "use 'pool' or 'self_attention'"),
@@ -334,14 +335,14 @@ def test_an_advancing_counter_initializes_the_rows_of_a_new_task(counter, new):
         ("l2p", "prompt_mapping", {"distill.alpha": 1.0}, "distill.alpha=1.0 leaves one of the student's two heads"),
         ("l2p", "vkd", {"distill.teacher_feature": "attention_0"}, "'attention_0' is no output of the teacher"),
         ("l2p", "vkd", {"distill.student_feature": "clas_token"}, "'clas_token' is no output of the student"),
-        ("l2p", "kd", {"cdl.teachers": (1,)}, "cdl.teachers=(1,) must be working directories of finished runs"),
+        ("l2p", "kd", {"cdl.teachers": (1,)}, "cdl.teachers=(1,) must be text that is not empty"),
         ("l2p", "vkd", {"distill.projector": "cailey"}, "did you mean 'cayley'"),
-        ("l2p", "vkd", {"distill.teacher_norm": "x"}, "is not a normalization of features"),
+        ("l2p", "vkd", {"distill.teacher_norm": "layr"}, "did you mean 'layer'"),
         ("l2p", "vkd", {"distill.student_norm": "whiten_zca", "distill.norm_epsilon": 0.0}, "set 0.01"),
         ("l2p", "vkd", {"distill.feature_loss": "l1"}, "use 'smooth_l1' or 'mse'"),
         ("l2p", "vkd", {"distill.feature_weight": -1.0}, "distill.feature_weight=-1.0 must not be negative"),
         ("l2p", "vkd", {"distill.classes": "all"}, "distill.classes='all': use 'current' or 'seen'"),
-        ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first' or"),
+        ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first', 'interleaved_epochs' or 'interleaved'"),
         ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teacher_epochs": 3}, "cdl.teacher_epochs has no meaning"),
         ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teachers": ("run",)}, "has no meaning with cdl.teachers"),
         (

@@ -28,6 +28,7 @@ def build(distill="kd", **changes):
         section.update(dim=dim, depth=1, heads=2, image_size=16, weights="random")
     config.learner.update(pool=5, length=2, top_k=2)
     config.update_from_flattened_dict(changes)
+    base.check(config)
     return cdl.build(config, INFO)
 
 

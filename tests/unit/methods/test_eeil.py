@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax import config as configs
+from cdl_jax import options
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
@@ -37,6 +38,7 @@ def build(info=INFO, network=TINY, **changes):
     config.network = ConfigDict(network)
     config.eeil.update({"replay": 21, **changes})
     config.train.update(epochs=3, batch_size=6)
+    options.check(eeil.OPTIONS, config.eeil, "eeil")
     return eeil.build(config, info)
 
 
@@ -179,17 +181,17 @@ def test_teacher_outputs_have_the_smallest_logit_for_unseen_classes(variables, d
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"soften": "batches"}, "did you mean 'batch'"),
-        ({"active": "lst"}, "did you mean 'last'"),
+        ({"soften": "batches"}, "eeil.soften='batches': use 'classes' or 'batch'"),
+        ({"active": "lst"}, "eeil.active='lst': use 'all_seen' or 'last'"),
         ({"classes": "current"}, "eeil.classes='current'"),
-        ({"noise_is": "devation"}, "did you mean 'deviation'"),
+        ({"noise_is": "devation"}, "eeil.noise_is='devation': use 'deviation' or 'variance'"),
         ({"temperature": 0.0}, "eeil.temperature=0.0"),
         ({"alpha": -1.0}, "eeil.alpha=-1.0 must not be negative"),
         ({"label_smoothing": 2.0}, "eeil.label_smoothing=2.0 must lie in [0, 1)"),
         ({"noise": -1.0}, "eeil.noise=-1.0 must not be negative"),
         ({"replay": 5}, "eeil.replay=5: at least one image of each of the 6 classes"),
-        ({"finetune_from": 0}, "eeil.finetune_from=0: at least 1"),
-        ({"finetune_rate": 0.0}, "learning_rate=0.0 must be above 0"),
+        ({"finetune_from": 0}, "eeil.finetune_from=0 must be at least 1: the first task has no memory"),
+        ({"finetune_rate": 0.0}, "eeil.finetune_rate=0.0 must be above 0"),
     ],
 )
 def test_invalid_options_give_a_message_of_one_line(changes, message):

@@ -21,6 +21,7 @@ def build(**changes):
     config.network.update(width=2, depths=(1, 1), image_size=8)
     config.supervised.update(changes)
     config.train.update(epochs=3, batch_size=6)
+    configs.check(config)
     return supervised.build(config, INFO)
 
 
@@ -66,7 +67,7 @@ def test_label_smoothing_moves_a_share_of_the_label_to_the_classes_of_the_softma
     ("changes", "message"),
     [
         ({"replay": 5}, "supervised.classes='current' excludes the classes of replayed images"),
-        ({"classes": "sene"}, "did you mean 'seen'"),
+        ({"classes": "sene"}, "supervised.classes='sene': use 'current', 'seen' or 'all'"),
         ({"label_smoothing": 1.0}, "supervised.label_smoothing=1.0 must lie in [0, 1)"),
         ({"replay": -1}, "supervised.replay=-1 must not be negative"),
         ({"replay_balance": "task"}, "supervised.replay_balance='task'"),

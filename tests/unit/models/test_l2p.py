@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.learners import l2p
 from tests.support.contexts import context
+from tests.support.sections import checked
 
 POOL, LENGTH, TOP, DIM, KEY = 6, 4, 2, 5, 3
 RNG = np.random.default_rng(4)
@@ -19,7 +19,7 @@ PARAMS = {
 
 
 def pool(depth=12, **changes):
-    options = ConfigDict({**l2p.OPTIONS, "pool": POOL, "length": LENGTH, "top_k": TOP, **changes})
+    options = checked("learner", l2p.OPTIONS, **{"pool": POOL, "length": LENGTH, "top_k": TOP, **changes})
     return l2p.build(options, dim=DIM, key_dim=KEY, depth=depth, num_tasks=5)
 
 
@@ -137,10 +137,10 @@ def test_nothing_changes_between_tasks():
     ("changes", "message"),
     [
         ({"length": 5}, "learner.length=5 must be even"),
-        ({"length": 0}, "learner.length=0 must be even"),
+        ({"length": 0}, "learner.length=0 must be at least 1"),
         ({"top_k": 7}, "learner.top_k=7 of a pool of 6 prompts"),
-        ({"top_k": 0}, "learner.top_k=0 of a pool of 6 prompts"),
-        ({"pull": "sum"}, "learner.pull='sum': use 'mean' or 'similarity' or 'legacy_sum'"),
+        ({"top_k": 0}, "learner.top_k=0 must be at least 1"),
+        ({"pull": "sum"}, "learner.pull='sum': use 'mean', 'similarity' or 'legacy_sum'"),
         ({"deep": True, "depth": 4}, "learner.deep prompts blocks 0 to 4, the backbone has 4"),
     ],
 )

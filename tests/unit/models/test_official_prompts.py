@@ -9,7 +9,9 @@ from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models.learners import dualprompt, l2p
 from cdl_jax.models.learners.base import batchwise_top_k
+from cdl_jax.options import defaults
 from tests.support.contexts import context
+from tests.support.sections import checked
 
 POOL, LENGTH, TOP, DIM, KEY, BATCH = 6, 3, 2, 5, 4, 7
 QUERY = np.random.default_rng(11).normal(size=(BATCH, KEY)).astype(np.float32)
@@ -18,7 +20,7 @@ MODULES = {"l2p": l2p, "dualprompt": dualprompt}
 
 def pool(learner, depth=12, num_tasks=POOL, **changes):
     sizes = {"l2p": {"pool": POOL, "length": LENGTH, "top_k": TOP}, "dualprompt": {"length": 2, "general_length": 2}}
-    options = ConfigDict({**MODULES[learner].OPTIONS, **sizes[learner], **changes})
+    options = checked("learner", MODULES[learner].OPTIONS, **{**sizes[learner], **changes})
     return MODULES[learner].build(options, dim=DIM, key_dim=KEY, depth=depth, num_tasks=num_tasks)
 
 
@@ -144,16 +146,16 @@ def test_official_values_are_options_that_build_and_start_near_zero(learner):
     module = plugins.load_plugin("models.learners", learner)
     assert set(module.OFFICIAL) <= set(module.OPTIONS)
     assert {key: type(value) for key, value in module.OFFICIAL.items()} == {
-        key: type(module.OPTIONS[key]) for key in module.OFFICIAL
+        key: type(module.OPTIONS[key].default) for key in module.OFFICIAL
     }
-    options = ConfigDict({**module.OPTIONS, **module.OFFICIAL})
+    options = ConfigDict(defaults(module.OPTIONS, **module.OFFICIAL))
     prompt_pool = module.build(options, dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
     params = jax.jit(lambda key: prompt_pool.init(key, QUERY, context(), False)["params"])(jax.random.key(0))
     values = np.concatenate([np.asarray(leaf).ravel() for leaf in params.values()])
     assert 0 <= values.min() < 1e-3 and 9e-3 < values.max() < 0.01
     head = prompt_pool.head(9).init(jax.random.key(0), np.zeros((1, DIM)))["params"]["linear"]
     assert head["kernel"].shape == (DIM, 9) and not np.any(head["kernel"]) and not np.any(head["bias"])
-    default = module.build(ConfigDict(module.OPTIONS), dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
+    default = module.build(ConfigDict(defaults(module.OPTIONS)), dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
     assert np.all(default.head(9).init(jax.random.key(0), QUERY)["params"]["linear"]["bias"])
 
 
@@ -166,7 +168,7 @@ def test_official_values_are_options_that_build_and_start_near_zero(learner):
         ("l2p", {"form": "tokens", "full_length": True}, "learner.full_length has no meaning with"),
         ("l2p", {"form": "tokens", "length": 0}, "learner.length=0 must be at least 1"),
         ("l2p", {"length": 2, "init_scale": 0.0}, "learner.init_scale=0.0 must be above 0"),
-        ("dualprompt", {"pull": "x"}, "learner.pull='x': use 'mean' or 'similarity' or 'legacy_sum'"),
+        ("dualprompt", {"pull": "x"}, "learner.pull='x': use 'mean', 'similarity' or 'legacy_sum'"),
         ("dualprompt", {"full_length": True, "general_length": 0}, "learner.general_length=0 must be at least 1"),
     ],
 )

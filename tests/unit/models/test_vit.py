@@ -12,6 +12,8 @@ from cdl_jax.errors import UserError
 from cdl_jax.models import vit
 from cdl_jax.models.modules import families
 from cdl_jax.models.vit import Adapter, Prompt, ViT
+from cdl_jax.options import defaults
+from tests.support.sections import checked
 
 DIM, HEADS, PATCH, SIZE, BATCH = 8, 2, 4, 8, 3
 RNG = np.random.default_rng(0)
@@ -210,7 +212,7 @@ def test_merged_prompts_of_the_first_set_come_before_those_of_the_second():
 
 
 def test_a_named_size_builds_and_wrong_options_are_refused():
-    options = ConfigDict({**families.network_options("vit_s16"), "dtype": "bfloat16"})
+    options = ConfigDict(defaults(families.network_options("vit_s16"), dtype="bfloat16"))
     built = vit.build(options, num_classes=7)
     assert (built.dim, built.depth, built.heads, built.patch_size, built.image_size) == (384, 12, 6, 16, 224)
     assert (built.num_classes, built.dtype) == (7, jnp.bfloat16)
@@ -224,7 +226,7 @@ def test_a_named_size_builds_and_wrong_options_are_refused():
         ({"attention": "cudnn"}, "attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16'"),
     ]:
         with pytest.raises(UserError, match=message):
-            vit.build(ConfigDict({**families.network_options("vit_s16"), **changes}))
+            vit.build(checked("network", families.network_options("vit_s16"), **changes))
 
 
 def test_prompts_of_a_function_are_merged_behind_those_of_another_set():

@@ -1,0 +1,134 @@
+"""Token labels: each position of a detector's feature maps learns the classes of the objects that cover it.
+
+Source:
+  Song et al., "ViDT+", arXiv 2204.07962; Jiang et al., "All Tokens Matter: Token Labeling", NeurIPS 2021.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from cdl_jax.errors import UserError
+
+OPTIONS = {"focal_weight": 2.0, "dice_weight": 2.0, "focal_alpha": 0.25, "focal_gamma": 2.0}
+
+
+def check(options: ConfigDict, section: str) -> None:
+    """Checks the ranges of the options.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      section: its name, for the message.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    for key in ("focal_weight", "dice_weight", "focal_gamma"):
+        if options[key] < 0:
+            raise UserError(f"{section}.{key}={options[key]} must not be negative")
+    if not 0 <= options.focal_alpha <= 1:
+        raise UserError(f"{section}.focal_alpha={options.focal_alpha} must lie in [0, 1]")
+
+
+def label_map(masks: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the label of each pixel: that of the first object that covers it, or 0.
+
+    Args:
+      masks: bool `[n, height, width]`, the pixels of each object of an image.
+      labels: int32 `[n]`.
+
+    Returns:
+      int32 `[height, width]`.
+
+    >>> label_map(jnp.array([[[True, False, False]], [[True, True, False]]]), jnp.array([4, 7])).tolist()
+    [[4, 7, 0]]
+    """
+    return jnp.where(masks.any(axis=0), labels[masks.argmax(axis=0)], 0)
+
+
+def class_shares(
+    labels: jax.Array, num_classes: int, extents: jax.Array, map_extents: jax.Array, shape: tuple[int, int]
+) -> jax.Array:
+    """Returns the share of each class in the pixels that each position of a feature map covers.
+
+    Position i of h covers the pixels from floor(i H / h) to ceil((i + 1) H / h), as in torch's adaptive average
+    pooling. The share of class 0 is that of all objects together.
+
+    Args:
+      labels: int32 `[N, height, width]`, see `label_map`; 0 outside the extents.
+      num_classes: K.
+      extents: int32 `[N, 2]`, (H, W), height and width of the images with the padding of their group.
+      map_extents: int32 `[N, 2]`, (h, w), the part of the feature map that belongs to the extent.
+      shape: height and width of the feature map.
+
+    Returns:
+      float32 `[N, *shape, K]`, 0 outside `map_extents`.
+    """
+    pool = jax.vmap(pooling_matrix, in_axes=(0, 0, None, None))
+    rows = pool(extents[:, 0], map_extents[:, 0], labels.shape[1], shape[0])
+    columns = pool(extents[:, 1], map_extents[:, 1], labels.shape[2], shape[1])
+
+    def share(label):
+        covered = jnp.where(label == 0, labels > 0, labels == label).astype(jnp.float32)
+        return jnp.einsum("nih,nhw,njw->nij", rows, covered, columns)
+
+    # One class at a time: the pixels of all classes need gigabytes.
+    return jnp.moveaxis(jax.lax.map(share, jnp.arange(num_classes)), 0, -1)
+
+
+def pooling_matrix(size: jax.Array, out_size: jax.Array, length: int, out_length: int) -> jax.Array:
+    """Returns the matrix of adaptive average pooling from `size` to `out_size` positions.
+
+    Args:
+      size: int32 scalar, number of positions, at most `length`.
+      out_size: int32 scalar, number of averages, at most `out_length`.
+      length, out_length: static bounds of both numbers.
+
+    Returns:
+      float32 `[out_length, length]`, 0 in the rows from `out_size` on.
+
+    >>> pooling_matrix(3, 2, length=4, out_length=3).tolist()
+    [[0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    out = jnp.arange(out_length)[:, None]
+    first, last = out * size // out_size, -(-(out + 1) * size // out_size)
+    position = jnp.arange(length)
+    covered = (position >= first) & (position < last) & (out < out_size)
+    return covered / (last - first).astype(jnp.float32)
+
+
+def token_losses(
+    options: ConfigDict,
+    logits: Sequence[jax.Array],
+    shares: Sequence[jax.Array],
+    inside: Sequence[jax.Array],
+    normalizer: jax.Array,
+) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """Computes the focal loss and the dice loss of all levels.
+
+    An image's focal loss is the sum over classes of the mean over positions. Its dice loss is
+    `1 - (2 sum p y + 1) / (sum p + sum y + 1)`, the sums over positions and classes.
+
+    Args:
+      options: a section with the keys of `OPTIONS`.
+      logits: for each level `[N, h, w, K]`.
+      shares: for each level `[N, h, w, K]`, the targets y; see `class_shares`.
+      inside: for each level bool `[N, h, w]`, the positions that count.
+      normalizer: number of objects, see `detection_losses.object_normalizer`.
+
+    Returns:
+      The weighted loss, a scalar, and the unweighted terms `loss_token_focal` and `loss_token_dice`.
+    """
+    focal, dice = 0.0, 0.0
+    for z, y, counts in zip(logits, shares, inside, strict=True):
+        counts, axes = counts[..., None], (1, 2, 3)
+        losses = optax.sigmoid_focal_loss(z, y, alpha=options.focal_alpha, gamma=options.focal_gamma)
+        focal += (losses.sum(axis=axes, where=counts) / counts.sum(axis=axes)).sum() / normalizer
+        p = jax.nn.sigmoid(z)
+        hits, total = (p * y).sum(axis=axes, where=counts), (p + y).sum(axis=axes, where=counts)
+        dice += (1 - (2 * hits + 1) / (total + 1)).sum() / normalizer
+    loss = options.focal_weight * focal + options.dice_weight * dice
+    return loss, {"loss_token_focal": focal, "loss_token_dice": dice}
