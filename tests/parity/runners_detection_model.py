@@ -19,6 +19,7 @@ from cdl_jax.distill.detection import projected_tokens
 from cdl_jax.methods.shared import detection_losses, detection_optimizer, detection_token_labels
 from cdl_jax.models.detection import deformable, masks, neck, state_dicts, swin, vidt
 from cdl_jax.models.detection.decoder import DecoderLayer
+from cdl_jax.options import defaults
 from tests.parity.compiled import compiled
 
 
@@ -301,7 +302,7 @@ def batch_of_targets(arrays):
 
 
 def loss_options(**changes):
-    return ConfigDict({**detection_losses.OPTIONS, **changes})
+    return ConfigDict(defaults(detection_losses.OPTIONS, **changes))
 
 
 def run_vidt(config, arrays, pad=0, sampling="auto"):
@@ -437,7 +438,7 @@ def run_options(config, arrays, pad=0):
         iou_weight=float(weights["loss_iouaware"]),
     )
     of_tokens = {name: float(weights[f"loss_token_{name.split('_')[0]}"]) for name in ("focal_weight", "dice_weight")}
-    token_options = ConfigDict({**detection_token_labels.OPTIONS, **of_tokens})
+    token_options = ConfigDict(defaults(detection_token_labels.OPTIONS, **of_tokens))
     normalizer = detection_losses.object_normalizer(targets["valid"])
 
     @jax.jit

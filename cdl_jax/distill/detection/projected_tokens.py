@@ -15,17 +15,20 @@ from ml_collections import ConfigDict
 
 from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.distill.detection import base
-from cdl_jax.errors import UserError
 from cdl_jax.models.modules import feature_norms, orthogonal
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "weight": 4.0,
-    "patches": True,  # kinds of tokens that are compared
-    "body": True,
-    "neck": True,
-    # Added to the variance of each channel. 0, as in the authors' code, magnifies the rounding of constant channels.
-    "epsilon": 0.0,
-    "projector": "",  # "householder", "matrix_exp", "cayley" or "skew_expm"; "": matrix_exp for equal widths
+    **base.OPTIONS,
+    "epsilon": Option(
+        0.0,
+        "added to each channel's variance; 0, as in the authors' code, magnifies the rounding of constant channels",
+    ),
+    "projector": Option(
+        "",
+        "parametrization of the projections; empty: matrix_exp between equal widths, else householder",
+        choices=("", *orthogonal.MAPS),
+    ),
 }
 
 _PATCH_LEVELS = 4
@@ -83,12 +86,9 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     """Returns the scheme `weight sum_k mean smooth-L1(std(P_k x_student), std(x_teacher))` over the kinds of tokens k.
 
     Raises:
-      UserError: a value is out of range, or the detectors have different numbers of tokens.
+      UserError: nothing is compared, or the detectors have different numbers of tokens.
     """
     base.check(options, teacher, student)
-    orthogonal.check(options.projector, "distill.projector")
-    if options.epsilon < 0:
-        raise UserError(f"distill.epsilon={options.epsilon} must not be negative")
     projectors = TokenProjectors(teacher.dim, options.projector)
 
     def loss(variables, student_out, teacher_out, labels, context):

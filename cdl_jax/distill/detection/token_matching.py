@@ -12,12 +12,7 @@ from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme
 from cdl_jax.distill.detection import base
 from cdl_jax.errors import UserError
 
-OPTIONS = {
-    "weight": 4.0,
-    "patches": True,  # kinds of tokens that are compared
-    "body": True,
-    "neck": True,
-}
+OPTIONS = base.OPTIONS
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
@@ -27,7 +22,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     number of prediction levels.
 
     Raises:
-      UserError: a value is out of range, or the tokens of the detectors have different widths or numbers.
+      UserError: nothing is compared, or the tokens of the detectors have different widths or numbers.
     """
     base.check(options, teacher, student)
     if teacher.dim != student.dim:

@@ -21,21 +21,26 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import detection_matching
 from cdl_jax.methods.shared.detection_boxes import overlaps
+from cdl_jax.options import Option
 
 OPTIONS = {
     **detection_matching.OPTIONS,
-    "class_weight": 2.0,
-    "box_weight": 5.0,
-    "giou_weight": 2.0,
-    "iou_weight": 2.0,  # of the IoU-aware loss, if the detector outputs `iou_logits`
-    "focal_alpha": 0.25,
-    "focal_gamma": 2.0,
-    "auxiliary": True,  # also the losses of all levels before the last
-    # "focal": sigmoids, independent classes. "softmax": classes and, last, the background; for a detector without neck.
-    "class_loss": "focal",
-    "background_weight": 0.1,  # of "softmax": weight of queries without a target
-    # Whether the IoU-aware loss also moves the boxes towards the predicted IoU, as in the authors' code.
-    "iou_target_gradient": False,
+    "class_weight": Option(2.0, "weight of the class loss"),
+    "box_weight": Option(5.0, "weight of the L1 distance of boxes"),
+    "giou_weight": Option(2.0, "weight of 1 - generalized IoU"),
+    "iou_weight": Option(2.0, "weight of the IoU-aware loss, if the detector predicts IoUs"),
+    "focal_alpha": Option(0.25, "weight of the class of an object in the focal loss; others: 1 - alpha", maximum=1),
+    "focal_gamma": Option(2.0, "exponent of the focal loss"),
+    "auxiliary": Option(True, "also the losses of all levels before the last"),
+    "class_loss": Option(
+        "focal",
+        "focal: sigmoids, independent classes; softmax: classes and, last, the background, for a detector without neck",
+        choices=("focal", "softmax"),
+    ),
+    "background_weight": Option(0.1, "weight of queries without a target in the softmax loss"),
+    "iou_target_gradient": Option(
+        False, "the IoU-aware loss also moves the boxes towards the predicted IoU, as in the authors' code"
+    ),
 }
 
 # Term -> its weight in OPTIONS.
@@ -53,25 +58,18 @@ _CLASS_COSTS = {
 
 
 def check(options: ConfigDict, section: str) -> None:
-    """Checks the ranges and choices of the options.
+    """Checks that the options fit together.
 
     Args:
       options: a section with the keys of `OPTIONS`.
       section: its name, for the message.
 
     Raises:
-      UserError: a value is out of range or unknown.
+      UserError: all costs or all weights are 0, or the solver cannot run.
     """
     detection_matching.check(options, section)
-    for key in (*_WEIGHTS.values(), "focal_gamma", "background_weight"):
-        if options[key] < 0:
-            raise UserError(f"{section}.{key}={options[key]} must not be negative")
     if not (options.class_weight or options.box_weight or options.giou_weight):
         raise UserError(f"{section}: class_weight, box_weight and giou_weight are 0, so nothing is learned; raise one")
-    if not 0 <= options.focal_alpha <= 1:
-        raise UserError(f"{section}.focal_alpha={options.focal_alpha} must lie in [0, 1]")
-    if options.class_loss not in _CLASS_COSTS:
-        raise UserError(f"{section}.class_loss={options.class_loss!r}: use 'focal' or 'softmax'")
 
 
 def detection_loss(

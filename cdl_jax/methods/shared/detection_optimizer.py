@@ -5,27 +5,26 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Path
 from cdl_jax.optim import Optimizer
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "learning_rate": 1e-4,
-    "schedule": "cosine",  # or "steps": each milestone divides the learning rate by 10
-    "end_learning_rate": 1e-7,  # of schedule "cosine"
-    "warmup_epochs": 0,  # of schedule "cosine"
-    "warmup_rate": 1e-6,  # the first learning rate, if there is a warm-up
-    "milestones": (40,),  # of schedule "steps", in epochs
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "weight_decay": 1e-4,
-    "clip_norm": 0.1,  # bound of the global gradient norm; 0: none
-    # Batches whose gradients are averaged for one step. The authors' code adds them up if there is a teacher.
-    "accumulate": 1,
+    "learning_rate": Option(1e-4, "the highest learning rate", above=0),
+    "schedule": Option("cosine", "the learning-rate schedule within a task", choices=("cosine", "steps")),
+    "end_learning_rate": Option(1e-7, 'the learning rate at the end of schedule "cosine"'),
+    "warmup_epochs": Option(0, 'epochs of linear warmup, of schedule "cosine"'),
+    "warmup_learning_rate": Option(1e-6, "the first learning rate, if there is a warmup"),
+    "milestones": Option((40,), 'epochs of schedule "steps"; at each the learning rate is divided by 10'),
+    "betas": Option((0.9, 0.999), "decay of both averages of adamw", below=1, lengths=(2,)),
+    "eps": Option(1e-8, "epsilon of adamw"),
+    "weight_decay": Option(1e-4, "decoupled weight decay"),
+    "clip_norm": Option(0.1, "bound of the global gradient norm; 0: none"),
+    # The authors' code adds the gradients up if there is a teacher.
+    "accumulate": Option(1, "batches whose gradients are averaged for one step", minimum=1),
 }
 
-_SCHEDULES = ("cosine", "steps")
 _UNDECAYED = ("bias", "det_token", "det_pos_embed")
 
 
@@ -37,9 +36,10 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
       epochs: number of epochs of the phase, the length of the schedule.
 
     Raises:
-      UserError: a value is out of range or unknown.
+      UserError: the warmup is as long as the phase.
     """
-    check(options, epochs)
+    if options.warmup_epochs >= epochs:
+        raise UserError(f"optim.warmup_epochs={options.warmup_epochs} must be less than epochs={epochs}: choose fewer")
     first, second = options.betas
     transforms = [
         optax.scale_by_adam(first, second, options.eps),
@@ -53,45 +53,19 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
     return Optimizer(transform, schedule(options, epochs))
 
 
-def check(options: ConfigDict, epochs: int) -> None:
-    """Checks the ranges and choices of the options.
-
-    Args:
-      options: a section with the keys of `OPTIONS`.
-      epochs: number of epochs of the phase.
-
-    Raises:
-      UserError: a value is out of range or unknown.
-    """
-    if not options.learning_rate > 0:
-        raise UserError(f"optim.learning_rate={options.learning_rate} must be above 0")
-    for key in ("end_learning_rate", "warmup_rate", "weight_decay", "clip_norm"):
-        if options[key] < 0:
-            raise UserError(f"optim.{key}={options[key]} must not be negative")
-    if options.schedule not in _SCHEDULES:
-        hint = plugins.did_you_mean(options.schedule, _SCHEDULES)
-        raise UserError(f"optim.schedule={options.schedule!r} is unknown: {hint}")
-    if not 0 <= options.warmup_epochs < epochs:
-        raise UserError(f"optim.warmup_epochs={options.warmup_epochs} must lie in [0, epochs={epochs}): choose fewer")
-    betas = options.betas
-    if len(betas) != 2 or not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
-        raise UserError(f"optim.betas={betas} must be two numbers within [0, 1)")
-    if options.accumulate < 1:
-        raise UserError(f"optim.accumulate={options.accumulate} must be at least 1")
-
-
 def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
     """Returns the learning rate as a function of the fractional epoch; it is constant within an epoch.
 
     The cosine of epoch e is `f(max(e - 1, 0))`, so the first two epochs have the same rate:
-    `f(t) = end_learning_rate + (learning_rate - end_learning_rate) (1 + cos(pi t / epochs)) / 2`. During the warm-up,
-    `t < warmup_epochs`, the rate grows linearly from `warmup_rate` to `learning_rate`.
+    `f(t) = end_learning_rate + (learning_rate - end_learning_rate) (1 + cos(pi t / epochs)) / 2`. During the warmup,
+    `t < warmup_epochs`, the rate grows linearly from `warmup_learning_rate` to `learning_rate`.
 
     Args:
       options: a section with the keys of `OPTIONS`.
       epochs: number of epochs of the phase.
 
-    >>> rate = schedule(ConfigDict({**OPTIONS, "learning_rate": 1.0, "end_learning_rate": 0.0}), epochs=4)
+    >>> from cdl_jax.options import defaults
+    >>> rate = schedule(ConfigDict(defaults(OPTIONS, learning_rate=1.0, end_learning_rate=0.0)), epochs=4)
     >>> [round(float(rate(epoch)), 4) for epoch in (0.0, 1.9, 2.0, 3.0)]
     [1.0, 1.0, 0.8536, 0.5]
     """
@@ -99,7 +73,7 @@ def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
     if options.schedule == "steps":
         return optax.piecewise_constant_schedule(base, {milestone: 0.1 for milestone in options.milestones})
     warmup, cosine = options.warmup_epochs, optax.cosine_decay_schedule(base, epochs, options.end_learning_rate / base)
-    linear = optax.linear_schedule(options.warmup_rate, base, max(warmup, 1))
+    linear = optax.linear_schedule(options.warmup_learning_rate, base, max(warmup, 1))
 
     def rate(epoch):
         completed = jnp.maximum(jnp.floor(epoch) - 1, 0)

@@ -11,26 +11,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
-OPTIONS = {"focal_weight": 2.0, "dice_weight": 2.0, "focal_alpha": 0.25, "focal_gamma": 2.0}
-
-
-def check(options: ConfigDict, section: str) -> None:
-    """Checks the ranges of the options.
-
-    Args:
-      options: a section with the keys of `OPTIONS`.
-      section: its name, for the message.
-
-    Raises:
-      UserError: a value is out of range.
-    """
-    for key in ("focal_weight", "dice_weight", "focal_gamma"):
-        if options[key] < 0:
-            raise UserError(f"{section}.{key}={options[key]} must not be negative")
-    if not 0 <= options.focal_alpha <= 1:
-        raise UserError(f"{section}.focal_alpha={options.focal_alpha} must lie in [0, 1]")
+OPTIONS = {
+    "focal_weight": Option(2.0, "weight of the focal loss of token labels"),
+    "dice_weight": Option(2.0, "weight of the dice loss of token labels"),
+    "focal_alpha": Option(0.25, "weight of a present class in the focal loss; absent: 1 - alpha", maximum=1),
+    "focal_gamma": Option(2.0, "exponent of the focal loss"),
+}
 
 
 def label_map(masks: jax.Array, labels: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.distill.detection import projected_tokens
 from cdl_jax.methods.shared import detection_losses
+from cdl_jax.options import defaults
 
 rng = np.random.default_rng(0)
 draw = lambda *shape: np.float32(rng.normal(0, 1, shape))
@@ -30,7 +31,7 @@ targets = {"boxes": boxes(images, 3), "labels": labels, "valid": valid}
 inside = tuple(np.ones((images, *size), bool) for size in sizes)
 groups = 4
 scheme = projected_tokens.build(
-    ConfigDict({**projected_tokens.OPTIONS, "projector": "cayley"}), *[NetworkSpec(8, 0, 0, 0, 1, None, None)] * 2
+    ConfigDict(defaults(projected_tokens.OPTIONS, projector="cayley")), *[NetworkSpec(8, 0, 0, 0, 1, None, None)] * 2
 )
 variables = scheme.init(jax.random.key(0))
 mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -48,12 +49,12 @@ targets, inside = jax.device_put((targets, inside), of_images)
 def compute(trained, teacher, targets, inside):
     def loss(trained):
         outputs, student = trained
-        options = ConfigDict({**detection_losses.OPTIONS, "solver": sys.argv[3]})
+        options = ConfigDict(defaults(detection_losses.OPTIONS, solver=sys.argv[3]))
         set_loss, terms = detection_losses.detection_loss(options, outputs, targets, groups)
         grouped = tuple(x.reshape(groups, -1, *x.shape[1:]) for x in inside)
         distilled, more = scheme.loss(variables, {**student, "inside": grouped}, teacher, None, None)
         return set_loss + distilled, terms | more
-    matches = detection_losses.match_queries(ConfigDict(detection_losses.OPTIONS), trained[0], targets)
+    matches = detection_losses.match_queries(ConfigDict(defaults(detection_losses.OPTIONS)), trained[0], targets)
     return matches, jax.value_and_grad(loss, has_aux=True)(trained)
 
 with jax.set_mesh(mesh):

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import detection_losses as losses
 from cdl_jax.methods.shared.detection_boxes import overlaps
+from cdl_jax.options import check, defaults
 
 LEVELS, IMAGES, QUERIES, TARGETS, CLASSES = 3, 4, 6, 3, 5
 RNG = np.random.default_rng(3)
@@ -28,7 +29,7 @@ BATCH = {
 
 
 def options(**changes):
-    return ConfigDict({**losses.OPTIONS, **changes})
+    return ConfigDict(defaults(losses.OPTIONS, **changes))
 
 
 def sigmoid(x):
@@ -178,13 +179,19 @@ def test_extreme_logits_have_a_finite_gradient():
     ("changes", "message"),
     [
         ({"giou_weight": -1.0}, "detector.giou_weight=-1.0 must not be negative"),
-        ({"class_weight": 0.0, "box_weight": 0.0, "giou_weight": 0.0}, "nothing is learned"),
         ({"focal_alpha": 1.5}, r"detector.focal_alpha=1.5 must lie in \[0, 1\]"),
         ({"class_loss": "ce"}, "use 'focal' or 'softmax'"),
-        ({"solver": ""}, "detector.solver='' is unknown"),
+        ({"solver": ""}, "use 'host' or 'device'"),
     ],
 )
 def test_options_out_of_range_are_refused(changes, message):
-    losses.check(options(), "detector")
     with pytest.raises(UserError, match=message):
-        losses.check(options(**changes), "detector")
+        check(losses.OPTIONS, options(**changes), "detector")
+
+
+def test_weights_and_costs_that_are_all_zero_are_refused():
+    losses.check(options(), "detector")
+    with pytest.raises(UserError, match="nothing is learned"):
+        losses.check(options(class_weight=0.0, box_weight=0.0, giou_weight=0.0), "detector")
+    with pytest.raises(UserError, match="every match is equally good"):
+        losses.check(options(class_cost=0.0, box_cost=0.0, giou_cost=0.0), "detector")

@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import detection_token_labels as token_labels
+from cdl_jax.options import check, defaults
 
 RNG = np.random.default_rng(5)
 
 
 def options(**changes):
-    return ConfigDict({**token_labels.OPTIONS, **changes})
+    return ConfigDict(defaults(token_labels.OPTIONS, **changes))
 
 
 def pooled(labels, classes, size, out):
@@ -66,6 +67,5 @@ def test_losses_are_the_published_formulas_over_positions_inside():
     [({"dice_weight": -1.0}, "must not be negative"), ({"focal_alpha": -0.1}, r"must lie in \[0, 1\]")],
 )
 def test_options_out_of_range_are_refused(changes, message):
-    token_labels.check(options(), "token_labels")
     with pytest.raises(UserError, match=message):
-        token_labels.check(options(**changes), "token_labels")
+        check(token_labels.OPTIONS, options(**changes), "token_labels")
