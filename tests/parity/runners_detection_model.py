@@ -371,7 +371,7 @@ def distillation(config, arrays, canvas):
     state = parameters(arrays, first["state"])
 
     def loss(params, out):
-        student = {**out, "extents": canvas.extents[None]}
+        student = {**out, "inside": tuple(inside[None] for inside in out["inside"])}  # one group
         return scheme.loss({"params": params, "state": state}, student, teacher, None, None)
 
     return parameters(arrays, first["params"]), loss

@@ -50,7 +50,6 @@ OPTIONS = {
     "sampling": "auto",  # implementation of the deformable attention, see `deformable`
     "dtype": "float32",  # "bfloat16" for a frozen teacher; norms, softmax, boxes and logits are float32
     "remat": False,  # recompute each block of the backbone in the backward pass instead of storing it
-    "weights": "",  # a file, or "random"
 }
 
 SIZES = {
@@ -275,8 +274,7 @@ class ViDT(nn.Module):
         """Computes predictions of all levels 0..decoder_layers. Level 0 is that of the backbone's tokens.
 
         Args:
-          images: float32 `[batch, height, width, 3]`, normalized, 0 outside the sizes. Height and width are multiples
-            of 64, unless all extents are the canvas.
+          images: float32 `[batch, height, width, 3]`, normalized, 0 outside the sizes.
           sizes: int32 `[batch, 2]`, (height, width) of the images. Default None: the canvas.
           extents: int32 `[batch, 2]`, (height, width) of the extents. Default None: the canvas.
           train: whether values and residual branches are dropped, default False.
