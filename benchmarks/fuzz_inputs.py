@@ -23,6 +23,7 @@ from cdl_jax.data.sources import arrays, cifar100, folder, glyph_file
 from cdl_jax.data.stream import Split
 from cdl_jax.models import weights
 from cdl_jax.models.weights import pretrained
+from cdl_jax.options import defaults
 from cdl_jax.report import tables
 from cdl_jax.report.groups import TABLE_METRICS, read_groups
 
@@ -202,7 +203,7 @@ def kinds() -> dict[str, Kind]:
         return lambda root: pretrained.load_vit(root / name, PARAMETERS)
 
     def from_source(source, name):
-        options = {**source.OPTIONS, "test_fraction": 0.5} if source is folder else source.OPTIONS
+        options = defaults(source.OPTIONS, test_fraction=0.5) if source is folder else defaults(source.OPTIONS)
         return lambda root: source.load({**options, "path": str(root / name)})
 
     def binary(content):
@@ -217,7 +218,7 @@ def kinds() -> dict[str, Kind]:
     def from_list(root):
         for number in range(1, 5):
             (root / f"{number}.png").write_bytes(image_bytes())
-        return folder.load({**folder.OPTIONS, "path": str(root / "list.csv")})
+        return folder.load(defaults(folder.OPTIONS, path=str(root / "list.csv")))
 
     def read_image(name):
         return lambda root: image_dataset.load_image(Split(np.zeros(1, np.int32), files=(str(root / name),)), 0)

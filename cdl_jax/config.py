@@ -11,93 +11,131 @@ A config file is a short program:
         return config
 """
 
+import functools
 import inspect
 import json
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 import numpy as np
 
+from cdl_jax import options as declarations
 from cdl_jax import plugins, schema
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
-DEFAULTS = {
-    "seed": 0,
-    # Several seeds at once, such as (0, 1, 2), instead of `seed`: one program, vectorized over the trained variables,
-    # around one frozen backbone. All seeds have the same images, and the same class order unless
-    # data.class_order_seed=-1 gives each seed its own. On a CPU short runs become faster, steps do not, and steps with
-    # convolutions become slower: docs/maintainers/benchmarks.md.
-    "seeds": (),
+# Options of every run.
+OPTIONS = {
+    "seed": Option(0, "seed of initial weights, batch order and augmentation"),
+    # One program, vectorized over the trained variables, around one frozen backbone. On a CPU short runs become faster,
+    # steps do not, and steps with convolutions become slower: docs/maintainers/benchmarks.md.
+    "seeds": Option(
+        (),
+        "several seeds in one program instead of `seed`, such as (0, 1, 2); all have the same images, and the same "
+        "class order unless data.class_order_seed=-1",
+        item_type=int,
+    ),
     "train": {
-        "epochs": 20,
-        "batch_size": 64,
-        "last_batch": "drop",  # an incomplete last batch of an epoch; "keep": it is trained in its own size
-        # Number of steps in one program, for networks whose step is shorter than its launch:
-        # docs/maintainers/benchmarks.md. Log lines, evaluations and checkpoints stay at their steps, the steps left
-        # before one of these run one by one, and a signal takes effect after at most this many steps. On a CPU ViTs
-        # keep every bit, and convolutions round differently.
-        "steps_per_call": 1,
-        # A task ends with the weights of its best evaluation (see eval.every_epochs), by the headline of the method,
-        # after `patience` epochs that do not exceed this evaluation by more than `margin` percent. 0: a task always
-        # lasts until its last epoch.
-        "early_stopping": {"patience": 0, "margin": 0.0},
-        # After a step with a NaN or an infinity in its loss, gradients or weights: "stop", or "skip" the step, as if
-        # its batch did not exist. In both cases nonfinite.json records it, and no checkpoint contains its result.
-        "on_nonfinite": "stop",
+        "epochs": Option(20, "epochs of each task", minimum=1),
+        "batch_size": Option(64, "images of a training batch, over all devices", minimum=1),
+        "last_batch": Option(
+            "drop",
+            "whether an incomplete last batch of an epoch is dropped, or trained in its own size",
+            choices=("drop", "keep"),
+        ),
+        # Log lines, evaluations and checkpoints stay at their steps, the steps left before one of these run one by one,
+        # and a signal takes effect after at most this many steps. On a CPU ViTs keep every bit, and convolutions round
+        # differently. docs/maintainers/benchmarks.md has times.
+        "steps_per_call": Option(
+            1,
+            "steps in one compiled call, for networks whose step is shorter than its launch",
+            minimum=1,
+            resumable=True,
+        ),
+        # The best evaluation is that of the headline of the method.
+        "early_stopping": {
+            "patience": Option(
+                0,
+                "epochs without a better evaluation (eval.every_epochs) after which a task ends with the weights of "
+                "its best evaluation; 0: a task lasts until its last epoch",
+            ),
+            "margin": Option(0.0, "percent by which an evaluation exceeds the best one to count as better"),
+        },
+        # In both cases nonfinite.json records the step, and no checkpoint contains its result. The reaction changes
+        # nothing before that step, so it may change on resume.
+        "on_nonfinite": Option(
+            "stop",
+            "reaction to a NaN or an infinity in a step's loss, gradients or weights: stop, or skip the step as if its "
+            "batch did not exist",
+            choices=("stop", "skip"),
+            resumable=True,
+        ),
     },
     "eval": {
-        "batch_size": 256,
-        "forward_transfer": True,
-        "every_epochs": 0,  # interval of evaluations within a task; the best is in results.json. 0: only after a task
+        "batch_size": Option(256, "images of an evaluation batch, over all devices", minimum=1, resumable=True),
+        "forward_transfer": Option(True, "evaluate each task also before it is trained"),
+        "every_epochs": Option(
+            0, "epochs between evaluations within a task; the best is in results.json; 0: only after a task"
+        ),
     },
     "checkpoint": {
-        "every_steps": 500,  # interval within a task; one more follows each task. 0: only after tasks
-        "keep": 2,  # number of those within a task; if the newest is corrupt, the run resumes from the one before
-        # Number of those after a task, the newest. 0: all. Evaluation (--mode=eval --task) and analysis of an earlier
-        # task need its checkpoint. So does a run whose teacher is a network of this run as it was after each task.
-        "keep_tasks": 0,
+        "every_steps": Option(
+            500,
+            "steps between checkpoints within a task; one more follows each task; 0: only after tasks",
+            resumable=True,
+        ),
+        "keep": Option(
+            2,
+            "number of stored checkpoints within a task; if the newest is corrupt, the run resumes from the one before",
+            minimum=1,
+            resumable=True,
+        ),
+        # Evaluation (--mode=eval --task) and analysis of an earlier task need its checkpoint. So does a run whose
+        # teacher is a network of this run as it was after each task.
+        "keep_tasks": Option(0, "number of stored checkpoints after a task, the newest ones; 0: all", resumable=True),
     },
-    "log": {"every_steps": 50, "tensorboard": True, "report": True},  # report.html takes seconds to render
-    # Stops with a traceback at the operation that produced the first NaN. Steps become several times slower.
-    "debug_nans": False,
-    "devices": 0,  # number of local devices that share a batch. 0: all
-    "peer_devices": 1,  # number of devices over which networks that learn together are distributed (dml, okddip)
-    # Number of devices over which each large weight is sharded, for a teacher that exceeds the memory of one device.
-    # Batches are still split over all devices.
-    "fsdp_devices": 1,
-    # Dtype of the kernels of networks that are frozen for the whole run, on the devices and in checkpoints: "bfloat16"
-    # halves their bytes. Trained weights, the optimizer, losses, norms and softmax stay in float32. The dtype of the
-    # computation is the network's own `dtype`.
-    "frozen_dtype": "float32",
-    "workers": 0,  # processes that decode images from disk. 0: threads of this process
-    "compilation_cache": "~/.cache/cdl_jax/compiled",  # folder of compiled programs, for all runs. "": no cache
-    "resident_limit_mb": 4096,  # arrays of images up to this size are copied to the device; larger ones are streamed
+    "log": {
+        "every_steps": Option(50, "steps between two lines of metrics.jsonl", minimum=1, resumable=True),
+        "tensorboard": Option(True, "write TensorBoard event files", resumable=True),
+        "report": Option(True, "write report.html, which takes seconds", resumable=True),
+    },
+    "debug_nans": Option(
+        False,
+        "stop with a traceback at the operation that produced the first NaN; steps become several times slower",
+        resumable=True,
+    ),
+    "devices": Option(0, "number of local devices that share a batch; 0: all", resumable=True),
+    "peer_devices": Option(
+        1,
+        "number of devices over which networks that learn together are distributed (dml, okddip)",
+        minimum=1,
+        resumable=True,
+    ),
+    "fsdp_devices": Option(
+        1,
+        "number of devices over which each large weight is sharded, for a teacher that exceeds the memory of one "
+        "device; batches are still split over all devices",
+        minimum=1,
+        resumable=True,
+    ),
+    # Trained weights, the optimizer, losses, norms and softmax stay in float32. The dtype of the computation is the
+    # network's own `dtype`.
+    "frozen_dtype": Option(
+        "float32",
+        "dtype of the kernels of networks that are frozen for all of the run, on devices and in checkpoints; bfloat16 "
+        "halves their bytes",
+        choices=("float32", "bfloat16"),
+    ),
+    "compilation_cache": Option(
+        "~/.cache/cdl_jax/compiled", "folder of compiled programs, for all runs; empty: no cache", resumable=True
+    ),
+    "device_data_limit_mb": Option(
+        4096, "size in MiB up to which arrays of images are copied to the device; larger ones are streamed"
+    ),
 }
-
-# Keys that change neither weights nor metrics, so a run may be resumed with other values of them. The reaction to a
-# non-finite step changes nothing before that step.
-RESUMABLE_KEYS = (
-    "checkpoint.",
-    "log.",
-    "devices",
-    "peer_devices",
-    "fsdp_devices",
-    "workers",
-    "data.path",
-    "eval.batch_size",
-    "compilation_cache",
-    "debug_nans",
-    "train.on_nonfinite",
-    "train.steps_per_call",
-)
-
-
-_SIGNED_KEYS = ("distill.norm_epsilon", "data.class_order_seed", "dkt.kd_step")  # keys of numbers that may be negative
-_SIZES = ("dim", "depth", "heads", "patch_size", "image_size")  # options of every network
 
 
 class Config(ml_collections.ConfigDict):
@@ -131,6 +169,8 @@ def _convert(path, value, old):
         raise _section_error(path, value, old)
     if path == "data.class_order" and isinstance(new, tuple) and new and all(type(item) is int for item in new):
         return ",".join(map(str, new))
+    if path == "dkt.topology" and isinstance(new, tuple):
+        return repr(new)
     if kind is tuple and isinstance(value, list | np.ndarray):
         return new if isinstance(new, tuple) else (new,)
     if kind is int and type(new) is float and new.is_integer():
@@ -215,24 +255,44 @@ def default(method: str, *, data: str, **choices: str) -> ml_collections.ConfigD
     >>> config.learner.name, config.data.name, config.train.epochs
     ('coda', 'cifar100', 20)
     """
-    from cdl_jax import optim
-    from cdl_jax.data import stream
-    from cdl_jax.data.transforms import augment
+    return Config(copy_with_tuples(declarations.defaults(_declare(method, data, **choices))))
 
+
+def _declare(method, data, **choices):
+    """Returns the declarations of all options, as nested dicts; the arguments are those of `default`."""
     source, module = plugins.load_plugin("data.sources", data), plugins.load_plugin("methods", method)
     known = inspect.signature(module.defaults).parameters
     for name in choices:
         if name not in known:
             raise UserError(f"method {method!r} has no choice {name!r}: {plugins.did_you_mean(name, known)}")
-    sections = {
-        **DEFAULTS,
-        "method": method,
-        "data": {**stream.OPTIONS, "name": data, **source.OPTIONS},
-        "augment": augment.OPTIONS,
-        "optim": optim.OPTIONS,
-        **module.defaults(**choices),
-    }
-    return Config(copy_with_tuples(sections))
+    common = _common_options()
+    names = {"method": Option(method, "how the networks are trained: a name of --list, or a dotted path")}
+    source_name = Option(data, "the data source: a name of --list, or a dotted path")
+    sections = {"data": {**common["data"], "name": source_name, **source.OPTIONS}}
+    return {**common, **names, **sections, **module.defaults(**choices)}
+
+
+def _common_options():
+    """Returns the declarations of the options of every config."""
+    from cdl_jax import optim
+    from cdl_jax.data import stream
+    from cdl_jax.data.transforms import augment
+
+    return {**OPTIONS, "data": stream.OPTIONS, "augment": augment.OPTIONS, "optim": optim.OPTIONS}
+
+
+def declared(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the declarations of a config's options, as nested dicts.
+
+    They are those of its method, data source, learner, scheme and network families.
+
+    Args:
+      config: a ConfigDict with the keys `method` and `data.name`.
+
+    Raises:
+      UserError: there is no module of such a name, or a choice does not fit the others.
+    """
+    return _declared(config, flatten(config))
 
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
@@ -241,19 +301,15 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: a key is unknown, with a suggestion, an option is missing, or a choice does not fit the others.
     """
-    from cdl_jax import optim
-    from cdl_jax.data import stream
-    from cdl_jax.data.transforms import augment
-
     flat = flatten(config)
     for key in ("method", "data.name"):
         if key in flat and not isinstance(flat[key], str):
             raise UserError(f"config.{key}={flat[key]!r} must be of type str, the name of a plug-in")
         if key not in flat:
             raise UserError(f"config.{key} is missing: begin the config with cdl_jax.config.default(...)")
-    rebuilt = _rebuild(config, flat)
+    rebuilt = declarations.defaults(_declared(config, flat))
     known = flatten(rebuilt)
-    everywhere = flatten({**DEFAULTS, "data": stream.OPTIONS, "augment": augment.OPTIONS, "optim": optim.OPTIONS})
+    everywhere = flatten(_common_options())
     choices = {"data": "data.name"} | {key.split(".")[0]: key for key in flat if key.endswith((".family", ".name"))}
     choices.pop("optim", None)
     user_networks = tuple(
@@ -318,21 +374,23 @@ def _sections(config, prefix=""):
     return [*own, *(name for key, value in own.items() for name in _sections(value, f"{key}."))]
 
 
-def _rebuild(config, flat):
-    """Returns the default config for the method, data source, learner, scheme and network families of a config."""
+def _declared(config, flat):
+    """Returns the same as `declared`, from a config and its flat form."""
     source, method = config.data.name, plugins.load_plugin("methods", config.method)
-    parts, choices, networks = inspect.signature(method.defaults).parameters, {}, {}
+    parts, choices, networks, of_users = inspect.signature(method.defaults).parameters, {}, {}, {}
     for name in parts:
         section = "student" if name == "network" and "network.family" not in flat else name
         if isinstance(choice := flat.get(f"{section}.name"), str):
             choices[name] = choice
         elif isinstance(family := flat.get(f"{section}.family"), str):
-            sizes = plugins.load_plugin("models", family).SIZES
-            if sizes and "." not in family:
-                networks[name] = (section, family, next(iter(sizes)))
-    rebuild = partial(default, config.method, data=source, **choices)
+            module = plugins.load_plugin("models", family)
+            if "." in family:
+                of_users[section] = module.OPTIONS
+            elif module.SIZES:
+                networks[name] = (section, family, next(iter(module.SIZES)))
+    rebuild = functools.partial(_declare, config.method, source, **choices)
     try:
-        return rebuild(**{name: size for name, (_, _, size) in networks.items()})
+        return {**rebuild(**{name: size for name, (_, _, size) in networks.items()}), **of_users}
     except plugins.UnknownPluginError:
         raise
     except UserError:
@@ -368,7 +426,7 @@ def with_source(config: ml_collections.ConfigDict, name: str) -> ml_collections.
     common = {key: value for key, value in config.data.items() if key in stream.OPTIONS}
     changed = Config(config)
     del changed["data"]
-    changed.data = {**common, **plugins.load_plugin("data.sources", name).OPTIONS, "name": name}
+    changed.data = {**common, **declarations.defaults(plugins.load_plugin("data.sources", name).OPTIONS), "name": name}
     return changed
 
 
@@ -383,11 +441,10 @@ def with_defaults(stored: dict) -> dict:
         nested = {key: merge(defaults.get(key, {}), v) for key, v in values.items() if isinstance(v, dict)}
         return {**defaults, **values, **nested}
 
-    complete = merge(DEFAULTS, stored)
+    complete = merge(declarations.defaults(OPTIONS), stored)
     try:
-        return merge(
-            _rebuild(ml_collections.ConfigDict(copy_with_tuples(complete)), flatten(complete)).to_dict(), complete
-        )
+        known = declared(ml_collections.ConfigDict(copy_with_tuples(complete)))
+        return merge(copy_with_tuples(declarations.defaults(known)), complete)
     except (UserError, AttributeError, KeyError):
         return complete  # not a config of this version; `check_keys` reports the reason
 
@@ -404,53 +461,26 @@ def copy_with_tuples(tree: Any) -> Any:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Checks the keys of a config and the values of its common sections. Methods and sources check their own options.
+    """Checks the keys of a config, and each value by the declaration of its option.
+
+    Methods, schemes, learners and networks check the options that do not fit together.
 
     Raises:
-      UserError: a key is unknown or a value is out of range. The message names the key and the permitted values.
+      UserError: a key is unknown, a value is not permitted, or options of every run do not fit together.
     """
     check_keys(config)
-    positive = (
-        "train.epochs",
-        "train.batch_size",
-        "train.steps_per_call",
-        "eval.batch_size",
-        "log.every_steps",
-        "checkpoint.keep",
-    )
-    for key in (*positive, "peer_devices", "fsdp_devices"):
-        if flatten(config)[key] < 1:
-            raise UserError(f"config.{key}={flatten(config)[key]} must be at least 1")
-    if config.train.last_batch not in ("drop", "keep"):
-        raise UserError(f"config.train.last_batch={config.train.last_batch!r}: use 'drop' or 'keep'")
-    if config.frozen_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.frozen_dtype={config.frozen_dtype!r}: use 'float32' or 'bfloat16'")
-    if config.train.on_nonfinite not in ("stop", "skip"):
-        raise UserError(f"config.train.on_nonfinite={config.train.on_nonfinite!r}: use 'stop' or 'skip'")
+    declarations.check(declared(config), config)
     if config.train.steps_per_call > 1 and config.fsdp_devices > 1:
         raise UserError(
             "config.train.steps_per_call above 1 cannot be combined with config.fsdp_devices: sharded networks are "
             "large, and their steps do not become faster; leave one of them at 1"
         )
-    seeds = tuple(config.seeds)
-    if len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"config.seeds={seeds} must be different integers that are not negative")
-    for key in ("eval.every_epochs", "checkpoint.every_steps", "checkpoint.keep_tasks", "devices", "workers", "seed"):
-        if flatten(config)[key] < 0:
-            raise UserError(f"config.{key}={flatten(config)[key]} must not be negative")
-    stopping = config.train.early_stopping
-    if stopping.patience < 0 or stopping.margin < 0:
-        raise UserError(
-            f"config.train.early_stopping: patience={stopping.patience}, margin={stopping.margin} must not be negative"
-        )
-    if stopping.patience and (not config.eval.every_epochs or seeds):
+    if len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"config.seeds={tuple(config.seeds)} must be different integers")
+    if config.train.early_stopping.patience and (not config.eval.every_epochs or config.seeds):
         raise UserError(
             "config.train.early_stopping needs config.eval.every_epochs and a single seed: run the seeds one by one"
         )
-    for seed in (config.seed, *seeds):
-        if seed >= 2**31:  # compiled steps have it as int32
-            raise UserError(f"config: seed {seed} must be less than {2**31}")
-    check_numbers(config)
 
 
 def seeds_of(config: ml_collections.ConfigDict) -> tuple[int, ...]:
@@ -458,22 +488,21 @@ def seeds_of(config: ml_collections.ConfigDict) -> tuple[int, ...]:
     return tuple(config.seeds) or (config.seed,)
 
 
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Checks the numbers of all sections: NaN, infinite, huge and, with few exceptions, negative ones are invalid.
+def is_resumable(key: str) -> bool:
+    """Returns whether a run may be resumed with another value of a key, as it changes neither weights nor metrics.
 
-    Raises:
-      UserError: a number is invalid. The message names the key.
+    >>> is_resumable("devices"), is_resumable("seed")
+    (True, False)
     """
-    for key, value in flatten(config).items():
-        for number in value if isinstance(value, list) else [value]:
-            if not isinstance(number, int | float):
-                continue
-            if not abs(number) < 2**31:
-                raise UserError(f"config.{key}={value!r} must be a number less than {2**31}")
-            if number < 0 and key not in _SIGNED_KEYS:
-                raise UserError(f"config.{key}={value!r} must not be negative")
-            if number < 1 and key.split(".")[-1] in _SIZES:
-                raise UserError(f"config.{key}={value!r} must be at least 1")
+    return key in _resumable_keys()
+
+
+@functools.cache
+def _resumable_keys():
+    from cdl_jax.data import stream
+
+    common = {**OPTIONS, "data": stream.OPTIONS}
+    return frozenset(key for key, option in declarations.rows(common) if option.resumable)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -498,13 +527,16 @@ def differences(old: dict, new: dict) -> list[str]:
       old: the flat config of a run.
       new: another flat config.
 
-    >>> differences({"seed": 0, "workers": 0}, {"seed": 1, "workers": 4})
+    >>> differences({"seed": 0, "devices": 0}, {"seed": 1, "devices": 4})
     ['seed: 0 -> 1']
     """
     # With batchwise prompt selection, predictions depend on the size of the test batches.
     binding = ("eval.batch_size",) if old.get("learner.batchwise") else ()
-    keys = sorted(k for k in {*old, *new} if not k.startswith(RESUMABLE_KEYS) or k in binding)
-    old = {**flatten(DEFAULTS), **old}  # a run of an earlier version used the defaults of later options
+    keys = sorted(k for k in {*old, *new} if not is_resumable(k) or k in binding)
+    old = {
+        **flatten(declarations.defaults(OPTIONS)),
+        **old,
+    }  # a run of an earlier version used the defaults of later options
     return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
 
 

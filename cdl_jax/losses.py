@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
 # Logit of an excluded class. Its exp() is exactly zero in float32 and bfloat16. Unlike -inf it gives no NaN in
 # differences and gradients.
@@ -80,24 +80,17 @@ class Context:
         )
 
 
-def check_temperature(option: str, temperature: float) -> None:
-    """Checks that a softmax at this temperature has a usable gradient in float32.
+def temperature_option(default: float, meaning: str = "temperature of the softmax of distillation") -> Option:
+    """Declares a temperature whose softmax has a usable gradient in float32.
 
-    Args:
-      option: name of the option, such as "distill.temperature".
-      temperature: its value.
-
-    Raises:
-      UserError: the value is out of range.
-
-    >>> check_temperature("distill.temperature", 2.0)
+    >>> temperature_option(2.0).range
+    '[0.01, 1000]'
     """
     lowest, highest = _TEMPERATURES
-    if not lowest <= temperature <= highest:
-        raise UserError(
-            f"{option}={temperature} must lie in [{lowest:g}, {highest:g}]: outside the softened probabilities are "
-            "exactly 0 and 1, or all equal, in float32, and nothing is distilled"
-        )
+    reason = (
+        "outside the softened probabilities are exactly 0 and 1, or all equal, in float32, and nothing is distilled"
+    )
+    return Option(default, meaning, minimum=lowest, maximum=highest, reason=reason)
 
 
 def mask_classes(logits: jax.Array, mask: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@
 --workdir DIR     folder of the run; default: runs/<config>[-<arguments>]. The same command resumes the run.
                   If the folder has a run, --config may be omitted: the config is then read from its config.json.
 --fetch           downloads the data set and the weights of the config if they are missing, then runs
+--help            prints this text; with --config or --workdir also the options of the config, with their meanings
 --list            lists configs, methods, learners, schemes, data sources and networks
 --version         prints the version
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 _MODES = ("train", "eval", "analyze", "describe")
 _FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
+_HELP = ("--help", "-h", "-help")
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)  # the words of a command that change the config
 _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--config.section.key=value ...]
 
@@ -49,7 +51,8 @@ _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--con
   python -m cdl_jax.main --config cifar100_l2p --fetch
   python -m cdl_jax.main --workdir runs/quickstart --mode eval
 
-  --list: configs, methods, learners, schemes, data sources, networks    --help: all flags    --version"""
+  --list: configs, methods, learners, schemes, data sources, networks    --help: all flags    --version
+  --config CONFIG --help: all options of a config, with their meanings"""
 
 
 @console.command
@@ -99,8 +102,8 @@ def _main(argv):
     if not words:
         print(_USAGE, file=sys.stderr)
         return 2
-    if any(word in ("--help", "-h", "-help") for word in words):
-        print(__doc__.strip())
+    if any(word in _HELP for word in words):
+        _print_help(argv)
         return 0
     if "--version" in words:
         print(f"cdl_jax {__version__}")
@@ -120,6 +123,16 @@ def _main(argv):
     except signals.RunInterrupted as stop:
         _print_error(str(stop))
         return 128 + stop.number
+
+
+def _print_help(argv):
+    """Prints the flags, and the options of the config that a command names."""
+    print(__doc__.strip())
+    if _flag_value(argv, "config") or _flag_value(argv, "workdir"):
+        from cdl_jax.run import listing
+
+        values = _parse([word for word in argv if word not in _HELP])
+        print(f"\n{listing.render_options(values.config)}")
 
 
 def _parse(argv):
@@ -143,9 +156,7 @@ def _parse(argv):
     if source := _flag_value(argv, "config.data.name"):
         loaded = config.with_source(loaded, source)
     values = _parse_flags(argv, loaded)
-    config.check_keys(values.config)
-    config.check_numbers(values.config)
-    _check_tuples(values.config, config.flatten(loaded))
+    config.check(values.config)
     if values.rest:
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:
@@ -202,17 +213,6 @@ def _check_tree(config, what, prefix=""):
             _check_tree(value, what, path)
         elif isinstance(value, dict):
             raise UserError(f"{what}: config.{path} is a dict that is not converted: use an ml_collections.ConfigDict")
-
-
-def _check_tuples(config, defaults):
-    """Raises UserError if a tuple of numbers contains text, because flags do not check the items of a tuple."""
-    from cdl_jax.config import flatten
-    from cdl_jax.errors import UserError
-
-    for key, value in flatten(config).items():
-        if isinstance(value, list) and any(isinstance(item, int | float) for item in defaults[key] or ()):
-            if any(isinstance(item, str) for item in value):
-                raise UserError(f"config.{key}={tuple(value)} must be numbers")
 
 
 def default_workdir(path: Path, arguments: str) -> str:
@@ -345,7 +345,6 @@ def _run(options, handler):
     from cdl_jax.runtime import compilation_cache, distributed, files, malloc, paths
 
     config = options.config
-    configs.check(config)
     malloc.retain_freed_memory()
     compilation_cache.enable_cache(config.compilation_cache)
     if options.mode != "describe":
@@ -415,7 +414,7 @@ def _check_weights_are_named(experiment):
 
     config, method = experiment.config, experiment.method
     for section in ("teacher", "student", "network"):
-        from_runs = section == "teacher" and config.get(config.method, {}).get("teachers")
+        from_runs = section == "teacher" and config.get(config.method, {}).get("teacher_runs")
         flag = f"config.{section}.weights"
         emptied = any(argument.lstrip("-").split("=")[0] == flag for argument in sys.argv)
         if emptied and section in method.networks and not from_runs and config.get(section, {}).get("weights") == "":

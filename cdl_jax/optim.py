@@ -9,28 +9,31 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "name": "adam",
-    "learning_rate": 1e-3,
-    "schedule": "cdl_cosine",
-    "warmup_epochs": 0.0,  # of schedule "cosine"
-    "final_rate": 0.0,  # of schedule "cosine": the learning rate at its end
-    "milestones": (),  # epochs of schedule "steps": at each the learning rate is divided by 10
-    "momentum": 0.9,  # of sgd, rmsprop
-    "nesterov": False,  # of sgd: Nesterov's momentum, as torch computes it
-    "betas": (0.9, 0.999),  # of adam, adamw, amsgrad
-    "eps": 1e-8,
-    "weight_decay": 0.0,  # adamw: decoupled, on matrices only; others: added to the gradient, as in torch
-    # Parts of the network without weight decay. A projector is orthogonal for any values of its parameters, so decay
-    # would only pull it back to its initial value.
-    "undecayed": ("projector",),
-    "clip_norm": 0.0,  # bound of the global gradient norm; 0: none
-    # Batches whose gradients are averaged for one step, as if they were one batch. The schedule is that of the steps.
-    # Batches at the end of an epoch that do not fill a step are dropped. Batch norm and mixing use the small batches.
-    "accumulate": 1,
+    "name": Option("adam", "the optimizer", choices=("adam", "adamw", "amsgrad", "sgd", "rmsprop")),
+    "learning_rate": Option(1e-3, "the highest learning rate", above=0),
+    "schedule": Option(
+        "cdl_cosine", "the learning-rate schedule within a task", choices=("constant", "cdl_cosine", "cosine", "steps")
+    ),
+    "warmup_epochs": Option(0.0, 'epochs of linear warmup, of schedule "cosine"'),
+    "end_learning_rate": Option(0.0, 'the learning rate at the end of schedule "cosine"'),
+    "milestones": Option((), 'epochs of schedule "steps"; at each the learning rate is divided by 10', item_type=int),
+    "momentum": Option(0.9, "momentum of sgd and rmsprop", below=1),
+    "nesterov": Option(False, "Nesterov's momentum in sgd, as torch computes it"),
+    "betas": Option((0.9, 0.999), "decay of both averages of adam, adamw and amsgrad", below=1, lengths=(2,)),
+    "eps": Option(1e-8, "epsilon of adam, adamw, amsgrad and rmsprop"),
+    "weight_decay": Option(
+        0.0, "weight decay; adamw: decoupled, on matrices only; others: added to the gradient, as in torch"
+    ),
+    # A projector is orthogonal for any values of its parameters, so decay would only pull it back to its initial value.
+    "no_decay": Option(("projector",), "names of the parts of the network without weight decay", item_type=str),
+    "clip_norm": Option(0.0, "bound of the global gradient norm; 0: none"),
+    # The schedule is that of the steps. Batches at the end of an epoch that do not fill a step are dropped. Batch norm
+    # and mixing use the small batches.
+    "accumulate": Option(1, "batches whose gradients are averaged for one step, as if they were one batch", minimum=1),
 }
 
 
@@ -48,6 +51,10 @@ class Optimizer:
 
     transform: optax.GradientTransformation
     learning_rate: Callable[[jax.Array], jax.Array]
+
+
+# Changes nothing: of an update that only collects statistics.
+NO_STEP = Optimizer(optax.identity(), optax.constant_schedule(0.0))
 
 
 def cdl_cosine(learning_rate: float, epochs: int) -> optax.Schedule:
@@ -76,25 +83,29 @@ def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
       epochs: number of epochs of the phase.
 
     Raises:
-      UserError: the name of the schedule is unknown, or `warmup_epochs` is out of range.
+      UserError: `warmup_epochs` is out of range.
     """
-    rate, name = options.learning_rate, options.schedule
-    if name == "constant":
-        return optax.constant_schedule(rate)
-    if name == "cdl_cosine":
-        return cdl_cosine(rate, epochs)
-    if name == "cosine":
-        warmup = options.warmup_epochs
-        if not 0 <= warmup < epochs:
-            raise UserError(f"optim.warmup_epochs={warmup} must lie in [0, epochs={epochs}): choose fewer")
-        decay = optax.cosine_decay_schedule(rate, epochs - warmup, alpha=options.final_rate / rate)
-        if not warmup:
-            return decay
-        return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
-    if name == "steps":
-        return optax.piecewise_constant_schedule(rate, {m: 0.1 for m in options.milestones})
-    known = ["constant", "cdl_cosine", "cosine", "steps"]
-    raise UserError(f"optim.schedule={name!r} is unknown: {plugins.did_you_mean(name, known)}")
+    return _SCHEDULES[options.schedule](options, epochs)
+
+
+def _cosine(options, epochs):
+    rate, warmup = options.learning_rate, options.warmup_epochs
+    if not warmup < epochs:
+        raise UserError(f"optim.warmup_epochs={warmup} must lie in [0, epochs={epochs}): choose fewer")
+    decay = optax.cosine_decay_schedule(rate, epochs - warmup, alpha=options.end_learning_rate / rate)
+    if not warmup:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
+
+
+_SCHEDULES = {
+    "constant": lambda options, epochs: optax.constant_schedule(options.learning_rate),
+    "cdl_cosine": lambda options, epochs: cdl_cosine(options.learning_rate, epochs),
+    "cosine": _cosine,
+    "steps": lambda options, epochs: optax.piecewise_constant_schedule(
+        options.learning_rate, {milestone: 0.1 for milestone in options.milestones}
+    ),
+}
 
 
 def build(options: ConfigDict, epochs: int) -> Optimizer:
@@ -105,20 +116,9 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
       epochs: number of epochs of the phase, the length of the schedule.
 
     Raises:
-      UserError: a name is unknown or a value is out of range.
+      UserError: `warmup_epochs` is out of range.
     """
-    if not options.learning_rate > 0:
-        raise UserError(f"optim.learning_rate={options.learning_rate} must be above 0")
-    betas = options.betas
-    if len(betas) != 2 or not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
-        raise UserError(f"optim.betas={betas} must be two numbers within [0, 1)")
-    if not 0 <= options.momentum < 1:
-        raise UserError(f"optim.momentum={options.momentum} must lie within [0, 1)")
-    if not all(type(milestone) is int for milestone in options.milestones):
-        raise UserError(f"optim.milestones={options.milestones} must be integers")
-    if not all(isinstance(part, str) and part for part in options.undecayed):
-        raise UserError(f"optim.undecayed={options.undecayed} must be names of parts of a network, such as 'projector'")
-    first, second = betas
+    first, second = options.betas
     kinds = {
         "adam": lambda: optax.scale_by_adam(first, second, options.eps),
         "adamw": lambda: optax.scale_by_adam(first, second, options.eps),
@@ -129,14 +129,10 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
             optax.trace(options.momentum) if options.momentum else optax.identity(),
         ),
     }
-    if options.name not in kinds:
-        raise UserError(f"optim.name={options.name!r} is unknown: {plugins.did_you_mean(options.name, kinds)}")
-    if options.accumulate < 1:
-        raise UserError(f"optim.accumulate={options.accumulate} must be at least 1")
     transforms = []
     if options.clip_norm:
         transforms.append(optax.clip_by_global_norm(options.clip_norm))
-    decay, no_decay = options.weight_decay, options.undecayed
+    decay, no_decay = options.weight_decay, options.no_decay
     if decay and options.name != "adamw":
         transforms.append(optax.add_decayed_weights(decay, mask=partial(_weight_decay_mask, no_decay, 0)))
     transforms.append(kinds[options.name]())
@@ -146,6 +142,34 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
     if options.accumulate > 1:  # the direction is zero until a step is full
         transform = optax.MultiSteps(transform, options.accumulate).gradient_transformation()
     return Optimizer(transform, schedule(options, epochs))
+
+
+def scale_rates(optimizer: Optimizer, factor: Callable[[tuple[str, ...]], float]) -> Optimizer:
+    """Multiplies the learning rate of each leaf by a factor; decoupled weight decay is multiplied too.
+
+    Args:
+      optimizer: of all leaves.
+      factor: path of a trained leaf -> factor.
+
+    Returns:
+      An optimizer with the same state.
+
+    >>> optimizer = Optimizer(optax.identity(), optax.constant_schedule(0.1))
+    >>> scaled = scale_rates(optimizer, lambda path: 0.5 if path == ("backbone",) else 1.0)
+    >>> direction, _ = scaled.transform.update({"backbone": 4.0, "head": 4.0}, optax.EmptyState())
+    >>> direction
+    {'backbone': 2.0, 'head': 4.0}
+    """
+
+    def scale(path, direction):
+        value = factor(tuple(key.key for key in path))
+        return direction if value == 1 else value * direction
+
+    def update(gradients, state, params=None):
+        direction, state = optimizer.transform.update(gradients, state, params)
+        return jax.tree_util.tree_map_with_path(scale, direction), state
+
+    return Optimizer(optax.GradientTransformation(optimizer.transform.init, update), optimizer.learning_rate)
 
 
 def _weight_decay_mask(no_decay: Collection[str], min_rank: int, params):

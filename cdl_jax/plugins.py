@@ -31,7 +31,7 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
     "methods": {"defaults": "", "build": "config, info"},
     "distill": {"OPTIONS": None, "build": "options, teacher, student"},
     "models": {"build": "options, num_classes", "OPTIONS": None, "SIZES": None, "torch_name": "path"},
-    "models.prompts": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
+    "models.learners": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
     "data.sources": {"OPTIONS": None, "load": "options"},
     "published": {"build": ""},
 }
@@ -54,7 +54,7 @@ _SYNONYMS = {
     "train.batch_size": "bs batch batchsize train_batch_size per_device_train_batch_size",
     "train.epochs": "num_epochs n_epochs nb_epochs max_epochs num_train_epochs epoch",
     "devices": "gpus gpu num_gpus n_gpu ngpus device num_devices",
-    "workers": "num_workers n_workers nworkers",
+    "data.num_workers": "workers n_workers nworkers",
     "seed": "random_seed random_state manual_seed",
     "distill.name": "kd distillation distiller",
     "data.name": "dataset data_set ds dataset_name",
@@ -91,9 +91,9 @@ def list_plugins(folder: str) -> list[str]:
     """Returns the sorted names of the plug-ins in `cdl_jax.<folder>`, without importing them.
 
     Args:
-      folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.prompts".
+      folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.learners".
 
-    >>> list_plugins("models.prompts")
+    >>> list_plugins("models.learners")
     ['apt', 'coda', 'dualprompt', 'l2p', 'none']
     """
     package = importlib.import_module(f"cdl_jax.{folder}")

@@ -36,9 +36,27 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {
 }
 
 # Option of schema 1 -> its name in schema 2. Both may lie in any section.
-RENAMED_OPTIONS: dict[str, str] = {}
+RENAMED_OPTIONS: dict[str, str] = {
+    "cdl.query": "cdl.teacher_query",
+    "cdl.student_rate": "cdl.student_schedule",
+    "cdl.teachers": "cdl.teacher_runs",
+    "dkt.teachers": "dkt.teacher_runs",
+    "learner.pull": "learner.key_loss",
+    "learner.form": "learner.prompt_form",
+    "learner.full_length": "learner.full_length_kv",
+    "learner.inherit": "learner.init_from_previous_task",
+    "data.validation": "data.validation_fraction",
+    "workers": "data.num_workers",
+    "resident_limit_mb": "device_data_limit_mb",
+    "optim.undecayed": "optim.no_decay",
+    "optim.final_rate": "optim.end_learning_rate",
+    "eeil.soften": "eeil.softmax_over",
+    "eeil.noise_is": "eeil.noise_unit",
+    "eeil.finetune_from": "eeil.finetune_start_task",
+    "eeil.finetune_rate": "eeil.finetune_learning_rate",
+}
 # Option of schema 1 -> its values there -> those of schema 2.
-RENAMED_VALUES: dict[str, dict[Any, Any]] = {}
+RENAMED_VALUES: dict[str, dict[str, str]] = {"cdl.query": {"own": "teacher"}}
 # Option of schema 1 that no longer exists -> the value with which it had no effect; None: with any value.
 REMOVED_OPTIONS: dict[str, Any] = {"cdl.same_batches": False, "cdl.kept_queries_mb": None}
 

@@ -92,7 +92,7 @@ def _eeil(config, section, reference):
     config.optim.update(name="sgd", learning_rate=0.1, weight_decay=1e-4, schedule="steps", milestones=(30, 60))
     section.update(replay=3000, temperature=3.0)
     if reference:
-        section.update(soften="batch", active="last", finetune_from=3, finetune_share="all")
+        section.update(softmax_over="batch", active="last", finetune_start_task=3, finetune_share="all")
 
 
 def _experiment(config, choices):
@@ -110,7 +110,7 @@ def _experiment(config, choices):
         if not teacher:
             first = "baseline=joint" if name == "joint_teacher" else "baseline=lwf or baseline=eeil"
             raise UserError(f"experiment={name} needs teacher=WORKDIR of a finished run: train {first} first")
-        dkt.update(num_learners=1, teachers=(teacher,))
+        dkt.update(num_learners=1, teacher_runs=(teacher,))
         dkt.teacher_checkpoint = "last" if name == "joint_teacher" else "same_task"
         dkt.stream_order = "same" if name == "joint_teacher" or choices["keep_order"] else "shuffled"
     if name == "joint_teacher":

@@ -8,7 +8,7 @@
 20 characters in five tasks. Each learner has its own class order (`order`, see cdl_jax/methods/shared/topology.py),
 which differs between seeds. Learners exchange at every `interval`th `unit`.
 
-learner   cnn, a slim ResNet of eight channels on images of 16 pixels, or one of models/prompts around the pretrained
+learner   cnn, a slim ResNet of eight channels on images of 16 pixels, or one of models/learners around the pretrained
           ViT of the quick start
 replay    how many images each learner stores
 classes   the classes that the loss spans, see methods/dkt.py; "": those seen so far, or for a prompt learner without a
@@ -54,7 +54,7 @@ def get_config(text=""):
         replay=choices["replay"],
         kd_rel=choices["kd"],
         classes=choices["classes"] or ("seen" if choices["replay"] or learner == "cnn" else "current"),
-        teachers=(choices["teacher"],) if choices["teacher"] else (),
+        teacher_runs=(choices["teacher"],) if choices["teacher"] else (),
         teacher_checkpoint=choices["checkpoint"],
         public=200,
         public_batch=32,

@@ -14,7 +14,7 @@ label      identity; or subgroup: 13 tasks of 5 Unicode subgroups, tested on oth
            pretrained on these, so subgroups need backbones that were pretrained on other images.
 teacher, student   sizes of ViTs; vit_s14 is DINOv2-small's (docs/guides/data.md), which also needs
                    --config.teacher.image_size=112 --config.student.image_size=112 --config.teacher.layer_scale=1
-learner, distill, taught_by, seed, joint   as in configs/glyph100.py; a run of configs/reference.py can be the teacher
+learner, distill, teacher_run, seed, joint   as in configs/glyph100.py; a run of configs/reference.py can be the teacher
 
 An identity has three training images, so a task has small batches and ten epochs. `launch/emoji.sh`
 makes all runs of docs/results/emoji.md.
@@ -35,7 +35,7 @@ TASKS = {"identity": 10, "subgroup": 13}
 def get_config(text=""):
     choices = base.arguments(
         text, label="identity", learner="l2p", distill="kd", teacher="glyph_teacher", student="glyph_student",
-        taught_by="", seed=0, joint=False,
+        teacher_run="", seed=0, joint=False,
     )  # fmt: skip
     if choices["label"] not in TASKS:
         raise UserError(f"config argument label={choices['label']!r}: use {' or '.join(TASKS)}")
@@ -55,11 +55,11 @@ def get_config(text=""):
     if learner == "coda":  # the components are divided among the tasks
         config.learner.pool = 5 * 10 if choices["label"] == "identity" else 3 * 13
     config.distill.update(options)
-    config.cdl.update(schedule="teacher_first", student_rate="")
-    if "pull" in config.learner:
-        config.learner.pull = "mean"
-    if choices["taught_by"]:
-        config.cdl.teachers = (choices["taught_by"],)
+    config.cdl.update(schedule="teacher_first", student_schedule="")
+    if "key_loss" in config.learner:
+        config.learner.key_loss = "mean"
+    if choices["teacher_run"]:
+        config.cdl.teacher_runs = (choices["teacher_run"],)
     config.eval.forward_transfer = False
     config.checkpoint.every_steps = 0
     return config

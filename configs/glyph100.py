@@ -3,16 +3,16 @@
     python -m cdl_jax.main --config configs/glyph100.py --workdir runs/glyph100/l2p/kd/seed_0 \
         --config.data.path=glyph100.npz --config.teacher.weights=glyph_teacher.npz \
         --config.student.weights=glyph_student.npz
-    python -m cdl_jax.main --config configs/glyph100.py:distill=dkd,taught_by=runs/glyph100/l2p/kd/seed_0 \
+    python -m cdl_jax.main --config configs/glyph100.py:distill=dkd,teacher_run=runs/glyph100/l2p/kd/seed_0 \
         --workdir runs/glyph100/l2p/dkd/seed_0 --config.data.path=glyph100.npz \
         --config.student.weights=glyph_student.npz
 
 learner    l2p, dualprompt, coda, apt; none: a linear probe
 distill    none, or a row of the table: kd, dkd, fitnets, reviewkd, vkd; kd_token, an additional token with its own head
            (version 2 of CDL); kdp, the same with additional prompts (KDP, D-CDL); prompt_mapping (CDL-Prompt)
-taught_by  the working directory of a finished run of this stream; its teacher after each task is the teacher; "": a
+teacher_run  the working directory of a finished run of this stream; its teacher after each task is the teacher; "": a
            teacher that trains in the same run. Both give the same, because a teacher does not depend on its student.
-query      the backbone that computes the query of the teacher's pool: the student's (as published) or its own
+teacher_query  the backbone that computes the query of the teacher's pool: student (as published) or teacher
 seed       of the run and of the class order; for several in one program see CDL_TOGETHER in launch/glyph100.sh
 joint      all classes in one task
 
@@ -38,8 +38,8 @@ ROWS = {
 
 def get_config(text=""):
     choices = base.arguments(
-        text, learner="l2p", distill="kd", teacher="glyph_teacher", student="glyph_student", taught_by="",
-        query="student", seed=0, joint=False, tasks=10,
+        text, learner="l2p", distill="kd", teacher="glyph_teacher", student="glyph_student", teacher_run="",
+        teacher_query="student", seed=0, joint=False, tasks=10,
     )  # fmt: skip
     learner = choices["learner"]
     scheme, options = ROWS.get(choices["distill"], (choices["distill"], {}))
@@ -57,11 +57,11 @@ def get_config(text=""):
     config.learner.update(SMALL.get(learner, {}))
     config.distill.update(options)
     # Every scheme has the same teacher and number of steps, also the one that was published with interleaved training.
-    config.cdl.update(schedule="teacher_first", student_rate="", query=choices["query"])
-    if "pull" in config.learner:
-        config.learner.pull = "mean"
-    if choices["taught_by"]:
-        config.cdl.teachers = (choices["taught_by"],)
+    config.cdl.update(schedule="teacher_first", student_schedule="", teacher_query=choices["teacher_query"])
+    if "key_loss" in config.learner:
+        config.learner.key_loss = "mean"
+    if choices["teacher_run"]:
+        config.cdl.teacher_runs = (choices["teacher_run"],)
     config.eval.forward_transfer = False
     config.checkpoint.every_steps = 0
     return config

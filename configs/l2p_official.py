@@ -26,12 +26,12 @@ def get_config(text=""):
         text, learner="l2p", data="cifar100", distill="none", teacher="vit_l16", student="vit_b16", joint=False
     )
     joint, learner, data = choices.pop("joint"), choices["learner"], choices["data"]
-    official = getattr(plugins.load_plugin("models.prompts", learner), "OFFICIAL", None)
+    official = getattr(plugins.load_plugin("models.learners", learner), "OFFICIAL", None)
     if official is None:
         raise UserError(f"config argument learner={learner!r}: use l2p or dualprompt")
     config = base.default("cdl", **choices)
     config.learner.update(official)
-    config.cdl.query = "own"
+    config.cdl.teacher_query = "teacher"
     config.data.num_tasks = 1 if joint else 10
     config.augment.train, config.augment.flip, config.augment.scale = "random_resized_crop", True, (0.05, 1.0)
     config.augment.test, config.augment.resize = "resize_center_crop", 256

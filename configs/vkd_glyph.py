@@ -33,7 +33,7 @@ def get_config(text=""):
         config.mixing.probability = 0.0
         config.distill.update(feature_weight=choices["feature"], logit_weight=choices["logit"])
         config.distill.update(projector=choices["projector"], teacher_norm=choices["norm"])
-        config.optim.undecayed = ("projector", "pos_embed", "cls_token", "dist_token")
+        config.optim.no_decay = ("projector", "pos_embed", "cls_token", "dist_token")
     config.seed = choices["seed"]
     config.data.update(num_tasks=1, class_order=",".join(map(str, range(20))))
     config.data.update(max_train_per_class=200, max_test_per_class=100)

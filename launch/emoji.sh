@@ -47,7 +47,7 @@ all_rows() {
     finished "$teacher" || continue
     for distill in kd dkd kd_token kdp; do
       for learner in l2p coda apt dualprompt; do
-        row "$learner" "$distill" "$seed" "distill=$distill,taught_by=$teacher"
+        row "$learner" "$distill" "$seed" "distill=$distill,teacher_run=$teacher"
       done
     done
   done

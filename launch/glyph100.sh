@@ -52,15 +52,15 @@ workdir_of() { # FOLDER SEED or all
 
 # Trains a row of LEARNER with a teacher's run. Without one, or for all seeds together, the run trains its own teacher.
 row() { # LEARNER NAME SEED CHOICES [TEACHER'S NAME, "" for none] [OVERRIDES...]
-  local taught_by='' overrides=()
+  local teacher_run='' overrides=()
   if [ "$3" = all ]; then
     overrides=("${together[@]}" --config.data.class_order_seed=-1)
   elif [ -n "${5-}" ]; then
-    taught_by=$folder/$1/$5/seed_$3
-    if ! finished "$taught_by"; then return; fi
-    taught_by=,taught_by=$taught_by
+    teacher_run=$folder/$1/$5/seed_$3
+    if ! finished "$teacher_run"; then return; fi
+    teacher_run=,teacher_run=$teacher_run
   fi
-  train "$(workdir_of "$folder/$1/$2" "$3")" "glyph100.py:learner=$1,seed=${3/all/0},$4$taught_by" \
+  train "$(workdir_of "$folder/$1/$2" "$3")" "glyph100.py:learner=$1,seed=${3/all/0},$4$teacher_run" \
     --config.data.path="$data/glyph100.npz" --config.teacher.weights="$(weights_of teacher)" \
     --config.student.weights="$(weights_of student)" "${overrides[@]}" "${@:6}"
 }
@@ -101,7 +101,7 @@ ablation_rows() { # SEED or all
   done
   for value in 1 4; do row l2p kd_temperature_$value "$1" distill=kd kd --config.distill.temperature=$value; done
   row l2p kd_seen "$1" distill=kd kd --config.distill.classes=seen
-  row l2p kd_own_query "$1" distill=kd,query=own
+  row l2p kd_own_query "$1" distill=kd,teacher_query=teacher
   row apt kd_merged "$1" distill=kd "" --config.learner.teacher_prompts=merged
   for tasks in 5 20; do
     row l2p kd_${tasks}_tasks "$1" distill=kd,tasks=$tasks

@@ -3,8 +3,8 @@
     python -m benchmarks.run input_pipeline [--side 32] [--size tiny]
 
 Random crops, resized to the networks' size and half of them flipped. Ours on the device inside the step, or on the host
-with images decoded ahead (`resident_limit_mb=0`); PyTorch's one by one through Pillow, as the authors have it, or all
-at once on the device. The sides draw other random numbers, so only the mean brightness is compared.
+with images decoded ahead (`device_data_limit_mb=0`); PyTorch's one by one through Pillow, as the authors have it, or
+all at once on the device. The sides draw other random numbers, so only the mean brightness is compared.
 """
 
 from functools import partial
@@ -45,7 +45,7 @@ def measure(options) -> dict:
         lambda data, item, key: augment.transform_train(source.read(data, item)[0], key, config.augment, size)
     )
     host_config = config.copy_and_resolve_references()
-    host_config.resident_limit_mb = 0
+    host_config.device_data_limit_mb = 0
     host = TrainingState(host_config, data)
 
     def on_device():

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from cdl_jax import optim
 from cdl_jax.distill import vkd
 from cdl_jax.models.modules import orthogonal
+from cdl_jax.options import defaults
 from cdl_jax.report import plots
 
 BATCH, FIRST = 64, 50
@@ -35,11 +36,11 @@ def train(kind: str, dtype: str, exact: bool, steps: int, features: int, inputs:
       kind: of `distill.vkd.Projector`. dtype: "float32" or "bfloat16". exact: `reference_exact` of the projector.
     """
     projector, keys = vkd.Projector(features, kind, exact), jax.random.split(jax.random.key(0), 4)
-    options = ConfigDict({**vkd.OPTIONS, "feature_loss": "smooth_l1"})
+    options = ConfigDict(defaults(vkd.OPTIONS, feature_loss="smooth_l1"))
     hidden = jax.random.normal(keys[1], (inputs, 2 * features)) / inputs**0.5
     out = jax.random.normal(keys[2], (2 * features, features)) / (2 * features) ** 0.5
     variables = projector.init(keys[0], jnp.zeros((1, inputs)))
-    section = {**optim.OPTIONS, "name": "adamw", "learning_rate": RATE, "weight_decay": DECAY, "schedule": "constant"}
+    section = defaults(optim.OPTIONS, name="adamw", learning_rate=RATE, weight_decay=DECAY, schedule="constant")
     transform = optim.build(ConfigDict(section), 1).transform
 
     def weight(params):

@@ -55,7 +55,7 @@ def one_task(learner: str, scheme: str) -> dict:
 
 def arguments(parser) -> None:
     """Adds the case's options."""
-    parser.add_argument("--learners", nargs="+", default=plugins.list_plugins("models.prompts"))
+    parser.add_argument("--learners", nargs="+", default=plugins.list_plugins("models.learners"))
     parser.add_argument("--schemes", nargs="+", default=plugins.list_plugins("distill"))
 
 

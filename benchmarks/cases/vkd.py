@@ -29,7 +29,7 @@ def measure(options) -> dict:
     config.teacher.weights = "random"
     config.mixing.update(mixup=0.0, cutmix=0.0)
     config.optim.update(name="adamw", learning_rate=2e-3, schedule="constant", weight_decay=0.05)
-    config.optim.undecayed = ("projector", "pos_embed", "cls_token", "dist_token")
+    config.optim.no_decay = ("projector", "pos_embed", "cls_token", "dist_token")
     config.data.num_tasks = 1
     config.train.update(batch_size=options.batch, epochs=2)
     config.devices = 1

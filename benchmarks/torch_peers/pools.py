@@ -1,4 +1,4 @@
-"""Prompt pools and heads in PyTorch: what `cdl_jax.models.prompts` and `cdl_jax.models.modules.heads` compute.
+"""Prompt pools and heads in PyTorch: what `cdl_jax.models.learners` and `cdl_jax.models.modules.heads` compute.
 
 A pool is called with `(query [batch, key_dim], task, train)` and gives `({layer: Prompt}, loss)`. Its parameters bear
 the names that they have there.

@@ -74,7 +74,7 @@ class VkD(nn.Module):
         """AdamW, whose decay reaches the student's matrices and kernels alone."""
         optim = self.config.optim
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        spared = [p for name, p in trained if p.ndim < 2 or any(word in name for word in optim.undecayed)]
+        spared = [p for name, p in trained if p.ndim < 2 or any(word in name for word in optim.no_decay)]
         known = {id(p) for p in spared}
         decayed = [p for _, p in trained if id(p) not in known]
         groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]

@@ -27,15 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cdl_jax import config
+from cdl_jax.data import stream
 from cdl_jax.data.image_dataset import ImageDataset
 from cdl_jax.data.stream import Split
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 from cdl_jax.runtime import sharding
 
-OPTIONS: dict[str, Any] = {
-    "resident_limit_mb": 4096,  # arrays up to this size (2**20 bytes) are held on the device
-    "workers": 0,  # processes that decode image files; 0: threads of this process
+OPTIONS = {
+    "device_data_limit_mb": config.OPTIONS["device_data_limit_mb"],
+    "num_workers": stream.OPTIONS["num_workers"],
 }
 PREFETCH = 2  # batches on their way to the device while one is in use
 
@@ -97,10 +100,10 @@ class DeviceLoader:
 class HostLoader:
     """Decodes, crops and flips images on the host.
 
-    Each process prepares its own columns of a batch. `options["workers"]` processes decode files; 0: threads of this
-    process. Images of an array are always
-    prepared by threads, because each process would need a copy of the array. Processes start at every call (seconds),
-    so an order should span many epochs: concatenate the orders of the epochs.
+    Each process prepares its own columns of a batch. `options["num_workers"]` processes decode files; 0: threads of
+    this process. Images of an array are always prepared by threads, because each process would need a copy of the
+    array. Processes start at every call (seconds), so an order should span many epochs: concatenate the orders of the
+    epochs.
 
     data: empty; the images come with each batch.
     size: side in pixels of the delivered images.
@@ -187,11 +190,13 @@ class HostLoader:
         )
         local_batch_size = rows.shape[1]
         images = grain.MapDataset.source(images)
-        if self.options["workers"] and self.split.images is None:
+        if self.options["num_workers"] and self.split.images is None:
             read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads flags; outside of absl's app.run none are parsed
-            workers = grain.MultiprocessingOptions(num_workers=self.options["workers"], per_worker_buffer_size=PREFETCH)
+            workers = grain.MultiprocessingOptions(
+                num_workers=self.options["num_workers"], per_worker_buffer_size=PREFETCH
+            )
             batches = images.batch(local_batch_size).to_iter_dataset(read_options).mp_prefetch(workers)
         else:
             read_options = grain.ReadOptions(
@@ -204,7 +209,7 @@ class HostLoader:
 def make_loader(
     split: Split, mesh: Mesh, options: Mapping[str, Any], size: int, labels: np.ndarray | None = None
 ) -> DeviceLoader | HostLoader:
-    """Returns a `DeviceLoader` for an array of at most `resident_limit_mb`, else a `HostLoader`.
+    """Returns a `DeviceLoader` for an array of at most `device_data_limit_mb`, else a `HostLoader`.
 
     Args:
       split: labels int32 `[n]` with uint8 images `[n, height, width, 3]`, or without images and with files.
@@ -213,8 +218,8 @@ def make_loader(
       size: side in pixels of the images that a `HostLoader` delivers.
       labels: int32 `[seeds, n]` instead of the split's labels, for a `DeviceLoader`.
     """
-    options = {**augment.OPTIONS, **OPTIONS, **options}
-    if split.images is None or split.images.nbytes > options["resident_limit_mb"] * 2**20:
+    options = {**defaults(augment.OPTIONS), **defaults(OPTIONS), **options}
+    if split.images is None or split.images.nbytes > options["device_data_limit_mb"] * 2**20:
         return HostLoader(split, mesh, options, size)
     replicated = sharding.replicated(mesh)
     labels = np.asarray(split.labels if labels is None else labels, np.int32)

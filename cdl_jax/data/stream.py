@@ -15,19 +15,28 @@ import numpy as np
 from cdl_jax import plugins
 from cdl_jax.data.class_order import SHUFFLES, order_classes, validation_permutation
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option, check, defaults
 from cdl_jax.runtime.console import one_line
 
 OPTIONS: dict[str, Any] = {
-    "path": "",  # file or folder; empty: the usual places, see docs/guides/data.md
-    "num_tasks": 10,  # equal tasks; with task_sizes: their number, or 0
-    "task_sizes": (),  # number of classes of each task, if they differ
-    "class_order": "natural",  # natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"
-    # Seed of both shuffles and of the validation split; -1: the seed of the run, of config.seeds each its own.
-    "class_order_seed": 0,
-    "max_train_per_class": 0,  # training images per class; 0: all
-    "max_test_per_class": 0,  # test images per class; 0: all
-    "validation": 0.0,  # fraction of the training set to test on instead of the test set
+    "path": Option("", "file or folder; empty: the usual places, see docs/guides/data.md", resumable=True),
+    "num_tasks": Option(10, "number of equal tasks; with task_sizes: their number, or 0"),
+    "task_sizes": Option((), "number of classes of each task, if they differ", minimum=1, item_type=int),
+    "class_order": Option(
+        "natural", 'natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"'
+    ),
+    "class_order_seed": Option(
+        0,
+        "seed of both shuffles and of the validation split; -1: the seed of the run, of config.seeds each its own",
+        minimum=-1,
+    ),
+    "max_train_per_class": Option(0, "training images per class; 0: all"),
+    "max_test_per_class": Option(0, "test images per class; 0: all"),
+    "validation_fraction": Option(0.0, "fraction of the training set to test on instead of the test set", below=1),
+    "num_workers": Option(0, "processes that decode images from disk; 0: threads of this process", resumable=True),
 }
+
+_READING = ("path", "num_workers")  # options of reading; the others define the tasks
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,17 +148,16 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
       UserError: the source is unknown, its data is missing or damaged, or cannot be split by the options.
     """
     source = plugins.load_plugin("data.sources", options["name"])
-    defaults = {**OPTIONS, **source.OPTIONS}
-    merged = {key: options[key] if key in options else default for key, default in defaults.items()}
+    declared = {**OPTIONS, **source.OPTIONS}
+    merged = {key: options.get(key, default) for key, default in defaults(declared).items()}
+    check(declared, merged, "data")
     if merged["class_order_seed"] == -1 and seed is not None:
         merged["class_order_seed"] = seed
-    if (order_seed := merged["class_order_seed"]) == -1:
+    if merged["class_order_seed"] == -1:
         raise UserError("data.class_order_seed=-1 is the seed of a run, and there is no run here: set a seed")
-    if order_seed < 0:
-        raise UserError(f"data.class_order_seed={order_seed}: set a seed that is not negative, or -1, the run's seed")
     source_options = {key: merged[key] for key in ("path", *source.OPTIONS)}
     dataset = source.placeholder(source_options) if placeholder else source.load(source_options)
-    return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key != "path"})
+    return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key not in _READING})
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
@@ -184,7 +192,7 @@ def split_into_tasks(
     class_order_seed: int = 0,
     max_train_per_class: int = 0,
     max_test_per_class: int = 0,
-    validation: float = 0.0,
+    validation_fraction: float = 0.0,
 ) -> Stream:
     """Orders the classes and splits them into tasks.
 
@@ -198,14 +206,14 @@ def split_into_tasks(
       num_tasks: number of tasks of equal size; with `task_sizes`, their number or 0.
       task_sizes: number of classes of each task.
       class_order: see `class_order.order_classes`. Classes that a list omits are not in the stream.
-      class_order_seed: of `class_order` and `validation`.
+      class_order_seed: of `class_order` and `validation_fraction`.
       max_train_per_class: training images to keep of each class, evenly spaced over the data set; 0: all.
       max_test_per_class: test images to keep of each class, likewise.
-      validation: fraction of the training set that becomes the test set (see `class_order.validation_permutation`).
-        The data set's test set is then unused. 0: the test set.
+      validation_fraction: fraction of the training set that becomes the test set (see
+        `class_order.validation_permutation`). The data set's test set is then unused. 0: the test set.
 
     Raises:
-      UserError: the tasks do not fit the classes, an option is out of range, or a task or class has no images.
+      UserError: the tasks do not fit the classes, or a task or class has no images.
     """
     for split, part in ((dataset.train, "training"), (dataset.test, "test")):
         _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names))
@@ -215,17 +223,15 @@ def split_into_tasks(
     sizes = _task_sizes(len(order), num_tasks, tuple(task_sizes))
 
     train, test = dataset.train, dataset.test
-    if validation:
-        if not 0 < validation < 1:
-            raise UserError(f"data.validation={validation} must be a fraction: 0 <= validation < 1")
+    if validation_fraction:
         permutation = validation_permutation(len(train), class_order_seed)
-        num_train = int((1 - validation) * len(train))
+        num_train = int((1 - validation_fraction) * len(train))
         train = dataset.train.take(np.sort(permutation[:num_train]))
         test = dataset.train.take(np.sort(permutation[num_train:]))
     train = _relabel(train, order, len(dataset.class_names), max_train_per_class, "max_train_per_class")
     test = _relabel(test, order, len(dataset.class_names), max_test_per_class, "max_test_per_class")
 
-    return _assemble(dataset.name, dataset.class_names, order, sizes, train, test, validation)
+    return _assemble(dataset.name, dataset.class_names, order, sizes, train, test, validation_fraction)
 
 
 def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
@@ -242,13 +248,13 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
     Raises:
       UserError: the images would differ between seeds.
     """
-    options, shared = {**OPTIONS, **options}, (stream,) * len(seeds)
+    options, shared = defaults(OPTIONS, **options), (stream,) * len(seeds)
     if options["class_order_seed"] != -1 or len(seeds) == 1:
         return shared
-    if options["validation"]:
+    if options["validation_fraction"]:
         raise UserError(
-            "data.class_order_seed=-1 with data.validation holds out different images for each of config.seeds: run "
-            "the seeds one by one"
+            "data.class_order_seed=-1 with data.validation_fraction holds out different images for each of "
+            "config.seeds: run the seeds one by one"
         )
     if not isinstance(options["class_order"], str) or options["class_order"] not in SHUFFLES:
         return shared
@@ -266,11 +272,11 @@ def _reordered(stream, order):
     return _assemble(stream.name, class_names, order, [len(task.classes) for task in stream.tasks], train, test)
 
 
-def _assemble(name, class_names, order, sizes, train, test, validation=0.0):
+def _assemble(name, class_names, order, sizes, train, test, validation_fraction=0.0):
     """Returns the stream of splits whose labels are in stream order.
 
     class_names: name of each class id.
-    validation: fraction of the training set that became the test set.
+    validation_fraction: fraction of the training set that became the test set.
     """
     tasks = []
     for index, size in enumerate(sizes):
@@ -281,7 +287,7 @@ def _assemble(name, class_names, order, sizes, train, test, validation=0.0):
         ]
         tasks.append(Task(index, order[first : first + size], first, *rows))
     stream = Stream(name, tuple(class_names[c] for c in order), order, tuple(tasks), train=train, test=test)
-    _check_images(stream, validation)
+    _check_images(stream, validation_fraction)
     return stream
 
 
@@ -332,8 +338,6 @@ def _check_split(split, what, num_classes):
 
 def _relabel(split, order, num_classes, limit, option):
     """Returns the images of the stream's classes, at most `limit` of each, with labels in stream order."""
-    if limit < 0:
-        raise UserError(f"data.{option}={limit} must not be negative (0: all)")
     label_of_class = np.full(num_classes, -1, np.int32)
     label_of_class[list(order)] = np.arange(len(order))
     labels = label_of_class[split.labels]
@@ -348,11 +352,14 @@ def _relabel(split, order, num_classes, limit, option):
     return replace(split.take(rows), labels=labels[rows])
 
 
-def _check_images(stream, validation):
-    """Raises UserError if a task or class lacks training or test images; `validation` may be the cause."""
+def _check_images(stream, validation_fraction):
+    """Raises UserError if a task or class lacks training or test images; `validation_fraction` may be the cause."""
     counts = [np.bincount(split.labels, minlength=stream.num_classes) for split in (stream.train, stream.test)]
-    changes = ("lower", "raise") if validation else ("", "")
-    remedies = [f"{change} data.validation={validation}, add some" if change else "add some" for change in changes]
+    changes = ("lower", "raise") if validation_fraction else ("", "")
+    remedies = [
+        f"{change} data.validation_fraction={validation_fraction}, add some" if change else "add some"
+        for change in changes
+    ]
     for task in stream.tasks:
         if not len(task.train):
             first_names = ", ".join(stream.class_names[task.first : task.end][:3])

@@ -2,7 +2,7 @@
 
 The file of a scheme defines two names:
 
-    OPTIONS: the scheme's options with their defaults. They become `config.distill`.
+    OPTIONS: the scheme's options, name -> `cdl_jax.options.Option`. They become `config.distill`.
     build(options, teacher, student) -> Scheme: `teacher` and `student` are `NetworkSpec`s.
 
 A file may also define `PRESET`, a dict `{section: {option: value}}` of defaults for other config sections, with which

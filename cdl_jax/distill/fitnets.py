@@ -8,8 +8,14 @@ from cdl_jax.distill import kd
 from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules import heads
+from cdl_jax.options import Option
 
-OPTIONS = {**kd.OPTIONS, "feature_weight": 0.1}  # the published two-device runs sum this loss over devices: 0.2
+OPTIONS = {
+    **kd.OPTIONS,
+    "feature_weight": Option(
+        0.1, "weight of the feature loss; the published two-device runs sum this loss over devices: 0.2"
+    ),
+}
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
@@ -18,9 +24,8 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     x are all tokens after the last block, before the final norm.
 
     Raises:
-      UserError: a value is out of range, or the networks have different numbers of tokens.
+      UserError: the networks have different numbers of tokens.
     """
-    kd.check(options)
     check_tokens(teacher, student)
     regressor = nn.Dense(teacher.dim, kernel_init=heads.torch_kernel, bias_init=heads.torch_bias(student.dim))
 

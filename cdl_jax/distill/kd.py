@@ -6,24 +6,23 @@ import jax
 from ml_collections import ConfigDict
 
 from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme, Variables
-from cdl_jax.errors import UserError
-from cdl_jax.losses import Context, check_temperature, kl_divergence
+from cdl_jax.losses import Context, kl_divergence, temperature_option
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "alpha": 0.5,  # weight of the distillation loss; the cross-entropy with the labels has weight 1 - alpha
-    "temperature": 2.0,
-    "classes": "current",  # classes of the softmax: of the "current" task, or all "seen" so far
+    "alpha": Option(
+        0.5, "weight of the distillation loss; the cross-entropy with the labels has weight 1 - alpha", maximum=1
+    ),
+    "temperature": temperature_option(2.0),
+    "classes": Option(
+        "current", "classes of the softmax: of the current task, or all seen so far", choices=("current", "seen")
+    ),
 }
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `alpha temperature^2 KL(teacher || student)`.
-
-    Raises:
-      UserError: a value is out of range.
-    """
+    """Returns the scheme `alpha temperature^2 KL(teacher || student)`."""
     del teacher, student
-    check(options)
     return Scheme(loss=make_loss(options, lambda variables, student: student["logits"]), label_weight=1 - options.alpha)
 
 
@@ -47,9 +46,10 @@ def kd_loss(options: ConfigDict, student_logits: jax.Array, teacher_logits: jax.
     """Returns `alpha temperature^2 KL(teacher || student)`, averaged over the batch.
 
     >>> import jax.numpy as jnp
+    >>> from cdl_jax.options import defaults
     >>> context = Context(task=1, first=2, end=4, epoch=0, step=0, progress=0.0, key=None)
     >>> student, teacher = jnp.array([[9.0, 9.0, 1.0, 0.0]]), jnp.array([[0.0, 0.0, 1.0, 0.0]])
-    >>> float(kd_loss(ConfigDict(OPTIONS), student, teacher, context))  # columns 0 and 1 are of another task
+    >>> float(kd_loss(ConfigDict(defaults(OPTIONS)), student, teacher, context))  # columns 0 and 1 are of another task
     0.0
 
     Args:
@@ -64,16 +64,3 @@ def kd_loss(options: ConfigDict, student_logits: jax.Array, teacher_logits: jax.
         * options.temperature**2
         * kl_divergence(student_logits, teacher_logits, mask, options.temperature)
     )
-
-
-def check(options: ConfigDict) -> None:
-    """Checks the ranges of the options.
-
-    Raises:
-      UserError: a value is out of range.
-    """
-    if not 0 <= options.alpha <= 1:
-        raise UserError(f"distill.alpha={options.alpha} must lie in [0, 1]")
-    check_temperature("distill.temperature", options.temperature)
-    if options.classes not in ("current", "seen"):
-        raise UserError(f"distill.classes={options.classes!r}: use 'current' or 'seen'")

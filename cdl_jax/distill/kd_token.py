@@ -14,18 +14,29 @@ from ml_collections import ConfigDict
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import NetworkSpec, Scheme, StudentInputs
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts.base import check_length, split_kv
+from cdl_jax.models.learners.base import check_length, split_kv
 from cdl_jax.models.vit import Prompt
+from cdl_jax.options import Option
+
+_INITS = {"uniform": nn.initializers.uniform(1.0), "zeros": nn.initializers.zeros}
 
 OPTIONS = {
     **kd.OPTIONS,
-    "variant": "dcdl",  # or "deit"
-    "n_layers": 0,  # block 0 has the token, the next n_layers - 1 blocks have prompts; 0: all blocks, 1: only the token
-    "length": 6,  # vectors of a prompt: the first half are keys, the rest values
-    "token_init": "",  # "uniform" in [0, 1) or "zeros"; "": as published, zeros for "deit", else uniform
+    "variant": Option(
+        "dcdl",
+        "dcdl: the token and its prompts; deit: only a token, ahead of the class token",
+        choices=("dcdl", "deit"),
+    ),
+    "n_layers": Option(
+        0, "block 0 has the token, the next n_layers - 1 blocks have prompts; 0: all blocks, 1: only the token"
+    ),
+    "length": Option(6, "vectors of a prompt: the first half are keys, the rest values", minimum=2),
+    "token_init": Option(
+        "",
+        "initial token: uniform in [0, 1), or zeros; empty: as published, zeros for deit, else uniform",
+        choices=("", *_INITS),
+    ),
 }
-
-_INITS = {"uniform": nn.initializers.uniform(1.0), "zeros": nn.initializers.zeros}
 
 
 class KDToken(nn.Module):
@@ -76,16 +87,11 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     The prediction is `(1 - alpha) first head + alpha second head`.
 
     Raises:
-      UserError: a value is out of range.
+      UserError: `length` is odd, or the student has fewer blocks than `n_layers`.
     """
     del teacher
-    kd.check(options)
     check_length(options.length, "distill.length")
-    if options.variant not in ("dcdl", "deit"):
-        raise UserError(f"distill.variant={options.variant!r}: use 'dcdl' or 'deit'")
-    if options.token_init not in ("", *_INITS):
-        raise UserError(f"distill.token_init={options.token_init!r}: use 'uniform', 'zeros' or ''")
-    if not 0 <= options.n_layers <= student.depth:
+    if options.n_layers > student.depth:
         raise UserError(f"distill.n_layers={options.n_layers}: the student has {student.depth} blocks, 0 means all")
     deit = options.variant == "deit"
     module = KDToken(

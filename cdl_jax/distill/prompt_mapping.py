@@ -15,24 +15,32 @@ from ml_collections import ConfigDict
 from cdl_jax.distill import kd
 from cdl_jax.distill.base import NetworkSpec, Scheme, StudentInputs
 from cdl_jax.errors import UserError
+from cdl_jax.models.learners import coda
+from cdl_jax.models.learners.base import check_layers, check_length
 from cdl_jax.models.modules.prompt_mapping import PoolMapping, SelfAttentionMapping
-from cdl_jax.models.prompts import coda
-from cdl_jax.models.prompts.base import check_layers, check_length
 from cdl_jax.models.vit import Prompt
+from cdl_jax.options import Option
 
 OPTIONS = {
     **kd.OPTIONS,
-    "mapping": "pool",  # or "self_attention", which has no published result
-    "pool": 0,  # rows of the pool of each layer; 0: as in the learner's pool
-    "length": 0,  # vectors of a mapped prompt; 0: as in the learner's prompts
-    "layers": 5,  # blocks 0 to 4, if the teacher has a prompt there
-    # Rows of the pool that a task uses. "fixed": all tasks use the first task's, as the authors' code never advances
-    # the counter. "advance": each task adds rows, and those of earlier tasks are constants in training.
-    "counter": "fixed",
+    "mapping": Option(
+        "pool",
+        "what maps the teacher's prompts to the student's; self_attention has no published result",
+        choices=("pool", "self_attention"),
+    ),
+    "pool": Option(0, "rows of the pool of each layer; 0: as in the learner's pool"),
+    "length": Option(0, "vectors of a mapped prompt; 0: as in the learner's prompts"),
+    "layers": Option(5, "mapped blocks: 5 are blocks 0 to 4, if the teacher has a prompt there", minimum=1),
+    # The authors' code never advances the counter. With "advance" the rows of earlier tasks are constants in training.
+    "counter": Option(
+        "fixed",
+        "rows of the pool that a task uses; fixed: all tasks use the first task's; advance: each task adds rows",
+        choices=("fixed", "advance"),
+    ),
 }
 
 # Each batch trains teacher and student; the student has a constant learning rate; key losses are summed over the batch.
-PRESET = {"cdl": {"schedule": "interleaved", "student_rate": "constant"}, "learner": {"pull": "legacy_sum"}}
+PRESET = {"cdl": {"schedule": "interleaved", "student_schedule": "constant"}, "learner": {"key_loss": "legacy_sum"}}
 
 
 class CDLPrompt(nn.Module):
@@ -69,25 +77,23 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     The loss is `alpha temperature^2 KL(teacher || second head)`.
 
     Raises:
-      UserError: a value is out of range, or the learner's prompts are not prefixes.
+      UserError: options do not fit together, or the learner's prompts are not prefixes.
     """
-    kd.check(options)
     if options.alpha in (0, 1):
         raise UserError(
             f"distill.alpha={options.alpha} leaves one of the student's two heads untrained, and "
             "distill.name='prompt_mapping' predicts by the mean of both: choose a number between 0 and 1"
         )
-    if student.learner.get("form") == "tokens":
+    if student.learner.get("prompt_form") == "tokens":
         raise UserError(
-            "distill.name='prompt_mapping' maps prefixes, and learner.form='tokens' has none: set learner.form='prefix'"
+            "distill.name='prompt_mapping' maps prefixes, and learner.prompt_form='tokens' has none: set "
+            "learner.prompt_form='prefix'"
         )
     if "length" not in student.learner:
         raise UserError(
             f"distill.name='prompt_mapping' maps prefixes, and learner.name={student.learner.name!r} has none: "
             "choose l2p, dualprompt or coda"
         )
-    if options.counter not in ("fixed", "advance"):
-        raise UserError(f"distill.counter={options.counter!r}: use 'fixed' or 'advance'")
     check_layers(options.layers, student.depth, "distill.layers")
     mapping, rows_per_task = _mapping(options, teacher, student)
     module = CDLPrompt(mapping, student.head)
@@ -126,8 +132,6 @@ def _mapping(options, teacher, student):
     """Returns the module of the mapping, and the rows of its pool for each task."""
     if options.mapping == "self_attention":
         return SelfAttentionMapping(options.layers, student.dim, teacher.dim), 0
-    if options.mapping != "pool":
-        raise UserError(f"distill.mapping={options.mapping!r}: use 'pool' or 'self_attention'")
     pool = options.pool or student.learner.pool or student.num_tasks
     length = options.length or student.learner.length
     check_length(length, "distill.length")

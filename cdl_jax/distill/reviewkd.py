@@ -16,11 +16,14 @@ from cdl_jax.distill.base import NetworkSpec, Scheme
 from cdl_jax.distill.fitnets import check_tokens
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules import heads
+from cdl_jax.options import Option
 
 OPTIONS = {
     **kd.OPTIONS,
-    "feature_weight": 0.2,  # the published two-device runs sum this loss over devices: 0.4
-    "levels": 0,  # number of last blocks to compare; 0: all blocks of the student (12 in the authors' code)
+    "feature_weight": Option(
+        0.2, "weight of the feature loss; the published two-device runs sum this loss over devices: 0.4"
+    ),
+    "levels": Option(0, "number of last blocks to compare; 0: all blocks of the student (12 in the authors' code)"),
 }
 
 
@@ -73,12 +76,11 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     The tokens are those before the final norm.
 
     Raises:
-      UserError: a value is out of range, a network has fewer blocks than levels, or the numbers of tokens differ.
+      UserError: a network has fewer blocks than levels, or the numbers of tokens differ.
     """
-    kd.check(options)
     check_tokens(teacher, student)
     levels = options.levels or student.depth
-    if not 0 < levels <= min(teacher.depth, student.depth):
+    if levels > min(teacher.depth, student.depth):
         raise UserError(
             f"distill.levels={levels}, but the teacher has {teacher.depth} blocks and the student {student.depth}: "
             "choose at most the smaller number"

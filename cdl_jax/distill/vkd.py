@@ -16,26 +16,47 @@ from ml_collections import ConfigDict
 from cdl_jax import plugins
 from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme
 from cdl_jax.errors import UserError
-from cdl_jax.losses import check_temperature, kl_divergence
+from cdl_jax.losses import kl_divergence, temperature_option
 from cdl_jax.models.modules import feature_norms, orthogonal
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "feature_weight": 1.0,
-    "logit_weight": 1.0,  # of temperature^2 KL(teacher || student)
-    "label_weight": 1.0,
-    "temperature": 1.0,
-    "classes": "current",  # classes of the softmax of the logits: of the "current" task, or all "seen" so far
-    # The compared features: "patch_mean", "class_token", or any named output, averaged over tokens or positions.
-    # "" for the teacher: its output "features" if it has one (convolutional networks), else "patch_mean".
-    "student_feature": "patch_mean",
-    "teacher_feature": "",
-    "student_norm": "none",  # "none", "layer", "batch", "whiten_cholesky" or "whiten_zca"
-    "teacher_norm": "layer",
-    "norm_epsilon": -1.0,  # epsilon of both norms; negative: 1e-5 for "layer", 0 for "batch", 0.01 for whitening
-    "feature_loss": "smooth_l1",  # or "mse"
-    "projector": "",  # "householder", "matrix_exp", "cayley", "skew_expm" or "linear"; "": the published choice
-    # Weight decay applies to the projector too, as in the authors' code. It sets a "householder" to zero for good.
-    "reference_exact": False,
+    "feature_weight": Option(1.0, "weight of the feature loss"),
+    "logit_weight": Option(1.0, "weight of temperature^2 KL(teacher || student)"),
+    "label_weight": Option(1.0, "weight of the labels' cross-entropy"),
+    "temperature": temperature_option(1.0),
+    "classes": Option(
+        "current",
+        "classes of the softmax of the logits: of the current task, or all seen so far",
+        choices=("current", "seen"),
+    ),
+    "student_feature": Option(
+        "patch_mean",
+        'the student\'s output to match: "patch_mean", "class_token", or any named output, averaged over tokens or '
+        "positions",
+    ),
+    "teacher_feature": Option(
+        "",
+        'the teacher\'s output to match; empty: its output "features" if it has one (convolutional networks), else '
+        '"patch_mean"',
+    ),
+    "student_norm": Option(
+        "none", "normalization of the student's feature after its projection", choices=feature_norms.KINDS
+    ),
+    "teacher_norm": Option("layer", "normalization of the teacher's feature", choices=feature_norms.KINDS),
+    "norm_epsilon": Option(
+        -1.0, "epsilon of both norms; negative: 1e-5 for layer, 0 for batch, 0.01 for whitening", minimum=None
+    ),
+    "feature_loss": Option("smooth_l1", "distance of the features", choices=("smooth_l1", "mse")),
+    "projector": Option(
+        "",
+        "parametrization of the projection; empty: the published choice; linear: no orthogonality",
+        choices=("", *orthogonal.MAPS, "linear"),
+    ),
+    "reference_exact": Option(
+        False,
+        "weight decay applies to the projector too, as in the authors' code; it sets a householder to zero for good",
+    ),
 }
 
 
@@ -71,7 +92,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     The cross-entropy with the labels has weight `label_weight`.
 
     Raises:
-      UserError: a value is out of range, or the teacher has no such feature.
+      UserError: options do not fit together, or the teacher has no such feature.
     """
     check(options)
     teacher_feature = teacher_feature_name(options, teacher.outputs)
@@ -204,26 +225,15 @@ def output_name(feature: str, out: Container[str]) -> str:
 
 
 def check(options: ConfigDict) -> None:
-    """Checks the ranges and choices of the options.
+    """Checks that the options fit together.
 
     Raises:
-      UserError: a value is out of range or unknown.
+      UserError: all weights are 0, or whitening has an epsilon of 0.
     """
-    for key in ("feature_weight", "logit_weight", "label_weight"):
-        if options[key] < 0:
-            raise UserError(f"distill.{key}={options[key]} must not be negative")
     if not (options.feature_weight or options.logit_weight or options.label_weight):
         raise UserError(
             "distill.feature_weight, logit_weight and label_weight are 0: the loss is always 0; raise one of them"
         )
-    check_temperature("distill.temperature", options.temperature)
-    if options.classes not in ("current", "seen"):
-        raise UserError(f"distill.classes={options.classes!r}: use 'current' or 'seen'")
-    if options.feature_loss not in ("smooth_l1", "mse"):
-        raise UserError(f"distill.feature_loss={options.feature_loss!r}: use 'smooth_l1' or 'mse'")
-    if options.projector != "linear":
-        orthogonal.check(options.projector, "distill.projector")
     for key in ("student_norm", "teacher_norm"):
-        feature_norms.check(options[key], f"distill.{key}")
         if options[key].startswith("whiten") and options.norm_epsilon == 0:
             raise UserError(f"distill.norm_epsilon=0 with distill.{key}={options[key]!r}: set 0.01, or -1 for 0.01")

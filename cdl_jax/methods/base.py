@@ -119,12 +119,13 @@ class Phase:
       order: phases with the same number have the same batches with the same augmentation.
       sequential: every image once an epoch, in order, with the preprocessing of evaluation. The last batch is padded;
         `context.weight` is 0 for the padding.
-      tasks: which tasks have this phase: "all", the "first", or all "later" ones.
+      tasks: which tasks have this phase: "all", the "first", all "later" ones, or "none".
       replay: memory whose images join the batches; only in phases for later tasks.
       num_public: number of the method's public images in each batch, under `batch["public"]`.
       since: index of the first task that has this phase.
       balanced: batches come from a herded memory alone, with the task's own classes in it.
       herding_network: network whose features select the memory of the task's classes after the phase; "": none.
+      finish: `(variables, context) -> variables` after the phase's last step, compiled once. None: nothing follows.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Phase:
     since: int = 0
     balanced: bool = False
     herding_network: str = ""
+    finish: Callable[[Variables, Context], Variables] | None = None
 
     def epochs_of(self, task: int) -> int:
         """Returns the number of passes over the data of the task with this index.
@@ -145,7 +147,7 @@ class Phase:
         >>> [Phase("replay", 5, (), tasks="later").epochs_of(task) for task in range(3)]
         [0, 5, 5]
         """
-        skipped = {"all": False, "first": task > 0, "later": task == 0}[self.tasks]
+        skipped = {"all": False, "first": task > 0, "later": task == 0, "none": True}[self.tasks]
         return 0 if skipped or task < self.since else self.epochs
 
 

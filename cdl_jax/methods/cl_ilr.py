@@ -14,15 +14,18 @@ from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
 from cdl_jax.models.peers.networks import PeerOutputs
+from cdl_jax.options import Option
 
 OPTIONS = {
     **peers.OPTIONS,
     **peers.BRANCH_OPTIONS,
     **peer_losses.OPTIONS,
     **peer_losses.RAMP_OPTIONS,
-    "bpscale": True,  # the gradient into the stem is divided by the number of branches; False: CL
-    "detach_targets": False,  # no gradient through targets
-    "select_by": "mean",  # headline and best epoch: "mean" of the branches, or "ensemble"
+    "bpscale": Option(True, "the gradient into the stem is divided by the number of branches; False: CL"),
+    "detach_targets": Option(False, "no gradient through targets"),
+    "select_by": Option(
+        "mean", "headline and best epoch: mean of the branches, or ensemble", choices=("mean", "ensemble")
+    ),
 }
 
 
@@ -50,11 +53,10 @@ def build(config: Any, info: StreamInfo) -> CLILR:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options = config.cl_ilr
-    peer_losses.check("cl_ilr", options)
-    names = peers.peer_names("cl_ilr", options)
+    names = peers.peer_names(options)
     branches = peers.build_branches("cl_ilr", config, names, info.num_classes, rescale=options.bpscale)
     return peers.build_method(CLILR, "cl_ilr", config, info, branches)
 

@@ -9,15 +9,15 @@ the mixing matrix
     loss_i = CE(cl_i, labels) + w student_loss(st_i, sum_j W_ij cl_j)
 
 At an exchange every learner publishes its state. Until the next exchange its peers use this published state, which
-passes no gradients on. Teachers may also be finished runs (`dkt.teachers`): a network trained jointly, or a continual
-learner after the same task.
+passes no gradients on. Teachers may also be finished runs (`dkt.teacher_runs`): a network trained jointly, or a
+continual learner after the same task.
 
 Variables: `{"learner_0": ..., ...}`, `"shared"` (a frozen backbone) and `"teachers"` where they exist, and those of
 `methods.shared.dkt_exchange`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,60 +27,95 @@ import numpy as np
 import optax
 
 from cdl_jax import optim, plugins
-from cdl_jax.data.transforms import mixing
-from cdl_jax.losses import Context, mask_classes
+from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
 from cdl_jax.methods.shared import (
     dkt_learners,
     dkt_losses,
-    dkt_metrics,
     dkt_options,
     finished_run,
     rehearsal,
     topology,
 )
-from cdl_jax.methods.shared.dkt_exchange import Exchange, normalize_weights
+from cdl_jax.methods.shared.dkt_exchange import Exchange
+from cdl_jax.methods.shared.dkt_learner_loss import LearnerLoss
 from cdl_jax.methods.shared.dkt_learners import Learner, LearnerOutputs
+from cdl_jax.methods.shared.dkt_networks import EvaluatedNetworks
 from cdl_jax.models import vit
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.peers.parallel import map_peers
+from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
     **dkt_losses.OPTIONS,
-    "num_learners": 2,
-    "stream_order": "independent",  # class order of each learner: "same", "independent", "shuffled" or "rotated"
-    "stream_seed": 0,  # of independent and shuffled orders
-    "copy_init": True,  # all learners start from the same weights
-    # Classes of the cross-entropy's softmax: "all" (the authors), over which predictions then range as well, those
-    # "seen" so far, or those of the "current" task.
-    "classes": "all",
-    # Which learner receives from which: "full", "ring", "pairs", "star", "none", or a matrix; see
-    # methods/shared/topology.py
-    "topology": "full",
-    "random_peers": 0,  # number of peers to receive from, drawn at each exchange, instead of a topology; 0: none
-    # What is exchanged. "state": weights, which the receivers evaluate on their own images. "predictions": logits of
-    # public images. "weights": weights, of which each learner adopts a share (gossip), without an ST loss.
-    "exchange_mode": "state",
-    "exchange_interval": 1,
-    "exchange_unit": "steps",  # of the interval: "steps", "epochs" or "tasks"
-    "update_order": "simultaneous",  # or "sequential": in each task one learner after the other (the authors)
-    "participation": 1.0,  # probability that a learner takes part in an exchange
-    "joins": (),  # the task with which each learner begins; (): the first
-    "leaves": (),  # the task before which each learner drops out; (): never
-    "gossip_share": 0.5,  # share of the peers' weights in a learner's new weights, with exchange_mode="weights"
-    "public": 1000,  # number of training images that all may use without labels, with exchange_mode="predictions"
-    "public_batch": 64,  # of them in each step
-    # Batch statistics of peers and of finished runs: "running", or those of the "batch" as in training (the authors).
-    "teacher_bn": "running",
-    "teachers": (),  # working directories of finished runs that teach all learners
-    "teacher_network": "",  # network of those runs; "": "teacher" where a run has one, else its last
-    "teacher_checkpoint": "same_task",  # those networks after the same task, or "last": after their last task
-    **rehearsal.OPTIONS,  # each learner has its own memory
-    "replay": 2000,
-    "cutmix": 0.0,  # final probability of the ramp; 0: no CutMix
-    "cutmix_ramp": "linear",  # or "as_coded": always on from the third epoch of a task (the authors)
-    "cutmix_labels": "mixed",  # or "original" (the authors)
+    "num_learners": Option(2, "number of learners", minimum=1),
+    "stream_order": Option(
+        "independent", "class order of each learner, relative to the stream's", choices=topology.ORDERS
+    ),
+    "stream_seed": Option(0, "seed of independent and shuffled orders"),
+    "copy_init": Option(True, "all learners start from the same weights"),
+    "classes": Option(
+        "all",
+        "classes of the cross-entropy's softmax: of the current task, seen so far, or all (the authors), over which "
+        "predictions then range as well",
+        choices=rehearsal.CLASSES,
+    ),
+    # A matrix is described in methods/shared/topology.py.
+    "topology": Option(
+        "full", 'which learner receives from which: "full", "ring", "pairs", "star", "none", or a matrix'
+    ),
+    "random_peers": Option(
+        0, "number of peers to receive from, drawn at each exchange, instead of a topology; 0: none"
+    ),
+    # With "weights" there is no ST loss.
+    "exchange_mode": Option(
+        "state",
+        "what is exchanged; state: weights, evaluated on the receivers' images; predictions: logits of public "
+        "images; weights: a share of them is adopted (gossip)",
+        choices=("state", "predictions", "weights"),
+    ),
+    "exchange_interval": Option(1, "how many `exchange_unit` lie between two exchanges", minimum=1),
+    "exchange_unit": Option("steps", "unit of the interval", choices=topology.UNITS),
+    "update_order": Option(
+        "simultaneous",
+        "sequential: in each task one learner after the other (the authors)",
+        choices=("simultaneous", "sequential"),
+    ),
+    "participation": Option(1.0, "probability that a learner takes part in an exchange", maximum=1),
+    "joins": Option((), "the task with which each learner begins; empty: the first", item_type=int),
+    "leaves": Option((), "the task before which each learner drops out; empty: never", minimum=1, item_type=int),
+    "gossip_share": Option(
+        0.5, "share of the peers' weights in a learner's new weights, with exchange_mode=\"weights\"", maximum=1
+    ),
+    "public": Option(
+        1000, 'number of training images that all may use without labels, with exchange_mode="predictions"', minimum=1
+    ),
+    "public_batch": Option(64, "number of public images in each step", minimum=1),
+    "teacher_bn": Option(
+        "running",
+        "batch norm of peers and of finished runs: running statistics, or those of the batch as in training (the "
+        "authors)",
+        choices=("running", "batch"),
+    ),
+    "teacher_runs": Option((), "working directories of finished runs that teach all learners", item_type=str),
+    "teacher_network": Option("", 'network of those runs; empty: "teacher" where a run has one, else its last'),
+    "teacher_checkpoint": Option(
+        "same_task", "those networks after the same task, or after their last task", choices=("same_task", "last")
+    ),
+    # Each learner has its own memory.
+    **change_defaults(rehearsal.OPTIONS, replay=2000),
+    "cutmix": Option(0.0, "final probability of the ramp; 0: no CutMix", maximum=1),
+    "cutmix_ramp": Option(
+        "linear",
+        "growth of that probability; as_coded: always on from the third epoch of a task (the authors)",
+        choices=("linear", "as_coded"),
+    ),
+    "cutmix_labels": Option(
+        "mixed",
+        "labels of a mixed image; original: of its first image alone (the authors)",
+        choices=("mixed", "original"),
+    ),
 }
 
 
@@ -97,23 +132,28 @@ def defaults(network: str = "slim_resnet18", learner: str = "cnn") -> dict:
     Raises:
       UserError: unknown network or prompt pool.
     """
-    pool = {} if learner == "cnn" else plugins.load_plugin("models.prompts", learner).OPTIONS
+    pool = {} if learner == "cnn" else plugins.load_plugin("models.learners", learner).OPTIONS
     section = families.network_options(network, families.CONVOLUTIONAL if learner == "cnn" else (vit,))
-    return {"dkt": OPTIONS, "learner": {"name": learner, **pool}, "network": section}
+    return {
+        "dkt": OPTIONS,
+        "learner": {"name": Option(learner, "cnn: networks without prompts; or a prompt learner"), **pool},
+        "network": section,
+    }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DKT(Method):
-    """Learners that teach each other; see `methods.base.Method`.
+    """Learners that teach each other; see `methods.base.Method`, and `assemble` for the values of its attributes.
 
     Attributes:
       learner: the kind of all learners.
       names: of the learners.
       streams: for each learner all labels in its class order.
-      matrix: float32 `[learners, learners]`, see `topology.mixing_matrix`.
+      exchange: between the learners.
       run_teachers: networks of finished runs, which replace the peers as teachers.
+      learner_loss: of each learner.
+      evaluated: names and logits of the evaluated networks.
       options: the config section `dkt`.
-      info: of the stream.
       batch_size: images of the task in a batch of one learner.
       epochs: of each task.
       optimizer: of all learners.
@@ -125,80 +165,24 @@ class DKT(Method):
     learner: Learner
     names: tuple[str, ...]
     streams: tuple[tuple[int, ...], ...]
-    matrix: np.ndarray
+    exchange: Exchange
     run_teachers: tuple[finished_run.RunTeacher, ...]
+    learner_loss: LearnerLoss
+    evaluated: EvaluatedNetworks
     options: Any
-    info: StreamInfo
     batch_size: int
     epochs: int
     optimizer: optim.Optimizer
-
-    @property
-    def head_suffixes(self) -> tuple[str, ...]:
-        """Suffixes of a learner's evaluated networks: CL head, ST head, mean of both."""
-        return ("", "_st", "_both") if self.trains_st_heads else ("",)
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """See `Method.networks`; the ensemble is that of the CL heads."""
-        ensemble = ("ensemble",) if len(self.names) > 1 else ()
-        return (*(name + suffix for name in self.names for suffix in self.head_suffixes), *ensemble)
-
-    @property
-    def mean_groups(self) -> dict[str, tuple[str, ...]]:
-        """See `Method.mean_groups`."""
-        return {f"mean{suffix}": tuple(name + suffix for name in self.names) for suffix in self.head_suffixes}
-
-    @property
-    def headline(self) -> tuple[str, ...]:
-        """See `Method.headline`."""
-        return self.names
-
-    @property
-    def stream_of(self) -> dict[str, int]:
-        """See `Method.stream_of`."""
-        return {name + suffix: i for i, name in enumerate(self.names) for suffix in ("", "_st", "_both")}
-
-    @property
-    def loss_classes(self) -> str:
-        """See `Method.loss_classes`."""
-        return self.options.classes
-
-    @property
-    def predict_over(self) -> str:
-        """See `Method.predict_over`."""
-        return "all" if self.options.classes == "all" else "seen"
-
-    @property
-    def num_parallel_networks(self) -> int:
-        """See `Method.num_parallel_networks`."""
-        return len(self.names) if self.options.update_order == "simultaneous" else 1
-
-    @property
-    def image_size(self) -> int:
-        """See `Method.image_size`."""
-        return self.learner.image_size
-
-    @property
-    def num_public(self) -> int:
-        """See `Method.num_public`."""
-        return self.exchange.num_public
-
-    @cached_property
-    def exchange(self) -> Exchange:
-        """The exchange between the learners."""
-        return Exchange(self.learner, self.names, self.matrix, self.options, self.info.num_classes)
-
-    @cached_property
-    def label_ranks(self) -> np.ndarray:
-        """int `[learners, classes]`: position of each label in the learner's class order."""
-        return np.argsort(self.streams, axis=1)
-
-    @property
-    def trains_st_heads(self) -> bool:
-        """Whether the ST heads have a loss."""
-        learns_from_peers = self.options.exchange_mode != "weights" and self.exchange.enabled
-        return self.options.st_loss != "none" and (bool(self.run_teachers) or learns_from_peers)
+    image_size: int
+    networks: tuple[str, ...]
+    # Without `field()` the values below would have the defaults of `Method`.
+    headline: tuple[str, ...] = field()
+    mean_groups: Mapping[str, tuple[str, ...]] = field()
+    stream_of: Mapping[str, int] = field()
+    loss_classes: str = field()
+    predict_over: str = field()
+    num_parallel_networks: int = field()
+    num_public: int = field()
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
@@ -277,7 +261,7 @@ class DKT(Method):
         for name in group:
             i = self.names.index(name)
             peers.append((variables[name], batch["images"][i], batch["labels"][i], jnp.int32(i)))
-        results = map_peers(lambda peer, *replicated: self._learner_loss(*peer, *replicated), peers, shared, context)
+        results = map_peers(lambda peer, *replicated: self.learner_loss(*peer, *replicated), peers, shared, context)
         losses, stats, metrics = zip(*results, strict=True)
         named_metrics = {
             f"{name}/{metric}": value
@@ -288,120 +272,9 @@ class DKT(Method):
         total = sum(losses)
         return total, Outcome({"loss": total / len(losses), **named_metrics}, variables=new_stats)
 
-    def _learner_loss(
-        self,
-        variables: Variables,
-        images: jax.Array,
-        labels: jax.Array,
-        index: jax.Array,
-        shared: Mapping[str, Any],
-        context: Context,
-    ) -> tuple[jax.Array, Variables, dict[str, jax.Array]]:
-        """Computes the loss of one learner.
-
-        Args:
-          variables: of the learner.
-          images: float32 `[batch, size, size, 3]`.
-          labels: int32 `[batch]`.
-          index: int32 scalar, of the learner; may be traced.
-          shared: see `Exchange.shared_inputs`.
-          context: of the step.
-
-        Returns:
-          The loss, new running statistics, and metrics. A learner that is absent from the task has a loss of 0 and
-          keeps its statistics.
-        """
-        options = self.options
-        key = jax.random.fold_in(context.key, 8 + index)
-        pasted_labels, own_area = labels, 1.0
-        if options.cutmix:
-            probability = mixing.cutmix_probability(options.cutmix_ramp, options.cutmix, context.epoch, self.epochs)
-            images, pasted_labels, own_area = mixing.cutmix(images, labels, jax.random.fold_in(key, 0), probability)
-        outputs = self.learner(variables, shared.get("shared"), images, True, context, jax.random.fold_in(key, 1))
-        masked_logits = mask_classes(outputs.cl_logits, self._class_mask(index, context))
-        class_loss = dkt_losses.class_loss(masked_logits, labels, options.reduction)
-        if options.cutmix and options.cutmix_labels == "mixed":
-            pasted_loss = dkt_losses.class_loss(masked_logits, pasted_labels, options.reduction)
-            class_loss = own_area * class_loss + (1 - own_area) * pasted_loss
-        loss, metrics = class_loss + outputs.extra_loss, {"class_loss": class_loss}
-        if self.trains_st_heads:
-            st_logits, target, has_target = self._st_logits_and_target(
-                variables, outputs, images, index, shared, context, key
-            )
-            st_loss = dkt_losses.student_loss(
-                st_logits, target, options.st_loss, options.temperature, options.reduction
-            )
-            # Without a target the loss is finite and its weight is 0.
-            weight = dkt_losses.kd_weight(options, context.task, self.info.num_tasks) * has_target
-            loss, metrics = loss + weight * st_loss, {**metrics, "student_loss": st_loss, "kd_weight": weight}
-        active = shared["present"][index]
-        old_stats = {part: variables[part] for part in outputs.stats}
-        stats = jax.tree.map(lambda new, old: jnp.where(active, new, old), outputs.stats, old_stats)
-        accuracy = 100 * (masked_logits.argmax(axis=-1) == labels).mean()
-        return jnp.where(active, loss, 0.0), stats, {**metrics, "accuracy": accuracy}
-
-    def _class_mask(self, index: int | jax.Array, context: Context) -> jax.Array:
-        """Returns the classes of a learner's cross-entropy: bool `[classes]`."""
-        ranks = jnp.asarray(self.label_ranks)[index]
-        return context.mask(self.options.classes, self.info.num_classes)[ranks]
-
-    def _st_logits_and_target(
-        self,
-        variables: Variables,
-        outputs: LearnerOutputs,
-        images: jax.Array,
-        index: jax.Array,
-        shared: Mapping[str, Any],
-        context: Context,
-        key: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array | bool]:
-        """Returns a learner's ST logits, their target, and whether there is one.
-
-        Logits and target are those of the public images where there are any. See also `st_target`.
-        """
-        if not self.num_public:
-            return outputs.st_logits, *self.st_target(images, index, shared, context)
-        published, weights = shared["published"], shared["matrix"][index]
-        targets = dkt_losses.student_target(published["logits"], self.options.st_loss, self.options.temperature)
-        target = jnp.tensordot(normalize_weights(weights), targets, axes=1)
-        key = jax.random.fold_in(key, 2)
-        public_outputs = self.learner(variables, shared.get("shared"), published["images"], True, context, key)
-        return public_outputs.st_logits, target, weights.any()
-
-    def st_target(
-        self, images: jax.Array, index: int | jax.Array, shared: Mapping[str, Any], context: Context
-    ) -> tuple[jax.Array, jax.Array | bool]:
-        """Computes the target of a learner's ST head.
-
-        Args:
-          images: float32 `[batch, size, size, 3]`.
-          index: of the learner; may be traced.
-          shared: see `Exchange.shared_inputs`.
-          context: of the step.
-
-        Returns:
-          The target, float32 `[batch, classes]`, and whether there is one: a teacher, or a peer that has published.
-        """
-        kind, temperature = self.options.st_loss, self.options.temperature
-        if self.run_teachers:
-            outputs = [
-                teacher.outputs(shared["teachers"][str(i)], images, context)
-                for i, teacher in enumerate(self.run_teachers)
-            ]
-            logits = finished_run.average_outputs(outputs)["logits"]
-            return dkt_losses.student_target(logits, kind, temperature), True
-        weights = shared["matrix"][index]
-        max_peers = self.options.random_peers or int((self.matrix > 0).sum(axis=1).max())
-        target = 0.0
-        for weight, peer in zip(*jax.lax.top_k(normalize_weights(weights), max_peers), strict=True):
-            peer_variables = jax.tree.map(lambda x, peer=peer: x[peer], shared["published"])
-            logits = self.exchange.peer_logits(peer_variables, shared, images, context)
-            target += weight * dkt_losses.student_target(logits, kind, temperature)
-        return target, weights.any()
-
     def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict[str, jax.Array], dict]:
         """See `Method.predict`."""
-        return self._named_logits(self._learner_outputs(variables, images, context, False)), {}
+        return self.evaluated.logits(self._learner_outputs(variables, images, context, False)), {}
 
     def _learner_outputs(
         self, variables: Variables, images: jax.Array, context: Context, use_batch_statistics: bool
@@ -410,27 +283,9 @@ class DKT(Method):
         arguments = variables.get("shared"), images, use_batch_statistics, context, context.key
         return {name: self.learner(variables[name], *arguments) for name in self.names}
 
-    def _named_logits(self, outputs: Mapping[str, LearnerOutputs]) -> dict[str, jax.Array]:
-        """Returns the logits of each network; of a mean, log mean probabilities."""
-        logits, probabilities = {}, []
-        for name, learner_outputs in outputs.items():
-            probabilities.append(jax.nn.softmax(learner_outputs.cl_logits))
-            logits[name] = learner_outputs.cl_logits
-            if self.trains_st_heads:
-                st_probabilities = jax.nn.softmax(learner_outputs.st_logits)
-                logits[f"{name}_st"] = learner_outputs.st_logits
-                logits[f"{name}_both"] = jnp.log(probabilities[-1] + st_probabilities) - jnp.log(2.0)
-        if len(self.names) > 1:
-            logits["ensemble"] = jnp.log(sum(probabilities) / len(probabilities))
-        return logits
-
     def features(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, dict]:
         """See `Method.features`; of learners and of the teachers of finished runs."""
-        features = {}
-        for name, outputs in self._learner_outputs(variables, images, context, False).items():
-            features[name] = {**named_features(outputs.intermediates), "cl": outputs.cl_logits}
-            if self.trains_st_heads:
-                features[name]["st"] = outputs.st_logits
+        features = self.evaluated.features(self._learner_outputs(variables, images, context, False))
         for i, run_teacher in enumerate(self.run_teachers):
             teacher = replace(run_teacher, use_batch_statistics=False)
             outputs = teacher.outputs(variables["teachers"][str(i)], images, context)
@@ -440,16 +295,8 @@ class DKT(Method):
     def extra_metrics(
         self, logits: Mapping[str, jax.Array], labels: jax.Array, context: Context
     ) -> dict[str, jax.Array]:
-        """Returns the accuracy on unmet classes and that of the authors' test."""
-        metrics = {}
-        for suffix in self.head_suffixes if len(self.names) > 1 else ():
-            scores = [100.0 * (logits[name + suffix].argmax(axis=-1) == labels) for name in self.names]
-            metrics[f"mean{suffix}/accuracy_on_others_classes"] = dkt_metrics.accuracy_on_unmet_classes(
-                scores, labels, self.label_ranks, context.end
-            )
-        for name in self.names:
-            metrics[f"{name}/rounded_accuracy"] = 100 * dkt_metrics.rounded_correct(logits[name], labels)
-        return metrics
+        """See `EvaluatedNetworks.metrics`."""
+        return self.evaluated.metrics(logits, labels, self.learner_loss.label_ranks, context.end)
 
     def counters(self, mutable: Variables) -> dict[str, float]:
         """See `Method.counters` and `Exchange.counters`."""
@@ -465,9 +312,7 @@ class DKT(Method):
     ) -> dict[str, jax.Array]:
         """See `Method.teacher_outputs`; heads come with the learner's intermediates."""
         outputs = self._learner_outputs(variables, images, context, use_batch_statistics)
-        name = network.split("_st")[0].split("_both")[0]
-        intermediates = outputs[name].intermediates if name in outputs else {}
-        return {**intermediates, "logits": self._named_logits(outputs)[network]}
+        return self.evaluated.outputs_of(network, outputs)
 
 
 def build(config: Any, info: StreamInfo) -> DKT:
@@ -478,24 +323,79 @@ def build(config: Any, info: StreamInfo) -> DKT:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options = config.dkt
     dkt_options.check(options, info.num_tasks)
+    return assemble(
+        dkt_learners.build(config, info),
+        _find_teachers(config, info),
+        options,
+        info,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        optimizer=optim.build(config.optim, config.train.epochs),
+    )
+
+
+def assemble(
+    learner: Learner,
+    run_teachers: tuple[finished_run.RunTeacher, ...],
+    options: Any,
+    info: StreamInfo,
+    *,
+    batch_size: int,
+    epochs: int,
+    optimizer: optim.Optimizer,
+) -> DKT:
+    """Assembles the method from its parts.
+
+    Args:
+      learner: the kind of all learners.
+      run_teachers: networks of finished runs, which replace the peers as teachers; () for none.
+      options: the config section `dkt`.
+      info: of the stream.
+      batch_size: images of the task in a batch of one learner.
+      epochs: of each task.
+      optimizer: of one learner; each learner has its own gradient bound and moments.
+
+    Raises:
+      UserError: an invalid topology or stream order.
+    """
     names = tuple(f"learner_{i}" for i in range(options.num_learners))
-    learner = dkt_learners.build(config, info)
-    run_teachers = _find_teachers(config, info)
+    streams = topology.class_orders(options.stream_order, len(names), info.task_sizes, options.stream_seed)
+    exchange = Exchange(learner, names, _mixing_matrix(options, bool(run_teachers)), options, info.num_classes)
+    learner_loss = LearnerLoss(
+        learner=learner,
+        exchange=exchange,
+        run_teachers=run_teachers,
+        label_ranks=np.argsort(streams, axis=1),
+        options=options,
+        info=info,
+        epochs=epochs,
+    )
+    evaluated = EvaluatedNetworks(names, learner_loss.trains_st_heads)
     return DKT(
         learner=learner,
         names=names,
-        streams=topology.class_orders(options.stream_order, len(names), info.task_sizes, options.stream_seed),
-        matrix=_mixing_matrix(options, bool(run_teachers)),
+        streams=streams,
+        exchange=exchange,
         run_teachers=run_teachers,
+        learner_loss=learner_loss,
+        evaluated=evaluated,
         options=options,
-        info=info,
-        batch_size=config.train.batch_size,
-        epochs=config.train.epochs,
-        optimizer=_optimizer_per_learner(config, names),
+        batch_size=batch_size,
+        epochs=epochs,
+        optimizer=_separate_for_each_learner(optimizer, names),
+        image_size=learner.image_size,
+        networks=evaluated.names,
+        headline=names,
+        mean_groups=evaluated.mean_groups,
+        stream_of=evaluated.stream_of,
+        loss_classes=options.classes,
+        predict_over="all" if options.classes == "all" else "seen",
+        num_parallel_networks=len(names) if options.update_order == "simultaneous" else 1,
+        num_public=exchange.num_public,
     )
 
 
@@ -510,7 +410,7 @@ def _find_teachers(config: Any, info: StreamInfo) -> tuple[finished_run.RunTeach
             config.augment,
             use_batch_statistics=options.teacher_bn == "batch",
         )
-        for folder in options.teachers
+        for folder in options.teacher_runs
     )
 
 
@@ -524,9 +424,8 @@ def _mixing_matrix(options: Any, has_teachers: bool) -> np.ndarray:
     return np.zeros_like(matrix) if has_teachers or count == 1 else matrix
 
 
-def _optimizer_per_learner(config: Any, names: tuple[str, ...]) -> optim.Optimizer:
+def _separate_for_each_learner(optimizer: optim.Optimizer, names: tuple[str, ...]) -> optim.Optimizer:
     """Returns an optimizer with separate gradient bounds and moments per learner."""
-    optimizer = optim.build(config.optim, config.train.epochs)
     transform = optax.partition({name: optimizer.transform for name in names}, _learner_labels)
     return optim.Optimizer(transform, optimizer.learning_rate)
 

@@ -14,13 +14,18 @@ from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
 from cdl_jax.models.peers.networks import PeerNetworks, PeerOutputs
+from cdl_jax.options import Option
 
 OPTIONS = {
     **peers.OPTIONS,
     **peer_losses.OPTIONS,
-    "pairwise": False,  # the mean loss towards each of the others, instead of the loss towards their mean logits
-    "detach_targets": False,  # no gradient through targets
-    "select_by": "mean",  # headline and best epoch: "mean" of the networks, or "ensemble"
+    "pairwise": Option(
+        False, "the mean loss towards each of the others, instead of the loss towards their mean logits"
+    ),
+    "detach_targets": Option(False, "no gradient through targets"),
+    "select_by": Option(
+        "mean", "headline and best epoch: mean of the networks, or ensemble", choices=("mean", "ensemble")
+    ),
 }
 
 
@@ -48,10 +53,9 @@ def build(config: Any, info: StreamInfo) -> DML:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
-    peer_losses.check("dml", config.dml)
-    names = peers.peer_names("dml", config.dml)
+    names = peers.peer_names(config.dml)
     networks = PeerNetworks(peers.build_network(config.network, info.num_classes), names)
     return peers.build_method(DML, "dml", config, info, networks)
 

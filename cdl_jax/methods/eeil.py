@@ -25,50 +25,64 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax import optim, plugins
+from cdl_jax import optim
 from cdl_jax.errors import UserError
-from cdl_jax.losses import Context, check_temperature
+from cdl_jax.losses import Context, temperature_option
 from cdl_jax.methods.base import HerdsMemory, Outcome, Phase, Replay, StreamInfo, Update, Variables
 from cdl_jax.methods.shared import dkt_losses
 from cdl_jax.methods.supervised import TRAINING_OPTIONS, Supervised, is_network_parameter
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
+from cdl_jax.options import Option
 
 OPTIONS = {
     **{key: value for key, value in TRAINING_OPTIONS.items() if key != "replay_balance"},
-    "classes": "seen",  # classes of cross-entropy and prediction: those "seen" so far, or "all" from the start
-    "replay": 2000,  # capacity of the memory in images, shared equally among the learned classes
-    "alpha": 1.0,  # weight of the distillation from the previous network
-    "temperature": 2.0,
-    # Axis of the softmax in that distillation: the "classes", or the images of the "batch" (the authors' code).
-    "soften": "classes",
-    # Classes of that distillation: of all earlier tasks ("all_seen"), or of the "last" task before (the authors' code).
-    "active": "all_seen",
-    # Noise on gradients, noise / (1 + step)^noise_decay at each step of the run; 0: no noise. The formula gives the
-    # standard "deviation" (the authors' code) or the "variance" (Neelakantan et al., 2015: far more noise later on).
-    "noise": 0.3,
-    "noise_decay": 0.55,
-    "noise_is": "deviation",
-    "finetune_epochs": 30,  # on the memory, with plain SGD and without noise; 0: no fine-tuning
-    "finetune_from": 1,  # index of the first task with fine-tuning, from 0; the authors' code has 3
-    "finetune_rate": 0.01,  # learning rate of fine-tuning
-    "finetune_milestones": (10, 20),  # epochs after which that rate is divided by 10
-    # Images of each class in fine-tuning: the memory's capacity divided by the number of classes "seen" so far, or by
-    # that of "all" classes of the stream (the authors' code), which is equal in every task.
-    "finetune_share": "seen",
-}
-_CHOICES = {
-    "classes": ("seen", "all"),
-    "soften": ("classes", "batch"),
-    "active": ("all_seen", "last"),
-    "noise_is": ("deviation", "variance"),
-    "finetune_share": ("seen", "all"),
+    "classes": Option(
+        "seen", "classes of cross-entropy and prediction: seen so far, or all from the start", choices=("seen", "all")
+    ),
+    "replay": Option(2000, "capacity of the memory in images, shared equally among the learned classes"),
+    "alpha": Option(1.0, "weight of the distillation from the previous network"),
+    "temperature": temperature_option(2.0),
+    "softmax_over": Option(
+        "classes",
+        "axis of the softmax in that distillation: the classes, or the images of the batch (the authors' code)",
+        choices=("classes", "batch"),
+    ),
+    "active": Option(
+        "all_seen",
+        "classes of that distillation: of all earlier tasks, or of the last task before (the authors' code)",
+        choices=("all_seen", "last"),
+    ),
+    "noise": Option(0.3, "noise on gradients, noise / (1 + step)^noise_decay at each step of the run; 0: no noise"),
+    "noise_decay": Option(0.55, "exponent with which the gradient noise decays over the steps"),
+    # "variance" is the rule of Neelakantan et al., 2015: far more noise later on.
+    "noise_unit": Option(
+        "deviation",
+        "whether the formula of the noise gives its standard deviation (the authors' code) or its variance",
+        choices=("deviation", "variance"),
+    ),
+    "finetune_epochs": Option(30, "epochs on the memory, with plain SGD and without noise; 0: no fine-tuning"),
+    "finetune_start_task": Option(
+        1,
+        "index of the first task with fine-tuning; the authors' code has 3",
+        minimum=1,
+        reason="the first task has no memory",
+    ),
+    "finetune_learning_rate": Option(0.01, "learning rate of fine-tuning", above=0),
+    "finetune_milestones": Option((10, 20), "epochs after which that rate is divided by 10"),
+    # With "all" it is equal in every task.
+    "finetune_share": Option(
+        "seen",
+        "images of each class in fine-tuning: the capacity divided by the number of classes seen so far, or of all "
+        "classes (the authors' code)",
+        choices=("seen", "all"),
+    ),
 }
 
 
 def defaults(network: str = "resnet32_padded") -> dict[str, Mapping[str, Any]]:
     """Returns the config sections for a named network of any family, with random weights."""
-    return {"eeil": OPTIONS, "network": {**families.network_options(network), "weights": "random"}}
+    return {"eeil": OPTIONS, "network": families.network_options(network, weights="random")}
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class EEIL(Supervised, HerdsMemory):
             (Update(is_network_parameter, self.finetuning, self.finetune_loss),),
             order=1,
             tasks="later",
-            since=options.finetune_from,
+            since=options.finetune_start_task,
             replay=Replay(options.replay, 0, "herding", per_class=per_class),
             balanced=True,
             herding_network="network",
@@ -150,7 +164,7 @@ class EEIL(Supervised, HerdsMemory):
         options = self.options
         class_loss, logits, new_variables = self.label_loss(variables, batch, context)
         (previous_logits, _), _ = apply(self.backbone, variables["previous"], batch["images"], False, context.key)
-        distillation_loss = dkt_losses.lwf_loss if options.soften == "classes" else dkt_losses.eeil_loss
+        distillation_loss = dkt_losses.lwf_loss if options.softmax_over == "classes" else dkt_losses.eeil_loss
         distillation = distillation_loss(logits, previous_logits, active, options.temperature)
         total = class_loss + options.alpha * distillation
         return total, {"loss": total, "class_loss": class_loss, "previous_loss": distillation}, new_variables
@@ -161,7 +175,7 @@ class EEIL(Supervised, HerdsMemory):
         if not options.noise:
             return 0.0
         size = dkt_losses.gradient_noise_std(step, options.noise, options.noise_decay)
-        deviation = size if options.noise_is == "deviation" else jnp.sqrt(size)
+        deviation = size if options.noise_unit == "deviation" else jnp.sqrt(size)
         return dkt_losses.noise_loss(params, key, deviation)
 
     def teacher_outputs(
@@ -186,28 +200,24 @@ def build(config: ConfigDict, info: StreamInfo) -> EEIL:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range or unknown, or options do not fit together.
+      UserError: options do not fit together.
     """
     options = config.eeil
-    for key, known in _CHOICES.items():
-        if options[key] not in known:
-            raise UserError(f"eeil.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
-    check_temperature("eeil.temperature", options.temperature)
-    if options.soften == "classes":
+    if options.softmax_over == "classes":
         dkt_losses.check_preserved_classes("eeil", "active", options, info.task_sizes)
     elif options.alpha and options.finetune_epochs and config.train.batch_size == 1:
         raise UserError(
-            "eeil.soften='batch' with train.batch_size=1: the softmax over the one image of a batch of fine-tuning is "
-            "always 1, so its distillation is constant; set train.batch_size of at least 2, or eeil.soften='classes'"
+            "eeil.softmax_over='batch' with train.batch_size=1: the softmax over the one image of a batch of "
+            "fine-tuning is always 1, so its distillation is constant; set train.batch_size of at least 2, or "
+            "eeil.softmax_over='classes'"
         )
-    for key in ("alpha", "noise", "noise_decay", "finetune_epochs"):
-        if options[key] < 0:
-            raise UserError(f"eeil.{key}={options[key]} must not be negative")
-    if options.finetune_from < 1:
-        raise UserError(f"eeil.finetune_from={options.finetune_from}: at least 1, as the first task has no memory")
     if options.replay < info.num_classes:
         raise UserError(f"eeil.replay={options.replay}: at least one image of each of the {info.num_classes} classes")
     plain_sgd = {"name": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    rate = {"learning_rate": options.finetune_rate, "schedule": "steps", "milestones": options.finetune_milestones}
+    rate = {
+        "learning_rate": options.finetune_learning_rate,
+        "schedule": "steps",
+        "milestones": options.finetune_milestones,
+    }
     finetuning = optim.build(ConfigDict({**config.optim, **plain_sgd, **rate}), options.finetune_epochs)
     return EEIL.from_section("eeil", config, info, finetuning=finetuning)

@@ -9,11 +9,14 @@ from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peers
 from cdl_jax.models.peers.networks import PeerOutputs
+from cdl_jax.options import Option
 
 OPTIONS = {
     **peers.OPTIONS,
     **peers.BRANCH_OPTIONS,
-    "select_by": "mean",  # headline and best epoch: "mean" of the branches, or "ensemble"
+    "select_by": Option(
+        "mean", "headline and best epoch: mean of the branches, or ensemble", choices=("mean", "ensemble")
+    ),
 }
 
 
@@ -41,9 +44,9 @@ def build(config: Any, info: StreamInfo) -> IndividualBranches:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
-    names = peers.peer_names("individual", config.individual)
+    names = peers.peer_names(config.individual)
     branches = peers.build_branches("individual", config, names, info.num_classes)
     return peers.build_method(IndividualBranches, "individual", config, info, branches)
 

@@ -33,7 +33,7 @@ def defaults(network: str = "resnet32", teacher: str = "resnet110") -> dict[str,
     """
     sizes = {
         "student": families.network_options(network),
-        "teacher": {**families.network_options(teacher), "weights": ""},
+        "teacher": families.network_options(teacher, weights=""),
     }
     return {"kd": OPTIONS, **sizes}
 
@@ -111,7 +111,9 @@ def loss_and_metrics(
     """Computes `CE + alpha distillation`, averaged over the batch.
 
     >>> logits, mask = jnp.array([[0.0, 0.0]]), jnp.ones(2, bool)
-    >>> total, metrics = loss_and_metrics(ConfigDict(OPTIONS), logits, logits, jnp.array([0]), mask)
+    >>> from cdl_jax import options
+    >>> section = ConfigDict(options.defaults(OPTIONS))
+    >>> total, metrics = loss_and_metrics(section, logits, logits, jnp.array([0]), mask)
     >>> round(float(total), 4), round(float(metrics["teacher_loss"]), 4)
     (0.6931, 0.0)
 
@@ -135,9 +137,8 @@ def build(config: ConfigDict, info: StreamInfo) -> KD:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range, or the teacher is missing or has another architecture.
+      UserError: options do not fit together, or the teacher is missing or has another architecture.
     """
-    peer_losses.check("kd", config.kd)
     student = config.student
     return KD(
         student=plugins.load_plugin("models", student.family).build(student, info.num_classes),

@@ -16,30 +16,34 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax import plugins
-from cdl_jax.errors import UserError
-from cdl_jax.losses import Context, check_temperature
+from cdl_jax.losses import Context, temperature_option
 from cdl_jax.methods.base import Outcome, StreamInfo, Variables
 from cdl_jax.methods.shared import dkt_losses
 from cdl_jax.methods.supervised import TRAINING_OPTIONS, Supervised
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
+from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
-    **TRAINING_OPTIONS,
-    "classes": "all",
-    "alpha": 1.0,  # weight of the distillation from the previous network
-    "temperature": 2.0,
-    # Classes of that distillation: of all earlier tasks ("all_seen"), or of the "last" task before (the authors' code).
-    "lwf_active": "all_seen",
-    # Batch norm of the previous network: "running" statistics, or statistics of the "batch" (the authors' code).
-    "previous_bn": "running",
+    **change_defaults(TRAINING_OPTIONS, classes="all"),
+    "alpha": Option(1.0, "weight of the distillation from the previous network"),
+    "temperature": temperature_option(2.0),
+    "lwf_active": Option(
+        "all_seen",
+        "classes of that distillation: of all earlier tasks, or of the last task before (the authors' code)",
+        choices=("all_seen", "last"),
+    ),
+    "previous_bn": Option(
+        "running",
+        "batch norm of the previous network: running statistics, or statistics of the batch (the authors' code)",
+        choices=("running", "batch"),
+    ),
 }
 
 
 def defaults(network: str = "slim_resnet18") -> dict[str, Mapping[str, Any]]:
     """Returns the config sections for a named network of any family, with random weights."""
-    return {"lwf": OPTIONS, "network": {**families.network_options(network), "weights": "random"}}
+    return {"lwf": OPTIONS, "network": families.network_options(network, weights="random")}
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,8 @@ def build(config: ConfigDict, info: StreamInfo) -> LwF:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range or unknown, or options do not fit together.
+      UserError: options do not fit together.
     """
     options = config.lwf
-    for key, known in {"lwf_active": ("all_seen", "last"), "previous_bn": ("running", "batch")}.items():
-        if options[key] not in known:
-            raise UserError(f"lwf.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
-    check_temperature("lwf.temperature", options.temperature)
-    if options.alpha < 0:
-        raise UserError(f"lwf.alpha={options.alpha} must not be negative")
     dkt_losses.check_preserved_classes("lwf", "lwf_active", options, info.task_sizes)
     return LwF.from_section("lwf", config, info)

@@ -15,30 +15,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax import plugins
-from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
 from cdl_jax.models import vit, weights
+from cdl_jax.models.learners.base import l2_normalize
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.modules.heads import is_head
-from cdl_jax.models.prompts.base import l2_normalize
-from cdl_jax.optim import Optimizer
+from cdl_jax.optim import NO_STEP
+from cdl_jax.options import Option
 
-OPTIONS = {"distance": "cosine"}  # from an image's features to the class means: "cosine" or "euclidean"
-
-_NO_STEP = Optimizer(optax.identity(), optax.constant_schedule(0.0))
+OPTIONS = {
+    "distance": Option(
+        "cosine", "distance from an image's features to the class means", choices=("cosine", "euclidean")
+    ),
+}
 
 
 def defaults(network: str = "glyph_student") -> dict[str, Mapping[str, Any]]:
     """Returns the config sections for a named network; `network.weights` is to be set."""
-    return {"nearest_mean": OPTIONS, "network": {**families.network_options(network), "weights": ""}}
+    return {"nearest_mean": OPTIONS, "network": families.network_options(network, weights="")}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class NearestMean(Method):
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("means", 1, (Update(lambda path: False, _NO_STEP, self.add_batch),), sequential=True),)
+        return (Phase("means", 1, (Update(lambda path: False, NO_STEP, self.add_batch),), sequential=True),)
 
     def init(self, key: jax.Array) -> Variables:
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
@@ -127,14 +128,8 @@ def _module_variables(network):
 
 
 def build(config: ConfigDict, info: StreamInfo) -> NearestMean:
-    """Builds the method from its config.
-
-    Raises:
-      UserError: the distance is unknown.
-    """
+    """Builds the method from its config."""
     options, section = config.nearest_mean, config.network
-    if options.distance not in ("cosine", "euclidean"):
-        raise UserError(f"nearest_mean.distance={options.distance!r}: use 'cosine' or 'euclidean'")
     family = plugins.load_plugin("models", section.family)
     backbone = family.build(section, 0 if family is vit else info.num_classes)  # other families always have a head
     return NearestMean(backbone, options, info, section.image_size, weights.from_section(section), family.torch_name)

@@ -17,25 +17,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
 from cdl_jax.models.peers.attention_and_gate import Attention
 from cdl_jax.models.peers.networks import PeerNetworks, PeerOutputs
+from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
     **peers.OPTIONS,
     **peers.BRANCH_OPTIONS,
     **peer_losses.OPTIONS,
     **peer_losses.RAMP_OPTIONS,
-    "base": "branch",  # peers are branches of one network; or "network": separate networks
-    "en": False,  # all are attention peers and there is no leader: the mode of the comparison of ensembles
-    "aggregate": "logits",  # what targets average: "logits" (the authors' code), or softened "probs" (the paper)
-    "head_divisor": 8,  # width of attention: the features' width divided by this
-    "detach_targets": False,  # no gradient through targets: the attention keeps its initial weights
-    "select_by": "leader",  # headline and best epoch: "leader", "mean" of the peers, or "ensemble" (choose_E)
+    "base": Option(
+        "branch", "whether peers are branches of one network or separate networks", choices=("branch", "network")
+    ),
+    "en": Option(False, "all are attention peers and there is no leader: the mode of the comparison of ensembles"),
+    "aggregate": Option(
+        "logits",
+        "what targets average: logits (the authors' code), or softened probabilities (the paper)",
+        choices=("logits", "probs"),
+    ),
+    "head_divisor": Option(8, "width of attention: the features' width divided by this", minimum=1),
+    "detach_targets": Option(False, "no gradient through targets: the attention keeps its initial weights"),
+    "select_by": Option(
+        "leader",
+        "headline and best epoch: the leader, the mean of the peers, or the ensemble (choose_E)",
+        choices=("leader", "mean", "ensemble"),
+    ),
 }
 
 
@@ -47,10 +57,10 @@ def defaults(network: str = "resnet32", base: str = "branch", reference: bool = 
     """
     if base not in ("branch", "network"):
         raise UserError(f"okddip.base={base!r}: use 'branch' or 'network'")
-    options = {**OPTIONS, "base": base}
+    options = change_defaults(OPTIONS, base=base)
     sections = peers.defaults("okddip", options, network, branched=base == "branch", reference=reference)
-    if reference and base == "branch" and sections["network"]["family"] == "vgg":
-        sections["network"]["torch_head_bias"] = True
+    if reference and base == "branch" and sections["network"]["family"].default == "vgg":
+        sections["network"] = change_defaults(sections["network"], torch_head_bias=True)
     return sections
 
 
@@ -109,12 +119,11 @@ def build(config: Any, info: StreamInfo) -> OKDDip:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options = config.okddip
-    _check(options)
     leader, branched = not options.en, options.base == "branch"
-    names = peers.peer_names("okddip", options, leader)
+    names = peers.peer_names(options, leader)
     if branched:
         group = peers.build_branches("okddip", config, names, info.num_classes, leader=leader)
     else:
@@ -230,13 +239,3 @@ def loss_and_metrics(
         terms["leader_group_loss"] = peer_losses.distillation_loss(leader_logits, mean, mask, options)
         loss += terms["leader_true_loss"] + weight * terms["leader_group_loss"]
     return loss, terms
-
-
-def _check(options: Any) -> None:
-    """Refuses options that are out of range."""
-    peer_losses.check("okddip", options)
-    for key, known in {"base": ("branch", "network"), "aggregate": ("logits", "probs")}.items():
-        if options[key] not in known:
-            raise UserError(f"okddip.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
-    if options.head_divisor < 1:
-        raise UserError(f"okddip.head_divisor={options.head_divisor} must be at least 1")

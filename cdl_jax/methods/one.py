@@ -16,16 +16,23 @@ from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import peer_losses, peers
 from cdl_jax.models.peers.attention_and_gate import Gate
 from cdl_jax.models.peers.networks import PeerOutputs
+from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
     **peers.OPTIONS,
     **peers.BRANCH_OPTIONS,
     **peer_losses.OPTIONS,
     **peer_losses.RAMP_OPTIONS,
-    "bpscale": False,  # the gradient into the stem, the gate's too, is divided by the number of branches
-    "vgg_double_pass": False,  # VGG's branches update their running statistics twice a step, as in the authors' code
-    "detach_targets": False,  # no gradient through targets: only the cross-entropy of its ensemble trains the gate
-    "select_by": "mean",  # headline and best epoch: "mean" of the branches, or "ensemble"
+    "bpscale": Option(False, "the gradient into the stem, the gate's too, is divided by the number of branches"),
+    "vgg_double_pass": Option(
+        False, "VGG's branches update their running statistics twice a step, as in the authors' code"
+    ),
+    "detach_targets": Option(
+        False, "no gradient through targets: only the cross-entropy of its ensemble trains the gate"
+    ),
+    "select_by": Option(
+        "mean", "headline and best epoch: mean of the branches, or ensemble", choices=("mean", "ensemble")
+    ),
 }
 
 _GATE_INIT = {"vgg": "normal", "densenet": "zero_bias"}
@@ -34,8 +41,8 @@ _GATE_INIT = {"vgg": "normal", "densenet": "zero_bias"}
 def defaults(network: str = "resnet32", reference: bool = False) -> dict:
     """Returns the config sections of this method; see `peers.defaults`."""
     sections = peers.defaults("one", OPTIONS, network, branched=True, reference=reference)
-    if reference and sections["network"]["family"] == "vgg":
-        sections["one"] = {**sections["one"], "vgg_double_pass": True}
+    if reference and sections["network"]["family"].default == "vgg":
+        sections["one"] = change_defaults(sections["one"], vgg_double_pass=True)
     return sections
 
 
@@ -73,11 +80,10 @@ def build(config: Any, info: StreamInfo) -> ONE:
       info: of the stream.
 
     Raises:
-      UserError: options that are out of range or do not fit together.
+      UserError: options that do not fit together.
     """
     options, family = config.one, config.network.family
-    peer_losses.check("one", options)
-    names = peers.peer_names("one", options)
+    names = peers.peer_names(options)
     branches = peers.build_branches("one", config, names, info.num_classes, rescale=options.bpscale)
     if options.vgg_double_pass:
         if family != "vgg":

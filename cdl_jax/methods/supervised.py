@@ -29,23 +29,33 @@ from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.modules.features import named_features
 from cdl_jax.models.modules.heads import is_head
+from cdl_jax.options import Option
 
 # Options of every method that trains one network with labels.
 TRAINING_OPTIONS = {
-    # Classes of the softmax: of the "current" task, those "seen" so far, or "all" of the stream. With "all",
-    # predictions choose from all classes too.
-    "classes": "current",
-    "label_smoothing": 0.0,
+    "classes": Option(
+        "current",
+        "classes of the softmax: of the current task, seen so far, or all of the stream; with all, predictions "
+        "choose from all classes too",
+        choices=rehearsal.CLASSES,
+    ),
+    "label_smoothing": Option(0.0, "share of the target that all classes get; the label gets the rest", below=1),
     **rehearsal.OPTIONS,
 }
 # The trained part: the "network", or its "head" only. The rest is then frozen and computes as in evaluation: with
 # running statistics and without dropout.
-OPTIONS = {**TRAINING_OPTIONS, "trained": "network"}
+OPTIONS = {
+    **TRAINING_OPTIONS,
+    # Running statistics, no dropout.
+    "trained": Option(
+        "network", "the trained part; the rest is frozen and computes as in evaluation", choices=("network", "head")
+    ),
+}
 
 
 def defaults(network: str = "glyph_student") -> dict[str, Mapping[str, Any]]:
     """Returns the config sections for a named network of any family, with random weights."""
-    return {"supervised": OPTIONS, "network": {**families.network_options(network), "weights": "random"}}
+    return {"supervised": OPTIONS, "network": families.network_options(network, weights="random")}
 
 
 @dataclass(frozen=True)
@@ -92,15 +102,10 @@ class Supervised(Method):
           fields: further attributes of a subclass.
 
         Raises:
-          UserError: an option is out of range or unknown.
+          UserError: options do not fit together.
         """
         options, network = config[section], config.network
         rehearsal.check(section, options)
-        if not 0 <= options.label_smoothing < 1:
-            raise UserError(
-                f"{section}.label_smoothing={options.label_smoothing} must lie in [0, 1): it is the share of the "
-                "target that all classes get, and the label gets the rest"
-            )
         family = plugins.load_plugin("models", network.family)
         return cls(
             backbone=family.build(network, info.num_classes),
@@ -234,8 +239,6 @@ def build(config: ConfigDict, info: StreamInfo) -> Supervised:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range or unknown.
+      UserError: options do not fit together.
     """
-    if (trained := config.supervised.get("trained", "network")) not in ("network", "head"):
-        raise UserError(f"supervised.trained={trained!r}: use 'network' or 'head'")
     return Supervised.from_section("supervised", config, info)

@@ -29,18 +29,33 @@ from cdl_jax.methods.shared.peer_losses import top_k_correct
 from cdl_jax.models import weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import apply
+from cdl_jax.options import Option
 
 OPTIONS = {
-    # "cross_entropy", or "binary": a sigmoid cross-entropy for each class, with target 1 if its soft label is not 0.
-    "label_loss": "cross_entropy",
+    "label_loss": Option(
+        "cross_entropy",
+        "loss of the labels; binary: a sigmoid cross-entropy for each class, with target 1 if its soft label is not 0",
+        choices=("cross_entropy", "binary"),
+    ),
     **teachers.OPTIONS,
-    # Also evaluates an exponential moving average of the student's weights and statistics, as the network
-    # `student_ema`. Each task starts it at the student; its decay changes linearly from the first number to the second.
-    "ema": False,
-    "ema_decay": (0.996, 1.0),
-    # Computes the teacher's outputs for each image once a task and stores them on the device and in checkpoints; only
-    # for images that are neither augmented nor mixed.
-    "cache_teacher": False,
+    # Each task starts it at the student.
+    "ema": Option(
+        False,
+        "also evaluate an exponential moving average of the student's weights and statistics, as the network "
+        "`student_ema`",
+    ),
+    "ema_decay": Option(
+        (0.996, 1.0),
+        "decay of that average at the start and at the end of a task, with a linear change between",
+        maximum=1,
+        lengths=(2,),
+    ),
+    # Checkpoints hold them too.
+    "cache_teacher": Option(
+        False,
+        "compute the teacher's outputs once a task and store them on the device; only for images that are neither "
+        "augmented nor mixed",
+    ),
 }
 
 
@@ -51,9 +66,14 @@ def defaults(network: str = "deit_ti_conv", teacher: str = "regnety_160") -> dic
     """
     sizes = {
         "student": families.network_options(network),
-        "teacher": {**families.network_options(teacher), "weights": ""},
+        "teacher": families.network_options(teacher, weights=""),
     }
-    return {"vkd": OPTIONS, "mixing": mixing.OPTIONS, "distill": {"name": "vkd", **vkd.OPTIONS}, **sizes}
+    return {
+        "vkd": OPTIONS,
+        "mixing": mixing.OPTIONS,
+        "distill": {"name": Option("vkd", "the distillation scheme of this method"), **vkd.OPTIONS},
+        **sizes,
+    }
 
 
 @dataclass(frozen=True)
@@ -240,20 +260,13 @@ def build(config: ConfigDict, info: StreamInfo) -> VkD:
     """Builds the method from its config.
 
     Raises:
-      UserError: an option is out of range, or the teacher is missing, has another architecture or lacks the feature.
+      UserError: options do not fit together, or the teacher is missing, has another architecture or lacks the feature.
     """
     options, section = config.vkd, config.student
-    if options.label_loss not in ("cross_entropy", "binary"):
-        raise UserError(f"vkd.label_loss={options.label_loss!r}: use 'cross_entropy' or 'binary'")
-    mixing.check(config.mixing, "mixing")
     family = plugins.load_plugin("models", section.family)
     student = family.build(section, info.num_classes)
     teacher = teachers.build(config, info, options, torch_names=True)
-    if len(options.ema_decay) != 2 or not all(type(decay) in (int, float) for decay in options.ema_decay):
-        raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)} must be two numbers: at the start and at the end")
     first, last = options.ema_decay
-    if not (0 <= first <= 1 and 0 <= last <= 1):
-        raise UserError(f"vkd.ema_decay={tuple(options.ema_decay)}: both decays lie in [0, 1]")
     _check_losses(config.distill, info.task_sizes)
     if options.cache_teacher:
         _check_images_repeat(config)

@@ -14,22 +14,31 @@ from cdl_jax.models import vit
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import conv, he_in
 from cdl_jax.models.modules.heads import torch_bias, torch_kernel
+from cdl_jax.models.modules.network_options import shared_options
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "family": "deit",
-    "dim": 192,
-    "depth": 12,
-    "heads": 3,
-    "mlp_ratio": 4.0,
-    "patch_size": 16,
-    "image_size": 224,
-    "stem_width": 64,  # channels of the convolutions before the patches; 0: no convolutions, as in DeiT
-    "distillation": "mean",  # the second token: the patches' "mean", a "learned" one (DeiT), or "none"
-    "drop_path": 0.0,  # rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0
-    "dtype": "float32",  # of the Transformer's computation; "bfloat16" computes softmax and norm statistics in float32
-    "remat": False,  # recompute each block in the backward pass instead of storing it
-    "weights": "random",  # or a file with timm's names
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    **shared_options("deit", image_size=224),
+    "dim": Option(192, "width of a token", minimum=1),
+    "depth": Option(12, "number of blocks", minimum=1),
+    "heads": Option(3, "attention heads of a block", minimum=1),
+    "mlp_ratio": Option(4.0, "hidden width of a block's MLP, relative to `dim`"),
+    "patch_size": Option(16, "side of a patch in pixels", minimum=1),
+    "stem_width": Option(64, "channels of the convolutions before the patches; 0: no convolutions, as in DeiT"),
+    "distillation": Option(
+        "mean",
+        "the second token: the patches' mean, a learned one (DeiT), or none",
+        choices=("mean", "learned", "none"),
+    ),
+    "drop_path": Option(
+        0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
+    ),
+    "dtype": Option(
+        "float32",
+        "dtype of the Transformer; bfloat16 computes softmax and norm statistics in float32",
+        choices=("float32", "bfloat16"),
+    ),
+    "remat": Option(False, "recompute each block in the backward pass instead of storing it"),
 }
 
 _DIMS = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
@@ -147,7 +156,7 @@ def build(options: ConfigDict, num_classes: int) -> DeiT:
     """Returns the network of an option section (see `OPTIONS`).
 
     Raises:
-      UserError: sizes do not fit together, or the kind of distillation token is unknown.
+      UserError: sizes do not fit together.
     """
     if options.dim % options.heads:
         raise UserError(f"DeiT dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")
@@ -156,14 +165,8 @@ def build(options: ConfigDict, num_classes: int) -> DeiT:
             f"image_size={options.image_size} must be a multiple of patch_size={options.patch_size}, which is even "
             "with a stem: change one of them"
         )
-    if not 0 <= options.drop_path < 1:
-        raise UserError(f"DeiT drop_path={options.drop_path} must lie in [0, 1)")
     if int(options.dim * options.mlp_ratio) < 1:
         raise UserError(f"DeiT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
-    if options.distillation not in ("mean", "learned", "none"):
-        raise UserError(f"DeiT distillation={options.distillation!r}: use 'mean', 'learned' or 'none'")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"DeiT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
     fields = {key: value for key, value in options.items() if key not in ("family", "weights", "weights_key", "dtype")}
     return DeiT(**fields, num_classes=num_classes, dtype=jnp.dtype(options.dtype))
 

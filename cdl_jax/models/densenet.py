@@ -8,20 +8,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, conv, dense, global_pool, he_in
+from cdl_jax.models.modules.network_options import shared_options
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "family": "densenet",
-    "growth": 12,  # growth rate: channels that each layer adds
-    "blocks": (6, 6, 6),  # layers of each block
-    "init_features": 24,  # channels of the first convolution
-    "bottleneck": 4,  # inner width of a layer, in units of the growth
-    "compression": 0.5,  # of the channels between blocks
-    "image_size": 32,
-    "weights": "random",
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    **shared_options("densenet", image_size=32),
+    "growth": Option(12, "growth rate: channels that each layer adds", minimum=1),
+    "blocks": Option((6, 6, 6), "layers of each block", minimum=1, lengths=(3,)),
+    "init_features": Option(24, "channels of the first convolution", minimum=1),
+    "bottleneck": Option(4, "inner width of a layer, in units of the growth", minimum=1),
+    "compression": Option(0.5, "share of the channels that remain between blocks", above=0, maximum=1),
 }
 
 SIZES = {
@@ -100,15 +98,7 @@ class Tail(nn.Module):
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`).
-
-    Raises:
-      UserError: options do not fit together.
-    """
-    if len(options.blocks) != 3:
-        raise UserError(f"network.blocks={tuple(options.blocks)}: give three numbers of layers")
-    if not 0 < options.compression <= 1:
-        raise UserError(f"network.compression={options.compression} must lie in (0, 1]: the share of channels kept")
+    """Returns the network of an option section (see `OPTIONS`)."""
     first, second, last = (Block(depth, options.growth, options.bottleneck) for depth in options.blocks)
     stem = Stem((first, second), options.init_features, options.compression)
     return Backbone(stem, Tail(last, num_classes))

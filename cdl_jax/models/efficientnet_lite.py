@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, dense, global_pool, he_out
+from cdl_jax.models.modules.network_options import shared_options
+from cdl_jax.options import Option
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 OPTIONS = {
-    "family": "efficientnet_lite",
-    "width": 1.0,  # factor of the channels of every stage, rounded to multiples of 8
-    "depth": 1.0,  # factor of the blocks of every stage, except the first and the last, rounded up
-    "dropout": 0.2,  # of the features, before the classifier
-    "drop_path": 0.2,  # rate of stochastic depth that a block after the last would have; it decreases linearly to 0
-    "image_size": 224,
-    "weights": "random",
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    **shared_options("efficientnet_lite", image_size=224),
+    "width": Option(1.0, "factor of the channels of every stage, rounded to multiples of 8", above=0),
+    "depth": Option(1.0, "factor of the blocks of every stage, except the first and the last, rounded up", minimum=1),
+    "dropout": Option(0.2, "dropout of the features, before the classifier", below=1),
+    "drop_path": Option(
+        0.2, "rate of stochastic depth that a block after the last would have; it decreases linearly to 0", below=1
+    ),
 }
 
 SIZES = {
@@ -138,15 +138,7 @@ class Tail(nn.Module):
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`), with `features` `[batch, 1280]`.
-
-    Raises:
-      UserError: an option is out of range.
-    """
-    if not (options.width > 0 and options.depth >= 1):
-        raise UserError(f"EfficientNet-Lite width={options.width} must be above 0, depth={options.depth} at least 1")
-    if not (0 <= options.dropout < 1 and 0 <= options.drop_path < 1):
-        raise UserError("EfficientNet-Lite dropout and drop_path must lie within [0, 1)")
+    """Returns the network of an option section (see `OPTIONS`), with `features` `[batch, 1280]`."""
     counts = [math.ceil(options.depth * blocks) for *_, blocks in _STAGES]
     counts[0], counts[-1] = _STAGES[0][-1], _STAGES[-1][-1]
     index, stages = 0, []

@@ -11,25 +11,29 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax.errors import UserError
 from cdl_jax.models.modules import conv as cnn
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, dense, global_pool
+from cdl_jax.models.modules.network_options import shared_options
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "family": "regnet",
-    "depth": 18,  # blocks of all stages
+    **shared_options("regnet", image_size=224),
+    "depth": Option(18, "blocks of all stages", minimum=1),
     # Block j has the width w0 wm^i nearest to w0 + wa j, rounded to a multiple of 8. Blocks of one width are a stage.
-    "w0": 200,
-    "wa": 106.23,
-    "wm": 2.48,
-    "group_width": 112,  # channels of a group of the 3x3 convolution; widths are rounded to multiples of it
-    "se_ratio": 0.25,  # width of squeeze-and-excitation over the channels of the input; 0: none (RegNetX)
-    "stem_width": 32,
-    "image_size": 224,
-    "dtype": "float32",  # of the convolutions; "bfloat16" computes norms, gates and all outputs in float32
-    "weights": "random",
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    "w0": Option(200, "width of the first block, rounded to a multiple of 8", minimum=1),
+    "wa": Option(106.23, "slope of the block widths"),
+    "wm": Option(2.48, "ratio between the widths of two stages", above=1),
+    "group_width": Option(
+        112, "channels of a group of the 3x3 convolution; widths are rounded to multiples of it", minimum=1
+    ),
+    "se_ratio": Option(0.25, "width of squeeze-and-excitation over the channels of the input; 0: none (RegNetX)"),
+    "stem_width": Option(32, "channels of the stem", minimum=1),
+    "dtype": Option(
+        "float32",
+        "dtype of the convolutions; bfloat16 computes norms, gates and all outputs in float32",
+        choices=("float32", "bfloat16"),
+    ),
 }
 
 SIZES = {
@@ -45,7 +49,8 @@ SIZES = {
 def compute_stages(options: ConfigDict) -> list[tuple[int, int]]:
     """Computes (width, number of blocks) of each stage by the rule of the paper.
 
-    >>> compute_stages(ConfigDict({**OPTIONS, **SIZES["regnety_004"]}))
+    >>> from cdl_jax.options import defaults
+    >>> compute_stages(ConfigDict(defaults(OPTIONS, **SIZES["regnety_004"])))
     [(48, 1), (104, 3), (208, 6), (440, 6)]
     """
     widths = []
@@ -130,14 +135,7 @@ def build(options: ConfigDict, num_classes: int) -> Backbone:
     """Returns the network of an option section (see `OPTIONS`).
 
     Its `features` are `[batch, width]` of the last stage.
-
-    Raises:
-      UserError: an option is out of range.
     """
-    if not (options.depth > 0 and options.w0 > 0 and options.wa >= 0 and options.wm > 1 and options.group_width > 0):
-        raise UserError("RegNet needs depth, w0 and group_width above 0, wa not negative and wm above 1")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"RegNet dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
     stages, common = tuple(compute_stages(options)), (options.group_width, options.se_ratio)
     dtype = jnp.dtype(options.dtype)
     return Backbone(

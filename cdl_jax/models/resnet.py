@@ -10,17 +10,22 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, conv, dense, global_pool, he_out
+from cdl_jax.models.modules.network_options import shared_options
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "family": "resnet",
-    "block": "basic",  # or "bottleneck": the output of a block has four times the channels
-    "depths": (5, 5, 5),  # blocks of each stage
-    "widths": (16, 32, 64),  # channels of each stage, before the bottleneck's factor 4
-    "inner_multiplier": 1,  # of a bottleneck's inner width
-    "zero_init": False,  # the scale of the last batch norm of each block starts at zero: blocks start as the identity
-    "image_size": 32,
-    "weights": "random",
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    **shared_options("resnet", image_size=32),
+    "block": Option(
+        "basic",
+        "kind of the blocks; the output of a bottleneck has four times the channels",
+        choices=("basic", "bottleneck"),
+    ),
+    "depths": Option((5, 5, 5), "blocks of each stage"),
+    "widths": Option((16, 32, 64), "channels of each stage, before the bottleneck's factor 4", minimum=1),
+    "inner_multiplier": Option(1, "factor of a bottleneck's inner width", minimum=1),
+    "zero_init": Option(
+        False, "the scale of the last batch norm of each block starts at zero: blocks start as the identity"
+    ),
 }
 
 SIZES = {
@@ -170,8 +175,6 @@ def build_residual(options: ConfigDict, num_classes: int, *, stages: int, shared
     Raises:
       UserError: options do not fit together.
     """
-    if options.block not in ("basic", "bottleneck"):
-        raise UserError(f"network.block={options.block!r}: use 'basic' or 'bottleneck'")
     if len(options.depths) != stages or len(options.widths) != stages:
         raise UserError(
             f"network.depths={tuple(options.depths)}, widths={tuple(options.widths)}: give {stages} numbers each"

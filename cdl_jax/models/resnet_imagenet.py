@@ -7,14 +7,11 @@ from ml_collections import ConfigDict
 
 from cdl_jax.models import resnet
 from cdl_jax.models.modules.conv import Backbone
+from cdl_jax.options import change_defaults
 
-OPTIONS = {
-    **resnet.OPTIONS,
-    "family": "resnet_imagenet",
-    "depths": (2, 2, 2, 2),
-    "widths": (64, 128, 256, 512),
-    "image_size": 224,
-}
+OPTIONS = change_defaults(
+    resnet.OPTIONS, family="resnet_imagenet", depths=(2, 2, 2, 2), widths=(64, 128, 256, 512), image_size=224
+)
 
 _DEEP = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 SIZES = {

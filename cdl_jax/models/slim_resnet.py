@@ -9,17 +9,24 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.conv import Backbone, he_in
 from cdl_jax.models.modules.heads import torch_kernel
+from cdl_jax.models.modules.network_options import shared_options
 from cdl_jax.models.resnet import Stages, Stem, Tail
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "family": "slim_resnet",
-    "depths": (2, 2, 2, 2),  # blocks of each stage; all stages but the first halve the image
-    "width": 20,  # channels of the first stage
-    "shortcut": "projection",  # if the shape changes; or "padded": every second pixel, and channels of zeros
-    "init": "torch",  # of convolutions: U(-a, a), a = fan_in^-1/2; or "he": N(0, 2 / fan_in). Classifiers: torch's
-    "image_size": 32,
-    "weights": "random",
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    **shared_options("slim_resnet", image_size=32),
+    "depths": Option((2, 2, 2, 2), "blocks of each stage; all stages but the first halve the image", minimum=1),
+    "width": Option(20, "channels of the first stage", minimum=1),
+    "shortcut": Option(
+        "projection",
+        "shortcut where the shape changes; padded: every second pixel, and channels of zeros",
+        choices=("projection", "padded"),
+    ),
+    "init": Option(
+        "torch",
+        "initial convolutions; torch: U(-a, a), a = fan_in^-1/2; he: N(0, 2 / fan_in); classifiers are torch's",
+        choices=("torch", "he"),
+    ),
 }
 
 SIZES = {
@@ -36,14 +43,10 @@ def build(options: ConfigDict, num_classes: int) -> Backbone:
     """Returns the network of an option section (see `OPTIONS`). All stages but the last are its stem.
 
     Raises:
-      UserError: an option is out of range.
+      UserError: there are fewer than two stages.
     """
-    if options.shortcut not in ("projection", "padded"):
-        raise UserError(f"network.shortcut={options.shortcut!r}: use 'projection' or 'padded'")
-    if options.init not in _INIT:
-        raise UserError(f"network.init={options.init!r}: use 'torch' or 'he'")
-    if len(options.depths) < 2 or min(options.depths) < 1 or options.width < 1:
-        raise UserError(f"network.depths={tuple(options.depths)}, width={options.width}: give two stages or more")
+    if len(options.depths) < 2:
+        raise UserError(f"network.depths={tuple(options.depths)}: give two stages or more")
     numbers = range(1, len(options.depths) + 1)
     kernel_init = _INIT[options.init]
 

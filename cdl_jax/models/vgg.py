@@ -7,20 +7,21 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, conv
 from cdl_jax.models.modules.heads import torch_bias
+from cdl_jax.models.modules.network_options import shared_options
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "family": "vgg",
-    "channel_unit": 64,  # the five groups have 1, 2, 4, 8 and 8 times as many channels
-    "group_depth": 3,  # convolutions of each of the last three groups
-    "dropout": 0.0,  # before each of the last two linear layers
-    "torch_head_bias": False,  # biases of the linear layers start from torch's initial values instead of zero
-    "image_size": 32,
-    "weights": "random",
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    **shared_options("vgg", image_size=32),
+    "image_size": Option(32, "side of the input images in pixels", minimum=32, reason="VGG halves an image five times"),
+    "channel_unit": Option(
+        64, "channels of the first group; the five groups have 1, 2, 4, 8 and 8 times as many", minimum=1
+    ),
+    "group_depth": Option(3, "convolutions of each of the last three groups", minimum=1),
+    "dropout": Option(0.0, "dropout before each of the last two linear layers", below=1),
+    "torch_head_bias": Option(False, "biases of the linear layers start from torch's initial values instead of zero"),
 }
 
 SIZES = {"vgg16": {}, "vgg19": {"group_depth": 4}}
@@ -89,14 +90,6 @@ class Tail(nn.Module):
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`).
-
-    Raises:
-      UserError: an option is out of range.
-    """
-    if not 0 <= options.dropout < 1:
-        raise UserError(f"network.dropout={options.dropout} must lie in [0, 1)")
-    if options.image_size < 32:
-        raise UserError(f"network.image_size={options.image_size}: VGG halves an image five times, use 32 or more")
+    """Returns the network of an option section (see `OPTIONS`)."""
     sizes = options.channel_unit, options.group_depth
     return Backbone(Stem(*sizes), Tail(*sizes, num_classes, options.dropout, options.torch_head_bias))

@@ -1,30 +1,39 @@
 """Vision Transformer (Dosovitskiy et al., 2021) with prompts in any layer and named intermediate outputs."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
+from cdl_jax.models.modules.network_options import shared_options
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "family": "vit",
-    "dim": 768,
-    "depth": 12,
-    "heads": 12,
-    "mlp_ratio": 4.0,
-    "patch_size": 16,
-    "image_size": 224,
-    "layer_scale": 0.0,  # initial value of LayerScale; 0: no LayerScale
-    "drop_path": 0.0,  # rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0
-    "dtype": "float32",  # of the computation; "bfloat16" computes softmax and norm statistics in float32
-    "attention": "xla",  # or "cudnn": fused, never storing scores; needs a GPU and bfloat16
-    "remat": False,  # recompute each block in the backward pass instead of storing it
-    "weights": "",  # a file, its folder, the timm name of fetched weights, "package:NAME", or "random"
-    "weights_key": "",  # network of a checkpoint with more than one, such as "model_ema"
+    **shared_options("vit", image_size=224, weights=""),
+    "dim": Option(768, "width of a token", minimum=1),
+    "depth": Option(12, "number of blocks", minimum=1),
+    "heads": Option(12, "attention heads of a block", minimum=1),
+    "mlp_ratio": Option(4.0, "hidden width of a block's MLP, relative to `dim`"),
+    "patch_size": Option(16, "side of a patch in pixels", minimum=1),
+    "layer_scale": Option(0.0, "initial value of LayerScale; 0: no LayerScale"),
+    "drop_path": Option(
+        0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
+    ),
+    "dtype": Option(
+        "float32",
+        "dtype of the computation; bfloat16 computes softmax and norm statistics in float32",
+        choices=("float32", "bfloat16"),
+    ),
+    "attention": Option(
+        "xla", "cudnn: fused, never storing scores; needs a GPU and bfloat16", choices=("xla", "cudnn")
+    ),
+    "remat": Option(False, "recompute each block in the backward pass instead of storing it"),
 }
 
 SIZES = {
@@ -61,7 +70,24 @@ class Prompt:
     additive: tuple[jax.Array, jax.Array] | None = None
 
 
-def merge_prompts(first: Mapping[int, Prompt], second: Mapping[int, Prompt]) -> dict[int, Prompt]:
+@struct.dataclass
+class Adapter:
+    """Functions that change the residual branches of one block.
+
+    Each is a `jax.tree_util.Partial` of a function `(arrays, x, y) -> y` and its arrays, or None: no change. x is the
+    input of the branch, `[batch, tokens, dim]`, before its norm. y is the output of the branch, of the same shape,
+    which the residual connection adds to x. So a parallel adapter is a function of x, a sequential one of y.
+
+    Attributes:
+      attention: of the branch with the attention.
+      mlp: of the branch with the MLP.
+    """
+
+    attention: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    mlp: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+
+def merge_prompts(first: Mapping[int, Prompt], second: Mapping[int, Any]) -> dict[int, Any]:
     """Merges two sets of prompts layer by layer.
 
     In a layer that both sets prompt, prefixes and suffixes of `first` come before those of `second`, and additive
@@ -69,32 +95,39 @@ def merge_prompts(first: Mapping[int, Prompt], second: Mapping[int, Prompt]) -> 
 
     Args:
       first: layer -> Prompt.
-      second: layer -> Prompt.
+      second: layer -> Prompt, or a function from the class token to it (see `ViT`).
 
     Returns:
-      Layer -> Prompt, for the layers of both sets.
+      Layer -> Prompt or function, for the layers of both sets.
 
     >>> prefix = (jnp.ones((1, 2, 4)), jnp.ones((1, 2, 4)))
     >>> merged = merge_prompts({0: Prompt(prefix=prefix)}, {0: Prompt(prefix=prefix), 1: Prompt()})
     >>> merged[0].prefix[0].shape, sorted(merged)
     ((1, 4, 4), [0, 1])
     """
+    merged = dict(first)
+    for layer, prompt in second.items():
+        old = merged.get(layer, Prompt())
+        merged[layer] = Partial(_merge_later, old, prompt) if callable(prompt) else _merge(old, prompt)
+    return merged
 
+
+def _merge(first, second):
     def merge_pairs(a, b, join):
         return b if a is None else a if b is None else tuple(join(x, y) for x, y in zip(a, b, strict=True))
 
     def join_tokens(x, y):
         return jnp.concatenate([x, y], axis=1)
 
-    merged = dict(first)
-    for layer, prompt in second.items():
-        old = merged.get(layer, Prompt())
-        merged[layer] = Prompt(
-            prefix=merge_pairs(old.prefix, prompt.prefix, join_tokens),
-            suffix=merge_pairs(old.suffix, prompt.suffix, join_tokens),
-            additive=merge_pairs(old.additive, prompt.additive, jnp.add),
-        )
-    return merged
+    return Prompt(
+        prefix=merge_pairs(first.prefix, second.prefix, join_tokens),
+        suffix=merge_pairs(first.suffix, second.suffix, join_tokens),
+        additive=merge_pairs(first.additive, second.additive, jnp.add),
+    )
+
+
+def _merge_later(first, function, class_token):
+    return _merge(first, function(class_token))
 
 
 class LayerScale(nn.Module):
@@ -195,23 +228,24 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, prompt: Prompt | None, class_index: int, train: bool
+        self, x: jax.Array, prompt: Prompt | None, class_index: int, train: bool, adapter: Adapter | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the tokens `[batch, tokens, dim]` and the attention weights (see `Attention`)."""
+        adapter = adapter or Adapter()
 
-        def residual_branch(y, number):
+        def residual_branch(x, y, number, adapt):
             if self.layer_scale:
                 y = LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
             if self.drop_path and train:  # one draw an image (Huang et al., 2016)
                 y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(y)
-            return y
+            return adapt(x, y).astype(x.dtype) if adapt else y
 
         hidden = int(x.shape[-1] * self.mlp_ratio)
         attention = Attention(self.heads, self.dtype, self.init, self.attention, name="attn")
         attended, weights = attention(layer_norm("norm1")(x), prompt, class_index)
-        x = x + residual_branch(attended, 1)
+        x = x + residual_branch(x, attended, 1, adapter.attention)
         mlp = MLP(hidden, self.dtype, self.init, name="mlp")
-        return x + residual_branch(mlp(layer_norm("norm2")(x)), 2), weights
+        return x + residual_branch(x, mlp(layer_norm("norm2")(x)), 2, adapter.mlp), weights
 
 
 class ViT(nn.Module):
@@ -234,11 +268,12 @@ class ViT(nn.Module):
     def __call__(
         self,
         images: jax.Array,
-        prompts: Mapping[int, Prompt] | None = None,
+        prompts: Mapping[int, Prompt | Callable[[jax.Array], Prompt]] | None = None,
         first_tokens: jax.Array | None = None,
         last_tokens: jax.Array | None = None,
         prompt_tokens: jax.Array | None = None,
         train: bool = False,
+        adapters: Mapping[int, Adapter] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Computes logits and named intermediate outputs.
 
@@ -247,12 +282,14 @@ class ViT(nn.Module):
 
         Args:
           images: float32 `[batch, image_size, image_size, 3]`.
-          prompts: layer -> Prompt, default none.
+          prompts: layer -> Prompt, or a `jax.tree_util.Partial` that returns it from the class token `[batch, dim]` at
+            the input of the block; default none.
           first_tokens: `[batch, n, dim]`, inserted before the class token of block 0, default none.
           last_tokens: `[batch, n, dim]`, inserted behind the patches of block 0, default none.
           prompt_tokens: `[batch, n, dim]`, inserted before all other tokens of block 0, default none. All outputs
             but `prompt_tokens` leave them out, so that they do not shift the positions of the other tokens.
           train: whether residual branches are dropped, default False.
+          adapters: layer -> Adapter, default none.
 
         Returns:
           logits: float32 `[batch, num_classes]`, or the features of the class token `[batch, dim]` if `num_classes`
@@ -267,7 +304,7 @@ class ViT(nn.Module):
             prompt_tokens: float32 `[batch, n, dim]`, after the final norm, if `prompt_tokens` are given.
             class_token: float32 `[batch, dim]`, after the final norm.
         """
-        prompts = prompts or {}
+        prompts, adapters = prompts or {}, adapters or {}
         batch, patch, grid = images.shape[0], self.patch_size, self.image_size // self.patch_size
         # A dense layer on flattened patches equals the strided convolution and is the faster of the two on CPU.
         patches = images.astype(self.dtype).reshape(batch, grid, patch, grid, patch, 3)
@@ -289,7 +326,10 @@ class ViT(nn.Module):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             sizes = self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype
             layer = block(*sizes, attention=self.attention, name=f"block_{i}")
-            x, weights = layer(x, prompts.get(i), num_prompts + class_index, train)
+            prompt = prompts.get(i)
+            if callable(prompt):
+                prompt = prompt(x[:, num_prompts + class_index])
+            x, weights = layer(x, prompt, num_prompts + class_index, train, adapters.get(i))
             out[f"block_{i}/tokens"] = x[:, num_prompts:]
             out[f"attention_{i}"] = weights[:, :, num_prompts:, num_prompts:]
         x = layer_norm("norm")(x)
@@ -310,7 +350,7 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
       num_classes: number of logits. 0, the default: no head, the features of the class token are returned.
 
     Raises:
-      UserError: an option is out of range, or options do not fit together.
+      UserError: options do not fit together.
     """
     if options.dim % options.heads:
         raise UserError(f"ViT dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")
@@ -319,14 +359,8 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
             f"ViT image_size={options.image_size} is not a multiple of patch_size={options.patch_size}: change one "
             "of them"
         )
-    if not 0 <= options.drop_path < 1:
-        raise UserError(f"ViT drop_path={options.drop_path} must lie within [0, 1)")
     if int(options.dim * options.mlp_ratio) < 1:
         raise UserError(f"ViT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"ViT dtype={options.dtype!r}: use 'float32' or 'bfloat16'")
-    if options.attention not in ("xla", "cudnn"):
-        raise UserError(f"ViT attention={options.attention!r}: use 'xla' or 'cudnn'")
     if options.attention == "cudnn" and (options.dtype != "bfloat16" or jax.default_backend() != "gpu"):
         raise UserError(
             f"ViT attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16' (here: {jax.default_backend()} and "

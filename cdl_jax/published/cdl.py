@@ -55,7 +55,7 @@ def build(
     Args:
       version: of the paper, "v1" to "v4". Until v2 the key losses of L2P and DualPrompt were summed over the batch.
       data: "cifar100" or "imagenet_r".
-      learner: prompt pool, a plug-in of `cdl_jax.models.prompts`.
+      learner: prompt pool, a plug-in of `cdl_jax.models.learners`.
       distill: a row of the version's table: a scheme's name, or "deit" (v3, v4: the distillation token alone).
       teacher: a ViT; "": the one that the papers pair with the student. It has no effect if `distill` is "none".
       student: a ViT, such as "vit_s16".
@@ -87,8 +87,8 @@ def build(
     config.augment.update(train="random_resized_crop", flip=True, test=_DATA[data]["test"])
     config.train.epochs = _DATA[data]["epochs"]
     config.train.batch_size = 32 if "vit_l16" in ((teacher, student) if has_teacher else (student,)) else 64
-    if version in ("v1", "v2") and "pull" in config.learner:
-        config.learner.pull = "legacy_sum"
+    if version in ("v1", "v2") and "key_loss" in config.learner:
+        config.learner.key_loss = "legacy_sum"
     if reference:
         _add_reference_deviations(config)
     return config
@@ -117,9 +117,11 @@ def _add_reference_deviations(config):
     which doubles their weight. DualPrompt's sum over the batch is unchanged by the split. L2P's double sum pairs images
     of one device only, which are half of all pairs. An APT teacher used the prompts of the preceding tasks.
     """
-    if "pull" in config.learner:
+    if "key_loss" in config.learner:
         scale_of_sums = {"l2p": 0.5, "dualprompt": 1.0}
-        config.cdl.aux_loss_scale = scale_of_sums[config.learner.name] if config.learner.pull == "legacy_sum" else 2.0
+        config.cdl.aux_loss_scale = (
+            scale_of_sums[config.learner.name] if config.learner.key_loss == "legacy_sum" else 2.0
+        )
     if "feature_weight" in config.distill:
         config.distill.feature_weight *= 2
     if "teacher_prompts" in config.learner:
@@ -134,4 +136,4 @@ def irrelevant_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """
     if config.get("distill.name") != "none":
         return ()
-    return ("teacher.", "learner.teacher_prompts", "cdl.query", "cdl.schedule", "cdl.teacher")
+    return ("teacher.", "learner.teacher_prompts", "cdl.teacher_query", "cdl.schedule", "cdl.teacher")

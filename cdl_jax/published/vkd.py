@@ -64,8 +64,8 @@ def build(
     config.data.num_tasks = 1
     config.train.update(epochs=300, batch_size=512)
     config.eval.every_epochs = 1
-    config.optim.update(name="adamw", learning_rate=5e-4, schedule="cosine", final_rate=5e-6, weight_decay=0.05)
-    config.optim.undecayed = ("projector", "pos_embed", "cls_token", "dist_token")
+    config.optim.update(name="adamw", learning_rate=5e-4, schedule="cosine", end_learning_rate=5e-6, weight_decay=0.05)
+    config.optim.no_decay = ("projector", "pos_embed", "cls_token", "dist_token")
     config.augment.update(train="random_resized_crop", flip=True, test="resize_center_crop")
     config.augment.update(interpolation="bicubic", three_augment=True, jitter=0.3)
     config.augment.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

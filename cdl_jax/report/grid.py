@@ -193,6 +193,6 @@ def _accuracy_and_gain(values, gain):
 def _scheme_with_teacher(schemes):
     """Returns the scheme in whose runs the teacher of a learner was trained; None without one."""
     for scheme, group in schemes.items():
-        if not group.config.get("cdl.teachers") and group.values(TEACHER, "last"):
+        if not group.config.get("cdl.teacher_runs") and group.values(TEACHER, "last"):
             return scheme
     return None

@@ -18,7 +18,7 @@ TABLE_METRICS = ("last", "average_incremental", "forgetting_cdl", "forgetting_ma
 Seeds = tuple[int, int, int]  # of the run, of its class order, of DKT's streams
 
 # Keys that name another run or a file with a teacher's weights. Their values differ between seeds.
-TEACHER_KEYS = ("cdl.teachers", "dkt.teachers", "teacher.weights")
+TEACHER_KEYS = ("cdl.teacher_runs", "dkt.teacher_runs", "teacher.weights")
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,9 @@ def identity(group: Group, ignored: Sequence[str] = ()) -> dict[str, Any]:
       group: its config has no seeds and no keys that change no result, see `read_groups`.
       ignored: keys to leave out.
 
-    >>> identity(Group({"distill.alpha": 0.5, "cdl.teachers": ["runs/a"], "train.epochs": 2}, {}), ["distill.alpha"])
-    {'cdl.teachers': True, 'train.epochs': 2}
+    >>> group = Group({"distill.alpha": 0.5, "cdl.teacher_runs": ["runs/a"], "train.epochs": 2}, {})
+    >>> identity(group, ["distill.alpha"])
+    {'cdl.teacher_runs': True, 'train.epochs': 2}
     """
     settings = {key: value for key, value in group.config.items() if key not in ignored}
     return settings | {key: bool(settings[key]) for key in TEACHER_KEYS if key in settings}
@@ -242,7 +243,7 @@ def _without_seeds(config):
     seeds = tuple(seed if part == -1 else part for part in seeds)  # -1: the seed of the run
     if not all(type(part) is int for part in seeds):
         raise TypeError("a seed or a network's name has the wrong type")
-    shared = {key: value for key, value in config.items() if not key.startswith(configs.RESUMABLE_KEYS)}
+    shared = {key: value for key, value in config.items() if not configs.is_resumable(key)}
     return {key: _mask_seed(value, seed) for key, value in shared.items()}, seeds
 
 

@@ -21,7 +21,7 @@ from cdl_jax.report.text import MISSING, Measured, Rows
 
 MIN_SEEDS = 3
 _MAX_MISMATCHES = 6  # that a note lists
-_NO_EFFECT = (*configs.RESUMABLE_KEYS, "seed", "eval.", "resident_limit_mb", "data.class_order_seed")
+_NO_EFFECT = ("seed", "eval.", "device_data_limit_mb", "data.class_order_seed")
 _NO_EFFECT_ENDINGS = (".remat", ".attention", ".weights_key")
 
 
@@ -107,7 +107,7 @@ def differences(cell: Mapping[str, Any], run: Mapping[str, Any], system: ModuleT
         return {
             key: _kind_of_weights(value) if key.endswith(".weights") else value
             for key, value in config.items()
-            if key in system.COMPARED_KEYS or not key.startswith(ignored)
+            if key in system.COMPARED_KEYS or not (configs.is_resumable(key) or key.startswith(ignored))
             if not key.endswith(_NO_EFFECT_ENDINGS)
         }
 

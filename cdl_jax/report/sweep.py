@@ -12,7 +12,7 @@ from cdl_jax.report.text import Rows
 
 Line = dict[Any, list[float]]  # value of the option -> accuracies in percent, one for each finished seed
 
-_CDL_TEACHERS = "cdl.teachers"
+_CDL_TEACHERS = "cdl.teacher_runs"
 
 
 def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:

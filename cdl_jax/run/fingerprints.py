@@ -19,6 +19,7 @@ from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import weights
+from cdl_jax.options import defaults
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.console import one_line
 
@@ -31,7 +32,7 @@ def fingerprint_config(config: dict) -> dict[str, list[str | None]]:
 
     Returns:
       A list for each key: one digest for `*.weights` and for the file of a plug-in with a dotted path, one for each
-      teacher of `*.teachers`. None: the path does not exist. A file of this package, `package:NAME`, counts by its
+      teacher of `*.teacher_runs`. None: the path does not exist. A file of this package, `package:NAME`, counts by its
       content too. Modules that a plug-in imports do not count.
     """
     flat = configs.flatten(config)
@@ -52,7 +53,7 @@ def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
     later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
     if isinstance(source := new.get("data.name"), str):
-        later |= configs.flatten(plugins.load_plugin("data.sources", source).OPTIONS, "data.")
+        later |= configs.flatten(defaults(plugins.load_plugin("data.sources", source).OPTIONS), "data.")
     old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, current in fingerprint_config(resolved).items():
@@ -159,7 +160,7 @@ def _image_content(split, row) -> tuple[bytes, int]:
 
 def _paths(key, value) -> list[str]:
     """Returns the files, folders and user modules that an option names, with `package:NAME`; `random` is none."""
-    if key.endswith(".teachers") and isinstance(value, list):
+    if key.endswith(".teacher_runs") and isinstance(value, list):
         return value
     if _names_plugin(key) and isinstance(value, str) and "." in value:
         return [value]
@@ -174,7 +175,7 @@ def _digest(place, key) -> str | None:
     try:
         if _names_plugin(key):
             return _file_digest(Path(importlib.import_module(place).__file__))
-        if key.endswith(".teachers") or finished_run.is_run(place):
+        if key.endswith(".teacher_runs") or finished_run.is_run(place):
             return _run_digest(paths.resolve(place, f"config.{key}"))
         if place.startswith("package:"):
             with weights.packaged_file(place) as path:

@@ -177,9 +177,9 @@ class TaskLoop:
         for turn in range(record.round * num_phases + record.phase, method.rounds * num_phases):
             record.round, record.phase = divmod(turn, num_phases)
             trained = state
-            if experiment.epochs(task, phase := method.phases[record.phase]):
+            if experiment.epochs(task, method.phases[record.phase]):
                 trained = self._train_phase(task, record.phase, state)
-                state = self._update_memory(task, phase, trained)
+                state = self._finish_phase(task, record.phase, trained)
             record.epoch, record.step_in_epoch, record.stopping_history = 0, 0, []
         self.mutable = self.steps.end_task(state.mutable, self.frozen, start)
         try:
@@ -259,16 +259,17 @@ class TaskLoop:
         record.add_seconds(phase.name, watch.restart())
         return state
 
-    def _update_memory(self, task, phase, state):
-        """Returns the state after the phase's network, if it names one, has selected the memory of the task.
+    def _finish_phase(self, task, index, state):
+        """Returns the state after what follows the last step of a phase: `Phase.finish`, and the herding of a memory.
 
-        Nothing is saved for a restart after the phase's last step, because the selection follows from the weights.
+        Nothing is saved for a restart after the phase's last step, because both follow from the weights.
         """
-        if not phase.herding_network:
-            return state
-        start = time.perf_counter()
-        mutable = memory.select(self.evaluator, state.mutable, self.frozen, phase, task)
-        self.record.add_seconds("herding", time.perf_counter() - start)
+        phase = self.experiment.method.phases[index]
+        mutable = self.steps.finish_phase(index, state.mutable, self.frozen, position(task))
+        if phase.herding_network:
+            start = time.perf_counter()
+            mutable = memory.select(self.evaluator, mutable, self.frozen, phase, task)
+            self.record.add_seconds("herding", time.perf_counter() - start)
         return state.replace(mutable=mutable)
 
     def _record_evaluations(self, evaluations):

@@ -226,7 +226,10 @@ def parameters(experiment: Experiment) -> dict:
       `{network: {"trainable": n, "frozen": n}}`.
     """
     bookkeeping = experiment.method.bookkeeping
-    is_one = lambda path: "batch_stats" not in path and path[0] not in bookkeeping  # noqa: E731
+
+    def is_one(path):
+        return not {"batch_stats", "statistics"} & {*path} and path[0] not in bookkeeping
+
     mutable, frozen = (split(tree, is_one)[0] for tree in experiment.abstract_variables())
 
     def count(tree):

@@ -154,7 +154,7 @@ class Checkpoints:
           record: the run's record until now, as JSON values.
         """
         self.wait()  # with several processes, two saves at once would wait at each other's barriers
-        self._save(self._tasks, task, variables, record)
+        _save(self._tasks, task, variables, record)
         with _writing(self._tasks_path):
             self._tasks.wait_until_finished()
         self._check_once(self._tasks_path, self._tasks_path / str(task) / "state", variables)
@@ -167,7 +167,7 @@ class Checkpoints:
           state: the complete training state.
           record: the run's record until now, as JSON values.
         """
-        self._save(self._latest, step, state, record)
+        _save(self._latest, step, state, record)
         if self._latest_path not in self._read_back:
             self.wait()
             self._check_once(self._latest_path, self._latest_path / str(step) / "state", state)
@@ -238,12 +238,12 @@ class Checkpoints:
         while tasks or latest:
             manager, steps = (self._tasks, tasks) if tasks else (self._latest, latest)
             try:
-                record = self._record(manager, steps[-1])
+                record = _record(manager, steps[-1])
                 if steps is tasks and latest and latest[-1] > record["step"]:
                     manager, steps = self._latest, latest
-                    record = self._record(manager, steps[-1])
+                    record = _record(manager, steps[-1])
                 state_target = former_states.get(schema.number(record), state)
-                restored = self._restore(manager, steps[-1], variables if steps is tasks else state_target)
+                restored = _restore(manager, steps[-1], variables if steps is tasks else state_target)
             except CorruptCheckpointError as error:
                 damaged.append((manager, steps.pop(), error))
             else:
@@ -282,7 +282,7 @@ class Checkpoints:
         if task not in self.finished_tasks():
             tasks = ", ".join(map(str, self.finished_tasks())) or "none"
             raise UserError(f"no checkpoint after task {task} in {self._tasks_path} (there are: {tasks})")
-        return self._record(self._tasks, task)
+        return _record(self._tasks, task)
 
     def restore_task(self, task: int, target: Any) -> Any:
         """Returns the mutable variables after a task.
@@ -294,30 +294,7 @@ class Checkpoints:
         Raises:
           CorruptCheckpointError: the checkpoint cannot be restored.
         """
-        return self._restore(self._tasks, task, target)
-
-    @staticmethod
-    def _save(manager, step, tree, record):
-        # A copy, because the next step overwrites the donated buffers of the state, and on the CPU Orbax still reads
-        # from these buffers.
-        tree = jax.tree.map(jnp.copy, tree)
-        content = {**record, "crc32": {"record": _checksum_of_json(record), "state": _checksum(tree)}}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(content))
-        with _writing(manager.directory / str(step)):
-            manager.save(step, args=items, force=True)
-
-    @staticmethod
-    def _record(manager, step):
-        return _checksums_and_record(manager, step)[1]
-
-    @staticmethod
-    def _restore(manager, step, target):
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        sums, _ = _checksums_and_record(manager, step)
-        with _reading(manager.directory / str(step)):
-            state = manager.restore(step, args=items)["state"]
-            _check_equal(_checksum(state), sums["state"], "the arrays")
-        return state
+        return _restore(self._tasks, task, target)
 
 
 def _manager(path, keep, read_only):
@@ -330,6 +307,29 @@ def _manager(path, keep, read_only):
         lightweight_initialize=True,
     )
     return ocp.CheckpointManager(path, options=options, item_names=("state", "record"))
+
+
+def _save(manager, step, tree, record):
+    # A copy, because the next step overwrites the donated buffers of the state, and on the CPU Orbax still reads
+    # from these buffers.
+    tree = jax.tree.map(jnp.copy, tree)
+    content = {**record, "crc32": {"record": _checksum_of_json(record), "state": _checksum(tree)}}
+    items = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(content))
+    with _writing(manager.directory / str(step)):
+        manager.save(step, args=items, force=True)
+
+
+def _restore(manager, step, target):
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    sums, _ = _checksums_and_record(manager, step)
+    with _reading(manager.directory / str(step)):
+        state = manager.restore(step, args=items)["state"]
+        _check_equal(_checksum(state), sums["state"], "the arrays")
+    return state
+
+
+def _record(manager, step):
+    return _checksums_and_record(manager, step)[1]
 
 
 def _checksums_and_record(manager, step):

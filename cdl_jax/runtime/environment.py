@@ -38,7 +38,9 @@ def explain_error(error: BaseException) -> str | None:
 def _explain_one_error(error):
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return f"out of host memory{_in_parentheses(text)}: {_REDUCE_MEMORY}; a lower --config.workers needs less"
+        return (
+            f"out of host memory{_in_parentheses(text)}: {_REDUCE_MEMORY}; a lower --config.data.num_workers needs less"
+        )
     if isinstance(error, RuntimeError | ValueError):
         if any(mark in text for mark in _DEVICE_MEMORY):
             remedy = f"{_REDUCE_MEMORY}; docs/maintainers/reliability.md lists more remedies"

@@ -1,7 +1,7 @@
 """Compiles the steps of an experiment, each once for the whole run, and loads their batches."""
 
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,8 @@ class CompiledSteps:
         """
         self.experiment = experiment
         config, method, axis = experiment.config, experiment.method, experiment.axis
-        options = {**config.augment, "workers": config.workers, "resident_limit_mb": config.resident_limit_mb}
+        limits = {"num_workers": config.data.num_workers, "device_data_limit_mb": config.device_data_limit_mb}
+        options = {**config.augment, **limits}
         self.train_loader = loaders.make_loader(
             experiment.stream.train, experiment.mesh, options, method.image_size, axis.labels("train")
         )
@@ -47,9 +48,14 @@ class CompiledSteps:
         if isinstance(method, CachesQueries):
             self.query_step = self._jit(steps.query_step(method, self.test_loader, config.augment), 1)
         shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_variables()[0])
-        start, end = (steps.task_boundary_step(method, change) for change in (method.start_task, method.end_task))
-        self._start_task = self._jit(axis.vmap(start, 0, None, None, 0), 2, shardings)
-        self._end_task = self._jit(axis.vmap(end, 0, None, None, 0), 2, shardings)
+
+        def boundary_step(change):
+            step = steps.task_boundary_step(method, change)
+            return self._jit(axis.vmap(step, 0, None, None, 0), 2, shardings)
+
+        self._start_task, self._end_task = boundary_step(method.start_task), boundary_step(method.end_task)
+        finishes = {index: phase.finish for index, phase in enumerate(method.phases)}
+        self._finish_phase = {index: boundary_step(finish) for index, finish in finishes.items() if finish}
         if isinstance(method, HerdsMemory):
             update = axis.vmap(steps.update_memory_step(method), 0, None, 0)
             self.update_memory_step = self._jit(update, 2, shardings)
@@ -72,7 +78,7 @@ class CompiledSteps:
         mutable, frozen = experiment.abstract_variables()
         start = position(experiment.stream.tasks[0])
         self.abstract_state  # noqa: B018 (traces the updates of all phases)
-        for change in (self._start_task, self._end_task):
+        for change in (self._start_task, self._end_task, *self._finish_phase.values()):
             jax.eval_shape(change, mutable, frozen, start, experiment.seed)
         with self.mesh_context():
             data = self.test_loader.data
@@ -126,11 +132,16 @@ class CompiledSteps:
         """Returns the mutable variables that are evaluated after the task at `position`."""
         return self._end_task(mutable, frozen, position, self.experiment.seed)
 
+    def finish_phase(self, index: int, mutable, frozen, position):
+        """Returns the mutable variables after `Phase.finish` of the phase with this number."""
+        finish = self._finish_phase.get(index)
+        return finish(mutable, frozen, position, self.experiment.seed) if finish else mutable
+
     @cached_property
     def abstract_state(self) -> State:
         """Returns shapes, types and shardings of the state within a task."""
         mutable, frozen = self.experiment.abstract_variables()
-        opt, best = jax.eval_shape(self._initial_parts, mutable)
+        opt, best = jax.eval_shape(partial(_initial_parts, self.experiment), mutable)
         sums, nonfinite = [], []
         for index in range(len(self.experiment.method.phases)):
 
@@ -138,7 +149,7 @@ class CompiledSteps:
                 return step.updates(*variables, *rest)
 
             inputs = (mutable, opt[index]), frozen, *self._abstract_inputs(index)
-            metrics = jax.eval_shape(self._over_seeds(index, updates), *inputs)[2]
+            metrics = jax.eval_shape(_over_seeds(self.experiment, index, updates), *inputs)[2]
             terms = {name: value for name, value in metrics.items() if name != "steps"}
             integer = jax.ShapeDtypeStruct(metrics["steps"].shape, np.int32)
             sums.append(metrics)
@@ -156,14 +167,7 @@ class CompiledSteps:
     @cached_property
     def _compiled_initial_parts(self):
         shardings = jax.tree.map(lambda x: x.sharding, (self.abstract_state.opt, self.abstract_state.best_mutable))
-        return jax.jit(self._initial_parts, out_shardings=shardings)
-
-    def _initial_parts(self, mutable):
-        """Returns the optimizer states and `best_mutable` with which a task begins."""
-        opt = self.experiment.axis.vmap(lambda tree: init_optimizers(self.experiment.method, tree), 0)(mutable)
-        patience = self.experiment.config.train.early_stopping.patience
-        # A copy, because the steps are given the buffers of both.
-        return opt, jax.tree.map(jnp.copy, mutable) if patience else {}
+        return jax.jit(partial(_initial_parts, self.experiment), out_shardings=shardings)
 
     def train_step(self, index: int, size: int = 0, num_steps: int = 1):
         """Returns the compiled step of a phase; it is compiled at its first use, once for all tasks of the run.
@@ -223,14 +227,8 @@ class CompiledSteps:
 
         return jax.jit(on_gathered, out_shardings=out_shardings or sharding.replicated(mesh))
 
-    def _over_seeds(self, index, function):
-        """Maps a function with the arguments of a step, after state and frozen variables, over the axis of seeds."""
-        axis = self.experiment.axis
-        batch_axes = axis.batch_axes(self.experiment.method.phases[index])
-        return axis.vmap(function, 0, None, axis.data_axes, batch_axes, None, 0)
-
     def _phase_step(self, index):
-        mesh, step = self.experiment.mesh, self._over_seeds(index, self._train_steps[index])
+        mesh, step = self.experiment.mesh, _over_seeds(self.experiment, index, self._train_steps[index])
 
         def on_gathered(state, frozen, *arguments):
             mutable, frozen = sharding.unshard(mesh, (state.mutable, frozen))
@@ -255,6 +253,20 @@ class CompiledSteps:
         return self.train_loader.data, batch, first, experiment.seed
 
 
+def _initial_parts(experiment, mutable):
+    """Returns the optimizer states and `best_mutable` with which a task begins."""
+    opt = experiment.axis.vmap(lambda tree: init_optimizers(experiment.method, tree), 0)(mutable)
+    patience = experiment.config.train.early_stopping.patience
+    # A copy, because the steps are given the buffers of both.
+    return opt, jax.tree.map(jnp.copy, mutable) if patience else {}
+
+
+def _over_seeds(experiment, index, function):
+    """Maps a function with the arguments of a step, after state and frozen variables, over the axis of seeds."""
+    batch_axes = experiment.axis.batch_axes(experiment.method.phases[index])
+    return experiment.axis.vmap(function, 0, None, experiment.axis.data_axes, batch_axes, None, 0)
+
+
 def _check_loaders(experiment, train_loader, test_loader):
     """Refuses images on the host for several seeds or learners, which need the images on the device."""
     config = experiment.config
@@ -262,6 +274,6 @@ def _check_loaders(experiment, train_loader, test_loader):
     if any(on_host) and (config.seeds or experiment.plan.multi_learner):
         who = "config.seeds" if config.seeds else f"method {config.method!r}, which has several learners,"
         raise UserError(
-            f"{who} needs {'training' if on_host[0] else 'test'} images on the device: raise config.resident_limit_mb"
-            + (", or run the seeds one by one" if config.seeds else "")
+            f"{who} needs {'training' if on_host[0] else 'test'} images on the device: raise "
+            "config.device_data_limit_mb" + (", or run the seeds one by one" if config.seeds else "")
         )

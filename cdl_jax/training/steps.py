@@ -214,7 +214,7 @@ def update_memory_step(method: HerdsMemory) -> Callable:
 
 
 def task_boundary_step(method: Method, change: Callable) -> Callable:
-    """Returns `(mutable, frozen, position, seed) -> mutable` for `method.start_task` or `method.end_task`."""
+    """Returns `(mutable, frozen, position, seed) -> mutable` for `start_task`, `end_task` or a `Phase.finish`."""
 
     def step(mutable, frozen, position, seed):
         context = Context(**position, key=key_at(seed, TASKS, position["task"]))

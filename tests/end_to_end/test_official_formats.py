@@ -24,6 +24,7 @@ from cdl_jax.data import stream
 from cdl_jax.data.sources import imagenet_r
 from cdl_jax.models import regnet, vit, weights
 from cdl_jax.models.weights import pretrained
+from cdl_jax.options import defaults
 from cdl_jax.training.experiment import Experiment
 from tests.end_to_end.command import ROOT, results
 
@@ -193,7 +194,7 @@ def test_dkt_on_split_cifar100(cifar100, tmp_path, monkeypatch):
 
 
 def test_vkd_on_imagenet(imagenet, tmp_path, monkeypatch):
-    network = regnet.build(ConfigDict({**regnet.OPTIONS, **regnet.SIZES["regnety_160"], **REGNET}), 3)
+    network = regnet.build(ConfigDict({**defaults(regnet.OPTIONS), **regnet.SIZES["regnety_160"], **REGNET}), 3)
     variables = network.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     weights.save(tmp_path / "teacher.npz", jax.device_get(variables))
     changes = {f"teacher.{key}": value for key, value in REGNET.items()}

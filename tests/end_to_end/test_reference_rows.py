@@ -88,7 +88,7 @@ def test_learning_jointly_is_one_task_of_all_classes(tmp_path):
 
 def test_a_batchwise_choice_of_prompts_is_the_same_on_two_devices(tmp_path):
     # 80 and 160 test images: the last batch is padded, and its padding has no vote.
-    official = ("form=tokens", "batchwise=True", "pull=similarity", "init_scale=0.01", "head_init=zeros")
+    official = ("prompt_form=tokens", "batchwise=True", "key_loss=similarity", "init_scale=0.01", "head_init=zeros")
     arguments = (
         "--config", TINY, *(f"--config.learner.{option}" for option in official), "--config.learner.length=3",
         "--config.data.num_tasks=2", "--config.train.epochs=1", "--config.eval.batch_size=48",
@@ -105,8 +105,11 @@ def test_a_batchwise_choice_of_prompts_is_the_same_on_two_devices(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("learner=l2p", ("learner.form = 'tokens'", "optim.learning_rate = 0.015", "train.batch_size = 128")),
-        ("learner=dualprompt", ("learner.inherit = True", "learner.length = 5", "train.batch_size = 192")),
+        ("learner=l2p", ("learner.prompt_form = 'tokens'", "optim.learning_rate = 0.015", "train.batch_size = 128")),
+        (
+            "learner=dualprompt",
+            ("learner.init_from_previous_task = True", "learner.length = 5", "train.batch_size = 192"),
+        ),
         ("learner=dualprompt,data=imagenet_r,joint=true", ("learner.length = 20", "learner.batchwise = False")),
     ],
 )

@@ -85,7 +85,7 @@ def test_each_seed_is_the_run_that_it_is_alone_on_two_devices(single, tmp_path, 
     assert "holds a run of another config (seeds: [3, 0] -> [0, 3])" in err
     for folder in (together, together / "seed_0"):
         _, err = run_in_process(
-            *CODA, f"--config.cdl.teachers=('{folder}',)", "--workdir", tmp_path / "taught", expect=2
+            *CODA, f"--config.cdl.teacher_runs=('{folder}',)", "--workdir", tmp_path / "taught", expect=2
         )
         assert f"the teacher's folder {folder} is of a run of several seeds" in err
 
@@ -123,7 +123,7 @@ def test_killed_and_started_again_all_seeds_end_as_they_would_have_each_in_its_o
         (["--config.seeds=(1,1)"], "config.seeds=(1, 1) must be different integers"),
         (["--config.seeds=(-1,2)"], "must not be negative"),
         (["--config.seeds=(0,1)", "--config.student.weights=random"], "random weights would differ between seeds"),
-        (["--config.seeds=(0,1)", "--config.resident_limit_mb=0"], "raise config.resident_limit_mb"),
+        (["--config.seeds=(0,1)", "--config.device_data_limit_mb=0"], "raise config.device_data_limit_mb"),
         (["--config.seeds=(0,1)", OWN, "--config.data.max_train_per_class=0"], "has other numbers of images"),
     ],
 )

@@ -29,7 +29,7 @@ def difference(one, other):
 
 
 def test_a_teacher_of_another_run_gives_the_student_of_a_teacher_trained_here(teacher_first, tmp_path):
-    run_in_process(*ARGUMENTS, f"--config.cdl.teachers=('{teacher_first}',)", "--workdir", tmp_path)
+    run_in_process(*ARGUMENTS, f"--config.cdl.teacher_runs=('{teacher_first}',)", "--workdir", tmp_path)
     assert matrices(tmp_path)["teacher"] == matrices(teacher_first)["teacher"]
     assert difference(student_weights(tmp_path), student_weights(teacher_first)) < 1e-6
     # Nothing of the teacher is trained or saved with each task; it has no forward transfer of its own here.
@@ -41,9 +41,9 @@ def test_a_teacher_of_another_run_gives_the_student_of_a_teacher_trained_here(te
 def test_a_student_resumes_and_is_evaluated_after_its_teacher_has_moved(teacher_first, tmp_path):
     before, after, student = tmp_path / "before", tmp_path / "after", tmp_path / "student"
     shutil.copytree(teacher_first, before)
-    out, _ = run_in_process(*ARGUMENTS, f"--config.cdl.teachers=('{before}/',)", "--workdir", student)
+    out, _ = run_in_process(*ARGUMENTS, f"--config.cdl.teacher_runs=('{before}/',)", "--workdir", student)
     before.rename(after)
-    moved = f"--config.cdl.teachers=('{after}',)"
+    moved = f"--config.cdl.teacher_runs=('{after}',)"
     again, _ = run_in_process(*ARGUMENTS, moved, "--workdir", f"{student}/")
     assert again.splitlines()[-8:] == out.splitlines()[-8:]
     shutil.rmtree(student / "checkpoints" / "tasks" / "4")  # stopped before its last task
@@ -55,8 +55,8 @@ def test_a_student_resumes_and_is_evaluated_after_its_teacher_has_moved(teacher_
     shutil.copytree(after, other)
     (other / "checkpoints" / "frozen.json").unlink()
     next((other / "checkpoints" / "tasks").rglob("_METADATA")).write_text("{}")
-    _, err = run_in_process(*ARGUMENTS, f"--config.cdl.teachers=('{other}',)", "--workdir", student, expect=2)
-    assert "cdl.teachers" in err and "with SHA-256" in err
+    _, err = run_in_process(*ARGUMENTS, f"--config.cdl.teacher_runs=('{other}',)", "--workdir", student, expect=2)
+    assert "cdl.teacher_runs" in err and "with SHA-256" in err
 
 
 def test_a_student_distills_from_the_mean_of_its_teachers(teacher_first, tmp_path):
@@ -66,7 +66,7 @@ def test_a_student_distills_from_the_mean_of_its_teachers(teacher_first, tmp_pat
     weights = {}
     for name, folders in (("one", [teacher_first]), ("twice", [teacher_first] * 2), ("two", [teacher_first, other])):
         teachers = tuple(map(str, folders))
-        run_in_process(*ARGUMENTS, f"--config.cdl.teachers={teachers!r}", "--config.cdl.teacher_checkpoint=last",
+        run_in_process(*ARGUMENTS, f"--config.cdl.teacher_runs={teachers!r}", "--config.cdl.teacher_checkpoint=last",
             "--workdir", tmp_path / name)  # fmt: skip
         weights[name] = student_weights(tmp_path / name)
     assert difference(weights["one"], weights["twice"]) < 1e-6
@@ -88,12 +88,13 @@ def test_an_interleaved_schedule_changes_the_student_and_not_its_teacher(teacher
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--config.cdl.teachers=('nowhere',)"], "no run with results in the teacher's folder nowhere"),
-        (["--config.cdl.teachers=('{run}',)", "--config.data.class_order_seed=1", "--config.data.class_order=shuffle"],
+        (["--config.cdl.teacher_runs=('nowhere',)"], "no run with results in the teacher's folder nowhere"),
+        (["--config.cdl.teacher_runs=('{run}',)", "--config.data.class_order_seed=1",
+          "--config.data.class_order=shuffle"],
          "other classes, or in another order"),
-        (["--config.cdl.teachers=('{run}',)", "--config.data.num_tasks=2"], "has 5 tasks, this one has 2"),
-        (["--config.cdl.teachers=('{run}',)", "--config.cdl.teacher_network=tutor"], "has no network 'tutor'"),
-        (["--config.cdl.teachers=('{run}',)", "--config.cdl.schedule=interleaved"], "which are not trained"),
+        (["--config.cdl.teacher_runs=('{run}',)", "--config.data.num_tasks=2"], "has 5 tasks, this one has 2"),
+        (["--config.cdl.teacher_runs=('{run}',)", "--config.cdl.teacher_network=tutor"], "has no network 'tutor'"),
+        (["--config.cdl.teacher_runs=('{run}',)", "--config.cdl.schedule=interleaved"], "which are not trained"),
         (["--config.cdl.schedule=interleaved_epochs", "--config.cdl.teacher_epochs=3"], "must be a multiple"),
     ],
 )  # fmt: skip

@@ -55,7 +55,7 @@ def check_the_network_that_becomes_a_teacher(workdir, weights):
 @pytest.mark.parametrize("method", ["cdl", "vkd"])
 def test_a_student_distills_the_feature_of_a_convolutional_teacher(method, teacher, tmp_path):
     if method == "cdl":
-        arguments = ["--config", f"{TINY}:learner=coda,distill=vkd", f"--config.cdl.teachers=('{teacher}',)",
+        arguments = ["--config", f"{TINY}:learner=coda,distill=vkd", f"--config.cdl.teacher_runs=('{teacher}',)",
                      "--config.cdl.teacher_checkpoint=last"]  # fmt: skip
     else:
         arguments = ["--config", "configs/vkd.py:network=deit_ti_conv,teacher=resnet20,data=glyph_mini",

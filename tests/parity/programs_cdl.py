@@ -35,7 +35,7 @@ def learner_options(config):
     if method == "coda":
         options["ortho"] = float(values[2])
     elif "summed over the batch" in config["case_what"] or config.get("key_loss", "").startswith("legacy"):
-        options["pull"] = "legacy_sum"
+        options["key_loss"] = "legacy_sum"
     return options
 
 

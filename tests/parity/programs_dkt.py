@@ -12,6 +12,7 @@ from cdl_jax.models import slim_resnet
 from cdl_jax.models.modules.two_heads import TwoHeads
 from cdl_jax.models.modules.two_heads import torch_name as two_headed_name
 from cdl_jax.models.weights.pretrained import from_torch
+from cdl_jax.options import defaults
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Layers within one of the program's larger residual blocks.
@@ -26,7 +27,7 @@ _OUTER = {"conv1": "conv1.0", "bn1": "conv1.1", "linear": "fc"}
 def build(state):
     """The module that a program's state belongs to: a residual network of any width and depth, with one head or two."""
     blocks = _blocks(state)
-    section = ConfigDict(slim_resnet.OPTIONS)
+    section = ConfigDict(defaults(slim_resnet.OPTIONS))
     section.depths = tuple(len(blocks[stage]) for stage in sorted(blocks))
     section.width = next(len(array) for name, array in state.items() if _FIRST.search(name))
     section.shortcut = "projection" if any("shortcut" in name for name in state) else "padded"

@@ -12,8 +12,8 @@ from cdl_jax.data import class_order
 from cdl_jax.distill import dkd
 from cdl_jax.evaluation import metrics
 from cdl_jax.models import vit
+from cdl_jax.models.learners import apt, coda
 from cdl_jax.models.modules import prompt_mapping
-from cdl_jax.models.prompts import apt, coda
 from cdl_jax.models.vit import Prompt
 from tests.parity import steps_cdl
 from tests.parity.compiled import compiled
@@ -37,10 +37,10 @@ def run_forward(config, arrays):
     method, fresh = build(config, arrays)
     images = to_nhwc(arrays["in/images"])
     variables = {name: load(arrays, f"param/{name}/", fresh[name]) for name in ("teacher", "student")}
-    query = jax.jit(method.student.query)(variables["student"], images)
+    query = jax.jit(method.models.student.query)(variables["student"], images)
     ours = {"out/teacher/query": query, "out/student/query": query}
     for name in variables:
-        forward = jax.jit(getattr(method, name).__call__, static_argnums=4)
+        forward = jax.jit(method.models.trained[name].__call__, static_argnums=4)
         for task in config["tasks"]:
             for train in (True, False):
                 where = f"out/{name}/task{task}_{'train' if train else 'eval'}/"
@@ -63,9 +63,9 @@ def run_teacher_prompts(config, arrays):
         pool[leaf] = jnp.asarray(arrays[f"param/prompt.{name}_{layer}"])
         assert pool[leaf].shape == old.shape
     student = {"backbone": backbone(arrays, "param/s_feat.", fresh["student"]["backbone"])}
-    query = jax.jit(method.student.query)(student, to_nhwc(arrays["in/images"]))
+    query = jax.jit(method.models.student.query)(student, to_nhwc(arrays["in/images"]))
     place = context(config, config["task"])
-    chosen = jax.jit(lambda q: method.teacher.prompts.apply({"params": pool}, q, place, False).prompts)(query)
+    chosen = jax.jit(lambda q: method.models.teacher.learner.apply({"params": pool}, q, place, False).prompts)(query)
     return {f"out/layer{i}_{x}": half for i, p in chosen.items() for x, half in zip("kv", p.prefix, strict=True)}
 
 

@@ -368,7 +368,7 @@ def student_projectors(arrays):
 
 
 def optimizer_options(config):
-    names = {"lr": "learning_rate", "min_lr": "final_rate", "clip_norm": "clip_norm", "eps": "eps"}
+    names = {"lr": "learning_rate", "min_lr": "end_learning_rate", "clip_norm": "clip_norm", "eps": "eps"}
     options = {ours: config[theirs] for theirs, ours in names.items()}
     options |= {"betas": tuple(config["betas"]), "weight_decay": config["weight_decay"]}
     return ConfigDict({**detection_optimizer.OPTIONS, **options})
@@ -385,7 +385,7 @@ def to_torch(trained):
 
 
 def run_schedule(config, arrays):
-    options = {"learning_rate": config["lr"], "final_rate": config["min_lr"]}
+    options = {"learning_rate": config["lr"], "end_learning_rate": config["min_lr"]}
     options |= {"warmup_epochs": config.get("warmup_epochs", 0), "warmup_rate": config.get("warmup_lr", 1e-6)}
     rate = detection_optimizer.schedule(ConfigDict({**detection_optimizer.OPTIONS, **options}), config["epochs"])
     return {"out/lr_used_in_epoch": jax.jit(jax.vmap(rate))(jnp.arange(float(config["epochs"])))}

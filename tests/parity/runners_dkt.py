@@ -19,6 +19,7 @@ from cdl_jax.evaluation import metrics, similarity
 from cdl_jax.losses import cross_entropy
 from cdl_jax.methods.shared import dkt_losses, dkt_metrics
 from cdl_jax.models.modules.conv import apply
+from cdl_jax.options import defaults
 from cdl_jax.run import early_stopping
 from tests.parity import steps_dkt
 from tests.parity.compiled import compiled
@@ -153,7 +154,7 @@ def run_kd_weight(config, arrays):
             step = -c["step_size"] if c["decreasing"] else c["step_size"]
             options = {"kd_rel": float(c["kd_rel_initial"]), "kd_every": every, "kd_step": float(step)}
             tasks = len(arrays[f"out/kd_rel/{name}"])
-            weight = partial(dkt_losses.kd_weight, ConfigDict({**dkt_losses.OPTIONS, **options}), num_tasks=tasks)
+            weight = partial(dkt_losses.kd_weight, ConfigDict(defaults(dkt_losses.OPTIONS, **options)), num_tasks=tasks)
             ours[f"out/kd_rel/{name}"] = jax.vmap(weight)(jnp.arange(tasks))
     return ours
 
@@ -162,7 +163,7 @@ def run_kd_weight(config, arrays):
 def run_rate(config, arrays):
     del arrays
     epochs, step = config["epochs"], config["step"]  # a step of 0: the rate is constant
-    options = {**optim.OPTIONS, "learning_rate": config["lr"], "schedule": "steps"}
+    options = defaults(optim.OPTIONS, learning_rate=config["lr"], schedule="steps")
     options["milestones"] = tuple(range(step, epochs, step)) if step else ()
     rates = jax.vmap(optim.schedule(SimpleNamespace(**options), epochs))(jnp.arange(epochs, dtype=jnp.float32))
     return {"out/lr": jnp.tile(rates, config["n_experiences"])}

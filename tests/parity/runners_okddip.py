@@ -20,6 +20,7 @@ from cdl_jax.methods.shared.peers import mean_logits_of_others, peer_and_ensembl
 from cdl_jax.models.modules import families
 from cdl_jax.models.peers import attention_and_gate
 from cdl_jax.models.peers.networks import PeerOutputs
+from cdl_jax.options import defaults
 from tests.parity import steps_okddip
 from tests.parity.compiled import compiled
 from tests.parity.programs_okddip import build, generated, load, to_nhwc, to_torch
@@ -199,7 +200,7 @@ def run_okddip_loss(config, arrays):
 @compiled
 def run_schedules(config, arrays):
     def rates(epochs, milestones):
-        options = {**optim.OPTIONS, "learning_rate": config["lr"], "schedule": "steps", "milestones": milestones}
+        options = defaults(optim.OPTIONS, learning_rate=config["lr"], schedule="steps", milestones=milestones)
         schedule = optim.schedule(SimpleNamespace(**options), epochs)
         return jax.vmap(schedule)(jnp.arange(epochs, dtype=jnp.float32))
 

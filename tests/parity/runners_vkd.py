@@ -23,6 +23,7 @@ from cdl_jax.models import deit, regnet
 from cdl_jax.models.modules import feature_norms, orthogonal
 from cdl_jax.models.modules.conv import apply
 from cdl_jax.models.weights import pretrained
+from cdl_jax.options import defaults
 from tests.parity.compiled import compiled
 
 LOGITS = ("student_logits_cls", "student_logits_dist")
@@ -156,10 +157,9 @@ def step_terms(options, arrays, projected, teacher, logits, distilled):
 
 
 def loss_options(config, projector):
-    return ConfigDict({
-        **vkd.OPTIONS, "feature_weight": float(config["alpha"]), "logit_weight": float(config["gamma"]),
-        "temperature": float(config["T"]), "projector": projector, "reference_exact": True,
-    })  # fmt: skip
+    options = {"feature_weight": float(config["alpha"]), "logit_weight": float(config["gamma"])}
+    options |= {"temperature": float(config["T"]), "projector": projector, "reference_exact": True}
+    return ConfigDict(defaults(vkd.OPTIONS, **options))
 
 
 def projector_of(options, width):
@@ -181,7 +181,7 @@ def run_deit(config, arrays):
 def run_regnet(config, arrays):
     numbers = {key: config[key] for key in ("w0", "wa", "wm", "depth", "se_ratio")}
     size = config["image"][-1]
-    options = {**regnet.OPTIONS, **numbers, "group_width": config["group_size"], "image_size": size}
+    options = {**defaults(regnet.OPTIONS), **numbers, "group_width": config["group_size"], "image_size": size}
     model = regnet.build(ConfigDict(options), config["num_classes"])
     stages = list(zip(config["stage_widths"], config["stage_depths"], strict=True))
     assert regnet.compute_stages(ConfigDict(options)) == stages
@@ -199,11 +199,9 @@ def to_nhwc(array):
 
 def student_of(config, arrays):
     """(module, variables) of a distilled Transformer with a convolutional stem."""
-    options = {
-        **deit.OPTIONS, "dim": config["embed_dim"], "depth": config["depth"], "heads": config["heads"],
-        "image_size": config["image"], "stem_width": config["stem_width"],
-        "mlp_ratio": float(config.get("mlp_ratio", 4)),
-    }  # fmt: skip
+    options = {"dim": config["embed_dim"], "depth": config["depth"], "heads": config["heads"]}
+    options |= {"image_size": config["image"], "stem_width": config["stem_width"]}
+    options = defaults(deit.OPTIONS, **options, mlp_ratio=float(config.get("mlp_ratio", 4)))
     model = deit.build(ConfigDict(options), config["num_classes"])
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, config["image"], config["image"], 3)))
     return model, from_torch(arrays, shapes, deit.torch_name)
@@ -247,8 +245,8 @@ def run_mixing(config, arrays):
 def run_schedule(config, arrays):
     """Their step i has the rate that is meant for the step before it."""
     steps = config["steps_per_epoch"] * config["epochs"]
-    options = {"learning_rate": config["base_lr"], "final_rate": config["min_lr"], "schedule": "cosine"}
-    rate = optim.schedule(ConfigDict({**optim.OPTIONS, **options}), config["epochs"])
+    options = {"learning_rate": config["base_lr"], "end_learning_rate": config["min_lr"], "schedule": "cosine"}
+    rate = optim.schedule(ConfigDict(defaults(optim.OPTIONS, **options)), config["epochs"])
     rates = jax.jit(jax.vmap(rate))(np.float32(np.arange(steps + 1) / config["steps_per_epoch"]))
     rates = np.asarray(rates).tolist()
     return {"out/lr_function_of_t": rates, "out/lr_used_at_iteration": [rates[max(i - 1, 0)] for i in range(steps)]}
@@ -268,11 +266,11 @@ def run_train_step(config, arrays):
         "clip_norm": config.get("clip_grad") or 0.0,
         "name": "adamw",
         "learning_rate": config["lr"],
-        "undecayed": ("pos_embed", "cls_token"),
+        "no_decay": ("pos_embed", "cls_token"),
     }
-    optimizer = optim.build(ConfigDict({**optim.OPTIONS, **decay}), 1)
+    optimizer = optim.build(ConfigDict(defaults(optim.OPTIONS, **decay)), 1)
     method = vkd_method.VkD(
-        student=student, teacher=None, scheme=scheme, options=ConfigDict(vkd_method.OPTIONS), mixing=None,
+        student=student, teacher=None, scheme=scheme, options=ConfigDict(defaults(vkd_method.OPTIONS)), mixing=None,
         info=StreamInfo(config["num_classes"], (config["num_classes"],)), image_size=config["image"],
         weights="", torch_name=None, epochs=1, optimizer=optimizer,
     )  # fmt: skip

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.methods.base import join, split
-from cdl_jax.models.prompts import coda
-from cdl_jax.models.prompts.base import Selection
+from cdl_jax.models.learners import coda
+from cdl_jax.models.learners.base import Selection
 from cdl_jax.models.vit import Prompt
 from tests.parity.programs_cdl import backbone, build, context, load, to_nhwc, to_torch
 
@@ -35,11 +35,11 @@ def start(update, variables):
 
 def student_out(method, variables, images, teacher, place, train):
     """The prompts that the scheme gives the student, class logits, the mean of both heads, and logits at test time."""
-    inputs = method.scheme.student_inputs(variables["distill"], teacher, len(images), place, train)
-    query = method.student.query(variables["student"], images)
-    out = method.student(variables["student"], images, query, place, train, inputs=inputs)
-    (mixed,) = method.scheme.predict_with_weights(variables["distill"], out, (0.5,))
-    return inputs.prompts, out["logits"], mixed, method.scheme.predict(variables["distill"], out)
+    inputs = method.models.scheme.student_inputs(variables["distill"], teacher, len(images), place, train)
+    query = method.models.student.query(variables["student"], images)
+    out = method.models.student(variables["student"], images, query, place, train, inputs=inputs)
+    (mixed,) = method.models.scheme.predict_with_weights(variables["distill"], out, (0.5,))
+    return inputs.prompts, out["logits"], mixed, method.models.scheme.predict(variables["distill"], out)
 
 
 def prompts(arrays, prefix):
@@ -125,14 +125,14 @@ def run_teacher_step(config, arrays):
     method, fresh = build(config, arrays)
     query = {"backbone": backbone(arrays, "param/s_feat.", fresh["student"]["backbone"])}
     live = {"teacher": load(arrays, "param/", fresh["teacher"]), "student": query}
-    forward = jax.jit(method.teacher.__call__, static_argnums=4)
+    forward = jax.jit(method.models.teacher.__call__, static_argnums=4)
     place = context(config, config["task"])
     update = method.phases[0].updates[0]
     opt, ours = start(update, live), {}
     for step, ending in steps_of(arrays):
         batch = {"images": to_nhwc(arrays["in/images" + ending]), "labels": arrays["in/labels" + ending]}
         where = f"out/step{step}/"
-        query = jax.jit(method.student.query)(live["student"], batch["images"])
+        query = jax.jit(method.models.student.query)(live["student"], batch["images"])
         ours[where + "logits"] = forward(live["teacher"], batch["images"], query, place, True)["logits"]
         (live, opt), (total, outcome, gradients, _) = train(update, live, opt, batch, place)
         ours |= {where + "total_loss": total, where + "prompt_loss": outcome.metrics["pool"]}
@@ -149,7 +149,7 @@ def begin(method, variables, arrays, place, task):
         return jax.jit(method.start_task)(variables, place) if task else variables
     new = dict(variables)
     for name in method.networks:
-        pool, old = getattr(method, name).prompts, variables[name]["prompts"]
+        pool, old = method.models.trained[name].learner, variables[name]["prompts"]
         normal = {}
         for leaf in old:
             kind, layer = leaf.rsplit("_", 1)

@@ -153,17 +153,15 @@ def run_simultaneous(config, arrays):
     """The method itself: learners that train at the same time, each after the published snapshots of the others."""
     options = configs.default("dkt", data="glyph_mini").dkt
     options.update(st_loss=config["st_loss"], temperature=float(config["T"]), kd_rel=float(config["kd_rel"]), replay=0)
-    options.exchange_interval = config["exchange_every_steps"]
     count, classes = config["n_learners"], config["num_classes"]
+    options.update(num_learners=count, exchange_interval=config["exchange_every_steps"], stream_order="same")
+    options.topology = tuple(map(tuple, arrays["in/mixing_matrix"].tolist()))
     module = TwoHeads(_Perceptron(config["hidden"], classes), classes)
-    method = dkt.DKT(
-        learner=dkt_learners.ConvolutionalLearner(module, image_size=0),
-        names=tuple(f"learner_{i}" for i in range(count)),
-        streams=(tuple(range(classes)),) * count,
-        matrix=np.asarray(arrays["in/mixing_matrix"], np.float32),
-        run_teachers=(),
-        options=options,
-        info=StreamInfo(classes, (classes,)),
+    method = dkt.assemble(
+        dkt_learners.ConvolutionalLearner(module, image_size=0),
+        (),
+        options,
+        StreamInfo(classes, (classes,)),
         batch_size=len(arrays["in/labels"][0][0]),
         epochs=1,
         optimizer=optim.Optimizer(optax.identity(), lambda progress: config["lr"]),
@@ -178,7 +176,7 @@ def run_simultaneous(config, arrays):
     losses, targets, history = [], [], train(method, variables, batches, [place] * len(batches))
     for batch, (after, outputs) in zip(batches, history, strict=True):
         share = method.exchange.shared_inputs(after, place)
-        targets.append([method.st_target(x, i, share, place)[0] for i, x in enumerate(batch["images"])])
+        targets.append([method.learner_loss.st_target(x, i, share, place)[0] for i, x in enumerate(batch["images"])])
         each = [[outputs[f"{name}/{what}"] for what in ("class_loss", "student_loss")] for name in method.names]
         losses.append([[cl_loss, st_loss, cl_loss + config["kd_rel"] * st_loss] for cl_loss, st_loss in each])
     ours = {"out/losses_step_learner_cl_st_total": losses, "out/targets_step_learner": targets}

@@ -4,11 +4,13 @@ import pytest
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
+from cdl_jax.options import check, defaults
 
 
 def load(source, path="", **options):
     module = plugins.load_plugin("data.sources", source)
-    return module.load({"path": str(path), **module.OPTIONS, **options})
+    check(module.OPTIONS, options, "data")
+    return module.load({"path": str(path), **defaults(module.OPTIONS), **options})
 
 
 def refusal(source, path="", **options):

@@ -118,7 +118,7 @@ HEADS = {"": 0, "_st": 10, "_both": -4}
 def store_exchanging(folder, seed, amount, last, interval=1):
     """Stores a run of two learners whose CL heads have the accuracies `last`, and whose ST heads have ten less."""
     folder.mkdir(exist_ok=True)
-    config = {"seed": seed, "dkt": {"stream_seed": seed, "interval": interval, "teachers": [f"runs/seed_{seed}"]}}
+    config = {"seed": seed, "dkt": {"stream_seed": seed, "interval": interval, "teacher_runs": [f"runs/seed_{seed}"]}}
     accuracies = {f"learner_{i}{head}": value - less for i, value in enumerate(last) for head, less in HEADS.items()}
     run = store(folder / f"seed_{seed}", config, **accuracies)
     content = json.loads((run / "results.json").read_text())

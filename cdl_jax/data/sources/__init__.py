@@ -1,4 +1,5 @@
 """Data sources, one per file.
 
-A source has `OPTIONS`, its options with their defaults, and `load(options) -> Dataset`, whose options also have `path`.
+A source has `OPTIONS`, name -> `cdl_jax.options.Option`, and `load(options) -> Dataset`. The options of `load` also
+have `path`.
 """

@@ -14,18 +14,30 @@ from cdl_jax.data import stream
 from cdl_jax.data.readers import npz_files
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 from cdl_jax.runtime import paths
 
 OPTIONS: dict[str, Any] = {
-    "label": "identity",  # or "subgroup"
-    # For label "identity": vendor whose drawings are the test set. Classes are the emoji that all vendors draw.
-    "test_vendor": "noto",
-    # Number of these classes in the stream ("incremental"), drawn by `split_seed`; the others are for "pretraining".
-    # 0: all.
-    "stream_classes": 0,
-    "part": "incremental",  # or "pretraining"
-    "test_fraction": 0.2,  # for label "subgroup": fraction of each subgroup's emoji, rounded, at least one
-    "split_seed": 0,  # of both splits
+    "label": Option("identity", "the classes: emoji, or their Unicode subgroups", choices=("identity", "subgroup")),
+    "test_vendor": Option(
+        "noto",
+        'for label "identity": vendor whose drawings are the test set; classes are the emoji that all vendors draw',
+    ),
+    "stream_classes": Option(
+        0,
+        'number of these classes in part "incremental", drawn by `split_seed`; the others are for part '
+        '"pretraining"; 0: all',
+    ),
+    "part": Option(
+        "incremental", "the part of the emoji that the stream consists of", choices=("incremental", "pretraining")
+    ),
+    "test_fraction": Option(
+        0.2,
+        'for label "subgroup": fraction of each subgroup\'s emoji in the test set, rounded, at least one',
+        above=0,
+        below=1,
+    ),
+    "split_seed": Option(0, "seed of both splits"),
 }
 
 # Subgroups of variants of one emoji, and subgroups with fewer emoji than this, are left out.
@@ -40,8 +52,8 @@ def load(options: Mapping[str, Any]) -> Dataset:
     positions in classes, vendors and emoji_names.
 
     Raises:
-      UserError: the path is empty, the file is missing, an array has another shape or dtype, or an option is out of
-        range.
+      UserError: the path is empty, the file is missing, an array has another shape or dtype, or the file lacks what
+        an option selects.
     """
     if not options["path"]:
         raise UserError(
@@ -55,8 +67,6 @@ def load(options: Mapping[str, Any]) -> Dataset:
     for column, name, names in zip(indices, columns, lists, strict=True):
         if arrays[names].ndim != 1 or len(column) != len(images) or column.max(initial=0) >= len(arrays[names]):
             raise UserError(f"{path}: {name} must have a number below {names}'s length for each image of x")
-    if options["label"] not in ("identity", "subgroup"):
-        raise UserError(f"data.label={options['label']!r}: use 'identity' or 'subgroup'")
     split = _by_identity if options["label"] == "identity" else _by_subgroup
     classes, names, is_test = split(options, *indices, *(arrays[key] for key in lists))
     label_of = np.full(classes.max() + 1, -1, np.int32)
@@ -82,8 +92,6 @@ def _by_identity(options, subgroup, vendor, emoji, subgroups, vendors, names):
     del subgroup, subgroups
     if options["test_vendor"] not in vendors:
         raise UserError(f"data.test_vendor={options['test_vendor']!r}: the file has {', '.join(map(str, vendors))}")
-    if options["part"] not in ("incremental", "pretraining"):
-        raise UserError(f"data.part={options['part']!r}: use 'incremental' or 'pretraining'")
     drawn = np.zeros((len(names), len(vendors)), bool)
     drawn[emoji, vendor] = True
     drawn_by_all = np.random.default_rng(options["split_seed"]).permutation(np.flatnonzero(drawn.all(axis=1)))
@@ -102,8 +110,6 @@ def _by_identity(options, subgroup, vendor, emoji, subgroups, vendors, names):
 def _by_subgroup(options, subgroup, vendor, emoji, subgroups, vendors, names):
     """Returns the same as `_by_identity`."""
     del vendor, vendors
-    if not 0 < options["test_fraction"] < 1:
-        raise UserError(f"data.test_fraction={options['test_fraction']} must be between 0 and 1")
     rng = np.random.default_rng(options["split_seed"])
     classes, held_out = np.full_like(subgroup, -1), np.zeros(len(names), bool)
     for number, name in enumerate(subgroups):

@@ -11,13 +11,16 @@ from cdl_jax.data import stream
 from cdl_jax.data.readers import image_files, layouts
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.console import one_line
 
 OPTIONS: dict[str, Any] = {
-    "test_fraction": 0.2,  # of each class, if the folder has no test set
-    "split_seed": 0,  # of that split
-    "skip_empty_classes": False,  # True: leave out classes without training images; False: refuse them
+    "test_fraction": Option(
+        0.2, "fraction of each class in the test set, if the folder has no test set", above=0, below=1
+    ),
+    "split_seed": Option(0, "seed of that split"),
+    "skip_empty_classes": Option(False, "True: leave out classes without training images; False: refuse them"),
 }
 _MAX_NAMES = 5  # classes in a message
 
@@ -111,8 +114,6 @@ def _shorten(names):
 
 
 def _split_by_seed(root, images, fraction, seed):
-    if not 0 < fraction < 1:
-        raise UserError(f"data.test_fraction={fraction} must be between 0 and 1")
     train, test = {}, {}
     for label, (name, files) in enumerate(images.items()):
         if len(files) < 2:

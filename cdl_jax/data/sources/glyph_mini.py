@@ -9,24 +9,21 @@ from typing import Any
 
 from cdl_jax.data.readers import npz_files
 from cdl_jax.data.stream import Dataset, Split
-from cdl_jax.errors import UserError
-
-OPTIONS: dict[str, Any] = {"part": "incremental"}  # incremental: 20 classes; pretraining: 62 others
+from cdl_jax.options import Option
 
 _FILE = Path(__file__).parent.parent / "glyph_mini.npz"
 _PARTS = {"pretraining": (0, 1, "pre_chars"), "incremental": (2, 3, "cl_chars")}  # train, test, class names
+
+OPTIONS: dict[str, Any] = {
+    "part": Option("incremental", "incremental: 20 classes; pretraining: 62 others", choices=tuple(_PARTS)),
+}
 
 
 def load(options: Mapping[str, Any]) -> Dataset:
     """Loads images `[32, 32, 3]` of one part; no class is in both parts.
 
     "incremental" has 20 classes for a stream. "pretraining" has 62: A-Z, a-z, 0-9.
-
-    Raises:
-      UserError: `part` is unknown.
     """
-    if options["part"] not in _PARTS:
-        raise UserError(f"data.part={options['part']!r} is unknown: known: {', '.join(_PARTS)}")
     train, test, class_names = _PARTS[options["part"]]
     arrays = npz_files.read(_FILE, ("x", "y", "part", class_names))
     images, labels = npz_files.rgb(arrays["x"], what=str(_FILE)), npz_files.labels(arrays["y"], what=str(_FILE))

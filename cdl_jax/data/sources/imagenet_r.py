@@ -13,10 +13,15 @@ from cdl_jax.data import stream
 from cdl_jax.data.readers import image_files, locate, prepared_tfds
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
 OPTIONS: dict[str, Any] = {
-    "split": "coda",  # coda: lists of CODA-Prompt and CDL; tfds80: 80% and 20% in tfds order, as in L2P and DualPrompt
-    "tfds_dir": "",  # tfds80: data_dir of the prepared tfds set imagenet_r; empty: tfds' own
+    "split": Option(
+        "coda",
+        "coda: lists of CODA-Prompt and CDL; tfds80: 80% and 20% in tfds order, as in L2P and DualPrompt",
+        choices=("coda", "tfds80"),
+    ),
+    "tfds_dir": Option("", 'for split "tfds80": data_dir of the prepared tfds set imagenet_r; empty: tfds\' own'),
 }
 
 _LISTS = Path(__file__).parent.parent / "imagenet_r_split.json.gz"
@@ -32,10 +37,8 @@ def load(options: Mapping[str, Any]) -> Dataset:
       order of files exists in tfds only, so the set must be prepared. File names are from tfds, images from the folder.
 
     Raises:
-      UserError: the split is unknown, the folder or images are missing, or the tfds set is not prepared.
+      UserError: the folder or images are missing, or the tfds set is not prepared.
     """
-    if options["split"] not in ("coda", "tfds80"):
-        raise UserError(f"data.split={options['split']!r} is unknown: known: coda, tfds80")
     lists = json.loads(gzip.decompress(_LISTS.read_bytes()))
     label_of_wnid = lists["label_of_wnid"]
     root = locate.find(

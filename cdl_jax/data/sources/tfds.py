@@ -11,16 +11,16 @@ from PIL import Image
 from cdl_jax.data.readers import npz_files, prepared_tfds
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
 OPTIONS: dict[str, Any] = {
-    "dataset": "cifar100",  # name in tfds, optionally with a config and version: "name/config:1.0.0"
-    "train_split": "train",  # in tfds' syntax, such as "train[:80%]"
-    "test_split": "test",
-    "label": "label",  # name of the feature with the class
-    # Side of the square images in pixels: the shorter side is resized (bicubic), then the center is cropped. 0: images
-    # keep their size, which must be the same for all.
-    "side": 0,
-    "skip_empty_classes": False,  # True: leave out classes without images in both splits
+    "dataset": Option("cifar100", 'name in tfds, optionally with a config and version: "name/config:1.0.0"'),
+    "train_split": Option("train", 'the split to train on in tfds\' syntax, such as "train[:80%]"'),
+    "test_split": Option("test", "the split to test on in tfds' syntax"),
+    "label": Option("label", "name of the feature with the class"),
+    # The shorter side is resized (bicubic), then the center is cropped.
+    "side": Option(0, "side of the images in pixels; 0: images keep their size, which must be the same for all"),
+    "skip_empty_classes": Option(False, "True: leave out classes without images in both splits"),
 }
 
 

@@ -19,38 +19,54 @@ import numpy as np
 
 from cdl_jax.data.transforms import color, rand_augment, resizing
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option, defaults
 
 if TYPE_CHECKING:
     import PIL.Image
 
-# train: random_resized_crop, shift, pad_crop, resize, none. test: resize, resize_center_crop, none.
 OPTIONS: dict[str, Any] = {
-    "train": "none",
-    "flip": False,  # left-right, with probability 1/2
-    "shift": 2,  # pixels, for train="shift"
-    "pad": 4,  # pixels on each side, for train="pad_crop"
-    "scale": (0.08, 1.0),  # fraction of the area, for train="random_resized_crop"
-    "ratio": (3 / 4, 4 / 3),  # width : height, likewise
-    "test": "none",
-    "resize": 256,  # shorter side in pixels, for test="resize_center_crop"
-    "interpolation": "bilinear",  # or "bicubic"; or "random": either for a training image, "bicubic" for a test
+    "train": Option(
+        "none", "transform of training images", choices=("random_resized_crop", "shift", "pad_crop", "resize", "none")
+    ),
+    "flip": Option(False, "left-right flip of training images, with probability 1/2"),
+    "shift": Option(2, 'largest shift in pixels, for train="shift"'),
+    "pad": Option(4, 'pixels added on each side, for train="pad_crop"'),
+    "scale": Option(
+        (0.08, 1.0), 'lowest and highest fraction of the area, for train="random_resized_crop"', above=0, lengths=(2,)
+    ),
+    "ratio": Option(
+        (3 / 4, 4 / 3), 'lowest and highest width : height, for train="random_resized_crop"', above=0, lengths=(2,)
+    ),
+    "test": Option("none", "transform of test images", choices=("resize", "resize_center_crop", "none")),
+    "resize": Option(256, 'shorter side in pixels, for test="resize_center_crop"', minimum=1),
+    "interpolation": Option(
+        "bilinear",
+        "filter of resizing; random: either of the others for a training image, bicubic for a test image",
+        choices=tuple(resizing.FILTERS),
+    ),
     **color.OPTIONS,
-    "rand_augment": "",  # timm's policy for training images, such as "rand-m9-mstd0.5-inc1"; host only
-    "erase": 0.0,  # probability of noise in a rectangle of a training image
-    # Times that a training image appears in a row, each time transformed differently. An epoch keeps its length, so it
-    # has only some of the images.
-    "repeats": 1,
-    "mean": (),  # of each channel, for pixels in [0, 1]; empty: no normalization
-    "std": (),  # of each channel
+    "rand_augment": Option(
+        "", 'timm\'s policy for training images, such as "rand-m9-mstd0.5-inc1"; images on the host only'
+    ),
+    "erase": Option(0.0, "probability of noise in a rectangle of a training image", maximum=1),
+    # An epoch keeps its length, so it has only some of the images.
+    "repeats": Option(1, "times that a training image appears in a row, each time transformed differently", minimum=1),
+    "mean": Option(
+        (), "mean of each channel, of pixels in [0, 1]; empty: no normalization", item_type=float, lengths=(0, 3)
+    ),
+    "std": Option(
+        (),
+        "standard deviation of each channel, of pixels in [0, 1]; empty: no normalization",
+        above=0,
+        item_type=float,
+        lengths=(0, 3),
+    ),
 }
 # Uniform numbers per sample: 10 areas, 10 aspect ratios, 2 positions, flip, filter, color.
 NUM_UNIFORMS = 24 + color.NUM_UNIFORMS
 _TRIES = 10
 _MAX_PIXELS = 2**25  # pixels of a resized image on the host, 128 MiB
-_KINDS = {
-    "train": ("random_resized_crop", "shift", "pad_crop", "resize", "none"),
-    "test": ("resize", "resize_center_crop", "none"),
-}
+_DEFAULTS = defaults(OPTIONS)
 
 
 def transform_train(images: jax.Array, key: jax.Array, options: Mapping[str, Any], size: int) -> jax.Array:
@@ -75,10 +91,10 @@ def transform_train(images: jax.Array, key: jax.Array, options: Mapping[str, Any
     Raises:
       UserError: the transform is unknown, "none" gets images of another size, or `rand_augment` is set.
     """
-    options = {**OPTIONS, **options}
+    options = {**_DEFAULTS, **options}
     if options["rand_augment"]:
         raise UserError(
-            "augment.rand_augment runs on the host, by Pillow: set config.resident_limit_mb=0, which keeps images "
+            "augment.rand_augment runs on the host, by Pillow: set config.device_data_limit_mb=0, which keeps images "
             "there, or augment.rand_augment=''"
         )
     batch, height, width, _ = images.shape
@@ -122,7 +138,7 @@ def transform_test(images: jax.Array, options: Mapping[str, Any], size: int) -> 
     Raises:
       UserError: the transform is unknown, "none" gets images of another size, or the crop exceeds the resized image.
     """
-    options = {**OPTIONS, **options}
+    options = {**_DEFAULTS, **options}
     _, height, width, _ = images.shape
     if options["test"] == "resize_center_crop":
         (crop_height, crop_width), (top, left) = _center(height, width, options["resize"], size)
@@ -199,7 +215,7 @@ def transform_train_image(
     """
     from PIL import ImageOps
 
-    options = {**OPTIONS, **options}
+    options = {**_DEFAULTS, **options}
     kind = options["train"]
     width, height = image.size
     if kind == "random_resized_crop":
@@ -239,7 +255,7 @@ def transform_test_image(image: "PIL.Image.Image", options: Mapping[str, Any], s
     Raises:
       UserError: as `transform_test`.
     """
-    options = {**OPTIONS, **options}
+    options = {**_DEFAULTS, **options}
     width, height = image.size
     if options["test"] == "resize_center_crop":
         shape, (top, left) = _center(height, width, options["resize"], size)
@@ -268,7 +284,7 @@ def num_uniforms(options: Mapping[str, Any]) -> int:
 def stochastic_options(options: Mapping[str, Any]) -> list[str]:
     """Lists the options that make a training image vary, or differ from a test image.
 
-    >>> stochastic_options({**OPTIONS, "flip": True})
+    >>> stochastic_options(defaults(OPTIONS, flip=True))
     ['flip']
     """
     switches = ("flip", *color.OPTIONS, "rand_augment", "erase")
@@ -279,36 +295,17 @@ def stochastic_options(options: Mapping[str, Any]) -> list[str]:
 
 
 def check(options: Mapping[str, Any]) -> None:
-    """Checks the values of options that no image would reveal.
+    """Checks that options fit together, as no image would reveal it.
 
     Raises:
-      UserError: an option is out of range; the message names it and its range.
+      UserError: two options contradict each other, or `rand_augment` is no policy.
     """
-    if options["interpolation"] not in resizing.FILTERS:
-        raise UserError(f"augment.interpolation={options['interpolation']!r}: use one of {', '.join(resizing.FILTERS)}")
-    if not 0 <= options["erase"] <= 1:
-        raise UserError(f"augment.erase={options['erase']} is a probability: set it within [0, 1]")
-    if options["repeats"] < 1:
-        raise UserError(f"augment.repeats={options['repeats']} must be at least 1")
-    for part in _KINDS:
-        _check_kind(options[part], part)
     for name in ("scale", "ratio"):
-        limits = options[name]
-        if not _numbers(limits, 2) or not 0 < limits[0] <= limits[1]:
-            raise UserError(f"augment.{name}={limits} must be two numbers above 0, the smaller first")
-    for name in ("mean", "std"):
-        if len(options[name]) and not _numbers(options[name], 3):
-            raise UserError(f"augment.{name}={options[name]} must be empty, or a number for each of three channels")
-    if bool(options["mean"]) != bool(options["std"]) or 0 in options["std"]:
+        if options[name][0] > options[name][1]:
+            raise UserError(f"augment.{name}={options[name]} must be two numbers above 0, the smaller first")
+    if bool(options["mean"]) != bool(options["std"]):
         raise UserError(f"augment.std={options['std']}: numbers above 0 where augment.mean has any, else empty")
-    if options["resize"] < 1:
-        raise UserError(f"augment.resize={options['resize']} must be at least 1")
-    color.check(options)
     num_uniforms(options)
-
-
-def _numbers(values, count):
-    return len(values) == count and all(type(value) in (int, float) for value in values)
 
 
 def crop_box(
@@ -383,14 +380,9 @@ def _center(height, width, shorter, size):
     return (crop_height, crop_width), (round((crop_height - size) / 2), round((crop_width - size) / 2))
 
 
-def _check_kind(kind, part):
-    if kind not in _KINDS[part]:
-        known = ", ".join(_KINDS[part])
-        raise UserError(f"augment.{part}={kind!r}: unknown transform; use one of {known}")
-
-
 def _check(kind, part, height, width, size):
-    _check_kind(kind, part)
+    if problem := OPTIONS[part].problem(kind):
+        raise UserError(f"config.augment.{part}={kind!r}{problem}")
     if kind == "none" and (height, width) != (size, size):
         raise UserError(
             f"augment.{part}='none' leaves {height} x {width} images, but the networks take {size} x {size}; "

@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
 if TYPE_CHECKING:
     import PIL.Image
 
 OPTIONS: dict[str, Any] = {
-    "three_augment": False,  # each training image is made gray, solarized or blurred, with probability 1/3 each
-    "jitter": 0.0,  # factors in [1 - jitter, 1 + jitter] of brightness, contrast and saturation, in random order
+    "three_augment": Option(False, "each training image is made gray, solarized or blurred, with probability 1/3 each"),
+    "jitter": Option(
+        0.0, "factors in [1 - jitter, 1 + jitter] of brightness, contrast and saturation, in random order", maximum=1
+    ),
 }
 NUM_UNIFORMS = 6  # uniform numbers per image: which of three, radius, 3 factors, their order
 _THRESHOLD = 128  # solarize inverts the levels from here on
@@ -115,16 +117,6 @@ def blur(x: jax.Array, radius: jax.Array | float) -> jax.Array:
             taps = [jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(5)]
             x = jnp.floor(weights[0] * taps[2] + sum(weights[i] * (taps[2 - i] + taps[2 + i]) for i in (1, 2)) + 0.5)
     return x
-
-
-def check(options: Mapping[str, Any]) -> None:
-    """Checks the range of the jitter.
-
-    Raises:
-      UserError: `jitter` is not in [0, 1].
-    """
-    if not 0 <= options["jitter"] <= 1:
-        raise UserError(f"augment.jitter={options['jitter']} must lie in [0, 1]; 0 leaves colors unchanged")
 
 
 def _to_gray(x):

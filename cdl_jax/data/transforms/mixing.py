@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdl_jax.errors import UserError
+from cdl_jax.options import Option, defaults
 
 OPTIONS = {
-    "mixup": 0.8,  # the weight of mixup is drawn from Beta(mixup, mixup); 0: no mixup
-    "cutmix": 1.0,  # the weight of CutMix is drawn from Beta(cutmix, cutmix); 0: no CutMix
-    "switch": 0.5,  # probability of CutMix if both are on
-    "probability": 1.0,  # of mixing a batch
-    "smoothing": 0.1,  # label smoothing, over all classes of the targets
+    "mixup": Option(0.8, "the weight of mixup is drawn from Beta(mixup, mixup); 0: no mixup"),
+    "cutmix": Option(1.0, "the weight of CutMix is drawn from Beta(cutmix, cutmix); 0: no CutMix"),
+    "switch": Option(0.5, "probability of CutMix if both are on", maximum=1),
+    "probability": Option(1.0, "probability that a batch is mixed", maximum=1),
+    "smoothing": Option(0.1, "label smoothing, over all classes of the targets", maximum=1),
 }
 
 
@@ -36,7 +36,7 @@ def mixup_or_cutmix(
     Returns:
       (images float32 `[batch, height, width, 3]`, targets float32 `[batch, classes]`).
     """
-    options = {**OPTIONS, **options}
+    options = defaults(OPTIONS, **options)
     targets = soft_labels(labels, class_mask, options["smoothing"])
     if not (options["mixup"] or options["cutmix"]):
         return images, targets
@@ -183,28 +183,5 @@ def cutmix_probability(ramp: str, target: float, epoch: jax.Array | int, epochs:
       target: the probability after the last epoch.
       epoch: of the task, from 0, may be traced.
       epochs: of the task.
-
-    Raises:
-      UserError: the ramp is unknown.
     """
-    if ramp not in ("linear", "as_coded"):
-        raise UserError(f"cutmix_ramp={ramp!r}: use 'linear' or 'as_coded'")
     return 0.1 + epoch * ((target - 0.1) / epochs if ramp == "linear" else target - 0.1 / epochs)
-
-
-def check(options: Mapping[str, Any], key: str) -> None:
-    """Checks the ranges of options.
-
-    Args:
-      options: `OPTIONS`.
-      key: section of the config, for the message.
-
-    Raises:
-      UserError: an option is out of range.
-    """
-    for name in ("mixup", "cutmix"):
-        if options[name] < 0:
-            raise UserError(f"{key}.{name}={options[name]} must not be negative; 0 leaves it out")
-    for name in ("switch", "probability", "smoothing"):
-        if not 0 <= options[name] <= 1:
-            raise UserError(f"{key}.{name}={options[name]} must lie in [0, 1]")

@@ -1,7 +1,7 @@
 """Builds the networks and the distillation scheme of the method `cdl` from a config, and checks its options."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,46 +9,29 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cdl_jax import plugins
-from cdl_jax.distill.base import NetworkSpec, Scheme
+from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import finished_run, user_scheme
-from cdl_jax.models import weights
-from cdl_jax.models.modules.prompted import PromptedNetwork
+from cdl_jax.methods.shared.teacher_student import TeacherStudent
+from cdl_jax.models.modules import prompted
 
 
-@dataclass(frozen=True)
-class Networks:
-    """The networks of the method `cdl` and their scheme.
-
-    Attributes:
-      teacher: trained in this run; None if the scheme needs no teacher, or teachers of finished runs are used.
-      run_teachers: teachers of finished runs, whose outputs are averaged.
-      student: trained in this run.
-      scheme: the distillation scheme.
-    """
-
-    teacher: PromptedNetwork | None
-    run_teachers: tuple[finished_run.RunTeacher, ...]
-    student: PromptedNetwork
-    scheme: Scheme
-
-
-def build(config: ConfigDict, info: StreamInfo) -> Networks:
+def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
     """Builds the networks and the scheme.
 
     Reads the sections `teacher`, `student`, `learner`, `distill` and `cdl`.
 
     Raises:
-      UserError: an option is out of range or options do not fit together.
+      UserError: options do not fit together.
     """
     check(config)
     options, query_dim = config.cdl, config.student.dim
     student = _build_network(config, config.student, query_dim, info)
     run_teachers = tuple(
         finished_run.find_teacher(folder, options.teacher_network, options.teacher_checkpoint, info, config.augment)
-        for folder in options.teachers
+        for folder in options.teacher_runs
     )
     student_spec = _network_spec(config, config.student, student, info)
     if run_teachers:
@@ -63,28 +46,23 @@ def build(config: ConfigDict, info: StreamInfo) -> Networks:
     if run_teachers:
         _check_outputs(run_teachers, teacher_spec.outputs, scheme, config.distill.name)
     elif scheme.needs:
-        teacher_query_dim = query_dim if options.query == "student" else config.teacher.dim
+        teacher_query_dim = query_dim if options.teacher_query == "student" else config.teacher.dim
         teacher = _build_network(config, config.teacher, teacher_query_dim, info)
-    return Networks(teacher, run_teachers if scheme.needs else (), student, scheme)
+    _check_fitted_head(options, student)
+    run_teachers = run_teachers if scheme.needs else ()
+    return TeacherStudent(
+        teacher, run_teachers, student, scheme, own_query=teacher is not None and options.teacher_query == "teacher"
+    )
 
 
 def check(config: ConfigDict) -> None:
     """Checks the options of the section `cdl`.
 
     Raises:
-      UserError: an option is out of range or options do not fit together.
+      UserError: options do not fit together.
     """
     options, epochs = config.cdl, config.train.epochs
-    choices = {
-        "query": ("student", "own"),
-        "schedule": ("teacher_first", "interleaved_epochs", "interleaved"),
-        "teacher_checkpoint": ("same_task", "last"),
-    }
-    for key, known in choices.items():
-        if options[key] not in known:
-            raise UserError(f"cdl.{key}={options[key]!r}: use {' or '.join(map(repr, known))}")
-    finished_run.check_folders("cdl.teachers", options.teachers)
-    if config.teacher.image_size != config.student.image_size and not options.teachers:
+    if config.teacher.image_size != config.student.image_size and not options.teacher_runs:
         raise UserError(
             f"teacher.image_size={config.teacher.image_size} and student.image_size={config.student.image_size} "
             "differ: both networks get the same images, set them equal"
@@ -96,22 +74,26 @@ def check(config: ConfigDict) -> None:
             f"cdl.teacher_epochs={options.teacher_epochs} must be a multiple of train.epochs={epochs}: with "
             "cdl.schedule='interleaved_epochs' an equal share of them comes before each epoch of the student"
         )
-    if options.teachers and options.schedule != "teacher_first":
+    if options.teacher_runs and options.schedule != "teacher_first":
         raise UserError(
-            f"cdl.schedule={options.schedule!r} has no meaning with cdl.teachers, which are not trained: leave it at "
-            "'teacher_first'"
+            f"cdl.schedule={options.schedule!r} has no meaning with cdl.teacher_runs, which are not trained: leave it "
+            "at 'teacher_first'"
         )
 
 
 def _build_network(config, section, query_dim, info):
-    """Builds the prompted network of a section; its queries are `[batch, query_dim]`."""
-    family = plugins.load_plugin("models", section.family)
-    pool = plugins.load_plugin("models.prompts", config.learner.name)
-    prompts = pool.build(
-        config.learner, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=info.num_tasks
-    )
-    head = prompts.head(info.num_classes)
-    return PromptedNetwork(family.build(section), prompts, head, section.image_size, weights.from_section(section))
+    """Builds the network of a section; its queries are `[batch, query_dim]`."""
+    sizes = {"num_classes": info.num_classes, "num_tasks": info.num_tasks}
+    return prompted.build(section, config.learner, query_dim=query_dim, **sizes)
+
+
+def _check_fitted_head(options, network):
+    """Refuses schedules in which a student learns from a teacher before the teacher's head is fitted."""
+    if network.is_fitted and options.schedule != "teacher_first":
+        raise UserError(
+            f"cdl.schedule={options.schedule!r}: the learner fits its head after its last epoch, so the student would "
+            "learn from an earlier head: use 'teacher_first'"
+        )
 
 
 def _network_spec(config, section, student, info):

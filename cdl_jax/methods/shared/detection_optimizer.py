@@ -13,7 +13,7 @@ from cdl_jax.optim import Optimizer
 OPTIONS = {
     "learning_rate": 1e-4,
     "schedule": "cosine",  # or "steps": each milestone divides the learning rate by 10
-    "final_rate": 1e-7,  # of schedule "cosine"
+    "end_learning_rate": 1e-7,  # of schedule "cosine"
     "warmup_epochs": 0,  # of schedule "cosine"
     "warmup_rate": 1e-6,  # the first learning rate, if there is a warm-up
     "milestones": (40,),  # of schedule "steps", in epochs
@@ -65,7 +65,7 @@ def check(options: ConfigDict, epochs: int) -> None:
     """
     if not options.learning_rate > 0:
         raise UserError(f"optim.learning_rate={options.learning_rate} must be above 0")
-    for key in ("final_rate", "warmup_rate", "weight_decay", "clip_norm"):
+    for key in ("end_learning_rate", "warmup_rate", "weight_decay", "clip_norm"):
         if options[key] < 0:
             raise UserError(f"optim.{key}={options[key]} must not be negative")
     if options.schedule not in _SCHEDULES:
@@ -84,21 +84,21 @@ def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
     """Returns the learning rate as a function of the fractional epoch; it is constant within an epoch.
 
     The cosine of epoch e is `f(max(e - 1, 0))`, so the first two epochs have the same rate:
-    `f(t) = final_rate + (learning_rate - final_rate) (1 + cos(pi t / epochs)) / 2`. During the warm-up,
+    `f(t) = end_learning_rate + (learning_rate - end_learning_rate) (1 + cos(pi t / epochs)) / 2`. During the warm-up,
     `t < warmup_epochs`, the rate grows linearly from `warmup_rate` to `learning_rate`.
 
     Args:
       options: a section with the keys of `OPTIONS`.
       epochs: number of epochs of the phase.
 
-    >>> rate = schedule(ConfigDict({**OPTIONS, "learning_rate": 1.0, "final_rate": 0.0}), epochs=4)
+    >>> rate = schedule(ConfigDict({**OPTIONS, "learning_rate": 1.0, "end_learning_rate": 0.0}), epochs=4)
     >>> [round(float(rate(epoch)), 4) for epoch in (0.0, 1.9, 2.0, 3.0)]
     [1.0, 1.0, 0.8536, 0.5]
     """
     base = options.learning_rate
     if options.schedule == "steps":
         return optax.piecewise_constant_schedule(base, {milestone: 0.1 for milestone in options.milestones})
-    warmup, cosine = options.warmup_epochs, optax.cosine_decay_schedule(base, epochs, options.final_rate / base)
+    warmup, cosine = options.warmup_epochs, optax.cosine_decay_schedule(base, epochs, options.end_learning_rate / base)
     linear = optax.linear_schedule(options.warmup_rate, base, max(warmup, 1))
 
     def rate(epoch):

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from cdl_jax import plugins
+from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import StreamInfo, Variables
 from cdl_jax.models import weights
-from cdl_jax.models.modules import heads
+from cdl_jax.models.learners import base
+from cdl_jax.models.modules import heads, prompted
 from cdl_jax.models.modules.conv import apply
-from cdl_jax.models.modules.prompted import PromptedNetwork
 from cdl_jax.models.modules.two_heads import TwoHeads
 
 
@@ -147,7 +148,7 @@ class PromptedLearner(Learner):
     Variables: `{"prompts", "head", "state", "student"}`, where `student` is the ST head.
     """
 
-    network: PromptedNetwork
+    network: prompted.PromptedNetwork
     st_head: nn.Module
 
     @property
@@ -176,13 +177,15 @@ class PromptedLearner(Learner):
 
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
         """Starts the task in the prompt pool."""
-        return self.network.map_prompt_variables(
-            variables, lambda v: self.network.prompts.start_task(v, context=context, key=key)
+        return self.network.map_learner_variables(
+            variables, lambda v: self.network.learner.start_task(v, context=context, key=key)
         )
 
     def end_task(self, variables: Variables, context: Context) -> Variables:
         """Ends the task in the prompt pool."""
-        return self.network.map_prompt_variables(variables, lambda v: self.network.prompts.end_task(v, context=context))
+        return self.network.map_learner_variables(
+            variables, lambda v: self.network.learner.end_task(v, context=context)
+        )
 
     def __call__(
         self,
@@ -215,14 +218,24 @@ def build(config: Any, info: StreamInfo) -> Learner:
       UserError: options that do not fit together.
     """
     section = config.network
-    family = plugins.load_plugin("models", section.family)
     if config.learner.name == "cnn":
+        family = plugins.load_plugin("models", section.family)
         backbone = family.build(section, info.num_classes)
         return ConvolutionalLearner(TwoHeads(backbone, info.num_classes), section.image_size)
-    pool = plugins.load_plugin("models.prompts", config.learner.name)
-    prompts = pool.build(
-        config.learner, dim=section.dim, key_dim=section.dim, depth=section.depth, num_tasks=info.num_tasks
-    )
-    head = prompts.head(info.num_classes)
-    network = PromptedNetwork(family.build(section), prompts, head, section.image_size, weights.from_section(section))
+    sizes = {"num_classes": info.num_classes, "num_tasks": info.num_tasks}
+    network = prompted.build(section, config.learner, query_dim=section.dim, **sizes)
+    _check_supported(network, config.learner.name)
     return PromptedLearner(network, heads.LinearHead(info.num_classes))
+
+
+def _check_supported(network, name):
+    """Refuses learners with parts of `models.learners.base.Learner` that DKT does not use."""
+    unused = ("trains_backbone", "learning_rate_factor", "update_state", "trained_tasks")
+    found = [part for part in unused if getattr(type(network.learner), part) != getattr(base.Learner, part)]
+    if network.is_fitted:
+        found.append("a FittedHead")
+    if found:
+        raise UserError(
+            f"learner.name={name!r} has {' and '.join(found)}: method 'dkt' shares one frozen backbone and trains "
+            "heads by gradients: use method 'cdl'"
+        )

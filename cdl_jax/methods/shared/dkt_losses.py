@@ -11,44 +11,32 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.losses import check_temperature, kl_divergence
+from cdl_jax.losses import kl_divergence, temperature_option
+from cdl_jax.options import Option
 
 OPTIONS = {
-    # Loss of the ST head: "mse" of raw logits, "kd": KL divergence of softened probabilities, "soft_mse": MSE of these
-    # (described in the authors' README, absent from their code), or "none": the ST head is not trained.
-    "st_loss": "mse",
-    "temperature": 2.0,  # of kd and soft_mse
-    "reduction": "mean",  # of both heads' losses; or "sum", over images and, for the ST head, classes
-    "kd_rel": 0.5,  # weight of the ST head's loss
-    "kd_every": 0,  # number of tasks after which that weight changes, the first included; 0: it is constant
-    "kd_step": 0.5,  # change of the weight; below 0 it falls. A weight that is exactly 0 stays 0
-    "kd_clamp": False,  # whether the weight stops at 0; otherwise it may become negative, as in the authors' code
-    "kd_warmup": 0,  # number of first tasks whose weight is 0
+    # "soft_mse" is described in the authors' README, and absent from their code.
+    "st_loss": Option(
+        "mse",
+        "loss of the ST head; mse: of raw logits; kd: KL divergence of softened probabilities; soft_mse: MSE of "
+        "these; none: the ST head is not trained",
+        choices=("mse", "kd", "soft_mse", "none"),
+    ),
+    "temperature": temperature_option(2.0, "temperature of the softmax of st_loss kd and soft_mse"),
+    "reduction": Option(
+        "mean",
+        "reduction of both heads' losses; sum: over images and, for the ST head, classes",
+        choices=("mean", "sum"),
+    ),
+    "kd_rel": Option(0.5, "weight of the ST head's loss"),
+    "kd_every": Option(0, "number of tasks after which that weight changes, the first included; 0: it is constant"),
+    "kd_step": Option(0.5, "change of the weight; below 0 it falls; a weight that is exactly 0 stays 0", minimum=None),
+    "kd_clamp": Option(
+        False, "whether the weight stops at 0; otherwise it may become negative, as in the authors' code"
+    ),
+    "kd_warmup": Option(0, "number of first tasks whose weight is 0"),
 }
-
-_KINDS = ("mse", "kd", "soft_mse", "none")
-
-
-def check(section: str, options: Any) -> None:
-    """Refuses options that are out of range.
-
-    Args:
-      section: the section's name, for the message.
-      options: a config section with the keys of `OPTIONS`.
-
-    Raises:
-      UserError: names the option and its range.
-    """
-    if options.st_loss not in _KINDS:
-        raise UserError(f"{section}.st_loss={options.st_loss!r}: {plugins.did_you_mean(options.st_loss, _KINDS)}")
-    if options.reduction not in ("mean", "sum"):
-        raise UserError(f"{section}.reduction={options.reduction!r}: use 'mean' or 'sum'")
-    check_temperature(f"{section}.temperature", options.temperature)
-    for key in ("kd_rel", "kd_every", "kd_warmup"):
-        if options[key] < 0:
-            raise UserError(f"{section}.{key}={options[key]} must not be negative")
 
 
 def class_loss(cl_logits: jax.Array, labels: jax.Array, reduction: str = "mean") -> jax.Array:
@@ -138,7 +126,8 @@ def kd_weight(options: Any, task: int | jax.Array, num_tasks: int = 1000) -> jax
 
     Example:
       >>> from types import SimpleNamespace
-      >>> options = SimpleNamespace(**{**OPTIONS, "kd_every": 2, "kd_step": 0.25})
+      >>> from cdl_jax.options import defaults
+      >>> options = SimpleNamespace(**defaults(OPTIONS, kd_every=2, kd_step=0.25))
       >>> [float(kd_weight(options, task, num_tasks=4)) for task in range(4)]
       [0.5, 0.75, 0.75, 1.0]
     """

@@ -233,20 +233,6 @@ class RunTeacher:
         return mutable, cast_frozen_kernels(frozen, self.config.get("frozen_dtype", "float32"))
 
 
-def check_folders(option: str, folders: Sequence[Any]) -> None:
-    """Checks that an option holds paths of working directories.
-
-    Args:
-      option: name of the option, such as "cdl.teachers".
-      folders: its value.
-
-    Raises:
-      UserError: an entry is no text.
-    """
-    if not all(isinstance(folder, str) for folder in folders):
-        raise UserError(f"{option}={tuple(folders)!r} must be working directories of finished runs, as text")
-
-
 def find_teacher(
     folder: str | Path,
     network: str,

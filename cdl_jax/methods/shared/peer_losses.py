@@ -13,41 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cdl_jax.errors import UserError
-from cdl_jax.losses import check_temperature, mask_classes
+from cdl_jax.losses import mask_classes, temperature_option
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "loss": "KL",  # of distillation: "KL" divergence, or "CE": the cross-entropy with the softened target
-    "temperature": 3.0,
-    "alpha": 1.0,  # weight of distillation
+    "loss": Option(
+        "KL", "distillation: KL divergence, or CE, the cross-entropy with the softened target", choices=("KL", "CE")
+    ),
+    "temperature": temperature_option(3.0),
+    "alpha": Option(1.0, "weight of distillation"),
 }
 
 RAMP_OPTIONS = {
-    "length": 80,  # epochs over which the weight of distillation grows to alpha; 0: alpha from the start
-    # Share of the epochs before that growth begins. Until then the weight is alpha, from which it falls to 0.0067
-    # alpha, as in the authors' code.
-    "start_consistency": 0.0,
+    "length": Option(80, "epochs over which the weight of distillation grows to alpha; 0: alpha from the start"),
+    # Until then the weight is alpha, from which it falls to 0.0067 alpha, as in the authors' code.
+    "start_consistency": Option(0.0, "share of the epochs before that growth begins", maximum=1),
 }
-
-
-def check(section: str, options: Any) -> None:
-    """Refuses options that are out of range.
-
-    Args:
-      section: the section's name, for the message.
-      options: a config section with the keys of `OPTIONS`, and maybe those of `RAMP_OPTIONS`.
-
-    Raises:
-      UserError: names the option and its range.
-    """
-    if options.loss not in ("KL", "CE"):
-        raise UserError(f"{section}.loss={options.loss!r}: use 'KL' or 'CE'")
-    check_temperature(f"{section}.temperature", options.temperature)
-    for key in ("alpha", "length"):
-        if options.get(key, 0) < 0:
-            raise UserError(f"{section}.{key}={options[key]} must not be negative")
-    if not 0 <= options.get("start_consistency", 0) <= 1:
-        raise UserError(f"{section}.start_consistency={options.start_consistency} must lie in [0, 1]")
 
 
 def soften(logits: jax.Array, mask: jax.Array, temperature: float) -> jax.Array:

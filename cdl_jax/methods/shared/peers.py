@@ -26,16 +26,25 @@ from cdl_jax.models import densenet
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.conv import Backbone, apply
 from cdl_jax.models.peers.networks import PeerBranches, PeerNetworks, PeerOutputs
+from cdl_jax.options import Option, change_defaults
 
 OPTIONS = {
-    "num_branches": 4,  # number of peers; a leader is the last of them
-    "diversity_divisor": "pairs",  # of the sum of pairwise distances: the number of "pairs"; "reference": always 3
+    "num_branches": Option(4, "number of peers, which learn from each other; a leader is the last of them", minimum=2),
+    "diversity_divisor": Option(
+        "pairs",
+        "divisor of the sum of pairwise distances: the number of pairs; reference: always 3",
+        choices=("pairs", "reference"),
+    ),
 }
 
 BRANCH_OPTIONS = {
-    # "own": each branch has its own last block. "reference": all share one, whose running statistics are updated once
-    # for each branch; OKDDip's leader then skips the final batch norm and ReLU and is an attention peer as well.
-    "densenet_shared_block": "own",
+    # "reference": the running statistics of the shared block are updated once for each branch. OKDDip's leader then
+    # skips the final batch norm and ReLU and is an attention peer as well.
+    "densenet_shared_block": Option(
+        "own",
+        "DenseNet's last block: each branch has its own, or all share one, as in the authors' code",
+        choices=("own", "reference"),
+    ),
 }
 
 Logits = dict[str, jax.Array]
@@ -211,11 +220,8 @@ def build_method(
       info: of the stream.
       peers: the networks or branches.
       mixing_module: see `PeerMethod`, default None.
-
-    Raises:
-      UserError: unknown `select_by`.
     """
-    built = method(
+    return method(
         peers=peers,
         options=config[section],
         info=info,
@@ -224,10 +230,6 @@ def build_method(
         optimizer=optim.build(config.optim, config.train.epochs),
         mixing_module=mixing_module,
     )
-    select_by = built.options.select_by
-    if select_by not in built.headlines:
-        raise UserError(f"{section}.select_by={select_by!r}: {plugins.did_you_mean(select_by, built.headlines)}")
-    return built
 
 
 def _correct(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
@@ -274,27 +276,19 @@ def mean_logits_of_others(logits: Sequence[jax.Array]) -> list[jax.Array]:
     return [(total - z) / (len(logits) - 1) for z in logits]
 
 
-def peer_names(section: str, options: Any, leader: bool = False) -> tuple[str, ...]:
+def peer_names(options: Any, leader: bool = False) -> tuple[str, ...]:
     """Returns the names of the peers, which are the keys of their variables.
 
     Args:
-      section: the section's name, for messages.
       options: a config section with the keys of `OPTIONS`.
       leader: whether the last peer is the leader.
 
-    Raises:
-      UserError: fewer than two peers, or an unknown `diversity_divisor`.
-
     Example:
       >>> from types import SimpleNamespace
-      >>> peer_names("okddip", SimpleNamespace(num_branches=3, diversity_divisor="pairs"), leader=True)
+      >>> peer_names(SimpleNamespace(num_branches=3), leader=True)
       ('peer_0', 'peer_1', 'leader')
     """
     count = options.num_branches
-    if count < 2:
-        raise UserError(f"{section}.num_branches={count}: peers learn from each other, choose 2 or more")
-    if options.diversity_divisor not in ("pairs", "reference"):
-        raise UserError(f"{section}.diversity_divisor={options.diversity_divisor!r}: use 'pairs' or 'reference'")
     last = "leader" if leader else f"peer_{count - 1}"
     return (*(f"peer_{i}" for i in range(count - 1)), last)
 
@@ -317,8 +311,6 @@ def build_branches(
     """
     backbone, block = build_network(config.network, num_classes), None
     tail, mode = backbone.tail, config[section].densenet_shared_block
-    if mode not in ("own", "reference"):
-        raise UserError(f"{section}.densenet_shared_block={mode!r}: use 'own' or 'reference'")
     if mode == "reference":
         if not isinstance(tail, densenet.Tail):
             raise UserError(
@@ -352,7 +344,7 @@ def defaults(section: str, options: dict, network: str, *, branched: bool, refer
 
     Args:
       section: name of the method's section.
-      options: its options.
+      options: its declared options.
       network: name of a convolutional network, such as "resnet32".
       branched: whether peers are branches of one network.
       reference: use the peculiarities of the authors' code.
@@ -364,10 +356,11 @@ def defaults(section: str, options: dict, network: str, *, branched: bool, refer
       UserError: unknown network.
     """
     sizes = families.network_options(network, families.CONVOLUTIONAL)
-    if branched and sizes["family"] == "vgg":
-        sizes["dropout"] = 0.5  # as published; the authors' code ignores its own --dropout here
+    family = sizes["family"].default
+    if branched and family == "vgg":
+        sizes = change_defaults(sizes, dropout=0.5)  # as published; the authors' code ignores its own --dropout here
     if reference:
-        options = {**options, "diversity_divisor": "reference"}
-        if branched and sizes["family"] == "densenet":
-            options["densenet_shared_block"] = "reference"
+        options = change_defaults(options, diversity_divisor="reference")
+        if branched and family == "densenet":
+            options = change_defaults(options, densenet_shared_block="reference")
     return {section: options, "network": sizes}

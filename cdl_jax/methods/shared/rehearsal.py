@@ -2,35 +2,32 @@
 
 from ml_collections import ConfigDict
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Phase, Replay, Update
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "replay": 0,  # capacity of the replay memory, in images of earlier tasks; 0: no replay
-    "replay_batch": 0,  # replayed images in each batch; 0: as many as images of the task
-    "replay_balance": "experience",  # the capacity is shared equally among tasks ("experience") or classes ("class")
+    "replay": Option(0, "capacity of the replay memory, in images of earlier tasks; 0: no replay"),
+    "replay_batch": Option(0, "replayed images in each batch; 0: as many as images of the task"),
+    "replay_balance": Option(
+        "experience",
+        "whether tasks (experience) or classes share the capacity equally",
+        choices=("experience", "class"),
+    ),
 }
 CLASSES = ("current", "seen", "all")
 
 
 def check(section: str, options: ConfigDict) -> None:
-    """Checks the options of replay, and that the softmax spans the classes of the memory.
+    """Checks that the softmax spans the classes of the memory.
 
     Args:
       section: name of the section, for messages.
-      options: a section with the keys of `OPTIONS`, and `classes`. A section without `replay_balance` has a memory of
-        images that a network has chosen.
+      options: a section with `replay` and `classes`.
 
     Raises:
-      UserError: a value is out of range or unknown.
+      UserError: it does not.
     """
-    for key, known in {"classes": CLASSES, "replay_balance": ("experience", "class")}.items():
-        if options.get(key, known[0]) not in known:
-            raise UserError(f"{section}.{key}={options[key]!r}: {plugins.did_you_mean(options[key], known)}")
-    for key in ("replay", "replay_batch"):
-        if options[key] < 0:
-            raise UserError(f"{section}.{key}={options[key]} must not be negative")
     if options.replay and options.classes == "current":
         raise UserError(
             f"{section}.classes='current' excludes the classes of replayed images: set 'seen' or 'all', or replay=0"

@@ -16,11 +16,17 @@ from cdl_jax.methods.base import StreamInfo, Variables
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import weights
 from cdl_jax.models.modules.conv import apply
+from cdl_jax.options import Option
 
 OPTIONS = {
-    # For a finished run: its network after the task that the student is training ("same_task"), or after the "last".
-    "teacher_checkpoint": "same_task",
-    "teacher_network": "",  # a network of that run; "": "teacher" if the run trained one of that name, else its last
+    "teacher_checkpoint": Option(
+        "same_task",
+        "for a finished run: its network after the task that the student is training, or after the last task",
+        choices=("same_task", "last"),
+    ),
+    "teacher_network": Option(
+        "", 'a network of that run; empty: "teacher" if the run trained one of that name, else its last'
+    ),
 }
 
 
@@ -93,8 +99,6 @@ def build(config: ConfigDict, info: StreamInfo, options: ConfigDict, *, torch_na
     Raises:
       UserError: there is no such file or run, or it has another architecture.
     """
-    if options.teacher_checkpoint not in ("same_task", "last"):
-        raise UserError(f"{config.method}.teacher_checkpoint={options.teacher_checkpoint!r}: use 'same_task' or 'last'")
     section = config.teacher
     if finished_run.is_run(section.weights):
         return _build_run_teacher(config, info, options)

@@ -49,14 +49,14 @@ def check_loss(method: Any, module: ModuleType) -> None:
     """Traces the student's loss once, without compilation, and checks what its scheme reads and returns.
 
     Args:
-      method: a method with the scheme as its field `scheme`, and with `init`, `student_loss` and `student`.
+      method: of the kind `cdl`, with the scheme in its field `models`.
       module: the user's plug-in.
 
     Raises:
       UserError: the teacher has no output of a name in `needs`, the loss does not return a scalar and a dict of
         scalars, or a function of the plug-in raises an error. The message names the file, and the function or line.
     """
-    scheme, size = method.scheme, method.student.image_size
+    scheme, size = method.models.scheme, method.image_size
 
     def checked_loss(variables, student, teacher, labels, context):
         for name in scheme.needs:
@@ -70,7 +70,7 @@ def check_loss(method: Any, module: ModuleType) -> None:
         _check_value(scheme.loss, value)
         return value
 
-    traced = replace(method, scheme=replace(scheme, loss=checked_loss))
+    traced = replace(method, models=replace(method.models, scheme=replace(scheme, loss=checked_loss)))
     batch = {"images": jnp.zeros((2, size, size, 3)), "labels": jnp.zeros(2, jnp.int32)}
     try:
         jax.eval_shape(lambda key: traced.student_loss(traced.init(key), batch, Context.dummy()), jax.random.key(0))

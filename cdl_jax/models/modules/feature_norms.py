@@ -7,7 +7,6 @@ All functions map `[rows, channels]` to `[rows, channels]`, compute in float32 a
 import jax
 import jax.numpy as jnp
 
-from cdl_jax import plugins
 from cdl_jax.errors import UserError
 
 KINDS = ("none", "layer", "batch", "whiten_cholesky", "whiten_zca")
@@ -36,16 +35,6 @@ def normalize(x: jax.Array, kind: str, epsilon: float | None = None) -> jax.Arra
     if kind == "layer":
         return layer_norm(x, epsilon)
     return batch_norm(x, epsilon) if kind == "batch" else whiten(x, epsilon, kind.removeprefix("whiten_"))
-
-
-def check(kind: str, key: str) -> None:
-    """Checks that a normalization exists.
-
-    Raises:
-      UserError: it does not. The message names the config `key` and the kinds.
-    """
-    if kind not in KINDS:
-        raise UserError(f"{key}={kind!r} is not a normalization of features: {plugins.did_you_mean(kind, KINDS)}")
 
 
 def layer_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:

@@ -12,9 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import expm, solve_triangular
 
-from cdl_jax import plugins
-from cdl_jax.errors import UserError
-
 
 def householder(raw: jax.Array, signs: jax.Array) -> jax.Array:
     """Computes the first k columns of the product of Householder reflections `H_1 ... H_k`.
@@ -203,18 +200,6 @@ class OrthogonalDense(nn.Module):
         if kind == "householder" and not self.reference_exact:
             signs = self.variable("state", "signs", lambda: -jnp.ones((k,))).value
         return x @ orthogonal_weight(raw, base, kind, shape, signs).T
-
-
-def check(kind: str, key: str) -> None:
-    """Checks that an orthogonal map exists.
-
-    Raises:
-      UserError: it does not. The message names the config `key` and the maps.
-    """
-    if kind and kind not in MAPS:
-        raise UserError(
-            f"{key}={kind!r} is not an orthogonal map: {plugins.did_you_mean(kind, MAPS)}, or '' for the default"
-        )
 
 
 def _uniform(fan_in):

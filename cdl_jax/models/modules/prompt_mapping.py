@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cdl_jax.models.learners import coda
+from cdl_jax.models.learners.base import split_kv
 from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts import coda
-from cdl_jax.models.prompts.base import split_kv
 from cdl_jax.models.vit import Prompt
 
 

@@ -1,63 +1,97 @@
-"""A frozen backbone with a prompt pool and a classification head."""
+"""A pretrained backbone with a learner and a classification head."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
+from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models import vit
-from cdl_jax.models.prompts.base import Pool, Selection
+from cdl_jax.models import vit, weights
+from cdl_jax.models.learners.base import FittedHead, Learner, Path, Selection
 
 Variables = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class PromptedNetwork:
-    """A frozen backbone, its prompt pool, and the head on the class token or on the prompt tokens.
+    """A backbone, its learner, and the head on the class token or on the prompt tokens.
 
-    Variables are `{"backbone", "prompts", "head", "state"}`. `prompts` and `head` are trained. `state` has what the
-    pool and the head store without training it.
+    Variables are `{"backbone", "prompts", "head", "state"}`. `prompts` has the parameters of the learner. `prompts`
+    and `head` are trained, and of `backbone` what the learner selects. `state` has what is stored without training: of
+    the learner, under "prompts", of the head, and the "statistics" of a `FittedHead`.
 
     Attributes:
-      backbone: takes prompts in every block.
-      prompts: the prompt pool.
-      head: from features `[batch, dim]` to logits `[batch, num_classes]`.
+      backbone: takes prompts and adapters in every block.
+      learner: such as a prompt pool.
+      head: from features `[batch, width]` to logits `[batch, num_classes]`.
       image_size: side of the images in pixels.
       weights: of the backbone, see `models.weights.load`.
     """
 
     backbone: vit.ViT
-    prompts: Pool
+    learner: Learner
     head: nn.Module
     image_size: int
     weights: str | tuple[str, str]
 
+    @property
+    def is_fitted(self) -> bool:
+        """Returns whether the head is fitted in closed form."""
+        return isinstance(self.head, FittedHead)
+
+    def is_trained(self, path: Path) -> bool:
+        """Returns whether the optimizer trains the leaf at a path of the network's variables."""
+        return self.learner.trains_backbone(path[1:]) if path[0] == "backbone" else path[0] in ("prompts", "head")
+
+    def is_frozen(self, path: Path) -> bool:
+        """Returns whether the leaf at a path of the network's variables never changes."""
+        return path[0] == "backbone" and not self.is_trained(path)
+
     def init(self, key: jax.Array, query_dim: int) -> dict:
-        """Returns fresh variables for queries `[batch, query_dim]`."""
+        """Returns fresh variables for queries `[batch, query_dim]`.
+
+        Raises:
+          UserError: the learner trains leaves of the backbone and uses queries, which a frozen backbone computes.
+        """
         keys = jax.random.split(key, 3)
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        prompts = self.prompts.init(keys[1], jnp.zeros((1, query_dim)), Context.dummy(), True)
-        head = self.head.init(keys[2], jnp.zeros((1, self.backbone.dim)))
+        backbone = self.backbone.init(keys[0], images)["params"]
+        if self.learner.uses_query and any(map(self.learner.trains_backbone, flatten_dict(backbone))):
+            raise UserError(
+                f"{_learner_name(self.learner)} trains leaves of the backbone, but queries are those of a frozen one: "
+                "set uses_query=False"
+            )
+        learner = self.learner.init_variables(keys[1], jnp.zeros((1, query_dim)), backbone)
+        features = self._head_inputs(learner, jnp.zeros((1, self.backbone.dim)))
+        head = self.head.init(keys[2], features[0])
+        state = {"prompts": learner.get("state", {}), "head": head.get("state", {})}
+        if self.is_fitted:
+            if len(features) > 1:
+                raise UserError(f"{_learner_name(self.learner)}: a FittedHead needs join_features to return one array")
+            state["statistics"] = self.head.init_statistics(features[0].shape[-1])
         return {
-            "backbone": self.backbone.init(keys[0], images)["params"],
-            "prompts": prompts.get("params", {}),
-            "head": head["params"],
-            "state": {"prompts": prompts.get("state", {}), "head": head.get("state", {})},
+            "backbone": backbone,
+            "prompts": learner.get("params", {}),
+            "head": head.get("params", {}),
+            "state": state,
         }
 
-    def map_prompt_variables(self, variables: Variables, function: Callable[[dict], Variables]) -> dict:
-        """Applies `function` to the variables of the pool and returns all variables (see `Pool`)."""
-        prompts = {"state": {}, **function(_module_variables(variables, "prompts"))}
-        state = {**variables["state"], "prompts": prompts["state"]}
-        return {**variables, "prompts": prompts["params"], "state": state}
+    def map_learner_variables(self, variables: Variables, function: Callable[[dict], Variables]) -> dict:
+        """Applies `function` to the variables of the learner and returns all variables (see `Learner`)."""
+        learner = {"state": {}, **function(_module_variables(variables, "prompts"))}
+        state = {**variables["state"], "prompts": learner["state"]}
+        return {**variables, "prompts": learner["params"], "state": state}
 
     def query(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Computes the query: the class token of the backbone without prompts.
+        """Computes the query: the class token of the backbone without the learner.
 
         Args:
           images: float32 `[batch, image_size, image_size, 3]`.
@@ -69,52 +103,140 @@ class PromptedNetwork:
         return jax.lax.stop_gradient(features)
 
     def logits_without_prompts(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Applies the head to the class token of the backbone without prompts: float32 `[batch, classes]`."""
-        return self.head.apply(_module_variables(variables, "head"), self.query(variables, images))
+        """Applies the head to the class token of the backbone without the learner: float32 `[batch, classes]`."""
+        context, learner = Context.dummy(), _module_variables(variables, "prompts")
+        return self._predict(variables, self._head_inputs(learner, self.query(variables, images)), context, False)
 
     def __call__(
         self, variables: Variables, images: jax.Array, query: jax.Array, context: Context, train: bool, inputs=None
     ) -> dict:
-        """Computes the named outputs of the network with its prompts.
+        """Computes the named outputs of the network with its learner.
 
         Args:
           images: float32 `[batch, image_size, image_size, 3]`.
           query: float32 `[batch, query_dim]`.
-          train: whether the pool is in training mode.
+          train: whether the learner is in training mode.
           inputs: what a scheme puts into the student (`distill.base.StudentInputs`), default None.
 
         Returns:
           The outputs of `models.vit.ViT` by name, with `logits` `[batch, classes]` and `prompts`, the `Selection`.
         """
-        selection = self.prompts.apply(_module_variables(variables, "prompts"), query, context, train)
-        check_selection(selection, self.prompts, len(images), self.backbone.depth)
+        features, out = self._forward(variables, images, query, context, train, inputs)
+        out["logits"] = self._predict(variables, features, context, train)
+        return out
+
+    def updated_state(self, variables: Variables, outputs: Mapping[str, Any], context: Context) -> dict:
+        """Returns partial variables, the learner's state after a training step; {} where it does not change."""
+        state = self.learner.update_state(_module_variables(variables, "prompts"), outputs, context)
+        return {"state": {"prompts": jax.lax.stop_gradient(state)}} if state else {}
+
+    def accumulate(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        labels: jax.Array,
+        query: jax.Array,
+        context: Context,
+        inputs=None,
+    ) -> dict:
+        """Returns partial variables, the statistics of the `FittedHead` with those of a batch; arguments as above."""
+        (features,), _ = self._forward(variables, images, query, context, False, inputs)
+        statistics = self.head.accumulate(variables["state"]["statistics"], features, labels, context)
+        return {"state": {"statistics": statistics}}
+
+    def fit_head(self, variables: Variables, context: Context) -> dict:
+        """Returns the variables with the `FittedHead` fitted to its statistics."""
+        head = self.head.fit(_module_variables(variables, "head"), variables["state"]["statistics"], context)
+        head = {"params": {}, "state": {}, **head}
+        return {**variables, "head": head["params"], "state": {**variables["state"], "head": head["state"]}}
+
+    def _forward(self, variables, images, query, context, train, inputs):
+        """Returns the features to which the head is applied, and the outputs of the first pass.
+
+        The loss of the outputs is the sum over the passes.
+        """
+        learner = _module_variables(variables, "prompts")
+        passes = [
+            self._pass(variables["backbone"], own, images, query, context, train, inputs)
+            for own in self.learner.passes(learner, context, train)
+        ]
+        features, out = tuple(features for features, _ in passes), passes[0][1]
+        if len(passes) > 1:
+            out["prompts"] = out["prompts"].replace(loss=sum(other["prompts"].loss for _, other in passes))
+        return self.learner.join_features(features, context, train), out
+
+    def _pass(self, backbone, learner, images, query, context, train, inputs):
+        """Returns the features `[batch, dim]` and the named outputs of one pass of the backbone."""
+        selection = self.learner.apply(learner, query, context, train)
+        check_selection(selection, self.learner, len(images), self.backbone.depth, self.backbone.dim)
         prompts = selection.prompts if inputs is None else vit.merge_prompts(inputs.prompts, selection.prompts)
         tokens = {} if inputs is None else {"first_tokens": inputs.first_tokens, "last_tokens": inputs.last_tokens}
         tokens["prompt_tokens"] = selection.tokens
-        features, out = self.backbone.apply({"params": variables["backbone"]}, images, prompts, **tokens)
+        params = self.learner.adapt_backbone(backbone, learner, context, train)
+        features, out = self.backbone.apply({"params": params}, images, prompts, adapters=selection.adapters, **tokens)
         if selection.tokens is not None:
             features = out["prompt_tokens"].mean(axis=1)
-        out["logits"] = self.head.apply(_module_variables(variables, "head"), features)
-        out["prompts"] = selection
-        return out
+        out["prompts"] = self.learner.complete_selection(selection, learner, out, context, train)
+        check_selection(out["prompts"], self.learner, len(images), self.backbone.depth, self.backbone.dim)
+        return features, out
+
+    def _head_inputs(self, learner, features):
+        """Returns the arrays to which the head is applied where all passes have the same features."""
+        count = len(self.learner.passes(learner, Context.dummy(), False))
+        return self.learner.join_features((features,) * count, Context.dummy(), False)
+
+    def _predict(self, variables, features, context, train):
+        """Returns the logits float32 `[batch, classes]` of the features."""
+        head = partial(self.head.apply, _module_variables(variables, "head"))
+        return self.learner.join_logits(tuple(map(head, features)), context, train)
 
 
-def check_selection(selection: Any, pool: Pool, batch: int, depth: int) -> None:
-    """Checks what a pool returns, while it is traced.
+def build(
+    section: ConfigDict, options: ConfigDict, *, query_dim: int, num_classes: int, num_tasks: int
+) -> PromptedNetwork:
+    """Builds a network from its config sections.
 
     Args:
-      selection: the return value of the pool.
-      pool: named in messages.
+      section: of the backbone.
+      options: of the learner, the section `learner`.
+      query_dim: width of the queries.
+      num_classes: of the stream.
+      num_tasks: of the stream.
+
+    Raises:
+      UserError: an option is out of range, or the learner's file returns something else than a learner.
+    """
+    family = plugins.load_plugin("models", section.family)
+    module = plugins.load_plugin("models.learners", options.name)
+    learner = module.build(options, dim=section.dim, key_dim=query_dim, depth=section.depth, num_tasks=num_tasks)
+    if not isinstance(learner, Learner):
+        raise UserError(
+            f"{plugins.describe_function(module.build)} must return a {Learner.__module__}.Learner, but returns "
+            f"{type(learner).__name__}"
+        )
+    head, source = learner.head(num_classes), weights.from_section(section)
+    return PromptedNetwork(family.build(section), learner, head, section.image_size, source)
+
+
+def check_selection(selection: Any, learner: Learner, batch: int, depth: int, dim: int) -> None:
+    """Checks what a learner returns, while it is traced.
+
+    Args:
+      selection: the return value of the learner.
+      learner: named in messages.
       batch: number of images.
       depth: number of blocks of the backbone.
+      dim: width of the backbone.
 
     Raises:
       UserError: it is not a `Selection` of prompts for existing blocks, with a scalar loss and one row an image.
     """
-    name = f"learner {type(pool).__module__}.{type(pool).__name__}"
+    name = _learner_name(learner)
     if not isinstance(selection, Selection):
-        raise UserError(f"{name} must return a models.prompts.base.Selection, but returns {type(selection).__name__}")
+        raise UserError(f"{name} must return a models.learners.base.Selection, but returns {type(selection).__name__}")
     for layer, prompt in selection.prompts.items():
+        if callable(prompt):
+            prompt = jax.eval_shape(prompt, jax.ShapeDtypeStruct((batch, dim), jnp.float32))
         if not isinstance(prompt, vit.Prompt):
             raise UserError(f"{name}: prompts[{layer!r}] must be a models.vit.Prompt, but is {type(prompt).__name__}")
         if layer not in range(depth):
@@ -125,6 +247,13 @@ def check_selection(selection: Any, pool: Pool, batch: int, depth: int) -> None:
                     f"{name}: keys and values of block {layer} must be [batch, length, dim] with batch {batch}, but "
                     f"are {list(part.shape)}"
                 )
+    for layer, adapter in selection.adapters.items():
+        if not isinstance(adapter, vit.Adapter):
+            raise UserError(
+                f"{name}: adapters[{layer!r}] must be a models.vit.Adapter, but is {type(adapter).__name__}"
+            )
+        if layer not in range(depth):
+            raise UserError(f"{name}: adapters has block {layer!r}, but the backbone has blocks 0 to {depth - 1}")
     if jnp.shape(selection.loss) != ():
         raise UserError(f"{name}: the loss must be a scalar, but has the shape {list(jnp.shape(selection.loss))}")
     for layer, counts in selection.selected.items():
@@ -133,6 +262,10 @@ def check_selection(selection: Any, pool: Pool, batch: int, depth: int) -> None:
                 f"{name}: selected[{layer!r}] must be [batch, pool_size] with batch {batch}, but is "
                 f"{list(counts.shape)}"
             )
+
+
+def _learner_name(learner):
+    return f"learner {type(learner).__module__}.{type(learner).__name__}"
 
 
 def _module_variables(variables, part):

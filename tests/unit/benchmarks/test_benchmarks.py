@@ -16,6 +16,7 @@ from benchmarks.cases import cdl, dkt, okddip, profile, startup, vkd
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
+from cdl_jax.options import defaults
 from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.experiment import Experiment
 
@@ -47,7 +48,7 @@ def test_unequal_losses_are_not_timed(loss):
 
 
 def test_work_of_a_vit_is_that_of_its_products():
-    options = ConfigDict({**vit.OPTIONS, "dim": 8, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 8})
+    options = ConfigDict(defaults(vit.OPTIONS, dim=8, depth=2, heads=2, patch_size=4, image_size=8))
     tokens = 3 * (1 + 4)  # of three images
     dense = 2 * tokens * (8 * 24 + 8 * 8 + 8 * 32 + 32 * 8)
     patches = 2 * 3 * 4 * 48 * 8

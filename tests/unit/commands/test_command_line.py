@@ -9,6 +9,7 @@ import pytest
 import cdl_jax
 from cdl_jax import config, config_files, main, plugins
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 from cdl_jax.published import cdl
 from cdl_jax.run import progress, workdir
 
@@ -79,7 +80,7 @@ def test_version_usage_and_list(capsys):
     assert main.main(["--list"]) == 0
     listed = capsys.readouterr().out
     words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
-    for folder in ("methods", "models.prompts", "distill", "data.sources", "models"):
+    for folder in ("methods", "models.learners", "distill", "data.sources", "models"):
         assert set(plugins.list_plugins(folder)) <= words
     assert set(config_files.shipped_configs()) <= words
     assert "vit_b16" in listed and "resnet152" in listed
@@ -269,7 +270,7 @@ def test_a_refused_run_leaves_no_folder(tmp_path):
 def test_a_stored_config_of_an_earlier_version_is_completed_with_defaults():
     stored = {"method": "cdl", "train": {"epochs": 3}}
     filled = config.with_defaults(stored)
-    assert filled["train"] == {**config.DEFAULTS["train"], "epochs": 3}
+    assert filled["train"] == {**defaults(config.OPTIONS)["train"], "epochs": 3}
     assert config.differences(config.flatten(stored), config.flatten(filled)) == []
     assert config.differences({"train.epochs": 3}, {"train.epochs": 4}) == ["train.epochs: 3 -> 4"]
 
@@ -298,3 +299,26 @@ def test_progress_is_shown_as_a_bar_on_a_terminal(monkeypatch):
     with progress.show(10, 0, primary=True) as bar:
         bar.update(1)
     assert not isinstance(bar, progress.Lines) and bar.n == 1
+
+
+def test_help_with_a_config_lists_its_options(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    command = ["--config", "quickstart:distill=dkd", "--config.distill.alpha=0.25", "--help"]
+    assert main.main(command) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Runs an experiment.") and "--workdir DIR" in text
+    lines = text.split("options of this config: --config.KEY=VALUE\n")[1].splitlines()
+    assert max(map(len, lines)) <= 100
+    keys = [line.split()[0] for line in lines if not line.startswith("   ")]
+    assert keys == sorted(keys) and {"distill.other_weight", "train.early_stopping.patience", "method"} <= set(keys)
+    (alpha,) = (number for number, line in enumerate(lines) if line.split()[0] == "distill.alpha")
+    shown = " ".join(" ".join(lines[alpha : alpha + 3]).split())
+    assert shown.startswith(
+        "distill.alpha 0.25 weight of the distillation loss; the cross-entropy with the labels has "
+    )
+    assert "weight 1 - alpha ([0, 1])" in shown
+
+
+def test_help_alone_names_no_config(capsys):
+    assert main.main(["--help"]) == 0
+    assert "options of this config" not in capsys.readouterr().out

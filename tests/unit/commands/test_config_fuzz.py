@@ -95,7 +95,7 @@ def test_any_value_of_any_key_is_accepted_or_refused_in_one_line(file, draw):
 
 FOLDERS = {
     "method": "methods",
-    "learner.name": "models.prompts",
+    "learner.name": "models.learners",
     "distill.name": "distill",
     "data.name": "data.sources",
 }
@@ -130,7 +130,7 @@ def test_any_plug_in_is_accepted_or_refused_in_one_line(file):
         ),
         ("quickstart.py", ("method", "dkt"), "config.dkt.classes is missing, an option of config.method='dkt'"),
         ("dkt_glyph.py", ("learner.name", "l2p"), "does not fit config.method='dkt' with config.learner.name='l2p'"),
-        ("dkt_glyph.py", ("method", "cdl"), "no module 'cnn' in models.prompts"),
+        ("dkt_glyph.py", ("method", "cdl"), "no module 'cnn' in models.learners"),
         ("okddip_glyph.py:method=cdl", ("seed", "1"), "method 'cdl' has no choice 'network': "),
     ],
 )

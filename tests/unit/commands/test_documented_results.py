@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cdl_jax import config as configs
 from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.run import results
 
@@ -148,8 +149,8 @@ def test_the_commands_of_the_ablations_page_make_its_tables_and_plots(tmp_path, 
 @pytest.mark.parametrize("folder", ["glyph100", "ablations", "emoji"])
 def test_stored_runs_contain_no_absolute_paths(folder):
     for run in stored_runs(folder):
-        config = json.loads((run / "config.json").read_text())["config"]
-        paths = [config["data"]["path"], *config.get("cdl", {}).get("teachers", ())]
+        config = configs.read(run)["config"]
+        paths = [config["data"]["path"], *config.get("cdl", {}).get("teacher_runs", ())]
         paths += [config[name].get("weights", "") for name in ("teacher", "student", "network") if name in config]
         assert not [path for path in paths if Path(path).is_absolute()]
         assert not re.search(r"[= ]/", json.loads((run / "results.json").read_text()).get("command", ""))

@@ -11,7 +11,7 @@ ROOT = Path(cdl_jax.__file__).parent
 
 # A module may import from its own layer and from the layers above it. A folder includes all of its files.
 LAYERS = (
-    "__init__ errors schema runtime plugins config config_files published",
+    "__init__ errors schema runtime plugins options config config_files published",
     "data",
     "models losses",
     "distill",

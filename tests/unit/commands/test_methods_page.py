@@ -1,4 +1,4 @@
-"""The page on methods describes every learner and scheme, with all options and their defaults."""
+"""The page on methods describes every learner and scheme, with a place for the table of its options."""
 
 import json
 import re
@@ -8,22 +8,17 @@ from pathlib import Path
 import pytest
 
 from cdl_jax import plugins, published
-from cdl_jax.methods import cdl
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "methods" / "cdl.md").read_text()
-MODULES = [(package, name) for package in ("models.prompts", "distill") for name in plugins.list_plugins(package)]
+MODULES = [(package, name) for package in ("models.learners", "distill") for name in plugins.list_plugins(package)]
 
 
 def section(file):
-    """Returns the section that starts with a file's name, and the rows of its table of options."""
+    """Returns the section that starts with a file's name."""
     heads = [part for part in re.split(r"^#{2,3} .*\n\n", PAGE, flags=re.MULTILINE) if part.startswith(f"`{file}`")]
     assert len(heads) == 1, file
-    return heads[0], dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", heads[0], re.MULTILINE))
-
-
-def shown(options):
-    return {name: str(value) or " " for name, value in options.items()}
+    return heads[0]
 
 
 def test_the_learners_and_schemes_are_known():
@@ -31,15 +26,15 @@ def test_the_learners_and_schemes_are_known():
 
 
 @pytest.mark.parametrize(("package", "name"), MODULES)
-def test_each_learner_and_scheme_has_a_section_with_all_its_options(package, name):
-    text, options = section(f"cdl_jax/{package.replace('.', '/')}/{name}.py")
-    assert options == shown(plugins.load_plugin(package, name).OPTIONS)
+def test_each_learner_and_scheme_has_a_section_with_the_place_of_its_options(package, name):
+    text = section(f"cdl_jax/{package.replace('.', '/')}/{name}.py")
+    assert (f"\n<!-- options: {package}.{name} -->\n" in text) == (name != "none")
     assert f"`{'distill' if package == 'distill' else 'learner'}={name}`" in text
     assert "```math" in text or name == "none"
 
 
-def test_the_options_of_training_are_listed():
-    assert section("cdl_jax/methods/cdl.py")[1] == shown(cdl.OPTIONS)
+def test_the_options_of_training_have_a_place():
+    assert "\n<!-- options: methods.cdl -->\n" in section("cdl_jax/methods/cdl.py")
 
 
 def test_named_files_and_pages_exist():

@@ -8,6 +8,7 @@ import pytest
 
 from cdl_jax import config as configs
 from cdl_jax import main, plugins
+from cdl_jax.options import rows
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "docs" / "guides"
@@ -21,7 +22,8 @@ SECTIONS = ("augment", "cdl", "data", "distill", "dkt", "optim", "train", "vkd",
 
 
 def literals():
-    """The text of each string in the package; what is filled in becomes "{}"."""
+    """The choices of each option of `cdl`, and each string in the package; what is filled in becomes "{}"."""
+    yield from (f"use {option.range}" for _, option in rows(configs.declared(configs.default("cdl", data="folder"))))
     for path in (ROOT / "cdl_jax").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):

@@ -30,9 +30,9 @@ def test_a_name_without_a_dot_is_a_plug_in_of_the_package():
     from cdl_jax.distill import kd
 
     assert plugins.load_plugin("distill", "kd") is kd
-    assert plugins.load_plugin("models.prompts", "l2p").__name__ == "cdl_jax.models.prompts.l2p"
+    assert plugins.load_plugin("models.learners", "l2p").__name__ == "cdl_jax.models.learners.l2p"
     assert {"kd", "dkd", "none"} <= set(plugins.list_plugins("distill"))
-    assert "l2p" in plugins.list_plugins("models.prompts") and "prompts" not in plugins.list_plugins("models")
+    assert "l2p" in plugins.list_plugins("models.learners") and "learners" not in plugins.list_plugins("models")
 
 
 def test_a_dotted_path_is_a_module_of_the_user(user_package):
@@ -77,7 +77,7 @@ def test_a_user_module_that_fails_on_import_is_reported_with_file_and_line(user_
 
 
 KD = "from cdl_jax.distill.kd import OPTIONS, build\n"
-POOL = "from cdl_jax.models.prompts.l2p import OPTIONS, build\n"
+POOL = "from cdl_jax.models.learners.l2p import OPTIONS, build\n"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ POOL = "from cdl_jax.models.prompts.l2p import OPTIONS, build\n"
          "type int"),
         ("distill", KD + "def build(options): ...", "{file}: function build has the arguments (options), but is called "
          "with (options, teacher, student): too many positional arguments"),
-        ("models.prompts", POOL + "def build(options, dim): ...", "is called with (options, *, dim, key_dim, depth, "
+        ("models.learners", POOL + "def build(options, dim): ...", "is called with (options, *, dim, key_dim, depth, "
          "num_tasks): got an unexpected keyword argument 'key_dim'"),
         ("methods", "def build(config): ...\ndef defaults(): ...", "(config), but is called with (config, info)"),
         ("methods", "def build(config, info): ...\ndef defaults(network): ...",
@@ -132,7 +132,7 @@ def test_a_preset_of_a_user_scheme_that_fits_no_section_is_refused(user_package,
 def test_a_preset_of_a_user_scheme_replaces_defaults(user_package):
     user_package(part=f"{KD}PRESET = {{'cdl': {{'schedule': 'interleaved', 'unknown': 1}}}}")
     section = cdl.defaults(distill="userpart.part")["cdl"]
-    assert section["schedule"] == "interleaved" and "unknown" not in section
+    assert section["schedule"].default == "interleaved" and "unknown" not in section
 
 
 def test_an_optional_part_is_none_where_a_plug_in_lacks_it():
@@ -161,7 +161,7 @@ def test_a_hint_names_the_closest_word_and_lists_at_most_30():
 
 def test_helpers_packages_and_private_files_are_not_plug_ins():
     assert not {"base", "shared", "__init__"} & set(plugins.list_plugins("methods"))
-    assert not {"modules", "peers", "prompts", "weights"} & set(plugins.list_plugins("models"))
+    assert not {"modules", "peers", "learners", "weights"} & set(plugins.list_plugins("models"))
     for name in ("base", "shared", "early_stopping"):
         with pytest.raises(UserError, match=f"no module '{name}' in methods: "):
             plugins.load_plugin("methods", name)
@@ -178,7 +178,7 @@ def test_plug_ins_are_found_by_the_names_of_their_files(tmp_path, monkeypatch):
     assert plugins.list_plugins("distill") == ["fresh"]
 
 
-@pytest.mark.parametrize("folder", ["methods", "distill", "models", "models.prompts", "data.sources", "published"])
+@pytest.mark.parametrize("folder", ["methods", "distill", "models", "models.learners", "data.sources", "published"])
 def test_every_listed_plug_in_loads_and_fulfills_its_contract(folder):
     assert plugins.list_plugins(folder)
     more = ("IDENTITY",) if folder == "published" else ()
@@ -220,8 +220,8 @@ def test_words_of_other_projects_are_translated_to_options(word, known):
 
 @pytest.mark.parametrize(
     ("folder", "word", "known"),
-    [("distill", "KD", "kd"), ("distill", "hinton", "kd"), ("models.prompts", "CODAPrompt", "coda"),
-     ("models.prompts", "L2P", "l2p"), ("methods", "finetune", "supervised"), ("methods", "NCM", "nearest_mean"),
+    [("distill", "KD", "kd"), ("distill", "hinton", "kd"), ("models.learners", "CODAPrompt", "coda"),
+     ("models.learners", "L2P", "l2p"), ("methods", "finetune", "supervised"), ("methods", "NCM", "nearest_mean"),
      ("data.sources", "ImageNet-R", "imagenet_r"), ("models", "ViT", "vit")],
 )  # fmt: skip
 def test_names_of_other_projects_are_translated_to_plug_ins(folder, word, known):
@@ -248,7 +248,7 @@ def test_an_empty_name_is_not_suggested():
 def test_an_error_in_a_users_plug_in_is_one_line_with_its_place(user_package, capsys, tmp_path):
     learner = (
         "import jax\n"
-        "from cdl_jax.models.prompts.base import Pool, Selection\n"
+        "from cdl_jax.models.learners.base import Pool, Selection\n"
         "OPTIONS = {}\n\n\n"
         "class Mine(Pool):\n"
         "    def __call__(self, query, context, train):\n"

@@ -10,6 +10,8 @@ import pytest
 
 from cdl_jax import config, plugins
 from cdl_jax.evaluation import metrics
+from cdl_jax.methods import cdl
+from cdl_jax.options import Option
 
 ROOT = Path(__file__).parents[3]
 # Sections of a config that hold a network; their keys are listed as `network.`.
@@ -39,7 +41,7 @@ def known_keys():
     configs = [
         config.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
         for learner, scheme in itertools.zip_longest(
-            plugins.list_plugins("models.prompts"), plugins.list_plugins("distill"), fillvalue="l2p"
+            plugins.list_plugins("models.learners"), plugins.list_plugins("distill"), fillvalue="l2p"
         )
         if scheme != "l2p"
     ]
@@ -54,20 +56,19 @@ def test_every_config_key_has_a_row_with_a_meaning(pages):
     listed = {row[0].strip("`") for row in table}
     selectors = {"method", "data.name", "learner.name", "distill.name", "network.family", "network.weights"}
     assert sorted(known_keys() - listed - selectors) == []
-    assert [row[0] for row in table if len(row) < 3 or not row[2].strip()] == ["`teacher.weights`"]
+    assert [row[0] for row in table if len(row) == 4 and not row[3].strip()] == []
 
 
 def test_defaults_are_those_of_the_program(pages):
     cells = {row[0].strip("`"): row[1].strip("`") for row in rows(pages["reference/config.md"])}
-    defaults = config.flatten(config.DEFAULTS)
-    assert cells["train.epochs"] == repr(defaults["train.epochs"]) and cells["checkpoint.keep"] == "2"
-    assert cells["cdl.query"] == "'student'"
+    assert cells["train.epochs"] == repr(config.OPTIONS["train"]["epochs"].default) and cells["checkpoint.keep"] == "2"
+    assert cells["cdl.teacher_query"] == "'student'"
 
 
 def test_options_that_may_change_on_resume_are_marked(pages):
     marked = [row[0].strip("`") for row in rows(pages["reference/config.md"]) if "may change on resume" in row[-1]]
     assert "checkpoint.keep" in marked and "train.epochs" not in marked
-    assert all(key.startswith(config.RESUMABLE_KEYS) for key in marked)
+    assert all(map(config.is_resumable, marked))
 
 
 def test_every_metric_has_its_formula(pages):
@@ -75,22 +76,25 @@ def test_every_metric_has_its_formula(pages):
     assert cells == {name: " ".join(text.split()) for name, text in {**metrics.FORMULAS, **metrics.SERIES}.items()}
 
 
-def test_comments_are_read_from_the_source(hooks, tmp_path):
-    module = tmp_path / "options.py"
-    module.write_text(
-        "PART = {\n    'b': 2,  # second\n}\n"
-        "OPTIONS = {\n    # first,\n    # in two lines\n    'a': 1,\n    **PART,\n"
-        "    'deep': {'c': 3, 'd': 4},  # of d\n}\n"
-    )
-    spec = importlib.util.spec_from_file_location("options", module)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    assert hooks.option_table(loaded) == [
-        ("a", 1, "first, in two lines"),
-        ("b", 2, "second"),
-        ("deep.c", 3, ""),
-        ("deep.d", 4, "of d"),
+def test_a_table_has_key_default_values_and_meaning(hooks):
+    declared = {
+        "rate": Option(0.1, "a rate", above=0, resumable=True),
+        "kind": Option("a|b", "", choices=("a|b", "c")),
+        "part": {"count": 3},
+    }
+    assert hooks._table(declared, "own.").splitlines()[2:] == [
+        "| `own.rate` | `0.1` | above 0 | a rate _(may change on resume)_ |",
+        "| `own.kind` | `'a|b'` | 'a\\|b' or 'c' |  |",
+        "| `own.part.count` | `3` |  |  |",
     ]
+
+
+def test_a_written_page_gets_the_options_of_its_plug_ins(hooks):
+    page = hooks.on_page_markdown("before\n<!-- options: distill.kd -->\nafter\n<!-- options: methods.cdl -->")
+    assert [row[0] for row in rows(page)] == [
+        *("`distill.alpha`", "`distill.temperature`", "`distill.classes`"), *(f"`cdl.{key}`" for key in cdl.OPTIONS)
+    ]  # fmt: skip
+    assert rows(page)[0][1:3] == ["`0.5`", "[0, 1]"] and page.startswith("before\n| key |")
 
 
 def test_every_page_of_the_menu_exists(pages):

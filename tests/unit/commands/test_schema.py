@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from cdl_jax import config as configs
 from cdl_jax import schema
 from cdl_jax.errors import UserError
 from cdl_jax.run import results
@@ -102,3 +103,36 @@ def test_a_removed_option_stays_where_it_had_an_effect():
     content["config"]["cdl"]["same_batches"] = True
     assert schema.upgrade_config(content)["config"]["cdl"] == {"same_batches": True, "schedule": "interleaved"}
     assert content["config"]["cdl"]["kept_queries_mb"] == 7
+
+
+def config_of_schema_1(key, value):
+    section, _, name = key.rpartition(".")
+    return {"config": {section: {name: value}} if section else {key: value}, "content": {key: ["a digest"]}}
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(schema.RENAMED_OPTIONS.items()))
+def test_a_renamed_option_keeps_its_value_and_the_fingerprint_of_its_files(old, new):
+    upgraded = schema.upgrade_config(config_of_schema_1(old, "own" if old == "cdl.query" else 5))
+    assert configs.flatten(upgraded["config"])[new] == ("teacher" if old == "cdl.query" else 5)
+    assert old not in configs.flatten(upgraded["config"]) and upgraded["content"] == {new: ["a digest"]}
+    assert schema.upgrade_config(upgraded) == upgraded
+
+
+def test_renamed_options_exist_and_their_former_names_do_not():
+    dkt = {f"dkt.{key}" for key in configs.default("dkt", data="cifar100").dkt}
+    eeil = set(configs.flatten(configs.default("eeil", data="cifar100")))
+    cdl = {
+        key
+        for learner in ("l2p", "dualprompt")
+        for key in configs.flatten(configs.default("cdl", data="cifar100", learner=learner))
+    }
+    known = dkt | eeil | cdl
+    assert set(schema.RENAMED_OPTIONS.values()) <= known and not set(schema.RENAMED_OPTIONS) & known
+
+
+def test_a_former_name_is_refused_with_the_name_of_today():
+    config = configs.default("cdl", data="cifar100")
+    with config.unlocked():
+        config.learner.pull = "mean"
+    with pytest.raises(UserError, match="unknown key config.learner.pull of .*: it is now 'learner.key_loss'"):
+        configs.check_keys(config)

@@ -90,8 +90,12 @@ def test_first_scheme(folder, capsys):
 def test_first_learner(folder):
     page = read("first_learner")
     write_files(page, folder)
-    trained, analyzed = commands(page, "cdl_jax.main")
+    trained, analyzed, low_rank = commands(page, "cdl_jax.main")
     assert main.main([*trained, *OVERRIDES, "--config.learner.penalty=0.1"]) == 0
+    assert main.main([*low_rank, *OVERRIDES]) == 0
+    results = json.loads((folder / "runs/quickstart-learner=mine.my_lora-distill=none/results.json").read_text())
+    # Rank 2 in 3 blocks of width 48, and the head of 20 classes.
+    assert results["cost"]["parameters"]["student"]["trainable"] == 3 * 2 * (48 + 144) + 20 * 49
     run = folder / "runs" / "quickstart-learner=mine.my_learner-distill=none"
     assert any("pool" in line for line in log_lines(run))
     assert main.main([*analyzed, *OVERRIDES, "--config.learner.penalty=0.1"]) == 0

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 
 TOLERANCE = 1.01 / 255  # Pillow rounds to whole numbers after each of two passes: half a level each
 
@@ -53,7 +54,7 @@ def boxes_of(key, batch, height, width, options):
 @pytest.mark.parametrize(("height", "width", "size"), [(427, 640, 64), (427, 640, 224), (32, 32, 80), (32, 32, 16)])
 def test_random_resized_crop_equals_crop_then_resize_of_pillow(photos, height, width, size):
     images = np.repeat(photos[:, 100 : 100 + height, :width] if height < 427 else photos, 3, axis=0)
-    options = {**augment.OPTIONS, "train": "random_resized_crop"}
+    options = defaults(augment.OPTIONS, train="random_resized_crop")
     key = jax.random.key(height + size)
     out = train(images, key, options, size)
     assert out.shape == (9, size, size, 3) and out.dtype == jnp.float32
@@ -222,8 +223,12 @@ def test_one_and_eight_devices_give_the_same_images(tmp_path):
 @pytest.mark.parametrize(
     ("part", "options", "message"),
     [
-        ("train", {"train": "mixup"}, "augment.train='mixup': unknown transform"),
-        ("test", {"test": "crop"}, "use one of resize, resize_center_crop, none"),
+        (
+            "train",
+            {"train": "mixup"},
+            "augment.train='mixup': known: none, pad_crop, random_resized_crop, resize, shift",
+        ),
+        ("test", {"test": "crop"}, "augment.test='crop': use 'resize', 'resize_center_crop' or 'none'"),
         ("train", {}, "train='none' leaves 8 x 10 images, but the networks take 8 x 8"),
         ("test", {"test": "resize_center_crop", "resize": 6}, "central crop of 8 pixels does not fit"),
         ("test", {"test": "resize", "mean": (0.5,) * 3}, "augment.mean and augment.std: only one of them is set"),

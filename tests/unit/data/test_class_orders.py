@@ -178,7 +178,9 @@ def test_options_that_cannot_be_combined_raise_errors_of_one_line(runs):
     for counts in ({"train": (12, 12, 12, 12, 12, 13)}, {"test": (4, 4, 4, 4, 4, 5)}):
         message = refusal(seeds=SEEDS, data=stream(3, **counts))
         assert "has other numbers of images in the order of seed 0 than in that of seed 3" in message
-    assert "data.validation holds out different images" in refusal(seeds=SEEDS, **{"data.validation": 0.2})
+    assert "data.validation_fraction holds out different images" in refusal(
+        seeds=SEEDS, **{"data.validation_fraction": 0.2}
+    )
     with pytest.raises(UserError, match="has one class order, and each of config.seeds has its own .* one by"):
         find_teacher(str(runs / "3"), "", "last", program(seeds=SEEDS).info, {})
     assert find_teacher(str(runs / "3"), "", "last", program(seed=3).info, {}).network == "network"

@@ -9,6 +9,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from cdl_jax.data.sources import glyph_mini
 from cdl_jax.data.transforms import augment, color, erasing, rand_augment
 from cdl_jax.errors import UserError
+from cdl_jax.options import check, defaults
 
 THREE = {"three_augment": True, "jitter": 0.0}
 
@@ -195,7 +196,7 @@ def test_rand_augment_changes_images_on_the_host_and_is_refused_on_the_device(ph
     found = [augment.transform_train_image(Image.fromarray(photo), u, options, 32) for u in uniforms]
     assert {x.shape for x in found} == {(32, 32, 3)}
     assert 0.4 < np.mean([(x != plain).any() for x in found]) < 1
-    with pytest.raises(UserError, match="^augment.rand_augment [^\n]* set config.resident_limit_mb=0[^\n]*$"):
+    with pytest.raises(UserError, match="^augment.rand_augment [^\n]* set config.device_data_limit_mb=0[^\n]*$"):
         augment.transform_train(jnp.zeros((1, 8, 8, 3), jnp.uint8), jax.random.key(0), options, 8)
 
 
@@ -227,14 +228,15 @@ def test_a_rectangle_that_never_fits_leaves_the_image():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"interpolation": "lanczos"}, "augment.interpolation='lanczos': use one of bilinear, bicubic, random"),
-        ({"jitter": 1.5}, "augment.jitter=1.5 must lie in"),
-        ({"erase": -0.1}, "augment.erase=-0.1 is a probability"),
+        ({"interpolation": "lanczos"}, "augment.interpolation='lanczos': use 'bilinear', 'bicubic' or 'random'"),
+        ({"jitter": 1.5}, "augment.jitter=1.5 must lie in [0, 1]"),
+        ({"erase": -0.1}, "augment.erase=-0.1 must lie in [0, 1]"),
         ({"repeats": 0}, "augment.repeats=0 must be at least 1"),
         ({"rand_augment": "m9"}, "augment.rand_augment='m9'"),
     ],
 )
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError, match="^[^\n]*$") as error:
-        augment.check({**augment.OPTIONS, **changes})
-    assert str(error.value).startswith(message)
+        check(augment.OPTIONS, changes, "augment")
+        augment.check(defaults(augment.OPTIONS, **changes))
+    assert str(error.value).removeprefix("config.").startswith(message)

@@ -5,6 +5,7 @@ import pytest
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
+from cdl_jax.options import check, defaults
 
 VENDORS, SUBGROUPS = ("noto", "twemoji", "openmoji"), ("fruit", "tool", "skin-tone", "few")
 SIZES = (10, 12, 9, 3)  # emoji of each subgroup
@@ -25,7 +26,8 @@ def file(tmp_path_factory):
 
 def load(file, **options):
     source = plugins.load_plugin("data.sources", "emoji_file")
-    return source.load({"path": str(file), **source.OPTIONS, **options})
+    check(source.OPTIONS, options, "data")
+    return source.load({"path": str(file), **defaults(source.OPTIONS), **options})
 
 
 def shown(split):
@@ -66,7 +68,7 @@ def test_subgroups_are_tested_on_emoji_outside_the_training_set(file):
         ({"part": "both"}, "use 'incremental' or 'pretraining'"),
         ({"stream_classes": 34}, "all vendors draw 33 emoji"),
         ({"part": "pretraining"}, "leaves no emoji"),
-        ({"label": "subgroup", "test_fraction": 1.0}, "between 0 and 1"),
+        ({"label": "subgroup", "test_fraction": 1.0}, r"data.test_fraction=1.0 must lie in \(0, 1\)"),
     ],
 )
 def test_options_out_of_range_are_refused(file, options, words):

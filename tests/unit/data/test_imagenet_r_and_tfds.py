@@ -76,7 +76,7 @@ def test_imagenet_r_without_its_folder_raises_an_error_with_its_address(tmp_path
     assert "python -m cdl_jax.fetch imagenet_r" in refusal("imagenet_r")
     (tmp_path / "imagenet-r.tar").touch()
     assert "unpack it" in refusal("imagenet_r", tmp_path / "imagenet-r.tar")
-    assert "known: coda, tfds80" in refusal("imagenet_r", split="tfds")
+    assert "data.split='tfds': use 'coda' or 'tfds80'" in refusal("imagenet_r", split="tfds")
 
 
 def prepare_tfds(data_dir, name, version, features, splits):
@@ -150,7 +150,8 @@ def test_a_prepared_tfds_folder_is_read_beside_a_tensorflow_that_is_broken(tmp_p
     folder = prepare_tfds(tmp_path, "tiny", "1.0.0", features, {"train": examples, "test": examples})
     code = """
         from cdl_jax.data.sources import tfds
-        data = tfds.load(tfds.OPTIONS | {"dataset": "tiny", "path": sys.argv[1]})
+        from cdl_jax.options import defaults
+        data = tfds.load(defaults(tfds.OPTIONS, dataset="tiny", path=sys.argv[1]))
         print(data.train.images[:, 0, 0, 0].tolist(), data.train.labels.tolist())
     """
     done = run_without([], code, folder, path=[package.parent])

@@ -80,7 +80,7 @@ def test_an_incomplete_last_batch_can_be_kept(mesh):
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_an_incomplete_batch_in_the_middle_of_an_order_keeps_its_size(mesh, limit):
     split = arrays()
-    loader = loaders.make_loader(split, mesh, {"resident_limit_mb": limit}, 20)
+    loader = loaders.make_loader(split, mesh, {"device_data_limit_mb": limit}, 20)
     epochs = [sampling.epoch_order(13, 4, seed=3, purpose=(e,), last_batch="keep") for e in range(2)]
     order = np.concatenate(epochs)
     got = read(loader, loader.train_batches(order, 0, (3, 0)))
@@ -103,7 +103,7 @@ def test_repeated_images_are_in_a_row_in_an_epoch_of_the_same_length():
 
 def test_repeated_images_are_transformed_differently(mesh):
     options = {**CROP, "rand_augment": "rand-m9-mstd0.5-inc1", "three_augment": True, "jitter": 0.3}
-    loader = loaders.make_loader(arrays(), mesh, {**options, "resident_limit_mb": 0}, 12)
+    loader = loaders.make_loader(arrays(), mesh, {**options, "device_data_limit_mb": 0}, 12)
     order = sampling.epoch_order(13, 3, seed=3, purpose=(0,), repeats=3)
     all_batches = read(loader, loader.train_batches(order, 0, (3, 0)))
     assert all((images[0] != images[1]).any() and (images[1] != images[2]).any() for images, _ in all_batches)
@@ -122,7 +122,7 @@ def test_evaluation_covers_each_row_once_and_pads_with_weight_zero():
 def test_the_size_of_the_array_chooses_the_loader(mesh, tmp_path):
     split = arrays()
     assert not loaders.make_loader(split, mesh, {}, 20).crops_on_host
-    assert loaders.make_loader(split, mesh, {"resident_limit_mb": 0.01}, 20).crops_on_host
+    assert loaders.make_loader(split, mesh, {"device_data_limit_mb": 0.01}, 20).crops_on_host
     assert loaders.make_loader(files(tmp_path, split), mesh, {}, 20).crops_on_host
 
 
@@ -145,7 +145,7 @@ def test_both_loaders_return_equal_pixels(mesh, tmp_path):
     device_loader = loaders.make_loader(split, mesh, {}, 20)
     for host_loader in (
         loaders.make_loader(files(tmp_path, split), mesh, {}, 20),
-        loaders.make_loader(split, mesh, {"resident_limit_mb": 0}, 20),
+        loaders.make_loader(split, mesh, {"device_data_limit_mb": 0}, 20),
     ):
         assert_equal(
             read(host_loader, host_loader.train_batches(order, 0, (3, 0))),
@@ -158,7 +158,7 @@ def test_both_loaders_return_equal_pixels(mesh, tmp_path):
 
 @pytest.mark.parametrize("limit", [4096, 0])
 def test_a_restart_continues_with_the_same_batches(mesh, limit):
-    loader = loaders.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": limit}, 12)
+    loader = loaders.make_loader(arrays(), mesh, {**CROP, "device_data_limit_mb": limit}, 12)
     order = sampling.epoch_order(13, 3, seed=3, purpose=(0,))
     all_batches = read(loader, loader.train_batches(order, 0, (3, 0)))
     assert len(all_batches) == 4
@@ -168,7 +168,7 @@ def test_a_restart_continues_with_the_same_batches(mesh, limit):
 
 
 def test_host_crops_depend_on_key_and_position(mesh):
-    loader = loaders.make_loader(arrays(), mesh, {**CROP, "resident_limit_mb": 0}, 12)
+    loader = loaders.make_loader(arrays(), mesh, {**CROP, "device_data_limit_mb": 0}, 12)
     order = np.array([[0, 0], [0, 1]], np.int32)
     (first, _), (second, _) = read(loader, loader.train_batches(order, 0, (3, 0)))
     assert (first[0] != first[1]).any() and (first[0] != second[0]).any()  # one image, three crops
@@ -189,7 +189,7 @@ def test_host_loader_resizes_and_crops_test_images_by_pillow(mesh, tmp_path):
 def test_two_worker_processes_give_the_same_bytes_as_none(mesh, tmp_path):
     split = files(tmp_path, arrays())
     order = sampling.epoch_order(13, 2, seed=3, purpose=(0,))
-    threads, workers_loader = (loaders.make_loader(split, mesh, {**CROP, "workers": n}, 12) for n in (0, 2))
+    threads, workers_loader = (loaders.make_loader(split, mesh, {**CROP, "num_workers": n}, 12) for n in (0, 2))
     want = read(threads, threads.train_batches(order, 1, (3, 0)))
     assert_equal(read(workers_loader, workers_loader.train_batches(order, 1, (3, 0))), want)
 
@@ -199,7 +199,7 @@ def test_a_damaged_image_is_named(mesh, tmp_path, workers):
     split = files(tmp_path, arrays(5))
     damaged = tmp_path / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    loader = loaders.make_loader(split, mesh, {"workers": workers}, 20)
+    loader = loaders.make_loader(split, mesh, {"num_workers": workers}, 20)
     with pytest.raises(UserError, match=r"3\.png: cannot be read as an image") as caught:
         list(loader.train_batches(np.arange(4)[:, None], 0, (0,)))
     assert "\n" not in str(caught.value)
@@ -236,7 +236,7 @@ saved = np.load(folder + "/split.npz")
 out = {}
 for limit in (4096, 0):
     split = Split(labels=saved["labels"], images=saved["images"])
-    options = {"train": "random_resized_crop", "flip": True, "resident_limit_mb": limit}
+    options = {"train": "random_resized_crop", "flip": True, "device_data_limit_mb": limit}
     source = loaders.make_loader(split, mesh, options, 12)
     step = jax.jit(source.read)
     read = [step(source.data, item) for item in source.train_batches(saved["order"], 1, (3, 0))]
@@ -268,7 +268,7 @@ def test_two_processes_deliver_the_batches_of_one(mesh, tmp_path):
             run.kill()
     got = np.load(tmp_path / "out.npz")
     for limit in (4096, 0):
-        loader = loaders.make_loader(split, mesh, {**CROP, "resident_limit_mb": limit}, 12)
+        loader = loaders.make_loader(split, mesh, {**CROP, "device_data_limit_mb": limit}, 12)
         want = [images for images, _ in read(loader, loader.train_batches(order, 1, (3, 0)))]
         np.testing.assert_array_equal(got[str(limit)], np.concatenate(want))
 
@@ -290,7 +290,7 @@ def test_device_and_host_normalize_equally(mesh):
     options = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "test": "resize"}
     results = []
     for limit in (4096, 0):
-        loader = loaders.make_loader(split, mesh, {**options, "resident_limit_mb": limit}, 20)
+        loader = loaders.make_loader(split, mesh, {**options, "device_data_limit_mb": limit}, 20)
         ((images, _),) = read(loader, loader.test_batches(*sampling.sequential_order(13, 13)))
         finish = augment.normalize if loader.crops_on_host else lambda x, o: augment.transform_test(x, o, 20)
         results.append(finish(images, options))

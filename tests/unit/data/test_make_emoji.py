@@ -10,6 +10,7 @@ import pytest
 
 from cdl_jax import plugins
 from cdl_jax.data.tools import make_emoji
+from cdl_jax.options import defaults
 
 LIST = [  # short name, subgroup, code points
     ("hash", "keycap", "0023-FE0F-20E3"),
@@ -119,7 +120,7 @@ def test_the_command_writes_a_file_that_the_emoji_file_source_reads(packages, do
     write(folder / "icons.json", {"icons": {"a": {"body": "#010203"}}})
     assert make_emoji.main([str(packages), str(out)]) == 0
     source = plugins.load_plugin("data.sources", "emoji_file")
-    data = source.load({**source.OPTIONS, "path": str(out)})
+    data = source.load(defaults(source.OPTIONS, path=str(out)))
     assert data.class_names == ("heart",) and (len(data.train), len(data.test)) == (3, 1)
     assert data.test.images[0, 16, 2].tolist() == list(color("noto", "heart"))
 
@@ -165,4 +166,4 @@ def test_resvg_draws_a_vendors_image(packages):
 def test_an_emoji_source_without_a_path_names_the_command():
     source = plugins.load_plugin("data.sources", "emoji_file")
     with pytest.raises(make_emoji.UserError, match="make_emoji"):
-        source.load({**source.OPTIONS, "path": ""})
+        source.load(defaults(source.OPTIONS, path=""))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cdl_jax import plugins
+from cdl_jax.options import defaults
 from tests.support.fake_sources import load, refusal
 
 pytestmark = pytest.mark.usefixtures("nowhere")
@@ -48,7 +49,7 @@ def test_folders_that_cannot_be_used_raise_errors_of_one_line(tmp_path):
     assert "two or more" in refusal("folder", tmp_path / "one")
     assert "neither test/ nor val/" in refusal("folder", tmp_path / "half")
     assert "no such class" in refusal("folder", tmp_path / "odd")
-    assert "between 0 and 1" in refusal("folder", tmp_path / "one", test_fraction=1.0)
+    assert "data.test_fraction=1.0 must lie in (0, 1)" in refusal("folder", tmp_path / "one", test_fraction=1.0)
 
 
 def test_arrays_of_a_user(tmp_path):
@@ -125,7 +126,7 @@ def test_glyph_mini_has_two_disjoint_parts():
     assert not set(incremental.class_names) & set(pretraining.class_names)
     assert np.bincount(incremental.test.labels).tolist() == [20] * 20
     assert incremental.train.images.shape[1:] == (32, 32, 3)
-    assert "known: pretraining, incremental" in refusal("glyph_mini", part="both")
+    assert "data.part='both': use 'pretraining' or 'incremental'" in refusal("glyph_mini", part="both")
 
 
 def test_a_glyph_file(tmp_path):
@@ -145,4 +146,4 @@ def test_a_glyph_file(tmp_path):
 def test_every_source_declares_options_that_a_config_can_hold(source):
     module = plugins.load_plugin("data.sources", source)
     assert not set(module.OPTIONS) & {"path", "name"}
-    assert json.loads(json.dumps(module.OPTIONS)) == module.OPTIONS
+    assert json.loads(json.dumps(defaults(module.OPTIONS))) == defaults(module.OPTIONS)

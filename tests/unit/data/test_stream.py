@@ -6,6 +6,7 @@ import pytest
 from cdl_jax.data import class_order, stream
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
+from cdl_jax.options import check, defaults
 
 
 def dataset(num_classes=6, train=4, test=2):
@@ -60,7 +61,7 @@ def test_natural_order_ignores_the_seed_and_shuffle_follows_it():
 
 @pytest.mark.parametrize("word", ["shuffle", "python_shuffle"])
 def test_each_seed_has_the_stream_of_its_single_run_over_the_same_images(word):
-    data, how = dataset(), {"class_order": word, "class_order_seed": -1, "validation": 0.0}
+    data, how = dataset(), {"class_order": word, "class_order_seed": -1, "validation_fraction": 0.0}
     cut = {"num_tasks": 0, "task_sizes": (3, 1, 2), "max_train_per_class": 3, "class_order": word}
     alone = {seed: stream.split_into_tasks(data, class_order_seed=seed, **cut) for seed in (5, 0, 2)}
     together = stream.streams_for_seeds(alone[5], how, tuple(alone))
@@ -79,18 +80,18 @@ def test_each_seed_has_the_stream_of_its_single_run_over_the_same_images(word):
     for shared in ({**how, "class_order_seed": 0}, {**how, "class_order": "natural"}, {**how, "class_order": (1, 0)}):
         assert stream.streams_for_seeds(alone[5], shared, (5, 0)) == (alone[5],) * 2
     with pytest.raises(UserError, match="holds out different images for each of config.seeds: run the seeds one"):
-        stream.streams_for_seeds(alone[5], {**how, "validation": 0.2}, (5, 0))
-    assert stream.streams_for_seeds(alone[5], {**how, "validation": 0.2}, (5,)) == (alone[5],)
+        stream.streams_for_seeds(alone[5], {**how, "validation_fraction": 0.2}, (5, 0))
+    assert stream.streams_for_seeds(alone[5], {**how, "validation_fraction": 0.2}, (5,)) == (alone[5],)
 
 
 def test_minus_one_is_the_seed_of_the_run():
-    options = {"name": "glyph_mini", "num_tasks": 5, "class_order": "shuffle", "validation": 0.2}
+    options = {"name": "glyph_mini", "num_tasks": 5, "class_order": "shuffle", "validation_fraction": 0.2}
     own, named = stream.load({**options, "class_order_seed": -1}, 4), stream.load({**options, "class_order_seed": 4}, 1)
     assert own.class_order == named.class_order != stream.load({**options, "class_order_seed": -1}, 1).class_order
     for part in ("train", "test"):
         assert np.array_equal(getattr(own, part).images, getattr(named, part).images)
         assert np.array_equal(getattr(own, part).labels, getattr(named, part).labels)
-    with pytest.raises(UserError, match="data.class_order_seed=-2: set a seed that is not negative, or -1, the run's"):
+    with pytest.raises(UserError, match="data.class_order_seed=-2 must be at least -1"):
         stream.load({**options, "class_order_seed": -2}, 4)
     with pytest.raises(UserError, match="data.class_order_seed=-1 is the seed of a run, and there is no run here"):
         stream.load({**options, "class_order_seed": -1})
@@ -170,7 +171,7 @@ def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
     images = np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8)
     nothing = Split(labels[:0], images=images[:0])
     s = stream.split_into_tasks(
-        Dataset("one", ("a",), Split(labels, images), nothing), num_tasks=1, validation=0.2, class_order_seed=0
+        Dataset("one", ("a",), Split(labels, images), nothing), num_tasks=1, validation_fraction=0.2, class_order_seed=0
     )
     assert s.test.images[:, 0, 0, 0].tolist() == sorted([21, 19, 9, 39, 46, 3, 0, 47, 44, 36])
     assert len(s.train) == 40
@@ -182,20 +183,21 @@ def test_validation_tests_on_the_last_fifth_of_the_shuffled_training_set():
     [
         ({"num_tasks": 4}, ["num_tasks=4", "num_tasks=3 or 6", "task_sizes=(2,2,1,1)"]),
         ({"num_tasks": 7}, ["1 to 6 tasks"]),
-        ({"num_tasks": -1}, ["1 to 6 tasks"]),
+        ({"num_tasks": -1}, ["num_tasks=-1 must not be negative"]),
         ({"num_tasks": 0, "task_sizes": (4, 4)}, ["sums up to 8", "6 classes"]),
-        ({"num_tasks": 2, "task_sizes": (7, -1)}, ["positive"]),
+        ({"num_tasks": 2, "task_sizes": (7, -1)}, ["task_sizes=(7, -1) must be at least 1"]),
         ({"num_tasks": 3, "task_sizes": (4, 2)}, ["num_tasks=2"]),
         ({"num_tasks": 1, "class_order": "shufle"}, ["did you mean 'shuffle'"]),
         ({"num_tasks": 1, "class_order": (0, 6)}, ["6 is not a class id", "0 to 5"]),
         ({"num_tasks": 1, "class_order": (0, 1, 0)}, ["0 is listed twice"]),
         ({"num_tasks": 1, "class_order": ()}, ["no class"]),
-        ({"num_tasks": 1, "validation": 1.5}, ["validation=1.5"]),
+        ({"num_tasks": 1, "validation_fraction": 1.5}, ["validation_fraction=1.5"]),
         ({"num_tasks": 1, "max_test_per_class": -1}, ["max_test_per_class=-1"]),
     ],
 )
 def test_impossible_splits_raise_errors_of_one_line(options, words):
     with pytest.raises(UserError) as error:
+        check(stream.OPTIONS, options, "data")
         stream.split_into_tasks(dataset(), **options)
     assert "\n" not in str(error.value)
     for word in words:
@@ -211,10 +213,10 @@ def test_a_task_without_training_images_and_a_class_without_test_images_are_name
         stream.split_into_tasks(Dataset("toy", data.class_names, data.train, some), num_tasks=3)
     images = Split(np.arange(12, dtype=np.int32) % 6, images=np.zeros((12, 1, 1, 3), np.uint8))
     data = Dataset("toy", data.class_names, images, images)
-    with pytest.raises(UserError, match=r"has no training images .*: lower data.validation=0.99, add some or"):
-        stream.split_into_tasks(data, num_tasks=3, validation=0.99)
-    with pytest.raises(UserError, match=r"has no test images: raise data.validation=0.1, add some or"):
-        stream.split_into_tasks(data, num_tasks=3, validation=0.1)
+    with pytest.raises(UserError, match=r"has no training images .*: lower data.validation_fraction=0.99, add some or"):
+        stream.split_into_tasks(data, num_tasks=3, validation_fraction=0.99)
+    with pytest.raises(UserError, match=r"has no test images: raise data.validation_fraction=0.1, add some or"):
+        stream.split_into_tasks(data, num_tasks=3, validation_fraction=0.1)
     data = dataset()
     kept = stream.split_into_tasks(Dataset("toy", data.class_names, some, some), num_tasks=2, class_order="0,1,2,3")
     assert kept.num_classes == 4
@@ -270,7 +272,7 @@ def test_load_finds_a_users_own_source_by_its_dotted_path(tmp_path, monkeypatch)
 def test_load_takes_a_config_dict():
     import ml_collections
 
-    config = ml_collections.ConfigDict({**stream.OPTIONS, "name": "glyph_mini", "part": "incremental", "num_tasks": 5})
+    config = ml_collections.ConfigDict(defaults(stream.OPTIONS, name="glyph_mini", part="incremental", num_tasks=5))
     config.class_order = "python_shuffle"
     s = stream.load(config)
     assert (s.num_classes, s.num_tasks, len(s.train), len(s.test)) == (20, 5, 995, 400)

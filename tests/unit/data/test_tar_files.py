@@ -13,6 +13,7 @@ from cdl_jax.data import loaders, stream
 from cdl_jax.data.readers import image_files, layouts
 from cdl_jax.data.sources import folder, glyph_mini
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 
 GLYPHS = glyph_mini.load({"part": "incremental"}).train.images
 
@@ -40,7 +41,7 @@ def write(path, files, **options):
 
 
 def load(path, **options):
-    return folder.load({**folder.OPTIONS, "path": str(path), **options})
+    return folder.load({**defaults(folder.OPTIONS), "path": str(path), **options})
 
 
 def pixels(split):
@@ -107,7 +108,7 @@ def test_two_archives_in_a_folder_and_worker_processes(tmp_path):
     order = np.array([[3, 0], [1, 2]], np.int32)
     found = [
         np.concatenate([np.asarray(item["images"]) for item in loader.train_batches(order, 0, (0,))])
-        for loader in (loaders.make_loader(data.train, mesh, {"workers": workers}, 32) for workers in (0, 1))
+        for loader in (loaders.make_loader(data.train, mesh, {"num_workers": workers}, 32) for workers in (0, 1))
     ]
     np.testing.assert_array_equal(found[0], GLYPHS[[9, 3, 1, 2]])
     np.testing.assert_array_equal(found[0], found[1])

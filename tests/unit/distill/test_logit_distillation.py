@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from scipy.special import log_softmax, softmax
 
 from cdl_jax.distill import dkd, kd, none
 from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.errors import UserError
 from tests.support.contexts import context
+from tests.support.sections import checked
 
 CLASSES = 7
 RNG = np.random.default_rng(3)
@@ -22,7 +22,7 @@ COLUMNS = {"current": slice(2, 5), "seen": slice(0, 5)}
 
 def scheme(module, **changes):
     spec = NetworkSpec(dim=4, depth=2, tokens=5, num_classes=CLASSES, num_tasks=2, head=None, learner=None)
-    return module.build(ConfigDict({**module.OPTIONS, **changes}), spec, spec)
+    return module.build(checked("distill", module.OPTIONS, **changes), spec, spec)
 
 
 def loss(module, student=STUDENT, teacher=TEACHER, **changes):

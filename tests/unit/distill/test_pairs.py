@@ -23,7 +23,7 @@ LEARNERS = {
     "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
     "l2p": {"pool": 3, "length": 2, "top_k": 2},
-    "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "form": "tokens", "batchwise": True},
+    "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "prompt_form": "tokens", "batchwise": True},
     "none": {},
 }
 SCHEMES = {
@@ -54,6 +54,7 @@ def build(learner, scheme, **changes):
     for section, dim in (("teacher", 12), ("student", 8)):
         config[section].update(dim=dim, depth=2, heads=2, mlp_ratio=1.0, patch_size=8, image_size=16)
     config.update_from_flattened_dict(changes)
+    configs.check(config)
     return cdl.build(config, StreamInfo(4, (2, 2)))
 
 
@@ -154,13 +155,13 @@ def test_logits_can_be_the_compared_features_of_both_networks():
 
 
 def test_every_learner_and_scheme_is_covered():
-    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.prompts"))
+    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.learners"))
     assert set(SCHEMES) == set(plugins.list_plugins("distill"))
 
 
 @pytest.mark.parametrize(
     ("learner", "message"),
-    [("apt", "'apt' has none"), ("none", "'none' has none"), ("l2p tokens", "set learner.form='prefix'")],
+    [("apt", "'apt' has none"), ("none", "'none' has none"), ("l2p tokens", "set learner.prompt_form='prefix'")],
 )
 def test_only_prefix_prompts_can_be_mapped(learner, message):
     with pytest.raises(UserError, match=message):
@@ -173,10 +174,10 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
     variables, images, query = random_variables(prompted), batch()["images"], np.ones((4, 8), np.float32)
 
     def scheme_inputs(variables):
-        return prompted.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
+        return prompted.models.scheme.student_inputs(variables["distill"], {}, 4, place(0), True)
 
     def outputs(method, student, inputs):
-        out = method.student(student, images, query, place(0), False, inputs)
+        out = method.models.student(student, images, query, place(0), False, inputs)
         return {name: value for name, value in out.items() if name != "prompts"}, out.get("prompts")
 
     @jax.jit
@@ -187,7 +188,7 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
         first = selection.tokens
         if inputs.first_tokens is not None:
             first = jnp.concatenate([first, inputs.first_tokens], axis=1)
-        _, by_hand = prompted.student.backbone.apply(
+        _, by_hand = prompted.models.student.backbone.apply(
             {"params": variables["student"]["backbone"]}, images, inputs.prompts, first_tokens=first,
             last_tokens=inputs.last_tokens,
         )  # fmt: skip
@@ -217,7 +218,7 @@ def test_only_the_coda_rows_of_the_task_have_gradients():
 
 
 def test_coda_rows_start_orthogonal_to_those_before_them():
-    pool = build("coda", "kd").teacher.prompts
+    pool = build("coda", "kd").models.teacher.learner
     first = jax.jit(pool.init, static_argnums=3)(jax.random.key(0), np.zeros((1, 8), np.float32), place(0), True)
     start = jax.jit(pool.start_task)
     second, again = jax.device_get([start(first, place(task), jax.random.key(1)) for task in (1, 0)])
@@ -245,7 +246,9 @@ def test_apt_merges_its_prompts_at_the_end_of_a_task_and_evaluates_the_merged_pr
     pool = {"params": first["student"]["prompts"], "state": first["student"]["state"]["prompts"]}
     query = np.zeros((1, 8), np.float32)
     for train, wanted in ((True, 3 * live), (False, live)):
-        additive = jax.jit(lambda p, t=train: method.student.prompts.apply(p, query, place(1), t).prompts[1].additive)
+        additive = jax.jit(
+            lambda p, t=train: method.models.student.learner.apply(p, query, place(1), t).prompts[1].additive
+        )
         assert np.array_equal(np.stack(additive(pool)), wanted[2:])
 
 
@@ -317,12 +320,12 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("l2p", "prompt_mapping", {"distill.alpha": 1.0}, "distill.alpha=1.0 leaves one of the student's two heads"),
         ("l2p", "vkd", {"distill.teacher_feature": "attention_0"}, "'attention_0' is no output of the teacher"),
         ("l2p", "vkd", {"distill.student_feature": "clas_token"}, "'clas_token' is no output of the student"),
-        ("l2p", "kd", {"cdl.teachers": (1,)}, "cdl.teachers=(1,) must be working directories of finished runs"),
+        ("l2p", "kd", {"cdl.teacher_runs": (1,)}, "cdl.teacher_runs=(1,) must be text that is not empty"),
         ("l2p", "vkd", {"distill.projector": "cailey"}, "did you mean 'cayley'"),
-        ("l2p", "vkd", {"distill.teacher_norm": "x"}, "is not a normalization of features"),
+        ("l2p", "vkd", {"distill.teacher_norm": "layr"}, "did you mean 'layer'"),
         ("l2p", "vkd", {"distill.student_norm": "whiten_zca", "distill.norm_epsilon": 0.0}, "set 0.01"),
         ("l2p", "vkd", {"distill.feature_loss": "l1"}, "use 'smooth_l1' or 'mse'"),
-        ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first' or"),
+        ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first', 'interleaved_epochs' or 'interleaved'"),
         ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teacher_epochs": 3}, "cdl.teacher_epochs has no meaning"),
     ],
 )

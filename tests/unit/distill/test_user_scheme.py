@@ -45,7 +45,7 @@ def build(tmp_path, monkeypatch):
 
 def test_a_correct_scheme_is_accepted_without_compilation(build, monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_, **__: pytest.fail("compiled"))
-    assert build(SCHEME)[1]().scheme.needs == ("logits",)
+    assert build(SCHEME)[1]().models.scheme.needs == ("logits",)
 
 
 RETURN_VALUE, RETURN_SCHEME = 'return value, {"mse": value}', "return Scheme(loss=loss, label_weight=options.alpha)"

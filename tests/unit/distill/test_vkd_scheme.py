@@ -12,6 +12,7 @@ from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.models.modules import orthogonal
+from cdl_jax.options import defaults
 
 RNG = np.random.default_rng(0)
 STUDENT = NetworkSpec(6, 2, 5, 4, 2, None, None)
@@ -19,7 +20,7 @@ CNN = NetworkSpec(0, 0, 0, 4, 2, None, None, {"logits": (2, 4), "features": (2, 
 
 
 def options(**changes):
-    return ConfigDict({**vkd.OPTIONS, **changes})
+    return ConfigDict(defaults(vkd.OPTIONS, **changes))
 
 
 def context():
@@ -100,7 +101,7 @@ def test_teacher_without_the_feature_is_refused():
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_weight_decay_skips_the_projector_except_in_the_reference_variant(name):
-    optimizer_options = ConfigDict({**optim.OPTIONS, "name": name, "weight_decay": 0.1, "momentum": 0.0})
+    optimizer_options = ConfigDict(defaults(optim.OPTIONS, name=name, weight_decay=0.1, momentum=0.0))
     transform = optim.build(optimizer_options, 1).transform
     for exact, decayed in ((False, False), (True, True)):
         scheme = vkd.build(options(reference_exact=exact), CNN, STUDENT)

@@ -14,6 +14,7 @@ from cdl_jax.data.transforms import augment
 from cdl_jax.evaluation import calibration
 from cdl_jax.evaluation.calibration import calibration_bins
 from cdl_jax.methods.base import StreamInfo
+from cdl_jax.options import defaults
 from cdl_jax.training.evaluator import Evaluator
 from cdl_jax.training.state import position
 from cdl_jax.training.steps import evaluation_step
@@ -87,7 +88,7 @@ class Source:
 
 def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
     """`Evaluator.evaluate` for the two tables of logits, over the first `seen_tasks` tasks."""
-    unit = {**augment.OPTIONS, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    unit = defaults(augment.OPTIONS, mean=(0.0,) * 3, std=(1.0,) * 3)
 
     def predict(variables, images, context):
         rows = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)

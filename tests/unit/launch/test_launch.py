@@ -84,7 +84,7 @@ LEARN = """#!/usr/bin/env bash
 [ "$1" = -m ] || exit 0
 while [ "$1" != --workdir ]; do [ "$1" = --config ] && config=$2; shift; done
 echo "$2 $config" >> "$LOG"
-[[ $config != *taught_by=* ]] || grep -q finished "${config##*taught_by=}/results.json" || exit 2
+[[ $config != *teacher_run=* ]] || grep -q finished "${config##*teacher_run=}/results.json" || exit 2
 [ -z "${STOP-}" ] || { trap 'echo saved >> "$LOG"; exit 143' TERM; echo ready; sleep 9 9>&- & wait $!; }
 runs=("$2")
 if [[ "$*" =~ --config.seeds=.([0-9,]+) ]]; then
@@ -137,7 +137,7 @@ def test_all_seeds_of_a_row_are_one_program_on_request(launched, tmp_path):
     assert start(CDL_SEEDS="0 4", CDL_TOGETHER="1").wait(timeout=240) == 0
     runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
     assert len(runs) == len(set(runs)) == 4 * 9 - 1 + 2 + 2 + 4
-    assert not any("seed_" in run or "taught_by" in config for run, (_, config) in zip(runs, log(), strict=True))
+    assert not any("seed_" in run or "teacher_run" in config for run, (_, config) in zip(runs, log(), strict=True))
     assert all(",seed=0" in config for _, config in log())
     runs_with_results = {
         str(path.parent.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/*/*/*/results.json")

@@ -28,6 +28,7 @@ def build(distill="kd", **changes):
         section.update(dim=dim, depth=1, heads=2, image_size=16, weights="random")
     config.learner.update(pool=5, length=2, top_k=2)
     config.update_from_flattened_dict(changes)
+    base.check(config)
     return cdl.build(config, INFO)
 
 
@@ -44,8 +45,8 @@ def evaluate(method, variables):
     @jax.jit
     def outputs(variables):
         tokens = {
-            name: getattr(method, name).backbone.apply({"params": variables[name]["backbone"]}, BATCH["images"])[0]
-            for name in method.networks
+            name: network.backbone.apply({"params": variables[name]["backbone"]}, BATCH["images"])[0]
+            for name, network in method.models.trained.items()
         }
         return method.predict(variables, BATCH["images"], CONTEXT), tokens
 
@@ -80,9 +81,9 @@ def selection_counts(query, keys):
     return np.array([np.bincount(rows, minlength=len(keys)) for rows in nearest])
 
 
-@pytest.mark.parametrize(("query", "backbone"), [("student", "student"), ("own", "teacher")])
+@pytest.mark.parametrize(("query", "backbone"), [("student", "student"), ("teacher", "teacher")])
 def test_query_of_the_teachers_pool_is_a_class_token(query, backbone):
-    method = build(**{"cdl.query": query})
+    method = build(**{"cdl.teacher_query": query})
     out = evaluate(method, random_variables(method))
     expected = selection_counts(out.tokens[backbone], out.variables["teacher"]["prompts"]["keys_0"])
     np.testing.assert_array_equal(out.counts["teacher"]["layer_0"], expected)
@@ -212,9 +213,9 @@ def test_task_boundaries_leave_a_shared_pool_unchanged():
         jax.tree.map(np.testing.assert_array_equal, changed, variables)
 
 
-@pytest.mark.parametrize(("query", "width"), [("student", 8), ("own", 12)])
+@pytest.mark.parametrize(("query", "width"), [("student", 8), ("teacher", 12)])
 def test_keys_have_the_width_of_the_queries(query, width):
-    shapes = jax.eval_shape(build(**{"cdl.query": query}).init, jax.random.key(0))
+    shapes = jax.eval_shape(build(**{"cdl.teacher_query": query}).init, jax.random.key(0))
     assert shapes["teacher"]["prompts"]["keys_0"].shape == (5, width)
     assert shapes["student"]["prompts"]["keys_0"].shape == (5, 8)
 
@@ -229,8 +230,8 @@ def test_phases_have_their_epochs_and_batch_orders():
 
 
 def test_options_that_do_not_fit_together_are_refused():
-    with pytest.raises(UserError, match="cdl.query='teacher': use 'student' or 'own'"):
-        build(**{"cdl.query": "teacher"})
+    with pytest.raises(UserError, match="cdl.teacher_query='own': use 'student' or 'teacher'"):
+        build(**{"cdl.teacher_query": "own"})
     with pytest.raises(UserError, match="teacher.image_size=32 and student.image_size=16 differ"):
         build(**{"teacher.image_size": 32})
     method = build(**{"student.weights": ""})

@@ -14,6 +14,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy, kl_divergence
 from cdl_jax.training.experiment import Experiment
 from tests.end_to_end import tiny
+from tests.support.sections import checked
 
 CURRENT = ("cdl", "okddip", "dml", "one", "cl_ilr", "individual", "kd", "vkd")
 CHOSEN = ("supervised", "lwf", "eeil", "dkt")
@@ -123,8 +124,8 @@ def test_softmax_over_the_images_of_a_batch_needs_two_images():
     one = ("train", {"batch_size": 1})
     soften = {"soften": "batch", "replay": 20}
     message = refusal("eeil", one, ("eeil", soften), sizes=(10, 10))
-    assert message.startswith("eeil.soften='batch' with train.batch_size=1: ")
-    assert "set train.batch_size of at least 2, or eeil.soften='classes'" in message
+    assert message.startswith("eeil.softmax_over='batch' with train.batch_size=1: ")
+    assert "set train.batch_size of at least 2, or eeil.softmax_over='classes'" in message
     build_experiment("eeil", one, ("eeil", {**soften, "soften": "classes"}), sizes=(10, 10))
     build_experiment("eeil", ("train", {"batch_size": 2}), ("eeil", soften), sizes=(10, 10))
     # A batch of training has a replayed image too.
@@ -142,7 +143,7 @@ METHODS_WITH_TEMPERATURE = {
 def test_temperatures_without_a_gradient_in_float32_are_refused(method, temperature):
     section = METHODS_WITH_TEMPERATURE[method]
     message = refusal(method, (section, {"temperature": temperature}), sizes=(10, 10))
-    assert message.startswith(f"{section}.temperature={temperature} must lie in [0.01, 1000]: ")
+    assert message.startswith(f"config.{section}.temperature={temperature} must lie in [0.01, 1000]: ")
 
 
 @pytest.mark.parametrize("distill", plugins.list_plugins("distill"))
@@ -153,8 +154,8 @@ def test_every_scheme_has_a_range_of_temperatures(distill):
         return
     network = NetworkSpec(8, 2, 5, 4, 2, None, ConfigDict({"length": 2, "pool": 4}), task_sizes=(2, 2))
     for temperature in (1e-30, 1e9):
-        with pytest.raises(UserError, match="^distill.temperature=.* must lie in .0.01, 1000.: "):
-            scheme.build(ConfigDict({**scheme.OPTIONS, "temperature": temperature}), network, network)
+        with pytest.raises(UserError, match="^config.distill.temperature=.* must lie in .0.01, 1000.: "):
+            scheme.build(checked("distill", scheme.OPTIONS, temperature=temperature), network, network)
 
 
 def test_divergences_at_the_bounds_of_the_temperature_have_gradients():

@@ -85,14 +85,16 @@ def test_clipping_is_optional(bound, expected):
 
 
 def test_the_rate_is_constant_within_an_epoch_and_late_by_one():
-    rate = detection.schedule(options(learning_rate=1.0, final_rate=0.2), epochs=4)
+    rate = detection.schedule(options(learning_rate=1.0, end_learning_rate=0.2), epochs=4)
     expected = [0.2 + 0.4 * (1 + np.cos(np.pi * t / 4)) for t in (0, 0, 1, 2)]
     for epoch, value in enumerate(expected):
         assert [float(rate(epoch)), float(rate(epoch + 0.9))] == pytest.approx([value, value])
 
 
 def test_the_warm_up_begins_at_its_own_rate():
-    rate = detection.schedule(options(learning_rate=1.0, final_rate=0.0, warmup_epochs=2, warmup_rate=0.2), epochs=5)
+    rate = detection.schedule(
+        options(learning_rate=1.0, end_learning_rate=0.0, warmup_epochs=2, warmup_rate=0.2), epochs=5
+    )
     cosine = [(1 + np.cos(np.pi * t / 5)) / 2 for t in (2, 3)]
     assert [float(rate(e)) for e in range(5)] == pytest.approx([0.2, 0.2, 0.6, *cosine])
 

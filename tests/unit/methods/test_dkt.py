@@ -1,7 +1,5 @@
 """DKT: which learner receives what and when, and the effect on a training step."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +7,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cdl_jax import config as configs
+from cdl_jax import optim
+from cdl_jax.data.transforms import mixing
 from cdl_jax.errors import UserError
 from cdl_jax.methods import dkt
 from cdl_jax.methods.base import StreamInfo
-from cdl_jax.methods.shared import dkt_learners, topology
+from cdl_jax.methods.shared import dkt_learner_loss, dkt_learners, topology
 from cdl_jax.training.steps import label_ranks
 from tests.support.contexts import context
 from tests.support.manual_steps import quick, train
@@ -46,7 +46,10 @@ def build(count=3, **changes):
     config.dkt.update(num_learners=count, replay=0, copy_init=False, **changes)
     config.train.update(epochs=2, batch_size=6)
     config.optim.update(name="adam", learning_rate=0.01, schedule="constant", clip_norm=5.0)
-    return replace(dkt.build(config, INFO), learner=Tiny(None, 2))
+    configs.check(config)
+    run_teachers = dkt.build(config, INFO).run_teachers
+    optimizer = optim.build(config.optim, 2)
+    return dkt.assemble(Tiny(None, 2), run_teachers, config.dkt, INFO, batch_size=6, epochs=2, optimizer=optimizer)
 
 
 def batch(count=3, seed=0):
@@ -224,6 +227,29 @@ def test_logits_of_a_learner_that_skipped_an_exchange_are_unused(initial):
     assert float(metrics["learner_0/student_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize(("labels_of", "own_area"), [("mixed", 0.25), ("original", 1.0)])
+def test_cutmix_weights_the_labels_by_their_area(initial, monkeypatch, labels_of, own_area):
+    """The stand-in mixes three quarters of the image before into each image."""
+    probabilities = []
+
+    def cutmix(images, labels, key, probability):
+        probabilities.append(probability)
+        return 0.25 * images + 0.75 * jnp.roll(images, 1, axis=0), jnp.roll(labels, 1), 0.25
+
+    monkeypatch.setattr(dkt_learner_loss.mixing, "cutmix", cutmix)
+    method, data, step_context = build(1, cutmix=1.0, cutmix_labels=labels_of), batch(1), context(0, 2)
+    _, outcome = method.loss(("learner_0",), {"learner_0": initial["learner_0"]}, data, step_context)
+    images, labels = data["images"][0], data["labels"][0]
+    images = 0.25 * images + 0.75 * np.roll(images, 1, axis=0)
+    logits, _ = cl_and_st_logits(method, initial["learner_0"], images, True, step_context)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    own, pasted = (-log_p[np.arange(6), which].mean() for which in (labels, np.roll(labels, 1)))
+    expected = own_area * own + (1 - own_area) * pasted
+    assert float(outcome.metrics["learner_0/class_loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(outcome.metrics["learner_0/accuracy"]) == pytest.approx(100 * (logits.argmax(axis=1) == labels).mean())
+    assert probabilities == pytest.approx([mixing.cutmix_probability("linear", 1.0, 0, 2)])
+
+
 def test_random_peers_are_drawn_at_exchanges_only(initial):
     method = build(random_peers=1, exchange_interval=2)
     contexts = [context(0, 2, seed=seed) for seed in range(6)]
@@ -241,7 +267,7 @@ def test_networks_are_evaluated_in_their_class_orders():
     assert method.stream_of["learner_1_st"] == 1 and "ensemble" not in method.stream_of
     np.testing.assert_array_equal(label_ranks(method, "learner_1"), [2, 3, 0, 1])
     limited = build(2, stream_order="rotated", classes="current")
-    np.testing.assert_array_equal(limited._class_mask(1, context(0, 2)), [False, False, True, True])
+    np.testing.assert_array_equal(limited.learner_loss.class_mask(1, context(0, 2)), [False, False, True, True])
     logits = {name: np.eye(4)[[0, 1, 2, 2]] for name in method.networks}
     metrics = quick(lambda *x: method.extra_metrics(*x))(logits, np.arange(4), context(0, 2))
     # Learner 0 has met classes 0 and 1, learner 1 classes 2 and 3; one and two of the unmet classes are right.
@@ -262,28 +288,37 @@ def test_mixing_matrices_and_class_orders():
     assert topology.class_orders("rotated", 2, (1, 1, 1, 1), 0)[1] == (2, 3, 0, 1)
 
 
+@pytest.mark.parametrize("rows", [((0, 0.5, 0.5), (1, 0, 0), (0, 0, 0)), "[[0, 0.5, .5], [1, 0, 0], [0, 0, 0]]"])
+def test_the_topology_of_a_config_may_be_a_matrix(rows):
+    method = build(topology=rows)
+    assert method.exchange.matrix.tolist() == [[0, 0.5, 0.5], [1, 0, 0], [0, 0, 0]]
+    assert type(method.options.topology) is str  # so a resumed run reads the same value from config.json
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"topology": "rnig"}, "did you mean 'ring'"),
+        ({"stream_order": "rotate"}, "did you mean 'rotated'"),
         ({"exchange_mode": "models"}, "dkt.exchange_mode='models'"),
         ({"exchange_interval": 0}, "at least 1"),
         ({"joins": (0, 1)}, "give 3 tasks, one for each learner"),
         ({"joins": (0, 1, 9)}, "dkt.joins=(0, 1, 9) must be integers from 0 to 1, as there are 2 tasks"),
-        ({"joins": ("a", "b", "c")}, "dkt.joins=('a', 'b', 'c') must be integers from 0 to 1"),
+        ({"joins": ("a", "b", "c")}, "dkt.joins=('a', 'b', 'c') must be integers"),
         ({"joins": (None, 0, 0)}, "dkt.joins=(None, 0, 0) must be "),
         ({"joins": (0.5, 1, 0)}, "dkt.joins=(0.5, 1, 0) must be integers"),
         ({"joins": (True, 1, 0)}, "dkt.joins=(True, 1, 0) must be integers"),
         ({"joins": (1, 1, 1)}, "no learner is there in task 0, so nothing is learned in it"),
-        ({"leaves": (0, 0, 0)}, "dkt.leaves=(0, 0, 0) must be integers from 1 to 2"),
+        ({"leaves": (0, 0, 0)}, "dkt.leaves=(0, 0, 0) must be at least 1"),
         ({"leaves": (1, 1, 1)}, "no learner is there in task 1"),
-        ({"leaves": (1, 2, "b")}, "dkt.leaves=(1, 2, 'b') must be integers from 1 to 2"),
+        ({"leaves": (1, 2, "b")}, "dkt.leaves=(1, 2, 'b') must be integers"),
         ({"joins": (0, 1, 0), "leaves": (2, 1, 2)}, "learner 1 leaves before it has learned a task"),
-        ({"cutmix": 2.0}, "dkt.cutmix=2.0 must lie between 0 and 1"),
-        ({"gossip_share": 1.5}, "dkt.gossip_share=1.5 must lie between 0 and 1"),
-        ({"teachers": (1, 2)}, "dkt.teachers=(1, 2) must be working directories of finished runs"),
+        ({"cutmix_ramp": "steep"}, "dkt.cutmix_ramp='steep': use 'linear' or 'as_coded'"),
+        ({"cutmix": 2.0}, "dkt.cutmix=2.0 must lie in [0, 1]"),
+        ({"gossip_share": 1.5}, "dkt.gossip_share=1.5 must lie in [0, 1]"),
+        ({"teacher_runs": (1, 2)}, "dkt.teacher_runs=(1, 2) must be text that is not empty"),
         ({"random_peers": 3}, "each of 3 learners has 2 others"),
-        ({"participation": 1.5}, "between 0 and 1"),
+        ({"participation": 1.5}, "dkt.participation=1.5 must lie in [0, 1]"),
         ({"public_batch": 2000}, "more than the 1000 public images"),
         ({"st_loss": "mes"}, "did you mean 'mse'"),
     ],
@@ -292,6 +327,11 @@ def test_invalid_options_are_refused_in_one_line(changes, message):
     with pytest.raises(UserError) as error:
         build(**changes)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rotated_orders_need_tasks_of_one_size():
+    with pytest.raises(UserError, match="dkt.stream_order='rotated' needs tasks of one size: choose 'independent'"):
+        topology.class_orders("rotated", 2, (2, 1), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +344,9 @@ def test_invalid_options_are_refused_in_one_line(changes, message):
         ((0, 0.5), (1, 0)),
         ((0, -1), (1, 0)),
         ((0, 1), (1,)),
+        "((0, 1), (1, 0)",
+        "(0, 1)",
+        "(one, two)",
     ],
 )
 def test_invalid_mixing_matrices_are_refused(rows):

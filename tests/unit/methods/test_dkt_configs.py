@@ -99,7 +99,9 @@ def test_the_eeil_config_is_the_best_of_the_authors_grid(reference):
     rates = [[float(p.updates[0].optimizer.learning_rate(jnp.float32(e))) for e in (0, 29)] for p in (first, tuned)]
     np.testing.assert_allclose(rates, [[0.1, 0.1], [0.01, 0.0001]], rtol=1e-5)
     assert (tuned.since, tuned.replay.per_class) == ((3, 30) if reference else (1, 0))
-    assert (config.eeil.soften, config.eeil.active) == (("batch", "last") if reference else ("classes", "all_seen"))
+    assert (config.eeil.softmax_over, config.eeil.active) == (
+        ("batch", "last") if reference else ("classes", "all_seen")
+    )
     assert (config.network.width, config.network.depths, config.eeil.temperature) == (16, (5, 5, 5), 3.0)
 
 

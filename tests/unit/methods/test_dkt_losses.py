@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import dkt_losses, dkt_metrics
+from cdl_jax.options import check, defaults
 from cdl_jax.run import early_stopping
 
 RNG = np.random.default_rng(5)
@@ -86,7 +87,7 @@ def test_cross_entropy_spans_all_classes():
     ],
 )
 def test_the_distillation_weight_follows_its_schedule_over_tasks(changes, expected):
-    options = ConfigDict({**dkt_losses.OPTIONS, **changes})
+    options = ConfigDict(defaults(dkt_losses.OPTIONS, **changes))
     weight = jax.jit(partial(dkt_losses.kd_weight, options))
     weights = [weight(jnp.int32(task)) for task in range(5)]
     np.testing.assert_allclose(weights, expected, atol=1e-6)
@@ -107,7 +108,7 @@ def in_double_precision(start, step, tasks):
     ("start", "step"), [(0.3, -0.1), (0.8, -0.1), (0.6, -0.2), (0.5, -0.25), (0.9, -0.3), (7, -0.7)]
 )
 def test_the_distillation_weight_is_computed_in_double_precision(start, step):
-    options = ConfigDict({**dkt_losses.OPTIONS, "kd_every": 1, "kd_rel": start, "kd_step": step})
+    options = ConfigDict(defaults(dkt_losses.OPTIONS, kd_every=1, kd_rel=start, kd_step=step))
     weights = jax.jit(jax.vmap(partial(dkt_losses.kd_weight, options, num_tasks=12)))(jnp.arange(12))
     np.testing.assert_array_equal(weights, in_double_precision(start, step, 12).astype(np.float32))
     if (start, step) == (0.3, -0.1):  # 0.3 - 3 x 0.1 is -2.8e-17
@@ -200,5 +201,5 @@ def test_early_stopping_without_improvement(accuracies, patience, margin, expect
 )
 def test_options_out_of_range_are_refused_by_name(changes, message):
     with pytest.raises(UserError, match=message):
-        dkt_losses.check("dkt", ConfigDict({**dkt_losses.OPTIONS, **changes}))
-    dkt_losses.check("dkt", ConfigDict(dkt_losses.OPTIONS))
+        check(dkt_losses.OPTIONS, changes, "dkt")
+    check(dkt_losses.OPTIONS, defaults(dkt_losses.OPTIONS), "dkt")

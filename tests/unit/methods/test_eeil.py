@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdl_jax import config as configs
+from cdl_jax import options
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.losses import cross_entropy
@@ -37,6 +38,7 @@ def build(info=INFO, network=TINY, **changes):
     config.network = ConfigDict(network)
     config.eeil.update({"replay": 21, **changes})
     config.train.update(epochs=3, batch_size=6)
+    options.check(eeil.OPTIONS, config.eeil, "eeil")
     return eeil.build(config, info)
 
 
@@ -96,7 +98,7 @@ def test_loss_distills_the_previous_network(variables, data, both_logits, kind, 
     info, step_context, num_seen = INFO, context(3, 5, task=2), 5
     if active == "last":  # a softmax over the one class of INFO's second task has no gradient, and is refused
         info, step_context, num_seen = StreamInfo(6, (2, 2, 2)), context(4, 6, task=2), 6
-    method = build(info, alpha=1.5, soften=kind, active=active)
+    method = build(info, alpha=1.5, softmax_over=kind, active=active)
     loss = method.finetune_loss if tuning else method.loss
     total, outcome = quick(lambda v, b: loss(v, b, step_context))(variables, data)
     distillation = expected_distillation(both_logits, columns, kind)
@@ -136,7 +138,7 @@ def test_noise_changes_gradients_and_not_the_loss_and_decays_over_the_run(data):
 
     (loss, plain), size = gradients(noise=0.0), 0.3 / 41**0.55
     for kind, deviation in (("deviation", size), ("variance", size**0.5)):
-        noisy_loss, noisy = gradients(noise=0.3, noise_is=kind)
+        noisy_loss, noisy = gradients(noise=0.3, noise_unit=kind)
         assert loss == pytest.approx(noisy_loss, rel=1e-6)
         assert (noisy - plain).std() == pytest.approx(deviation, rel=0.1)
 
@@ -150,7 +152,7 @@ def test_last_phase_has_equally_many_images_of_each_class():
     assert tuned.replay == Replay(21, 0, "herding", per_class=0)
     rate = tuned.updates[0].optimizer.learning_rate
     assert [float(rate(jnp.float32(e))) for e in (0, 9, 10, 29)] == pytest.approx([0.01, 0.01, 0.001, 0.0001])
-    as_authors = build(finetune_from=3, finetune_share="all").phases[-1]
+    as_authors = build(finetune_start_task=3, finetune_share="all").phases[-1]
     assert [as_authors.epochs_of(task) for task in range(5)] == [0, 0, 0, 30, 30]
     assert as_authors.replay.per_class == 21 // 6
     assert len(build(finetune_epochs=0).phases) == 2
@@ -179,17 +181,17 @@ def test_teacher_outputs_have_the_smallest_logit_for_unseen_classes(variables, d
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"soften": "batches"}, "did you mean 'batch'"),
-        ({"active": "lst"}, "did you mean 'last'"),
+        ({"softmax_over": "batches"}, "eeil.softmax_over='batches': use 'classes' or 'batch'"),
+        ({"active": "lst"}, "eeil.active='lst': use 'all_seen' or 'last'"),
         ({"classes": "current"}, "eeil.classes='current'"),
-        ({"noise_is": "devation"}, "did you mean 'deviation'"),
+        ({"noise_unit": "devation"}, "eeil.noise_unit='devation': use 'deviation' or 'variance'"),
         ({"temperature": 0.0}, "eeil.temperature=0.0"),
         ({"alpha": -1.0}, "eeil.alpha=-1.0 must not be negative"),
         ({"label_smoothing": 2.0}, "eeil.label_smoothing=2.0 must lie in [0, 1)"),
         ({"noise": -1.0}, "eeil.noise=-1.0 must not be negative"),
         ({"replay": 5}, "eeil.replay=5: at least one image of each of the 6 classes"),
-        ({"finetune_from": 0}, "eeil.finetune_from=0: at least 1"),
-        ({"finetune_rate": 0.0}, "learning_rate=0.0 must be above 0"),
+        ({"finetune_start_task": 0}, "eeil.finetune_start_task=0 must be at least 1: the first task has no memory"),
+        ({"finetune_learning_rate": 0.0}, "eeil.finetune_learning_rate=0.0 must be above 0"),
     ],
 )
 def test_invalid_options_give_a_message_of_one_line(changes, message):

@@ -13,6 +13,7 @@ from cdl_jax.models import weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.modules.heads import is_head
 from cdl_jax.models.weights import pretrained
+from cdl_jax.options import check
 from tests.support.contexts import context
 
 
@@ -142,8 +143,8 @@ def test_every_family_has_a_head(network, heads):
 
 def test_every_family_is_in_the_list_above():
     (cases,) = [mark.args[1] for mark in test_every_family_has_a_head.pytestmark]
-    assert {families.network_options(name)["family"] for name, _ in cases} == {
-        family.OPTIONS["family"] for family in families.FAMILIES
+    assert {families.network_options(name)["family"].default for name, _ in cases} == {
+        family.OPTIONS["family"].default for family in families.FAMILIES
     }
 
 
@@ -154,7 +155,7 @@ def test_head_is_identified_by_its_path():
 
 def test_unknown_parts_and_networks_without_a_head_are_refused():
     with pytest.raises(UserError, match="supervised.trained='tail': use 'network' or 'head'"):
-        residual("tail")
+        check(supervised.OPTIONS, {"trained": "tail"}, "supervised")
     config = base.default("supervised", data="glyph_mini", network="mini_student")
     config.network.update(family="tests.support.tiny_network", dim=4)
     config.supervised.trained = "head"

@@ -23,6 +23,7 @@ def build(info=INFO, **changes):
     config.network.update(width=2, depths=(1, 1), image_size=8)
     config.lwf.update(changes)
     config.train.update(epochs=3, batch_size=6)
+    configs.check(config)
     return lwf.build(config, info)
 
 
@@ -93,8 +94,8 @@ def test_teacher_outputs_use_running_or_batch_statistics(variables, data):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lwf_active": "lst"}, "did you mean 'last'"),
-        ({"previous_bn": "btch"}, "did you mean 'batch'"),
+        ({"lwf_active": "lst"}, "lwf.lwf_active='lst': use 'all_seen' or 'last'"),
+        ({"previous_bn": "btch"}, "lwf.previous_bn='btch': use 'running' or 'batch'"),
         ({"temperature": 0.0}, "lwf.temperature=0.0"),
         ({"alpha": -1.0}, "alpha=-1.0"),
         ({"label_smoothing": 1.0}, "lwf.label_smoothing=1.0 must lie in [0, 1)"),

@@ -66,7 +66,7 @@ def features(method, frozen, images):
 @pytest.mark.parametrize("limit", [4096, 0], ids=["resident", "streamed"])
 def test_means_are_of_all_images_and_the_nearest_mean_is_predicted(distance, limit):
     data = stream()
-    experiment = build_experiment(data, **{"nearest_mean.distance": distance, "resident_limit_mb": limit})
+    experiment = build_experiment(data, **{"nearest_mean.distance": distance, "device_data_limit_mb": limit})
     steps = CompiledSteps(experiment)
     mutable, frozen = experiment.initial_variables()
     assert set(mutable["network"]) == {"means"} and set(frozen["network"]) == {"backbone"}

@@ -14,6 +14,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods import cl_ilr, dml, kd, okddip, one
 from cdl_jax.methods.shared import peer_losses
 from cdl_jax.models.peers.networks import PeerOutputs, divide_gradient
+from cdl_jax.options import check
 
 RNG = np.random.default_rng(7)
 Z = [RNG.normal(0, 2, (5, 6)).astype(np.float32) for _ in range(4)]
@@ -152,4 +153,4 @@ def test_divide_gradient_keeps_the_value():
 def test_values_out_of_range_are_refused(change):
     name, value = next(iter(change.items()))
     with pytest.raises(UserError, match=f"dml.{name}={value!r}"):
-        peer_losses.check("dml", options(**change))
+        check({**peer_losses.OPTIONS, **peer_losses.RAMP_OPTIONS}, change, "dml")

@@ -42,6 +42,7 @@ def build(method, *, network="", teacher="", changes=(), **choices):
             convolutional = SMALL if config[name].family != "densenet" else DENSE
             config[name].update(convolutional if (teacher if name == "teacher" else network) else TINY)
     config[method].update(dict(changes))
+    configs.check(config)
     if "num_branches" in config[method] and "num_branches" not in dict(changes):
         config[method].num_branches = 3 if method == "okddip" else 2
     config.optim.update(name="sgd", nesterov=True, learning_rate=0.1, schedule="constant")
@@ -191,10 +192,11 @@ def test_reference_sets_the_options_of_the_network():
         ("okddip", {"num_branches": 1}, "okddip.num_branches=1"),
         ("dml", {"num_branches": 0}, "dml.num_branches=0"),
         ("okddip", {"base": "both"}, "okddip.base='both'"),
-        ("okddip", {"aggregate": "prob"}, "did you mean 'probs'"),
+        ("okddip", {"aggregate": "prob"}, "okddip.aggregate='prob': use 'logits' or 'probs'"),
         ("okddip", {"select_by": "teacher"}, "okddip.select_by='teacher'"),
         ("dml", {"select_by": "leader"}, "dml.select_by='leader'"),
         ("okddip", {"densenet_shared_block": "reference"}, "is about DenseNet"),
+        ("one", {"densenet_shared_block": "shared"}, "one.densenet_shared_block='shared': use 'own' or 'reference'"),
         ("one", {"vgg_double_pass": True}, "is about VGG"),
         ("cl_ilr", {"diversity_divisor": "three"}, "cl_ilr.diversity_divisor='three'"),
         ("kd", {"teacher_checkpoint": "best"}, "kd.teacher_checkpoint='best'"),

@@ -21,6 +21,7 @@ def build(**changes):
     config.network.update(width=2, depths=(1, 1), image_size=8)
     config.supervised.update(changes)
     config.train.update(epochs=3, batch_size=6)
+    configs.check(config)
     return supervised.build(config, INFO)
 
 
@@ -50,11 +51,23 @@ def test_cross_entropy_spans_the_classes_of_the_option(classes, columns):
     assert early.tolist() == [True, True, *[classes == "all"] * 2]
 
 
+def test_label_smoothing_moves_a_share_of_the_label_to_the_classes_of_the_softmax():
+    method, rng = build(classes="current", label_smoothing=0.2), np.random.default_rng(0)
+    variables = method.init(jax.random.key(0))
+    images, labels = jnp.asarray(rng.normal(size=(5, 8, 8, 3)), jnp.float32), np.array([2, 3, 2, 2, 3])
+    ((logits, _), _) = apply(method.backbone, variables["network"], images, True, jax.random.key(1))
+    current = np.asarray(logits, np.float64)[:, 2:]
+    log_p = current - np.log(np.exp(current).sum(axis=1, keepdims=True))
+    target = 0.8 * np.eye(2)[labels - 2] + 0.2 / 2
+    loss, _ = method.loss(variables, {"images": images, "labels": jnp.asarray(labels)}, context(2, 4, task=1))
+    assert float(loss) == pytest.approx(-(target * log_p).sum(axis=1).mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"replay": 5}, "supervised.classes='current' excludes the classes of replayed images"),
-        ({"classes": "sene"}, "did you mean 'seen'"),
+        ({"classes": "sene"}, "supervised.classes='sene': use 'current', 'seen' or 'all'"),
         ({"label_smoothing": 1.0}, "supervised.label_smoothing=1.0 must lie in [0, 1)"),
         ({"replay": -1}, "supervised.replay=-1 must not be negative"),
         ({"replay_balance": "task"}, "supervised.replay_balance='task'"),

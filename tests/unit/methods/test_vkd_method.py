@@ -30,6 +30,7 @@ def build(teacher="resnet20", **changes):
     config.teacher.update(TEACHERS[teacher])
     config.teacher.weights = "random"
     config.update_from_flattened_dict(changes)
+    configs.check(config)
     return vkd.build(config, StreamInfo(4, (2, 2)))
 
 

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from cdl_jax.models.prompts import coda
+from cdl_jax.models.learners import coda
+from cdl_jax.options import defaults
 from tests.support.contexts import context
 
-OPTIONS = SimpleNamespace(**{**coda.OPTIONS, "pool": 6, "length": 2, "layers": 1})
+OPTIONS = SimpleNamespace(**defaults(coda.OPTIONS, pool=6, length=2, layers=1))
 RNG = np.random.default_rng(2)
 
 

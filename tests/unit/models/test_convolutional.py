@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import densenet, resnet, vgg
@@ -12,12 +11,13 @@ from cdl_jax.models.modules import families
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import conv
 from cdl_jax.plugins import load_plugin
+from tests.support.sections import checked
 
 RNG = np.random.default_rng(3)
 
 
 def build(name, classes=10, **changes):
-    section = ConfigDict({**families.network_options(name), **changes})
+    section = checked("network", families.network_options(name), **changes)
     return load_plugin("models", section.family).build(section, classes), section
 
 

@@ -17,6 +17,8 @@ from cdl_jax import plugins
 from cdl_jax.errors import UserError
 from cdl_jax.models import deit, regnet, weights
 from cdl_jax.models.modules import families
+from cdl_jax.options import defaults
+from tests.support.sections import checked
 
 COUNTS = {  # of 1000 classes
     "deit_ti_conv": 6_633_104,
@@ -35,7 +37,7 @@ COUNTS = {  # of 1000 classes
 
 
 def shapes_of(name, num_classes=1000, **changes):
-    section = ConfigDict({**families.network_options(name), **changes})
+    section = checked("network", families.network_options(name), **changes)
     module = plugins.load_plugin("models", section.family).build(section, num_classes)
     images = jnp.zeros((2, section.image_size, section.image_size, 3))
     return module, jax.eval_shape(module.init, jax.random.key(0), images), images
@@ -48,7 +50,7 @@ def test_named_networks_have_the_published_number_of_parameters(name):
 
 
 def test_stages_follow_the_rule_of_the_paper():
-    big = ConfigDict(families.network_options("regnety_160"))
+    big = ConfigDict(defaults(families.network_options("regnety_160")))
     assert regnet.compute_stages(big) == [(224, 2), (448, 4), (1232, 11), (3024, 1)]
 
 
@@ -62,7 +64,10 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_weights_of_a_state_dict_load_unchanged(name, tmp_path):
     _, shapes, _ = shapes_of(name, 5, **SMALL[name])
-    rng, family = np.random.default_rng(0), plugins.load_plugin("models", families.network_options(name)["family"])
+    rng, family = (
+        np.random.default_rng(0),
+        plugins.load_plugin("models", families.network_options(name)["family"].default),
+    )
     values = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape)), shapes)
     ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state = {"stem.bn.num_batches_tracked": np.int64(3)}
@@ -152,10 +157,10 @@ def test_distilled_logits_are_the_mean_of_both_heads():
         ("deit_ti", {"heads": 5}, "cannot be split over heads=5"),
         ("deit_ti", {"image_size": 100}, "must be a multiple of patch_size=16"),
         ("deit_ti", {"distillation": "x"}, "use 'mean', 'learned' or 'none'"),
-        ("deit_ti", {"drop_path": 1.0}, r"DeiT drop_path=1.0 must lie in \[0, 1\)"),
+        ("deit_ti", {"drop_path": 1.0}, r"network.drop_path=1.0 must lie in \[0, 1\)"),
         ("deit_ti", {"mlp_ratio": 0.0}, "DeiT mlp_ratio=0.0 gives the MLP a hidden width of 0"),
-        ("regnety_160", {"wm": 1.0}, "wm above 1"),
-        ("regnety_160", {"dtype": "float16"}, "RegNet dtype='float16'"),
+        ("regnety_160", {"wm": 1.0}, "network.wm=1.0 must be above 1"),
+        ("regnety_160", {"dtype": "float16"}, "network.dtype='float16': use 'float32' or 'bfloat16'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(name, changes, message):

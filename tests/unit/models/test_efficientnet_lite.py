@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import efficientnet_lite, weights
 from cdl_jax.models.modules import families
+from tests.support.sections import checked
 
 CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def shapes_of(name="efficientnet_lite0", num_classes=1000, **changes):
-    section = ConfigDict({**families.network_options(name), **changes})
+    section = checked("network", families.network_options(name), **changes)
     module = efficientnet_lite.build(section, num_classes)
     images = jnp.zeros((2, section.image_size, section.image_size, 3))
     return module, jax.eval_shape(module.init, jax.random.key(0), images), images
@@ -119,8 +119,10 @@ def test_weights_under_torchs_names_load_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 0.0}, "width=0.0 must be above 0, depth=1.0 at least 1"),
-        ({"dropout": 1.0}, "dropout and drop_path must lie within"),
+        ({"width": 0.0}, "network.width=0.0 must be above 0"),
+        ({"depth": 0.5}, "network.depth=0.5 must be at least 1"),
+        ({"dropout": 1.0}, r"network.dropout=1.0 must lie in \[0, 1\)"),
+        ({"drop_path": 1.0}, r"network.drop_path=1.0 must lie in \[0, 1\)"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes, message):

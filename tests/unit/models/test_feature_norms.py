@@ -61,8 +61,3 @@ def test_the_derivative_of_an_inverse_root_equals_finite_differences_at_repeated
         value, tangent = jax.jvp(feature_norms.inverse_root, inputs[:1], inputs[1:])
         assert np.abs(value - root(0)).max() < 1e-5
         assert np.abs(tangent - expected).max() < 1e-4
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(UserError, match="did you mean 'layer'"):
-        feature_norms.check("layr", "distill.teacher_norm")

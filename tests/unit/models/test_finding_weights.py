@@ -11,6 +11,7 @@ from cdl_jax.methods.shared import finished_run
 from cdl_jax.models import vit, weights
 from cdl_jax.models.modules import families
 from cdl_jax.models.weights.pretrained import save_timm, to_timm
+from cdl_jax.options import defaults
 from cdl_jax.runtime import paths
 from tests.support.vit_weights import assert_same, param_shapes, random_params
 from tests.unit.models.test_state_dicts import checkpoint_zip
@@ -160,7 +161,7 @@ def test_weights_key_selects_a_network_of_a_checkpoint(tmp_path):
     state |= {f"model_ema.{name}": array for name, array in to_timm(other).items()}
     file = str(tmp_path / "w.safetensors")
     save_file(state, file)
-    section = ml_collections.ConfigDict({**vit.OPTIONS, "weights": file, "weights_key": "model_ema"})
+    section = ml_collections.ConfigDict(defaults(vit.OPTIONS, weights=file, weights_key="model_ema"))
     assert_same(weights.load(weights.from_section(section), param_shapes(), KEY), other)
     section.weights_key = "model"
     assert_same(weights.load(weights.from_section(section), param_shapes(), KEY), one)
@@ -174,12 +175,14 @@ def test_weights_key_selects_a_network_of_a_checkpoint(tmp_path):
 
 def test_every_network_has_the_option_weights_key():
     assert all(
-        families.network_options(name)["weights_key"] == "" for family in families.FAMILIES for name in family.SIZES
+        families.network_options(name)["weights_key"].default == ""
+        for family in families.FAMILIES
+        for name in family.SIZES
     )
 
 
 def test_every_named_network_builds():
     for family in families.FAMILIES:
         for name in family.SIZES:
-            section = ml_collections.ConfigDict(families.network_options(name))
+            section = ml_collections.ConfigDict(defaults(families.network_options(name)))
             family.build(section) if family is vit else family.build(section, 10)

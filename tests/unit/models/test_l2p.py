@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import l2p
+from cdl_jax.models.learners import l2p
 from tests.support.contexts import context
+from tests.support.sections import checked
 
 POOL, LENGTH, TOP, DIM, KEY = 6, 4, 2, 5, 3
 RNG = np.random.default_rng(4)
@@ -19,7 +19,7 @@ PARAMS = {
 
 
 def pool(depth=12, **changes):
-    options = ConfigDict({**l2p.OPTIONS, "pool": POOL, "length": LENGTH, "top_k": TOP, **changes})
+    options = checked("learner", l2p.OPTIONS, **{"pool": POOL, "length": LENGTH, "top_k": TOP, **changes})
     return l2p.build(options, dim=DIM, key_dim=KEY, depth=depth, num_tasks=5)
 
 
@@ -68,7 +68,7 @@ def test_the_mean_key_loss_uses_the_keys_that_each_image_selects():
     for image, rows in enumerate(CHOSEN):
         for row in rows:
             expected += (1 - cosine(QUERY[image], PARAMS["keys_0"][row])) / len(QUERY)
-    assert float(call(pull="mean").loss) == pytest.approx(expected, rel=1e-5)
+    assert float(call(key_loss="mean").loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_legacy_key_loss_sums_over_all_pairs_of_images():
@@ -77,7 +77,7 @@ def test_the_legacy_key_loss_sums_over_all_pairs_of_images():
         for rows in CHOSEN:
             for row in rows:
                 expected += 1 - cosine(QUERY[image], PARAMS["keys_0"][row])
-    assert float(call(pull="legacy_sum").loss) == pytest.approx(expected, rel=1e-5)
+    assert float(call(key_loss="legacy_sum").loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_there_is_no_loss_outside_training():
@@ -86,10 +86,10 @@ def test_there_is_no_loss_outside_training():
     np.testing.assert_array_equal(selection.prompts[0].prefix[0], call().prompts[0].prefix[0])
 
 
-@pytest.mark.parametrize("pull", ["mean", "legacy_sum"])
-def test_gradients_reach_only_the_selected_rows(pull):
+@pytest.mark.parametrize("key_loss", ["mean", "legacy_sum"])
+def test_gradients_reach_only_the_selected_rows(key_loss):
     def total(params):
-        selection = call(params, pull=pull)
+        selection = call(params, key_loss=key_loss)
         return selection.loss, sum((p**2).sum() for p in selection.prompts[0].prefix)
 
     selected = sorted({row for rows in CHOSEN for row in rows})
@@ -137,10 +137,10 @@ def test_nothing_changes_between_tasks():
     ("changes", "message"),
     [
         ({"length": 5}, "learner.length=5 must be even"),
-        ({"length": 0}, "learner.length=0 must be even"),
+        ({"length": 0}, "learner.length=0 must be at least 1"),
         ({"top_k": 7}, "learner.top_k=7 of a pool of 6 prompts"),
-        ({"top_k": 0}, "learner.top_k=0 of a pool of 6 prompts"),
-        ({"pull": "sum"}, "learner.pull='sum': use 'mean' or 'similarity' or 'legacy_sum'"),
+        ({"top_k": 0}, "learner.top_k=0 must be at least 1"),
+        ({"key_loss": "sum"}, "learner.key_loss='sum': use 'mean', 'similarity' or 'legacy_sum'"),
         ({"deep": True, "depth": 4}, "learner.deep prompts blocks 0 to 4, the backbone has 4"),
     ],
 )

@@ -7,9 +7,11 @@ from ml_collections import ConfigDict
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.models.prompts import dualprompt, l2p
-from cdl_jax.models.prompts.base import batchwise_top_k
+from cdl_jax.models.learners import dualprompt, l2p
+from cdl_jax.models.learners.base import batchwise_top_k
+from cdl_jax.options import defaults
 from tests.support.contexts import context
+from tests.support.sections import checked
 
 POOL, LENGTH, TOP, DIM, KEY, BATCH = 6, 3, 2, 5, 4, 7
 QUERY = np.random.default_rng(11).normal(size=(BATCH, KEY)).astype(np.float32)
@@ -18,7 +20,7 @@ MODULES = {"l2p": l2p, "dualprompt": dualprompt}
 
 def pool(learner, depth=12, num_tasks=POOL, **changes):
     sizes = {"l2p": {"pool": POOL, "length": LENGTH, "top_k": TOP}, "dualprompt": {"length": 2, "general_length": 2}}
-    options = ConfigDict({**MODULES[learner].OPTIONS, **sizes[learner], **changes})
+    options = checked("learner", MODULES[learner].OPTIONS, **{**sizes[learner], **changes})
     return MODULES[learner].build(options, dim=DIM, key_dim=KEY, depth=depth, num_tasks=num_tasks)
 
 
@@ -53,7 +55,7 @@ def test_batchwise_top_k_prefers_the_lower_row_among_equally_popular_ones():
 
 
 def test_a_batch_gets_the_prompts_that_most_of_its_images_select():
-    prompt_pool = pool("l2p", form="tokens", batchwise=True, pull="similarity")
+    prompt_pool = pool("l2p", prompt_form="tokens", batchwise=True, key_loss="similarity")
     params = random_params(prompt_pool)
     similarity = cosines(params["keys_0"])
     selections = np.argsort(-similarity, axis=1)[:, :TOP]
@@ -74,8 +76,8 @@ def test_a_batch_gets_the_prompts_that_most_of_its_images_select():
 
 def test_the_similarity_key_loss_is_the_mean_key_loss_minus_a_constant():
     params = random_params(pool("l2p", length=2))
-    pulls = {pull: pool("l2p", length=2, pull=pull) for pull in ("mean", "similarity")}
-    losses = {pull: call(prompt_pool, params).loss for pull, prompt_pool in pulls.items()}
+    pulls = {key_loss: pool("l2p", length=2, key_loss=key_loss) for key_loss in ("mean", "similarity")}
+    losses = {key_loss: call(prompt_pool, params).loss for key_loss, prompt_pool in pulls.items()}
     assert float(losses["mean"] - losses["similarity"]) == pytest.approx(TOP, rel=1e-5)
     gradients = [jax.grad(lambda p, pool=pool: call(pool, p).loss)(params)["keys_0"] for pool in pulls.values()]
     np.testing.assert_allclose(*gradients, atol=1e-6)
@@ -97,7 +99,7 @@ def test_layers_with_shared_keys_share_the_selection_and_one_key_loss():
 
 @pytest.mark.parametrize("learner", MODULES)
 def test_full_length_prefixes_have_length_keys_and_length_values(learner):
-    prompt_pool = pool(learner, length=LENGTH, full_length=True)
+    prompt_pool = pool(learner, length=LENGTH, full_length_kv=True)
     params = random_params(prompt_pool)
     layer = 0 if learner == "l2p" else 2
     keys, values = call(prompt_pool, params, train=False).prompts[layer].prefix
@@ -109,7 +111,7 @@ def test_full_length_prefixes_have_length_keys_and_length_values(learner):
 
 
 def test_dualprompt_trains_the_row_of_the_task_and_tests_a_batch_with_the_most_selected_row():
-    prompt_pool = pool("dualprompt", batchwise=True, shared_keys=True, pull="similarity")
+    prompt_pool = pool("dualprompt", batchwise=True, shared_keys=True, key_loss="similarity")
     params = random_params(prompt_pool)
     assert [name for name in sorted(params) if "keys" in name] == ["keys_2"]
     similarity = cosines(params["keys_2"])
@@ -126,7 +128,7 @@ def test_dualprompt_trains_the_row_of_the_task_and_tests_a_batch_with_the_most_s
 
 
 def test_a_task_of_dualprompt_inherits_the_prompts_but_not_the_keys_of_the_task_before():
-    inheriting, plain = pool("dualprompt", inherit=True), pool("dualprompt")
+    inheriting, plain = pool("dualprompt", init_from_previous_task=True), pool("dualprompt")
     variables = {"params": random_params(inheriting)}
     start = jax.jit(inheriting.start_task)
     first, third = (start(variables, context(task=task), jax.random.key(0))["params"] for task in (0, 2))
@@ -141,33 +143,37 @@ def test_a_task_of_dualprompt_inherits_the_prompts_but_not_the_keys_of_the_task_
 
 @pytest.mark.parametrize("learner", MODULES)
 def test_official_values_are_options_that_build_and_start_near_zero(learner):
-    module = plugins.load_plugin("models.prompts", learner)
+    module = plugins.load_plugin("models.learners", learner)
     assert set(module.OFFICIAL) <= set(module.OPTIONS)
     assert {key: type(value) for key, value in module.OFFICIAL.items()} == {
-        key: type(module.OPTIONS[key]) for key in module.OFFICIAL
+        key: type(module.OPTIONS[key].default) for key in module.OFFICIAL
     }
-    options = ConfigDict({**module.OPTIONS, **module.OFFICIAL})
+    options = ConfigDict(defaults(module.OPTIONS, **module.OFFICIAL))
     prompt_pool = module.build(options, dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
     params = jax.jit(lambda key: prompt_pool.init(key, QUERY, context(), False)["params"])(jax.random.key(0))
     values = np.concatenate([np.asarray(leaf).ravel() for leaf in params.values()])
     assert 0 <= values.min() < 1e-3 and 9e-3 < values.max() < 0.01
     head = prompt_pool.head(9).init(jax.random.key(0), np.zeros((1, DIM)))["params"]["linear"]
     assert head["kernel"].shape == (DIM, 9) and not np.any(head["kernel"]) and not np.any(head["bias"])
-    default = module.build(ConfigDict(module.OPTIONS), dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
+    default = module.build(ConfigDict(defaults(module.OPTIONS)), dim=DIM, key_dim=KEY, depth=12, num_tasks=10)
     assert np.all(default.head(9).init(jax.random.key(0), QUERY)["params"]["linear"]["bias"])
 
 
 @pytest.mark.parametrize(
     ("learner", "changes", "message"),
     [
-        ("l2p", {"form": "token"}, "learner.form='token': use 'prefix' or 'tokens'"),
+        ("l2p", {"prompt_form": "token"}, "learner.prompt_form='token': use 'prefix' or 'tokens'"),
         ("l2p", {"head_init": "one"}, "learner.head_init='one': use 'torch' or 'zeros'"),
-        ("l2p", {"form": "tokens", "deep": True}, "learner.deep has no meaning with learner.form='tokens'"),
-        ("l2p", {"form": "tokens", "full_length": True}, "learner.full_length has no meaning with"),
-        ("l2p", {"form": "tokens", "length": 0}, "learner.length=0 must be at least 1"),
+        (
+            "l2p",
+            {"prompt_form": "tokens", "deep": True},
+            "learner.deep has no meaning with learner.prompt_form='tokens'",
+        ),
+        ("l2p", {"prompt_form": "tokens", "full_length_kv": True}, "learner.full_length_kv has no meaning with"),
+        ("l2p", {"prompt_form": "tokens", "length": 0}, "learner.length=0 must be at least 1"),
         ("l2p", {"length": 2, "init_scale": 0.0}, "learner.init_scale=0.0 must be above 0"),
-        ("dualprompt", {"pull": "x"}, "learner.pull='x': use 'mean' or 'similarity' or 'legacy_sum'"),
-        ("dualprompt", {"full_length": True, "general_length": 0}, "learner.general_length=0 must be at least 1"),
+        ("dualprompt", {"key_loss": "x"}, "learner.key_loss='x': use 'mean', 'similarity' or 'legacy_sum'"),
+        ("dualprompt", {"full_length_kv": True, "general_length": 0}, "learner.general_length=0 must be at least 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(learner, changes, message):

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import resnet, slim_resnet, weights
 from cdl_jax.models.modules import families, two_heads
 from cdl_jax.models.modules.conv import apply
+from tests.support.sections import checked
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
 
 
 def build(name, classes=10, **changes):
-    return slim_resnet.build(ConfigDict({**families.network_options(name), **changes}), classes)
+    return slim_resnet.build(checked("network", families.network_options(name), **changes), classes)
 
 
 def small_network():
@@ -123,7 +123,7 @@ def test_two_heads_have_the_authors_names():
         ({"shortcut": "none"}, "network.shortcut='none'"),
         ({"init": "zeros"}, "network.init='zeros'"),
         ({"depths": (2,)}, r"network.depths=\(2,\)"),
-        ({"width": 0}, "width=0"),
+        ({"width": 0}, "network.width=0 must be at least 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes, message):

@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from scipy.special import erf, softmax
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
 from cdl_jax.models.modules import families
-from cdl_jax.models.vit import Prompt, ViT
+from cdl_jax.models.vit import Adapter, Prompt, ViT
+from cdl_jax.options import defaults
+from tests.support.sections import checked
 
 DIM, HEADS, PATCH, SIZE, BATCH = 8, 2, 4, 8, 3
 RNG = np.random.default_rng(0)
@@ -209,7 +212,7 @@ def test_merged_prompts_of_the_first_set_come_before_those_of_the_second():
 
 
 def test_a_named_size_builds_and_wrong_options_are_refused():
-    options = ConfigDict({**families.network_options("vit_s16"), "dtype": "bfloat16"})
+    options = ConfigDict(defaults(families.network_options("vit_s16"), dtype="bfloat16"))
     built = vit.build(options, num_classes=7)
     assert (built.dim, built.depth, built.heads, built.patch_size, built.image_size) == (384, 12, 6, 16, 224)
     assert (built.num_classes, built.dtype) == (7, jnp.bfloat16)
@@ -223,4 +226,35 @@ def test_a_named_size_builds_and_wrong_options_are_refused():
         ({"attention": "cudnn"}, "attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16'"),
     ]:
         with pytest.raises(UserError, match=message):
-            vit.build(ConfigDict({**families.network_options("vit_s16"), **changes}))
+            vit.build(checked("network", families.network_options("vit_s16"), **changes))
+
+
+def test_prompts_of_a_function_are_merged_behind_those_of_another_set():
+    first = Prompt(prefix=(jnp.ones((2, 1, 8)), jnp.full((2, 1, 8), 2.0)))
+    later = Partial(lambda scale, token: Prompt(prefix=(scale * token[:, None], -token[:, None])), jnp.float32(3))
+    token = jnp.arange(16.0).reshape(2, 8)
+    merged = vit.merge_prompts({0: first}, {0: later, 1: later})
+    keys, values = merged[0](token).prefix
+    np.testing.assert_array_equal(keys, np.stack([np.ones((2, 8)), 3 * token], axis=1))
+    np.testing.assert_array_equal(values, np.stack([np.full((2, 8), 2), -token], axis=1))
+    np.testing.assert_array_equal(merged[1](token).prefix[0], 3 * token[:, None])
+
+
+def test_adapters_and_prompts_of_functions_are_recomputed_with_their_blocks():
+    def add(kernel, x, y):
+        return y + jnp.tanh(x) @ kernel
+
+    def loss(arrays, network, params):
+        adapters = {1: Adapter(attention=Partial(add, arrays["kernel"]), mlp=Partial(add, arrays["kernel"].T))}
+        prompt = Partial(lambda a, token: Prompt(prefix=(token[:, None] * a, token[:, None])), arrays["scale"])
+        return network.apply(params, images, {1: prompt}, adapters=adapters)[0].sum()
+
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    arrays = {"kernel": np.random.default_rng(1).normal(size=(8, 8)).astype(np.float32), "scale": np.float32(0.5)}
+    networks = [ViT(dim=8, depth=2, heads=2, patch_size=4, image_size=8, num_classes=3, remat=r) for r in (0, 1)]
+    params = networks[0].init(jax.random.key(0), images)
+    params["params"]["head"]["kernel"] = jnp.arange(24.0).reshape(8, 3)
+    stored, recomputed = (jax.jit(jax.value_and_grad(lambda a, n=n: loss(a, n, params)))(arrays) for n in networks)
+    for one, other in zip(jax.tree.leaves(stored), jax.tree.leaves(recomputed), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert np.abs(one).max() > 1e-4

@@ -17,7 +17,12 @@ def store(folder, learner, scheme, seed, status="finished", teachers=(), **last)
     """Stores a run whose networks have the final accuracies `last` and forgot 10 points of the first task."""
     run = folder / learner / scheme / f"seed_{seed}"
     run.mkdir(parents=True)
-    config = {"seed": seed, "learner": {"name": learner}, "distill": {"name": scheme}, "cdl": {"teachers": teachers}}
+    config = {
+        "seed": seed,
+        "learner": {"name": learner},
+        "distill": {"name": scheme},
+        "cdl": {"teacher_runs": teachers},
+    }
     rows = {name: [[value + 10], [value, value]] for name, value in last.items()}
     networks = {
         name: {"accuracy_matrix": each, "metrics": named_metrics(each, [1, 1]), "selection": {"layer_0": [[1]]}}

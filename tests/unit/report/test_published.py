@@ -101,7 +101,7 @@ def test_settings_shared_by_all_cells():
     for cell in TABLE.cells:
         config = flat_config(**cell.choices)
         assert config["data.name"] == cell.choices["data"] and config["data.num_tasks"] == 10
-        assert config["data.class_order"] == "natural" and config["cdl.query"] == "student"
+        assert config["data.class_order"] == "natural" and config["cdl.teacher_query"] == "student"
         assert (config["augment.train"], config["augment.flip"]) == ("random_resized_crop", True)
         assert (config["augment.scale"], config["augment.mean"], config["augment.std"]) == ([0.08, 1.0], [], [])
         assert [config[f"optim.{key}"] for key in ("name", "learning_rate", "schedule", "betas", "eps")] == [
@@ -120,9 +120,9 @@ def test_settings_shared_by_all_cells():
 @pytest.mark.parametrize(
     ("choices", "section", "expected"),
     [
-        ({"learner": "l2p"}, "learner", {"pool": 30, "length": 20, "top_k": 5, "deep": False, "pull": "mean"}),
-        ({"learner": "l2p", "version": "v2"}, "learner", {"pull": "legacy_sum"}),
-        ({"learner": "dualprompt", "version": "v1"}, "learner", {"pull": "legacy_sum"}),
+        ({"learner": "l2p"}, "learner", {"pool": 30, "length": 20, "top_k": 5, "deep": False, "key_loss": "mean"}),
+        ({"learner": "l2p", "version": "v2"}, "learner", {"key_loss": "legacy_sum"}),
+        ({"learner": "dualprompt", "version": "v1"}, "learner", {"key_loss": "legacy_sum"}),
         ({"learner": "dualprompt"}, "learner", {"length": 20, "general_length": 6, "general_layers": 2}),
         ({"learner": "coda"}, "learner", {"pool": 100, "length": 8, "ortho": 0.0, "layers": 5}),
         ({"learner": "apt"}, "learner", {"ema": 0.7, "teacher_prompts": "live"}),
@@ -136,8 +136,8 @@ def test_settings_shared_by_all_cells():
         ({"distill": "kd_token", "version": "v2"}, "distill", {"variant": "deit", "token_init": ""}),
         ({"distill": "prompt_mapping", "version": "v1"}, "distill", {"counter": "fixed", "mapping": "pool"}),
         ({"distill": "prompt_mapping", "version": "v1"}, "cdl", {"schedule": "interleaved"}),
-        ({"distill": "prompt_mapping", "version": "v1"}, "cdl", {"student_rate": "constant"}),
-        ({"distill": "none", "version": "v1"}, "cdl", {"schedule": "teacher_first", "student_rate": ""}),
+        ({"distill": "prompt_mapping", "version": "v1"}, "cdl", {"student_schedule": "constant"}),
+        ({"distill": "none", "version": "v1"}, "cdl", {"schedule": "teacher_first", "student_schedule": ""}),
         ({"student": "vit_ti16"}, "teacher", {"dim": 768, "depth": 12}),
         ({"student": "vit_b16"}, "teacher", {"dim": 1024, "depth": 24}),
         ({"student": "vit_s16", "teacher": "vit_l16"}, "train", {"batch_size": 32}),
@@ -172,7 +172,7 @@ def test_key_loss_summed_over_two_half_batches_is_half_of_the_full_sum():
 
     def pull(learner, images):
         options = cdl.build(version="v2", learner=learner).learner
-        pool = plugins.load_plugin("models.prompts", learner).build(options, dim=8, key_dim=8, depth=12, num_tasks=10)
+        pool = plugins.load_plugin("models.learners", learner).build(options, dim=8, key_dim=8, depth=12, num_tasks=10)
         variables = pool.init(jax.random.key(1), images[:1], context(), True)
         return float(pool.apply(variables, images, context(), True).loss)
 

@@ -72,7 +72,7 @@ def test_rows_of_the_ablation_differ_only_in_the_omitted_parts():
     }
     assert differing_settings(complete, flat_config(reference=True)) == {"distill.reference_exact": (False, True)}
     assert [complete[f"train.{key}"] for key in ("epochs", "batch_size", "last_batch")] == [300, 512, "drop"]
-    assert (complete["optim.learning_rate"], complete["optim.final_rate"], complete["optim.weight_decay"]) == (
+    assert (complete["optim.learning_rate"], complete["optim.end_learning_rate"], complete["optim.weight_decay"]) == (
         5e-4,
         5e-6,
         0.05,

@@ -72,14 +72,15 @@ def test_runs_with_and_without_reference_settings_are_separate_rows(tmp_path):
 
 def test_settings_without_effect_on_results_are_ignored(tmp_path):
     changes = {
-        "data.path": "elsewhere", "workers": 3, "devices": 2, "eval.batch_size": 8, "eval.forward_transfer": False,
-        "student.remat": True, "resident_limit_mb": 1, "seed": 77, "data.class_order_seed": 5,
+        "data.path": "elsewhere", "data.num_workers": 3, "devices": 2, "eval.batch_size": 8,
+        "eval.forward_transfer": False, "student.remat": True, "device_data_limit_mb": 1, "seed": 77,
+        "data.class_order_seed": 5,
     }  # fmt: skip
     assert rows([store(tmp_path / "a", 80.0, changes=changes)])[0][1] == "reference=false"
 
 
 def test_teacher_settings_are_ignored_for_a_student_without_teacher(tmp_path):
-    changes = {"teacher.dim": 64, "cdl.query": "own"}
+    changes = {"teacher.dim": 64, "cdl.teacher_query": "teacher"}
     alone = store(tmp_path / "a", 86.16, 5.63, learner="coda", distill="none", student="vit_b16", changes=changes)
     (row,) = rows([alone])
     assert row[0] == "v1/v2/v3/v4 cifar100 coda none vit_b16" and row[5] == "too few seeds (+0.00)"
@@ -202,9 +203,9 @@ def test_all_config_keys_are_compared_except_a_list():
     assert {key for key in config if key not in compared} == {
         "seed", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.keep_tasks", "train.on_nonfinite",
         "train.steps_per_call",
-        "debug_nans", "log.every_steps", "log.report", "log.tensorboard", "devices", "workers",
+        "debug_nans", "log.every_steps", "log.report", "log.tensorboard", "devices", "data.num_workers",
         "data.path", "data.class_order_seed", "eval.batch_size", "eval.every_epochs", "eval.forward_transfer",
-        "peer_devices", "fsdp_devices", "compilation_cache", "resident_limit_mb", "seeds", "student.attention",
+        "peer_devices", "fsdp_devices", "compilation_cache", "device_data_limit_mb", "seeds", "student.attention",
         "student.remat", "student.weights", "teacher.attention", "teacher.remat", "teacher.weights",
             "student.weights_key", "teacher.weights_key",
     }  # fmt: skip

@@ -14,7 +14,7 @@ from cdl_jax.report.groups import read_groups
 def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status="finished", method="cdl"):
     run = folder / name / f"seed_{seed}"
     run.mkdir(parents=True)
-    config = {"seed": seed, "distill": {"name": scheme, "alpha": alpha}, method: {"teachers": teachers}}
+    config = {"seed": seed, "distill": {"name": scheme, "alpha": alpha}, method: {"teacher_runs": teachers}}
     networks = {"student": {"accuracy_matrix": [[accuracy]], "metrics": named_metrics([[accuracy]], [1])}}
     content = {"status": status, "networks": networks, "headline": ["student"]}
     (run / "results.json").write_text(json.dumps(content))

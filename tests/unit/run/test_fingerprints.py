@@ -23,7 +23,7 @@ def run(tmp_path, monkeypatch):
     teacher(tmp_path / "teacher")
 
     def config(weights="a.npz", teachers=("teacher",)):
-        return {"student": {"weights": weights}, "teacher": {"weights": "random"}, "cdl": {"teachers": teachers}}
+        return {"student": {"weights": weights}, "teacher": {"weights": "random"}, "cdl": {"teacher_runs": teachers}}
 
     workdir.write_config(tmp_path, config())
     return config
@@ -46,8 +46,8 @@ def refused(folder, config):
 def test_config_json_has_the_sha256_of_each_file(run, tmp_path):
     content = json.loads((tmp_path / "config.json").read_text())["content"]
     assert content["student.weights"] == [hashlib.sha256(b"one").hexdigest()]
-    assert set(content) == {"student.weights", "cdl.teachers"}  # random weights have none
-    assert len(content["cdl.teachers"]) == 1 and len(content["cdl.teachers"][0]) == 64
+    assert set(content) == {"student.weights", "cdl.teacher_runs"}  # random weights have none
+    assert len(content["cdl.teacher_runs"]) == 1 and len(content["cdl.teacher_runs"][0]) == 64
 
 
 def test_weights_in_any_spelling_or_at_another_place_are_the_same_run(run, tmp_path):
@@ -111,8 +111,8 @@ def test_a_teacher_that_moved_is_the_same(run, tmp_path):
 def test_another_teacher_at_the_same_place_is_refused(run, tmp_path, change):
     shutil.rmtree(tmp_path / "teacher")
     teacher(tmp_path / "teacher", **change)
-    assert "cdl.teachers: \"['teacher'] with SHA-256 " in refused(tmp_path, run())
-    assert "cdl.teachers" in refused(tmp_path, run(teachers=("teacher", "teacher")))
+    assert "cdl.teacher_runs: \"['teacher'] with SHA-256 " in refused(tmp_path, run())
+    assert "cdl.teacher_runs" in refused(tmp_path, run(teachers=("teacher", "teacher")))
 
 
 def test_a_teacher_in_the_weights_option_is_a_run(tmp_path):

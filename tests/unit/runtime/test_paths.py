@@ -7,6 +7,7 @@ import pytest
 from cdl_jax import fetch, main, plugins
 from cdl_jax.data.readers import locate
 from cdl_jax.errors import MissingDataError, UserError
+from cdl_jax.options import defaults
 from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.runtime import compilation_cache, paths
 
@@ -95,7 +96,7 @@ REMOTE = "gs://bucket/x"
         lambda: locate.find(REMOTE, ["x"], what="x", remedy="get it"),
         *(
             lambda source=source: plugins.load_plugin("data.sources", source).load(
-                {**plugins.load_plugin("data.sources", source).OPTIONS, "path": REMOTE}
+                defaults(plugins.load_plugin("data.sources", source).OPTIONS, path=REMOTE)
             )
             for source in ("arrays", "folder", "glyph_file", "emoji_file", "cifar100", "imagenet_r")
         ),
@@ -136,8 +137,8 @@ def test_an_error_about_missing_data_has_the_name_for_the_fetch_command(monkeypa
     for name in ("cifar10", "cifar100", "imagenet_r"):
         source = plugins.load_plugin("data.sources", name)
         with pytest.raises(MissingDataError, match=f"python -m cdl_jax.fetch {name}") as error:
-            source.load({**source.OPTIONS, "path": ""})
+            source.load(defaults(source.OPTIONS, path=""))
         assert error.value.fetch_name == name and name in fetch.ARCHIVES
     with pytest.raises(UserError) as error:  # the command does not download to a path of the user
-        source.load({**source.OPTIONS, "path": str(tmp_path / "absent")})
+        source.load(defaults(source.OPTIONS, path=str(tmp_path / "absent")))
     assert not isinstance(error.value, MissingDataError)

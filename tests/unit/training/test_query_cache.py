@@ -12,7 +12,7 @@ from tests.end_to_end import tiny
 
 def test_queries_are_computed_once_and_predictions_are_equal():
     config = tiny.get_config("learner=l2p")
-    config.cdl.query = "own"
+    config.cdl.teacher_query = "teacher"
     config.teacher.depth = config.student.depth = 1
     program = Experiment.build(config, stream.load(config.data))
     steps = CompiledSteps(program)

@@ -11,6 +11,8 @@ from cdl_jax import optim
 from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update, join, split
+from cdl_jax.options import defaults
+from cdl_jax.training import steps
 from cdl_jax.training.state import State, init_optimizers, key_at, position
 from cdl_jax.training.steps import TrainStep, evaluation_step, task_boundary_step
 from tests.support.methods import FixedMethod
@@ -26,6 +28,18 @@ def test_split_and_join_are_a_round_trip():
     assert split(TREE, lambda path: True) == (TREE, {})
     assert join(TREE, {"a": {"y": {"z": 9}}, "new": 5}) == {**TREE, "a": {"x": 1, "y": {"z": 9}}, "new": 5}
     assert TREE["a"]["y"] == {"z": 2}
+
+
+def test_public_images_are_the_last_of_a_batch_and_equal_for_all_learners():
+    images = np.arange(5 * 2, dtype=np.float32).reshape(5, 2, 1, 1, 1)  # five images of two learners
+    labels, rows = np.arange(10).reshape(5, 2), np.arange(20, 30).reshape(5, 2)
+    images[3:] = images[3:, :1]  # the last two are public
+    batch = steps._make_batch(jnp.asarray(images), labels, rows, num_public=2)
+    assert batch["images"].ravel().tolist() == [0, 2, 4, 1, 3, 5] and batch["images"].shape == (2, 3, 1, 1, 1)
+    assert batch["labels"].tolist() == [[0, 2, 4], [1, 3, 5]] and batch["rows"].tolist() == [[20, 22, 24], [21, 23, 25]]
+    assert batch["public"].shape == (2, 1, 1, 1) and batch["public"].ravel().tolist() == [6, 8]
+    alone = steps._make_batch(jnp.asarray(images[:, 0]), labels[:, 0], rows[:, 0], num_public=2)
+    assert alone["public"].ravel().tolist() == [6, 8] and alone["labels"].tolist() == [0, 2, 4]
 
 
 def test_every_position_has_its_own_key():
@@ -74,7 +88,7 @@ FROZEN = {"base": {"scale": jnp.float32(3.0)}}
 
 def halving(learning_rate=0.5):
     """Plain gradient descent whose rate halves in every epoch."""
-    options = SimpleNamespace(**{**optim.OPTIONS, "name": "sgd", "momentum": 0.0, "learning_rate": learning_rate})
+    options = SimpleNamespace(**defaults(optim.OPTIONS, name="sgd", momentum=0.0, learning_rate=learning_rate))
     return optim.Optimizer(optim.build(options, 1).transform, lambda progress: learning_rate * 0.5**progress)
 
 
@@ -103,7 +117,7 @@ def chain_method():
 
 def start(method, skip=False):
     """Returns the step of the only phase, and the state with which a task begins."""
-    step = TrainStep(method, 0, Source, augment.OPTIONS, skip)
+    step = TrainStep(method, 0, Source, defaults(augment.OPTIONS), skip)
     opt = init_optimizers(method, MUTABLE)
     metrics = jax.eval_shape(step.updates, MUTABLE, opt[0], FROZEN, Source.data, ITEM, position(TASK), 0)[2]
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
@@ -147,7 +161,9 @@ def test_the_learning_rate_follows_the_epoch_and_sums_add_up():
 
 
 def test_an_optimizer_state_has_only_the_trained_leaves():
-    update = Update(lambda path: path[0] == "one", optim.build(SimpleNamespace(**optim.OPTIONS), 1), first_loss)
+    update = Update(
+        lambda path: path[0] == "one", optim.build(SimpleNamespace(**defaults(optim.OPTIONS)), 1), first_loss
+    )
     ((opt,),) = init_optimizers(FixedMethod(phases=(Phase("one", 1, (update,)),)), MUTABLE)
     assert [leaf.shape for leaf in jax.tree.leaves(opt)] == [(), (), ()]  # count, and the two moments of one number
 
@@ -159,7 +175,7 @@ def test_evaluation_counts_by_task_over_the_classes_seen_without_padding():
         return {"net": logits}, {"net": {"layer_0": jnp.ones((len(images), 2), jnp.int32) * jnp.array([1, 2])}}
 
     method = FixedMethod(prediction=predict)
-    step = jax.jit(evaluation_step(method, Source, augment.OPTIONS, StreamInfo(4, (2, 2))))
+    step = jax.jit(evaluation_step(method, Source, defaults(augment.OPTIONS), StreamInfo(4, (2, 2))))
     item = {"rows": jnp.array([0, 1, 3, 3, 3]), "weight": jnp.array([1.0, 1, 1, 1, 0])}
     both = step({}, {"top": jnp.float32(2)}, Source.data, item, position(TASK))
     np.testing.assert_array_equal(both["images"], [2, 2])

@@ -87,7 +87,7 @@ def test_a_run_stopped_between_calls_resumes_to_equal_weights(own, single, tmp_p
 
 def test_vectorized_seeds_and_a_host_loader_take_several_steps_in_a_call():
     """Stacked batches are the single batches, and a call equals the single steps."""
-    for changes in ({"seeds": (0, 3)}, {"resident_limit_mb": 0}):
+    for changes in ({"seeds": (0, 3)}, {"device_data_limit_mb": 0}):
         experiment = build(**{"train.last_batch": "drop", **changes})
         own = CompiledSteps(experiment)
         task, (phase,) = experiment.stream.tasks[0], experiment.method.phases

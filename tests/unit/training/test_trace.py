@@ -24,7 +24,7 @@ def program(config, *changes):
     ("config", "changes"),
     [
         (TINY, []),
-        (TINY, ["--config.resident_limit_mb=0"]),
+        (TINY, ["--config.device_data_limit_mb=0"]),
         ("quickstart:distill=none", ["--config.seeds=(0,1)"]),
         ("quickstart:distill=none", OWN_ORDERS),
         ("okddip_glyph:tasks=5", OWN_ORDERS),

@@ -17,36 +17,51 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts.base import (
+from cdl_jax.models.learners.base import (
     Pool,
     Selection,
     batchwise_top_k,
-    check_choice,
     check_length,
     l2_normalize,
 )
+from cdl_jax.models.modules import heads
 from cdl_jax.models.vit import Prompt
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "pool": 30,  # prompts in the pool of each layer
-    "length": 20,  # vectors of a prompt: the first half keys, the rest values
-    "top_k": 5,
-    "deep": False,
-    # Loss of the selected keys. "mean": 1 - cosine of query and keys, mean over the batch. "similarity": minus the
-    # cosine, the same without its constant. "legacy_sum": the double sum over the batch, as in the programs before
-    # January 2025.
-    "pull": "mean",
-    # "prefix": prompts are keys and values of the attention. "tokens": all `length` vectors of the selected prompts are
-    # tokens before the others from block 0 on, without position, and the head reads the mean of their outputs.
-    "form": "prefix",
-    "full_length": False,  # of form "prefix": a prompt has `length` keys and `length` values instead of half each
-    # All images of a batch get the top_k prompts that most of them select, in training and at test time. Accuracies
-    # then depend on eval.batch_size.
-    "batchwise": False,
-    "shared_keys": False,  # of "deep": all layers share one set of keys, hence one selection and one key loss
-    "init_scale": 1.0,  # prompts and keys start from U[0, init_scale)
-    "head_init": "torch",  # U(+-1/sqrt(dim)), as torch initializes a linear layer; or "zeros"
+    "pool": Option(30, "prompts in the pool of each layer", minimum=1),
+    "length": Option(20, "vectors of a prompt: the first half keys, the rest values", minimum=1),
+    "top_k": Option(5, "prompts that an image selects", minimum=1),
+    "deep": Option(False, "prompts in blocks 0 to 4 instead of block 0"),
+    # "similarity" is "mean" without its constant. "legacy_sum" is that of the programs before January 2025.
+    "key_loss": Option(
+        "mean",
+        "loss of the selected keys; mean: 1 - cosine of query and keys, mean over the batch; similarity: minus the "
+        "cosine; legacy_sum: the double sum over the batch",
+        choices=("mean", "similarity", "legacy_sum"),
+    ),
+    # Tokens have no position. All `length` vectors of the selected prompts are tokens.
+    "prompt_form": Option(
+        "prefix",
+        "prefix: prompts are keys and values of the attention; tokens: they are tokens before the others from block "
+        "0 on, and the head reads their mean output",
+        choices=("prefix", "tokens"),
+    ),
+    "full_length_kv": Option(
+        False, 'of form "prefix": a prompt has `length` keys and `length` values instead of half each'
+    ),
+    "batchwise": Option(
+        False,
+        "all images of a batch get the top_k prompts that most of them select, in training and at test time; "
+        "accuracies then depend on eval.batch_size",
+    ),
+    "shared_keys": Option(False, "of `deep`: all layers share one set of keys, hence one selection and one key loss"),
+    "init_scale": Option(1.0, "prompts and keys start from U[0, init_scale)", above=0),
+    "head_init": Option(
+        "torch",
+        "initial head; torch: U(+-1/sqrt(dim)), as torch initializes a linear layer",
+        choices=("torch", "zeros"),
+    ),
 }
 
 # The authors' configs/cifar100_l2p.py and models/prompt.py.
@@ -55,8 +70,8 @@ OFFICIAL = {
     "length": 10,
     "top_k": 4,
     "deep": False,
-    "pull": "similarity",
-    "form": "tokens",
+    "key_loss": "similarity",
+    "prompt_form": "tokens",
     "batchwise": True,
     "shared_keys": True,
     "init_scale": 0.01,
@@ -75,7 +90,7 @@ class L2P(Pool):
       prompt_length: vectors of a prompt: keys and values half each, or all of them tokens.
       top_k: prompts that an image gets.
       layers: the prompted layers.
-      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["pull"]`.
+      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["key_loss"]`.
       prompt_tokens: whether prompts are tokens instead of prefixes.
       batchwise_prompt: whether all images of a batch get the same prompts.
       shared_keys: whether all layers share the keys of the first.
@@ -145,38 +160,31 @@ class L2P(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> L2P:
-    """Returns the pool of an option section, see `models.prompts.base`.
+    """Returns the pool of an option section, see `models.learners.base`.
 
     Raises:
-      UserError: options are out of range or do not fit together.
+      UserError: options do not fit together.
     """
     del num_tasks
     layers = tuple(range(5)) if options.deep else (0,)
-    check_choice(options, "pull", ("mean", "similarity", "legacy_sum"))
-    check_choice(options, "form", ("prefix", "tokens"))
-    check_choice(options, "head_init", ("torch", "zeros"))
-    prompt_tokens = options.form == "tokens"
-    if not (prompt_tokens or options.full_length):
+    prompt_tokens = options.prompt_form == "tokens"
+    if not (prompt_tokens or options.full_length_kv):
         check_length(options.length, "learner.length")
-    if options.length < 1:
-        raise UserError(f"learner.length={options.length} must be at least 1")
-    if prompt_tokens and (options.deep or options.full_length):
-        key = "deep" if options.deep else "full_length"
-        raise UserError(f"learner.{key} has no meaning with learner.form='tokens': set learner.{key}=False")
-    if not 1 <= options.top_k <= options.pool:
+    if prompt_tokens and (options.deep or options.full_length_kv):
+        key = "deep" if options.deep else "full_length_kv"
+        raise UserError(f"learner.{key} has no meaning with learner.prompt_form='tokens': set learner.{key}=False")
+    if options.top_k > options.pool:
         raise UserError(
             f"learner.top_k={options.top_k} of a pool of {options.pool} prompts: choose 1 <= top_k <= learner.pool"
         )
-    if not options.init_scale > 0:
-        raise UserError(f"learner.init_scale={options.init_scale} must be above 0")
     if len(layers) > depth:
         raise UserError(f"learner.deep prompts blocks 0 to 4, the backbone has {depth}: set learner.deep=False")
     return L2P(
         pool_size=options.pool,
-        prompt_length=2 * options.length if options.full_length else options.length,
+        prompt_length=2 * options.length if options.full_length_kv else options.length,
         top_k=options.top_k,
         layers=layers,
-        key_loss=options.pull,
+        key_loss=options.key_loss,
         prompt_tokens=prompt_tokens,
         batchwise_prompt=options.batchwise,
         shared_keys=options.shared_keys,

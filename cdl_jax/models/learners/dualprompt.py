@@ -16,35 +16,47 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts.base import (
+from cdl_jax.models.learners.base import (
     Pool,
     Selection,
     Variables,
     batchwise_top_k,
-    check_choice,
     check_layers,
     check_length,
     l2_normalize,
     split_kv,
 )
+from cdl_jax.models.modules import heads
 from cdl_jax.models.vit import Prompt
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "pool": 0,  # expert prompts of each layer; 0: one for each task
-    "length": 20,  # vectors of an expert prompt: the first half keys, the rest values
-    "general_length": 6,
-    "general_layers": 2,  # blocks 0 and 1
-    "expert_layers": 3,  # the blocks after those: 2, 3 and 4
-    # Loss of the task's key. "mean": 1 - cosine of query and key, mean over the batch. "similarity": minus the cosine,
-    # the same without its constant. "legacy_sum": the sum over the batch, as in the programs before January 2025.
-    "pull": "mean",
-    "full_length": False,  # a prompt has `length` keys and `length` values instead of half each
-    "batchwise": False,  # all images of a test batch get the row that most select: results depend on eval.batch_size
-    "shared_keys": False,  # all layers of expert prompts share one set of keys, hence one selection and one key loss
-    "inherit": False,  # a task's expert prompts start as copies of those of the task before
-    "init_scale": 1.0,  # prompts and keys start from U[0, init_scale)
-    "head_init": "torch",  # U(+-1/sqrt(dim)), as torch initializes a linear layer; or "zeros"
+    "pool": Option(0, "expert prompts of each layer; 0: one for each task"),
+    "length": Option(20, "vectors of an expert prompt: the first half keys, the rest values", minimum=1),
+    "general_length": Option(6, "vectors of a general prompt", minimum=1),
+    "general_layers": Option(2, "blocks with a general prompt: 2 are blocks 0 and 1"),
+    "expert_layers": Option(3, "blocks with expert prompts, after those: 3 are blocks 2, 3 and 4"),
+    # "similarity" is "mean" without its constant. "legacy_sum" is that of the programs before January 2025.
+    "key_loss": Option(
+        "mean",
+        "loss of the task's key; mean: 1 - cosine of query and key, mean over the batch; similarity: minus the "
+        "cosine; legacy_sum: the sum over the batch",
+        choices=("mean", "similarity", "legacy_sum"),
+    ),
+    "full_length_kv": Option(False, "a prompt has `length` keys and `length` values instead of half each"),
+    "batchwise": Option(
+        False, "all images of a test batch get the row that most select: results depend on eval.batch_size"
+    ),
+    "shared_keys": Option(
+        False, "all layers of expert prompts share one set of keys, hence one selection and one key loss"
+    ),
+    "init_from_previous_task": Option(False, "a task's expert prompts start as copies of those of the task before"),
+    "init_scale": Option(1.0, "prompts and keys start from U[0, init_scale)", above=0),
+    "head_init": Option(
+        "torch",
+        "initial head; torch: U(+-1/sqrt(dim)), as torch initializes a linear layer",
+        choices=("torch", "zeros"),
+    ),
 }
 
 # The authors' configs/cifar100_dualprompt.py and models/prompt.py. For ImageNet-R: length 20, batchwise False.
@@ -53,11 +65,11 @@ OFFICIAL = {
     "general_length": 5,
     "general_layers": 2,
     "expert_layers": 3,
-    "pull": "similarity",
-    "full_length": True,
+    "key_loss": "similarity",
+    "full_length_kv": True,
     "batchwise": True,
     "shared_keys": True,
-    "inherit": True,
+    "init_from_previous_task": True,
     "init_scale": 0.01,
     "head_init": "zeros",
 }
@@ -76,10 +88,10 @@ class DualPrompt(Pool):
       general_length: vectors of a general prompt, keys and values half each.
       general_layers: number of blocks with a general prompt, from block 0 on.
       expert_layers: number of blocks after those, with expert prompts.
-      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["pull"]`.
+      key_loss: "mean", "similarity" or "legacy_sum", see `OPTIONS["key_loss"]`.
       batchwise_prompt: whether all images of a test batch get the same expert prompt.
       shared_keys: whether all expert layers share the keys of the first.
-      inherit: whether a task starts with the expert prompts of the task before.
+      init_from_previous_task: whether a task starts with the expert prompts of the task before.
       init_scale: upper bound of the initial values of prompts and keys.
       dim: width of the backbone.
       key_dim: width of queries and keys.
@@ -94,7 +106,7 @@ class DualPrompt(Pool):
     key_loss: str
     batchwise_prompt: bool
     shared_keys: bool
-    inherit: bool
+    init_from_previous_task: bool
     init_scale: float
     dim: int
     key_dim: int
@@ -137,9 +149,9 @@ class DualPrompt(Pool):
 
     @nn.nowrap
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
-        """Copies the expert prompts of the last task to the row of the new task if `inherit` is set."""
+        """Copies the expert prompts of the last task to the row of the new task if `init_from_previous_task` is set."""
         del key
-        if not self.inherit:
+        if not self.init_from_previous_task:
             return variables
         task, last = context.task, jnp.maximum(context.task - 1, 0)
         params = {
@@ -150,19 +162,15 @@ class DualPrompt(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> DualPrompt:
-    """Returns the prompts of an option section, see `models.prompts.base`.
+    """Returns the prompts of an option section, see `models.learners.base`.
 
     Raises:
-      UserError: options are out of range or do not fit together.
+      UserError: options do not fit together.
     """
     pool_size = options.pool or num_tasks
-    check_choice(options, "pull", ("mean", "similarity", "legacy_sum"))
-    check_choice(options, "head_init", ("torch", "zeros"))
     for key in ("length", "general_length"):
-        if not options.full_length:
+        if not options.full_length_kv:
             check_length(options[key], f"learner.{key}")
-        elif options[key] < 1:
-            raise UserError(f"learner.{key}={options[key]} must be at least 1")
     check_layers(
         options.general_layers + options.expert_layers, depth, "learner.general_layers + learner.expert_layers"
     )
@@ -170,19 +178,17 @@ def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks:
         raise UserError(
             f"learner.pool={pool_size} has fewer prompts than the stream has tasks, {num_tasks}: set it to 0"
         )
-    if not options.init_scale > 0:
-        raise UserError(f"learner.init_scale={options.init_scale} must be above 0")
-    vectors_per_length = 2 if options.full_length else 1
+    vectors_per_length = 2 if options.full_length_kv else 1
     return DualPrompt(
         pool_size=pool_size,
         expert_length=vectors_per_length * options.length,
         general_length=vectors_per_length * options.general_length,
         general_layers=options.general_layers,
         expert_layers=options.expert_layers,
-        key_loss=options.pull,
+        key_loss=options.key_loss,
         batchwise_prompt=options.batchwise,
         shared_keys=options.shared_keys,
-        inherit=options.inherit,
+        init_from_previous_task=options.init_from_previous_task,
         init_scale=options.init_scale,
         dim=dim,
         key_dim=key_dim,

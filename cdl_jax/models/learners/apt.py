@@ -12,17 +12,25 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
+from cdl_jax.models.learners.base import Pool, Selection, Variables
 from cdl_jax.models.modules import heads
-from cdl_jax.models.prompts.base import Pool, Selection, Variables
 from cdl_jax.models.vit import Prompt
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "ema": 0.7,  # weight of the old average at the end of a task; the first task's prompt becomes the first average
-    # Prompts with which a teacher teaches the task that it has learned: "live", its trained prompt, or "merged", the
-    # average over *earlier* tasks, zeros in the first task. The published program merges after the student's training.
-    "teacher_prompts": "live",
+    "ema": Option(
+        0.7,
+        "weight of the old average at the end of a task; the first task's prompt becomes the first average",
+        below=1,
+    ),
+    # The published program merges after the student's training.
+    "teacher_prompts": Option(
+        "live",
+        "prompts with which a teacher teaches the task that it has learned; live: its trained prompt; merged: the "
+        "average over earlier tasks, zeros in the first",
+        choices=("live", "merged"),
+    ),
 }
 
 
@@ -78,14 +86,6 @@ class APT(Pool):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> APT:
-    """Returns the prompts of an option section, see `models.prompts.base`.
-
-    Raises:
-      UserError: an option is out of range.
-    """
+    """Returns the prompts of an option section, see `models.learners.base`."""
     del key_dim, num_tasks
-    if not 0 <= options.ema < 1:
-        raise UserError(f"learner.ema={options.ema} must lie in [0, 1)")
-    if options.teacher_prompts not in ("live", "merged"):
-        raise UserError(f"learner.teacher_prompts={options.teacher_prompts!r}: use 'live' or 'merged'")
     return APT(ema=options.ema, teacher_prompts=options.teacher_prompts, dim=dim, depth=depth)

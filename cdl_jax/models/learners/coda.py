@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.models.prompts.base import (
+from cdl_jax.models.learners.base import (
     Pool,
     Selection,
     Variables,
@@ -24,12 +24,13 @@ from cdl_jax.models.prompts.base import (
     split_kv,
 )
 from cdl_jax.models.vit import Prompt
+from cdl_jax.options import Option
 
 OPTIONS = {
-    "pool": 100,  # components of each layer, over all tasks
-    "length": 8,  # vectors of a component: the first half keys, the rest values
-    "ortho": 0.0,  # weight of the loss that keeps components orthogonal
-    "layers": 5,  # blocks 0 to 4
+    "pool": Option(100, "components of each layer, over all tasks", minimum=1),
+    "length": Option(8, "vectors of a component: the first half keys, the rest values", minimum=2),
+    "ortho": Option(0.0, "weight of the loss that keeps components orthogonal"),
+    "layers": Option(5, "prompted blocks: 5 are blocks 0 to 4", minimum=1),
 }
 
 
@@ -222,10 +223,10 @@ def _orthogonality_loss(rows, end):
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> CODA:
-    """Returns the components of an option section, see `models.prompts.base`.
+    """Returns the components of an option section, see `models.learners.base`.
 
     Raises:
-      UserError: options are out of range or do not fit together.
+      UserError: options do not fit together.
     """
     check_length(options.length, "learner.length")
     check_layers(options.layers, depth, "learner.layers")
