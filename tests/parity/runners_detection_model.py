@@ -19,6 +19,7 @@ from cdl_jax.distill.detection import projected_tokens
 from cdl_jax.methods.shared import detection_losses, detection_optimizer, detection_token_labels
 from cdl_jax.models.detection import deformable, masks, neck, state_dicts, swin, vidt
 from cdl_jax.models.detection.decoder import DecoderLayer
+from cdl_jax.options import defaults
 from tests.parity.compiled import compiled
 
 
@@ -259,7 +260,7 @@ def options_of(config):
         "pos_dim": "position_dim",
     }
     same = ("embed_dim", "depths", "heads", "window", "mlp_ratio", "points", "cross_stages", "box_refine")
-    options = {**vidt.OPTIONS, **sizes, "drop_path": 0.0, "dropout": 0.0}
+    options = defaults(vidt.OPTIONS, **{**sizes, "drop_path": 0.0, "dropout": 0.0})
     options |= {name: config[name] for name in same if name in config}
     options |= {ours: config[name] for name, ours in theirs.items() if name in config}
     return ConfigDict(options)
