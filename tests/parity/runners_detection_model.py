@@ -302,7 +302,7 @@ def batch_of_targets(arrays):
 
 
 def loss_options(**changes):
-    return ConfigDict({**detection_losses.OPTIONS, **changes})
+    return ConfigDict(defaults(detection_losses.OPTIONS, **changes))
 
 
 def run_vidt(config, arrays, pad=0, sampling="auto"):
@@ -366,7 +366,7 @@ def distillation(config, arrays, canvas):
         "neck_tokens": arrays["in/teacher_neck_det"],
     }
     spec = NetworkSpec(dim, 0, config["det_tokens"], config["classes"], 1, None, None)
-    options = ConfigDict({**projected_tokens.OPTIONS, "weight": float(config["loss_weights"]["distil"])})
+    options = ConfigDict(defaults(projected_tokens.OPTIONS, weight=float(config["loss_weights"]["distil"])))
     scheme = projected_tokens.build(options, spec, spec)
     first = jax.eval_shape(scheme.init, jax.random.key(0))
     state = parameters(arrays, first["state"])
@@ -438,7 +438,7 @@ def run_options(config, arrays, pad=0):
         iou_weight=float(weights["loss_iouaware"]),
     )
     of_tokens = {name: float(weights[f"loss_token_{name.split('_')[0]}"]) for name in ("focal_weight", "dice_weight")}
-    token_options = ConfigDict({**detection_token_labels.OPTIONS, **of_tokens})
+    token_options = ConfigDict(defaults(detection_token_labels.OPTIONS, **of_tokens))
     normalizer = detection_losses.object_normalizer(targets["valid"])
 
     @jax.jit
@@ -609,7 +609,7 @@ def optimizer_groups(config, params, unused, ordered):
         group = [n for n in ordered if (n.startswith("backbone."), decays[n]) == (in_backbone, decayed)]
         groups.append([len(group), sum(sizes[name] for name in group)])
     assert groups == [group[:2] for group in config["groups"]]
-    rate = detection_optimizer.OPTIONS["learning_rate"]
+    rate = defaults(detection_optimizer.OPTIONS)["learning_rate"]
     return {"out/decayed": [decays[name] for name in ordered], "out/learning_rate": [rate] * len(ordered)}
 
 
