@@ -260,7 +260,7 @@ def options_of(config):
         "pos_dim": "position_dim",
     }
     same = ("embed_dim", "depths", "heads", "window", "mlp_ratio", "points", "cross_stages", "box_refine")
-    options = {**vidt.OPTIONS, **sizes, "drop_path": 0.0, "dropout": 0.0}
+    options = defaults(vidt.OPTIONS, **{**sizes, "drop_path": 0.0, "dropout": 0.0})
     options |= {name: config[name] for name in same if name in config}
     options |= {ours: config[name] for name, ours in theirs.items() if name in config}
     return ConfigDict(options)
@@ -366,13 +366,13 @@ def distillation(config, arrays, canvas):
         "neck_tokens": arrays["in/teacher_neck_det"],
     }
     spec = NetworkSpec(dim, 0, config["det_tokens"], config["classes"], 1, None, None)
-    options = ConfigDict({**projected_tokens.OPTIONS, "weight": float(config["loss_weights"]["distil"])})
+    options = ConfigDict(defaults(projected_tokens.OPTIONS, weight=float(config["loss_weights"]["distil"])))
     scheme = projected_tokens.build(options, spec, spec)
     first = jax.eval_shape(scheme.init, jax.random.key(0))
     state = parameters(arrays, first["state"])
 
     def loss(params, out):
-        student = {**out, "extents": canvas.extents[None]}
+        student = {**out, "inside": tuple(inside[None] for inside in out["inside"])}  # one group
         return scheme.loss({"params": params, "state": state}, student, teacher, None, None)
 
     return parameters(arrays, first["params"]), loss
@@ -609,7 +609,7 @@ def optimizer_groups(config, params, unused, ordered):
         group = [n for n in ordered if (n.startswith("backbone."), decays[n]) == (in_backbone, decayed)]
         groups.append([len(group), sum(sizes[name] for name in group)])
     assert groups == [group[:2] for group in config["groups"]]
-    rate = detection_optimizer.OPTIONS["learning_rate"]
+    rate = defaults(detection_optimizer.OPTIONS)["learning_rate"]
     return {"out/decayed": [decays[name] for name in ordered], "out/learning_rate": [rate] * len(ordered)}
 
 

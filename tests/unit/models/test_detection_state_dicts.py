@@ -15,12 +15,13 @@ from safetensors.numpy import save_file
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.detection import state_dicts, vidt
+from cdl_jax.options import defaults
 from tests.unit.models.test_state_dicts import checkpoint_zip
 from tests.unit.models.test_vidt import SMALL
 
 
 def model_params(classes=5, seed=0, **changes):
-    model = vidt.build(ConfigDict({**vidt.OPTIONS, **SMALL, **changes}), classes)
+    model = vidt.build(ConfigDict(defaults(vidt.OPTIONS, **{**SMALL, **changes})), classes)
     tree = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), tree)
