@@ -37,7 +37,7 @@ CHOICES = {
     "teacher.family": ("the family of a network; also `student.family` and `network.family`", "models"),
 }
 _WEIGHTS = "its pretrained weights: see [Data and weights](../guides/data.md#pretrained-weights)"
-_TABLE = re.compile(r"^<!-- options: ([\w.]+) -->$", re.MULTILINE)  # a page's place for the options of a plug-in
+_TABLE = re.compile(r"<!-- options: ([\w.]+) -->\n(?:\n(?:\|.*\n)+)?")  # with the table below, if there is one
 
 
 def _cell(text):
@@ -61,11 +61,15 @@ def _table(declared, prefix=""):
 
 
 def fill_tables(markdown: str) -> str:
-    """Replaces each line `<!-- options: FOLDER.NAME -->` of a page by the table of the plug-in's options."""
+    """Writes the table of a plug-in's options below each line `<!-- options: FOLDER.NAME -->` of a page.
+
+    `python docs/hooks.py` does so in the pages of docs/methods/.
+    """
 
     def table(match):
         folder, _, name = match[1].rpartition(".")
-        return _table(plugins.load_plugin(folder, name).OPTIONS, _SECTIONS.get(folder, f"{name}."))
+        rows = _table(plugins.load_plugin(folder, name).OPTIONS, _SECTIONS.get(folder, f"{name}."))
+        return f"<!-- options: {match[1]} -->\n\n{rows}"
 
     return _TABLE.sub(table, markdown)
 
@@ -125,7 +129,7 @@ def config_page() -> str:
 def metrics_page() -> str:
     """Returns the page of every metric of results.json, with its formula."""
     parts = ["# Metrics\n", _EDIT, inspect.cleandoc(metrics.__doc__) + "\n"]
-    for title, table in (("Numbers: `metrics`", metrics.FORMULAS), ("Series: `by_task`", metrics.SERIES)):
+    for title, table in (("Numbers: `metrics`", metrics.FORMULAS), ("Series: `per_task`", metrics.SERIES)):
         rows = [f"| `{name}` | {_cell(formula)} |" for name, formula in table.items()]
         parts += [f"## {title}\n", "\n".join(["| name | definition |", "|---|---|", *rows]) + "\n"]
     return "\n".join(parts)
@@ -164,6 +168,6 @@ def on_files(files, config):
     return files
 
 
-def on_page_markdown(markdown, **kwargs):
-    """Fills in the tables of options of a written page; MkDocs calls it by this name."""
-    return fill_tables(markdown)
+if __name__ == "__main__":
+    for page in sorted((Path(__file__).parent / "methods").glob("*.md")):
+        page.write_text(fill_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -81,7 +81,8 @@ def defaults(
 
 
 def _network_options(name):
-    return change_defaults(vidt.OPTIONS, **plugins.lookup(vidt.SIZES, name, "detector"))
+    weights = Option("", "a file of a detector or of a Swin classifier, the folder of a teacher's run, or random")
+    return {**change_defaults(vidt.OPTIONS, **plugins.lookup(vidt.SIZES, name, "detector")), "weights": weights}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ IMAGE_SIZE = 480, 640  # of the post-processing in `detect_matcher_losses`
 
 def loss_options(config):
     """Options of the set losses from the config of a case."""
-    options = {**defaults(detection_losses.OPTIONS), "iou_target_gradient": True, "iou_weight": 0.0}
+    options = defaults(detection_losses.OPTIONS, iou_target_gradient=True, iou_weight=0.0)
     options |= {ours: float(config["weights"].get(theirs, 0)) for theirs, ours in WEIGHTS.items()}
     costs = config.get("cost_weights", {})
     options |= {ours: float(costs[theirs]) for theirs, ours in COSTS.items() if theirs in costs}
@@ -135,7 +135,7 @@ def run_token_labels(config, arrays):
         for k, level in enumerate(levels)
     ]
     inside = [np.ones((images, *level), bool) for level in levels]
-    options = ConfigDict({**defaults(detection_token_labels.OPTIONS), "focal_weight": 1.0, "dice_weight": 1.0})
+    options = ConfigDict(defaults(detection_token_labels.OPTIONS, focal_weight=1.0, dice_weight=1.0))
     logits = [jnp.asarray(arrays[f"in/logits_level{k}"]) for k in range(len(levels))]
 
     @jax.jit
@@ -193,7 +193,7 @@ def run_distil_module(config, arrays):
     student, teacher = (detector_outputs(arrays, role) for role in ("student", "teacher"))
     inside = student.pop("inside")
     variables = projector_variables(arrays, {name: f"param/{name}." for name in PROJECTORS})
-    options = ConfigDict({**defaults(projected_tokens.OPTIONS), "weight": float(config["weight"])})
+    options = ConfigDict(defaults(projected_tokens.OPTIONS, weight=float(config["weight"])))
     scheme = projected_tokens.build(options, network_spec(teacher), network_spec(student))
     first = jax.eval_shape(scheme.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, first)
@@ -271,7 +271,7 @@ def run_distil_unit(config, arrays):
 def run_token_matching(config, arrays):
     student, teacher = (detector_outputs(arrays, role) for role in ("student", "teacher"))
     inside = student.pop("inside")
-    options = ConfigDict({**defaults(token_matching.OPTIONS), "weight": 1.0})
+    options = ConfigDict(defaults(token_matching.OPTIONS, weight=1.0))
     scheme = token_matching.build(options, network_spec(teacher), network_spec(student))
 
     def loss(student):
@@ -302,7 +302,7 @@ def train_steps(config, arrays):
     params = {role: params_of(arrays, models[role], role, batches[0]) for role in models}
     teacher, distill = params.pop("teacher"), student_projectors(arrays)
     variables = {"student": {"params": params["student"]}, "distill": distill}
-    options = ConfigDict({**defaults(projected_tokens.OPTIONS), "weight": float(config["weights"]["loss_distil"])})
+    options = ConfigDict(defaults(projected_tokens.OPTIONS, weight=float(config["weights"]["loss_distil"])))
     shapes = jax.eval_shape(lambda: apply_to(models["student"], params["student"], batches[0]))
     scheme = projected_tokens.build(options, network_spec(shapes), network_spec(shapes))
     optimizer = detection_optimizer.build(optimizer_options(config), config["epochs"])
@@ -372,7 +372,7 @@ def optimizer_options(config):
     names = {"lr": "learning_rate", "min_lr": "end_learning_rate", "clip_norm": "clip_norm", "eps": "eps"}
     options = {ours: config[theirs] for theirs, ours in names.items()}
     options |= {"betas": tuple(config["betas"]), "weight_decay": config["weight_decay"]}
-    return ConfigDict({**defaults(detection_optimizer.OPTIONS), **options})
+    return ConfigDict(defaults(detection_optimizer.OPTIONS, **options))
 
 
 def to_torch(trained):
@@ -387,10 +387,8 @@ def to_torch(trained):
 
 def run_schedule(config, arrays):
     options = {"learning_rate": config["lr"], "end_learning_rate": config["min_lr"]}
-    options |= {"warmup_epochs": config.get("warmup_epochs", 0), "warmup_rate": config.get("warmup_lr", 1e-6)}
-    rate = detection_optimizer.schedule(
-        ConfigDict({**defaults(detection_optimizer.OPTIONS), **options}), config["epochs"]
-    )
+    options |= {"warmup_epochs": config.get("warmup_epochs", 0), "warmup_learning_rate": config.get("warmup_lr", 1e-6)}
+    rate = detection_optimizer.schedule(ConfigDict(defaults(detection_optimizer.OPTIONS, **options)), config["epochs"])
     return {"out/lr_used_in_epoch": jax.jit(jax.vmap(rate))(jnp.arange(float(config["epochs"])))}
 
 

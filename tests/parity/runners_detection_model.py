@@ -260,7 +260,7 @@ def options_of(config):
         "pos_dim": "position_dim",
     }
     same = ("embed_dim", "depths", "heads", "window", "mlp_ratio", "points", "cross_stages", "box_refine")
-    options = {**defaults(vidt.OPTIONS), **sizes, "drop_path": 0.0, "dropout": 0.0}
+    options = defaults(vidt.OPTIONS, **{**sizes, "drop_path": 0.0, "dropout": 0.0})
     options |= {name: config[name] for name in same if name in config}
     options |= {ours: config[name] for name, ours in theirs.items() if name in config}
     return ConfigDict(options)
@@ -302,7 +302,7 @@ def batch_of_targets(arrays):
 
 
 def loss_options(**changes):
-    return ConfigDict({**defaults(detection_losses.OPTIONS), **changes})
+    return ConfigDict(defaults(detection_losses.OPTIONS, **changes))
 
 
 def run_vidt(config, arrays, pad=0, sampling="auto"):
@@ -366,13 +366,13 @@ def distillation(config, arrays, canvas):
         "neck_tokens": arrays["in/teacher_neck_det"],
     }
     spec = NetworkSpec(dim, 0, config["det_tokens"], config["classes"], 1, None, None)
-    options = ConfigDict({**defaults(projected_tokens.OPTIONS), "weight": float(config["loss_weights"]["distil"])})
+    options = ConfigDict(defaults(projected_tokens.OPTIONS, weight=float(config["loss_weights"]["distil"])))
     scheme = projected_tokens.build(options, spec, spec)
     first = jax.eval_shape(scheme.init, jax.random.key(0))
     state = parameters(arrays, first["state"])
 
     def loss(params, out):
-        student = {**out, "extents": canvas.extents[None]}
+        student = {**out, "inside": tuple(inside[None] for inside in out["inside"])}  # one group
         return scheme.loss({"params": params, "state": state}, student, teacher, None, None)
 
     return parameters(arrays, first["params"]), loss
@@ -438,7 +438,7 @@ def run_options(config, arrays, pad=0):
         iou_weight=float(weights["loss_iouaware"]),
     )
     of_tokens = {name: float(weights[f"loss_token_{name.split('_')[0]}"]) for name in ("focal_weight", "dice_weight")}
-    token_options = ConfigDict({**defaults(detection_token_labels.OPTIONS), **of_tokens})
+    token_options = ConfigDict(defaults(detection_token_labels.OPTIONS, **of_tokens))
     normalizer = detection_losses.object_normalizer(targets["valid"])
 
     @jax.jit
@@ -609,7 +609,7 @@ def optimizer_groups(config, params, unused, ordered):
         group = [n for n in ordered if (n.startswith("backbone."), decays[n]) == (in_backbone, decayed)]
         groups.append([len(group), sum(sizes[name] for name in group)])
     assert groups == [group[:2] for group in config["groups"]]
-    rate = detection_optimizer.OPTIONS["learning_rate"].default
+    rate = defaults(detection_optimizer.OPTIONS)["learning_rate"]
     return {"out/decayed": [decays[name] for name in ordered], "out/learning_rate": [rate] * len(ordered)}
 
 

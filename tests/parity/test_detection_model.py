@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.parity import runners_detection_model
 from tests.parity.replay import replay
 
@@ -14,5 +16,8 @@ def test_equals_the_authors_program(path, record_property):
 
 def test_variants_equal_the_authors_program(path, record_property):
     kind = json.loads(path.read_text())["kind"]
-    for variant in runners_detection_model.VARIANTS.get(kind, []):
+    variants = runners_detection_model.VARIANTS.get(kind, [])
+    if not variants:
+        pytest.skip(f"kind {kind!r} has one form")
+    for variant in variants:
         replay(path, {kind: variant}, record_property)

@@ -23,19 +23,17 @@ from cdl_jax.distill.base import NetworkSpec, Outputs
 from cdl_jax.errors import UserError
 from cdl_jax.options import Option
 
-TERMS = ("patches", "body", "neck")  # kinds of tokens
-
-# Options of every scheme.
+# Of all schemes.
 OPTIONS = {
     "weight": Option(4.0, "weight of the distillation loss", above=0),
-    "patches": Option(True, "compare the feature maps"),
+    "patches": Option(True, "compare the projected feature maps of all levels"),
     "body": Option(True, "compare the detection tokens of the backbone"),
-    "neck": Option(True, "compare the detection tokens of the neck"),
+    "neck": Option(True, "compare the detection tokens of the neck, at all levels"),
 }
 
 
 def check(options: Mapping[str, Any], teacher: NetworkSpec, student: NetworkSpec) -> None:
-    """Checks the options that schemes share, and that the tokens of both detectors correspond.
+    """Checks that tokens are compared, and that those of both detectors correspond.
 
     Args:
       options: with the keys of `OPTIONS`.
@@ -44,8 +42,8 @@ def check(options: Mapping[str, Any], teacher: NetworkSpec, student: NetworkSpec
     Raises:
       UserError: nothing is compared, or the numbers of tokens or levels differ.
     """
-    if not any(options[term] for term in TERMS):
-        raise UserError(f"distill: {', '.join(TERMS)} are all False, so nothing is distilled; set one of them")
+    if not (options["patches"] or options["body"] or options["neck"]):
+        raise UserError("distill.patches, body and neck are False, so nothing is distilled; set one of them")
     for term, output, axis, name in (
         ("body", "body_tokens", 1, "detection tokens"),
         ("neck", "neck_tokens", 2, "detection tokens"),
@@ -70,7 +68,7 @@ def token_rows(outputs: Outputs, options: Mapping[str, Any], groups: int) -> dic
 
     Args:
       outputs: of a detector.
-      options: which kinds of tokens are compared, see `TERMS`.
+      options: which kinds of tokens are compared.
       groups: G.
 
     Returns:

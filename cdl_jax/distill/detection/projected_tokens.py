@@ -22,10 +22,12 @@ OPTIONS = {
     **base.OPTIONS,
     "epsilon": Option(
         0.0,
-        "added to the variance of each channel; 0, as in the authors' code, magnifies rounding in constant channels",
+        "added to each channel's variance; 0, as in the authors' code, magnifies the rounding of constant channels",
     ),
     "projector": Option(
-        "", "the orthogonal map; empty: matrix_exp for equal widths, else householder", choices=("", *orthogonal.MAPS)
+        "",
+        "parametrization of the projections; empty: matrix_exp between equal widths, else householder",
+        choices=("", *orthogonal.MAPS),
     ),
 }
 

@@ -25,21 +25,21 @@ from cdl_jax.options import Option
 
 OPTIONS = {
     **detection_matching.OPTIONS,
-    "class_weight": Option(2.0, "weight of the classes in the loss"),
-    "box_weight": Option(5.0, "weight of the L1 distance of the boxes"),
-    "giou_weight": Option(2.0, "weight of 1 - GIoU of the boxes"),
-    "iou_weight": Option(2.0, "weight of the IoU-aware loss, if the detector predicts IoUs (student.iou_aware)"),
-    "focal_alpha": Option(0.25, "weight of positive classes in the focal loss; negative ones have the rest", maximum=1),
+    "class_weight": Option(2.0, "weight of the class loss"),
+    "box_weight": Option(5.0, "weight of the L1 distance of boxes"),
+    "giou_weight": Option(2.0, "weight of 1 - generalized IoU"),
+    "iou_weight": Option(2.0, "weight of the IoU-aware loss, if the detector predicts IoUs"),
+    "focal_alpha": Option(0.25, "weight of the class of an object in the focal loss; others: 1 - alpha", maximum=1),
     "focal_gamma": Option(2.0, "exponent of the focal loss"),
     "auxiliary": Option(True, "also the losses of all levels before the last"),
     "class_loss": Option(
         "focal",
-        "focal: sigmoids, independent classes; softmax: classes and background, for a detector without neck",
+        "focal: sigmoids, independent classes; softmax: classes and, last, the background, for a detector without neck",
         choices=("focal", "softmax"),
     ),
     "background_weight": Option(0.1, "weight of queries without a target in the softmax loss"),
     "iou_target_gradient": Option(
-        False, "whether the IoU-aware loss also moves the boxes towards the predicted IoU, as in the authors' code"
+        False, "the IoU-aware loss also moves the boxes towards the predicted IoU, as in the authors' code"
     ),
 }
 
@@ -58,14 +58,14 @@ _CLASS_COSTS = {
 
 
 def check(options: ConfigDict, section: str) -> None:
-    """Checks that something is learned, and the options of the matches.
+    """Checks that the options fit together.
 
     Args:
       options: a section with the keys of `OPTIONS`.
       section: its name, for the message.
 
     Raises:
-      UserError: all weights are 0, or an option of the matches does not fit.
+      UserError: all costs or all weights are 0, or the solver cannot run.
     """
     detection_matching.check(options, section)
     if not (options.class_weight or options.box_weight or options.giou_weight):

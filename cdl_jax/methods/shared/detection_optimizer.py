@@ -12,22 +12,18 @@ from cdl_jax.options import Option
 
 OPTIONS = {
     "learning_rate": Option(1e-4, "the highest learning rate", above=0),
-    "schedule": Option(
-        "cosine", "the learning rate of each epoch; steps: each milestone divides it by 10", choices=("cosine", "steps")
-    ),
+    "schedule": Option("cosine", "the learning-rate schedule within a task", choices=("cosine", "steps")),
     "end_learning_rate": Option(1e-7, 'the learning rate at the end of schedule "cosine"'),
     "warmup_epochs": Option(0, 'epochs of linear warmup, of schedule "cosine"'),
-    "warmup_rate": Option(1e-6, "the first learning rate, if there is a warmup"),
-    "milestones": Option((40,), 'epochs of schedule "steps"', item_type=int),
-    "betas": Option((0.9, 0.999), "decay of both averages of AdamW", below=1, lengths=(2,)),
-    "eps": Option(1e-8, "epsilon of AdamW"),
-    "weight_decay": Option(1e-4, "decoupled weight decay; none for biases, norms and DET tokens of the backbone"),
+    "warmup_learning_rate": Option(1e-6, "the first learning rate, if there is a warmup"),
+    "milestones": Option((40,), 'epochs of schedule "steps"; at each the learning rate is divided by 10'),
+    "betas": Option((0.9, 0.999), "decay of both averages of adamw", below=1, lengths=(2,)),
+    "eps": Option(1e-8, "epsilon of adamw"),
+    "weight_decay": Option(1e-4, "decoupled weight decay"),
     "clip_norm": Option(0.1, "bound of the global gradient norm; 0: none"),
-    "accumulate": Option(
-        1, "batches whose gradients are averaged for one step; the authors' code adds them up if there is a teacher",
-        minimum=1,
-    ),
-}  # fmt: skip
+    # The authors' code adds the gradients up if there is a teacher.
+    "accumulate": Option(1, "batches whose gradients are averaged for one step", minimum=1),
+}
 
 _UNDECAYED = ("bias", "det_token", "det_pos_embed")
 
@@ -40,10 +36,10 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
       epochs: number of epochs of the phase, the length of the schedule.
 
     Raises:
-      UserError: the warmup is as long as the schedule.
+      UserError: the warmup is as long as the phase.
     """
-    if not options.warmup_epochs < epochs:
-        raise UserError(f"optim.warmup_epochs={options.warmup_epochs} must lie in [0, epochs={epochs}): choose fewer")
+    if options.warmup_epochs >= epochs:
+        raise UserError(f"optim.warmup_epochs={options.warmup_epochs} must be less than epochs={epochs}: choose fewer")
     first, second = options.betas
     transforms = [
         optax.scale_by_adam(first, second, options.eps),
@@ -61,16 +57,15 @@ def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
     """Returns the learning rate as a function of the fractional epoch; it is constant within an epoch.
 
     The cosine of epoch e is `f(max(e - 1, 0))`, so the first two epochs have the same rate:
-    `f(t) = end_learning_rate + (learning_rate - end_learning_rate) (1 + cos(pi t / epochs)) / 2`. During the warm-up,
-    `t < warmup_epochs`, the rate grows linearly from `warmup_rate` to `learning_rate`.
+    `f(t) = end_learning_rate + (learning_rate - end_learning_rate) (1 + cos(pi t / epochs)) / 2`. During the warmup,
+    `t < warmup_epochs`, the rate grows linearly from `warmup_learning_rate` to `learning_rate`.
 
     Args:
       options: a section with the keys of `OPTIONS`.
       epochs: number of epochs of the phase.
 
     >>> from cdl_jax.options import defaults
-    >>> options = ConfigDict(defaults(OPTIONS, learning_rate=1.0, end_learning_rate=0.0))
-    >>> rate = schedule(options, epochs=4)
+    >>> rate = schedule(ConfigDict(defaults(OPTIONS, learning_rate=1.0, end_learning_rate=0.0)), epochs=4)
     >>> [round(float(rate(epoch)), 4) for epoch in (0.0, 1.9, 2.0, 3.0)]
     [1.0, 1.0, 0.8536, 0.5]
     """
@@ -78,7 +73,7 @@ def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
     if options.schedule == "steps":
         return optax.piecewise_constant_schedule(base, {milestone: 0.1 for milestone in options.milestones})
     warmup, cosine = options.warmup_epochs, optax.cosine_decay_schedule(base, epochs, options.end_learning_rate / base)
-    linear = optax.linear_schedule(options.warmup_rate, base, max(warmup, 1))
+    linear = optax.linear_schedule(options.warmup_learning_rate, base, max(warmup, 1))
 
     def rate(epoch):
         completed = jnp.maximum(jnp.floor(epoch) - 1, 0)

@@ -15,8 +15,8 @@ from cdl_jax.options import Option
 
 OPTIONS = {
     "focal_weight": Option(2.0, "weight of the focal loss of token labels"),
-    "dice_weight": Option(2.0, "weight of their dice loss"),
-    "focal_alpha": Option(0.25, "weight of positive classes in the focal loss", maximum=1),
+    "dice_weight": Option(2.0, "weight of the dice loss of token labels"),
+    "focal_alpha": Option(0.25, "weight of a present class in the focal loss; absent: 1 - alpha", maximum=1),
     "focal_gamma": Option(2.0, "exponent of the focal loss"),
 }
 

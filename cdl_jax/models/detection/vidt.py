@@ -14,8 +14,9 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.detection import deformable, neck
+from cdl_jax.models.detection import neck
 from cdl_jax.models.detection.decoder import DecoderLayer
+from cdl_jax.models.detection.deformable import IMPLEMENTATIONS
 from cdl_jax.models.detection.masks import STRIDES, Extents, full_extents
 from cdl_jax.models.detection.neck import CrossScaleFusion, Projection, wide
 from cdl_jax.models.detection.swin import Swin, layer_norm
@@ -27,39 +28,39 @@ _LEVEL_STRIDES = STRIDES[1:]
 _NO_OBJECT = -math.log(99)  # logit of the probability 0.01
 
 OPTIONS = {
-    "embed_dim": Option(48, "channels of the first stage", minimum=2),
-    "depths": Option((2, 2, 6, 2), "blocks of each stage", minimum=1, lengths=(4,)),
-    "heads": Option((3, 6, 12, 24), "attention heads of each stage", minimum=1, lengths=(4,)),
-    "window": Option(7, "side of a window in positions of the map", minimum=2),
-    "mlp_ratio": Option(4.0, "hidden width of the MLPs of the backbone, relative to their channels", above=0),
+    "embed_dim": Option(48, "channels of the first stage of the backbone", minimum=2),
+    "depths": Option((2, 2, 6, 2), "number of blocks of each stage", minimum=1, lengths=(4,)),
+    "heads": Option((3, 6, 12, 24), "attention heads of a block of each stage", minimum=1, lengths=(4,)),
+    "window": Option(7, "side of an attention window in patches", minimum=2),
+    "mlp_ratio": Option(4.0, "hidden width of a block's MLP, relative to the width of its stage", above=0),
     "drop_path": Option(
-        0.0, "rate of stochastic depth in the last block; that of earlier blocks decreases linearly to 0", below=1
+        0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
     ),
-    "dim": Option(256, "channels of the neck, a multiple of 32", minimum=32),
-    "decoder_heads": Option(8, "attention heads of the decoder", minimum=1),
-    "decoder_layers": Option(6, "layers of the decoder", minimum=1),
-    "points": Option(4, "points of the deformable attention, for each head and level", minimum=1),
+    "queries": Option(100, "number of detection tokens", minimum=1),
+    "cross_stages": Option(
+        (3,), "stages, from 0, whose detection tokens attend to patches", choices=(0, 1, 2, 3), item_type=int
+    ),
+    "dim": Option(256, "width of the tokens and maps of the neck", minimum=neck.GROUPS),
+    "decoder_layers": Option(6, "number of layers of the decoder", minimum=1),
+    "decoder_heads": Option(8, "attention heads of a layer of the decoder", minimum=1),
+    "points": Option(4, "points that a head of the deformable attention samples in each map", minimum=1),
     "hidden": Option(1024, "hidden width of the MLPs of the decoder", minimum=1),
-    "dropout": Option(0.1, "dropout rate in the decoder", below=1),
-    "queries": Option(100, "detection tokens", minimum=1),
-    "cross_stages": Option((3,), "stages, from 0, whose detection tokens attend to patches", maximum=3, item_type=int),
+    "dropout": Option(0.1, "rate of dropout in the decoder", below=1),
     "box_refine": Option(True, "each level of the decoder refines the boxes of the level before"),
     "iou_aware": Option(False, "predict the IoU of each box"),
-    "cross_scale_fusion": Option(False, "fuse the maps instead of projecting each of them"),
+    "cross_scale_fusion": Option(False, "fuse the maps of all scales instead of projecting each map"),
     "token_label": Option(False, "predict the classes at each position of the maps"),
     "neck": Option(True, "False: heads on the tokens of the backbone, without a decoder"),
-    "position_dim": Option(256, "channels of the tokens' positions without neck; with neck they are dim", minimum=1),
+    "position_dim": Option(256, "width of the positions of detection tokens without a neck", minimum=1),
     "sampling": Option(
-        "auto",
-        "implementation of the deformable attention; auto: dense for small maps",
-        choices=deformable.IMPLEMENTATIONS,
+        "auto", "implementation of the deformable attention; auto: by the size of the maps", choices=IMPLEMENTATIONS
     ),
-    # Norms, softmax, boxes and logits are in float32.
     "dtype": Option(
-        "float32", "dtype of the computation; bfloat16 for a frozen teacher", choices=("float32", "bfloat16")
+        "float32",
+        "dtype of the computation; bfloat16, for a frozen teacher, has norms, softmax, boxes and logits in float32",
+        choices=("float32", "bfloat16"),
     ),
     "remat": Option(False, "recompute each block of the backbone in the backward pass instead of storing it"),
-    "weights": Option("", "a file of a detector or of a Swin classifier, or random"),
 }
 
 SIZES = {
@@ -284,8 +285,7 @@ class ViDT(nn.Module):
         """Computes predictions of all levels 0..decoder_layers. Level 0 is that of the backbone's tokens.
 
         Args:
-          images: float32 `[batch, height, width, 3]`, normalized, 0 outside the sizes. Height and width are multiples
-            of 64, unless all extents are the canvas.
+          images: float32 `[batch, height, width, 3]`, normalized, 0 outside the sizes.
           sizes: int32 `[batch, 2]`, (height, width) of the images. Default None: the canvas.
           extents: int32 `[batch, 2]`, (height, width) of the extents. Default None: the canvas.
           train: whether values and residual branches are dropped, default False.
@@ -462,20 +462,19 @@ def build(options: ConfigDict, num_classes: int = 91) -> ViDT | ViDTWithoutNeck:
 
 
 def _check(options):
-    """Raises a UserError for the first options that do not fit together."""
-    width = options.embed_dim
-    for problem, message in (
-        (
-            any(width * 2**i % heads for i, heads in enumerate(options.heads)),
-            f"embed_dim={width} times 1, 2, 4, 8 must be multiples of heads={tuple(options.heads)}",
-        ),
-        (options.dim % neck.GROUPS, f"dim={options.dim} must be a multiple of {neck.GROUPS}"),
-        (options.dim % options.decoder_heads, f"dim={options.dim} must be a multiple of decoder_heads"),
-        (width % 2, f"embed_dim={width} must be even"),
-        (
-            not options.neck and (options.iou_aware or options.cross_scale_fusion or options.token_label),
-            "iou_aware, cross_scale_fusion and token_label need the neck",
-        ),
-    ):
-        if problem:
-            raise UserError(f"ViDT: {message}")
+    """Raises a UserError if options do not fit together."""
+    width, dim = options.embed_dim, options.dim
+    if any(width * 2**stage % heads for stage, heads in enumerate(options.heads)):
+        raise UserError(
+            f"ViDT embed_dim={width} times 1, 2, 4 and 8 cannot be split over heads={tuple(options.heads)}: choose "
+            "multiples"
+        )
+    if width % 2:
+        raise UserError(f"ViDT embed_dim={width} must be even: half of the channels encode rows, half columns")
+    if dim % neck.GROUPS:
+        raise UserError(f"ViDT dim={dim} is not a multiple of the {neck.GROUPS} groups of its norms: change it")
+    if dim % options.decoder_heads:
+        raise UserError(f"ViDT dim={dim} cannot be split over decoder_heads={options.decoder_heads}: choose a multiple")
+    of_neck = [name for name in ("iou_aware", "cross_scale_fusion", "token_label") if options[name]]
+    if of_neck and not options.neck:
+        raise UserError(f"ViDT {of_neck[0]}=True needs neck=True: set one of them otherwise")

@@ -243,6 +243,11 @@ def test_weights_with_a_wrong_checksum_are_deleted(server, tmp_path):
     assert not (tmp_path / "timm" / "vit_small.tag" / "model.safetensors").exists()
 
 
+def test_an_unknown_data_set_gets_a_suggestion(capsys):
+    assert fetch.main(["cifra100"]) == 2
+    assert capsys.readouterr().err.startswith("cdl_jax: no data set or weights 'cifra100': did you mean 'cifar100'?")
+
+
 def test_unknown_weights_get_a_suggestion(server, tmp_path):
     pytest.importorskip("huggingface_hub")
     server.headers = {"X-Error-Code": "RepoNotFound"}

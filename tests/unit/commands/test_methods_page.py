@@ -37,6 +37,13 @@ def test_the_options_of_training_have_a_place():
     assert "\n<!-- options: methods.cdl -->\n" in section("cdl_jax/methods/cdl.py")
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=lambda page: page.stem)
+def test_tables_of_options_are_those_of_the_declarations(page, hooks):
+    """`python docs/hooks.py` writes them."""
+    text = page.read_text()
+    assert text == hooks.fill_tables(text)
+
+
 def test_named_files_and_pages_exist():
     files = {*re.findall(r"`((?:cdl_jax|configs)/[\w/]+\.py)`", PAGE)} | {*re.findall(r"configs/\w+\.py", PAGE)}
     pages = set(re.findall(r"\]\(([\w./]+)\)", PAGE))

@@ -1,7 +1,6 @@
 """The generated reference pages are complete: every config key with its meaning, every metric, every API page."""
 
 import ast
-import importlib.util
 import itertools
 import re
 from pathlib import Path
@@ -16,14 +15,6 @@ from cdl_jax.options import Option
 ROOT = Path(__file__).parents[3]
 # Sections of a config that hold a network; their keys are listed as `network.`.
 NETWORKS = ("teacher", "student", "network")
-
-
-@pytest.fixture(scope="module")
-def hooks():
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +81,13 @@ def test_a_table_has_key_default_values_and_meaning(hooks):
 
 
 def test_a_written_page_gets_the_options_of_its_plug_ins(hooks):
-    page = hooks.on_page_markdown("before\n<!-- options: distill.kd -->\nafter\n<!-- options: methods.cdl -->")
+    written = "before\n\n<!-- options: distill.kd -->\n\n| old |\n\nafter\n\n<!-- options: methods.cdl -->\n"
+    page = hooks.fill_tables(written)
     assert [row[0] for row in rows(page)] == [
         *("`distill.alpha`", "`distill.temperature`", "`distill.classes`"), *(f"`cdl.{key}`" for key in cdl.OPTIONS)
     ]  # fmt: skip
-    assert rows(page)[0][1:3] == ["`0.5`", "[0, 1]"] and page.startswith("before\n| key |")
+    assert rows(page)[0][1:3] == ["`0.5`", "[0, 1]"] and "| old |" not in page
+    assert page.startswith("before\n\n<!-- options: distill.kd -->\n\n| key |") and "|\n\nafter\n" in page
 
 
 def test_every_page_of_the_menu_exists(pages):

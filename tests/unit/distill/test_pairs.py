@@ -297,6 +297,18 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
             assert rows.tolist() == [False, False, True, True], path
 
 
+@pytest.mark.parametrize(("counter", "new"), [("advance", [False, False, True, True]), ("fixed", [False] * 4)])
+def test_an_advancing_counter_initializes_the_rows_of_a_new_task(counter, new):
+    scheme = build("coda", "prompt_mapping", **{"distill.counter": counter}).models.scheme
+    variables = jax.jit(scheme.init)(jax.random.key(0))
+    first, second = (scheme.start_task(variables, place(task), jax.random.key(1)) for task in (0, 1))
+    before = flatten_dict(variables["params"])
+    for path, leaf in flatten_dict(second["params"]).items():
+        np.testing.assert_array_equal(flatten_dict(first["params"])[path], before[path])
+        changed = np.any((np.asarray(leaf) != before[path]).reshape(len(leaf), -1), axis=1)
+        assert changed.tolist() == (new if path[0] == "mapping" else [False] * len(leaf)), path
+
+
 @pytest.mark.parametrize(
     ("learner", "scheme", "changes", "message"),
     [
@@ -314,6 +326,9 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("l2p", "kd_token", {"distill.length": 5}, "distill.length=5 must be even"),
         ("l2p", "kd_token", {"distill.n_layers": 3}, "the student has 2 blocks"),
         ("l2p", "kd_token", {"distill.variant": "x"}, "use 'dcdl' or 'deit'"),
+        ("l2p", "kd_token", {"distill.token_init": "x"}, "distill.token_init='x': use '', 'uniform' or 'zeros'"),
+        ("none", "prompt_mapping", {}, "maps prefixes, and learner.name='none' has none"),
+        ("coda", "prompt_mapping", {"distill.counter": "x"}, "distill.counter='x': use 'fixed' or 'advance'"),
         ("l2p", "prompt_mapping", {"distill.mapping": "x"}, "use 'pool' or 'self_attention'"),
         ("l2p", "prompt_mapping", {"distill.layers": 5}, "the backbone has depth 2"),
         ("l2p", "prompt_mapping", {"distill.alpha": 0.0}, "distill.alpha=0.0 leaves one of the student's two heads"),
@@ -325,8 +340,22 @@ def test_an_advancing_counter_adds_rows_and_freezes_earlier_ones():
         ("l2p", "vkd", {"distill.teacher_norm": "layr"}, "did you mean 'layer'"),
         ("l2p", "vkd", {"distill.student_norm": "whiten_zca", "distill.norm_epsilon": 0.0}, "set 0.01"),
         ("l2p", "vkd", {"distill.feature_loss": "l1"}, "use 'smooth_l1' or 'mse'"),
+        ("l2p", "vkd", {"distill.feature_weight": -1.0}, "distill.feature_weight=-1.0 must not be negative"),
+        ("l2p", "vkd", {"distill.classes": "all"}, "distill.classes='all': use 'current' or 'seen'"),
         ("l2p", "kd", {"cdl.schedule": "x"}, "use 'teacher_first', 'interleaved_epochs' or 'interleaved'"),
         ("l2p", "kd", {"cdl.schedule": "interleaved", "cdl.teacher_epochs": 3}, "cdl.teacher_epochs has no meaning"),
+        (
+            "l2p",
+            "kd",
+            {"cdl.schedule": "interleaved", "cdl.teacher_runs": ("run",)},
+            "has no meaning with cdl.teacher_runs",
+        ),
+        (
+            "l2p",
+            "kd",
+            {"cdl.schedule": "interleaved_epochs", "cdl.teacher_epochs": 3, "train.epochs": 2},
+            "cdl.teacher_epochs=3 must be a multiple of train.epochs=2",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_in_one_line(learner, scheme, changes, message):

@@ -49,7 +49,7 @@ targets, inside = jax.device_put((targets, inside), of_images)
 def compute(trained, teacher, targets, inside):
     def loss(trained):
         outputs, student = trained
-        options = ConfigDict({**defaults(detection_losses.OPTIONS), "solver": sys.argv[3]})
+        options = ConfigDict(defaults(detection_losses.OPTIONS, solver=sys.argv[3]))
         set_loss, terms = detection_losses.detection_loss(options, outputs, targets, groups)
         grouped = tuple(x.reshape(groups, -1, *x.shape[1:]) for x in inside)
         distilled, more = scheme.loss(variables, {**student, "inside": grouped}, teacher, None, None)

@@ -29,7 +29,7 @@ BATCH = {
 
 
 def options(**changes):
-    return ConfigDict({**defaults(losses.OPTIONS), **changes})
+    return ConfigDict(defaults(losses.OPTIONS, **changes))
 
 
 def sigmoid(x):
@@ -179,14 +179,19 @@ def test_extreme_logits_have_a_finite_gradient():
     ("changes", "message"),
     [
         ({"giou_weight": -1.0}, "detector.giou_weight=-1.0 must not be negative"),
-        ({"class_weight": 0.0, "box_weight": 0.0, "giou_weight": 0.0}, "nothing is learned"),
         ({"focal_alpha": 1.5}, r"detector.focal_alpha=1.5 must lie in \[0, 1\]"),
         ({"class_loss": "ce"}, "use 'focal' or 'softmax'"),
-        ({"solver": ""}, "detector.solver='': use 'host' or 'device'"),
+        ({"solver": ""}, "use 'host' or 'device'"),
     ],
 )
 def test_options_out_of_range_are_refused(changes, message):
-    losses.check(options(), "detector")
     with pytest.raises(UserError, match=message):
         check(losses.OPTIONS, options(**changes), "detector")
-        losses.check(options(**changes), "detector")
+
+
+def test_weights_and_costs_that_are_all_zero_are_refused():
+    losses.check(options(), "detector")
+    with pytest.raises(UserError, match="nothing is learned"):
+        losses.check(options(class_weight=0.0, box_weight=0.0, giou_weight=0.0), "detector")
+    with pytest.raises(UserError, match="every match is equally good"):
+        losses.check(options(class_cost=0.0, box_cost=0.0, giou_cost=0.0), "detector")

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import detection_matching as matching
 from cdl_jax.methods.shared.detection_boxes import overlaps
-from cdl_jax.options import check, defaults
+from cdl_jax.options import defaults
 
 SOLVERS = pytest.mark.parametrize("solver", ["host", "device"])
 
 
 def options(**changes):
-    return ConfigDict({**defaults(matching.OPTIONS), **changes})
+    return ConfigDict(defaults(matching.OPTIONS, **changes))
 
 
 def smallest_sum(costs):
@@ -142,21 +142,6 @@ def test_several_steps_in_one_call_have_the_matches_of_each(solver):
 
     for step, found in enumerate(scan(costs)):
         assert found.tolist() == matching.match(costs[step], valid, solver).tolist()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"box_cost": -1.0}, "detector.box_cost=-1.0 must not be negative"),
-        ({"class_cost": 0.0, "box_cost": 0.0, "giou_cost": 0.0}, "every match is equally good"),
-        ({"solver": "hosts"}, "detector.solver='hosts': use 'host' or 'device'"),
-    ],
-)
-def test_options_out_of_range_are_refused(changes, message):
-    matching.check(options(), "detector")
-    with pytest.raises(UserError, match=message):
-        check(matching.OPTIONS, options(**changes), "detector")
-        matching.check(options(**changes), "detector")
 
 
 def test_the_solver_on_the_host_needs_a_cpu_backend(monkeypatch):

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import detection_token_labels as token_labels
-from cdl_jax.options import defaults
+from cdl_jax.options import check, defaults
 
 RNG = np.random.default_rng(5)
 
 
 def options(**changes):
-    return ConfigDict({**defaults(token_labels.OPTIONS), **changes})
+    return ConfigDict(defaults(token_labels.OPTIONS, **changes))
 
 
 def pooled(labels, classes, size, out):
@@ -59,3 +60,12 @@ def test_losses_are_the_published_formulas_over_positions_inside():
     assert loss == pytest.approx(3 * focal + 2 * dice, rel=1e-5)
     gradient = jax.grad(lambda z: token_labels.token_losses(options(), z, shares, inside, normalizer)[0])(logits)
     assert not gradient[0][~inside[0]].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"dice_weight": -1.0}, "must not be negative"), ({"focal_alpha": -0.1}, r"must lie in \[0, 1\]")],
+)
+def test_options_out_of_range_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(token_labels.OPTIONS, options(**changes), "token_labels")

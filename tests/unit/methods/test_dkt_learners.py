@@ -40,13 +40,13 @@ def test_prompts_and_heads_are_published_and_the_backbone_is_shared():
 
 
 @pytest.mark.parametrize("prompt_form", ["prefix", "tokens"])
-def test_the_st_head_reads_the_features_of_the_cl_head(form):
-    learner = build(form=form)
+def test_the_st_head_reads_the_features_of_the_cl_head(prompt_form):
+    learner = build(prompt_form=prompt_form)
     variables, shared = initial(learner)
     images = jnp.asarray(np.random.default_rng(1).normal(size=(3, 8, 8, 3)), jnp.float32)
     outputs = quick(lambda *trees: learner(*trees, images, True, context(0, 2), None))(variables, shared)
     intermediates = jax.device_get(outputs.intermediates)
-    features = intermediates["prompt_tokens"].mean(axis=1) if form == "tokens" else intermediates["class_token"]
+    features = intermediates["prompt_tokens"].mean(axis=1) if prompt_form == "tokens" else intermediates["class_token"]
     for head, logits in (("head", outputs.cl_logits), ("student", outputs.st_logits)):
         (weights,) = [leaf for leaf in jax.tree.leaves(variables[head]) if leaf.ndim == 2]
         (bias,) = [leaf for leaf in jax.tree.leaves(variables[head]) if leaf.ndim == 1]

@@ -21,7 +21,7 @@ from tests.unit.models.test_vidt import SMALL
 
 
 def model_params(classes=5, seed=0, **changes):
-    model = vidt.build(ConfigDict({**defaults(vidt.OPTIONS), **SMALL, **changes}), classes)
+    model = vidt.build(ConfigDict(defaults(vidt.OPTIONS, **{**SMALL, **changes})), classes)
     tree = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), tree)

@@ -186,3 +186,29 @@ def test_every_named_network_builds():
         for name in family.SIZES:
             section = ml_collections.ConfigDict(defaults(families.network_options(name)))
             family.build(section) if family is vit else family.build(section, 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda path, arrays: np.savez(path, **{**arrays, "params/w": np.full(3, np.nan, np.float32)}),
+            "finite numbers",
+        ),
+        (lambda path, arrays: np.savez(path, **{**arrays, "params/w": np.zeros(3, np.int32)}), "finite numbers"),
+        (lambda path, arrays: path.write_bytes(path.read_bytes()[:-40]), "cannot be read"),
+        (lambda path, arrays: np.savez(path, **{**arrays, "params/w": np.zeros(4, np.float32)}), "1 arrays do not fit"),
+    ],
+    ids=["not finite", "integers", "cut off", "another shape"],
+)
+def test_damaged_weights_of_a_run_are_refused_in_one_line(tmp_path, change, message):
+    path = tmp_path / "weights.npz"
+    network = {"params": {"w": np.ones(3, np.float32)}, "batch_stats": {"mean": np.zeros(2, np.float32)}}
+    arrays = {"params/w": network["params"]["w"], "batch_stats/mean": network["batch_stats"]["mean"]}
+    np.savez(path, **arrays)
+    loaded = weights.load_network(str(path), network, KEY)
+    np.testing.assert_array_equal(loaded["params"]["w"], network["params"]["w"])
+    change(path, arrays)
+    with pytest.raises(UserError, match="^[^\n]*$") as error:
+        weights.load_network(str(path), network, KEY)
+    assert KEY in str(error.value) and message in str(error.value)

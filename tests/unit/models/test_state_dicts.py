@@ -195,6 +195,17 @@ def test_hostile_sizes_before_torch_1_6_are_refused(tmp_path, sources, blocks, o
         read_state(legacy(tmp_path / "w.pth", items, blocks, **options))
 
 
+def test_a_file_of_a_big_endian_machine_is_refused(tmp_path):
+    with zipfile.ZipFile(state_dict_zip(tmp_path / "little.pth", state_of())) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    assert members["archive/byteorder"] == b"little"
+    with zipfile.ZipFile(tmp_path / "big.pth", "w") as archive:
+        for name, content in {**members, "archive/byteorder": b"big"}.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match="was written on a big-endian machine"):
+        read_state(tmp_path / "big.pth")
+
+
 def test_names_of_no_known_layout_are_unchanged(tmp_path):
     names = ["Transformer/encoderblock_0/Dense_7/kernel", "module.foo.weight", "blocks.0.attn.q_norm.weight"]
     np.savez(tmp_path / "w.npz", **{name: np.ones(2) for name in names})

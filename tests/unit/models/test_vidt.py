@@ -36,7 +36,7 @@ PIXELS[0, 48:], PIXELS[1, :, 64:] = 0, 0
 
 
 def build(**changes):
-    return vidt.build(ConfigDict({**defaults(vidt.OPTIONS), **SMALL, **changes}), CLASSES)
+    return vidt.build(ConfigDict(defaults(vidt.OPTIONS, **{**SMALL, **changes})), CLASSES)
 
 
 def on_canvas(height, width):
@@ -54,7 +54,7 @@ def spread(params, seed=0):
 
 
 def shapes(**options):
-    model = vidt.build(ConfigDict({**defaults(vidt.OPTIONS), **options}), 91)
+    model = vidt.build(ConfigDict(defaults(vidt.OPTIONS, **options)), 91)
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
 
 
@@ -92,7 +92,7 @@ def test_outputs_and_gradients_do_not_depend_on_the_canvas():
         return total, (out["logits"], out["boxes"], out["body_tokens"], [x.sum((1, 2)) for x in out["patch_maps"]])
 
     (_, plain), of_plain = compute(params, PIXELS)
-    (_, outputs), gradients = compute(params, on_canvas(128, 128))
+    (_, outputs), gradients = compute(params, on_canvas(101, 94))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), outputs, plain)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(of_plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale), gradients, of_plain)
@@ -171,21 +171,37 @@ def test_a_teacher_in_bfloat16_has_predictions_in_float32(refined):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depths": (1, 2, 1)}, "4 items"),
-        ({"depths": (1, 0, 1, 1)}, "at least 1"),
-        ({"heads": (3, 1, 2, 2)}, "multiples of heads"),
-        ({"dim": 40}, "multiple of 32"),
+        ({"heads": (3, 1, 2, 2)}, "cannot be split over heads"),
+        ({"embed_dim": 5}, "must be even"),
+        ({"dim": 40}, "32 groups"),
         ({"decoder_heads": 5}, "decoder_heads"),
-        ({"window": 1}, "window"),
-        ({"cross_stages": (4,)}, r"\[0, 3\]"),
-        ({"dropout": 1.0}, "lie in"),
-        ({"decoder_layers": 0}, "decoder_layers"),
-        ({"sampling": "fast"}, "sampling"),
-        ({"neck": False, "iou_aware": True}, "need the neck"),
+        ({"neck": False, "iou_aware": True}, "iou_aware=True needs neck=True"),
     ],
 )
-def test_impossible_options_are_refused_in_one_line(changes, message):
+def test_options_that_do_not_fit_together_are_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=message) as error:
-        check(vidt.OPTIONS, changes, "student")
         build(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depths": (1, 2, 1)}, "4 items"),
+        ({"depths": (1, 0, 1, 1)}, "at least 1"),
+        ({"window": 1}, "at least 2"),
+        ({"cross_stages": (4,)}, "cross_stages"),
+        ({"dropout": 1.0}, "lie in"),
+        ({"decoder_layers": 0}, "at least 1"),
+        ({"sampling": "fast"}, "'auto', 'gather' or 'dense'"),
+    ],
+)
+def test_options_have_ranges(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(vidt.OPTIONS, changes, "student")
+
+
+def test_declared_options_have_meanings_and_valid_defaults():
+    assert all(option.meaning and not option.problem(option.default) for option in vidt.OPTIONS.values())
+    for name, size in vidt.SIZES.items():
+        check(vidt.OPTIONS, size, name)
