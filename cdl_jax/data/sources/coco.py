@@ -22,9 +22,7 @@ OPTIONS: dict[str, Any] = {
     "train_part": Option("train2017", "folder of the training images; its annotations are instances_<part>.json"),
     "test_part": Option("val2017", "folder of the test images, likewise"),
     "check_sizes": Option(
-        True,
-        "compare the size of every image file with the annotations before training; False: when it is decoded",
-        resumable=True,
+        True, "compare the size of every image file with the annotations before training; False: when it is decoded"
     ),
 }
 
