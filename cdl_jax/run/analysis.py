@@ -43,8 +43,6 @@ def analyze(experiment: Experiment, folder: Path) -> dict:
     Raises:
       UserError: no task is finished, there are several seeds, or a checkpoint is missing or damaged.
     """
-    if experiment.stream.problem != "classification":
-        raise UserError(f"--mode=analyze looks at classifiers, and the run is one of {experiment.stream.problem}")
     if experiment.config.seeds:
         raise UserError("--mode=analyze looks at a run of one seed: train the one of interest alone, with config.seed")
     with Checkpoints(folder, read_only=True) as checkpoints:
@@ -54,6 +52,8 @@ def analyze(experiment: Experiment, folder: Path) -> dict:
         absent = sorted(set(range(finished[-1])) - set(finished))
         if absent:
             raise UserError(f"{folder}/checkpoints/tasks lacks task {absent[0]}: restore it, or train anew elsewhere")
+        if experiment.stream.problem != "classification":
+            raise UserError(f"--mode=analyze looks at classifiers, and this is a run of {experiment.stream.problem}")
         selection = results.from_json(checkpoints.task_record(finished[-1]))[0].selection
         evaluator = Evaluator(CompiledSteps(experiment))
         target, frozen = experiment.abstract_variables()
