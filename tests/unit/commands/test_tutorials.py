@@ -103,6 +103,29 @@ def test_first_learner(folder):
     assert main.main([*trained, *OVERRIDES, "--config.learner.layers=9", "--workdir", "other"]) == 2
 
 
+def test_first_method(folder, capsys):
+    page = read("first_method")
+    write_files(page, folder)
+    tested = {}
+    exec(python_blocks(page)["mine/test_my_method.py"], tested)
+    tested["test_loss"]()
+    for words in commands(page, "cdl_jax.main"):
+        assert main.main([*words, *OVERRIDES, "--config.train.batch_size=8"]) == 0
+    lines = [line for line in log_lines(folder / "runs" / "my_config") if "kd" in line]
+    # Four steps a task. In the first of them the network is that of the previous task.
+    largest = [max(line["kd"] for line in lines if line["task"] == task) for task in range(5)]
+    assert len(lines) == 20 and largest[0] == 0 and min(largest[1:]) > 1e-3
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["labels"] + line["kd"], rel=1e-4)
+    parameters = json.loads((folder / "runs/my_config/results.json").read_text())["cost"]["parameters"]
+    # Convolutions of 3 x 3 from 3 to 16 and to 32 channels, and 20 outputs of maps of 8 x 8.
+    assert parameters == {"network": {"trainable": 28 * 16 + 145 * 32 + 2049 * 20, "frozen": 0}}
+    (words,) = commands(page, "cdl_jax.report")
+    capsys.readouterr()
+    assert report_main(words) == 0
+    assert "my_method.strength=0" in capsys.readouterr().out
+
+
 def test_first_source(folder, capsys):
     page = read("first_source")
     write_files(page, folder)
