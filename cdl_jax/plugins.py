@@ -12,7 +12,8 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -198,6 +199,21 @@ def explain_error(error: BaseException) -> str | None:
     return f"plug-in {path}{text if len(text) <= 400 else text[:400] + ' ...'}"
 
 
+@contextmanager
+def errors_in_one_line(path: str) -> Iterator[None]:
+    """Turns an error of the block, which runs a user's plug-in, into a `UserError` of one line.
+
+    Args:
+      path: the file of the plug-in.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a plug-in is a program of the user's
+        raise UserError(f"plug-in {path}{one_line_traceback(error, path)}") from error
+
+
 def _import_user_module(name: str) -> ModuleType | None:
     """Returns the module of a dotted path, None if there is none.
 
@@ -274,6 +290,50 @@ def check_arguments(function: Callable, arguments: str, what: str = "a plug-in's
         raise UserError(
             f"{describe_function(function)} has the arguments {signature}, but is called with ({arguments}): {error}"
         ) from None
+
+
+def check_hooks(cls: type, base: type) -> None:
+    """Checks the names and arguments of what a user's class defines in addition to `base`.
+
+    Args:
+      cls: a subclass of `base`.
+      base: a class of the contract; its public functions and attributes are the hooks.
+
+    Raises:
+      UserError: a hook has other arguments than in `base`, or a name is not a hook, but is close to one that the class
+        leaves out. The message names the file and the function.
+    """
+    own, declared = {}, set()
+    for parent in reversed(cls.__mro__[: cls.__mro__.index(base)]):
+        own.update(vars(parent))
+        declared |= {*vars(parent), *vars(parent).get("__annotations__", {})}
+    hooks = {name: vars(base).get(name) for name in (*vars(base), *base.__annotations__)}
+    hooks = {name: hook for name, hook in hooks.items() if name == "__call__" or not name.startswith("_")}
+    missing = [name for name in hooks if name not in declared]
+    for name, value in own.items():
+        if callable(hooks.get(name)):
+            _check_hook(value, hooks[name], f"{describe_class(cls)}: {name}")
+        elif not name.startswith("_") and not hasattr(base, name) and name not in hooks:
+            if close := difflib.get_close_matches(name, missing, n=1, cutoff=0.8):
+                raise UserError(
+                    f"{describe_class(cls)}: {name!r} is no part of {base.__module__}.{base.__name__}: did you mean "
+                    f"{close[0]!r}? if not, choose another name, such as '_{name}'"
+                )
+
+
+def _check_hook(value, hook, what):
+    """Raises UserError where an overriding function cannot be called as `hook`, with its required arguments."""
+    if isinstance(value, classmethod):
+        return
+    required = [p.name for p in inspect.signature(hook).parameters.values() if p.default is inspect.Parameter.empty]
+    arguments = required[1:] if isinstance(value, staticmethod) else required
+    check_arguments(value, ", ".join(arguments), what)
+
+
+def describe_class(cls: type) -> str:
+    """Returns file and name of a user's class, for messages about a plug-in."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return f"{file or cls.__module__}: class {cls.__qualname__.split('<locals>.')[-1]}"
 
 
 def describe_function(function: Callable) -> str:
