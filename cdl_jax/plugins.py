@@ -344,6 +344,15 @@ def describe_function(function: Callable) -> str:
     return f"{code.co_filename}: function {name}" if code else name
 
 
+def describe_type(value: Any) -> str:
+    """Returns the type of what a user's function returns, for messages.
+
+    >>> describe_type((1, 2, 3)), describe_type([1])
+    ('a tuple of 3', 'list')
+    """
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
+
+
 def lookup(table: Mapping[str, Value], name: str, kind: str) -> Value:
     """Returns `table[name]`.
 

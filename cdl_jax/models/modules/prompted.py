@@ -56,6 +56,11 @@ class PromptedNetwork:
         """Returns whether the leaf at a path of the network's variables never changes."""
         return path[0] == "backbone" and not self.is_trained(path)
 
+    def has_trained_leaves(self, query_dim: int) -> bool:
+        """Returns whether the optimizer trains any of the variables for queries `[batch, query_dim]`."""
+        shapes = jax.eval_shape(lambda key: self.init(key, query_dim), jax.random.key(0))
+        return any(map(self.is_trained, flatten_dict(shapes)))
+
     def init(self, key: jax.Array, query_dim: int) -> dict:
         """Returns fresh variables for queries `[batch, query_dim]`.
 

@@ -81,13 +81,13 @@ def build(options, *, dim, key_dim, depth, num_tasks):
 def build(tmp_path, monkeypatch):
     """A function that builds CDL with a learner of the given text, and returns (file, function that builds)."""
 
-    def build(text):
+    def build(text, distill="none"):
         (tmp_path / "userpart").mkdir()
         (tmp_path / "userpart" / "__init__.py").write_text("")
         file = tmp_path / "userpart" / "learner.py"
         file.write_text(text)
         config = base.default(
-            "cdl", data="glyph_mini", learner="userpart.learner", distill="none", student="mini_student"
+            "cdl", data="glyph_mini", learner="userpart.learner", distill=distill, student="mini_student"
         )
         for section in (config.teacher, config.student):
             section.update(dim=8, depth=2, heads=2, image_size=16, weights="random")
@@ -103,6 +103,29 @@ def test_a_correct_learner_is_accepted_without_compilation_and_without_nowrap(bu
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_, **__: pytest.fail("compiled"))
     student = build(TEXT)[1]().models.student
     assert student.is_fitted and student.learner.trained_tasks == "first"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({'"first"': '"none"'}, "trains in no task (trained_tasks='none')"),
+        (
+            {'"params": {"scale": jnp.ones(3)}': '"params": {}', '["params"]["scale"]': '["state"]["old"]'},
+            "has no parameters to train",
+        ),
+    ],
+)
+def test_a_scheme_whose_loss_trains_nothing_is_refused(build, changes, reason):
+    text = TEXT.replace("    def trains_backbone", "    def _trains") if len(changes) > 1 else TEXT
+    for original, new in changes.items():
+        assert original in text
+        text = text.replace(original, new)
+    with pytest.raises(UserError) as caught:
+        build(text, distill="kd")[1]()
+    assert str(caught.value) == (
+        f"distill.name='kd' has no effect, because learner.name='userpart.learner' {reason}: choose distill=none, or "
+        "a learner that trains by gradients"
+    )
 
 
 HEAD, MEANS = "{file}: class Head: ", "{file}: class Means: "
