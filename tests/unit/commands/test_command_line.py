@@ -4,6 +4,7 @@ import io
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cdl_jax
@@ -288,6 +289,17 @@ def test_progress_is_written_as_lines_to_a_log(monkeypatch):
     written = log.getvalue().splitlines()
     assert len(written) >= 4  # one of the phase, two of the clock, and the last
     assert written[-1].startswith("step 100 of 200 (50 %), ") and written[-1].endswith("; task 0, student, loss 1.500")
+
+
+def test_a_phase_without_a_loss_has_a_line_of_its_own_and_no_line_is_repeated_at_the_end(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress.Lines(total=4, initial=0) as lines:
+        for phase, means in (("student", {"loss": np.array([0.5])}), ("student_fit", {"images": np.array([2.0])})):
+            lines.update(2)
+            lines.set_postfix_str(progress.position_text(0, phase, means))
+    written = [line.split("; ")[1] for line in log.getvalue().splitlines()]
+    assert written == ["task 0, student, loss 0.500", "task 0, student_fit"]
 
 
 def test_progress_is_shown_as_a_bar_on_a_terminal(monkeypatch):
