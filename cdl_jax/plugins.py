@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -57,7 +58,9 @@ _SYNONYMS = {
     "devices": "gpus gpu num_gpus n_gpu ngpus device num_devices",
     "data.num_workers": "workers n_workers nworkers",
     "seed": "random_seed random_state manual_seed",
-    "distill.name": "kd distillation distiller",
+    "distill.name": "kd distillation distiller scheme",
+    "distill": "kd distillation distiller scheme",
+    "learner": "prompt prompts pool cl_method",
     "data.name": "dataset data_set ds dataset_name",
     "data": "dataset data_set ds dataset_name",
     "data.path": "data_dir data_path data_root dataroot datadir root dataset_path",
@@ -112,7 +115,8 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     """
     known = sorted(str(k) for k in known if str(k))
     if (new_name := schema.RENAMED_OPTIONS.get(word)) in known:
-        return f"it is now {new_name!r}"
+        values = schema.RENAMED_VALUES.get(word, {}).items()
+        return "; ".join([f"it is now {new_name!r}", *(f"its value {old!r} is now {new!r}" for old, new in values)])
     by_lower_case = {key.casefold(): key for key in known}
     word = word.casefold()
     tail = word.split(".")[-1].replace("-", "_")
@@ -152,6 +156,8 @@ def load_plugin(folder: str, name: str) -> ModuleType:
     if not isinstance(name, str):
         known = ", ".join(list_plugins(folder))
         raise UnknownPluginError(f"the name of a module in {folder} must be text, not {name!r}; known: {known}")
+    if "/" in name or name.endswith(".py"):
+        raise UnknownPluginError(f"no module {name!r} in {folder}: {_hint_for_file(name)}")
     if "." not in name:
         if name in list_plugins(folder):
             return importlib.import_module(f"cdl_jax.{folder}.{name}")
@@ -165,6 +171,19 @@ def load_plugin(folder: str, name: str) -> ModuleType:
         _check_contract(module, folder, name)
         return module
     raise UnknownPluginError(f"no module {name!r} in {folder}: {did_you_mean(name, list_plugins(folder))}")
+
+
+def _hint_for_file(name):
+    """Returns what to write instead of the path of a file, to follow the path in a message."""
+    path = Path(os.path.relpath(name)).with_suffix("")
+    if ".." in path.parts:
+        package, file = Path(name).parent.name, path.name
+        return (
+            f"name a file by its dotted path, such as {package}.{file}, and put the folder of {package} on PYTHONPATH"
+        )
+    if len(path.parts) == 1:
+        return f"put the file into a folder, such as mine, and name it by its dotted path, mine.{path.name}"
+    return f"did you mean {'.'.join(path.parts)!r}? a file is named by its dotted path"
 
 
 def optional_part(folder: str, name: str, part: str) -> Any:
@@ -261,6 +280,25 @@ def _check_part(module, part, value, arguments):
     elif not isinstance(value, Mapping):
         raise UserError(f"{module.__file__}: {part} must be a dict of options and their defaults, "
                         f"but it is of type {type(value).__name__}")  # fmt: skip
+    elif part == "OPTIONS":
+        check_defaults(value, f"{module.__file__}: {part}")
+
+
+def check_defaults(declared: Mapping[str, Any], what: str) -> None:
+    """Checks the default of each option by its own declaration.
+
+    Args:
+      declared: options by name; sections are dicts.
+      what: name for the options, for the message.
+
+    Raises:
+      UserError: a default is not permitted.
+    """
+    from cdl_jax import options  # it imports this module
+
+    for key, option in options.rows(declared):
+        if problem := option.problem(option.default):
+            raise UserError(f"{what}: the default {key}={option.default!r}{problem}")
 
 
 def check_arguments(function: Callable, arguments: str, what: str = "a plug-in's function") -> None:

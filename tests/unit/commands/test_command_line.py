@@ -10,9 +10,9 @@ import pytest
 import cdl_jax
 from cdl_jax import config, config_files, main, plugins
 from cdl_jax.errors import UserError
-from cdl_jax.options import defaults
+from cdl_jax.options import Option, defaults
 from cdl_jax.published import cdl
-from cdl_jax.run import progress, workdir
+from cdl_jax.run import listing, progress, workdir
 
 ROOT = Path(cdl_jax.__file__).parents[1]
 
@@ -329,6 +329,11 @@ def test_help_with_a_config_lists_its_options(capsys, monkeypatch):
         "distill.alpha 0.25 weight of the distillation loss; the cross-entropy with the labels has "
     )
     assert "weight 1 - alpha ([0, 1])" in shown
+
+
+def test_help_shows_an_open_range_without_double_parentheses():
+    option = Option(0.5, "exponent", above=0, below=2)
+    assert listing._option_lines("distill.sharpness", 1.0, option, 20).endswith("  exponent, in (0, 2)")
 
 
 def test_help_alone_names_no_config(capsys):
