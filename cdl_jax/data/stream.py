@@ -156,7 +156,13 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
     if merged["class_order_seed"] == -1:
         raise UserError("data.class_order_seed=-1 is the seed of a run, and there is no run here: set a seed")
     source_options = {key: merged[key] for key in ("path", *source.OPTIONS)}
-    dataset = source.placeholder(source_options) if placeholder else source.load(source_options)
+    function = source.placeholder if placeholder else source.load
+    dataset = function(source_options)
+    if not isinstance(dataset, Dataset):
+        raise UserError(
+            f"{plugins.describe_function(function)} must return a {__name__}.Dataset, but returns "
+            f"{plugins.describe_type(dataset)}"
+        )
     return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key not in _READING})
 
 

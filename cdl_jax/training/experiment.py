@@ -16,6 +16,7 @@ from cdl_jax.data.stream import Stream, Task
 from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Method, Phase, StreamInfo, cast_frozen_kernels, split
+from cdl_jax.methods.shared import user_method
 from cdl_jax.runtime import sharding
 from cdl_jax.training import compatibility
 from cdl_jax.training.seeds import SeedAxis
@@ -69,7 +70,10 @@ class Experiment:
             () if axis.per_seed_classes else tuple(streams[0].class_names),
             len(data.train),
         )
-        method = plugins.load_plugin("methods", config.method).build(config, info)
+        module = plugins.load_plugin("methods", config.method)
+        method = module.build(config, info)
+        if "." in config.method:
+            user_method.check_method(method, module)
         mesh = sharding.make_mesh(config.devices, config.peer_devices, config.fsdp_devices)
         compatibility.check_method(config, method, info, streams[0].class_names)
         plan_options = {

@@ -9,6 +9,7 @@ The shipped learners are prompt pools (`Pool`). A `Learner` may also change the 
 its blocks, fit its head in closed form (`FittedHead`), or average several predictions.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -24,6 +25,14 @@ from cdl_jax.models.vit import Adapter, Prompt
 
 Path = tuple[str, ...]
 Variables = Mapping[str, Any]  # {"params": ..., "state": ...}
+
+
+def _mark_hooks(cls, base):
+    """Applies `nn.nowrap` to the hooks of a subclass as to those of `base`: Flax calls them outside of `apply`."""
+    for name, hook in vars(base).items():
+        function = vars(cls).get(name)
+        if getattr(hook, "nowrap", False) and inspect.isfunction(function) and not hasattr(function, "compact"):
+            nn.nowrap(function)
 
 
 @struct.dataclass
@@ -63,6 +72,10 @@ class Learner(nn.Module):
 
     uses_query: ClassVar[bool] = True
     trained_tasks: ClassVar[str] = "all"
+
+    def __init_subclass__(cls, **options):
+        _mark_hooks(cls, Learner)
+        super().__init_subclass__(**options)
 
     def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
         """Returns the prompts and adapters of a batch; by default none.
@@ -236,6 +249,10 @@ class FittedHead(nn.Module):
     `__call__` maps features `[batch, width]` to logits `[batch, classes]`. The optimizer trains the head's "params"
     before the fit. Arrays that only `fit` sets are in its collection "state".
     """
+
+    def __init_subclass__(cls, **options):
+        _mark_hooks(cls, FittedHead)
+        super().__init_subclass__(**options)
 
     @nn.nowrap
     def init_statistics(self, width: int) -> Mapping[str, jax.Array]:
