@@ -32,6 +32,7 @@ class UnknownPluginError(UserError):
 _CONTRACTS: dict[str, dict[str, str | None]] = {
     "methods": {"defaults": "", "build": "config, info"},
     "distill": {"OPTIONS": None, "build": "options, teacher, student"},
+    "distill.detection": {"OPTIONS": None, "build": "options, teacher, student"},
     "models": {"build": "options, num_classes", "OPTIONS": None, "SIZES": None, "torch_name": "path"},
     "models.learners": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
     "data.sources": {"OPTIONS": None, "load": "options"},
@@ -39,7 +40,11 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
 }
 _NULLABLE = ("torch_name",)  # parts of a contract that may be None
 # Folder -> what its plug-ins may define too, in the same form.
-_OPTIONAL: dict[str, dict[str, str | None]] = {"distill": {"PRESET": None}, "data.sources": {"placeholder": "options"}}
+_OPTIONAL: dict[str, dict[str, str | None]] = {
+    "methods": {"PROBLEM": None},
+    "distill": {"PRESET": None},
+    "data.sources": {"placeholder": "options"},
+}
 
 # Files of the plug-ins that users brought, whose errors are theirs.
 _USER_FILES: set[str] = set()

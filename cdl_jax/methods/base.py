@@ -1,7 +1,9 @@
 """Defines the contract between a method and the training loop.
 
 A method's file has `defaults(**choices) -> dict`, which returns its config sections, and
-`build(config, info) -> Method`.
+`build(config, info) -> Method`. A method for detection also has `PROBLEM = "detection"`: the `images` that its
+functions take are then the batch of a `data.detection.loader.StreamLoader`, and its `logits` of a network are a dict of
+the `logits` and `boxes` of queries.
 
 Variables are a nested dict `{network: {part: arrays}}`. A *path* is the tuple of keys that leads to a leaf. Everything
 that a method does to variables is a pure function that can be compiled. Tasks differ only in the arrays of the
@@ -33,12 +35,14 @@ class StreamInfo:
       task_sizes: number of classes of each task.
       class_names: in stream order; empty where each seed has a class order of its own.
       train_images: number of training images.
+      class_ids: ids of the classes in the data set, in stream order; for detection the category ids.
     """
 
     num_classes: int
     task_sizes: tuple[int, ...]
     class_names: tuple[str, ...] = ()
     train_images: int = 0
+    class_ids: tuple[int, ...] = ()
 
     @property
     def num_tasks(self) -> int:
@@ -255,6 +259,14 @@ class Method(abc.ABC):
 
     def counters(self, mutable: Variables) -> dict[str, float]:
         """Returns numbers that the method has counted until the end of a task."""
+        return {}
+
+    def published_parameters(self, variables: Variables) -> dict[str, int]:
+        """Returns `{network: number of parameters}` of published programs that have parameters without use.
+
+        Args:
+          variables: of the method, or their shapes.
+        """
         return {}
 
     def teacher_outputs(

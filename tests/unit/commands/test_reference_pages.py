@@ -37,6 +37,7 @@ def known_keys():
         if scheme != "l2p"
     ]
     configs += [config.default(method, data="glyph_mini") for method in plugins.list_plugins("methods")]
+    configs += [config.default("vidt", data="coco", distill=s) for s in plugins.list_plugins("distill.detection")]
     configs += [config.default("cdl", data=source) for source in plugins.list_plugins("data.sources")]
     keys = {key for one in configs for key in config.flatten(one)}
     return {re.sub(rf"^({'|'.join(NETWORKS)})\.", "network.", key) for key in keys}
