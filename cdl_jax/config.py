@@ -269,7 +269,21 @@ def _declare(method, data, **choices):
     names = {"method": Option(method, "how the networks are trained: a name of --list, or a dotted path")}
     source_name = Option(data, "the data source: a name of --list, or a dotted path")
     sections = {"data": {**common["data"], "name": source_name, **source.OPTIONS}}
-    return {**common, **names, **sections, **module.defaults(**choices)}
+    own = module.defaults(**choices)
+    if "." in method:
+        _check_own_sections(own, plugins.describe_function(module.defaults))
+    return {**common, **names, **sections, **own}
+
+
+def _check_own_sections(own, what):
+    """Raises UserError if the `defaults` of a user's method return something else than sections of options."""
+    sections = own.values() if isinstance(own, Mapping) else [own]
+    if wrong := [value for value in sections if not isinstance(value, Mapping)]:
+        where = f" in {next(key for key in own if own[key] is wrong[0])!r}" if isinstance(own, Mapping) else ""
+        raise UserError(
+            f"{what} must return {{section: {{option: default}}}}, but returns {plugins.describe_type(wrong[0])}{where}"
+        )
+    plugins.check_defaults(own, what)
 
 
 def _common_options():
@@ -325,6 +339,11 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"config.{key} is missing, an option of config.{choice}={flat[choice]!r} and of every config: begin "
                 "the config with cdl_jax.config.default(...), and delete none of its keys"
+            )
+        if key in known and choice == "method":
+            raise UserError(
+                f"config.{key} is missing, an option of config.method={flat['method']!r}: write a config file with "
+                f"cdl_jax.config.default({flat['method']!r}, data={flat['data.name']!r})"
             )
         if key in known:
             raise UserError(

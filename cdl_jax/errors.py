@@ -52,4 +52,7 @@ def one_line_traceback(error: BaseException, path: str) -> str:
     line = error.lineno if is_here else lines[-1] if lines else 0
     place = f", line {line}" if line else ""
     text = error if isinstance(error, SyntaxError) and not is_here else getattr(error, "msg", error)
+    inner = error.args[0] if error.args else None
+    if isinstance(inner, KeyError) and inner.args:  # an option that a ConfigDict lacks
+        text = inner.args[0]
     return f"{place}: {type(error).__name__}: {text}"

@@ -12,7 +12,9 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -38,7 +40,11 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
 }
 _NULLABLE = ("torch_name",)  # parts of a contract that may be None
 # Folder -> what its plug-ins may define too, in the same form.
-_OPTIONAL: dict[str, dict[str, str | None]] = {"distill": {"PRESET": None}, "data.sources": {"placeholder": "options"}}
+_OPTIONAL: dict[str, dict[str, str | None]] = {
+    "methods": {"PROBLEM": None},
+    "distill": {"PRESET": None},
+    "data.sources": {"placeholder": "options"},
+}
 
 # Files of the plug-ins that users brought, whose errors are theirs.
 _USER_FILES: set[str] = set()
@@ -57,7 +63,9 @@ _SYNONYMS = {
     "devices": "gpus gpu num_gpus n_gpu ngpus device num_devices",
     "data.num_workers": "workers n_workers nworkers",
     "seed": "random_seed random_state manual_seed",
-    "distill.name": "kd distillation distiller",
+    "distill.name": "kd distillation distiller scheme",
+    "distill": "kd distillation distiller scheme",
+    "learner": "prompt prompts pool cl_method",
     "data.name": "dataset data_set ds dataset_name",
     "data": "dataset data_set ds dataset_name",
     "data.path": "data_dir data_path data_root dataroot datadir root dataset_path",
@@ -112,7 +120,8 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     """
     known = sorted(str(k) for k in known if str(k))
     if (new_name := schema.RENAMED_OPTIONS.get(word)) in known:
-        return f"it is now {new_name!r}"
+        values = schema.RENAMED_VALUES.get(word, {}).items()
+        return "; ".join([f"it is now {new_name!r}", *(f"its value {old!r} is now {new!r}" for old, new in values)])
     by_lower_case = {key.casefold(): key for key in known}
     word = word.casefold()
     tail = word.split(".")[-1].replace("-", "_")
@@ -152,6 +161,8 @@ def load_plugin(folder: str, name: str) -> ModuleType:
     if not isinstance(name, str):
         known = ", ".join(list_plugins(folder))
         raise UnknownPluginError(f"the name of a module in {folder} must be text, not {name!r}; known: {known}")
+    if "/" in name or name.endswith(".py"):
+        raise UnknownPluginError(f"no module {name!r} in {folder}: {_hint_for_file(name)}")
     if "." not in name:
         if name in list_plugins(folder):
             return importlib.import_module(f"cdl_jax.{folder}.{name}")
@@ -165,6 +176,19 @@ def load_plugin(folder: str, name: str) -> ModuleType:
         _check_contract(module, folder, name)
         return module
     raise UnknownPluginError(f"no module {name!r} in {folder}: {did_you_mean(name, list_plugins(folder))}")
+
+
+def _hint_for_file(name):
+    """Returns what to write instead of the path of a file, to follow the path in a message."""
+    path = Path(os.path.relpath(name)).with_suffix("")
+    if ".." in path.parts:
+        package, file = Path(name).parent.name, path.name
+        return (
+            f"name a file by its dotted path, such as {package}.{file}, and put the folder of {package} on PYTHONPATH"
+        )
+    if len(path.parts) == 1:
+        return f"put the file into a folder, such as mine, and name it by its dotted path, mine.{path.name}"
+    return f"did you mean {'.'.join(path.parts)!r}? a file is named by its dotted path"
 
 
 def optional_part(folder: str, name: str, part: str) -> Any:
@@ -197,6 +221,21 @@ def explain_error(error: BaseException) -> str | None:
         return None
     text = " ".join(one_line_traceback(error, path).split())
     return f"plug-in {path}{text if len(text) <= 400 else text[:400] + ' ...'}"
+
+
+@contextmanager
+def errors_in_one_line(path: str) -> Iterator[None]:
+    """Turns an error of the block, which runs a user's plug-in, into a `UserError` of one line.
+
+    Args:
+      path: the file of the plug-in.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a plug-in is a program of the user's
+        raise UserError(f"plug-in {path}{one_line_traceback(error, path)}") from error
 
 
 def _import_user_module(name: str) -> ModuleType | None:
@@ -246,6 +285,25 @@ def _check_part(module, part, value, arguments):
     elif not isinstance(value, Mapping):
         raise UserError(f"{module.__file__}: {part} must be a dict of options and their defaults, "
                         f"but it is of type {type(value).__name__}")  # fmt: skip
+    elif part == "OPTIONS":
+        check_defaults(value, f"{module.__file__}: {part}")
+
+
+def check_defaults(declared: Mapping[str, Any], what: str) -> None:
+    """Checks the default of each option by its own declaration.
+
+    Args:
+      declared: options by name; sections are dicts.
+      what: name for the options, for the message.
+
+    Raises:
+      UserError: a default is not permitted.
+    """
+    from cdl_jax import options  # it imports this module
+
+    for key, option in options.rows(declared):
+        if problem := option.problem(option.default):
+            raise UserError(f"{what}: the default {key}={option.default!r}{problem}")
 
 
 def check_arguments(function: Callable, arguments: str, what: str = "a plug-in's function") -> None:
@@ -277,12 +335,65 @@ def check_arguments(function: Callable, arguments: str, what: str = "a plug-in's
         ) from None
 
 
+def check_hooks(cls: type, base: type) -> None:
+    """Checks the names and arguments of what a user's class defines in addition to `base`.
+
+    Args:
+      cls: a subclass of `base`.
+      base: a class of the contract; its public functions and attributes are the hooks.
+
+    Raises:
+      UserError: a hook has other arguments than in `base`, or a name is not a hook, but is close to one that the class
+        leaves out. The message names the file and the function.
+    """
+    own, declared = {}, set()
+    for parent in reversed(cls.__mro__[: cls.__mro__.index(base)]):
+        own.update(vars(parent))
+        declared |= {*vars(parent), *vars(parent).get("__annotations__", {})}
+    hooks = {name: vars(base).get(name) for name in (*vars(base), *base.__annotations__)}
+    hooks = {name: hook for name, hook in hooks.items() if name == "__call__" or not name.startswith("_")}
+    missing = [name for name in hooks if name not in declared]
+    for name, value in own.items():
+        if callable(hooks.get(name)):
+            _check_hook(value, hooks[name], f"{describe_class(cls)}: {name}")
+        elif not name.startswith("_") and not hasattr(base, name) and name not in hooks:
+            if close := difflib.get_close_matches(name, missing, n=1, cutoff=0.8):
+                raise UserError(
+                    f"{describe_class(cls)}: {name!r} is no part of {base.__module__}.{base.__name__}: did you mean "
+                    f"{close[0]!r}? if not, choose another name, such as '_{name}'"
+                )
+
+
+def _check_hook(value, hook, what):
+    """Raises UserError where an overriding function cannot be called as `hook`, with its required arguments."""
+    if isinstance(value, classmethod):
+        return
+    required = [p.name for p in inspect.signature(hook).parameters.values() if p.default is inspect.Parameter.empty]
+    arguments = required[1:] if isinstance(value, staticmethod) else required
+    check_arguments(value, ", ".join(arguments), what)
+
+
+def describe_class(cls: type) -> str:
+    """Returns file and name of a user's class, for messages about a plug-in."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return f"{file or cls.__module__}: class {cls.__qualname__.split('<locals>.')[-1]}"
+
+
 def describe_function(function: Callable) -> str:
     """Returns file and name of a function, for messages about a user's plug-in."""
     plain = inspect.unwrap(getattr(function, "func", function))  # of a partial
     code = getattr(plain, "__code__", None)
     name = getattr(plain, "__qualname__", type(plain).__name__).replace(".<locals>", "")
     return f"{code.co_filename}: function {name}" if code else name
+
+
+def describe_type(value: Any) -> str:
+    """Returns the type of what a user's function returns, for messages.
+
+    >>> describe_type((1, 2, 3)), describe_type([1])
+    ('a tuple of 3', 'list')
+    """
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
 
 
 def lookup(table: Mapping[str, Value], name: str, kind: str) -> Value:

@@ -16,6 +16,7 @@ API = {
     "methods": "cdl_jax.methods.base",
     "learners": "cdl_jax.models.learners.base",
     "stream": "cdl_jax.data.stream",
+    "options": "cdl_jax.options",
     "losses": "cdl_jax.losses",
     "metrics": "cdl_jax.evaluation.metrics",
     "optim": "cdl_jax.optim",

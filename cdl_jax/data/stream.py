@@ -8,7 +8,7 @@ its options with their defaults, and `load(options) -> Dataset`. If the sizes ar
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -69,6 +69,14 @@ class Split:
         if self.images is not None:
             return Split(self.labels[rows], images=self.images[rows])
         return Split(self.labels[rows], files=tuple(self.files[row] for row in rows))
+
+
+@runtime_checkable
+class StreamData(Protocol):
+    """The data set of a source: a `Dataset`, or images with boxes (see `data.detection.streams`)."""
+
+    def into_stream(self, **options: Any) -> "Stream":
+        """Returns the stream of tasks for options of `OPTIONS`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +170,13 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
     if merged["class_order_seed"] == -1:
         raise UserError("data.class_order_seed=-1 is the seed of a run, and there is no run here: set a seed")
     source_options = {key: merged[key] for key in ("path", *source.OPTIONS)}
-    dataset = source.placeholder(source_options) if placeholder else source.load(source_options)
+    function = source.placeholder if placeholder else source.load
+    dataset = function(source_options)
+    if not isinstance(dataset, StreamData):
+        raise UserError(
+            f"{plugins.describe_function(function)} must return a {__name__}.Dataset, but returns "
+            f"{plugins.describe_type(dataset)}"
+        )
     return dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in _READING})
 
 

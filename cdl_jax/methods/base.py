@@ -120,7 +120,8 @@ class Phase:
       name: of the phase, in logs and results.
       epochs: passes over the data.
       updates: applied in order.
-      order: phases with the same number have the same batches with the same augmentation.
+      order: number from which the batch order and the augmentation of the phase are drawn. Phases of equal `order`
+        train on the same batches. Default 0.
       sequential: every image once an epoch, in order, with the preprocessing of evaluation. The last batch is padded;
         `context.weight` is 0 for the padding.
       tasks: which tasks have this phase: "all", the "first", all "later" ones, or "none".
@@ -184,11 +185,15 @@ class Method(abc.ABC):
       image_size: side of the square images that the networks take, in pixels.
       external: the evaluated networks that this run does not train.
       pairs: (teacher, student) names whose agreement is evaluated.
-      headline: networks whose mean accuracy selects the best epoch; empty: the last of `networks`.
-      rounds: number of passes over the phases of a task. Each pass has this share of a phase's epochs, and optimizer
-        states and schedules continue.
-      loss_classes: classes of the softmax in the loss of the labels: "current", "seen", "all", or "" without a softmax.
-      predict_over: classes that predictions choose from: those "seen" so far, or "all".
+      headline: networks whose mean accuracy is the main number of a run and selects its best epoch. Empty, the
+        default: the last network of `networks`.
+      rounds: number of rounds in a task, default 1. A round goes through all phases, with `epochs // rounds` epochs of
+        each. Optimizer states and schedules continue from round to round.
+      loss_classes: classes of the softmax in the loss of the labels: "current", the default, "seen", "all", or ""
+        without a softmax. Streams on which this loss is always 0 are refused. The attribute changes no loss, so a
+        method whose option selects the classes overrides it by a property that returns the option.
+      predict_over: classes from which evaluation selects the prediction: those "seen" so far, the default, or "all",
+        which belongs to a loss over all classes. A property overrides it likewise.
       streams: for each learner with a stream of its own, the labels in its class order; else empty. Batches then have
         an axis of learners in front of the axis of images.
       stream_of: network -> index into `streams` of the stream that evaluates it; other networks use the run's stream.

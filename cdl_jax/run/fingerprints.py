@@ -3,11 +3,14 @@
 Content decides, not the path.
 """
 
+import ast
 import functools
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
+import sysconfig
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -32,14 +35,52 @@ def fingerprint_config(config: dict) -> dict[str, list[str | None]]:
       config: the resolved config as nested dicts.
 
     Returns:
-      A list for each key: one digest for `*.weights` and for the file of a plug-in with a dotted path, one for each
-      teacher of `*.teacher_runs`. None: the path does not exist. A file of this package, `package:NAME`, counts by its
-      content too. Modules that a plug-in imports do not count.
+      A list for each key: one digest for `*.weights`, one for each teacher of `*.teacher_runs`, one for each file of a
+      plug-in with a dotted path (see `plugin_files`). None: the path does not exist. A file of this package,
+      `package:NAME`, counts by its content too.
     """
     flat = configs.flatten(config)
-    return {
-        key: [_digest(place, key) for place in _paths(key, value)] for key, value in flat.items() if _paths(key, value)
-    }
+    return {key: _digests(key, value) for key, value in flat.items() if _paths(key, value)}
+
+
+def plugin_files(name: str) -> list[Path]:
+    """Returns the file of a user's plug-in, and those of the user's modules that it imports, also indirectly.
+
+    A user's module is one of the plug-in's top-level package, or one that is not installed. Imports are read from the
+    source, and nothing is imported.
+
+    Args:
+      name: dotted path of the plug-in.
+
+    Returns:
+      The files, that of the plug-in first; empty if there is no such file.
+    """
+    modules, files = [name], []
+    for module in modules:  # grows
+        path = _module_file(module, name)
+        if path is not None and path not in files:
+            files.append(path)
+            modules += _imports(module, path, name)
+    return files
+
+
+def changed_plugin_file(stored: dict, resolved: dict) -> Path | None:
+    """Returns the first file of a run's plug-ins that has changed since the run began, None if there is none.
+
+    Args:
+      stored: the content of a run's config.json.
+      resolved: the config of the command, as nested dicts.
+    """
+    old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
+    known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
+    for key, name in new.items():
+        recorded, current = known.get(key), _digests(key, name) if _is_user_plugin(key, name) else None
+        if current is None or old.get(key) != name or not isinstance(recorded, list) or None in current:
+            continue
+        for number, digest in enumerate(recorded):
+            if [digest] != current[number : number + 1]:
+                return plugin_files(name)[number if number < len(current) else 0]
+    return None
 
 
 def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
@@ -62,7 +103,8 @@ def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
         if recorded is None or None in current:
             if _same_paths(key, old.get(key), new[key]):
                 new[key] = old[key]
-        elif recorded == current:
+        elif recorded == current or _is_user_plugin(key, new[key]) and recorded == current[: len(recorded)]:
+            # Earlier versions recorded the plug-in's own file alone.
             new[key] = old[key]
         else:
             old[key], new[key] = _with_digests(old.get(key), recorded), _with_digests(new[key], current)
@@ -165,19 +207,69 @@ def _paths(key, value) -> list[str]:
     """Returns the files, folders and user modules that an option names, with `package:NAME`; `random` is none."""
     if key.endswith(".teacher_runs") and isinstance(value, list):
         return value
-    if _names_plugin(key) and isinstance(value, str) and "." in value:
+    if _is_user_plugin(key, value):
         return [value]
     return [value] if key.endswith(".weights") and isinstance(value, str) and value not in ("", "random") else []
 
 
-def _names_plugin(key) -> bool:
-    return key.split(".")[-1] in ("method", "name", "family")
+def _is_user_plugin(key, value) -> bool:
+    return key.split(".")[-1] in ("method", "name", "family") and isinstance(value, str) and "." in value
+
+
+def _imports(name, path, plugin) -> list[str]:
+    """Returns the dotted paths that the source of a module imports; [] if it is not Python."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
+        parents = package.split(".")[: 1 - node.level or None] if node.level else []
+        module = ".".join([*parents, *filter(None, [node.module])])
+        inner = [f"{module}.{alias.name}" for alias in node.names]
+        names += [item if _module_file(item, plugin) else module for item in inner]
+    return names
+
+
+def _module_file(name, plugin) -> Path | None:
+    """Returns the file of a module, without an import; None where there is none, or it is not one of the user's."""
+    top, *rest = name.split(".")
+    if top == "cdl_jax" and name != plugin:
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        candidates = [Path(spec.origin)] if spec.has_location else []
+    else:
+        folders = [Path(folder, *rest) for folder in spec.submodule_search_locations or ()]
+        candidates = [file for folder in folders for file in (folder / "__init__.py", folder.with_suffix(".py"))]
+    is_own = top == plugin.split(".")[0]
+    return next((path for path in candidates if path.is_file() and (is_own or not _is_installed(path))), None)
+
+
+def _is_installed(path) -> bool:
+    """Returns whether a file lies in Python's standard library, or in a folder of installed packages."""
+    is_standard = path.is_relative_to(sysconfig.get_paths()["stdlib"])
+    return is_standard or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+
+
+def _digests(key, value) -> list[str | None]:
+    """Returns the SHA-256 of each file or run that an option names."""
+    if not _is_user_plugin(key, value):
+        return [_digest(place, key) for place in _paths(key, value)]
+    try:
+        return [_file_digest(path) for path in plugin_files(value)] or [None]
+    except OSError as error:
+        raise UserError(f"config.{key}={value!r} cannot be read ({error.strerror}): mend that, or copy it") from None
 
 
 def _digest(place, key) -> str | None:
     try:
-        if _names_plugin(key):
-            return _file_digest(Path(importlib.import_module(place).__file__))
         if key.endswith(".teacher_runs") or finished_run.is_run(place):
             return _run_digest(paths.resolve(place, f"config.{key}"))
         if place.startswith("package:"):

@@ -66,7 +66,8 @@ def render_options(config: "ml_collections.ConfigDict") -> str:
 
 def _option_lines(key, value, option, key_width):
     head = f"  {key:<{key_width}}  {value!r:<{_VALUE_WIDTH}}"
-    text = option.meaning if option.range in _DEFAULT_RANGES else f"{option.meaning} ({option.range})"
+    permitted = f", in {option.range}" if option.range.startswith("(") else f" ({option.range})"
+    text = option.meaning if option.range in _DEFAULT_RANGES else option.meaning + permitted
     indent = key_width + _VALUE_WIDTH + 6
     width = max(shutil.get_terminal_size((120, 24)).columns, indent + 40)
     lines = textwrap.wrap(text, width - indent, break_on_hyphens=False) or [""]

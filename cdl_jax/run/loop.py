@@ -350,8 +350,7 @@ class TaskLoop:
         means = {name: value.astype(np.float64) / steps for name, value in sums.items()}
         lines = [{name: float(value[i]) for name, value in means.items()} for i in range(len(steps))]
         self._log(lines, task=task.index, phase=phase.name, epoch=epoch)
-        loss = float(np.mean(means.get("loss", np.nan)))
-        self.bar.set_postfix_str(f"task {task.index}, {phase.name}, loss {loss:.3f}")
+        self.bar.set_postfix_str(progress.position_text(task.index, phase.name, means))
         sums = {"metric_sums": state.metric_sums, "nonfinite": state.nonfinite}
         return state.replace(**jax.tree.map(jnp.zeros_like, sums))
 

@@ -3,11 +3,14 @@
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
+import numpy as np
 from tqdm import tqdm
 
 INTERVAL = 60.0  # seconds between two lines of a log
+_LOSS = ", loss "
 
 
 def show(total: int, initial: int, *, primary: bool):
@@ -23,6 +26,20 @@ def show(total: int, initial: int, *, primary: bool):
     return tqdm(total=total, initial=initial, unit="step", disable=not primary)
 
 
+def position_text(task: int, phase: str, means: Mapping[str, np.ndarray]) -> str:
+    """Returns what a line of progress ends with: task, phase, and the mean loss if the phase has one.
+
+    Args:
+      task: index of the task.
+      phase: name of the phase.
+      means: mean of each metric, float `[seeds]`.
+
+    >>> position_text(0, "student", {"loss": np.array([1.0, 2.0])}), position_text(0, "student_fit", {})
+    ('task 0, student, loss 1.500', 'task 0, student_fit')
+    """
+    return f"task {task}, {phase}" + (f"{_LOSS}{np.mean(means['loss']):.3f}" if "loss" in means else "")
+
+
 class Lines:
     """Prints a line to stderr when a phase begins, at least every `interval` seconds, and at the end.
 
@@ -32,6 +49,7 @@ class Lines:
     def __init__(self, total: int, initial: int, interval: float = INTERVAL):
         self.total, self.done, self.initial, self.interval = total, initial, initial, interval
         self.postfix, self.phase = "", ""
+        self._printed: tuple[int, str] | None = None  # steps and postfix of the last line
         self._begun, self._ended = time.monotonic(), threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
 
@@ -42,7 +60,8 @@ class Lines:
     def __exit__(self, *_):
         self._ended.set()
         self._thread.join()
-        self._print()
+        if self._printed != (self.done, self.postfix):
+            self._print()
 
     def update(self, steps: int) -> None:
         """Counts steps that were done."""
@@ -50,7 +69,7 @@ class Lines:
 
     def set_postfix_str(self, text: str) -> None:
         """Sets what a line ends with, such as task, phase and loss."""
-        phase, self.postfix = text.rpartition(", ")[0], text
+        phase, self.postfix = text.partition(_LOSS)[0], text
         if phase != self.phase:
             self.phase = phase
             self._print()
@@ -70,5 +89,6 @@ class Lines:
             self._print()
 
     def _print(self):
+        self._printed = self.done, self.postfix
         with suppress(OSError):  # a log that is full or closed must not end the run
             print(self.line(), file=sys.stderr, flush=True)

@@ -137,6 +137,9 @@ def check_config(workdir: Path, resolved: dict) -> None:
     stored = config.read(workdir)
     if stored is None:
         return
+    if (file := fingerprints.changed_plugin_file(stored, resolved)) is not None:
+        raise UserError(f"{file} has changed since the run in --workdir {workdir} began: restore it, or choose another "
+                        "--workdir")  # fmt: skip
     changes = config.differences(*fingerprints.align_configs(stored, resolved))
     if changes:
         shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")

@@ -15,6 +15,7 @@ from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.data.stream import Stream, Task
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Method, Phase, StreamInfo, cast_frozen_kernels, split
+from cdl_jax.methods.shared import user_method
 from cdl_jax.runtime import sharding
 from cdl_jax.training import compatibility, problems
 from cdl_jax.training.seeds import SeedAxis
@@ -70,9 +71,12 @@ class Experiment:
             () if axis.per_seed_classes else tuple(streams[0].class_order),
         )
         module = plugins.load_plugin("methods", config.method)
-        compatibility.check_problem(config, getattr(module, "PROBLEM", "classification"), data.problem)
+        of_method = plugins.optional_part("methods", config.method, "PROBLEM") or "classification"
+        compatibility.check_problem(config, of_method, data.problem)
         problem.check(config)
         method = module.build(config, info)
+        if "." in config.method:
+            user_method.check_method(method, module)
         mesh = sharding.make_mesh(config.devices, config.peer_devices, config.fsdp_devices)
         compatibility.check_method(config, method, info, streams[0].class_names)
         plan_options = {

@@ -15,6 +15,7 @@ from cdl_jax.data.transforms import augment, erasing
 from cdl_jax.evaluation import calibration
 from cdl_jax.losses import Context, mask_classes
 from cdl_jax.methods.base import CachesQueries, HerdsMemory, Method, StreamInfo, Update, join, split
+from cdl_jax.methods.shared import user_method
 from cdl_jax.training.state import IMAGES, LOSS, TASKS, State, key_at
 
 Loader = DeviceLoader | HostLoader
@@ -30,7 +31,9 @@ def apply_update(update: Update, opt_state, mutable, frozen, batch: Mapping[str,
     trained, rest = split(mutable, update.trainable)
 
     def objective(trained):
-        return update.loss(join(frozen, rest, trained), batch, context)
+        value = update.loss(join(frozen, rest, trained), batch, context)
+        user_method.check_outcome(update, value)
+        return value
 
     (loss, outcome), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
     direction, opt_state = update.optimizer.transform.update(gradients, opt_state, trained)
@@ -171,7 +174,9 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
         images, weight = _eval_inputs(loader, images, augmentation, method), host_batch["weight"]
         queries = _cached_queries(data, host_batch)
         context = Context(**position, key=jax.random.key(0), weight=weight, queries=queries)
-        logits, counts = method.predict(join(frozen, mutable), images, context)
+        prediction = method.predict(join(frozen, mutable), images, context)
+        user_method.check_prediction(method, prediction, len(labels), num_classes)
+        logits, counts = prediction
 
         def sum_by_task(values, ranks=None):
             weights = weight.reshape(-1, *[1] * (values.ndim - 1))

@@ -49,6 +49,7 @@ def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
         teacher_query_dim = query_dim if options.teacher_query == "student" else config.teacher.dim
         teacher = _build_network(config, config.teacher, teacher_query_dim, info)
     _check_fitted_head(options, student)
+    _check_distillation_trains(config, student, scheme)
     run_teachers = run_teachers if scheme.needs else ()
     return TeacherStudent(
         teacher, run_teachers, student, scheme, own_query=teacher is not None and options.teacher_query == "teacher"
@@ -93,6 +94,23 @@ def _check_fitted_head(options, network):
         raise UserError(
             f"cdl.schedule={options.schedule!r}: the learner fits its head after its last epoch, so the student would "
             "learn from an earlier head: use 'teacher_first'"
+        )
+
+
+def _check_distillation_trains(config, student, scheme):
+    """Refuses a scheme whose loss has no gradient: the learner trains in no task, or has nothing to train."""
+    learner, name = config.learner.name, config.distill.name
+    if name == "none":
+        return
+    reason = ""
+    if student.learner.trained_tasks == "none":
+        reason = "trains in no task (trained_tasks='none')"
+    elif "." in learner and not scheme.changes_prediction and not student.has_trained_leaves(config.student.dim):
+        reason = "has no parameters to train"
+    if reason:
+        raise UserError(
+            f"distill.name={name!r} has no effect, because learner.name={learner!r} {reason}: choose distill=none, or "
+            "a learner that trains by gradients"
         )
 
 

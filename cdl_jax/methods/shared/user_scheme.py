@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cdl_jax.distill.base import Scheme
 from cdl_jax.errors import UserError, one_line_traceback
 from cdl_jax.losses import Context
-from cdl_jax.plugins import check_arguments, describe_function
+from cdl_jax.plugins import check_arguments, describe_function, describe_type
 
 # Field of a `Scheme` -> arguments with which the method calls it.
 _ARGUMENTS = {
@@ -53,8 +53,9 @@ def check_loss(method: Any, module: ModuleType) -> None:
       module: the user's plug-in.
 
     Raises:
-      UserError: the teacher has no output of a name in `needs`, the loss does not return a scalar and a dict of
-        scalars, or a function of the plug-in raises an error. The message names the file, and the function or line.
+      UserError: the teacher has no output of a name in `needs`, the scheme reads another output of the teacher, the
+        loss does not return a scalar and a dict of scalars, or a function of the plug-in raises an error. The message
+        names the file, and the function or line.
     """
     scheme, size = method.models.scheme, method.image_size
 
@@ -66,11 +67,15 @@ def check_loss(method: Any, module: ModuleType) -> None:
                     f"{describe_function(module.build)}: needs names {name!r}, which is not an output of the teacher "
                     f"({outputs})"
                 )
-        value = scheme.loss(variables, student, teacher, labels, context)
+        value = _with_declared(scheme, scheme.loss, (variables, student), teacher, (labels, context))
         _check_value(scheme.loss, value)
         return value
 
-    traced = replace(method, models=replace(method.models, scheme=replace(scheme, loss=checked_loss)))
+    def checked_inputs(variables, teacher, *rest):
+        return _with_declared(scheme, scheme.student_inputs, (variables,), teacher, rest)
+
+    checked = replace(scheme, loss=checked_loss, student_inputs=checked_inputs)
+    traced = replace(method, models=replace(method.models, scheme=checked))
     batch = {"images": jnp.zeros((2, size, size, 3)), "labels": jnp.zeros(2, jnp.int32)}
     try:
         jax.eval_shape(lambda key: traced.student_loss(traced.init(key), batch, Context.dummy()), jax.random.key(0))
@@ -83,11 +88,30 @@ def check_loss(method: Any, module: ModuleType) -> None:
         raise UserError(f"plug-in {module.__file__}{text}") from error
 
 
+def _with_declared(scheme, function, first, teacher, last):
+    """Calls a function of the scheme with the outputs of the teacher that `needs` names.
+
+    Raises:
+      UserError: the function needs another output, which a teacher of a finished run may lack.
+    """
+    declared = {name: value for name, value in teacher.items() if name in scheme.needs}
+    try:
+        return function(*first, declared, *last)
+    except KeyError as error:
+        name = error.args[0] if error.args else None
+        if name not in teacher or name in declared:
+            raise
+        function(*first, teacher, *last)  # the same error: another dict lacks this key
+        raise UserError(
+            f"{describe_function(function)} reads {name!r} of the teacher: name it in the needs of the scheme"
+        ) from None
+
+
 def _check_value(loss, value):
     """Raises UserError if the value of a loss is not (scalar, {name: scalar})."""
     where = f"{describe_function(loss)} must return (loss, {{name: scalar}})"
     if not isinstance(value, tuple) or len(value) != 2:
-        raise UserError(f"{where}, but returns {type(value).__name__}")
+        raise UserError(f"{where}, but returns {describe_type(value)}")
     total, parts = value
     if not isinstance(parts, Mapping):
         raise UserError(f"{where}, but the second value is of type {type(parts).__name__}")

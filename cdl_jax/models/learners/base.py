@@ -9,6 +9,7 @@ The shipped learners are prompt pools (`Pool`). A `Learner` may also change the 
 its blocks, fit its head in closed form (`FittedHead`), or average several predictions.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -26,13 +27,21 @@ Path = tuple[str, ...]
 Variables = Mapping[str, Any]  # {"params": ..., "state": ...}
 
 
+def _mark_hooks(cls, base):
+    """Applies `nn.nowrap` to the hooks of a subclass as to those of `base`: Flax calls them outside of `apply`."""
+    for name, hook in vars(base).items():
+        function = vars(cls).get(name)
+        if getattr(hook, "nowrap", False) and inspect.isfunction(function) and not hasattr(function, "compact"):
+            nn.nowrap(function)
+
+
 @struct.dataclass
 class Selection:
     """The prompts and adapters that a learner adds to the backbone for a batch.
 
     Attributes:
-      prompts: layer -> Prompt of the backbone, or a `jax.tree_util.Partial` that returns it from the class token
-        `[batch, dim]` at the input of the block.
+      prompts: layer -> Prompt of the backbone, or a `jax.tree_util.Partial` that maps the class token `[batch, dim]` at
+        the input of the block to the Prompt.
       loss: float32 scalar, the learner's own loss in training, 0 otherwise.
       selected: `layer_<i>` -> int32 `[batch, pool_size]`, how often each row of the pool is selected for an image. If
         all rows are weighted: float32, the absolute weight of each. Empty if nothing is selected.
@@ -55,14 +64,18 @@ class Learner(nn.Module):
     checkpoints contain both. All methods are pure and compiled once for all tasks.
 
     Attributes:
-      uses_query: whether `__call__` depends on the query, default True. Must be False where `trains_backbone` selects a
-        leaf, because queries are those of a frozen backbone.
+      uses_query: whether `__call__` depends on the query, default True. Queries are outputs of a frozen backbone. A
+        learner that trains leaves of the backbone (`trains_backbone`) sets it to False.
       trained_tasks: tasks with training by gradients: "all", the default, the "first", or "none". Statistics of a
         `FittedHead` are accumulated in every task.
     """
 
     uses_query: ClassVar[bool] = True
     trained_tasks: ClassVar[str] = "all"
+
+    def __init_subclass__(cls, **options):
+        _mark_hooks(cls, Learner)
+        super().__init_subclass__(**options)
 
     def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
         """Returns the prompts and adapters of a batch; by default none.
@@ -233,9 +246,13 @@ class FittedHead(nn.Module):
     preprocessing of evaluation. The statistics are sums over all tasks so far. They are in checkpoints. Evaluations
     within a task (`eval.every_epochs`) have the head of the task before.
 
-    `__call__` is as of any head, from features `[batch, width]` to logits `[batch, classes]`. Its "params" are trained
-    before the fit; what the fit alone sets belongs to "state".
+    `__call__` maps features `[batch, width]` to logits `[batch, classes]`. The optimizer trains the head's "params"
+    before the fit. Arrays that only `fit` sets are in its collection "state".
     """
+
+    def __init_subclass__(cls, **options):
+        _mark_hooks(cls, FittedHead)
+        super().__init_subclass__(**options)
 
     @nn.nowrap
     def init_statistics(self, width: int) -> Mapping[str, jax.Array]:

@@ -16,6 +16,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.models import vit, weights
 from cdl_jax.models.learners.base import FittedHead, Learner, Path, Selection
+from cdl_jax.models.modules import user_learner
 
 Variables = Mapping[str, Any]
 
@@ -55,6 +56,11 @@ class PromptedNetwork:
         """Returns whether the leaf at a path of the network's variables never changes."""
         return path[0] == "backbone" and not self.is_trained(path)
 
+    def has_trained_leaves(self, query_dim: int) -> bool:
+        """Returns whether the optimizer trains any of the variables for queries `[batch, query_dim]`."""
+        shapes = jax.eval_shape(lambda key: self.init(key, query_dim), jax.random.key(0))
+        return any(map(self.is_trained, flatten_dict(shapes)))
+
     def init(self, key: jax.Array, query_dim: int) -> dict:
         """Returns fresh variables for queries `[batch, query_dim]`.
 
@@ -64,11 +70,7 @@ class PromptedNetwork:
         keys = jax.random.split(key, 3)
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
         backbone = self.backbone.init(keys[0], images)["params"]
-        if self.learner.uses_query and any(map(self.learner.trains_backbone, flatten_dict(backbone))):
-            raise UserError(
-                f"{_learner_name(self.learner)} trains leaves of the backbone, but queries are those of a frozen one: "
-                "set uses_query=False"
-            )
+        self.check_queries(backbone)
         learner = self.learner.init_variables(keys[1], jnp.zeros((1, query_dim)), backbone)
         features = self._head_inputs(learner, jnp.zeros((1, self.backbone.dim)))
         head = self.head.init(keys[2], features[0])
@@ -83,6 +85,18 @@ class PromptedNetwork:
             "head": head.get("params", {}),
             "state": state,
         }
+
+    def check_queries(self, backbone: Variables) -> None:
+        """Checks that the backbone is frozen where the learner uses queries.
+
+        Raises:
+          UserError: the learner trains leaves of the backbone and uses queries, which a frozen backbone computes.
+        """
+        if self.learner.uses_query and any(map(self.learner.trains_backbone, flatten_dict(backbone))):
+            raise UserError(
+                f"{_learner_name(self.learner)} trains leaves of the backbone, but queries are those of a frozen one: "
+                "set uses_query=False"
+            )
 
     def map_learner_variables(self, variables: Variables, function: Callable[[dict], Variables]) -> dict:
         """Applies `function` to the variables of the learner and returns all variables (see `Learner`)."""
@@ -204,7 +218,7 @@ def build(
       num_tasks: of the stream.
 
     Raises:
-      UserError: an option is out of range, or the learner's file returns something else than a learner.
+      UserError: an option is out of range, or a user's learner does not fulfill its contract.
     """
     family = plugins.load_plugin("models", section.family)
     module = plugins.load_plugin("models.learners", options.name)
@@ -214,8 +228,16 @@ def build(
             f"{plugins.describe_function(module.build)} must return a {Learner.__module__}.Learner, but returns "
             f"{type(learner).__name__}"
         )
+    is_user_learner = "." in options.name
+    if is_user_learner:
+        user_learner.check_learner(learner)
     head, source = learner.head(num_classes), weights.from_section(section)
-    return PromptedNetwork(family.build(section), learner, head, section.image_size, source)
+    if is_user_learner:
+        user_learner.check_head(learner, head)
+    network = PromptedNetwork(family.build(section), learner, head, section.image_size, source)
+    if is_user_learner:
+        user_learner.check_network(network, query_dim, num_classes, module.__file__)
+    return network
 
 
 def check_selection(selection: Any, learner: Learner, batch: int, depth: int, dim: int) -> None:

@@ -4,14 +4,15 @@ import io
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cdl_jax
 from cdl_jax import config, config_files, main, plugins
 from cdl_jax.errors import UserError
-from cdl_jax.options import defaults
+from cdl_jax.options import Option, defaults
 from cdl_jax.published import cdl
-from cdl_jax.run import progress, workdir
+from cdl_jax.run import listing, progress, workdir
 
 ROOT = Path(cdl_jax.__file__).parents[1]
 
@@ -290,6 +291,17 @@ def test_progress_is_written_as_lines_to_a_log(monkeypatch):
     assert written[-1].startswith("step 100 of 200 (50 %), ") and written[-1].endswith("; task 0, student, loss 1.500")
 
 
+def test_a_phase_without_a_loss_has_a_line_of_its_own_and_no_line_is_repeated_at_the_end(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress.Lines(total=4, initial=0) as lines:
+        for phase, means in (("student", {"loss": np.array([0.5])}), ("student_fit", {"images": np.array([2.0])})):
+            lines.update(2)
+            lines.set_postfix_str(progress.position_text(0, phase, means))
+    written = [line.split("; ")[1] for line in log.getvalue().splitlines()]
+    assert written == ["task 0, student, loss 0.500", "task 0, student_fit"]
+
+
 def test_progress_is_shown_as_a_bar_on_a_terminal(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -317,6 +329,11 @@ def test_help_with_a_config_lists_its_options(capsys, monkeypatch):
         "distill.alpha 0.25 weight of the distillation loss; the cross-entropy with the labels has "
     )
     assert "weight 1 - alpha ([0, 1])" in shown
+
+
+def test_help_shows_an_open_range_without_double_parentheses():
+    option = Option(0.5, "exponent", above=0, below=2)
+    assert listing._option_lines("distill.sharpness", 1.0, option, 20).endswith("  exponent, in (0, 2)")
 
 
 def test_help_alone_names_no_config(capsys):

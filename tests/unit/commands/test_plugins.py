@@ -76,7 +76,7 @@ def test_a_user_module_that_fails_on_import_is_reported_with_file_and_line(user_
     assert message in str(caught.value)
 
 
-KD = "from cdl_jax.distill.kd import OPTIONS, build\n"
+KD = "from cdl_jax.distill.kd import OPTIONS, build\nfrom cdl_jax.options import Option\n"
 POOL = "from cdl_jax.models.learners.l2p import OPTIONS, build\n"
 
 
@@ -102,6 +102,10 @@ POOL = "from cdl_jax.models.learners.l2p import OPTIONS, build\n"
         ("data.sources", "OPTIONS = {}\ndef load(): ...", "function load has the arguments (), but is called with "),
         ("data.sources", "OPTIONS = {}\ndef load(options): ...\ndef placeholder(): ...",
          "function placeholder has the arguments (), but is called with (options)"),
+        ("distill", KD + "OPTIONS = {'norm': Option('l3', choices=('l1', 'l2', 'cosine', 'none'))}", "{file}: OPTIONS: "
+         "the default norm='l3': did you mean 'l2'? known: cosine, l1, l2, none"),
+        ("distill", KD + "OPTIONS = {'log': {'offset': -1.0}}", "{file}: OPTIONS: the default log.offset=-1.0 must not "
+         "be negative"),
         ("distill", KD + "PRESET = None", "{file}: PRESET must be a dict of options and their defaults, but it is of "
          "type NoneType"),
     ],
@@ -113,6 +117,59 @@ def test_a_user_module_that_breaks_the_contract_is_refused_with_file_and_functio
     file = sys.modules["userpart.part"].__file__
     assert message.format(file=file) in str(caught.value) and file in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine/cosine.py", "did you mean 'mine.cosine'? a file is named by its dotted path"),
+        ("{folder}/mine/cosine.py", "did you mean 'mine.cosine'? a file is named by its dotted path"),
+        ("mine/deep/cosine", "did you mean 'mine.deep.cosine'? a file is named by its dotted path"),
+        ("../other/cosine.py", "name a file by its dotted path, such as other.cosine, and put the folder of other on "
+         "PYTHONPATH"),
+        ("cosine.py", "put the file into a folder, such as mine, and name it by its dotted path, mine.cosine"),
+    ],
+)  # fmt: skip
+def test_a_path_of_a_file_gets_its_dotted_path_as_a_suggestion(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    name = name.format(folder=tmp_path)
+    with pytest.raises(UserError) as caught:
+        plugins.load_plugin("distill", name)
+    assert str(caught.value) == f"no module {name!r} in distill: {message}"
+
+
+METHOD = "def build(config, info): ...\ndef defaults():\n    return "
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{'penalty': 0.5}", "must return {section: {option: default}}, but returns float in 'penalty'"),
+        ("['own']", "must return {section: {option: default}}, but returns list"),
+        ("{'own': {'penalty': -0.5}}", ": the default own.penalty=-0.5 must not be negative"),
+    ],
+)
+def test_defaults_of_a_user_method_are_sections_of_options(user_package, text, message):
+    user_package(method=METHOD + text)
+    with pytest.raises(UserError) as caught:
+        config.default("userpart.method", data="glyph_mini")
+    assert str(caught.value).startswith(sys.modules["userpart.method"].__file__ + ": function defaults")
+    assert str(caught.value).endswith(message)
+
+
+def test_another_method_on_the_command_line_needs_a_config_file_of_its_own(user_package, capsys):
+    user_package(method=METHOD + "{'own': {'penalty': 0.5}}")
+    assert main.main(["--config", "quickstart", "--config.method=userpart.method", "--mode=describe"]) == 2
+    assert capsys.readouterr().err == (
+        "cdl_jax: config.own.penalty is missing, an option of config.method='userpart.method': write a config file "
+        "with cdl_jax.config.default('userpart.method', data='glyph_mini')\n"
+    )
+
+
+@pytest.mark.parametrize(("word", "known"), [("scheme", "distill"), ("prompt", "learner"), ("architecture", "student")])
+def test_words_for_arguments_of_a_config_are_translated(word, known):
+    with pytest.raises(UserError, match=f"config argument '{word}=x' is unknown: did you mean '{known}'?"):
+        config.arguments(f"{word}=x", learner="l2p", distill="kd", student="mini_student", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +289,7 @@ def test_names_of_other_projects_are_translated_to_plug_ins(folder, word, known)
 def test_every_synonym_belongs_to_a_key_a_flag_or_a_name():
     from cdl_jax import main
 
-    suggestions = {*main._FLAGS, "data", "tasks", "network", "student"}
+    suggestions = {*main._FLAGS, "data", "tasks", "network", "student", "distill", "learner"}
     for method in plugins.list_plugins("methods"):
         suggestions |= {*config.flatten(config.default(method, data="glyph_mini"))}
     for folder in plugins._CONTRACTS:
@@ -259,12 +316,14 @@ def test_an_error_in_a_users_plug_in_is_one_line_with_its_place(user_package, ca
         "    return Mine()\n"
     )
     source = "OPTIONS = {}\n\n\ndef load(options):\n    return {}['images']\n"
-    user_package(learner=learner, source=source)
+    scheme = "from cdl_jax.distill.kd import OPTIONS\n\ndef build(options, teacher, student):\n    options.alhpa\n"
+    user_package(learner=learner, source=source, scheme=scheme)
     common = ["--workdir", str(tmp_path / "run"), "--mode", "describe"]
     tiny = "tests/end_to_end/tiny.py:distill=none"
     for flags, file, line, text in (
         ([f"{tiny},learner=userpart.learner"], "learner.py", 8, "TracerBoolConversionError"),
         ([tiny, "--config.data.name=userpart.source"], "source.py", 5, "KeyError: 'images'"),
+        (["quickstart:distill=userpart.scheme"], "scheme.py", 4, "AttributeError: 'alhpa' Did you mean \"alpha\" "),
     ):
         assert main.main(["--config", *flags, *common]) == 2
         (message,) = capsys.readouterr().err.splitlines()

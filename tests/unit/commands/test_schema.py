@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax import schema
+from cdl_jax import plugins, schema
 from cdl_jax.errors import UserError
 from cdl_jax.run import results
 from cdl_jax.run.results import Record
@@ -136,3 +136,9 @@ def test_a_former_name_is_refused_with_the_name_of_today():
         config.learner.pull = "mean"
     with pytest.raises(UserError, match="unknown key config.learner.pull of .*: it is now 'learner.key_loss'"):
         configs.check_keys(config)
+
+
+def test_a_former_option_on_the_command_line_gets_its_name_and_its_values_of_today():
+    assert plugins.did_you_mean("cdl.query", ["cdl.teacher_query", "seed"]) == (
+        "it is now 'cdl.teacher_query'; its value 'own' is now 'teacher'"
+    )

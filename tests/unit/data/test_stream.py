@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cdl_jax.data import class_order, stream
+from cdl_jax.data.sources import digits
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 from cdl_jax.options import check, defaults
@@ -313,3 +314,12 @@ def test_class_names_of_any_bytes_become_text_of_one_line():
     assert made.name == "x\\ny" and made.class_names == ("a\\nb", "\\udcff", "%s \\x1b[31m", "7")
     for name in made.class_names:
         name.encode()
+
+
+@pytest.mark.parametrize(("value", "found"), [(("toy", (), None, None), "a tuple of 4"), (None, "NoneType")])
+def test_a_source_that_returns_something_else_than_a_data_set_is_refused(monkeypatch, value, found):
+    monkeypatch.setattr(digits, "load", lambda options: value)
+    with pytest.raises(UserError) as caught:
+        stream.load({"name": "digits"}, 0)
+    assert str(caught.value).startswith(f"{__file__}: function ")
+    assert str(caught.value).endswith(f" must return a cdl_jax.data.stream.Dataset, but returns {found}")

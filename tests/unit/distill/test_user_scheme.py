@@ -35,6 +35,7 @@ def build(tmp_path, monkeypatch):
         )
         for section, dim in ((config.teacher, 12), (config.student, 8)):
             section.update(dim=dim, depth=1, heads=2, image_size=16, weights="random")
+        config.teacher.depth = 2
         return file, lambda: cdl.build(config, StreamInfo(6, (3, 3)))
 
     monkeypatch.syspath_prepend(tmp_path)
@@ -57,6 +58,7 @@ RETURN_VALUE, RETURN_SCHEME = 'return value, {"mse": value}', "return Scheme(los
         (RETURN_SCHEME, "Scheme(loss=loss)", "{file}: function build must return a cdl_jax.distill.base.Scheme, but "
          "returns NoneType"),
         (RETURN_VALUE, "return value", "{file}: function loss must return (loss, {{name: scalar}}), but returns "),
+        (RETURN_VALUE, "return value, {}, 0", "(loss, {{name: scalar}}), but returns a tuple of 3"),
         (RETURN_VALUE, "return value, value", "{file}: function loss must return (loss, {{name: scalar}}), but the "
          "second value is of type "),
         (RETURN_VALUE, "return student['logits'].mean(axis=1), {}", "but the loss has the shape [2] instead of"),
@@ -69,6 +71,11 @@ RETURN_VALUE, RETURN_SCHEME = 'return value, {"mse": value}', "return Scheme(los
         ("loss=loss", "loss=loss, needs='logits'", "{file}: function build: needs='logits' must be a tuple of names"),
         ("loss=loss", "loss=loss, needs=('logits', 'block_9/tokens')", "{file}: function build: needs names "
          "'block_9/tokens', which is not an output of the teacher (attention"),
+        ('teacher["logits"]', 'teacher["block_0/tokens"].mean()', "{file}: function loss reads 'block_0/tokens' of the "
+         "teacher: name it in the needs of the scheme"),
+        ("loss=loss", "loss=loss, student_inputs=lambda v, teacher, *rest: teacher['prompts']", "{file}: function build"
+         ".<lambda> reads 'prompts' of the teacher: name it in the needs of the scheme"),
+        ('teacher["logits"]', 'student["block_1/tokens"]', "plug-in {file}, line 5: KeyError: "),
         ('teacher["logits"]', 'teacher["logit"]', "plug-in {file}, line 5: KeyError: "),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -145,8 +146,69 @@ def test_a_plug_in_with_other_content_is_another_run(tmp_path, monkeypatch):
     assert json.loads((folder / "config.json").read_text())["content"] == {"distill.name": [digest]}
     workdir.check_config(folder, config)
     (tmp_path / "users" / "scheme.py").write_text("OPTIONS = {'alpha': 1.0}\n")
-    other = hashlib.sha256(b"OPTIONS = {'alpha': 1.0}\n").hexdigest()
     assert refused(folder, config) == (
-        f"--workdir {folder} holds a run of another config (distill.name: 'users.scheme with SHA-256 {digest[:12]}' -> "
-        f"'users.scheme with SHA-256 {other[:12]}'): choose another --workdir"
+        f"{tmp_path / 'users' / 'scheme.py'} has changed since the run in --workdir {folder} began: restore it, or "
+        "choose another --workdir"
     )
+    (tmp_path / "users" / "other.py").write_text("OPTIONS = {}\n#")
+    other = hashlib.sha256(b"OPTIONS = {}\n#").hexdigest()
+    assert refused(folder, {**config, "distill": {"name": "users.other"}}) == (
+        f"--workdir {folder} holds a run of another config (distill.name: 'users.scheme with SHA-256 {digest[:12]}' -> "
+        f"'users.other with SHA-256 {other[:12]}'): choose another --workdir"
+    )
+
+
+@pytest.fixture
+def helpers(tmp_path, monkeypatch):
+    """A plug-in of which each other file, except `unrelated`, is imported in another way."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "userfiles"
+    texts = {
+        "userfiles/scheme.py": "import jax.numpy\nfrom userfiles import first\nfrom userfiles.deep.second import X\n",
+        "userfiles/first.py": "from . import third\nimport numpy, os\n",
+        "userfiles/third.py": "def f():\n    import userfiles.scheme, beside_userfiles\n",
+        "userfiles/deep/second.py": "from ..fourth import Y as X\nfrom cdl_jax.distill import kd\n",
+        "userfiles/fourth.py": "Y = 1\n",
+        "userfiles/unrelated.py": "",
+        "beside_userfiles.py": "",
+    }
+    (folder / "deep").mkdir(parents=True)
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path, [name for name in texts if "unrelated" not in name]
+
+
+def test_files_that_a_plug_in_imports_are_found_without_an_import(helpers):
+    folder, names = helpers
+    files = fingerprints.plugin_files("userfiles.scheme")
+    assert files[0] == folder / "userfiles/scheme.py" and set(files) == {folder / name for name in names}
+    assert fingerprints.plugin_files("userfiles.absent") == fingerprints.plugin_files("absent_package.scheme") == []
+    (own,) = fingerprints.plugin_files("cdl_jax.distill.kd")
+    assert own.name == "kd.py"
+    assert not any(name.startswith(("userfiles", "beside_userfiles")) for name in sys.modules)
+
+
+def test_a_changed_file_that_a_plug_in_imports_is_named(helpers):
+    folder, names = helpers
+    config, run = {"method": "userfiles.scheme"}, folder / "run"
+    run.mkdir()
+    workdir.write_config(run, config)
+    for name in names:
+        text = (folder / name).read_text()
+        (folder / name).write_text(f"{text}# changed\n")
+        assert refused(run, config).startswith(f"{folder / name} has changed since the run in --workdir {run} began: ")
+        (folder / name).write_text(text)
+    (folder / "userfiles/unrelated.py").write_text("changed = 1")
+    workdir.check_config(run, config)
+
+
+def test_a_run_of_an_earlier_version_has_the_fingerprint_of_the_plug_in_alone(helpers):
+    folder, _ = helpers
+    config, run = {"method": "userfiles.scheme"}, folder / "run"
+    run.mkdir()
+    workdir.write_config(run, config)
+    stored = json.loads((run / "config.json").read_text())
+    stored["content"]["method"] = stored["content"]["method"][:1]
+    (run / "config.json").write_text(json.dumps(stored))
+    (folder / "userfiles/first.py").write_text("changed = 1")
+    workdir.check_config(run, config)

@@ -1,0 +1,128 @@
+"""Checks of a method: its parts after `build`, and what its functions return while they are traced."""
+
+import numbers
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+
+from cdl_jax.errors import UserError
+from cdl_jax.methods.base import Method, Outcome, Phase, Update
+from cdl_jax.optim import Optimizer
+from cdl_jax.plugins import check_arguments, check_hooks, describe_class, describe_function, describe_type
+
+_TASKS = ("all", "first", "later", "none")
+
+
+def check_method(method: Any, module: ModuleType) -> None:
+    """Checks the type of a user's method, its hooks, and its phases.
+
+    Args:
+      method: the return value of `module.build`.
+      module: the user's plug-in.
+
+    Raises:
+      UserError: the method does not fulfill the contract of `methods.base`. The message names the file, and the
+        function or class.
+    """
+    if not isinstance(method, Method):
+        raise UserError(
+            f"{describe_function(module.build)} must return a {Method.__module__}.Method, but returns "
+            f"{describe_type(method)}"
+        )
+    name = describe_class(type(method))
+    check_hooks(type(method), Method)
+    _check_tuple(method.networks, str, f"{name}: networks")
+    _check_tuple(method.phases, Phase, f"{name}: phases")
+    if not isinstance(method.image_size, int):
+        raise UserError(f"{name}: image_size={method.image_size!r} must be an integer, the side of the images")
+    for network in (*method.external, *method.headline, *(name for pair in method.pairs for name in pair)):
+        if network not in method.networks:
+            raise UserError(f"{name}: {network!r} is not one of its networks={method.networks!r}")
+    for phase in method.phases:
+        _check_phase(phase, name)
+
+
+def _check_phase(phase, name):
+    """Raises UserError if the parts of a phase do not have their types, or its functions not their arguments."""
+    where = f"{name}: phase {phase.name!r}"
+    if not isinstance(phase.epochs, int) or phase.epochs < 0:
+        raise UserError(f"{where}: epochs={phase.epochs!r} must be an integer from 0 on")
+    if phase.tasks not in _TASKS:
+        raise UserError(f"{where}: tasks={phase.tasks!r} must be one of {', '.join(map(repr, _TASKS))}")
+    if phase.finish is not None:
+        check_arguments(phase.finish, "variables, context", f"{where}: finish")
+    _check_tuple(phase.updates, Update, f"{where}: updates")
+    for update in phase.updates:
+        check_arguments(update.loss, "variables, batch, context", f"{where}: loss")
+        check_arguments(update.trainable, "path", f"{where}: trainable")
+        if not isinstance(update.optimizer, Optimizer):
+            raise UserError(
+                f"{where}: the optimizer must be a {Optimizer.__module__}.Optimizer, but is "
+                f"{describe_type(update.optimizer)}: see cdl_jax.optim.build"
+            )
+
+
+def _check_tuple(values, kind, what):
+    """Raises UserError if a value is no tuple of at least one item of a type."""
+    if not isinstance(values, tuple) or not values:
+        raise UserError(f"{what} must be a tuple of {kind.__name__}, such as (first,), but is {describe_type(values)}")
+    for value in values:
+        if not isinstance(value, kind):
+            raise UserError(
+                f"{what} must be a tuple of {kind.__name__}, but has an item that is {describe_type(value)}"
+            )
+
+
+def check_outcome(update: Update, value: Any) -> None:
+    """Checks what the loss of an update returns, while it is traced.
+
+    Raises:
+      UserError: it is not (scalar, Outcome) with scalars as metrics. The message names the file and the function.
+    """
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Outcome):
+        loss, outcome = value
+        metrics = outcome.metrics if isinstance(outcome.metrics, Mapping) else {"the metrics": outcome.metrics}
+        bad = [name for name, part in {"the loss": loss, **metrics}.items() if not _is_scalar(part)]
+        if not bad:
+            return
+        found = f"{bad[0]} is no scalar"
+    elif isinstance(value, tuple) and len(value) == 2:
+        found = f"the second value is of type {describe_type(value[1])}"
+    else:
+        found = f"returns {describe_type(value)}"
+    where = f"{describe_function(update.loss)} must return (loss, {Outcome.__module__}.Outcome({{name: scalar}}))"
+    raise UserError(f"{where}, but {found}")
+
+
+def _is_scalar(value):
+    return isinstance(value, numbers.Number) or getattr(value, "shape", None) == ()
+
+
+def check_prediction(method: Method, value: Any, batch: int, num_classes: int) -> None:
+    """Checks what `Method.predict` returns, while it is traced.
+
+    Args:
+      method: named in messages.
+      value: the return value.
+      batch: number of images.
+      num_classes: of the stream.
+
+    Raises:
+      UserError: it is not ({network: logits}, {network: counts}), or lacks one of the method's networks. The message
+        names the file and the class.
+    """
+    where = f"{describe_class(type(method))}: predict must return ({{network: logits}}, {{network: counts}})"
+    if not isinstance(value, tuple) or len(value) != 2 or not all(isinstance(part, Mapping) for part in value):
+        kinds = f"({', '.join(map(describe_type, value))})" if isinstance(value, tuple) else describe_type(value)
+        raise UserError(f"{where}, but returns {kinds}")
+    logits, _ = value
+    if not set(method.networks) <= set(logits):
+        raise UserError(f"{where} for its networks={method.networks!r}, but returns logits of {tuple(logits)!r}")
+    for network, values in logits.items():
+        if jnp.shape(values) != (batch, num_classes):
+            raise UserError(
+                f"{where}, but the logits of {network!r} are {list(jnp.shape(values))} for {batch} images of "
+                f"{num_classes} classes"
+            )
