@@ -46,6 +46,8 @@ _OPTIONAL: dict[str, dict[str, str | None]] = {
     "data.sources": {"placeholder": "options"},
 }
 
+PROBLEMS = ("classification", "detection")  # what a method learns
+
 # Files of the plug-ins that users brought, whose errors are theirs.
 _USER_FILES: set[str] = set()
 
@@ -279,8 +281,11 @@ def _check_contract(module, folder, name):
 
 
 def _check_part(module, part, value, arguments):
-    """Raises UserError where a part of a user's module is no dict, or no function of `arguments`."""
-    if arguments is not None:
+    """Raises UserError where a part of a user's module is no dict, no function of `arguments`, or no known problem."""
+    if part == "PROBLEM":
+        if value not in PROBLEMS:
+            raise UserError(f"{module.__file__}: PROBLEM must be one of {', '.join(PROBLEMS)}, not {value!r}")
+    elif arguments is not None:
         check_arguments(value, arguments, f"{module.__file__}: {part}")
     elif not isinstance(value, Mapping):
         raise UserError(f"{module.__file__}: {part} must be a dict of options and their defaults, "

@@ -199,6 +199,14 @@ def test_an_optional_part_is_none_where_a_plug_in_lacks_it():
         plugins.optional_part("distill", "kd", "placeholder")
 
 
+def test_the_problem_of_a_users_method_is_a_known_one(user_package):
+    method = "def defaults(): return {}\ndef build(config, info): pass\nPROBLEM = "
+    user_package(detector=method + "'detection'", segments=method + "'segmentation'")
+    assert plugins.load_plugin("methods", "userpart.detector").PROBLEM == "detection"
+    with pytest.raises(UserError, match="PROBLEM must be one of classification, detection, not 'segmentation'"):
+        plugins.load_plugin("methods", "userpart.segments")
+
+
 def test_functions_of_c_and_with_defaults_fulfill_a_contract(user_package):
     user_package(part=KD + "def build(options, teacher, student, more=1): ...")
     assert plugins.load_plugin("distill", "userpart.part")
