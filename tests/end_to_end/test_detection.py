@@ -100,13 +100,14 @@ def test_with_a_teacher_beside_and_the_past_the_teacher_has_numbers_too(scenes, 
     flags = (
         "--config.teacher.weights=random", "--config.vidt.teacher_training=beside", "--config.vidt.classes=current",
         "--config.vidt.past_weight=1.0", "--config.vidt.past_tokens_weight=1.0", ON_DEVICE, "--config.train.epochs=1",
+        "--config.student.dropout=0.0",
     )  # fmt: skip
     run_in_process(*arguments(scenes, "distill=token_matching", *flags), "--workdir", tmp_path)
     assert list(results(tmp_path)["networks"]) == ["teacher", "student"]
     logged = [line for line in lines(tmp_path) if "loss_past" in line]
     by_task = [[line["loss_past"] for line in logged if line["task"] == task] for task in (0, 1)]
     assert set(by_task[0]) == {0.0}
-    assert by_task[1][0] < 1e-6 < max(by_task[1])  # the first step of a task begins at the past
+    assert by_task[1][0] < 1e-5 < max(by_task[1])  # the first step of a task begins at the past
     assert "past" not in results(tmp_path)["cost"]["parameters"]
 
 
