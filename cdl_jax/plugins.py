@@ -39,9 +39,9 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
     "published": {"build": ""},
 }
 _NULLABLE = ("torch_name",)  # parts of a contract that may be None
-# Folder -> what its plug-ins may define too, in the same form.
-_OPTIONAL: dict[str, dict[str, str | None]] = {
-    "methods": {"PROBLEM": None},
+# Folder -> what its plug-ins may define too, in the same form; a tuple has the permitted values of a text.
+_OPTIONAL: dict[str, dict[str, str | tuple[str, ...] | None]] = {
+    "methods": {"PROBLEM": ("classification", "detection")},
     "distill": {"PRESET": None},
     "data.sources": {"placeholder": "options"},
 }
@@ -279,8 +279,11 @@ def _check_contract(module, folder, name):
 
 
 def _check_part(module, part, value, arguments):
-    """Raises UserError where a part of a user's module is no dict, or no function of `arguments`."""
-    if arguments is not None:
+    """Raises UserError where a part of a user's module is no dict, no function of `arguments`, or no permitted text."""
+    if isinstance(arguments, tuple):
+        if value not in arguments:
+            raise UserError(f"{module.__file__}: {part}={value!r}: use {' or '.join(map(repr, arguments))}")
+    elif arguments is not None:
         check_arguments(value, arguments, f"{module.__file__}: {part}")
     elif not isinstance(value, Mapping):
         raise UserError(f"{module.__file__}: {part} must be a dict of options and their defaults, "

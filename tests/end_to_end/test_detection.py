@@ -29,7 +29,7 @@ def arguments(scenes, choices="", *flags):
 
 @pytest.fixture(scope="module")
 def uninterrupted(scenes, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole")
+    workdir = tmp_path_factory.mktemp("uninterrupted")
     run_in_process(*arguments(scenes), "--workdir", workdir, "--config.log.report=True")
     return workdir
 
