@@ -39,14 +39,12 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
     "published": {"build": ""},
 }
 _NULLABLE = ("torch_name",)  # parts of a contract that may be None
-# Folder -> what its plug-ins may define too, in the same form.
-_OPTIONAL: dict[str, dict[str, str | None]] = {
-    "methods": {"PROBLEM": None},
+# Folder -> what its plug-ins may define too, in the same form; a tuple has the permitted values of a text.
+_OPTIONAL: dict[str, dict[str, str | tuple[str, ...] | None]] = {
+    "methods": {"PROBLEM": ("classification", "detection")},
     "distill": {"PRESET": None},
     "data.sources": {"placeholder": "options"},
 }
-
-PROBLEMS = ("classification", "detection")  # what a method learns
 
 # Files of the plug-ins that users brought, whose errors are theirs.
 _USER_FILES: set[str] = set()
@@ -281,10 +279,10 @@ def _check_contract(module, folder, name):
 
 
 def _check_part(module, part, value, arguments):
-    """Raises UserError where a part of a user's module is no dict, no function of `arguments`, or no known problem."""
-    if part == "PROBLEM":
-        if value not in PROBLEMS:
-            raise UserError(f"{module.__file__}: PROBLEM must be one of {', '.join(PROBLEMS)}, not {value!r}")
+    """Raises UserError where a part of a user's module is no dict, no function of `arguments`, or no permitted text."""
+    if isinstance(arguments, tuple):
+        if value not in arguments:
+            raise UserError(f"{module.__file__}: {part}={value!r}: use {' or '.join(map(repr, arguments))}")
     elif arguments is not None:
         check_arguments(value, arguments, f"{module.__file__}: {part}")
     elif not isinstance(value, Mapping):

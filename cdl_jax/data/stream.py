@@ -73,7 +73,7 @@ class Split:
 
 @runtime_checkable
 class StreamData(Protocol):
-    """The data set of a source: a `Dataset`, or images with boxes (see `data.detection.streams`)."""
+    """The result of a source: a `Dataset`, or images with boxes, see `data.detection.streams`."""
 
     def into_stream(self, **options: Any) -> "Stream":
         """Returns the stream of tasks for options of `OPTIONS`."""
