@@ -28,7 +28,8 @@ _TYPES = {int: numbers.Integral, float: numbers.Real, str: str}
 class Option:
     """An option of a config.
 
-    Choices and bounds hold for each item of a tuple. Numbers are finite and not negative unless `minimum=None`.
+    Choices and bounds hold for each item of a tuple. Numbers are finite and at least 0, unless `minimum`
+    or `above` is given.
 
     >>> Option(0.5, maximum=1).range
     '[0, 1]'

@@ -32,14 +32,19 @@ class UnknownPluginError(UserError):
 _CONTRACTS: dict[str, dict[str, str | None]] = {
     "methods": {"defaults": "", "build": "config, info"},
     "distill": {"OPTIONS": None, "build": "options, teacher, student"},
+    "distill.detection": {"OPTIONS": None, "build": "options, teacher, student"},
     "models": {"build": "options, num_classes", "OPTIONS": None, "SIZES": None, "torch_name": "path"},
     "models.learners": {"OPTIONS": None, "build": "options, *, dim, key_dim, depth, num_tasks"},
     "data.sources": {"OPTIONS": None, "load": "options"},
     "published": {"build": ""},
 }
 _NULLABLE = ("torch_name",)  # parts of a contract that may be None
-# Folder -> what its plug-ins may define too, in the same form.
-_OPTIONAL: dict[str, dict[str, str | None]] = {"distill": {"PRESET": None}, "data.sources": {"placeholder": "options"}}
+# Folder -> what its plug-ins may define too, in the same form; a tuple has the permitted values of a text.
+_OPTIONAL: dict[str, dict[str, str | tuple[str, ...] | None]] = {
+    "methods": {"PROBLEM": ("classification", "detection")},
+    "distill": {"PRESET": None},
+    "data.sources": {"placeholder": "options"},
+}
 
 # Files of the plug-ins that users brought, and their folders, which may have helpers: errors in these are the user's.
 _USER_FILES: set[str] = set()
@@ -283,8 +288,11 @@ def _check_contract(module, folder, name):
 
 
 def _check_part(module, part, value, arguments):
-    """Raises UserError where a part of a user's module is no dict, or no function of `arguments`."""
-    if arguments is not None:
+    """Raises UserError where a part of a user's module is no dict, no function of `arguments`, or no permitted text."""
+    if isinstance(arguments, tuple):
+        if value not in arguments:
+            raise UserError(f"{module.__file__}: {part}={value!r}: use {' or '.join(map(repr, arguments))}")
+    elif arguments is not None:
         check_arguments(value, arguments, f"{module.__file__}: {part}")
     elif not isinstance(value, Mapping):
         raise UserError(f"{module.__file__}: {part} must be a dict of options and their defaults, "

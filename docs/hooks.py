@@ -16,6 +16,7 @@ API = {
     "methods": "cdl_jax.methods.base",
     "learners": "cdl_jax.models.learners.base",
     "stream": "cdl_jax.data.stream",
+    "options": "cdl_jax.options",
     "losses": "cdl_jax.losses",
     "metrics": "cdl_jax.evaluation.metrics",
     "optim": "cdl_jax.optim",
@@ -25,7 +26,11 @@ COMMANDS = {
     "cdl_jax.report.__main__": "Compare runs",
     "cdl_jax.fetch": "Download data sets and weights",
 }
-_SECTIONS = {"distill": "distill.", "models.learners": "learner."}  # of other folders: the name of the plug-in
+_SECTIONS = {
+    "distill": "distill.",
+    "distill.detection": "distill.",
+    "models.learners": "learner.",
+}  # of other folders: the name of the plug-in
 _DEFAULT_RANGES = ("at least 0", "True or False")  # clear from the default
 _EDIT = "_This page is generated from the code by `docs/hooks.py`._\n"
 # Keys that select a plug-in; the plug-in brings its own keys.
@@ -91,7 +96,10 @@ def config_page() -> str:
     """Returns the page of every config key, with its default and its meaning."""
     from cdl_jax import optim
     from cdl_jax.data import stream
+    from cdl_jax.data.detection import canvases, transforms
     from cdl_jax.data.transforms import augment, mixing
+    from cdl_jax.methods.shared import detection_optimizer
+    from cdl_jax.models.detection import vidt
 
     choices = ["| key | meaning | values |", "|---|---|---|"]
     for key, (meaning, folder) in CHOICES.items():
@@ -122,6 +130,15 @@ def config_page() -> str:
         _plugin_sections("models.learners", "learner", "Prompt learners: `learner.`"),
         _plugin_sections("distill", "distill", "Distillation schemes: `distill.`"),
         _plugin_sections("models", "network", "Networks: `teacher.`, `student.`, `network.`"),
+        "## Detection: `method=vidt`\n",
+        "These replace the options of other methods in the same sections.\n",
+        "### Augmentation of images with boxes\n",
+        _table({**transforms.OPTIONS, **canvases.OPTIONS}, "augment."),
+        "### Optimizer of detectors\n",
+        _table(detection_optimizer.OPTIONS, "optim."),
+        _plugin_sections("distill.detection", "distill", "Distillation schemes of detectors: `distill.`"),
+        "### Detectors: `teacher.`, `student.`\n",
+        _table(vidt.OPTIONS, "network."),
     ]
     return "\n".join(parts)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cdl_jax.data import replay, sampling
+from cdl_jax.data.detection import canvases
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 
@@ -36,6 +37,7 @@ class BatchPlan:
     last_batch: "drop" or "keep", for an incomplete last batch of an epoch.
     accumulate: batches per step of the optimizer; batches that do not fill a step are dropped.
     repeats: how often an image appears in a row, see `sampling.epoch_order`.
+    group_size: images of a group of a batch, see `canvases.epoch_rows`; 0: batches have no groups.
     """
 
     stream: Stream
@@ -47,6 +49,7 @@ class BatchPlan:
     last_batch: str = "drop"
     accumulate: int = 1
     repeats: int = 1
+    group_size: int = 0
 
     @classmethod
     def build(
@@ -59,6 +62,7 @@ class BatchPlan:
         *,
         accumulate: int = 1,
         repeats: int = 1,
+        group_size: int = 0,
     ) -> "BatchPlan":
         """Builds the plan of a stream.
 
@@ -67,7 +71,7 @@ class BatchPlan:
           batch_size: the task's images in a batch.
           learner_orders: for each learner all labels of the stream, in the order in which the learner meets them. Its
             tasks have the sizes of the stream's tasks. (): one learner, with the order of the stream.
-          num_public, last_batch, accumulate, repeats: see `BatchPlan`.
+          num_public, last_batch, accumulate, repeats, group_size: see `BatchPlan`.
         """
 
         def split_by_task(labels, order):
@@ -81,7 +85,8 @@ class BatchPlan:
         else:
             train = tuple(split_by_task(stream.train.labels, order) for order in learner_orders)
             test = tuple(split_by_task(stream.test.labels, order) for order in learner_orders)
-        return cls(stream, train, test, bool(learner_orders), batch_size, num_public, last_batch, accumulate, repeats)
+        options = (num_public, last_batch, accumulate, repeats, group_size)
+        return cls(stream, train, test, bool(learner_orders), batch_size, *options)
 
     def images_per_step(self, phase: Any) -> int:
         """Returns the number of images in a step, with replay and public images."""
@@ -140,6 +145,9 @@ class BatchPlan:
             full_steps = int(np.minimum(available, limits).sum()) // (self.batch_size * self.accumulate)
             return [self.batch_size] * (self.accumulate * max(full_steps, 1))
         num_full, remainder = divmod(min(len(tasks[task]) for tasks in self.train), self.batch_size)
+        if self.group_size:  # the images are repeated until all groups have the same number
+            groups = self.batch_size // self.group_size
+            num_full, remainder = -(-len(self.train[0][task]) // groups) // self.group_size, 0
         if phase.sequential:
             return [self.batch_size] * (num_full + (remainder > 0))
         num_full -= num_full % self.accumulate
@@ -215,14 +223,14 @@ class BatchPlan:
         step_size = self.batch_size * self.accumulate  # the small batches of a step are parts of one large batch
         orders = []
         for epoch in epochs:
-            order = sampling.epoch_order(
-                len(task_rows),
-                step_size,
-                seed=seed,
-                purpose=(*purpose[:2], epoch, *purpose[2:]),
-                last_batch=self.last_batch,
-                repeats=self.repeats,
-            )
+            draw = {"seed": seed, "purpose": (*purpose[:2], epoch, *purpose[2:])}
+            if self.group_size:
+                groups = self.batch_size // self.group_size
+                order = canvases.epoch_rows(len(task_rows), groups, self.group_size, **draw)
+            else:
+                order = sampling.epoch_order(
+                    len(task_rows), step_size, last_batch=self.last_batch, repeats=self.repeats, **draw
+                )
             orders.append(order.reshape(-1, self.batch_size)[:steps])
         order = np.concatenate(orders)
         parts = [np.where(order < 0, order, task_rows[order])]

@@ -56,6 +56,7 @@ class DeviceLoader:
     data: dict[str, jax.Array]
     mesh: Mesh
     crops_on_host: ClassVar[bool] = False
+    canvases: ClassVar[tuple[tuple[int, int], ...]] = ()
 
     def train_batches(
         self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()
@@ -115,6 +116,7 @@ class HostLoader:
     size: int
     data: dict[str, jax.Array] = field(default_factory=dict)
     crops_on_host: ClassVar[bool] = True
+    canvases: ClassVar[tuple[tuple[int, int], ...]] = ()
 
     def train_batches(
         self, order: np.ndarray, start_step: int = 0, key_parts: tuple[int, ...] = ()

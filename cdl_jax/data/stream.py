@@ -8,7 +8,7 @@ its options with their defaults, and `load(options) -> Dataset`. If the sizes ar
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -71,6 +71,14 @@ class Split:
         return Split(self.labels[rows], files=tuple(self.files[row] for row in rows))
 
 
+@runtime_checkable
+class StreamData(Protocol):
+    """The result of a source: a `Dataset`, or images with boxes, see `data.detection.streams`."""
+
+    def into_stream(self, **options: Any) -> "Stream":
+        """Returns the stream of tasks for options of `OPTIONS`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set as a source loads it. Labels are positions in `class_names`."""
@@ -79,6 +87,10 @@ class Dataset:
     class_names: tuple[str, ...]
     train: Split
     test: Split
+
+    def into_stream(self, **options: Any) -> "Stream":
+        """Returns the stream of `split_into_tasks` for its options."""
+        return split_into_tasks(self, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +128,8 @@ class Stream:
     tasks: in the order in which they are learned.
     train, test: the splits that rows of tasks select from.
     """
+
+    problem: ClassVar[str] = "classification"
 
     name: str
     class_names: tuple[str, ...]
@@ -158,12 +172,12 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
     source_options = {key: merged[key] for key in ("path", *source.OPTIONS)}
     function = source.placeholder if placeholder else source.load
     dataset = function(source_options)
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, StreamData):
         raise UserError(
             f"{plugins.describe_function(function)} must return a {__name__}.Dataset, but returns "
             f"{plugins.describe_type(dataset)}"
         )
-    return split_into_tasks(dataset, **{key: merged[key] for key in OPTIONS if key not in _READING})
+    return dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in _READING})
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
@@ -226,7 +240,7 @@ def split_into_tasks(
     printable_names = tuple(one_line(str(name)) for name in dataset.class_names)  # folder names may have any bytes
     dataset = replace(dataset, name=one_line(dataset.name), class_names=printable_names)
     order = order_classes(len(dataset.class_names), class_order, class_order_seed)
-    sizes = _task_sizes(len(order), num_tasks, tuple(task_sizes))
+    sizes = divide_classes(len(order), num_tasks, tuple(task_sizes))
 
     train, test = dataset.train, dataset.test
     if validation_fraction:
@@ -297,7 +311,20 @@ def _assemble(name, class_names, order, sizes, train, test, validation_fraction=
     return stream
 
 
-def _task_sizes(num_classes, num_tasks, task_sizes):
+def divide_classes(num_classes: int, num_tasks: int, task_sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the number of classes of each task.
+
+    >>> divide_classes(6, 3, ()), divide_classes(6, 0, (4, 2))
+    ((2, 2, 2), (4, 2))
+
+    Args:
+      num_classes: number of classes of all tasks.
+      num_tasks: number of tasks of equal size; with `task_sizes`, their number or 0.
+      task_sizes: number of classes of each task; empty: equal sizes.
+
+    Raises:
+      UserError: the tasks do not fit the classes.
+    """
     try:
         task_sizes = tuple(map(operator.index, task_sizes))
     except TypeError:

@@ -35,7 +35,7 @@ class NetworkSpec:
       num_classes: number of classes of the stream.
       num_tasks: number of tasks of the stream.
       head: Flax module of the classifier, `[batch, dim]` to logits `[batch, num_classes]`.
-      learner: config section of the prompt pools.
+      learner: config section `learner`, with the learner's `name` and its options; None in methods without learners.
       outputs: shapes of the named outputs, for a teacher that another run has trained.
       task_sizes: number of classes of each task.
     """

@@ -1,7 +1,9 @@
 """Defines the contract between a method and the training loop.
 
 A method's file has `defaults(**choices) -> dict`, which returns its config sections, and
-`build(config, info) -> Method`.
+`build(config, info) -> Method`. A method for detection also has `PROBLEM = "detection"`: the `images` that its
+functions take are then the batch of a `data.detection.loader.StreamLoader`, and its `logits` of a network are a dict of
+the `logits` and `boxes` of queries.
 
 Variables are a nested dict `{network: {part: arrays}}`. A *path* is the tuple of keys that leads to a leaf. Everything
 that a method does to variables is a pure function that can be compiled. Tasks differ only in the arrays of the
@@ -33,12 +35,14 @@ class StreamInfo:
       task_sizes: number of classes of each task.
       class_names: in stream order; empty where each seed has a class order of its own.
       train_images: number of training images.
+      class_ids: ids of the classes in the data set, in stream order; for detection the category ids.
     """
 
     num_classes: int
     task_sizes: tuple[int, ...]
     class_names: tuple[str, ...] = ()
     train_images: int = 0
+    class_ids: tuple[int, ...] = ()
 
     @property
     def num_tasks(self) -> int:
@@ -116,7 +120,8 @@ class Phase:
       name: of the phase, in logs and results.
       epochs: passes over the data.
       updates: applied in order.
-      order: phases with the same number have the same batches with the same augmentation.
+      order: number from which the batch order and the augmentation of the phase are drawn. Phases of equal `order`
+        train on the same batches. Default 0.
       sequential: every image once an epoch, in order, with the preprocessing of evaluation. The last batch is padded;
         `context.weight` is 0 for the padding.
       tasks: which tasks have this phase: "all", the "first", all "later" ones, or "none".
@@ -180,11 +185,15 @@ class Method(abc.ABC):
       image_size: side of the square images that the networks take, in pixels.
       external: the evaluated networks that this run does not train.
       pairs: (teacher, student) names whose agreement is evaluated.
-      headline: networks whose mean accuracy selects the best epoch; empty: the last of `networks`.
-      rounds: number of passes over the phases of a task. Each pass has this share of a phase's epochs, and optimizer
-        states and schedules continue.
-      loss_classes: classes of the softmax in the loss of the labels: "current", "seen", "all", or "" without a softmax.
-      predict_over: classes that predictions choose from: those "seen" so far, or "all".
+      headline: networks whose mean accuracy is the main number of a run and selects its best epoch. Empty, the
+        default: the last network of `networks`.
+      rounds: number of rounds in a task, default 1. A round goes through all phases, with `epochs // rounds` epochs of
+        each. Optimizer states and schedules continue from round to round.
+      loss_classes: classes of the softmax in the loss of the labels: "current", the default, "seen", "all", or ""
+        without a softmax. Streams on which this loss is always 0 are refused. The attribute changes no loss, so a
+        method whose option selects the classes overrides it by a property that returns the option.
+      predict_over: classes from which evaluation selects the prediction: those "seen" so far, the default, or "all",
+        which belongs to a loss over all classes. A property overrides it likewise.
       streams: for each learner with a stream of its own, the labels in its class order; else empty. Batches then have
         an axis of learners in front of the axis of images.
       stream_of: network -> index into `streams` of the stream that evaluates it; other networks use the run's stream.
@@ -250,6 +259,14 @@ class Method(abc.ABC):
 
     def counters(self, mutable: Variables) -> dict[str, float]:
         """Returns numbers that the method has counted until the end of a task."""
+        return {}
+
+    def published_parameters(self, variables: Variables) -> dict[str, int]:
+        """Returns `{network: number of parameters}` of published programs that have parameters without use.
+
+        Args:
+          variables: of the method, or their shapes.
+        """
         return {}
 
     def teacher_outputs(

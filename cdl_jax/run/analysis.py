@@ -43,6 +43,8 @@ def analyze(experiment: Experiment, folder: Path) -> dict:
     Raises:
       UserError: no task is finished, there are several seeds, or a checkpoint is missing or damaged.
     """
+    if experiment.stream.problem != "classification":
+        raise UserError(f"--mode=analyze looks at classifiers, and the run is one of {experiment.stream.problem}")
     if experiment.config.seeds:
         raise UserError("--mode=analyze looks at a run of one seed: train the one of interest alone, with config.seed")
     with Checkpoints(folder, read_only=True) as checkpoints:

@@ -105,12 +105,15 @@ def describe(experiment: Experiment, show_config: bool = False) -> str:
             lines.append(f"  task {task.index}: {images} of {names}")
     count = len(experiment.seeds)
     lines.append("parameters of each seed" if count > 1 else "parameters")
+    published = experiment.method.published_parameters(experiment.variable_shapes)
     for network, counts in results.parameters(experiment).items():
-        lines.append(f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen")
+        line = f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen"
+        unused = f"; {published[network]:,} with those without use in the authors' code" if network in published else ""
+        lines.append(line + unused)
     images = f"{options.train.batch_size} images" + (count > 1) * f" for each of {count} seeds"
     lines.append(f"a step of {images} on {experiment.mesh.size} device(s)")
     for index, phase in enumerate(experiment.method.phases):
-        memory = steps.train_step(index).memory_analysis()
+        memory = steps.compiled_step(index).memory_analysis()
         flops = steps.flops(index)
         work = "unknown" if flops is None else f"{flops / 1e9:.3f} GFLOP"
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -17,6 +17,7 @@ import numpy as np
 
 from cdl_jax import config as configs
 from cdl_jax import plugins
+from cdl_jax.data.detection import streams as detection_streams
 from cdl_jax.data.readers import tar_files
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
@@ -120,8 +121,10 @@ def fingerprint_data(stream: Stream) -> dict[str, str]:
 
     Returns:
       `{"train/<class>": "<n> images, <b> bytes, <SHA-256, shortened>"}`, and likewise for "test/<class>". If folders
-      count, `", folders <SHA-256, shortened>"` follows.
+      count, `", folders <SHA-256, shortened>"` follows. For detection see `data.detection.streams.fingerprint`.
     """
+    if stream.problem == "detection":
+        return detection_streams.fingerprint(stream)
     names = list(stream.class_names)
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for name, number in zip(names, stream.class_order, strict=True)]

@@ -18,6 +18,7 @@ _SECTIONS = (
     ("methods (config.method)", "methods"),
     ("learners (argument learner)", "models.learners"),
     ("distillation schemes (argument distill)", "distill"),
+    ("distillation schemes of detectors (argument distill of method vidt)", "distill.detection"),
     ("data sources (--config.data.name)", "data.sources"),
     ("network families (config.<network>.family)", "models"),
 )

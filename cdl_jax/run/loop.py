@@ -23,7 +23,6 @@ from cdl_jax.runtime import distributed, files
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.runtime.signals import RunInterrupted, SignalHandler
 from cdl_jax.training.compiled import CompiledSteps
-from cdl_jax.training.evaluator import Evaluator
 from cdl_jax.training.experiment import Experiment
 from cdl_jax.training.state import State, position
 
@@ -92,7 +91,7 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
         mutable, frozen = experiment.abstract_variables()
         mutable, frozen = checkpoints.restore_task(task, mutable), checkpoints.restore_frozen(frozen)
     tasks = experiment.stream.tasks[: task + 1]
-    evaluations = Evaluator(steps).evaluate(mutable, frozen, tasks, position(tasks[-1]))
+    evaluations = experiment.problem.make_evaluator(steps).evaluate(mutable, frozen, tasks, position(tasks[-1]))
     networks = {}
     for seed, record, (accuracy, *_) in zip(experiment.seeds, records, evaluations, strict=True):
         for name, row in accuracy.items():
@@ -106,7 +105,8 @@ class TaskLoop:
 
     def __init__(self, steps: CompiledSteps, folder: Path, checkpoints: Checkpoints, signals: SignalHandler):
         """Restores the newest checkpoint, or initializes the variables and claims the working directory."""
-        self.steps, self.experiment, self.evaluator = steps, steps.experiment, Evaluator(steps)
+        self.steps, self.experiment = steps, steps.experiment
+        self.evaluator = self.experiment.problem.make_evaluator(steps)
         self.folder, self.checkpoints, self.signals = folder, checkpoints, signals
         self.is_primary = jax.process_index() == 0  # the only process that writes files other than checkpoints
         steps.trace()

@@ -228,7 +228,11 @@ def parameters(experiment: Experiment) -> dict:
     bookkeeping = experiment.method.bookkeeping
 
     def is_one(path):
-        return not {"batch_stats", "statistics"} & {*path} and path[0] not in bookkeeping
+        return (
+            not {"batch_stats", "statistics"} & {*path}
+            and path[:2] != ("distill", "state")
+            and path[0] not in bookkeeping
+        )
 
     mutable, frozen = (split(tree, is_one)[0] for tree in experiment.abstract_variables())
 

@@ -6,6 +6,24 @@ from cdl_jax.methods.base import Method, StreamInfo
 from cdl_jax.runtime import sharding
 
 
+def check_problem(config, of_method: str, of_stream: str) -> None:
+    """Checks that a method and a data source are both for classification, or both for detection.
+
+    Args:
+      of_method: "classification" or "detection".
+      of_stream: likewise.
+
+    Raises:
+      UserError: they differ.
+    """
+    if of_method != of_stream:
+        samples = {"classification": "labeled images", "detection": "images with boxes"}
+        raise UserError(
+            f"method {config.method!r} learns from {samples[of_method]}, and data.name={config.data.name!r} has "
+            f"{samples[of_stream]}: choose a method or a data source of the same kind"
+        )
+
+
 def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
     """Checks a method's options against the stream.
 

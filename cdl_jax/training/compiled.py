@@ -32,16 +32,9 @@ class CompiledSteps:
         """
         self.experiment = experiment
         config, method, axis = experiment.config, experiment.method, experiment.axis
-        limits = {"num_workers": config.data.num_workers, "device_data_limit_mb": config.device_data_limit_mb}
-        options = {**config.augment, **limits}
-        self.train_loader = loaders.make_loader(
-            experiment.stream.train, experiment.mesh, options, method.image_size, axis.labels("train")
-        )
-        self.test_loader = loaders.make_loader(
-            experiment.stream.test, experiment.mesh, options, method.image_size, axis.labels("test")
-        )
+        self.train_loader, self.test_loader = experiment.problem.make_loaders(experiment)
         _check_loaders(experiment, self.train_loader, self.test_loader)
-        evaluation = steps.evaluation_step(method, self.test_loader, config.augment, experiment.info)
+        evaluation = experiment.problem.evaluation_step(method, self.test_loader, config.augment, experiment.info)
         evaluation = axis.vmap(evaluation, 0, None, axis.data_axes, axis.sequential_axes, None)
         self.evaluation_step = self._jit(evaluation, 2)
         self.logits_step = self.predict_step(lambda *inputs: method.predict(*inputs)[0], self.test_loader)
@@ -60,8 +53,9 @@ class CompiledSteps:
             update = axis.vmap(steps.update_memory_step(method), 0, None, 0)
             self.update_memory_step = self._jit(update, 2, shardings)
         self.replicate = self._jit(lambda tree: tree, 1)
+        skip, read_batch = config.train.on_nonfinite == "skip", experiment.problem.read_batch
         self._train_steps = [
-            steps.TrainStep(method, index, self.train_loader, config.augment, config.train.on_nonfinite == "skip")
+            steps.TrainStep(method, index, self.train_loader, config.augment, skip, read_batch)
             for index in range(len(method.phases))
         ]
         self._compiled, self._feature_steps = {}, {}
@@ -149,7 +143,8 @@ class CompiledSteps:
                 return step.updates(*variables, *rest)
 
             inputs = (mutable, opt[index]), frozen, *self._abstract_inputs(index)
-            metrics = jax.eval_shape(_over_seeds(self.experiment, index, updates), *inputs)[2]
+            with self.mesh_context():
+                metrics = jax.eval_shape(_over_seeds(self.experiment, index, updates), *inputs)[2]
             terms = {name: value for name, value in metrics.items() if name != "steps"}
             integer = jax.ShapeDtypeStruct(metrics["steps"].shape, np.int32)
             sums.append(metrics)
@@ -177,7 +172,25 @@ class CompiledSteps:
           size: number of the task's own images in a batch; 0: train.batch_size.
           num_steps: number of steps in one call, see `steps.scan_steps`.
         """
-        key = index, size or self.experiment.config.train.batch_size, num_steps
+        if len(self.train_loader.canvases) > 1:
+            return partial(self._step_on_canvas, index, size)
+        return self.compiled_step(index, size, num_steps)
+
+    def _step_on_canvas(self, index, size, state, frozen, data, host_batch, *position_and_seed):
+        """Runs the step that is compiled for the canvas of the batch."""
+        step = self.compiled_step(index, size, canvas=host_batch["images"].shape[1:3])
+        return step(state, frozen, data, host_batch, *position_and_seed)
+
+    def compiled_step(self, index: int, size: int = 0, num_steps: int = 1, canvas: tuple[int, int] | None = None):
+        """Returns the compiled step for one shape of batches.
+
+        Args:
+          index, size, num_steps: as in `train_step`.
+          canvas: (height, width) of the images; None: the first of the loader, or the only shape.
+        """
+        canvases = self.train_loader.canvases
+        canvas = canvas or (canvases[0] if canvases else None)
+        key = index, size or self.experiment.config.train.batch_size, num_steps, canvas
         if key not in self._compiled:
             shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
             debug = self.experiment.config.debug_nans  # jax then repeats a bad step with the step's own arguments
@@ -192,13 +205,13 @@ class CompiledSteps:
         """Returns the operations of a compiled step over all devices by the compiler's count; None: unknown."""
         if self.experiment.config.debug_nans:
             return None
-        cost = self._compiled[index, size or self.experiment.config.train.batch_size, 1].cost_analysis()
+        cost = self.compiled_step(index, size).cost_analysis()
         return cost["flops"] * self.experiment.mesh.size if cost and "flops" in cost else None
 
     def mesh_context(self):
-        """Returns the context in which a traced method finds the mesh, where networks are divided over it."""
-        mesh = self.experiment.mesh
-        return jax.set_mesh(mesh) if "peer" in mesh.shape else nullcontext()
+        """Returns the context in which a traced method finds the mesh, where it divides work over it."""
+        mesh, is_divided = self.experiment.mesh, self.experiment.problem.uses_mesh
+        return jax.set_mesh(mesh) if "peer" in mesh.shape or (is_divided and mesh.size > 1) else nullcontext()
 
     def train_batches(self, task: Task, phase: Phase, round: int, first_step: int, memories=None, lengths=()):
         """Yields a phase's batches of a round, from step `first_step` of the round on.
@@ -236,11 +249,12 @@ class CompiledSteps:
 
         return on_gathered
 
-    def _abstract_inputs(self, index, size=0, num_steps=1):
+    def _abstract_inputs(self, index, size=0, num_steps=1, canvas=None):
         """Returns data, host batch, position and seed of a step, as shapes where they are large."""
         experiment, phase = self.experiment, self.experiment.method.phases[index]
         images = experiment.plan.images_per_step(phase) + (size - experiment.config.train.batch_size if size else 0)
-        batch = self.train_loader.abstract_batch(images, phase.sequential)
+        shape = {"canvas": canvas} if canvas else {}
+        batch = self.train_loader.abstract_batch(images, phase.sequential, **shape)
         axes = (len(experiment.plan.train),) if experiment.plan.multi_learner else ()
         axes += (len(experiment.seeds),) if experiment.axis.per_seed_rows(phase) else ()
         # These axes come last, because the first axis is divided over the devices.

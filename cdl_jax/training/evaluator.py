@@ -1,18 +1,22 @@
 """Evaluates networks on test images: accuracy by task, calibration, agreement, logits."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import numpy as np
 
 from cdl_jax.data import sampling
 from cdl_jax.evaluation import calibration
-from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.query_cache import QueryCache
+
+if TYPE_CHECKING:
+    from cdl_jax.training.compiled import CompiledSteps
 
 
 class Evaluator:
     """Evaluates with the compiled steps of an experiment; keeps the queries of test images."""
 
-    def __init__(self, steps: CompiledSteps):
+    def __init__(self, steps: "CompiledSteps"):
         self.steps, self._cache = steps, QueryCache(steps)
 
     def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[tuple]:

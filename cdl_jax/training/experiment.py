@@ -13,12 +13,11 @@ from cdl_jax.data import sampling
 from cdl_jax.data import stream as streams_of
 from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.data.stream import Stream, Task
-from cdl_jax.data.transforms import augment
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Method, Phase, StreamInfo, cast_frozen_kernels, split
 from cdl_jax.methods.shared import user_method
 from cdl_jax.runtime import sharding
-from cdl_jax.training import compatibility
+from cdl_jax.training import compatibility, problems
 from cdl_jax.training.seeds import SeedAxis
 from cdl_jax.training.state import init_key
 
@@ -60,7 +59,7 @@ class Experiment:
           UserError: options that do not fit together.
         """
         configs.check(config)
-        augment.check(config.augment)
+        problem = problems.PROBLEMS[data.problem]
         seeds = tuple(configs.seeds_of(config))
         streams = streams_of.streams_for_seeds(data, config.data, seeds)
         axis = SeedAxis(streams, bool(config.seeds))
@@ -69,8 +68,12 @@ class Experiment:
             tuple(len(task.classes) for task in data.tasks),
             () if axis.per_seed_classes else tuple(streams[0].class_names),
             len(data.train),
+            () if axis.per_seed_classes else tuple(streams[0].class_order),
         )
         module = plugins.load_plugin("methods", config.method)
+        of_method = plugins.optional_part("methods", config.method, "PROBLEM") or "classification"
+        compatibility.check_problem(config, of_method, data.problem)
+        problem.check(config)
         method = module.build(config, info)
         if "." in config.method:
             user_method.check_method(method, module)
@@ -82,7 +85,7 @@ class Experiment:
             "num_public": method.num_public,
             "last_batch": config.train.last_batch,
             "accumulate": config.optim.accumulate,
-            "repeats": config.augment.repeats,
+            **problem.plan_options(config),
         }
         plans = {stream: BatchPlan.build(stream, **plan_options) for stream in streams}
         plans = tuple(plans[stream] for stream in streams)
@@ -93,6 +96,11 @@ class Experiment:
     def stream(self) -> Stream:
         """Returns the stream of the first seed."""
         return self.streams[0]
+
+    @property
+    def problem(self) -> problems.Problem:
+        """Returns what the samples are, as functions around the steps."""
+        return problems.PROBLEMS[self.stream.problem]
 
     @property
     def plan(self) -> BatchPlan:
@@ -145,9 +153,9 @@ class Experiment:
             weights.
         """
         # Leaves without pretrained weights stay shapes.
-        loaded = self.method.load_pretrained(self._shapes)
+        loaded = self.method.load_pretrained(self.variable_shapes)
         if "." in self.config.method:
-            user_method.check_loaded(self.method, loaded, self._shapes)
+            user_method.check_loaded(self.method, loaded, self.variable_shapes)
         mutable, frozen = split(loaded, self._is_mutable)
         if self.config.seeds and not _is_loaded(frozen):
             raise UserError(
@@ -164,14 +172,14 @@ class Experiment:
 
     def abstract_variables(self):
         """Returns shapes, types and shardings of the mutable and of the frozen variables."""
-        mutable, frozen = split(self._shapes, self._is_mutable)
+        mutable, frozen = split(self.variable_shapes, self._is_mutable)
         frozen = cast_frozen_kernels(frozen, self.config.frozen_dtype)
         if self.config.seeds:
             mutable = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seeds), *x.shape), x.dtype), mutable)
         return sharding.abstract_tree(self.mesh, mutable), sharding.abstract_tree(self.mesh, frozen)
 
     @cached_property
-    def _shapes(self):
+    def variable_shapes(self):
         """Returns shapes and types of all variables of one seed."""
         return jax.eval_shape(self.method.init, init_key(self.seeds[0]))
 

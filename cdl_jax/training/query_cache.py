@@ -1,12 +1,16 @@
 """Caches the queries of test images on the devices, see `methods.base.CachesQueries`."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import numpy as np
 
 from cdl_jax.data import sampling
 from cdl_jax.methods.base import CachesQueries
 from cdl_jax.runtime import sharding
-from cdl_jax.training.compiled import CompiledSteps
+
+if TYPE_CHECKING:
+    from cdl_jax.training.compiled import CompiledSteps
 
 
 class QueryCache:
@@ -16,7 +20,7 @@ class QueryCache:
     bits.
     """
 
-    def __init__(self, steps: CompiledSteps):
+    def __init__(self, steps: "CompiledSteps"):
         self._steps, self._data = steps, steps.test_loader.data
         self._queries, self._cached_tasks = {}, set()
 

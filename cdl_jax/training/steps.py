@@ -44,6 +44,24 @@ def apply_update(update: Update, opt_state, mutable, frozen, batch: Mapping[str,
     return join(rest, trained, outcome.variables), opt_state, outcome, learning_rate, finite
 
 
+def read_image_batch(step: "TrainStep", data, host_batch, position, seed) -> dict[str, jax.Array]:
+    """Returns the batch of a step that trains with labeled images, see `methods.base.Update`."""
+    phase, loader, augmentation = step.method.phases[step.index], step.loader, step.augmentation
+    images, labels = loader.read(data, host_batch)
+    if phase.sequential:
+        images = _eval_inputs(loader, images, augmentation, step.method)
+    else:
+        key = key_at(seed, IMAGES, phase.order, position["task"], position["epoch"], position["step"])
+        images = _preprocess(
+            loader,
+            images,
+            augmentation,
+            lambda x: augment.transform_train(x, key, augmentation, step.method.image_size),
+        )
+        images = erasing.erase(images, key, augmentation)
+    return _make_batch(images, labels, host_batch["rows"], phase.num_public)
+
+
 @dataclass(frozen=True, eq=False)
 class TrainStep:
     """Computes one step of a phase: `(state, frozen, data, host_batch, position, seed) -> state`.
@@ -56,6 +74,7 @@ class TrainStep:
       loader: reads a batch from `data` and `host_batch`.
       augmentation: the config section `augment`.
       skip_nonfinite: whether a step with NaN or infinity changes nothing. The state counts such a step in any case.
+      read_batch: `(this step, data, host_batch, position, seed) -> batch`, see `read_image_batch`.
     """
 
     method: Method
@@ -63,6 +82,7 @@ class TrainStep:
     loader: Loader
     augmentation: Any
     skip_nonfinite: bool = False
+    read_batch: Callable = read_image_batch
 
     def __call__(self, state: State, frozen, data, host_batch, position, seed) -> State:
         index, old = self.index, (state.mutable, state.opt[self.index])
@@ -92,8 +112,7 @@ class TrainStep:
 
     def _updates(self, mutable, opt, frozen, data, host_batch, position, seed):
         phase = self.method.phases[self.index]
-        images, labels = self._training_inputs(data, host_batch, position, seed)
-        batch = _make_batch(images, labels, host_batch["rows"], phase.num_public)
+        batch = self.read_batch(self, data, host_batch, position, seed)
         key = key_at(seed, LOSS, self.index, position["task"], position["epoch"], position["step"])
         context = Context(**position, key=key, weight=host_batch.get("weight"))
         metrics, opt_states, all_finite = {"steps": jnp.ones(())}, [], jnp.array(True)
@@ -105,21 +124,6 @@ class TrainStep:
             metrics |= {**outcome.metrics, "learning_rate": rate}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         return mutable, tuple(opt_states), metrics, all_finite
-
-    def _training_inputs(self, data, host_batch, position, seed):
-        """Returns the images that the updates of the phase take, and their labels."""
-        phase = self.method.phases[self.index]
-        images, labels = self.loader.read(data, host_batch)
-        if phase.sequential:
-            return _eval_inputs(self.loader, images, self.augmentation, self.method), labels
-        key = key_at(seed, IMAGES, phase.order, position["task"], position["epoch"], position["step"])
-        images = _preprocess(
-            self.loader,
-            images,
-            self.augmentation,
-            lambda x: augment.transform_train(x, key, self.augmentation, self.method.image_size),
-        )
-        return erasing.erase(images, key, self.augmentation), labels
 
 
 def scan_steps(step: Callable) -> Callable:

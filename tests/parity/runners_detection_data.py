@@ -12,6 +12,7 @@ from cdl_jax.data.detection.coco_files import DetectionSet, Objects, Targets, pr
 from cdl_jax.data.detection.transforms import CropDraws, Draws
 from cdl_jax.evaluation import coco
 from cdl_jax.evaluation.detections import Detections, top_detections
+from cdl_jax.options import defaults
 
 
 def run_prepare(config, arrays):
@@ -36,7 +37,7 @@ def run_resize_sizes(config, arrays):
 
 def options_of(config):
     return {
-        **transforms.OPTIONS,
+        **defaults(transforms.OPTIONS),
         "scales": tuple(config["scales"]),
         "max_size": config["max_size"],
         "first_scales": tuple(config["first_scales"]),

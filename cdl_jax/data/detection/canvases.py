@@ -15,10 +15,15 @@ from cdl_jax.data.detection.coco_files import DetectionSet
 from cdl_jax.data.detection.transforms import Size
 from cdl_jax.data.sampling import rng_for
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
 OPTIONS: dict[str, Any] = {
-    # (height, width) in pixels, multiples of 64; (): one canvas that holds all images, for sets of small images
-    "canvases": ((832, 1344), (1344, 832), (640, 1088), (1088, 640), (832, 832), (1344, 1344)),
+    "canvases": Option(
+        ((832, 1344), (1344, 832), (640, 1088), (1088, 640), (832, 832), (1344, 1344)),
+        "(height, width) in pixels of the arrays that hold the images of a batch, in multiples of 64; empty: one that "
+        "holds all images",
+    ),
+    "group_size": Option(2, "images of a group of a batch: those of one device in the authors' code", minimum=1),
 }
 MULTIPLE = 64  # pixels; feature maps of a canvas then have even sides at every stage
 
@@ -132,7 +137,9 @@ def choose_canvas(extents: np.ndarray, canvases: Sequence[Size]) -> Size:
     return _smallest(int(height), int(width), canvases)
 
 
-def canvases_for(data: DetectionSet, options: Mapping[str, Any], *, training: bool, where: str = "data") -> list[Size]:
+def canvases_for(
+    data: DetectionSet, options: Mapping[str, Any], *, training: bool, where: str = "config.augment"
+) -> list[Size]:
     """Returns the canvases of a set, after checks that every batch fits one.
 
     Args:
@@ -195,7 +202,7 @@ def _longest_crop_side(options):
     return int(max(sides)) // transforms.MULTIPLE * transforms.MULTIPLE
 
 
-def _smallest(height, width, canvases, where="data"):
+def _smallest(height, width, canvases, where="config.augment"):
     fitting = [canvas for canvas in canvases if canvas[0] >= height and canvas[1] >= width]
     if not fitting:
         raise UserError(

@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,6 +16,8 @@ from cdl_jax.data.detection.transforms import Size
 from cdl_jax.data.image_dataset import load_file
 from cdl_jax.data.loaders import HostBatch
 from cdl_jax.errors import UserError
+from cdl_jax.options import check, defaults
+from cdl_jax.runtime import sharding
 
 INVALID_BOX = (0.5, 0.5, 1.0, 1.0)  # (center x, center y, width, height); has an area, so that no loss is NaN
 
@@ -77,7 +80,9 @@ class DetectionLoader:
         Raises:
           UserError: an option is out of range, no canvas holds the images, or an image has more objects than `n_max`.
         """
-        options = {**transforms.OPTIONS, **canvases.OPTIONS, **options}
+        declared = {**transforms.OPTIONS, **canvases.OPTIONS}
+        check(declared, options, "augment")
+        options = defaults(declared, **options)
         transforms.check(options)
         if n_max and data.max_objects > n_max:
             raise UserError(f"{data.name}: an image has {data.max_objects} objects, but n_max is {n_max}: raise it")
@@ -196,6 +201,15 @@ class DetectionLoader:
         boxes = transforms.relative_boxes(targets.boxes, image.size[::-1])
         return np.asarray(image), Targets(boxes, targets.labels, targets.areas)
 
+    def arrays(self, count: int, canvas: Size) -> dict[str, np.ndarray]:
+        """Returns images and targets of `count` empty images on a canvas."""
+        return {
+            "images": np.zeros((count, *canvas, 3), np.uint8),
+            "boxes": np.tile(np.float32(INVALID_BOX), (count, self.n_max, 1)),
+            "labels": np.zeros((count, self.n_max), np.int32),
+            "valid": np.zeros((count, self.n_max), bool),
+        }
+
     def _size(self, row, key):
         size = tuple(self.data.sizes[row].tolist())
         if key is None:
@@ -204,12 +218,7 @@ class DetectionLoader:
 
     def _assemble(self, items, count, canvas):
         """Returns the arrays of `count` images with their targets."""
-        batch = {
-            "images": np.zeros((count, *canvas, 3), np.uint8),
-            "boxes": np.tile(np.float32(INVALID_BOX), (count, self.n_max, 1)),
-            "labels": np.zeros((count, self.n_max), np.int32),
-            "valid": np.zeros((count, self.n_max), bool),
-        }
+        batch = self.arrays(count, canvas)
         for i, (pixels, targets) in enumerate(items):
             height, width, _ = pixels.shape
             batch["images"][i, :height, :width] = pixels
@@ -217,6 +226,83 @@ class DetectionLoader:
             batch["labels"][i, : len(targets)] = targets.labels
             batch["valid"][i, : len(targets)] = True
         return batch
+
+
+@dataclass(frozen=True, eq=False)
+class StreamLoader:
+    """Delivers the batches of a detection stream; has the interface of `data.loaders.HostLoader`.
+
+    sets: a loader for each task. They have the same images and differ in their objects. Evaluation uses the first.
+    data: empty; the images come with each batch.
+    """
+
+    sets: tuple[DetectionLoader, ...]
+    data: dict[str, jax.Array] = field(default_factory=dict)
+    crops_on_host: ClassVar[bool] = True
+
+    @property
+    def canvases(self) -> tuple[Size, ...]:
+        """The canvases of all batches, (height, width) each."""
+        return self.sets[0].canvases
+
+    def train_batches(self, order: np.ndarray, start_step: int, key_parts: tuple[int, ...]) -> Iterator[HostBatch]:
+        """Yields a training batch for each step of an order.
+
+        Args:
+          order: int32 `[steps, batch]`, rows of the set.
+          start_step: first step that is delivered.
+          key_parts: (seed, task, counters); with the step they determine the transform of each image.
+        """
+        seed, task, *counters = key_parts
+        purposes = np.array([(task, *counters, step) for step in range(len(order))])
+        return self.sets[task].train_batches(order, purposes, seed, start_step)
+
+    def test_batches(self, rows: np.ndarray, weight: np.ndarray) -> Iterator[HostBatch]:
+        """Yields the batches of `canvases.evaluation_rows`."""
+        return self.sets[0].test_batches(rows, weight)
+
+    def abstract_batch(
+        self, batch_size: int, with_weight: bool = False, canvas: Size | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes, dtypes and shardings of a batch.
+
+        Args:
+          batch_size: number of images.
+          with_weight: of a batch of `test_batches`, else of `train_batches`.
+          canvas: (height, width); None: the first of `canvases`.
+        """
+        loader = self.sets[0]
+        arrays = {
+            **loader.arrays(batch_size, canvas or self.canvases[0]),
+            "rows": np.broadcast_to(np.int32(0), batch_size),
+        }
+        arrays |= {
+            name: np.broadcast_to(np.int32(0), (batch_size, 2)) for name in ("sizes", "extents", "original_sizes")
+        }
+        if with_weight:
+            arrays["weight"] = np.broadcast_to(np.float32(0), batch_size)
+        split = sharding.batch_sharding(loader.mesh)
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for name, x in arrays.items()}
+
+    def read(self, data: Mapping[str, jax.Array], host_batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the batch with the input of a network under "images"; jittable.
+
+        Args:
+          data: `self.data`.
+          host_batch: of `train_batches` or `test_batches`.
+        """
+        del data
+        images = transforms.normalize(host_batch["images"], host_batch["sizes"], self.sets[0].options)
+        return {**host_batch, "images": images}
+
+    def check_image(self, row: int, part: str) -> None:
+        """Prepares one image, to find a mistake before the first step; arguments as in `HostLoader.check_image`.
+
+        Raises:
+          UserError: as in `DetectionLoader.load`.
+        """
+        if self.sets[0].data.files[row]:  # empty in a placeholder
+            self.sets[0].load(row, (0, ()) if part == "train" else None)
 
 
 _NO_TARGETS = Targets(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))

@@ -1,112 +1,167 @@
-"""Divides a set of images with boxes into tasks by category: class-incremental detection.
+"""Divides sets of images with boxes into tasks by category: class-incremental detection.
 
 An image belongs to each task of which it has an object. In a task, objects of other tasks have no annotation, so the
-same image shows them as background. This is the protocol of the divisions 10+10, 15+5 and 19+1 of Pascal VOC, and of
-40+40 and 70+10 of COCO.
+same image shows them as background. With `data.task_sizes` this is the protocol of the divisions 10+10, 15+5 and 19+1
+of Pascal VOC, and of 40+40 and 70+10 of COCO.
 
 Source: Shmelkov, Schmid, Alahari, "Incremental Learning of Object Detectors without Catastrophic Forgetting" (arXiv
 1708.06977).
 """
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
+from cdl_jax.data.class_order import order_classes
 from cdl_jax.data.detection.coco_files import DetectionSet
+from cdl_jax.data.stream import Task, divide_classes
 from cdl_jax.errors import UserError
+from cdl_jax.runtime.console import one_line
+
+_OF_LABELS = ("max_train_per_class", "max_test_per_class", "validation_fraction")  # options for one label an image
 
 
 @dataclass(frozen=True, eq=False)
-class DetectionTask:
-    """The categories of one task, with its training images.
+class DetectionStream:
+    """Tasks over two sets of images with boxes; has the interface of `data.stream.Stream`.
 
-    index: position in the stream, from 0.
-    categories: ids of the task.
-    earlier: ids of the tasks before.
-    train: the images with at least one target of the task, with the objects of the task alone. Its `categories` are
-      those of all tasks, so each task has the same number of outputs.
+    Labels of boxes are category ids.
+
+    name: of the data set.
+    class_names: of the categories, in stream order.
+    class_order: category ids in stream order.
+    tasks: `train` and `test` of a task are the rows of the images with at least one target of the task; all images if
+      there is one task.
+    train, test: the sets that rows of tasks select from.
     """
 
-    index: int
-    categories: tuple[int, ...]
-    earlier: tuple[int, ...]
+    problem: ClassVar[str] = "detection"
+
+    name: str
+    class_names: tuple[str, ...]
+    class_order: tuple[int, ...]
+    tasks: tuple[Task, ...]
     train: DetectionSet
+    test: DetectionSet
 
     @property
-    def subsets(self) -> dict[str, tuple[int, ...]]:
-        """The ids over which an evaluation after this task averages: `old`, `new` and `all`."""
-        return {"old": self.earlier, "new": self.categories, "all": self.earlier + self.categories}
+    def num_classes(self) -> int:
+        """The number of categories of all tasks."""
+        return len(self.class_order)
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of tasks."""
+        return len(self.tasks)
+
+    def train_sets(self) -> tuple[DetectionSet, ...]:
+        """Returns the training set of each task: all images, with the objects of the task alone."""
+        labels, rows = self.train.objects.labels, np.arange(len(self.train))
+        of_tasks = [np.isin(labels, task.classes) for task in self.tasks]
+        return tuple(self.train if own.all() else self.train.select(rows, own) for own in of_tasks)
 
 
-def divide(data: DetectionSet, sizes: str | Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Divides the categories of a set, in ascending order of their ids.
+@dataclass(frozen=True, eq=False)
+class DetectionData:
+    """A data set for detection as a source loads it; both sets have the same categories."""
 
-    Args:
-      data: the images.
-      sizes: number of categories of each task, such as (15, 5) or "15+5".
+    name: str
+    train: DetectionSet
+    test: DetectionSet
+
+    def into_stream(
+        self,
+        *,
+        num_tasks: int,
+        task_sizes: Sequence[int] = (),
+        class_order: str | Sequence[int] = "natural",
+        class_order_seed: int = 0,
+        **of_labels: Any,
+    ) -> DetectionStream:
+        """Orders the categories and splits them into tasks.
+
+        Args:
+          num_tasks, task_sizes, class_order, class_order_seed: as in `data.stream.split_into_tasks`. A class order
+            lists positions of categories by ascending id. Objects of categories that it omits are not annotated.
+          **of_labels: options that select images by their one label; all are 0.
+
+        Raises:
+          UserError: the sets have different categories, the tasks do not fit them, or a task has no image.
+        """
+        for key in _OF_LABELS:
+            if of_labels.get(key):
+                raise UserError(f"data.{key} selects images by their one label, and images with boxes have several: 0")
+        ids = tuple(self.train.categories)
+        if dict(self.train.categories) != dict(self.test.categories):
+            raise UserError(
+                f"{self.train.name} and {self.test.name} have different categories: use two parts of one data set"
+            )
+        order = tuple(ids[i] for i in order_classes(len(ids), class_order, class_order_seed))
+        sizes = divide_classes(len(order), num_tasks, tuple(task_sizes))
+        names = tuple(one_line(self.train.categories[number]) for number in order)
+        starts = np.cumsum((0, *sizes)).tolist()
+        tasks = []
+        for index, (first, size) in enumerate(zip(starts, sizes, strict=False)):
+            classes = order[first : first + size]
+            rows = [_rows(part, classes, len(sizes)) for part in (self.train, self.test)]
+            tasks.append(Task(index, classes, first, *rows))
+            _check_objects(self, tasks[-1], names[first : first + size])
+        return DetectionStream(one_line(self.name), names, order, tuple(tasks), self.train, self.test)
+
+
+def _rows(data, classes, num_tasks):
+    if num_tasks == 1:
+        return np.arange(len(data), dtype=np.int32)
+    objects = data.objects
+    return np.unique(objects.rows[data.trainable & np.isin(objects.labels, classes)]).astype(np.int32)
+
+
+def _check_objects(data, task, names):
+    """Refuses a task without a training image, or without an object on which to measure it."""
+    for part, rows in ((data.train, task.train), (data.test, task.test)):
+        has_objects = (part.trainable & np.isin(part.objects.labels, task.classes)).any()
+        if not (len(rows) and has_objects):
+            shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+            raise UserError(
+                f"task {task.index} has no object in {part.name} (its categories: {shown}): choose data.task_sizes or "
+                "data.class_order so that each task has objects in both parts"
+            )
+
+
+def fingerprint(stream: DetectionStream) -> dict[str, str]:
+    """Returns the fingerprints of the training and test images, by file names and sizes, and of their boxes.
+
+    Returns:
+      `{"train/images": "<n> images, <b> bytes, <SHA-256, shortened>", "train/boxes": ...}`, likewise for "test".
 
     Raises:
-      UserError: the sizes are not positive integers, or their sum is not the number of categories.
+      UserError: a file cannot be read.
     """
-    ids, numbers = tuple(data.categories), _parse_sizes(sizes)
-    if sum(numbers) != len(ids):
-        raise UserError(
-            f"the division {'+'.join(map(str, numbers))} has {sum(numbers)} categories, but {data.name} has "
-            f"{len(ids)}: give sizes that sum up to {len(ids)}, or list the ids of each task"
-        )
-    ends = np.cumsum(numbers).tolist()
-    return tuple(ids[end - size : end] for end, size in zip(ends, numbers, strict=True))
+    result: dict[str, str] = {}
+    for part, data in (("train", stream.train), ("test", stream.test)):
+        result |= {f"{part}/images": _digest_of_files(data), f"{part}/boxes": _digest_of_boxes(data)}
+    return result
 
 
-def split_into_tasks(data: DetectionSet, division: Iterable[Sequence[int]]) -> tuple[DetectionTask, ...]:
-    """Returns the tasks of a division, with their images and objects.
-
-    Args:
-      data: training images.
-      division: ids of the categories of each task, such as of `divide`. Ids that no task lists are never annotated.
-
-    Raises:
-      UserError: a task is empty or has no training image, or an id is unknown or occurs twice.
-    """
-    division = [tuple(ids) for ids in division]
-    _check(data, division)
-    outputs = {number: data.categories[number] for number in sorted(sum(division, ()))}
-    tasks, earlier = [], ()
-    for index, ids in enumerate(division):
-        of_task = np.isin(data.objects.labels, ids)
-        rows = np.unique(data.objects.rows[of_task & data.trainable])
-        if not len(rows):
-            names = ", ".join(data.categories[number] for number in ids[:3])
-            raise UserError(f"task {index} of {data.name} has no training image (its categories: {names})")
-        train = replace(data.select(rows, of_task), name=f"{data.name}, task {index}", categories=outputs)
-        tasks.append(DetectionTask(index, ids, earlier, train))
-        earlier += ids
-    return tuple(tasks)
+def _digest_of_files(data):
+    digest, total = hashlib.sha256(), 0
+    for file in data.files:
+        try:
+            size = os.stat(file).st_size
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}): restore the file") from None
+        digest.update(f"{one_line(os.path.basename(file))}/{size}/".encode())
+        total += size
+    return f"{len(data)} images, {total} bytes, {digest.hexdigest()[:16]}"
 
 
-def _parse_sizes(sizes):
-    if isinstance(sizes, str):
-        if not re.fullmatch(r"[0-9]{1,4}(\+[0-9]{1,4})*", sizes):
-            raise UserError(f"the division {sizes!r} must be sizes of tasks such as '15+5'")
-        sizes = [int(size) for size in sizes.split("+")]
-    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
-        raise UserError(f"the division {tuple(sizes)} must be positive integers, the number of categories of each task")
-    return tuple(sizes)
-
-
-def _check(data, division):
-    if not division:
-        raise UserError("the division has no tasks: list the category ids of each task")
-    first_task: dict[int, int] = {}
-    for task, ids in enumerate(division):
-        if not ids:
-            raise UserError(f"task {task} of the division has no categories: list at least one, or remove the task")
-        for number in ids:
-            if number not in data.categories:
-                known = ", ".join(map(str, list(data.categories)[:8])) + ", ..." * (len(data.categories) > 8)
-                raise UserError(f"task {task} of the division: {data.name} has no category {number!r} (it has {known})")
-            if number in first_task:
-                raise UserError(f"category {number} is in task {first_task[number]} and in task {task}: list it once")
-            first_task[number] = task
+def _digest_of_boxes(data):
+    o: Mapping[str, np.ndarray] = vars(data.objects)
+    digest = hashlib.sha256(str(sorted(data.categories.items())).encode())
+    for array in (data.image_ids, data.sizes, *(o[name] for name in ("rows", "labels", "boxes", "areas", "crowds"))):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return f"{len(data.objects)} objects, {digest.hexdigest()[:16]}"

@@ -14,21 +14,26 @@ import numpy as np
 
 from cdl_jax.data.detection.coco_files import Targets, has_extent
 from cdl_jax.errors import UserError
+from cdl_jax.options import Option
 
 if TYPE_CHECKING:
     import PIL.Image
 
 OPTIONS: dict[str, Any] = {
-    "flip": 0.5,  # probability of a left-right flip of a training image
-    "crop": 0.5,  # probability that a training image is cropped between two resizes
-    "scales": tuple(range(480, 801, 16)),  # shorter sides of training images, pixels; (): the size of the file
-    "max_size": 1333,  # longest side of a training image, pixels; 0: no limit
-    "first_scales": (400, 500, 600),  # shorter sides before the crop, pixels
-    "crop_range": (384, 600),  # smallest and largest side of the crop, pixels
-    "eval_size": 800,  # shorter side in evaluation, pixels; 0: the size of the file
-    "eval_max_size": 0,  # longest side in evaluation, pixels; 0: eval_size * 1333 // 800
-    "mean": (0.485, 0.456, 0.406),  # of red, green and blue in [0, 1]
-    "std": (0.229, 0.224, 0.225),  # likewise
+    "flip": Option(0.5, "probability of a left-right flip of a training image", maximum=1),
+    "crop": Option(0.5, "probability that a training image is cropped between two resizes", maximum=1),
+    "scales": Option(
+        tuple(range(480, 801, 16)),
+        "shorter sides of training images in pixels; empty: the size of the file",
+        minimum=16,
+    ),
+    "max_size": Option(1333, "longest side of a training image in pixels; 0: no limit"),
+    "first_scales": Option((400, 500, 600), "shorter sides before the crop in pixels", minimum=16, item_type=int),
+    "crop_range": Option((384, 600), "smallest and largest side of the crop in pixels", minimum=16, lengths=(2,)),
+    "eval_size": Option(800, "shorter side in evaluation in pixels; 0: the size of the file"),
+    "eval_max_size": Option(0, "longest side in evaluation in pixels; 0: eval_size * 1333 // 800"),
+    "mean": Option((0.485, 0.456, 0.406), "of red, green and blue in [0, 1]", lengths=(3,)),
+    "std": Option((0.229, 0.224, 0.225), "standard deviation, likewise", above=0, lengths=(3,)),
 }
 MULTIPLE = 16  # pixels; resized sides are rounded down to multiples
 
@@ -209,39 +214,26 @@ def normalize(images: jax.Array, sizes: jax.Array, options: Mapping[str, Any]) -
     return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], values, 0.0)
 
 
-def check(options: Mapping[str, Any], where: str = "data") -> None:
-    """Checks the options of transforms.
+def check(options: Mapping[str, Any], where: str = "config.augment") -> None:
+    """Checks options that depend on each other.
 
     Args:
       options: of `OPTIONS`.
       where: prefix of the options in messages.
 
     Raises:
-      UserError: an option is out of range, or a crop can be larger than its image.
+      UserError: a side is shorter than 16 pixels, or a crop can be larger than its image.
     """
-
-    def refuse(key, requirement):
-        raise UserError(f"{where}.{key}={options[key]!r} must be {requirement}")
-
-    for key in ("flip", "crop"):
-        if not _is_number(options[key]) or not 0 <= options[key] <= 1:
-            refuse(key, "a probability, 0 to 1")
-    for key in ("scales", "first_scales"):
-        if not _are_sides(options[key]):
-            refuse(key, f"sides in pixels, integers of {MULTIPLE} or more")
     for key in ("max_size", "eval_size", "eval_max_size"):
-        if options[key] != 0 and not _are_sides([options[key]]):
-            refuse(key, f"0, or a side in pixels of {MULTIPLE} or more")
-    for key in ("mean", "std"):
-        if len(options[key]) != 3 or not all(map(_is_number, options[key])) or key == "std" and min(options[key]) <= 0:
-            refuse(key, "3 numbers" + ", all positive" * (key == "std"))
+        if 0 < options[key] < MULTIPLE:
+            raise UserError(f"{where}.{key}={options[key]!r} must be 0, or a side in pixels of {MULTIPLE} or more")
     if options["crop"]:
         _check_crop(options, where)
 
 
 def _check_crop(options, where):
     crop_range, first = options["crop_range"], options["first_scales"]
-    if len(crop_range) != 2 or not _are_sides(crop_range) or crop_range[0] > crop_range[1]:
+    if crop_range[0] > crop_range[1]:
         raise UserError(f"{where}.crop_range={crop_range!r} must be the smallest and the largest side in pixels")
     if not first:
         raise UserError(f"{where}.first_scales is empty: give the shorter sides before the crop, or set {where}.crop=0")
@@ -251,14 +243,6 @@ def _check_crop(options, where):
             f"{where}.first_scales={tuple(first)} gives images of {smallest} pixels, smaller than the smallest crop of "
             f"{where}.crop_range={tuple(crop_range)}: raise the scales or lower the crop"
         )
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -np.inf < value < np.inf
-
-
-def _are_sides(values) -> bool:
-    return all(isinstance(side, int) and not isinstance(side, bool) and side >= MULTIPLE for side in values)
 
 
 def _flip(image, targets):

@@ -20,6 +20,7 @@ from cdl_jax.data.detection import coco_files
 from cdl_jax.data.sampling import rng_for
 from cdl_jax.data.sources import glyph_file, glyph_mini
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 from cdl_jax.runtime import console, files
 
 CHARACTERS = "¢§±»ßĐŋ™∑≤"  # of a file of 100 classes
@@ -65,7 +66,7 @@ def read_glyphs(path: Path | None) -> tuple[tuple[str, ...], dict[str, Glyphs]]:
     Raises:
       UserError: the file cannot be read, has fewer than ten classes, or a character has no images.
     """
-    dataset = glyph_file.load({"path": path}) if path else glyph_mini.load(glyph_mini.OPTIONS)
+    dataset = glyph_file.load({"path": path}) if path else glyph_mini.load(defaults(glyph_mini.OPTIONS))
     names, count = dataset.class_names, len(CATEGORY_IDS)
     if len(names) < count:
         raise UserError(f"--glyphs {path}: has {len(names)} characters, and scenes need {count}: make a larger file")

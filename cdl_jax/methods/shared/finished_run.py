@@ -7,7 +7,7 @@ variables of the student's run, which reads the teacher's checkpoints only once.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -216,14 +216,23 @@ class RunTeacher:
         """
         images, side = augment.renormalize(images, self.input_augment, self.config.augment), self.method.image_size
         images = resizing.resize(images, (side, side), False)
+        joined, context = self.at_task(variables, context)
+        return self.method.teacher_outputs(self.network, joined, images, context, self.use_batch_statistics)
+
+    def at_task(self, variables: Variables, context: Context) -> tuple[Variables, Context]:
+        """Returns the method's variables for the task of `context`, and the position for which they were trained.
+
+        Args:
+          variables: as `init` returns them.
+          context: position in the student's stream.
+        """
         each_task = len(self.tasks) > 1
         mutable = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
         if not each_task:  # the teacher has learned all classes, whatever the student's task is
             last = jnp.int32(self.info.num_tasks - 1)
             first = jnp.int32(self.info.num_classes - self.info.task_sizes[-1])
             context = context.replace(task=last, first=first, end=jnp.int32(self.info.num_classes))
-        joined = join(variables["frozen"], mutable)
-        return self.method.teacher_outputs(self.network, joined, images, context, self.use_batch_statistics)
+        return join(variables["frozen"], mutable), context
 
     @cached_property
     def _shapes(self):
@@ -259,6 +268,7 @@ def find_teacher(
     """
     run = FinishedRun.read(folder)
     check_same_stream(run, info, checkpoint)
+    run = replace(run, info=replace(run.info, class_ids=info.class_ids))  # results.json has names alone
     network = pick_network(run, network)
     method = run.method
     if use_batch_statistics and not method.supports_batch_statistics:

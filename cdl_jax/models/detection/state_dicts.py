@@ -158,6 +158,16 @@ def unused_shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def load(path: str | Path, params: Mapping[str, Any]) -> dict:
+    """Loads a detector by `load_detector`, or its backbone alone by `load_backbone`, as the names of the file have it.
+
+    Raises:
+      UserError: as these functions.
+    """
+    is_detector = any(name.startswith("backbone.") for name in unwrap(read_tensors(path)))
+    return (load_detector if is_detector else load_backbone)(path, params)
+
+
 def load_detector(path: str | Path, params: Mapping[str, Any]) -> dict:
     """Loads the parameters of a detector from a checkpoint of ViDT or VkD.
 

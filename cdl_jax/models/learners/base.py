@@ -40,8 +40,8 @@ class Selection:
     """The prompts and adapters that a learner adds to the backbone for a batch.
 
     Attributes:
-      prompts: layer -> Prompt of the backbone, or a `jax.tree_util.Partial` that returns it from the class token
-        `[batch, dim]` at the input of the block.
+      prompts: layer -> Prompt of the backbone, or a `jax.tree_util.Partial` that maps the class token `[batch, dim]` at
+        the input of the block to the Prompt.
       loss: float32 scalar, the learner's own loss in training, 0 otherwise.
       selected: `layer_<i>` -> int32 `[batch, pool_size]`, how often each row of the pool is selected for an image. If
         all rows are weighted: float32, the absolute weight of each. Empty if nothing is selected.
@@ -65,8 +65,8 @@ class Learner(nn.Module):
     `nn.nowrap`.
 
     Attributes:
-      uses_query: whether `__call__` depends on the query, default True. Must be False where `trains_backbone` selects a
-        leaf, because queries are those of a frozen backbone.
+      uses_query: whether `__call__` depends on the query, default True. Queries are outputs of a frozen backbone. A
+        learner that trains leaves of the backbone (`trains_backbone`) sets it to False.
       trained_tasks: tasks with training by gradients: "all", the default, the "first", or "none". Statistics of a
         `FittedHead` are accumulated in every task.
     """
@@ -247,8 +247,8 @@ class FittedHead(nn.Module):
     preprocessing of evaluation. The statistics are sums over all tasks so far. They are in checkpoints. Evaluations
     within a task (`eval.every_epochs`) have the head of the task before.
 
-    `__call__` is as of any head, from features `[batch, width]` to logits `[batch, classes]`. Its "params" are trained
-    before the fit; what the fit alone sets belongs to "state".
+    `__call__` maps features `[batch, width]` to logits `[batch, classes]`. The optimizer trains the head's "params"
+    before the fit. Arrays that only `fit` sets are in its collection "state".
     """
 
     def __init_subclass__(cls, **options):

@@ -43,9 +43,9 @@ def test_links_lead_to_files(page):
     assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
 
 
-def test_how_to_change_20_things():
+def test_how_to_change_at_least_20_things():
     rows = section("How to change X")
-    assert len(rows) == 20
+    assert len(rows) >= 20
     for thing, place in rows:
         files = re.findall(r"`(cdl_jax/[\w/]+\.py)`: (.*)", place)
         for file, names in files:

@@ -37,6 +37,7 @@ def known_keys():
         if scheme != "l2p"
     ]
     configs += [config.default(method, data="glyph_mini") for method in plugins.list_plugins("methods")]
+    configs += [config.default("vidt", data="coco", distill=s) for s in plugins.list_plugins("distill.detection")]
     configs += [config.default("cdl", data=source) for source in plugins.list_plugins("data.sources")]
     keys = {key for one in configs for key in config.flatten(one)}
     return {re.sub(rf"^({'|'.join(NETWORKS)})\.", "network.", key) for key in keys}
@@ -120,4 +121,11 @@ def test_config_keys_in_commands_exist(page, pages):
     named = set(re.findall(r"--config\.([a-z_0-9.]+)=", text)) - {"section.key"}
     named = {re.sub(rf"^({'|'.join(NETWORKS)})\.", "network.", key) for key in named}
     selectors = {"data.name", "learner.name", "network.weights"}
-    assert sorted(named - listed - selectors) == []
+    plugins_of_page = re.findall(r'title="mine/(\w+)\.py"\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    own = {
+        f"{section}.{key}"
+        for name, code in plugins_of_page
+        for key in re.findall(r'^    "(\w+)": Option\(', code, re.MULTILINE)
+        for section in ("distill", "learner", name)
+    }
+    assert sorted(named - listed - selectors - own) == []

@@ -6,11 +6,16 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
 from cdl_jax import main
+from cdl_jax.losses import Context
 from cdl_jax.report.__main__ import main as report_main
 
 ROOT = Path(__file__).parents[3]
@@ -73,6 +78,10 @@ def test_first_scheme(folder, capsys):
     tested = {}
     exec(files["mine/test_my_scheme.py"], tested)
     tested["test_loss"]()
+    tokens = jnp.arange(12.0).reshape(1, 3, 4)
+    for token, expected in (("class", [0, 1, 2, 3]), ("mean", [4, 5, 6, 7])):
+        options = SimpleNamespace(token=token)
+        assert tested["my_scheme"].select(options, tokens).tolist() == [expected]
     trained, *others = commands(page, "cdl_jax.main")
     for words in (trained, *others):
         assert main.main([*words, *OVERRIDES]) == 0
@@ -80,7 +89,8 @@ def test_first_scheme(folder, capsys):
     assert json.loads((run / "results.json").read_text())["status"] == "finished"
     cosines = [line["cosine"] for line in log_lines(run) if line.get("phase") == "student" and "cosine" in line]
     assert cosines and all(0 < value < 2 for value in cosines)
-    assert main.main([*trained, *OVERRIDES, "--config.distill.feature_weight=-1.0"]) == 2
+    for value in ("feature_weight=-1.0", "feature_weight=101.0", "token=last"):
+        assert main.main([*trained, *OVERRIDES, "--config.distill." + value]) == 2
     (words,) = commands(page, "cdl_jax.report")
     capsys.readouterr()
     assert report_main(words) == 0
@@ -90,17 +100,66 @@ def test_first_scheme(folder, capsys):
 def test_first_learner(folder):
     page = read("first_learner")
     write_files(page, folder)
-    trained, analyzed, low_rank = commands(page, "cdl_jax.main")
+    trained, analyzed, low_rank, biases, fitted = commands(page, "cdl_jax.main")
     assert main.main([*trained, *OVERRIDES, "--config.learner.penalty=0.1"]) == 0
     assert main.main([*low_rank, *OVERRIDES]) == 0
     results = json.loads((folder / "runs/quickstart-learner=mine.my_lora-distill=none/results.json").read_text())
     # Rank 2 in 3 blocks of width 48, and the head of 20 classes.
     assert results["cost"]["parameters"]["student"]["trainable"] == 3 * 2 * (48 + 144) + 20 * 49
+    assert main.main([*biases, *OVERRIDES]) == 0
+    results = json.loads((folder / "runs/quickstart-learner=mine.my_biases-distill=none/results.json").read_text())
+    # In 3 blocks the biases of queries, keys and values and of the projection, and the head.
+    assert results["cost"]["parameters"]["student"]["trainable"] == 3 * (144 + 48) + 20 * 49
+    assert main.main([*fitted, *OVERRIDES]) == 0
+    results = json.loads((folder / "runs/quickstart-learner=mine.my_head-distill=none/results.json").read_text())
+    assert results["networks"]["student"]["metrics"]["last"] > 50  # percent of 20 classes, from 8 images of each
     run = folder / "runs" / "quickstart-learner=mine.my_learner-distill=none"
     assert any("pool" in line for line in log_lines(run))
     assert main.main([*analyzed, *OVERRIDES, "--config.learner.penalty=0.1"]) == 0
     assert (run / "analysis.json").exists()
     assert main.main([*trained, *OVERRIDES, "--config.learner.layers=9", "--workdir", "other"]) == 2
+
+
+def test_the_head_of_first_learner_is_a_ridge_regression(folder):
+    code = {}
+    exec(python_blocks(read("first_learner"))["mine/my_head.py"], code)
+    head = code["RidgeHead"](num_classes=3, ridge=0.5)
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(2, 6, 4)), rng.integers(0, 3, (2, 6))
+    statistics = head.init_statistics(4)
+    weight = np.array([1, 1, 1, 1, 1, 0], np.float32)  # the last row of each batch is padding
+    for batch in range(2):
+        context = Context.dummy().replace(weight=weight)
+        statistics = head.accumulate(statistics, features[batch].astype(np.float32), labels[batch], context)
+    variables = head.fit(head.init(jax.random.key(0), jnp.zeros((1, 4))), statistics, Context.dummy())
+    x, y = features[:, :5].reshape(10, 4), np.eye(3)[labels[:, :5].reshape(10)]
+    rows = np.concatenate([x, np.sqrt(0.5) * np.eye(4)])  # |x W - y|^2 + 0.5 |W|^2 as one least-squares problem
+    expected = np.linalg.lstsq(rows, np.concatenate([y, np.zeros((4, 3))]), rcond=None)[0]
+    np.testing.assert_allclose(variables["state"]["kernel"], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(head.apply(variables, x.astype(np.float32)), x @ expected, rtol=1e-3, atol=1e-4)
+
+
+def test_first_method(folder, capsys):
+    page = read("first_method")
+    write_files(page, folder)
+    tested = {}
+    exec(python_blocks(page)["mine/test_my_method.py"], tested)
+    tested["test_loss"]()
+    for words in commands(page, "cdl_jax.main"):
+        assert main.main([*words, *OVERRIDES, "--config.train.batch_size=8"]) == 0
+    lines = [line for line in log_lines(folder / "runs" / "my_config") if "kd" in line]
+    # Four steps a task. In the first of them the network is that of the previous task.
+    largest = [max(line["kd"] for line in lines if line["task"] == task) for task in range(5)]
+    assert len(lines) == 20 and largest[0] == 0 and min(largest[1:]) > 1e-3
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["labels"] + line["kd"], rel=1e-4)
+    parameters = json.loads((folder / "runs/my_config/results.json").read_text())["cost"]["parameters"]
+    # Convolutions of 3 x 3 from 3 to 16 and to 32 channels, and 20 outputs of maps of 8 x 8.
+    assert parameters == {"network": {"trainable": 28 * 16 + 145 * 32 + 2049 * 20, "frozen": 0}}
+    (words,) = commands(page, "cdl_jax.report")
+    capsys.readouterr()
+    assert report_main(words) == 0
+    assert "my_method.strength=0" in capsys.readouterr().out
 
 
 def test_first_source(folder, capsys):
@@ -115,17 +174,16 @@ def test_first_source(folder, capsys):
             lines.append(f"{file},{label},{'train' if number < 4 else 'test'}")
     (folder / "photos" / "images.csv").write_text("\n".join(lines) + "\n")
     described, own = commands(page, "cdl_jax.main")
-    small = [*OVERRIDES, "--config.train.batch_size=4"]
-    assert main.main([*described, *small]) == 0
+    assert main.main([*described, *OVERRIDES]) == 0
     assert "dawn" in capsys.readouterr().out
     assert (
         main.main(
-            [*[word for word in own if word != "--fetch"], *small, "--config.data.num_tasks=2", "--mode=describe"]
+            [*[word for word in own if word != "--fetch"], *OVERRIDES, "--config.data.num_tasks=2", "--mode=describe"]
         )
         == 0
     )
     trained = [word for word in described if word not in ("--mode", "describe")]
-    assert main.main([*trained, *small]) == 0
+    assert main.main([*trained, *OVERRIDES]) == 0
     content = json.loads((folder / "runs" / "quickstart" / "results.json").read_text())
     assert [task["classes"] for task in content["stream"]["tasks"]] == [["dawn", "dusk"], ["night", "noon"]]
     assert [(task["train"], task["test"]) for task in content["stream"]["tasks"]] == [(8, 4), (8, 4)]

@@ -9,8 +9,9 @@ from cdl_jax.data.detection import canvases, transforms
 from cdl_jax.data.detection.coco_files import DetectionSet, Objects
 from cdl_jax.data.sampling import rng_for
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 
-OPTIONS = {**transforms.OPTIONS, **canvases.OPTIONS}
+OPTIONS = {**defaults(transforms.OPTIONS), **defaults(canvases.OPTIONS)}
 
 
 def set_of_sizes(*sizes):
@@ -118,7 +119,7 @@ def test_the_largest_size_bounds_every_draw():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"canvases": ((832, 1340),)}, r"data.canvases has \(832, 1340\): a canvas is .* multiples of 64"),
+        ({"canvases": ((832, 1340),)}, r"config.augment.canvases has \(832, 1340\): a canvas is .* multiples of 64"),
         ({"canvases": ((832,),)}, r"multiples of 64"),
         ({"canvases": ((832, 1344),)}, r"none that holds 1\d\d\d x 1\d\d\d pixels, .*: add \(1\d\d\d, 1\d\d\d\)"),
     ],

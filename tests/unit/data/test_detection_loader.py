@@ -1,5 +1,6 @@
 """Batches of images with boxes: layout, determinism, and mistakes that appear when images are decoded."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cdl_jax.data.detection import canvases, coco_files, transforms
-from cdl_jax.data.detection.loader import DetectionLoader
+from cdl_jax.data.detection.loader import DetectionLoader, StreamLoader
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import sharding
 from tests.support import coco_sets
@@ -121,9 +122,9 @@ def test_the_number_of_objects_can_be_larger_but_not_smaller(data):
 
 
 def test_options_are_checked_before_images_are_decoded(data):
-    with pytest.raises(UserError, match=r"data\.flip=2"):
+    with pytest.raises(UserError, match=r"config\.augment\.flip=2"):
         build(data, flip=2)
-    with pytest.raises(UserError, match=r"data\.canvases has none that holds"):
+    with pytest.raises(UserError, match=r"config\.augment\.canvases has none that holds"):
         build(data, canvases=((64, 64),))
 
 
@@ -147,3 +148,49 @@ def test_a_file_that_changed_is_refused_when_it_is_decoded(tmp_path, training):
     (tmp_path / "train2017" / "0004.png").unlink()
     with pytest.raises(UserError, match=r"0004\.png: .*No such file"):
         first_batch()
+
+
+def stream_loader(data):
+    sets = [data.select(np.arange(len(data)), np.isin(data.objects.labels, ids)) for ids in ((3,), (7, 90))]
+    mesh = sharding.make_mesh(devices=1)
+    options = {"options": {**OPTIONS, "flip": 0.0}, "group_size": 1, "training": True, "n_max": data.max_objects}
+    return StreamLoader(tuple(DetectionLoader.build(part, mesh, **options) for part in sets))
+
+
+def test_a_loader_of_a_stream_has_the_objects_of_the_task_and_restarts_at_any_step(data):
+    loader, order = stream_loader(data), np.array([[0, 2], [2, 0], [0, 1]], np.int32)
+    batches = {task: list(loader.train_batches(order, 0, (5, task, 0))) for task in (0, 1)}
+    for task, ids in ((0, {0, 3}), (1, {0, 7, 90})):
+        assert {label for batch in batches[task] for label in np.asarray(batch["labels"]).ravel().tolist()} <= ids
+    (last,) = loader.train_batches(order, 2, (5, 1, 0))
+    for name, value in last.items():
+        np.testing.assert_array_equal(value, batches[1][2][name], err_msg=name)
+    # The transform of an image depends on the step.
+    assert any(
+        not np.array_equal(batches[1][0]["sizes"][column], batches[1][1]["sizes"][1 - column]) for column in (0, 1)
+    )
+
+
+def test_the_shapes_of_a_batch_are_known_before(data):
+    loader, order = stream_loader(data), np.array([[0, 2]], np.int32)
+    (batch,) = loader.train_batches(order, 0, (0, 0, 0))
+    abstract = loader.abstract_batch(2, canvas=batch["images"].shape[1:3])
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        name: (x.shape, x.dtype) for name, x in abstract.items()
+    }
+    assert loader.abstract_batch(2)["images"].shape == (2, 64, 64, 3)
+    (batch,) = loader.test_batches(order, np.ones((1, 2), np.float32))
+    assert set(batch) == set(loader.abstract_batch(2, True))
+    inputs = loader.read({}, batch)
+    height, width = inputs["sizes"][0]
+    assert inputs["images"].dtype == np.float32 and not np.any(inputs["images"][0, height:])
+
+
+def test_a_damaged_image_is_found_before_the_first_step(data, tmp_path):
+    loader = stream_loader(data)
+    loader.check_image(0, "train")
+    (tmp_path / "a.png").write_bytes(b"no image")
+    damaged = dataclasses.replace(data, files=(str(tmp_path / "a.png"), *data.files[1:]))
+    with pytest.raises(UserError, match="a.png"):
+        stream_loader(damaged).check_image(0, "test")
+    stream_loader(dataclasses.replace(data, files=("",) * 3)).check_image(0, "test")  # a placeholder

@@ -1,94 +1,123 @@
-"""Class-incremental detection: the images and objects of each task."""
+"""Streams of detection tasks: images and objects of each task, in the layout of COCO."""
+
+import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from cdl_jax.data import stream
 from cdl_jax.data.detection import coco_files, streams
-from cdl_jax.data.detection.coco_files import DetectionSet, Objects
+from cdl_jax.data.detection.streams import DetectionData
+from cdl_jax.data.sources import coco
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 from tests.support import coco_sets
 
 
-@pytest.fixture
-def data(tmp_path):
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
     records = coco_sets.content()
     records["annotations"].append({"id": 40, "image_id": 7, "category_id": 7, "bbox": [1, 1, 9, 9]})
-    coco_sets.write(tmp_path, records=records)
-    return coco_files.read_part(tmp_path, "train2017")
+    for part in ("train2017", "val2017"):
+        coco_sets.write(root, part, records)
+    return root
 
 
-def test_an_image_belongs_to_each_task_of_which_it_has_an_object(data):
-    first, second = streams.split_into_tasks(data, [(3, 90), (7,)])
-    assert first.train.image_ids.tolist() == [4, 9]  # image 4 by its object of 90: its object of 3 is a crowd
-    assert second.train.image_ids.tolist() == [4, 7]
-    assert first.train.targets(0).labels.tolist() == [90] and first.train.targets(1).labels.tolist() == [3]
-    assert [second.train.targets(row).labels.tolist() for row in (0, 1)] == [[7], [7]]
-    assert first.train.objects.ids.tolist() == [31, 17, 12] and second.train.objects.ids.tolist() == [15, 40]
-    assert first.train.num_outputs == second.train.num_outputs == 91
-    assert second.train.files == data.files[:2]
+def load(root, **options):
+    return stream.load({"name": "coco", "path": str(root), **options})
 
 
-def test_a_crowd_alone_does_not_bring_an_image_into_a_task(data):
-    (task,) = streams.split_into_tasks(data, [(3,)])
-    assert task.train.image_ids.tolist() == [9]  # image 4 has a crowd of 3
+def test_an_image_belongs_to_each_task_of_which_it_has_an_object(root):
+    s = load(root, num_tasks=2, task_sizes=(2, 1), class_order="0,2,1")  # of the ids 3, 7, 90
+    first, second = s.tasks
+    assert (first.classes, second.classes, s.class_order) == ((3, 90), (7,), (3, 90, 7))
+    assert s.class_names == ("cat", "ring", "hat") and (second.first, second.end) == (2, 3)
+    ids = s.train.image_ids
+    assert ids[first.train].tolist() == [4, 9]  # image 4 by its object of 90: its object of 3 is a crowd
+    assert ids[second.train].tolist() == [4, 7] == s.test.image_ids[second.test].tolist()
+    of_first, of_second = s.train_sets()
+    assert [of_first.targets(row).labels.tolist() for row in range(3)] == [[90], [], [3]]
+    assert [of_second.targets(row).labels.tolist() for row in range(3)] == [[7], [7], []]
+    assert of_first.files == of_second.files == s.train.files
+    assert of_first.num_outputs == of_second.num_outputs == 91
 
 
-def test_subsets_are_the_old_the_new_and_all_categories(data):
-    tasks = streams.split_into_tasks(data, [(90,), (3,), (7,)])
-    assert tasks[0].subsets == {"old": (), "new": (90,), "all": (90,)}
-    assert tasks[2].subsets == {"old": (90, 3), "new": (7,), "all": (90, 3, 7)}
+def test_one_task_has_all_images_and_objects(root):
+    s = load(root, num_tasks=1)
+    assert s.tasks[0].train.tolist() == s.tasks[0].test.tolist() == [0, 1, 2]
+    assert s.train_sets() == (s.train,)
 
 
-def test_categories_that_no_task_lists_are_not_annotated(data):
-    (task,) = streams.split_into_tasks(data, [(90,)])
-    assert task.train.objects.labels.tolist() == [90] and task.train.categories == {90: "ring"}
+def test_categories_that_the_class_order_omits_are_not_annotated(root):
+    s = load(root, num_tasks=1, class_order="2")
+    (data,) = s.train_sets()
+    assert s.num_classes == 1 and data.objects.labels.tolist() == [90]
 
 
 def test_divisions_of_the_field():
-    nothing = np.zeros(0, int)
-    objects = Objects(nothing, nothing, nothing, np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool))
-
-    def with_categories(ids):
-        return DetectionSet("toy", {i: str(i) for i in ids}, nothing, (), np.zeros((0, 2), int), objects)
-
-    voc = with_categories(range(1, 21))
-    assert streams.divide(voc, "15+5") == (tuple(range(1, 16)), tuple(range(16, 21)))
-    assert streams.divide(voc, (19, 1))[1] == (20,)
-    assert [len(ids) for ids in streams.divide(voc, "5+5+5+5")] == [5] * 4
-    absent = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-    coco = with_categories([i for i in range(1, 91) if i not in absent])
-    first, second = streams.divide(coco, "40+40")
-    assert (first[-1], second[0], second[-1]) == (44, 46, 90)
-    for sizes, message in (
-        ("10+9", "10\\+9 has 19 categories, but toy has 20"),
-        ("10-10", "must be sizes of tasks such as '15\\+5'"),
-        ("20+0", "must be positive integers"),
-        ((10.0, 10), "must be positive integers"),
-        ((), "must be positive integers"),
-    ):
-        with pytest.raises(UserError, match=message):
-            streams.divide(voc, sizes)
+    data = coco.placeholder({})
+    s = data.into_stream(num_tasks=2, task_sizes=(40, 40))
+    first, second = (task.classes for task in s.tasks)
+    assert (len(first), first[-1], second[0], second[-1]) == (40, 44, 46, 90)
+    assert len(s.train) == 118_287 and len(s.test) == 5_000 and s.train.max_objects == 99
 
 
 @pytest.mark.parametrize(
-    ("division", "message"),
+    ("options", "message"),
     [
-        ([], "the division has no tasks"),
-        ([(3,), ()], "task 1 of the division has no categories"),
-        ([(3,), (8,)], r"task 1 of the division: instances_train2017.json has no category 8 \(it has 3, 7, 90\)"),
-        ([(3, 7), (90, 3)], "category 3 is in task 0 and in task 1"),
-        ([(3, 3)], "category 3 is in task 0 and in task 0"),
+        ({"num_tasks": 2}, "data.num_tasks=2 does not divide 3 classes"),
+        ({"num_tasks": 1, "max_train_per_class": 5}, "data.max_train_per_class selects images by their one label"),
+        ({"num_tasks": 1, "validation_fraction": 0.5}, "data.validation_fraction selects images"),
+        ({"num_tasks": 1, "test_part": "train2017"}, "both 'train2017': use two parts"),
+        ({"num_tasks": 1, "train_part": "no"}, "instances_no.json: no such file"),
+        ({"num_tasks": 1, "path": ""}, "set data.path to the folder with annotations/"),
     ],
 )
-def test_mistakes_of_a_division_are_refused(data, division, message):
-    with pytest.raises(UserError, match=message):
-        streams.split_into_tasks(data, division)
+def test_mistakes_are_one_line(root, options, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CDL_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=message) as error:
+        load(options.pop("path", root), **options)
+    assert "\n" not in str(error.value)
 
 
-def test_a_task_without_images_is_refused(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(root):
+    with pytest.raises(UserError, match="is a file: set it to the folder with annotations/"):
+        load(root / "annotations" / "instances_val2017.json", num_tasks=1)
+
+
+def test_a_task_without_objects_is_refused(root):
+    data = coco.load(defaults(coco.OPTIONS, path=str(root)))
+    without = data.test.select(np.arange(3), data.test.objects.labels != 90)
+    with pytest.raises(UserError, match=r"task 2 has no object in instances_val2017.json \(its categories: ring\)"):
+        DetectionData("toy", data.train, without).into_stream(num_tasks=3)
+
+
+def test_parts_with_other_categories_are_refused(root):
+    data = coco.load(defaults(coco.OPTIONS, path=str(root)))
+    other = dataclasses.replace(data.test, categories={3: "dog", 7: "hat", 90: "ring"})
+    with pytest.raises(UserError, match="have different categories: use two parts of one data set"):
+        DetectionData("toy", data.train, other).into_stream(num_tasks=1)
+
+
+def test_the_fingerprint_changes_with_a_box_and_with_a_file(root, tmp_path):
+    before = streams.fingerprint(load(root, num_tasks=1))
+    assert set(before) == {"train/images", "train/boxes", "test/images", "test/boxes"}
+    assert before["train/images"].startswith("3 images, ") and before["train/boxes"].startswith("5 objects, ")
+    assert before == streams.fingerprint(load(root, num_tasks=3))
     records = coco_sets.content()
-    records["annotations"] = [a for a in records["annotations"] if a["id"] != 31]
-    coco_sets.write(tmp_path, records=records)
-    data = coco_files.read_part(tmp_path, "train2017")
-    with pytest.raises(UserError, match=r"task 1 of .* has no training image \(its categories: ring\)"):
-        streams.split_into_tasks(data, [(3, 7), (90,)])
+    for part in ("train2017", "val2017"):
+        coco_sets.write(tmp_path, part, records)
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    same = streams.fingerprint(load(tmp_path, num_tasks=1))
+    records["annotations"][0]["bbox"][0] += 1
+    path.write_text(json.dumps(records))
+    changed = streams.fingerprint(load(tmp_path, num_tasks=1))
+    assert {key for key in same if same[key] != changed[key]} == {"train/boxes"}
+    files = coco_files.read_part(tmp_path, "val2017").files
+    with open(files[0], "ab") as file:
+        file.write(b"0")
+    moved = streams.fingerprint(load(tmp_path, num_tasks=1, check_sizes=False))
+    assert {key for key in changed if changed[key] != moved[key]} == {"test/images"}

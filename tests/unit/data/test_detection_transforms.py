@@ -6,10 +6,12 @@ from PIL import Image
 
 from cdl_jax.data.detection import transforms
 from cdl_jax.data.detection.coco_files import Targets
-from cdl_jax.data.detection.transforms import OPTIONS, CropDraws, Draws
+from cdl_jax.data.detection.transforms import CropDraws, Draws
 from cdl_jax.data.sampling import rng_for
 from cdl_jax.errors import UserError
+from cdl_jax.options import check, defaults
 
+OPTIONS = defaults(transforms.OPTIONS)
 SMALL = {**OPTIONS, "scales": (32, 48), "max_size": 80, "first_scales": (48, 64), "crop_range": (40, 60)}
 
 
@@ -141,22 +143,23 @@ def test_padding_is_zero_after_normalization():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"flip": 1.5}, "data.flip=1.5 must be a probability"),
-        ({"crop": float("nan")}, "data.crop=nan must be a probability"),
-        ({"scales": (480, 8)}, "data.scales=.* must be sides in pixels"),
-        ({"scales": (480.0,)}, "data.scales=.* must be sides in pixels"),
-        ({"max_size": -1}, "data.max_size=-1 must be 0, or a side"),
-        ({"eval_size": True}, "data.eval_size=True must be 0, or a side"),
-        ({"std": (0.2, 0.2, 0)}, "data.std=.* must be 3 numbers, all positive"),
-        ({"mean": (0.5, 0.5)}, "data.mean=.* must be 3 numbers"),
+        ({"flip": 1.5}, r"config.augment.flip=1.5 must lie in \[0, 1\]"),
+        ({"crop": float("nan")}, "config.augment.crop=nan must be a number"),
+        ({"scales": (480, 8)}, "config.augment.scales=.* must be at least 16"),
+        ({"scales": (480.0,)}, "config.augment.scales=.* must be integers"),
+        ({"max_size": -1}, "config.augment.max_size=-1 must not be negative"),
+        ({"eval_size": 8}, "config.augment.eval_size=8 must be 0, or a side"),
+        ({"std": (0.2, 0.2, 0)}, "config.augment.std=.* must be above 0"),
+        ({"mean": (0.5, 0.5)}, "config.augment.mean=.* must have 3 items"),
         ({"first_scales": (390, 500)}, "gives images of 384 pixels, smaller than"),
-        ({"first_scales": ()}, "data.first_scales is empty"),
-        ({"crop_range": (600, 384)}, "data.crop_range=.* must be the smallest and the largest"),
+        ({"first_scales": ()}, "config.augment.first_scales is empty"),
+        ({"crop_range": (600, 384)}, "config.augment.crop_range=.* must be the smallest and the largest"),
     ],
 )
 def test_options_out_of_range_are_refused(changes, message):
     options = {**OPTIONS, "crop_range": (385, 600) if "first_scales" in changes else (384, 600), **changes}
     with pytest.raises(UserError, match=message):
+        check(transforms.OPTIONS, options, "augment")
         transforms.check(options)
 
 

@@ -1,0 +1,75 @@
+"""Loads images with boxes in the layout of COCO, for detection.
+
+    ROOT/train2017/*.jpg                         ROOT/val2017/*.jpg
+    ROOT/annotations/instances_train2017.json    ROOT/annotations/instances_val2017.json
+
+Parts may have other names. `python -m cdl_jax.data.tools.voc_to_coco` and `make_glyph_scenes` write this layout.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cdl_jax.data.detection import coco_files
+from cdl_jax.data.detection.coco_files import DetectionSet, Objects
+from cdl_jax.data.detection.streams import DetectionData
+from cdl_jax.data.readers import locate
+from cdl_jax.errors import UserError
+from cdl_jax.options import Option
+
+OPTIONS: dict[str, Any] = {
+    "train_part": Option("train2017", "folder of the training images; its annotations are instances_<part>.json"),
+    "test_part": Option("val2017", "folder of the test images, likewise"),
+    "check_sizes": Option(
+        True, "compare the size of every image file with the annotations before training; False: when it is decoded"
+    ),
+}
+
+# COCO 2017: numbers of images, and the category ids of 1 to 90 that do not exist.
+_TRAIN, _TEST, _ABSENT = 118_287, 5_000, (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_SIZE, _MAX_OBJECTS = (480, 640), 99  # of a placeholder; no image of COCO has 100 objects
+
+
+def load(options: Mapping[str, Any]) -> DetectionData:
+    """Loads the training and the test part.
+
+    Raises:
+      UserError: a file is missing, damaged or contradicts another, see `coco_files.read`.
+    """
+    root = locate.find(
+        options["path"],
+        ("coco", "coco2017", "COCO"),
+        what="images with boxes in the layout of COCO",
+        remedy="set data.path to the folder with annotations/ (docs/guides/detection_data.md)",
+        inside=("annotations",),
+    )
+    if not root.is_dir():
+        raise UserError(f"data.path={options['path']!r} is a file: set it to the folder with annotations/")
+    if options["train_part"] == options["test_part"]:
+        raise UserError(f"data.train_part and data.test_part are both {options['test_part']!r}: use two parts")
+    train, test = (
+        coco_files.read_part(root, options[part], check_sizes=options["check_sizes"])
+        for part in ("train_part", "test_part")
+    )
+    return DetectionData(root.resolve().name, train, test)
+
+
+def placeholder(options: Mapping[str, Any]) -> DetectionData:
+    """Returns sets of the sizes of COCO 2017 without images, to plan a run."""
+    del options
+    ids = [number for number in range(1, 91) if number not in _ABSENT]
+    return DetectionData("coco", *(_without_images(name, ids, n) for name, n in (("train", _TRAIN), ("val", _TEST))))
+
+
+def _without_images(name, ids, n) -> DetectionSet:
+    """Returns a set with one object in each image, and the most objects of COCO in the last."""
+    rows = np.concatenate([np.arange(n), np.full(_MAX_OBJECTS - 1, n - 1)]).astype(np.int32)
+    labels = np.resize(ids, len(rows)).astype(np.int32)
+    height, width = _SIZE
+    boxes = np.tile(np.array([0.0, 0.0, width, height]), (len(rows), 1))
+    objects = Objects(
+        np.arange(len(rows)), rows, labels, boxes, np.prod(boxes[:, 2:], axis=1), np.zeros(len(rows), bool)
+    )
+    categories = {number: f"category {number}" for number in ids}
+    return DetectionSet(name, categories, np.arange(n), ("",) * n, np.tile(np.int32(_SIZE), (n, 1)), objects)

@@ -1,0 +1,65 @@
+"""Lists what differs between classification and detection around the same task loop."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cdl_jax.data import loaders
+from cdl_jax.data.transforms import augment
+from cdl_jax.training import detection, steps
+from cdl_jax.training.evaluator import Evaluator
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Functions around the steps of training, by what the samples are.
+
+    Attributes:
+      check: `(config)`; raises a UserError for options that do not fit.
+      plan_options: `(config) -> options` of `BatchPlan.build` that the problem has.
+      make_loaders: `(experiment) -> (training loader, test loader)`.
+      read_batch: see `steps.read_image_batch`.
+      evaluation_step: see `steps.evaluation_step`.
+      make_evaluator: `(compiled steps) -> evaluator`, see `evaluator.Evaluator.evaluate`.
+      uses_mesh: whether traced methods find the mesh, to divide work on the host over its processes.
+    """
+
+    check: Callable
+    plan_options: Callable
+    make_loaders: Callable
+    read_batch: Callable
+    evaluation_step: Callable
+    make_evaluator: Callable
+    uses_mesh: bool = False
+
+
+def _image_loaders(experiment):
+    config, axis, stream = experiment.config, experiment.axis, experiment.stream
+    limits = {"num_workers": config.data.num_workers, "device_data_limit_mb": config.device_data_limit_mb}
+    options = {**config.augment, **limits}
+
+    def make(split, part):
+        return loaders.make_loader(split, experiment.mesh, options, experiment.method.image_size, axis.labels(part))
+
+    return make(stream.train, "train"), make(stream.test, "test")
+
+
+# `Stream.problem` -> its functions.
+PROBLEMS: Mapping[str, Problem] = {
+    "classification": Problem(
+        check=lambda config: augment.check(config.augment),
+        plan_options=lambda config: {"repeats": config.augment.repeats},
+        make_loaders=_image_loaders,
+        read_batch=steps.read_image_batch,
+        evaluation_step=steps.evaluation_step,
+        make_evaluator=Evaluator,
+    ),
+    "detection": Problem(
+        check=detection.check,
+        plan_options=detection.plan_options,
+        make_loaders=detection.make_loaders,
+        read_batch=detection.read_batch,
+        evaluation_step=detection.evaluation_step,
+        make_evaluator=detection.DetectionEvaluator,
+        uses_mesh=True,
+    ),
+}

@@ -1,0 +1,139 @@
+"""Detectors in the task loop: training, resume, evaluation, teachers and tasks, on glyph scenes by the command line."""
+
+import json
+import random
+import signal
+
+import numpy as np
+import pytest
+
+from cdl_jax.data.tools import make_glyph_scenes
+from tests.end_to_end.command import last_weights, matrices, results, run, run_in_process
+from tests.end_to_end.test_resume import kill_at_line
+
+CONFIG = "tests/end_to_end/tiny_detection.py"
+# A step with SciPy's callback is in no cache of compiled programs; with optax these tests share them.
+ON_DEVICE = "--config.vidt.solver=device"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    assert make_glyph_scenes.main(["--out", str(folder), "--num-train", "32", "--num-val", "16"]) in (0, None)
+    return folder
+
+
+def arguments(scenes, choices="", *flags):
+    return ("--config", CONFIG + (f":{choices}" if choices else ""), f"--config.data.path={scenes}", *flags)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(scenes, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    run_in_process(*arguments(scenes), "--workdir", workdir, "--config.log.report=True")
+    return workdir
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_stream_of_two_tasks_has_the_average_precision_of_each(uninterrupted, scenes):
+    content = results(uninterrupted)
+    assert content["status"] == "finished"
+    assert [len(row) for row in matrices(uninterrupted)["student"]] == [1, 2]
+    assert [len(task["classes"]) for task in content["stream"]["tasks"]] == [5, 5]
+    first, second = content["extra_metrics"]
+    assert "student/AP old" not in first and 0 <= second["student/AP old"] <= 100
+    assert second["student/AP old"] == matrices(uninterrupted)["student"][1][0]
+    assert second["student/AP new"] == matrices(uninterrupted)["student"][1][1]
+    assert second["student/AP"] == pytest.approx(np.mean(matrices(uninterrupted)["student"][1]))
+    losses = [line["loss"] for line in lines(uninterrupted) if "loss" in line]
+    # Two groups of 4 images: each has half of the images, rounded up.
+    steps = [-(-task["train"] // 2) // 4 for task in content["stream"]["tasks"]]
+    assert len(losses) == 2 * sum(steps)
+    assert losses[2 * steps[0] - 1] < losses[0] and (uninterrupted / "report.html").exists()
+    out, _ = run_in_process(*arguments(scenes), "--workdir", uninterrupted, "--mode=eval", "--task=0")
+    assert "equal to the run's accuracy matrix" in out
+
+
+def test_killed_it_resumes_with_the_same_bits(uninterrupted, scenes, tmp_path):
+    total = len(lines(uninterrupted))
+    process, _ = kill_at_line(tmp_path, random.randrange(2, total - 2), signal.SIGKILL, arguments(scenes))
+    assert process.returncode == -signal.SIGKILL
+    run(*arguments(scenes), "--workdir", tmp_path)
+    assert matrices(tmp_path) == matrices(uninterrupted)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+    ours, wanted = last_weights(tmp_path, 1), last_weights(uninterrupted, 1)
+    assert ours.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_two_devices_equal_one(uninterrupted, scenes, tmp_path):
+    # Groups of 4 images of a batch of 8: one on each device.
+    run(*arguments(scenes), "--workdir", tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert results(tmp_path)["cost"]["device"].startswith("2 x ")
+    ours, wanted = ([line["loss"] for line in lines(folder) if "loss" in line] for folder in (tmp_path, uninterrupted))
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4)
+
+
+def test_a_student_learns_from_a_finished_run(scenes, tmp_path):
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    large = ("--config.student.embed_dim=16",)
+    run_in_process(*arguments(scenes, "tasks=1", *large, ON_DEVICE, "--config.train.epochs=1"), "--workdir", teacher)
+    flags = (f"--config.teacher.weights={teacher}", ON_DEVICE, "--config.train.epochs=1", "--config.data.num_tasks=1")
+    run_in_process(*arguments(scenes, "distill=projected_tokens", *flags), "--workdir", student)
+    content = results(student)
+    assert content["cost"]["parameters"]["teacher"]["trainable"] == 0
+    assert list(content["networks"]) == ["student"]
+    terms = [line for line in lines(student) if "loss_distil" in line]
+    parts = [f"distil_{name}" for name in ("patch_1", "patch_2", "patch_3", "patch_4", "body", "neck")]
+    assert terms[0]["loss_distil"] == pytest.approx(sum(terms[0][name] for name in parts), rel=1e-5)
+    out, _ = run_in_process(
+        *arguments(scenes, "tasks=1", *large, ON_DEVICE, "--config.train.epochs=1", "--mode=describe")
+    )
+    assert "10 classes in 1 tasks" in out and "with those without use in the authors' code" in out
+
+
+def test_with_a_teacher_beside_and_the_past_the_teacher_has_numbers_too(scenes, tmp_path):
+    flags = (
+        "--config.teacher.weights=random", "--config.vidt.teacher_training=beside", "--config.vidt.classes=current",
+        "--config.vidt.past_weight=1.0", "--config.vidt.past_tokens_weight=1.0", ON_DEVICE, "--config.train.epochs=1",
+    )  # fmt: skip
+    run_in_process(*arguments(scenes, "distill=token_matching", *flags), "--workdir", tmp_path)
+    assert list(results(tmp_path)["networks"]) == ["teacher", "student"]
+    logged = [line for line in lines(tmp_path) if "loss_past" in line]
+    by_task = [[line["loss_past"] for line in logged if line["task"] == task] for task in (0, 1)]
+    assert set(by_task[0]) == {0.0}
+    assert by_task[1][0] < 1e-6 < max(by_task[1])  # the first step of a task begins at the past
+    assert "past" not in results(tmp_path)["cost"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--config.data.name=glyph_mini",), "method 'vidt' learns from images with boxes, and data.name='glyph_mini'"),
+        (("--config.augment.group_size=3",), "config.train.batch_size=8 must be a multiple of augment.group_size=3"),
+        (("--config.seeds=(0,1)",), "detectors are trained one seed at a time"),
+        (("--config.train.last_batch=keep",), "groups of images have one size"),
+        (("--config.student.weights=",), "config.student.weights is empty: name a file"),
+        (("--config.student.weights=no.pth",), "config.student.weights='no.pth': no such file"),
+        (("--config.augment.flip=2.0",), "config.augment.flip=2.0 must lie in [0, 1]"),
+        (("--config.train.batch_size=40",), "is larger than the"),
+    ],
+)
+def test_mistakes_are_one_line(scenes, tmp_path, flags, message):
+    _, err = run_in_process(*arguments(scenes, "", *flags, ON_DEVICE), "--workdir", tmp_path / "run", expect=2)
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_classifier_refuses_images_with_boxes(scenes, tmp_path):
+    flags = ("--config.data.name=coco", f"--config.data.path={scenes}", "--workdir", tmp_path / "run")
+    _, err = run_in_process("--config", "quickstart", *flags, expect=2)
+    assert "method 'cdl' learns from labeled images, and data.name='coco' has images with boxes" in err
+
+
+def test_the_analysis_refuses_detectors(uninterrupted, scenes):
+    _, err = run_in_process(*arguments(scenes), "--workdir", uninterrupted, "--mode=analyze", expect=2)
+    assert "--mode=analyze looks at classifiers" in err

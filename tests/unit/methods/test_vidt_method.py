@@ -1,0 +1,182 @@
+"""The method vidt: parameters of published detectors, what is trained, and the distances from the past."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdl_jax import config as base
+from cdl_jax import config_files
+from cdl_jax.errors import UserError
+from cdl_jax.methods import vidt
+from cdl_jax.methods.base import StreamInfo, split
+from cdl_jax.run import describe, results
+from tests.end_to_end.tiny_detection import TINY
+from tests.support.contexts import context
+
+INFO = StreamInfo(4, (2, 2), tuple("abcd"), 20, (2, 5, 3, 8))
+RNG = np.random.default_rng(0)
+
+
+def make_config(distill="none", **changes):
+    config = base.default("vidt", data="coco", distill=distill)
+    config.student.update({**TINY, "dropout": 0.0})
+    if distill != "none":
+        config.teacher.update({**TINY, "embed_dim": 16})
+    config.augment.group_size = 2
+    for key, value in changes.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return config
+
+
+def make(distill="none", info=INFO, **changes):
+    return vidt.build(make_config(distill, **changes), info)
+
+
+def make_batch(labels=((2, 5), (5, 5))):
+    boxes = np.float32(RNG.uniform(0.2, 0.4, (2, 2, 4)))
+    sizes = np.full((2, 2), 64, np.int32)
+    return {
+        "images": np.float32(RNG.normal(size=(2, 64, 64, 3))), "sizes": sizes, "extents": sizes, "boxes": boxes,
+        "labels": np.int32(labels), "valid": np.ones((2, 2), bool),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("size", "published", "projectors"),
+    [("nano", 15_728_677, 16_124_965), ("tiny", 37_962_901, 38_359_189), ("small", 60_465_061, 60_861_349)],
+)
+def test_published_detectors_have_the_published_numbers_of_parameters_without_the_data(size, published, projectors):
+    config = config_files.load(config_files.find("coco_vidt"), f"student={size},distill=projected_tokens")
+    data, note = describe.load_or_placeholder(config.data, 0)
+    experiment, _ = describe.build_experiment(config, data)
+    assert "planned with published sizes" in note
+    counts = experiment.method.published_parameters(experiment.variable_shapes)
+    assert counts == {"student": published, "teacher": 99_959_635}
+    of_projectors = results.parameters(experiment)["distill"]["trainable"]
+    assert counts["student"] + of_projectors == projectors
+
+
+def test_a_frozen_teacher_is_no_part_of_the_mutable_variables():
+    method = make("projected_tokens", teacher__weights="random")
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    mutable, frozen = split(shapes, lambda path: not method.is_frozen(path))
+    assert set(mutable) == {"student", "distill"} and set(frozen) == {"teacher"}
+    trained, rest = split(mutable, method.phases[0].updates[0].trainable)
+    assert set(trained) == {"student", "distill"} and set(rest["distill"]) == {"state"}
+    assert method.networks == ("student",)
+
+
+def test_a_teacher_that_learns_beside_has_an_update_of_its_own_before_the_student():
+    method = make("token_matching", teacher__weights="random", vidt__teacher_training="beside")
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    trained = [set(split(shapes, update.trainable)[0]) for update in method.phases[0].updates]
+    assert trained == [{"teacher"}, {"student"}] and method.networks == ("teacher", "student")
+    assert not split(shapes, method.is_frozen)[0]
+
+
+def test_the_past_is_the_student_before_the_task():
+    method = make(vidt__past_weight=1.0)
+    variables = {"student": {"x": jnp.ones(2)}, "past": {"x": jnp.zeros(2)}}
+    started = method.start_task(variables, context(2, 4, task=1))
+    assert started["past"]["x"].tolist() == [1, 1] and "past" in method.bookkeeping
+    assert make().start_task(variables, context(2, 4, task=1)) is variables
+
+
+def test_only_the_current_classes_get_a_gradient_from_the_labels():
+    outputs = {}
+    for classes in ("all", "current"):
+        method = make(vidt__classes=classes)
+        out = {
+            "logits": jnp.float32(RNG.normal(size=(2, 2, 8, 9))),
+            "boxes": jnp.float32(RNG.uniform(0.2, 0.5, (2, 2, 8, 4))),
+        }
+        batch = make_batch(labels=((3, 8), (8, 8)))
+
+        def loss(logits, method=method, out=out, batch=batch):
+            return method._label_loss({**out, "logits": logits}, batch, context(2, 4, task=1))[0]
+
+        outputs[classes] = np.abs(jax.grad(loss)(out["logits"])).max(axis=(0, 1, 2)) > 0
+    assert outputs["all"].all()
+    assert np.flatnonzero(outputs["current"]).tolist() == [3, 8]
+
+
+def test_the_distance_from_past_predictions_is_the_divergence_of_old_classes_and_weighted_boxes():
+    shape = (2, 3, 4, 5)
+    z, zp = (RNG.normal(size=shape) for _ in range(2))
+    b, bp = (RNG.uniform(size=(*shape[:3], 4)) for _ in range(2))
+    columns = np.array([True, False, True, False, False])
+    p, q = (1 / (1 + np.exp(-x)) for x in (zp, z))
+    divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    boxes = p[..., columns].max(axis=-1) * np.abs(b - bp).sum(axis=-1)
+    expected = (divergence[..., columns].sum(axis=-1) + boxes).sum(axis=-1).mean()
+    student, past = ({"logits": jnp.float32(x), "boxes": jnp.float32(y)} for x, y in ((z, b), (zp, bp)))
+    assert vidt.prediction_distance(student, past, columns) == pytest.approx(expected, rel=1e-5)
+    assert vidt.prediction_distance(past, past, columns) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_distance_from_past_tokens_is_the_mean_smooth_l1_of_both_kinds():
+    student = {"body_tokens": jnp.array([[[0.0, 3.0]]]), "neck_tokens": jnp.array([[[[0.5, 0.0]]]])}
+    past = jax.tree.map(jnp.zeros_like, student)
+    assert vidt.token_distance(student, past) == pytest.approx(2.5 / 2 + 0.125 / 2)
+
+
+def test_the_past_has_no_weight_in_the_first_task_and_hides_new_classes():
+    method = make(vidt__past_weight=1.0, vidt__past_tokens_weight=1.0)
+    variables = jax.jit(method.init)(jax.random.key(0))
+    other = jax.tree.map(lambda x: x + 0.01, variables["student"])
+    batch = make_batch()
+    loss = jax.jit(method.student_loss)
+    for task, at in ((0, context(0, 2, task=0)), (1, context(2, 4, task=1))):
+        metrics = loss({**variables, "past": other}, batch, at)[1].metrics
+        assert (metrics["loss_past"] > 0) == (metrics["loss_past_tokens"] > 0) == bool(task)
+        assert metrics["loss"] >= metrics["loss_past"]
+
+
+def test_binary_logits_without_neck_give_the_probabilities_of_the_softmax():
+    logits = jnp.float32(RNG.normal(size=(3, 5)))
+    np.testing.assert_allclose(jax.nn.sigmoid(vidt.binary_logits(logits)), jax.nn.softmax(logits)[:, :-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("distill", "changes", "message"),
+    [
+        ("none", {"student__neck": False}, "student.neck=False needs vidt.class_loss='softmax'"),
+        ("none", {"vidt__class_loss": "softmax"}, "student.neck=True needs vidt.class_loss='focal'"),
+        ("none", {"student__token_label": True}, "needs masks of objects"),
+        ("none", {"vidt__teacher_training": "beside"}, "needs a scheme: name it after distill="),
+        ("token_matching", {"teacher__weights": ""}, "config.teacher.weights is empty"),
+        ("token_matching", {"teacher__cross_scale_fusion": True, "teacher__weights": "random"}, "set them equal"),
+        ("token_matching", {"teacher__dim": 64, "teacher__weights": "random"}, "token_matching needs equal widths"),
+        ("token_matching", {"teacher__queries": 9, "teacher__weights": "random"}, "9 detection tokens, the student 8"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(distill, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(distill, **changes)
+
+
+def test_the_past_needs_several_tasks_and_sigmoids():
+    with pytest.raises(UserError, match="a stream of one task has no past"):
+        make(info=StreamInfo(4, (4,), tuple("abcd"), 20, (2, 5, 3, 8)), vidt__past_weight=1.0)
+    with pytest.raises(UserError, match="vidt.classes='current' needs a sigmoid for each class"):
+        make(student__neck=False, vidt__class_loss="softmax", vidt__classes="current")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("student=huge", "use nano, tiny, small, base"),
+        ("teacher=nano", "use small or base"),
+        ("division=40-40", "sizes of tasks such as 40"),
+    ],
+)
+def test_mistakes_in_the_arguments_of_the_config_are_one_line(text, message):
+    with pytest.raises(UserError, match=message):
+        config_files.load(config_files.find("coco_vidt"), text)
+
+
+def test_a_division_gives_the_tasks():
+    data = config_files.load(config_files.find("coco_vidt"), "division=70+10").data
+    assert (data.num_tasks, data.task_sizes) == (2, (70, 10))
