@@ -36,7 +36,7 @@ def get_config(text=""):
     config.student.weights = BACKBONES[student]
     config.train.epochs = 50
     config.train.batch_size = 12 if distill != "none" else 16  # 6 or 8 devices with 2 images each
-    config.eval.batch_size = 2
+    config.eval.batch_size = config.train.batch_size  # has no influence: groups are pairs of neighbors
     config.eval.forward_transfer = False
     config.checkpoint.every_steps = 2000
     if distill != "none":
