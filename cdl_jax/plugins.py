@@ -46,7 +46,7 @@ _OPTIONAL: dict[str, dict[str, str | tuple[str, ...] | None]] = {
     "data.sources": {"placeholder": "options"},
 }
 
-# Files of the plug-ins that users brought, whose errors are theirs.
+# Files of the plug-ins that users brought, and their folders, which may have helpers: errors in these are the user's.
 _USER_FILES: set[str] = set()
 
 # Option, flag or name -> what other projects call it, in lower case. The first known one is suggested.
@@ -211,16 +211,23 @@ def optional_part(folder: str, name: str, part: str) -> Any:
 
 
 def explain_error(error: BaseException) -> str | None:
-    """Returns one line for an error that was raised by a user's plug-in, None for any other error.
+    """Returns one line for an error that was raised by a user's plug-in or its helpers, None for any other error.
 
-    The line has the file and the last line of the plug-in in the traceback, and the beginning of the error's text.
+    The line has the last of the user's files in the traceback, its last line there, and the beginning of the error's
+    text.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    path = next((frame.filename for frame in reversed(frames) if frame.filename in _USER_FILES), None)
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    path = next(filter(_is_users_file, reversed(files)), None)
     if path is None:
         return None
     text = " ".join(one_line_traceback(error, path).split())
     return f"plug-in {path}{text if len(text) <= 400 else text[:400] + ' ...'}"
+
+
+def _is_users_file(path):
+    """Returns whether a file is a user's plug-in, or in the folder of one and not installed there."""
+    folders = map(str, Path(path).parents)
+    return path in _USER_FILES or ("site-packages" not in path and not _USER_FILES.isdisjoint(folders))
 
 
 @contextmanager
@@ -235,7 +242,7 @@ def errors_in_one_line(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # a plug-in is a program of the user's
-        raise UserError(f"plug-in {path}{one_line_traceback(error, path)}") from error
+        raise UserError(explain_error(error) or f"plug-in {path}{one_line_traceback(error, path)}") from error
 
 
 def _import_user_module(name: str) -> ModuleType | None:
@@ -252,6 +259,8 @@ def _import_user_module(name: str) -> ModuleType | None:
             return None
         path = spec.origin or name
         _USER_FILES.add(path)
+        if not name.startswith("cdl_jax."):
+            _USER_FILES.add(os.path.dirname(path))
         return importlib.import_module(name)
     except UserError:
         raise

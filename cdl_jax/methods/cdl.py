@@ -191,17 +191,13 @@ class CDL(Method, CachesQueries):
         keys = {name: jax.random.fold_in(context.key, i) for i, name in enumerate(("teacher", "student", "distill"))}
         new = dict(variables)
         for name, network in self.models.trained.items():
-            start_task = partial(network.learner.start_task, context=context, key=keys[name])
-            new[name] = network.map_learner_variables(variables[name], start_task)
+            new[name] = network.start_task(variables[name], context, keys[name])
         new["distill"] = self.models.scheme.start_task(variables["distill"], context, keys["distill"])
         return new
 
     def end_task(self, variables: Variables, context: Context) -> Variables:
-        new = dict(variables)
-        for name, network in self.models.trained.items():
-            end_task = partial(network.learner.end_task, context=context)
-            new[name] = network.map_learner_variables(variables[name], end_task)
-        return new
+        trained = self.models.trained.items()
+        return {**variables, **{name: network.end_task(variables[name], context) for name, network in trained}}
 
     def teacher_loss(
         self, variables: Variables, batch: Mapping[str, Any], context: Context, *, shares_outputs: bool = False

@@ -384,6 +384,7 @@ class TaskLoop:
                 files.write_atomically(path, json.dumps(record.nonfinite, indent=1) + "\n")
         where = f"task {entry['task']}, {entry['phase']}, epoch {entry['epoch']}, its step {entry['step_in_epoch']}"
         if experiment.config.train.on_nonfinite == "stop":
+            self.bar.set_postfix_str(progress.position_text(task.index, phase.name, {}))  # its last loss was finite
             raise UserError(
                 f"loss or weights are no longer finite after {where}: nonfinite.json in {self.folder} has batch and "
                 "loss terms; checkpoints are of before it. Go on with --config.train.on_nonfinite=skip, or look with "

@@ -153,7 +153,10 @@ class Experiment:
             weights.
         """
         # Leaves without pretrained weights stay shapes.
-        mutable, frozen = split(self.method.load_pretrained(self.variable_shapes), self._is_mutable)
+        loaded = self.method.load_pretrained(self.variable_shapes)
+        if "." in self.config.method:
+            user_method.check_loaded(self.method, loaded, self.variable_shapes)
+        mutable, frozen = split(loaded, self._is_mutable)
         if self.config.seeds and not _is_loaded(frozen):
             raise UserError(
                 "config.seeds shares one frozen backbone, and random weights would differ between seeds: name files of "

@@ -32,7 +32,7 @@ def apply_update(update: Update, opt_state, mutable, frozen, batch: Mapping[str,
 
     def objective(trained):
         value = update.loss(join(frozen, rest, trained), batch, context)
-        user_method.check_outcome(update, value)
+        user_method.check_outcome(update, value, mutable)
         return value
 
     (loss, outcome), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
@@ -184,6 +184,7 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
             return jax.ops.segment_sum(values * weights, task, num_tasks)
 
         extra = method.extra_metrics(logits, labels, context)
+        user_method.check_extra_metrics(method, extra, len(labels))
         sums = {"images": sum_by_task(jnp.ones(labels.shape)), "extra_metrics": jax.tree.map(sum_by_task, extra)}
         for network, values in logits.items():
             ranks = label_ranks(method, network)

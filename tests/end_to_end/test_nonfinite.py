@@ -37,12 +37,13 @@ def bad_batch(monkeypatch):
     monkeypatch.setattr(Supervised, "loss", sometimes_bad)
 
 
-def test_it_stops_and_goes_on_where_such_steps_may_be_skipped(bad_batch, tmp_path):
+def test_it_stops_and_goes_on_where_such_steps_may_be_skipped(bad_batch, tmp_path, capsys):
     stopping = short()
     with pytest.raises(UserError) as error:
         loop.train(stopping, tmp_path)
     assert "after task 0, network, epoch 1, its step 3: nonfinite.json" in str(error.value)
     assert "\n" not in str(error.value)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("; task 0, network")  # without a loss
     (entry,) = json.loads((tmp_path / "nonfinite.json").read_text())
     task, (phase,) = stopping.stream.tasks[0], stopping.method.phases
     assert entry.pop("rows") == stopping.rows(task, phase, 0)[BAD - 1].tolist()

@@ -177,15 +177,11 @@ class PromptedLearner(Learner):
 
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
         """Starts the task in the prompt pool."""
-        return self.network.map_learner_variables(
-            variables, lambda v: self.network.learner.start_task(v, context=context, key=key)
-        )
+        return self.network.start_task(variables, context, key)
 
     def end_task(self, variables: Variables, context: Context) -> Variables:
         """Ends the task in the prompt pool."""
-        return self.network.map_learner_variables(
-            variables, lambda v: self.network.learner.end_task(v, context=context)
-        )
+        return self.network.end_task(variables, context)
 
     def __call__(
         self,

@@ -5,12 +5,23 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import Method, Outcome, Phase, Update
+from cdl_jax.losses import Context
+from cdl_jax.methods.base import Method, Outcome, Phase, Update, Variables
 from cdl_jax.optim import Optimizer
-from cdl_jax.plugins import check_arguments, check_hooks, describe_class, describe_function, describe_type
+from cdl_jax.plugins import (
+    check_arguments,
+    check_hooks,
+    describe_class,
+    describe_function,
+    describe_type,
+    errors_in_one_line,
+)
+from cdl_jax.runtime.tree_shapes import check_same
 
 _TASKS = ("all", "first", "later", "none")
 
@@ -42,6 +53,40 @@ def check_method(method: Any, module: ModuleType) -> None:
             raise UserError(f"{name}: {network!r} is not one of its networks={method.networks!r}")
     for phase in method.phases:
         _check_phase(phase, name)
+    with errors_in_one_line(module.__file__):
+        _check_variables(method, name)
+
+
+def check_loaded(method: Method, loaded: Any, shapes: Variables) -> None:
+    """Checks what `load_pretrained` of a user's method returns.
+
+    Args:
+      method: named in messages.
+      loaded: the return value, arrays or shapes.
+      shapes: of the variables that `init` returns.
+
+    Raises:
+      UserError: other names, shapes or types.
+    """
+    _check_changed(loaded, shapes, f"{describe_class(type(method))}: load_pretrained")
+
+
+def _check_variables(method, name):
+    """Raises UserError if variables are no nested dict, or if a task begins or ends with others."""
+    variables = jax.eval_shape(method.init, jax.random.key(0))
+    if not isinstance(variables, Mapping) or not variables:
+        raise UserError(f"{name}: init must return a dict of variables, but returns {describe_type(variables)}")
+    changes = {"start_task": method.start_task, "end_task": method.end_task}
+    changes |= {f"finish of phase {phase.name!r}": phase.finish for phase in method.phases if phase.finish}
+    for hook, change in changes.items():
+        changed = jax.eval_shape(lambda v, f=change: f(v, Context.dummy()), variables)
+        _check_changed(changed, variables, f"{name}: {hook}")
+
+
+def _check_changed(changed, variables, what):
+    if not isinstance(changed, Mapping):
+        raise UserError(f"{what} must return a dict of variables, but returns {describe_type(changed)}")
+    check_same(changed, variables, what)
 
 
 def _check_phase(phase, name):
@@ -75,19 +120,29 @@ def _check_tuple(values, kind, what):
             )
 
 
-def check_outcome(update: Update, value: Any) -> None:
+def check_outcome(update: Update, value: Any, mutable: Variables) -> None:
     """Checks what the loss of an update returns, while it is traced.
 
+    Args:
+      update: named in messages.
+      value: the return value.
+      mutable: the variables that a step may change.
+
     Raises:
-      UserError: it is not (scalar, Outcome) with scalars as metrics. The message names the file and the function.
+      UserError: it is not (scalar, Outcome) with scalars as metrics, or has variables that the step cannot change. The
+        message names the file and the function.
     """
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Outcome):
         loss, outcome = value
         metrics = outcome.metrics if isinstance(outcome.metrics, Mapping) else {"the metrics": outcome.metrics}
-        bad = [name for name, part in {"the loss": loss, **metrics}.items() if not _is_scalar(part)]
-        if not bad:
+        bad = [name for name, part in [("the loss", loss), *metrics.items()] if not _is_scalar(part)]
+        bad += [name for name in metrics if not isinstance(name, str)]
+        unknown = [path for path in flatten_dict(outcome.variables) if path not in flatten_dict(mutable)]
+        if not bad and not unknown:
             return
-        found = f"{bad[0]} is no scalar"
+        found = (
+            f"{bad[0]!r} is no scalar with a name" if bad else f"its variables have {unknown[0]}, which init has not"
+        )
     elif isinstance(value, tuple) and len(value) == 2:
         found = f"the second value is of type {describe_type(value[1])}"
     else:
@@ -126,3 +181,21 @@ def check_prediction(method: Method, value: Any, batch: int, num_classes: int) -
                 f"{where}, but the logits of {network!r} are {list(jnp.shape(values))} for {batch} images of "
                 f"{num_classes} classes"
             )
+
+
+def check_extra_metrics(method: Method, value: Any, batch: int) -> None:
+    """Checks what `Method.extra_metrics` returns, while it is traced.
+
+    Args:
+      method: named in messages.
+      value: the return value.
+      batch: number of images.
+
+    Raises:
+      UserError: it is not `{name: [batch]}`. The message names the file and the class.
+    """
+    shapes = [jnp.shape(part) for part in value.values()] if isinstance(value, Mapping) else [None]
+    if any(shape != (batch,) for shape in shapes):
+        raise UserError(
+            f"{describe_class(type(method))}: extra_metrics must return a dict of arrays, one item an image"
+        )

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.distill.base import Scheme
-from cdl_jax.errors import UserError, one_line_traceback
+from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
-from cdl_jax.plugins import check_arguments, describe_function, describe_type
+from cdl_jax.plugins import check_arguments, describe_function, describe_type, explain_error
 
 # Field of a `Scheme` -> arguments with which the method calls it.
 _ARGUMENTS = {
@@ -82,10 +82,9 @@ def check_loss(method: Any, module: ModuleType) -> None:
     except UserError:
         raise
     except Exception as error:  # a plug-in is a program of the user's
-        text = one_line_traceback(error, module.__file__)
-        if not text.startswith(", line"):
+        if (line := explain_error(error)) is None:
             raise
-        raise UserError(f"plug-in {module.__file__}{text}") from error
+        raise UserError(line) from error
 
 
 def _with_declared(scheme, function, first, teacher, last):

@@ -61,7 +61,8 @@ class Learner(nn.Module):
     """A continual learner on a pretrained backbone. Everything has a default: no prompts, frozen weights, one head.
 
     Its variables are `{"params": ..., "state": ...}`. The optimizer trains `params`. It does not change `state`, and
-    checkpoints contain both. All methods are pure and compiled once for all tasks.
+    checkpoints contain both. All methods are pure and compiled once for all tasks. Overriding methods need no
+    `nn.nowrap`.
 
     Attributes:
       uses_query: whether `__call__` depends on the query, default True. Queries are outputs of a frozen backbone. A

@@ -104,6 +104,14 @@ class PromptedNetwork:
         state = {**variables["state"], "prompts": learner["state"]}
         return {**variables, "prompts": learner["params"], "state": state}
 
+    def start_task(self, variables: Variables, context: Context, key: jax.Array) -> dict:
+        """Returns the variables with which the task of `context` begins (see `Learner`)."""
+        return self.map_learner_variables(variables, lambda own: self.learner.start_task(own, context, key))
+
+    def end_task(self, variables: Variables, context: Context) -> dict:
+        """Returns the variables to evaluate after the task of `context` (see `Learner`)."""
+        return self.map_learner_variables(variables, lambda own: self.learner.end_task(own, context))
+
     def query(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Computes the query: the class token of the backbone without the learner.
 

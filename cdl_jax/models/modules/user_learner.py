@@ -17,6 +17,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.models.learners.base import FittedHead, Learner
 from cdl_jax.plugins import check_hooks, describe_class, errors_in_one_line
+from cdl_jax.runtime.tree_shapes import check_same
 
 _TRAINED_TASKS = ("all", "first", "none")
 _BATCH = 2
@@ -144,11 +145,11 @@ def _check_changes(network, variables):
     for hook, change in changes.items():
         returned = jax.eval_shape(change, own)
         _check_mapping(returned, f"{name}: {hook}")
-        _check_like({"params": {}, "state": {}, **returned}, own, f"{name}: {hook}")
+        check_same({"params": {}, "state": {}, **returned}, own, f"{name}: {hook}")
     backbone = variables["backbone"]
     for train in (True, False):
         adapted = jax.eval_shape(lambda b, v, t=train: learner.adapt_backbone(b, v, context, t), backbone, own)
-        _check_like(adapted, backbone, f"{name}: adapt_backbone")
+        check_same(adapted, backbone, f"{name}: adapt_backbone")
 
 
 def _check_outputs(network, variables, query_dim, num_classes, train):
@@ -170,7 +171,7 @@ def _check_outputs(network, variables, query_dim, num_classes, train):
     _check_mapping(state, f"{name}: update_state")
     old = variables["state"]["prompts"]
     merged = {**flatten_dict(old), **flatten_dict(state)}
-    _check_like(unflatten_dict(merged), old, f"{name}: update_state")
+    check_same(unflatten_dict(merged), old, f"{name}: update_state")
 
 
 def _check_fit(head, variables, width):
@@ -180,36 +181,15 @@ def _check_fit(head, variables, width):
     features, labels = jnp.zeros((_BATCH, width)), jnp.zeros(_BATCH, jnp.int32)
     context = Context.dummy().replace(weight=jnp.ones(_BATCH))
     added = jax.eval_shape(lambda s: head.accumulate(s, features, labels, context), statistics)
-    _check_like(added, statistics, f"{name}: accumulate")
+    check_same(added, statistics, f"{name}: accumulate")
     fitted = jax.eval_shape(lambda v, s: head.fit(v, s, Context.dummy()), own, statistics)
     _check_mapping(fitted, f"{name}: fit")
-    _check_like({"params": {}, "state": {}, **fitted}, own, f"{name}: fit")
+    check_same({"params": {}, "state": {}, **fitted}, own, f"{name}: fit")
 
 
 def _check_mapping(value, what):
     if not isinstance(value, Mapping):
         raise UserError(f"{what} must return a dict of variables, but returns {_name(value)}")
-
-
-def _check_like(returned, expected, what):
-    """Raises UserError at the first array that differs from the expected one in name, shape or type."""
-    found, wanted = _arrays(returned), _arrays(expected)
-    for path in sorted({*found, *wanted}):
-        if path not in found:
-            raise UserError(f"{what} must return {path} {wanted[path]}, but leaves it out")
-        if path not in wanted:
-            raise UserError(f"{what} returns {path}, which is not one of {', '.join(sorted(wanted)) or 'no variables'}")
-        if found[path] != wanted[path]:
-            raise UserError(f"{what} must return {path} {wanted[path]}, but returns {found[path]}")
-
-
-def _arrays(tree):
-    """Returns path -> type and shape as text, such as `{"sums": "float32 [4, 8]"}`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/") or "the value": f"{leaf.dtype} {list(leaf.shape)}"
-        for path, leaf in leaves
-    }
 
 
 def _name(value):

@@ -325,12 +325,15 @@ def test_an_error_in_a_users_plug_in_is_one_line_with_its_place(user_package, ca
     )
     source = "OPTIONS = {}\n\n\ndef load(options):\n    return {}['images']\n"
     scheme = "from cdl_jax.distill.kd import OPTIONS\n\ndef build(options, teacher, student):\n    options.alhpa\n"
-    user_package(learner=learner, source=source, scheme=scheme)
+    helper = "def load(options):\n    return None.images\n"
+    calls = "from userpart import helper\nOPTIONS = {}\nload = helper.load\n"
+    user_package(learner=learner, source=source, scheme=scheme, helper=helper, calls=calls)
     common = ["--workdir", str(tmp_path / "run"), "--mode", "describe"]
     tiny = "tests/end_to_end/tiny.py:distill=none"
     for flags, file, line, text in (
         ([f"{tiny},learner=userpart.learner"], "learner.py", 8, "TracerBoolConversionError"),
         ([tiny, "--config.data.name=userpart.source"], "source.py", 5, "KeyError: 'images'"),
+        ([tiny, "--config.data.name=userpart.calls"], "helper.py", 2, "AttributeError: 'NoneType'"),
         (["quickstart:distill=userpart.scheme"], "scheme.py", 4, "AttributeError: 'alhpa' Did you mean \"alpha\" "),
     ):
         assert main.main(["--config", *flags, *common]) == 2

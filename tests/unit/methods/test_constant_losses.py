@@ -117,19 +117,19 @@ def test_distillation_after_a_first_task_of_one_class_is_refused(method, key, mo
     assert f"choose data.task_sizes with two classes in task 0, or {method}.alpha=0" in message
     build_experiment(method, (method, {**options, "alpha": 0.0}), sizes=(1, 2, 2))
     if method == "eeil":  # whose softmax over the images of a batch is not constant
-        build_experiment(method, (method, {**options, "soften": "batch"}), sizes=(1, 2, 2))
+        build_experiment(method, (method, {**options, "softmax_over": "batch"}), sizes=(1, 2, 2))
 
 
 def test_softmax_over_the_images_of_a_batch_needs_two_images():
     one = ("train", {"batch_size": 1})
-    soften = {"soften": "batch", "replay": 20}
-    message = refusal("eeil", one, ("eeil", soften), sizes=(10, 10))
+    over_batch = {"softmax_over": "batch", "replay": 20}
+    message = refusal("eeil", one, ("eeil", over_batch), sizes=(10, 10))
     assert message.startswith("eeil.softmax_over='batch' with train.batch_size=1: ")
     assert "set train.batch_size of at least 2, or eeil.softmax_over='classes'" in message
-    build_experiment("eeil", one, ("eeil", {**soften, "soften": "classes"}), sizes=(10, 10))
-    build_experiment("eeil", ("train", {"batch_size": 2}), ("eeil", soften), sizes=(10, 10))
+    build_experiment("eeil", one, ("eeil", {**over_batch, "softmax_over": "classes"}), sizes=(10, 10))
+    build_experiment("eeil", ("train", {"batch_size": 2}), ("eeil", over_batch), sizes=(10, 10))
     # A batch of training has a replayed image too.
-    build_experiment("eeil", one, ("eeil", {**soften, "finetune_epochs": 0}), sizes=(10, 10))
+    build_experiment("eeil", one, ("eeil", {**over_batch, "finetune_epochs": 0}), sizes=(10, 10))
 
 
 METHODS_WITH_TEMPERATURE = {

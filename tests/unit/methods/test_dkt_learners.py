@@ -61,11 +61,11 @@ def test_a_task_starts_and_ends_in_the_prompt_pool_alone():
     calls = []
 
     class Recording:
-        def start_task(self, pool_variables, *, context, key):
+        def start_task(self, pool_variables, context, key):
             calls.append(("start", int(context.task)))
             return jax.tree.map(lambda x: x + 1, pool_variables)
 
-        def end_task(self, pool_variables, *, context):
+        def end_task(self, pool_variables, context):
             calls.append(("end", int(context.task)))
             return jax.tree.map(lambda x: x + 2, pool_variables)
 

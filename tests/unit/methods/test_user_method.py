@@ -60,31 +60,31 @@ def build(config, info):
 
 
 @pytest.fixture
-def trace(tmp_path, monkeypatch):
-    """A function that writes a method of the given text; returns (file, function that builds and traces it)."""
+def write(tmp_path, monkeypatch):
+    """A function that writes a method of the given text; returns (file, function that builds its experiment)."""
 
-    def write(text):
+    def write_method(text):
         (tmp_path / "userpart").mkdir()
         (tmp_path / "userpart" / "__init__.py").write_text("")
         file = tmp_path / "userpart" / "method.py"
         file.write_text(text)
 
-        def trace():
+        def build():
             config = base.default("userpart.method", data="glyph_mini")
             config.update_from_flattened_dict({"data.num_tasks": 2, "train.batch_size": 8, "eval.batch_size": 4})
-            CompiledSteps(Experiment.build(config, stream.load(config.data, 0))).trace()
+            return Experiment.build(config, stream.load(config.data, 0))
 
-        return file, trace
+        return file, build
 
     monkeypatch.syspath_prepend(tmp_path)
-    yield write
+    yield write_method
     for name in [name for name in sys.modules if name.split(".")[0] == "userpart"]:
         del sys.modules[name]
 
 
-def test_a_correct_method_is_accepted_without_compilation(trace, monkeypatch):
+def test_a_correct_method_is_accepted_without_compilation(write, monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_, **__: pytest.fail("compiled"))
-    trace(TEXT)[1]()
+    CompiledSteps(write(TEXT)[1]()).trace()
 
 
 CLASS, LOSS = "{file}: class Linear: ", "{file}: function Linear.loss "
@@ -105,7 +105,18 @@ OUTCOME = LOSS + "must return (loss, cdl_jax.methods.base.Outcome({{name: scalar
          "of 20 classes"),
         ('Outcome({"loss": value})', '{"loss": value}', OUTCOME + "the second value is of type dict"),
         ('return value, Outcome({"loss": value})', "return value", OUTCOME + "returns "),
-        ('"loss": value})', '"loss": batch["images"]})', OUTCOME + "loss is no scalar"),
+        ('"loss": value})', '"loss": batch["images"]})', OUTCOME + "'loss' is no scalar with a name"),
+        ('{"loss": value})', '{1: value})', OUTCOME + "1 is no scalar with a name"),
+        ('{"loss": value})', '{"loss": value}, {"network": {"mean": value}})', OUTCOME + "its variables have "
+         "('network', 'mean'), which init has not"),
+        ('return {"network": self.net.init', '{"network": self.net.init', CLASS + "init must return a dict of "
+         "variables, but returns NoneType"),
+        ("    def init(", "    def end_task(self, variables, context):\n        pass\n\n    def init(", CLASS +
+         "end_task must return a dict of variables, but returns NoneType"),
+        ("(update,))", "(update,), finish=lambda v, context: {})", CLASS + "finish of phase 'network' must return "
+         "network/params/bias float32 [20], but leaves it out"),
+        ("    def init(", "    def extra_metrics(self, logits, labels, context):\n        return {'m': 1.0 * labels[0]}"
+         "\n\n    def init(", CLASS + "extra_metrics must return a dict of arrays, one item an image"),
         ('(Phase("network", 2, (update,)),)', 'Phase("network", 2, (update,))', CLASS + "phases must be a tuple of "
          "Phase, such as (first,), but is Phase"),
         ("(update,)", "(update)", CLASS + "phase 'network': updates must be a tuple of Update, such as (first,), but "
@@ -125,9 +136,19 @@ OUTCOME = LOSS + "must return (loss, cdl_jax.methods.base.Outcome({{name: scalar
          "one of its networks=('network',)"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_reported_with_file_and_function(trace, original, text, message):
+def test_a_mistake_is_reported_with_file_and_function(write, original, text, message):
     assert original in TEXT
-    file, trace_method = trace(TEXT.replace(original, text))
+    file, build = write(TEXT.replace(original, text))
     with pytest.raises(UserError) as caught:
-        trace_method()
+        CompiledSteps(build()).trace()
     assert message.format(file=file) in str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_reported_before_the_first_step(write):
+    loads = "    def load_pretrained(self, variables):\n        pass\n\n    def init("
+    file, build = write(TEXT.replace("    def init(", loads))
+    with pytest.raises(UserError) as caught:
+        build().initial_variables()
+    assert str(caught.value) == (
+        f"{file}: class Linear: load_pretrained must return a dict of variables, but returns NoneType"
+    )
