@@ -12,8 +12,9 @@ from tests.end_to_end.command import last_weights, matrices, results, run, run_i
 from tests.end_to_end.test_resume import kill_at_line
 
 CONFIG = "tests/end_to_end/tiny_detection.py"
-# A step with SciPy's callback is in no cache of compiled programs; with optax these tests share them.
+# A step with SciPy's callback is in no cache of compiled programs. With optax the processes of these tests share them.
 ON_DEVICE = "--config.vidt.solver=device"
+ON_HOST = "--config.vidt.solver=host"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def arguments(scenes, choices="", *flags):
 @pytest.fixture(scope="module")
 def uninterrupted(scenes, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    run_in_process(*arguments(scenes), "--workdir", workdir, "--config.log.report=True")
+    run_in_process(*arguments(scenes), ON_DEVICE, "--workdir", workdir, "--config.log.report=True")
     return workdir
 
 
@@ -53,15 +54,17 @@ def test_a_stream_of_two_tasks_has_the_average_precision_of_each(uninterrupted, 
     steps = [-(-task["train"] // 2) // 4 for task in content["stream"]["tasks"]]
     assert len(losses) == 2 * sum(steps)
     assert losses[2 * steps[0] - 1] < losses[0] and (uninterrupted / "report.html").exists()
-    out, _ = run_in_process(*arguments(scenes), "--workdir", uninterrupted, "--mode=eval", "--task=0")
+    out, _ = run_in_process(*arguments(scenes), ON_DEVICE, "--workdir", uninterrupted, "--mode=eval", "--task=0")
     assert "equal to the run's accuracy matrix" in out
 
 
 def test_killed_it_resumes_with_the_same_bits(uninterrupted, scenes, tmp_path):
     total = len(lines(uninterrupted))
-    process, _ = kill_at_line(tmp_path, random.randrange(2, total - 2), signal.SIGKILL, arguments(scenes))
+    process, _ = kill_at_line(
+        tmp_path, random.randrange(2, total - 2), signal.SIGKILL, arguments(scenes, "", ON_DEVICE)
+    )
     assert process.returncode == -signal.SIGKILL
-    run(*arguments(scenes), "--workdir", tmp_path)
+    run(*arguments(scenes), ON_DEVICE, "--workdir", tmp_path)
     assert matrices(tmp_path) == matrices(uninterrupted)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     ours, wanted = last_weights(tmp_path, 1), last_weights(uninterrupted, 1)
@@ -70,9 +73,9 @@ def test_killed_it_resumes_with_the_same_bits(uninterrupted, scenes, tmp_path):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def test_two_devices_equal_one(uninterrupted, scenes, tmp_path):
+def test_two_devices_with_another_solver_equal_one(uninterrupted, scenes, tmp_path):
     # Groups of 4 images of a batch of 8: one on each device.
-    run(*arguments(scenes), "--workdir", tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    run(*arguments(scenes), ON_HOST, "--workdir", tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=2")
     assert results(tmp_path)["cost"]["device"].startswith("2 x ")
     ours, wanted = ([line["loss"] for line in lines(folder) if "loss" in line] for folder in (tmp_path, uninterrupted))
     np.testing.assert_allclose(ours, wanted, rtol=1e-4)
@@ -136,5 +139,5 @@ def test_a_classifier_refuses_images_with_boxes(scenes, tmp_path):
 
 
 def test_the_analysis_refuses_detectors(uninterrupted, scenes):
-    _, err = run_in_process(*arguments(scenes), "--workdir", uninterrupted, "--mode=analyze", expect=2)
+    _, err = run_in_process(*arguments(scenes), ON_DEVICE, "--workdir", uninterrupted, "--mode=analyze", expect=2)
     assert "--mode=analyze looks at classifiers" in err
