@@ -47,8 +47,9 @@ def test_the_command_writes_a_set_of_coco(tmp_path, capsys):
     assert len(data.targets(1)) == 0
     assert data.targets(2).boxes.tolist() == [[0, 0, 60, 40]]  # the difficult person is no target
     assert data.objects.crowds.tolist() == [False, False, True] and data.objects.areas.tolist() == [10.5, 2400, 200]
-    (task,) = streams.split_into_tasks(data, [(12, 15)])  # dog and person
-    assert task.train.image_ids.tolist() == [12]
+    order = (0, 11, 14)  # aeroplane; dog and person
+    stream = streams.DetectionData("voc", data, data).into_stream(num_tasks=2, task_sizes=(1, 2), class_order=order)
+    assert [data.image_ids[task.train].tolist() for task in stream.tasks] == [[5], [12]]
 
 
 def test_names_with_years_give_ids(tmp_path):
