@@ -167,8 +167,11 @@ def test_the_past_needs_several_tasks_and_sigmoids():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("student=huge", "use nano, tiny, small, base"),
-        ("teacher=nano", "use small or base"),
+        ("student=huge", "known: base, nano, small, tiny"),
+        ("teacher=nano", "known: base, small"),
+        ("distill=token_matchin", "did you mean 'token_matching'"),
+        ("layout=neck", "layout='neck'"),
+        ("epochs=-5", "is not a number of epochs"),
         ("division=40-40", "sizes of tasks such as 40"),
     ],
 )
