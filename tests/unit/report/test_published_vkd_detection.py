@@ -28,7 +28,7 @@ def flat_config(**choices):
 
 def settings(*keys, **choices):
     config = flat_config(**choices)
-    return tuple(config[key] for key in keys)
+    return tuple(tuple(value) if isinstance(value := config[key], list) else value for key in keys)
 
 
 def rows(folder, values, changes=(), **choices):
