@@ -228,3 +228,18 @@ def test_mistakes_in_the_arguments_of_the_config_are_one_line(text, message):
 def test_a_division_gives_the_tasks():
     data = config_files.load(config_files.find("coco_vidt"), "division=70+10").data
     assert (data.num_tasks, data.task_sizes) == (2, (70, 10))
+
+
+@pytest.mark.parametrize(("division", "sizes"), [("", ()), ("10+10", (10, 10)), ("15+5", (15, 5)), ("19+1", (19, 1))])
+def test_voc_has_its_divisions(division, sizes):
+    config = config_files.load(config_files.find("voc_vidt"), f"division={division}")
+    assert (config.data.task_sizes, config.data.num_tasks) == (sizes, max(len(sizes), 1))
+    assert (config.vidt.classes, config.vidt.past_weight, config.distill.name) == ("all", 0.0, "none")
+
+
+def test_voc_with_past_and_teacher_trains_both_from_classifiers():
+    config = config_files.load(config_files.find("voc_vidt"), "past=1.0,distill=projected_tokens,teacher=small")
+    assert (config.vidt.classes, config.vidt.past_weight, config.vidt.teacher_training) == ("current", 1.0, "beside")
+    assert config.teacher.weights == "swin_small_patch4_window7_224.pth"
+    with pytest.raises(UserError, match=r"division='20\+0': use 10\+10, 15\+5 or 19\+1"):
+        config_files.load(config_files.find("voc_vidt"), "division=20+0")
