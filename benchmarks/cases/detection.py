@@ -34,13 +34,18 @@ def measure(options) -> dict:
     Raises:
         UserError: losses, assignments or samples differ.
     """
+    from benchmarks.training_state import TrainingState
+
     comparison.use_float32()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        config = scenes_config(Path(folder) / "scenes", options.batch)
-        for part in options.parts:
-            found[part] = {"step": step, "solver": solver, "sampling": sampling}[part](config, options)
-            print()
+        if {"step", "solver"} & {*options.parts}:
+            ours = TrainingState(scenes_config(Path(folder) / "scenes", options.batch))
+            for part in [part for part in options.parts if part != "sampling"]:
+                found[part] = {"step": step, "solver": solver}[part](ours, options)
+                print()
+    if "sampling" in options.parts:
+        found["sampling"] = sampling(options)
     return found
 
 
@@ -58,18 +63,17 @@ def scenes_config(folder: Path, batch: int):
     return config
 
 
-def step(config, options) -> dict:
-    """Compares a step with eager PyTorch."""
+def step(ours, options) -> dict:
+    """Compares a step of a `TrainingState` with eager PyTorch."""
     torch = torch_peers.start()
     from benchmarks.torch_peers.steps import Steps
     from benchmarks.torch_peers.torch_variants import VARIANTS
     from benchmarks.torch_peers.vidt import ViDT
-    from benchmarks.training_state import TrainingState
 
-    ours, device = TrainingState(config), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared = ours.batches(0, max(options.steps, comparison.CHECKED))
     classes = max(ours.experiment.stream.class_order) + 1
-    peer = Steps(ViDT(config, ours.variables(), classes), VARIANTS[_PEER], device)
+    peer = Steps(ViDT(ours.experiment.config, ours.variables(), classes), VARIANTS[_PEER], device)
     peer.batches = [torch_batch(ours.steps.train_loader, item, device) for item, _ in prepared]
     work = ours.steps.traced_work(0)
     found = comparison.timed("ViDT, small", ours, prepared, {"eager": peer}, options, work)
@@ -98,21 +102,27 @@ def torch_batch(loader, item, device):
     return images.to(device), mask.to(device), *targets
 
 
-def solver(config, options) -> dict:
-    """Compares the matching on the host with that on the device, in a step and alone."""
+def solver(host, options) -> dict:
+    """Compares the matching on the host with that on the device, in a step and alone.
+
+    Args:
+        host: `TrainingState` whose matching is on the host.
+        options: parsed command line.
+    """
+    import copy
+
     import jax
     import numpy as np
 
     from benchmarks.training_state import TrainingState
     from cdl_jax.methods.shared import detection_losses, detection_matching, detection_teachers
 
-    states, batches, names = {}, {}, ("host", "device")
-    for name in names:
-        config.vidt.solver = name
-        states[name] = TrainingState(config)
-        batches[name] = states[name].batches(0, options.steps)
-    host = states["host"]
-    batch = host.steps.train_loader.read(host.steps.train_loader.data, batches["host"][0][0])
+    config, names = copy.deepcopy(host.experiment.config), ("host", "device")
+    config.vidt.solver = "device"
+    states = {"host": host, "device": TrainingState(config, host.experiment.stream)}
+    states["device"].state = _copied(host.state)
+    prepared = host.batches(0, options.steps)
+    batch = host.steps.train_loader.read(host.steps.train_loader.data, prepared[0][0])
     method, student = host.experiment.method, host.variables()["student"]
 
     @jax.jit
@@ -125,8 +135,7 @@ def solver(config, options) -> dict:
     alone = {name: jax.jit(partial(detection_matching.match, solver=name)) for name in names}
     same = np.array_equal(*(match(costs, valid) for match in alone.values()))
     timing.check_equal("the assignment", {"device": float(not same)}, {"device": 0.0})
-    each = {name: lambda one=states[name], name=name: 1e3 * one.seconds(0, batches[name]) / options.steps
-            for name in names}  # fmt: skip
+    each = {name: lambda one=one: 1e3 * one.seconds(0, prepared) / options.steps for name, one in states.items()}
     for one in each.values():
         one()
     losses = {name: float(one.loss(0)) for name, one in states.items()}
@@ -142,13 +151,11 @@ def solver(config, options) -> dict:
     problems = f"{costs.shape[0] * costs.shape[1]} of {costs.shape[2]} queries x {costs.shape[3]} objects"
     print(f"Matching problems of a step: {problems}.\n")
     print(timing.markdown(("solver", "a step, ms (quartiles)", "ratio", "the matching alone, ms", "of the step"), rows))
-    config.vidt.solver = "host"
     return {"problems": list(costs.shape), "ms": ms}
 
 
-def sampling(config, options) -> dict:
+def sampling(options) -> dict:
     """Compares both implementations of deformable sampling at several sizes of maps."""
-    del config
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -181,6 +188,14 @@ def sampling(config, options) -> dict:
         rows.append((f"{height} x {width}", f"{positions:,}", *cells))
     print(timing.markdown(("images", "positions", "gather, ms (quartiles)", "dense, ms", "ratio", "auto"), rows))
     return {"maps": found}
+
+
+def _copied(state):
+    """Returns a state with buffers of its own, as a step reuses those of its argument."""
+    import jax
+    import jax.numpy as jnp
+
+    return jax.tree.map(jnp.copy, state)
 
 
 def _seconds(call, repeats):

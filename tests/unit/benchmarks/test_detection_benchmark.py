@@ -81,7 +81,7 @@ def test_the_torch_side_spares_vectors_and_tokens_of_the_backbone_from_decay():
 
 def test_both_samplings_are_equal_and_the_smaller_maps_choose_products(monkeypatch, capsys):
     monkeypatch.setattr(detection, "SIZES", ((64, 64), (384, 384)))
-    found = detection.sampling(None, argparse.Namespace(rounds=1))["maps"]
+    found = detection.sampling(argparse.Namespace(rounds=1))["maps"]
     assert [one["positions"] for one in found] == [64 + 16 + 4 + 1, 48**2 + 24**2 + 12**2 + 6**2]
     assert [one["auto"] for one in found] == ["dense", "gather"]
     assert all(one["ms"]["dense"]["median"] > 0 for one in found)
