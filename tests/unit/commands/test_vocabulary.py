@@ -48,7 +48,6 @@ ALLOWED = {
     "cdl_jax/runtime": {"whole": 1},
     "cdl_jax/training": {"whole": 1},
     "docs": {"whole": 2},
-    "tests": {"the authors' programs": 1, "whole": 1},
     "tests/end_to_end": {"whole": 4},
     "tests/parity": {"normalisations": 1, "normalised": 2, "the authors' programs": 1, "whole": 2},
     "tests/unit": {"whole": 5},
