@@ -1,4 +1,4 @@
-"""Compares a step of a method with one phase to PyTorch, for the cases `okddip`, `dkt` and `vkd`."""
+"""Compares a step of a method with one phase to PyTorch, for the cases `okddip`, `dkt`, `vkd` and `detection`."""
 
 import numpy as np
 
@@ -30,14 +30,10 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
         UserError: the losses differ.
     """
     torch = torch_peers.start()
-    import jax
-
     from benchmarks.torch_peers.steps import Steps
     from benchmarks.training_state import TrainingState
 
-    gpu = jax.default_backend() != "cpu"
-    if not gpu:
-        jax.config.update("jax_default_matmul_precision", "highest")
+    use_float32()
     ours, device = TrainingState(config), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     variables, stream = ours.variables(), ours.experiment.stream
     prepared = ours.batches(0, max(options.steps, CHECKED))
@@ -50,12 +46,39 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
     for name in options.manners:  # counting has moved running statistics
         peers[name] = Steps(make(config, variables, stream.num_classes, VARIANTS[name]), VARIANTS[name], device)
         peers[name].prepare(batches)
+    return timed(what, ours, prepared, peers, options, work, len(batches[0][1]) if per_learner else 1)
+
+
+def use_float32() -> bool:
+    """Computes products on a CPU in full float32; returns whether jax computes on an accelerator."""
+    import jax
+
+    accelerated = jax.default_backend() != "cpu"
+    if not accelerated:
+        jax.config.update("jax_default_matmul_precision", "highest")
+    return accelerated
+
+
+def timed(what: str, ours, prepared, peers, options, work: roofline.Work, share: int = 1) -> dict:
+    """Times both sides in turns once their losses agree; prints the table and returns its figures.
+
+    Args:
+        what: name of the network or method in the table.
+        ours: `TrainingState` of the JAX side.
+        prepared: its batches.
+        peers: name -> `torch_peers.steps.Steps` with the same batches.
+        options: parsed command line, see `arguments`.
+        work: of a step.
+        share: number of learners whose losses the PyTorch side adds up. Default: 1.
+
+    Raises:
+        UserError: the losses differ.
+    """
     ways = {OURS: lambda steps: ours.seconds(0, prepared[:steps]), **{n: p.seconds for n, p in peers.items()}}
     first = {name: way(CHECKED) for name, way in ways.items()}
-    share = len(batches[0][1]) if per_learner else 1
     losses = {OURS: float(ours.loss(0)), **{name: peer.loss() / share for name, peer in peers.items()}}
     differences = {name: value for name, value in timing.loss_differences(losses, OURS).items() if name != OURS}
-    timing.check_equal("the loss", differences, dict.fromkeys(peers, 3e-2 if gpu else 1e-4))
+    timing.check_equal("the loss", differences, dict.fromkeys(peers, 3e-2 if use_float32() else 1e-4))
     each = {name: lambda way=way: 1e3 * way(options.steps) / options.steps for name, way in ways.items()}
     found = timing.compare(timing.alternate(each, options.rounds), OURS)
     ceiling = roofline.measure()
@@ -67,6 +90,8 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
     ]  # fmt: skip
     print(timing.markdown(HEAD, rows))
     figures = {"ms": found, "differences": differences, "first_seconds": first}
+    if work.bytes:
+        figures["roof"] = roof
     return {"what": what, "ceiling": vars(ceiling), **figures, "gflop": roof["gflop"], "mfu": roof["mfu"]}
 
 

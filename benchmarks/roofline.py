@@ -9,20 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks import timing
-
-
-@dataclass(frozen=True)
-class Work:
-    """flops, bytes: of a step, both floats."""
-
-    flops: float = 0.0
-    bytes: float = 0.0
-
-    def __add__(self, other):
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
-
-    def __mul__(self, times: float):
-        return Work(self.flops * times, self.bytes * times)
+from cdl_jax.runtime.operations import Work
 
 
 def product(rows: int, inner: int, columns: int, size: int = 4) -> Work:

@@ -9,7 +9,6 @@ from benchmarks import timing
 from cdl_jax.data import stream
 from cdl_jax.methods.base import join
 from cdl_jax.training.compiled import CompiledSteps
-from cdl_jax.training.evaluator import Evaluator
 from cdl_jax.training.experiment import Experiment
 from cdl_jax.training.state import position
 
@@ -28,7 +27,7 @@ class TrainingState:
         if change is not None:
             experiment = dataclasses.replace(experiment, method=change(experiment.method))
         self.experiment, self.steps = experiment, CompiledSteps(experiment)
-        self.evaluator, self.task = Evaluator(self.steps), experiment.stream.tasks[0]
+        self.evaluator, self.task = experiment.problem.make_evaluator(self.steps), experiment.stream.tasks[0]
         mutable, self.frozen = experiment.initial_variables()
         self.state = self.steps.task_state(self.steps.start_task(mutable, self.frozen, position(self.task)))
         self._next = [0] * len(self.phases)
