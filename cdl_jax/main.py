@@ -526,6 +526,7 @@ def _analyze(config, folder, options):
 
 
 def _evaluate(config, folder, task):
+    from cdl_jax.report import detection_section
     from cdl_jax.run import loop
 
     result = loop.evaluate(_stored_run(config, folder), folder, task)
@@ -534,7 +535,9 @@ def _evaluate(config, folder, task):
         accuracies = " ".join(f"{value:.2f}" for value in rows["now"])
         equal &= rows["now"] == rows["stored"]
         print(f"{network} after task {result['task']}: {accuracies}")
-    print("equal to the run's accuracy matrix" if equal else "NOT equal to the run's accuracy matrix")
+        if "class_ap" in rows:
+            print(detection_section.summary(network, rows["numbers"], rows["class_ap"]))
+    print(f"{'equal' if equal else 'NOT equal'} to the run's {result['metric']} matrix")
     return 0 if equal else 1
 
 

@@ -7,18 +7,20 @@ import numpy as np
 _SMALLEST_FONT = 10  # pixels
 
 
-def draw(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], color: str = "#D55E00") -> np.ndarray:
+def draw(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], color: str = "#ffb000") -> np.ndarray:
     """Draws boxes with their labels.
 
-    Lines and letters grow with the image. A label is above its box, or inside where the image ends. It has no
-    background where its text is empty.
+    Lines and letters grow with the image. Around a line is a black edge, to be seen on any background. A label is above
+    its box, or inside where the image ends. An empty label is not drawn.
 
-    >>> out = draw(np.zeros((4, 6, 3), np.uint8), np.array([[1.0, 0.0, 3.0, 3.0]]), [""], "#ff0000")
-    >>> print(out[..., 0] // 255)
-    [[0 1 1 1 1 0]
-     [0 1 0 0 1 0]
-     [0 1 0 0 1 0]
-     [0 1 1 1 1 0]]
+    >>> out = draw(np.full((6, 8, 3), 9, np.uint8), np.array([[2.0, 1.0, 5.0, 5.0]]), [""], "#070707")
+    >>> print(out[..., 0])
+    [[9 0 0 0 0 0 0 0]
+     [9 0 7 7 7 7 7 7]
+     [9 0 7 7 7 7 7 7]
+     [9 0 7 7 9 9 7 7]
+     [9 0 7 7 9 9 7 7]
+     [9 0 7 7 7 7 7 7]]
 
     Args:
       image: uint8 `[height, width, 3]`, unchanged.
@@ -35,9 +37,11 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], color: str
     canvas, font = ImageDraw.Draw(drawn), _font(max(drawn.size))
     limit = np.array(drawn.size) - 1
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).clip(-1, [*limit + 1, *limit + 1])
-    for box in corners.round().tolist():
-        canvas.rectangle(box, outline=color, width=max(1, round(max(drawn.size) / 250)))
-    for (x, y, *_), label in zip(corners.round().tolist(), labels, strict=True):
+    corners, width = corners.round(), max(2, round(max(drawn.size) / 250))
+    for box in corners:
+        canvas.rectangle((box + [-1, -1, 1, 1]).tolist(), outline="black")
+        canvas.rectangle(box.tolist(), outline=color, width=width)
+    for (x, y, *_), label in zip(corners.tolist(), labels, strict=True):
         if label:
             _draw_label(canvas, font, (x, y), label, color, limit)
     return np.asarray(drawn)

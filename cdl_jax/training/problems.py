@@ -20,6 +20,7 @@ class Problem:
       read_batch: see `steps.read_image_batch`.
       evaluation_step: see `steps.evaluation_step`.
       make_evaluator: `(compiled steps) -> evaluator`, see `evaluator.Evaluator.evaluate`.
+      metric: name of the numbers of the accuracy matrix, in percent: "accuracy", of images, or "AP", of classes.
       uses_mesh: whether traced methods find the mesh, to divide work on the host over its processes.
     """
 
@@ -29,6 +30,7 @@ class Problem:
     read_batch: Callable
     evaluation_step: Callable
     make_evaluator: Callable
+    metric: str
     uses_mesh: bool = False
 
 
@@ -52,6 +54,7 @@ PROBLEMS: Mapping[str, Problem] = {
         read_batch=steps.read_image_batch,
         evaluation_step=steps.evaluation_step,
         make_evaluator=Evaluator,
+        metric="accuracy",
     ),
     "detection": Problem(
         check=detection.check,
@@ -60,6 +63,7 @@ PROBLEMS: Mapping[str, Problem] = {
         read_batch=detection.read_batch,
         evaluation_step=detection.evaluation_step,
         make_evaluator=detection.DetectionEvaluator,
+        metric="AP",
         uses_mesh=True,
     ),
 }

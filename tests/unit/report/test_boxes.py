@@ -21,8 +21,9 @@ def test_the_outline_of_a_box_is_at_its_pixels():
     drawn = boxes.draw(before, np.array([[10.2, 20.0, 30.0, 15.4]]), [""], "#ff0000")
     rows, columns = np.nonzero(has_color(drawn))
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (10, 40, 20, 35)
-    assert has_color(drawn).sum() == 2 * 31 + 2 * 14 and (before == 90).all()
-    assert (drawn[21:35, 11:40] == 90).all()
+    assert has_color(drawn).sum() == 31 * 16 - 27 * 12 and (before == 90).all()  # 2 pixels wide
+    assert (drawn == 0).all(axis=2).sum() == 33 * 18 - 31 * 16  # the edge
+    assert (drawn[22:34, 12:39] == 90).all()
 
 
 def test_lines_are_thicker_in_large_images():
