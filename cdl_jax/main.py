@@ -11,7 +11,8 @@
 --version         prints the version
 
 --mode=train      (default) trains; resumes an interrupted run of the same command; prints the results of a finished run
---mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row
+--mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row;
+                  of detectors it also prints COCO's numbers, and the average precision of each class
 --mode=analyze    writes analysis.json from the checkpoints, and adds a section "Analysis" to the report: the drift of
                   the student from its teacher of earlier tasks, the accuracy without prompts, without the scheme's part
                   and with other weights of two heads, the selected prompts, the similarity of the networks' layers on

@@ -116,7 +116,7 @@ def _curves(content):
     parts = [text.figure(plots.precision_recall(means, "mean over classes"), caption)]
     for network, of in curves.items():
         own = {name: curve for name, curve in zip(content["classes"], of["classes"], strict=True) if curve}
-        caption = f"{network}: precision of each class at IoU 0.5 {when}."
+        caption = f"{network}: precision of each class at IoU 0.5 {when}; black: the mean over classes."
         svg = plots.precision_recall({**own, "mean": of["0.5"]}, f"{network}, IoU 0.5", bold="mean")
         parts.append(text.figure(svg, caption))
     return parts

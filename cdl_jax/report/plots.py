@@ -249,6 +249,8 @@ def line_plot(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -
 def losses(lines: Sequence[Mapping[str, Any]]) -> str:
     """Plots every loss term of each phase against the steps of the run; dotted lines separate the tasks.
 
+    Names that end in "_error" are no losses but counts or percents of another scale, so they are left out.
+
     Args:
       lines: of metrics.jsonl; lines without "loss" are left out.
     """
@@ -257,7 +259,8 @@ def losses(lines: Sequence[Mapping[str, Any]]) -> str:
     for phase, ax in zip(phases, np.atleast_1d(axes), strict=True):
         phase_lines = [line for line in lines if line.get("phase") == phase]
         no_terms = {"step", "task", "phase", "epoch", "learning_rate"}
-        terms = [name for name in dict.fromkeys(key for line in phase_lines for key in line) if name not in no_terms]
+        names = dict.fromkeys(key for line in phase_lines for key in line if not key.endswith("_error"))
+        terms = [name for name in names if name not in no_terms]
         for term, color in zip(sorted(terms, key=lambda t: t != "loss"), itertools.cycle(_COLORS), strict=False):
             tasks = {}
             for line in phase_lines:

@@ -189,8 +189,8 @@ def test_counts(experiment: Experiment, network: str) -> list[int]:
     return [len(rows) for rows in own]
 
 
-def _metrics_of_images(whole, counts, ece, ece_seen):
-    return metrics.stream_metrics(whole, counts) | metrics.calibration_metrics(ece, ece_seen)
+def _metrics_of_images(stream_rows, counts, ece, ece_seen):
+    return metrics.stream_metrics(stream_rows, counts) | metrics.calibration_metrics(ece, ece_seen)
 
 
 def headline(method: Method) -> list[str]:
