@@ -16,6 +16,7 @@ from cdl_jax.report.text import Rows
 
 FILE = "detections.json"
 _KINDS = {"all classes": "AP", "old classes": "AP old", "new classes": "AP new"}
+_MEAN = "mean over classes"
 _TRUE, _PREDICTED = "#2ee6a6", "#ffb000"  # bright, with black letters
 _LONGER_SIDE = 360  # pixels of a drawn image
 _QUALITY = 85  # of JPEG
@@ -62,15 +63,16 @@ def html_parts(results: Mapping[str, Any], detections: Mapping[str, Any] | None)
     return [*parts, *(_images(detections) if detections else [])]
 
 
-def summary(network: str, numbers: Mapping[str, float], class_ap: Mapping[str, float | None]) -> str:
+def summary(network: str, numbers: Mapping[str, float], class_ap: Sequence[tuple[str, float | None]]) -> str:
     """Returns the tables of one evaluation for the terminal.
 
     Args:
       network: its name.
       numbers: `<network>/<number>` -> percent.
-      class_ap: name of a class -> percent; None: a class without objects.
+      class_ap: name and percent of each class; None: a class without objects.
     """
-    tables = number_rows(network, ["%"], [numbers]), class_rows(["%"], [[*class_ap.values()]], [*class_ap])
+    classes, values = zip(*class_ap, strict=True)
+    tables = number_rows(network, ["%"], [numbers]), class_rows(["%"], [values], classes)
     return "\n".join(map(text.aligned, tables))
 
 
@@ -113,13 +115,18 @@ def _curves(content):
     curves, when = content["curves"], f"after task {content['task']}"
     means = {f"{network}, IoU {iou}": of[iou] for network, of in curves.items() for iou in ("0.5", "0.75") if of[iou]}
     caption = f"Precision at 101 recalls {when}, at two IoU thresholds. The mean of a curve is AP50 or AP75."
-    parts = [text.figure(plots.precision_recall(means, "mean over classes"), caption)]
+    parts = [text.figure(plots.precision_recall(means, _MEAN), caption)]
     for network, of in curves.items():
-        own = {name: curve for name, curve in zip(content["classes"], of["classes"], strict=True) if curve}
+        own = {name: curve for name, curve in zip(_distinct(content["classes"]), of["classes"], strict=True) if curve}
         caption = f"{network}: precision of each class at IoU 0.5 {when}; black: the mean over classes."
-        svg = plots.precision_recall({**own, "mean": of["0.5"]}, f"{network}, IoU 0.5", bold="mean")
+        svg = plots.precision_recall({**own, _MEAN: of["0.5"]}, f"{network}, IoU 0.5", bold=_MEAN)
         parts.append(text.figure(svg, caption))
     return parts
+
+
+def _distinct(names):
+    """Returns names of which repeated ones have their position, because sets may give two categories one name."""
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
 
 
 def _tables(network, heads, numbers, class_ap, classes):

@@ -23,7 +23,7 @@ table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { display: inline-block; margin: .6rem 1rem .6rem 0; max-width: 100%; overflow-x: auto; vertical-align: top; }
-figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure svg, figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .row { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; margin: 1rem 0; }
 figcaption, .quiet { color: var(--quiet); font-size: .9rem; } pre { overflow-x: auto; }
 figure.wide svg { max-width: max(100%, 40rem); }

@@ -78,7 +78,7 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
     Returns:
       {"task": t, "metric": name of the numbers, "networks": {name: {"now": [percent, ...], "stored": [percent, ...]}}},
       where "stored" is the row of the run's accuracy matrix. With several seeds a network's name is followed by its
-      seed. Detectors also have "numbers", those of COCO, and "class_ap": name of a class -> percent or None.
+      seed. Detectors also have "numbers", those of COCO, and "class_ap": (name, percent or None) of each class.
 
     Raises:
       UserError: there is no such checkpoint.
@@ -100,7 +100,7 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
             networks[label] = {"now": row, "stored": record.accuracy[name][task]}
         for name, details in found.detection.items():
             of_classes = zip(experiment.stream.class_names, details["class_ap"], strict=False)
-            networks[name] |= {"numbers": found.extra_metrics, "class_ap": dict(of_classes)}
+            networks[name] |= {"numbers": found.extra_metrics, "class_ap": list(of_classes)}
     return {"task": task, "metric": experiment.problem.metric, "networks": networks}
 
 

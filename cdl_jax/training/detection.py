@@ -16,7 +16,7 @@ from cdl_jax.evaluation import coco
 from cdl_jax.evaluation.detections import Detections, top_detections
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, StreamInfo, join
-from cdl_jax.training.evaluator import Evaluation
+from cdl_jax.training.evaluator import SeedEvaluation
 
 if TYPE_CHECKING:
     from cdl_jax.training.compiled import CompiledSteps
@@ -107,7 +107,7 @@ class DetectionEvaluator:
     def __init__(self, steps: "CompiledSteps"):
         self.steps = steps
 
-    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[Evaluation]:
+    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[SeedEvaluation]:
         """Evaluates variables on all test images.
 
         Args:
@@ -117,7 +117,7 @@ class DetectionEvaluator:
           before_batch: called before each batch. An exception of the call ends the evaluation soon.
 
         Returns:
-          An `Evaluation` for the one seed. `accuracy` is the AP of the categories of each task. Extra metrics are the
+          The evaluation of the one seed. `accuracy` is the AP of the categories of each task. Extra metrics are the
           numbers of COCO over all classes of `tasks`, with the AP of the classes of the last task (`AP new`) and of
           those before (`AP old`), without numbers that no object determines.
         """
@@ -133,7 +133,7 @@ class DetectionEvaluator:
             extra_metrics |= {f"{network}/{name}": value for name, value in numbers.items() if value >= 0}
             classes = [number for task in tasks for number in task.classes]
             details[network] = detection_details(evaluation, detections, classes, self.steps.experiment.stream.test)
-        return [Evaluation(rows, {}, extra_metrics, {}, details)]
+        return [SeedEvaluation(rows, {}, extra_metrics, {}, details)]
 
     def detections(self, mutable, frozen, position, step=None, before_batch=None) -> dict[str, Detections]:
         """Returns the detections of each network in all test images; arguments as in `evaluate`."""

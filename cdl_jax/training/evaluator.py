@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cdl_jax.training.compiled import CompiledSteps
 
 
-class Evaluation(NamedTuple):
+class SeedEvaluation(NamedTuple):
     """The measurements of one seed; JSON only.
 
     Attributes:
@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
     counts: dict[str, dict[str, list]]
     extra_metrics: dict[str, float]
     calibration: dict[str, Any]
-    detection: dict[str, dict[str, Any]] = {}
+    detection: dict[str, dict[str, Any]]
 
 
 class Evaluator:
@@ -37,7 +37,7 @@ class Evaluator:
     def __init__(self, steps: "CompiledSteps"):
         self.steps, self._cache = steps, QueryCache(steps)
 
-    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[Evaluation]:
+    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[SeedEvaluation]:
         """Evaluates variables on the test images of tasks.
 
         Args:
@@ -47,7 +47,7 @@ class Evaluator:
             the evaluation soon.
 
         Returns:
-          For each seed an `Evaluation`. Its extra metrics are those of the method and each network's accuracy as a mean
+          The evaluation of each seed. Its extra metrics are those of the method and each network's accuracy as a mean
           over batches (some published programs report it; images of an incomplete last batch count for more). Where
           learners have streams of their own, extra metrics are over the images of all tasks, and calibration has
           `stream`: accuracy on each task of the stream.
@@ -68,7 +68,7 @@ class Evaluator:
                 parts.append(step(mutable, frozen, data, host_batch, position))
         parts = jax.device_get(parts)
         of_seeds = experiment.axis.unstack(parts)
-        return [Evaluation(*calibration.aggregate_batches(own, tasks, multi_learner)) for own in of_seeds]
+        return [SeedEvaluation(*calibration.aggregate_batches(own, tasks, multi_learner), {}) for own in of_seeds]
 
     def logits(self, mutable, frozen, task, position) -> dict[str, np.ndarray]:
         """Returns `{network: logits [test images of the task, classes]}`, for one seed and one process."""

@@ -260,7 +260,7 @@ def test_the_first_of_several_processes_prints_the_working_directory(
 @pytest.mark.parametrize("stored", [25.0, 24.0])
 def test_an_evaluation_of_a_detector_prints_its_numbers(stored, monkeypatch, capsys):
     numbers = {"student/AP": 25.0, "student/AP50": 50.5}
-    student = {"now": [25.0], "stored": [stored], "numbers": numbers, "class_ap": {"cat": 25.0, "dog": None}}
+    student = {"now": [25.0], "stored": [stored], "numbers": numbers, "class_ap": [("cat", 25.0), ("dog", None)]}
     found = {"task": 0, "metric": "AP", "networks": {"student": student}}
     monkeypatch.setattr(main, "_stored_run", lambda *_: None)
     monkeypatch.setattr("cdl_jax.run.loop.evaluate", lambda *_: found)

@@ -61,7 +61,8 @@ def test_tables_of_numbers_and_classes():
 
 
 def test_the_summary_for_the_terminal():
-    shown = detection_section.summary("student", {"student/AP": 30.0, "teacher/AP": 9.0}, {"cat": 5.0, "dog": None})
+    numbers = {"student/AP": 30.0, "teacher/AP": 9.0}
+    shown = detection_section.summary("student", numbers, [("cat", 5.0), ("dog", None)])
     first, *_, head, cat, dog = shown.splitlines()
     assert first.split() == ["student", "%"] and "AP         30.00" in shown and shown.count("\n") == 12 + 3
     assert (head, cat, dog) == ("AP of the class     %", "cat              5.00", "dog                 -")
@@ -69,13 +70,19 @@ def test_the_summary_for_the_terminal():
 
 def test_the_sections_have_numbers_curves_and_images():
     html = "\n".join(detection_section.html_parts(results(), detections(FOUND)))
-    for text in ("all classes", "old classes", "new classes", "IoU 0.75", "recall", "precision", "mean"):
+    for text in ("all classes", "old classes", "new classes", "IoU 0.75", "recall", "precision", "mean over classes"):
         assert f"{text} -->" in html, text
     assert html.count("<svg") == 3 and html.count("<img ") == 2
     assert "<details" not in html and "<td>&lt;dog&gt;</td><td>-</td><td>-</td>" in html
     assert "a score of at least 0.3" in html and "image 7: true boxes" in html and "student: 1 detection<" in html
     without = "\n".join(detection_section.html_parts(results(), None))
     assert without.count("<svg") == 1 and "<img " not in without and "<td>AP50</td>" in without
+
+
+def test_two_classes_of_one_name_have_two_curves():
+    content = {**detections(), "classes": ["cat", "<dog>", "cat", "hat"]}
+    html = "\n".join(detection_section.html_parts(results(), content))
+    assert all(f"<!-- {name} -->" in html for name in ("cat (0)", "cat (2)", "hat", "mean over classes"))
 
 
 def test_many_classes_are_folded():
