@@ -11,7 +11,8 @@
 --version         prints the version
 
 --mode=train      (default) trains; resumes an interrupted run of the same command; prints the results of a finished run
---mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row
+--mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row;
+                  of detectors it also prints COCO's numbers, and the average precision of each class
 --mode=analyze    writes analysis.json from the checkpoints, and adds a section "Analysis" to the report: the drift of
                   the student from its teacher of earlier tasks, the accuracy without prompts, without the scheme's part
                   and with other weights of two heads, the selected prompts, the similarity of the networks' layers on
@@ -528,6 +529,7 @@ def _analyze(config, folder, options):
 
 
 def _evaluate(config, folder, task):
+    from cdl_jax.report import detection_section
     from cdl_jax.run import loop
 
     result = loop.evaluate(_stored_run(config, folder), folder, task)
@@ -536,7 +538,9 @@ def _evaluate(config, folder, task):
         accuracies = " ".join(f"{value:.2f}" for value in rows["now"])
         equal &= rows["now"] == rows["stored"]
         print(f"{network} after task {result['task']}: {accuracies}")
-    print("equal to the run's accuracy matrix" if equal else "NOT equal to the run's accuracy matrix")
+        if "class_ap" in rows:
+            print(detection_section.summary(network, rows["numbers"], rows["class_ap"]))
+    print(f"{'equal' if equal else 'NOT equal'} to the run's {result['metric']} matrix")
     return 0 if equal else 1
 
 

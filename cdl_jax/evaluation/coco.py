@@ -79,6 +79,16 @@ class Evaluation:
         (position,) = np.flatnonzero(np.isclose(self.iou_thresholds, iou))
         return self.precision[position, :, :, _ALL, _TOP100].T
 
+    def mean_curve(self, iou: float = 0.5) -> np.ndarray:
+        """Returns precision over `recall_grid` as a mean over the categories with objects, float64 `[101]`.
+
+        Its mean is the AP of the threshold. Each value is `MISSING` where no category has objects.
+
+        Args:
+          iou: one of `iou_thresholds`.
+        """
+        return np.array([_mean(values) for values in self.curves(iou).T])
+
     def _positions(self, categories):
         ids = list(self.categories)
         return list(range(len(ids))) if categories is None else [ids.index(number) for number in categories]

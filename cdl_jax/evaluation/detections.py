@@ -69,6 +69,11 @@ class Detections:
             raise ValueError("an image occurs twice with a weight: its detections would count twice")
         return cls(*(np.concatenate(columns) for columns in zip(*(columns for _, columns in parts), strict=True)))
 
+    def select(self, rows: np.ndarray, min_score: float = 0.0) -> "Detections":
+        """Selects the detections of some images with at least a score, in their order."""
+        selected = np.isin(self.rows, rows) & (self.scores >= min_score)
+        return Detections(*(column[selected] for column in (self.rows, self.labels, self.boxes, self.scores)))
+
 
 def _detections_of_batch(batch):
     """Returns the rows of the images that count, and the columns of `Detections`."""

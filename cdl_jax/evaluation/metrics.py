@@ -1,7 +1,8 @@
 """Defines the metrics of a run over a stream. The docstring of a metric is its definition in results.json.
 
 Most are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are correct after
-learning task i, predicted over all classes seen until then, without task identity; T is the number of tasks. On the
+learning task i, predicted over all classes seen until then, without task identity; T is the number of tasks. Of a
+detector, A[i, j] is the average precision of task j's classes in percent, and metrics of images do not exist. On the
 same images and classes, E is the matrix of a network's expected calibration errors, and G and D are the matrices of a
 teacher's and its student's agreement and divergence. S is A with all tasks of the stream in every row, future ones too;
 it exists where learners have streams of their own.
@@ -182,13 +183,14 @@ def named_metrics(rows, test_counts, pretask_accuracy=None, initial_accuracy=Non
 
     Args:
       rows: the accuracy matrix as rows of 1, 2, ... numbers.
-      test_counts: number of test images of each task of the stream.
+      test_counts: number of test images of each task of the stream; None leaves out the image-weighted metrics.
       pretask_accuracy: see `forward_transfer`.
       initial_accuracy: see `forward_transfer`.
     """
     matrix = as_matrix(rows)
     values = {f.__name__: f(matrix) for f in _MATRIX_METRICS}
-    values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED_METRICS}
+    if test_counts is not None:
+        values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED_METRICS}
     values |= {f.__name__: f(matrix) if len(matrix) > 1 else None for f in _TWO_TASK_METRICS}
     known = pretask_accuracy and initial_accuracy and len(pretask_accuracy) > 1
     transfer = forward_transfer(pretask_accuracy, initial_accuracy) if known else None

@@ -39,7 +39,7 @@ from cdl_jax import published
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean
 from cdl_jax.report import grid, plots, replication, sweep, tables, text
-from cdl_jax.report.groups import Group, folder_names, labels, read_groups
+from cdl_jax.report.groups import Group, folder_names, labels, metric_of, read_groups
 from cdl_jax.report.text import Section
 from cdl_jax.runtime import console, files, paths
 
@@ -105,7 +105,7 @@ def show_grid(options: argparse.Namespace) -> int:
     if not groups:
         return 2
     sections = [
-        ("Accuracy after the last task", grid.overview(groups), ""),
+        (f"{text.capitalized(metric_of(groups))} after the last task", grid.overview(groups), ""),
         ("All measures", grid.details(groups), ""),
     ]
     _write_outputs(options, sections, lambda: _gain_plot(groups))
@@ -122,7 +122,7 @@ def show_sweep(options: argparse.Namespace) -> int:
         return 2
     accuracies = sweep.group_by_option(groups, options.option)
     sections = [("Runs", sweep.table(accuracies, options.option), "")]
-    _write_outputs(options, sections, lambda: plots.sweep_plot(accuracies, options.option))
+    _write_outputs(options, sections, lambda: plots.sweep_plot(accuracies, options.option, metric_of(groups)))
     _print_sections(sections)
     return 0
 
@@ -329,7 +329,7 @@ def _headline_plot(groups: list[Group], names: list[str]) -> str:
     accuracies = {label: values for label, values in accuracies.items() if values}
     if not accuracies:
         raise UserError("--plot: none of these runs is finished: leave --plot out")
-    return plots.dot_plot(accuracies, "accuracy, %; bar: mean")
+    return plots.dot_plot(accuracies, f"{metric_of(groups)}, %; bar: mean")
 
 
 def _gain_plot(groups: list[Group]) -> str:
@@ -341,7 +341,7 @@ def _gain_plot(groups: list[Group]) -> str:
     gains = grid.gains(groups)
     if not gains:
         raise UserError('--plot: no finished run here has the scheme "none" of its learner and seed to compare with')
-    return plots.dot_plot(gains, "gain of accuracy over the learner alone, points; bar: mean")
+    return plots.dot_plot(gains, f"gain of {metric_of(groups)} over the learner alone, points; bar: mean")
 
 
 def _traffic_plot(groups: list[Group], names: list[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from cdl_jax import config as configs
 from cdl_jax import schema
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import Group, Seeds
+from cdl_jax.report.groups import Group, Seeds, metric_of
 from cdl_jax.report.tables import format_mean_std, format_percent, gap_closed, standard_error
 from cdl_jax.report.text import MISSING, Measured, Rows
 from cdl_jax.runtime import files
@@ -131,7 +131,8 @@ def overview(groups: Sequence[Group]) -> Rows:
 
 def details(groups: Sequence[Group]) -> Rows:
     """Returns a table with one row for each learner and scheme: all measures of the headline."""
-    rows = [["learner", "scheme", "seeds", "last", "gain", *MEASURES, "gap closed"]]
+    measures = [name.replace("accuracy", metric_of(groups)) for name in MEASURES]
+    rows = [["learner", "scheme", "seeds", "last", "gain", *measures, "gap closed"]]
     for learner, schemes in by_learner_and_scheme(groups).items():
         for scheme, group in schemes.items():
             values = group.values("headline", "last", finished=True)

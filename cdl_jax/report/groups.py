@@ -33,6 +33,7 @@ class Run:
         `best` is the mean accuracy over tasks at the best epoch, and `best_<metric>` are that epoch's other metrics.
       headline: networks whose mean is the run's main number.
       extra_metrics: name -> value after the last task, see `Method.extra_metrics`.
+      metric: name of the numbers of the accuracy matrix: "accuracy" or "AP".
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Run:
     metrics: dict[str, dict[str, float | None]]
     headline: tuple[str, ...] = ()
     extra_metrics: dict[str, float | None] = field(default_factory=dict)
+    metric: str = "accuracy"
 
     def value(self, network: str, metric: str) -> float | None:
         """Returns a metric of a network, or its mean over the headline.
@@ -145,6 +147,15 @@ def identity(group: Group, ignored: Sequence[str] = ()) -> dict[str, Any]:
     """
     settings = {key: value for key, value in group.config.items() if key not in ignored}
     return settings | {key: bool(settings[key]) for key in TEACHER_KEYS if key in settings}
+
+
+def metric_of(groups: Iterable[Group]) -> str:
+    """Returns the name of the numbers that tables and plots of some groups show.
+
+    >>> metric_of([Group({}, {(0, 0, 0): Run(Path("a"), True, {}, metric="AP")})])
+    'AP'
+    """
+    return " or ".join(dict.fromkeys(run.metric for group in groups for run in group.runs.values()))
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
@@ -275,9 +286,10 @@ def _parse_results(folder, results):
     if not all(type(value) in (int, float, NoneType) for value in values):
         raise TypeError("a metric is not a number")
     headline = tuple(results.get("headline", ()))
-    if not all(isinstance(name, str) for name in headline):
+    metric = results.get("metric", "accuracy")
+    if not all(isinstance(name, str) for name in (*headline, metric)):
         raise TypeError("a seed or a network's name has the wrong type")
-    return Run(folder, results["status"] == "finished", metrics, headline, extra_metrics)
+    return Run(folder, results["status"] == "finished", metrics, headline, extra_metrics, metric)
 
 
 def _best_epoch_metrics(results):

@@ -12,15 +12,17 @@ from cdl_jax.runtime.console import one_line
 
 # The palette of Okabe and Ito, which color-blind readers can distinguish too.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MAX_STYLES = 12  # of curves: six colors, solid and dashed
 
 Matrix = Sequence[Sequence[float]]
 
 
-def accuracy_curves(matrices: Mapping[str, Matrix]) -> str:
+def accuracy_curves(matrices: Mapping[str, Matrix], metric: str = "accuracy") -> str:
     """Plots the mean (solid) and worst (dotted) accuracy over the tasks learned so far, after each task.
 
     Args:
       matrices: network -> accuracy matrix in percent; row i has the accuracies on tasks 0 to i after task i.
+      metric: name of its numbers.
 
     Returns:
       SVG text, as for all functions of this module.
@@ -30,9 +32,53 @@ def accuracy_curves(matrices: Mapping[str, Matrix]) -> str:
         x = np.arange(1, len(rows) + 1)
         axes.plot(x, [np.mean(row) for row in rows], "o-", color=color, label=_visible(name), markersize=4)
         axes.plot(x, [np.min(row) for row in rows], ":", color=color)
-    axes.set(xlabel="tasks learned", ylabel="accuracy, %", ylim=(0, 102))
+    axes.set(xlabel="tasks learned", ylabel=f"{metric}, %", ylim=(0, 102))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
+    return _to_svg(figure)
+
+
+def precision_over_tasks(numbers: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
+    """Plots average precisions after each task: one color a network, one line style a kind of number.
+
+    Args:
+      numbers: network -> kind, such as "new classes" -> percent after each task; None: no number.
+    """
+    figure, axes = _new_figure(6, 3.4)
+    for (network, kinds), color in zip(numbers.items(), itertools.cycle(_COLORS), strict=False):
+        for (kind, values), style in zip(kinds.items(), itertools.cycle(("o-", "s--", "^:")), strict=False):
+            label = _visible(f"{network}, {kind}")
+            axes.plot(range(1, len(values) + 1), np.array(values, float), style, color=color, label=label, markersize=4)
+    axes.set(xlabel="tasks learned", ylabel="AP, %")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return _to_svg(figure)
+
+
+def precision_recall(curves: Mapping[str, Sequence[float]], title: str, bold: str = "") -> str:
+    """Plots precision against recall.
+
+    More than 12 curves have no colors: those that are not bold become thin gray lines.
+
+    Args:
+      curves: name -> precision at evenly spaced recalls from 0 to 1.
+      title: of the plot.
+      bold: name of a curve in thick black.
+    """
+    figure, axes = _new_figure(6, 3.8)
+    colors = [color for color in _COLORS if not (bold and color == "#000000")]
+    styles = [{"linestyle": style, "color": color} for style in ("-", "--") for color in colors]
+    plain = [name for name in curves if name != bold]
+    if len(plain) > _MAX_STYLES:
+        styles = [{"linewidth": 0.7, "color": "0.75"}]
+    for name, style in zip(plain, itertools.cycle(styles), strict=False):
+        label = _visible(name) if len(plain) <= _MAX_STYLES else "_"  # no entry of the legend
+        axes.plot(np.linspace(0, 1, len(curves[name])), curves[name], label=label, **style)
+    if bold:
+        axes.plot(np.linspace(0, 1, len(curves[bold])), curves[bold], "k", linewidth=2.5, label=_visible(bold))
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03), title=_visible(title))
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _to_svg(figure)
 
 
@@ -122,12 +168,13 @@ def parameter_sweep(values: Sequence[float], means: Sequence[float], usual: floa
     return _to_svg(figure)
 
 
-def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str) -> str:
+def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, metric: str = "accuracy") -> str:
     """Plots accuracies against the values of an option: the mean of each line, and every seed as a dot.
 
     Args:
       lines: label -> value -> accuracies in percent. Values that are text are placed side by side.
       xlabel: name of the option.
+      metric: name of the numbers.
     """
     figure, axes = _new_figure(6, 3.4)
     lines = {
@@ -142,7 +189,7 @@ def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str) 
         axes.plot(list(line), means, "-", color=color, label=_visible(name))
         dots = [(value, accuracy) for value, accuracies in line.items() for accuracy in accuracies]
         axes.plot(*zip(*dots, strict=True), "o", color=color, markersize=4, alpha=0.7)
-    axes.set(xlabel=_visible(xlabel), ylabel="accuracy, %; line: mean")
+    axes.set(xlabel=_visible(xlabel), ylabel=f"{metric}, %; line: mean")
     axes.set_xticks(sorted({value for line in lines.values() for value in line}))
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False)
@@ -202,6 +249,8 @@ def line_plot(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -
 def losses(lines: Sequence[Mapping[str, Any]]) -> str:
     """Plots every loss term of each phase against the steps of the run; dotted lines separate the tasks.
 
+    Names that end in "_error" are no losses but counts or percents of another scale, so they are left out.
+
     Args:
       lines: of metrics.jsonl; lines without "loss" are left out.
     """
@@ -210,7 +259,8 @@ def losses(lines: Sequence[Mapping[str, Any]]) -> str:
     for phase, ax in zip(phases, np.atleast_1d(axes), strict=True):
         phase_lines = [line for line in lines if line.get("phase") == phase]
         no_terms = {"step", "task", "phase", "epoch", "learning_rate"}
-        terms = [name for name in dict.fromkeys(key for line in phase_lines for key in line) if name not in no_terms]
+        names = dict.fromkeys(key for line in phase_lines for key in line if not key.endswith("_error"))
+        terms = [name for name in names if name not in no_terms]
         for term, color in zip(sorted(terms, key=lambda t: t != "loss"), itertools.cycle(_COLORS), strict=False):
             tasks = {}
             for line in phase_lines:

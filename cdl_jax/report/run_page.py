@@ -11,7 +11,11 @@ from cdl_jax.report.groups import TABLE_METRICS
 from cdl_jax.runtime import files
 
 _LOSSES = "Loss terms; dotted lines separate the tasks."
-_CURVES = "Accuracy over the tasks learned so far: solid the mean, dotted the worst task."
+_CURVES = "over the tasks learned so far: solid the mean, dotted the worst task."
+_CELLS = {
+    "accuracy": "percent on each task after each task",
+    "AP": "AP of each task's classes after each task, percent",
+}
 
 
 def write_report(
@@ -52,7 +56,8 @@ def summary(results_of_seeds: Sequence[Mapping[str, Any]]) -> str:
     Args:
       results_of_seeds: the content of results.json for each seed.
     """
-    metrics, first = (*TABLE_METRICS, "ece_last"), results_of_seeds[0]
+    first = results_of_seeds[0]
+    metrics = (*TABLE_METRICS, *(["ece_last"] if first.get("metric", "accuracy") == "accuracy" else []))
     rows = [["", *metrics]]
     for name in first["networks"]:
         networks = [results["networks"][name]["metrics"] for results in results_of_seeds]
@@ -91,15 +96,18 @@ def _header(results):
 def _accuracy_sections(networks, results):
     """Returns the tables of metrics, the curves and the accuracy matrices."""
     matrices = {name: network["accuracy_matrix"] for name, network in networks.items()}
+    metric = results.get("metric", "accuracy")
+    title = text.capitalized(metric)
     parts = [
         "<h2>Metrics</h2>",
-        _metrics_table({**networks, **results.get("mean_over_learners", {})}, results["formulas"]),
+        _metrics_table({**networks, **results.get("mean_over_learners", {})}, results["formulas"], metric),
         *_series_tables(networks, results["formulas"]),
-        "<h2>Accuracy</h2>",
-        f"<div>{text.figure(plots.accuracy_curves(matrices), _CURVES)}</div>",
     ]
-    for name, rows in matrices.items():
-        parts.append(text.figure(plots.heat_map(rows, name), f"{name}: percent on each task after each task."))
+    if results["stream"]["num_tasks"] > 1:
+        curves = text.figure(plots.accuracy_curves(matrices, metric), f"{title} {_CURVES}")
+        parts += [f"<h2>{text.escape(title)}</h2>", f"<div>{curves}</div>"]
+        for name, rows in matrices.items():
+            parts.append(text.figure(plots.heat_map(rows, name), f"{name}: {_CELLS.get(metric, metric)}."))
     return parts
 
 
@@ -128,21 +136,22 @@ def _prompt_section(networks):
     return ["<h2>Selected prompts</h2>", *parts] if parts else []
 
 
-def _metrics_table(measured, formulas):
+def _metrics_table(measured, formulas, metric="accuracy"):
     """Returns a table of the metrics that all entries have, with their definitions.
 
     Args:
       measured: name -> {"metrics": metric -> value}; a column each.
       formulas: metric -> definition; a row each.
+      metric: name of the numbers of the accuracy matrix, which stands for "accuracy" in names and definitions.
     """
     head = "".join(f"<th>{text.escape(name)}</th>" for name in measured)
     rows, definitions = [f"<tr><th></th>{head}</tr>"], []
     for name in [name for name in formulas if all(name in entry["metrics"] for entry in measured.values())]:
         digits = 4 if name.startswith("kl_") else 2
         cells = "".join(f"<td>{text.number(entry['metrics'][name], digits)}</td>" for entry in measured.values())
-        formula = text.escape(formulas[name])
-        rows.append(f'<tr title="{formula}"><td>{text.escape(name)}</td>{cells}</tr>')
-        definitions.append(f"<dt>{text.escape(name)}</dt><dd class=quiet>{formula}</dd>")
+        shown, formula = (text.escape(words.replace("accuracy", metric)) for words in (name, formulas[name]))
+        rows.append(f'<tr title="{formula}"><td>{shown}</td>{cells}</tr>')
+        definitions.append(f"<dt>{shown}</dt><dd class=quiet>{formula}</dd>")
     listed = f"<details><summary>Definitions</summary><dl>{''.join(definitions)}</dl></details>"
     return f"<table>{''.join(rows)}</table>{listed}"
 

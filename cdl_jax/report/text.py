@@ -23,7 +23,8 @@ table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { display: inline-block; margin: .6rem 1rem .6rem 0; max-width: 100%; overflow-x: auto; vertical-align: top; }
-figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure svg, figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.row { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; margin: 1rem 0; }
 figcaption, .quiet { color: var(--quiet); font-size: .9rem; } pre { overflow-x: auto; }
 figure.wide svg { max-width: max(100%, 40rem); }
 dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; }
@@ -177,6 +178,15 @@ def escape(value: object) -> str:
     'a &lt; b\\\\nc'
     """
     return html.escape(one_line(value))
+
+
+def capitalized(name: str) -> str:
+    """Returns a name with a capital first letter, for a title.
+
+    >>> capitalized("accuracy"), capitalized("AP")
+    ('Accuracy', 'AP')
+    """
+    return name[:1].upper() + name[1:]
 
 
 def number(value: float | None, digits: int = 2) -> str:

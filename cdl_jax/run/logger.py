@@ -6,7 +6,7 @@ import logging
 import time
 from pathlib import Path
 
-from cdl_jax.report import run_page
+from cdl_jax.report import detection_section, run_page
 from cdl_jax.runtime import event_files, files
 
 REPORT_INTERVAL = 60.0  # seconds between the reports of an unfinished run
@@ -38,8 +38,15 @@ class RunLogger:
         phase = f"{place['phase']}/" if "phase" in place else ""
         self._board.write_scalars(step, {phase + name: value for name, value in values.items()})
 
-    def write_results(self, content: dict) -> None:
-        """Writes results.json, then report.html: at most once a minute, because plots take seconds, and at the end."""
+    def write_results(self, content: dict, detections: dict | None = None) -> None:
+        """Writes results.json, then report.html: at most once a minute, because plots take seconds, and at the end.
+
+        Args:
+          content: of results.json.
+          detections: content of detections.json, which is written first; None: there is no such file.
+        """
+        if detections is not None:
+            files.write_atomically(self.folder / detection_section.FILE, json.dumps(detections) + "\n")
         parts = json.JSONEncoder(indent=1).iterencode(content)  # one string of a long run takes many times the memory
         files.write_atomically(self.folder / "results.json", itertools.chain(parts, "\n"))
         is_due = content["status"] == "finished" or time.monotonic() > self._last_report + REPORT_INTERVAL
@@ -60,7 +67,8 @@ def draw_report(folder: Path, content: dict) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
         lines = event_files.JsonLines(folder / "metrics.jsonl").read()
-        run_page.write_report(folder / "report.html", content, lines, config)
+        sections = detection_section.html_parts(content, detection_section.read(folder))
+        run_page.write_report(folder / "report.html", content, lines, config, sections)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         logging.getLogger("cdl_jax").warning(

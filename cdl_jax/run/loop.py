@@ -15,7 +15,7 @@ import numpy as np
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import weights
-from cdl_jax.run import early_stopping, memory, progress, results, workdir
+from cdl_jax.run import detections, early_stopping, memory, progress, results, workdir
 from cdl_jax.run.logger import RunLogger, draw_report, report_is_current
 from cdl_jax.run.results import Record
 from cdl_jax.run.schedule import Schedule
@@ -76,8 +76,9 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
       task: index; None: the last finished task.
 
     Returns:
-      {"task": t, "networks": {name: {"now": [percent, ...], "stored": [percent, ...]}}}, where "stored" is the row of
-      the run's accuracy matrix. With several seeds a network's name is followed by its seed.
+      {"task": t, "metric": name of the numbers, "networks": {name: {"now": [percent, ...], "stored": [percent, ...]}}},
+      where "stored" is the row of the run's accuracy matrix. With several seeds a network's name is followed by its
+      seed. Detectors also have "numbers", those of COCO, and "class_ap": (name, percent or None) of each class.
 
     Raises:
       UserError: there is no such checkpoint.
@@ -93,11 +94,14 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
     tasks = experiment.stream.tasks[: task + 1]
     evaluations = experiment.problem.make_evaluator(steps).evaluate(mutable, frozen, tasks, position(tasks[-1]))
     networks = {}
-    for seed, record, (accuracy, *_) in zip(experiment.seeds, records, evaluations, strict=True):
-        for name, row in accuracy.items():
+    for seed, record, found in zip(experiment.seeds, records, evaluations, strict=True):
+        for name, row in found.accuracy.items():
             label = f"{name}, seed {seed}," if experiment.config.seeds else name
             networks[label] = {"now": row, "stored": record.accuracy[name][task]}
-    return {"task": task, "networks": networks}
+        for name, details in found.detection.items():
+            of_classes = zip(experiment.stream.class_names, details["class_ap"], strict=False)
+            networks[name] |= {"numbers": found.extra_metrics, "class_ap": list(of_classes)}
+    return {"task": task, "metric": experiment.problem.metric, "networks": networks}
 
 
 class TaskLoop:
@@ -278,17 +282,20 @@ class TaskLoop:
         for record, mutable, evaluation in zip(
             self.records, self.experiment.axis.unstack(self.mutable), evaluations, strict=True
         ):
-            accuracy, counts, extra_metrics, calibration = evaluation
+            accuracy, counts, extra_metrics, calibration, detection = evaluation
             extra_metrics |= method.counters(mutable)
             for network, row in accuracy.items():
                 record.accuracy.setdefault(network, []).append(row)
-            accuracies = {f"{network}/accuracy": float(np.mean(row)) for network, row in accuracy.items()}
+            accuracies = self._named({network: float(np.mean(row)) for network, row in accuracy.items()})
             scalars.append(accuracies | extra_metrics)
             record.extra_metrics.append(extra_metrics)
             for name, values in calibration.items():
                 for which, row in values.items():
                     record.calibration.setdefault(name, {}).setdefault(which, []).append(row)
             record.selection = counts
+            for network, details in detection.items():
+                record.class_ap.setdefault(network, []).append(details["class_ap"])
+                record.detections[network] = {name: details[name] for name in ("curves", "examples")}
         return scalars
 
     def _evaluate_before(self, task):
@@ -307,19 +314,22 @@ class TaskLoop:
     def _evaluate_within(self, task, phase, epoch, mutable):
         """Evaluates within a task, and records the best evaluation by the method's headline."""
         tasks, scalars = self.experiment.stream.tasks[: task.index + 1], []
-        for record, (accuracy, _, extra_metrics, _) in zip(
+        for record, (accuracy, _, extra_metrics, *_) in zip(
             self.records, self._evaluate(mutable, tasks, position(task)), strict=True
         ):
             means = {network: float(np.mean(row)) for network, row in accuracy.items()}
             value = float(np.mean([means[network] for network in results.headline(self.experiment.method)]))
-            accuracies = {f"{network}/accuracy": mean for network, mean in means.items()}
-            scalars.append(accuracies | extra_metrics | {"headline": value})
+            scalars.append(self._named(means) | extra_metrics | {"headline": value})
             record.stopping_history = [*record.stopping_history, value]
             best = record.best.get(str(task.index))
             if best is None or value >= best["value"]:
                 best = {"phase": phase.name, "epochs": epoch + 1, "value": value}
                 record.best[str(task.index)] = {**best, "accuracy": accuracy, "extra_metrics": extra_metrics}
         self._log(scalars, task=task.index, phase=phase.name, epoch=epoch)
+
+    def _named(self, means):
+        """Returns the means of networks as scalars to log; the AP of a detector gives way to that over all classes."""
+        return {f"{network}/{self.experiment.problem.metric}": mean for network, mean in means.items()}
 
     def _evaluate(self, mutable, tasks, at, before_batch=None):
         start = time.perf_counter()
@@ -421,8 +431,8 @@ class TaskLoop:
             results.collect(self.experiment, record, seed)
             for record, seed in zip(records, self.experiment.seeds, strict=True)
         ]
-        for logger, content in zip(self.loggers, contents, strict=False):
-            logger.write_results(content)
+        for logger, record, content in zip(self.loggers, records, contents, strict=False):
+            logger.write_results(content, detections.collect(self.experiment, record) if record.detections else None)
         return contents
 
 

@@ -38,6 +38,8 @@ class Record:
       selection: network -> layer -> one row a task: how often its test images selected each prompt, or the sum of the
         prompt's absolute weights, at the last evaluation.
       calibration: name -> network or pair -> the values of `calibration.finalize` after each finished task.
+      class_ap: network -> rows; row i holds the AP of each class of tasks 0..i after learning task i, in percent.
+      detections: network -> the other values of `detection.detection_details` at the last evaluation.
       nonfinite: for each interval of log lines with NaN or infinity, the number of such steps, and the position, the
         images and the metrics of the first.
       seconds: phase or "evaluation" -> wall time.
@@ -60,6 +62,8 @@ class Record:
     best: dict = field(default_factory=dict)
     selection: dict = field(default_factory=dict)
     calibration: dict = field(default_factory=dict)
+    class_ap: dict = field(default_factory=dict)
+    detections: dict = field(default_factory=dict)
     nonfinite: list = field(default_factory=list)
     seconds: dict = field(default_factory=dict)
     throughput: dict = field(default_factory=dict)
@@ -76,7 +80,8 @@ class Record:
 
 # The fields that differ between the seeds of a run.
 _OWN = (
-    "accuracy", "pretask_accuracy", "initial_accuracy", "extra_metrics", "best", "selection", "calibration", "nonfinite"
+    "accuracy", "pretask_accuracy", "initial_accuracy", "extra_metrics", "best", "selection", "calibration",
+    "class_ap", "detections", "nonfinite",
 )  # fmt: skip
 
 
@@ -115,12 +120,12 @@ def read(folder: Path) -> dict | None:
 def collect(experiment: Experiment, record: Record, seed: int) -> dict:
     """Returns the content of results.json, a function of the record and the experiment."""
     stream, config = experiment.streams[experiment.seeds.index(seed)], experiment.config
-    networks = {}
+    networks, metric = {}, experiment.problem.metric
     for network in filter(record.accuracy.get, experiment.method.networks):
         rows = record.accuracy[network]
         pretask, initial = record.pretask_accuracy.get(network), record.initial_accuracy.get(network)
         ece, ece_seen, whole = (record.calibration.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream"))
-        counts = test_counts(experiment, network)
+        counts = test_counts(experiment, network) if metric == "accuracy" else None
         networks[network] = {
             "accuracy_matrix": rows,
             "pretask_accuracy": pretask,
@@ -128,11 +133,9 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
             "ece_matrix": ece,
             "ece_seen": ece_seen,
             "stream_matrix": whole,
-            "metrics": {
-                **metrics.named_metrics(rows, counts, pretask, initial),
-                **metrics.stream_metrics(whole, counts),
-                **metrics.calibration_metrics(ece, ece_seen),
-            },
+            "class_ap": record.class_ap.get(network),
+            "metrics": metrics.named_metrics(rows, counts, pretask, initial)
+            | (_metrics_of_images(whole, counts, ece, ece_seen) if metric == "accuracy" else {}),
             "per_task": metrics.series(rows, whole, counts),
             "selection": record.selection.get(network, {}),
         }
@@ -155,6 +158,7 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
             ],
         },
         "streams": [list(order) for order in experiment.method.streams],
+        "metric": metric,
         "networks": networks,
         "mean_over_learners": _means(experiment.method, networks),
         "headline": headline(experiment.method),
@@ -183,6 +187,10 @@ def test_counts(experiment: Experiment, network: str) -> list[int]:
     index = experiment.method.stream_of.get(network)
     own = [task.test for task in experiment.stream.tasks] if index is None else experiment.plan.test[index]
     return [len(rows) for rows in own]
+
+
+def _metrics_of_images(stream_rows, counts, ece, ece_seen):
+    return metrics.stream_metrics(stream_rows, counts) | metrics.calibration_metrics(ece, ece_seen)
 
 
 def headline(method: Method) -> list[str]:

@@ -1,7 +1,7 @@
 """Defines the compiled steps and the evaluation of detectors: average precision by task."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.data.detection import canvases, transforms
+from cdl_jax.data.detection.coco_files import DetectionSet
 from cdl_jax.data.detection.loader import DetectionLoader, StreamLoader
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import coco
@@ -16,12 +17,16 @@ from cdl_jax.evaluation.detections import Detections, top_detections
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, StreamInfo, join
 from cdl_jax.runtime import operations
+from cdl_jax.training.evaluator import SeedEvaluation
 from cdl_jax.training.state import position
 
 if TYPE_CHECKING:
     from cdl_jax.training.compiled import CompiledSteps
     from cdl_jax.training.experiment import Experiment
     from cdl_jax.training.steps import TrainStep
+
+MIN_SCORE = 0.3  # of the detections that the report shows
+NUM_EXAMPLES = 6  # images that the report shows
 
 
 def check(config) -> None:
@@ -122,7 +127,7 @@ class DetectionEvaluator:
     def __init__(self, steps: "CompiledSteps"):
         self.steps = steps
 
-    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[tuple]:
+    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[SeedEvaluation]:
         """Evaluates variables on all test images.
 
         Args:
@@ -132,12 +137,12 @@ class DetectionEvaluator:
           before_batch: called before each batch. An exception of the call ends the evaluation soon.
 
         Returns:
-          For the one seed: `{network: [AP of the categories of each task, in percent]}`; {}; the numbers of COCO over
-          all classes of `tasks`, `{"<network>/AP": percent, ...}`, with the AP of the classes of the last task (`AP
-          new`) and of those before (`AP old`), without numbers that no object determines; and {}.
+          The evaluation of the one seed. `accuracy` is the AP of the categories of each task. Extra metrics are the
+          numbers of COCO over all classes of `tasks`, with the AP of the classes of the last task (`AP new`) and of
+          those before (`AP old`), without numbers that no object determines.
         """
         found = self.detections(mutable, frozen, position, step, before_batch)
-        rows, extra_metrics = {}, {}
+        rows, extra_metrics, details = {}, {}, {}
         for network, detections in found.items():
             evaluation = self.measure(detections, tasks)
             rows[network] = [_percent(evaluation, task.classes)["AP"] for task in tasks]
@@ -146,7 +151,9 @@ class DetectionEvaluator:
             if earlier := [number for task in tasks[:-1] for number in task.classes]:
                 numbers["AP old"] = _percent(evaluation, earlier)["AP"]
             extra_metrics |= {f"{network}/{name}": value for name, value in numbers.items() if value >= 0}
-        return [(rows, {}, extra_metrics, {})]
+            classes = [number for task in tasks for number in task.classes]
+            details[network] = detection_details(evaluation, detections, classes, self.steps.experiment.stream.test)
+        return [SeedEvaluation(rows, {}, extra_metrics, {}, details)]
 
     def detections(self, mutable, frozen, position, step=None, before_batch=None) -> dict[str, Detections]:
         """Returns the detections of each network in all test images; arguments as in `evaluate`."""
@@ -168,6 +175,54 @@ class DetectionEvaluator:
         data, classes = self.steps.experiment.stream.test, {number for task in tasks for number in task.classes}
         categories = {number: name for number, name in data.categories.items() if number in classes}
         return coco.evaluate(dataclasses.replace(data, categories=categories), detections)
+
+
+def detection_details(
+    evaluation: coco.Evaluation, detections: Detections, classes: Sequence[int], data: DetectionSet
+) -> dict[str, Any]:
+    """Returns what the report shows of a detector beside COCO's numbers; JSON only.
+
+    Args:
+      evaluation: of the detections.
+      detections: in all images.
+      classes: category ids in stream order.
+      data: the images.
+
+    Returns:
+      `class_ap`: percent of each class. `curves`: precision at 101 recalls from 0 to 1, as a mean over classes at the
+      IoU thresholds `0.5` and `0.75`, and `classes`: of each class at 0.5. None stands for classes without objects.
+      `examples`: the detections with a score of at least `MIN_SCORE` in `example_rows`; each has its `row`, `label`
+      (category id), `score` and `box` (x, y, width, height) in pixels.
+    """
+    positions, of_classes = [*evaluation.categories], evaluation.curves(0.5)
+    values = [_percent(evaluation, [number])["AP"] for number in classes]
+    return {
+        "class_ap": [None if value == coco.MISSING else value for value in values],
+        "curves": {
+            "0.5": _rounded(evaluation.mean_curve(0.5)),
+            "0.75": _rounded(evaluation.mean_curve(0.75)),
+            "classes": [_rounded(of_classes[positions.index(number)]) for number in classes],
+        },
+        "examples": _examples(detections.select(example_rows(data), MIN_SCORE)),
+    }
+
+
+def example_rows(data: DetectionSet) -> np.ndarray:
+    """Returns the rows of at most `NUM_EXAMPLES` images with targets, evenly spaced over the set."""
+    rows = np.unique(data.objects.rows[data.trainable])
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_EXAMPLES, len(rows))).round().astype(int))]
+
+
+def _examples(found):
+    low, high = np.split(found.boxes.astype(np.float64), 2, axis=1)
+    boxes = np.concatenate([low, high - low], axis=1).round(2).tolist()
+    columns = (found.rows.tolist(), found.labels.tolist(), found.scores.astype(np.float64).round(4).tolist(), boxes)
+    return [dict(zip(("row", "label", "score", "box"), values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _rounded(curve):
+    """Returns the precision of a curve with 4 decimals; None for a class without objects."""
+    return None if (curve == coco.MISSING).any() else curve.round(4).tolist()
 
 
 def _percent(evaluation, categories):

@@ -1,6 +1,6 @@
 """Evaluates networks on test images: accuracy by task, calibration, agreement, logits."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,13 +13,31 @@ if TYPE_CHECKING:
     from cdl_jax.training.compiled import CompiledSteps
 
 
+class SeedEvaluation(NamedTuple):
+    """The measurements of one seed; JSON only.
+
+    Attributes:
+      accuracy: network -> percent on each task: `Problem.metric`.
+      counts: network -> name -> numbers of each task.
+      extra_metrics: name -> mean over images; or `<network>/<number of COCO>` -> percent.
+      calibration: see `calibration.finalize`.
+      detection: network -> what only detectors have, see `training.detection.detection_details`.
+    """
+
+    accuracy: dict[str, list[float]]
+    counts: dict[str, dict[str, list]]
+    extra_metrics: dict[str, float]
+    calibration: dict[str, Any]
+    detection: dict[str, dict[str, Any]]
+
+
 class Evaluator:
     """Evaluates with the compiled steps of an experiment; keeps the queries of test images."""
 
     def __init__(self, steps: "CompiledSteps"):
         self.steps, self._cache = steps, QueryCache(steps)
 
-    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[tuple]:
+    def evaluate(self, mutable, frozen, tasks, position, step=None, before_batch=None) -> list[SeedEvaluation]:
         """Evaluates variables on the test images of tasks.
 
         Args:
@@ -29,11 +47,10 @@ class Evaluator:
             the evaluation soon.
 
         Returns:
-          For each seed: accuracy `{network: [percent of each task]}`; counts `{network: {name: [numbers of each
-          task]}}`; extra metrics `{name: mean over images}`, those of the method and each network's
-          accuracy as a mean over batches (some published programs report it; images of an incomplete last batch count
-          for more); and calibration, see `calibration.finalize`. Where learners have streams of their own, extra
-          metrics are over the images of all tasks, and calibration has `stream`: accuracy on each task of the stream.
+          The evaluation of each seed. Its extra metrics are those of the method and each network's accuracy as a mean
+          over batches (some published programs report it; images of an incomplete last batch count for more). Where
+          learners have streams of their own, extra metrics are over the images of all tasks, and calibration has
+          `stream`: accuracy on each task of the stream.
         """
         experiment, loader = self.steps.experiment, self.steps.test_loader
         step = step or self.steps.evaluation_step
@@ -50,7 +67,8 @@ class Evaluator:
                     before_batch()
                 parts.append(step(mutable, frozen, data, host_batch, position))
         parts = jax.device_get(parts)
-        return [calibration.aggregate_batches(own, tasks, multi_learner) for own in experiment.axis.unstack(parts)]
+        of_seeds = experiment.axis.unstack(parts)
+        return [SeedEvaluation(*calibration.aggregate_batches(own, tasks, multi_learner), {}) for own in of_seeds]
 
     def logits(self, mutable, frozen, task, position) -> dict[str, np.ndarray]:
         """Returns `{network: logits [test images of the task, classes]}`, for one seed and one process."""

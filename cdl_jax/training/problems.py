@@ -20,6 +20,7 @@ class Problem:
       read_batch: see `steps.read_image_batch`.
       evaluation_step: see `steps.evaluation_step`.
       make_evaluator: `(compiled steps) -> evaluator`, see `evaluator.Evaluator.evaluate`.
+      metric: name of the numbers of the accuracy matrix, in percent: "accuracy", of images, or "AP", of classes.
       image_work: `(experiment) -> (size, work)`: the most common size of a test image, and the work of detecting in one
         image of that size; None: not stated.
       uses_mesh: whether traced methods find the mesh, to divide work on the host over its processes.
@@ -31,6 +32,7 @@ class Problem:
     read_batch: Callable
     evaluation_step: Callable
     make_evaluator: Callable
+    metric: str
     image_work: Callable | None = None
     uses_mesh: bool = False
 
@@ -55,6 +57,7 @@ PROBLEMS: Mapping[str, Problem] = {
         read_batch=steps.read_image_batch,
         evaluation_step=steps.evaluation_step,
         make_evaluator=Evaluator,
+        metric="accuracy",
     ),
     "detection": Problem(
         check=detection.check,
@@ -63,6 +66,7 @@ PROBLEMS: Mapping[str, Problem] = {
         read_batch=detection.read_batch,
         evaluation_step=detection.evaluation_step,
         make_evaluator=detection.DetectionEvaluator,
+        metric="AP",
         image_work=detection.image_work,
         uses_mesh=True,
     ),

@@ -2,12 +2,15 @@
 
 import json
 import random
+import re
 import signal
 
 import numpy as np
 import pytest
 
 from cdl_jax.data.tools import make_glyph_scenes
+from cdl_jax.evaluation import coco
+from cdl_jax.report import text
 from tests.end_to_end.command import last_weights, matrices, results, run, run_in_process
 from tests.end_to_end.test_resume import kill_at_line
 
@@ -53,18 +56,39 @@ def test_a_stream_of_two_tasks_has_the_average_precision_of_each(uninterrupted, 
     # Two groups of 4 images: each has half of the images, rounded up.
     steps = [-(-task["train"] // 2) // 4 for task in content["stream"]["tasks"]]
     assert len(losses) == 2 * sum(steps)
-    assert losses[2 * steps[0] - 1] < losses[0] and (uninterrupted / "report.html").exists()
+    assert losses[2 * steps[0] - 1] < losses[0]
     out, _ = run_in_process(*arguments(scenes), ON_DEVICE, "--workdir", uninterrupted, "--mode=eval", "--task=0")
-    assert "equal to the run's accuracy matrix" in out
+    assert "equal to the run's AP matrix" in out and "NOT" not in out
+    rows = dict(line.rsplit(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
+    numbers = {name: rows[name] for name in coco.NUMBERS}
+    assert numbers == {name: text.number(first.get(f"student/{name}")) for name in coco.NUMBERS}
+    of_classes = content["networks"]["student"]["class_ap"][0]
+    names = content["stream"]["tasks"][0]["classes"]
+    assert [rows[name] for name in names] == [f"{ap:.2f}" for ap in of_classes] and len(names) == 5
+
+
+def test_the_report_has_curves_and_images(uninterrupted):
+    content = json.loads((uninterrupted / "detections.json").read_text())
+    curves, ap50 = content["curves"]["student"], results(uninterrupted)["extra_metrics"][1]["student/AP50"]
+    assert 100 * np.mean(curves["0.5"]) == pytest.approx(ap50, abs=0.01) and len(curves["classes"]) == 10
+    assert len(content["images"]) == 6 and all(image["objects"] for image in content["images"])
+    page = (uninterrupted / "report.html").read_text()
+    assert "<h2>AP</h2>" in page and page.count("data:image/jpeg") == 2 * 6
+    assert "accuracy" not in re.sub('base64,[^"]*', "", page.lower())
 
 
 def test_killed_it_resumes_with_the_same_bits(uninterrupted, scenes, tmp_path):
     total = len(lines(uninterrupted))
-    process, _ = kill_at_line(
-        tmp_path, random.randrange(2, total - 2), signal.SIGKILL, arguments(scenes, "", ON_DEVICE)
-    )
+    flags = (*arguments(scenes, "", ON_DEVICE), "--config.log.report=True")
+    process, _ = kill_at_line(tmp_path, random.randrange(2, total - 2), signal.SIGKILL, flags)
     assert process.returncode == -signal.SIGKILL
-    run(*arguments(scenes), ON_DEVICE, "--workdir", tmp_path)
+    run(*flags, "--workdir", tmp_path)
+    assert (tmp_path / "detections.json").read_bytes() == (uninterrupted / "detections.json").read_bytes()
+    pages = [(folder / "report.html").read_text() for folder in (tmp_path, uninterrupted)]
+    ours, wanted = (
+        re.sub(r"<p class=quiet>finished.*?</pre>|<h2>Cost.*?</table>", "", page, flags=re.S) for page in pages
+    )
+    assert ours == wanted
     assert matrices(tmp_path) == matrices(uninterrupted)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     ours, wanted = last_weights(tmp_path, 1), last_weights(uninterrupted, 1)

@@ -5,6 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
+from cdl_jax.data import stream
+
 SIZES = ((40, 60), (64, 48), (50, 50))  # (height, width) of the images 9, 4 and 7
 
 
@@ -22,6 +24,18 @@ def content():
     ]
     categories = [{"id": 90, "name": "ring"}, {"id": 3, "name": "cat"}, {"id": 7, "name": "hat"}]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def stream_of_three(root):
+    """Returns a stream with a task for each of the categories 3, 7 and 90, after writing its two sets.
+
+    Image 4 has one target of each of 7 and 90, 7 one of 7, and 9 one of 3; the set is in the order 4, 7, 9.
+    """
+    records = content()
+    records["annotations"].append({"id": 40, "image_id": 7, "category_id": 7, "bbox": [1, 1, 9, 9]})
+    for part in ("train2017", "val2017"):
+        write(root, part, records)
+    return stream.load({"name": "coco", "path": str(root), "num_tasks": 3})
 
 
 def write(root, part="train2017", records=None):

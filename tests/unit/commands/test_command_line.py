@@ -257,6 +257,21 @@ def test_the_first_of_several_processes_prints_the_working_directory(
     assert capsys.readouterr().out.removesuffix("done\n") == printed
 
 
+@pytest.mark.parametrize("stored", [25.0, 24.0])
+def test_an_evaluation_of_a_detector_prints_its_numbers(stored, monkeypatch, capsys):
+    numbers = {"student/AP": 25.0, "student/AP50": 50.5}
+    student = {"now": [25.0], "stored": [stored], "numbers": numbers, "class_ap": [("cat", 25.0), ("dog", None)]}
+    found = {"task": 0, "metric": "AP", "networks": {"student": student}}
+    monkeypatch.setattr(main, "_stored_run", lambda *_: None)
+    monkeypatch.setattr("cdl_jax.run.loop.evaluate", lambda *_: found)
+    assert main._evaluate(None, None, 0) == (stored != 25.0)
+    first, head, ap, ap50, *_, cat, dog, last = capsys.readouterr().out.splitlines()
+    assert first == "student after task 0: 25.00" and head.split() == ["student", "%"]
+    assert ap.split() == ["AP", "25.00"] and ap50.split() == ["AP50", "50.50"]
+    assert cat.split() == ["cat", "25.00"] and dog.split() == ["dog", "-"]
+    assert last == f"{'equal' if stored == 25.0 else 'NOT equal'} to the run's AP matrix"
+
+
 def test_a_refused_run_leaves_no_folder(tmp_path):
     with pytest.raises(UserError), workdir.locked(tmp_path / "runs" / "a"):
         raise UserError("refused")

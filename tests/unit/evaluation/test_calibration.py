@@ -120,7 +120,8 @@ def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
 def test_evaluations_equal_float64_for_any_batch_size(seen_tasks, batch_size):
     """50 images fill neither 7 nor 16 nor 64 evenly, so padding has no weight."""
     assert sampling.sequential_order(NUM, 16)[1].sum() == NUM
-    accuracy, *_, found = evaluate(batch_size, seen_tasks)
+    evaluation = evaluate(batch_size, seen_tasks)
+    accuracy, found = evaluation.accuracy, evaluation.calibration
     end = 2 * seen_tasks
     p, q = (softmax(x.astype(np.float64)[:, :end]) for x in (TEACHER, STUDENT))
     for name, table in (("teacher", p), ("student", q)):
@@ -139,6 +140,6 @@ def test_evaluations_equal_float64_for_any_batch_size(seen_tasks, batch_size):
 
 
 def test_counts_are_exact_and_only_declared_pairs_are_measured():
-    assert evaluate(7, 3)[-1]["agreement"] == evaluate(50, 3)[-1]["agreement"]
-    alone = evaluate(7, 2, pairs=())[-1]
+    assert evaluate(7, 3).calibration["agreement"] == evaluate(50, 3).calibration["agreement"]
+    alone = evaluate(7, 2, pairs=()).calibration
     assert alone["agreement"] == alone["kl"] == {} and set(alone["ece"]) == {"teacher", "student"}

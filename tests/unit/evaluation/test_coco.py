@@ -73,6 +73,21 @@ def test_precision_and_recall_by_hand():
     assert (curve[1:] == -1).all()
 
 
+def test_mean_curves_average_to_the_ap_of_a_threshold():
+    """Without cats, whose precision counts neither way."""
+    data, found = random_case(3)
+    data = replace(data, objects=data.objects.take(data.objects.labels != 2))
+    evaluation = coco.evaluate(data, found)
+    numbers = evaluation.numbers()
+    assert (evaluation.curves(0.75)[0] == -1).all()
+    for iou, name in ((0.5, "AP50"), (0.75, "AP75")):
+        curve = evaluation.mean_curve(iou)
+        assert curve.shape == (101,) and curve.mean() == pytest.approx(numbers[name]) and 0 < numbers[name] < 1
+        np.testing.assert_allclose(curve, evaluation.curves(iou)[1:].mean(axis=0))
+    nothing = replace(data, objects=data.objects.take(slice(0)))
+    assert (coco.evaluate(nothing, found).mean_curve() == -1).all()
+
+
 def test_all_numbers_equal_the_summary_of_pycocotools():
     from pycocotools.cocoeval import COCOeval
 

@@ -42,6 +42,16 @@ def test_images_without_weight_are_left_out():
     assert found.boxes.shape == (6, 4) and found.scores.shape == (6,)
 
 
+def test_detections_of_some_images_with_a_score():
+    found = Detections(
+        np.array([0, 0, 1, 2]), np.array([5, 6, 7, 8]), np.arange(16.0).reshape(4, 4), np.array([0.9, 0.2, 0.3, 0.8])
+    )
+    selected = found.select(np.array([0, 1]), 0.3)
+    assert selected.rows.tolist() == [0, 1] and selected.labels.tolist() == [5, 7]
+    assert selected.boxes.tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]] and selected.scores.tolist() == [0.9, 0.3]
+    assert len(found.select(np.array([2, 3])).rows) == 1
+
+
 def test_an_image_that_occurs_twice_and_numbers_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="occurs twice"):
         Detections.collect([batch([0, 1], [1, 1]), batch([1, -1], [1, 0])])

@@ -129,6 +129,21 @@ def test_the_command_line_plots_the_headlines(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("cdl_jax: --plot")
 
 
+def test_numbers_of_detectors_are_called_ap(grid_runs, tmp_path, capsys):  # noqa: F811
+    for run in grid_runs:
+        path = run / "results.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "metric": "AP"}))
+    svgs = {command: tmp_path / f"{command}.svg" for command in ("table", "grid")}
+    for command, svg in svgs.items():
+        code, out, _ = output([command, *map(str, grid_runs), "--plot", str(svg)], capsys)
+        assert code == 0 and "accuracy" not in (out + svg.read_text()).lower(), command
+    assert command_line.main(["grid", *map(str, grid_runs), "--out", str(tmp_path / "grid.md")]) == 0
+    assert (tmp_path / "grid.md").read_text().startswith("## AP after the last task\n") and "learning_AP" in out
+    assert "<!-- AP, %; bar: mean -->" in svgs["table"].read_text()
+    assert "<!-- gain of AP over the learner alone, points; bar: mean -->" in svgs["grid"].read_text()
+    assert "<!-- AP, %; line: mean -->" in plots.sweep_plot({"a": {1: [2.0]}}, "x", "AP")
+
+
 def test_the_command_line_plots_accuracy_against_traffic(tmp_path, capsys):
     runs = [store_exchanging(tmp_path / "often", seed, 12.5, (60.0 + seed, 62.0)) for seed in (0, 1)]
     never = store_exchanging(tmp_path / "never", 0, 0, (50.0, 51.0), interval=2)

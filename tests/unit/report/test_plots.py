@@ -11,6 +11,7 @@ def test_plots_have_titles_and_labels():
         assert f"<!-- {text} -->" in one
     assert plots.heat_map([[10.0], [20.0, 31.0]], "student") != one
     shown = plots.losses(LINES)
+    assert plots.losses([{**line, "class_error": 90.0} for line in LINES]) == shown
     for text in ("teacher", "student", "loss", "pool"):
         assert f"<!-- {text} -->" in shown
     assert "<!-- learning_rate -->" not in shown

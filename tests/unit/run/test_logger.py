@@ -47,7 +47,7 @@ def test_a_report_that_fails_is_one_warning(folder, monkeypatch, caplog):
 def test_the_same_command_draws_a_report_that_is_missing(folder, monkeypatch):
     drawn = []
 
-    def draws(path, content, lines, config):
+    def draws(path, content, lines, config, sections):
         drawn.append(content["value"])
         path.write_text("<html>")
 

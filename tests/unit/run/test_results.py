@@ -68,6 +68,7 @@ def make_experiment():
         seeds=(3,),
         method=FixedMethod(networks=("teacher", "student"), bookkeeping=frozenset({"exchange", "published", "cache"})),
         mesh=SimpleNamespace(size=1),
+        problem=SimpleNamespace(metric="accuracy"),
         abstract_variables=lambda: (
             {"student": {"head": tree["head"]}, "distill": {}, "exchange": tree, "published": tree, "cache": tree},
             {"student": {"backbone": tree["backbone"]}},
