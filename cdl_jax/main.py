@@ -29,7 +29,7 @@ after the state was saved. 141: the reader of stdout closed the pipe.
 import ast
 import re
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,7 +149,7 @@ def _parse(argv):
     if text:
         name, arguments = config_files.split_arguments(text)
         path = config_files.find(name)
-        loaded = _load_config(path, arguments)
+        loaded = config_files.load_config(path, arguments)
         argv = _without_flag(argv, "config")
     else:
         loaded = _load_stored_config(_flag_value(argv, "workdir"))
@@ -168,51 +168,6 @@ def _parse(argv):
         values.workdir = default_workdir(path, arguments)
     sys.argv = original  # `workdir` records the command
     return values
-
-
-def _load_config(path, arguments):
-    """Returns the ConfigDict of a config file for the arguments behind its colon."""
-    import ml_collections
-
-    from cdl_jax import config_files
-    from cdl_jax.errors import UserError
-
-    config = config_files.load(path, arguments)
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(
-            f"config file {path}: get_config returns {type(config).__name__}, not a ConfigDict; begin with "
-            "cdl_jax.config.default(...)"
-        )
-    if isinstance(config, ml_collections.FrozenConfigDict):
-        config = ml_collections.ConfigDict(config)
-    _check_tree(config, f"config file {path}")
-    return config
-
-
-def _check_tree(config, what, prefix=""):
-    """Raises UserError if a key is not the name of an option, or an option has neither a value nor a default.
-
-    what: the source of the config, for messages.
-    """
-    import ml_collections
-
-    from cdl_jax.errors import UserError
-
-    for key in list(config._fields):  # the public iterators sort, which fails with numbers between names
-        if not isinstance(key, str) or not key or "." in key:
-            raise UserError(
-                f"{what}: the key {key!r}{f' of config.{prefix}' if prefix else ''} is not the name of an option: use "
-                "names such as 'epochs'"
-            )
-        path = f"{prefix}.{key}" if prefix else key
-        try:
-            value = config[key]
-        except ml_collections.config_dict.RequiredValueError:
-            raise UserError(f"{what}: config.{path} is a required placeholder: set its value in the file") from None
-        if isinstance(value, ml_collections.ConfigDict):
-            _check_tree(value, what, path)
-        elif isinstance(value, dict):
-            raise UserError(f"{what}: config.{path} is a dict that is not converted: use an ml_collections.ConfigDict")
 
 
 def default_workdir(path: Path, arguments: str) -> str:
@@ -341,7 +296,6 @@ def _without_flag(argv, flag):
 def _run(options, handler):
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
-    from cdl_jax.run import workdir
     from cdl_jax.runtime import compilation_cache, distributed, files, malloc, paths
 
     config = options.config
@@ -368,7 +322,6 @@ def _run(options, handler):
         _check_weights_are_named(experiment)
         print(note + note_of_weights + describe(experiment, show_config=options.show_config))
         return 0
-    resolved = config.to_dict()
     if options.mode == "analyze":
         return _analyze(config, folder, options)
     if options.mode == "eval":
@@ -378,15 +331,11 @@ def _run(options, handler):
     import jax
 
     from cdl_jax.report import run_page
-    from cdl_jax.run import loop
+    from cdl_jax.run import start
 
     _start_jax(options, folder)
-    primary = jax.process_index() == 0
-    with workdir.locked(folder) if primary else nullcontext():
-        workdir.check_config(folder, resolved)
-        workdir.check_seeds(folder, config.seeds)
-        seeds = loop.train(_experiment(config, folder), folder, handler)
-    if primary:
+    seeds = start.train(config, folder, handler)
+    if jax.process_index() == 0:
         print(run_page.summary(seeds))
         for seed_folder in files.seed_folders(folder, config.seeds):
             if (page := seed_folder / "report.html").exists() and config.log.report:
@@ -473,27 +422,6 @@ def fetch_missing(config: "ml_collections.ConfigDict") -> None:
             pass
 
 
-def _experiment(config, folder=None):
-    """Returns the experiment of a config.
-
-    Args:
-      config: a ConfigDict.
-      folder: the run's folder, to compare the data with; None: no run.
-
-    Raises:
-      UserError: the data is missing, damaged, or differs from that of the run.
-    """
-    from cdl_jax import config as configs
-    from cdl_jax.data import stream
-    from cdl_jax.run import workdir
-    from cdl_jax.training.experiment import Experiment
-
-    data = stream.load(config.data, configs.seeds_of(config)[0])
-    if folder is not None:
-        workdir.check_data(folder, data)
-    return Experiment.build(config, data)
-
-
 def _stored_run(config, folder):
     """Returns the experiment of the run in a folder.
 
@@ -501,12 +429,12 @@ def _stored_run(config, folder):
       UserError: the folder has no run, or a run of another config.
     """
     from cdl_jax.errors import UserError
-    from cdl_jax.run import workdir
+    from cdl_jax.run import start, workdir
 
     if not (folder / "config.json").exists():
         raise UserError(f"--workdir {folder} has no run: train one with the same command and --mode=train")
     workdir.check_config(folder, config.to_dict())
-    return _experiment(config, folder)
+    return start.build_experiment(config, folder)
 
 
 def _analyze(config, folder, options):

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from cdl_jax import schema
+from cdl_jax.data import loaders
 from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import Method, split
 from cdl_jax.run import workdir
@@ -145,9 +146,11 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         "stream": {
             "name": stream.name,
             "num_tasks": stream.num_tasks,
+            "device_size": _device_size(stream, config),
             "tasks": [
                 {
                     "classes": list(stream.class_names[task.first : task.end]),
+                    "class_ids": [int(number) for number in task.classes],
                     "train": len(task.train),
                     "test": len(task.test),
                 }
@@ -183,6 +186,12 @@ def test_counts(experiment: Experiment, network: str) -> list[int]:
     index = experiment.method.stream_of.get(network)
     own = [task.test for task in experiment.stream.tasks] if index is None else experiment.plan.test[index]
     return [len(rows) for rows in own]
+
+
+def _device_size(stream, config) -> list[int] | None:
+    """Returns (height, width) of the test images that evaluation transforms on the device; None: on the host."""
+    on_device = stream.problem == "classification" and loaders.fits_device(stream.test, config.device_data_limit_mb)
+    return [int(side) for side in stream.test.images.shape[1:3]] if on_device else None
 
 
 def headline(method: Method) -> list[str]:
