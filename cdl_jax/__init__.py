@@ -3,9 +3,8 @@
 `load` opens a run and `train` trains a config. jax is imported when one of them is called.
 """
 
-import typing
-
-if typing.TYPE_CHECKING:
+TYPE_CHECKING = False  # true for type checkers; `typing` is not imported for it
+if TYPE_CHECKING:
     import os
 
     from ml_collections import ConfigDict
