@@ -17,6 +17,9 @@
                   and with other weights of two heads, the selected prompts, the similarity of the networks' layers on
                   test images (linear CKA), and a t-SNE map of these images (if scikit-learn is installed; also in
                   features_<network>.svg)
+--mode=predict    predicts the classes or boxes of --images PATH [PATH ...], files or folders, without the data set:
+                  [--network NAME] [--task T] [--top_k 5] [--output FILE.json|FILE.csv]; of detectors also
+                  [--threshold 0.3], the smallest score, and [--draw FOLDER], images with boxes
 --mode=describe   prints tasks, parameters, operations and memory of a step; with --show_config the resolved config too;
                   trains nothing; published data sets may be missing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto: settings of SLURM or the cloud
@@ -41,8 +44,13 @@ from cdl_jax.runtime import console
 if TYPE_CHECKING:
     import ml_collections
 
-_MODES = ("train", "eval", "analyze", "describe")
-_FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
+_MODES = ("train", "eval", "analyze", "predict", "describe")
+# Flag -> the modes that have it; other flags belong to all modes.
+_FLAGS_OF_MODES = {
+    "task": ("eval", "predict"),
+    **dict.fromkeys(("network", "top_k", "threshold", "output", "draw", "images"), ("predict",)),
+}
+_FLAGS = ("config", "workdir", "mode", "distributed", "fetch", "show_config", *_FLAGS_OF_MODES)
 _HELP = ("--help", "-h", "-help")
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)  # the words of a command that change the config
 _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--config.section.key=value ...]
@@ -146,6 +154,7 @@ def _parse(argv):
     from cdl_jax.plugins import did_you_mean
 
     original, text = argv, _flag_value(argv, "config")
+    argv, images = _split_images(argv)
     if text:
         name, arguments = config_files.split_arguments(text)
         path = config_files.find(name)
@@ -161,8 +170,11 @@ def _parse(argv):
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:
         raise UserError(f"--mode={values.mode}: {did_you_mean(values.mode, _MODES)}")
-    if values.task is not None and values.mode != "eval":
-        raise UserError(f"--task={values.task} needs --mode=eval instead of --mode={values.mode}: omit it")
+    values.images = images
+    for flag, modes in _FLAGS_OF_MODES.items():
+        if (value := getattr(values, flag)) is not None and values.mode not in modes:
+            needed = " or ".join(f"--mode={mode}" for mode in modes)
+            raise UserError(f"--{flag}={value} needs {needed} instead of --mode={values.mode}: omit it")
     values.names_workdir = values.workdir is not None
     if not values.names_workdir and values.mode != "describe":
         values.workdir = default_workdir(path, arguments)
@@ -230,7 +242,11 @@ def _parse_flags(argv, config):
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
-    flags.DEFINE_integer("task", None, "", flag_values=values)
+    for name in ("task", "top_k"):
+        flags.DEFINE_integer(name, None, "", flag_values=values)
+    flags.DEFINE_float("threshold", None, "", flag_values=values)
+    for name in ("network", "output", "draw", "images"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
     flags.DEFINE_boolean("fetch", False, "", flag_values=values)
     flags.DEFINE_boolean("show_config", False, "", flag_values=values)
@@ -283,6 +299,16 @@ def _flag_value(argv, flag):
     return None
 
 
+def _split_images(argv):
+    """Returns the command line without --images, and the paths behind this flag; None without the flag."""
+    index = next((i for i, word in enumerate(argv) if word.split("=")[0] in ("--images", "-images")), None)
+    if index is None:
+        return argv, None
+    end = next((i for i in range(index + 1, len(argv)) if argv[i].startswith("-")), len(argv))
+    _, is_joined, first = argv[index].partition("=")
+    return [*argv[:index], *argv[end:]], [first] * bool(is_joined) + list(argv[index + 1 : end])
+
+
 def _without_flag(argv, flag):
     """Returns the command line without a flag and its value."""
     for index, word in enumerate(argv[1:], start=1):
@@ -324,6 +350,8 @@ def _run(options, handler):
         return 0
     if options.mode == "analyze":
         return _analyze(config, folder, options)
+    if options.mode == "predict":
+        return _predict(config, folder, options)
     if options.mode == "eval":
         _start_jax(options, folder)
         return _evaluate(config, folder, options.task)
@@ -450,6 +478,21 @@ def _analyze(config, folder, options):
     analysis.write(folder, content)
     print(analysis_section.summary(content))
     print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _predict(config, folder, options):
+    from cdl_jax.errors import UserError
+    from cdl_jax.run import api, predict, workdir
+    from cdl_jax.runtime import distributed
+
+    if options.distributed != "off":
+        raise UserError(f"--distributed={options.distributed}: --mode=predict runs in one process: omit the flag")
+    distributed.initialize("off")
+    workdir.check_config(folder, config.to_dict())
+    threshold = 0.3 if options.threshold is None else options.threshold
+    flags = {name: getattr(options, name) for name in ("network", "task", "top_k", "output", "draw")}
+    print(predict.predict(api.load(folder), predict.Request(options.images, threshold=threshold, **flags)))
     return 0
 
 
