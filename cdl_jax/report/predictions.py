@@ -10,7 +10,7 @@ from cdl_jax.evaluation.predictions import BoxPredictions, ClassPredictions
 from cdl_jax.report import text
 
 SUFFIXES = (".json", ".csv")
-_DIGITS = 4  # of probabilities and scores in the table
+_DIGITS = {"probability": 4, "score": 4}  # decimals in the table
 _COLUMNS = {"classes": ("rank", "class", "probability"), "boxes": ("class", "score", "x", "y", "width", "height")}
 
 Entry = dict[str, Any]
@@ -37,15 +37,14 @@ def entries(files: Sequence[str], found: ClassPredictions | Sequence[BoxPredicti
             {"file": file, "classes": [_class_entry(rank, *pair) for rank, pair in enumerate(pairs, start=1)]}
             for file, pairs in zip(files, found.top(top_k), strict=True)
         ]
-    return [
-        {"file": file, "boxes": _box_entries(boxes.top(top_k))} for file, boxes in zip(files, found, strict=True)
-    ]
+    return [{"file": file, "boxes": _box_entries(boxes.top(top_k))} for file, boxes in zip(files, found, strict=True)]
 
 
 def table(found: Sequence[Entry]) -> str:
     """Returns a table for the terminal, with one line for each class or box."""
-    rows = [_shown(row) for row in _rows(found)]
-    return text.aligned([_head(found), *rows]) if rows else "no boxes"
+    head = _head(found)
+    rows = [_shown(head, row) for row in _rows(found)]
+    return text.aligned([head, *rows]) if rows else "no boxes"
 
 
 def render(suffix: str, found: Sequence[Entry], about: Mapping[str, Any]) -> str:
@@ -68,9 +67,7 @@ def _class_entry(rank, name, probability) -> Entry:
 
 
 def _box_entries(boxes) -> list[Entry]:
-    columns = zip(
-        boxes.class_names, boxes.class_ids.tolist(), boxes.scores.tolist(), boxes.boxes.tolist(), strict=True
-    )
+    columns = zip(boxes.class_names, boxes.class_ids.tolist(), boxes.scores.tolist(), boxes.boxes.tolist(), strict=True)
     return [
         {"class": name, "class_id": number, "score": score, "x": x, "y": y, "width": width, "height": height}
         for name, number, score, (x, y, width, height) in columns
@@ -91,10 +88,9 @@ def _rows(found):
     return [[entry["file"], *(item[name] for name in _COLUMNS[kind])] for entry in found for item in entry[kind]]
 
 
-def _shown(row):
+def _shown(head, row):
     """Returns the cells of a row for the terminal; lengths in pixels have one decimal."""
-    digits = [_DIGITS] * 4 + [1] * (len(row) - 4)
     return [
-        text.number(cell, count) if isinstance(cell, float) else str(cell)
-        for cell, count in zip(row, digits, strict=True)
+        text.number(cell, _DIGITS.get(name, 1)) if isinstance(cell, float) else str(cell)
+        for name, cell in zip(head, row, strict=True)
     ]

@@ -34,7 +34,7 @@ from cdl_jax.methods.shared import finished_run
 from cdl_jax.run import results, start
 from cdl_jax.runtime import files, paths
 from cdl_jax.runtime.checkpoint import Checkpoints
-from cdl_jax.training.prediction import Classifier, Detector, ImageFile, Predictor
+from cdl_jax.training.prediction import Classifier, Detector, ImageFile
 from cdl_jax.training.state import position
 
 Images = np.ndarray | str | os.PathLike | Sequence[Any]

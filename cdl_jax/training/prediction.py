@@ -112,17 +112,21 @@ class Classifier(Predictor):
     def _apply(self, function, images) -> Tree:
         """Returns the outputs of a function for all images, in their order."""
         on_device = np.array([self._is_of_device_size(image) for image in images], bool)
-        rows = [np.flatnonzero(~on_device), np.flatnonzero(on_device)]
-        outputs = []
-        for chosen, batches, on_host in zip(rows, (self._host_batches, self._device_batches), (True, False), strict=True):
-            if len(chosen):
-                step, queries = self._step(function.__name__, on_host), self._query_step(on_host)
-                parts = [
-                    jax.device_get(self._run(step, queries, batch)) for batch in batches([images[i] for i in chosen])
-                ]
-                outputs.append(jax.tree.map(lambda *x, n=len(chosen): np.concatenate(x)[:n], *parts))
-        order = np.argsort(np.concatenate(rows))
+        rows = {on_host: np.flatnonzero(on_device != on_host) for on_host in (True, False)}
+        outputs = [
+            self._apply_to_kind(function, [images[row] for row in chosen], on_host)
+            for on_host, chosen in rows.items()
+            if len(chosen)
+        ]
+        order = np.argsort(np.concatenate(list(rows.values())))
         return jax.tree.map(lambda *x: np.concatenate(x)[order], *outputs)
+
+    def _apply_to_kind(self, function, images, on_host) -> Tree:
+        """Returns the outputs for images that are all transformed on the host, or all on the device."""
+        step, query_step = self._step(function.__name__, on_host), self._query_step(on_host)
+        batches = self._host_batches(images) if on_host else self._device_batches(images)
+        parts = [jax.device_get(self._run(step, query_step, batch)) for batch in batches]
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *parts)
 
     def _run(self, step, query_step, batch):
         """Returns the outputs of a batch; as in evaluation, a step of its own computes the queries."""
@@ -269,4 +273,6 @@ def _unlabeled_set(images, categories) -> coco_files.DetectionSet:
     ]
     files = tuple(image if isinstance(image, ArrayImage) else str(image) for image in images)
     ids = np.arange(len(files))
-    return coco_files.DetectionSet("images", categories, ids, files, np.array(sizes, np.int32), coco_files.Objects.empty())
+    return coco_files.DetectionSet(
+        "images", categories, ids, files, np.array(sizes, np.int32), coco_files.Objects.empty()
+    )

@@ -30,7 +30,6 @@ from cdl_jax.models import weights
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.checkpoint import Checkpoints
 
-
 Records = Mapping[str, Any]  # folder of a teacher's run, as the config names it -> its record, see `record_teachers`
 
 _RECORDS: ContextVar[Records] = ContextVar("records of teachers' runs")
