@@ -20,6 +20,8 @@
 --mode=predict    predicts the classes or boxes of --images PATH [PATH ...], files or folders, without the data set:
                   [--network NAME] [--task T] [--top_k 5] [--output FILE.json|FILE.csv]; of detectors also
                   [--threshold 0.3], the smallest score, and [--draw FOLDER], images with boxes
+--mode=export     writes a classifier into --output FOLDER for serving: StableHLO, weights as .safetensors, class names,
+                  a README with a loader, and a model card; [--network NAME] [--task T]
 --mode=describe   prints tasks, parameters, operations and memory of a step; with --show_config the resolved config too;
                   trains nothing; published data sets may be missing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto: settings of SLURM or the cloud
@@ -44,11 +46,12 @@ from cdl_jax.runtime import console
 if TYPE_CHECKING:
     import ml_collections
 
-_MODES = ("train", "eval", "analyze", "predict", "describe")
+_MODES = ("train", "eval", "analyze", "predict", "export", "describe")
 # Flag -> the modes that have it; other flags belong to all modes.
 _FLAGS_OF_MODES = {
-    "task": ("eval", "predict"),
-    **dict.fromkeys(("network", "top_k", "threshold", "output", "draw", "images"), ("predict",)),
+    "task": ("eval", "predict", "export"),
+    **dict.fromkeys(("network", "output"), ("predict", "export")),
+    **dict.fromkeys(("top_k", "threshold", "draw", "images"), ("predict",)),
 }
 _FLAGS = ("config", "workdir", "mode", "distributed", "fetch", "show_config", *_FLAGS_OF_MODES)
 _HELP = ("--help", "-h", "-help")
@@ -350,8 +353,9 @@ def _run(options, handler):
         return 0
     if options.mode == "analyze":
         return _analyze(config, folder, options)
-    if options.mode == "predict":
-        return _predict(config, folder, options)
+    if options.mode in ("predict", "export"):
+        print(_predict_or_export(config, folder, options))
+        return 0
     if options.mode == "eval":
         _start_jax(options, folder)
         return _evaluate(config, folder, options.task)
@@ -481,19 +485,26 @@ def _analyze(config, folder, options):
     return 0
 
 
-def _predict(config, folder, options):
+def _predict_or_export(config, folder, options):
+    """Returns the text that --mode=predict or --mode=export prints."""
     from cdl_jax.errors import UserError
-    from cdl_jax.run import api, predict, workdir
-    from cdl_jax.runtime import distributed
+    from cdl_jax.run import api, export, predict, workdir
+    from cdl_jax.runtime import distributed, paths
 
     if options.distributed != "off":
-        raise UserError(f"--distributed={options.distributed}: --mode=predict runs in one process: omit the flag")
+        raise UserError(
+            f"--distributed={options.distributed}: --mode={options.mode} runs in one process: omit the flag"
+        )
     distributed.initialize("off")
     workdir.check_config(folder, config.to_dict())
+    run = api.load(folder)
+    if options.mode == "export":
+        if options.output is None:
+            raise UserError("--mode=export needs a folder: add --output FOLDER")
+        return export.export(run, paths.resolve(options.output, "--output"), options.network, options.task)
     threshold = 0.3 if options.threshold is None else options.threshold
     flags = {name: getattr(options, name) for name in ("network", "task", "top_k", "output", "draw")}
-    print(predict.predict(api.load(folder), predict.Request(options.images, threshold=threshold, **flags)))
-    return 0
+    return predict.predict(run, predict.Request(options.images, threshold=threshold, **flags))
 
 
 def _evaluate(config, folder, task):

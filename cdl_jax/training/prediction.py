@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cdl_jax.data import sampling
@@ -85,12 +86,40 @@ class Classifier(Predictor):
         """
         return dict(self._apply(self._features, images)) if self.feature_names else {}
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """The (height, width) of the images that `forward` takes."""
+        return self.device_size or (self.method.image_size,) * 2
+
+    def forward(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Returns the logits of decoded images as one pure function, with queries and preprocessing inside.
+
+        Each image is computed as a batch of its own, so the number of images may be symbolic.
+
+        Args:
+          variables: all variables of the method.
+          images: uint8 `[n, *input_size, 3]`. Where Pillow transforms images on the host, these are transformed.
+
+        Returns:
+          float32 `[n, classes]`; -inf for classes that evaluation excludes.
+        """
+
+        def logits(variables, images, context):
+            has_queries = isinstance(self.method, CachesQueries)
+            queries = self.method.queries(variables, images) if has_queries else {}
+            return self._logits(variables, images, context.replace(queries=queries)).astype(jnp.float32)
+
+        step = steps.predict_step(self.method, logits, _GivenImages(self.device_size is None), self._options)
+        found = jax.vmap(lambda image: step(variables, {}, {}, {"images": image[None]}, self.position)[0])(images)
+        return jnp.where(self.predictable, found, -jnp.inf)
+
     @cached_property
     def predictable(self) -> np.ndarray:
         """The classes that evaluation does not exclude, bool `[classes]`."""
-        context = Context(**self.position, key=jax.random.key(0))
         ranks = steps.label_ranks(self.method, self.network)
-        return np.asarray(steps.predictable_classes(self.method, context, self.info.num_classes, ranks))
+        with jax.ensure_compile_time_eval():  # also where `forward` is traced
+            context = Context(**self.position, key=jax.random.key(0))
+            return np.asarray(steps.predictable_classes(self.method, context, self.info.num_classes, ranks))
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
@@ -125,12 +154,16 @@ class Classifier(Predictor):
         """Returns the outputs for images that are all transformed on the host, or all on the device."""
         step, query_step = self._step(function.__name__, on_host), self._query_step(on_host)
         batches = self._host_batches(images) if on_host else self._device_batches(images)
-        parts = [jax.device_get(self._run(step, query_step, batch)) for batch in batches]
+        weights = sampling.sequential_order(len(images), self.batch_size)[1]
+        parts = [
+            jax.device_get(self._run(step, query_step, batch, weight))
+            for batch, weight in zip(batches, weights, strict=True)
+        ]
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *parts)
 
-    def _run(self, step, query_step, batch):
+    def _run(self, step, query_step, images, weight):
         """Returns the outputs of a batch; as in evaluation, a step of its own computes the queries."""
-        batch = {"images": batch, "rows": np.arange(self.batch_size, dtype=np.int32)}
+        batch = {"images": images, "weight": weight, "rows": np.arange(self.batch_size, dtype=np.int32)}
         data = {"queries": query_step(self.frozen, {}, batch)} if query_step else {}
         return step(self.mutable, self.frozen, data, batch, self.position)
 

@@ -61,6 +61,7 @@ def test_each_learner_predicts_the_classes_of_its_own_stream(uninterrupted, tmp_
     images, logits = predictions.logits_of_evaluation(uninterrupted, 0)
     for name in run.networks:  # the loss, and so the prediction, is over all classes
         predictions.check_equal(run.network(name, task=0)(images), logits[name], np.ones(20, bool))
+    predictions.check_program(run.network(name, task=0), images)
 
 
 def test_killed_it_ends_with_the_same_bits(uninterrupted, tmp_path):

@@ -63,6 +63,7 @@ def test_peers_predict_as_evaluation_does(stream, tmp_path):
     images, logits = predictions.logits_of_evaluation(stream, 0)
     for name in ("leader", "ensemble"):
         predictions.check_equal(run.network(name, task=0)(images), logits[name], np.arange(20) < 10)
+    predictions.check_program(run.network(name, task=0), images)
 
 
 def test_a_stopped_run_ends_with_the_same_best_epochs_and_bits(stream, tmp_path):

@@ -2,13 +2,17 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import cdl_jax
-from tests.end_to_end.command import TINY, matrices, results, run, run_in_process
+from tests.end_to_end.command import TINY, environment, matrices, results, run, run_in_process
 from tests.support import predictions
 
 COMMAND = ("--config", TINY, "--config.log.report=True", "--workdir")
@@ -164,6 +168,51 @@ def test_predictions_refuse_mistakes_in_one_line(finished, tmp_path):
     (tmp_path / "begun" / "config.json").write_bytes((workdir / "config.json").read_bytes())
     with pytest.raises(cdl_jax.errors.UserError, match="begun has no results yet: they are written after the first"):
         cdl_jax.load(tmp_path / "begun")
+
+
+def test_an_exported_network_needs_jax_alone(finished, tmp_path):
+    pytest.importorskip("flatbuffers")
+    workdir, _ = finished
+    folder, network = tmp_path / "served", cdl_jax.load(workdir).network("student", task=2)
+    command = ("--workdir", workdir, "--mode=export", "--task=2", "--output")
+    out, _ = run_in_process(*command, folder)
+    assert f"{folder}: student after task 2" in out
+    loader, usage = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    code = f"""
+import sys
+sys.modules.update({{name: None for name in ("cdl_jax", "flax", "optax", "orbax", "ml_collections", "safetensors")}})
+{loader}
+import numpy as np
+images = np.load("{tmp_path / "images.npy"}")
+np.savez("{tmp_path / "logits.npz"}", all=load("{folder}")(images), one=load("{folder}")(images[3:4]))
+"""
+    assert len(loader.split("def load")[1].splitlines()) <= 11 and "jax.nn.softmax(logits)" in usage
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=200)
+    assert done.returncode == 0, done.stderr
+    found, wanted = np.load(tmp_path / "logits.npz"), network(images).logits
+    np.testing.assert_allclose(found["all"], wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["one"], wanted[3:4], rtol=0, atol=1e-5)
+    classes = json.loads((folder / "classes.json").read_text())
+    assert classes["class_names"] == list(network.class_names) and sum(classes["predicted"]) == 12
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert (
+        f"Mean accuracy: {np.mean(matrices(workdir)['student'][2]):.2f} %" in card
+        and "`student.weights`: random" in card
+    )
+    names = load_file(folder / "weights.safetensors")
+    assert "student.backbone.cls_token" in {name.replace(".params", "") for name in names}
+    assert not any(name.startswith("teacher") for name in names)  # the student alone
+
+
+def test_an_export_without_its_folder_or_package_is_one_line(finished, tmp_path, monkeypatch):
+    workdir, _ = finished
+    _, err = run_in_process("--workdir", workdir, "--mode=export", expect=2)
+    assert "--mode=export needs a folder: add --output FOLDER" in err
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    _, err = run_in_process("--workdir", workdir, "--mode=export", "--output", tmp_path / "out", expect=2)
+    assert "--mode=export needs the package flatbuffers" in err and not (tmp_path / "out").exists()
 
 
 def test_training_from_python_is_training_by_the_command(finished, tmp_path):

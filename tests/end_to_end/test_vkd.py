@@ -61,6 +61,7 @@ def check_the_run_predicts_without_its_teacher(workdir, teacher):
         seen = np.arange(len(run.class_names)) < len(run.tasks[0])
         for name in run.networks:
             predictions.check_equal(run.network(name, task=0)(images), logits[name], seen)
+        predictions.check_program(run.network("student", task=0), images)
     finally:
         hidden.rename(teacher)
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 
 import cdl_jax
-from cdl_jax.run import start
+from cdl_jax.run import export, start
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.state import position
@@ -41,6 +41,13 @@ def check_equal(predicted, logits, seen):
     np.testing.assert_array_equal(predicted.labels, np.flatnonzero(seen)[logits[:, seen].argmax(axis=1)])
     assert np.isneginf(predicted.logits[:, ~seen]).all()
     np.testing.assert_allclose(predicted.probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def check_program(network, images):
+    """Compares the program that is exported with the network itself."""
+    program, weights = export.build_program(network.predictor)
+    logits = np.asarray(program.call(weights, images))
+    np.testing.assert_allclose(logits, network(images).logits, rtol=0, atol=1e-5)
 
 
 def copy_of(workdir, folder):
