@@ -10,12 +10,15 @@ MODEL_CARD.md         data, classes, metrics, and how the network was trained
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export as jax_export
+from jax.extend import core as jax_core
 
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
@@ -73,9 +76,48 @@ def build_program(classifier: Classifier) -> tuple[Any, dict[str, np.ndarray]]:
         leaves = {path: weights.get(".".join(path), leaf) for path, leaf in flat.items()}
         return classifier.forward(unflatten_dict(leaves), images)
 
-    kept = _trace(forward, weights, classifier.input_size).module_kept_var_idx
-    used = {name: weights[name] for i, name in enumerate(sorted(weights)) if i in kept}  # jax sorts the keys of a dict
-    return _trace(forward, used, classifier.input_size), used
+    (count,) = jax_export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((count, *classifier.input_size, 3), np.uint8)
+    pruned, used = prune(forward, weights, images)
+    kept = {name: weights[name] for name in used}
+    return jax_export.export(jax.jit(pruned), platforms=PLATFORMS)(jax.eval_shape(lambda: kept), images), kept
+
+
+def prune(
+    function: Callable[[dict[str, Any], Any], jax.Array], weights: Mapping[str, np.ndarray], images: Any
+) -> tuple[Callable[[dict[str, Any], Any], jax.Array], list[str]]:
+    """Removes the operations of a function that do not change its output, such as other networks of the run.
+
+    >>> def function(weights, x):
+    ...     weights["b"] * x
+    ...     return weights["a"] + x
+    >>> pruned, used = prune(function, {"a": np.ones(2), "b": np.ones(2)}, np.ones(2))
+    >>> used, pruned({"a": np.ones(2)}, np.ones(2)).tolist()
+    (['a'], [2.0, 2.0])
+
+    Args:
+      function: `(weights, images) -> array`.
+      weights: by name.
+      images: an array, or its shape, which may be symbolic.
+
+    Returns:
+      The function of the weights that it reads, and their names.
+    """
+    closed = jax.make_jaxpr(function)(dict(weights), images)
+    names, jaxpr = sorted(weights), closed.jaxpr  # jax sorts the keys of a dict
+    needed, equations = _variables(jaxpr.outvars), []
+    for equation in reversed(jaxpr.eqns):
+        if needed & {*equation.outvars}:
+            needed |= _variables(equation.invars)
+            equations.append(equation)
+    run = jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr.replace(eqns=equations[::-1]), closed.consts))
+    used = [name for name, variable in zip(names, jaxpr.invars, strict=False) if variable in needed]
+    return lambda own, images: run(*(own.get(name) for name in names), images)[0], used
+
+
+def _variables(atoms) -> set[Any]:
+    """Returns the variables among the inputs or outputs of an equation; literals are left out."""
+    return {atom for atom in atoms if isinstance(atom, jax_core.Var)}
 
 
 def readme(network: Network) -> str:
@@ -121,16 +163,6 @@ def model_card(run: Run, network: Network) -> str:
         "- License: this card states none. Those of the data and of the pretrained weights are their publishers'.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _trace(function, weights, size) -> Any:
-    """Returns the exported program of a function for a free number of images."""
-    from jax import export as jax_export
-
-    (count,) = jax_export.symbolic_shape("n")
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
-    images = jax.ShapeDtypeStruct((count, *size, 3), np.uint8)
-    return jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, images)
 
 
 def _check_flatbuffers():

@@ -3,8 +3,11 @@
 import csv
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import cdl_jax
-from tests.end_to_end.command import TINY, environment, matrices, results, run, run_in_process
+from cdl_jax import main
+from tests.end_to_end.command import ROOT, TINY, environment, matrices, results, run, run_in_process
 from tests.support import predictions
 
 COMMAND = ("--config", TINY, "--config.log.report=True", "--workdir")
@@ -100,6 +104,25 @@ def test_files_are_predicted_as_evaluation_on_the_host_does(finished, tmp_path):
     )
 
 
+def test_the_examples_of_the_guide_run(finished, tmp_path, monkeypatch, capsys):
+    workdir, _ = finished
+    page = (ROOT / "docs" / "guides" / "python.md").read_text(encoding="utf-8")
+    examples = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "cdl_jax.train" not in code]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(workdir, "runs/quickstart")
+    Path("photos").mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 40), name == "a" and "red" or "blue").save(f"photos/{name}.png")
+    exec("".join(examples), {})
+    assert len(examples) == 4 and "('teacher', 'student') (0, 1, 2, 3, 4)" in capsys.readouterr().out
+    commands = re.findall(r"^python -m cdl_jax.main (--mode predict .*?(?:\\\n.*?)?)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main.main(shlex.split(command.replace("\\\n", " "))) == 0
+    content = json.loads(Path("predictions.json").read_text())
+    assert [len(image["classes"]) for image in content["images"]] == [3, 3] and content["task"] == 1
+
+
 def test_mode_predict_writes_tables_of_image_files(finished, tmp_path):
     workdir, _ = finished
     (tmp_path / "images" / "more").mkdir(parents=True)
@@ -171,7 +194,7 @@ def test_predictions_refuse_mistakes_in_one_line(finished, tmp_path):
 
 
 def test_an_exported_network_needs_jax_alone(finished, tmp_path):
-    pytest.importorskip("flatbuffers")
+    flatbuffers = pytest.importorskip("flatbuffers")
     workdir, _ = finished
     folder, network = tmp_path / "served", cdl_jax.load(workdir).network("student", task=2)
     command = ("--workdir", workdir, "--mode=export", "--task=2", "--output")
@@ -189,7 +212,10 @@ images = np.load("{tmp_path / "images.npy"}")
 np.savez("{tmp_path / "logits.npz"}", all=load("{folder}")(images), one=load("{folder}")(images[3:4]))
 """
     assert len(loader.split("def load")[1].splitlines()) <= 11 and "jax.nn.softmax(logits)" in usage
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=200)
+    env = environment() | {"PYTHONPATH": str(Path(flatbuffers.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     found, wanted = np.load(tmp_path / "logits.npz"), network(images).logits
     np.testing.assert_allclose(found["all"], wanted, rtol=0, atol=1e-5)
