@@ -66,8 +66,8 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
         for name in peers
     ]  # fmt: skip
     print(timing.markdown(HEAD, rows))
-    figures = {"ms": found, "apart": differences, "first_seconds": first, "gflop": roof["gflop"], "mfu": roof["mfu"]}
-    return {"what": what, "ceiling": vars(ceiling), **figures}
+    figures = {"ms": found, "differences": differences, "first_seconds": first}
+    return {"what": what, "ceiling": vars(ceiling), **figures, "gflop": roof["gflop"], "mfu": roof["mfu"]}
 
 
 def _arrays(split, rows):

@@ -349,7 +349,9 @@ def _run(options, handler):
         _check_weight_paths(config)
         experiment, note_of_weights = build_experiment(config, data)
         _check_weights_are_named(experiment)
-        print(note + note_of_weights + describe(experiment, show_config=options.show_config))
+        print(note + note_of_weights, end="")
+        for line in describe(experiment, show_config=options.show_config):
+            print(line, flush=True)
         return 0
     if options.mode == "analyze":
         return _analyze(config, folder, options)

@@ -3,44 +3,34 @@
     python -m cdl_jax.main --config configs/coco_vidt.py:student=nano --config.data.path=coco --config.devices=6
     python -m cdl_jax.main --config configs/coco_vidt.py:distill=projected_tokens,teacher=base
     python -m cdl_jax.main --config configs/coco_vidt.py:distill=token_matching,teacher=small,student=tiny
-    python -m cdl_jax.main --config configs/coco_vidt.py:student=base --mode=describe
+    python -m cdl_jax.main --config configs/coco_vidt.py:student=base,epochs=150 --mode=describe
 
-Arguments: student=nano, tiny, small or base; distill=none, token_matching or projected_tokens (VkD); teacher=small or
-base; division, sizes of tasks such as 40+40 or 70+10, empty for one task. The files of weights are those that the
-authors publish, in the current folder: `student.weights` is a Swin classifier, `teacher.weights` a detector.
+student    nano, tiny, small or base
+distill    none, token_matching or projected_tokens (VkD)
+teacher    base or small
+epochs     50, or 150
+layout     empty, or without_neck: heads on the tokens of the backbone
+division   sizes of tasks such as 40+40 or 70+10; empty: one task
+seed       42
+
+`python -m cdl_jax.report paper vkd_detection` lists the published results by these arguments. The files of weights are
+those that the authors publish, in the current folder: `student.weights` is a Swin classifier, `teacher.weights` a
+detector.
 """
 
 from cdl_jax import config as base
 from cdl_jax.errors import UserError
-
-# Swin classifiers: of ViDT's release v0.1-swin (nano) and of Swin's release v1.0.0.
-BACKBONES = {
-    "nano": "swin_nano_patch4_window7_224.pth",
-    "tiny": "swin_tiny_patch4_window7_224.pth",
-    "small": "swin_small_patch4_window7_224.pth",
-    "base": "swin_base_patch4_window7_224_22k.pth",
-}
-TEACHERS = ("small", "base")  # 150 epochs
+from cdl_jax.published import vkd_detection
 
 
 def get_config(text=""):
-    choices = base.arguments(text, student="nano", distill="none", teacher="base", division="", seed=42)
-    student, teacher, distill = choices["student"], choices["teacher"], choices["distill"]
-    if student not in BACKBONES:
-        raise UserError(f"config argument student={student!r}: use {', '.join(BACKBONES)}")
-    if teacher not in TEACHERS:
-        raise UserError(f"config argument teacher={teacher!r}: use {' or '.join(TEACHERS)}")
-    config = base.default("vidt", data="coco", student=f"vidt_{student}", teacher=f"vidt_{teacher}", distill=distill)
-    config.seed = choices["seed"]
-    config.data.update(task_sizes(choices["division"]))
-    config.student.weights = BACKBONES[student]
-    config.train.epochs = 50
-    config.train.batch_size = 12 if distill != "none" else 16  # 6 or 8 devices with 2 images each
-    config.eval.batch_size = config.train.batch_size  # has no influence: groups are pairs of neighbors
-    config.eval.forward_transfer = False
-    config.checkpoint.every_steps = 2000
-    if distill != "none":
-        config.teacher.weights = f"vidt_{teacher}_150.pth"
+    choices = base.arguments(
+        text, student="nano", distill="none", teacher="base", epochs=50, layout="", division="", seed=42
+    )
+    division, seed = choices.pop("division"), choices.pop("seed")
+    config = vkd_detection.build(**choices)
+    config.seed = seed
+    config.data.update(task_sizes(division))
     return config
 
 

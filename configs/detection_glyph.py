@@ -34,9 +34,9 @@ def get_config(text=""):
     config.data.path = "data/glyph_scenes"
     config.data.num_tasks, config.data.task_sizes = (1, ()) if choices["tasks"] == 1 else (3, (4, 3, 3))
     config.student.update(sizes[choices["size"]])
-    config.augment.update({"scales": (), "crop": 0.0, "eval_size": 0, "canvases": (), "group_size": 16})
+    config.augment.update({"scales": (), "crop": 0.0, "eval_size": 0, "canvases": (), "group_size": 8})
     config.train.epochs = choices["epochs"]
-    config.train.batch_size = 16
+    config.train.batch_size = 8
     config.eval.batch_size = 32
     config.eval.forward_transfer = False
     config.optim.learning_rate = 1e-3

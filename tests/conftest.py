@@ -49,13 +49,13 @@ class _ParityTable:
 
     def pytest_sessionfinish(self, session):
         lines = [
-            "# Equal to the authors' programs",
+            "# Equal to the authors' code",
             "",
             "Largest error of each kind of fixture, `max|ours - theirs| / max|theirs|` over all its arrays: outputs",
             "and losses, gradients, and parameters after optimizer steps. Theirs were computed in float64, ours in",
-            "float32, except for DKT's steps: Adam makes a whole step of what rounding leaves of a gradient near zero.",
-            "Written by `pytest tests/parity --goldens DIR --parity-table docs/maintainers/parity.md`, where DIR may",
-            "hold more cases than `tests/parity/goldens`.",
+            "float32, except for the steps of DKT and of detection: Adam makes a full step of what rounding leaves",
+            "of a gradient near zero. Written by `pytest tests/parity --goldens DIR --parity-table",
+            "docs/maintainers/parity.md`, where DIR may hold more cases than `tests/parity/goldens`.",
             "",
             "| system | kind | cases | values | gradients | after steps |",
             "|---|---|---|---|---|---|",

@@ -45,8 +45,8 @@ def measure(options) -> dict:
             turns = {most: lambda way=way: options.steps / way.seconds() for most, way in ways.items()}
             timed = timing.compare(timing.alternate(turns, options.rounds), options.most[0])
             for most, one in timed.items():
-                figures = {"network": phase.name, "steps_a_call": most, "per_second": one, "apart": differences[most]}
-                found.append({**figures, "compilation": ways[most].compilation})
+                figures = {"network": phase.name, "steps_a_call": most, "per_second": one}
+                found.append({**figures, "difference": differences[most], "compilation": ways[most].compilation})
                 speed = f"{one['median']:.1f} ({one['q1']:.1f}-{one['q3']:.1f})"
                 rows.append((f"{network}, {phase.name}", most, speed, f"{one['ratio']:.2f}",
                              f"{ways[most].compilation:.1f}", f"{differences[most]:.0e}"))  # fmt: skip

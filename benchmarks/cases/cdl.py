@@ -67,7 +67,7 @@ def measure(options) -> dict:
                     "learner": learner,
                     "scheme": scheme,
                     "phase": phase,
-                    "apart": differences,
+                    "differences": differences,
                     "first_seconds": first,
                 }
                 one["ms"] = timing.compare(timed, compared.OURS)
@@ -86,7 +86,7 @@ def rows(one: dict):
         if name != "ours":
             yield (
                 one["learner"], one["scheme"], one["phase"], _range(ours), f"{100 * one['roof']['of_roof']:.0f} %",
-                name, _range(peer), f"{peer['ratio']:.2f}", f"{one['apart'][name]:.0e}",
+                name, _range(peer), f"{peer['ratio']:.2f}", f"{one['differences'][name]:.0e}",
             )  # fmt: skip
 
 

@@ -61,7 +61,8 @@ def measure(options) -> dict:
             timed = timing.compare(timing.alternate(ways, options.rounds), compared.OURS)
             batches = -(-len(test) // config.eval.batch_size)
             work = cdl_sizes.work(config, "evaluation") * batches
-            one = {"learner": learner, "scheme": scheme, "images": len(test), "apart": differences, "seconds": timed}
+            one = {"learner": learner, "scheme": scheme, "images": len(test), "differences": differences}
+            one["seconds"] = timed
             found.append({**one, "roof": roofline.efficiency(work, ceiling, timed[compared.OURS]["median"])})
             for row in rows(found[-1]):
                 print("| " + " | ".join(row) + " |", flush=True)
@@ -75,5 +76,5 @@ def rows(one: dict):
         if name != "ours":
             yield (
                 one["learner"], one["scheme"], f"{times['ours']:.2f}", f"{100 * one['roof']['of_roof']:.0f} %", name,
-                f"{times[name]:.2f}", f"{one['seconds'][name]['ratio']:.2f}", f"{one['apart'][name]:.0e}",
+                f"{times[name]:.2f}", f"{one['seconds'][name]['ratio']:.2f}", f"{one['differences'][name]:.0e}",
             )  # fmt: skip

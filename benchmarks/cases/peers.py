@@ -106,5 +106,5 @@ def measure(options) -> dict:
     simulated = jax.devices()[0].platform == "cpu"
     if simulated:
         print(f"\nThe {PEERS} devices are simulated by one processor: its row shows the cost of spreading, not a gain.")
-    figures = {"batch": options.batch, "simulated_devices": simulated, "losses_apart": differences}
+    figures = {"batch": options.batch, "simulated_devices": simulated, "loss_differences": differences}
     return {**figures, "ms": found}

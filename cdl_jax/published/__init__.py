@@ -87,7 +87,7 @@ def systems() -> list[str]:
     """Returns the names of the systems with published results.
 
     >>> systems()
-    ['cdl', 'okddip', 'okddip_ablation', 'vkd', 'vkd_detection', 'vkd_generation', 'vkd_others']
+    ['cdl', 'okddip', 'okddip_ablation', 'vkd', 'vkd_detection', 'vkd_detection_others', 'vkd_generation', 'vkd_others']
     """
     files = resources.files(__name__).iterdir()
     return sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))

@@ -28,9 +28,9 @@ class Run:
     Attributes:
       folder: the working directory.
       finished: whether the run has completed all of its tasks.
-      metrics: network -> metric -> value in percent, nats or as the metric defines; None where it is undefined. If the
-        run evaluated within its last task, `best` is the mean accuracy over tasks at the best epoch, and
-        `best_<metric>` are that epoch's other metrics.
+      metrics: network -> metric -> value in percent, nats or as the metric defines; None where it is undefined. Extra
+        metrics of a network, such as `AP50`, are those after the last task. If the run evaluated within its last task,
+        `best` is the mean accuracy over tasks at the best epoch, and `best_<metric>` are that epoch's other metrics.
       headline: networks whose mean is the run's main number.
       extra_metrics: name -> value after the last task, see `Method.extra_metrics`.
     """
@@ -267,6 +267,10 @@ def _parse_results(folder, results):
     for name, values in metrics.items():
         values |= best_epoch.get(name, {})
     extra_metrics = dict((results.get("extra_metrics") or [{}])[-1])
+    for name, value in extra_metrics.items():
+        network, _, metric = name.rpartition("/")
+        if network in metrics:
+            metrics[network].setdefault(metric, value)
     values = [value for scalars in (extra_metrics, *metrics.values()) for value in scalars.values()]
     if not all(type(value) in (int, float, NoneType) for value in values):
         raise TypeError("a metric is not a number")

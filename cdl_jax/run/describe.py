@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 
@@ -80,49 +81,80 @@ def _is_absent(key, value) -> bool:
     return False
 
 
-def describe(experiment: Experiment, show_config: bool = False) -> str:
-    """Returns the text of `--mode describe`. Every phase is compiled, nothing is run.
+def describe(experiment: Experiment, show_config: bool = False) -> Iterator[str]:
+    """Yields the lines of `--mode describe`. Nothing is run.
 
-    show_config: whether the resolved config follows the plan.
+    The step of each phase is compiled, unless batches have several canvases: then its operations are counted alone.
+
+    Args:
+      show_config: whether the resolved config follows the plan.
 
     Raises:
       UserError: options that do not fit together.
     """
-    options, stream = experiment.config, experiment.stream
+    options = experiment.config
     if options.debug_nans:
         raise UserError("config.debug_nans leaves steps uncompiled until they run: describe the run without it")
     steps = CompiledSteps(experiment)
     steps.trace()
-    lines = [f"{stream.name}: {stream.num_classes} classes in {stream.num_tasks} tasks"]
+    yield from _tasks(experiment)
+    yield from _networks(experiment)
+    count = len(experiment.seeds)
+    images = f"{options.train.batch_size} images" + (count > 1) * f" for each of {count} seeds"
+    yield f"a step of {images} on {experiment.mesh.size} device(s)"
+    for index, phase in enumerate(experiment.method.phases):
+        cost = _counted(steps, index) if len(steps.train_loader.canvases) > 1 else _compiled(steps, index)
+        yield f"  {phase.name}: {phase.epochs} epochs a task, {cost}"
+    yield f"device: {jax.devices()[0].device_kind}"
+    if show_config:
+        yield "config"
+        yield from (f"  {key} = {value!r}" for key, value in sorted(config.flatten(options).items()))
+
+
+def _tasks(experiment):
+    """Yields the lines about the stream."""
+    stream = experiment.stream
+    yield f"{stream.name}: {stream.num_classes} classes in {stream.num_tasks} tasks"
     for seed, seed_stream in zip(experiment.seeds, experiment.streams, strict=True):
         if experiment.axis.per_seed_classes:
-            lines.append(f"the order of seed {seed}")
+            yield f"the order of seed {seed}"
         elif seed != experiment.seeds[0]:
             continue
         for task in seed_stream.tasks:
             images = f"{len(task.train)} training and {len(task.test)} test images"
             names = ", ".join(seed_stream.class_names[task.first : task.end])
-            lines.append(f"  task {task.index}: {images} of {names}")
-    count = len(experiment.seeds)
-    lines.append("parameters of each seed" if count > 1 else "parameters")
+            yield f"  task {task.index}: {images} of {names}"
+
+
+def _networks(experiment):
+    """Yields the lines about parameters and the forward pass."""
+    yield "parameters of each seed" if len(experiment.seeds) > 1 else "parameters"
     published = experiment.method.published_parameters(experiment.variable_shapes)
     for network, counts in results.parameters(experiment).items():
         line = f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen"
         unused = f"; {published[network]:,} with those without use in the authors' code" if network in published else ""
-        lines.append(line + unused)
-    images = f"{options.train.batch_size} images" + (count > 1) * f" for each of {count} seeds"
-    lines.append(f"a step of {images} on {experiment.mesh.size} device(s)")
-    for index, phase in enumerate(experiment.method.phases):
-        memory = steps.compiled_step(index).memory_analysis()
-        flops = steps.flops(index)
-        work = "unknown" if flops is None else f"{flops / 1e9:.3f} GFLOP"
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        lines.append(
-            f"  {phase.name}: {phase.epochs} epochs a task, {work}, "
-            f"memory of a device {held / 2**20:.1f} MiB held + {memory.temp_size_in_bytes / 2**20:.1f} MiB at work"
-        )
-    lines.append(f"device: {jax.devices()[0].device_kind}")
-    if show_config:
-        lines.append("config")
-        lines += [f"  {key} = {value!r}" for key, value in sorted(config.flatten(options).items())]
-    return "\n".join(lines)
+        yield line + unused
+    if experiment.problem.image_work:
+        (height, width), work = experiment.problem.image_work(experiment)
+        names = " and ".join(experiment.method.networks)
+        yield f"a test image of {height} x {width} pixels: {_products(work)} in {names}"
+
+
+def _counted(steps, index):
+    """Returns the operations of a step on the first canvas."""
+    canvases, work = steps.train_loader.canvases, _products(steps.traced_work(index))
+    height, width = canvases[0]
+    return f"{work} on a canvas of {height} x {width}; not compiled, as {len(canvases)} canvases take minutes each"
+
+
+def _compiled(steps, index):
+    """Returns the operations of a compiled step and its memory."""
+    memory, flops = steps.compiled_step(index).memory_analysis(), steps.flops(index)
+    work = "unknown" if flops is None else f"{flops / 1e9:.3f} GFLOP"
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    at_work = memory.temp_size_in_bytes
+    return f"{work}, memory of a device {held / 2**20:.1f} MiB held + {at_work / 2**20:.1f} MiB at work"
+
+
+def _products(work):
+    return f"{work.flops / 1e9:.3f} GFLOP in matrix products and convolutions"

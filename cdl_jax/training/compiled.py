@@ -11,7 +11,7 @@ from cdl_jax.data import loaders, sampling
 from cdl_jax.data.stream import Task
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import CachesQueries, HerdsMemory, Phase
-from cdl_jax.runtime import sharding
+from cdl_jax.runtime import operations, sharding
 from cdl_jax.training import steps
 from cdl_jax.training.experiment import Experiment
 from cdl_jax.training.state import State, init_optimizers, position
@@ -207,6 +207,20 @@ class CompiledSteps:
             return None
         cost = self.compiled_step(index, size).cost_analysis()
         return cost["flops"] * self.experiment.mesh.size if cost and "flops" in cost else None
+
+    def traced_work(self, index: int) -> operations.Work:
+        """Returns the matrix products and convolutions of a step over all devices, without compiling it.
+
+        Batches of several canvases have the first canvas.
+
+        Args:
+          index: number of the phase.
+        """
+        canvases, size = self.train_loader.canvases, self.experiment.config.train.batch_size
+        inputs = self._abstract_inputs(index, size, canvas=canvases[0] if canvases else None)
+        with self.mesh_context():
+            frozen = self.experiment.abstract_variables()[1]
+            return operations.count(self._phase_step(index), self.abstract_state, frozen, *inputs)
 
     def mesh_context(self):
         """Returns the context in which a traced method finds the mesh, where it divides work over it."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cdl_jax.data.detection import canvases, transforms
 from cdl_jax.data.detection.loader import DetectionLoader, StreamLoader
@@ -14,6 +15,8 @@ from cdl_jax.evaluation import coco
 from cdl_jax.evaluation.detections import Detections, top_detections
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, StreamInfo, join
+from cdl_jax.runtime import operations
+from cdl_jax.training.state import position
 
 if TYPE_CHECKING:
     from cdl_jax.training.compiled import CompiledSteps
@@ -93,6 +96,24 @@ def evaluation_step(method: Method, loader: StreamLoader, augmentation, info: St
         return {name: detect(outputs) for name, outputs in networks.items()}
 
     return step
+
+
+def image_work(experiment: "Experiment") -> tuple[transforms.Size, operations.Work]:
+    """Returns the matrix products and convolutions of a forward pass of the method's networks, for one test image.
+
+    Returns:
+      (height, width) of the most common size of test images, after the transform and without padding, and the work.
+    """
+    sizes, counts = np.unique(experiment.stream.test.sizes, axis=0, return_counts=True)
+    size = transforms.evaluation_size(tuple(sizes[counts.argmax()].tolist()), experiment.config.augment)
+    pair = jax.ShapeDtypeStruct((1, 2), np.int32)
+    image = {"images": jax.ShapeDtypeStruct((1, *size, 3), np.float32), "sizes": pair, "extents": pair}
+    context = Context(**position(experiment.stream.tasks[-1]), key=jax.random.key(0), weight=jnp.ones(1))
+
+    def predict(variables, image):
+        return experiment.method.predict(variables, image, context)[0]
+
+    return size, operations.count(predict, experiment.variable_shapes, image)
 
 
 class DetectionEvaluator:

@@ -20,6 +20,8 @@ class Problem:
       read_batch: see `steps.read_image_batch`.
       evaluation_step: see `steps.evaluation_step`.
       make_evaluator: `(compiled steps) -> evaluator`, see `evaluator.Evaluator.evaluate`.
+      image_work: `(experiment) -> (size, work)`: the most common size of a test image, and the work of detecting in one
+        image of that size; None: not stated.
       uses_mesh: whether traced methods find the mesh, to divide work on the host over its processes.
     """
 
@@ -29,6 +31,7 @@ class Problem:
     read_batch: Callable
     evaluation_step: Callable
     make_evaluator: Callable
+    image_work: Callable | None = None
     uses_mesh: bool = False
 
 
@@ -60,6 +63,7 @@ PROBLEMS: Mapping[str, Problem] = {
         read_batch=detection.read_batch,
         evaluation_step=detection.evaluation_step,
         make_evaluator=detection.DetectionEvaluator,
+        image_work=detection.image_work,
         uses_mesh=True,
     ),
 }

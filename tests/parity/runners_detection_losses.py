@@ -3,6 +3,7 @@
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,23 +12,26 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from cdl_jax import config as base
 from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.distill.detection import projected_tokens, token_matching
 from cdl_jax.distill.detection.base import token_rows
 from cdl_jax.evaluation.detections import top_detections
-from cdl_jax.methods.base import split
+from cdl_jax.methods import vidt as method_module
+from cdl_jax.methods.base import StreamInfo, join, split
 from cdl_jax.methods.shared import (
     detection_losses,
     detection_matching,
     detection_optimizer,
     detection_token_labels,
 )
-from cdl_jax.models.detection import state_dicts, vidt
+from cdl_jax.models.detection import state_dicts
 from cdl_jax.models.modules import feature_norms, orthogonal
 from cdl_jax.options import defaults
 from tests.parity.compiled import compiled
 from tests.parity.runners_detection_model import options_of as detector_options
 from tests.parity.runners_detection_model import parameters, shapes_of
+from tests.support.contexts import context
 
 # The authors' names of weights and costs -> ours.
 WEIGHTS = {"loss_ce": "class_weight", "loss_bbox": "box_weight", "loss_giou": "giou_weight"}
@@ -283,7 +287,7 @@ def run_token_matching(config, arrays):
 
 
 def run_train_steps(config, arrays):
-    """Steps with a teacher, in one canvas for the images of all steps, so that one program serves them."""
+    """Steps of the method with a teacher; one canvas holds the images of all steps, so one program serves them."""
     with jax.enable_x64(config.get("x64", False)):
         return train_steps(config, {name: widen(array, config) for name, array in arrays.items()})
 
@@ -296,43 +300,48 @@ def train_steps(config, arrays):
     steps, dtype = len(config["image_sizes"]), arrays["in/images_0"].dtype
     canvas = tuple(64 * -(-max(arrays[f"in/images_{i}"].shape[axis] for i in range(steps)) // 64) for axis in (2, 3))
     batches = [train_batch(config, arrays, step, canvas) for step in range(steps)]
-    models = {
-        role: detector_of({**config["student"], **config[role]}, config, dtype) for role in ("student", "teacher")
-    }
-    params = {role: params_of(arrays, models[role], role, batches[0]) for role in models}
-    teacher, distill = params.pop("teacher"), student_projectors(arrays)
-    variables = {"student": {"params": params["student"]}, "distill": distill}
-    options = ConfigDict(defaults(projected_tokens.OPTIONS, weight=float(config["weights"]["loss_distil"])))
-    shapes = jax.eval_shape(lambda: apply_to(models["student"], params["student"], batches[0]))
-    scheme = projected_tokens.build(options, network_spec(shapes), network_spec(shapes))
-    optimizer = detection_optimizer.build(optimizer_options(config), config["epochs"])
+    method = method_of(config, dtype, images=len(batches[0]["images"]))
+    models = {"student": method.student, "teacher": method.teacher.module}
+    variables = {role: {"params": params_of(arrays, models[role], role, batches[0])} for role in models}
+    variables["distill"] = student_projectors(arrays)
+    (update,) = method.phases[0].updates
+    trained, fixed = split(variables, update.trainable)
 
-    set_options = loss_options(config)
-    set_options.auxiliary = "loss_ce_0" in config["weights"]
-
-    def loss(trained, batch):
-        student = apply_to(models["student"], trained["student"]["params"], batch)
-        targets = jax.lax.stop_gradient(apply_to(models["teacher"], teacher, batch))
-        total, terms = detection_losses.detection_loss(set_options, student, batch["targets"])
-        student["inside"] = tuple(x[None] for x in student["inside"])  # one group
-        distilled, more = scheme.loss({**distill, **trained["distill"]}, student, targets, None, None)
-        return total + distilled, {**terms, **more, "loss_total": total + distilled}
+    def loss(trained, batch, at):
+        total, outcome = update.loss(join(fixed, trained), batch, at)
+        return total, outcome.metrics
 
     @jax.jit
     def step(trained, state, batch, epoch):
-        (_, terms), gradients = jax.value_and_grad(loss, has_aux=True)(trained, batch)
-        direction, state = optimizer.transform.update(gradients, state, trained)
-        rate = optimizer.learning_rate(epoch)
+        at = dataclasses.replace(context(0, config["classes"]), epoch=epoch)
+        (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(trained, batch, at)
+        levels = detection_losses.detection_loss(method.options, apply_to(method.student, trained, batch), batch)[1]
+        direction, state = update.optimizer.transform.update(gradients, state, trained)
+        rate = update.optimizer.learning_rate(epoch)
         trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
-        return trained, state, {**terms, "gradient_norm": optax.tree.norm(gradients), "learning_rate": rate}
+        logged = {"loss_total": total, "gradient_norm": optax.tree.norm(gradients), "learning_rate": rate}
+        return trained, state, {**levels, **terms, **logged}
 
-    trained, _ = split(variables, lambda path: path[1] == "params")
-    state, logged, ours = optimizer.transform.init(trained), [], {}
+    state, logged, ours = update.optimizer.transform.init(trained), [], {}
     for i, batch in enumerate(batches):
         trained, state, terms = step(trained, state, batch, jnp.asarray(i, dtype))
         logged.append(jax.device_get(terms))
         ours |= {f"out/after_{i + 1}/{name}": array for name, array in to_torch(trained).items()}
     return ours | {f"out/{name}": np.array([terms[name] for terms in logged]) for name in logged[0]}
+
+
+def method_of(config, dtype, images):
+    """Returns the method with the settings of a case; the images of a batch form one group."""
+    options = base.default("vidt", data="coco", distill="projected_tokens")
+    for role in ("student", "teacher"):
+        network = detector_options({**config["student"], **config[role], "classes": config["classes"]})
+        options[role].update({**network, "dtype": str(dtype), "weights": "random"})
+    options.vidt.update({**loss_options(config), "auxiliary": "loss_ce_0" in config["weights"]})
+    options.distill.weight = float(config["weights"]["loss_distil"])
+    options.optim.update(optimizer_options(config))
+    options.train.epochs, options.augment.group_size = config["epochs"], images
+    classes = tuple(range(config["classes"]))
+    return method_module.build(options, StreamInfo(len(classes), (len(classes),), class_ids=classes))
 
 
 def train_batch(config, arrays, step, canvas):
@@ -345,18 +354,12 @@ def train_batch(config, arrays, step, canvas):
         "images": np.pad(images, padding),
         "sizes": np.array(config["image_sizes"][step], np.int32),
         "extents": np.tile(np.int32(extent), (len(images), 1)),
-        "targets": padded_targets(targets_of(arrays, f"in/target{step}_"), least=most),
+        **padded_targets(targets_of(arrays, f"in/target{step}_"), least=most),
     }
 
 
-def detector_of(network, config, dtype):
-    options = detector_options({**network, "classes": config["classes"]})
-    options.dtype = str(dtype)
-    return vidt.build(options, config["classes"])
-
-
-def apply_to(model, params, batch):
-    return model.apply({"params": params}, batch["images"], batch["sizes"], batch["extents"])
+def apply_to(model, trained, batch):
+    return model.apply(trained["student"], batch["images"], batch["sizes"], batch["extents"])
 
 
 def params_of(arrays, model, role, batch):

@@ -218,10 +218,10 @@ def read(annotations: str | os.PathLike, images: str | os.PathLike, *, check_siz
     """
     path, folder = paths.resolve(annotations, "the annotation file"), paths.resolve(images, "the folder of images")
     content = _read_json(path)
-    categories = _categories(_Table.of(path, content, "categories", "category"))
-    images_table = _Table.of(path, content, "images", "image")
+    categories = _categories(_Table.from_content(path, content, "categories", "category"))
+    images_table = _Table.from_content(path, content, "images", "image")
     image_ids, files, sizes = _images(images_table, folder)
-    objects = _objects(_Table.of(path, content, "annotations", "annotation"), image_ids, sizes, categories)
+    objects = _objects(_Table.from_content(path, content, "annotations", "annotation"), image_ids, sizes, categories)
     _check_files_exist(files, path, folder)
     result = DetectionSet(path.name, categories, image_ids, files, sizes, objects)
     if check_sizes:
@@ -289,7 +289,7 @@ class _Table:
     records: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, path, content, key, noun):
+    def from_content(cls, path, content, key, noun):
         records = content.get(key)
         if not isinstance(records, list):
             found = "is missing" if records is None else f"is a {type(records).__name__}"

@@ -6,8 +6,8 @@
 Parts may have other names. `python -m cdl_jax.data.tools.voc_to_coco` and `make_glyph_scenes` write this layout.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,9 +26,22 @@ OPTIONS: dict[str, Any] = {
     ),
 }
 
-# COCO 2017: numbers of images, and the category ids of 1 to 90 that do not exist.
-_TRAIN, _TEST, _ABSENT = 118_287, 5_000, (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-_SIZE, _MAX_OBJECTS = (480, 640), 99  # of a placeholder; no image of COCO has 100 objects
+_COCO_IDS = tuple(number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+_MAX_OBJECTS = 99  # of a placeholder; no image of COCO has 100 objects
+
+
+class _Sizes(NamedTuple):
+    """The size of a published set: category ids, training and test images, and the usual (height, width)."""
+
+    name: str
+    ids: Sequence[int]
+    num_train: int
+    num_test: int
+    image_size: tuple[int, int]
+
+
+_COCO_2017 = _Sizes("coco", _COCO_IDS, 118_287, 5_000, (480, 640))
+_VOC_2007 = _Sizes("voc", range(1, 21), 5_011, 4_952, (375, 500))
 
 
 def load(options: Mapping[str, Any]) -> DetectionData:
@@ -56,20 +69,21 @@ def load(options: Mapping[str, Any]) -> DetectionData:
 
 
 def placeholder(options: Mapping[str, Any]) -> DetectionData:
-    """Returns sets of the sizes of COCO 2017 without images, to plan a run."""
-    del options
-    ids = [number for number in range(1, 91) if number not in _ABSENT]
-    return DetectionData("coco", *(_without_images(name, ids, n) for name, n in (("train", _TRAIN), ("val", _TEST))))
+    """Returns sets without images, to plan a run: of the size of VOC 2007 for its part trainval, else of COCO 2017."""
+    sizes = _VOC_2007 if options["train_part"] == "trainval" else _COCO_2017
+    return DetectionData(
+        sizes.name, _without_images("train", sizes, sizes.num_train), _without_images("val", sizes, sizes.num_test)
+    )
 
 
-def _without_images(name, ids, n) -> DetectionSet:
+def _without_images(name, sizes, n) -> DetectionSet:
     """Returns a set with one object in each image, and the most objects of COCO in the last."""
     rows = np.concatenate([np.arange(n), np.full(_MAX_OBJECTS - 1, n - 1)]).astype(np.int32)
-    labels = np.resize(ids, len(rows)).astype(np.int32)
-    height, width = _SIZE
+    labels = np.resize(sizes.ids, len(rows)).astype(np.int32)
+    height, width = sizes.image_size
     boxes = np.tile(np.array([0.0, 0.0, width, height]), (len(rows), 1))
     objects = Objects(
         np.arange(len(rows)), rows, labels, boxes, np.prod(boxes[:, 2:], axis=1), np.zeros(len(rows), bool)
     )
-    categories = {number: f"category {number}" for number in ids}
-    return DetectionSet(name, categories, np.arange(n), ("",) * n, np.tile(np.int32(_SIZE), (n, 1)), objects)
+    categories = {number: f"category {number}" for number in sizes.ids}
+    return DetectionSet(name, categories, np.arange(n), ("",) * n, np.tile(np.int32(sizes.image_size), (n, 1)), objects)

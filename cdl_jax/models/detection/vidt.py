@@ -218,7 +218,7 @@ class Levels:
     ratios: jax.Array
 
     @classmethod
-    def of(cls, maps: Sequence[jax.Array], extents: Extents) -> "Levels":
+    def from_maps(cls, maps: Sequence[jax.Array], extents: Extents) -> "Levels":
         """Returns the levels of the backbone's maps `[batch, height, width, channels]`, fine to coarse."""
         pairs = [(stride, x.shape[1:3]) for stride, x in zip(_LEVEL_STRIDES, maps, strict=True)]
         return cls(
@@ -309,7 +309,7 @@ class ViDT(nn.Module):
         """
         extents = _extents(images, sizes, extents)
         backbone_maps, backbone_tokens, token_positions = _backbone(self, self.dim, self.dim)(images, extents, train)
-        maps, levels = self._project(backbone_maps, Levels.of(backbone_maps, extents))
+        maps, levels = self._project(backbone_maps, Levels.from_maps(backbone_maps, extents))
         tokens = Projection(self.dim, self.dtype, name="tgt_proj")(backbone_tokens)
         positions = Projection(self.dim, self.dtype, name="query_pos_proj")(token_positions)
         points = self._first_points(positions)

@@ -99,7 +99,7 @@ def test_results_equal_those_of_single_runs(runs):
 
 def test_images_are_on_the_device_once_and_the_plan_names_both_orders():
     together = program(seeds=SEEDS)
-    message = describe.describe(together)
+    message = "\n".join(describe.describe(together))
     assert "the order of seed 3" in message and "the order of seed 0" in message
     data = CompiledSteps(together).train_loader.data
     assert data["images"].shape == (72, SIDE, SIDE, 3) and data["labels"].shape == (2, 72)

@@ -57,11 +57,18 @@ def test_categories_that_the_class_order_omits_are_not_annotated(root):
 
 
 def test_divisions_of_the_field():
-    data = coco.placeholder({})
+    data = coco.placeholder({"train_part": "train2017"})
     s = data.into_stream(num_tasks=2, task_sizes=(40, 40))
     first, second = (task.classes for task in s.tasks)
     assert (len(first), first[-1], second[0], second[-1]) == (40, 44, 46, 90)
     assert len(s.train) == 118_287 and len(s.test) == 5_000 and s.train.max_objects == 99
+
+
+def test_the_placeholder_of_trainval_has_the_size_of_voc_2007():
+    data = coco.placeholder({"train_part": "trainval"})
+    assert (data.name, len(data.train), len(data.test)) == ("voc", 5011, 4952)
+    assert list(data.train.categories) == list(range(1, 21)) and set(data.test.objects.labels) == set(range(1, 21))
+    assert set(map(tuple, data.train.sizes)) == {(375, 500)}
 
 
 @pytest.mark.parametrize(

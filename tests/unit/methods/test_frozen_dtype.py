@@ -77,7 +77,7 @@ def test_logits_are_equal_within_the_precision_of_the_type(half, full):
 def test_reported_memory_falls_by_the_saved_bytes(half, full):
     reported, saved = [], 2 * (768 * 256 + 12 * 256**2) / 2**20
     for steps, *_ in (half, full):
-        text = describe.describe(steps.experiment)
+        text = "\n".join(describe.describe(steps.experiment))
         reported.append(float(re.search(r"memory of a device ([\d.]+) MiB held", text)[1]))
     assert reported[1] - reported[0] == pytest.approx(saved, abs=0.11)
 

@@ -1,5 +1,7 @@
 """The method vidt: parameters of published detectors, what is trained, and the distances from the past."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods import vidt
 from cdl_jax.methods.base import StreamInfo, split
 from cdl_jax.run import describe, results
+from cdl_jax.training import detection
+from cdl_jax.training.compiled import CompiledSteps
 from tests.end_to_end.tiny_detection import TINY
 from tests.support.contexts import context
 
@@ -56,6 +60,47 @@ def test_published_detectors_have_the_published_numbers_of_parameters_without_th
     assert counts == {"student": published, "teacher": 99_959_635}
     of_projectors = results.parameters(experiment)["distill"]["trainable"]
     assert counts["student"] + of_projectors == projectors
+
+
+@pytest.mark.parametrize(
+    ("size", "published", "narrow", "wide"),
+    [
+        ("nano", "15,728,677", 30.5, 37.7),
+        ("tiny", "37,962,901", 94.3, 116.7),
+        ("small", "60,465,061", 172.9, 213.2),
+        ("base", "99,959,635", 298.3, 368.0),
+    ],
+)
+def test_the_plan_has_the_published_parameters_and_operations(size, published, narrow, wide):
+    """The published modules were counted for images of 800 x 1056 and 800 x 1328, in 10^9 multiply-adds."""
+    config = config_files.load(config_files.find("coco_vidt"), f"student={size}")
+    data, _ = describe.load_or_placeholder(config.data, 0)
+    experiment, _ = describe.build_experiment(config, data)
+    lines = list(describe._networks(experiment))
+    assert lines[1].endswith(f"{published} with those without use in the authors' code")
+    assert lines[2].startswith("a test image of 800 x 1056 pixels: ") and lines[2].endswith("in student")
+    assert float(lines[2].split()[8]) / 2 == pytest.approx(narrow, rel=0.02)
+    test = dataclasses.replace(data.test, sizes=np.full_like(data.test.sizes, (480, 800)))
+    resized = dataclasses.replace(experiment, streams=(dataclasses.replace(data, test=test),))
+    image_size, work = detection.image_work(resized)
+    assert image_size == (800, 1328) and work.flops / 2e9 == pytest.approx(wide, rel=0.02)
+
+
+def test_the_plan_counts_a_step_of_several_canvases_without_compiling_it(monkeypatch):
+    monkeypatch.delattr(CompiledSteps, "compiled_step")
+    config = make_config()
+    config.data.num_tasks, config.train.batch_size, config.eval.batch_size = 1, 4, 4
+    config.student.weights = "random"
+    config.augment.update({"scales": (64,), "crop": 0.0, "eval_size": 64, "canvases": ((64, 128), (128, 64))})
+    data, _ = describe.load_or_placeholder(config.data, 0)
+    experiment, _ = describe.build_experiment(config, data)
+    *_, forward, _, step, _ = describe.describe(experiment)
+    assert forward.startswith("a test image of 64 x ")
+    operations = float(step.split("epochs a task, ")[1].split()[0])
+    assert "GFLOP in matrix products and convolutions on a canvas of 64 x 128; not compiled" in step
+    # Four images, and two products of the backward pass for each of the forward pass. The canvas is 1.6 times as wide.
+    images = 3 * 4 * float(forward.split()[8])
+    assert 0.9 * images < operations < 1.6 * 1.1 * images
 
 
 def test_a_frozen_teacher_is_no_part_of_the_mutable_variables():
@@ -167,8 +212,11 @@ def test_the_past_needs_several_tasks_and_sigmoids():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("student=huge", "use nano, tiny, small, base"),
-        ("teacher=nano", "use small or base"),
+        ("student=huge", "known: base, nano, small, tiny"),
+        ("teacher=nano", "known: base, small"),
+        ("distill=token_matchin", "did you mean 'token_matching'"),
+        ("layout=neck", "layout='neck'"),
+        ("epochs=-5", "is not a number of epochs"),
         ("division=40-40", "sizes of tasks such as 40"),
     ],
 )
@@ -180,3 +228,18 @@ def test_mistakes_in_the_arguments_of_the_config_are_one_line(text, message):
 def test_a_division_gives_the_tasks():
     data = config_files.load(config_files.find("coco_vidt"), "division=70+10").data
     assert (data.num_tasks, data.task_sizes) == (2, (70, 10))
+
+
+@pytest.mark.parametrize(("division", "sizes"), [("", ()), ("10+10", (10, 10)), ("15+5", (15, 5)), ("19+1", (19, 1))])
+def test_voc_has_its_divisions(division, sizes):
+    config = config_files.load(config_files.find("voc_vidt"), f"division={division}")
+    assert (config.data.task_sizes, config.data.num_tasks) == (sizes, max(len(sizes), 1))
+    assert (config.vidt.classes, config.vidt.past_weight, config.distill.name) == ("all", 0.0, "none")
+
+
+def test_voc_with_past_and_teacher_trains_both_from_classifiers():
+    config = config_files.load(config_files.find("voc_vidt"), "past=1.0,distill=projected_tokens,teacher=small")
+    assert (config.vidt.classes, config.vidt.past_weight, config.vidt.teacher_training) == ("current", 1.0, "beside")
+    assert config.teacher.weights == "swin_small_patch4_window7_224.pth"
+    with pytest.raises(UserError, match=r"division='20\+0': use 10\+10, 15\+5 or 19\+1"):
+        config_files.load(config_files.find("voc_vidt"), "division=20+0")

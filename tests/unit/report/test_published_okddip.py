@@ -128,9 +128,8 @@ def test_every_cell_builds_an_experiment_and_is_in_the_config_file():
 def test_a_cell_can_be_described():
     config = okddip.build(**CELLS["mcl_okd", "cifar100", "supervised", "", "resnet32"].choices)
     config.devices = 1
-    description = describe.describe(
-        Experiment.build(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1)), show_config=True
-    )
+    experiment = Experiment.build(config, stream.split_into_tasks(cifar100.placeholder({}), num_tasks=1))
+    description = "\n".join(describe.describe(experiment, show_config=True))
     assert "network: 472,756 trainable, 0 frozen" in description and "network: 300 epochs a task" in description
     assert "train.last_batch = 'keep'" in description
 
