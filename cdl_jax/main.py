@@ -176,8 +176,8 @@ def _parse(argv):
     values.images = images
     for flag, modes in _FLAGS_OF_MODES.items():
         if (value := getattr(values, flag)) is not None and values.mode not in modes:
-            needed = " or ".join(f"--mode={mode}" for mode in modes)
-            raise UserError(f"--{flag}={value} needs {needed} instead of --mode={values.mode}: omit it")
+            needed, shown = " or ".join(f"--mode={mode}" for mode in modes), "" if flag == "images" else f"={value}"
+            raise UserError(f"--{flag}{shown} needs {needed} instead of --mode={values.mode}: omit it")
     values.names_workdir = values.workdir is not None
     if not values.names_workdir and values.mode != "describe":
         values.workdir = default_workdir(path, arguments)

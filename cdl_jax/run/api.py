@@ -8,6 +8,7 @@ A run is opened from its folder alone: neither its data set, nor the files of it
 its teachers need to exist.
 """
 
+import copy
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -32,7 +33,7 @@ from cdl_jax.evaluation.predictions import BoxPredictions, ClassPredictions
 from cdl_jax.methods.base import Method, StreamInfo, Variables, cast_frozen_kernels, split
 from cdl_jax.methods.shared import finished_run
 from cdl_jax.run import results, start
-from cdl_jax.runtime import files, paths
+from cdl_jax.runtime import compilation_cache, files, paths
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.training.prediction import Classifier, Detector, ImageFile
 from cdl_jax.training.state import position
@@ -90,6 +91,7 @@ def train(config: ConfigDict | str, workdir: str | os.PathLike) -> "Run":
         config = config_files.load_config(config_files.find(name), arguments)
     configs.check(config)
     folder = paths.resolve(workdir, "the working directory")
+    compilation_cache.enable_cache(config.compilation_cache)
     with _command_line("--workdir", str(folder)):  # by which the command line resumes the run
         start.train(config, folder)
     return load(folder)
@@ -170,7 +172,7 @@ class Run:
         size = self._batch_size(batch_size)
         at = position(self._task(task))
         parts = self.method, name, mutable, frozen, at, self.info, self.config.augment.to_dict(), size
-        if plugins.optional_part("methods", self.config.method, "PROBLEM") == "detection":
+        if self._is_detection:
             seen = range(int(at["end"]))
             names = {self.info.class_ids[i]: self.class_names[i] for i in seen}
             return DetectionNetwork(name, task, tuple(names.values()), Detector(*parts, names))
@@ -181,8 +183,11 @@ class Run:
     def info(self) -> StreamInfo:
         """The stream as methods see it."""
         info = finished_run.stream_info(self.results["stream"]["tasks"])
-        is_detection = plugins.optional_part("methods", self.config.method, "PROBLEM") == "detection"
-        return self._info_from_data() if is_detection and not info.class_ids else info
+        return self._info_from_data() if self._is_detection and not info.class_ids else info
+
+    @property
+    def _is_detection(self) -> bool:
+        return plugins.optional_part("methods", self.config.method, "PROBLEM") == "detection"
 
     @cached_property
     def method(self) -> Method:
@@ -191,7 +196,7 @@ class Run:
         Raises:
           UserError: a teacher's run does not exist, and an earlier version, which recorded none, trained this run.
         """
-        config = ConfigDict(self.config)
+        config = copy.deepcopy(self.config)
         with finished_run.use_records(self.teachers):
             for section in config.values():
                 if isinstance(section, ConfigDict) and "weights" in section and not _is_run(section.weights):
