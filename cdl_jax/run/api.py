@@ -8,7 +8,6 @@ A run is opened from its folder alone: neither its data set, nor the files of it
 its teachers need to exist.
 """
 
-import copy
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -196,11 +195,8 @@ class Run:
         Raises:
           UserError: a teacher's run does not exist, and an earlier version, which recorded none, trained this run.
         """
-        config = copy.deepcopy(self.config)
         with finished_run.use_records(self.teachers):
-            for section in config.values():
-                if isinstance(section, ConfigDict) and "weights" in section and not _is_run(section.weights):
-                    section.update({key: value for key, value in _NO_FILE.items() if key in section})
+            config = finished_run.without_files(self.config)
             return plugins.load_plugin("methods", config.method).build(config, self.info)
 
     def _restore(self, task) -> tuple[Variables, Variables]:
@@ -355,14 +351,6 @@ def _as_image(image, name) -> ImageFile:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise UserError(f"{name} is {pixels.dtype} {list(pixels.shape)}: give uint8 [height, width, 3], or a path")
     return ArrayImage(pixels, name)
-
-
-# The options of a network whose weights come from a checkpoint instead of a file.
-_NO_FILE = {"weights": "random", "weights_key": ""}
-
-
-def _is_run(weights) -> bool:
-    return isinstance(weights, str) and not weights.startswith("package:") and finished_run.is_run(weights)
 
 
 def _complete_config(stored) -> ConfigDict:

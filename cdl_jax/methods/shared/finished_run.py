@@ -5,6 +5,7 @@ gets the student's images, resized (bilinearly) and normalized for the network o
 variables of the student's run, which reads the teacher's checkpoints only once.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ from cdl_jax.runtime.checkpoint import Checkpoints
 
 Records = Mapping[str, Any]  # folder of a teacher's run, as the config names it -> its record, see `record_teachers`
 
+_NO_FILE = {"weights": "random", "weights_key": ""}
 _RECORDS: ContextVar[Records] = ContextVar("records of teachers' runs")
 
 
@@ -67,8 +69,9 @@ class FinishedRun:
         if not isinstance(folder, str | Path):
             raise UserError(f"teachers names {folder!r}, which is not a folder: name a --workdir of a finished run")
         if record := _record_of(folder):
-            config = _to_config(record["config"])
             tasks, finished, records = record["tasks"], tuple(record["finished_tasks"]), record["teachers"]
+            with use_records(records):
+                config = without_files(_to_config(record["config"]))
             return cls(Path(folder), config, stream_info(tasks), finished, records)
         folder = paths.resolve(folder, "the teacher's run")
         config, tasks, records = _read_json_files(folder)
@@ -136,6 +139,19 @@ def use_records(records: Records) -> Iterator[None]:
         yield
     finally:
         _RECORDS.reset(token)
+
+
+def without_files(config: ConfigDict) -> ConfigDict:
+    """Returns a config whose networks need no files of weights, for a run whose checkpoints have the weights.
+
+    Folders of teachers' runs stay.
+    """
+    config = copy.deepcopy(config)
+    for section in config.values():
+        weights_of = section.get("weights") if isinstance(section, ConfigDict) else None
+        if isinstance(weights_of, str) and (weights_of.startswith("package:") or not is_run(weights_of)):
+            section.update({key: value for key, value in _NO_FILE.items() if key in section})
+    return config
 
 
 def _record_of(folder):

@@ -90,7 +90,7 @@ def store_run(name, **config):
 def test_a_record_replaces_the_folders_of_teachers_and_of_their_teachers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store_run("first", train={"scales": [1, 2]})
-    store_run("second", cdl={"teacher_runs": ["first"]}, teacher={"weights": "random"})
+    store_run("second", cdl={"teacher_runs": ["first"]}, teacher={"weights": "x.pth", "weights_key": "ema"})
     config = {"teacher": {"weights": "second"}, "student": {"weights": "package:x"}, "cdl": {"teacher_runs": ("no",)}}
     records = json.loads(json.dumps(runs.record_teachers(config)))
     assert records.keys() == {"second"}  # a folder without results is no teacher
@@ -100,6 +100,7 @@ def test_a_record_replaces_the_folders_of_teachers_and_of_their_teachers(tmp_pat
         assert runs.is_run("second") and not runs.is_run("first")
         second = FinishedRun.read("second")
     assert second.info == StreamInfo(3, (2, 1), ("x", "y", "z"), 6, (5, 3)) and second.config.method == "cdl"
+    assert second.config.teacher.to_dict() == {"weights": "random", "weights_key": ""}  # checkpoints have the weights
     with runs.use_records(second.records):
         assert FinishedRun.read("first").config.train.scales == (1, 2)
     with pytest.raises(UserError, match="no run with results in the teacher's folder second"):
