@@ -1,6 +1,6 @@
 """Config files: by path, or by the name of a shipped config.
 
-This file imports the standard library only, so that `--list` starts at once.
+At its top this file imports the standard library only, so that `--list` starts at once.
 """
 
 import ast
@@ -8,10 +8,13 @@ import difflib
 import runpy
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdl_jax.errors import UserError, one_line_traceback
 from cdl_jax.runtime import paths
+
+if TYPE_CHECKING:
+    import ml_collections
 
 _PACKAGE = Path(__file__).parent
 
@@ -97,6 +100,54 @@ def load(path: Path, arguments: str) -> Any:
         raise
     except (Exception, SystemExit) as error:  # a config is a program of the user's
         raise UserError(f"config file {path}{one_line_traceback(error, str(path))}") from error
+
+
+def load_config(path: Path, arguments: str) -> "ml_collections.ConfigDict":
+    """Returns the config of a config file, after a check of its keys and values.
+
+    Args:
+      path: the config file.
+      arguments: the text behind the colon of --config.
+
+    Raises:
+      UserError: the file cannot be run, returns no ConfigDict, or has a key or value that no config has.
+    """
+    import ml_collections
+
+    config = load(path, arguments)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"config file {path}: get_config returns {type(config).__name__}, not a ConfigDict; begin with "
+            "cdl_jax.config.default(...)"
+        )
+    if isinstance(config, ml_collections.FrozenConfigDict):
+        config = ml_collections.ConfigDict(config)
+    _check_tree(config, f"config file {path}")
+    return config
+
+
+def _check_tree(config, what, prefix=""):
+    """Raises UserError if a key is not the name of an option, or an option has neither a value nor a default.
+
+    what: the source of the config, for messages.
+    """
+    import ml_collections
+
+    for key in list(config._fields):  # the public iterators sort, which fails with numbers between names
+        if not isinstance(key, str) or not key or "." in key:
+            raise UserError(
+                f"{what}: the key {key!r}{f' of config.{prefix}' if prefix else ''} is not the name of an option: use "
+                "names such as 'epochs'"
+            )
+        path = f"{prefix}.{key}" if prefix else key
+        try:
+            value = config[key]
+        except ml_collections.config_dict.RequiredValueError:
+            raise UserError(f"{what}: config.{path} is a required placeholder: set its value in the file") from None
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_tree(value, what, path)
+        elif isinstance(value, dict):
+            raise UserError(f"{what}: config.{path} is a dict that is not converted: use an ml_collections.ConfigDict")
 
 
 def summary(path: Path) -> str:

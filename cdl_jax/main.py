@@ -18,6 +18,11 @@
                   and with other weights of two heads, the selected prompts, the similarity of the networks' layers on
                   test images (linear CKA), and a t-SNE map of these images (if scikit-learn is installed; also in
                   features_<network>.svg)
+--mode=predict    predicts the classes or boxes of --images PATH [PATH ...], files or folders, without the data set:
+                  [--network NAME] [--task T] [--top_k 5] [--output FILE.json|FILE.csv]; of detectors also
+                  [--threshold 0.3], the smallest score, and [--draw FOLDER], images with boxes
+--mode=export     writes a classifier into --output FOLDER for serving: StableHLO, weights as .safetensors, class names,
+                  a README with a loader, and a model card; [--network NAME] [--task T]
 --mode=describe   prints tasks, parameters, operations and memory of a step; with --show_config the resolved config too;
                   trains nothing; published data sets may be missing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto: settings of SLURM or the cloud
@@ -30,7 +35,7 @@ after the state was saved. 141: the reader of stdout closed the pipe.
 import ast
 import re
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,8 +47,14 @@ from cdl_jax.runtime import console
 if TYPE_CHECKING:
     import ml_collections
 
-_MODES = ("train", "eval", "analyze", "describe")
-_FLAGS = ("config", "workdir", "mode", "task", "distributed", "fetch", "show_config")
+_MODES = ("train", "eval", "analyze", "predict", "export", "describe")
+# Flag -> the modes that have it; other flags belong to all modes.
+_FLAGS_OF_MODES = {
+    "task": ("eval", "predict", "export"),
+    **dict.fromkeys(("network", "output"), ("predict", "export")),
+    **dict.fromkeys(("top_k", "threshold", "draw", "images"), ("predict",)),
+}
+_FLAGS = ("config", "workdir", "mode", "distributed", "fetch", "show_config", *_FLAGS_OF_MODES)
 _HELP = ("--help", "-h", "-help")
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)  # the words of a command that change the config
 _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--config.section.key=value ...]
@@ -147,10 +158,11 @@ def _parse(argv):
     from cdl_jax.plugins import did_you_mean
 
     original, text = argv, _flag_value(argv, "config")
+    argv, images = _split_images(argv)
     if text:
         name, arguments = config_files.split_arguments(text)
         path = config_files.find(name)
-        loaded = _load_config(path, arguments)
+        loaded = config_files.load_config(path, arguments)
         argv = _without_flag(argv, "config")
     else:
         loaded = _load_stored_config(_flag_value(argv, "workdir"))
@@ -162,58 +174,16 @@ def _parse(argv):
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:
         raise UserError(f"--mode={values.mode}: {did_you_mean(values.mode, _MODES)}")
-    if values.task is not None and values.mode != "eval":
-        raise UserError(f"--task={values.task} needs --mode=eval instead of --mode={values.mode}: omit it")
+    values.images = images
+    for flag, modes in _FLAGS_OF_MODES.items():
+        if (value := getattr(values, flag)) is not None and values.mode not in modes:
+            needed, shown = " or ".join(f"--mode={mode}" for mode in modes), "" if flag == "images" else f"={value}"
+            raise UserError(f"--{flag}{shown} needs {needed} instead of --mode={values.mode}: omit it")
     values.names_workdir = values.workdir is not None
     if not values.names_workdir and values.mode != "describe":
         values.workdir = default_workdir(path, arguments)
     sys.argv = original  # `workdir` records the command
     return values
-
-
-def _load_config(path, arguments):
-    """Returns the ConfigDict of a config file for the arguments behind its colon."""
-    import ml_collections
-
-    from cdl_jax import config_files
-    from cdl_jax.errors import UserError
-
-    config = config_files.load(path, arguments)
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(
-            f"config file {path}: get_config returns {type(config).__name__}, not a ConfigDict; begin with "
-            "cdl_jax.config.default(...)"
-        )
-    if isinstance(config, ml_collections.FrozenConfigDict):
-        config = ml_collections.ConfigDict(config)
-    _check_tree(config, f"config file {path}")
-    return config
-
-
-def _check_tree(config, what, prefix=""):
-    """Raises UserError if a key is not the name of an option, or an option has neither a value nor a default.
-
-    what: the source of the config, for messages.
-    """
-    import ml_collections
-
-    from cdl_jax.errors import UserError
-
-    for key in list(config._fields):  # the public iterators sort, which fails with numbers between names
-        if not isinstance(key, str) or not key or "." in key:
-            raise UserError(
-                f"{what}: the key {key!r}{f' of config.{prefix}' if prefix else ''} is not the name of an option: use "
-                "names such as 'epochs'"
-            )
-        path = f"{prefix}.{key}" if prefix else key
-        try:
-            value = config[key]
-        except ml_collections.config_dict.RequiredValueError:
-            raise UserError(f"{what}: config.{path} is a required placeholder: set its value in the file") from None
-        if isinstance(value, ml_collections.ConfigDict):
-            _check_tree(value, what, path)
-        elif isinstance(value, dict):
-            raise UserError(f"{what}: config.{path} is a dict that is not converted: use an ml_collections.ConfigDict")
 
 
 def default_workdir(path: Path, arguments: str) -> str:
@@ -276,7 +246,11 @@ def _parse_flags(argv, config):
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
-    flags.DEFINE_integer("task", None, "", flag_values=values)
+    for name in ("task", "top_k"):
+        flags.DEFINE_integer(name, None, "", flag_values=values)
+    flags.DEFINE_float("threshold", None, "", flag_values=values)
+    for name in ("network", "output", "draw", "images"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
     flags.DEFINE_boolean("fetch", False, "", flag_values=values)
     flags.DEFINE_boolean("show_config", False, "", flag_values=values)
@@ -329,6 +303,16 @@ def _flag_value(argv, flag):
     return None
 
 
+def _split_images(argv):
+    """Returns the command line without --images, and the paths behind this flag; None without the flag."""
+    index = next((i for i, word in enumerate(argv) if word.split("=")[0] in ("--images", "-images")), None)
+    if index is None:
+        return argv, None
+    end = next((i for i in range(index + 1, len(argv)) if argv[i].startswith("-")), len(argv))
+    _, is_joined, first = argv[index].partition("=")
+    return [*argv[:index], *argv[end:]], [first] * bool(is_joined) + list(argv[index + 1 : end])
+
+
 def _without_flag(argv, flag):
     """Returns the command line without a flag and its value."""
     for index, word in enumerate(argv[1:], start=1):
@@ -342,7 +326,6 @@ def _without_flag(argv, flag):
 def _run(options, handler):
     from cdl_jax import config as configs
     from cdl_jax.errors import UserError
-    from cdl_jax.run import workdir
     from cdl_jax.runtime import compilation_cache, distributed, files, malloc, paths
 
     config = options.config
@@ -371,9 +354,11 @@ def _run(options, handler):
         for line in describe(experiment, show_config=options.show_config):
             print(line, flush=True)
         return 0
-    resolved = config.to_dict()
     if options.mode == "analyze":
         return _analyze(config, folder, options)
+    if options.mode in ("predict", "export"):
+        print(_predict_or_export(config, folder, options))
+        return 0
     if options.mode == "eval":
         _start_jax(options, folder)
         return _evaluate(config, folder, options.task)
@@ -381,15 +366,11 @@ def _run(options, handler):
     import jax
 
     from cdl_jax.report import run_page
-    from cdl_jax.run import loop
+    from cdl_jax.run import start
 
     _start_jax(options, folder)
-    primary = jax.process_index() == 0
-    with workdir.locked(folder) if primary else nullcontext():
-        workdir.check_config(folder, resolved)
-        workdir.check_seeds(folder, config.seeds)
-        seeds = loop.train(_experiment(config, folder), folder, handler)
-    if primary:
+    seeds = start.train(config, folder, handler)
+    if jax.process_index() == 0:
         print(run_page.summary(seeds))
         for seed_folder in files.seed_folders(folder, config.seeds):
             if (page := seed_folder / "report.html").exists() and config.log.report:
@@ -476,27 +457,6 @@ def fetch_missing(config: "ml_collections.ConfigDict") -> None:
             pass
 
 
-def _experiment(config, folder=None):
-    """Returns the experiment of a config.
-
-    Args:
-      config: a ConfigDict.
-      folder: the run's folder, to compare the data with; None: no run.
-
-    Raises:
-      UserError: the data is missing, damaged, or differs from that of the run.
-    """
-    from cdl_jax import config as configs
-    from cdl_jax.data import stream
-    from cdl_jax.run import workdir
-    from cdl_jax.training.experiment import Experiment
-
-    data = stream.load(config.data, configs.seeds_of(config)[0])
-    if folder is not None:
-        workdir.check_data(folder, data)
-    return Experiment.build(config, data)
-
-
 def _stored_run(config, folder):
     """Returns the experiment of the run in a folder.
 
@@ -504,12 +464,12 @@ def _stored_run(config, folder):
       UserError: the folder has no run, or a run of another config.
     """
     from cdl_jax.errors import UserError
-    from cdl_jax.run import workdir
+    from cdl_jax.run import start, workdir
 
     if not (folder / "config.json").exists():
         raise UserError(f"--workdir {folder} has no run: train one with the same command and --mode=train")
     workdir.check_config(folder, config.to_dict())
-    return _experiment(config, folder)
+    return start.build_experiment(config, folder)
 
 
 def _analyze(config, folder, options):
@@ -526,6 +486,28 @@ def _analyze(config, folder, options):
     print(analysis_section.summary(content))
     print(f"report: {folder / 'report.html'}")
     return 0
+
+
+def _predict_or_export(config, folder, options):
+    """Returns the text that --mode=predict or --mode=export prints."""
+    from cdl_jax.errors import UserError
+    from cdl_jax.run import api, export, predict, workdir
+    from cdl_jax.runtime import distributed, paths
+
+    if options.distributed != "off":
+        raise UserError(
+            f"--distributed={options.distributed}: --mode={options.mode} runs in one process: omit the flag"
+        )
+    distributed.initialize("off")
+    workdir.check_config(folder, config.to_dict())
+    run = api.load(folder)
+    if options.mode == "export":
+        if options.output is None:
+            raise UserError("--mode=export needs a folder: add --output FOLDER")
+        return export.export(run, paths.resolve(options.output, "--output"), options.network, options.task)
+    threshold = 0.3 if options.threshold is None else options.threshold
+    flags = {name: getattr(options, name) for name in ("network", "task", "top_k", "output", "draw")}
+    return predict.predict(run, predict.Request(options.images, threshold=threshold, **flags))
 
 
 def _evaluate(config, folder, task):

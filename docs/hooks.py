@@ -12,6 +12,8 @@ from cdl_jax import config, options, plugins
 from cdl_jax.evaluation import metrics
 
 API = {
+    "python": "cdl_jax.run.api",
+    "predictions": "cdl_jax.evaluation.predictions",
     "schemes": "cdl_jax.distill.base",
     "methods": "cdl_jax.methods.base",
     "learners": "cdl_jax.models.learners.base",
@@ -22,7 +24,7 @@ API = {
     "optim": "cdl_jax.optim",
 }
 COMMANDS = {
-    "cdl_jax.main": "Train, evaluate, analyze, describe",
+    "cdl_jax.main": "Train, evaluate, analyze, predict, export, describe",
     "cdl_jax.report.__main__": "Compare runs",
     "cdl_jax.fetch": "Download data sets and weights",
 }

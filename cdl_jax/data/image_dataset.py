@@ -75,17 +75,33 @@ def load_image(split: Split, row: int) -> tuple[Any, str]:
     return load_file(split.files[row]), str(split.files[row])
 
 
-def load_file(file: "str | Path | tar_files.Member") -> "PIL.Image.Image":
+@dataclass(frozen=True, eq=False)
+class ArrayImage:
+    """An image in memory where a file is expected; its text is its name for messages.
+
+    pixels: uint8 `[height, width, 3]`.
+    """
+
+    pixels: np.ndarray
+    name: str
+
+    def __str__(self):
+        return self.name
+
+
+def load_file(file: "str | Path | tar_files.Member | ArrayImage") -> "PIL.Image.Image":
     """Returns the image of a file as 8-bit RGB.
 
     Args:
-      file: a path, or a member of an archive.
+      file: a path, a member of an archive, or an image in memory.
 
     Raises:
       UserError: the file is missing, damaged, too large, or has pixel values of an unknown scale.
     """
     from cdl_jax.data.readers import decoding  # imports Pillow, which a DeviceLoader does without
 
+    if isinstance(file, ArrayImage):
+        return decoding.Image.fromarray(file.pixels)
     try:
         return decoding.decode(file.read() if isinstance(file, tar_files.Member) else file)
     except UserError as error:

@@ -221,13 +221,18 @@ def make_loader(
       labels: int32 `[seeds, n]` instead of the split's labels, for a `DeviceLoader`.
     """
     options = {**defaults(augment.OPTIONS), **defaults(OPTIONS), **options}
-    if split.images is None or split.images.nbytes > options["device_data_limit_mb"] * 2**20:
+    if not fits_device(split, options["device_data_limit_mb"]):
         return HostLoader(split, mesh, options, size)
     replicated = sharding.replicated(mesh)
     labels = np.asarray(split.labels if labels is None else labels, np.int32)
     arrays = {"images": np.asarray(split.images, np.uint8), "labels": labels}
     data = {k: jax.make_array_from_process_local_data(replicated, v, v.shape) for k, v in arrays.items()}
     return DeviceLoader(data, mesh)
+
+
+def fits_device(split: Split, limit_mb: int) -> bool:
+    """Returns whether a split is an array of at most `limit_mb` MiB, which a `DeviceLoader` holds."""
+    return split.images is not None and split.images.nbytes <= limit_mb * 2**20
 
 
 def stack_batches(batches: Iterator[HostBatch], lengths: Sequence[int]) -> Iterator[HostBatch]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from cdl_jax import schema
+from cdl_jax.data import loaders
 from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import Method, split
 from cdl_jax.run import workdir
@@ -148,9 +149,11 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         "stream": {
             "name": stream.name,
             "num_tasks": stream.num_tasks,
+            "device_size": _device_size(stream, config),
             "tasks": [
                 {
                     "classes": list(stream.class_names[task.first : task.end]),
+                    "class_ids": [int(number) for number in task.classes],
                     "train": len(task.train),
                     "test": len(task.test),
                 }
@@ -191,6 +194,12 @@ def test_counts(experiment: Experiment, network: str) -> list[int]:
 
 def _metrics_of_images(stream_rows, counts, ece, ece_seen):
     return metrics.stream_metrics(stream_rows, counts) | metrics.calibration_metrics(ece, ece_seen)
+
+
+def _device_size(stream, config) -> list[int] | None:
+    """Returns (height, width) of the test images that evaluation transforms on the device; None: on the host."""
+    on_device = stream.problem == "classification" and loaders.fits_device(stream.test, config.device_data_limit_mb)
+    return [int(side) for side in stream.test.images.shape[1:3]] if on_device else None
 
 
 def headline(method: Method) -> list[str]:

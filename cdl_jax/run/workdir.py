@@ -16,6 +16,7 @@ from pathlib import Path
 from cdl_jax import __version__, config, schema
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
+from cdl_jax.methods.shared import finished_run
 from cdl_jax.run import fingerprints
 from cdl_jax.runtime import files
 
@@ -167,7 +168,10 @@ def check_data(workdir: Path, stream: Stream) -> None:
 
 
 def write_config(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
-    """Writes config.json with the config and the fingerprint of the data, unless the file exists."""
+    """Writes config.json, unless the file exists.
+
+    It holds the config, the records of its teachers' runs, and fingerprints of weights, teachers' runs and data.
+    """
     if config.read(workdir) is None:
         content = {
             "schema": schema.SCHEMA,
@@ -177,6 +181,7 @@ def write_config(workdir: Path, resolved: dict, stream: Stream | None = None) ->
             "commit": commit(),
         }
         content["content"] = fingerprints.fingerprint_config(resolved)
+        content["teachers"] = finished_run.record_teachers(resolved)
         if stream is not None:
             content["data"] = fingerprints.fingerprint_data(stream)
         files.write_atomically(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")

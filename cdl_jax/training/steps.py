@@ -151,7 +151,8 @@ def predict_step(method: Method, function: Callable, loader: Loader, augmentatio
     def step(mutable, frozen, data, host_batch, position):
         images, _ = loader.read(data, host_batch)
         images = _eval_inputs(loader, images, augmentation, method)
-        context = Context(**position, key=jax.random.key(0), queries=_cached_queries(data, host_batch))
+        weight, queries = host_batch.get("weight"), _cached_queries(data, host_batch)
+        context = Context(**position, key=jax.random.key(0), weight=weight, queries=queries)
         return function(join(frozen, mutable), images, context)
 
     return step

@@ -3,16 +3,20 @@
 import json
 import random
 import re
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cdl_jax.data.tools import make_glyph_scenes
 from cdl_jax.evaluation import coco
 from cdl_jax.report import text
 from tests.end_to_end.command import last_weights, matrices, results, run, run_in_process
 from tests.end_to_end.test_resume import kill_at_line
+from tests.support import predictions
 
 CONFIG = "tests/end_to_end/tiny_detection.py"
 # A step with SciPy's callback is in no cache of compiled programs. With optax the processes of these tests share them.
@@ -75,6 +79,47 @@ def test_the_report_has_curves_and_images(uninterrupted):
     page = (uninterrupted / "report.html").read_text()
     assert "<h2>AP</h2>" in page and page.count("data:image/jpeg") == 2 * 6
     assert "accuracy" not in re.sub('base64,[^"]*', "", page.lower())
+
+
+def test_a_copy_detects_as_evaluation_does_without_its_data(uninterrupted, scenes, tmp_path):
+    evaluator, mutable, frozen, at = predictions.restored(uninterrupted, 0)
+    wanted = evaluator.detections(mutable, frozen, at)["student"]
+    data = evaluator.steps.experiment.stream.test
+    files = [shutil.copy(file, tmp_path) for file in data.files]
+    hidden = scenes.rename(scenes.with_name("hidden"))
+    try:
+        detector = predictions.copy_of(uninterrupted, tmp_path / "copy").network(task=0)
+        found = detector(files, threshold=0.0)
+        arrays = detector([np.asarray(Image.open(file)) for file in files[:3]], threshold=0.0)
+        command = (
+            "--workdir",
+            tmp_path / "copy",
+            "--mode=predict",
+            "--task=0",
+            "--threshold=0",
+            "--top_k=2",
+            "--images",
+            *files,
+        )
+        run_in_process(*command, "--output", tmp_path / "boxes.csv", "--draw", tmp_path / "drawn")
+    finally:
+        hidden.rename(scenes)
+    for row, boxes in enumerate(found):
+        rows = (wanted.rows == row) & np.isin(wanted.labels, evaluator.steps.experiment.stream.tasks[0].classes)
+        np.testing.assert_allclose(boxes.scores, wanted.scores[rows], rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(boxes.class_ids, wanted.labels[rows])
+        x0, y0, x1, y1 = wanted.boxes[rows].T
+        np.testing.assert_allclose(boxes.boxes, np.stack([x0, y0, x1 - x0, y1 - y0], axis=1), atol=1e-3)
+        assert {*boxes.class_names} <= {*data.categories.values()} and len(boxes) > 10
+    np.testing.assert_allclose(arrays[0].scores, found[0].scores, atol=1e-5)
+    middle = float(np.median(found[0].scores))
+    strict = detector(files[:1], threshold=middle)[0]
+    assert 0 < len(strict) < len(found[0]) and strict.scores.min() >= middle
+    lines = (tmp_path / "boxes.csv").read_text().splitlines()
+    assert lines[0] == "file,class,score,x,y,width,height" and len(lines) == 1 + 2 * len(files)
+    assert lines[1].split(",")[1] == found[0].class_names[0]
+    drawn = [np.asarray(Image.open(tmp_path / "drawn" / Path(file).with_suffix(".png").name)) for file in files[:2]]
+    assert all((image != np.asarray(Image.open(file))).any() for image, file in zip(drawn, files, strict=False))
 
 
 def test_killed_it_resumes_with_the_same_bits(uninterrupted, scenes, tmp_path):

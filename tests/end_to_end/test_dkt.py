@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.command import last_weights, results, run_in_process, run_in_two, start
+from tests.support import predictions
 
 EXCHANGE = "epochs=1,unit=steps,order=independent,kd=0.5"
 COMMON = (
@@ -53,6 +54,14 @@ def test_results_have_every_learner_in_its_own_class_order(uninterrupted):
         assert [len(row) for row in network["stream_matrix"]] == [2, 2]
         assert network["stream_matrix"][1] == network["accuracy_matrix"][1]
         assert network["per_task"]["stream_accuracy"] == pytest.approx([np.mean(r) for r in network["stream_matrix"]])
+
+
+def test_each_learner_predicts_the_classes_of_its_own_stream(uninterrupted, tmp_path):
+    run = predictions.copy_of(uninterrupted, tmp_path / "copy")
+    images, logits = predictions.logits_of_evaluation(uninterrupted, 0)
+    for name in run.networks:  # the loss, and so the prediction, is over all classes
+        predictions.check_equal(run.network(name, task=0)(images), logits[name], np.ones(20, bool))
+    predictions.check_program(run.network(name, task=0), images)
 
 
 def test_killed_it_ends_with_the_same_bits(uninterrupted, tmp_path):

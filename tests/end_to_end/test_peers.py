@@ -9,6 +9,7 @@ import pytest
 
 from tests.end_to_end.command import last_weights, matrices, results, run, run_in_process, start
 from tests.end_to_end.test_devices import losses
+from tests.support import predictions
 
 GLYPH = "configs/okddip_glyph.py"
 SMALL = (
@@ -55,6 +56,14 @@ def test_okddip_learns_a_stream_and_keeps_its_best_epochs(stream):
     # 3 x 3 convolutions, batch norms (no running statistics) and a projection, at widths 8, 16 and 32.
     tail = 9 * 16 * 32 + 9 * 32 * 32 + 16 * 32 + 6 * 32 + 32 * 20 + 20
     assert counts["leader"] == counts["peer_0"] == {"trainable": tail, "frozen": 0}
+
+
+def test_peers_predict_as_evaluation_does(stream, tmp_path):
+    run = predictions.copy_of(stream, tmp_path / "copy")
+    images, logits = predictions.logits_of_evaluation(stream, 0)
+    for name in ("leader", "ensemble"):
+        predictions.check_equal(run.network(name, task=0)(images), logits[name], np.arange(20) < 10)
+    predictions.check_program(run.network(name, task=0), images)
 
 
 def test_a_stopped_run_ends_with_the_same_best_epochs_and_bits(stream, tmp_path):

@@ -1,10 +1,23 @@
 """The main job through the command line: train, repeat, evaluate a checkpoint, refuse another config, describe."""
 
+import csv
 import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file
 
-from tests.end_to_end.command import TINY, matrices, results, run
+import cdl_jax
+from cdl_jax import main
+from tests.end_to_end.command import ROOT, TINY, environment, matrices, results, run, run_in_process
+from tests.support import predictions
 
 COMMAND = ("--config", TINY, "--config.log.report=True", "--workdir")
 
@@ -56,6 +69,189 @@ def test_evaluation_of_a_checkpoint_repeats_its_row(finished, task):
     row = matrices(workdir)["student"][-1 if task is None else task]
     assert f"student after task {len(row) - 1}: " + " ".join(f"{value:.2f}" for value in row) in out
     assert "equal to the run's accuracy matrix" in out and "NOT" not in out
+
+
+def test_a_copy_of_the_run_predicts_as_evaluation_does(finished, tmp_path):
+    workdir, _ = finished
+    copy = predictions.copy_of(workdir, tmp_path / "copy")
+    images, logits = predictions.logits_of_evaluation(workdir, 3)
+    seen = np.arange(20) < 16
+    for name in ("teacher", "student"):
+        network = copy.network(name, task=3)
+        found = network(images, features=True)
+        predictions.check_equal(found, logits[name], seen)
+        assert set(found.features) == set(network.feature_names) and len(found.features["features"]) == len(images)
+        single = network(images[5])
+        np.testing.assert_allclose(single.logits, found.logits[5:6], atol=1e-5)
+    assert copy.finished_tasks == (0, 1, 2, 3, 4) and copy.config.learner.name == "l2p"
+    assert copy.networks == ("teacher", "student") and len(copy.class_names) == 20
+    assert [len(task) for task in copy.tasks] == [4] * 5
+    rows = matrices(workdir)["student"]
+    np.testing.assert_array_equal(copy.matrices["student"][4], rows[4])
+    assert np.isnan(copy.matrices["student"][1, 2:]).all() and copy.matrices["student"][1, 1] == rows[1][1]
+
+
+def test_files_are_predicted_as_evaluation_on_the_host_does(finished, tmp_path):
+    workdir, _ = finished
+    images, logits = predictions.logits_of_evaluation(workdir, 1, device_data_limit_mb=0)
+    files = [tmp_path / f"{number}.png" for number in range(len(images))]
+    for file, image in zip(files, images, strict=True):
+        Image.fromarray(image).save(file)
+    found = cdl_jax.load(workdir)
+    found.results["stream"]["device_size"] = None
+    predictions.check_equal(
+        found.network("student", task=1, batch_size=10)(files), logits["student"], np.arange(20) < 8
+    )
+
+
+def test_the_examples_of_the_guide_run(finished, tmp_path, monkeypatch, capsys):
+    workdir, _ = finished
+    page = (ROOT / "docs" / "guides" / "python.md").read_text(encoding="utf-8")
+    examples = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "cdl_jax.train" not in code]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(workdir, "runs/quickstart")
+    Path("photos").mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 40), name == "a" and "red" or "blue").save(f"photos/{name}.png")
+    exec("".join(examples), {})
+    assert len(examples) == 4 and "('teacher', 'student') (0, 1, 2, 3, 4)" in capsys.readouterr().out
+    commands = re.findall(r"^python -m cdl_jax.main (--mode predict .*?(?:\\\n.*?)?)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main.main(shlex.split(command.replace("\\\n", " "))) == 0
+    content = json.loads(Path("predictions.json").read_text())
+    assert [len(image["classes"]) for image in content["images"]] == [3, 3] and content["task"] == 1
+
+
+def test_mode_predict_writes_tables_of_image_files(finished, tmp_path):
+    workdir, _ = finished
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("b.png", (32, 32)), ("a.jpg", (50, 70)), ("more/c.png", (9, 20))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / "images" / name)
+    command = ("--workdir", workdir, "--mode", "predict", "--images", tmp_path / "images")
+    names = [str(tmp_path / "images" / name) for name in ("a.jpg", "b.png", "more/c.png")]
+    wanted = cdl_jax.load(workdir).network("student")(names)
+    out, _ = run_in_process(*command, "--top_k=2")
+    shown = [line.split() for line in out.splitlines()]
+    assert shown[0] == ["file", "rank", "class", "probability"]
+    assert [line[0] for line in shown[1:]] == [name for name in names for _ in range(2)]
+    assert shown[1][2:] == [wanted.top(1)[0][0][0], f"{wanted.top(1)[0][0][1]:.4f}"]
+    out, _ = run_in_process(*command, names[0], "--task=0", "--network=teacher", "--output", tmp_path / "out.csv")
+    assert "4 images, teacher after task 0" in out
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert len(rows) == 4 * 4 and {row["class"] for row in rows} == set(cdl_jax.load(workdir).tasks[0])  # classes seen
+    assert sum(float(row["probability"]) for row in rows) == pytest.approx(4)
+    run_in_process(*command, "--output", tmp_path / "out.json")
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert (content["network"], content["task"]) == ("student", 4)
+    assert [image["file"] for image in content["images"]] == names
+    assert [image["classes"][0]["class"] for image in content["images"]] == wanted.names
+    assert all(len(image["classes"]) == 5 for image in content["images"])
+
+
+def test_predictions_refuse_mistakes_in_one_line(finished, tmp_path):
+    workdir, _ = finished
+    image, broken = tmp_path / "image.png", tmp_path / "broken.png"
+    Image.new("RGB", (32, 32)).save(image)
+    broken.write_bytes(image.read_bytes()[:40])
+    (tmp_path / "empty").mkdir()
+    command = ("--workdir", workdir, "--mode", "predict")
+    for flags, message in (
+        ((), "needs images: add --images"),
+        (("--images", tmp_path / "no.png"), "no.png: no such file or folder"),
+        (("--images", tmp_path / "empty"), "no images (.jpg"),
+        (("--images", broken), "broken.png: cannot be read as an image"),
+        (("--images", image, "--network=studnt"), "no network 'studnt': did you mean 'student'"),
+        (("--images", image, "--task=7"), "no checkpoint after task 7"),
+        (("--images", image, "--top_k=0"), "--top_k=0 must be 1 or more"),
+        (("--images", image, "--threshold=2"), "--threshold=2.0 must be a score from 0 to 1"),
+        (("--images", image, "--output=a.txt"), "--output=a.txt must end in .json or .csv"),
+        (("--images", image, "--output=no/a.csv"), "there is no folder no"),
+        (("--images", image, "--draw=boxes"), "'student' predicts classes, not boxes"),
+        (("--images", image, "--mode=eval"), "needs --mode=predict instead of --mode=eval"),
+        (("--images", image, "--config.learner.top_k=3"), "learner.top_k: 2 -> 3"),
+    ):
+        _, err = run_in_process(*command, *flags, expect=2)
+        assert message in err and len(err.splitlines()) == 1
+    for mistake, message in (
+        (lambda: cdl_jax.load(tmp_path / "nowhere"), "nowhere has no run"),
+        (lambda: cdl_jax.load(workdir, seed=3), "has no seed 3: choose one of 0"),
+        (lambda: cdl_jax.load(workdir).network("x"), "has no network 'x': known: "),
+        (lambda: cdl_jax.load(workdir).network(task=9), "(there are: 0, 1, 2, 3, 4)"),
+        (lambda: cdl_jax.load(workdir).network(batch_size=0), "batch_size=0 must be 1 or more"),
+        (lambda: cdl_jax.load(workdir).network()([]), "there are no images"),
+        (lambda: cdl_jax.load(workdir).network()(np.zeros((4, 4, 3))), "image 0 is float64 [4, 4, 3]"),
+        (lambda: cdl_jax.load(workdir).network()([image, broken]), "broken.png: cannot be read as an image"),
+    ):
+        with pytest.raises(cdl_jax.errors.UserError) as error:
+            mistake()
+        assert message in str(error.value)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    with pytest.raises(cdl_jax.errors.UserError, match="begun has no results yet: they are written after the first"):
+        cdl_jax.load(tmp_path / "begun")
+
+
+def test_an_exported_network_needs_jax_alone(finished, tmp_path):
+    flatbuffers = pytest.importorskip("flatbuffers")
+    workdir, _ = finished
+    folder, network = tmp_path / "served", cdl_jax.load(workdir).network("student", task=2)
+    command = ("--workdir", workdir, "--mode=export", "--task=2", "--output")
+    out, _ = run_in_process(*command, folder)
+    assert f"{folder}: student after task 2" in out
+    loader, usage = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    code = f"""
+import sys
+sys.modules.update({{name: None for name in ("cdl_jax", "flax", "optax", "orbax", "ml_collections", "safetensors")}})
+{loader}
+import numpy as np
+images = np.load("{tmp_path / "images.npy"}")
+np.savez("{tmp_path / "logits.npz"}", all=load("{folder}")(images), one=load("{folder}")(images[3:4]))
+"""
+    assert len(loader.split("def load")[1].splitlines()) <= 11 and "jax.nn.softmax(logits)" in usage
+    env = environment() | {"PYTHONPATH": str(Path(flatbuffers.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    found, wanted = np.load(tmp_path / "logits.npz"), network(images).logits
+    np.testing.assert_allclose(found["all"], wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["one"], wanted[3:4], rtol=0, atol=1e-5)
+    classes = json.loads((folder / "classes.json").read_text())
+    assert classes["class_names"] == list(network.class_names) and sum(classes["predicted"]) == 12
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert (
+        f"Mean accuracy: {np.mean(matrices(workdir)['student'][2]):.2f} %" in card
+        and "`student.weights`: random" in card
+    )
+    names = load_file(folder / "weights.safetensors")
+    assert "student.backbone.cls_token" in {name.replace(".params", "") for name in names}
+    assert not any(name.startswith("teacher") for name in names)  # the student alone
+
+
+def test_an_export_without_its_folder_or_package_is_one_line(finished, tmp_path, monkeypatch):
+    workdir, _ = finished
+    _, err = run_in_process("--workdir", workdir, "--mode=export", expect=2)
+    assert "--mode=export needs a folder: add --output FOLDER" in err
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    _, err = run_in_process("--workdir", workdir, "--mode=export", "--output", tmp_path / "out", expect=2)
+    assert "--mode=export needs the package flatbuffers" in err and not (tmp_path / "out").exists()
+
+
+def test_training_from_python_is_training_by_the_command(finished, tmp_path):
+    workdir, _ = finished
+    config = cdl_jax.load(workdir).config
+    config.log.report = False
+    ours = cdl_jax.train(config, tmp_path / "run")
+    assert matrices(tmp_path / "run") == matrices(workdir)
+    assert ours.results["command"] == f"python -m cdl_jax.main --workdir {tmp_path / 'run'}"
+    again, _ = run_in_process("--workdir", tmp_path / "run")
+    assert "student" in again and (tmp_path / "run" / "lock").exists()
+    with pytest.raises(cdl_jax.errors.UserError, match="holds a run of another config"):
+        cdl_jax.train(TINY + ":learner=coda", tmp_path / "run")
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_difference(finished):

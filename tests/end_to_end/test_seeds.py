@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+import cdl_jax
 from cdl_jax.data import stream
 from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.training.experiment import Experiment
 from tests.end_to_end.command import last_weights, matrices, results, run, run_in_process
 from tests.end_to_end.test_resume import kill_at_line
+from tests.support import predictions
 
 CONFIG = "configs/quickstart.py"
 SHORT = ("--config.train.epochs=1", "--config.data.num_tasks=2", "--config.data.class_order=shuffle",
@@ -115,6 +117,12 @@ def test_killed_and_started_again_all_seeds_end_as_they_would_have_each_in_its_o
     own = {3: alone(3, 3, tmp_path / "own"), 0: single[0]}
     assert_are_the_single_runs(together, own)
     assert results(own[3])["stream"] != results(own[0])["stream"]
+    images, logits = predictions.logits_of_evaluation(own[3], 1)
+    for opened in (cdl_jax.load(together, seed=3), cdl_jax.load(together / "seed_3")):
+        assert opened.seed == 3 and opened.class_names == cdl_jax.load(own[3]).class_names
+    np.testing.assert_allclose(opened.network("student")(images).logits, logits["student"], atol=1e-2)
+    other = cdl_jax.load(together)
+    assert other.seed == 3 and cdl_jax.load(together, seed=0).class_names != other.class_names
 
 
 @pytest.mark.parametrize(

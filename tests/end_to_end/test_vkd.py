@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.command import TINY, last_weights, results, run_in_process
+from tests.support import predictions
 
 SMALL = ("--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.epochs=1",
          "--config.train.batch_size=16", "--config.data.class_order=0,1,2,3,4,5,6,7,8,9")  # fmt: skip
@@ -52,6 +53,19 @@ def check_the_network_that_becomes_a_teacher(workdir, weights):
     assert (shapes["logits"].shape, shapes["patch_tokens"].shape) == ((2, 10), (2, 4, 16))
 
 
+def check_the_run_predicts_without_its_teacher(workdir, teacher):
+    images, logits = predictions.logits_of_evaluation(workdir, 0)
+    hidden = teacher.rename(teacher.with_name("hidden"))
+    try:
+        run = predictions.copy_of(workdir, workdir / "copy")
+        seen = np.arange(len(run.class_names)) < len(run.tasks[0])
+        for name in run.networks:
+            predictions.check_equal(run.network(name, task=0)(images), logits[name], seen)
+        predictions.check_program(run.network("student", task=0), images)
+    finally:
+        hidden.rename(teacher)
+
+
 @pytest.mark.parametrize("method", ["cdl", "vkd"])
 def test_a_student_distills_the_feature_of_a_convolutional_teacher(method, teacher, tmp_path):
     if method == "cdl":
@@ -76,6 +90,7 @@ def test_a_student_distills_the_feature_of_a_convolutional_teacher(method, teach
         assert mean.files == own.files and any((mean[name] != own[name]).any() for name in own.files)
         check_the_network_that_becomes_a_teacher(tmp_path, own)
     assert 0 <= networks["student"]["metrics"]["last"] <= 100
+    check_the_run_predicts_without_its_teacher(tmp_path, teacher)
     found, start = weight(tmp_path, 4 if method == "cdl" else 0)
     side = min(found.shape)
     gram = found @ found.T if found.shape[0] < found.shape[1] else found.T @ found

@@ -52,6 +52,12 @@ class Objects:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def empty(cls) -> "Objects":
+        """Returns no objects."""
+        numbers = np.zeros(0, np.int32)
+        return cls(numbers.astype(np.int64), numbers, numbers, np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool))
+
     def take(self, selection: np.ndarray | slice) -> "Objects":
         """Selects objects by indices, a mask or a slice."""
         columns = (self.ids, self.rows, self.labels, self.boxes, self.areas, self.crowds)

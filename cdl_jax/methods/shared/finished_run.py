@@ -5,9 +5,12 @@ gets the student's images, resized (bilinearly) and normalized for the network o
 variables of the student's run, which reads the teacher's checkpoints only once.
 """
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,11 @@ from cdl_jax.models import weights
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.checkpoint import Checkpoints
 
+Records = Mapping[str, Any]  # folder of a teacher's run, as the config names it -> its record, see `record_teachers`
+
+_NO_FILE = {"weights": "random", "weights_key": ""}
+_RECORDS: ContextVar[Records] = ContextVar("records of teachers' runs")
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -37,29 +45,37 @@ class FinishedRun:
       folder: the run's working directory.
       config: its resolved config.
       info: its stream.
+      finished_tasks: the tasks that have a checkpoint; None: those in the folder.
+      records: of the teachers of the run's own config.
     """
 
     folder: Path
     config: ConfigDict
     info: StreamInfo
+    finished_tasks: tuple[int, ...] | None = None
+    records: Records = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> "FinishedRun":
         """Reads the JSON files of a run.
 
         Args:
-          folder: working directory of the run, absolute or relative to the current directory.
+          folder: working directory of the run, absolute or relative to the current directory. Within `use_records` a
+            recorded run is not read from its folder.
 
         Raises:
           UserError: the folder has no run with results, or a run of several seeds.
         """
         if not isinstance(folder, str | Path):
             raise UserError(f"teachers names {folder!r}, which is not a folder: name a --workdir of a finished run")
+        if record := _record_of(folder):
+            tasks, finished, records = record["tasks"], tuple(record["finished_tasks"]), record["teachers"]
+            with use_records(records):
+                config = without_files(_to_config(record["config"]))
+            return cls(Path(folder), config, stream_info(tasks), finished, records)
         folder = paths.resolve(folder, "the teacher's run")
-        config, tasks = _read_json_files(folder)
-        sizes = tuple(len(task["classes"]) for task in tasks)
-        names = tuple(name for task in tasks for name in task["classes"])
-        return cls(folder, config, StreamInfo(sum(sizes), sizes, names, sum(task["train"] for task in tasks)))
+        config, tasks, records = _read_json_files(folder)
+        return cls(folder, config, stream_info(tasks), None, records)
 
     @cached_property
     def method(self) -> Any:
@@ -69,11 +85,89 @@ class FinishedRun:
           UserError: the config is of another version of this package.
         """
         try:
-            return plugins.load_plugin("methods", self.config.method).build(self.config, self.info)
+            with use_records(self.records):
+                return plugins.load_plugin("methods", self.config.method).build(self.config, self.info)
         except (AttributeError, KeyError) as error:
             raise UserError(
                 f"the teacher's run {self.folder} was made by another version ({error}): train it anew"
             ) from None
+
+
+def stream_info(tasks: Sequence[Mapping[str, Any]]) -> StreamInfo:
+    """Returns the stream of a run as methods see it.
+
+    Args:
+      tasks: `stream.tasks` of results.json. Files of earlier versions have no `class_ids`.
+    """
+    sizes = tuple(len(task["classes"]) for task in tasks)
+    names = tuple(name for task in tasks for name in task["classes"])
+    ids = tuple(number for task in tasks for number in task.get("class_ids", ()))
+    return StreamInfo(sum(sizes), sizes, names, sum(task["train"] for task in tasks), ids)
+
+
+def record_teachers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a method's `build` reads of the teachers' runs that a config names.
+
+    With the record, a run can be opened where the folders of its teachers do not exist. Weights of the teachers are
+    among the frozen variables of the run itself.
+
+    Args:
+      config: the resolved config as nested dicts.
+
+    Returns:
+      Folder -> its `config`, `tasks`, `finished_tasks`, and the records of its own teachers, `teachers`; JSON values.
+      Folders without results are left out: the method does not read them.
+    """
+    records = {}
+    for folder in _teacher_folders(config):
+        with suppress(UserError):
+            run, tasks = FinishedRun.read(folder), _read_json_files(paths.resolve(folder, "the teacher's run"))[1]
+            records[folder] = {
+                "config": run.config.to_dict(),
+                "tasks": tasks,
+                "finished_tasks": list(_finished_tasks(run)),
+                "teachers": run.records or record_teachers(run.config.to_dict()),
+            }
+    return records
+
+
+@contextmanager
+def use_records(records: Records) -> Iterator[None]:
+    """Replaces the folders of teachers' runs by their records, see `record_teachers`, within the block."""
+    token = _RECORDS.set(records)
+    try:
+        yield
+    finally:
+        _RECORDS.reset(token)
+
+
+def without_files(config: ConfigDict) -> ConfigDict:
+    """Returns a config whose networks need no files of weights, for a run whose checkpoints have the weights.
+
+    Folders of teachers' runs stay.
+    """
+    config = copy.deepcopy(config)
+    for section in config.values():
+        weights_of = section.get("weights") if isinstance(section, ConfigDict) else None
+        if isinstance(weights_of, str) and (weights_of.startswith("package:") or not is_run(weights_of)):
+            section.update({key: value for key, value in _NO_FILE.items() if key in section})
+    return config
+
+
+def _record_of(folder):
+    return _RECORDS.get({}).get(str(folder))
+
+
+def _teacher_folders(config) -> list[str]:
+    """Returns the folders of teachers' runs that a config names."""
+    flat = configs.flatten(config)
+    of_runs = [folder for key, value in flat.items() if key.endswith(".teacher_runs") for folder in value]
+    of_weights = [value for key, value in flat.items() if key.endswith(".weights") and isinstance(value, str)]
+    return of_runs + [folder for folder in of_weights if not folder.startswith("package:") and is_run(folder)]
+
+
+def _to_config(stored) -> ConfigDict:
+    return ConfigDict(configs.copy_with_tuples(stored))
 
 
 def check_same_stream(run: FinishedRun, info: StreamInfo, checkpoint: str) -> None:
@@ -133,9 +227,7 @@ def pick_tasks(run: FinishedRun, checkpoint: str) -> tuple[int, ...]:
     Raises:
       UserError: the run is not finished, or a checkpoint is missing.
     """
-    num_tasks = run.info.num_tasks
-    with Checkpoints(run.folder, read_only=True) as checkpoints:
-        finished = checkpoints.finished_tasks()
+    num_tasks, finished = run.info.num_tasks, _finished_tasks(run)
     num_trained = finished[-1] + 1 if finished else 0
     if num_trained < num_tasks:
         raise UserError(f"the teacher's run {run.folder} has finished {num_trained} of {num_tasks} tasks: resume it")
@@ -146,6 +238,13 @@ def pick_tasks(run: FinishedRun, checkpoint: str) -> tuple[int, ...]:
             "checkpoint.keep_tasks=0, or set teacher_checkpoint='last'"
         )
     return tasks
+
+
+def _finished_tasks(run) -> Sequence[int]:
+    if run.finished_tasks is not None:
+        return run.finished_tasks
+    with Checkpoints(run.folder, read_only=True) as checkpoints:
+        return checkpoints.finished_tasks()
 
 
 @dataclass(frozen=True)
@@ -268,7 +367,7 @@ def find_teacher(
     """
     run = FinishedRun.read(folder)
     check_same_stream(run, info, checkpoint)
-    run = replace(run, info=replace(run.info, class_ids=info.class_ids))  # results.json has names alone
+    run = replace(run, info=replace(run.info, class_ids=info.class_ids))  # earlier versions stored names alone
     network = pick_network(run, network)
     method = run.method
     if use_batch_statistics and not method.supports_batch_statistics:
@@ -286,6 +385,8 @@ def is_run(path: str) -> bool:
     """
     if path in ("", "random"):
         return False
+    if _record_of(path):
+        return True
     folder = paths.resolve(path, "the teacher's run")
     return (folder / "config.json").is_file() and not any((folder / name).is_file() for name in weights.OF_HUB)
 
@@ -319,9 +420,10 @@ def _stacked(leaf, count):
 
 
 def _read_json_files(folder):
-    """Returns a run's config, and the tasks of its stream as results.json has them."""
+    """Returns a run's config, the tasks of its stream as results.json has them, and the records of its teachers."""
     try:
-        config = ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
+        content = configs.read(folder)
+        config, records = _to_config(content["config"]), content.get("teachers", {})
         if not config.get("seeds") and not (folder / "results.json").exists():
             raise UserError(
                 f"the teacher's folder {folder} has a config.json but no results.json: its run has not trained a task; "
@@ -329,7 +431,8 @@ def _read_json_files(folder):
             )
         # The checkpoints of a run of several seeds are not in the folders of the seeds.
         if not config.get("seeds") and (folder / "checkpoints").exists():
-            return config, json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]["tasks"]
+            tasks = json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]["tasks"]
+            return config, tasks, records
     except (OSError, TypeError, KeyError, ValueError, RecursionError):
         raise UserError(
             f"no run with results in the teacher's folder {folder}: name a --workdir of a finished run; a run that was "

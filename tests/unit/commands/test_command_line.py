@@ -250,7 +250,7 @@ def test_the_first_of_several_processes_prints_the_working_directory(
     monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("called before jax has started"))
     monkeypatch.setattr("cdl_jax.run.loop.train", lambda *_: [])
     monkeypatch.setattr("cdl_jax.report.run_page.summary", lambda seeds: "done")
-    monkeypatch.setattr(main, "_experiment", lambda *_: None)
+    monkeypatch.setattr("cdl_jax.run.start.build_experiment", lambda *_: None)
     monkeypatch.setattr(main, "_evaluate", lambda *_: 0)
     assert main.main(["--config", "quickstart", "--mode", mode, "--distributed=auto"]) == 0
     assert joined == ["auto"]

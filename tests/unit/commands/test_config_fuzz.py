@@ -16,6 +16,7 @@ from cdl_jax import config as configs
 from cdl_jax import main, plugins
 from cdl_jax.data.sources import glyph_file, glyph_mini
 from cdl_jax.errors import UserError
+from cdl_jax.run.start import build_experiment
 
 FILES = Path(__file__).parents[3] / "configs"
 SHIPPED = (
@@ -52,7 +53,7 @@ def message_about(file: str, changes: dict[str, str]) -> str:
     try:
         config = main._parse(argv + [f"--config.{key}={value}" for key, value in changes.items()]).config
         configs.check(config)
-        main._experiment(config)
+        build_experiment(config)
     except UserError as error:
         return str(error)
     finally:

@@ -25,8 +25,9 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer.split()}
 
-# The only exception: `config.default` collects the defaults from the modules that define them, in a function.
-COLLECTED = {("config", "data"), ("config", "optim")}
+# The only exceptions, both in functions: `config.default` collects the defaults from the modules that define them, and
+# `cdl_jax.load` and `cdl_jax.train` import jax when they are called.
+COLLECTED = {("config", "data"), ("config", "optim"), ("__init__", "run")}
 
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 

@@ -67,7 +67,14 @@ def test_the_wheel_has_its_command_python_versions_and_requirements(wheel):
 
 # Import names that differ from those of their distributions.
 NAMES = {"absl": "absl-py", "PIL": "pillow", "orbax": "orbax-checkpoint"}
-EXTRAS = {"fontTools", "huggingface_hub", "onnx", "resvg_py", "sklearn"}  # imported inside functions, with a message
+EXTRAS = {
+    "flatbuffers",
+    "fontTools",
+    "huggingface_hub",
+    "onnx",
+    "resvg_py",
+    "sklearn",
+}  # imported inside functions, with a message
 
 
 def test_every_imported_package_is_a_requirement_or_an_extra():

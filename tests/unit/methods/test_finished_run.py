@@ -1,5 +1,7 @@
 """Teachers of finished runs: the stream, the network and the named outputs that a student needs."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.shared import finished_run as runs
 from cdl_jax.methods.shared.finished_run import FinishedRun, average_outputs, check_same_stream, pick_network
 
 
@@ -75,3 +78,32 @@ def test_average_has_the_outputs_that_all_teachers_have_in_one_shape():
     assert average.keys() == {"logits"}
     np.testing.assert_array_equal(average["logits"], [0.5] * 3)
     assert average_outputs([first]) is first
+
+
+def store_run(name, **config):
+    (Path(name) / "checkpoints").mkdir(parents=True)
+    (Path(name) / "config.json").write_text(json.dumps({"config": {"method": "cdl", **config}}))
+    tasks = [{"classes": ["x", "y"], "class_ids": [5, 3], "train": 4, "test": 2}, {"classes": ["z"], "train": 2}]
+    (Path(name) / "results.json").write_text(json.dumps({"stream": {"tasks": tasks}}))
+
+
+def test_a_record_replaces_the_folders_of_teachers_and_of_their_teachers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store_run("first", train={"scales": [1, 2]})
+    store_run("second", cdl={"teacher_runs": ["first"]}, teacher={"weights": "x.pth", "weights_key": "ema"})
+    config = {"teacher": {"weights": "second"}, "student": {"weights": "package:x"}, "cdl": {"teacher_runs": ("no",)}}
+    records = json.loads(json.dumps(runs.record_teachers(config)))
+    assert records.keys() == {"second"}  # a folder without results is no teacher
+    shutil.rmtree("first"), shutil.rmtree("second")
+    assert not runs.is_run("second")
+    with runs.use_records(records):
+        assert runs.is_run("second") and not runs.is_run("first")
+        second = FinishedRun.read("second")
+    assert second.info == StreamInfo(3, (2, 1), ("x", "y", "z"), 6, (5, 3)) and second.config.method == "cdl"
+    assert second.config.teacher.to_dict() == {"weights": "random", "weights_key": ""}  # checkpoints have the weights
+    with runs.use_records(second.records):
+        assert FinishedRun.read("first").config.train.scales == (1, 2)
+    with pytest.raises(UserError, match="no run with results in the teacher's folder second"):
+        FinishedRun.read("second")
+    with pytest.raises(UserError, match="has finished 0 of 2 tasks"):
+        runs.pick_tasks(second, "last")

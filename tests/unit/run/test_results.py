@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from cdl_jax.data.stream import Task
+from cdl_jax.data.stream import Split, Task
 from cdl_jax.run import results
 from cdl_jax.run.results import Record
 from tests.support.methods import FixedMethod
@@ -57,14 +57,17 @@ def test_peak_memory_is_that_of_this_process_in_bytes(monkeypatch):
     assert results.peak_memory() == 123
 
 
-def make_experiment():
+def make_experiment(limit_mb=1):
     tasks = (Task(0, (4, 2), 0, np.arange(6), np.arange(2)), Task(1, (0,), 2, np.arange(3), np.arange(6)))
     tree = {"backbone": {"kernel": np.zeros((3, 4))}, "head": np.zeros(5)}
-    stream = SimpleNamespace(name="toy", tasks=tasks, num_tasks=2, class_names=("e", "c", "a"))
+    test = Split(np.zeros(8, np.int32), images=np.zeros((8, 4, 6, 3), np.uint8))
+    stream = SimpleNamespace(
+        name="toy", problem="classification", tasks=tasks, num_tasks=2, class_names=("e", "c", "a"), test=test
+    )
     return SimpleNamespace(
         stream=stream,
         streams=(stream,),
-        config=SimpleNamespace(method="cdl"),
+        config=SimpleNamespace(method="cdl", device_data_limit_mb=limit_mb),
         seeds=(3,),
         method=FixedMethod(networks=("teacher", "student"), bookkeeping=frozenset({"exchange", "published", "cache"})),
         mesh=SimpleNamespace(size=1),
@@ -85,9 +88,11 @@ def test_results_follow_from_the_record():
     assert metrics["last_image_weighted"] == pytest.approx((2 * 70 + 6 / 3) / 8)
     assert metrics["forward_transfer"] == 15.0
     assert content["stream"]["tasks"] == [
-        {"classes": ["e", "c"], "train": 6, "test": 2},
-        {"classes": ["a"], "train": 3, "test": 6},
+        {"classes": ["e", "c"], "class_ids": [4, 2], "train": 6, "test": 2},
+        {"classes": ["a"], "class_ids": [0], "train": 3, "test": 6},
     ]
+    assert content["stream"]["device_size"] == [4, 6]
+    assert results.collect(make_experiment(limit_mb=0), RECORD, 3)["stream"]["device_size"] is None
     assert content["cost"]["parameters"] == {"student": {"trainable": 5, "frozen": 12}}
     assert content["cost"]["images_per_second"] == {"student": 150.0}
     assert content["cost"]["device"] == "1 x cpu"

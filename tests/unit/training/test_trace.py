@@ -5,6 +5,7 @@ import pytest
 
 from cdl_jax import main
 from cdl_jax.errors import UserError
+from cdl_jax.run import start
 from cdl_jax.training.compiled import CompiledSteps
 from tests.end_to_end.command import TINY
 
@@ -17,7 +18,7 @@ OWN_ORDERS = [
 def program(config, *changes):
     """Returns the compiled steps of a command line."""
     parsed = main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes])
-    return CompiledSteps(main._experiment(parsed.config))
+    return CompiledSteps(start.build_experiment(parsed.config))
 
 
 @pytest.mark.parametrize(

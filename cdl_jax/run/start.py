@@ -1,0 +1,50 @@
+"""Starts or resumes the training of a config in a working directory, for the command line and for Python."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from cdl_jax import config as configs
+from cdl_jax.data import stream
+from cdl_jax.run import loop, workdir
+from cdl_jax.runtime.signals import SignalHandler
+from cdl_jax.training.experiment import Experiment
+
+
+def train(config: ConfigDict, folder: Path, signals: SignalHandler | None = None) -> list[dict]:
+    """Trains the tasks that are not trained yet, under the lock of the working directory.
+
+    Args:
+      config: a resolved config.
+      folder: the working directory.
+      signals: source of stop requests; None: the run cannot be interrupted.
+
+    Returns:
+      The results of each seed, see `results.collect`.
+
+    Raises:
+      UserError: another process uses the folder, it has a run of another config, or the data does not fit.
+      RunInterrupted: a stop was requested; everything is saved.
+    """
+    with workdir.locked(folder) if jax.process_index() == 0 else nullcontext():
+        workdir.check_config(folder, config.to_dict())
+        workdir.check_seeds(folder, config.seeds)
+        return loop.train(build_experiment(config, folder), folder, signals)
+
+
+def build_experiment(config: ConfigDict, folder: Path | None = None) -> Experiment:
+    """Returns the experiment of a config with its data.
+
+    Args:
+      config: a resolved config.
+      folder: the run's folder, to compare the data with; None: no run.
+
+    Raises:
+      UserError: the data is missing, damaged, or differs from that of the run.
+    """
+    data = stream.load(config.data, configs.seeds_of(config)[0])
+    if folder is not None:
+        workdir.check_data(folder, data)
+    return Experiment.build(config, data)
