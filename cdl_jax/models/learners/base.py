@@ -5,7 +5,7 @@ Each file of this package is one continual learner on a pretrained backbone. It 
   build(options, *, dim, key_dim, depth, num_tasks): returns a `Learner` for a backbone of width `dim` with `depth`
     blocks, queries of width `key_dim` and a stream of `num_tasks` tasks.
 
-The shipped learners are prompt pools (`Pool`). A `Learner` may also change the weights of the backbone, add adapters to
+Prompt learners are pools (`Pool`). A `Learner` may also change the weights of the backbone, add adapters to
 its blocks, fit its head in closed form (`FittedHead`), or average several predictions.
 """
 

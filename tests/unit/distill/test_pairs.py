@@ -36,6 +36,7 @@ SCHEMES = {
     "reviewkd": {},
     "vkd": {},
 }
+UNTRAINED = {"simple_cil"}  # learners without training by gradients, which have no scheme
 PAIRS = [
     (learner, scheme)
     for learner in LEARNERS
@@ -155,7 +156,8 @@ def test_logits_can_be_the_compared_features_of_both_networks():
 
 
 def test_every_learner_and_scheme_is_covered():
-    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.learners"))
+    covered = {learner.split()[0] for learner in LEARNERS} | UNTRAINED
+    assert covered == set(plugins.list_plugins("models.learners"))
     assert set(SCHEMES) == set(plugins.list_plugins("distill"))
 
 
@@ -166,6 +168,14 @@ def test_every_learner_and_scheme_is_covered():
 def test_only_prefix_prompts_can_be_mapped(learner, message):
     with pytest.raises(UserError, match=message):
         build(learner, "prompt_mapping")
+
+
+@pytest.mark.parametrize("learner", sorted(UNTRAINED))
+@pytest.mark.parametrize("scheme", sorted(SCHEMES.keys() - {"none"}))
+def test_a_learner_without_training_has_no_scheme(learner, scheme):
+    config = configs.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
+    with pytest.raises(UserError, match=f"learner.name='{learner}'|'{learner}' has none"):
+        cdl.build(config, StreamInfo(4, (2, 2)))
 
 
 @pytest.mark.parametrize("variant", ["dcdl", "deit"])
