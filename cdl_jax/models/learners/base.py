@@ -259,9 +259,20 @@ class FittedHead(nn.Module):
     def init_statistics(self, width: int) -> Mapping[str, jax.Array]:
         """Returns the statistics before the first image, by name.
 
-        width: of the features.
+        width: of the features that the head takes.
         """
         raise NotImplementedError
+
+    @nn.nowrap
+    def statistics_input(self, variables: Variables, features: jax.Array) -> jax.Array:
+        """Returns the features from which statistics are made, such as a projection; by default `features`.
+
+        Args:
+          variables: of the head, `{"params": ..., "state": ...}`.
+          features: float32 `[batch, width]`.
+        """
+        del variables
+        return features
 
     @nn.nowrap
     def accumulate(
@@ -271,7 +282,7 @@ class FittedHead(nn.Module):
 
         Args:
           statistics: of the earlier batches and tasks.
-          features: float32 `[batch, width]`.
+          features: the return value of `statistics_input`, by default float32 `[batch, width]`.
           labels: int32 `[batch]`.
           context: `context.weight`, float32 `[batch]`, is 0 for padding and 1 for images.
         """

@@ -19,12 +19,16 @@ from cdl_jax.methods import cdl
 from cdl_jax.methods.base import StreamInfo
 
 LEARNERS = {
+    "aper": {"rank": 2},
+    "aper ssf": {"adaptation": "ssf"},
+    "aper vpt": {"adaptation": "vpt", "tokens": 2},
     "apt": {},
     "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
     "l2p": {"pool": 3, "length": 2, "top_k": 2},
     "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "prompt_form": "tokens", "batchwise": True},
     "none": {},
+    "ranpac": {"projection": 6, "rank": 2},
 }
 SCHEMES = {
     "dkd": {},
@@ -37,12 +41,17 @@ SCHEMES = {
     "vkd": {},
 }
 UNTRAINED = {"simple_cil"}  # learners without training by gradients, which have no scheme
-PAIRS = [
-    (learner, scheme)
-    for learner in LEARNERS
-    for scheme in SCHEMES
-    if scheme != "prompt_mapping" or learner in ("coda", "dualprompt", "l2p")
-]
+FITTED = {"aper", "ranpac"}  # learners with a fitted head, which have no second head
+
+
+def fits(learner, scheme):
+    """Returns whether a learner can be used with a scheme."""
+    if scheme == "prompt_mapping":
+        return learner in ("coda", "dualprompt", "l2p")
+    return scheme != "kd_token" or learner.split()[0] not in FITTED
+
+
+PAIRS = [(learner, scheme) for learner in LEARNERS for scheme in SCHEMES if fits(learner, scheme)]
 STAR = [(learner, scheme) for learner, scheme in PAIRS if learner == "l2p" or scheme == "kd"]
 OTHERS = [pair for pair in PAIRS if pair not in STAR]
 
@@ -176,6 +185,12 @@ def test_a_learner_without_training_has_no_scheme(learner, scheme):
     config = configs.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
     with pytest.raises(UserError, match=f"learner.name='{learner}'|'{learner}' has none"):
         cdl.build(config, StreamInfo(4, (2, 2)))
+
+
+@pytest.mark.parametrize("learner", sorted(FITTED))
+def test_a_second_head_is_refused_where_heads_are_fitted(learner):
+    with pytest.raises(UserError, match=f"'kd_token' trains a second head, but learner.name='{learner}' fits its head"):
+        build(learner, "kd_token")
 
 
 @pytest.mark.parametrize("variant", ["dcdl", "deit"])
