@@ -7,7 +7,7 @@
         --workdir runs/glyph100/l2p/dkd/seed_0 --config.data.path=glyph100.npz \
         --config.student.weights=glyph_student.npz
 
-learner    l2p, dualprompt, coda, apt; simple_cil, ranpac, aper; none: a linear probe
+learner    l2p, dualprompt, coda, apt; simple_cil, ranpac, aper, lora, lae, fine_tuning; none: a linear probe
 distill    none, or a row of the table: kd, dkd, fitnets, reviewkd, vkd; kd_token, an additional token with its own head
            (version 2 of CDL); kdp, the same with additional prompts (KDP, D-CDL); prompt_mapping (CDL-Prompt)
 teacher_run  the working directory of a finished run of this stream; its teacher after each task is the teacher; "": a

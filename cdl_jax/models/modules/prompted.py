@@ -124,9 +124,9 @@ class PromptedNetwork:
         features, _ = self.backbone.apply({"params": variables["backbone"]}, images)
         return jax.lax.stop_gradient(features)
 
-    def logits_without_prompts(self, variables: Variables, images: jax.Array) -> jax.Array:
+    def logits_without_prompts(self, variables: Variables, images: jax.Array, context: Context) -> jax.Array:
         """Applies the head to the class token of the backbone without the learner: float32 `[batch, classes]`."""
-        context, learner = Context.dummy(), _module_variables(variables, "prompts")
+        learner = _module_variables(variables, "prompts")
         return self._predict(variables, self._head_inputs(learner, self.query(variables, images)), context, False)
 
     def __call__(

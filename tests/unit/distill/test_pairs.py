@@ -25,8 +25,12 @@ LEARNERS = {
     "apt": {},
     "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
+    "fine_tuning": {},
     "l2p": {"pool": 3, "length": 2, "top_k": 2},
     "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "prompt_form": "tokens", "batchwise": True},
+    "lae": {"rank": 2, "layers": 2, "constant_epochs": 0},
+    "lora": {"rank": 2},
+    "lora sum": {"rank": 2, "per_task": "sum"},
     "none": {},
     "ranpac": {"projection": 6, "rank": 2},
 }
@@ -95,7 +99,9 @@ def loss_and_gradients(method, loss, transform=jax.jit):
     parts = {
         path[:2] for path in flatten_dict(variables) if any(u.trainable(path) for p in method.phases for u in p.updates)
     }
-    known = {(name, part) for name in method.networks for part in ("prompts", "head")}
+    backbone = flatten_dict(variables["student"]["backbone"])
+    is_tuned = any(map(method.models.student.learner.trains_backbone, backbone))
+    known = {(name, part) for name in method.networks for part in ("prompts", "head", *["backbone"] * is_tuned)}
     assert parts - {("distill", "params")} == {part for part in known if variables[part[0]][part[1]]}
 
     def total(learned, variables):
