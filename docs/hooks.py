@@ -39,7 +39,7 @@ _EDIT = "_This page is generated from the code by `docs/hooks.py`._\n"
 CHOICES = {
     "method": ("how the networks are trained", "methods"),
     "data.name": ("the data source", "data.sources"),
-    "learner.name": ("the prompt learner", "models.learners"),
+    "learner.name": ("the learner", "models.learners"),
     "distill.name": ("the distillation scheme", "distill"),
     "teacher.family": ("the family of a network; also `student.family` and `network.family`", "models"),
 }
@@ -129,7 +129,7 @@ def config_page() -> str:
         "## Optimizer: `optim.`\n",
         _table(optim.OPTIONS, "optim."),
         _plugin_sections("methods", "method", "Methods"),
-        _plugin_sections("models.learners", "learner", "Prompt learners: `learner.`"),
+        _plugin_sections("models.learners", "learner", "Learners: `learner.`"),
         _plugin_sections("distill", "distill", "Distillation schemes: `distill.`"),
         _plugin_sections("models", "network", "Networks: `teacher.`, `student.`, `network.`"),
         "## Detection: `method=vidt`\n",

@@ -69,14 +69,14 @@ OPTIONS = {
 }
 
 
-_LEARNER = "the prompt learner: a name of --list, or a dotted path"
+_LEARNER = "the learner: a name of --list, or a dotted path"
 _SCHEME = "the distillation scheme: a name of --list, or a dotted path"
 
 
 def defaults(
     learner: str = "l2p", distill: str = "kd", teacher: str = "vit_b16", student: str = "vit_s16"
 ) -> dict[str, Mapping[str, Any]]:
-    """Returns the config sections for the named prompt pool, scheme and ViTs.
+    """Returns the config sections for the named learner, scheme and ViTs.
 
     A scheme's `PRESET` replaces defaults.
 

@@ -56,18 +56,21 @@ _xavier = nn.initializers.xavier_uniform()
 
 @struct.dataclass
 class Prompt:
-    """The prompt of one attention layer, applied after the projection to queries, keys and values.
+    """The prompt of one attention layer. All but `tokens` are applied after the projection to keys and values.
 
     Attributes:
       prefix: (keys, values), each `[batch, length, dim]`, inserted before the keys and values of the tokens. Queries
         and thus the number of tokens are unchanged (prefix tuning, Li and Liang, 2021).
       suffix: (keys, values), each `[batch, length, dim]`, inserted behind the keys and values of the tokens.
       additive: (key, value), each `[dim]`, added to those of the class token (APT, Chen et al., 2025).
+      tokens: `[length, dim]`, tokens at the input of the block that only this block reads: its norm and projection
+        make keys and values of them, before those of the prefix (VPT-deep, Jia et al., 2022). All images share them.
     """
 
     prefix: tuple[jax.Array, jax.Array] | None = None
     suffix: tuple[jax.Array, jax.Array] | None = None
     additive: tuple[jax.Array, jax.Array] | None = None
+    tokens: jax.Array | None = None
 
 
 @struct.dataclass
@@ -123,7 +126,14 @@ def _merge(first, second):
         prefix=merge_pairs(first.prefix, second.prefix, join_tokens),
         suffix=merge_pairs(first.suffix, second.suffix, join_tokens),
         additive=merge_pairs(first.additive, second.additive, jnp.add),
+        tokens=_join_present(first.tokens, second.tokens),
     )
+
+
+def _join_present(*rows):
+    """Returns the rows that are not None as one array, None if there are none."""
+    present = [row for row in rows if row is not None]
+    return jnp.concatenate(present) if present else None
 
 
 def _merge_later(first, function, class_token):
@@ -149,21 +159,28 @@ class Attention(nn.Module):
     implementation: str = "xla"
 
     @nn.compact
-    def __call__(self, x: jax.Array, prompt: Prompt | None = None, class_index: int = 0) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self,
+        x: jax.Array,
+        prompt: Prompt | None = None,
+        class_index: int = 0,
+        prompt_tokens: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """Computes attention among tokens and prompts.
 
         Args:
           x: `[batch, tokens, dim]`.
           prompt: of this layer, default None.
           class_index: position of the class token, default 0.
+          prompt_tokens: `[length, dim]`, the prompt's `tokens` after the norm, default None.
 
         Returns:
           (tokens `[batch, tokens, dim]`, attention weights float32 `[batch, heads, tokens, tokens]`). The weights are
           those of the tokens; without prompts each row sums to 1.
         """
         batch, length, dim = x.shape
-        qkv = _dense(3 * dim, self.dtype, "qkv", self.init)(x)
-        query, key, value = jnp.split(qkv, 3, axis=-1)
+        project = _dense(3 * dim, self.dtype, "qkv", self.init)
+        query, key, value = jnp.split(project(x), 3, axis=-1)
         prefix_length = 0
         if prompt is not None:
             if prompt.additive is not None:
@@ -172,6 +189,10 @@ class Attention(nn.Module):
             key = _insert_prompt(prompt, key, 0)
             value = _insert_prompt(prompt, value, 1)
             prefix_length = 0 if prompt.prefix is None else prompt.prefix[0].shape[1]
+        if prompt_tokens is not None:
+            _, *pair = jnp.split(jnp.broadcast_to(project(prompt_tokens), (batch, len(prompt_tokens), 3 * dim)), 3, -1)
+            key, value = (jnp.concatenate(parts, axis=1) for parts in zip(pair, (key, value), strict=True))
+            prefix_length += len(prompt_tokens)
         query, key, value = (t.reshape(batch, -1, self.heads, dim // self.heads) for t in (query, key, value))
         # The "cudnn" output does not use the scores. XLA computes them there only for a caller that reads the weights.
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
@@ -242,7 +263,9 @@ class Block(nn.Module):
 
         hidden = int(x.shape[-1] * self.mlp_ratio)
         attention = Attention(self.heads, self.dtype, self.init, self.attention, name="attn")
-        attended, weights = attention(layer_norm("norm1")(x), prompt, class_index)
+        norm = layer_norm("norm1")
+        tokens = None if prompt is None or prompt.tokens is None else norm(prompt.tokens.astype(x.dtype))
+        attended, weights = attention(norm(x), prompt, class_index, tokens)
         x = x + residual_branch(x, attended, 1, adapter.attention)
         mlp = MLP(hidden, self.dtype, self.init, name="mlp")
         return x + residual_branch(x, mlp(layer_norm("norm2")(x)), 2, adapter.mlp), weights

@@ -48,7 +48,7 @@ def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
     elif scheme.needs:
         teacher_query_dim = query_dim if options.teacher_query == "student" else config.teacher.dim
         teacher = _build_network(config, config.teacher, teacher_query_dim, info)
-    _check_fitted_head(options, student)
+    _check_fitted_head(config, student, scheme)
     _check_distillation_trains(config, student, scheme)
     run_teachers = run_teachers if scheme.needs else ()
     return TeacherStudent(
@@ -88,12 +88,17 @@ def _build_network(config, section, query_dim, info):
     return prompted.build(section, config.learner, query_dim=query_dim, **sizes)
 
 
-def _check_fitted_head(options, network):
-    """Refuses schedules in which a student learns from a teacher before the teacher's head is fitted."""
-    if network.is_fitted and options.schedule != "teacher_first":
+def _check_fitted_head(config, network, scheme):
+    """Refuses a student that learns before the teacher's head is fitted, and a second head, which is never fitted."""
+    if network.is_fitted and scheme.second_head is not None:
         raise UserError(
-            f"cdl.schedule={options.schedule!r}: the learner fits its head after its last epoch, so the student would "
-            "learn from an earlier head: use 'teacher_first'"
+            f"distill.name={config.distill.name!r} trains a second head, but learner.name={config.learner.name!r} fits "
+            "its head in closed form: choose a scheme without a second head, such as kd"
+        )
+    if network.is_fitted and config.cdl.schedule != "teacher_first":
+        raise UserError(
+            f"cdl.schedule={config.cdl.schedule!r}: the learner fits its head after its last epoch, so the student "
+            "would learn from an earlier head: use 'teacher_first'"
         )
 
 

@@ -28,9 +28,8 @@ def predict_without_prompts(
     models: TeacherStudent, variables: Variables, images: jax.Array, context: Context
 ) -> Logits:
     """Applies each head to the class token of its backbone without prompts."""
-    del context
     networks = models.trained.items()
-    return {name: network.logits_without_prompts(variables[name], images) for name, network in networks}
+    return {name: network.logits_without_prompts(variables[name], images, context) for name, network in networks}
 
 
 def predict_without_scheme(models: TeacherStudent, variables: Variables, images: jax.Array, context: Context) -> Logits:

@@ -5,7 +5,7 @@ Each file of this package is one continual learner on a pretrained backbone. It 
   build(options, *, dim, key_dim, depth, num_tasks): returns a `Learner` for a backbone of width `dim` with `depth`
     blocks, queries of width `key_dim` and a stream of `num_tasks` tasks.
 
-The shipped learners are prompt pools (`Pool`). A `Learner` may also change the weights of the backbone, add adapters to
+Prompt learners are pools (`Pool`). A `Learner` may also change the weights of the backbone, add adapters to
 its blocks, fit its head in closed form (`FittedHead`), or average several predictions.
 """
 
@@ -259,9 +259,20 @@ class FittedHead(nn.Module):
     def init_statistics(self, width: int) -> Mapping[str, jax.Array]:
         """Returns the statistics before the first image, by name.
 
-        width: of the features.
+        width: of the features that the head takes.
         """
         raise NotImplementedError
+
+    @nn.nowrap
+    def statistics_input(self, variables: Variables, features: jax.Array) -> jax.Array:
+        """Returns the features from which statistics are made, such as a projection; by default `features`.
+
+        Args:
+          variables: of the head, `{"params": ..., "state": ...}`.
+          features: float32 `[batch, width]`.
+        """
+        del variables
+        return features
 
     @nn.nowrap
     def accumulate(
@@ -271,7 +282,7 @@ class FittedHead(nn.Module):
 
         Args:
           statistics: of the earlier batches and tasks.
-          features: float32 `[batch, width]`.
+          features: the return value of `statistics_input`, by default float32 `[batch, width]`.
           labels: int32 `[batch]`.
           context: `context.weight`, float32 `[batch]`, is 0 for padding and 1 for images.
         """

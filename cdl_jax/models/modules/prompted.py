@@ -124,9 +124,9 @@ class PromptedNetwork:
         features, _ = self.backbone.apply({"params": variables["backbone"]}, images)
         return jax.lax.stop_gradient(features)
 
-    def logits_without_prompts(self, variables: Variables, images: jax.Array) -> jax.Array:
+    def logits_without_prompts(self, variables: Variables, images: jax.Array, context: Context) -> jax.Array:
         """Applies the head to the class token of the backbone without the learner: float32 `[batch, classes]`."""
-        context, learner = Context.dummy(), _module_variables(variables, "prompts")
+        learner = _module_variables(variables, "prompts")
         return self._predict(variables, self._head_inputs(learner, self.query(variables, images)), context, False)
 
     def __call__(
@@ -163,6 +163,7 @@ class PromptedNetwork:
     ) -> dict:
         """Returns partial variables, the statistics of the `FittedHead` with those of a batch; arguments as above."""
         (features,), _ = self._forward(variables, images, query, context, False, inputs)
+        features = self.head.statistics_input(_module_variables(variables, "head"), features)
         statistics = self.head.accumulate(variables["state"]["statistics"], features, labels, context)
         return {"state": {"statistics": statistics}}
 
@@ -277,6 +278,10 @@ def check_selection(selection: Any, learner: Learner, batch: int, depth: int, di
                     f"{name}: keys and values of block {layer} must be [batch, length, dim] with batch {batch}, but "
                     f"are {list(part.shape)}"
                 )
+        if prompt.tokens is not None and (prompt.tokens.ndim != 2 or prompt.tokens.shape[1] != dim):
+            raise UserError(
+                f"{name}: tokens of block {layer} must be [length, {dim}], but are {list(prompt.tokens.shape)}"
+            )
     for layer, adapter in selection.adapters.items():
         if not isinstance(adapter, vit.Adapter):
             raise UserError(

@@ -180,7 +180,8 @@ def _check_fit(head, variables, width):
     name, statistics = describe_class(type(head)), variables["state"]["statistics"]
     features, labels = jnp.zeros((_BATCH, width)), jnp.zeros(_BATCH, jnp.int32)
     context = Context.dummy().replace(weight=jnp.ones(_BATCH))
-    added = jax.eval_shape(lambda s: head.accumulate(s, features, labels, context), statistics)
+    features = jax.eval_shape(head.statistics_input, own, features)
+    added = jax.eval_shape(lambda s, x: head.accumulate(s, x, labels, context), statistics, features)
     check_same(added, statistics, f"{name}: accumulate")
     fitted = jax.eval_shape(lambda v, s: head.fit(v, s, Context.dummy()), own, statistics)
     _check_mapping(fitted, f"{name}: fit")

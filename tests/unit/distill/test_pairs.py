@@ -19,12 +19,20 @@ from cdl_jax.methods import cdl
 from cdl_jax.methods.base import StreamInfo
 
 LEARNERS = {
+    "aper": {"rank": 2},
+    "aper ssf": {"adaptation": "ssf"},
+    "aper vpt": {"adaptation": "vpt", "tokens": 2},
     "apt": {},
     "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
+    "fine_tuning": {},
     "l2p": {"pool": 3, "length": 2, "top_k": 2},
     "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "prompt_form": "tokens", "batchwise": True},
+    "lae": {"rank": 2, "layers": 2, "constant_epochs": 0},
+    "lora": {"rank": 2},
+    "lora sum": {"rank": 2, "per_task": "sum"},
     "none": {},
+    "ranpac": {"projection": 6, "rank": 2},
 }
 SCHEMES = {
     "dkd": {},
@@ -36,12 +44,18 @@ SCHEMES = {
     "reviewkd": {},
     "vkd": {},
 }
-PAIRS = [
-    (learner, scheme)
-    for learner in LEARNERS
-    for scheme in SCHEMES
-    if scheme != "prompt_mapping" or learner in ("coda", "dualprompt", "l2p")
-]
+UNTRAINED = {"simple_cil"}  # learners without training by gradients, which have no scheme
+FITTED = {"aper", "ranpac"}  # learners with a fitted head, which have no second head
+
+
+def fits(learner, scheme):
+    """Returns whether a learner can be used with a scheme."""
+    if scheme == "prompt_mapping":
+        return learner in ("coda", "dualprompt", "l2p")
+    return scheme != "kd_token" or learner.split()[0] not in FITTED
+
+
+PAIRS = [(learner, scheme) for learner in LEARNERS for scheme in SCHEMES if fits(learner, scheme)]
 STAR = [(learner, scheme) for learner, scheme in PAIRS if learner == "l2p" or scheme == "kd"]
 OTHERS = [pair for pair in PAIRS if pair not in STAR]
 
@@ -85,7 +99,9 @@ def loss_and_gradients(method, loss, transform=jax.jit):
     parts = {
         path[:2] for path in flatten_dict(variables) if any(u.trainable(path) for p in method.phases for u in p.updates)
     }
-    known = {(name, part) for name in method.networks for part in ("prompts", "head")}
+    backbone = flatten_dict(variables["student"]["backbone"])
+    is_tuned = any(map(method.models.student.learner.trains_backbone, backbone))
+    known = {(name, part) for name in method.networks for part in ("prompts", "head", *["backbone"] * is_tuned)}
     assert parts - {("distill", "params")} == {part for part in known if variables[part[0]][part[1]]}
 
     def total(learned, variables):
@@ -155,7 +171,8 @@ def test_logits_can_be_the_compared_features_of_both_networks():
 
 
 def test_every_learner_and_scheme_is_covered():
-    assert {learner.split()[0] for learner in LEARNERS} == set(plugins.list_plugins("models.learners"))
+    covered = {learner.split()[0] for learner in LEARNERS} | UNTRAINED
+    assert covered == set(plugins.list_plugins("models.learners"))
     assert set(SCHEMES) == set(plugins.list_plugins("distill"))
 
 
@@ -166,6 +183,20 @@ def test_every_learner_and_scheme_is_covered():
 def test_only_prefix_prompts_can_be_mapped(learner, message):
     with pytest.raises(UserError, match=message):
         build(learner, "prompt_mapping")
+
+
+@pytest.mark.parametrize("learner", sorted(UNTRAINED))
+@pytest.mark.parametrize("scheme", sorted(SCHEMES.keys() - {"none"}))
+def test_a_learner_without_training_has_no_scheme(learner, scheme):
+    config = configs.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
+    with pytest.raises(UserError, match=f"learner.name='{learner}'|'{learner}' has none"):
+        cdl.build(config, StreamInfo(4, (2, 2)))
+
+
+@pytest.mark.parametrize("learner", sorted(FITTED))
+def test_a_second_head_is_refused_where_heads_are_fitted(learner):
+    with pytest.raises(UserError, match=f"'kd_token' trains a second head, but learner.name='{learner}' fits its head"):
+        build(learner, "kd_token")
 
 
 @pytest.mark.parametrize("variant", ["dcdl", "deit"])
