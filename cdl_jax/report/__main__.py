@@ -5,6 +5,8 @@ python -m cdl_jax.report [table] RUN [RUN ...] [--one-row-per-run] [--label-by-f
 python -m cdl_jax.report grid RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE] [--export FOLDER]
 python -m cdl_jax.report sweep OPTION RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE]
 python -m cdl_jax.report paper NAME [RUN ...] [the options of table]
+python -m cdl_jax.report detections RUN [RUN ...] [--label-by-folder] [--out FILE] [--plot FILE.svg]
+                                    [--images FILE.png] [--update-page PAGE]
 
 table: one row for each network of each run, over seeds. Runs with the settings of a published result are also shown
 beside that result, with a verdict on whether they reproduce it. --one-row-per-run compares one number of each run, the
@@ -18,6 +20,9 @@ folder.
 sweep: one row for all runs that differ only in OPTION (such as distill.alpha), one column for each of its values.
 
 paper: the published table of a system (cdl, okddip, vkd) or of one version of its paper (v4), also without runs.
+
+detections: COCO's numbers of detectors after the last task, one row for each network. --plot draws precision over
+recall, --images a few test images with the boxes of each run's first seed.
 
 The ending of --out selects the format: .md Markdown, .html a page, .tex LaTeX, .csv raw numbers (mean, standard
 deviation and number of seeds in separate columns; missing values are empty). --update-page replaces the tables of an
@@ -38,7 +43,7 @@ from typing import Any
 from cdl_jax import published
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean
-from cdl_jax.report import grid, plots, replication, sweep, tables, text
+from cdl_jax.report import detectors, grid, plots, replication, sweep, tables, text
 from cdl_jax.report.groups import Group, folder_names, labels, metric_of, read_groups
 from cdl_jax.report.text import Section
 from cdl_jax.runtime import console, files, paths
@@ -127,12 +132,27 @@ def show_sweep(options: argparse.Namespace) -> int:
     return 0
 
 
+def show_detections(options: argparse.Namespace) -> int:
+    """Prints and writes COCO's numbers of detectors."""
+    groups = _read_groups(options.runs)
+    if not groups:
+        return 2
+    names = (folder_names if options.label_by_folder else labels)(groups)
+    sections = [("Detections", detectors.table(groups, names), "")]
+    _write_outputs(options, sections, lambda: detectors.curves_plot(groups, names))
+    if options.images:
+        _write("--images", options.images, detectors.image_sheet(groups, names))
+    _print_sections(sections)
+    return 0
+
+
 # Functions that return the exit code.
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "table": show_table,
     "grid": show_grid,
     "sweep": show_sweep,
     "paper": show_paper,
+    "detections": show_detections,
 }
 
 
@@ -204,6 +224,7 @@ def _parser(command: str) -> _Parser:
 
     add_file("--out", _TABLE_ENDINGS, "write the tables; the ending selects the format")
     plotted = {"grid": "the gain of each seed", "sweep": "accuracy against the option's values"}
+    plotted["detections"] = "precision over recall, the mean over classes and seeds"
     add_file("--plot", _PLOT_ENDINGS, f"draw {plotted.get(command, 'the main number of each run')}")
     add_file("--update-page", _PAGE_ENDINGS, "replace the tables between the marks of an existing page")
     if command == "grid":
@@ -213,6 +234,9 @@ def _parser(command: str) -> _Parser:
         add_file("--plot-traffic", _PLOT_ENDINGS, "draw accuracy against the megabytes that learners exchanged")
         explanation = "one number of each run: the mean over its leading networks"
         parser.add_argument("--one-row-per-run", action="store_true", help=explanation)
+    if command == "detections":
+        add_file("--images", (".png",), "draw the boxes of each run's first seed in a few test images")
+    if command in ("table", "paper", "detections"):
         explanation = "label rows by their folders, not by the settings that differ"
         parser.add_argument("--label-by-folder", action="store_true", help=explanation)
     return parser
@@ -367,7 +391,7 @@ def _formatted(file: Path, sections: list[Section]) -> str:
     return formats.get(file.suffix.lower(), text.html_page)(sections)
 
 
-def _write(option: str, out: Path, content: str) -> None:
+def _write(option: str, out: Path, content: str | bytes) -> None:
     """Writes the file of an option.
 
     Raises:

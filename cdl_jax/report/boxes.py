@@ -47,6 +47,23 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], color: str
     return np.asarray(drawn)
 
 
+def write(image: np.ndarray, line: str) -> np.ndarray:
+    """Writes a line of black letters at the left of a light image.
+
+    Args:
+      image: uint8 `[height, width, 3]`, unchanged.
+      line: cut off where the image ends.
+
+    Returns:
+      A new image, uint8 `[height, width, 3]`.
+    """
+    from PIL import Image, ImageDraw
+
+    written = Image.fromarray(image)
+    ImageDraw.Draw(written).text((4, 4), line, fill="black", font=_font(_SMALLEST_FONT * 45))
+    return np.asarray(written)
+
+
 def _font(side):
     """Returns a font for an image whose longer side has `side` pixels."""
     import matplotlib

@@ -17,7 +17,7 @@ from cdl_jax.report.text import Rows
 FILE = "detections.json"
 _KINDS = {"all classes": "AP", "old classes": "AP old", "new classes": "AP new"}
 _MEAN = "mean over classes"
-_TRUE, _PREDICTED = "#2ee6a6", "#ffb000"  # bright, with black letters
+TRUE_COLOR, PREDICTED_COLOR = "#2ee6a6", "#ffb000"  # bright, with black letters
 _LONGER_SIDE = 360  # pixels of a drawn image
 _QUALITY = 85  # of JPEG
 _MAX_OPEN_CLASSES = 20  # a longer table of classes is folded
@@ -148,10 +148,10 @@ def _images(content):
     ]
     for image in content["images"]:
         pixels, scale = _decode(image)
-        panels = [(f"image {image['id']}: true boxes", _draw(pixels, scale, image["objects"], _TRUE))]
+        panels = [(f"image {image['id']}: true boxes", _draw(pixels, scale, image["objects"], TRUE_COLOR))]
         for network, found in image["detections"].items():
             detected = f"{network}: {len(found)} detection{'s' * (len(found) != 1)}"
-            panels.append((detected, _draw(pixels, scale, found[::-1], _PREDICTED)))  # the best lie on top
+            panels.append((detected, _draw(pixels, scale, found[::-1], PREDICTED_COLOR)))  # the best lie on top
         figures = [text.figure(f'<img alt="{text.escape(name)}" src="{url}">', name) for name, url in panels]
         parts.append(f"<div>{''.join(figures)}</div>")
     return parts

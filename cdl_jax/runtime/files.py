@@ -6,20 +6,21 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+def write_atomically(path: Path, content: str | bytes | Iterable[str]) -> None:
     """Writes a temporary file and renames it, so that a reader or a crash never leaves an incomplete file.
 
-    The file is in UTF-8 in any locale. Bytes of file names that are not UTF-8 become backslash escapes. The content is
+    Text is in UTF-8 in any locale. Bytes of file names that are not UTF-8 become backslash escapes. The content is
     on disk before the renaming, in case the machine crashes.
 
     Args:
       path: path of the file.
-      text: the complete text, or parts that are generated while they are written.
+      content: bytes, the complete text, or parts of a text that are generated while they are written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.writelines([text] if isinstance(text, str) else text)
+        encoded = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        with temporary.open("wb") if isinstance(content, bytes) else temporary.open("w", **encoded) as file:
+            file.writelines([content] if isinstance(content, str | bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
