@@ -206,7 +206,7 @@ class Run:
         if "device_size" not in recorded:
             logging.getLogger("cdl_jax").warning(
                 "%s is of an earlier version, which did not record the size of its test images: Pillow resizes all "
-                "images, and rounds to whole gray levels", self.folder,
+                "images, and rounds their values", self.folder,
             )  # fmt: skip
         return tuple(recorded["device_size"]) if recorded.get("device_size") else None
 
