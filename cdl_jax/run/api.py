@@ -8,6 +8,7 @@ A run is opened from its folder alone: neither its data set, nor the files of it
 its teachers need to exist.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -175,8 +176,7 @@ class Run:
             seen = range(int(at["end"]))
             names = {self.info.class_ids[i]: self.class_names[i] for i in seen}
             return DetectionNetwork(name, task, tuple(names.values()), Detector(*parts, names))
-        device_size = self.results["stream"].get("device_size")
-        return Network(name, task, self.class_names, Classifier(*parts, device_size and tuple(device_size)))
+        return Network(name, task, self.class_names, Classifier(*parts, self._device_size))
 
     @cached_property
     def info(self) -> StreamInfo:
@@ -198,6 +198,17 @@ class Run:
         with finished_run.use_records(self.teachers):
             config = finished_run.without_files(self.config)
             return plugins.load_plugin("methods", config.method).build(config, self.info)
+
+    @property
+    def _device_size(self) -> tuple[int, int] | None:
+        """The (height, width) of test images that evaluation resized on the device; None: Pillow resizes images."""
+        recorded = self.results["stream"]
+        if "device_size" not in recorded:
+            logging.getLogger("cdl_jax").warning(
+                "%s is of an earlier version, which did not record the size of its test images: Pillow resizes all "
+                "images, and rounds their values", self.folder,
+            )  # fmt: skip
+        return tuple(recorded["device_size"]) if recorded.get("device_size") else None
 
     def _restore(self, task) -> tuple[Variables, Variables]:
         """Returns the mutable variables after a task, and the frozen variables, on the first device."""

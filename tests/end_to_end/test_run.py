@@ -91,7 +91,7 @@ def test_a_copy_of_the_run_predicts_as_evaluation_does(finished, tmp_path):
     assert np.isnan(copy.matrices["student"][1, 2:]).all() and copy.matrices["student"][1, 1] == rows[1][1]
 
 
-def test_files_are_predicted_as_evaluation_on_the_host_does(finished, tmp_path):
+def test_files_are_predicted_as_evaluation_on_the_host_does(finished, tmp_path, caplog):
     workdir, _ = finished
     images, logits = predictions.logits_of_evaluation(workdir, 1, device_data_limit_mb=0)
     files = [tmp_path / f"{number}.png" for number in range(len(images))]
