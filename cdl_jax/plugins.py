@@ -88,6 +88,10 @@ _SYNONYMS = {
     "workdir": "output_dir output out outdir save_dir logdir log_dir exp_name resume",
     "mode": "eval evaluate test train",
     "coda": "codaprompt coda_prompt",
+    "os_prompt": "osprompt one_stage",
+    "simple_cil": "simplecil",
+    "aper": "adam_adapter adam_ssf adam_vpt",
+    "fine_tuning": "seqft ft",
     "fitnets": "hint hints",
     "kd": "hinton vanilla_kd logits",
     "none": "no off ce baseline",
@@ -102,8 +106,8 @@ def list_plugins(folder: str) -> list[str]:
     Args:
       folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.learners".
 
-    >>> list_plugins("models.learners")
-    ['apt', 'coda', 'dualprompt', 'l2p', 'none']
+    >>> list_plugins("models.learners")[:4]
+    ['aper', 'apt', 'coda', 'dualprompt']
     """
     package = importlib.import_module(f"cdl_jax.{folder}")
     modules = [module for module in pkgutil.iter_modules(package.__path__) if not module.ispkg]

@@ -14,6 +14,8 @@ SMALL = {
     "l2p": {"pool": 10, "length": 2},
     "dualprompt": {"length": 4, "general_length": 2, "general_layers": 1, "expert_layers": 2},
     "coda": {"pool": 40, "length": 4, "layers": 3},
+    "lae": {"layers": 3},
+    "os_prompt": {"pool": 40, "length": 4, "layers": 3},
     "ranpac": {"projection": 500},
 }
 

@@ -110,6 +110,11 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
     def student_inputs(variables, teacher_out, batch_size, context, train):
         del batch_size
+        if any(map(callable, teacher_out["prompts"].prompts.values())):
+            raise UserError(
+                f"distill.name='prompt_mapping' maps the prompts of a teacher, but learner.name="
+                f"{student.learner.name!r} selects them within its pass: choose l2p, dualprompt or coda"
+            )
         task = context.task if counter_advances else 0
         return StudentInputs(module.apply(variables, teacher_out["prompts"].prompts, task, train, method="map"))
 

@@ -320,6 +320,7 @@ class ViT(nn.Module):
           out: the outputs below by name. An output that the caller does not use costs nothing once compiled.
 
             patches: `[batch, patches, dim]`, embedded, without position.
+            class_token_<i>: `[batch, dim]`, the class token at the input of block i.
             block_<i>/tokens: `[batch, tokens, dim]`, after block i, before the final norm.
             attention_<i>: float32 `[batch, heads, tokens, tokens]`, the softmax weights of block i, from queries
               (rows) to keys (columns). Columns of prompts are left out; without prompts each row sums to 1.
@@ -350,8 +351,9 @@ class ViT(nn.Module):
             sizes = self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype
             layer = block(*sizes, attention=self.attention, name=f"block_{i}")
             prompt = prompts.get(i)
+            out[f"class_token_{i}"] = x[:, num_prompts + class_index]
             if callable(prompt):
-                prompt = prompt(x[:, num_prompts + class_index])
+                prompt = prompt(out[f"class_token_{i}"])
             x, weights = layer(x, prompt, num_prompts + class_index, train, adapters.get(i))
             out[f"block_{i}/tokens"] = x[:, num_prompts:]
             out[f"attention_{i}"] = weights[:, :, num_prompts:, num_prompts:]

@@ -1,8 +1,10 @@
 """Short runs of the method `cdl` with a learner, on noise, for tests of learners."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
+import jax.monitoring
 import numpy as np
 
 from cdl_jax import config as base
@@ -39,16 +41,22 @@ def build(learner, distill="none", **changes):
 
 
 def train(experiment, folder, steps=None):
-    """Trains both tasks; returns the results, and the variables before and after."""
+    """Trains both tasks; returns the results, the variables before and after, and whether task 1 compiled a program."""
     mutable, frozen = jax.device_get(experiment.initial_variables())
     folder.mkdir(exist_ok=True)
-    (results,) = loop.train(experiment, folder, steps=steps)
+    compiled, after_task, save = [], [], Checkpoints.save_task
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    with mock.patch.object(Checkpoints, "save_task", lambda *a: (save(*a), after_task.append(len(compiled)))):
+        (results,) = loop.train(experiment, folder, steps=steps)
     with Checkpoints(folder, read_only=True) as checkpoints:
         abstract = experiment.abstract_variables()
         after = jax.device_get(checkpoints.restore_task(1, abstract[0]))
         frozen_after = jax.device_get(checkpoints.restore_frozen(abstract[1]))
     jax.tree.map(np.testing.assert_array_equal, frozen_after, frozen)
-    return SimpleNamespace(results=results, before=mutable, after=after, frozen=frozen)
+    compiles_again = len({*after_task}) > 1
+    return SimpleNamespace(results=results, before=mutable, after=after, frozen=frozen, compiles_again=compiles_again)
 
 
 def take_steps(experiment, count):

@@ -6,6 +6,7 @@ tasks are constants, and components of future tasks are unused. New components s
 """
 
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -88,12 +89,26 @@ def component_pools(
     Returns:
       `prompts_<layer>` `[pool_size, length, dim]`, `keys_<layer>` and `attention_<layer>` `[pool_size, key_dim]`.
     """
+    shapes = {"prompts": (pool_size, length, dim), "keys": (pool_size, key_dim), "attention": (pool_size, key_dim)}
+    return declare_pools(module, layer, rows_per_task, shapes)
+
+
+def declare_pools(
+    module: nn.Module, layer: int, rows_per_task: int, shapes: Mapping[str, tuple[int, ...]]
+) -> list[jax.Array]:
+    """Declares parameters `<name>_<layer>` of one layer in `module`, with the rows of the first task initialized.
+
+    Args:
+      module: the learner.
+      layer: index of the block.
+      rows_per_task: rows that each task adds.
+      shapes: name -> `[pool_size, ...]`.
+    """
 
     def init_rows(key, shape):
         width = math.prod(shape[1:])
         return orthogonal_rows(jnp.zeros(shape), jax.random.normal(key, (rows_per_task, width)), 0)
 
-    shapes = {"prompts": (pool_size, length, dim), "keys": (pool_size, key_dim), "attention": (pool_size, key_dim)}
     return [module.param(f"{name}_{layer}", init_rows, shape) for name, shape in shapes.items()]
 
 

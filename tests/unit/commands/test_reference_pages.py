@@ -1,7 +1,6 @@
 """The generated reference pages are complete: every config key with its meaning, every metric, every API page."""
 
 import ast
-import itertools
 import re
 from pathlib import Path
 
@@ -30,12 +29,9 @@ def rows(page):
 def known_keys():
     """Returns every key of every default config, without the keys that select a plug-in."""
     configs = [
-        config.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
-        for learner, scheme in itertools.zip_longest(
-            plugins.list_plugins("models.learners"), plugins.list_plugins("distill"), fillvalue="l2p"
-        )
-        if scheme != "l2p"
+        config.default("cdl", data="glyph_mini", learner=learner) for learner in plugins.list_plugins("models.learners")
     ]
+    configs += [config.default("cdl", data="glyph_mini", distill=scheme) for scheme in plugins.list_plugins("distill")]
     configs += [config.default(method, data="glyph_mini") for method in plugins.list_plugins("methods")]
     configs += [config.default("vidt", data="coco", distill=s) for s in plugins.list_plugins("distill.detection")]
     configs += [config.default("cdl", data=source) for source in plugins.list_plugins("data.sources")]

@@ -25,6 +25,7 @@ LEARNERS = {
     "apt": {},
     "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
+    "ease": {"rank": 2},
     "fine_tuning": {},
     "l2p": {"pool": 3, "length": 2, "top_k": 2},
     "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "prompt_form": "tokens", "batchwise": True},
@@ -32,7 +33,9 @@ LEARNERS = {
     "lora": {"rank": 2},
     "lora sum": {"rank": 2, "per_task": "sum"},
     "none": {},
+    "os_prompt": {"pool": 4, "length": 2, "layers": 2},
     "ranpac": {"projection": 6, "rank": 2},
+    "slca": {"samples": 4},
 }
 SCHEMES = {
     "dkd": {},
@@ -45,7 +48,7 @@ SCHEMES = {
     "vkd": {},
 }
 UNTRAINED = {"simple_cil"}  # learners without training by gradients, which have no scheme
-FITTED = {"aper", "ranpac"}  # learners with a fitted head, which have no second head
+FITTED = {"aper", "ease", "ranpac", "slca"}  # learners with a fitted head, which have no second head
 
 
 def fits(learner, scheme):
@@ -191,6 +194,11 @@ def test_a_learner_without_training_has_no_scheme(learner, scheme):
     config = configs.default("cdl", data="glyph_mini", learner=learner, distill=scheme)
     with pytest.raises(UserError, match=f"learner.name='{learner}'|'{learner}' has none"):
         cdl.build(config, StreamInfo(4, (2, 2)))
+
+
+def test_prompts_that_are_selected_within_the_pass_cannot_be_mapped():
+    with pytest.raises(UserError, match="'os_prompt' selects them within its pass: choose l2p"):
+        gradients_of_student("os_prompt", "prompt_mapping", lambda f: lambda *arguments: jax.eval_shape(f, *arguments))
 
 
 @pytest.mark.parametrize("learner", sorted(FITTED))

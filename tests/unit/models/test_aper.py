@@ -33,6 +33,7 @@ def cosines(features, vectors):
 def test_prototypes_are_means_of_adapted_and_pretrained_features(adaptation, tmp_path):
     experiment = build("aper", **{"learner.adaptation": adaptation, **SIZES})
     run = train(experiment, tmp_path)
+    assert not run.compiles_again
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         first = jax.device_get(checkpoints.restore_task(0, experiment.abstract_variables()[0]))
     student = run.after["student"]

@@ -73,6 +73,7 @@ def test_the_prediction_is_the_larger_probability_over_the_classes_seen(tmp_path
     changes = {"learner.rank": 2, "learner.layers": 2, "learner.decay": DECAY, "learner.constant_epochs": 0}
     experiment = build("lae", **changes, **{"train.epochs": 1, "optim.name": "adam", "optim.learning_rate": 0.05})
     run = train(experiment, tmp_path)
+    assert not run.compiles_again
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         first = jax.device_get(checkpoints.restore_task(0, experiment.abstract_variables()[0]))["student"]
     jax.tree.map(np.testing.assert_array_equal, first["state"]["prompts"]["offline"], first["prompts"])

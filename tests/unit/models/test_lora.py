@@ -89,6 +89,7 @@ def test_a_task_starts_with_a_new_set():
 def test_each_task_of_a_run_trains_its_own_set(tmp_path):
     experiment = build("lora", **{"learner.per_task": "sum", "learner.rank": 2, "train.epochs": 1})
     run = train(experiment, tmp_path)
+    assert not run.compiles_again
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         first = jax.device_get(checkpoints.restore_task(0, experiment.abstract_variables()[0]))
     sets = run.after["student"]["state"]["prompts"]

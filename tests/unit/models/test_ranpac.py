@@ -6,8 +6,12 @@ import pytest
 
 from cdl_jax.methods.base import join
 from cdl_jax.models.learners import ranpac
+from cdl_jax.run import loop
+from cdl_jax.runtime.signals import RunInterrupted
+from cdl_jax.training.compiled import CompiledSteps
 from tests.support.contexts import context
 from tests.support.learner_runs import DIM, LABELS, build, outputs, train
+from tests.support.signals import After
 
 WIDTH = 16
 
@@ -32,6 +36,7 @@ def test_the_head_is_the_ridge_regression_on_projected_features_of_the_first_tas
     experiment = build("ranpac", **{"learner.projection": WIDTH, "learner.rank": 2, "train.epochs": 1})
     assert experiment.method.phases[0].tasks == "first"
     run = train(experiment, tmp_path)
+    assert not run.compiles_again
     before, after = run.before["student"], run.after["student"]
     assert set(before["prompts"]) == {"down", "down_bias", "up", "up_bias"} and not before["prompts"]["up"].any()
     assert np.abs(after["prompts"]["up"]).max() > 1e-5
@@ -95,10 +100,16 @@ def test_more_features_than_images_have_a_finite_solution():
     np.testing.assert_allclose(features @ kernel, targets, atol=0.1)
 
 
-def test_a_given_ridge_and_features_without_projection(tmp_path):
+def test_a_given_ridge_and_features_without_projection_also_after_a_stop(tmp_path):
     changes = {"learner.projection": 0, "learner.adaptation": "none", "learner.ridge": 2.0}
     experiment = build("ranpac", **changes)
-    run = train(experiment, tmp_path)
+    steps = CompiledSteps(experiment)
+    run = train(experiment, tmp_path, steps)
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    with pytest.raises(RunInterrupted):
+        loop.train(experiment, stopped, After(5), steps)  # within the pass over the images of the second task
+    jax.tree.map(np.testing.assert_array_equal, train(experiment, stopped, steps).after, run.after)
     assert not jax.tree.leaves((run.after["student"]["prompts"], run.after["student"]["head"]))
     own = join(run.frozen, run.after)["student"]
     out = outputs(experiment, own)

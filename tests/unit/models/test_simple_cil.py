@@ -23,6 +23,7 @@ def test_the_class_means_of_the_frozen_backbone_are_compared_by_their_cosines(tm
     experiment = build("simple_cil")
     assert [phase.name for phase in experiment.method.phases] == ["student", "student_fit"]
     run = train(experiment, tmp_path)
+    assert not run.compiles_again
     student = run.after["student"]
     features, _ = plain_features(experiment, run.frozen["student"]["backbone"])
     means = class_means(features, LABELS)
