@@ -14,7 +14,8 @@ from cdl_jax.report.groups import Group
 from cdl_jax.report.tables import format_mean_std
 from cdl_jax.report.text import Rows
 
-_SIDE = 300  # pixels of the longer side of an image in the sheet
+_SIDE = 240  # pixels of the longer side of an image in the sheet
+_MARGIN = 3  # pixels around it
 _MAX_IMAGES = 4
 _HEADER = 24  # pixels above each column
 
@@ -136,11 +137,11 @@ def _row(stored, index):
 
 
 def _panel(pixels, scale, objects, color):
-    """Returns a white square with the image and its boxes."""
-    panel = np.full((_SIDE + 6, _SIDE + 6, 3), 255, np.uint8)
+    """Returns the image with its boxes on white, as wide as a column."""
+    panel = np.full((pixels.shape[0] + 2 * _MARGIN, _SIDE + 2 * _MARGIN, 3), 255, np.uint8)
     labels = [f"{o['class']} {o['score']:.2f}" if "score" in o else o["class"] for o in objects]
     drawn = boxes.draw(pixels, np.array([o["box"] for o in objects]).reshape(-1, 4) * scale, labels, color)
-    panel[3 : 3 + drawn.shape[0], 3 : 3 + drawn.shape[1]] = drawn
+    panel[_MARGIN : _MARGIN + drawn.shape[0], _MARGIN : _MARGIN + drawn.shape[1]] = drawn
     return panel
 
 

@@ -56,12 +56,12 @@ def test_curves_are_means_over_seeds(folders, monkeypatch):
 
 def test_the_sheet_has_a_column_for_truth_and_each_run(folders):
     sheet = np.asarray(Image.open(io.BytesIO(detectors.image_sheet(read_groups(folders), ["alone", "vkd"]))))
-    assert sheet.shape == (24 + 306, 3 * 306, 3)
-    # An image of 200 x 100 in a side of 300: the true box of x 50 begins at 75, the detected one of x 20 at 30.
+    assert sheet.shape == (24 + 120 + 6, 3 * 246, 3)
+    # An image of 200 x 100 in a side of 240: the true box of x 50 begins at 60, the detected one of x 20 at 24.
     inside = sheet[24 + 3 :, 3:]
-    assert tuple(inside[100, 75]) == (0x2E, 0xE6, 0xA6)
-    assert tuple(inside[90, 306 + 30]) == tuple(inside[90, 2 * 306 + 30]) == (0xFF, 0xB0, 0x00)
-    assert (sheet[:24, 306:] < 100).any() and tuple(sheet[329, 5]) == (255, 255, 255)
+    assert tuple(inside[80, 60]) == (0x2E, 0xE6, 0xA6)
+    assert tuple(inside[72, 246 + 24]) == tuple(inside[72, 2 * 246 + 24]) == (0xFF, 0xB0, 0x00)
+    assert (sheet[:24, 246:] < 100).any() and tuple(sheet[148, 5]) == (255, 255, 255)
 
 
 def test_the_command_writes_table_curves_and_images(folders, tmp_path, capsys):
