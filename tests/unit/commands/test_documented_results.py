@@ -7,7 +7,9 @@ import statistics
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cdl_jax import config as configs
 from cdl_jax.report.__main__ import main as report_main
@@ -80,6 +82,31 @@ def test_the_tables_of_dkt(rows, tmp_path):
 def test_the_plot_of_exchanged_bytes(tmp_path):
     table("dkt", DKT_DRAWN, tmp_path, "--label-by-folder", "--plot-traffic", str(tmp_path / "plot.svg"))
     assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / "dkt_traffic.svg").read_bytes()
+
+
+DETECTORS = {"one": ("alone", "token_matching", "vkd"), "stream": ("naive", "past", "beside")}
+
+
+@pytest.mark.parametrize("rows", DETECTORS.values(), ids=DETECTORS)
+def test_the_tables_of_detectors(rows, tmp_path):
+    found = table("vidt", rows, tmp_path, "--label-by-folder")
+    assert len(found.splitlines()) == 2 + len(rows) and found in (RESULTS / "vidt.md").read_text()
+
+
+def test_the_plot_of_detectors(tmp_path):
+    table("vidt", DETECTORS["one"], tmp_path, "--label-by-folder", "--plot", str(tmp_path / "plot.svg"))
+    assert (tmp_path / "plot.svg").read_bytes() == (RESULTS / "vidt.svg").read_bytes()
+
+
+def test_the_numbers_curves_and_images_of_detectors(tmp_path):
+    runs = [str(run) for row in DETECTORS["one"] for run in sorted((RESULTS / "vidt" / row).iterdir())]
+    files = [tmp_path / name for name in ("table.md", "curves.svg", "images.png")]
+    words = [*runs, "--label-by-folder", "--out", str(files[0]), "--plot", str(files[1]), "--images", str(files[2])]
+    assert report_main(["detections", *words]) == 0
+    assert files[0].read_text().partition("\n\n")[2] in (RESULTS / "vidt.md").read_text()
+    assert files[1].read_bytes() == (RESULTS / "vidt_curves.svg").read_bytes()
+    ours, stored = (np.asarray(Image.open(file), float) for file in (files[2], RESULTS / "vidt_images.png"))
+    assert ours.shape == stored.shape and np.abs(ours - stored).mean() < 1  # decoders of JPEG may differ by a level
 
 
 @pytest.mark.parametrize("row", ["none", "kd"])
