@@ -304,13 +304,14 @@ def _flag_value(argv, flag):
 
 
 def _split_images(argv):
-    """Returns the command line without --images, and the paths behind this flag; None without the flag."""
+    """Returns the command line without --images, and the paths behind each of these flags; None without the flag."""
     index = next((i for i, word in enumerate(argv) if word.split("=")[0] in ("--images", "-images")), None)
     if index is None:
         return argv, None
     end = next((i for i in range(index + 1, len(argv)) if argv[i].startswith("-")), len(argv))
     _, is_joined, first = argv[index].partition("=")
-    return [*argv[:index], *argv[end:]], [first] * bool(is_joined) + list(argv[index + 1 : end])
+    rest, more = _split_images([*argv[:index], *argv[end:]])
+    return rest, [first] * bool(is_joined) + list(argv[index + 1 : end]) + (more or [])
 
 
 def _without_flag(argv, flag):
@@ -505,9 +506,8 @@ def _predict_or_export(config, folder, options):
         if options.output is None:
             raise UserError("--mode=export needs a folder: add --output FOLDER")
         return export.export(run, paths.resolve(options.output, "--output"), options.network, options.task)
-    threshold = 0.3 if options.threshold is None else options.threshold
-    flags = {name: getattr(options, name) for name in ("network", "task", "top_k", "output", "draw")}
-    return predict.predict(run, predict.Request(options.images, threshold=threshold, **flags))
+    flags = {name: getattr(options, name) for name in ("network", "task", "top_k", "threshold", "output", "draw")}
+    return predict.predict(run, predict.Request(options.images, **flags))
 
 
 def _evaluate(config, folder, task):

@@ -9,6 +9,7 @@ its teachers need to exist.
 """
 
 import logging
+import numbers
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -165,7 +166,10 @@ class Run:
         """
         name = self.results["headline"][0] if name is None else name
         if name not in self.networks:
-            raise UserError(f"{self.folder} has no network {name!r}: {plugins.did_you_mean(name, self.networks)}")
+            raise UserError(f"{self.folder} has no network {name!r}: {plugins.did_you_mean(str(name), self.networks)}")
+        for what, value in (("task", task), ("batch_size", batch_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+                raise UserError(f"{what}={value!r} must be an integer")
         if task is None:
             task = self.finished_tasks[-1] if self.finished_tasks else 0
         mutable, frozen = self._restore(task)
@@ -317,11 +321,13 @@ class DetectionNetwork:
 
         Args:
           images: as in `Network`.
-          threshold: smallest score of a box. At most 100 boxes of an image are returned.
+          threshold: smallest score of a box, from 0 to 1. At most 100 boxes of an image are returned.
 
         Raises:
-          UserError: an image cannot be read, or is not uint8 RGB.
+          UserError: an image cannot be read, or is not uint8 RGB, or the threshold is out of range.
         """
+        if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:
+            raise UserError(f"threshold={threshold!r} must be a score from 0 to 1")
         found = self.predictor.detections(as_images(images))
         return [BoxPredictions.select(detections, self.predictor.names, threshold) for detections in found]
 
@@ -345,10 +351,12 @@ def as_images(images: Images) -> list[ImageFile]:
     ['image 0', 'image 1']
 
     Raises:
-      UserError: there are none, or an array is not uint8 `[height, width, 3]`.
+      UserError: there are none, they are no sequence, or an array is not uint8 `[height, width, 3]`.
     """
     if isinstance(images, str | os.PathLike) or isinstance(images, np.ndarray) and images.ndim == 3:
         images = [images]
+    if not isinstance(images, Iterable) or isinstance(images, bytes):
+        raise UserError(f"images are of type {type(images).__name__}: give a path, an array, or a list of them")
     found = [_as_image(image, f"image {number}") for number, image in enumerate(images)]
     if not found:
         raise UserError("there are no images: give one or more")

@@ -24,7 +24,7 @@ from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import join
 from cdl_jax.run.api import DetectionNetwork, Network, Run
-from cdl_jax.runtime import files
+from cdl_jax.runtime import files, paths
 from cdl_jax.training.prediction import Classifier
 
 PLATFORMS = ("cpu", "cuda")
@@ -35,7 +35,7 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
 
     Args:
       run: the run of the network.
-      folder: of the files above; it is made, and files of an earlier export are replaced.
+      folder: of the files above; it is made. It may have an earlier export, which is replaced.
       network: name of the network; None: that of the run's headline.
       task: index of the task; None: the last one with a checkpoint.
 
@@ -43,8 +43,9 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
       A line for the terminal.
 
     Raises:
-      UserError: the network is a detector, or the package flatbuffers is missing.
+      UserError: the network is a detector, the package flatbuffers is missing, or the folder has other files.
     """
+    _check_folder(folder)
     _check_flatbuffers()
     found = run.network(network, task)
     if isinstance(found, DetectionNetwork):
@@ -172,6 +173,13 @@ def _check_flatbuffers():
         raise UserError(
             "--mode=export needs the package flatbuffers, with which jax writes programs: pip install flatbuffers"
         ) from None
+
+
+def _check_folder(folder):
+    """Raises UserError if the folder cannot be written, or has files that are no export, such as another README.md."""
+    paths.check_output_folder(folder, "--output")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "program.stablehlo").exists():
+        raise UserError(f"--output={folder} has files that are no export: name an empty folder, or a new one")
 
 
 def _preprocessing(classifier) -> str:

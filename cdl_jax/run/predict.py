@@ -16,6 +16,7 @@ from cdl_jax.run.api import DetectionNetwork, Run
 from cdl_jax.runtime import files, paths
 
 _TOP_CLASSES = 5
+_THRESHOLD = 0.3
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Request:
       network: name of the network; None: that of the run's headline.
       task: index of the task; None: the last one with a checkpoint.
       top_k: number of classes or boxes of an image; None: 5 classes, or all boxes.
-      threshold: smallest score of a box.
+      threshold: smallest score of a box; None: 0.3. Classifiers have none.
       output: file of the predictions; None: a table.
       draw: folder of the images with boxes; None: none.
     """
@@ -36,7 +37,7 @@ class Request:
     network: str | None = None
     task: int | None = None
     top_k: int | None = None
-    threshold: float = 0.3
+    threshold: float | None = None
     output: str | None = None
     draw: str | None = None
 
@@ -56,11 +57,15 @@ def predict(run: Run, request: Request) -> str:
     """
     output, folder = _check(request)
     found = find_images(request.images)
+    if folder:
+        _check_drawn(folder, found)
     network = run.network(request.network, request.task, _batch_size(run, len(found)))
     is_detector = isinstance(network, DetectionNetwork)
-    if folder and not is_detector:
-        raise UserError(f"--draw={request.draw}: network {network.name!r} predicts classes, not boxes: omit the flag")
-    results = network(found, threshold=request.threshold) if is_detector else network(found)
+    for flag in ("draw", "threshold"):
+        if (value := getattr(request, flag)) is not None and not is_detector:
+            raise UserError(f"--{flag}={value}: network {network.name!r} predicts classes, not boxes: omit the flag")
+    threshold = _THRESHOLD if request.threshold is None else request.threshold
+    results = network(found, threshold=threshold) if is_detector else network(found)
     names = [str(path) for path in found]
     top_k = request.top_k or (max(map(len, results), default=0) if is_detector else _TOP_CLASSES)
     entries = predictions.entries(names, results, top_k)
@@ -143,14 +148,29 @@ def _check(request) -> tuple[Path | None, Path | None]:
         raise UserError("--mode=predict needs images: add --images FILE, or a folder")
     if request.top_k is not None and request.top_k < 1:
         raise UserError(f"--top_k={request.top_k} must be 1 or more")
-    if not 0 <= request.threshold <= 1:
+    if request.threshold is not None and not 0 <= request.threshold <= 1:
         raise UserError(f"--threshold={request.threshold} must be a score from 0 to 1")
     output = request.output and paths.resolve(request.output, "--output")
     if output and output.suffix not in predictions.SUFFIXES:
         raise UserError(f"--output={request.output} must end in {' or '.join(predictions.SUFFIXES)}")
     if output and not output.parent.is_dir():
         raise UserError(f"--output={request.output}: there is no folder {output.parent}")
-    return output or None, paths.resolve(request.draw, "--draw") if request.draw else None
+    if output and output.is_dir():
+        raise UserError(f"--output={request.output} is a folder: name a file")
+    if output:
+        paths.check_output_folder(output.parent, "--output")
+    folder = paths.resolve(request.draw, "--draw") if request.draw else None
+    if folder:
+        paths.check_output_folder(folder, "--draw")
+    return output or None, folder
+
+
+def _check_drawn(folder, found):
+    """Raises UserError if a drawn file would replace one of the images."""
+    images = {path.resolve() for path in found}
+    for name in drawn_names(found):
+        if (folder / name).resolve() in images:
+            raise UserError(f"--draw={folder}: {folder / name} is one of the images: choose another folder")
 
 
 def _images_below(folder) -> list[Path]:

@@ -57,6 +57,23 @@ def resolve(text: str | os.PathLike, what: str = "path") -> Path:
     return _expand_home(text, f"{what}={original!r}")
 
 
+def check_output_folder(folder: Path, what: str) -> None:
+    """Checks that files can be written into a folder, which may be missing; writes nothing.
+
+    Args:
+      folder: the folder.
+      what: the flag, for messages.
+
+    Raises:
+      UserError: the folder, or the closest existing folder above it, is a file or cannot be written.
+    """
+    place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not place.is_dir():
+        raise UserError(f"{what}={folder}: {place} is not a folder: choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{what}={folder}: {place} cannot be written: choose another folder")
+
+
 def _expand_home(text, what):
     """Returns a path with `~` and `~user` replaced by home folders; `what` names it in messages."""
     start = text.split("/")[0]

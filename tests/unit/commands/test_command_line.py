@@ -354,3 +354,9 @@ def test_help_shows_an_open_range_without_double_parentheses():
 def test_help_alone_names_no_config(capsys):
     assert main.main(["--help"]) == 0
     assert "options of this config" not in capsys.readouterr().out
+
+
+def test_images_of_a_repeated_flag_are_all_kept():
+    words = ["cdl_jax", "--images", "a.png", "b.png", "--mode=predict", "--images=c.png", "--task=1"]
+    assert main._split_images(words) == (["cdl_jax", "--mode=predict", "--task=1"], ["a.png", "b.png", "c.png"])
+    assert main._split_images(["cdl_jax", "--task=1"]) == (["cdl_jax", "--task=1"], None)
