@@ -5,6 +5,7 @@ import pytest
 
 from cdl_jax import main
 from cdl_jax.errors import UserError
+from cdl_jax.training import steps
 from cdl_jax.training.compiled import CompiledSteps
 from tests.end_to_end.command import TINY
 
@@ -14,10 +15,14 @@ OWN_ORDERS = [
 ]
 
 
+def experiment(config, *changes):
+    """Returns the experiment of a command line."""
+    return main._experiment(main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes]).config)
+
+
 def program(config, *changes):
     """Returns the compiled steps of a command line."""
-    parsed = main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes])
-    return CompiledSteps(main._experiment(parsed.config))
+    return CompiledSteps(experiment(config, *changes))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,21 @@ def test_all_steps_are_traced_without_compilation(config, changes):
     )
     made.trace()
     assert config != TINY or not compiled  # other methods compile the initialization of constants
+
+
+def test_initial_variables_and_updates_are_traced_once(monkeypatch):
+    built, traced = experiment(f"{TINY}:learner=none,distill=none"), []
+
+    def counted(name, function):
+        return lambda *arguments: traced.append(name) or function(*arguments)
+
+    object.__setattr__(built.method, "init", counted("init", built.method.init))
+    monkeypatch.setattr(steps, "apply_update", counted("update", steps.apply_update))
+    made = CompiledSteps(built)
+    made.trace()
+    built.initial_variables()
+    made.train_step(0)
+    assert len(built.method.phases) == 1 and sorted(traced) == ["init", "update"]
 
 
 @pytest.mark.parametrize("part", ["predict", "extra_metrics", "end_task", "start_task", "queries"])
