@@ -13,6 +13,10 @@ OWN_ORDERS = [
     *("--config.seeds=(0,1)", "--config.data.class_order=shuffle", "--config.data.class_order_seed=-1"),
     *("--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16"),
 ]
+EEIL = [
+    *("--config.data.name=glyph_mini", "--config.data.num_tasks=5"),
+    *("--config.eeil.replay=80", "--config.network.depths=(1,1,1)"),
+]
 
 
 def experiment(config, *changes):
@@ -34,11 +38,8 @@ def program(config, *changes):
         ("quickstart:distill=none", OWN_ORDERS),
         ("okddip_glyph:tasks=5", OWN_ORDERS),
         ("reference", OWN_ORDERS),
-        (
-            "dkt:baseline=eeil",
-            ["--config.data.name=glyph_mini", "--config.eeil.replay=80", "--config.data.num_tasks=5"],
-        ),
-        ("dkt_glyph", []),
+        ("dkt:baseline=eeil", EEIL),
+        ("dkt_glyph", ["--config.network.depths=(1,1)"]),
     ],
 )
 def test_all_steps_are_traced_without_compilation(config, changes):
@@ -79,8 +80,7 @@ def test_a_failing_part_of_a_method_is_found(part):
 
 
 def test_the_features_of_a_herding_network_are_traced():
-    flags = ["--config.data.name=glyph_mini", "--config.eeil.replay=80", "--config.data.num_tasks=5"]
-    made = program("dkt:baseline=eeil", *flags)
+    made = program("dkt:baseline=eeil", *EEIL)
     object.__setattr__(made.experiment.method, "features", lambda *_: {"network": {}})
     with pytest.raises(KeyError, match="features"):
         made.trace()
