@@ -136,6 +136,7 @@ class CompiledSteps:
         """Returns shapes, types and shardings of the state within a task."""
         mutable, frozen = self.experiment.abstract_variables()
         opt, best = jax.eval_shape(partial(_initial_parts, self.experiment), mutable)
+        opt = sharding.abstract_tree(self.experiment.mesh, opt)  # as the step has it, which then is not traced again
         sums, nonfinite = [], []
         for index in range(len(self.experiment.method.phases)):
 

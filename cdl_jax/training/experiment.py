@@ -165,7 +165,7 @@ class Experiment:
         mutable = _fill_shapes(mutable, jax.jit(self._random_mutable)(self.seed))
         if not _is_loaded(frozen):
             key = init_key(self.seeds[0])
-            random = jax.jit(lambda: split(self.method.init(key), self._is_mutable)[1])()
+            random = jax.jit(lambda: split(self._init(key), self._is_mutable)[1])()
             frozen = _fill_shapes(frozen, random)
         frozen = cast_frozen_kernels(frozen, self.config.frozen_dtype)
         return sharding.shard(self.mesh, mutable), sharding.shard(self.mesh, frozen)
@@ -181,11 +181,16 @@ class Experiment:
     @cached_property
     def variable_shapes(self):
         """Returns shapes and types of all variables of one seed."""
-        return jax.eval_shape(self.method.init, init_key(self.seeds[0]))
+        return jax.eval_shape(self._init, init_key(self.seeds[0]))
+
+    @cached_property
+    def _init(self):
+        """Returns the jitted `method.init`, which is traced once for the shapes and for the variables."""
+        return jax.jit(self.method.init)
 
     def _random_mutable(self, seed):
         def of_one(seed):
-            return split(self.method.init(init_key(seed)), self._is_mutable)[0]
+            return split(self._init(init_key(seed)), self._is_mutable)[0]
 
         return self.axis.vmap(of_one, 0)(seed)
 

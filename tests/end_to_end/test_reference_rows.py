@@ -113,17 +113,11 @@ def test_a_batchwise_choice_of_prompts_is_the_same_on_two_devices(tmp_path):
         ("learner=dualprompt,data=imagenet_r,joint=true", ("learner.length = 20", "learner.batchwise = False")),
     ],
 )
-def test_the_authors_settings_are_described_without_their_data(tmp_path, arguments, expected):
+def test_the_authors_settings_are_described_without_their_data(tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CDL_DATA", "")
     small = [f"--config.{network}.depth=5" for network in ("teacher", "student")]
     small += [f"--config.student.{key}={value}" for key, value in {"dim": 48, "heads": 2}.items()]
-    out, _ = run(
-        "--config",
-        f"configs/l2p_official.py:{arguments}",
-        "--mode",
-        "describe",
-        "--show_config",
-        *small,
-        HOME=str(tmp_path),
-        CDL_DATA="",
-    )
+    command = ("--config", f"configs/l2p_official.py:{arguments}", "--mode", "describe", "--show_config")
+    out, _ = run_in_process(*command, *small)
     assert all(line in out for line in (*expected, "optim.clip_norm = 1.0", "optim.schedule = 'constant'"))

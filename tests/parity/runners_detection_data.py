@@ -60,11 +60,10 @@ def normalized(image, options):
     return np.moveaxis(np.asarray(transforms.normalize(pixels, np.array([pixels.shape[1:3]]), options)[0]), -1, 0)
 
 
-def outputs(image, targets, options, name, prefix=""):
-    """Returns the arrays of one transformed image; `prefix` and `name` are parts of their names."""
+def outputs(image, targets, name, prefix=""):
+    """Returns the arrays of one transformed image without its pixels; `prefix` and `name` are parts of their names."""
     size = image.size[::-1]
     return {
-        f"out/{prefix}image{name}": normalized(image, options),
         f"out/{prefix}boxes{name}": transforms.relative_boxes(targets.boxes, size),
         f"out/{prefix}labels{name}": targets.labels,
         f"out/{prefix}area{name}": targets.areas,
@@ -76,9 +75,12 @@ def run_transforms(config, arrays):
     options = options_of(config)
     image, targets = Image.fromarray(arrays["in/image"]), targets_of(arrays["in/boxes"], arrays["in/labels"])
     targets = Targets(targets.boxes, targets.labels, arrays["in/area"])
-    ours = outputs(*transforms.transform_test(image, targets, options), options, "_eval")
+    transformed = {"_eval": transforms.transform_test(image, targets, options)}
     for number, case in enumerate(config["cases"]):
-        ours |= outputs(*transforms.transform_train(image, targets, draws_of(case), options), options, f"_{number}")
+        transformed[f"_{number}"] = transforms.transform_train(image, targets, draws_of(case), options)
+    ours = {f"out/image{name}": normalized(image, options) for name, (image, _) in transformed.items()}
+    for name, (image, targets) in transformed.items():
+        ours |= outputs(image, targets, name)
     return ours
 
 
@@ -91,8 +93,8 @@ def run_transform_boxes(config, arrays):
         draws = draws_of(case)
         train = transforms.transform_train(image, targets, draws, options)
         assert transforms.train_size((case["height"], case["width"]), draws, options) == train[0].size[::-1]
-        ours |= outputs(*train, options, f"_{number}")
-        ours |= outputs(*transforms.transform_test(image, targets, options), options, f"_{number}", "eval_")
+        ours |= outputs(*train, f"_{number}")
+        ours |= outputs(*transforms.transform_test(image, targets, options), f"_{number}", "eval_")
     return ours
 
 

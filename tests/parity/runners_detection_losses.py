@@ -4,7 +4,6 @@ A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +103,8 @@ def run_matcher_losses(config, arrays, solver="host"):
             ours[f"out/match{suffix}"] = match_rows(matches[level, i])
             ours[f"out/number_matched_{i}"] = (matches[level, i] >= 0).sum()
     last = {name: array[-1] for name, array in outputs_of(predictions).items()}
-    best = top_detections(last["logits"], last["boxes"], jnp.array([IMAGE_SIZE] * len(targets)))
+    sizes = np.array([IMAGE_SIZE] * len(targets))
+    best = jax.jit(top_detections)(last["logits"], last["boxes"], sizes)
     ours |= {f"out/postprocess{i}_{name}": array[i] for name, array in best.items() for i in range(len(targets))}
     if config.get("case") == "ties":
         ours |= {f"{name}_tied_sum": tied_sum(ours[name]) for name in ("grad/logits", "grad/boxes")}
@@ -134,20 +134,23 @@ def run_token_labels(config, arrays):
         objects += len(labels)
     images, levels = len(maps), [tuple(level) for level in config["levels"]]
     sizes = [np.tile(np.int32(size), (images, 1)) for size in (shape, *levels)]
-    shares = [
-        detection_token_labels.class_shares(jnp.stack(maps), config["classes"], sizes[0], sizes[k + 1], level)
-        for k, level in enumerate(levels)
-    ]
     inside = [np.ones((images, *level), bool) for level in levels]
     options = ConfigDict(defaults(detection_token_labels.OPTIONS, focal_weight=1.0, dice_weight=1.0))
     logits = [jnp.asarray(arrays[f"in/logits_level{k}"]) for k in range(len(levels))]
 
     @jax.jit
-    @functools.partial(jax.grad, has_aux=True)
-    def gradients_and_terms(logits):
-        return detection_token_labels.token_losses(options, logits, shares, inside, max(objects, 1))
+    def compute(maps, logits):
+        shares = [
+            detection_token_labels.class_shares(maps, config["classes"], sizes[0], sizes[k + 1], level)
+            for k, level in enumerate(levels)
+        ]
 
-    gradients, losses = gradients_and_terms(logits)
+        def loss(logits):
+            return detection_token_labels.token_losses(options, logits, shares, inside, max(objects, 1))
+
+        return shares, jax.grad(loss, has_aux=True)(logits)
+
+    shares, (gradients, losses) = compute(jnp.stack(maps), logits)
     ours = {f"out/soft_label_level{k}": share for k, share in enumerate(shares)}
     ours |= {f"grad/logits_level{k}": gradient for k, gradient in enumerate(gradients)}
     return ours | {f"out/{name}": value for name, value in losses.items()}
@@ -192,6 +195,7 @@ def network_spec(outputs):
     return NetworkSpec(outputs["body_tokens"].shape[-1], 0, 0, 0, 1, None, None, outputs=shapes)
 
 
+@compiled
 def run_distil_module(config, arrays):
     """The scheme with its projectors, on tokens that are given."""
     student, teacher = (detector_outputs(arrays, role) for role in ("student", "teacher"))
@@ -205,8 +209,8 @@ def run_distil_module(config, arrays):
     def loss(params, student):
         return scheme.loss({**variables, "params": params}, {**student, "inside": inside}, teacher, None, None)
 
-    compute = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-    (weighted, terms), (of_params, of_student) = compute(variables["params"], student)
+    gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (weighted, terms), (of_params, of_student) = gradient(variables["params"], student)
     ours = {"out/weighted": weighted, "out/loss_distil": terms["loss_distil"], **token_gradients(of_student)}
     for name in PROJECTORS:
         raw, base = variables["params"][name]["projector"]["raw"], variables["state"][name]["projector"]["base"]

@@ -84,7 +84,7 @@ def run_msda_module(config, arrays, implementation="gather"):
 
     query, src = jnp.asarray(arrays["in/query"]), jnp.asarray(arrays["in/src"])
     inputs = (query, jnp.asarray(arrays["in/reference_points"]), split_levels(src, sizes), blocked)
-    first = module.init(jax.random.key(0), *inputs)["params"]
+    first = jax.jit(module.init)(jax.random.key(0), *inputs)["params"]
     params = parameters(arrays, first)
 
     @jax.jit
@@ -208,15 +208,16 @@ def run_decoder_layer(config, arrays):
     return {"out/y": y, "grad/tgt": of_tgt, "grad/src": of_src, **named_gradients(of_params)}
 
 
+@compiled
 def run_masks(config, arrays):
     ours = {}
-    for number, _ in enumerate(config["batches"]):
-        sizes = jnp.asarray(arrays[f"in/sizes_{number}"])
+    for number, of_images in enumerate(config["batches"]):
+        sizes, largest = arrays[f"in/sizes_{number}"], np.max(of_images, axis=0)
         padded = sizes.max(axis=0)
         extents = masks.Extents(sizes, jnp.broadcast_to(padded, sizes.shape))
 
-        def shape_of(stride, padded=padded):
-            return tuple(int(-(-side // stride)) for side in padded)
+        def shape_of(stride, largest=largest):
+            return tuple(int(-(-side // stride)) for side in largest)
 
         ours[f"out/padded_size_{number}"] = padded
         for level, stride in enumerate(masks.STRIDES[1:]):
@@ -302,7 +303,8 @@ def batch_of_targets(arrays):
 
 
 def loss_options(**changes):
-    return ConfigDict(defaults(detection_losses.OPTIONS, **changes))
+    # A program with SciPy's callback is in no cache of compiled programs. `detect_matcher_losses` replays that solver.
+    return ConfigDict(defaults(detection_losses.OPTIONS, solver="device", **changes))
 
 
 def run_vidt(config, arrays, pad=0, sampling="auto"):

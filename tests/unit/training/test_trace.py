@@ -6,6 +6,7 @@ import pytest
 from cdl_jax import main
 from cdl_jax.errors import UserError
 from cdl_jax.run import start
+from cdl_jax.training import steps
 from cdl_jax.training.compiled import CompiledSteps
 from tests.end_to_end.command import TINY
 
@@ -13,12 +14,20 @@ OWN_ORDERS = [
     *("--config.seeds=(0,1)", "--config.data.class_order=shuffle", "--config.data.class_order_seed=-1"),
     *("--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16"),
 ]
+EEIL = [
+    *("--config.data.name=glyph_mini", "--config.data.num_tasks=5"),
+    *("--config.eeil.replay=80", "--config.network.depths=(1,1,1)"),
+]
+
+
+def experiment(config, *changes):
+    """Returns the experiment of a command line."""
+    return start.build_experiment(main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes]).config)
 
 
 def program(config, *changes):
     """Returns the compiled steps of a command line."""
-    parsed = main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes])
-    return CompiledSteps(start.build_experiment(parsed.config))
+    return CompiledSteps(experiment(config, *changes))
 
 
 @pytest.mark.parametrize(
@@ -30,11 +39,8 @@ def program(config, *changes):
         ("quickstart:distill=none", OWN_ORDERS),
         ("okddip_glyph:tasks=5", OWN_ORDERS),
         ("reference", OWN_ORDERS),
-        (
-            "dkt:baseline=eeil",
-            ["--config.data.name=glyph_mini", "--config.eeil.replay=80", "--config.data.num_tasks=5"],
-        ),
-        ("dkt_glyph", []),
+        ("dkt:baseline=eeil", EEIL),
+        ("dkt_glyph", ["--config.network.depths=(1,1)"]),
     ],
 )
 def test_all_steps_are_traced_without_compilation(config, changes):
@@ -44,6 +50,21 @@ def test_all_steps_are_traced_without_compilation(config, changes):
     )
     made.trace()
     assert config != TINY or not compiled  # other methods compile the initialization of constants
+
+
+def test_initial_variables_and_updates_are_traced_once(monkeypatch):
+    built, traced = experiment(f"{TINY}:learner=none,distill=none"), []
+
+    def counted(name, function):
+        return lambda *arguments: traced.append(name) or function(*arguments)
+
+    object.__setattr__(built.method, "init", counted("init", built.method.init))
+    monkeypatch.setattr(steps, "apply_update", counted("update", steps.apply_update))
+    made = CompiledSteps(built)
+    made.trace()
+    built.initial_variables()
+    made.train_step(0)
+    assert len(built.method.phases) == 1 and sorted(traced) == ["init", "update"]
 
 
 @pytest.mark.parametrize("part", ["predict", "extra_metrics", "end_task", "start_task", "queries"])
@@ -60,8 +81,7 @@ def test_a_failing_part_of_a_method_is_found(part):
 
 
 def test_the_features_of_a_herding_network_are_traced():
-    flags = ["--config.data.name=glyph_mini", "--config.eeil.replay=80", "--config.data.num_tasks=5"]
-    made = program("dkt:baseline=eeil", *flags)
+    made = program("dkt:baseline=eeil", *EEIL)
     object.__setattr__(made.experiment.method, "features", lambda *_: {"network": {}})
     with pytest.raises(KeyError, match="features"):
         made.trace()
