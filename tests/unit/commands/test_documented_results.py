@@ -109,6 +109,16 @@ def test_the_numbers_curves_and_images_of_detectors(tmp_path):
     assert ours.shape == stored.shape and np.abs(ours - stored).mean() < 1  # decoders of JPEG may differ by a level
 
 
+def test_the_findings_on_detectors_hold_in_each_seed():
+    alone, matching, vkd, naive, past, beside = (
+        metric_by_seed(f"vidt/{row}") for rows in DETECTORS.values() for row in rows
+    )
+    assert all(a < b < c for a, b, c in zip(matching, alone, vkd, strict=True))
+    assert all(a < b < c for a, b, c in zip(beside, naive, past, strict=True))
+    forgotten = [statistics.fmean(metric_by_seed(f"vidt/{row}", "forgetting_cdl")) for row in ("naive", "past")]
+    assert [round(value, 2) for value in forgotten] == [2.05, 0.83]
+
+
 @pytest.mark.parametrize("row", ["none", "kd"])
 def test_the_tables_of_bfloat16(row, tmp_path):
     runs = [str(RESULTS / f"bfloat16/l2p/{name}/seed_{seed}") for name in (row, f"{row}_bf16") for seed in range(3)]
