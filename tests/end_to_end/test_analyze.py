@@ -1,6 +1,7 @@
 """Tests measures beside accuracy, and the analysis of a finished run, through the command line."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,23 +12,38 @@ from tests.end_to_end.command import ROOT, TINY, results, run, run_in_process
 SHORT = ("--config.train.epochs=1", "--config.eval.forward_transfer=False", "--config.log.tensorboard=False")
 
 
-def trained(folder, distill):
+def trained(folder, distill, analyze):
     """(arguments, what the analysis printed, analysis.json, results.json) of a run with this scheme."""
     arguments = ("--config", f"{TINY}:distill={distill}", "--workdir", folder, *SHORT)
     run_in_process(*arguments)
-    out, err = run(*arguments, "--mode", "analyze")
-    assert "Warning" not in err
+    out = analyze(*arguments, "--mode", "analyze")
     return arguments, out, json.loads((folder / "analysis.json").read_text()), results(folder)
+
+
+def analyze_alone(*arguments):
+    """Returns the output of the command in a process of its own, without a warning."""
+    out, err = run(*arguments)
+    assert "Warning" not in err
+    return out
+
+
+def analyze_here(*arguments):
+    """Returns the output of the command in this process, without a warning that Python shows by default."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", hidden)
+        return run_in_process(*arguments)[0]
 
 
 @pytest.fixture(scope="module")
 def kd(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("kd"), "kd")
+    return trained(tmp_path_factory.mktemp("kd"), "kd", analyze_alone)
 
 
 @pytest.fixture(scope="module")
 def kd_token(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("kd_token"), "kd_token")
+    return trained(tmp_path_factory.mktemp("kd_token"), "kd_token", analyze_here)
 
 
 def test_results_hold_calibration_and_likeness_after_each_task(kd):
@@ -99,8 +115,7 @@ def test_the_page_shows_the_analysis_and_the_run_is_unchanged(kd):
     page = (arguments[3] / "report.html").read_text()
     assert "<h2>Analysis</h2>" in page and "<h2>Teacher and student</h2>" in page and "tasks learned since" in page
     assert content["status"] == "finished" and f"report: {arguments[3] / 'report.html'}" in out
-    again, _ = run(*arguments, "--mode", "analyze")
-    assert again == out
+    assert analyze_here(*arguments, "--mode", "analyze") == out
 
 
 def answer(capsys, monkeypatch, *arguments):
@@ -141,7 +156,7 @@ def test_class_tokens_of_both_networks_are_compared(kd):
 
 
 def test_without_a_teacher_what_needs_one_is_absent(tmp_path):
-    _, out, analysis, content = trained(tmp_path, "none")
+    _, out, analysis, content = trained(tmp_path, "none", analyze_here)
     assert content["pairs"] == analysis["distillation_forgetting"] == analysis["sweeps"] == {}
     assert list(analysis["predictions"]["prompts_off"]) == ["student"] and "KL" not in out
     page = (tmp_path / "report.html").read_text()

@@ -127,7 +127,7 @@ def test_killed_it_resumes_with_the_same_bits(uninterrupted, scenes, tmp_path):
     flags = (*arguments(scenes, "", ON_DEVICE), "--config.log.report=True")
     process, _ = kill_at_line(tmp_path, random.randrange(2, total - 2), signal.SIGKILL, flags)
     assert process.returncode == -signal.SIGKILL
-    run(*flags, "--workdir", tmp_path)
+    run_in_process(*flags, "--workdir", tmp_path)
     assert (tmp_path / "detections.json").read_bytes() == (uninterrupted / "detections.json").read_bytes()
     pages = [(folder / "report.html").read_text() for folder in (tmp_path, uninterrupted)]
     ours, wanted = (

@@ -18,7 +18,7 @@ import cdl_jax
 from cdl_jax import main
 from cdl_jax.run import progress
 from cdl_jax.runtime import compilation_cache, environment
-from tests.end_to_end.command import ROOT, TINY, run
+from tests.end_to_end.command import ROOT, TINY, run, run_in_process
 
 FEW = ("--config", TINY, "--config.train.epochs=1", "--config.checkpoint.every_steps=0")
 # Runs the command line as a user without HOME and without an entry among the system's users.
@@ -146,7 +146,7 @@ def test_another_locale_changes_nothing(locale, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "<html" in page
     # Evaluated in a UTF-8 locale it is the same run.
-    assert "equal to the run's accuracy matrix" in run(*few, "--workdir", tmp_path / "run", "--mode=eval")[0]
+    assert "equal to the run's accuracy matrix" in run_in_process(*few, "--workdir", tmp_path / "run", "--mode=eval")[0]
 
 
 def test_a_working_directory_that_tensorstore_cannot_name_is_refused(tmp_path):

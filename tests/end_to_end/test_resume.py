@@ -65,7 +65,7 @@ def test_after_sigterm_it_saves_and_resumes(uninterrupted, tmp_path):
     process, err = kill_at_line(tmp_path, 5, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: saved after step" in err.splitlines()[-1]
-    run(*ARGUMENTS, "--workdir", tmp_path)
+    run_in_process(*ARGUMENTS, "--workdir", tmp_path)
     assert_same(tmp_path, uninterrupted)
 
 
@@ -82,7 +82,7 @@ def test_killed_between_rounds_it_keeps_both_optimizers_and_what_no_optimizer_tr
     total = (uninterrupted / "metrics.jsonl").read_bytes().count(b"\n")
     process, _ = kill_at_line(killed, random.randrange(total // 3, 2 * total // 3), signal.SIGKILL, arguments)
     assert process.returncode == -signal.SIGKILL
-    run(*arguments, "--workdir", killed)
+    run_in_process(*arguments, "--workdir", killed)
     assert_same(killed, uninterrupted)
 
 
@@ -90,6 +90,7 @@ def test_a_run_in_a_folder_with_a_pattern_in_its_name_is_resumed_and_evaluated(u
     workdir = tmp_path / "sweep[lr=0.005] *"
     process, _ = kill_at_line(workdir, 7, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
-    run(*ARGUMENTS, "--workdir", workdir)
+    run_in_process(*ARGUMENTS, "--workdir", workdir)
     assert_same(workdir, uninterrupted)
-    assert "equal to the run's accuracy matrix" in run(*ARGUMENTS, "--workdir", workdir, "--mode=eval")[0]
+    out, _ = run_in_process(*ARGUMENTS, "--workdir", workdir, "--mode=eval")
+    assert "equal to the run's accuracy matrix" in out
