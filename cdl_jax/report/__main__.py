@@ -256,7 +256,7 @@ def _parse(command: str, words: list[str]) -> argparse.Namespace:
         if not word.startswith("-") or option in known[command]:
             continue
         if owners := [name for name in COMMANDS if option in known[name]]:
-            raise UserError(f"{option} is an option of {' and '.join(owners)}: leave it out of {command}")
+            raise UserError(f"{option} is an option of {', '.join(owners)}: leave it out of {command}")
         raise UserError(f"unknown option {word}: {did_you_mean(option, sorted(known[command]))}")
     options = parsers[command].parse_intermixed_args(words)
     options.runs = [paths.resolve(folder, "RUN") for folder in options.runs]

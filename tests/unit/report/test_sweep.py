@@ -107,7 +107,7 @@ def test_a_sweep_without_a_finished_run_or_with_options_of_other_commands_is_ref
     runs = [store(tmp_path, name, 0, 50.0, name, status="running") for name in ("zeros", "random")]
     for more, message in (
         ([], "none of these runs is finished"),
-        (["--label-by-folder"], "is an option of table and paper: leave it out of sweep"),
+        (["--label-by-folder"], "is an option of table, paper, detections: leave it out of sweep"),
     ):
         assert report_main(["sweep", "distill.alpha", *more, *runs, "--plot", str(tmp_path / "plot.svg")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
