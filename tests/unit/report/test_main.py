@@ -89,7 +89,7 @@ def test_options_and_runs_may_alternate(runs, tmp_path, capsys):
         (["--paper", "a", "--paper", "b"], "--paper is repeated: use it once"),
         (["--paper"], "--paper needs a value"),
         (["sweep", "a.b", "run", "--export", "x"], "--export is an option of grid: leave it out of sweep"),
-        (["grid", "run", "--one-row-per-run"], "--one-row-per-run is an option of table and paper: leave it out"),
+        (["grid", "run", "--one-row-per-run"], "--one-row-per-run is an option of table, paper: leave it out"),
         (["run", "--one-row-per-rum"], "unknown option --one-row-per-rum: did you mean '--one-row-per-run'?"),
         (["grid"], "the following arguments are required: RUN"),
         (["sweep", "a.b"], "the following arguments are required: RUN"),
