@@ -18,8 +18,11 @@ def write_atomically(path: Path, content: str | bytes | Iterable[str]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        encoded = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-        with temporary.open("wb") if isinstance(content, bytes) else temporary.open("w", **encoded) as file:
+        if isinstance(content, bytes):
+            opened = temporary.open("wb")
+        else:
+            opened = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        with opened as file:
             file.writelines([content] if isinstance(content, str | bytes) else content)
             file.flush()
             os.fsync(file.fileno())
