@@ -18,9 +18,9 @@ from cdl_jax.models.detection.neck import wide, xavier_dense
 
 IMPLEMENTATIONS = ("auto", "gather", "dense")
 # Positions of all maps together up to which "auto" is "dense": the matrix has a number for each query and position.
-# Forward and backward on 2 CPU cores, 2 images, 100 queries, dense against gather: 11 against 72 ms at 340 positions
-# (images of 128 x 128), 21 against 66 ms at 1,360 (256 x 256), 126 against 67 ms at 3,060 (384 x 384).
-MOST_DENSE_POSITIONS = 2048
+# Forward and backward on a CPU core, 2 images, 100 queries, dense against gather: 10 against 14 ms at 340 positions
+# (images of 128 x 128), 20 against 15 ms at 1,360 (256 x 256), 40 against 17 ms at 3,060 (384 x 384).
+MOST_DENSE_POSITIONS = 512
 
 
 def choose_implementation(name: str, positions: int) -> str:
