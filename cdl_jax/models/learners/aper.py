@@ -4,9 +4,10 @@ The first task trains an efficient adaptation of the backbone with a cosine clas
 features of an image are those of the adapted backbone and those of the pretrained one, concatenated. After each task
 the mean features of its classes become prototypes, which are compared by cosine. So a prediction needs two passes.
 
-Published for ViT-B/16 pretrained on ImageNet-21k, Split CIFAR-100 in 20 tasks of 5 classes, after the last task and as
-the mean over the tasks: adapters 85.15 and 90.65, ssf 81.98 and 87.78, deep vpt 82.17 and 88.46. The authors train by
-SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule, 20 epochs, batch 48.
+Published, not checked against the paper, for ViT-B/16 pretrained on ImageNet-21k, Split CIFAR-100 in 20 tasks of 5
+classes, after the last task and as the mean over the tasks: adapters 85.15 and 90.65, ssf 81.98 and 87.78, deep vpt
+82.17 and 88.46. The authors train by SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule, 20
+epochs, batch 48.
 
 "Revisiting class-incremental learning with pre-trained models", section 4.2.
 """
