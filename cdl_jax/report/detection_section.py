@@ -112,14 +112,20 @@ def _over_tasks(numbers, networks):
 
 def _curves(content):
     """Returns the plots of precision over recall: means over classes, and each class of each network."""
-    curves, when = content["curves"], f"after task {content['task']}"
-    means = {f"{network}, IoU {iou}": of[iou] for network, of in curves.items() for iou in ("0.5", "0.75") if of[iou]}
+    networks, when = content["curves"], f"after task {content['task']}"
+    means = {
+        f"{network}, IoU {iou}": curves[iou]
+        for network, curves in networks.items()
+        for iou in ("0.5", "0.75")
+        if curves[iou]
+    }
     caption = f"Precision at 101 recalls {when}, at two IoU thresholds. The mean of a curve is AP50 or AP75."
     parts = [text.figure(plots.precision_recall(means, _MEAN), caption)]
-    for network, of in curves.items():
-        own = {name: curve for name, curve in zip(_distinct(content["classes"]), of["classes"], strict=True) if curve}
+    for network, curves in networks.items():
+        named = zip(_distinct(content["classes"]), curves["classes"], strict=True)
+        own = {name: curve for name, curve in named if curve}
         caption = f"{network}: precision of each class at IoU 0.5 {when}; black: the mean over classes."
-        svg = plots.precision_recall({**own, _MEAN: of["0.5"]}, f"{network}, IoU 0.5", bold=_MEAN)
+        svg = plots.precision_recall({**own, _MEAN: curves["0.5"]}, f"{network}, IoU 0.5", bold=_MEAN)
         parts.append(text.figure(svg, caption))
     return parts
 

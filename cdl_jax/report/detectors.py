@@ -42,8 +42,11 @@ def table(groups: Sequence[Group], names: Sequence[str]) -> Rows:
             numbers[label, network] = {
                 name: list(group.values(network, name, finished=True).values()) for name in coco.NUMBERS
             }
-    shown = [name for name in coco.NUMBERS if any(of[name] for of in numbers.values())]
-    rows = [[*pair, str(len(of["AP"])), *(format_mean_std(of[name]) for name in shown)] for pair, of in numbers.items()]
+    shown = [name for name in coco.NUMBERS if any(row[name] for row in numbers.values())]
+    rows = [
+        [label, network, str(len(row["AP"])), *(format_mean_std(row[name]) for name in shown)]
+        for (label, network), row in numbers.items()
+    ]
     return [["run", "network", "seeds", *shown], *rows]
 
 

@@ -29,6 +29,7 @@ from cdl_jax.losses import Context
 from cdl_jax.models.learners.base import FittedHead, Learner, Selection, Variables, l2_normalize
 from cdl_jax.models.learners.shared.bottlenecks import init_bottlenecks, parallel_adapters
 from cdl_jax.models.learners.shared.fitted_heads import CosineClassifier, class_means, class_sums, select_logits
+from cdl_jax.models.learners.shared.task_sets import with_trained_set
 from cdl_jax.options import Option
 
 OPTIONS = {
@@ -183,14 +184,14 @@ class EASE(Learner):
     @nn.nowrap
     def end_task(self, variables: Variables, context: Context) -> Variables:
         """Stores the adapters of the task."""
-        return {**variables, "state": _adapters(variables, context)}
+        return {**variables, "state": with_trained_set(variables, context)}
 
     @nn.nowrap
     def passes(self, variables: Variables, context: Context, train: bool) -> tuple[Variables, ...]:
         """Returns the adapters of the task, and in evaluation those of each task."""
         if train:
             return (variables,)
-        adapters = _adapters(variables, context)
+        adapters = with_trained_set(variables, context)
         return tuple(
             {**variables, "params": jax.tree.map(lambda rows, t=task: rows[t], adapters)}
             for task in range(self.num_tasks)
@@ -212,13 +213,6 @@ class EASE(Learner):
     def head(self, num_classes: int) -> SubspaceHead:
         """Returns the prototypes of all spaces."""
         return SubspaceHead(num_classes, self.num_tasks, self.alpha)
-
-
-def _adapters(variables, context):
-    """Returns the adapters of all tasks; those of the task of `context` are the trained ones."""
-    return jax.tree.map(
-        lambda earlier, trained: earlier.at[context.task].set(trained), variables["state"], variables["params"]
-    )
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> EASE:

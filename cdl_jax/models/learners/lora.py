@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.losses import Context
 from cdl_jax.models.learners.base import Learner, Variables
+from cdl_jax.models.learners.shared.task_sets import with_trained_set
 from cdl_jax.models.modules import heads
 from cdl_jax.options import Option
 
@@ -88,7 +89,7 @@ class LoRA(Learner):
     @nn.nowrap
     def end_task(self, variables: Variables, context: Context) -> Variables:
         """Stores the set of the task."""
-        return variables if self.per_task == "one" else {**variables, "state": _sets(variables, context)}
+        return variables if self.per_task == "one" else {**variables, "state": with_trained_set(variables, context)}
 
     @nn.nowrap
     def adapt_backbone(
@@ -116,18 +117,11 @@ class LoRA(Learner):
         if self.per_task == "one" or (self.per_task == "mean" and train):
             params = variables["params"]
             return self.alpha / self.rank * (params["a"] @ params["b"])
-        sets, tasks = _sets(variables, context), jnp.arange(self.num_tasks)
+        sets, tasks = with_trained_set(variables, context), jnp.arange(self.num_tasks)
         weights = (tasks <= context.task) * self.alpha / self.rank
         if self.per_task == "mean":
             weights /= context.task + 1
         return jnp.einsum("t,tbmdr,tbmre->bmde", weights, sets["a"], sets["b"])
-
-
-def _sets(variables, context):
-    """Returns the sets of all tasks; that of the task of `context` is the trained one."""
-    return jax.tree.map(
-        lambda earlier, trained: earlier.at[context.task].set(trained), variables["state"], variables["params"]
-    )
 
 
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> LoRA:

@@ -38,9 +38,7 @@ from cdl_jax.models.vit import Prompt
 from cdl_jax.options import Option
 
 OPTIONS = {
-    "pool": Option(100, "components of each layer, over all tasks", minimum=1),
-    "length": Option(8, "vectors of a component: the first half keys, the rest values", minimum=2),
-    "layers": Option(5, "prompted blocks: 5 are blocks 0 to 4", minimum=1),
+    **{key: coda.OPTIONS[key] for key in ("pool", "length", "layers")},
     "regularization": Option(0.0, "weight of the query-pool regularization; OS-Prompt++ has 1e-4"),
 }
 

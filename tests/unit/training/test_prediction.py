@@ -50,14 +50,15 @@ def classifier(device_size=None, method=FixedMethod, batch_size=4, **options):
     return Classifier(method, "student", *arguments, device_size)
 
 
-def logits_of_evaluation(images, of, device_data_limit_mb):
+def logits_of_evaluation(images, predictor, device_data_limit_mb):
     """Returns the logits that the loader and the step of evaluation give."""
     limit = {"device_data_limit_mb": device_data_limit_mb}
     split = Split(np.zeros(len(images), np.int32), images=images)
-    loader = make_loader(split, sharding.make_mesh(1), {**of.augment, **limit}, SIDE)
-    step = jax.jit(steps.predict_step(of.method, lambda *inputs: of.method.predict(*inputs)[0], loader, of.augment))
+    loader = make_loader(split, sharding.make_mesh(1), {**predictor.augment, **limit}, SIDE)
+    method = predictor.method
+    step = jax.jit(steps.predict_step(method, lambda *inputs: method.predict(*inputs)[0], loader, predictor.augment))
     (batch,) = loader.test_batches(np.arange(len(images))[None], np.ones((1, len(images)), np.float32))
-    return np.asarray(step(of.mutable, of.frozen, loader.data, batch, AT)["student"])
+    return np.asarray(step(predictor.mutable, predictor.frozen, loader.data, batch, AT)["student"])
 
 
 def as_images(pixels):
