@@ -4,7 +4,7 @@ program.stablehlo     a function `(weights, images) -> logits`, serialized by `j
                       number of images is free. Queries, prompts, resize and normalization are inside.
 weights.safetensors   the weights that the function takes, by name
 classes.json          class names of the columns, and which of them are predicted
-README.md             what the function takes, with a loader that needs jax alone
+README.md             what the function takes, with a loader that needs jax and flatbuffers
 MODEL_CARD.md         data, classes, metrics, and how the network was trained
 """
 
@@ -53,8 +53,8 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
     exported, weights = build_program(found.predictor)
     program = bytes(exported.serialize())
     folder.mkdir(parents=True, exist_ok=True)
-    _write_bytes(folder / "program.stablehlo", program)
-    _write_bytes(folder / "weights.safetensors", _safetensors(weights))
+    files.write_atomically(folder / "program.stablehlo", program)
+    files.write_atomically(folder / "weights.safetensors", _safetensors(weights))
     classes = {"class_names": found.class_names, "predicted": found.predictor.predictable.tolist()}
     files.write_atomically(folder / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False) + "\n")
     files.write_atomically(folder / "README.md", readme(found))
@@ -207,15 +207,6 @@ def _safetensors(weights) -> bytes:
     from safetensors.numpy import save
 
     return save({name: np.ascontiguousarray(leaf).reshape(leaf.shape) for name, leaf in weights.items()})
-
-
-def _write_bytes(path, content):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _cell(name):
