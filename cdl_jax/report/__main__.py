@@ -43,7 +43,7 @@ from typing import Any
 from cdl_jax import published
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean
-from cdl_jax.report import detectors, grid, plots, replication, sweep, tables, text
+from cdl_jax.report import comparison, detectors, grid, plots, replication, sweep, tables, text
 from cdl_jax.report.groups import Group, folder_names, labels, metric_of, read_groups
 from cdl_jax.report.text import Section
 from cdl_jax.runtime import console, files, paths
@@ -290,7 +290,7 @@ def _show_runs(
         rows = replication.table(table, replication.matches(groups, table), version, all_cells=all_cells)
         if len(rows) > 1:
             sections.append((f"{table.title} {version}".strip(), rows, replication.legend(table)))
-    _write_outputs(options, sections, lambda: _headline_plot(groups, names))
+    _write_outputs(options, sections, lambda: _headline_plot(groups, names), groups and (groups, names))
     if options.plot_traffic:
         _write("--plot-traffic", options.plot_traffic, _traffic_plot(groups, names))
     _print_sections(sections)
@@ -299,15 +299,24 @@ def _show_runs(
     return 0
 
 
-def _write_outputs(options: argparse.Namespace, sections: list[Section], draw: Callable[[], str]) -> None:
+def _write_outputs(
+    options: argparse.Namespace,
+    sections: list[Section],
+    draw: Callable[[], str],
+    compared: tuple[list[Group], list[str]] | None = None,
+) -> None:
     """Writes the files of --out, --plot and --update-page.
 
     Args:
       options: of any command.
       sections: the tables.
       draw: returns the SVG of --plot.
+      compared: groups and their labels, whose curves an HTML page shows below the tables; default none.
     """
-    if options.out:
+    if options.out and compared and options.out.suffix.lower() in (".html", ".htm"):
+        parts = comparison.html_parts(*compared, options.out)
+        _write("--out", options.out, text.html_page(sections, parts))
+    elif options.out:
         _write("--out", options.out, _formatted(options.out, sections))
     if options.plot:
         _write("--plot", options.plot, draw())

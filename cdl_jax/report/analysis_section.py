@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdl_jax.report import plots, text
-from cdl_jax.report.text import MISSING, Rows
+from cdl_jax.report.text import MISSING, Plot, Rows
 
 
 def html_parts(content: Mapping[str, Any]) -> list[str]:
@@ -16,35 +16,38 @@ def html_parts(content: Mapping[str, Any]) -> list[str]:
     parts = [
         f"<h2>Analysis</h2><p class=quiet>After {content['tasks']} tasks, with one part of the method changed.</p>"
     ]
-    parts.append(text.html_table(_accuracy_rows(content)))
+    parts.append(text.html_table(_accuracy_rows(content), "accuracy with probes"))
+    figures = []
     for name, sweep in content["sweeps"].items():
         values = [point["value"] for point in sweep["values"]]
-        svg = plots.parameter_sweep(values, [point["mean"] for point in sweep["values"]], sweep["usual"])
+        plot = plots.parameter_sweep(values, [point["mean"] for point in sweep["values"]], sweep["usual"])
         caption = f"{sweep['network']}, {name}: mean accuracy over tasks; the dotted line marks the run's own value, "
-        parts.append(text.figure(svg, f"{caption}{sweep['usual']}."))
+        figures.append(text.figure(plot, f"{sweep['network']} {name}", f"{caption}{sweep['usual']}."))
     for pair, rows in content["distillation_forgetting"].items():
         caption = (
-            f"{pair}: KL(teacher after a task || student later) on the task's test images, one gray line per task."
+            f"{pair}: KL(teacher after a task || student later) on the task's test images, one gray line per task. "
+            "Chained mean: the mean at 0, plus the mean changes of the tasks that have both ages."
         )
-        parts.append(text.figure(plots.kl_by_age(rows), caption))
+        figures.append(text.figure(plots.kl_by_age(rows), f"{pair} KL by age", caption))
         top = max(map(max, rows)) or 1
         title = f"{pair}, KL to the teacher at that task"
         caption = f"{title}: a column's teacher is the one after that task, nats."
-        parts.append(text.figure(plots.heat_map(rows, title, top, "nats", 2), caption))
+        figures.append(text.figure(plots.heat_map(rows, title, top, "nats", 2), title, caption))
     alignment = content["cka"]
     for pair, rows in alignment.get("pairs", {}).items():
         first, second = pair.split("/")
         down, across = alignment["layers"][first], alignment["layers"][second]
         title = f"{first}, its layers" if first == second else f"{first} (rows), {second}"
         caption = f"{title}: linear centered kernel alignment on {alignment['images']} test images."
-        parts.append(text.figure(plots.matrix_plot(rows, down, across, title), caption))
-    for name, svg in plot_features(content).items():
-        parts.append(text.figure(svg, f"{name}: features of test images by t-SNE, also in features_{name}.svg."))
-    return parts
+        figures.append(text.figure(plots.matrix_plot(rows, down, across, title), f"{title} CKA", caption))
+    for name, plot in plot_features(content).items():
+        caption = f"{name}: features of test images by t-SNE, also in features_{name}.svg."
+        figures.append(text.figure(plot, f"{name} features", caption))
+    return [*parts, f"<div class=row>{''.join(figures)}</div>"]
 
 
-def plot_features(content: Mapping[str, Any]) -> dict[str, str]:
-    """Returns network -> SVG plot of its features in two dimensions.
+def plot_features(content: Mapping[str, Any]) -> dict[str, Plot]:
+    """Returns network -> plot of its features in two dimensions.
 
     Args:
       content: of analysis.json.

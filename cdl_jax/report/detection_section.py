@@ -55,8 +55,9 @@ def html_parts(results: Mapping[str, Any], detections: Mapping[str, Any] | None)
     parts = ["<h2>Detection</h2>"]
     if len(numbers) > 1:
         caption = "AP (IoU 0.5 to 0.95) after each task: all classes seen, those of earlier tasks, those of the task."
-        parts.append(text.figure(plots.precision_over_tasks(_over_tasks(numbers, networks)), caption))
-    parts += _curves(detections) if detections else []
+        plot = plots.precision_over_tasks(_over_tasks(numbers, networks))
+        parts.append(text.figure(plot, "AP over tasks", caption))
+    parts += [f"<div class=row>{''.join(_curves(detections))}</div>"] if detections else []
     for name, entry in networks.items():
         heads = [f"after task {i}" for i in range(len(numbers))]
         parts += _tables(name, heads, numbers, entry["class_ap"], classes)
@@ -120,13 +121,13 @@ def _curves(content):
         if curves[iou]
     }
     caption = f"Precision at 101 recalls {when}, at two IoU thresholds. The mean of a curve is AP50 or AP75."
-    parts = [text.figure(plots.precision_recall(means, _MEAN), caption)]
+    parts = [text.figure(plots.precision_recall(means, _MEAN), "precision over recall", caption)]
     for network, curves in networks.items():
         named = zip(_distinct(content["classes"]), curves["classes"], strict=True)
         own = {name: curve for name, curve in named if curve}
         caption = f"{network}: precision of each class at IoU 0.5 {when}; black: the mean over classes."
-        svg = plots.precision_recall({**own, _MEAN: curves["0.5"]}, f"{network}, IoU 0.5", bold=_MEAN)
-        parts.append(text.figure(svg, caption))
+        plot = plots.precision_recall({**own, _MEAN: curves["0.5"]}, f"{network}, IoU 0.5", bold=_MEAN)
+        parts.append(text.figure(plot, f"{network} precision over recall by class", caption))
     return parts
 
 
@@ -137,11 +138,12 @@ def _distinct(names):
 
 def _tables(network, heads, numbers, class_ap, classes):
     """Returns the numbers of a network and, beside them, those of its classes."""
-    of_classes = text.html_table(class_rows(heads, class_ap, classes))
+    of_classes = text.html_table(class_rows(heads, class_ap, classes), f"{network} AP of classes")
     if len(class_ap[-1]) > _MAX_OPEN_CLASSES:
         summary = f"{text.escape(network)}: AP of {len(class_ap[-1])} classes"
         of_classes = f"<details><summary>{summary}</summary>{of_classes}</details>"
-    return [f"<div class=row>{text.html_table(number_rows(network, heads, numbers))}{of_classes}</div>"]
+    of_network = text.html_table(number_rows(network, heads, numbers), f"{network} COCO numbers")
+    return [f"<div class=row>{of_network}{of_classes}</div>"]
 
 
 def _images(content):
@@ -158,8 +160,7 @@ def _images(content):
         for network, found in image["detections"].items():
             detected = f"{network}: {len(found)} detection{'s' * (len(found) != 1)}"
             panels.append((detected, _draw(pixels, scale, found[::-1], PREDICTED_COLOR)))  # the best lie on top
-        figures = [text.figure(f'<img alt="{text.escape(name)}" src="{url}">', name) for name, url in panels]
-        parts.append(f"<div>{''.join(figures)}</div>")
+        parts.append(f"<div class=row>{''.join(text.image(url, name) for name, url in panels)}</div>")
     return parts
 
 

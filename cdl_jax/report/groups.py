@@ -34,6 +34,8 @@ class Run:
       headline: networks whose mean is the run's main number.
       extra_metrics: name -> value after the last task, see `Method.extra_metrics`.
       metric: name of the numbers of the accuracy matrix: "accuracy" or "AP".
+      curves: network -> after each task, the mean over the tasks learned so far, in percent; exported
+        results have none.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Run:
     headline: tuple[str, ...] = ()
     extra_metrics: dict[str, float | None] = field(default_factory=dict)
     metric: str = "accuracy"
+    curves: dict[str, list[float]] = field(default_factory=dict)
 
     def value(self, network: str, metric: str) -> float | None:
         """Returns a metric of a network, or its mean over the headline.
@@ -289,7 +292,12 @@ def _parse_results(folder, results):
     metric = results.get("metric", "accuracy")
     if not all(isinstance(name, str) for name in (*headline, metric)):
         raise TypeError("a seed or a network's name has the wrong type")
-    return Run(folder, results["status"] == "finished", metrics, headline, extra_metrics, metric)
+    curves = {
+        name: [statistics.fmean(row) for row in network["accuracy_matrix"]]
+        for name, network in results["networks"].items()
+        if network.get("accuracy_matrix")
+    }
+    return Run(folder, results["status"] == "finished", metrics, headline, extra_metrics, metric, curves)
 
 
 def _best_epoch_metrics(results):

@@ -1,5 +1,6 @@
-"""Draws plots of runs as SVG text, the same text for the same numbers."""
+"""Draws plots of runs as SVG text with the plotted numbers, the same text for the same numbers."""
 
+import csv
 import io
 import itertools
 import warnings
@@ -8,16 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from cdl_jax.report.text import Plot
 from cdl_jax.runtime.console import one_line
 
 # The palette of Okabe and Ito, which color-blind readers can distinguish too.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MAX_STYLES = 12  # of curves: six colors, solid and dashed
+_MAX_MARKED = 12  # points of a curve that are drawn as dots; more of them are a line
+_HIDDEN = "_hidden "  # begins the label of a line that the legend leaves out
 
 Matrix = Sequence[Sequence[float]]
 
 
-def accuracy_curves(matrices: Mapping[str, Matrix], metric: str = "accuracy") -> str:
+def accuracy_curves(matrices: Mapping[str, Matrix], metric: str = "accuracy") -> Plot:
     """Plots the mean (solid) and worst (dotted) accuracy over the tasks learned so far, after each task.
 
     Args:
@@ -25,20 +29,83 @@ def accuracy_curves(matrices: Mapping[str, Matrix], metric: str = "accuracy") ->
       metric: name of its numbers.
 
     Returns:
-      SVG text, as for all functions of this module.
+      SVG text with its numbers, as for all functions of this module.
     """
-    figure, axes = _new_figure(6, 3.4)
+    figure, axes = _new_figure(5.5, 3.2)
     for (name, rows), color in zip(matrices.items(), itertools.cycle(_COLORS), strict=False):
         x = np.arange(1, len(rows) + 1)
         axes.plot(x, [np.mean(row) for row in rows], "o-", color=color, label=_visible(name), markersize=4)
-        axes.plot(x, [np.min(row) for row in rows], ":", color=color)
-    axes.set(xlabel="tasks learned", ylabel=f"{metric}, %", ylim=(0, 102))
+        axes.plot(x, [np.min(row) for row in rows], ":", color=color, label=f"{_HIDDEN}{name}, worst task")
+    axes.set(xlabel="tasks learned", ylabel=f"{metric}, %", ylim=(0, 102), title="tasks learned so far")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return _to_svg(figure)
 
 
-def precision_over_tasks(numbers: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
+def task_curves(rows: Matrix, title: str, metric: str = "accuracy") -> Plot:
+    """Plots the accuracy on each task over time, a line from the task's own training on.
+
+    Args:
+      rows: accuracy matrix in percent; row i has the accuracies on tasks 0 to i after task i.
+      title: of the plot.
+      metric: name of the numbers.
+    """
+    import matplotlib
+
+    figure, axes = _new_figure(5.5, 3.2)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(rows)))
+    for task, color in enumerate(colors):
+        values = [row[task] for row in rows[task:]]
+        axes.plot(range(task + 1, len(rows) + 1), values, "o-", color=color, label=f"task {task}", markersize=4)
+    axes.set(xlabel="tasks learned", ylabel=f"{metric}, %", ylim=(0, 102), title=_visible(title))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(rows) <= _MAX_STYLES:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return _to_svg(figure)
+
+
+def run_curves(curves: Mapping[str, Sequence[Sequence[float]]], metric: str = "accuracy") -> Plot:
+    """Plots the mean accuracy over the tasks learned so far of several runs: mean over seeds, and a band of one SD.
+
+    Args:
+      curves: label -> for each seed the percent after each task; seeds may have different lengths.
+      metric: name of the numbers.
+    """
+    figure, axes = _new_figure(8, 4)
+    styles = itertools.cycle(itertools.product(("-", "--", ":"), _COLORS))
+    for (label, seeds), (style, color) in zip(curves.items(), styles, strict=False):
+        length = min(map(len, seeds))
+        values, x = np.array([seed[:length] for seed in seeds], float), np.arange(1, length + 1)
+        mean = values.mean(axis=0)
+        axes.plot(x, mean, style, marker="o", color=color, label=_visible(label), markersize=4)
+        if len(values) > 1:
+            deviation = values.std(axis=0, ddof=1)
+            axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+    axes.set(xlabel="tasks learned", ylabel=f"mean {metric} over the tasks learned, %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y", color="0.9")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return _to_svg(figure)
+
+
+def learning_rates(lines: Sequence[Mapping[str, Any]]) -> Plot:
+    """Plots the learning rate of each phase against the steps of the run.
+
+    Args:
+      lines: of metrics.jsonl; lines without "learning_rate" are left out.
+    """
+    training = [line for line in lines if "learning_rate" in line]
+    figure, axes = _new_figure(11, 2.2)
+    for phase, color in zip(dict.fromkeys(line["phase"] for line in training), itertools.cycle(_COLORS), strict=False):
+        for i, points in enumerate(_by_task(training, phase, "learning_rate")):
+            _plot_points(axes, points, color, _visible(phase) if i == 0 else _HIDDEN + phase)
+    axes.set(xlabel="step", ylabel="learning rate", xlim=(0, 1.01 * _task_ends(lines)[-1]))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, ncols=6, loc="lower right", bbox_to_anchor=(1, 1))
+    return _to_svg(figure)
+
+
+def precision_over_tasks(numbers: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Plot:
     """Plots average precisions after each task: one color a network, one line style a kind of number.
 
     Args:
@@ -56,7 +123,7 @@ def precision_over_tasks(numbers: Mapping[str, Mapping[str, Sequence[float | Non
     return _to_svg(figure)
 
 
-def precision_recall(curves: Mapping[str, Sequence[float]], title: str, bold: str = "") -> str:
+def precision_recall(curves: Mapping[str, Sequence[float]], title: str, bold: str = "") -> Plot:
     """Plots precision against recall.
 
     More than 12 curves have no colors: those that are not bold become thin gray lines.
@@ -73,7 +140,7 @@ def precision_recall(curves: Mapping[str, Sequence[float]], title: str, bold: st
     if len(plain) > _MAX_STYLES:
         styles = [{"linewidth": 0.7, "color": "0.75"}]
     for name, style in zip(plain, itertools.cycle(styles), strict=False):
-        label = _visible(name) if len(plain) <= _MAX_STYLES else "_"  # no entry of the legend
+        label = _visible(name) if len(plain) <= _MAX_STYLES else _HIDDEN + name
         axes.plot(np.linspace(0, 1, len(curves[name])), curves[name], label=label, **style)
     if bold:
         axes.plot(np.linspace(0, 1, len(curves[bold])), curves[bold], "k", linewidth=2.5, label=_visible(bold))
@@ -82,7 +149,7 @@ def precision_recall(curves: Mapping[str, Sequence[float]], title: str, bold: st
     return _to_svg(figure)
 
 
-def heat_map(rows: Matrix, title: str, top: float = 100, unit: str = "%", digits: int = 0) -> str:
+def heat_map(rows: Matrix, title: str, top: float = 100, unit: str = "%", digits: int = 0) -> Plot:
     """Plots a lower triangular matrix, with the numbers in its cells up to 20 rows.
 
     Args:
@@ -112,7 +179,7 @@ def heat_map(rows: Matrix, title: str, top: float = 100, unit: str = "%", digits
 
 def matrix_plot(
     rows: Sequence[Sequence[float | None]], row_names: Sequence[str], column_names: Sequence[str], title: str
-) -> str:
+) -> Plot:
     """Plots a matrix with the numbers in its cells.
 
     Args:
@@ -134,18 +201,42 @@ def matrix_plot(
     return _to_svg(figure)
 
 
-def kl_by_age(rows: Matrix) -> str:
-    """Plots KL divergences against the number of tasks learned since a column's task: each task and the mean.
+def confusion(shares: Matrix, names: Sequence[str], title: str) -> Plot:
+    """Plots a confusion matrix with the names of classes at its axes.
+
+    Args:
+      shares: `[n, n]`, percent of the images of a row's class that are predicted as a column's class.
+      names: n names of classes.
+      title: of the plot.
+    """
+    side = min(2.2 + 0.2 * len(names), 10)
+    figure, axes = _new_figure(side + 0.8, side)
+    image = axes.imshow(np.array(shares, float), vmin=0, vmax=100, cmap="cividis")
+    axes.set_xticks(range(len(names)), [*map(_visible, names)], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), [*map(_visible, names)], fontsize=7)
+    axes.set(xlabel="predicted class", ylabel="class", title=_visible(title))
+    figure.colorbar(image, ax=axes, shrink=0.8, label="%")
+    return _to_svg(figure)
+
+
+def kl_by_age(rows: Matrix) -> Plot:
+    """Plots KL divergences against the number of tasks learned since a column's task: each task and a chained mean.
+
+    Fewer tasks reach a higher age, so a plain mean over the tasks of an age would compare different tasks. The chained
+    mean begins with the mean at age 0 and adds, from age to age, the mean change of the tasks that have both ages.
 
     Args:
       rows: rows of 1, 2, ... KL divergences in nats; column j belongs to task j.
     """
     figure, axes = _new_figure(6, 3.4)
-    ages = [np.array([row[task] for row in rows[task:]]) for task in range(len(rows))]
-    for values in ages:
-        axes.plot(np.arange(len(values)), values, ".-", color="0.75", linewidth=0.9)
-    means = [np.mean([values[age] for values in ages if age < len(values)]) for age in range(len(rows))]
-    axes.plot(np.arange(len(rows)), means, "o-", color=_COLORS[0], label="mean over tasks of that age", markersize=4)
+    by_task = [np.array([row[task] for row in rows[task:]]) for task in range(len(rows))]
+    for task, values in enumerate(by_task):
+        label = f"{_HIDDEN}task {task}"
+        axes.plot(np.arange(len(values)), values, ".-", color="0.75", linewidth=0.9, label=label)
+    changes = [np.mean([np.diff(values)[age] for values in by_task if age < len(values) - 1])
+               for age in range(len(rows) - 1)]  # fmt: skip
+    chained = np.cumsum([np.mean([values[0] for values in by_task]), *changes])
+    axes.plot(np.arange(len(rows)), chained, "o-", color=_COLORS[0], label="chained mean", markersize=4)
     axes.set(xlabel="tasks learned since", ylabel="KL, nats")
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -153,7 +244,7 @@ def kl_by_age(rows: Matrix) -> str:
     return _to_svg(figure)
 
 
-def parameter_sweep(values: Sequence[float], means: Sequence[float], usual: float) -> str:
+def parameter_sweep(values: Sequence[float], means: Sequence[float], usual: float) -> Plot:
     """Plots mean accuracy against a swept weight.
 
     Args:
@@ -168,7 +259,7 @@ def parameter_sweep(values: Sequence[float], means: Sequence[float], usual: floa
     return _to_svg(figure)
 
 
-def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, metric: str = "accuracy") -> str:
+def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, metric: str = "accuracy") -> Plot:
     """Plots accuracies against the values of an option: the mean of each line, and every seed as a dot.
 
     Args:
@@ -188,7 +279,8 @@ def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, 
         means = [np.mean(accuracies) for accuracies in line.values()]
         axes.plot(list(line), means, "-", color=color, label=_visible(name))
         dots = [(value, accuracy) for value, accuracies in line.items() for accuracy in accuracies]
-        axes.plot(*zip(*dots, strict=True), "o", color=color, markersize=4, alpha=0.7)
+        label = f"{_HIDDEN}{name}, each seed"
+        axes.plot(*zip(*dots, strict=True), "o", color=color, markersize=4, alpha=0.7, label=label)
     axes.set(xlabel=_visible(xlabel), ylabel=f"{metric}, %; line: mean")
     axes.set_xticks(sorted({value for line in lines.values() for value in line}))
     axes.grid(axis="y", color="0.9")
@@ -196,11 +288,11 @@ def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, 
     return _to_svg(figure)
 
 
-def dot_plot(values: Mapping[str, Sequence[float]], xlabel: str) -> str:
+def dot_plot(values: Mapping[str, Sequence[float]], xlabel: str) -> Plot:
     """Plots, for each name on a line, its values as dots and their mean as a bar; the first name is at the top."""
     figure, axes = _new_figure(4.5 + 0.08 * max(map(len, values)), 0.9 + 0.3 * len(values))
     for y, numbers in enumerate(values.values()):
-        axes.plot(numbers, [y] * len(numbers), "o", color=_COLORS[0], markersize=4, alpha=0.7)
+        axes.plot(numbers, [y] * len(numbers), "o", color=_COLORS[0], markersize=4, alpha=0.7, label=f"{_HIDDEN}each")
         axes.plot([np.mean(numbers)], [y], "|", color=_COLORS[1], markersize=14, markeredgewidth=2)
     axes.set_yticks(range(len(values)), [*map(_visible, values)])
     axes.set_ylim(len(values) - 0.5, -0.5)
@@ -209,7 +301,7 @@ def dot_plot(values: Mapping[str, Sequence[float]], xlabel: str) -> str:
     return _to_svg(figure)
 
 
-def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Plot:
     """Plots accuracy against exchanged megabytes: means, and the standard deviation of accuracy over runs.
 
     Args:
@@ -235,7 +327,7 @@ def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[flo
     return _to_svg(figure)
 
 
-def line_plot(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> str:
+def line_plot(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Plot:
     """Plots each name's values against their positions 0, 1, 2, ..."""
     figure, axes = _new_figure(6, 3.4)
     for (name, numbers), color in zip(values.items(), itertools.cycle(_COLORS), strict=False):
@@ -246,38 +338,58 @@ def line_plot(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -
     return _to_svg(figure)
 
 
-def losses(lines: Sequence[Mapping[str, Any]]) -> str:
+def losses(lines: Sequence[Mapping[str, Any]]) -> Plot:
     """Plots every loss term of each phase against the steps of the run; dotted lines separate the tasks.
 
-    Names that end in "_error" are no losses but counts or percents of another scale, so they are left out.
+    A task ends at the step of its last evaluation. All panels have the same axes. Names that end in "_error" are no
+    losses but counts or percents of another scale, so they are left out.
 
     Args:
-      lines: of metrics.jsonl; lines without "loss" are left out.
+      lines: of metrics.jsonl; lines without "loss" mark the ends of tasks.
     """
-    phases = list(dict.fromkeys(line["phase"] for line in lines if "loss" in line))
+    training = [line for line in lines if "loss" in line]
+    phases = list(dict.fromkeys(line["phase"] for line in training))
     figure, axes = _new_figure(11, 2.6 * len(phases), len(phases))
+    no_terms = {"step", "task", "phase", "epoch", "learning_rate"}
     for phase, ax in zip(phases, np.atleast_1d(axes), strict=True):
-        phase_lines = [line for line in lines if line.get("phase") == phase]
-        no_terms = {"step", "task", "phase", "epoch", "learning_rate"}
-        names = dict.fromkeys(key for line in phase_lines for key in line if not key.endswith("_error"))
-        terms = [name for name in names if name not in no_terms]
+        names = dict.fromkeys(key for line in training if line["phase"] == phase for key in line)
+        terms = [name for name in names if name not in no_terms and not name.endswith("_error")]
         for term, color in zip(sorted(terms, key=lambda t: t != "loss"), itertools.cycle(_COLORS), strict=False):
-            tasks = {}
-            for line in phase_lines:
-                tasks.setdefault(line["task"], []).append((line["step"], line.get(term, np.nan)))
-            for i, points in enumerate(tasks.values()):
-                label = None if i else _visible(term)
-                ax.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.1)
-        for task in sorted({line["task"] for line in phase_lines})[1:]:
-            first_step = min(line["step"] for line in phase_lines if line["task"] == task)
-            ax.axvline(first_step, color="0.5", ls=":", lw=0.8)
-        ax.set(xlabel="step", ylabel="loss")
+            for i, points in enumerate(_by_task(training, phase, term)):
+                _plot_points(ax, points, color, _visible(term) if i == 0 else _HIDDEN + term)
+        for step in _task_ends(lines)[:-1]:
+            ax.axvline(step, color="0.5", ls=":", lw=0.8)
+        ax.set_ylabel("loss")
         ax.set_title(_visible(phase), loc="left")
         ax.legend(frameon=False, fontsize=8, ncols=6, loc="lower right", bbox_to_anchor=(1, 1))
+    ax.set(xlabel="step", xlim=(0, 1.01 * _task_ends(lines)[-1]))
     return _to_svg(figure)
 
 
-def selection(rows: Matrix, title: str) -> str:
+def _by_task(lines, phase, name):
+    """Returns for each task the points (step, value) of a phase."""
+    tasks = {}
+    for line in lines:
+        if line["phase"] == phase:
+            tasks.setdefault(line["task"], []).append((line["step"], line.get(name, np.nan)))
+    return list(tasks.values())
+
+
+def _task_ends(lines):
+    """Returns the last step of each task."""
+    ends = {}
+    for line in lines:
+        ends[line["task"]] = max(line["step"], ends.get(line["task"], 0))
+    return [ends[task] for task in sorted(ends)]
+
+
+def _plot_points(axes, points, color, label):
+    """Plots points as a line, and few points as dots too, so that a single one is seen."""
+    marker = "." if len(points) <= _MAX_MARKED else ""
+    axes.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.1, marker=marker)
+
+
+def selection(rows: Matrix, title: str) -> Plot:
     """Plots the share of each prompt among the selections of each task's test images.
 
     Args:
@@ -294,7 +406,7 @@ def selection(rows: Matrix, title: str) -> str:
     return _to_svg(figure)
 
 
-def scatter(points: Matrix, labels: Sequence[str], title: str) -> str:
+def scatter(points: Matrix, labels: Sequence[str], title: str) -> Plot:
     """Plots points in a plane whose axes have no meaning, with one color and marker for each label.
 
     Args:
@@ -323,7 +435,7 @@ def _new_figure(width, height, panels=1):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(panels, 1, sharex=True)
+    axes = figure.subplots(panels, 1, sharex=True, sharey=True)
     for ax in np.atleast_1d(axes):
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -335,7 +447,7 @@ def _visible(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _to_svg(figure) -> str:
+def _to_svg(figure) -> Plot:
     """Returns a figure as SVG text without date and version, so that it is reproducible."""
     import matplotlib
     from matplotlib.text import Text
@@ -347,4 +459,47 @@ def _to_svg(figure) -> str:
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # such a character becomes a box
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return Plot(text.getvalue()[text.getvalue().index("<svg") :], _to_csv(figure))
+
+
+def _to_csv(figure) -> str:
+    """Returns the numbers of a figure's lines and images as CSV.
+
+    A line without a label is a mark, such as one between tasks, and has no numbers. The columns of the coordinates have
+    the names of the axes; of an axis with names at its ticks, the names are the values.
+    """
+    rows = []
+    for axes in figure.axes:
+        title = axes.get_title() or axes.get_title(loc="left")
+        across, down = _tick_names(axes.xaxis), _tick_names(axes.yaxis)
+        for line in axes.lines:
+            label = line.get_label()
+            if label.startswith("_") and not label.startswith(_HIDDEN):
+                continue
+            name = label.removeprefix(_HIDDEN).strip()
+            points = zip(*line.get_data(orig=True), strict=True)
+            rows += [(title, name, across.get(x, x), down.get(y, y), "") for x, y in points]
+        for image in axes.images:
+            values = np.ma.filled(image.get_array().astype(float), np.nan)
+            rows += [(title, "", across.get(j, j), down.get(i, i), value) for (i, j), value in np.ndenumerate(values)
+                     if np.isfinite(value)]  # fmt: skip
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    across = next(filter(None, (axes.get_xlabel() for axes in figure.axes)), "x")
+    down = next(filter(None, (axes.get_ylabel() for axes in figure.axes)), "y")
+    writer.writerow(["panel", "name", across, down, "value"])
+    writer.writerows([[f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows])
+    return file.getvalue()
+
+
+def _tick_names(axis) -> dict[int, str]:
+    """Returns position -> name for an axis whose ticks have names; empty for an axis of numbers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    # What `set_xticks` and `set_yticks` make of names; ticks at numbers have another formatter.
+    if not (
+        isinstance(axis.get_major_locator(), FixedLocator) and isinstance(axis.get_major_formatter(), FuncFormatter)
+    ):
+        return {}
+    return {round(tick): label.get_text().strip()
+            for tick, label in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)}  # fmt: skip

@@ -1,13 +1,16 @@
 """Writes the report page of one run as self-contained HTML, and summarizes a run for the terminal."""
 
 import math
+import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cdl_jax import config as configs
-from cdl_jax.report import plots, tables, text
-from cdl_jax.report.groups import TABLE_METRICS
+from cdl_jax.report import plots, tables, text, titles
+from cdl_jax.report.groups import TABLE_METRICS, TEACHER_KEYS
+from cdl_jax.report.text import MISSING, Html, Rows
 from cdl_jax.runtime import files
 
 _LOSSES = "Loss terms; dotted lines separate the tasks."
@@ -16,38 +19,54 @@ _CELLS = {
     "accuracy": "percent on each task after each task",
     "AP": "AP of each task's classes after each task, percent",
 }
+_FILES = ("results.json", "metrics.jsonl", "config.json", "checkpoints/", "tensorboard/")
+_MAX_CLASSES = 60  # rows of a confusion matrix that can be read
+_MAX_OPEN_CLASSES = 25  # a longer table of classes is folded
+
+# The large numbers at the top: metric -> what it is.
+_HEADLINES = {
+    "last": "{metric} after the last task",
+    "average_incremental": "average {metric} along the way",
+    "learning_accuracy": "{metric} right after a task",
+    "forgetting_max": "forgetting from the best",
+    "agreement_last": "agreement with the teacher",
+    "ece_last": "calibration error",
+}
 
 
 def write_report(
     path: Path,
     results: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
+    stored: Mapping[str, Any],
     extra_sections: Sequence[str] = (),
 ) -> None:
     """Writes the page of one run: self-contained, and the same bytes for the same arguments.
 
     Args:
-      path: the file to write.
+      path: the file to write, in the folder of the run.
       results: the content of results.json.
       lines: the lines of metrics.jsonl.
-      config: the resolved config as nested dicts.
+      stored: the content of config.json.
       extra_sections: HTML of further sections, default none.
     """
-    networks, pairs = results["networks"], results.get("pairs", {})
-    parts = _header(results)
+    networks, pairs, config = results["networks"], results.get("pairs", {}), stored["config"]
+    parts = _header(path.parent, results, config)
     if networks:
-        parts += _accuracy_sections(networks, results)
+        parts += [_tiles(results), *_accuracy_sections(networks, results), *_class_section(networks, results["stream"])]
     if pairs:
         parts += _pair_section(pairs, results["formulas"])
     parts += extra_sections
-    if any("loss" in line for line in lines):
-        parts += ["<h2>Training</h2>", text.figure(plots.losses(lines), _LOSSES, "wide")]
+    parts += _training_section(lines)
     parts += _prompt_section(networks)
-    parts += ["<h2>Cost</h2>", _cost_table(results["cost"]), "<h2>Tasks</h2>", _tasks_table(results["stream"])]
+    parts += [
+        "<h2>Cost and origin</h2>",
+        _row(_cost_table(results["cost"]), _origin_table(path.parent, results, stored)),
+    ]
+    parts += ["<h2>Tasks</h2>", _tasks_table(results["stream"])]
     resolved = "\n".join(text.escape(f"{key} = {value!r}") for key, value in sorted(configs.flatten(config).items()))
     parts.append(f"<details><summary>Config</summary><pre>{resolved}</pre></details>")
-    files.write_atomically(Path(path), text.page(results["name"], parts))
+    files.write_atomically(Path(path), text.page(f"{path.parent.name}: {titles.run_title(results, config)}", parts))
 
 
 def summary(results_of_seeds: Sequence[Mapping[str, Any]]) -> str:
@@ -83,77 +102,165 @@ def entropy(counts: Sequence[float]) -> float:
     return sum(-c / total * math.log2(c / total) for c in counts if c) if total else 0.0
 
 
-def _header(results):
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    facts = [results["status"], f"seed {results['seed']}", results["cost"]["device"], versions]
+def _header(folder, results, config):
+    """Returns the title, the networks, and links to the files of the run."""
+    method = results.get("method") or config.get("method", "")
+    facts = [f"run {folder.name}", titles.network_title(config), f"method {method}", f"seed {results['seed']}"]
+    links = "".join(text.link(name, name) for name in _FILES)
     return [
-        f"<h1>{text.escape(results['name'])}</h1>",
-        f"<p class=quiet>{', '.join(text.escape(fact) for fact in facts)}</p>",
-        f"<pre>{text.escape(results['command'])}</pre>",
+        f"<h1>{text.escape(titles.run_title(results, config))}</h1>",
+        f"<p class=quiet>{', '.join(text.escape(fact) for fact in facts if fact)}: {results['status']}</p>",
+        f"<p class=files>{links}</p>",
     ]
+
+
+def _tiles(results):
+    """Returns the headline numbers, large, with an arrow towards better values and other networks below."""
+    networks, metric = results["networks"], results.get("metric", "accuracy")
+    headline = [name for name in results.get("headline", ()) if name in networks] or [*networks][-1:]
+    others = [name for name in networks if name not in headline][:4]
+    leader = headline[0] if len(headline) == 1 else f"mean of {len(headline)} networks"
+    tiles = []
+    for name, words in _HEADLINES.items():
+        measured = results.get("pairs", {}) if name.startswith("agreement") else networks
+        shown = [key for key in measured if key.rpartition("/")[2] in headline]
+        values = [measured[key]["metrics"].get(name) for key in shown]
+        if None in values or not values:
+            continue
+        title = text.escape(text.capitalized(words.format(metric=metric)))
+        small = [f"{other} {text.number(networks[other]['metrics'].get(name))}" for other in others
+                 if networks[other]["metrics"].get(name) is not None]  # fmt: skip
+        tiles.append(
+            f"<div class=tile>{title} {_arrow(name)}<span class=value>{statistics.fmean(values):.2f}</span>"
+            f"<span class=quiet>{text.escape(', '.join([leader, *small]))}</span></div>"
+        )
+    return f"<div class=tiles>{''.join(tiles)}</div>"
+
+
+def _arrow(metric):
+    """Returns an arrow towards the better values of a metric."""
+    return "↓" if metric.startswith(("forgetting", "ece_", "kl_")) else "↑"
 
 
 def _accuracy_sections(networks, results):
-    """Returns the tables of metrics, the curves and the accuracy matrices."""
+    """Returns the curves, the accuracy matrices and the tables of metrics."""
     matrices = {name: network["accuracy_matrix"] for name, network in networks.items()}
     metric = results.get("metric", "accuracy")
     title = text.capitalized(metric)
-    parts = [
-        "<h2>Metrics</h2>",
-        _metrics_table({**networks, **results.get("mean_over_learners", {})}, results["formulas"], metric),
-        *_series_tables(networks, results["formulas"]),
-    ]
+    parts = []
     if results["stream"]["num_tasks"] > 1:
-        curves = text.figure(plots.accuracy_curves(matrices, metric), f"{title} {_CURVES}")
-        parts += [f"<h2>{text.escape(title)}</h2>", f"<div>{curves}</div>"]
+        curves = [text.figure(plots.accuracy_curves(matrices, metric), f"{metric} curves", f"{title} {_CURVES}")]
+        maps = []
         for name, rows in matrices.items():
-            parts.append(text.figure(plots.heat_map(rows, name), f"{name}: {_CELLS.get(metric, metric)}."))
-    return parts
+            caption = f"{name}: {metric} on each task, from its training on."
+            curves.append(text.figure(plots.task_curves(rows, name, metric), f"{name} {metric} by task", caption))
+            caption = f"{name}: {_CELLS.get(metric, metric)}."
+            maps.append(text.figure(plots.heat_map(rows, name), f"{name} {metric} matrix", caption))
+        parts += [f"<h2>{text.escape(title)}</h2>", _row(*curves), _row(*maps)]
+    measured = {**networks, **results.get("mean_over_learners", {})}
+    table = _metrics_table(measured, results["formulas"], "metrics", metric)
+    return [*parts, "<h2>Metrics</h2>", _row(table, *_series_tables(networks, results["formulas"]))]
+
+
+def _class_section(networks, stream):
+    """Returns the accuracy of each class after the last evaluated task, and the confusion of classes."""
+    measured = {name: network for name, network in networks.items() if network.get("class_accuracy")}
+    if not measured:
+        return []
+    classes = [name for task in stream["tasks"] for name in task["classes"]]
+    tasks = [i for i, task in enumerate(stream["tasks"]) for _ in task["classes"]]
+    values = {name: network["class_accuracy"][-1] for name, network in measured.items()}
+    count = max(map(len, values.values()))
+    rows = [["class", "task", *values]]
+    for i in range(count):
+        rows.append(
+            [classes[i], str(tasks[i]), *(text.number(of[i]) if i < len(of) else MISSING for of in values.values())]
+        )
+    table = text.html_table(rows, "accuracy of classes")
+    if count > _MAX_OPEN_CLASSES:
+        table = f"<details><summary>Accuracy of {count} classes</summary>{table}</details>"
+    figures = []
+    for name, network in measured.items():
+        if network.get("confusion") and count <= _MAX_CLASSES:
+            shares = _confusion_shares(network["confusion"])
+            caption = f"{name}: share of each class's test images (row) that are predicted as each class (column)."
+            plot = plots.confusion(shares, classes[: len(shares)], name)
+            figures.append(text.figure(plot, f"{name} confusion", caption))
+    return ["<h2>Classes</h2>", _row(table, *figures)]
+
+
+def _confusion_shares(rows):
+    """Returns the rows of a confusion matrix in percent, from counts without zeros."""
+    size, shares = len(rows), []
+    for row in rows:
+        total = sum(row.values()) or 1
+        shares.append([100 * row.get(str(j), 0) / total for j in range(size)])
+    return shares
 
 
 def _pair_section(pairs, formulas):
     """Returns the agreement of teachers with their students."""
-    parts = ["<h2>Teacher and student</h2>", _metrics_table(pairs, formulas)]
+    figures = []
     for name, pair in pairs.items():
         agreement, kl = pair["agreement_matrix"], pair["kl_matrix"]
         title, top = f"{name}, agreement", max(map(max, kl)) or 1
         caption = f"{title}: percent on each task after each task."
-        parts.append(text.figure(plots.heat_map(agreement, title), caption))
+        figures.append(text.figure(plots.heat_map(agreement, title), title, caption))
         title = f"{name}, KL(teacher || student)"
         caption = f"{title}, nats, over the classes seen."
-        parts.append(text.figure(plots.heat_map(kl, title, top, "nats", 2), caption))
+        figures.append(text.figure(plots.heat_map(kl, title, top, "nats", 2), title, caption))
+    return ["<h2>Teacher and student</h2>", _row(_metrics_table(pairs, formulas, "teacher and student"), *figures)]
+
+
+def _training_section(lines):
+    """Returns the plots of losses and learning rates; empty for a run without training steps."""
+    if not any("loss" in line for line in lines):
+        return []
+    parts = ["<h2>Training</h2>", text.figure(plots.losses(lines), "losses", _LOSSES, "wide")]
+    if any("learning_rate" in line for line in lines):
+        caption = "Learning rate of each phase."
+        parts.append(text.figure(plots.learning_rates(lines), "learning rate", caption, "wide"))
     return parts
+
+
+def _row(*parts):
+    """Returns parts side by side, as many as the page is wide."""
+    return f"<div class=row>{''.join(parts)}</div>"
 
 
 def _prompt_section(networks):
     """Returns how often prompts were selected; empty for networks without prompt selection."""
-    parts = []
+    figures = []
     for name, network in networks.items():
         for layer, rows in network["selection"].items():
-            bits = ", ".join(f"{entropy(row):.2f}" for row in rows)
-            caption = f"{name}, {layer}: shares of the prompts selected by a task's test images. Entropy: {bits} bits."
-            parts.append(text.figure(plots.selection(rows, f"{name}, {layer}"), caption))
-    return ["<h2>Selected prompts</h2>", *parts] if parts else []
+            bits, title = ", ".join(f"{entropy(row):.2f}" for row in rows), f"{name}, {layer}"
+            caption = f"{title}: shares of the prompts selected by a task's test images. Entropy: {bits} bits."
+            figures.append(text.figure(plots.selection(rows, title), f"{title} prompts", caption))
+    return ["<h2>Selected prompts</h2>", _row(*figures)] if figures else []
 
 
-def _metrics_table(measured, formulas, metric="accuracy"):
-    """Returns a table of the metrics that all entries have, with their definitions.
+def _metrics_table(measured, formulas, title, metric="accuracy"):
+    """Returns a table of the metrics that all entries have and any entry has measured, with their definitions.
 
     Args:
       measured: name -> {"metrics": metric -> value}; a column each.
       formulas: metric -> definition; a row each.
+      title: of the saved table.
       metric: name of the numbers of the accuracy matrix, which stands for "accuracy" in names and definitions.
     """
-    head = "".join(f"<th>{text.escape(name)}</th>" for name in measured)
-    rows, definitions = [f"<tr><th></th>{head}</tr>"], []
-    for name in [name for name in formulas if all(name in entry["metrics"] for entry in measured.values())]:
-        digits = 4 if name.startswith("kl_") else 2
-        cells = "".join(f"<td>{text.number(entry['metrics'][name], digits)}</td>" for entry in measured.values())
-        shown, formula = (text.escape(words.replace("accuracy", metric)) for words in (name, formulas[name]))
-        rows.append(f'<tr title="{formula}"><td>{shown}</td>{cells}</tr>')
-        definitions.append(f"<dt>{shown}</dt><dd class=quiet>{formula}</dd>")
+    rows, definitions = [["metric", *measured]], []
+    for name in formulas:
+        values = [entry["metrics"].get(name, ...) for entry in measured.values()]
+        if ... in values or all(value is None for value in values):
+            continue
+        shown, formula = (words.replace("accuracy", metric) for words in (name, formulas[name]))
+        head = Html(
+            f"{shown} {_arrow(name)}", f'<td title="{text.escape(formula)}">{text.escape(shown)} {_arrow(name)}</td>'
+        )
+        rows.append([head, *(text.number(value, 4 if name.startswith("kl_") else 2) for value in values)])
+        definitions.append(f"<dt>{text.escape(shown)}</dt><dd class=quiet>{text.escape(formula)}</dd>")
     listed = f"<details><summary>Definitions</summary><dl>{''.join(definitions)}</dl></details>"
-    return f"<table>{''.join(rows)}</table>{listed}"
+    return f"<div>{text.html_table(rows, title)}{listed}</div>"
 
 
 def _series_tables(networks, formulas):
@@ -161,40 +268,59 @@ def _series_tables(networks, formulas):
     series = {name: network.get("per_task", {}) for name, network in networks.items()}
     parts = []
     for metric in dict.fromkeys(metric for values in series.values() for metric in values):
-        rows = [(name, values[metric]) for name, values in series.items() if values.get(metric)]
+        rows = [[name, *map(text.number, values[metric])] for name, values in series.items() if values.get(metric)]
         if rows:
-            heads = "".join(f"<th>{i}</th>" for i in range(len(rows[0][1])))
-            body = "".join(
-                f"<tr><td>{text.escape(name)}</td>{''.join(f'<td>{text.number(value)}</td>' for value in values)}</tr>"
-                for name, values in rows
-            )
-            caption = f"<p class=quiet>{text.escape(metric)}, by task: {text.escape(formulas[metric])}</p>"
-            parts.append(f"{caption}<table><tr><th></th>{heads}</tr>{body}</table>")
-    return [f"<details><summary>By task</summary>{''.join(parts)}</details>"] if parts else []
+            heads = ["task", *map(str, range(len(rows[0]) - 1))]
+            caption = f"<h3>{text.escape(metric)}</h3><p class=quiet>{text.escape(formulas[metric])}</p>"
+            parts.append(f"{caption}{text.html_table([heads, *rows], metric)}")
+    return [f"<div>{''.join(parts)}</div>"] if parts else []
 
 
 def _cost_table(cost):
     """Returns a table of parameters, compute, speed, time and memory."""
-    rows = [
-        (f"{name}: parameters", f"{count['trainable']:,} trained, {count['frozen']:,} frozen")
+    rows: Rows = [["cost", ""]]
+    rows += [
+        [f"{name}: parameters", f"{count['trainable']:,} trained, {count['frozen']:,} frozen"]
         for name, count in cost["parameters"].items()
     ]
     rows += [
-        (f"{n}: a step", f"{flops / 1e9:.3f} GFLOP") for n, flops in cost["flops_per_step"].items() if flops is not None
+        [f"{n}: a step", f"{flops / 1e9:.3f} GFLOP"] for n, flops in cost["flops_per_step"].items() if flops is not None
     ]
-    rows += [(f"{name}: speed", f"{rate:,.0f} images/s") for name, rate in cost["images_per_second"].items()]
-    rows += [(f"{name}: time", f"{seconds:,.1f} s") for name, seconds in cost["seconds"].items()]
-    rows.append(("peak memory", f"{cost['peak_memory_bytes'] / 2**20:,.0f} MiB"))
-    body = "".join(f"<tr><td>{text.escape(name)}</td><td>{text.escape(value)}</td></tr>" for name, value in rows)
-    return f"<table>{body}</table>"
+    rows += [[f"{name}: speed", f"{rate:,.0f} images/s"] for name, rate in cost["images_per_second"].items()]
+    rows += [[f"{name}: time", f"{seconds:,.1f} s"] for name, seconds in cost["seconds"].items()]
+    rows.append(["wall time", f"{sum(cost['seconds'].values()):,.1f} s"])
+    rows.append(["peak memory", f"{cost['peak_memory_bytes'] / 2**20:,.0f} MiB"])
+    return text.html_table(rows, "cost")
+
+
+def _origin_table(folder, results, stored):
+    """Returns a table of what a reader needs to make the run again: command, date, code, device, teacher's run."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    facts = {
+        "command": results["command"],
+        "started": stored.get("created"),
+        "commit": stored.get("commit"),
+        "device": results["cost"]["device"],
+        "versions": versions,
+    }
+    rows = [f"<tr><td>{name}</td><td class=text>{text.escape(fact)}</td></tr>" for name, fact in facts.items() if fact]
+    for teacher in _teacher_runs(stored["config"]):
+        page = os.path.relpath(Path(teacher).absolute(), folder.absolute()) + "/report.html"
+        rows.append(f"<tr><td>teacher's run</td><td class=text>{text.link(page, teacher)}</td></tr>")
+    return f"<table><tr><th>origin</th><th></th></tr>{''.join(rows)}</table>"
+
+
+def _teacher_runs(config):
+    """Returns the folders of the runs whose networks teach."""
+    flat = configs.flatten(config)
+    return [run for key in TEACHER_KEYS if key.endswith("_runs") for run in flat.get(key) or ()]
 
 
 def _tasks_table(stream):
     """Returns a table of the tasks: number of images and names of classes."""
-    rows = "".join(
-        f"<tr><td>{i}</td><td>{task['train']}</td><td>{task['test']}</td>"
-        f"<td style='text-align:left;white-space:normal'>{text.escape(', '.join(task['classes']))}</td></tr>"
-        for i, task in enumerate(stream["tasks"])
-    )
-    head = "<tr><th>task</th><th>train</th><th>test</th><th style='text-align:left'>classes</th></tr>"
-    return f"<table>{head}{rows}</table>"
+    rows: Rows = [["task", "train", "test", "classes"]]
+    for i, task in enumerate(stream["tasks"]):
+        names = ", ".join(task["classes"])
+        classes = Html(names, f"<td class=text>{text.escape(names)}</td>")
+        rows.append([str(i), str(task["train"]), str(task["test"]), classes])
+    return text.html_table(rows, "tasks")

@@ -4,10 +4,12 @@ A table (`Rows`) is a list of rows, the head first. A row is a list of text cell
 table, legend).
 """
 
+import base64
 import csv
 import html
 import io
 import re
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 
 from cdl_jax.runtime.console import one_line
@@ -16,17 +18,22 @@ MISSING = "-"
 Rows = list[list[str]]
 Section = tuple[str, Rows, str]
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --quiet: #888; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
+:root { color-scheme: light dark; --line: #8884; --quiet: #888; --tile: #8881; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 110rem; margin: 2rem auto; padding: 0 1.5rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; border-bottom: 1px solid var(--line); }
+h2 { margin-top: 2.2rem; } h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-figure { display: inline-block; margin: .6rem 1rem .6rem 0; max-width: 100%; overflow-x: auto; vertical-align: top; }
+th:first-child, td:first-child, td.text { text-align: left; } td.text { white-space: normal; }
+figure { margin: .6rem 0; max-width: 100%; overflow-x: auto; }
 figure svg, figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.row { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; margin: 1rem 0; }
+.row { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0; }
+.tile { background: var(--tile); border-radius: 8px; padding: .6rem 1.2rem .7rem; min-width: 11rem; }
+.tile .value { display: block; font-size: 2.1rem; line-height: 1.25; font-weight: 600; }
 figcaption, .quiet { color: var(--quiet); font-size: .9rem; } pre { overflow-x: auto; }
-figure.wide svg { max-width: max(100%, 40rem); }
+figcaption { contain: inline-size; } figure.wide svg { max-width: max(100%, 40rem); }
+.files { font-size: .8rem; white-space: nowrap; } .files a { color: var(--quiet); margin-right: .6rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; }
 @media (max-width: 40rem) { th, td { padding: .25rem .35rem; } table { font-size: .85rem; }
   td:first-child { white-space: normal; overflow-wrap: anywhere; } }
@@ -47,6 +54,38 @@ class Measured(str):
         cell = super().__new__(cls, text)
         cell.numbers = numbers
         return cell
+
+
+class Html(str):
+    """The text of a cell that HTML shows by markup of its own.
+
+    Attributes:
+      markup: HTML of the complete cell, `<td>` included.
+    """
+
+    markup: str
+
+    def __new__(cls, text: str, markup: str):
+        """Returns the cell."""
+        cell = super().__new__(cls, text)
+        cell.markup = markup
+        return cell
+
+
+class Plot(str):
+    """The SVG text of a plot, with the numbers that the plot shows.
+
+    Attributes:
+      data: CSV of the plotted numbers.
+    """
+
+    data: str
+
+    def __new__(cls, svg: str, data: str):
+        """Returns the plot."""
+        plot = super().__new__(cls, svg)
+        plot.data = data
+        return plot
 
 
 def aligned(rows: Rows) -> str:
@@ -128,24 +167,84 @@ def latex(sections: Iterable[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def html_page(sections: Sequence[Section]) -> str:
-    """Returns sections as a self-contained HTML page."""
+def html_page(sections: Sequence[Section], extra_parts: Iterable[str] = ()) -> str:
+    """Returns sections as a self-contained HTML page.
+
+    Args:
+      sections: the tables; the title of the first is that of the page.
+      extra_parts: HTML that follows the tables, default none.
+    """
     parts = []
     for title, rows, legend in sections:
-        parts += [f"<h1>{escape(title)}</h1>", html_table(rows), f"<p class=quiet>{escape(legend)}</p>"]
-    return page(sections[0][0], parts)
+        parts += [f"<h1>{escape(title)}</h1>", html_table(rows, title), f"<p class=quiet>{escape(legend)}</p>"]
+    return page(sections[0][0], [*parts, *extra_parts])
 
 
-def html_table(rows: Rows) -> str:
+def html_table(rows: Rows, title: str = "") -> str:
     """Returns an HTML table with escaped cells.
+
+    Args:
+      rows: the table, its head first.
+      title: adds links below the table that save it as CSV and as LaTeX; default: no links.
 
     >>> html_table([["run", "last"], ["a<b", "61.20"]])
     '<table><tr><th>run</th><th>last</th></tr><tr><td>a&lt;b</td><td>61.20</td></tr></table>'
     """
-    head, *body = [[escape(cell) for cell in row] for row in rows]
-    lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>"]
-    lines += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body]
-    return f"<table>{''.join(lines)}</table>"
+    head, *body = rows
+    lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"]
+    lines += [f"<tr>{''.join(_html_cell(cell) for cell in row)}</tr>" for row in body]
+    table = f"<table>{''.join(lines)}</table>"
+    if not title:
+        return table
+    sections, name = [(title, rows, "")], file_name(title)
+    links = {
+        f"{name}.csv": ("text/csv", comma_separated(sections)),
+        f"{name}.tex": ("application/x-tex", latex(sections)),
+    }
+    return f"<div>{table}{_links(links)}</div>"
+
+
+def _html_cell(cell):
+    return cell.markup if isinstance(cell, Html) else f"<td>{escape(cell)}</td>"
+
+
+def file_name(title: str) -> str:
+    """Returns a title as the name of a file.
+
+    >>> file_name("teacher/student, KL(teacher || student)")
+    'teacher_student_kl_teacher_student'
+    """
+    return "_".join(re.findall(r"\w+", title.lower()))
+
+
+def _links(contents):
+    """Returns links that save files, whose contents are in the page.
+
+    Args:
+      contents: name of a file -> (media type, text).
+    """
+    links = [
+        f'<a download="{name}" href="data:{kind};base64,{_base64(content)}">{name.rpartition(".")[2].upper()}</a>'
+        for name, (kind, content) in contents.items()
+    ]
+    return f"<div class=files>{''.join(links)}</div>"
+
+
+def _base64(content):
+    return base64.b64encode(content.encode("utf-8", "backslashreplace")).decode("ascii")
+
+
+def link(address: str, label: str) -> str:
+    """Returns an HTML link to a file.
+
+    Args:
+      address: path of the file, relative to the page.
+      label: text, which is escaped.
+
+    >>> link("../a b/report.html", "a b")
+    '<a href="../a%20b/report.html">a b</a>'
+    """
+    return f'<a href="{urllib.parse.quote(address, errors="surrogateescape")}">{escape(label)}</a>'
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -160,15 +259,29 @@ def page(title: str, parts: Iterable[str]) -> str:
     return f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
 
 
-def figure(svg: str, caption: str, kind: str = "plain") -> str:
-    """Returns the HTML of a figure.
+def figure(plot: Plot, name: str, caption: str, kind: str = "plain") -> str:
+    """Returns the HTML of a figure, with links that save the plot as SVG and its numbers as CSV.
 
     Args:
-      svg: the plot.
+      plot: SVG and numbers.
+      name: of the saved files, as text: see `file_name`.
       caption: text, which is escaped.
       kind: "plain"; "wide": the figure may fill the page.
     """
-    return f"<figure class={kind}>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    name = file_name(name)
+    links = _links({f"{name}.svg": ("image/svg+xml", plot), f"{name}.csv": ("text/csv", plot.data)})
+    return f"<figure class={kind}>{plot}<figcaption>{escape(caption)}</figcaption>{links}</figure>"
+
+
+def image(url: str, caption: str) -> str:
+    """Returns the HTML of an image.
+
+    Args:
+      url: of the image, such as a data URL.
+      caption: text, which is escaped.
+    """
+    caption = escape(caption)
+    return f'<figure><img alt="{caption}" src="{url}"><figcaption>{caption}</figcaption></figure>'
 
 
 def escape(value: object) -> str:

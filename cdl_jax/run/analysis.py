@@ -98,7 +98,7 @@ def write(folder: Path, content: dict) -> None:
             files.write_atomically(folder / f"features_{name}.svg", plot)
         lines = event_files.JsonLines(folder / "metrics.jsonl").read()
         page = folder / "report.html"
-        run_page.write_report(page, stored, lines, configs.read(folder)["config"], analysis_section.html_parts(content))
+        run_page.write_report(page, stored, lines, configs.read(folder), analysis_section.html_parts(content))
     except OSError as error:
         raise UserError(f"--workdir {folder} cannot be written ({error.strerror}): free it, or copy the run") from None
 

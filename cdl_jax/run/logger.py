@@ -65,10 +65,10 @@ def draw_report(folder: Path, content: dict) -> None:
     content: of results.json.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         lines = event_files.JsonLines(folder / "metrics.jsonl").read()
         sections = detection_section.html_parts(content, detection_section.read(folder))
-        run_page.write_report(folder / "report.html", content, lines, config, sections)
+        run_page.write_report(folder / "report.html", content, lines, stored, sections)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         logging.getLogger("cdl_jax").warning(

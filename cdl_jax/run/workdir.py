@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -170,7 +171,8 @@ def check_data(workdir: Path, stream: Stream) -> None:
 def write_config(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
     """Writes config.json, unless the file exists.
 
-    It holds the config, the records of its teachers' runs, and fingerprints of weights, teachers' runs and data.
+    It holds the config, the time of the call, the records of its teachers' runs, and fingerprints of weights, teachers'
+    runs and data.
     """
     if config.read(workdir) is None:
         content = {
@@ -179,6 +181,7 @@ def write_config(workdir: Path, resolved: dict, stream: Stream | None = None) ->
             "command": command(),
             "versions": versions(),
             "commit": commit(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         content["content"] = fingerprints.fingerprint_config(resolved)
         content["teachers"] = finished_run.record_teachers(resolved)

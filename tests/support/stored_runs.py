@@ -32,6 +32,8 @@ ANALYSIS = {
 }
 CONFIG = {"seed": 0, "learner": {"name": "l2p", "pool": 30}, "data": {"path": "a", "class_order_seed": 0}}
 
+STORED = {"config": CONFIG, "commit": "0123abcd", "created": "2026-11-29T10:00:00+00:00"}
+
 
 def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
     """Returns the content of a results.json.
@@ -56,6 +58,8 @@ def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
                     **metrics.calibration_metrics([[4.0], [2.0, 6.0]], [4.0, 3.0]),
                 },
                 "per_task": metrics.series(matrix, [matrix[-1]], [10] * len(matrix)),
+                "class_accuracy": [[100.0, 80.0], [75.0, 85.0, 60.0, 80.0]][: len(matrix)],
+                "confusion": [{"0": 3, "2": 1}, {"1": 4}, {"2": 3, "0": 1}, {"3": 4}][: 2 * len(matrix)],
                 "selection": {"layer_0": [[8, 0, 0, 0], [2, 2, 2, 2]]},
             }
             for name, matrix in rows.items()

@@ -25,6 +25,7 @@ def results():
     content = stored_runs.results(rows, classes=("cat", "<dog>", "owl", "hat"))
     network = content["networks"]["student"]
     network |= {"metrics": metrics.named_metrics(rows["student"], None), "class_ap": CLASS_AP, "selection": {}}
+    network |= {"class_accuracy": None, "confusion": None}
     network["per_task"] = metrics.series(rows["student"], None, None)
     return content | {"metric": "AP", "name": "scenes, vidt", "extra_metrics": NUMBERS, "pairs": {}}
 
@@ -130,13 +131,13 @@ def test_no_number_of_a_detector_is_called_accuracy(tmp_path):
     content = results()
     sections = detection_section.html_parts(content, detections(FOUND))
     for name in ("report", "again"):
-        run_page.write_report(tmp_path / f"{name}.html", content, [], stored_runs.CONFIG, sections)
+        run_page.write_report(tmp_path / f"{name}.html", content, [], stored_runs.STORED, sections)
     page = (tmp_path / "report.html").read_text()
     assert page == (tmp_path / "again.html").read_text()
     body = re.sub(r"<style>.*?</style>|base64,[^\"]*", "", page)
     assert "accuracy" not in body.lower()
-    assert "<h2>AP</h2>" in body and "<!-- AP, % -->" in body and "<td>learning_AP</td><td>32.50</td>" in body
-    assert "<td>forgetting_cdl</td><td>2.50</td>" in body and "<td>forgetting_max</td><td>5.00</td>" in body
+    assert "<h2>AP</h2>" in body and "<!-- AP, % -->" in body and "learning_AP ↑</td><td>32.50</td>" in body
+    assert "forgetting_cdl ↓</td><td>2.50</td>" in body and "forgetting_max ↓</td><td>5.00</td>" in body
     assert "image_weighted" not in body and "AP of each task&#x27;s classes" in body
     summary = run_page.summary([content])
     assert summary.splitlines()[0].split() == ["last", "average_incremental", "forgetting_cdl", "forgetting_max"]

@@ -58,11 +58,14 @@ def test_the_page_of_a_run_escapes_names(tmp_path):
     for i in range(0, len(NAMES) - 1, 4):
         names = (NAMES[i : i + 4] + ["b", "c", "d"])[:4]
         content = results(classes=names)
-        content["name"], content["command"] = names[0], names[1]
-        run_page.write_report(tmp_path / "report.html", content, LINES, CONFIG | {"data": {"path": names[2]}})
+        content["stream"]["name"], content["command"] = names[0], names[1]
+        run_page.write_report(
+            tmp_path / "report.html", content, LINES, {"config": CONFIG | {"data": {"path": names[2]}}}
+        )
         text = (tmp_path / "report.html").read_bytes().decode()
         assert html.escape(", ".join(console.one_line(name) for name in names[:2])) in text
-        assert f"<title>{html.escape(console.one_line(names[0]))}</title>" in text
+        title = html.escape(f"L2P on {console.one_line(names[0])}, 2 tasks")
+        assert f": {title}</title>" in text and f"<h1>{title}</h1>" in text
         assert html.escape(console.one_line(f"data.path = {names[2]!r}")) in text
         assert "<script>" not in text and "\x1b" not in text
 
