@@ -98,7 +98,7 @@ def mask_classes(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
     Args:
       logits: `[batch, classes]`.
-      mask: bool `[classes]`, the classes to keep.
+      mask: bool `[classes]` or `[batch, classes]`, the classes to keep.
 
     Returns:
       float32 `[batch, classes]`, with a very negative number for the other classes.

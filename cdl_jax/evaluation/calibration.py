@@ -86,16 +86,16 @@ def finalize(networks: dict, pairs: dict, images: np.ndarray, task_ids: list[int
     }
 
 
-def aggregate_batches(parts: list[dict], tasks: Sequence[Task], all_tasks: bool) -> tuple[dict, dict, dict, dict]:
+def aggregate_batches(parts: list[dict], tasks: Sequence[Task], all_tasks: bool) -> tuple[dict, dict, dict, dict, dict]:
     """Sums the outputs of the evaluation step over batches.
 
     Args:
-      parts: outputs of the evaluation step, as NumPy arrays.
+      parts: sums of the evaluation step, as NumPy arrays.
       tasks: the tasks to return.
       all_tasks: whether the batches have the test images of all tasks of the stream.
 
     Returns:
-      Accuracy, counts, extra metrics and calibration, see `training.evaluator.Evaluator.evaluate`.
+      Accuracy, counts, extra metrics, calibration and task-incremental accuracy, see `training.evaluator`.
     """
     sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=np.float64), *parts)
     images, pairs, task_ids = sums.pop("images"), sums.pop("pairs"), [task.index for task in tasks]
@@ -105,7 +105,7 @@ def aggregate_batches(parts: list[dict], tasks: Sequence[Task], all_tasks: bool)
         extra_metrics[f"{network}/accuracy_batch_mean"] = float(np.mean(batch_accuracy))
     stream = {network: 100 * s["correct"] / s["images"].clip(1) for network, s in sums.items()}
     accuracy = {network: row[task_ids].tolist() for network, row in stream.items()}
-    not_counts = ("correct", "calibration", "images")
+    not_counts = ("correct", "task_incremental", "calibration", "images")
     counts = {
         network: {name: value[task_ids].tolist() for name, value in s.items() if name not in not_counts}
         for network, s in sums.items()
@@ -113,4 +113,5 @@ def aggregate_batches(parts: list[dict], tasks: Sequence[Task], all_tasks: bool)
     calibration = finalize(sums, pairs, images, task_ids)
     if all_tasks:
         calibration["stream"] = {network: row.tolist() for network, row in stream.items()}
-    return accuracy, counts, extra_metrics, calibration
+    own = {n: (100 * s["task_incremental"] / s["images"].clip(1))[task_ids].tolist() for n, s in sums.items()}
+    return accuracy, counts, extra_metrics, calibration, own

@@ -5,7 +5,8 @@ learning task i, predicted over all classes seen until then, without task identi
 detector, A[i, j] is the average precision of task j's classes in percent, and metrics of images do not exist. On the
 same images and classes, E is the matrix of a network's expected calibration errors, and G and D are the matrices of a
 teacher's and its student's agreement and divergence. S is A with all tasks of the stream in every row, future ones too;
-it exists where learners have streams of their own.
+it exists where learners have streams of their own. O is A with the task of each image given, so predicted over the
+classes of this task alone.
 """
 
 import numpy as np
@@ -132,6 +133,17 @@ def ece_last_by_task(matrix) -> float:
     return float(matrix[-1].mean())
 
 
+def task_incremental_last(matrix) -> float:
+    """mean over j of O[T-1, j]; O[i, j] is the percent of task j's test images that are correct after learning task i,
+    predicted over the classes of task j, with task identity."""
+    return float(matrix[-1].mean())
+
+
+def task_incremental_learning(matrix) -> float:
+    """mean over j of O[j, j]: right after a task was learned."""
+    return float(np.diag(matrix).mean())
+
+
 def agreement_last(agreement, kl) -> float:
     """mean over j of G[T-1, j]; G[i, j] is the percent of task j's test images for which teacher and student name the
     same class after learning task i."""
@@ -164,6 +176,7 @@ _TWO_TASK_METRICS = (forgetting_cdl, forgetting_coda, forgetting_max, backward_t
 
 _STREAM_METRICS = (stream_accuracy, stream_accuracy_by_task)
 _CALIBRATION_METRICS = (ece_last, ece_average_incremental)
+_TASK_INCREMENTAL_METRICS = (task_incremental_last, task_incremental_learning)
 _PAIR_METRICS = (agreement_last, agreement_learning, kl_last, kl_learning)
 
 
@@ -172,7 +185,8 @@ def _definitions(functions):
 
 
 _ACCURACY_METRICS = (*_MATRIX_METRICS, *_IMAGE_WEIGHTED_METRICS, *_TWO_TASK_METRICS, forward_transfer)
-FORMULAS = _definitions((*_ACCURACY_METRICS, *_STREAM_METRICS, *_CALIBRATION_METRICS, ece_last_by_task, *_PAIR_METRICS))
+_IMAGE_METRICS = (*_STREAM_METRICS, *_CALIBRATION_METRICS, ece_last_by_task, *_TASK_INCREMENTAL_METRICS)
+FORMULAS = _definitions((*_ACCURACY_METRICS, *_IMAGE_METRICS, *_PAIR_METRICS))
 SERIES = _definitions((forgetting_by_task, forgetting_after_each, *_STREAM_METRICS))  # one number for each task
 
 
@@ -244,6 +258,16 @@ def calibration_metrics(rows, seen) -> dict[str, float | None]:
     """
     by_name = {f.__name__: f(seen) if seen else None for f in _CALIBRATION_METRICS}
     return {**by_name, "ece_last_by_task": ece_last_by_task(as_matrix(rows)) if rows else None}
+
+
+def task_incremental_metrics(rows) -> dict[str, float | None]:
+    """Returns the accuracies with task identity by name; None where they were not measured.
+
+    Args:
+      rows: percent on each task over its own classes, as rows of 1, 2, ... numbers; or None.
+    """
+    matrix = as_matrix(rows) if rows else None
+    return {f.__name__: None if matrix is None else f(matrix) for f in _TASK_INCREMENTAL_METRICS}
 
 
 def pair_metrics(agreement, kl) -> dict[str, float]:

@@ -30,6 +30,7 @@ from cdl_jax.data import stream
 from cdl_jax.data.image_dataset import ArrayImage
 from cdl_jax.data.stream import Task
 from cdl_jax.errors import UserError
+from cdl_jax.evaluation import confusion
 from cdl_jax.evaluation.predictions import BoxPredictions, ClassPredictions
 from cdl_jax.methods.base import Method, StreamInfo, Variables, cast_frozen_kernels, split
 from cdl_jax.methods.shared import finished_run
@@ -140,9 +141,27 @@ class Run:
 
         Row i has the tasks 0 to i after task i. NaN: not evaluated.
         """
+        return self._matrices("accuracy_matrix")
+
+    @property
+    def task_incremental_matrices(self) -> dict[str, np.ndarray]:
+        """The same as `matrices` with the task of each image given; without detectors."""
+        return self._matrices("task_incremental_matrix")
+
+    @property
+    def confusion_matrices(self) -> dict[str, np.ndarray]:
+        """Test images by class and prediction after the last task, int64 `[classes seen, classes]` of each network."""
         return {
-            name: accuracy_matrix(network["accuracy_matrix"], len(self.tasks))
+            name: confusion.from_rows(network["confusion"], len(self.class_names))
             for name, network in self.results["networks"].items()
+            if network.get("confusion")
+        }
+
+    def _matrices(self, key) -> dict[str, np.ndarray]:
+        return {
+            name: accuracy_matrix(network[key], len(self.tasks))
+            for name, network in self.results["networks"].items()
+            if network.get(key)
         }
 
     @cached_property

@@ -282,7 +282,7 @@ class TaskLoop:
         for record, mutable, evaluation in zip(
             self.records, self.experiment.axis.unstack(self.mutable), evaluations, strict=True
         ):
-            accuracy, counts, extra_metrics, calibration, detection = evaluation
+            accuracy, counts, extra_metrics, calibration, detection, classification = evaluation
             extra_metrics |= method.counters(mutable)
             for network, row in accuracy.items():
                 record.accuracy.setdefault(network, []).append(row)
@@ -293,6 +293,10 @@ class TaskLoop:
                 for which, row in values.items():
                     record.calibration.setdefault(name, {}).setdefault(which, []).append(row)
             record.selection = counts
+            for network, details in classification.items():
+                record.task_incremental.setdefault(network, []).append(details["task_incremental"])
+                record.class_accuracy.setdefault(network, []).append(details["class_accuracy"])
+                record.confusion[network] = details["confusion"]
             for network, details in detection.items():
                 record.class_ap.setdefault(network, []).append(details["class_ap"])
                 record.detections[network] = {name: details[name] for name in ("curves", "examples")}

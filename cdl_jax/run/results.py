@@ -39,6 +39,9 @@ class Record:
       selection: network -> layer -> one row a task: how often its test images selected each prompt, or the sum of the
         prompt's absolute weights, at the last evaluation.
       calibration: name -> network or pair -> the values of `calibration.finalize` after each finished task.
+      task_incremental: network -> rows like those of `accuracy`, where the task of each image is given.
+      class_accuracy: network -> rows; row i holds the percent of each class of tasks 0..i after learning task i.
+      confusion: network -> the rows of `evaluation.confusion` at the last evaluation.
       class_ap: network -> rows; row i holds the AP of each class of tasks 0..i after learning task i, in percent.
       detections: network -> the other values of `detection.detection_details` at the last evaluation.
       nonfinite: for each interval of log lines with NaN or infinity, the number of such steps, and the position, the
@@ -63,6 +66,9 @@ class Record:
     best: dict = field(default_factory=dict)
     selection: dict = field(default_factory=dict)
     calibration: dict = field(default_factory=dict)
+    task_incremental: dict = field(default_factory=dict)
+    class_accuracy: dict = field(default_factory=dict)
+    confusion: dict = field(default_factory=dict)
     class_ap: dict = field(default_factory=dict)
     detections: dict = field(default_factory=dict)
     nonfinite: list = field(default_factory=list)
@@ -82,7 +88,7 @@ class Record:
 # The fields that differ between the seeds of a run.
 _OWN = (
     "accuracy", "pretask_accuracy", "initial_accuracy", "extra_metrics", "best", "selection", "calibration",
-    "class_ap", "detections", "nonfinite",
+    "task_incremental", "class_accuracy", "confusion", "class_ap", "detections", "nonfinite",
 )  # fmt: skip
 
 
@@ -127,6 +133,9 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         pretask, initial = record.pretask_accuracy.get(network), record.initial_accuracy.get(network)
         ece, ece_seen, whole = (record.calibration.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream"))
         counts = test_counts(experiment, network) if metric == "accuracy" else None
+        of_own_task, of_classes = (
+            _complete(rows_of.get(network), len(rows)) for rows_of in (record.task_incremental, record.class_accuracy)
+        )
         networks[network] = {
             "accuracy_matrix": rows,
             "pretask_accuracy": pretask,
@@ -134,9 +143,12 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
             "ece_matrix": ece,
             "ece_seen": ece_seen,
             "stream_matrix": whole,
+            "task_incremental_matrix": of_own_task,
+            "class_accuracy": of_classes,
+            "confusion": record.confusion.get(network),
             "class_ap": record.class_ap.get(network),
             "metrics": metrics.named_metrics(rows, counts, pretask, initial)
-            | (_metrics_of_images(whole, counts, ece, ece_seen) if metric == "accuracy" else {}),
+            | (_metrics_of_images(whole, counts, ece, ece_seen, of_own_task) if metric == "accuracy" else {}),
             "per_task": metrics.series(rows, whole, counts),
             "selection": record.selection.get(network, {}),
         }
@@ -192,8 +204,14 @@ def test_counts(experiment: Experiment, network: str) -> list[int]:
     return [len(rows) for rows in own]
 
 
-def _metrics_of_images(stream_rows, counts, ece, ece_seen):
-    return metrics.stream_metrics(stream_rows, counts) | metrics.calibration_metrics(ece, ece_seen)
+def _metrics_of_images(stream_rows, counts, ece, ece_seen, of_own_task):
+    by_name = metrics.stream_metrics(stream_rows, counts) | metrics.calibration_metrics(ece, ece_seen)
+    return by_name | metrics.task_incremental_metrics(of_own_task)
+
+
+def _complete(rows, num_tasks) -> list | None:
+    """Returns rows of all finished tasks; None where an earlier version, which measured none, trained some of them."""
+    return rows if rows and len(rows) == num_tasks else None
 
 
 def _device_size(stream, config) -> list[int] | None:

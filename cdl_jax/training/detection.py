@@ -153,7 +153,7 @@ class DetectionEvaluator:
             extra_metrics |= {f"{network}/{name}": value for name, value in numbers.items() if value >= 0}
             classes = [number for task in tasks for number in task.classes]
             details[network] = detection_details(evaluation, detections, classes, self.steps.experiment.stream.test)
-        return [SeedEvaluation(rows, {}, extra_metrics, {}, details)]
+        return [SeedEvaluation(rows, {}, extra_metrics, {}, details, {})]
 
     def detections(self, mutable, frozen, position, step=None, before_batch=None) -> dict[str, Detections]:
         """Returns the detections of each network in all test images; arguments as in `evaluate`."""

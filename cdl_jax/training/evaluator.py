@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from cdl_jax.data import sampling
-from cdl_jax.evaluation import calibration
+from cdl_jax.evaluation import calibration, confusion
+from cdl_jax.training import steps as steps_of
 from cdl_jax.training.query_cache import QueryCache
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ class SeedEvaluation(NamedTuple):
       extra_metrics: name -> mean over images; or `<network>/<number of COCO>` -> percent.
       calibration: see `calibration.finalize`.
       detection: network -> what only detectors have, see `training.detection.detection_details`.
+      classification: network -> what only classifiers have: `task_incremental`, percent on each task where the task of
+        an image is given; `class_accuracy`, percent on each class seen, None without images; `confusion`, see
+        `evaluation.confusion`. Classes are numbered in the class order of the network.
     """
 
     accuracy: dict[str, list[float]]
@@ -29,6 +33,7 @@ class SeedEvaluation(NamedTuple):
     extra_metrics: dict[str, float]
     calibration: dict[str, Any]
     detection: dict[str, dict[str, Any]]
+    classification: dict[str, dict[str, Any]]
 
 
 class Evaluator:
@@ -66,9 +71,8 @@ class Evaluator:
                     jax.block_until_ready(parts[-2:-1])
                     before_batch()
                 parts.append(step(mutable, frozen, data, host_batch, position))
-        parts = jax.device_get(parts)
-        of_seeds = experiment.axis.unstack(parts)
-        return [SeedEvaluation(*calibration.aggregate_batches(own, tasks, multi_learner), {}) for own in of_seeds]
+        of_seeds = experiment.axis.unstack(jax.device_get(parts))
+        return [_aggregate(experiment.method, own, tasks, multi_learner, int(position["end"])) for own in of_seeds]
 
     def logits(self, mutable, frozen, task, position) -> dict[str, np.ndarray]:
         """Returns `{network: logits [test images of the task, classes]}`, for one seed and one process."""
@@ -102,3 +106,25 @@ class Evaluator:
                 outputs = jax.device_get(step(mutable, frozen, data, host_batch, position))
             count = min(size, len(rows) - number * size)
             yield jax.tree.map(lambda x, n=count: x[:, :n] if seeds else x[:n], outputs)
+
+
+def _aggregate(method, parts, tasks, all_tasks, end) -> SeedEvaluation:
+    """Returns the evaluation of a seed from the outputs of the evaluation step.
+
+    end: number of classes seen.
+    """
+    by_image = [{name: part.pop(name) for name in ("labels", "predictions")} for part in parts]
+    by_image = jax.tree.map(lambda *leaves: np.concatenate(leaves), *by_image)
+    *measured, of_own_task = calibration.aggregate_batches(parts, tasks, all_tasks)
+    classification = {}
+    for network, predictions in by_image["predictions"].items():
+        labels, ranks = by_image["labels"], steps_of.label_ranks(method, network)
+        if ranks is not None:
+            labels, predictions = np.where(labels < 0, -1, ranks[labels]), ranks[predictions]
+        counts = confusion.count_predictions(labels, predictions, end, max(end, int(predictions.max()) + 1))
+        classification[network] = {
+            "task_incremental": of_own_task[network],
+            "class_accuracy": confusion.class_accuracy(counts),
+            "confusion": confusion.to_rows(counts),
+        }
+    return SeedEvaluation(*measured, {}, classification)

@@ -164,8 +164,10 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
     Returns:
       `(mutable, frozen, data, host_batch, position) -> sums`. `host_batch["weight"]`, float32 `[batch]`, is 0 for
       padding. The sums are by the task of an image: `{network: {"images": [tasks], "correct": [tasks],
-      "calibration": [tasks, 15, 3], <count>: [tasks, n]}}`, `{"pairs": {"<teacher>/<student>": {"agreement": [tasks],
-      "kl": [tasks]}}}`, `{"images": [tasks]}` and `{"extra_metrics": {name: [tasks]}}`.
+      "task_incremental": [tasks], "calibration": [tasks, 15, 3], <count>: [tasks, n]}}`, `{"pairs":
+      {"<teacher>/<student>": {"agreement": [tasks], "kl": [tasks]}}}`, `{"images": [tasks]}` and `{"extra_metrics":
+      {name: [tasks]}}`. `task_incremental` counts the images that are correct over the classes of their own task.
+      `{"labels": [batch]}`, -1 for padding, and `{"predictions": {network: [batch]}}`, int32, are not summed.
     """
     num_classes, num_tasks = info.num_classes, info.num_tasks
     task_of_rank = np.repeat(np.arange(num_tasks), info.task_sizes)
@@ -187,11 +189,16 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
         extra = method.extra_metrics(logits, labels, context)
         user_method.check_extra_metrics(method, extra, len(labels))
         sums = {"images": sum_by_task(jnp.ones(labels.shape)), "extra_metrics": jax.tree.map(sum_by_task, extra)}
+        predictions = {}
         for network, values in logits.items():
             ranks = label_ranks(method, network)
             mask = predictable_classes(method, context, num_classes, ranks)
+            predictions[network] = mask_classes(values, mask).argmax(axis=-1)
+            own = task_of_rank if ranks is None else task_of_rank[ranks]
+            of_own_task = mask_classes(values, jnp.asarray(own)[labels][:, None] == own).argmax(axis=-1)
             terms = {"images": jnp.ones(labels.shape)}
-            terms["correct"] = (mask_classes(values, mask).argmax(axis=-1) == labels).astype(jnp.float32)
+            terms["correct"] = (predictions[network] == labels).astype(jnp.float32)
+            terms["task_incremental"] = (of_own_task == labels).astype(jnp.float32)
             terms |= {**calibration.calibration_bins(values, labels, mask), **counts.get(network, {})}
             sums[network] = jax.tree.map(partial(sum_by_task, ranks=ranks), terms)
         pairs = {
@@ -200,7 +207,8 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
             )
             for teacher, student in method.pairs
         }
-        return {**sums, "pairs": jax.tree.map(sum_by_task, pairs)}
+        by_image = {"labels": jnp.where(weight > 0, labels, -1), "predictions": predictions}
+        return {**sums, "pairs": jax.tree.map(sum_by_task, pairs), **by_image}
 
     return step
 

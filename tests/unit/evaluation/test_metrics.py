@@ -24,6 +24,7 @@ BY_HAND = {
 
 OF_CALIBRATION = {"ece_last": 4.0, "ece_average_incremental": 6.0, "ece_last_by_task": 5.0}
 OF_STREAM = {"stream_accuracy": 63.6, "stream_accuracy_by_task": 62.0}
+OF_TASKS = {"task_incremental_last": 85.0, "task_incremental_learning": 92.5}
 OF_PAIR = {"agreement_last": 70.0, "agreement_learning": 75.0, "kl_last": 0.75, "kl_learning": 0.375}
 
 
@@ -31,12 +32,14 @@ def test_calibration_and_pairs_have_metrics_too():
     assert metrics.calibration_metrics([[8.0], [3.0, 7.0]], [8.0, 4.0]) == OF_CALIBRATION
     assert metrics.pair_metrics([[90.0], [80.0, 60.0]], [[0.25], [1.0, 0.5]]) == OF_PAIR
     assert metrics.calibration_metrics(None, None) == dict.fromkeys(OF_CALIBRATION)
+    assert metrics.task_incremental_metrics([[95.0], [80.0, 90.0]]) == OF_TASKS
+    assert metrics.task_incremental_metrics(None) == dict.fromkeys(OF_TASKS)
 
 
 def test_every_metric_has_its_value_and_its_formula():
     found = metrics.named_metrics(ROWS, COUNTS, pretask_accuracy=[99.0, 12.0, 7.0], initial_accuracy=[5.0, 10.0, 3.0])
     assert found == pytest.approx(BY_HAND)
-    assert metrics.FORMULAS.keys() == {*BY_HAND, *OF_CALIBRATION, *OF_PAIR, *OF_STREAM}
+    assert metrics.FORMULAS.keys() == {*BY_HAND, *OF_CALIBRATION, *OF_PAIR, *OF_STREAM, *OF_TASKS}
     assert all(text and "\n" not in text for text in (metrics.FORMULAS | metrics.SERIES).values())
 
 

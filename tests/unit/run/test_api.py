@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cdl_jax.errors import UserError
@@ -15,6 +16,16 @@ RUN = api.Run(Path("run"), None, {"networks": {"student": {}}, "headline": ["stu
 def test_task_and_batch_size_are_integers(name, value):
     with pytest.raises(UserError, match=f"{name}={value!r} must be an integer"):
         RUN.network(**{name: value})
+
+
+def test_matrices_of_task_identity_and_of_confusion_are_arrays():
+    of_student = {"task_incremental_matrix": [[90.0]], "confusion": [{"0": 3, "2": 1}, {"1": 4}]}
+    networks = {"student": of_student, "of an earlier version": {}, "detector": dict.fromkeys(of_student)}
+    tasks = [{"classes": ["a", "b"]}, {"classes": ["c"]}]
+    run = api.Run(Path("run"), None, {"networks": networks, "stream": {"tasks": tasks}}, 0, {})
+    assert list(run.task_incremental_matrices) == list(run.confusion_matrices) == ["student"]
+    np.testing.assert_array_equal(run.task_incremental_matrices["student"], [[90.0, np.nan], [np.nan, np.nan]])
+    np.testing.assert_array_equal(run.confusion_matrices["student"], [[3, 0, 1], [0, 4, 0]])
 
 
 def test_a_network_that_is_no_text_is_unknown():

@@ -100,6 +100,22 @@ def test_results_follow_from_the_record():
     assert results.collect(make_experiment(), Record(task=1), 3)["networks"] == {}
 
 
+def test_results_have_accuracies_by_class_of_all_tasks_or_of_none():
+    network = "student"
+    measured = {"task_incremental": {network: [[90.0], [80.0, 60.0]]}, "confusion": {network: [{"0": 2}]}}
+    measured["class_accuracy"] = {network: [[100.0, 60.0], [80.0, 60.0, 1 / 3]]}
+    content = results.collect(make_experiment(), dataclasses.replace(RECORD, **measured), 3)["networks"][network]
+    assert content["task_incremental_matrix"] == measured["task_incremental"][network]
+    assert content["class_accuracy"] == measured["class_accuracy"][network]
+    assert content["confusion"] == [{"0": 2}]
+    assert content["metrics"]["task_incremental_last"] == 70 and content["metrics"]["task_incremental_learning"] == 75
+    # An earlier version trained the first task, and this one resumed the run.
+    resumed = dataclasses.replace(RECORD, **{name: {network: rows[network][1:]} for name, rows in measured.items()})
+    content = results.collect(make_experiment(), resumed, 3)["networks"][network]
+    assert content["task_incremental_matrix"] is content["class_accuracy"] is None
+    assert content["metrics"]["task_incremental_last"] is None
+
+
 def test_learners_have_means_of_each_head_and_stream_accuracy_by_task():
     rows = {"a": [[80.0], [70.0, 40.0]], "a_st": [[50.0], [60.0, 20.0]], "b": [[60.0], [50.0, 50.0]]}
     rows["b_st"] = [[10.0], [20.0, 20.0]]
