@@ -209,7 +209,7 @@ def confusion(shares: Matrix, names: Sequence[str], title: str) -> Plot:
       names: n names of classes.
       title: of the plot.
     """
-    side = min(2.2 + 0.2 * len(names), 10)
+    side = min(2.2 + 0.13 * len(names), 9)
     figure, axes = _new_figure(side + 0.8, side)
     image = axes.imshow(np.array(shares, float), vmin=0, vmax=100, cmap="cividis")
     axes.set_xticks(range(len(names)), [*map(_visible, names)], rotation=90, fontsize=7)

@@ -56,6 +56,7 @@ def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
                     **metrics.named_metrics(matrix, [10] * len(matrix)),
                     **metrics.stream_metrics([matrix[-1]], [10] * len(matrix)),
                     **metrics.calibration_metrics([[4.0], [2.0, 6.0]], [4.0, 3.0]),
+                    **metrics.task_incremental_metrics([[95.0], [85.0, 75.0]]),
                 },
                 "per_task": metrics.series(matrix, [matrix[-1]], [10] * len(matrix)),
                 "class_accuracy": [[100.0, 80.0], [75.0, 85.0, 60.0, 80.0]][: len(matrix)],
