@@ -6,7 +6,7 @@ SMALL = {
     "l2p": {"pool": 6, "length": 4, "top_k": 2},
     "dualprompt": {"length": 4, "general_length": 2, "general_layers": 1, "expert_layers": 1},
     "coda": {"pool": 10, "length": 4, "layers": 2},
-    "lae": {"layers": 2},
+    "lae": {"layers": 2, "constant_epochs": 0},
     "os_prompt": {"pool": 10, "length": 4, "layers": 2},
     "ranpac": {"projection": 32},
 }

@@ -48,6 +48,9 @@ def build(config: ConfigDict, info: StreamInfo) -> TeacherStudent:
     elif scheme.needs:
         teacher_query_dim = query_dim if options.teacher_query == "student" else config.teacher.dim
         teacher = _build_network(config, config.teacher, teacher_query_dim, info)
+    student.learner.check_epochs(config.train.epochs, info.num_tasks)
+    if teacher is not None:
+        teacher.learner.check_epochs(options.teacher_epochs or config.train.epochs, info.num_tasks)
     _check_fitted_head(config, student, scheme)
     _check_distillation_trains(config, student, scheme)
     run_teachers = run_teachers if scheme.needs else ()

@@ -227,6 +227,14 @@ class Learner(nn.Module):
         return variables
 
     @nn.nowrap
+    def check_epochs(self, epochs: int, num_tasks: int) -> None:
+        """Checks that the learner trains in that many epochs of a task; by default every number is accepted.
+
+        Raises:
+          UserError: options of the learner leave no epoch in which it trains.
+        """
+
+    @nn.nowrap
     def teacher_variables(self, variables: Variables) -> Variables:
         """Returns the variables with which a teacher that has learned the task teaches it, with `train=False`."""
         return variables

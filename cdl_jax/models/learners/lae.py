@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, mask_classes
 from cdl_jax.models.learners.base import Learner, Selection, Variables, check_layers
 from cdl_jax.models.learners.shared.bottlenecks import init_bottlenecks
@@ -102,6 +103,15 @@ class LAE(Learner):
         is_first = (context.epoch == 0) & (context.step == 0)
         average = self._average(variables, context)
         return {"offline": jax.tree.map(lambda x, y: jnp.where(is_first, x, y), variables["state"]["offline"], average)}
+
+    @nn.nowrap
+    def check_epochs(self, epochs: int, num_tasks: int) -> None:
+        """Refuses adapters that are constants in all epochs of each task but the first."""
+        if num_tasks > 1 and self.constant_epochs >= epochs:
+            raise UserError(
+                f"learner.constant_epochs={self.constant_epochs} leaves no epoch of {epochs} in which the adapters of "
+                f"LAE learn a later task: set it below {epochs}, such as {3 * epochs // 5}"
+            )
 
     @nn.nowrap
     def end_task(self, variables: Variables, context: Context) -> Variables:

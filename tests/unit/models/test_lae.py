@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from cdl_jax.errors import UserError
 from cdl_jax.methods.base import join
 from cdl_jax.models.learners import lae
 from cdl_jax.runtime.checkpoint import Checkpoints
@@ -96,7 +97,7 @@ def test_the_prediction_is_the_larger_probability_over_the_classes_seen(tmp_path
 
 
 def test_training_predicts_with_the_trained_adapters_alone():
-    experiment = build("lae", **{"learner.rank": 2, "learner.layers": 2})
+    experiment = build("lae", **{"learner.rank": 2, "learner.layers": 2, "learner.constant_epochs": 0})
     (before, after), frozen = take_steps(experiment, 1)
     own = join(frozen, after)["student"]
     other = {**own, "state": {**own["state"], "prompts": random_like(own["state"]["prompts"])}}
@@ -104,3 +105,9 @@ def test_training_predicts_with_the_trained_adapters_alone():
     np.testing.assert_array_equal(*same)
     assert np.abs(outputs(experiment, own)["logits"] - outputs(experiment, other)["logits"]).max() > 1e-4
     assert np.abs(after["student"]["prompts"]["up"] - before["student"]["prompts"]["up"]).max() > 1e-7
+
+
+def test_adapters_that_are_constants_in_all_epochs_are_refused():
+    build("lae", **{"learner.rank": 2, "learner.layers": 2, "learner.constant_epochs": 2, "train.epochs": 3})
+    with pytest.raises(UserError, match="learner.constant_epochs=3 leaves no epoch of 3 .* set it below 3, such as 1"):
+        build("lae", **{"learner.rank": 2, "learner.layers": 2, "learner.constant_epochs": 3, "train.epochs": 3})

@@ -60,7 +60,9 @@ def test_each_figure_and_table_can_be_saved(page):
     assert saved(text, "student_accuracy_by_task.csv").splitlines()[1:] == [
         "student,task 0,1,60,", "student,task 0,2,50,", "student,task 1,2,40,",
     ]  # fmt: skip
-    assert "student,,<b>,c,25" in saved(text, "student_confusion.csv").splitlines()  # 1 of 4 images of c is taken for <b>
+    assert (
+        "student,,<b>,c,25" in saved(text, "student_confusion.csv").splitlines()
+    )  # 1 of 4 images of c is taken for <b>
     assert saved(text, "losses.svg").startswith("<svg")
     assert "last ↑,75.00,45.00" in saved(text, "metrics.csv")
     assert r"\begin{tabular}{lrr}" in saved(text, "metrics.tex")
