@@ -97,9 +97,9 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     check(options)
     teacher_feature = teacher_feature_name(options, teacher.outputs)
     output = output_name(teacher_feature, teacher.outputs)
-    student_dim = _feature_width("student", options.student_feature, student)
+    student_dim = feature_width("student", options.student_feature, student)
     projector = Projector(
-        _feature_width("teacher", teacher_feature, teacher), options.projector, options.reference_exact
+        feature_width("teacher", teacher_feature, teacher), options.projector, options.reference_exact
     )
 
     def loss(variables, student_out, teacher_out, labels, context):
@@ -119,8 +119,13 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     )
 
 
-def _feature_width(role, feature, network):
-    """Returns the width of a feature of a network, the "teacher" or the "student".
+def feature_width(role: str, feature: str, network: NetworkSpec) -> int:
+    """Returns the width of a feature of a network.
+
+    Args:
+      role: "teacher" or "student", for the message.
+      feature: "patch_mean" or a named output.
+      network: its description.
 
     Raises:
       UserError: the network has no such output.

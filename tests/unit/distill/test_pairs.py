@@ -38,13 +38,21 @@ LEARNERS = {
     "slca": {"samples": 4},
 }
 SCHEMES = {
+    "attention_transfer": {},
+    "dist": {},
     "dkd": {},
     "fitnets": {},
     "kd": {},
     "kd_token": {"length": 2},
+    "logit_standardization": {},
+    "mse_logits": {},
     "none": {},
+    "pkt": {},
     "prompt_mapping": {"layers": 2},
+    "prototypes": {},
+    "relational": {},
     "reviewkd": {},
+    "similarity_preserving": {},
     "vkd": {},
 }
 UNTRAINED = {"simple_cil"}  # learners without training by gradients, which have no scheme
