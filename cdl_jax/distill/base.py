@@ -107,6 +107,8 @@ class Scheme:
       second_head: `(variables, student) -> logits` float32 `[batch, classes]` of a second head of the student. None:
         the student has one head.
       second_weight: weight of the second head's logits in the prediction; the student's own head has the rest.
+      keeps_past: whether the student before the task is kept. `loss` then finds its named outputs in `student["past"]`;
+        they are those of evaluation after the earlier tasks, and no gradient flows to them.
     """
 
     loss: Callable[[Variables, Outputs, Outputs, jax.Array, Context], tuple[jax.Array, dict[str, jax.Array]]]
@@ -117,6 +119,7 @@ class Scheme:
     student_inputs: Callable[[Variables, Outputs, int, Context, bool], StudentInputs] = _no_inputs
     second_head: Callable[[Variables, Outputs], jax.Array] | None = None
     second_weight: float = 0.0
+    keeps_past: bool = False
 
     @property
     def changes_prediction(self) -> bool:

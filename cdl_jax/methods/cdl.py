@@ -9,13 +9,14 @@ the teacher's step. Teachers may also come from finished runs of any method; the
 Variables: `{"teacher": network, "student": network, "distill": variables of the scheme}`. With teachers of finished
 runs, `"teachers": {"0": ...}` replaces "teacher". A network is `{"backbone", "prompts", "head", "state"}`, see
 `PromptedNetwork`. `backbone` is frozen, except for leaves that the learner trains. `prompts` has the parameters of the
-learner. `state` has what is stored without gradients: of the learner, of the head, and statistics.
+learner. `state` has what is stored without gradients: of the learner, of the head, and statistics. With a scheme that
+reads the student's past, "past" has the changing leaves of the student as they were before the task.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,19 @@ from cdl_jax import optim, plugins
 from cdl_jax.distill.base import Outputs
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
-from cdl_jax.methods.base import CachesQueries, Method, Outcome, Path, Phase, Probe, StreamInfo, Update, Variables
+from cdl_jax.methods.base import (
+    CachesQueries,
+    Method,
+    Outcome,
+    Path,
+    Phase,
+    Probe,
+    StreamInfo,
+    Update,
+    Variables,
+    join,
+    split,
+)
 from cdl_jax.methods.shared import cdl_networks, cdl_probes, user_scheme
 from cdl_jax.methods.shared.teacher_student import TeacherStudent
 from cdl_jax.models import vit, weights
@@ -125,6 +138,8 @@ class CDL(Method, CachesQueries):
     pairs: tuple[tuple[str, str], ...]
     rounds: int
 
+    bookkeeping: ClassVar[frozenset[str]] = frozenset({"past"})
+
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         tasks, teacher = self.models.student.learner.trained_tasks, self.models.teacher
@@ -171,7 +186,14 @@ class CDL(Method, CachesQueries):
             variables["teacher"] = models.teacher.init(keys[0], query_dim)
         if models.run_teachers:
             variables["teachers"] = {str(i): teacher.init() for i, teacher in enumerate(models.run_teachers)}
+        if models.scheme.keeps_past:
+            variables["past"] = self._changing_leaves(variables["student"])
         return variables
+
+    def _changing_leaves(self, student: Variables) -> Variables:
+        """Returns a copy of the student's leaves that training changes."""
+        changing, _ = split(student, lambda path: not self.models.student.is_frozen(path))
+        return jax.tree.map(jnp.copy, changing)
 
     def load_pretrained(self, variables: Variables) -> Variables:
         loaded = dict(variables)
@@ -190,6 +212,8 @@ class CDL(Method, CachesQueries):
         # A key for each name: the student's new rows are the same with any teacher and without one.
         keys = {name: jax.random.fold_in(context.key, i) for i, name in enumerate(("teacher", "student", "distill"))}
         new = dict(variables)
+        if self.models.scheme.keeps_past:
+            new["past"] = self._changing_leaves(variables["student"])
         for name, network in self.models.trained.items():
             new[name] = network.start_task(variables[name], context, keys[name])
         new["distill"] = self.models.scheme.start_task(variables["distill"], context, keys["distill"])
@@ -236,12 +260,21 @@ class CDL(Method, CachesQueries):
             teacher_out = jax.lax.stop_gradient(models.teacher_outputs(variables, images, query, context))
         inputs = scheme.student_inputs(variables["distill"], teacher_out, len(query), context, True)
         out = student(variables["student"], images, query, context, train=True, inputs=inputs)
+        if scheme.keeps_past:
+            out["past"] = jax.lax.stop_gradient(self._past_outputs(variables, images, query, context))
         label_loss = cross_entropy(out["logits"], labels, context.current(self.info.num_classes))
         distillation, metrics = scheme.loss(variables["distill"], out, teacher_out, labels, context)
         pool_loss = self.options.aux_loss_scale * out["prompts"].loss
         total = scheme.label_weight * label_loss + distillation + pool_loss
         metrics = {"loss": total, "cross_entropy": label_loss, "pool": pool_loss, **metrics}
         return total, Outcome(metrics, models.updated_state("student", variables, out, context))
+
+    def _past_outputs(self, variables, images, query, context):
+        """Returns the named outputs of the student before the task, as evaluation after the earlier tasks has them."""
+        zero = jnp.zeros_like(context.first)
+        before = context.replace(task=jnp.maximum(context.task - 1, 0), first=zero, end=jnp.maximum(context.first, 1))
+        past = join(variables["student"], variables["past"])
+        return self.models.student(past, images, query, before, train=False)
 
     def add_batch(
         self, name: str, variables: Variables, batch: Mapping[str, Any], context: Context

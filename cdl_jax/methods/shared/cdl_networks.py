@@ -92,7 +92,13 @@ def _build_network(config, section, query_dim, info):
 
 
 def _check_fitted_head(config, network, scheme):
-    """Refuses a student that learns before the teacher's head is fitted, and a second head, which is never fitted."""
+    """Refuses what a head that is fitted after the last epoch cannot have: a second head, a past, an early student."""
+    if network.is_fitted and scheme.keeps_past:
+        raise UserError(
+            f"distill.name={config.distill.name!r} distills the student's earlier outputs while it trains, but "
+            f"learner.name={config.learner.name!r} fits its head in closed form later: choose a scheme without a past, "
+            "such as kd"
+        )
     if network.is_fitted and scheme.second_head is not None:
         raise UserError(
             f"distill.name={config.distill.name!r} trains a second head, but learner.name={config.learner.name!r} fits "

@@ -12,7 +12,7 @@ from cdl_jax import plugins, published
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "methods" / "cdl.md").read_text()
 MODULES = [(package, name) for package in ("models.learners", "distill") for name in plugins.list_plugins(package)]
-LEARNERS, SCHEMES = 14, 16
+LEARNERS, SCHEMES = 14, 17
 NO_OPTIONS = ("none", "simple_cil")
 
 

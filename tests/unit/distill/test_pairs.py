@@ -47,6 +47,7 @@ SCHEMES = {
     "logit_standardization": {},
     "mse_logits": {},
     "none": {},
+    "past": {},
     "pkt": {},
     "prompt_mapping": {"layers": 2},
     "prototypes": {},
@@ -63,7 +64,7 @@ def fits(learner, scheme):
     """Returns whether a learner can be used with a scheme."""
     if scheme == "prompt_mapping":
         return learner in ("coda", "dualprompt", "l2p")
-    return scheme != "kd_token" or learner.split()[0] not in FITTED
+    return scheme not in ("kd_token", "past") or learner.split()[0] not in FITTED
 
 
 PAIRS = [(learner, scheme) for learner in LEARNERS for scheme in SCHEMES if fits(learner, scheme)]
@@ -210,9 +211,13 @@ def test_prompts_that_are_selected_within_the_pass_cannot_be_mapped():
 
 
 @pytest.mark.parametrize("learner", sorted(FITTED))
-def test_a_second_head_is_refused_where_heads_are_fitted(learner):
+def test_second_heads_and_pasts_are_refused_where_heads_are_fitted(learner):
     with pytest.raises(UserError, match=f"'kd_token' trains a second head, but learner.name='{learner}' fits its head"):
         build(learner, "kd_token")
+    with pytest.raises(
+        UserError, match=f"'past' distills .* but learner.name='{learner}' fits its head in closed form"
+    ):
+        build(learner, "past")
 
 
 @pytest.mark.parametrize("variant", ["dcdl", "deit"])
