@@ -12,7 +12,7 @@ from cdl_jax import plugins, published
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "methods" / "cdl.md").read_text()
 MODULES = [(package, name) for package in ("models.learners", "distill") for name in plugins.list_plugins(package)]
-LEARNERS, SCHEMES = 14, 17
+LEARNERS, SCHEMES = 14, 18
 NO_OPTIONS = ("none", "simple_cil")
 
 
@@ -49,7 +49,7 @@ def test_tables_of_options_are_those_of_the_declarations(page, hooks):
 def test_named_files_and_pages_exist():
     files = {*re.findall(r"`((?:cdl_jax|configs)/[\w/]+\.py)`", PAGE)} | {*re.findall(r"configs/\w+\.py", PAGE)}
     pages = set(re.findall(r"\]\(([\w./]+)\)", PAGE))
-    assert len(files) == LEARNERS + SCHEMES + 2 and len(pages) >= 3
+    assert len(files) == LEARNERS + SCHEMES + 3 and len(pages) >= 3
     assert [name for name in files if not (ROOT / name).exists()] == []
     assert [name for name in pages if not (ROOT / "docs" / "methods" / name).exists()] == []
 

@@ -55,6 +55,7 @@ SCHEMES = {
     "reviewkd": {},
     "similarity_preserving": {},
     "vkd": {},
+    "weighted_sum": {},
 }
 UNTRAINED = {"simple_cil"}  # learners without training by gradients, which have no scheme
 FITTED = {"aper", "ease", "ranpac", "slca"}  # learners with a fitted head, which have no second head

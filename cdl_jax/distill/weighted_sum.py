@@ -1,0 +1,165 @@
+"""A weighted sum of other schemes, such as logit distillation and relations."""
+
+import ast
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from cdl_jax import options as declarations
+from cdl_jax import plugins
+from cdl_jax.distill.base import NetworkSpec, Scheme, StudentInputs, Variables
+from cdl_jax.errors import UserError
+from cdl_jax.options import Option
+
+OPTIONS = {
+    "terms": Option(
+        ("kd", "relational:alpha=0"),
+        "the schemes, each as NAME or NAME:OPTION=VALUE,OPTION=VALUE; their own label_weight has no effect",
+    ),
+    "weights": Option((1.0, 1.0), "weight of each term", minimum=0),
+    "label_weight": Option(0.5, "weight of the labels' cross-entropy"),
+}
+
+
+def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
+    """Returns the scheme `sum_i weights_i loss_i`.
+
+    Raises:
+      UserError: a term has no such scheme or option, the numbers of terms and weights differ, or two terms change the
+        student's inputs or its prediction.
+    """
+    names, sections = zip(*(_parse(term) for term in _checked_terms(options)), strict=True)
+    modules = [plugins.load_plugin("distill", name) for name in names]
+    schemes = [
+        module.build(_section(module.OPTIONS, changes, name), teacher, student)
+        for module, changes, name in zip(modules, sections, names, strict=True)
+    ]
+    owner = _owner(schemes, names)
+    keys = [f"{index}_{name.rpartition('.')[2]}" for index, name in enumerate(names)]
+
+    def init(key):
+        own = [scheme.init(jax.random.fold_in(key, i)) for i, scheme in enumerate(schemes)]
+        return _join_variables(keys, own)
+
+    def start_task(variables, context, key):
+        own = [
+            scheme.start_task(_part(variables, name), context, jax.random.fold_in(key, i))
+            for i, (scheme, name) in enumerate(zip(schemes, keys, strict=True))
+        ]
+        return _join_variables(keys, own)
+
+    def student_inputs(variables, teacher_out, batch_size, context, train):
+        if owner is None:
+            return StudentInputs()
+        return schemes[owner].student_inputs(_part(variables, keys[owner]), teacher_out, batch_size, context, train)
+
+    def second_head(variables, student_out):
+        return schemes[owner].second_head(_part(variables, keys[owner]), student_out)
+
+    def loss(variables, student_out, teacher_out, labels, context):
+        total, terms = 0.0, {}
+        for scheme, key, weight in zip(schemes, keys, options.weights, strict=True):
+            value, parts = scheme.loss(_part(variables, key), student_out, teacher_out, labels, context)
+            total += weight * value
+            terms |= {f"{key}/{name}": part for name, part in parts.items()}
+        return total, terms
+
+    changes = {}
+    if owner is not None:
+        changes = {"student_inputs": student_inputs, "second_weight": schemes[owner].second_weight}
+        if schemes[owner].second_head is not None:
+            changes["second_head"] = second_head
+    return Scheme(
+        loss=loss,
+        label_weight=options.label_weight,
+        needs=tuple(dict.fromkeys(need for scheme in schemes for need in scheme.needs)),
+        init=init,
+        start_task=start_task,
+        keeps_past=any(scheme.keeps_past for scheme in schemes),
+        **changes,
+    )
+
+
+def _checked_terms(options) -> Sequence[str]:
+    """Returns the terms of a section.
+
+    Raises:
+      UserError: there are none, their number is not that of the weights, or all weights are 0.
+    """
+    terms, weights = options.terms, options.weights
+    if not terms or len(terms) != len(weights):
+        raise UserError(
+            f"distill.terms has {len(terms)} schemes and distill.weights {len(weights)} numbers: list one weight a term"
+        )
+    if not any(weights):
+        raise UserError("distill.weights are all 0: nothing is distilled; raise one of them, or set distill=none")
+    return terms
+
+
+def _parse(term: str) -> tuple[str, dict[str, object]]:
+    """Returns the name of a term's scheme, and the options that it changes.
+
+    >>> _parse("kd:alpha=0.5,classes=seen")
+    ('kd', {'alpha': 0.5, 'classes': 'seen'})
+
+    Raises:
+      UserError: an option has no value.
+    """
+    name, _, text = term.partition(":")
+    changes: dict[str, object] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"distill.terms: {term!r}: {item!r} has no value: write {item}=VALUE")
+        try:
+            changes[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            changes[key.strip()] = value.strip()
+    return name.strip(), changes
+
+
+def _section(declared, changes, name) -> ConfigDict:
+    """Returns the options of a term.
+
+    Raises:
+      UserError: an option is unknown, or its value is not permitted.
+    """
+    if name in ("none", "weighted_sum"):
+        raise UserError(f"distill.terms: {name!r} is no term of a sum: leave it out")
+    for key, value in changes.items():
+        if key not in declared:
+            raise UserError(f"distill.terms: {name} has no option {key!r}: {plugins.did_you_mean(key, declared)}")
+        default = declarations.declare(declared[key]).default
+        if isinstance(default, float) and type(value) is int:
+            changes = {**changes, key: float(value)}
+        elif type(value) is not type(default):
+            raise UserError(f"distill.terms: {name}:{key}={value!r} must be of the type of its default, {default!r}")
+    declarations.check(declared, changes, f"distill.terms {name}")
+    return ConfigDict(declarations.defaults(declared, **changes))
+
+
+def _owner(schemes, names) -> int | None:
+    """Returns the index of the scheme that changes the student's inputs or prediction; None if there is none.
+
+    Raises:
+      UserError: there are two.
+    """
+    owners = [index for index, scheme in enumerate(schemes) if scheme.changes_prediction]
+    if len(owners) > 1:
+        first, second, *_ = (names[index] for index in owners)
+        raise UserError(f"distill.terms: {first} and {second} both change the student itself: choose one of them")
+    return owners[0] if owners else None
+
+
+def _join_variables(keys, own) -> Variables:
+    """Returns collection -> key of a term -> variables, as one Flax module with a part for each term has them."""
+    collections = dict.fromkeys(name for variables in own for name in variables)
+    return {
+        name: {key: variables[name] for key, variables in zip(keys, own, strict=True) if name in variables}
+        for name in collections
+    }
+
+
+def _part(variables, key) -> Variables:
+    return {name: tree[key] for name, tree in variables.items() if key in tree}
