@@ -37,7 +37,7 @@ class StreamInfo:
       train_images: number of training images.
       class_ids: ids of the classes in the data set, in stream order; for detection the category ids.
       first_labels: first label of each task; empty: each task has the labels behind those of the task before.
-      domains: name of the domain of each task, see `data.stream.Task`.
+      domains: names of the domains, one a task; empty: the stream is not domain-incremental.
     """
 
     num_classes: int

@@ -70,7 +70,7 @@ class Experiment:
             len(data.train),
             () if axis.per_seed_classes else tuple(streams[0].class_order),
             tuple(task.first for task in data.tasks),
-            tuple(task.domain for task in data.tasks),
+            tuple(task.domain for task in data.tasks if task.domain),
         )
         module = plugins.load_plugin("methods", config.method)
         of_method = plugins.optional_part("methods", config.method, "PROBLEM") or "classification"

@@ -100,12 +100,16 @@ def stream_info(tasks: Sequence[Mapping[str, Any]]) -> StreamInfo:
       tasks: `stream.tasks` of results.json. Files of earlier versions have no `class_ids` or no `first`.
     """
     sizes = tuple(len(task["classes"]) for task in tasks)
-    firsts = tuple(task.get("first", sum(sizes[:index])) for index, task in enumerate(tasks))
+    firsts = tuple(task["first"] for task in tasks if "first" in task)
     names, ids = {}, {}  # by label, as tasks may share classes
-    for first, task in zip(firsts, tasks, strict=True):
+    for index, task in enumerate(tasks):
+        first = firsts[index] if firsts else len(names)
         names |= dict(enumerate(task["classes"], first))
         ids |= dict(enumerate(task.get("class_ids", ()), first))
-    images, domains = sum(task["train"] for task in tasks), tuple(task.get("domain", "") for task in tasks)
+    images, domains = (
+        sum(task["train"] for task in tasks),
+        tuple(task["domain"] for task in tasks if task.get("domain")),
+    )
     return StreamInfo(len(names), sizes, tuple(names.values()), images, tuple(ids.values()), firsts, domains)
 
 
