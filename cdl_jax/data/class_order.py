@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cdl_jax import plugins
+from cdl_jax.data.readers import image_lists
 from cdl_jax.errors import UserError
-from cdl_jax.runtime import paths
 
-SHUFFLES = ("python_shuffle", "shuffle")  # the values of data.class_order that depend on a seed
+SHUFFLES = ("python_shuffle", "numpy_shuffle", "shuffle")  # the values of data.class_order that depend on a seed
 
 
 def order_classes(
@@ -28,6 +28,8 @@ def order_classes(
       class_order: one of
         natural: 0, 1, 2, ... for every seed, as in the CDL trainer;
         python_shuffle: `random.seed(seed); random.shuffle(ids)`, as in CODA-Prompt and APT;
+        numpy_shuffle: `numpy.random.seed(seed); numpy.random.permutation(classes)`, as in PyCIL and PILOT, whose usual
+          seed is 1993;
         shuffle: a permutation of NumPy's default generator;
         the ids: a list, a tuple, a NumPy array, or text with commas, in brackets or not;
         the names: a list, a tuple, text with commas, or text with one name a line;
@@ -45,6 +47,8 @@ def order_classes(
     if class_order == "python_shuffle":
         random.Random(seed).shuffle(ids)
         return tuple(ids)
+    if class_order == "numpy_shuffle":
+        return tuple(np.random.RandomState(seed).permutation(num_classes).tolist())
     if class_order == "shuffle":
         return tuple(np.random.default_rng(seed).permutation(num_classes).tolist())
     order = _listed_ids(class_order, list(class_names))
@@ -64,7 +68,7 @@ def _listed_ids(class_order, names) -> tuple[int, ...]:
     """Returns the ids of a list of ids or names, of text, or of a file."""
     is_file = isinstance(class_order, str) and class_order.endswith(".txt") and "\n" not in class_order
     if is_file:
-        items = [line.strip() for line in _read(class_order).splitlines() if line.strip()]
+        items = image_lists.read_names(class_order, "data.class_order")
     elif isinstance(class_order, str) and "\n" in class_order:
         items = [line.strip() for line in class_order.splitlines() if line.strip()]
     elif isinstance(class_order, str):
@@ -92,15 +96,6 @@ def _ids_of_names(items, names):
             reason = f"{names.count(item)} classes have the name {item!r}" if item in names else f"no class {item!r}"
             raise UserError(f"data.class_order: {reason}; {plugins.did_you_mean(item, names)}; or list class ids")
     return tuple(names.index(item) for item in items)
-
-
-def _read(path):
-    try:
-        return paths.resolve(path, "data.class_order").read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"data.class_order={path!r} cannot be read ({error.strerror}): correct the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"data.class_order={path!r} is not UTF-8 text: write one name or id a line") from None
 
 
 def validation_permutation(n: int, seed: int) -> np.ndarray:

@@ -42,12 +42,12 @@ OPTIONS: dict[str, Any] = {
     "increment": Option(0, "classes of each later task, 10 in B50-Inc10; 0: by num_tasks or task_sizes"),
     "class_order": Option(
         "natural",
-        'natural, python_shuffle, shuffle, or class ids or names: a tuple, text such as "5,0,7", or a .txt file with '
-        "one a line",
+        "natural, python_shuffle, numpy_shuffle, shuffle, or class ids or names: a tuple, text such as "
+        '"5,0,7", or a .txt file with one a line',
     ),
     "class_order_seed": Option(
         0,
-        "seed of both shuffles, of the validation split and of blurry tasks; -1: the seed of the run, of config.seeds "
+        "seed of the shuffles, of the validation split and of blurry tasks; -1: the seed of the run, of config.seeds "
         "each its own",
         minimum=-1,
     ),

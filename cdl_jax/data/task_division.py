@@ -24,7 +24,8 @@ def divide_classes(
       num_tasks: number of tasks of equal size; with `task_sizes` or `increment`, their number or 0.
       task_sizes: number of classes of each task; empty: equal sizes.
       base_classes: number of classes of the first task (B50 in B50-Inc10); 0: as many as `increment`.
-      increment: number of classes of each later task (Inc10); 0: by `num_tasks` or `task_sizes`.
+      increment: number of classes of each later task (Inc10), of which the last may have fewer, as in PyCIL; 0: by
+        `num_tasks` or `task_sizes`.
 
     Raises:
       UserError: the tasks do not fit the classes.
@@ -55,14 +56,11 @@ def divide_classes(
 
 def _sizes_of_increments(num_classes, base_classes, increment):
     base = base_classes or increment
+    if base > num_classes:
+        key = "base_classes" if base_classes else "increment"
+        raise UserError(f"data.{key}={base} is more than the {num_classes} classes: set {num_classes} or fewer")
     later, remainder = divmod(num_classes - base, increment)
-    if base > num_classes or remainder:
-        fitting = num_classes % increment or increment
-        raise UserError(
-            f"data.base_classes={base_classes}, data.increment={increment}: {num_classes} classes are not {base} and a "
-            f"multiple of {increment}: set data.base_classes={fitting}, or a larger one by a multiple of {increment}"
-        )
-    return (base, *(increment,) * later)
+    return (base, *(increment,) * later, *(remainder,) * bool(remainder))
 
 
 def _equal_sizes(num_classes, num_tasks):

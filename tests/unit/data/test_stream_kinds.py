@@ -102,16 +102,23 @@ def test_increments_are_the_splits_of_the_field():
     assert divide(100, 0, increment=10) == (10,) * 10  # B0-Inc10
     assert divide(100, 0, base_classes=50, increment=10) == (50, 10, 10, 10, 10, 10)  # B50-Inc10
     assert divide(196, 10, base_classes=16, increment=20) == (16, *(20,) * 9)
+    assert divide(100, 0, increment=30) == (30, 30, 30, 10)  # PyCIL and PILOT: the last task has the remaining classes
+
+
+def test_numpy_shuffle_is_the_order_of_pycil():
+    np.random.seed(1993)
+    expected = np.random.permutation(100).tolist()
+    assert list(class_order.order_classes(100, "numpy_shuffle", 1993)) == expected
+    assert expected[:5] == [68, 56, 78, 8, 23]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"base_classes": 50}, "data.base_classes=50 needs data.increment"),
-        ({"increment": 30, "num_tasks": 0}, "100 classes are not 30 and a multiple of 30: set data.base_classes=10"),
         ({"increment": 20, "num_tasks": 4}, "data.increment=20 makes 5 tasks: set num_tasks=5 or 0"),
         ({"increment": 20, "task_sizes": (50, 50)}, "both give the sizes"),
-        ({"base_classes": 200, "increment": 50, "num_tasks": 0}, "100 classes are not 200"),
+        ({"base_classes": 200, "increment": 50, "num_tasks": 0}, "data.base_classes=200 is more than the 100 classes"),
     ],
 )
 def test_increments_that_do_not_fit_are_refused(options, message):
@@ -136,7 +143,7 @@ def test_class_orders_by_name(tmp_path):
     [
         ("ant,bea", "no class 'bea'; did you mean 'bee'"),
         ("ant,ant", "0 is listed twice"),
-        ("missing.txt", r"data.class_order='missing.txt' cannot be read \(No such file"),
+        ("missing.txt", "data.class_order='missing.txt' is no file: set it"),
         ("naturall", "did you mean 'natural'"),
         ("ant,twin", "2 classes have the name 'twin'"),
     ],
