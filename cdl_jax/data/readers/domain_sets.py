@@ -42,6 +42,7 @@ class DomainSet:
     domains: name of each domain -> names that its folder may have; empty: every folder is a domain.
     num_classes: number of classes; 0: any.
     test_domains: those of `domains` whose images are the test set of all domains; empty: each domain has its own.
+    images: published numbers of training and test images, to plan a run without data; empty: not known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class DomainSet:
     domains: Mapping[str, tuple[str, ...]]
     num_classes: int = 0
     test_domains: tuple[str, ...] = ()
+    images: tuple[int, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -79,6 +81,18 @@ class DomainSet:
         domains = tuple(name for name in folders if name not in self.test_domains)
         train, test = (_join(parts, classes, domains, part) for part in (0, 1))
         return Dataset(self.name or root.resolve().name, tuple(classes), train, test, domains)
+
+    def placeholder(self, options: Mapping[str, Any]) -> Dataset:
+        """Returns the published sizes without images, in domains of one size; only for a set with `images`."""
+        domains = tuple(name for name in self.domains if name not in self.test_domains)
+        data = stream.placeholder(self.name, self.num_classes, *self.images)
+
+        def with_domains(split, is_shared):
+            of_images = np.arange(len(split), dtype=np.int32) // self.num_classes % len(domains)
+            return replace(split, domains=np.full_like(of_images, -1) if is_shared else of_images)
+
+        train, test = with_domains(data.train, False), with_domains(data.test, bool(self.test_domains))
+        return replace(data, train=train, test=test, domains=domains)
 
     def _find_domains(self, root) -> dict[str, Path]:
         present = image_files.list_entries(root, image_files.SkippedFiles())[0]

@@ -13,5 +13,6 @@ SET = DomainSet(
     domains={f"s{number}": (f"s{number}",) for number in range(1, 12)},
     num_classes=50,
     test_domains=("s3", "s7", "s10"),
+    images=(119_894, 44_972),
 )
-OPTIONS, load = SET.options, SET.load
+OPTIONS, load, placeholder = SET.options, SET.load, SET.placeholder

@@ -8,6 +8,7 @@ SET = NamedSet(
     folders=("omnibenchmark",),
     num_classes=300,
     increment=30,
+    images=(89_697, 5_985),
     remedy="unpack the archive omnibenchmark of PILOT (github.com/LAMDA-CL/LAMDA-PILOT)",
 )
-OPTIONS, load = SET.options, SET.load
+OPTIONS, load, placeholder = SET.options, SET.load, SET.placeholder
