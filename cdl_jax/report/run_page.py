@@ -190,9 +190,10 @@ def _cost_table(cost):
 
 
 def _tasks_table(stream):
-    """Returns a table of the tasks: number of images and names of classes."""
+    """Returns a table of the tasks: name of the domain, numbers of images, names of classes."""
     rows = "".join(
-        f"<tr><td>{i}</td><td>{task['train']}</td><td>{task['test']}</td>"
+        f"<tr><td>{i} {text.escape(task.get('domain', ''))}</td><td>{task['train']}</td>"
+        f"<td>{task['test']}</td>"
         f"<td style='text-align:left;white-space:normal'>{text.escape(', '.join(task['classes']))}</td></tr>"
         for i, task in enumerate(stream["tasks"])
     )

@@ -132,7 +132,7 @@ class Run:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of all classes in stream order."""
-        return tuple(name for task in self.tasks for name in task)
+        return self.info.class_names
 
     @property
     def matrices(self) -> dict[str, np.ndarray]:
