@@ -303,7 +303,7 @@ def split_into_tasks(
       UserError: the tasks do not fit the classes or domains, or a task or class has no images.
     """
     for split, part in ((dataset.train, "training"), (dataset.test, "test")):
-        _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names))
+        _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names), len(dataset.domains))
     printable_names = tuple(one_line(str(name)) for name in dataset.class_names)  # folder names may have any bytes
     dataset = replace(dataset, name=one_line(dataset.name), class_names=printable_names)
     if domains and kind != "domain":
@@ -311,13 +311,8 @@ def split_into_tasks(
     if kind == "domain":
         dataset = _select_domains(dataset, tuple(domains), num_tasks, (task_sizes, base_classes, increment))
     order = order_classes(len(dataset.class_names), class_order, class_order_seed, dataset.class_names)
-
     if validation_fraction:
-        permutation = validation_permutation(len(dataset.train), class_order_seed)
-        num_train = int((1 - validation_fraction) * len(dataset.train))
-        train = dataset.train.take(np.sort(permutation[:num_train]))
-        test = dataset.train.take(np.sort(permutation[num_train:]))
-        dataset = replace(dataset, train=train, test=test)
+        dataset = _hold_out(dataset, validation_fraction, class_order_seed)
     of_domains = kind == "domain"
     train = _relabel(dataset.train, order, len(dataset.class_names), max_train_per_class, of_domains)
     test = _relabel(dataset.test, order, len(dataset.class_names), max_test_per_class, of_domains)
@@ -327,16 +322,12 @@ def split_into_tasks(
     is_random = kind == "blurry" and blurry_sizes == "random"
     if is_random and (len(task_sizes) or increment):
         raise UserError("data.blurry_sizes='random' draws the sizes of tasks: set data.num_tasks alone")
-    own_sizes = () if num_tasks or len(task_sizes) or increment else dataset.task_sizes
-    if own_sizes and order != tuple(range(len(dataset.class_names))):
-        raise UserError(
-            f"data.num_tasks=0 keeps the tasks of {dataset.name} and its class order: set data.class_order='natural', "
-            "or data.num_tasks"
-        )
     if is_random:
         sizes = task_division.draw_sizes(len(order), num_tasks, class_order_seed)
+    elif dataset.task_sizes and not (num_tasks or len(task_sizes) or increment):
+        sizes = _own_sizes(dataset, order)
     else:
-        sizes = task_division.divide_classes(len(order), num_tasks, own_sizes or task_sizes, base_classes, increment)
+        sizes = task_division.divide_classes(len(order), num_tasks, task_sizes, base_classes, increment)
     if kind == "class":
         return _assemble(*parts, sizes, validation_fraction)
     blur = _Blur(disjoint_share, blurry_share, class_order_seed, per_task=not is_random)
@@ -351,6 +342,28 @@ class _Blur:
     blurry_share: float
     seed: int
     per_task: bool
+
+
+def _hold_out(dataset, fraction, seed):
+    """Returns the data set with a fraction of its training images as the test set."""
+    permutation = validation_permutation(len(dataset.train), seed)
+    num_train = int((1 - fraction) * len(dataset.train))
+    train, test = (dataset.train.take(np.sort(rows)) for rows in np.split(permutation, [num_train]))
+    return replace(dataset, train=train, test=test)
+
+
+def _own_sizes(dataset, order):
+    """Returns the sizes of the tasks that a data set has by itself.
+
+    Raises:
+      UserError: the class order is not that of the data set.
+    """
+    if order != tuple(range(len(dataset.class_names))):
+        raise UserError(
+            f"data.num_tasks=0 keeps the tasks of {dataset.name} and its class order: set data.class_order='natural', "
+            "or data.num_tasks"
+        )
+    return dataset.task_sizes
 
 
 def _select_domains(dataset, chosen, num_tasks, sizes):
@@ -371,6 +384,7 @@ def _select_domains(dataset, chosen, num_tasks, sizes):
         if chosen.count(name) > 1:
             raise UserError(f"data.domains: {name!r} is listed twice; each domain is one task")
     chosen = chosen or known
+    printable_names = tuple(one_line(name) for name in chosen)
     if num_tasks not in (0, len(chosen)) or any(np.size(size) and np.any(size) for size in sizes):
         raise UserError(
             f"data.kind='domain' makes one task of each of {len(chosen)} domains: set data.num_tasks=0, and leave out "
@@ -383,7 +397,7 @@ def _select_domains(dataset, chosen, num_tasks, sizes):
         rows = np.flatnonzero(position[split.domains] > -2)
         return replace(split.take(rows), domains=position[split.domains[rows]])
 
-    return replace(dataset, train=select(dataset.train), test=select(dataset.test), domains=chosen)
+    return replace(dataset, train=select(dataset.train), test=select(dataset.test), domains=printable_names)
 
 
 def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
@@ -490,7 +504,7 @@ def _assemble_blurry(name, class_names, order, train, test, sizes, blur, validat
     return stream
 
 
-def _check_split(split, what, num_classes):
+def _check_split(split, what, num_classes, num_domains):
     if split.images is not None and (split.images.dtype != np.uint8 or split.images.shape[3:] != (3,)):
         raise UserError(
             f"{what}: images must be uint8 [n, height, width, 3], not {split.images.dtype} {split.images.shape}"
@@ -502,6 +516,8 @@ def _check_split(split, what, num_classes):
         raise UserError(
             f"{what}: labels are {split.labels.min()} to {split.labels.max()}, but there are {num_classes} classes"
         )
+    if num_domains and (np.shape(split.domains) != (len(split),) or np.any(split.domains >= num_domains)):
+        raise UserError(f"{what}: domains must be int32 [n], numbers below the {num_domains} domains of the data set")
 
 
 def _relabel(split, order, num_classes, limit, of_domains):

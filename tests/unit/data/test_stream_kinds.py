@@ -1,5 +1,7 @@
 """Kinds of streams: domain-incremental, blurry, increments, class orders by name, and what they refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -163,6 +165,8 @@ def test_names_that_do_not_fit_are_refused(text, message):
         (with_domains(), {"kind": "domain", "domains": ("photo", "photo")}, "'photo' is listed twice"),
         (with_domains(), {"domains": ("photo",), "num_tasks": 1}, "belongs to data.kind='domain'"),
         (with_domains((0, 0, 1, 1, 1, 1)), {"kind": "domain"}, "domain 'paint' of rooms has no test images"),
+        (replace(many(), domains=("x", "y")), {"kind": "domain"}, "training set of toy: domains must be int32"),
+        (with_domains((0, 0, 1, 1, 3, 2)), {"kind": "domain"}, "test set of rooms: domains must be int32"),
         (many(), {"kind": "blurry", "blurry_sizes": "random", "increment": 2}, "set data.num_tasks alone"),
     ],
 )

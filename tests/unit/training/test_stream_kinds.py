@@ -1,5 +1,7 @@
 """Every method and learner goes with every kind of stream, or is refused in one line before any work."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from cdl_jax import config as base
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
+from cdl_jax.methods.shared import finished_run
+from cdl_jax.run import results
 from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.experiment import Experiment
 from cdl_jax.training.state import position
@@ -111,6 +115,20 @@ def test_online_streams_refuse_more_epochs_and_repeats():
         learner("none", "class", **{"data.online": True})
     with pytest.raises(UserError, match="augment.repeats=2 repeats it"):
         learner("none", "class", **{"data.online": True, "train.epochs": 1, "augment.repeats": 2})
+
+
+def test_seeds_may_have_class_orders_of_their_own_in_domains():
+    changes = {"seeds": (0, 1), "data.class_order": "shuffle", "data.class_order_seed": -1}
+    built = learner("none", "domain", **changes)
+    assert built.axis.per_seed_classes
+    CompiledSteps(built).trace()
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_is_read_again_from_the_results_of_its_run(kind):
+    built = learner("none", kind)
+    tasks = results.collect(built, results.Record(), 0)["stream"]["tasks"]
+    assert finished_run.stream_info(json.loads(json.dumps(tasks))) == built.info
 
 
 def test_evaluation_counts_images_by_their_domain_and_by_all():
