@@ -167,8 +167,8 @@ def _convert(path, value, old):
     new, kind = _to_python(value), type(old)
     if isinstance(old, ml_collections.ConfigDict):
         raise _section_error(path, value, old)
-    if path == "data.class_order" and isinstance(new, tuple) and new and all(type(item) is int for item in new):
-        return ",".join(map(str, new))
+    if path == "data.class_order" and isinstance(new, tuple) and new and {*map(type, new)} in ({int}, {str}):
+        return ("," if type(new[0]) is int else "\n").join(map(str, new))
     if path == "dkt.topology" and isinstance(new, tuple):
         return repr(new)
     if kind is tuple and isinstance(value, list | np.ndarray):

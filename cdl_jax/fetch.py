@@ -3,7 +3,7 @@
     python -m cdl_jax.fetch NAME [--dir DIR] [--url-base URL]
     python -m cdl_jax.fetch --list
 
-NAME is cifar10, cifar100, imagenet_r, or a timm model with its tag, such as vit_base_patch16_224.augreg_in21k_ft_in1k.
+NAME is a data set of --list, or a timm model with its tag, such as vit_base_patch16_224.augreg_in21k_ft_in1k.
 DIR is by default $CDL_DATA or else ~/.cache/cdl_jax, which the loaders search. URL is the folder of a mirror with the
 same files (for weights: a mirror of the model hub). Rerun the command after an interruption to resume the download.
 
@@ -18,13 +18,14 @@ import os
 import shutil
 import sys
 import tarfile
+import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cdl_jax.data.readers.locate import search_paths
 from cdl_jax.errors import UserError
-from cdl_jax.plugins import did_you_mean
+from cdl_jax.plugins import did_you_mean, list_plugins, load_plugin
 from cdl_jax.runtime import console, paths
 from cdl_jax.runtime.download import download, error_text
 
@@ -39,7 +40,7 @@ class Archive:
       size: size in bytes.
       algorithm: hash function of the checksum, a name of hashlib.
       digest: checksum in hexadecimal digits.
-      unpacked: folder to which the archive is extracted. Empty: the loaders read the archive itself.
+      unpacked: the folder in the archive, to which it is extracted. Empty: the loaders read the archive itself.
     """
 
     url_base: str
@@ -54,7 +55,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 
-# MD5 of CIFAR from its page and torchvision, SHA-256 of ImageNet-R from TensorFlow Datasets.
+# MD5 of CIFAR from its page and torchvision, of Tiny-ImageNet from Avalanche; SHA-256 from TensorFlow Datasets.
 ARCHIVES = {
     "cifar10": Archive(_CIFAR, "cifar-10-python.tar.gz", 170_498_071, "md5", "c58f30108f718f92721af3b95e74349a"),
     "cifar100": Archive(_CIFAR, "cifar-100-python.tar.gz", 169_001_437, "md5", "eb9058c3a382ffc7106e4002c42a8d85"),
@@ -65,6 +66,38 @@ ARCHIVES = {
         "sha256",
         "18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
         unpacked="imagenet-r",
+    ),
+    "imagenet_a": Archive(
+        "https://people.eecs.berkeley.edu/~hendrycks",
+        "imagenet-a.tar",
+        687_552_512,
+        "sha256",
+        "3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
+        unpacked="imagenet-a",
+    ),
+    "cub200": Archive(
+        "https://data.caltech.edu/records/65de6-vp158/files",
+        "CUB_200_2011.tgz",
+        1_150_585_339,
+        "sha256",
+        "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
+        unpacked="CUB_200_2011",
+    ),
+    "food101": Archive(
+        "http://data.vision.ee.ethz.ch/cvl",
+        "food-101.tar.gz",
+        4_996_278_331,
+        "sha256",
+        "d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
+        unpacked="food-101",
+    ),
+    "tiny_imagenet": Archive(
+        "http://cs231n.stanford.edu",
+        "tiny-imagenet-200.zip",
+        248_100_043,
+        "md5",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+        unpacked="tiny-imagenet-200",
     ),
 }
 
@@ -190,14 +223,25 @@ def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
       The path of the file or folder.
 
     Raises:
-      UserError: there is no data set and no model of this name, or an error of `fetch_archive` or `fetch_weights`.
+      UserError: there is no data set and no model of this name, a data set has to be downloaded by hand, or an error of
+        `fetch_archive` or `fetch_weights`.
     """
     folder = search_paths()[0] if folder is None else folder
     if name in ARCHIVES:
         return fetch_archive(ARCHIVES[name], folder, url_base)
     if "." in name:  # names of timm have their tag behind a dot
         return fetch_weights(name, folder, url_base)
+    if by_hand := _remedy(name):
+        raise UserError(f"{name} has to be downloaded by hand: {by_hand} (docs/guides/data.md)")
     raise UserError(f"no data set or weights {name!r}: {did_you_mean(name, [*ARCHIVES, *WEIGHTS])}")
+
+
+def _remedy(name) -> str:
+    """Returns how to get the data of a named source that cannot be fetched, else an empty text."""
+    if name not in list_plugins("data.sources"):
+        return ""
+    named = getattr(load_plugin("data.sources", name), "SET", None)
+    return named.remedy if named else ""
 
 
 @contextmanager
@@ -231,14 +275,19 @@ def _is_verified(path, archive) -> bool:
 
 
 def _unpack(archive, target):
-    """Extracts a tar that contains the folder `target.name`. The folder gets its name after it is complete."""
+    """Extracts a tar or zip that contains the folder `target.name`. The folder gets its name after it is complete."""
     temporary = target.with_name(f"{target.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive}: its safe extraction needs Python 3.11.4 or later; or extract it yourself: tar -xf")
     try:
-        with tarfile.open(archive, "r:") as tar:  # a compressed archive could fill the disk
-            tar.extractall(temporary, filter="data")  # rejects paths outside `temporary`, devices and absolute links
+        # The checksum is that of the published file, so a compressed archive is no bomb.
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(temporary)  # leaves ".." and roots out of paths, and makes no links
+        else:
+            with tarfile.open(archive, "r:*") as tar:
+                tar.extractall(temporary, filter="data")  # rejects paths outside `temporary`, devices, absolute links
         if not (temporary / target.name).is_dir():
             raise tarfile.TarError(f"it has no folder {target.name}")
         os.replace(temporary / target.name, target)
@@ -252,7 +301,7 @@ def _unpack(archive, target):
 
 def _render_list() -> str:
     lines = ["data sets"]
-    lines += [f"  {name:<12} {archive.size / 1e6:>7,.0f} MB  {archive.file}" for name, archive in ARCHIVES.items()]
+    lines += [f"  {name:<13} {archive.size / 1e6:>7,.0f} MB  {archive.file}" for name, archive in ARCHIVES.items()]
     lines += ["weights: any timm model with its tag, for example", *(f"  {name}" for name in WEIGHTS)]
     return "\n".join(lines)
 

@@ -1,11 +1,15 @@
 """Splits a labeled data set into a stream of tasks.
 
+Streams have three kinds. In a class-incremental stream each task has classes of its own. In a domain-incremental stream
+each task has the images of one domain, of the same classes. In a blurry stream some classes have images in several
+tasks. In the second and third kind the classes of a task are all classes so far, so the label range of a task begins
+at 0.
+
 A source is a module of `cdl_jax.data.sources`, or a module of yours that is named by its dotted path. It has `OPTIONS`,
 its options with their defaults, and `load(options) -> Dataset`. If the sizes are known without the data, it also has
 `placeholder(options) -> Dataset`. Class order, tasks and limits are the same for every source and are applied here.
 """
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -13,22 +17,53 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from cdl_jax import plugins
+from cdl_jax.data import task_division
 from cdl_jax.data.class_order import SHUFFLES, order_classes, validation_permutation
 from cdl_jax.errors import UserError
 from cdl_jax.options import Option, check, defaults
 from cdl_jax.runtime.console import one_line
 
+KINDS = ("class", "domain", "blurry")
+
 OPTIONS: dict[str, Any] = {
     "path": Option("", "file or folder; empty: the usual places, see docs/guides/data.md", resumable=True),
-    "num_tasks": Option(10, "number of equal tasks; with task_sizes: their number, or 0"),
+    "kind": Option(
+        "class",
+        "what a new task brings: class: new classes; domain: the same classes in a new domain; blurry: new classes, "
+        "and some images of classes of other tasks",
+        choices=KINDS,
+    ),
+    "online": Option(False, "True: each image is trained on once; settings with more than one pass are refused"),
+    "num_tasks": Option(
+        10, "number of equal tasks; with task_sizes or increment: their number, or 0; 0: the tasks of the data set"
+    ),
     "task_sizes": Option((), "number of classes of each task, if they differ", minimum=1, item_type=int),
+    "base_classes": Option(0, "classes of the first task, 50 in B50-Inc10; 0: as many as increment"),
+    "increment": Option(0, "classes of each later task, 10 in B50-Inc10; 0: by num_tasks or task_sizes"),
     "class_order": Option(
-        "natural", 'natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"'
+        "natural",
+        "natural, python_shuffle, numpy_shuffle, shuffle, or class ids or names: a tuple, text such as "
+        '"5,0,7", or a .txt file with one a line',
     ),
     "class_order_seed": Option(
         0,
-        "seed of both shuffles and of the validation split; -1: the seed of the run, of config.seeds each its own",
+        "seed of the shuffles, of the validation split and of blurry tasks; -1: the seed of the run, of config.seeds "
+        "each its own",
         minimum=-1,
+    ),
+    "domains": Option(
+        (), "for kind domain: names of domains in the order of tasks; empty: all, in the source's order", item_type=str
+    ),
+    "disjoint_share": Option(
+        0.5, "for kind blurry: fraction of the classes of a task with images in that task alone (N)", maximum=1
+    ),
+    "blurry_share": Option(
+        0.1, "for kind blurry: fraction of the images of each other class that is dealt to all tasks (M)", maximum=1
+    ),
+    "blurry_sizes": Option(
+        "equal",
+        "for kind blurry: task sizes as in other streams (i-Blurry), or drawn at random with num_tasks (Si-Blurry)",
+        choices=("equal", "random"),
     ),
     "max_train_per_class": Option(0, "training images per class; 0: all"),
     "max_test_per_class": Option(0, "test images per class; 0: all"),
@@ -36,7 +71,7 @@ OPTIONS: dict[str, Any] = {
     "num_workers": Option(0, "processes that decode images from disk; 0: threads of this process", resumable=True),
 }
 
-_READING = ("path", "num_workers")  # options of reading; the others define the tasks
+_OTHERS = ("path", "num_workers", "online")  # options of reading and training; the others define the tasks
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +85,13 @@ class Split:
     labels: int32 `[n]`.
     images: uint8 `[n, height, width, 3]`, or None.
     files: if images is None, n encoded images: paths, or members of an archive (`tar_files.Member`). Else empty.
+    domains: int32 `[n]`, position in `Dataset.domains`; -1: a test image for all domains. None: there are no domains.
     """
 
     labels: np.ndarray
     images: np.ndarray | None = None
     files: Sequence[Any] = ()
+    domains: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,9 +103,10 @@ class Split:
         """
         if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
             return self
+        domains = None if self.domains is None else self.domains[rows]
         if self.images is not None:
-            return Split(self.labels[rows], images=self.images[rows])
-        return Split(self.labels[rows], files=tuple(self.files[row] for row in rows))
+            return Split(self.labels[rows], images=self.images[rows], domains=domains)
+        return Split(self.labels[rows], files=tuple(self.files[row] for row in rows), domains=domains)
 
 
 @runtime_checkable
@@ -81,12 +119,18 @@ class StreamData(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set as a source loads it. Labels are positions in `class_names`."""
+    """A data set as a source loads it. Labels are positions in `class_names`.
+
+    domains: names of the domains to which images belong; empty: there are none.
+    task_sizes: number of classes of each task if `num_tasks` is 0; empty: the data set has no tasks of its own.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Split
     test: Split
+    domains: tuple[str, ...] = ()
+    task_sizes: tuple[int, ...] = ()
 
     def into_stream(self, **options: Any) -> "Stream":
         """Returns the stream of `split_into_tasks` for its options."""
@@ -95,13 +139,14 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Classes that are learned together: labels `first` to `end - 1` of the stream.
+    """Images that are learned together, of the labels `first` to `end - 1` of the stream.
 
     index: position in the stream, from 0.
     classes: class ids of the data set, in stream order.
-    first: the first label.
+    first: the first label; 0 where tasks share classes, so that `classes` are all classes so far.
     train: int32 `[n]`, rows of the stream's train split, ascending.
     test: int32 `[m]`, rows of the stream's test split, ascending.
+    domain: name of the domain in a domain-incremental stream, else empty.
     """
 
     index: int
@@ -109,6 +154,7 @@ class Task:
     first: int
     train: np.ndarray
     test: np.ndarray
+    domain: str = ""
 
     @property
     def end(self) -> int:
@@ -120,13 +166,15 @@ class Task:
 class Stream:
     """Tasks over two splits.
 
-    Labels are numbered in stream order. Every row belongs to exactly one task.
+    Labels are numbered in stream order. Every training image belongs to exactly one task, and so does every test image
+    unless `test_tasks` is negative.
 
     name: of the data set.
     class_names: in stream order.
     class_order: class ids of the data set in stream order: label i of the stream is class `class_order[i]`.
     tasks: in the order in which they are learned.
     train, test: the splits that rows of tasks select from.
+    test_tasks: int32 `[test images]`, the task of each; -1: all tasks. None: the task of the image's class.
     """
 
     problem: ClassVar[str] = "classification"
@@ -137,6 +185,7 @@ class Stream:
     tasks: tuple[Task, ...]
     train: Split
     test: Split
+    test_tasks: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
@@ -147,6 +196,11 @@ class Stream:
     def num_tasks(self) -> int:
         """The number of tasks."""
         return len(self.tasks)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The name of each task's domain; empty unless the stream is domain-incremental."""
+        return tuple(task.domain for task in self.tasks if task.domain)
 
 
 def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bool = False) -> Stream:
@@ -177,7 +231,7 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
             f"{plugins.describe_function(function)} must return a {__name__}.Dataset, but returns "
             f"{plugins.describe_type(dataset)}"
         )
-    return dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in _READING})
+    return dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in _OTHERS})
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
@@ -207,14 +261,21 @@ def split_into_tasks(
     dataset: Dataset,
     *,
     num_tasks: int,
+    kind: str = "class",
     task_sizes: Sequence[int] = (),
-    class_order: str | Sequence[int] = "natural",
+    base_classes: int = 0,
+    increment: int = 0,
+    class_order: str | Sequence[int] | Sequence[str] = "natural",
     class_order_seed: int = 0,
+    domains: Sequence[str] = (),
+    disjoint_share: float = 0.5,
+    blurry_share: float = 0.1,
+    blurry_sizes: str = "equal",
     max_train_per_class: int = 0,
     max_test_per_class: int = 0,
     validation_fraction: float = 0.0,
 ) -> Stream:
-    """Orders the classes and splits them into tasks.
+    """Orders the classes and splits the images into tasks.
 
     >>> data = placeholder("toy", num_classes=4, train=8, test=4, side=8)
     >>> stream = split_into_tasks(data, num_tasks=2, class_order=(2, 0, 3, 1))
@@ -223,35 +284,120 @@ def split_into_tasks(
 
     Args:
       dataset: of a source.
-      num_tasks: number of tasks of equal size; with `task_sizes`, their number or 0.
-      task_sizes: number of classes of each task.
+      num_tasks: number of tasks of equal size; with `task_sizes` or `increment`, their number or 0; 0: one task for
+        each domain, or the tasks of the data set.
+      kind: one of `KINDS`, see `OPTIONS`.
+      task_sizes, base_classes, increment: see `task_division.divide_classes`.
       class_order: see `class_order.order_classes`. Classes that a list omits are not in the stream.
-      class_order_seed: of `class_order` and `validation_fraction`.
-      max_train_per_class: training images to keep of each class, evenly spaced over the data set; 0: all.
+      class_order_seed: of `class_order`, of `validation_fraction`, and of the draws of a blurry stream.
+      domains: for kind "domain", names in the order of tasks; empty: all domains of the data set.
+      disjoint_share, blurry_share: for kind "blurry", see `task_division`.
+      blurry_sizes: for kind "blurry": "equal": sizes as in other streams; "random": of `task_division.draw_sizes`.
+      max_train_per_class: training images to keep of each class, evenly spaced over the data set; 0: all. In a domain
+        stream, of each class in each domain.
       max_test_per_class: test images to keep of each class, likewise.
       validation_fraction: fraction of the training set that becomes the test set (see
         `class_order.validation_permutation`). The data set's test set is then unused. 0: the test set.
 
     Raises:
-      UserError: the tasks do not fit the classes, or a task or class has no images.
+      UserError: the tasks do not fit the classes or domains, or a task or class has no images.
     """
     for split, part in ((dataset.train, "training"), (dataset.test, "test")):
-        _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names))
+        _check_split(split, f"{part} set of {dataset.name}", len(dataset.class_names), len(dataset.domains))
     printable_names = tuple(one_line(str(name)) for name in dataset.class_names)  # folder names may have any bytes
     dataset = replace(dataset, name=one_line(dataset.name), class_names=printable_names)
-    order = order_classes(len(dataset.class_names), class_order, class_order_seed)
-    sizes = divide_classes(len(order), num_tasks, tuple(task_sizes))
-
-    train, test = dataset.train, dataset.test
+    if domains and kind != "domain":
+        raise UserError(f"data.domains={tuple(domains)} belongs to data.kind='domain': set it, or leave domains out")
+    if kind == "domain":
+        dataset = _select_domains(dataset, tuple(domains), num_tasks, (task_sizes, base_classes, increment))
+    order = order_classes(len(dataset.class_names), class_order, class_order_seed, dataset.class_names)
     if validation_fraction:
-        permutation = validation_permutation(len(train), class_order_seed)
-        num_train = int((1 - validation_fraction) * len(train))
-        train = dataset.train.take(np.sort(permutation[:num_train]))
-        test = dataset.train.take(np.sort(permutation[num_train:]))
-    train = _relabel(train, order, len(dataset.class_names), max_train_per_class, "max_train_per_class")
-    test = _relabel(test, order, len(dataset.class_names), max_test_per_class, "max_test_per_class")
+        dataset = _hold_out(dataset, validation_fraction, class_order_seed)
+    of_domains = kind == "domain"
+    train = _relabel(dataset.train, order, len(dataset.class_names), max_train_per_class, of_domains)
+    test = _relabel(dataset.test, order, len(dataset.class_names), max_test_per_class, of_domains)
+    parts = (dataset.name, dataset.class_names, order, train, test)
+    if of_domains:
+        return _assemble_domains(*parts, dataset.domains, validation_fraction)
+    is_random = kind == "blurry" and blurry_sizes == "random"
+    if is_random and (len(task_sizes) or increment):
+        raise UserError("data.blurry_sizes='random' draws the sizes of tasks: set data.num_tasks alone")
+    if is_random:
+        sizes = task_division.draw_sizes(len(order), num_tasks, class_order_seed)
+    elif dataset.task_sizes and not (num_tasks or len(task_sizes) or increment):
+        sizes = _own_sizes(dataset, order)
+    else:
+        sizes = task_division.divide_classes(len(order), num_tasks, task_sizes, base_classes, increment)
+    if kind == "class":
+        return _assemble(*parts, sizes, validation_fraction)
+    blur = _Blur(disjoint_share, blurry_share, class_order_seed, per_task=not is_random)
+    return _assemble_blurry(*parts, sizes, blur, validation_fraction)
 
-    return _assemble(dataset.name, dataset.class_names, order, sizes, train, test, validation_fraction)
+
+@dataclass(frozen=True)
+class _Blur:
+    """The draws of a blurry stream, see `task_division`."""
+
+    disjoint_share: float
+    blurry_share: float
+    seed: int
+    per_task: bool
+
+
+def _hold_out(dataset, fraction, seed):
+    """Returns the data set with a fraction of its training images as the test set."""
+    permutation = validation_permutation(len(dataset.train), seed)
+    num_train = int((1 - fraction) * len(dataset.train))
+    train, test = (dataset.train.take(np.sort(rows)) for rows in np.split(permutation, [num_train]))
+    return replace(dataset, train=train, test=test)
+
+
+def _own_sizes(dataset, order):
+    """Returns the sizes of the tasks that a data set has by itself.
+
+    Raises:
+      UserError: the class order is not that of the data set.
+    """
+    if order != tuple(range(len(dataset.class_names))):
+        raise UserError(
+            f"data.num_tasks=0 keeps the tasks of {dataset.name} and its class order: set data.class_order='natural', "
+            "or data.num_tasks"
+        )
+    return dataset.task_sizes
+
+
+def _select_domains(dataset, chosen, num_tasks, sizes):
+    """Returns the data set with the images of the chosen domains, in their order.
+
+    Raises:
+      UserError: there are no domains, a name is unknown or listed twice, or the number of tasks is another.
+    """
+    known = dataset.domains
+    if not known:
+        raise UserError(
+            f"data.kind='domain': {dataset.name} has no domains; choose a source with domains, such as domain_folder, "
+            "or data.kind='class'"
+        )
+    for name in chosen:
+        if name not in known:
+            raise UserError(f"data.domains: {dataset.name} has no domain {name!r}: {plugins.did_you_mean(name, known)}")
+        if chosen.count(name) > 1:
+            raise UserError(f"data.domains: {name!r} is listed twice; each domain is one task")
+    chosen = chosen or known
+    printable_names = tuple(one_line(name) for name in chosen)
+    if num_tasks not in (0, len(chosen)) or any(np.size(size) and np.any(size) for size in sizes):
+        raise UserError(
+            f"data.kind='domain' makes one task of each of {len(chosen)} domains: set data.num_tasks=0, and leave out "
+            "data.task_sizes, data.base_classes and data.increment"
+        )
+    position = np.full(len(known) + 1, -2, np.int32)  # the last is that of -1
+    position[[known.index(name) for name in chosen]], position[-1] = np.arange(len(chosen)), -1
+
+    def select(split):
+        rows = np.flatnonzero(position[split.domains] > -2)
+        return replace(split.take(rows), domains=position[split.domains[rows]])
+
+    return replace(dataset, train=select(dataset.train), test=select(dataset.test), domains=printable_names)
 
 
 def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequence[int]) -> tuple[Stream, ...]:
@@ -276,6 +422,11 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
             "data.class_order_seed=-1 with data.validation_fraction holds out different images for each of "
             "config.seeds: run the seeds one by one"
         )
+    if options["kind"] == "blurry":
+        raise UserError(
+            "data.class_order_seed=-1 with data.kind='blurry' draws tasks of other sizes for each of config.seeds: run "
+            "the seeds one by one"
+        )
     if not isinstance(options["class_order"], str) or options["class_order"] not in SHUFFLES:
         return shared
     return tuple(_reordered(stream, order_classes(stream.num_classes, options["class_order"], s)) for s in seeds)
@@ -289,10 +440,12 @@ def _reordered(stream, order):
     class_names = dict(zip(stream.class_order, stream.class_names, strict=True))
     rank = np.argsort(order).astype(np.int32)
     train, test = (replace(split, labels=rank[class_ids[split.labels]]) for split in (stream.train, stream.test))
-    return _assemble(stream.name, class_names, order, [len(task.classes) for task in stream.tasks], train, test)
+    if stream.domains:
+        return _assemble_domains(stream.name, class_names, order, train, test, stream.domains)
+    return _assemble(stream.name, class_names, order, train, test, [len(task.classes) for task in stream.tasks])
 
 
-def _assemble(name, class_names, order, sizes, train, test, validation_fraction=0.0):
+def _assemble(name, class_names, order, train, test, sizes, validation_fraction=0.0):
     """Returns the stream of splits whose labels are in stream order.
 
     class_names: name of each class id.
@@ -311,51 +464,47 @@ def _assemble(name, class_names, order, sizes, train, test, validation_fraction=
     return stream
 
 
-def divide_classes(num_classes: int, num_tasks: int, task_sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the number of classes of each task.
+def _assemble_domains(name, class_names, order, train, test, domains, validation_fraction=0.0):
+    """Returns the stream with a task for each domain, of splits whose labels are in stream order."""
+    tasks = []
+    for index, domain in enumerate(domains):
+        rows = [np.flatnonzero(np.isin(split.domains, (index, -1))).astype(np.int32) for split in (train, test)]
+        for part, found in zip(("training", "test"), rows, strict=True):
+            if not len(found):
+                raise UserError(
+                    f"domain {domain!r} of {name} has no {part} images: add some, or leave it out of data.domains"
+                )
+        tasks.append(Task(index, order, 0, *rows, domain))
+    stream = Stream(name, tuple(class_names[c] for c in order), order, tuple(tasks), train, test, test.domains)
+    _check_images(stream, validation_fraction)
+    return stream
 
-    >>> divide_classes(6, 3, ()), divide_classes(6, 0, (4, 2))
-    ((2, 2, 2), (4, 2))
 
-    Args:
-      num_classes: number of classes of all tasks.
-      num_tasks: number of tasks of equal size; with `task_sizes`, their number or 0.
-      task_sizes: number of classes of each task; empty: equal sizes.
+def _assemble_blurry(name, class_names, order, train, test, sizes, blur, validation_fraction):
+    """Returns the blurry stream of splits whose labels are in the order of the tasks that classes belong to.
 
-    Raises:
-      UserError: the tasks do not fit the classes.
+    Labels are numbered anew by the first task with a training image, so that the classes seen until a task are the
+    first labels.
     """
-    try:
-        task_sizes = tuple(map(operator.index, task_sizes))
-    except TypeError:
-        raise UserError(f"data.task_sizes={task_sizes} must be whole numbers") from None
-    if task_sizes:
-        if num_tasks not in (0, len(task_sizes)):
-            raise UserError(
-                f"data.num_tasks={num_tasks}, but data.task_sizes lists {len(task_sizes)} tasks: set "
-                f"num_tasks={len(task_sizes)} or 0"
-            )
-        if min(task_sizes) < 1 or sum(task_sizes) != num_classes:
-            raise UserError(
-                f"data.task_sizes={task_sizes} sums up to {sum(task_sizes)}, but there are {num_classes} classes: give "
-                f"positive sizes that sum up to {num_classes}"
-            )
-        return task_sizes
-    if not 1 <= num_tasks <= num_classes:
-        raise UserError(f"data.num_tasks={num_tasks}: {num_classes} classes give 1 to {num_classes} tasks")
-    size, remainder = divmod(num_classes, num_tasks)
-    if remainder:
-        divisors = [d for d in range(1, num_classes + 1) if num_classes % d == 0]
-        below, above = max(d for d in divisors if d < num_tasks), min(d for d in divisors if d > num_tasks)
-        example = ",".join(str(size + (task < remainder)) for task in range(num_tasks))
-        raise UserError(
-            f"data.num_tasks={num_tasks} does not divide {num_classes} classes: set num_tasks={below} or {above}, or "
-            f"data.task_sizes=({example})"
-        )
-    return (size,) * num_tasks
+    tasks = np.repeat(np.arange(len(sizes)), sizes)
+    is_disjoint = task_division.draw_disjoint_classes(sizes, blur.disjoint_share, blur.seed, per_task=blur.per_task)
+    task_of_image = task_division.blur_tasks(train.labels, tasks, is_disjoint, len(sizes), blur.blurry_share, blur.seed)
+    first_tasks = tasks.copy()  # a class without training images is reported below
+    np.minimum.at(first_tasks, train.labels, task_of_image)
+    by_first = np.argsort(first_tasks, kind="stable")
+    rank = np.argsort(by_first).astype(np.int32)
+    order, test_tasks = tuple(order[c] for c in by_first), tasks[test.labels].astype(np.int32)
+    train, test = (replace(split, labels=rank[split.labels]) for split in (train, test))
+    made = []
+    for index in range(len(sizes)):
+        rows = [np.flatnonzero(of_split == index).astype(np.int32) for of_split in (task_of_image, test_tasks)]
+        made.append(Task(index, order[: int((first_tasks <= index).sum())], 0, *rows))
+    stream = Stream(name, tuple(class_names[c] for c in order), order, tuple(made), train, test, test_tasks)
+    _check_images(stream, validation_fraction)
+    return stream
 
 
-def _check_split(split, what, num_classes):
+def _check_split(split, what, num_classes, num_domains):
     if split.images is not None and (split.images.dtype != np.uint8 or split.images.shape[3:] != (3,)):
         raise UserError(
             f"{what}: images must be uint8 [n, height, width, 3], not {split.images.dtype} {split.images.shape}"
@@ -367,17 +516,23 @@ def _check_split(split, what, num_classes):
         raise UserError(
             f"{what}: labels are {split.labels.min()} to {split.labels.max()}, but there are {num_classes} classes"
         )
+    if num_domains and (np.shape(split.domains) != (len(split),) or np.any(split.domains >= num_domains)):
+        raise UserError(f"{what}: domains must be int32 [n], numbers below the {num_domains} domains of the data set")
 
 
-def _relabel(split, order, num_classes, limit, option):
-    """Returns the images of the stream's classes, at most `limit` of each, with labels in stream order."""
+def _relabel(split, order, num_classes, limit, of_domains):
+    """Returns the images of the stream's classes, at most `limit` of each, with labels in stream order.
+
+    of_domains: whether the limit holds in each domain.
+    """
     label_of_class = np.full(num_classes, -1, np.int32)
     label_of_class[list(order)] = np.arange(len(order))
     labels = label_of_class[split.labels]
     selected = labels >= 0
     if limit:
-        for label in range(len(order)):
-            rows = np.flatnonzero(labels == label)
+        groups = labels + (split.domains.astype(np.int64) + 1) * len(order) if of_domains else labels
+        for group in np.unique(groups[selected]):
+            rows = np.flatnonzero(selected & (groups == group))
             if len(rows) > limit:
                 selected[rows] = False
                 selected[rows[np.arange(limit) * len(rows) // limit]] = True
@@ -393,6 +548,7 @@ def _check_images(stream, validation_fraction):
         f"{change} data.validation_fraction={validation_fraction}, add some" if change else "add some"
         for change in changes
     ]
+    checked = 0  # labels; tasks may share them
     for task in stream.tasks:
         if not len(task.train):
             first_names = ", ".join(stream.class_names[task.first : task.end][:3])
@@ -401,7 +557,8 @@ def _check_images(stream, validation_fraction):
                 f"{', ...' if len(task.classes) > 3 else ''}): {remedies[0]} or leave its classes out of "
                 "data.class_order"
             )
-        for label in range(task.first, task.end):
+        unchecked, checked = range(max(task.first, checked), task.end), task.end
+        for label in unchecked:
             for images, part, remedy in zip(counts, ("training", "test"), remedies, strict=True):
                 if not images[label]:
                     raise UserError(

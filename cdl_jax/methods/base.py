@@ -36,6 +36,8 @@ class StreamInfo:
       class_names: in stream order; empty where each seed has a class order of its own.
       train_images: number of training images.
       class_ids: ids of the classes in the data set, in stream order; for detection the category ids.
+      first_labels: first label of each task; empty: each task has the labels behind those of the task before.
+      domains: names of the domains, one a task; empty: the stream is not domain-incremental.
     """
 
     num_classes: int
@@ -43,10 +45,27 @@ class StreamInfo:
     class_names: tuple[str, ...] = ()
     train_images: int = 0
     class_ids: tuple[int, ...] = ()
+    first_labels: tuple[int, ...] = ()
+    domains: tuple[str, ...] = ()
 
     @property
     def num_tasks(self) -> int:
         return len(self.task_sizes)
+
+    @property
+    def label_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Returns (first label, last label + 1) of each task.
+
+        >>> StreamInfo(5, (2, 3)).label_ranges, StreamInfo(3, (3, 3), first_labels=(0, 0)).label_ranges
+        (((0, 2), (2, 5)), ((0, 3), (0, 3)))
+        """
+        firsts = self.first_labels or (sum(self.task_sizes[:task]) for task in range(self.num_tasks))
+        return tuple((first, first + size) for first, size in zip(firsts, self.task_sizes, strict=True))
+
+    @property
+    def shares_classes(self) -> bool:
+        """Returns whether a task has classes of earlier tasks: in domain-incremental and blurry streams."""
+        return sum(self.task_sizes) > self.num_classes
 
     @property
     def classes_of(self) -> np.ndarray:
@@ -55,8 +74,9 @@ class StreamInfo:
         >>> StreamInfo(num_classes=3, task_sizes=(2, 1)).classes_of.tolist()
         [[True, True, False], [False, False, True]]
         """
-        tasks = np.arange(self.num_tasks)
-        return np.repeat(tasks, self.task_sizes) == tasks[:, None]
+        first, end = np.array(self.label_ranges).T[..., None]
+        labels = np.arange(self.num_classes)
+        return (labels >= first) & (labels < end)
 
 
 @dataclass(frozen=True)
@@ -202,6 +222,8 @@ class Method(abc.ABC):
       bookkeeping: top-level names of variables that are no parameters, such as caches and memories.
       mean_groups: name -> networks whose metrics are averaged in results.json under this name.
       supports_batch_statistics: whether `teacher_outputs` can normalize with the statistics of the batch.
+      needs_own_classes: why each task must have classes that no other task has, as the end of a message; "", the
+        default: tasks may share classes.
     """
 
     networks: tuple[str, ...]
@@ -220,6 +242,7 @@ class Method(abc.ABC):
     bookkeeping: frozenset[str] = frozenset()
     mean_groups: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012
     supports_batch_statistics: ClassVar[bool] = False
+    needs_own_classes: str = ""
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Variables:

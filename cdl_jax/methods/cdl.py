@@ -140,6 +140,10 @@ class CDL(Method, CachesQueries):
 
     bookkeeping: ClassVar[frozenset[str]] = frozenset({"past"})
 
+    @property
+    def needs_own_classes(self) -> str:
+        return next(filter(None, (network.learner.needs_own_classes for network in self.models.trained.values())), "")
+
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         tasks, teacher = self.models.student.learner.trained_tasks, self.models.teacher

@@ -167,8 +167,11 @@ def _class_section(networks, stream):
     measured = {name: network for name, network in networks.items() if network.get("class_accuracy")}
     if not measured:
         return []
-    classes = [name for task in stream["tasks"] for name in task["classes"]]
-    tasks = [i for i, task in enumerate(stream["tasks"]) for _ in task["classes"]]
+    first_tasks = {}  # of each class: tasks of a domain-incremental or blurry stream share classes
+    for i, task in enumerate(stream["tasks"]):
+        for label in zip(task["class_ids"], task["classes"], strict=True):
+            first_tasks.setdefault(label, i)
+    classes, tasks = [name for _, name in first_tasks], [*first_tasks.values()]
     values = {name: network["class_accuracy"][-1] for name, network in measured.items()}
     count = max(map(len, values.values()))
     rows = [["class", "task", *values]]
@@ -317,10 +320,10 @@ def _teacher_runs(config):
 
 
 def _tasks_table(stream):
-    """Returns a table of the tasks: number of images and names of classes."""
+    """Returns a table of the tasks: name of the domain, numbers of images, names of classes."""
     rows: Rows = [["task", "train", "test", "classes"]]
     for i, task in enumerate(stream["tasks"]):
         names = ", ".join(task["classes"])
         classes = Html(names, f"<td class=text>{text.escape(names)}</td>")
-        rows.append([str(i), str(task["train"]), str(task["test"]), classes])
+        rows.append([f"{i} {task.get('domain', '')}".strip(), str(task["train"]), str(task["test"]), classes])
     return text.html_table(rows, "tasks")

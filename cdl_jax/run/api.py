@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class Run:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of all classes in stream order."""
-        return tuple(name for task in self.tasks for name in task)
+        return self.info.class_names
 
     @property
     def matrices(self) -> dict[str, np.ndarray]:
@@ -260,8 +260,8 @@ class Run:
         return max(group, min(self.config.eval.batch_size, _MAX_BATCH) // group * group)
 
     def _task(self, index) -> Task:
-        sizes = self.info.task_sizes
-        return Task(index, (0,) * sizes[index], sum(sizes[:index]), _NO_TASK, _NO_TASK)
+        first, end = self.info.label_ranges[index]
+        return Task(index, (0,) * (end - first), first, _NO_TASK, _NO_TASK)
 
     def _info_from_data(self) -> StreamInfo:
         """Returns the stream of a detection run whose results.json an earlier version wrote without category ids."""
@@ -273,7 +273,7 @@ class Run:
                 f"{error}"
             ) from None
         info = finished_run.stream_info(self.results["stream"]["tasks"])
-        return StreamInfo(info.num_classes, info.task_sizes, info.class_names, info.train_images, tuple(ids))
+        return replace(info, class_ids=tuple(ids))
 
 
 @dataclass(frozen=True, eq=False)

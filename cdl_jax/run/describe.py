@@ -123,7 +123,8 @@ def _tasks(experiment):
         for task in seed_stream.tasks:
             images = f"{len(task.train)} training and {len(task.test)} test images"
             names = ", ".join(seed_stream.class_names[task.first : task.end])
-            yield f"  task {task.index}: {images} of {names}"
+            domain = f", domain {task.domain}" * bool(task.domain)
+            yield f"  task {task.index}{domain}: {images} of {names}"
 
 
 def _networks(experiment):

@@ -19,6 +19,7 @@ from cdl_jax import config as configs
 from cdl_jax import plugins
 from cdl_jax.data.detection import streams as detection_streams
 from cdl_jax.data.readers import tar_files
+from cdl_jax.data.stream import OPTIONS as STREAM_OPTIONS
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import finished_run
@@ -95,7 +96,8 @@ def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
     later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
     if isinstance(source := new.get("data.name"), str):
-        later |= configs.flatten(defaults(plugins.load_plugin("data.sources", source).OPTIONS), "data.")
+        of_source = plugins.load_plugin("data.sources", source).OPTIONS
+        later |= configs.flatten(defaults({**STREAM_OPTIONS, **of_source}), "data.")
     old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, current in fingerprint_config(resolved).items():
@@ -139,6 +141,8 @@ def fingerprint_data(stream: Stream) -> dict[str, str]:
             for row in rows:
                 content, length = _image_content(split, row)
                 digest.update(content)
+                if split.domains is not None:
+                    digest.update(f"/domain {split.domains[row]}".encode())
                 size += length
             fingerprints[f"{part}/{name}"] = f"{len(rows)} images, {size} bytes, {digest.hexdigest()[:16]}"
             places = [folders[row] for row in rows] if folders else []

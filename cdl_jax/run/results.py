@@ -164,6 +164,8 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
             "device_size": _device_size(stream, config),
             "tasks": [
                 {
+                    "first": task.first,
+                    "domain": task.domain,
                     "classes": list(stream.class_names[task.first : task.end]),
                     "class_ids": [int(number) for number in task.classes],
                     "train": len(task.train),

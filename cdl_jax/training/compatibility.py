@@ -2,7 +2,7 @@
 
 from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import Method, StreamInfo
+from cdl_jax.methods.base import HerdsMemory, Method, StreamInfo
 from cdl_jax.runtime import sharding
 
 
@@ -31,6 +31,8 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
       UserError: options that do not fit together.
     """
     _check_label_loss(config, method, info, class_names)
+    _check_shared_classes(config, method, info)
+    _check_online(config, method, info)
     if (count := method.num_parallel_networks) % config.peer_devices:
         raise UserError(
             f"config.peer_devices={config.peer_devices}: {config.method} divides {count} networks over devices: choose "
@@ -92,6 +94,42 @@ def _check_label_loss(config, method, info, class_names):
             f"task 0 has one class, and the softmax of method {name!r} spans the classes seen so far: the loss of task "
             f"0 is 0 whatever the weights, and nothing is learned in it; {change}choose data.num_tasks or "
             "data.task_sizes for at least two classes in the first task"
+        )
+
+
+def _check_shared_classes(config, method, info):
+    """Refuses a stream whose tasks share classes for a method that cannot learn a class in several tasks."""
+    if not info.shares_classes:
+        return
+    reason = method.needs_own_classes
+    if method.streams:
+        reason = "gives each learner a class order of its own, and tasks of some of its classes"
+    elif isinstance(method, HerdsMemory):
+        reason = "selects the images of a class for its memory in one task, from all of them"
+    if reason:
+        raise UserError(
+            f"data.kind={config.data.kind!r} has images of a class in several tasks, and method {config.method!r} "
+            f"{reason}: choose data.kind='class', or another method or learner"
+        )
+
+
+def _check_online(config, method, info):
+    """Refuses an online stream for a method that passes over the images of a task more than once."""
+    if not config.data.online:
+        return
+    phases = [phase for phase in method.phases if not phase.balanced]  # these have images of the memory alone
+    for task in range(info.num_tasks):
+        epochs = {phase.name: phase.epochs_of(task) for phase in phases if phase.epochs_of(task)}
+        if sum(epochs.values()) > 1:
+            listed = ", ".join(f"{name}: {count}" for name, count in epochs.items())
+            raise UserError(
+                f"data.online=True has one pass over the images of a task, and method {config.method!r} has "
+                f"{sum(epochs.values())} in task {task} ({listed}): set train.epochs=1, and choose a method, schedule "
+                "and learner with one phase a task, or data.online=False"
+            )
+    if config.augment.get("repeats", 1) > 1:
+        raise UserError(
+            f"data.online=True has each image once, and augment.repeats={config.augment.repeats} repeats it: set 1"
         )
 
 

@@ -69,6 +69,8 @@ class Experiment:
             () if axis.per_seed_classes else tuple(streams[0].class_names),
             len(data.train),
             () if axis.per_seed_classes else tuple(streams[0].class_order),
+            tuple(task.first for task in data.tasks),
+            tuple(task.domain for task in data.tasks if task.domain),
         )
         module = plugins.load_plugin("methods", config.method)
         of_method = plugins.optional_part("methods", config.method, "PROBLEM") or "classification"

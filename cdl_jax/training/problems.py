@@ -1,10 +1,13 @@
 """Lists what differs between classification and detection around the same task loop."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import jax
 
 from cdl_jax.data import loaders
 from cdl_jax.data.transforms import augment
+from cdl_jax.runtime import sharding
 from cdl_jax.training import detection, steps
 from cdl_jax.training.evaluator import Evaluator
 
@@ -45,7 +48,11 @@ def _image_loaders(experiment):
     def make(split, part):
         return loaders.make_loader(split, experiment.mesh, options, experiment.method.image_size, axis.labels(part))
 
-    return make(stream.train, "train"), make(stream.test, "test")
+    test = make(stream.test, "test")
+    if stream.test_tasks is not None:
+        tasks = jax.make_array_from_process_local_data(sharding.replicated(experiment.mesh), stream.test_tasks)
+        test = replace(test, data={**test.data, "tasks": tasks})
+    return make(stream.train, "train"), test
 
 
 # `Stream.problem` -> its functions.

@@ -23,6 +23,7 @@ class QueryCache:
     def __init__(self, steps: "CompiledSteps"):
         self._steps, self._data = steps, steps.test_loader.data
         self._queries, self._cached_tasks = {}, set()
+        self._cached_rows = np.zeros(0, np.int32)
 
     def data(self, frozen, tasks) -> dict:
         """Returns the data of the test loader, with `queries` for the images of `tasks`.
@@ -40,7 +41,9 @@ class QueryCache:
         if not missing:
             return self._data
         for value in missing.values():
-            self._compute(frozen, value)
+            if len(new := np.setdiff1d(value, self._cached_rows)):  # tasks may share test images
+                self._compute(frozen, new)
+            self._cached_rows = np.union1d(self._cached_rows, value)
         self._cached_tasks |= set(missing)
         copies = {name: values.copy() for name, values in self._queries.items()}  # the originals are filled further
         queries = sharding.shard(experiment.mesh, copies)

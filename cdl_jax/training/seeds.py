@@ -77,13 +77,19 @@ class SeedAxis:
         """Returns the rows of the "train" or "test" images of tasks.
 
         Returns:
-          int32 `[n]`, or `[n, seeds]` with per-seed class orders.
+          int32 `[n]`, or `[n, seeds]` with per-seed class orders. A row that several tasks share occurs once.
         """
         rows = [
-            np.concatenate([_rows(stream.tasks[task.index], part) for task in tasks])
+            _distinct(np.concatenate([_rows(stream.tasks[task.index], part) for task in tasks]))
             for stream in (self.streams if self.per_seed_classes else self.streams[:1])
         ]
         return np.stack(rows, axis=-1) if self.per_seed_classes else rows[0]
+
+
+def _distinct(rows):
+    """Returns the rows in the order of their first occurrence."""
+    _, positions = np.unique(rows, return_index=True)
+    return rows[np.sort(positions)]
 
 
 def _split(stream, part):

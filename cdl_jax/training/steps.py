@@ -163,14 +163,15 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
 
     Returns:
       `(mutable, frozen, data, host_batch, position) -> sums`. `host_batch["weight"]`, float32 `[batch]`, is 0 for
-      padding. The sums are by the task of an image: `{network: {"images": [tasks], "correct": [tasks],
-      "task_incremental": [tasks], "calibration": [tasks, 15, 3], <count>: [tasks, n]}}`, `{"pairs":
-      {"<teacher>/<student>": {"agreement": [tasks], "kl": [tasks]}}}`, `{"images": [tasks]}` and `{"extra_metrics":
-      {name: [tasks]}}`. `task_incremental` counts the images that are correct over the classes of their own task.
-      `{"labels": [batch]}`, -1 for padding, and `{"predictions": {network: [batch]}}`, int32, are not summed.
+      padding. The sums are by the task of an image: `data["tasks"]` of its row (see `Stream.test_tasks`), or without
+      these the task of its class. They are `{network: {"images": [tasks], "correct": [tasks], "task_incremental":
+      [tasks], "calibration": [tasks, 15, 3], <count>: [tasks, n]}}`, `{"pairs": {"<teacher>/<student>": {"agreement":
+      [tasks], "kl": [tasks]}}}`, `{"images": [tasks]}` and `{"extra_metrics": {name: [tasks]}}`. `task_incremental`
+      counts the images that are correct over the classes of their own task. `{"labels": [batch]}`, -1 for padding, and
+      `{"predictions": {network: [batch]}}`, int32, are not summed.
     """
     num_classes, num_tasks = info.num_classes, info.num_tasks
-    task_of_rank = np.repeat(np.arange(num_tasks), info.task_sizes)
+    task_of_rank = info.classes_of.argmax(axis=0)
 
     def step(mutable, frozen, data, host_batch, position):
         images, labels = loader.read(data, host_batch)
@@ -182,9 +183,11 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
         logits, counts = prediction
 
         def sum_by_task(values, ranks=None):
-            weights = weight.reshape(-1, *[1] * (values.ndim - 1))
+            weighted = values * weight.reshape(-1, *[1] * (values.ndim - 1))
+            if "tasks" in data:
+                return sum_tasks(weighted, data["tasks"][host_batch["rows"]], num_tasks)
             task = jnp.asarray(task_of_rank if ranks is None else task_of_rank[ranks])[labels]
-            return jax.ops.segment_sum(values * weights, task, num_tasks)
+            return jax.ops.segment_sum(weighted, task, num_tasks)
 
         extra = method.extra_metrics(logits, labels, context)
         user_method.check_extra_metrics(method, extra, len(labels))
@@ -194,8 +197,12 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
             ranks = label_ranks(method, network)
             mask = predictable_classes(method, context, num_classes, ranks)
             predictions[network] = mask_classes(values, mask).argmax(axis=-1)
-            own = task_of_rank if ranks is None else task_of_rank[ranks]
-            of_own_task = mask_classes(values, jnp.asarray(own)[labels][:, None] == own).argmax(axis=-1)
+            if "tasks" in data:
+                own = jnp.asarray(info.classes_of)[data["tasks"][host_batch["rows"]]]
+            else:
+                tasks = task_of_rank if ranks is None else task_of_rank[ranks]
+                own = jnp.asarray(tasks)[labels][:, None] == tasks
+            of_own_task = mask_classes(values, own).argmax(axis=-1)
             terms = {"images": jnp.ones(labels.shape)}
             terms["correct"] = (predictions[network] == labels).astype(jnp.float32)
             terms["task_incremental"] = (of_own_task == labels).astype(jnp.float32)
@@ -211,6 +218,25 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
         return {**sums, "pairs": jax.tree.map(sum_by_task, pairs), **by_image}
 
     return step
+
+
+def sum_tasks(values: jax.Array, tasks: jax.Array, num_tasks: int) -> jax.Array:
+    """Sums values by task.
+
+    >>> sum_tasks(jnp.array([1.0, 2.0, 4.0]), jnp.array([0, -1, 1]), 2).tolist()
+    [3.0, 6.0]
+
+    Args:
+      values: `[batch, ...]`.
+      tasks: int32 `[batch]`; the values of -1 count for all tasks.
+      num_tasks: number of tasks.
+
+    Returns:
+      `[num_tasks, ...]`.
+    """
+    is_shared = (tasks < 0).reshape(-1, *[1] * (values.ndim - 1))
+    own = jax.ops.segment_sum(jnp.where(is_shared, 0, values), jnp.maximum(tasks, 0), num_tasks)
+    return own + jnp.where(is_shared, values, 0).sum(axis=0)
 
 
 def query_step(method: CachesQueries, loader: Loader, augmentation) -> Callable:

@@ -20,10 +20,16 @@ SIDE, BATCH, DIM = 8, 4, 8
 LABELS = np.repeat(np.arange(4, dtype=np.int32), [5, 4, 6, 4])  # two tasks of 9 and 10 images: incomplete batches
 
 
-def build(learner, distill="none", **changes):
-    """Returns the experiment of two tasks with a learner and ViTs of two blocks."""
+def make_stream(**options):
+    """Returns a stream of two tasks of noise; the images belong to two domains in turn."""
     images = np.random.default_rng(0).integers(0, 256, (len(LABELS), SIDE, SIDE, 3), np.uint8)
-    stream = split_into_tasks(Dataset("noise", tuple("abcd"), *[Split(LABELS, images)] * 2), num_tasks=2)
+    split = Split(LABELS, images, domains=np.arange(len(LABELS), dtype=np.int32) % 2)
+    data = Dataset("noise", tuple("abcd"), split, split, ("even", "odd"))
+    return split_into_tasks(data, num_tasks=2, **options)
+
+
+def build(learner, distill="none", stream=None, **changes):
+    """Returns the experiment of a stream, by default `make_stream()`, with a learner and ViTs of two blocks."""
     config = base.default(
         "cdl", data="glyph_mini", learner=learner, distill=distill, teacher="mini_teacher", student="mini_student"
     )
@@ -37,7 +43,7 @@ def build(learner, distill="none", **changes):
     config.checkpoint.every_steps = 0
     config.devices = 1
     config.update_from_flattened_dict(changes)
-    return Experiment.build(config, stream)
+    return Experiment.build(config, stream or make_stream())
 
 
 def train(experiment, folder, steps=None):

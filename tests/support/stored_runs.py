@@ -77,7 +77,9 @@ def results(rows=ROWS, classes=("<b>", "a & b", "c", '"d"')):
         "stream": {
             "name": "toy",
             "num_tasks": 2,
-            "tasks": [{"classes": list(classes[i : i + 2]), "train": 20, "test": 10} for i in (0, 2)],
+            "tasks": [
+                {"classes": list(classes[i : i + 2]), "class_ids": [i, i + 1], "train": 20, "test": 10} for i in (0, 2)
+            ],
         },
         "cost": {
             "parameters": {"student": {"trainable": 1234, "frozen": 5678}},

@@ -18,11 +18,13 @@ import numpy as np
 
 from cdl_jax.data.class_order import order_classes
 from cdl_jax.data.detection.coco_files import DetectionSet
-from cdl_jax.data.stream import Task, divide_classes
+from cdl_jax.data.stream import Task
+from cdl_jax.data.task_division import divide_classes
 from cdl_jax.errors import UserError
 from cdl_jax.runtime.console import one_line
 
-_OF_LABELS = ("max_train_per_class", "max_test_per_class", "validation_fraction")  # options for one label an image
+# Options for images with one label each.
+_OF_LABELS = ("domains", "max_train_per_class", "max_test_per_class", "validation_fraction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,21 +79,28 @@ class DetectionData:
         self,
         *,
         num_tasks: int,
+        kind: str = "class",
         task_sizes: Sequence[int] = (),
-        class_order: str | Sequence[int] = "natural",
+        base_classes: int = 0,
+        increment: int = 0,
+        class_order: str | Sequence[int] | Sequence[str] = "natural",
         class_order_seed: int = 0,
         **of_labels: Any,
     ) -> DetectionStream:
         """Orders the categories and splits them into tasks.
 
         Args:
-          num_tasks, task_sizes, class_order, class_order_seed: as in `data.stream.split_into_tasks`. A class order
-            lists positions of categories by ascending id. Objects of categories that it omits are not annotated.
-          **of_labels: options that select images by their one label; all are 0.
+          num_tasks, task_sizes, base_classes, increment, class_order, class_order_seed: as in
+            `data.stream.split_into_tasks`. A class order lists names, or positions of categories by ascending id.
+            Objects of categories that it omits are not annotated.
+          kind: "class"; there are no other streams of images with boxes.
+          **of_labels: options for images with one label each; those that select images are 0 or empty.
 
         Raises:
           UserError: the sets have different categories, the tasks do not fit them, or a task has no image.
         """
+        if kind != "class":
+            raise UserError(f"data.kind={kind!r} is for images with one label each, not for boxes: use 'class'")
         for key in _OF_LABELS:
             if of_labels.get(key):
                 raise UserError(f"data.{key} selects images by their one label, and images with boxes have several: 0")
@@ -100,8 +109,9 @@ class DetectionData:
             raise UserError(
                 f"{self.train.name} and {self.test.name} have different categories: use two parts of one data set"
             )
-        order = tuple(ids[i] for i in order_classes(len(ids), class_order, class_order_seed))
-        sizes = divide_classes(len(order), num_tasks, tuple(task_sizes))
+        names_by_id = [self.train.categories[number] for number in ids]
+        order = tuple(ids[i] for i in order_classes(len(ids), class_order, class_order_seed, names_by_id))
+        sizes = divide_classes(len(order), num_tasks, task_sizes, base_classes, increment)
         names = tuple(one_line(self.train.categories[number]) for number in order)
         starts = np.cumsum((0, *sizes)).tolist()
         tasks = []

@@ -201,3 +201,14 @@ def _gray(image, levels):
     if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # WhiteIsZero; Pillow ignores it at this depth
         levels = 255 - levels
     return Image.fromarray(levels).convert("RGB")
+
+
+def square(image: Image.Image, side: int) -> np.ndarray:
+    """Returns an image as uint8 `[side, side, 3]`: the shorter side is resized (bicubic), the center is cropped."""
+    image = image.convert("RGB")
+    scale = side / min(image.size)
+    size = tuple(max(side, round(length * scale)) for length in image.size)
+    left, top = ((length - side) // 2 for length in size)
+    box = (left / scale, top / scale, (left + side) / scale, (top + side) / scale)
+    box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))

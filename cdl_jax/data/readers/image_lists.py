@@ -15,6 +15,7 @@ from typing import Any
 from cdl_jax.data.readers.image_files import SkippedFiles
 from cdl_jax.data.readers.tar_files import ArchivePath, image_at, is_file, list_entries
 from cdl_jax.errors import UserError
+from cdl_jax.runtime import paths
 from cdl_jax.runtime.console import one_line
 
 # Part -> class -> images, see `layouts`.
@@ -66,7 +67,7 @@ def read_cub(root: Path) -> Parts:
         parts["train" if splits[number] == "1" else "test"][name].append(root / "images" / files[number])
     if len(label_of) > len({*labels.values()}):
         raise UserError(f"{root}: one class of image_class_labels.txt has images in two folders: add classes.txt")
-    _check_files((file for part in parts.values() for files in part.values() for file in files), root)
+    check_files((file for part in parts.values() for files in part.values() for file in files), root)
     return {
         part: {name: [image_at(file) for file in files] for name, files in classes.items()}
         for part, classes in parts.items()
@@ -119,7 +120,7 @@ def read_list(path: Path) -> Parts:
             f"{path}: all labels are splits ({', '.join(sorted(labels))}): write lines of file,label,split, or "
             "name the columns in the first line"
         )
-    _check_files(line_of, path)
+    check_files(line_of, path)
     return {part: {label: classes[label] for label in _sort_labels(classes)} for part, classes in parts.items()}
 
 
@@ -226,7 +227,7 @@ def _read_table(path):
     The split column is None if no name is that of a split. The names are empty if the first line has none. Text files
     without commas or tabs have a space before the label.
     """
-    text = _read_text(path)
+    text = load_text(path)
     try:
         first = text.split("\n", 1)[0]
         delimiter = max(",;\t", key=first.count)
@@ -247,7 +248,12 @@ def _read_table(path):
     return rows, [0, 1, None], []
 
 
-def _read_text(path) -> str:
+def load_text(path: Path | ArchivePath) -> str:
+    """Returns the text of a file on disk or in an archive.
+
+    Raises:
+      UserError: the file cannot be read, or is UTF-16.
+    """
     try:
         content = path.entry.read() if isinstance(path, ArchivePath) else path.read_bytes()
     except OSError as error:
@@ -257,9 +263,25 @@ def _read_text(path) -> str:
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 
+def read_names(path: str, option: str) -> list[str]:
+    """Returns the lines of a text file of the user, without blank ones.
+
+    Args:
+      path: as the user writes it.
+      option: that names the file, for messages.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    resolved = paths.resolve(path, option)
+    if not resolved.is_file():
+        raise UserError(f"{option}={path!r} is no file: set it to a text file with one name a line")
+    return [line.strip() for line in load_text(resolved).splitlines() if line.strip()]
+
+
 def _read_pairs(path) -> dict[str, str]:
     """Returns the rest of each line of one of CUB's lists by its number."""
-    rows = [line.strip().split(" ", 1) for line in _read_text(path).splitlines() if line.strip()]
+    rows = [line.strip().split(" ", 1) for line in load_text(path).splitlines() if line.strip()]
     if any(len(row) != 2 for row in rows):
         raise UserError(f"{path}: expected two columns in each line")
     pairs = dict(rows)
@@ -277,7 +299,8 @@ def _sort_labels(labels: Iterable[str]) -> list[str]:
     return sorted(labels, key=_numeric_key if all(label.isdecimal() for label in labels) else None)
 
 
-def _check_files(files, where):
+def check_files(files: Iterable[Any], where: Path) -> None:
+    """Raises UserError if listed files are missing; `where` is the list or folder, for the message."""
     missing = [file for file in files if not is_file(file)]
     if missing:
         raise UserError(f"{where}: {len(missing):,} of the listed files are missing, first {missing[0]}")

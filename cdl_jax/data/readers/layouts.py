@@ -7,14 +7,14 @@ without a split. Classes are in the order of their labels.
 import os
 from pathlib import Path
 
-from cdl_jax.data.readers import image_lists, tar_files
+from cdl_jax.data.readers import image_lists, set_lists, tar_files
 from cdl_jax.data.readers.image_files import EXTENSIONS, SkippedFiles
 from cdl_jax.data.readers.tar_files import image_at, is_file, list_entries
 from cdl_jax.errors import UserError
 
 EXPECTED = (
     "expected train/<class>/ beside test/<class>/ or val/<class>/, or <class>/ alone, a list of files and labels, or "
-    "the files of Tiny-ImageNet or CUB-200-2011; docs/guides/data.md shows the layouts"
+    "the files of Tiny-ImageNet, CUB-200-2011, Food-101 or Stanford Cars; docs/guides/data.md shows the layouts"
 )
 _ARCHIVES = ("{}.tar", "ILSVRC2012_img_{}.tar")
 _LISTS = ("{0}/{0}_annotations.txt", "{0}_annotations.txt", "{0}.csv", "{0}.txt", "LOC_{0}_solution.csv")
@@ -48,6 +48,10 @@ def _read_folder(root, skipped) -> image_lists.Parts:
     folders, images = list_entries(root, SkippedFiles())
     if all(is_file(root / name) for name in image_lists.CUB):
         return image_lists.read_cub(root)
+    if all(is_file(root / name) for name in set_lists.FOOD):
+        return set_lists.read_food(root)
+    if isinstance(root, Path) and (root / set_lists.CARS).is_file():
+        return set_lists.read_cars(root)
     parts: image_lists.Parts = {}
     skipped_of_parts = SkippedFiles()
     for part in _PARTS:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cdl_jax.data.readers import npz_files, prepared_tfds
+from cdl_jax.data.readers import decoding, npz_files, prepared_tfds
 from cdl_jax.data.stream import Dataset, Split
 from cdl_jax.errors import UserError
 from cdl_jax.options import Option
@@ -74,7 +74,7 @@ def _read(builder, split, label, side):
     records = prepared_tfds.records(builder, split)
     images, labels, ids = [], [], []
     for record in (records[index] for index in range(len(records))):
-        image = _square(record["image"], side) if side else record["image"]
+        image = decoding.square(_to_pil(record["image"]), side) if side else record["image"]
         if images and image.shape != images[0].shape:
             raise UserError(
                 f"tfds set {builder.name!r} has images of {images[0].shape} and {image.shape}: resize them to one "
@@ -90,15 +90,6 @@ def _read(builder, split, label, side):
     return labels, np.stack(images)[order]
 
 
-def _square(image, side):
-    """Returns an image `[side, side, 3]`, uint8: the shorter side is resized (bicubic), the center is cropped.
-
-    image: uint8 `[height, width, 1 or 3]`.
-    """
-    pil_image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
-    scale = side / min(pil_image.size)
-    size = tuple(max(side, round(length * scale)) for length in pil_image.size)
-    left, top = ((length - side) // 2 for length in size)
-    box = (left / scale, top / scale, (left + side) / scale, (top + side) / scale)
-    box = (box[0], box[1], min(box[2], pil_image.width), min(box[3], pil_image.height))
-    return np.asarray(pil_image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+def _to_pil(image):
+    """Returns the Pillow image of uint8 `[height, width, 1 or 3]`."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -97,12 +97,20 @@ def stream_info(tasks: Sequence[Mapping[str, Any]]) -> StreamInfo:
     """Returns the stream of a run as methods see it.
 
     Args:
-      tasks: `stream.tasks` of results.json. Files of earlier versions have no `class_ids`.
+      tasks: `stream.tasks` of results.json. Files of earlier versions have no `class_ids` or no `first`.
     """
     sizes = tuple(len(task["classes"]) for task in tasks)
-    names = tuple(name for task in tasks for name in task["classes"])
-    ids = tuple(number for task in tasks for number in task.get("class_ids", ()))
-    return StreamInfo(sum(sizes), sizes, names, sum(task["train"] for task in tasks), ids)
+    firsts = tuple(task["first"] for task in tasks if "first" in task)
+    names, ids = {}, {}  # by label, as tasks may share classes
+    for index, task in enumerate(tasks):
+        first = firsts[index] if firsts else len(names)
+        names |= dict(enumerate(task["classes"], first))
+        ids |= dict(enumerate(task.get("class_ids", ()), first))
+    images, domains = (
+        sum(task["train"] for task in tasks),
+        tuple(task["domain"] for task in tasks if task.get("domain")),
+    )
+    return StreamInfo(len(names), sizes, tuple(names.values()), images, tuple(ids.values()), firsts, domains)
 
 
 def record_teachers(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,10 +198,15 @@ def check_same_stream(run: FinishedRun, info: StreamInfo, checkpoint: str) -> No
         raise UserError(
             f"the teacher's run {run.folder} has other classes, or in another order: choose a run of this stream"
         )
-    if checkpoint == "same_task" and run.info.task_sizes != info.task_sizes:
+    if checkpoint == "same_task" and run.info.label_ranges != info.label_ranges:
         raise UserError(
             f"the teacher's run {run.folder} has {run.info.num_tasks} tasks, this one has {info.num_tasks}: set "
             "teacher_checkpoint='last', or choose a run with the same tasks"
+        )
+    if checkpoint == "same_task" and run.info.domains != info.domains:
+        raise UserError(
+            f"the teacher's run {run.folder} has the domains {', '.join(run.info.domains)!r} in this order: set "
+            "teacher_checkpoint='last', or choose a run with the same domains"
         )
 
 
@@ -329,8 +342,8 @@ class RunTeacher:
         mutable = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
         if not each_task:  # the teacher has learned all classes, whatever the student's task is
             last = jnp.int32(self.info.num_tasks - 1)
-            first = jnp.int32(self.info.num_classes - self.info.task_sizes[-1])
-            context = context.replace(task=last, first=first, end=jnp.int32(self.info.num_classes))
+            first, end = map(jnp.int32, self.info.label_ranges[-1])
+            context = context.replace(task=last, first=first, end=end)
         return join(variables["frozen"], mutable), context
 
     @cached_property

@@ -69,10 +69,13 @@ class Learner(nn.Module):
         learner that trains leaves of the backbone (`trains_backbone`) sets it to False.
       trained_tasks: tasks with training by gradients: "all", the default, the "first", or "none". Statistics of a
         `FittedHead` are accumulated in every task.
+      needs_own_classes: why each task must have classes that no other task has, as the end of a message; "", the
+        default: tasks may share classes.
     """
 
     uses_query: ClassVar[bool] = True
     trained_tasks: ClassVar[str] = "all"
+    needs_own_classes: ClassVar[str] = ""
 
     def __init_subclass__(cls, **options):
         _mark_hooks(cls, Learner)

@@ -151,6 +151,9 @@ class EASE(Learner):
     """
 
     uses_query: ClassVar[bool] = False
+    needs_own_classes: ClassVar[str] = (
+        "with learner 'ease' gives each class the adapters of one task and its prototypes in their space"
+    )
 
     rank: int
     scale: float

@@ -365,3 +365,11 @@ def test_a_stored_config_is_completed_with_missing_options():
     stored["supervised"]["label_smoothing"] = 0.5
     complete["supervised"]["label_smoothing"] = 0.5
     assert config.with_defaults(stored) == complete
+
+
+def test_a_class_order_of_names_is_text_with_a_name_a_line():
+    built = config.default("supervised", data="digits")
+    built.data.class_order = ("7", "great white shark, white shark")
+    assert built.data.class_order == "7\ngreat white shark, white shark"
+    built.data.class_order = (5, 0)
+    assert built.data.class_order == "5,0"

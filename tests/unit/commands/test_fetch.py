@@ -1,6 +1,7 @@
 """Downloads from a server on the loopback interface: complete, interrupted, wrong, missing and hostile files."""
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import os
@@ -8,12 +9,13 @@ import re
 import shutil
 import tarfile
 import threading
+import zipfile
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from cdl_jax import fetch
+from cdl_jax import fetch, plugins
 from cdl_jax.errors import UserError
 
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
@@ -178,6 +180,36 @@ def test_a_tar_is_extracted_once(server, tmp_path, capsys):
     assert fetch.fetch_archive(archive, tmp_path) == folder
     assert capsys.readouterr().out.splitlines()[-1].endswith("imagenet-r: already exists")
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+def test_compressed_archives_are_extracted_within_their_folder(server, tmp_path, kind):
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("set/n1/a.jpg", b"image")
+            file.writestr("../outside.txt", b"x")
+        content = buffer.getvalue()
+    else:
+        content = gzip.compress(tar_of(("set/n1/a.jpg", b"image"), ("attributes.txt", b"x")))
+    archive = archive_of(server, content, file=f"set.{kind}", unpacked="set")
+    folder = fetch.fetch_archive(archive, tmp_path / "data")
+    assert (folder / "n1" / "a.jpg").read_bytes() == b"image"
+    assert os.listdir(tmp_path) == ["data"] and sorted(os.listdir(tmp_path / "data")) == ["set", f"set.{kind}"]
+
+
+def test_sets_without_a_public_file_are_described(tmp_path):
+    with pytest.raises(
+        UserError, match="office_home has to be downloaded by hand: unpack OfficeHomeDataset_10072016.zip"
+    ):
+        fetch.get("office_home", tmp_path)
+    fetched = {name for name in plugins.list_plugins("data.sources") if _can_fetch(name)}
+    assert fetched <= fetch.ARCHIVES.keys() and len(fetched) == 4
+
+
+def _can_fetch(name):
+    named = getattr(plugins.load_plugin("data.sources", name), "SET", None)
+    return getattr(named, "can_fetch", False)
 
 
 def link_out():

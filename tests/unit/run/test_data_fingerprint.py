@@ -11,6 +11,7 @@ from PIL import Image
 from cdl_jax import config, main
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
+from cdl_jax.options import defaults
 from cdl_jax.run import fingerprints, workdir
 
 
@@ -170,3 +171,22 @@ def test_data_in_class_folders_has_no_folders_in_its_fingerprint(data, tmp_path)
     assert not any(", folders " in value for value in fingerprints.fingerprint_data(load(data)).values())
     write(tmp_path / "t", *(f"{part}/{c}/images/{i}.png" for part in ("train", "test") for c in "ab" for i in range(2)))
     assert not any(", folders " in value for value in fingerprints.fingerprint_data(load(tmp_path / "t")).values())
+
+
+def test_an_image_that_moves_to_another_domain_is_another_data_set():
+    images = np.zeros((2, 2, 2, 3), np.uint8)
+
+    def fingerprint(domains):
+        split = stream.Split(np.zeros(2, np.int32), images=images, domains=np.array(domains, np.int32))
+        data = stream.Dataset("x", ("a",), split, split, ("p", "q"))
+        return fingerprints.fingerprint_data(stream.split_into_tasks(data, num_tasks=0, kind="domain"))
+
+    assert fingerprint([0, 1]) == fingerprint([0, 1]) != fingerprint([1, 0])
+
+
+def test_options_that_an_older_run_lacks_have_their_defaults():
+    resolved = {"data": {"name": "digits", **defaults(stream.OPTIONS)}}
+    stored = {"config": {"data": {key: value for key, value in resolved["data"].items() if key != "kind"}}}
+    assert config.differences(*fingerprints.align_configs(stored, resolved)) == []
+    resolved["data"]["kind"] = "blurry"
+    assert config.differences(*fingerprints.align_configs(stored, resolved)) == ["data.kind: 'class' -> 'blurry'"]

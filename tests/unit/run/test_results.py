@@ -88,8 +88,8 @@ def test_results_follow_from_the_record():
     assert metrics["last_image_weighted"] == pytest.approx((2 * 70 + 6 / 3) / 8)
     assert metrics["forward_transfer"] == 15.0
     assert content["stream"]["tasks"] == [
-        {"classes": ["e", "c"], "class_ids": [4, 2], "train": 6, "test": 2},
-        {"classes": ["a"], "class_ids": [0], "train": 3, "test": 6},
+        {"first": 0, "domain": "", "classes": ["e", "c"], "class_ids": [4, 2], "train": 6, "test": 2},
+        {"first": 2, "domain": "", "classes": ["a"], "class_ids": [0], "train": 3, "test": 6},
     ]
     assert content["stream"]["device_size"] == [4, 6]
     assert results.collect(make_experiment(limit_mb=0), RECORD, 3)["stream"]["device_size"] is None

@@ -1,0 +1,19 @@
+"""Loads DomainNet, 345 classes in six domains, as it is delivered, with its lists of training and test images.
+
+Each domain is one archive of images and two lists, `<domain>_train.txt` and `<domain>_test.txt`, in one folder. With
+`kind="class"` the domains are merged, as CODA-Prompt uses the set (num_tasks=5).
+"""
+
+from cdl_jax.data.readers.domain_sets import DomainSet
+
+_DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+
+SET = DomainSet(
+    "domainnet",
+    folders=("domainnet", "DomainNet"),
+    remedy="unpack the six archives of ai.bu.edu/M3SDA into one folder, with the lists <domain>_train.txt and "
+    "<domain>_test.txt",
+    domains={name: (name,) for name in _DOMAINS},
+    num_classes=345,
+)
+OPTIONS, load = SET.options, SET.load

@@ -1,0 +1,17 @@
+"""Loads 100 classes of ImageNet (ILSVRC 2012): a folder with these alone, or the full one with `class_list`.
+
+Papers differ in the 100 classes, so no list is shipped.
+"""
+
+from cdl_jax.data.readers.named_sets import NamedSet
+
+SET = NamedSet(
+    "imagenet100",
+    "ImageNet-100",
+    folders=("imagenet100", "imagenet-100"),
+    num_classes=100,
+    increment=10,
+    remedy="put train/<WordNet id>/ and val/<WordNet id>/ into a folder, or set data.class_list for all of ImageNet",
+    takes_list=True,
+)
+OPTIONS, load = SET.options, SET.load
