@@ -63,6 +63,7 @@ _SYNONYMS = {
     "devices": "gpus gpu num_gpus n_gpu ngpus device num_devices",
     "data.num_workers": "workers n_workers nworkers",
     "seed": "random_seed random_state manual_seed",
+    "log.to": "tensorboard wandb use_wandb mlflow csv logger loggers report_to log_with",
     "distill.name": "kd distillation distiller scheme",
     "distill": "kd distillation distiller scheme",
     "learner": "prompt prompts pool cl_method",

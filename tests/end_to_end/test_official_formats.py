@@ -126,7 +126,7 @@ def words(name, changes):
 def train(name, workdir, monkeypatch, changes):
     """Trains a named config with `changes` ({key: value}); returns results.json."""
     monkeypatch.chdir(ROOT)
-    changes = {**changes, "log.report": False, "log.tensorboard": False, "checkpoint.every_steps": 0}
+    changes = {**changes, "log.report": False, "log.to": (), "checkpoint.every_steps": 0}
     assert main.main([*words(name, changes), "--workdir", str(workdir)]) == 0
     check_settings(name, json.loads((workdir / "config.json").read_text())["config"], changes)
     return results(workdir)

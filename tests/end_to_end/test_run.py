@@ -45,7 +45,7 @@ def test_a_run_leaves_matrices_metrics_report_and_events(finished):
     assert max(line["step"] for line in lines) == 5 * 2 * 2 * 4  # tasks, networks, epochs, batches
     assert all(line["loss"] > 0 for line in lines if "loss" in line)
     assert "<html" in (workdir / "report.html").read_text()
-    assert list((workdir / "tensorboard").rglob("events.out.tfevents.*"))
+    assert list(workdir.glob("events.out.tfevents.*"))
     assert "student" in out and str(workdir / "report.html") in out
     assert content["cost"]["parameters"]["student"] == {
         "trainable": 6 * 4 * 16 + 6 * 16 + 16 * 20 + 20,

@@ -151,7 +151,7 @@ def test_differences_list_the_keys_that_affect_the_results():
         "log.every_steps": 1,
         "data.path": "b",
     }
-    free = {"checkpoint.every_steps": 7, "log.tensorboard": False, "eval.batch_size": 3}
+    free = {"checkpoint.every_steps": 7, "log.to": (), "eval.batch_size": 3}
     assert config.differences(old, {**new, **free}) == [
         "added: 'absent' -> 'x'",
         "dropped: 1 -> 'absent'",

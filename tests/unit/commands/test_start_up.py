@@ -7,7 +7,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "grain", "clu", "matplotlib"}
+HEAVY = {
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "grain",
+    "wandb",
+    "mlflow",
+    "matplotlib",
+}
 
 
 def python(*arguments) -> subprocess.CompletedProcess:

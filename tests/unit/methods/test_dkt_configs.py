@@ -33,7 +33,7 @@ def small(text):
     config.augment.update(mean=(), std=())
     config.train.batch_size = 16
     config[config.method].replay = 0
-    config.log.tensorboard = False
+    config.log.to = ()
     return config
 
 
