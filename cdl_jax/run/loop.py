@@ -145,7 +145,9 @@ class TaskLoop:
         """Returns the logger of a seed, with the lines and tasks that its record has."""
         config = self.experiment.config
         info = RunInfo(seed_folder.absolute(), self.folder.absolute(), _config_of_seed(config.to_dict(), seed))
-        scalars = [results.task_scalars(self.experiment, record, task) for task in range(record.task)]
+        scalars = [
+            results.task_scalars(self.experiment, record, self.record.costs, task) for task in range(self.record.task)
+        ]
         return RunLogger(info, record.num_log_lines, config.log, scalars)
 
     def _restore(self):
@@ -204,9 +206,8 @@ class TaskLoop:
             self._save_latest(trained)  # what follows the last step is repeated
             raise
         scalars = self._record_evaluations(evaluations)
-        for record in self.records:
-            record.costs = [*record.costs[: task.index], results.measured_cost(self.record)]
-        of_task = [results.task_scalars(experiment, record, task.index) for record in self.records]
+        record.costs = [*record.costs[: task.index], results.measured_cost(record)]  # of all seeds together
+        of_task = [results.task_scalars(experiment, own, record.costs, task.index) for own in self.records]
         self._log(scalars, of_task, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
         if self.is_primary:

@@ -195,12 +195,13 @@ def measured_cost(record: Record) -> dict:
     }
 
 
-def task_scalars(experiment: Experiment, record: Record, task: int) -> dict[str, float]:
+def task_scalars(experiment: Experiment, record: Record, costs: list[dict], task: int) -> dict[str, float]:
     """Returns what loggers show after a task besides its line of metrics.jsonl.
 
     Args:
       experiment: of the run.
       record: it may have later tasks, which have no effect.
+      costs: of the finished tasks, see `Record`.
       task: index of a task whose evaluation is recorded.
 
     Returns:
@@ -213,8 +214,8 @@ def task_scalars(experiment: Experiment, record: Record, task: int) -> dict[str,
         named = metrics.named_metrics(rows[: task + 1], counts and counts[: task + 1])
         values |= {f"{network}/{metric}/task_{j}": value for j, value in enumerate(rows[task])}
         values |= {f"{network}/{name}": value for name, value in named.items() if value is not None}
-    if task < len(record.costs):  # a checkpoint of an earlier version has no costs
-        values |= {f"cost/{name.replace('.', '/')}": value for name, value in flatten(record.costs[task]).items()}
+    if task < len(costs):  # a checkpoint of an earlier version has none
+        values |= {f"cost/{name.replace('.', '/')}": value for name, value in flatten(costs[task]).items()}
     return values
 
 

@@ -308,7 +308,7 @@ def test_a_config_file_has_the_keys_of_its_plug_ins(line, message, tmp_path):
         "from cdl_jax import config as base\n\n\ndef get_config(text=''):\n"
         f"    config = base.default('cdl', data='glyph_mini')\n    {line}\n    return config\n"
     )
-    assert refusal(main._parse, ["cdl_jax", "--config", str(path)]).startswith(message)
+    assert refusal(main.parse, ["cdl_jax", "--config", str(path)]).startswith(message)
 
 
 CHOICES = {
