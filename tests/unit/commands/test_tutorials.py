@@ -17,6 +17,7 @@ from PIL import Image
 from cdl_jax import main, sweep
 from cdl_jax.losses import Context
 from cdl_jax.report.__main__ import main as report_main
+from tests.support import notebooks
 
 ROOT = Path(__file__).parents[3]
 SMALL = {
@@ -216,6 +217,17 @@ def test_sweep_and_table(folder, capsys):
     assert Path("runs/grid/quickstart/distill.alpha=0.1,distill.temperature=1.0/seed_0") in {
         Path(item.workdir) for item in planned[1]
     }
+
+
+def test_the_notebook_has_the_outputs_that_its_cells_have(folder):
+    """Numbers with a point are left out of the comparison, because processors round differently."""
+    names: dict = {}
+    for cell in notebooks.code_cells(ROOT / "docs" / "tutorials" / "notebook.ipynb"):
+        texts = notebooks.execute(cell, names), notebooks.stored_text(cell)
+        shown, stored = (" ".join(re.sub(r"\d+\.\d*(e-\d+)?", "#", text).split()) for text in texts)
+        assert shown.replace("[ #", "[#") == stored.replace("[ #", "[#")
+    assert names["run"].results["networks"]["student"]["metrics"]["last"] > 60  # percent of 20 classes
+    names["plt"].close(names["figure"])
 
 
 def test_own_images_are_described_and_learned_in_test_readme():
