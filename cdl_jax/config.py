@@ -99,7 +99,12 @@ OPTIONS = {
     },
     "log": {
         "every_steps": Option(50, "steps between two lines of metrics.jsonl", minimum=1, resumable=True),
-        "tensorboard": Option(True, "write TensorBoard event files", resumable=True),
+        "to": Option(
+            ("tensorboard",),
+            "copies of the measurements in other tools: tensorboard, csv, wandb, mlflow",
+            choices=("tensorboard", "csv", "wandb", "mlflow"),
+            resumable=True,
+        ),
         "report": Option(True, "write report.html, which takes seconds", resumable=True),
     },
     "debug_nans": Option(

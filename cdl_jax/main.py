@@ -131,7 +131,7 @@ def _main(argv):
     together = _flag_value(argv, "distributed") not in (None, "off") and _flag_value(argv, "mode") in (None, "train")
     try:
         with signals.handle_signals(alone=not together) as handler:
-            return _run(_parse(argv), handler)
+            return _run(parse(argv), handler)
     except signals.RunInterrupted as stop:
         _print_error(str(stop))
         return 128 + stop.number
@@ -143,12 +143,14 @@ def _print_help(argv):
     if _flag_value(argv, "config") or _flag_value(argv, "workdir"):
         from cdl_jax.run import listing
 
-        values = _parse([word for word in argv if word not in _HELP])
+        values = parse([word for word in argv if word not in _HELP])
         print(f"\n{listing.render_options(values.config)}")
 
 
-def _parse(argv):
-    """Returns the values of the flags, with the config as `config`.
+def parse(argv: list[str]) -> SimpleNamespace:
+    """Returns the values of the flags, with the resolved config as `config`.
+
+    argv: a command line with the program's name.
 
     Raises:
       UserError: a flag or a config key is wrong.

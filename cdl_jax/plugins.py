@@ -41,7 +41,7 @@ _CONTRACTS: dict[str, dict[str, str | None]] = {
 _NULLABLE = ("torch_name",)  # parts of a contract that may be None
 # Folder -> what its plug-ins may define too, in the same form; a tuple has the permitted values of a text.
 _OPTIONAL: dict[str, dict[str, str | tuple[str, ...] | None]] = {
-    "methods": {"PROBLEM": ("classification", "detection")},
+    "methods": {"PROBLEM": ("classification", "detection"), "teacher_options": "config"},
     "distill": {"PRESET": None},
     "data.sources": {"placeholder": "options"},
 }
@@ -63,6 +63,7 @@ _SYNONYMS = {
     "devices": "gpus gpu num_gpus n_gpu ngpus device num_devices",
     "data.num_workers": "workers n_workers nworkers",
     "seed": "random_seed random_state manual_seed",
+    "log.to": "tensorboard wandb use_wandb mlflow csv logger loggers report_to log_with",
     "distill.name": "kd distillation distiller scheme",
     "distill": "kd distillation distiller scheme",
     "learner": "prompt prompts pool cl_method",

@@ -60,6 +60,12 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {"cdl.query": {"own": "teacher"}}
 # Option of schema 1 that no longer exists -> the value with which it had no effect; None: with any value.
 REMOVED_OPTIONS: dict[str, Any] = {"cdl.same_batches": False, "cdl.kept_queries_mb": None}
 
+# Option of earlier versions -> its name in this one, and its values there -> those of this one. Files of schema 2 have
+# them too.
+REPLACED_OPTIONS: dict[str, tuple[str, dict[Any, Any]]] = {
+    "log.tensorboard": ("log.to", {True: ["tensorboard"], False: []})
+}
+
 
 def number(content: Mapping[str, Any]) -> int:
     """Returns the schema number of a stored file; 1 if it has none.
@@ -107,9 +113,12 @@ def upgrade_config(content: Mapping[str, Any], path: object = "") -> dict[str, A
       UserError: a later version of this program wrote the file.
     """
     check(content, path)
-    if number(content) == SCHEMA:
-        return dict(content)
     options = {key: dict(tree) if isinstance(tree, Mapping) else tree for key, tree in content["config"].items()}
+    for old, (new, values) in REPLACED_OPTIONS.items():
+        if (value := _pop(options, old)) is not _ABSENT:
+            _set(options, new, values[value])
+    if number(content) == SCHEMA:
+        return {**content, "config": options}
     for old, neutral in REMOVED_OPTIONS.items():
         found = _pop(options, old)
         if found is not _ABSENT and neutral is not None and found != neutral:

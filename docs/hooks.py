@@ -5,6 +5,7 @@
 
 import importlib
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "cdl_jax.main": "Train, evaluate, analyze, predict, export, describe",
     "cdl_jax.report.__main__": "Compare runs",
     "cdl_jax.fetch": "Download data sets and weights",
+    "cdl_jax.sweep": "Plan a sweep",
 }
 _SECTIONS = {
     "distill": "distill.",
@@ -163,12 +165,37 @@ def command_line_page() -> str:
     return "\n".join(parts)
 
 
+def notebook_page(path: Path) -> str:
+    """Returns a notebook as Markdown: its text, its code, and the stored outputs as text or images."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    title, *rest = [part for cell in cells for part in _cell_parts(cell)]
+    link = f"_[{path.name}]({path.name}) is this page as a notebook._\n"
+    heading, _, text = title.partition("\n")
+    return "\n".join([heading, "", link, text, *rest])
+
+
+def _cell_parts(cell):
+    """Yields the Markdown of a cell of a notebook."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        yield f"{source}\n"
+        return
+    yield f"```python\n{source}\n```\n"
+    for output in cell["outputs"]:
+        data = output.get("data", {"text/plain": output.get("text", "")})
+        if "image/png" in data:
+            yield f"![output of the cell](data:image/png;base64,{''.join(data['image/png']).strip()})\n"
+        else:
+            yield f"```text\n{''.join(data['text/plain']).strip()}\n```\n"
+
+
 def pages() -> dict[str, str]:
     """Returns path below docs/ -> Markdown of every generated page."""
     found = {
         "reference/config.md": config_page(),
         "reference/metrics.md": metrics_page(),
         "reference/command_line.md": command_line_page(),
+        "tutorials/notebook.md": notebook_page(Path(__file__).parent / "tutorials" / "notebook.ipynb"),
     }
     for name, module in API.items():
         found[f"reference/api/{name}.md"] = f"# `{module}`\n\n::: {module}\n"

@@ -37,7 +37,7 @@ train() { # WORKDIR CONFIG [OVERRIDES...]
   elif ! finished "$1"; then
     echo "== $1 ($(date +%H:%M:%S))"
     "$VENV/bin/python" -m cdl_jax.main --config "configs/$2" --workdir "$1" --config.log.report=false \
-      --config.log.tensorboard=false "${@:3}" &
+      --config.log.to='()' "${@:3}" &
     wait "$!" || code=$?
     case $code in 129 | 130 | 138 | 143) # HUP, INT, USR1, TERM: a requested stop; other signals are a failure
       echo "$1 was ended by signal $((code - 128))" >&2

@@ -26,7 +26,7 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 _LIVES = 7  # number of kills after which a run may end
 _SMALL = (
     "--config.data.max_train_per_class=16", "--config.data.max_test_per_class=8", "--config.train.batch_size=16",
-    "--config.train.epochs=1", "--config.log.every_steps=1", "--config.log.tensorboard=False",
+    "--config.train.epochs=1", "--config.log.every_steps=1", "--config.log.to=()",
     "--config.checkpoint.every_steps=2",
 )  # fmt: skip
 _TEN_CLASSES = "--config.data.class_order=0,1,2,3,4,5,6,7,8,9"

@@ -36,7 +36,7 @@ def whole_run(seeds, epochs):
     """Trains `epochs` epochs a task; returns (seconds, {seed: accuracy matrices})."""
     config = configured(seeds)
     config.train.epochs = epochs
-    config.log.tensorboard = False
+    config.log.to = ()
     with tempfile.TemporaryDirectory() as folder:
         start = timing.now()
         contents = loop.train(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cdl_jax import optim, plugins
+from cdl_jax.config import flatten, is_resumable
 from cdl_jax.distill.base import Outputs
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context, cross_entropy
@@ -113,6 +114,35 @@ def defaults(
         known = sections[section]
         sections[section] = change_defaults(known, **{key: value for key, value in preset.items() if key in known})
     return sections
+
+
+def teacher_options(config: ConfigDict) -> dict[str, Any] | None:
+    """Returns the options that determine the teacher of a run.
+
+    Two runs with equal options have equal teachers after each task, whatever their students, because a teacher that is
+    trained first does not depend on its student. Only the query of its pool may be computed by the student's backbone.
+
+    Args:
+      config: a resolved config.
+
+    Returns:
+      The flat options; None if the run trains no teacher, or none that another run can use for its student.
+    """
+    options, flat = config.cdl, flatten(config)
+    is_usable = (
+        not options.teacher_runs
+        and not config.seeds
+        and options.schedule == "teacher_first"
+        and (options.teacher_network, options.teacher_checkpoint) == ("", "same_task")
+        and config.distill.name != "none"
+        and "." not in config.distill.name  # a user's scheme may train no teacher
+        and not config.checkpoint.keep_tasks
+        and not config.train.early_stopping.patience  # its evaluations are those of the student
+    )
+    unrelated = ("distill.", "eval.", "cdl.student_schedule")
+    unrelated += ("student.",) if options.teacher_query == "teacher" else ()
+    relevant = {k: v for k, v in flat.items() if not k.startswith(unrelated) and not is_resumable(k)}
+    return relevant if is_usable else None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ python -m cdl_jax.report paper NAME [RUN ...] [the options of table]
 python -m cdl_jax.report detections RUN [RUN ...] [--label-by-folder] [--out FILE] [--plot FILE.svg]
                                     [--images FILE.png] [--update-page PAGE]
 
+RUN is the folder of a run, or a folder that holds runs, such as that of launch/sweep.sh.
+
 table: one row for each network of each run, over seeds. Runs with the settings of a published result are also shown
 beside that result, with a verdict on whether they reproduce it. --one-row-per-run compares one number of each run, the
 mean over its leading networks. --label-by-folder labels rows by their folders instead of by the settings that differ.
@@ -36,7 +38,7 @@ import argparse
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +218,7 @@ def _parser(command: str) -> _Parser:
     if command == "paper":
         parser.add_argument("paper", metavar="NAME", help="system (cdl, okddip, vkd) or version of its paper (v4)")
     runs = "*" if command == "paper" else "+"
-    explanation = "folder of a run; a run of several seeds counts as one run for each seed"
+    explanation = "folder of a run, or one that holds runs; a run of several seeds counts as one run for each seed"
     parser.add_argument("runs", metavar="RUN", nargs=runs, help=explanation)
 
     def add_file(name, endings, explanation):
@@ -259,8 +261,27 @@ def _parse(command: str, words: list[str]) -> argparse.Namespace:
             raise UserError(f"{option} is an option of {', '.join(owners)}: leave it out of {command}")
         raise UserError(f"unknown option {word}: {did_you_mean(option, sorted(known[command]))}")
     options = parsers[command].parse_intermixed_args(words)
-    options.runs = [paths.resolve(folder, "RUN") for folder in options.runs]
+    options.runs = [run for folder in options.runs for run in _runs_in(paths.resolve(folder, "RUN"))]
     return options
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Returns the runs in a folder that is none itself, such as that of a sweep, with numbers in ascending order."""
+    return sorted(_find_runs(folder), key=_natural_order) or [folder]
+
+
+def _find_runs(folder: Path) -> Iterator[Path]:
+    if (folder / "config.json").exists():
+        yield folder
+    elif folder.is_dir():
+        for path in folder.iterdir():
+            yield from _find_runs(path)
+
+
+def _natural_order(path: Path) -> list[tuple[bool, float, str]]:
+    """Returns the parts of a path, in which 2 comes before 10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", str(path))
+    return [(i % 2 == 1, float(part) if i % 2 else 0.0, part) for i, part in enumerate(parts)]
 
 
 def _read_groups(folders: list[Path]) -> list[Group]:

@@ -162,8 +162,21 @@ def metric_of(groups: Iterable[Group]) -> str:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Returns a label for each group: the settings in which groups differ. See `label_configs`."""
-    return label_configs([group.config for group in groups])
+    """Returns a label for each group: the settings in which groups differ. See `label_settings`."""
+    return label_settings([group.config for group in groups])
+
+
+def label_settings(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns `label_configs`, in which teachers are mentioned only if two configs differ in nothing else.
+
+    So a setting whose run trained the teacher and one whose run took it from there differ in their settings alone.
+
+    >>> label_settings([{"pool": 6, "cdl.teacher_runs": []}, {"pool": 8, "cdl.teacher_runs": ["runs/a"]}])
+    ['pool=6', 'pool=8']
+    """
+    without_teachers = [{key: config[key] for key in config if key not in TEACHER_KEYS} for config in flat_configs]
+    found = label_configs(without_teachers)
+    return found if len({*found}) == len(found) else label_configs(flat_configs)
 
 
 def label_configs(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:

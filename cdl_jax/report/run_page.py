@@ -19,7 +19,7 @@ _CELLS = {
     "accuracy": "percent on each task after each task",
     "AP": "AP of each task's classes after each task, percent",
 }
-_FILES = ("results.json", "metrics.jsonl", "config.json", "checkpoints/", "tensorboard/")
+_FILES = ("results.json", "metrics.jsonl", "config.json", "checkpoints/")
 _MAX_CLASSES = 60  # rows of a confusion matrix that can be read
 _MAX_OPEN_CLASSES = 25  # a longer table of classes is folded
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import TEACHER_KEYS, Group, identity, label_configs
+from cdl_jax.report.groups import Group, identity, label_settings
 from cdl_jax.report.tables import format_mean_std
 from cdl_jax.report.text import Rows
 
@@ -53,7 +53,7 @@ def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:
     if not any(accuracies for _, line in lines.values() for accuracies in line.values()):
         raise UserError(f"sweep {option}: none of these runs is finished")
     has_text = any(isinstance(value, str) for value in values)
-    labels = _labels([settings for settings, _ in lines.values()])
+    labels = label_settings([settings for settings, _ in lines.values()])
     return {label: _ordered(line, has_text) for label, (_, line) in zip(labels, lines.values(), strict=True)}
 
 
@@ -100,13 +100,6 @@ def _teacher_folders(groups, option):
 def _key_without(config, *keys):
     """Returns a hashable form of a config without some keys."""
     return json.dumps({key: value for key, value in config.items() if key not in keys}, sort_keys=True)
-
-
-def _labels(settings):
-    """Returns `label_configs`, in which teachers are mentioned only if two lines differ in nothing else."""
-    without_teachers = [{key: line[key] for key in line if key not in TEACHER_KEYS} for line in settings]
-    labels = label_configs(without_teachers)
-    return labels if len({*labels}) == len(labels) else label_configs(settings)
 
 
 def _ordered(line, has_text):

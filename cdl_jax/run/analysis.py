@@ -28,7 +28,7 @@ from cdl_jax.losses import kl_divergences
 from cdl_jax.methods.base import Method, Probe
 from cdl_jax.report import analysis_section, run_page
 from cdl_jax.run import representations, results, workdir
-from cdl_jax.runtime import event_files, files
+from cdl_jax.runtime import files, json_lines
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.evaluator import Evaluator
@@ -96,7 +96,7 @@ def write(folder: Path, content: dict) -> None:
         files.write_atomically(folder / "analysis.json", json.dumps(content, indent=1) + "\n")
         for name, plot in analysis_section.plot_features(content).items():
             files.write_atomically(folder / f"features_{name}.svg", plot)
-        lines = event_files.JsonLines(folder / "metrics.jsonl").read()
+        lines = json_lines.JsonLines(folder / "metrics.jsonl").read()
         page = folder / "report.html"
         run_page.write_report(page, stored, lines, configs.read(folder), analysis_section.html_parts(content))
     except OSError as error:

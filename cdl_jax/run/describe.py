@@ -15,6 +15,8 @@ from cdl_jax.runtime import paths
 from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.experiment import Experiment
 
+_MAX_ARRAYS = 20  # rows of a table of arrays
+
 
 def load_or_placeholder(options, seed: int) -> tuple[stream.Stream, str]:
     """Returns the stream of a config's data section, and a line about sizes that stand in for missing data.
@@ -135,10 +137,23 @@ def _networks(experiment):
         line = f"  {network}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen"
         unused = f"; {published[network]:,} with those without use in the authors' code" if network in published else ""
         yield line + unused
+    if not experiment.config.seeds:  # these have a first axis
+        yield from _trainable_arrays(results.parameter_shapes(experiment)[0])
     if experiment.problem.image_work:
         (height, width), work = experiment.problem.image_work(experiment)
         names = " and ".join(experiment.method.networks)
         yield f"a test image of {height} x {width} pixels: {_products(work)} in {names}"
+
+
+def _trainable_arrays(networks) -> Iterator[str]:
+    """Yields a table of the arrays that training may change, of each network."""
+    from clu import parameter_overview  # which --help does not need
+
+    for network, shapes in networks.items():
+        if results.count_parameters(shapes):
+            yield f"trainable arrays of {network}"
+            table = parameter_overview.get_parameter_overview(shapes, include_stats=False, max_lines=_MAX_ARRAYS)
+            yield from (f"  {line}" for line in table.splitlines())
 
 
 def _counted(steps, index):

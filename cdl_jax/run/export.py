@@ -1,9 +1,10 @@
-"""Exports a classifier of a run for serving: StableHLO with its weights, class names, a README and a model card.
+"""Exports a network of a run for serving: StableHLO with its weights, class names, a README and a model card.
 
 program.stablehlo     a function `(weights, images) -> logits`, serialized by `jax.export` for CPUs and NVIDIA GPUs. The
-                      number of images is free. Queries, prompts, resize and normalization are inside.
+                      number of images is free. Queries, prompts, resize and normalization are inside. That of a
+                      detector is `(weights, images, sizes) -> {"scores", "labels", "boxes"}`.
 weights.safetensors   the weights that the function takes, by name
-classes.json          class names of the columns, and which of them are predicted
+classes.json          class names of the columns, and which of them are predicted; of a detector names by category id
 README.md             what the function takes, with a loader that needs jax and flatbuffers
 MODEL_CARD.md         data, classes, metrics, and how the network was trained
 """
@@ -22,10 +23,11 @@ from jax.extend import core as jax_core
 
 from cdl_jax import config as configs
 from cdl_jax.errors import UserError
+from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import join
 from cdl_jax.run.api import DetectionNetwork, Network, Run
 from cdl_jax.runtime import files, paths
-from cdl_jax.training.prediction import Classifier
+from cdl_jax.training.prediction import Classifier, Detector
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -43,50 +45,56 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
       A line for the terminal.
 
     Raises:
-      UserError: the network is a detector, the package flatbuffers is missing, or the folder has other files.
+      UserError: the package flatbuffers is missing, the folder has other files, or a detector has no canvas.
     """
     _check_folder(folder)
     _check_flatbuffers()
     found = run.network(network, task)
-    if isinstance(found, DetectionNetwork):
-        raise UserError(f"--mode=export exports classifiers, and network {found.name!r} is a detector: use predict")
+    if isinstance(found, DetectionNetwork) and not any(found.predictor.input_size):
+        raise UserError(
+            "--mode=export: the program of a detector has a canvas of one size, and images of this run have any size: "
+            "train it with augment.canvases or augment.eval_size"
+        )
     exported, weights = build_program(found.predictor)
     program = bytes(exported.serialize())
     folder.mkdir(parents=True, exist_ok=True)
     files.write_atomically(folder / "program.stablehlo", program)
     files.write_atomically(folder / "weights.safetensors", _safetensors(weights))
-    classes = {"class_names": found.class_names, "predicted": found.predictor.predictable.tolist()}
-    files.write_atomically(folder / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False) + "\n")
-    files.write_atomically(folder / "README.md", readme(found))
+    classes = json.dumps(_classes(found), indent=1, ensure_ascii=False)
+    files.write_atomically(folder / "classes.json", classes + "\n")
+    is_detector = isinstance(found, DetectionNetwork)
+    files.write_atomically(folder / "README.md", detector_readme(found) if is_detector else readme(found))
     files.write_atomically(folder / "MODEL_CARD.md", model_card(run, found))
     size = (len(program) + sum(x.nbytes for x in weights.values())) / 2**20
     return f"{folder}: {found.name} after task {found.task}, {size:.1f} MiB"
 
 
-def build_program(classifier: Classifier) -> tuple[Any, dict[str, np.ndarray]]:
-    """Builds the program `(weights, images) -> logits`.
+def build_program(predictor: Classifier | Detector) -> tuple[Any, dict[str, np.ndarray]]:
+    """Builds the program `(weights, images) -> logits`, or `(weights, images, sizes) -> detections`.
 
     Returns:
       The program, a `jax.export.Exported`, and the weights that it reads, by name.
     """
-    variables = jax.device_get(join(classifier.frozen, classifier.mutable))
+    variables = jax.device_get(join(predictor.frozen, predictor.mutable))
     flat = flatten_dict(variables, keep_empty_nodes=True)
     weights = {".".join(path): leaf for path, leaf in flat.items() if isinstance(leaf, np.ndarray)}
 
-    def forward(weights, images):
+    def forward(weights, *inputs):
         leaves = {path: weights.get(".".join(path), leaf) for path, leaf in flat.items()}
-        return classifier.forward(unflatten_dict(leaves), images)
+        return predictor.forward(unflatten_dict(leaves), *inputs)
 
     (count,) = jax_export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((count, *classifier.input_size, 3), np.uint8)
-    pruned, used = prune(forward, weights, images)
+    inputs = [jax.ShapeDtypeStruct((count, *predictor.input_size, 3), np.uint8)]
+    if isinstance(predictor, Detector):
+        inputs.append(jax.ShapeDtypeStruct((count, 2), np.int32))
+    pruned, used = prune(forward, weights, *inputs)
     kept = {name: weights[name] for name in used}
-    return jax_export.export(jax.jit(pruned), platforms=PLATFORMS)(jax.eval_shape(lambda: kept), images), kept
+    return jax_export.export(jax.jit(pruned), platforms=PLATFORMS)(jax.eval_shape(lambda: kept), *inputs), kept
 
 
 def prune(
-    function: Callable[[dict[str, Any], Any], jax.Array], weights: Mapping[str, np.ndarray], images: Any
-) -> tuple[Callable[[dict[str, Any], Any], jax.Array], list[str]]:
+    function: Callable[..., Any], weights: Mapping[str, np.ndarray], *inputs: Any
+) -> tuple[Callable[..., Any], list[str]]:
     """Removes the operations of a function that do not change its output, such as other networks of the run.
 
     >>> def function(weights, x):
@@ -97,14 +105,14 @@ def prune(
     (['a'], [2.0, 2.0])
 
     Args:
-      function: `(weights, images) -> array`.
+      function: `(weights, *inputs) -> pytree of arrays`.
       weights: by name.
-      images: an array, or its shape, which may be symbolic.
+      *inputs: arrays, or their shapes, which may be symbolic.
 
     Returns:
       The function of the weights that it reads, and their names.
     """
-    closed = jax.make_jaxpr(function)(dict(weights), images)
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(dict(weights), *inputs)
     names, jaxpr = sorted(weights), closed.jaxpr  # jax sorts the keys of a dict
     needed, equations = _variables(jaxpr.outvars), []
     for equation in reversed(jaxpr.eqns):
@@ -113,7 +121,18 @@ def prune(
             equations.append(equation)
     run = jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr.replace(eqns=equations[::-1]), closed.consts))
     used = [name for name, variable in zip(names, jaxpr.invars, strict=False) if variable in needed]
-    return lambda own, images: run(*(own.get(name) for name in names), images)[0], used
+
+    def pruned(own, *inputs):
+        return jax.tree.unflatten(jax.tree.structure(shapes), run(*(own.get(name) for name in names), *inputs))
+
+    return pruned, used
+
+
+def _classes(network) -> dict[str, Any]:
+    """Returns the content of classes.json."""
+    if isinstance(network, DetectionNetwork):
+        return {"categories": {str(number): name for number, name in network.predictor.names.items()}}
+    return {"class_names": network.class_names, "predicted": network.predictor.predictable.tolist()}
 
 
 def _variables(atoms) -> set[Any]:
@@ -137,31 +156,55 @@ def readme(network: Network) -> str:
     )
 
 
-def model_card(run: Run, network: Network) -> str:
+def detector_readme(network: DetectionNetwork) -> str:
+    """Returns README.md of a detector."""
+    options, (height, width) = network.predictor.augment, network.predictor.input_size
+    cap = options["eval_max_size"] or options["eval_size"] * 1333 // 800
+    resize = "Before, Pillow resizes it (bilinear): both sides are rounded down to multiples of 16."
+    if options["eval_size"]:
+        resize = (
+            f"Before, Pillow resizes it (bilinear): the shorter side to {options['eval_size']} pixels, or less where "
+            f"the longer side would exceed {cap}. Both sides are then rounded down to multiples of 16."
+        )
+    return DETECTOR_README.format(
+        name=network.name,
+        task=network.task,
+        height=height,
+        width=width,
+        resize=resize,
+        platforms=" and ".join(PLATFORMS),
+        loader=LOADER.strip(),
+    )
+
+
+def model_card(run: Run, network: Network | DetectionNetwork) -> str:
     """Returns MODEL_CARD.md."""
     results, content = run.results, configs.read(run.folder) or {}
     stream = results["stream"]
     tasks = stream["tasks"][: network.task + 1]
-    row = run.matrices[network.name][network.task, : network.task + 1]
+    rows = results["networks"][network.name]["accuracy_matrix"][: network.task + 1]
+    named, metric = metrics.named_metrics(rows, None), results["metric"]
     lines = [
         f"# {network.name} of {results['name']}",
         "",
         f"A network after task {network.task} of {stream['num_tasks']} (counted from 0), seed {run.seed}.",
         "",
-        f"| task | classes | training images | test images | accuracy after task {network.task} in percent |",
+        f"| task | classes | training images | test images | {metric} after task {network.task} in percent |",
         "|---|---|---|---|---|",
         *(
             f"| {index} | {', '.join(map(_cell, task['classes']))} | {task['train']} | {task['test']} | {value:.2f} |"
-            for index, (task, value) in enumerate(zip(tasks, row, strict=True))
+            for index, (task, value) in enumerate(zip(tasks, rows[-1], strict=True))
         ),
         "",
-        f"- Mean accuracy: {row.mean():.2f} %",
+        f"- Mean {metric}: {np.mean(rows[-1]):.2f} %",
+        *(f"- `{name}`: {value:.2f}" for name, value in named.items() if value is not None),
         f"- Data: {stream['name']} (`data.name={run.config.data.name}`)",
         f"- Method: {run.config.method}",
         *_weights_lines(run.config),
         f"- Code: cdl_jax {results['versions']['cdl_jax']}, commit {content.get('commit') or 'unknown'}",
         f"- Command: `{results['command']}`",
-        "- License: this card states none. Those of the data and of the pretrained weights are their publishers'.",
+        "- License of the exported weights: this card states none. It depends on those of the data and of the initial "
+        "weights.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -200,7 +243,20 @@ def _preprocessing(classifier) -> str:
 def _weights_lines(config) -> list[str]:
     flat = configs.flatten(config)
     names = {key: value for key, value in flat.items() if key.endswith(".weights") and isinstance(value, str) and value}
-    return [f"- Initial weights, `{key}`: {os.path.basename(value.rstrip('/'))}" for key, value in names.items()]
+    return [f"- Initial weights, `{key}`: {_origin(value)}" for key, value in names.items()]
+
+
+def _origin(weights: str) -> str:
+    """Returns the name of weights, with their license as far as it is known.
+
+    >>> _origin("random"), _origin("package:glyph"), _origin("files/vit_b16.npz")
+    ('random', 'package:glyph, a part of cdl_jax (Apache-2.0)', 'vit_b16.npz, under the license of its publisher')
+    """
+    if weights == "random":
+        return weights
+    if weights.startswith("package:"):
+        return f"{weights}, a part of cdl_jax (Apache-2.0)"
+    return f"{os.path.basename(weights.rstrip('/'))}, under the license of its publisher"
 
 
 def _safetensors(weights) -> bytes:
@@ -228,7 +284,7 @@ def load(folder):
         array = jax.numpy.frombuffer(data[start + begin : start + end], types[x["dtype"]])
         weights[name] = array.reshape(x["shape"])
     program = jax.jit(export.deserialize(bytearray(open(f"{folder}/program.stablehlo", "rb").read())).call)
-    return lambda images: program(weights, images)
+    return lambda *inputs: program(weights, *inputs)
 """
 
 README = """# {name} after task {task}
@@ -249,6 +305,39 @@ It needs jax and flatbuffers, by which jax reads programs (`pip install jax flat
 ```python
 logits = load(".")(images)
 probabilities = jax.nn.softmax(logits)
+```
+
+`weights.safetensors` has the weights by name. `MODEL_CARD.md` has data, classes and metrics.
+"""
+
+DETECTOR_README = """# {name} after task {task}
+
+`program.stablehlo` has a function of weights, images and sizes, for {platforms}.
+
+- Images: uint8 `[n, {height}, {width}, 3]`, RGB, for any n. Each image is at the top left, and zeros are around it.
+  {resize}
+  Normalization is inside.
+- Sizes: int32 `[n, 2]`, (height, width) of each image without the zeros.
+- Output: a dict of `scores` float32 `[n, k]` in descending order, `labels` int32 `[n, k]`, and `boxes` float32
+  `[n, k, 4]`: (x0, y0, x1, y1) relative to the image, 0 to 1. `classes.json` has the category of each label. Drop
+  labels that it does not have, and scores below a threshold, such as 0.3.
+
+The function computes each image by itself, as the run does with `batch_size=1`.
+
+```python
+{loader}
+```
+
+It needs jax and flatbuffers, by which jax reads programs (`pip install jax flatbuffers`):
+
+```python
+import numpy as np
+
+height, width, _ = image.shape
+canvas = np.zeros((1, {height}, {width}, 3), np.uint8)
+canvas[0, :height, :width] = image
+found = load(".")(canvas, np.array([[height, width]], np.int32))
+boxes = found["boxes"][0] * np.array([width, height, width, height])
 ```
 
 `weights.safetensors` has the weights by name. `MODEL_CARD.md` has data, classes and metrics.

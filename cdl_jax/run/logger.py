@@ -1,42 +1,54 @@
-"""Writes the files of a run that are no checkpoints: metrics, TensorBoard events, results and the report."""
+"""Writes the files of a run that are no checkpoints: metrics, their copies for other tools, results and the report."""
 
 import itertools
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cdl_jax.report import detection_section, run_page
-from cdl_jax.runtime import event_files, files
+from cdl_jax.run.loggers import background
+from cdl_jax.run.loggers.base import RunInfo
+from cdl_jax.runtime import files, json_lines
 
 REPORT_INTERVAL = 60.0  # seconds between the reports of an unfinished run
 
 
 class RunLogger:
-    """Writes metrics.jsonl, TensorBoard events, results.json and report.html of one seed."""
+    """Writes metrics.jsonl, its copies for other tools, results.json and report.html of one seed."""
 
-    def __init__(self, folder: Path, num_lines: int, options):
+    def __init__(self, info: RunInfo, num_lines: int, options, task_scalars: Sequence[Mapping[str, float]] = ()):
         """Opens the files.
 
         Args:
-          folder: of the seed.
+          info: the run and its folder.
           num_lines: lines of metrics.jsonl that the checkpoint has; later lines are removed.
           options: the config section `log`.
+          task_scalars: of each finished task, see `results.task_scalars`.
         """
-        self.folder, self._draws_report = folder, options.report
-        self._lines = event_files.JsonLines(folder / "metrics.jsonl")
+        self.folder, self._draws_report, self._is_finished = info.folder, options.report, False
+        self._lines = json_lines.JsonLines(info.folder / "metrics.jsonl")
         self._lines.truncate(num_lines)
-        self._board = event_files.tensorboard_writer(folder / "tensorboard" if options.tensorboard else None)
+        lines = [_with_task_scalars(line, task_scalars) for line in self._lines.read()] if options.to else []
+        self._loggers = background.open_all(options.to, info, lines)
         self._last_report = time.monotonic()
 
-    def log(self, step: int, values: dict[str, float], place: dict) -> None:
+    def log(
+        self, step: int, values: dict[str, float], place: dict, task_scalars: Mapping[str, float] | None = None
+    ) -> None:
         """Writes a line of metrics.
 
-        place: where in the run the line belongs: `task`, and within a task `phase` and `epoch`.
+        Args:
+          step: of the run.
+          values: the line's numbers by name.
+          place: where in the run the line belongs: `task`, and within a task `phase` and `epoch`.
+          task_scalars: of a line after a task, what loggers show besides it.
         """
-        self._lines.write({"step": step, **place, **values})
-        phase = f"{place['phase']}/" if "phase" in place else ""
-        self._board.write_scalars(step, {phase + name: value for name, value in values.items()})
+        line = {"step": step, **place, **values}
+        self._lines.write(line)
+        for logger in self._loggers:
+            logger.write(line | dict(task_scalars or {}))
 
     def write_results(self, content: dict, detections: dict | None = None) -> None:
         """Writes results.json, then report.html: at most once a minute, because plots take seconds, and at the end.
@@ -49,14 +61,23 @@ class RunLogger:
             files.write_atomically(self.folder / detection_section.FILE, json.dumps(detections) + "\n")
         parts = json.JSONEncoder(indent=1).iterencode(content)  # one string of a long run takes many times the memory
         files.write_atomically(self.folder / "results.json", itertools.chain(parts, "\n"))
-        is_due = content["status"] == "finished" or time.monotonic() > self._last_report + REPORT_INTERVAL
+        self._is_finished = content["status"] == "finished"
+        is_due = self._is_finished or time.monotonic() > self._last_report + REPORT_INTERVAL
         if self._draws_report and is_due:
             draw_report(self.folder, content)
             self._last_report = time.monotonic()
 
     def close(self) -> None:
-        """Closes the TensorBoard writer."""
-        self._board.close()
+        """Closes the loggers."""
+        for logger in self._loggers:
+            logger.close(self._is_finished)
+
+
+def _with_task_scalars(line, task_scalars):
+    """Returns a line of metrics.jsonl; that of the evaluation after a task has what loggers show besides it."""
+    if "phase" in line or line["task"] >= len(task_scalars):
+        return line
+    return line | dict(task_scalars[line["task"]])
 
 
 def draw_report(folder: Path, content: dict) -> None:
@@ -66,7 +87,7 @@ def draw_report(folder: Path, content: dict) -> None:
     """
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lines = event_files.JsonLines(folder / "metrics.jsonl").read()
+        lines = json_lines.JsonLines(folder / "metrics.jsonl").read()
         sections = detection_section.html_parts(content, detection_section.read(folder))
         run_page.write_report(folder / "report.html", content, lines, stored, sections)
     except Exception as error:

@@ -17,6 +17,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.models import weights
 from cdl_jax.run import detections, early_stopping, memory, progress, results, workdir
 from cdl_jax.run.logger import RunLogger, draw_report, report_is_current
+from cdl_jax.run.loggers.base import RunInfo
 from cdl_jax.run.results import Record
 from cdl_jax.run.schedule import Schedule
 from cdl_jax.runtime import distributed, files
@@ -118,8 +119,9 @@ class TaskLoop:
         self.record = self.records[0]  # the position in the run is that of all seeds
         self.loggers, self.bar = [], None
         if self.is_primary:
-            for seed_folder in files.seed_folders(folder, self.experiment.config.seeds):
-                self.loggers.append(RunLogger(seed_folder, self.record.num_log_lines, self.experiment.config.log))
+            folders = files.seed_folders(folder, self.experiment.config.seeds)
+            for seed, seed_folder, record in zip(self.experiment.seeds, folders, self.records, strict=True):
+                self.loggers.append(self._open_logger(seed, seed_folder, record))
 
     def run(self) -> list[dict]:
         """Trains the remaining tasks; returns the results of each seed."""
@@ -134,10 +136,19 @@ class TaskLoop:
             with progress.show(total, self.record.step, primary=self.is_primary) as self.bar:
                 for task in tasks[self.record.task :]:
                     self._train_task(task)
+            return self._write_results()
         finally:
             for logger in self.loggers:
                 logger.close()
-        return self._write_results()
+
+    def _open_logger(self, seed, seed_folder, record):
+        """Returns the logger of a seed, with the lines and tasks that its record has."""
+        config = self.experiment.config
+        info = RunInfo(seed_folder.absolute(), self.folder.absolute(), _config_of_seed(config.to_dict(), seed))
+        scalars = [
+            results.task_scalars(self.experiment, record, self.record.costs, task) for task in range(self.record.task)
+        ]
+        return RunLogger(info, record.num_log_lines, config.log, scalars)
 
     def _restore(self):
         """Returns records (one a seed), mutable and frozen variables, and the state within a task or None."""
@@ -167,7 +178,7 @@ class TaskLoop:
         folders = files.seed_folders(self.folder, config["seeds"])
         for seed, seed_folder in zip(experiment.seeds, folders, strict=True):
             seed_folder.mkdir(exist_ok=True)
-            workdir.write_config(seed_folder, {**config, "seed": seed, "seeds": ()}, experiment.stream)
+            workdir.write_config(seed_folder, _config_of_seed(config, seed), experiment.stream)
 
     def _train_task(self, task):
         experiment, record, method = self.experiment, self.record, self.experiment.method
@@ -194,7 +205,10 @@ class TaskLoop:
             record.epoch, record.step_in_epoch = experiment.epochs(task, method.phases[-1]), 0
             self._save_latest(trained)  # what follows the last step is repeated
             raise
-        self._log(self._record_evaluations(evaluations), task=task.index)
+        scalars = self._record_evaluations(evaluations)
+        record.costs = [*record.costs[: task.index], results.measured_cost(record)]  # of all seeds together
+        of_task = [results.task_scalars(experiment, own, record.costs, task.index) for own in self.records]
+        self._log(scalars, of_task, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
         if self.is_primary:
             # First, because after the checkpoint a restarted run counts the task as done.
@@ -416,11 +430,12 @@ class TaskLoop:
             self.checkpoints.save_latest(self.record.step, state, results.to_json(self.records))
         self.checkpoints.wait()
 
-    def _log(self, scalars, **place):
-        """Writes a line of `scalars`, name -> float, for each seed."""
+    def _log(self, scalars, task_scalars=None, **place):
+        """Writes a line of `scalars`, name -> float, for each seed, with what loggers show besides it after a task."""
         self.record.num_log_lines += 1
-        for logger, values in zip(self.loggers, scalars, strict=False):  # only the first process has loggers
-            logger.log(self.record.step, values, place)
+        task_scalars = task_scalars or [{}] * len(scalars)
+        for logger, *values in zip(self.loggers, scalars, task_scalars, strict=False):  # of the first process alone
+            logger.log(self.record.step, values[0], place, values[1])
 
     def _export_weights(self):
         mutable = self.experiment.axis.unstack(jax.device_get(self.mutable))
@@ -438,6 +453,11 @@ class TaskLoop:
         for logger, record, content in zip(self.loggers, records, contents, strict=False):
             logger.write_results(content, detections.collect(self.experiment, record) if record.detections else None)
         return contents
+
+
+def _config_of_seed(config: dict, seed: int) -> dict:
+    """Returns the config of one seed of a run."""
+    return {**config, "seed": seed, "seeds": ()}
 
 
 class _Stopwatch:

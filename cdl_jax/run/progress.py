@@ -1,4 +1,4 @@
-"""Shows the progress of a run: a bar in a terminal, lines of a log elsewhere."""
+"""Shows the progress of a run: a bar in a terminal or a notebook, lines of a log elsewhere."""
 
 import sys
 import threading
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
-from tqdm import tqdm
 
 INTERVAL = 60.0  # seconds between two lines of a log
 _LOSS = ", loss "
@@ -21,9 +20,17 @@ def show(total: int, initial: int, *, primary: bool):
       initial: steps that an earlier process has done.
       primary: whether this process is the one that reports; other processes show nothing.
     """
-    if primary and not sys.stderr.isatty():
+    if primary and not sys.stderr.isatty() and not is_notebook():
         return Lines(total, initial)
+    from tqdm.auto import tqdm  # here, because it finds a notebook when it is imported
+
     return tqdm(total=total, initial=initial, unit="step", disable=not primary)
+
+
+def is_notebook() -> bool:
+    """Returns whether this process is the kernel of a Jupyter notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
 
 
 def position_text(task: int, phase: str, means: Mapping[str, np.ndarray]) -> str:

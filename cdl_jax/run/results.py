@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from cdl_jax import schema
+from cdl_jax.config import flatten
 from cdl_jax.data import loaders
 from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import Method, split
@@ -49,6 +50,7 @@ class Record:
       seconds: phase or "evaluation" -> wall time.
       throughput: phase -> images and seconds after the first call, which compiles.
       flops: phase -> floating-point operations of a step for one seed, by the compiler's count.
+      costs: for each finished task, the values of `measured_cost` at its end.
     """
 
     step: int = 0
@@ -75,6 +77,7 @@ class Record:
     seconds: dict = field(default_factory=dict)
     throughput: dict = field(default_factory=dict)
     flops: dict = field(default_factory=dict)
+    costs: list = field(default_factory=list)
 
     def within_task(self) -> bool:
         """Returns whether the next step belongs to a task that has begun."""
@@ -187,16 +190,47 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         "cost": {
             "parameters": parameters(experiment),
             "flops_per_step": record.flops,
-            "images_per_second": {
-                phase: images / seconds for phase, (images, seconds) in record.throughput.items() if images
-            },
-            "seconds": record.seconds,
-            "peak_memory_bytes": peak_memory(),
+            **measured_cost(record),
             "device": _device(experiment),
         },
         "versions": workdir.versions(),
         "command": workdir.command(),
     }
+
+
+def measured_cost(record: Record) -> dict:
+    """Returns images a second of each phase, seconds so far, and the peak memory in bytes."""
+    return {
+        "images_per_second": {
+            phase: images / seconds for phase, (images, seconds) in record.throughput.items() if images
+        },
+        "seconds": dict(record.seconds),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def task_scalars(experiment: Experiment, record: Record, costs: list[dict], task: int) -> dict[str, float]:
+    """Returns what loggers show after a task besides its line of metrics.jsonl.
+
+    Args:
+      experiment: of the run.
+      record: it may have later tasks, which have no effect.
+      costs: of the finished tasks, see `Record`.
+      task: index of a task whose evaluation is recorded.
+
+    Returns:
+      `<network>/<metric>/task_<j>`: row of the accuracy matrix; `<network>/<name>`: the defined metrics of this matrix
+      so far, forgetting among them; `cost/...`: `measured_cost`, flat.
+    """
+    values, metric = {}, experiment.problem.metric
+    for network, rows in record.accuracy.items():
+        counts = test_counts(experiment, network) if metric == "accuracy" else None
+        named = metrics.named_metrics(rows[: task + 1], counts and counts[: task + 1])
+        values |= {f"{network}/{metric}/task_{j}": value for j, value in enumerate(rows[task])}
+        values |= {f"{network}/{name}": value for name, value in named.items() if value is not None}
+    if task < len(costs):  # a checkpoint of an earlier version has none
+        values |= {f"cost/{name.replace('.', '/')}": value for name, value in flatten(costs[task]).items()}
+    return values
 
 
 def test_counts(experiment: Experiment, network: str) -> list[int]:
@@ -262,6 +296,18 @@ def parameters(experiment: Experiment) -> dict:
     Returns:
       `{network: {"trainable": n, "frozen": n}}`.
     """
+    trees, seeds = parameter_shapes(experiment), len(experiment.seeds)
+    trainable, frozen = ({name: count_parameters(tree) for name, tree in part.items()} for part in trees)
+    names = sorted({*trainable, *frozen})
+    counts = {n: {"trainable": trainable.get(n, 0) // seeds, "frozen": frozen.get(n, 0)} for n in names}
+    return {name: both for name, both in counts.items() if any(both.values())}
+
+
+def parameter_shapes(experiment: Experiment) -> tuple[dict, dict]:
+    """Returns network -> shapes of its parameters, those that training may change and the frozen ones.
+
+    Statistics and bookkeeping are left out. Several seeds have a first axis in what training may change.
+    """
     bookkeeping = experiment.method.bookkeeping
 
     def is_one(path):
@@ -272,13 +318,12 @@ def parameters(experiment: Experiment) -> dict:
         )
 
     mutable, frozen = (split(tree, is_one)[0] for tree in experiment.abstract_variables())
+    return mutable, frozen
 
-    def count(tree):
-        return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-    names, seeds = sorted({*mutable, *frozen}), len(experiment.seeds)
-    counts = {n: {"trainable": count(mutable.get(n, {})) // seeds, "frozen": count(frozen.get(n, {}))} for n in names}
-    return {name: both for name, both in counts.items() if any(both.values())}
+def count_parameters(tree) -> int:
+    """Returns the number of entries of all arrays or shapes of a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def peak_memory() -> int:

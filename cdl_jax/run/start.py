@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.run import loop, workdir
+from cdl_jax.run.loggers import background
 from cdl_jax.runtime.signals import SignalHandler
 from cdl_jax.training.experiment import Experiment
 
@@ -28,6 +29,7 @@ def train(config: ConfigDict, folder: Path, signals: SignalHandler | None = None
       UserError: another process uses the folder, it has a run of another config, or the data does not fit.
       RunInterrupted: a stop was requested; everything is saved.
     """
+    background.check(config.log.to)
     with workdir.locked(folder) if jax.process_index() == 0 else nullcontext():
         workdir.check_config(folder, config.to_dict())
         workdir.check_seeds(folder, config.seeds)

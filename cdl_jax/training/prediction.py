@@ -263,6 +263,36 @@ class Detector(Predictor):
             outputs += [{name: own[name][i] for name in own} for i in np.flatnonzero(rows >= 0)]
         return outputs
 
+    @property
+    def input_size(self) -> transforms.Size:
+        """The (height, width) of a canvas that holds every image of evaluation; (0, 0): the images have no bound."""
+        if own := self.augment["canvases"]:
+            return tuple(max(sides) for sides in zip(*own, strict=True))
+        cap = self.augment["eval_max_size"] or self.augment["eval_size"] * 1333 // 800
+        return (-(-cap // canvases.MULTIPLE) * canvases.MULTIPLE,) * 2
+
+    def forward(self, variables: Variables, images: jax.Array, sizes: jax.Array) -> dict[str, jax.Array]:
+        """Returns the detections of decoded images as one pure function, with the normalization inside.
+
+        Each image is alone in its group, so the number of images may be symbolic.
+
+        Args:
+          variables: all variables of the method.
+          images: uint8 `[n, *input_size, 3]`, resized as in evaluation, each at the top left of its canvas.
+          sizes: int32 `[n, 2]`, (height, width) of the resized images.
+
+        Returns:
+          `scores`, `labels` and `boxes`, see `detections.top_detections`. Boxes are relative to the image.
+        """
+        step = detection.evaluation_step(self.method, _GivenCanvases(self.augment), None, self.info)
+
+        def detect(image, size):
+            own, one = size[None], jnp.ones((1, 2), jnp.int32)
+            batch = {"images": image[None], "sizes": own, "extents": own, "original_sizes": one, "weight": jnp.ones(1)}
+            return jax.tree.map(lambda x: x[0], step(variables, {}, {}, batch, self.position)[self.network])
+
+        return jax.vmap(detect)(images, sizes)
+
     def _loader(self, images, group_size) -> StreamLoader:
         data = _unlabeled_set(images, self.names)
         options = {**self.augment, "canvases": self._canvases(data)}

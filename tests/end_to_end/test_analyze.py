@@ -9,7 +9,7 @@ import pytest
 from cdl_jax import main
 from tests.end_to_end.command import ROOT, TINY, results, run, run_in_process
 
-SHORT = ("--config.train.epochs=1", "--config.eval.forward_transfer=False", "--config.log.tensorboard=False")
+SHORT = ("--config.train.epochs=1", "--config.eval.forward_transfer=False", "--config.log.to=()")
 
 
 def trained(folder, distill, analyze):

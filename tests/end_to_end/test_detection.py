@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cdl_jax
 from cdl_jax.data.tools import make_glyph_scenes
 from cdl_jax.evaluation import coco
 from cdl_jax.report import text
 from tests.end_to_end.command import last_weights, matrices, results, run, run_in_process
 from tests.end_to_end.test_resume import kill_at_line
-from tests.support import predictions
+from tests.support import exports, predictions
 
 CONFIG = "tests/end_to_end/tiny_detection.py"
 # A step with SciPy's callback is in no cache of compiled programs. With optax the processes of these tests share them.
@@ -120,6 +121,35 @@ def test_a_copy_detects_as_evaluation_does_without_its_data(uninterrupted, scene
     assert lines[1].split(",")[1] == found[0].class_names[0]
     drawn = [np.asarray(Image.open(tmp_path / "drawn" / Path(file).with_suffix(".png").name)) for file in files[:2]]
     assert all((image != np.asarray(Image.open(file))).any() for image, file in zip(drawn, files, strict=False))
+
+
+def test_an_exported_detector_needs_jax_alone(uninterrupted, scenes, tmp_path):
+    copy = predictions.copy_of(uninterrupted, tmp_path / "copy").folder
+    command = ("--workdir", copy, "--mode=export", "--output", tmp_path / "served")
+    _, err = run_in_process(*command, expect=2)
+    assert "images of this run have any size" in err and not (tmp_path / "served").exists()
+    content = json.loads((copy / "config.json").read_text())
+    content["config"]["augment"]["canvases"] = [[128, 64], [64, 128]]  # a canvas has no influence on results
+    (copy / "config.json").write_text(json.dumps(content))
+    run_in_process(*command)
+    files = sorted((scenes / "val2017").iterdir())[:3]
+    pixels = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    images, sizes = np.zeros((3, 128, 128, 3), np.uint8), np.array([image.shape[:2] for image in pixels], np.int32)
+    for canvas, image in zip(images, pixels, strict=True):
+        canvas[: image.shape[0], : image.shape[1]] = image
+    found = exports.outputs(tmp_path / "served", tmp_path, images, sizes)
+    names = json.loads((tmp_path / "served" / "classes.json").read_text())["categories"]
+    for i, boxes in enumerate(cdl_jax.load(uninterrupted).network(batch_size=1)(files, threshold=0.0)):
+        known = np.isin(found["labels"][i], [int(number) for number in names])
+        np.testing.assert_array_equal(found["labels"][i][known], boxes.class_ids)
+        assert [names[str(label)] for label in found["labels"][i][known]] == list(boxes.class_names)
+        np.testing.assert_allclose(found["scores"][i][known], boxes.scores, rtol=0, atol=1e-5)
+        x0, y0, x1, y1 = (found["boxes"][i][known] * np.tile(sizes[i, ::-1], 2)).T
+        np.testing.assert_allclose(np.stack([x0, y0, x1 - x0, y1 - y0], 1), boxes.boxes, rtol=0, atol=1e-3)  # pixels
+        assert len(boxes) > 10
+    card = (tmp_path / "served" / "MODEL_CARD.md").read_text()
+    assert "AP after task 1 in percent" in card and f"Mean AP: {np.mean(matrices(copy)['student'][1]):.2f} %" in card
+    assert "canvas[0, :height, :width] = image" in exports.python_blocks(tmp_path / "served")[1]
 
 
 def test_killed_it_resumes_with_the_same_bits(uninterrupted, scenes, tmp_path):

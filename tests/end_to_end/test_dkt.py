@@ -14,7 +14,7 @@ EXCHANGE = "epochs=1,unit=steps,order=independent,kd=0.5"
 COMMON = (
     "--config.optim.learning_rate=0.002", "--config.data.class_order=natural", "--config.data.num_tasks=2",
     "--config.data.max_train_per_class=12", "--config.data.max_test_per_class=4", "--config.train.batch_size=16",
-    "--config.log.every_steps=1", "--config.checkpoint.every_steps=3", "--config.log.tensorboard=False",
+    "--config.log.every_steps=1", "--config.checkpoint.every_steps=3", "--config.log.to=()",
 )  # fmt: skip
 ARGUMENTS = (
     "--config", f"configs/dkt_glyph.py:{EXCHANGE},replay=20,classes=all",

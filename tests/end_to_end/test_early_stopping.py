@@ -25,7 +25,7 @@ def program(method="supervised", **changes):
     config.eval.update(every_epochs=1, forward_transfer=False, batch_size=160)
     config.optim.update(learning_rate=0.01, schedule="constant")
     config.checkpoint.every_steps = 4
-    config.log.update(every_steps=7, tensorboard=False)
+    config.log.update(every_steps=7, to=())
     config.update_from_flattened_dict(changes)
     return Experiment.build(config, stream.load(config.data))
 

@@ -126,7 +126,7 @@ def words(name, changes):
 def train(name, workdir, monkeypatch, changes):
     """Trains a named config with `changes` ({key: value}); returns results.json."""
     monkeypatch.chdir(ROOT)
-    changes = {**changes, "log.report": False, "log.tensorboard": False, "checkpoint.every_steps": 0}
+    changes = {**changes, "log.report": False, "log.to": (), "checkpoint.every_steps": 0}
     assert main.main([*words(name, changes), "--workdir", str(workdir)]) == 0
     check_settings(name, json.loads((workdir / "config.json").read_text())["config"], changes)
     return results(workdir)
@@ -166,7 +166,7 @@ def test_l2p_on_imagenet_r(imagenet_r_folder, vit_weights, tmp_path, monkeypatch
 def test_the_other_prompt_configs_on_imagenet_r(learner, imagenet_r_folder, vit_weights, monkeypatch):
     monkeypatch.chdir(ROOT)
     changes = small(learner, imagenet_r_folder, 2, vit_weights) | IMAGES
-    config = main._parse(["cdl_jax", *words(f"imagenet_r_{learner}", changes)]).config
+    config = main.parse(["cdl_jax", *words(f"imagenet_r_{learner}", changes)]).config
     check_settings(f"imagenet_r_{learner}", config, changes)
     program = Experiment.build(config, stream.load(config.data, 0))
     first, second = program.stream.tasks

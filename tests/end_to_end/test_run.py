@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from safetensors.numpy import load_file
 
 import cdl_jax
 from cdl_jax import main
-from tests.end_to_end.command import ROOT, TINY, environment, matrices, results, run, run_in_process
-from tests.support import predictions
+from tests.end_to_end.command import ROOT, TINY, matrices, results, run, run_in_process
+from tests.support import exports, predictions
 
 COMMAND = ("--config", TINY, "--config.log.report=True", "--workdir")
 
@@ -45,7 +44,7 @@ def test_a_run_leaves_matrices_metrics_report_and_events(finished):
     assert max(line["step"] for line in lines) == 5 * 2 * 2 * 4  # tasks, networks, epochs, batches
     assert all(line["loss"] > 0 for line in lines if "loss" in line)
     assert "<html" in (workdir / "report.html").read_text()
-    assert list((workdir / "tensorboard").rglob("events.out.tfevents.*"))
+    assert list(workdir.glob("events.out.tfevents.*"))
     assert "student" in out and str(workdir / "report.html") in out
     assert content["cost"]["parameters"]["student"] == {
         "trainable": 6 * 4 * 16 + 6 * 16 + 16 * 20 + 20,
@@ -194,32 +193,18 @@ def test_predictions_refuse_mistakes_in_one_line(finished, tmp_path):
 
 
 def test_an_exported_network_needs_jax_alone(finished, tmp_path):
-    flatbuffers = pytest.importorskip("flatbuffers")
     workdir, _ = finished
     folder, network = tmp_path / "served", cdl_jax.load(workdir).network("student", task=2)
     command = ("--workdir", workdir, "--mode=export", "--task=2", "--output")
     out, _ = run_in_process(*command, folder)
     assert f"{folder}: student after task 2" in out
-    loader, usage = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    code = f"""
-import sys
-sys.modules.update({{name: None for name in ("cdl_jax", "flax", "optax", "orbax", "ml_collections", "safetensors")}})
-{loader}
-import numpy as np
-images = np.load("{tmp_path / "images.npy"}")
-np.savez("{tmp_path / "logits.npz"}", all=load("{folder}")(images), one=load("{folder}")(images[3:4]))
-"""
+    loader, usage = exports.python_blocks(folder)
     assert len(loader.split("def load")[1].splitlines()) <= 11 and "jax.nn.softmax(logits)" in usage
-    env = environment() | {"PYTHONPATH": str(Path(flatbuffers.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    found, wanted = np.load(tmp_path / "logits.npz"), network(images).logits
-    np.testing.assert_allclose(found["all"], wanted, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found["one"], wanted[3:4], rtol=0, atol=1e-5)
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    wanted = network(images).logits
+    for rows in (slice(None), slice(3, 4)):  # any number of images
+        found = exports.outputs(folder, tmp_path, images[rows])["output"]
+        np.testing.assert_allclose(found, wanted[rows], rtol=0, atol=1e-5)
     classes = json.loads((folder / "classes.json").read_text())
     assert classes["class_names"] == list(network.class_names) and sum(classes["predicted"]) == 12
     card = (folder / "MODEL_CARD.md").read_text()
@@ -227,6 +212,13 @@ np.savez("{tmp_path / "logits.npz"}", all=load("{folder}")(images), one=load("{f
         f"Mean accuracy: {np.mean(matrices(workdir)['student'][2]):.2f} %" in card
         and "`student.weights`: random" in card
     )
+    stored, first = json.loads((workdir / "config.json").read_text()), matrices(workdir)["student"][0][0]
+    assert f"commit {stored['commit'] or 'unknown'}" in card and "License of the exported weights: " in card
+    assert "- Data: glyph_mini" in card and f"| 0 | {', '.join(cdl_jax.load(workdir).tasks[0])} |" in card
+    worst = [row[0] for row in matrices(workdir)["student"][:3]]
+    second = [row[1] for row in matrices(workdir)["student"][1:3]]
+    forgotten = [max(worst) - worst[-1], max(second) - second[-1]]
+    assert first == worst[0] and f"- `forgetting_max`: {np.mean(forgotten):.2f}" in card
     names = load_file(folder / "weights.safetensors")
     assert "student.backbone.cls_token" in {name.replace(".params", "") for name in names}
     assert not any(name.startswith("teacher") for name in names)  # the student alone
@@ -267,6 +259,7 @@ def test_describe_trains_nothing_and_counts_parameters(tmp_path):
     assert "glyph_mini_incremental: 20 classes in 5 tasks" in out
     assert "student: 820 trainable, 18,992 frozen" in out
     assert "GFLOP" in out and "train.batch_size" not in out
+    assert "trainable arrays of student" in out and "| head/linear/kernel | (" in out
     out, _ = run_in_process("--config", TINY, "--mode", "describe", "--show_config")
     assert out.index("GFLOP") < out.index("train.batch_size = 16")
     assert not list(tmp_path.iterdir())

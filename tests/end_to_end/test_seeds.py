@@ -18,7 +18,7 @@ from tests.support import predictions
 CONFIG = "configs/quickstart.py"
 SHORT = ("--config.train.epochs=1", "--config.data.num_tasks=2", "--config.data.class_order=shuffle",
          "--config.data.max_train_per_class=16", "--config.data.max_test_per_class=4", "--config.log.every_steps=1",
-         "--config.checkpoint.every_steps=3", "--config.log.tensorboard=False",
+         "--config.checkpoint.every_steps=3", "--config.log.to=()",
          "--config.optim.learning_rate=5e-3")  # fmt: skip  # the rate at which the tolerances were measured
 # CODA draws rows between tasks, and the token's own variables start at random too.
 CODA = ("--config", f"{CONFIG}:learner=coda,distill=kd_token", *SHORT)

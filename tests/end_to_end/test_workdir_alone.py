@@ -9,7 +9,7 @@ from cdl_jax import config, main
 from tests.end_to_end.command import ROOT, TINY, matrices, run_in_process, signal_at_line, start
 
 OVERRIDES = ("--config.train.epochs=1", "--config.learner.top_k=1", "--config.eval.forward_transfer=False",
-             "--config.log.tensorboard=False", "--config.seed=3")  # fmt: skip
+             "--config.log.to=()", "--config.seed=3")  # fmt: skip
 BEGIN = ("--config", f"{TINY}:distill=kd", *OVERRIDES)
 
 

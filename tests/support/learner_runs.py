@@ -39,7 +39,7 @@ def build(learner, distill="none", stream=None, **changes):
     config.eval.update(batch_size=BATCH, forward_transfer=False)
     config.augment.train = "shift"
     config.optim.update(name="sgd", momentum=0.0, schedule="constant", learning_rate=0.1)
-    config.log.update(every_steps=100, tensorboard=False, report=False)
+    config.log.update(every_steps=100, to=(), report=False)
     config.checkpoint.every_steps = 0
     config.devices = 1
     config.update_from_flattened_dict(changes)

@@ -194,7 +194,7 @@ def _own_config(folder, line):
 )
 def test_a_mistake_in_keys_and_values_is_one_line(line, flags, message, tmp_path):
     with pytest.raises(UserError) as error:
-        main._parse(["cdl_jax", "--config", _own_config(tmp_path, line), *flags])
+        main.parse(["cdl_jax", "--config", _own_config(tmp_path, line), *flags])
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
@@ -212,7 +212,7 @@ def test_a_mistake_in_keys_and_values_is_one_line(line, flags, message, tmp_path
     ],
 )
 def test_unusual_configs_and_flags_are_read(line, flags, epochs, report, tmp_path):
-    config = main._parse(["cdl_jax", "--config", _own_config(tmp_path, line), *flags]).config
+    config = main.parse(["cdl_jax", "--config", _own_config(tmp_path, line), *flags]).config
     assert (config.train.epochs, config.log.report) == (epochs, report)
 
 

@@ -51,7 +51,7 @@ def message_about(file: str, changes: dict[str, str]) -> str:
     argv = ["cdl_jax", f"--config={FILES / file}", "--workdir=unused"]
     start = time.process_time()
     try:
-        config = main._parse(argv + [f"--config.{key}={value}" for key, value in changes.items()]).config
+        config = main.parse(argv + [f"--config.{key}={value}" for key, value in changes.items()]).config
         configs.check(config)
         build_experiment(config)
     except UserError as error:
@@ -63,7 +63,7 @@ def message_about(file: str, changes: dict[str, str]) -> str:
 
 @functools.cache
 def keys(file: str) -> list[str]:
-    return sorted(configs.flatten(main._parse(["cdl_jax", f"--config={FILES / file}", "--workdir=unused"]).config))
+    return sorted(configs.flatten(main.parse(["cdl_jax", f"--config={FILES / file}", "--workdir=unused"]).config))
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +141,6 @@ def test_the_message_names_a_plug_in_that_does_not_fit(file, change, message):
 
 def test_another_data_source_has_its_own_options():
     flags = ["--config.data.name=tfds", "--config.data.dataset=cifar10", "--config.data.num_tasks=2"]
-    data = main._parse(["cdl_jax", f"--config={FILES / 'quickstart.py'}", "--workdir=unused", *flags]).config.data
+    data = main.parse(["cdl_jax", f"--config={FILES / 'quickstart.py'}", "--workdir=unused", *flags]).config.data
     assert (data.name, data.dataset, data.train_split, data.num_tasks) == ("tfds", "cifar10", "train", 2)
     assert "part" not in data

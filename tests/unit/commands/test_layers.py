@@ -21,7 +21,7 @@ LAYERS = (
     "training",
     "report",
     "run",
-    "main __main__ fetch",
+    "main __main__ fetch sweep",
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer.split()}
 

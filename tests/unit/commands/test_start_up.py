@@ -7,7 +7,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "grain", "clu", "matplotlib"}
+HEAVY = {
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "grain",
+    "clu",
+    "wandb",
+    "mlflow",
+    "matplotlib",
+}
 
 
 def python(*arguments) -> subprocess.CompletedProcess:

@@ -71,9 +71,11 @@ EXTRAS = {
     "flatbuffers",
     "fontTools",
     "huggingface_hub",
+    "mlflow",
     "onnx",
     "resvg_py",
     "sklearn",
+    "wandb",
 }  # imported inside functions, with a message
 
 

@@ -46,7 +46,7 @@ def program(method="supervised", network=None, data=None, **changes):
     config.eval.batch_size = 5
     config.augment.train = "shift"
     config.optim.learning_rate = 0.1
-    config.log.update(every_steps=2, tensorboard=False, report=False)
+    config.log.update(every_steps=2, to=(), report=False)
     config.checkpoint.every_steps = 0
     config.devices = 1
     config.update_from_flattened_dict(changes)

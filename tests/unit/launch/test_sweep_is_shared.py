@@ -11,8 +11,10 @@ ROOT = Path(__file__).parents[3]
 CONFIGS = ("configs/quickstart.py", "configs/quickstart.py:distill=none")
 TRAIN = """#!/usr/bin/env bash
 [ "$1" = -m ] || exit 0
+[ "$2" != cdl_jax.sweep ] || exec "$PLAN" "$@"
 while [ "$1" != --workdir ]; do shift; done
 echo "${2##*/sweep/} ${4#*compilation_cache=}" >> "$LOG"
+case "$2" in *none*) [ -z "${SHARE-}" ] || [ -e "${2/-distill=none/}/sweep_complete" ] || exit 3 ;; esac
 case "$2" in *"${FAIL-no such run}"*) exit "${CODE-2}" ;; esac
 [ -z "${STOP-}" ] || {
   trap 'trap "" TERM; echo saved >> "$LOG"; exit 143' TERM
@@ -23,6 +25,22 @@ case "$2" in *"${FAIL-no such run}"*) exit "${CODE-2}" ;; esac
 sleep 0.1
 """
 
+# The plan of CONFIGS, as cdl_jax.sweep prints it. SHARE: the runs of the second take the teacher of the first.
+PLAN = """#!/usr/bin/env bash
+shift 2
+while [[ $1 != */sweep ]]; do shift; done
+IFS=, read -ra seeds <<<"$2"
+for seed in "${seeds[@]}"; do
+  for name in quickstart quickstart-distill=none; do
+    teacher=
+    [ -z "${SHARE-}" ] || [ $name = quickstart ] || teacher=$1/quickstart/seed_$seed
+    words=("$1/$name/seed_$seed" "$teacher" --workdir "$1/$name/seed_$seed" "--config.seed=$seed"
+      "--config.compilation_cache=$1/compiled")
+    (IFS=$'\\x1f' && echo "${words[*]}")
+  done
+done
+"""
+
 
 @pytest.fixture
 def sweep(tmp_path):
@@ -31,10 +49,12 @@ def sweep(tmp_path):
                          capture_output=True, text=True, check=True).stdout  # fmt: skip
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text(TRAIN)
-    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / "plan").write_text(PLAN)
+    for program in ("bin/python", "plan"):
+        (tmp_path / program).chmod(0o755)
     (tmp_path / "made-from").write_text(f"{ROOT} cpu\n{key}")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "CDL_"))}
-    env |= {"CDL_VENV": str(tmp_path), "LOG": str(tmp_path / "log")}
+    env |= {"CDL_VENV": str(tmp_path), "LOG": str(tmp_path / "log"), "PLAN": str(tmp_path / "plan")}
 
     def start(*options, seeds="0,1,2", **more):
         command = ["bash", str(ROOT / "launch" / "sweep.sh"), *options, str(tmp_path / "sweep"), seeds, *CONFIGS]
@@ -73,6 +93,26 @@ def test_only_failed_runs_are_listed_and_repeated(sweep, tmp_path):
     assert len(log()) == 6  # tried once, although two processes reached it
     assert start("-j", "2").wait(timeout=120) == 0
     assert [run for run, _ in log()[6:]] == ["quickstart-distill=none/seed_1"] and missing(tmp_path) == []
+
+
+def test_runs_begin_after_the_run_that_trains_their_teacher(sweep, tmp_path):
+    start, log = sweep
+    assert [process.wait(timeout=120) for process in [start("-j", "3", SHARE="1") for _ in range(2)]] == [0, 0]
+    assert sorted(run for run, _ in log()) == sorted(runs(0, 1, 2)) and missing(tmp_path) == []
+
+
+def test_runs_whose_teacher_failed_are_listed(sweep, tmp_path):
+    start, log = sweep
+    process = start("-j", "2", SHARE="1", FAIL="quickstart/seed_1")
+    assert process.wait(timeout=120) == 1
+    out = process.stdout.read()
+    assert "4 runs complete, 1 failed, 0 assigned to other processes, 1 without their teacher" in out
+    assert missing(tmp_path) == [
+        "quickstart/seed_1 failed (exit 2)",
+        "quickstart-distill=none/seed_1 not complete: its teacher is that of quickstart/seed_1, which failed",
+    ]
+    assert start("-j", "2", SHARE="1").wait(timeout=120) == 0
+    assert sorted(run for run, _ in log()[5:]) == sorted(runs(1)) and missing(tmp_path) == []
 
 
 @pytest.mark.parametrize("code", [137, 139])

@@ -33,13 +33,13 @@ def small(text):
     config.augment.update(mean=(), std=())
     config.train.batch_size = 16
     config[config.method].replay = 0
-    config.log.tensorboard = False
+    config.log.to = ()
     return config
 
 
 def test_the_weight_of_the_st_loss_falls_by_a_negative_step_of_the_command_line():
     options = ["kd_rel=0.3", "kd_step=-0.1", "kd_every=1"]
-    config = main._parse(
+    config = main.parse(
         ["cdl_jax", "--config", "configs/dkt_glyph.py", "--workdir=unused"]
         + [f"--config.dkt.{option}" for option in options]
     ).config

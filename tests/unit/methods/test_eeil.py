@@ -214,7 +214,7 @@ def experiment():
     config.augment.update(mean=(), std=())
     config.train.batch_size = 8
     config.eeil.update(replay=24, finetune_epochs=2)
-    config.log.update(tensorboard=False, report=False, every_steps=1)
+    config.log.update(to=(), report=False, every_steps=1)
     config.checkpoint.every_steps = 2
     return Experiment.build(config, stream.load(config.data))
 

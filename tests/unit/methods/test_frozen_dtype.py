@@ -26,7 +26,7 @@ def build(dtype):
     config.data.update(num_tasks=1, max_train_per_class=4, class_order="0,1,2,3,4,5,6,7")
     config.train.update(epochs=1)
     config.eval.forward_transfer = False
-    config.log.update(report=False, tensorboard=False)
+    config.log.update(report=False, to=())
     config.frozen_dtype = dtype
     experiment = Experiment.build(config, stream.load(config.data))
     return CompiledSteps(experiment), *experiment.initial_variables()

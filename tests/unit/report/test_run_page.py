@@ -36,7 +36,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
     assert names == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert elsewhere == set()
     assert not re.search(r"<(script|link|img|iframe|object|embed)\b|@import|url\((?!#)|\ssrc=", text)
-    files = {"results.json", "metrics.jsonl", "config.json", "checkpoints/", "tensorboard/"}  # of the run's own folder
+    files = {"results.json", "metrics.jsonl", "config.json", "checkpoints/"}  # of the run's own folder
     data = ("#", "data:image/png;base64,", "data:image/svg+xml;base64,", "data:text/csv;base64,")
     data += ("data:application/x-tex;base64,",)
     assert {target for target in re.findall(r'href="([^"]*)"', text) if not target.startswith(data)} == files

@@ -9,6 +9,7 @@ import pytest
 
 from cdl_jax.report import run_page
 from cdl_jax.run import logger, loop
+from cdl_jax.run.loggers import base
 
 CONFIG = SimpleNamespace(seeds=(), log=SimpleNamespace(report=True))
 
@@ -20,7 +21,7 @@ def folder(tmp_path):
 
 
 def run_logger(folder):
-    return logger.RunLogger(folder, 0, SimpleNamespace(report=True, tensorboard=False))
+    return logger.RunLogger(base.RunInfo(folder, folder, {}), 0, SimpleNamespace(report=True, to=()))
 
 
 def test_results_are_written_first(folder, monkeypatch):

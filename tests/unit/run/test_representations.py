@@ -29,7 +29,7 @@ def analyzed(tmp_path_factory):
     config.augment.update(mean=(), std=())
     config.train.batch_size = 16
     config.dkt.replay = 0
-    config.log.tensorboard = False
+    config.log.to = ()
     program = Experiment.build(config, stream.load(config.data))
     folder = tmp_path_factory.mktemp("representations")
     loop.train(program, folder)

@@ -16,7 +16,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.report import plots, run_page
 from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.runtime import console, files
-from cdl_jax.runtime.event_files import JsonLines
+from cdl_jax.runtime.json_lines import JsonLines
 from tests.support.stored_runs import CONFIG, LINES, config_with_seed, results, store
 
 ROOT = Path(__file__).parents[3]
@@ -97,7 +97,7 @@ import sys
 from pathlib import Path
 from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.runtime import files
-from cdl_jax.runtime.event_files import JsonLines
+from cdl_jax.runtime.json_lines import JsonLines
 folder = Path(sys.argv[1])
 files.write_atomically(folder / "text", "caf\\u00e9 \\u00b1 \\udcff\\n")
 lines = JsonLines(folder / "lines")

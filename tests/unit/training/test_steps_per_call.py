@@ -31,7 +31,7 @@ def build(**changes):
     config.eval.update(batch_size=32, forward_transfer=False, every_epochs=2)
     config.augment.train = "shift"
     config.optim.update(name="adam", schedule="cosine", learning_rate=0.1)
-    config.log.update(every_steps=10, tensorboard=False, report=False)
+    config.log.update(every_steps=10, to=(), report=False)
     config.checkpoint.every_steps = 0
     config.devices = 1
     config.update_from_flattened_dict(changes)

@@ -22,7 +22,7 @@ EEIL = [
 
 def experiment(config, *changes):
     """Returns the experiment of a command line."""
-    return start.build_experiment(main._parse(["cdl_jax", "--config", config, "--workdir=unused", *changes]).config)
+    return start.build_experiment(main.parse(["cdl_jax", "--config", config, "--workdir=unused", *changes]).config)
 
 
 def program(config, *changes):
