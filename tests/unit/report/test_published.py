@@ -198,7 +198,7 @@ def test_the_config_file_accepts_the_keys_of_cells():
         ("version=v5", "version='v5': did you mean 'v4'"),
         ("data=cifar10", "data='cifar10': did you mean 'cifar100'"),
         ("distil=kd", "did you mean 'distill'"),
-        ("distill=dit", "distill='dit': no row of version v4 and no scheme; did you mean 'deit'"),
+        ("distill=deitt", "distill='deitt': no row of version v4 and no scheme; did you mean 'deit'"),
         ("distill=deit,version=v2", "distill='deit': no row of version v2"),
         ("student=vit_l16", "student=vit_l16: the papers give it no teacher"),
         ("student=vit_x16", "vit_x16"),
