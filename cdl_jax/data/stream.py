@@ -22,6 +22,10 @@ OPTIONS: dict[str, Any] = {
     "path": Option("", "file or folder; empty: the usual places, see docs/guides/data.md", resumable=True),
     "num_tasks": Option(10, "number of equal tasks; with task_sizes: their number, or 0"),
     "task_sizes": Option((), "number of classes of each task, if they differ", minimum=1, item_type=int),
+    "max_tasks": Option(0, "number of tasks to train, the first ones of the stream; 0: all"),
+    "append": Option(
+        (), "folders of further classes, each a task behind those of the source; see data.name=folder", item_type=str
+    ),
     "class_order": Option(
         "natural", 'natural, python_shuffle, shuffle, or class ids: a tuple, or text such as "5,0,7"'
     ),
@@ -37,6 +41,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 _READING = ("path", "num_workers")  # options of reading; the others define the tasks
+_OF_STREAMS = ("max_tasks", "append")  # options that change the stream of a source
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +182,23 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
             f"{plugins.describe_function(function)} must return a {__name__}.Dataset, but returns "
             f"{plugins.describe_type(dataset)}"
         )
-    return dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in _READING})
+    stream = dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in (*_READING, *_OF_STREAMS)})
+    return _change_tasks(stream, dataset, merged) if any(merged[key] for key in _OF_STREAMS) else stream
+
+
+def _change_tasks(stream, dataset, options):
+    """Returns the stream with the options of `_OF_STREAMS`.
+
+    Raises:
+      UserError: the stream is of detection, its tasks depend on the seed, or see `task_limits`.
+    """
+    from cdl_jax.data import task_limits  # it imports this module
+
+    if not isinstance(dataset, Dataset):
+        raise UserError("data.max_tasks and data.append need labeled images: images with boxes have all tasks at once")
+    if options["max_tasks"]:
+        stream = task_limits.first_tasks(stream, options["max_tasks"])
+    return task_limits.append_folders(stream, options["append"], len(dataset.class_names), options)
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
@@ -271,6 +292,11 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
     options, shared = defaults(OPTIONS, **options), (stream,) * len(seeds)
     if options["class_order_seed"] != -1 or len(seeds) == 1:
         return shared
+    if changed := [f"data.{key}" for key in _OF_STREAMS if options[key]]:
+        raise UserError(
+            f"data.class_order_seed=-1 gives each of config.seeds a class order of all classes, and {changed[0]} "
+            "changes them: run the seeds one by one"
+        )
     if options["validation_fraction"]:
         raise UserError(
             "data.class_order_seed=-1 with data.validation_fraction holds out different images for each of "

@@ -206,7 +206,8 @@ def named_metrics(rows, test_counts, pretask_accuracy=None, initial_accuracy=Non
     if test_counts is not None:
         values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED_METRICS}
     values |= {f.__name__: f(matrix) if len(matrix) > 1 else None for f in _TWO_TASK_METRICS}
-    known = pretask_accuracy and initial_accuracy and len(pretask_accuracy) > 1
+    # The untrained start of tasks that were added later is unknown.
+    known = pretask_accuracy and initial_accuracy and 1 < len(pretask_accuracy) <= len(initial_accuracy)
     transfer = forward_transfer(pretask_accuracy, initial_accuracy) if known else None
     values["forward_transfer"] = transfer
     return values

@@ -1,7 +1,7 @@
 """Prints, writes and draws tables of finished and running runs.
 
 python -m cdl_jax.report [table] RUN [RUN ...] [--one-row-per-run] [--label-by-folder] [--out FILE] [--plot FILE.svg]
-                         [--plot-traffic FILE.svg] [--update-page PAGE]
+                         [--plot-curves FILE.svg] [--plot-traffic FILE.svg] [--update-page PAGE]
 python -m cdl_jax.report grid RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE] [--export FOLDER]
 python -m cdl_jax.report sweep OPTION RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE]
 python -m cdl_jax.report paper NAME [RUN ...] [the options of table]
@@ -12,6 +12,8 @@ table: one row for each network of each run, over seeds. Runs with the settings 
 beside that result, with a verdict on whether they reproduce it. --one-row-per-run compares one number of each run, the
 mean over its leading networks. --label-by-folder labels rows by their folders instead of by the settings that differ.
 --plot draws one number of each run for every seed, --plot-traffic against the megabytes that learners exchanged.
+--plot-curves draws the mean over the tasks learned so far, after each task; the curve of a branch leaves that of its
+parent at the task from which it branched.
 
 grid: learners by schemes, for runs in <learner>/<scheme>/seed_<n>. Each scheme is compared with the learner's scheme
 "none" by a paired t-test. --plot draws the gains. --export copies the part of finished runs that these tables need to a
@@ -231,6 +233,7 @@ def _parser(command: str) -> _Parser:
         explanation = "copy what the tables need of finished runs to a folder"
         parser.add_argument("--export", metavar="FOLDER", action=_PathOption, help=explanation)
     if command in ("table", "paper"):
+        add_file("--plot-curves", _PLOT_ENDINGS, "draw the mean over the tasks so far after each task, with branches")
         add_file("--plot-traffic", _PLOT_ENDINGS, "draw accuracy against the megabytes that learners exchanged")
         explanation = "one number of each run: the mean over its leading networks"
         parser.add_argument("--one-row-per-run", action="store_true", help=explanation)
@@ -291,6 +294,8 @@ def _show_runs(
         if len(rows) > 1:
             sections.append((f"{table.title} {version}".strip(), rows, replication.legend(table)))
     _write_outputs(options, sections, lambda: _headline_plot(groups, names))
+    if options.plot_curves:
+        _write("--plot-curves", options.plot_curves, _curves_plot(groups, names))
     if options.plot_traffic:
         _write("--plot-traffic", options.plot_traffic, _traffic_plot(groups, names))
     _print_sections(sections)
@@ -354,6 +359,34 @@ def _headline_plot(groups: list[Group], names: list[str]) -> str:
     if not accuracies:
         raise UserError("--plot: none of these runs is finished: leave --plot out")
     return plots.dot_plot(accuracies, f"{metric_of(groups)}, %; bar: mean")
+
+
+def _curves_plot(groups: list[Group], names: list[str]) -> str:
+    """Returns an SVG plot of the mean over the tasks so far after each task, for each group.
+
+    Raises:
+      UserError: no run has a matrix.
+    """
+    curves = {}
+    for name, group in zip(names, groups, strict=True):
+        rows = [run.curve for run in group.runs.values() if run.curve]
+        if rows:
+            means = [sum(values) / len(rows) for values in zip(*rows, strict=False)]
+            curves[name] = plots.Curve(means, _first_own_point(group, groups))
+    if not curves:
+        raise UserError("--plot-curves: these results have no accuracy matrices: leave --plot-curves out")
+    return plots.curves_with_branches(curves, metric_of(groups))
+
+
+def _first_own_point(group: Group, groups: list[Group]) -> int:
+    """Returns the task at which the curve of a branch leaves that of its parent; 0 if the parent is not drawn."""
+    run = next(iter(group.runs.values()))
+    if run.parent is None:
+        return 0
+    parent = str(paths.resolve(run.parent[0]).resolve())
+    folders = {folder.resolve() for g in groups for r in g.runs.values() for folder in (r.folder, r.folder.parent)}
+    drawn = {re.sub(r"\bseed_\d+$", "seed_*", str(folder)) for folder in folders}
+    return run.parent[1] if re.sub(r"\bseed_\d+$", "seed_*", parent) in drawn else 0
 
 
 def _gain_plot(groups: list[Group]) -> str:

@@ -34,6 +34,9 @@ class Run:
       headline: networks whose mean is the run's main number.
       extra_metrics: name -> value after the last task, see `Method.extra_metrics`.
       metric: name of the numbers of the accuracy matrix: "accuracy" or "AP".
+      curve: after each task the mean over the tasks learned so far and over the headline; empty where the results have
+        no matrices.
+      parent: folder and task from which the run branched; None: it began by itself.
     """
 
     folder: Path
@@ -42,6 +45,8 @@ class Run:
     headline: tuple[str, ...] = ()
     extra_metrics: dict[str, float | None] = field(default_factory=dict)
     metric: str = "accuracy"
+    curve: tuple[float, ...] = ()
+    parent: tuple[str, int] | None = None
 
     def value(self, network: str, metric: str) -> float | None:
         """Returns a metric of a network, or its mean over the headline.
@@ -118,7 +123,7 @@ def read_groups(folders: Iterable[Path], refused: list[UserError] | None = None)
             except UserError as error:
                 errors.append(error)
                 continue
-            group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
+            group = groups.setdefault(json.dumps([config, run.parent], sort_keys=True), Group(config, {}))
             if seeds in group.runs:
                 raise UserError(
                     f"{seed_folder} and {group.runs[seeds].folder} are runs of one config and seed: name one of them"
@@ -159,8 +164,19 @@ def metric_of(groups: Iterable[Group]) -> str:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Returns a label for each group: the settings in which groups differ. See `label_configs`."""
-    return label_configs([group.config for group in groups])
+    """Returns a label for each group: the settings in which groups differ, and its parent. See `label_configs`."""
+    parents = [{"parent": parent} if (parent := parent_of(group)) else {} for group in groups]
+    return label_configs([group.config | parent for group, parent in zip(groups, parents, strict=True)])
+
+
+def parent_of(group: Group) -> str:
+    """Returns the run and task from which a group's runs branched; "" where they began by themselves.
+
+    >>> parent_of(Group({}, {(0, 0, 0): Run(Path("b"), True, {}, parent=("runs/a", 2))}))
+    'runs/a after task 2'
+    """
+    parent = next((run.parent for run in group.runs.values()), None)
+    return "{} after task {}".format(*parent) if parent else ""
 
 
 def label_configs(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -202,7 +218,8 @@ def folder_names(groups: Sequence[Group]) -> list[str]:
         raise UserError(
             f"--label-by-folder: two rows would be called {repeated[0]!r}: leave it out, or rename a folder"
         )
-    return names
+    parents = [parent_of(group) for group in groups]
+    return [f"{name} (from {parent})" if parent else name for name, parent in zip(names, parents, strict=True)]
 
 
 def _differing_keys(flat_configs):
@@ -234,7 +251,7 @@ def _read_run(folder):
             raise UserError(f"{folder} holds no results of a run (config.json is missing): name a --workdir")
         results = schema.upgrade("results", json.loads(path.read_text(encoding="utf-8")), path)
         config, seeds = _without_seeds(configs.flatten(stored["config"]))
-        run = _parse_results(folder, results)
+        run = _parse_results(folder, results, seeds[0])
     except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else error
         raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
@@ -265,8 +282,13 @@ def _mask_seed(value, seed):
     return re.sub(rf"\bseed_{seed}\b", "seed_*", value) if isinstance(value, str) else value
 
 
-def _parse_results(folder, results):
+def _parse_results(folder, results, seed):
     """Returns the `Run` of a results.json.
+
+    Args:
+      folder: of the run.
+      results: content of the file.
+      seed: of the run, which has no part in the name of its parent.
 
     Raises:
       AttributeError, IndexError, KeyError, TypeError, ValueError: a value is missing or has the wrong type.
@@ -289,7 +311,17 @@ def _parse_results(folder, results):
     metric = results.get("metric", "accuracy")
     if not all(isinstance(name, str) for name in (*headline, metric)):
         raise TypeError("a seed or a network's name has the wrong type")
-    return Run(folder, results["status"] == "finished", metrics, headline, extra_metrics, metric)
+    parent = results.get("parent")
+    parent = (_mask_seed(parent["path"], seed), parent["task"]) if parent else None
+    finished = results["status"] == "finished"
+    return Run(folder, finished, metrics, headline, extra_metrics, metric, _curve(results, headline), parent)
+
+
+def _curve(results, headline):
+    matrices = [results["networks"].get(name, {}).get("accuracy_matrix") for name in headline]
+    if not all(matrices):
+        return ()
+    return tuple(statistics.fmean(map(statistics.fmean, rows)) for rows in zip(*matrices, strict=False))
 
 
 def _best_epoch_metrics(results):

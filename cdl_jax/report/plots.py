@@ -4,6 +4,7 @@ import io
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,37 @@ def accuracy_curves(matrices: Mapping[str, Matrix], metric: str = "accuracy") ->
         axes.plot(x, [np.mean(row) for row in rows], "o-", color=color, label=_visible(name), markersize=4)
         axes.plot(x, [np.min(row) for row in rows], ":", color=color)
     axes.set(xlabel="tasks learned", ylabel=f"{metric}, %", ylim=(0, 102))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return _to_svg(figure)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Numbers after each task.
+
+    Attributes:
+      values: percent.
+      start: index of the first value to draw: of a branch the task at which it leaves its parent, default 0.
+    """
+
+    values: Sequence[float]
+    start: int = 0
+
+
+def curves_with_branches(curves: Mapping[str, Curve], metric: str = "accuracy") -> str:
+    """Plots curves over the tasks learned; the curve of a branch (dashed) begins on that of its parent.
+
+    Args:
+      curves: by name, parents and branches alike.
+      metric: name of the numbers, of which a value is the mean over the tasks learned so far.
+    """
+    figure, axes = _new_figure(6, 3.4)
+    for (name, curve), color in zip(curves.items(), itertools.cycle(_COLORS), strict=False):
+        x = range(curve.start + 1, len(curve.values) + 1)
+        axes.plot(x, curve.values[curve.start :], "o--" if curve.start else "o-", color=color, label=_visible(name),
+                  markersize=4)  # fmt: skip
+    axes.set(xlabel="tasks learned", ylabel=f"{metric}, %; mean over these tasks")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return _to_svg(figure)

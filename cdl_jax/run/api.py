@@ -233,8 +233,14 @@ class Run:
             )  # fmt: skip
         return tuple(recorded["device_size"]) if recorded.get("device_size") else None
 
-    def _restore(self, task) -> tuple[Variables, Variables]:
-        """Returns the mutable variables after a task, and the frozen variables, on the first device."""
+    def stored_variables(self, task: int) -> tuple[Variables, Variables]:
+        """Returns the mutable variables after a task, and the frozen variables, on the first device.
+
+        With `config.seeds` mutable variables have a leading axis of seeds.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
         seeds = self.config.seeds
         device = SingleDeviceSharding(jax.local_devices()[0])
 
@@ -247,9 +253,15 @@ class Run:
         with Checkpoints(self.folder, read_only=True) as checkpoints:
             checkpoints.task_record(task)  # names the checkpoints that exist
             mutable = checkpoints.restore_task(task, target(mutable, (len(seeds),) * bool(seeds)))
-            frozen = checkpoints.restore_frozen(target(frozen))
-        index = list(seeds).index(self.seed) if seeds else 0
-        return jax.tree.map(lambda x: x[index], mutable) if seeds else mutable, frozen
+            return mutable, checkpoints.restore_frozen(target(frozen))
+
+    def _restore(self, task) -> tuple[Variables, Variables]:
+        """Returns `stored_variables` of the run's seed."""
+        mutable, frozen = self.stored_variables(task)
+        if not self.config.seeds:
+            return mutable, frozen
+        index = list(self.config.seeds).index(self.seed)
+        return jax.tree.map(lambda x: x[index], mutable), frozen
 
     def _batch_size(self, batch_size) -> int:
         if batch_size is not None:

@@ -11,6 +11,7 @@ import jax
 
 from cdl_jax import schema
 from cdl_jax.data import loaders
+from cdl_jax.data.stream import Stream
 from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import Method, split
 from cdl_jax.run import workdir
@@ -49,6 +50,7 @@ class Record:
       seconds: phase or "evaluation" -> wall time.
       throughput: phase -> images and seconds after the first call, which compiles.
       flops: phase -> floating-point operations of a step for one seed, by the compiler's count.
+      parent: the run from which this run branched, see `run.branching.Parent`; None: it began by itself.
     """
 
     step: int = 0
@@ -75,6 +77,7 @@ class Record:
     seconds: dict = field(default_factory=dict)
     throughput: dict = field(default_factory=dict)
     flops: dict = field(default_factory=dict)
+    parent: dict | None = None
 
     def within_task(self) -> bool:
         """Returns whether the next step belongs to a task that has begun."""
@@ -158,19 +161,12 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         "method": config.method,
         "status": "finished" if record.task == stream.num_tasks else "running",
         "seed": seed,
+        "parent": record.parent,
         "stream": {
             "name": stream.name,
             "num_tasks": stream.num_tasks,
             "device_size": _device_size(stream, config),
-            "tasks": [
-                {
-                    "classes": list(stream.class_names[task.first : task.end]),
-                    "class_ids": [int(number) for number in task.classes],
-                    "train": len(task.train),
-                    "test": len(task.test),
-                }
-                for task in stream.tasks
-            ],
+            "tasks": tasks_of(stream),
         },
         "streams": [list(order) for order in experiment.method.streams],
         "metric": metric,
@@ -195,6 +191,19 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         "versions": workdir.versions(),
         "command": workdir.command(),
     }
+
+
+def tasks_of(stream: Stream) -> list[dict]:
+    """Returns the names and ids of the classes of each task, and its numbers of images."""
+    return [
+        {
+            "classes": list(stream.class_names[task.first : task.end]),
+            "class_ids": [int(number) for number in task.classes],
+            "train": len(task.train),
+            "test": len(task.test),
+        }
+        for task in stream.tasks
+    ]
 
 
 def test_counts(experiment: Experiment, network: str) -> list[int]:

@@ -61,6 +61,8 @@ def test_an_unfinished_run_has_the_metrics_of_its_tasks_so_far():
     assert found["forgetting_cdl"] == 15.0
     assert found["forgetting_coda"] == found["forgetting_max"] == -found["backward_transfer"] == 30.0
     assert found["forward_transfer"] == 2.0
+    longer = metrics.named_metrics(ROWS, COUNTS, pretask_accuracy=[9.0, 12.0, 7.0], initial_accuracy=[5.0, 10.0])
+    assert longer["forward_transfer"] is None
 
 
 def test_one_task_has_no_forgetting_and_no_transfer():
