@@ -18,6 +18,10 @@
                   of classes, a task each; or data options of a longer stream. Default of --workdir: DIR-continued
 --mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row;
                   of detectors it also prints COCO's numbers, and the average precision of each class
+                  --on test|train|FOLDER|SOURCE[:key=value,...] evaluates classifiers on these images, whose classes are
+                  found by their names, and writes RUN/eval/<name>.json: accuracy with and without the task given,
+                  accuracy of classes, confusion matrix. [--corruptions all|fog,snow,...] [--severities 1,3,5] also on
+                  copies with the corruptions of ImageNet-C (package imagecorruptions-imaug)
 --mode=analyze    writes analysis.json from the checkpoints, and adds a section "Analysis" to the report: the drift of
                   the student from its teacher of earlier tasks, the accuracy without prompts, without the scheme's part
                   and with other weights of two heads, the selected prompts, the similarity of the networks' layers on
@@ -56,6 +60,7 @@ _MODES = ("train", "continue", "eval", "analyze", "predict", "export", "describe
 # Flag -> the modes that have it; other flags belong to all modes.
 _FLAGS_OF_MODES = {
     "task": ("eval", "predict", "export"),
+    **dict.fromkeys(("on", "corruptions", "severities"), ("eval",)),
     "from": ("train", "continue", "describe"),
     "tasks": ("continue",),
     **dict.fromkeys(("network", "output"), ("predict", "export")),
@@ -287,7 +292,7 @@ def _parse_flags(argv, config):
     for name in ("task", "top_k"):
         flags.DEFINE_integer(name, None, "", flag_values=values)
     flags.DEFINE_float("threshold", None, "", flag_values=values)
-    for name in ("network", "output", "draw", "images", "from", "tasks"):
+    for name in ("network", "output", "draw", "images", "from", "tasks", "on", "corruptions", "severities"):
         flags.DEFINE_string(name, None, "", flag_values=values)
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
     flags.DEFINE_boolean("fetch", False, "", flag_values=values)
@@ -396,7 +401,10 @@ def _run(options, handler):
     if options.mode == "analyze":
         return _analyze(config, folder, options)
     if options.mode in ("predict", "export"):
-        print(_predict_or_export(config, folder, options))
+        print(_with_loaded_run(config, folder, options))
+        return 0
+    if options.mode == "eval" and any((options.on, options.corruptions, options.severities)):
+        print(_with_loaded_run(config, folder, options))
         return 0
     if options.mode == "eval":
         _start_jax(options, folder)
@@ -531,8 +539,8 @@ def _analyze(config, folder, options):
     return 0
 
 
-def _predict_or_export(config, folder, options):
-    """Returns the text that --mode=predict or --mode=export prints."""
+def _with_loaded_run(config, folder, options):
+    """Returns the text that --mode=predict, --mode=export or --mode=eval with --on prints."""
     from cdl_jax.errors import UserError
     from cdl_jax.run import api, export, predict, workdir
     from cdl_jax.runtime import distributed, paths
@@ -544,12 +552,36 @@ def _predict_or_export(config, folder, options):
     distributed.initialize("off")
     workdir.check_config(folder, config.to_dict())
     run = api.load(folder)
+    if options.mode == "eval":
+        return _evaluate_elsewhere(run, options)
     if options.mode == "export":
         if options.output is None:
             raise UserError("--mode=export needs a folder: add --output FOLDER")
         return export.export(run, paths.resolve(options.output, "--output"), options.network, options.task)
     flags = {name: getattr(options, name) for name in ("network", "task", "top_k", "threshold", "output", "draw")}
     return predict.predict(run, predict.Request(options.images, **flags))
+
+
+def _evaluate_elsewhere(run, options):
+    """Evaluates on other images or on corrupted copies, and writes the file; returns the text to print."""
+    import json
+
+    from cdl_jax.data import corruptions
+    from cdl_jax.errors import UserError
+    from cdl_jax.run import elsewhere
+    from cdl_jax.runtime import files
+
+    names = corruptions.parse_names(options.corruptions) if options.corruptions else ()
+    try:
+        severities = tuple(map(int, options.severities.split(","))) if options.severities else ()
+    except ValueError:
+        raise UserError(f"--severities={options.severities}: list numbers from 1 to 5, such as 1,3,5") from None
+    on = options.on or "test"
+    content = elsewhere.evaluate(run, on, options.task, names, severities)
+    path = run.folder / elsewhere.file_name(on, content["task"], bool(names))
+    path.parent.mkdir(exist_ok=True)
+    files.write_atomically(path, json.dumps(content, indent=1) + "\n")
+    return f"{elsewhere.summary(content)}\n{path}"
 
 
 def _evaluate(config, folder, task):

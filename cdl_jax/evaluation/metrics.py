@@ -100,7 +100,8 @@ def forgetting_after_each(matrix) -> np.ndarray:
 def stream_accuracy(row, counts=None) -> float:
     """mean over all j of S[T-1, j] weighted by task j's test images: every image of the stream counts alike, of a task
     learned already or not."""
-    return float(np.average(row, weights=counts))
+    # A run that was continued has shorter rows from before its further tasks.
+    return float(np.average(row, weights=None if counts is None else counts[: len(row)]))
 
 
 def stream_accuracy_by_task(row) -> float:
