@@ -523,10 +523,14 @@ def is_resumable(key: str) -> bool:
 
 @functools.cache
 def _resumable_keys():
+    return frozenset(key for key, option in declarations.rows(_options_of_any_method()) if option.resumable)
+
+
+def _options_of_any_method():
+    """Returns the declarations of options that every run and every stream has."""
     from cdl_jax.data import stream
 
-    common = {**OPTIONS, "data": stream.OPTIONS}
-    return frozenset(key for key, option in declarations.rows(common) if option.resumable)
+    return {**OPTIONS, "data": stream.OPTIONS}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -554,14 +558,24 @@ def differences(old: dict, new: dict) -> list[str]:
     >>> differences({"seed": 0, "devices": 0}, {"seed": 1, "devices": 4})
     ['seed: 0 -> 1']
     """
+    return [f"{key}: {before!r} -> {after!r}" for key, (before, after) in changes(old, new).items()]
+
+
+def changes(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
+    """Returns the old and the new value of each option that differs and affects the results.
+
+    Args:
+      old: the flat config of a run.
+      new: another flat config.
+
+    >>> changes({"seed": 0, "devices": 0}, {"seed": 1, "devices": 4})
+    {'seed': (0, 1)}
+    """
     # With batchwise prompt selection, predictions depend on the size of the test batches.
     binding = ("eval.batch_size",) if old.get("learner.batchwise") else ()
     keys = sorted(k for k in {*old, *new} if not is_resumable(k) or k in binding)
-    old = {
-        **flatten(declarations.defaults(OPTIONS)),
-        **old,
-    }  # a run of an earlier version used the defaults of later options
-    return [f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in keys if old.get(k) != new.get(k)]
+    old = {**flatten(declarations.defaults(_options_of_any_method())), **old}  # what an earlier version did not have
+    return {k: (old.get(k, "absent"), new.get(k, "absent")) for k in keys if old.get(k) != new.get(k)}
 
 
 def read(workdir: Path, as_stored: bool = False) -> dict | None:

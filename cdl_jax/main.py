@@ -11,8 +11,17 @@
 --version         prints the version
 
 --mode=train      (default) trains; resumes an interrupted run of the same command; prints the results of a finished run
+--from DIR        trains a branch of the run in DIR: [--task T], the last task that it has from its parent (default: the
+                  last), and other options, such as --config.optim.learning_rate=0.001; without --config it has those of
+                  the parent. Default of --workdir: DIR-task<T>. The parent stays as it is
+--mode=continue   --from DIR of a finished run: adds tasks behind its last one. --tasks FOLDER [FOLDER ...] are folders
+                  of classes, a task each; or data options of a longer stream. Default of --workdir: DIR-continued
 --mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row;
                   of detectors it also prints COCO's numbers, and the average precision of each class
+                  --on test|train|FOLDER|SOURCE[:key=value,...] evaluates classifiers on these images, whose classes are
+                  found by their names, and writes RUN/eval/<name>.json: accuracy with and without the task given,
+                  accuracy of classes, confusion matrix. [--corruptions all|fog,snow,...] [--severities 1,3,5] also on
+                  copies with the corruptions of ImageNet-C (package imagecorruptions-imaug)
 --mode=analyze    writes analysis.json from the checkpoints, and adds a section "Analysis" to the report: the drift of
                   the student from its teacher of earlier tasks, the accuracy without prompts, without the scheme's part
                   and with other weights of two heads, the selected prompts, the similarity of the networks' layers on
@@ -47,10 +56,13 @@ from cdl_jax.runtime import console
 if TYPE_CHECKING:
     import ml_collections
 
-_MODES = ("train", "eval", "analyze", "predict", "export", "describe")
+_MODES = ("train", "continue", "eval", "analyze", "predict", "export", "describe")
 # Flag -> the modes that have it; other flags belong to all modes.
 _FLAGS_OF_MODES = {
     "task": ("eval", "predict", "export"),
+    **dict.fromkeys(("on", "corruptions", "severities"), ("eval",)),
+    "from": ("train", "continue", "describe"),
+    "tasks": ("continue",),
     **dict.fromkeys(("network", "output"), ("predict", "export")),
     **dict.fromkeys(("top_k", "threshold", "draw", "images"), ("predict",)),
 }
@@ -160,30 +172,43 @@ def parse(argv: list[str]) -> SimpleNamespace:
     from cdl_jax.plugins import did_you_mean
 
     original, text = argv, _flag_value(argv, "config")
-    argv, images = _split_images(argv)
+    argv, images = _split_paths(argv, "images")
+    argv, tasks = _split_paths(argv, "tasks")
+    parent = _flag_value(argv, "from")
     if text:
         name, arguments = config_files.split_arguments(text)
         path = config_files.find(name)
         loaded = config_files.load_config(path, arguments)
         argv = _without_flag(argv, "config")
     else:
-        loaded = _load_stored_config(_flag_value(argv, "workdir"))
+        loaded = _load_stored_config(*(("--from", parent) if parent else ("--workdir", _flag_value(argv, "workdir"))))
     if source := _flag_value(argv, "config.data.name"):
         loaded = config.with_source(loaded, source)
     values = _parse_flags(argv, loaded)
+    values.tasks = tasks
+    if tasks:
+        values.config.data.append = (*values.config.data.append, *tasks)
     config.check(values.config)
     if values.rest:
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
     if values.mode not in _MODES:
         raise UserError(f"--mode={values.mode}: {did_you_mean(values.mode, _MODES)}")
     values.images = images
+    if values.mode == "continue" and parent is None:
+        raise UserError(
+            "--mode=continue needs the finished run that it continues: add --from DIR, and the continued run gets a "
+            "--workdir of its own"
+        )
     for flag, modes in _FLAGS_OF_MODES.items():
+        if flag == "task" and parent is not None:
+            modes = ("train", "describe")
         if (value := getattr(values, flag)) is not None and values.mode not in modes:
-            needed, shown = " or ".join(f"--mode={mode}" for mode in modes), "" if flag == "images" else f"={value}"
+            needed = " or ".join(f"--mode={mode}" for mode in modes)
+            shown = "" if isinstance(value, list) else f"={value}"
             raise UserError(f"--{flag}{shown} needs {needed} instead of --mode={values.mode}: omit it")
     values.names_workdir = values.workdir is not None
     if not values.names_workdir and values.mode != "describe":
-        values.workdir = default_workdir(path, arguments)
+        values.workdir = branch_workdir(parent, values) if parent else default_workdir(path, arguments)
     sys.argv = original  # `workdir` records the command
     return values
 
@@ -202,8 +227,26 @@ def default_workdir(path: Path, arguments: str) -> str:
     return f"runs/{path.stem}{suffix}"
 
 
-def _load_stored_config(workdir):
+def branch_workdir(parent: str, values: SimpleNamespace) -> str:
+    """Returns the working directory of a branch without --workdir.
+
+    Args:
+      parent: folder of the run from which it branches.
+      values: the flags `mode` and `task`.
+
+    >>> branch_workdir("runs/a/", SimpleNamespace(mode="train", task=3))
+    'runs/a-task3'
+    """
+    of_task = "branch" if values.task is None else f"task{values.task}"
+    return f"{parent.rstrip('/')}-{'continued' if values.mode == 'continue' else of_task}"
+
+
+def _load_stored_config(flag, workdir):
     """Returns the ConfigDict of the run in a folder.
+
+    Args:
+      flag: that names the folder.
+      workdir: the folder, or None.
 
     Raises:
       UserError: `workdir` is None, or the folder has no run.
@@ -217,9 +260,9 @@ def _load_stored_config(workdir):
     remedy = "add --config: a file, or one of python -m cdl_jax.main --list"
     if workdir is None:
         raise UserError(f"--config is missing: {remedy}")
-    content = config.read(paths.resolve(workdir, "--workdir"))
+    content = config.read(paths.resolve(workdir, flag))
     if content is None:
-        raise UserError(f"--workdir {workdir} has no run: {remedy}")
+        raise UserError(f"{flag} {workdir} has no run: {remedy if flag == '--workdir' else 'name the folder of one'}")
     # A run of an earlier version lacks later options, and used their defaults.
     stored = config.with_defaults(content["config"])
     return ml_collections.ConfigDict(config.copy_with_tuples(stored), type_safe=True)
@@ -251,7 +294,7 @@ def _parse_flags(argv, config):
     for name in ("task", "top_k"):
         flags.DEFINE_integer(name, None, "", flag_values=values)
     flags.DEFINE_float("threshold", None, "", flag_values=values)
-    for name in ("network", "output", "draw", "images"):
+    for name in ("network", "output", "draw", "images", "from", "tasks", "on", "corruptions", "severities"):
         flags.DEFINE_string(name, None, "", flag_values=values)
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
     flags.DEFINE_boolean("fetch", False, "", flag_values=values)
@@ -305,14 +348,14 @@ def _flag_value(argv, flag):
     return None
 
 
-def _split_images(argv):
-    """Returns the command line without --images, and the paths behind each of these flags; None without the flag."""
-    index = next((i for i, word in enumerate(argv) if word.split("=")[0] in ("--images", "-images")), None)
+def _split_paths(argv, flag):
+    """Returns the command line without a flag, and the paths behind each of its occurrences; None without the flag."""
+    index = next((i for i, word in enumerate(argv) if word.split("=")[0] in (f"--{flag}", f"-{flag}")), None)
     if index is None:
         return argv, None
     end = next((i for i in range(index + 1, len(argv)) if argv[i].startswith("-")), len(argv))
     _, is_joined, first = argv[index].partition("=")
-    rest, more = _split_images([*argv[:index], *argv[end:]])
+    rest, more = _split_paths([*argv[:index], *argv[end:]], flag)
     return rest, [first] * bool(is_joined) + list(argv[index + 1 : end]) + (more or [])
 
 
@@ -360,7 +403,10 @@ def _run(options, handler):
     if options.mode == "analyze":
         return _analyze(config, folder, options)
     if options.mode in ("predict", "export"):
-        print(_predict_or_export(config, folder, options))
+        print(_with_loaded_run(config, folder, options))
+        return 0
+    if options.mode == "eval" and any((options.on, options.corruptions, options.severities)):
+        print(_with_loaded_run(config, folder, options))
         return 0
     if options.mode == "eval":
         _start_jax(options, folder)
@@ -369,10 +415,14 @@ def _run(options, handler):
     import jax
 
     from cdl_jax.report import run_page
-    from cdl_jax.run import start
+    from cdl_jax.run import branching, start
 
     _start_jax(options, folder)
-    seeds = start.train(config, folder, handler)
+    if parent := getattr(options, "from"):
+        parent, must_grow = paths.resolve(parent, "--from"), options.mode == "continue"
+        seeds = branching.train(config, folder, parent, options.task, handler, must_grow=must_grow)
+    else:
+        seeds = start.train(config, folder, handler)
     if jax.process_index() == 0:
         print(run_page.summary(seeds))
         for seed_folder in files.seed_folders(folder, config.seeds):
@@ -491,8 +541,8 @@ def _analyze(config, folder, options):
     return 0
 
 
-def _predict_or_export(config, folder, options):
-    """Returns the text that --mode=predict or --mode=export prints."""
+def _with_loaded_run(config, folder, options):
+    """Returns the text that --mode=predict, --mode=export or --mode=eval with --on prints."""
     from cdl_jax.errors import UserError
     from cdl_jax.run import api, export, predict, workdir
     from cdl_jax.runtime import distributed, paths
@@ -504,12 +554,36 @@ def _predict_or_export(config, folder, options):
     distributed.initialize("off")
     workdir.check_config(folder, config.to_dict())
     run = api.load(folder)
+    if options.mode == "eval":
+        return _evaluate_elsewhere(run, options)
     if options.mode == "export":
         if options.output is None:
             raise UserError("--mode=export needs a folder: add --output FOLDER")
         return export.export(run, paths.resolve(options.output, "--output"), options.network, options.task)
     flags = {name: getattr(options, name) for name in ("network", "task", "top_k", "threshold", "output", "draw")}
     return predict.predict(run, predict.Request(options.images, **flags))
+
+
+def _evaluate_elsewhere(run, options):
+    """Evaluates on other images or on corrupted copies, and writes the file; returns the text to print."""
+    import json
+
+    from cdl_jax.data import corruptions
+    from cdl_jax.errors import UserError
+    from cdl_jax.run import elsewhere
+    from cdl_jax.runtime import files
+
+    names = corruptions.parse_names(options.corruptions) if options.corruptions else ()
+    try:
+        severities = tuple(map(int, options.severities.split(","))) if options.severities else ()
+    except ValueError:
+        raise UserError(f"--severities={options.severities}: list numbers from 1 to 5, such as 1,3,5") from None
+    on = options.on or "test"
+    content = elsewhere.evaluate(run, on, options.task, names, severities)
+    path = run.folder / elsewhere.file_name(on, content["task"], bool(names))
+    path.parent.mkdir(exist_ok=True)
+    files.write_atomically(path, json.dumps(content, indent=1) + "\n")
+    return f"{elsewhere.summary(content)}\n{path}"
 
 
 def _evaluate(config, folder, task):

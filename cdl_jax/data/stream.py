@@ -40,6 +40,10 @@ OPTIONS: dict[str, Any] = {
     "task_sizes": Option((), "number of classes of each task, if they differ", minimum=1, item_type=int),
     "base_classes": Option(0, "classes of the first task, 50 in B50-Inc10; 0: as many as increment"),
     "increment": Option(0, "classes of each later task, 10 in B50-Inc10; 0: by num_tasks or task_sizes"),
+    "max_tasks": Option(0, "number of tasks to train, the first ones of the stream; 0: all"),
+    "append": Option(
+        (), "folders of further classes, each a task behind those of the source; see data.name=folder", item_type=str
+    ),
     "class_order": Option(
         "natural",
         "natural, python_shuffle, numpy_shuffle, shuffle, or class ids or names: a tuple, text such as "
@@ -71,7 +75,9 @@ OPTIONS: dict[str, Any] = {
     "num_workers": Option(0, "processes that decode images from disk; 0: threads of this process", resumable=True),
 }
 
-_OTHERS = ("path", "num_workers", "online")  # options of reading and training; the others define the tasks
+# Options of reading and training; the others define the tasks.
+_OTHERS = ("path", "num_workers", "online")
+_OF_STREAMS = ("max_tasks", "append")  # options that change the stream of a source
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +237,28 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
             f"{plugins.describe_function(function)} must return a {__name__}.Dataset, but returns "
             f"{plugins.describe_type(dataset)}"
         )
-    return dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in _OTHERS})
+    stream = dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in (*_OTHERS, *_OF_STREAMS)})
+    return _change_tasks(stream, dataset, merged) if any(merged[key] for key in _OF_STREAMS) else stream
+
+
+def _change_tasks(stream, dataset, options):
+    """Returns the stream with the options of `_OF_STREAMS`.
+
+    Raises:
+      UserError: the stream is of detection, its tasks share classes, or see `task_limits`.
+    """
+    from cdl_jax.data import task_limits  # it imports this module
+
+    if not isinstance(dataset, Dataset):
+        raise UserError("data.max_tasks and data.append need labeled images: images with boxes have all tasks at once")
+    if options["kind"] != "class":
+        raise UserError(
+            "data.max_tasks and data.append change the classes of a stream, and tasks of "
+            f"data.kind={options['kind']!r} share them: use data.kind=class"
+        )
+    if options["max_tasks"]:
+        stream = task_limits.first_tasks(stream, options["max_tasks"])
+    return task_limits.append_folders(stream, options["append"], len(dataset.class_names), options)
 
 
 def placeholder(name: str, num_classes: int, train: int, test: int, side: int = 0) -> Dataset:
@@ -417,6 +444,11 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
     options, shared = defaults(OPTIONS, **options), (stream,) * len(seeds)
     if options["class_order_seed"] != -1 or len(seeds) == 1:
         return shared
+    if changed := [f"data.{key}" for key in _OF_STREAMS if options[key]]:
+        raise UserError(
+            f"data.class_order_seed=-1 gives each of config.seeds a class order of all classes, and {changed[0]} "
+            "changes them: run the seeds one by one"
+        )
     if options["validation_fraction"]:
         raise UserError(
             "data.class_order_seed=-1 with data.validation_fraction holds out different images for each of "

@@ -100,7 +100,8 @@ def forgetting_after_each(matrix) -> np.ndarray:
 def stream_accuracy(row, counts=None) -> float:
     """mean over all j of S[T-1, j] weighted by task j's test images: every image of the stream counts alike, of a task
     learned already or not."""
-    return float(np.average(row, weights=counts))
+    # A run that was continued has shorter rows from before its further tasks.
+    return float(np.average(row, weights=None if counts is None else counts[: len(row)]))
 
 
 def stream_accuracy_by_task(row) -> float:
@@ -206,7 +207,8 @@ def named_metrics(rows, test_counts, pretask_accuracy=None, initial_accuracy=Non
     if test_counts is not None:
         values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED_METRICS}
     values |= {f.__name__: f(matrix) if len(matrix) > 1 else None for f in _TWO_TASK_METRICS}
-    known = pretask_accuracy and initial_accuracy and len(pretask_accuracy) > 1
+    # The untrained start of tasks that were added later is unknown.
+    known = pretask_accuracy and initial_accuracy and 1 < len(pretask_accuracy) <= len(initial_accuracy)
     transfer = forward_transfer(pretask_accuracy, initial_accuracy) if known else None
     values["forward_transfer"] = transfer
     return values

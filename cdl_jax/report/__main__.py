@@ -1,7 +1,7 @@
 """Prints, writes and draws tables of finished and running runs.
 
 python -m cdl_jax.report [table] RUN [RUN ...] [--one-row-per-run] [--label-by-folder] [--out FILE] [--plot FILE.svg]
-                         [--plot-traffic FILE.svg] [--update-page PAGE]
+                         [--plot-curves FILE.svg] [--plot-traffic FILE.svg] [--update-page PAGE]
 python -m cdl_jax.report grid RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE] [--export FOLDER]
 python -m cdl_jax.report sweep OPTION RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE]
 python -m cdl_jax.report paper NAME [RUN ...] [the options of table]
@@ -14,6 +14,8 @@ table: one row for each network of each run, over seeds. Runs with the settings 
 beside that result, with a verdict on whether they reproduce it. --one-row-per-run compares one number of each run, the
 mean over its leading networks. --label-by-folder labels rows by their folders instead of by the settings that differ.
 --plot draws one number of each run for every seed, --plot-traffic against the megabytes that learners exchanged.
+--plot-curves draws the mean over the tasks learned so far, after each task; the curve of a branch leaves that of its
+parent at the task from which it branched.
 
 grid: learners by schemes, for runs in <learner>/<scheme>/seed_<n>. Each scheme is compared with the learner's scheme
 "none" by a paired t-test. --plot draws the gains. --export copies the part of finished runs that these tables need to a
@@ -233,6 +235,7 @@ def _parser(command: str) -> _Parser:
         explanation = "copy what the tables need of finished runs to a folder"
         parser.add_argument("--export", metavar="FOLDER", action=_PathOption, help=explanation)
     if command in ("table", "paper"):
+        add_file("--plot-curves", _PLOT_ENDINGS, "draw the mean over the tasks so far after each task, with branches")
         add_file("--plot-traffic", _PLOT_ENDINGS, "draw accuracy against the megabytes that learners exchanged")
         explanation = "one number of each run: the mean over its leading networks"
         parser.add_argument("--one-row-per-run", action="store_true", help=explanation)
@@ -312,6 +315,8 @@ def _show_runs(
         if len(rows) > 1:
             sections.append((f"{table.title} {version}".strip(), rows, replication.legend(table)))
     _write_outputs(options, sections, lambda: _headline_plot(groups, names), groups and (groups, names))
+    if options.plot_curves:
+        _write("--plot-curves", options.plot_curves, comparison.curves_plot(groups, names))
     if options.plot_traffic:
         _write("--plot-traffic", options.plot_traffic, _traffic_plot(groups, names))
     _print_sections(sections)

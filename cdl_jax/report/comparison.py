@@ -1,14 +1,17 @@
 """Shows several runs on one page: curves, differences with their p-values, and links to the page of each run."""
 
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from cdl_jax.errors import UserError
 from cdl_jax.report import plots, text
-from cdl_jax.report.groups import Group, Seeds, metric_of
+from cdl_jax.report.groups import Group, metric_of
 from cdl_jax.report.tables import standard_error
-from cdl_jax.report.text import MISSING, Measured, Rows
+from cdl_jax.report.text import MISSING, Measured, Plot, Rows
+from cdl_jax.runtime import paths
 
 
 def html_parts(groups: Sequence[Group], names: Sequence[str], page: Path) -> list[str]:
@@ -19,15 +22,13 @@ def html_parts(groups: Sequence[Group], names: Sequence[str], page: Path) -> lis
       names: a label for each group.
       page: the file that will hold the HTML; links are relative to its folder.
     """
-    curves = {name: [*_curves(group).values()] for name, group in zip(names, groups, strict=True)}
-    curves = {name: seeds for name, seeds in curves.items() if seeds}
     parts = []
-    if any(len(seed) > 1 for seeds in curves.values() for seed in seeds):
+    if any(len(run.curve) > 1 for group in groups for run in group.runs.values()):
         caption = (
-            "Mean over the tasks learned so far, of each run's headline. Bands: one standard deviation over seeds."
+            "Mean over the tasks learned so far, of each run's headline. Bands: one standard deviation over seeds. "
+            "Dashed: a branch, from the task at which it leaves its parent."
         )
-        plot = plots.run_curves(curves, metric_of(groups))
-        parts.append(text.figure(plot, "curves of all runs", caption, "wide"))
+        parts.append(text.figure(curves_plot(groups, names), "curves of all runs", caption, "wide"))
     rows = differences(groups, names)
     if len(rows) > 1:
         legend = "Paired by seeds; p: two-sided t-test of the mean difference, without correction for several tests."
@@ -74,15 +75,34 @@ def p_value(differences: Sequence[float]) -> float | None:
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def _curves(group: Group) -> dict[Seeds, list[float]]:
-    """Returns for each seed the mean over the tasks learned so far, after each task, of the headline's networks."""
+def curves_plot(groups: Sequence[Group], names: Sequence[str]) -> Plot:
+    """Returns a plot of the mean over the tasks so far after each task, for each group.
+
+    Args:
+      groups: as `read_groups` returns them.
+      names: a label for each group.
+
+    Raises:
+      UserError: no run has a matrix.
+    """
     curves = {}
-    for seeds, run in group.runs.items():
-        headline = run.headline or [*run.curves][-1:]
-        networks = [run.curves[name] for name in headline if name in run.curves]
-        if networks and len(networks) == len(headline):
-            curves[seeds] = [statistics.fmean(values) for values in zip(*networks, strict=True)]
-    return curves
+    for name, group in zip(names, groups, strict=True):
+        if seeds := [run.curve for run in group.runs.values() if run.curve]:
+            curves[name] = plots.Curve(seeds, _first_own_point(group, groups))
+    if not curves:
+        raise UserError("--plot-curves: these results have no accuracy matrices: leave --plot-curves out")
+    return plots.run_curves(curves, metric_of(groups))
+
+
+def _first_own_point(group: Group, groups: Sequence[Group]) -> int:
+    """Returns the task at which the curve of a branch leaves that of its parent; 0 if the parent is not drawn."""
+    run = next(iter(group.runs.values()))
+    if run.parent is None:
+        return 0
+    parent = str(paths.resolve(run.parent[0]).resolve())
+    folders = {folder.resolve() for g in groups for r in g.runs.values() for folder in (r.folder, r.folder.parent)}
+    drawn = {re.sub(r"\bseed_\d+$", "seed_*", str(folder)) for folder in folders}
+    return run.parent[1] if re.sub(r"\bseed_\d+$", "seed_*", parent) in drawn else 0
 
 
 def _links(groups, names, page):

@@ -34,8 +34,9 @@ class Run:
       headline: networks whose mean is the run's main number.
       extra_metrics: name -> value after the last task, see `Method.extra_metrics`.
       metric: name of the numbers of the accuracy matrix: "accuracy" or "AP".
-      curves: network -> after each task, the mean over the tasks learned so far, in percent; exported
-        results have none.
+      curve: after each task the mean over the tasks learned so far and over the headline; empty where the results have
+        no matrices.
+      parent: folder and task from which the run branched; None: it began by itself.
     """
 
     folder: Path
@@ -44,7 +45,8 @@ class Run:
     headline: tuple[str, ...] = ()
     extra_metrics: dict[str, float | None] = field(default_factory=dict)
     metric: str = "accuracy"
-    curves: dict[str, list[float]] = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
+    parent: tuple[str, int] | None = None
 
     def value(self, network: str, metric: str) -> float | None:
         """Returns a metric of a network, or its mean over the headline.
@@ -121,7 +123,7 @@ def read_groups(folders: Iterable[Path], refused: list[UserError] | None = None)
             except UserError as error:
                 errors.append(error)
                 continue
-            group = groups.setdefault(json.dumps(config, sort_keys=True), Group(config, {}))
+            group = groups.setdefault(json.dumps([config, run.parent], sort_keys=True), Group(config, {}))
             if seeds in group.runs:
                 raise UserError(
                     f"{seed_folder} and {group.runs[seeds].folder} are runs of one config and seed: name one of them"
@@ -162,8 +164,19 @@ def metric_of(groups: Iterable[Group]) -> str:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Returns a label for each group: the settings in which groups differ. See `label_settings`."""
-    return label_settings([group.config for group in groups])
+    """Returns a label for each group: the settings in which groups differ, and its parent. See `label_settings`."""
+    parents = [{"parent": parent} if (parent := parent_of(group)) else {} for group in groups]
+    return label_settings([group.config | parent for group, parent in zip(groups, parents, strict=True)])
+
+
+def parent_of(group: Group) -> str:
+    """Returns the run and task from which a group's runs branched; "" where they began by themselves.
+
+    >>> parent_of(Group({}, {(0, 0, 0): Run(Path("b"), True, {}, parent=("runs/a", 2))}))
+    'runs/a after task 2'
+    """
+    parent = next((run.parent for run in group.runs.values()), None)
+    return "{} after task {}".format(*parent) if parent else ""
 
 
 def label_settings(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -218,7 +231,8 @@ def folder_names(groups: Sequence[Group]) -> list[str]:
         raise UserError(
             f"--label-by-folder: two rows would be called {repeated[0]!r}: leave it out, or rename a folder"
         )
-    return names
+    parents = [parent_of(group) for group in groups]
+    return [f"{name} (from {parent})" if parent else name for name, parent in zip(names, parents, strict=True)]
 
 
 def _differing_keys(flat_configs):
@@ -250,7 +264,7 @@ def _read_run(folder):
             raise UserError(f"{folder} holds no results of a run (config.json is missing): name a --workdir")
         results = schema.upgrade("results", json.loads(path.read_text(encoding="utf-8")), path)
         config, seeds = _without_seeds(configs.flatten(stored["config"]))
-        run = _parse_results(folder, results)
+        run = _parse_results(folder, results, seeds[0])
     except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else error
         raise UserError(f"{folder} holds no results of a run ({reason}): name a --workdir") from None
@@ -281,8 +295,13 @@ def _mask_seed(value, seed):
     return re.sub(rf"\bseed_{seed}\b", "seed_*", value) if isinstance(value, str) else value
 
 
-def _parse_results(folder, results):
+def _parse_results(folder, results, seed):
     """Returns the `Run` of a results.json.
+
+    Args:
+      folder: of the run.
+      results: content of the file.
+      seed: of the run, which has no part in the name of its parent.
 
     Raises:
       AttributeError, IndexError, KeyError, TypeError, ValueError: a value is missing or has the wrong type.
@@ -305,12 +324,17 @@ def _parse_results(folder, results):
     metric = results.get("metric", "accuracy")
     if not all(isinstance(name, str) for name in (*headline, metric)):
         raise TypeError("a seed or a network's name has the wrong type")
-    curves = {
-        name: [statistics.fmean(row) for row in network["accuracy_matrix"]]
-        for name, network in results["networks"].items()
-        if network.get("accuracy_matrix")
-    }
-    return Run(folder, results["status"] == "finished", metrics, headline, extra_metrics, metric, curves)
+    parent = results.get("parent")
+    parent = (_mask_seed(parent["path"], seed), parent["task"]) if parent else None
+    finished = results["status"] == "finished"
+    return Run(folder, finished, metrics, headline, extra_metrics, metric, _curve(results, headline), parent)
+
+
+def _curve(results, headline):
+    matrices = [results["networks"].get(name, {}).get("accuracy_matrix") for name in headline]
+    if not all(matrices):
+        return ()
+    return tuple(statistics.fmean(map(statistics.fmean, rows)) for rows in zip(*matrices, strict=False))
 
 
 def _best_epoch_metrics(results):

@@ -5,6 +5,7 @@ import io
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,20 +65,37 @@ def task_curves(rows: Matrix, title: str, metric: str = "accuracy") -> Plot:
     return _to_svg(figure)
 
 
-def run_curves(curves: Mapping[str, Sequence[Sequence[float]]], metric: str = "accuracy") -> Plot:
+@dataclass(frozen=True)
+class Curve:
+    """Numbers after each task.
+
+    Attributes:
+      seeds: for each seed the percent after each task; seeds may have different lengths.
+      start: index of the first value to draw: of a branch the task at which it leaves its parent, default 0.
+    """
+
+    seeds: Sequence[Sequence[float]]
+    start: int = 0
+
+
+def run_curves(curves: Mapping[str, Curve], metric: str = "accuracy") -> Plot:
     """Plots the mean accuracy over the tasks learned so far of several runs: mean over seeds, and a band of one SD.
 
+    The curve of a branch (dashed) begins on that of its parent.
+
     Args:
-      curves: label -> for each seed the percent after each task; seeds may have different lengths.
+      curves: label -> curve, parents and branches alike.
       metric: name of the numbers.
     """
     figure, axes = _new_figure(8, 4)
-    styles = itertools.cycle(itertools.product(("-", "--", ":"), _COLORS))
-    for (label, seeds), (style, color) in zip(curves.items(), styles, strict=False):
-        length = min(map(len, seeds))
-        values, x = np.array([seed[:length] for seed in seeds], float), np.arange(1, length + 1)
-        mean = values.mean(axis=0)
-        axes.plot(x, mean, style, marker="o", color=color, label=_visible(label), markersize=4)
+    for (label, curve), (marker, color) in zip(
+        curves.items(), itertools.cycle(itertools.product("os^D", _COLORS)), strict=False
+    ):
+        length = min(map(len, curve.seeds))
+        values = np.array([seed[curve.start : length] for seed in curve.seeds], float)
+        x, mean = np.arange(curve.start + 1, length + 1), values.mean(axis=0)
+        style = "--" if curve.start else "-"
+        axes.plot(x, mean, style, marker=marker, color=color, label=_visible(label), markersize=4)
         if len(values) > 1:
             deviation = values.std(axis=0, ddof=1)
             axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)

@@ -34,7 +34,7 @@ from cdl_jax.evaluation import confusion
 from cdl_jax.evaluation.predictions import BoxPredictions, ClassPredictions
 from cdl_jax.methods.base import Method, StreamInfo, Variables, cast_frozen_kernels, split
 from cdl_jax.methods.shared import finished_run
-from cdl_jax.run import results, start
+from cdl_jax.run import elsewhere, results, start
 from cdl_jax.runtime import compilation_cache, files, paths
 from cdl_jax.runtime.checkpoint import Checkpoints
 from cdl_jax.training.prediction import Classifier, Detector, ImageFile
@@ -195,20 +195,44 @@ class Run:
         size = self._batch_size(batch_size)
         at = position(self._task(task))
         parts = self.method, name, mutable, frozen, at, self.info, self.config.augment.to_dict(), size
-        if self._is_detection:
+        if self.is_detection:
             seen = range(int(at["end"]))
             names = {self.info.class_ids[i]: self.class_names[i] for i in seen}
             return DetectionNetwork(name, task, tuple(names.values()), Detector(*parts, names))
         return Network(name, task, self.class_names, Classifier(*parts, self._device_size))
 
+    def evaluate(
+        self, on: str = "test", task: int | None = None, corrupted: Sequence[str] = (), severities: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Evaluates all networks on other images, or on corrupted copies; see `elsewhere.evaluate`.
+
+        Nothing is written.
+
+        Args:
+          on: "test", "train", a folder of class folders, or a data source, such as "imagenet_r:path=images".
+          task: index of the task; None: the last one with a checkpoint.
+          corrupted: names of `corruptions.NAMES`.
+          severities: of the corruptions, from 1 to 5; (): all.
+
+        Raises:
+          UserError: the data or the checkpoint is missing, or the networks are detectors.
+        """
+        return elsewhere.evaluate(self, on, task, corrupted, severities)
+
+    @property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The evaluations that `--mode=eval --on` stored in `eval/`, by the names of their files."""
+        return elsewhere.read(self.folder)
+
     @cached_property
     def info(self) -> StreamInfo:
         """The stream as methods see it."""
         info = finished_run.stream_info(self.results["stream"]["tasks"])
-        return self._info_from_data() if self._is_detection and not info.class_ids else info
+        return self._info_from_data() if self.is_detection and not info.class_ids else info
 
     @property
-    def _is_detection(self) -> bool:
+    def is_detection(self) -> bool:
+        """Whether the run trained detectors."""
         return plugins.optional_part("methods", self.config.method, "PROBLEM") == "detection"
 
     @cached_property
@@ -233,8 +257,14 @@ class Run:
             )  # fmt: skip
         return tuple(recorded["device_size"]) if recorded.get("device_size") else None
 
-    def _restore(self, task) -> tuple[Variables, Variables]:
-        """Returns the mutable variables after a task, and the frozen variables, on the first device."""
+    def stored_variables(self, task: int) -> tuple[Variables, Variables]:
+        """Returns the mutable variables after a task, and the frozen variables, on the first device.
+
+        With `config.seeds` mutable variables have a leading axis of seeds.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
         seeds = self.config.seeds
         device = SingleDeviceSharding(jax.local_devices()[0])
 
@@ -247,9 +277,15 @@ class Run:
         with Checkpoints(self.folder, read_only=True) as checkpoints:
             checkpoints.task_record(task)  # names the checkpoints that exist
             mutable = checkpoints.restore_task(task, target(mutable, (len(seeds),) * bool(seeds)))
-            frozen = checkpoints.restore_frozen(target(frozen))
-        index = list(seeds).index(self.seed) if seeds else 0
-        return jax.tree.map(lambda x: x[index], mutable) if seeds else mutable, frozen
+            return mutable, checkpoints.restore_frozen(target(frozen))
+
+    def _restore(self, task) -> tuple[Variables, Variables]:
+        """Returns `stored_variables` of the run's seed."""
+        mutable, frozen = self.stored_variables(task)
+        if not self.config.seeds:
+            return mutable, frozen
+        index = list(self.config.seeds).index(self.seed)
+        return jax.tree.map(lambda x: x[index], mutable), frozen
 
     def _batch_size(self, batch_size) -> int:
         if batch_size is not None:

@@ -267,7 +267,7 @@ def _digests(key, value) -> list[str | None]:
     if not _is_user_plugin(key, value):
         return [_digest(place, key) for place in _paths(key, value)]
     try:
-        return [_file_digest(path) for path in plugin_files(value)] or [None]
+        return [file_digest(path) for path in plugin_files(value)] or [None]
     except OSError as error:
         raise UserError(f"config.{key}={value!r} cannot be read ({error.strerror}): mend that, or copy it") from None
 
@@ -278,15 +278,16 @@ def _digest(place, key) -> str | None:
             return _run_digest(paths.resolve(place, f"config.{key}"))
         if place.startswith("package:"):
             with weights.packaged_file(place) as path:
-                return _file_digest(path)
-        return _file_digest(weights.find(place, key))
+                return file_digest(path)
+        return file_digest(weights.find(place, key))
     except (UserError, FileNotFoundError, ModuleNotFoundError):
         return None
     except OSError as error:
         raise UserError(f"config.{key}={place!r} cannot be read ({error.strerror}): mend that, or copy it") from None
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -305,7 +306,7 @@ def _run_digest(folder: Path) -> str | None:
     saved = folder / "checkpoints"
     for path in sorted([*(saved / "frozen").rglob("*"), *(saved / "tasks").rglob("*")]):
         if path.is_file():
-            digest.update(f"{path.relative_to(saved)} {_file_digest(path)}\n".encode(errors="surrogateescape"))
+            digest.update(f"{path.relative_to(saved)} {file_digest(path)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -157,7 +157,7 @@ class TaskLoop:
             records = [Record() for _ in experiment.seeds]
             mutable, frozen = experiment.initial_variables()
             if self.is_primary:  # only now: after an unreadable file the directory is free for another config
-                self._write_configs()
+                workdir.write_configs(self.folder, experiment.config.to_dict(), experiment.stream)
             checkpoints.save_frozen(frozen)
             return records, mutable, frozen, None
         if not (self.folder / "config.json").exists():
@@ -167,18 +167,10 @@ class TaskLoop:
         target = self.steps.abstract_state
         record, restored, is_within_task = checkpoints.restore_newest(mutable, target, {1: target.to_schema_1()})
         state = State.from_saved(restored) if is_within_task else None
-        if self.is_primary:
-            self._write_configs()  # of a seed whose folder was lost
-        return results.from_json(record), state.mutable if state else restored, frozen, state
-
-    def _write_configs(self):
-        experiment, config = self.experiment, self.experiment.config.to_dict()
-        # That of the run first: if the process is killed in between, the directory still refuses another config.
-        workdir.write_config(self.folder, config, experiment.stream)
-        folders = files.seed_folders(self.folder, config["seeds"])
-        for seed, seed_folder in zip(experiment.seeds, folders, strict=True):
-            seed_folder.mkdir(exist_ok=True)
-            workdir.write_config(seed_folder, _config_of_seed(config, seed), experiment.stream)
+        records = results.from_json(record)
+        if self.is_primary:  # of a seed whose folder was lost
+            workdir.write_configs(self.folder, experiment.config.to_dict(), experiment.stream, records[0].parent)
+        return records, state.mutable if state else restored, frozen, state
 
     def _train_task(self, task):
         experiment, record, method = self.experiment, self.record, self.experiment.method

@@ -12,6 +12,7 @@ import jax
 from cdl_jax import schema
 from cdl_jax.config import flatten
 from cdl_jax.data import loaders
+from cdl_jax.data.stream import Stream
 from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import Method, split
 from cdl_jax.run import workdir
@@ -51,6 +52,7 @@ class Record:
       throughput: phase -> images and seconds after the first call, which compiles.
       flops: phase -> floating-point operations of a step for one seed, by the compiler's count.
       costs: for each finished task, the values of `measured_cost` at its end.
+      parent: the run from which this run branched, see `run.branching.Parent`; None: it began by itself.
     """
 
     step: int = 0
@@ -78,6 +80,7 @@ class Record:
     throughput: dict = field(default_factory=dict)
     flops: dict = field(default_factory=dict)
     costs: list = field(default_factory=list)
+    parent: dict | None = None
 
     def within_task(self) -> bool:
         """Returns whether the next step belongs to a task that has begun."""
@@ -161,21 +164,12 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         "method": config.method,
         "status": "finished" if record.task == stream.num_tasks else "running",
         "seed": seed,
+        "parent": record.parent,
         "stream": {
             "name": stream.name,
             "num_tasks": stream.num_tasks,
             "device_size": _device_size(stream, config),
-            "tasks": [
-                {
-                    "first": task.first,
-                    "domain": task.domain,
-                    "classes": list(stream.class_names[task.first : task.end]),
-                    "class_ids": [int(number) for number in task.classes],
-                    "train": len(task.train),
-                    "test": len(task.test),
-                }
-                for task in stream.tasks
-            ],
+            "tasks": tasks_of(stream),
         },
         "streams": [list(order) for order in experiment.method.streams],
         "metric": metric,
@@ -231,6 +225,21 @@ def task_scalars(experiment: Experiment, record: Record, costs: list[dict], task
     if task < len(costs):  # a checkpoint of an earlier version has none
         values |= {f"cost/{name.replace('.', '/')}": value for name, value in flatten(costs[task]).items()}
     return values
+
+
+def tasks_of(stream: Stream) -> list[dict]:
+    """Returns the classes of each task, its domain, and its numbers of images."""
+    return [
+        {
+            "first": task.first,
+            "domain": task.domain,
+            "classes": list(stream.class_names[task.first : task.end]),
+            "class_ids": [int(number) for number in task.classes],
+            "train": len(task.train),
+            "test": len(task.test),
+        }
+        for task in stream.tasks
+    ]
 
 
 def test_counts(experiment: Experiment, network: str) -> list[int]:

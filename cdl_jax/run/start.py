@@ -1,5 +1,6 @@
 """Starts or resumes the training of a config in a working directory, for the command line and for Python."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,13 +15,19 @@ from cdl_jax.runtime.signals import SignalHandler
 from cdl_jax.training.experiment import Experiment
 
 
-def train(config: ConfigDict, folder: Path, signals: SignalHandler | None = None) -> list[dict]:
+def train(
+    config: ConfigDict,
+    folder: Path,
+    signals: SignalHandler | None = None,
+    prepare: Callable[[Experiment], None] | None = None,
+) -> list[dict]:
     """Trains the tasks that are not trained yet, under the lock of the working directory.
 
     Args:
       config: a resolved config.
       folder: the working directory.
       signals: source of stop requests; None: the run cannot be interrupted.
+      prepare: called under the lock with the experiment, before the run is restored or begun.
 
     Returns:
       The results of each seed, see `results.collect`.
@@ -33,7 +40,12 @@ def train(config: ConfigDict, folder: Path, signals: SignalHandler | None = None
     with workdir.locked(folder) if jax.process_index() == 0 else nullcontext():
         workdir.check_config(folder, config.to_dict())
         workdir.check_seeds(folder, config.seeds)
-        return loop.train(build_experiment(config, folder), folder, signals)
+        if prepare is None:
+            workdir.check_branch(folder)
+        experiment = build_experiment(config, folder)
+        if prepare is not None:
+            prepare(experiment)
+        return loop.train(experiment, folder, signals)
 
 
 def build_experiment(config: ConfigDict, folder: Path | None = None) -> Experiment:

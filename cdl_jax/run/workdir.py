@@ -148,6 +148,20 @@ def check_config(workdir: Path, resolved: dict) -> None:
         raise UserError(f"--workdir {workdir} holds a run of another config ({shown}): choose another --workdir")
 
 
+def check_branch(workdir: Path) -> None:
+    """Refuses a branch whose process was killed before it had the checkpoints of its parent.
+
+    Raises:
+      UserError: names the parent.
+    """
+    parent = (config.read(workdir) or {}).get("parent")
+    if parent and not (workdir / "checkpoints").exists():
+        raise UserError(
+            f"--workdir {workdir} is a branch without the checkpoints of its parent: rerun the command with "
+            f"--from={parent['path']} --task={parent['task']}"
+        )
+
+
 def check_data(workdir: Path, stream: Stream) -> None:
     """Refuses a directory whose run used other data; a run without a fingerprint of its data passes.
 
@@ -168,11 +182,27 @@ def check_data(workdir: Path, stream: Stream) -> None:
         )
 
 
-def write_config(workdir: Path, resolved: dict, stream: Stream | None = None) -> None:
+def write_configs(workdir: Path, resolved: dict, stream: Stream, parent: dict | None = None) -> None:
+    """Writes config.json of a run and of each of its seeds, unless the files exist.
+
+    Args:
+      workdir: the run's folder.
+      resolved: the config as nested dicts.
+      stream: of the first seed.
+      parent: the run from which this run branched, see `run.branching`.
+    """
+    # That of the run first: if the process is killed in between, the directory still refuses another config.
+    write_config(workdir, resolved, stream, parent)
+    for seed in resolved["seeds"]:
+        (folder := workdir / f"seed_{seed}").mkdir(exist_ok=True)
+        write_config(folder, {**resolved, "seed": seed, "seeds": ()}, stream, parent)
+
+
+def write_config(workdir: Path, resolved: dict, stream: Stream | None = None, parent: dict | None = None) -> None:
     """Writes config.json, unless the file exists.
 
-    It holds the config, the time of the call, the records of its teachers' runs, and fingerprints of weights, teachers'
-    runs and data.
+    It holds the config, the time of the call, the records of its teachers' runs, fingerprints of weights, teachers'
+    runs and data, and the parent of a branch.
     """
     if config.read(workdir) is None:
         content = {
@@ -185,6 +215,8 @@ def write_config(workdir: Path, resolved: dict, stream: Stream | None = None) ->
         }
         content["content"] = fingerprints.fingerprint_config(resolved)
         content["teachers"] = finished_run.record_teachers(resolved)
+        if parent is not None:
+            content["parent"] = parent
         if stream is not None:
             content["data"] = fingerprints.fingerprint_data(stream)
         files.write_atomically(workdir / "config.json", json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import cdl_jax
 from cdl_jax import main
+from cdl_jax.data import stream
 from tests.end_to_end.command import ROOT, TINY, matrices, results, run, run_in_process
 from tests.support import exports, predictions
 
@@ -68,6 +69,44 @@ def test_evaluation_of_a_checkpoint_repeats_its_row(finished, task):
     row = matrices(workdir)["student"][-1 if task is None else task]
     assert f"student after task {len(row) - 1}: " + " ".join(f"{value:.2f}" for value in row) in out
     assert "equal to the run's accuracy matrix" in out and "NOT" not in out
+
+
+def test_evaluation_on_other_images_has_files_of_its_own(finished, tmp_path):
+    workdir, _ = finished
+    content, command = results(workdir), ("--workdir", workdir, "--mode", "eval", "--on")
+    before = (workdir / "results.json").read_bytes()
+    out, _ = run_in_process(*command, "test")
+    stored = json.loads((workdir / "eval" / "test-task4.json").read_text())
+    for name, network in content["networks"].items():
+        found = stored["networks"][name]
+        assert found["accuracy"] == network["accuracy_matrix"][4]
+        assert found["task_incremental"] == network["task_incremental_matrix"][4]
+        assert found["class_accuracy"] == network["class_accuracy"][4]
+        assert found["confusion"] == network["confusion"]
+        assert f"{name}: {network['metrics']['last_image_weighted']:.2f} % of images" in out
+    data = stream.load(cdl_jax.load(workdir).config.data, 0)
+    for label in (2, 17):  # a learned class, and one of task 4
+        (tmp_path / data.class_names[label]).mkdir()
+        for row in np.flatnonzero(data.test.labels == label):
+            Image.fromarray(data.test.images[row]).save(tmp_path / data.class_names[label] / f"{row}.png")
+    run_in_process(*command, tmp_path, "--task=3")
+    stored = cdl_jax.load(workdir).evaluations[f"{str(tmp_path).replace('/', '-').strip('-')}-task3"]
+    assert stored["data"]["left_out"] == [data.class_names[17]] and stored["data"]["images"] == 8
+    student = content["networks"]["student"]
+    assert stored["networks"]["student"]["class_accuracy"][2] == student["class_accuracy"][3][2]
+    assert stored["networks"]["student"]["accuracy"] == [student["class_accuracy"][3][2], None, None, None]
+    assert (workdir / "results.json").read_bytes() == before
+
+
+def test_evaluation_of_corrupted_images(finished):
+    pytest.importorskip("imagecorruptions")
+    workdir, _ = finished
+    run_in_process("--workdir", workdir, "--mode=eval", "--corruptions=shot_noise,contrast", "--severities=1,5")
+    stored = cdl_jax.load(workdir).evaluations["test-task4-corrupted"]["corruptions"]
+    assert {name: list(of) for name, of in stored.items()} == {"shot_noise": ["1", "5"], "contrast": ["1", "5"]}
+    assert stored["contrast"]["5"]["teacher"] != stored["contrast"]["1"]["teacher"]
+    again = cdl_jax.load(workdir).evaluate(corrupted=("shot_noise",), severities=(5,))
+    assert again["corruptions"]["shot_noise"]["5"] == stored["shot_noise"]["5"]
 
 
 def test_a_copy_of_the_run_predicts_as_evaluation_does(finished, tmp_path):

@@ -7,6 +7,7 @@ tasks are constants, and components of future tasks are unused. New components s
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -228,6 +229,28 @@ def rows_per_task(pool_size: int, num_tasks: int, width: int, option: str) -> in
             f"{option}={pool_size} is above {width}, the dim of its rows: at most {width} rows can be orthogonal"
         )
     return pool_size // num_tasks
+
+
+def check_growth(
+    options: Mapping[str, Any], num_tasks: int, new_options: Mapping[str, Any], new_num_tasks: int
+) -> None:
+    """Checks that a longer stream leaves each task its rows of the pool.
+
+    Args:
+      options: section `learner` of the run that has fewer tasks.
+      num_tasks: tasks of that run.
+      new_options: section `learner` of the longer stream.
+      new_num_tasks: tasks of the longer stream.
+
+    Raises:
+      UserError: a task would have another number of rows.
+    """
+    rows = options["pool"] // num_tasks
+    if new_options["pool"] != rows * new_num_tasks:
+        raise UserError(
+            f"learner.pool={new_options['pool']}: each of the {num_tasks} tasks of the parent has {rows} rows of the "
+            f"pool, so {new_num_tasks} tasks need learner.pool={rows * new_num_tasks}"
+        )
 
 
 def _orthogonality_loss(rows, end):

@@ -134,6 +134,9 @@ def _weighted_prompt(arrays, class_token):
     return Prompt(prefix=split_kv(prompts))
 
 
+check_growth = coda.check_growth
+
+
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> OSPrompt:
     """Returns the components of an option section, see `models.learners.base`.
 

@@ -358,5 +358,8 @@ def test_help_alone_names_no_config(capsys):
 
 def test_images_of_a_repeated_flag_are_all_kept():
     words = ["cdl_jax", "--images", "a.png", "b.png", "--mode=predict", "--images=c.png", "--task=1"]
-    assert main._split_images(words) == (["cdl_jax", "--mode=predict", "--task=1"], ["a.png", "b.png", "c.png"])
+    assert main._split_paths(words, "images") == (
+        ["cdl_jax", "--mode=predict", "--task=1"],
+        ["a.png", "b.png", "c.png"],
+    )
     assert main._split_images(["cdl_jax", "--task=1"]) == (["cdl_jax", "--task=1"], None)

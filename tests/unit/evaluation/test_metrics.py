@@ -61,6 +61,8 @@ def test_an_unfinished_run_has_the_metrics_of_its_tasks_so_far():
     assert found["forgetting_cdl"] == 15.0
     assert found["forgetting_coda"] == found["forgetting_max"] == -found["backward_transfer"] == 30.0
     assert found["forward_transfer"] == 2.0
+    longer = metrics.named_metrics(ROWS, COUNTS, pretask_accuracy=[9.0, 12.0, 7.0], initial_accuracy=[5.0, 10.0])
+    assert longer["forward_transfer"] is None
 
 
 def test_one_task_has_no_forgetting_and_no_transfer():
@@ -104,6 +106,7 @@ def test_stream_accuracy_includes_future_tasks():
     # After the first task a tenth of the second is right by luck; the third has 60 of the 100 images.
     stream = [[90.0, 10.0, 5.0], [60.0, 80.0, 0.0], [66.0, 50.0, 70.0]]
     assert metrics.stream_metrics(stream, COUNTS) == pytest.approx(OF_STREAM)
+    assert metrics.stream_accuracy([20.0, 50.0], COUNTS) == 42.5  # before a third task: (200 + 1500) / 40
     assert metrics.stream_metrics(stream[:1], COUNTS) == {"stream_accuracy": 15.0, "stream_accuracy_by_task": 35.0}
     assert metrics.stream_metrics(None, COUNTS) == dict.fromkeys(OF_STREAM)
     found = metrics.series(ROWS, stream, COUNTS)

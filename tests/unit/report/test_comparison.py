@@ -10,9 +10,7 @@ from tests.support.stored_runs import store_of_method
 
 def group(pool, folder, values, finished=True):
     runs = {
-        (seed, 0, 0): Run(
-            folder / str(seed), finished, {"net": {"last": value}}, ("net",), curves={"net": [90.0, value]}
-        )
+        (seed, 0, 0): Run(folder / str(seed), finished, {"net": {"last": value}}, ("net",), curve=(90.0, value))
         for seed, value in enumerate(values)
     }
     return Group({"learner.pool": pool}, runs)

@@ -103,7 +103,15 @@ def test_a_wrong_command_is_one_line(words, message, capsys):
 
 def test_help_lists_every_option(capsys):
     for command, options in {
-        "table": ("--out", "--plot", "--plot-traffic", "--one-row-per-run", "--label-by-folder", "--update-page"),
+        "table": (
+            "--out",
+            "--plot",
+            "--plot-curves",
+            "--plot-traffic",
+            "--one-row-per-run",
+            "--label-by-folder",
+            "--update-page",
+        ),
         "grid": ("--out", "--plot", "--update-page", "--export"),
         "sweep": ("OPTION", "--out", "--plot", "--update-page"),
         "paper": ("NAME", "--out", "--plot"),

@@ -43,8 +43,8 @@ def test_the_mean_kl_of_an_age_compares_the_same_tasks():
 
 
 def test_curves_of_runs_are_means_over_seeds():
-    shown = rows(plots.run_curves({"a": [[80.0, 60.0], [90.0, 70.0]], "b": [[50.0]]}))
-    assert shown[1:] == [",a,1,85,", ",a,2,65,", ",b,1,50,"]
+    curves = {"a": plots.Curve([[80.0, 60.0], [90.0, 70.0]]), "b": plots.Curve([[80.0, 50.0]], start=1)}
+    assert rows(plots.run_curves(curves))[1:] == [",a,1,85,", ",a,2,65,", ",b,2,50,"]
 
 
 def test_learning_rates_are_plotted_by_phase():

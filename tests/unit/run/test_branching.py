@@ -1,0 +1,63 @@
+"""Growth of variables with classes and tasks, and options that a branch keeps."""
+
+import numpy as np
+import pytest
+
+from cdl_jax.errors import UserError
+from cdl_jax.models.learners import coda, os_prompt
+from cdl_jax.run.branching import Growth, Parent, check_options
+
+GROWTH = Growth(((10, 12), (5, 6)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((4, 10), (4, 12)),  # a head
+        ((5, 3), (6, 3)),  # one entry a task
+        ((20, 3), (24, 3)),  # four entries a task: a pool, or spaces that are joined
+        ((10, 5, 7), (12, 6, 7)),
+        ((), ()),
+    ],
+)
+def test_axes_of_classes_and_tasks_may_grow(old, new):
+    assert GROWTH._explains(np.zeros(old), np.zeros(new))
+
+
+@pytest.mark.parametrize(("old", "new"), [((4,), (5,)), ((10,), (11,)), ((12,), (10,)), ((10, 2), (12,)), ((7,), (9,))])
+def test_other_axes_may_not(old, new):
+    assert not GROWTH._explains(np.zeros(old), np.zeros(new))
+    assert not Growth(())._explains(np.zeros(10), np.zeros(12))
+    assert not GROWTH._explains(np.zeros(10, np.float32), np.zeros(12, np.int32))
+
+
+def test_grown_variables_have_the_old_bits_in_front_and_initial_values_behind():
+    rng = np.random.default_rng(0)
+    old = {"head": rng.normal(size=(3, 10)).astype(np.float32), "scale": np.float32(2)}
+    new = {"head": rng.normal(size=(3, 12)).astype(np.float32), "scale": np.float32(1)}
+    grown = GROWTH.apply(old, new)
+    assert grown["head"][:, :10].tobytes() == old["head"].tobytes() and grown["head"].dtype == np.float32
+    np.testing.assert_array_equal(grown["head"][:, 10:], new["head"][:, 10:])
+    assert grown["scale"] == 2
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["method", "seeds", "student.depth", "teacher.weights", "network.dropout", "cdl.teacher_runs", "learner.name",
+     "learner.init_scale", "augment.mean", "eval.forward_transfer", "frozen_dtype", "data.name"],
+)  # fmt: skip
+def test_a_branch_keeps_networks_initial_values_and_evaluation(key):
+    with pytest.raises(UserError, match=rf"config.{key}: 1 -> 2: a branch keeps this option of its parent runs/a"):
+        check_options(Parent("runs/a", 0, "", {key: (1, 2)}))
+
+
+def test_a_branch_may_change_training():
+    keys = ("seed", "train.epochs", "optim.learning_rate", "augment.train", "distill.alpha", "learner.key_loss")
+    check_options(Parent("runs/a", 0, "", {key: (1, 2) for key in (*keys, "cdl.teacher_epochs", "data.max_tasks")}))
+
+
+@pytest.mark.parametrize("learner", [coda, os_prompt])
+def test_each_task_keeps_its_rows_of_a_pool(learner):
+    learner.check_growth({"pool": 10}, 5, {"pool": 12}, 6)
+    with pytest.raises(UserError, match="so 6 tasks need learner.pool=12"):
+        learner.check_growth({"pool": 10}, 5, {"pool": 10}, 6)

@@ -1,0 +1,77 @@
+"""Images of other data sets: classes found by their names, file names, and the printed lines."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdl_jax.errors import UserError
+from cdl_jax.run import elsewhere
+
+RUN = SimpleNamespace(class_names=("cat", "dog", "owl"), method=SimpleNamespace(streams=()), is_detection=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, count in (("dog", 2), ("emu", 1), ("owl", 3)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+def test_classes_are_found_by_name_and_others_left_out(folder):
+    place = elsewhere.find(RUN, str(folder), 3)
+    assert place.labels.tolist() == [1, 1, 2, 2, 2] and place.left_out == ("emu",)
+    assert [path.parent.name for path in map(elsewhere.Path, place.images)] == ["dog"] * 2 + ["owl"] * 3
+    early = elsewhere.find(RUN, str(folder), 2)  # the owl is not learned yet
+    assert early.labels.tolist() == [1, 1] and early.left_out == ("emu", "owl")
+
+
+def test_a_test_set_in_the_folder_is_preferred(folder):
+    (folder / "all" / "train").mkdir(parents=True)
+    (folder / "all" / "test").mkdir()
+    (folder / "dog").rename(folder / "all" / "train" / "dog")
+    (folder / "owl").rename(folder / "all" / "test" / "owl")
+    (folder / "all" / "train" / "owl").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "all" / "train" / "owl" / "0.png")
+    assert elsewhere.find(RUN, str(folder / "all"), 3).labels.tolist() == [2, 2, 2]
+
+
+def test_data_without_a_known_class_is_refused(folder):
+    with pytest.raises(UserError, match="has no images of the classes that the run has learned: it has dog, emu, owl"):
+        elsewhere.find(RUN, str(folder), 1)
+    with pytest.raises(UserError, match="no such|unknown|did you mean"):
+        elsewhere.find(RUN, "cifar1000", 3)
+
+
+def test_severities_and_corruptions_are_checked_before_work():
+    with pytest.raises(UserError, match="needs --corruptions"):
+        elsewhere.evaluate(RUN, "test", 0, (), (1,))
+    with pytest.raises(UserError, match=r"must lie in \[1, 5\]"):
+        elsewhere.evaluate(RUN, "test", 0, ("fog",), (0,))
+    with pytest.raises(UserError, match="evaluate classifiers"):
+        elsewhere.evaluate(SimpleNamespace(is_detection=True), "test")
+
+
+def test_every_evaluation_has_its_own_file():
+    names = {
+        elsewhere.file_name(on, task, is_corrupted)
+        for on in ("test", "train", "/data/night") for task in (0, 1) for is_corrupted in (False, True)
+    }  # fmt: skip
+    assert len(names) == 12 and "eval/data-night-task1-corrupted.json" in names
+
+
+def test_the_summary_states_both_accuracies_and_what_is_left_out():
+    measured = {"last_image_weighted": 40.0, "task_incremental_image_weighted": 80.0, "accuracy": [50.0, None]}
+    content = {
+        "task": 1, "data": {"name": "night", "images": 5, "left_out": ["emu"]}, "networks": {"student": measured},
+        "corruptions": {"fog": {"1": {"student": measured}, "5": {"student": {"last_image_weighted": 20.0}}}},
+    }  # fmt: skip
+    assert elsewhere.summary(content).splitlines() == [
+        "night: 5 images after task 1",
+        "left out, not learned: emu",
+        "student: 40.00 % of images, with the task given 80.00 %; by task: 50.00 -",
+        "fog: student 30.00",
+    ]
