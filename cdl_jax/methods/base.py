@@ -201,6 +201,7 @@ class Method(abc.ABC):
       num_public: number of training images, drawn once for the run, that all learners see without labels.
       bookkeeping: top-level names of variables that are no parameters, such as caches and memories.
       mean_groups: name -> networks whose metrics are averaged in results.json under this name.
+      label_maps: whether training batches of images with boxes need label maps, see `data.detection.loader`.
       supports_batch_statistics: whether `teacher_outputs` can normalize with the statistics of the batch.
     """
 
@@ -219,6 +220,7 @@ class Method(abc.ABC):
     num_public: int = 0
     bookkeeping: frozenset[str] = frozenset()
     mean_groups: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012
+    label_maps: bool = False
     supports_batch_statistics: ClassVar[bool] = False
 
     @abc.abstractmethod
