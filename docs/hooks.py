@@ -34,6 +34,7 @@ _SECTIONS = {
     "distill": "distill.",
     "distill.detection": "distill.",
     "models.learners": "learner.",
+    "methods.shared": "token_labels.",  # the only one with a table of its own
 }  # of other folders: the name of the plug-in
 _DEFAULT_RANGES = ("at least 0", "True or False")  # clear from the default
 _EDIT = "_This page is generated from the code by `docs/hooks.py`._\n"
@@ -102,7 +103,7 @@ def config_page() -> str:
     from cdl_jax.data import stream
     from cdl_jax.data.detection import canvases, transforms
     from cdl_jax.data.transforms import augment, mixing
-    from cdl_jax.methods.shared import detection_optimizer
+    from cdl_jax.methods.shared import detection_optimizer, detection_token_labels
     from cdl_jax.models.detection import vidt
 
     choices = ["| key | meaning | values |", "|---|---|---|"]
@@ -140,6 +141,8 @@ def config_page() -> str:
         _table({**transforms.OPTIONS, **canvases.OPTIONS}, "augment."),
         "### Optimizer of detectors\n",
         _table(detection_optimizer.OPTIONS, "optim."),
+        "### Token labels, with `student.token_label=True`\n",
+        _table(detection_token_labels.OPTIONS, "token_labels."),
         _plugin_sections("distill.detection", "distill", "Distillation schemes of detectors: `distill.`"),
         "### Detectors: `teacher.`, `student.`\n",
         _table(vidt.OPTIONS, "network."),

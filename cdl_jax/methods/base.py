@@ -221,6 +221,7 @@ class Method(abc.ABC):
       num_public: number of training images, drawn once for the run, that all learners see without labels.
       bookkeeping: top-level names of variables that are no parameters, such as caches and memories.
       mean_groups: name -> networks whose metrics are averaged in results.json under this name.
+      label_maps: whether training batches of images with boxes need label maps, see `data.detection.loader`.
       supports_batch_statistics: whether `teacher_outputs` can normalize with the statistics of the batch.
       needs_own_classes: why each task must have classes that no other task has, as the end of a message; "", the
         default: tasks may share classes.
@@ -241,6 +242,7 @@ class Method(abc.ABC):
     num_public: int = 0
     bookkeeping: frozenset[str] = frozenset()
     mean_groups: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012
+    label_maps: bool = False
     supports_batch_statistics: ClassVar[bool] = False
     needs_own_classes: str = ""
 

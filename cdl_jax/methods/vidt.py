@@ -24,10 +24,11 @@ from cdl_jax.distill.base import NetworkSpec, Outputs, Scheme
 from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
-from cdl_jax.methods.shared import detection_losses, detection_optimizer
+from cdl_jax.methods.shared import detection_losses, detection_optimizer, detection_token_labels
 from cdl_jax.methods.shared import detection_teachers as detectors
 from cdl_jax.models.detection import state_dicts, vidt
 from cdl_jax.options import Option, change_defaults
+from cdl_jax.options import defaults as option_defaults
 
 PROBLEM = "detection"
 
@@ -72,6 +73,7 @@ def defaults(
     scheme = plugins.load_plugin("distill.detection", distill)
     sections = {
         "vidt": OPTIONS,
+        "token_labels": detection_token_labels.OPTIONS,
         "optim": detection_optimizer.OPTIONS,
         "augment": {**transforms.OPTIONS, **canvases.OPTIONS},
         "distill": {"name": Option(distill, "the distillation scheme"), **scheme.OPTIONS},
@@ -96,6 +98,7 @@ class ViDT(Method):
       teacher: the frozen teacher, `detection_teachers.NoTeacher`, or the detector that learns beside the student.
       scheme: the distillation loss.
       options: the section `vidt`.
+      token_labels: the section of this name.
       info: the stream.
       weights: files of student and teacher, "random", by name of the network.
       group_size: images of a group of a batch.
@@ -110,6 +113,7 @@ class ViDT(Method):
     teacher: Any
     scheme: Scheme
     options: ConfigDict
+    token_labels: ConfigDict
     info: StreamInfo
     weights: Mapping[str, str]
     group_size: int
@@ -124,6 +128,11 @@ class ViDT(Method):
     @property
     def _teacher_is_trained(self):
         return isinstance(self.teacher, nn.Module)
+
+    @property
+    def label_maps(self) -> bool:
+        trained = (self.student, self.teacher) if self._teacher_is_trained else (self.student,)
+        return any(getattr(network, "token_label", False) for network in trained)
 
     @property
     def _has_sigmoids(self):
@@ -236,9 +245,29 @@ class ViDT(Method):
         if self.options.classes == "current":
             columns = self._columns(context.current(self.info.num_classes), out["logits"].shape[-1])
             out = {**out, "logits": jnp.where(columns, out["logits"], _HIDDEN)}
+            # Column 0 of token labels is that of any object of the task.
+            token_logits = [jnp.where(columns.at[0].set(True), z, _HIDDEN) for z in out.get("token_logits", ())]
+            out |= {"token_logits": token_logits} if token_logits else {}
         groups = len(batch["images"]) // self.group_size
         loss, terms = detection_losses.detection_loss(self.options, out, batch, groups)
-        return loss, {name: value for name, value in terms.items() if not name[-1].isdigit()}
+        terms = {name: value for name, value in terms.items() if not name[-1].isdigit()}
+        if "token_logits" in out:
+            token_loss, token_terms = self._token_loss(out, batch, groups)
+            loss, terms = loss + token_loss, {**terms, **token_terms}
+        return loss, terms
+
+    def _token_loss(self, out, batch, groups):
+        """Returns the weighted loss of the token labels, and its terms."""
+        shares = [
+            detection_token_labels.class_shares(
+                batch["label_maps"], logits.shape[-1], batch["extents"], _map_extents(inside), inside.shape[1:]
+            )
+            for logits, inside in zip(out["token_logits"], out["inside"], strict=True)
+        ]
+        normalizer = detection_losses.object_normalizer(batch["valid"], groups)
+        return detection_token_labels.token_losses(
+            self.token_labels, out["token_logits"], shares, out["inside"], normalizer
+        )
 
     def _columns(self, classes, outputs):
         """Returns the outputs of some classes, bool `[outputs]`."""
@@ -256,6 +285,11 @@ class ViDT(Method):
         predictions, tokens = jax.lax.cond(context.task > 0, distances, lambda: zeros)
         total = self.options.past_weight * predictions + self.options.past_tokens_weight * tokens
         return total, {"loss_past": predictions, "loss_past_tokens": tokens}
+
+
+def _map_extents(inside):
+    """Returns height and width of the rectangle at the top left of each map, int32 `[N, 2]`, of bool `[N, h, w]`."""
+    return jnp.stack([inside[:, :, 0].sum(axis=1), inside[:, 0].sum(axis=1)], axis=1)
 
 
 def binary_logits(logits: jax.Array) -> jax.Array:
@@ -334,6 +368,8 @@ def build(config: ConfigDict, info: StreamInfo) -> ViDT:
         teacher=teacher,
         scheme=scheme,
         options=options,
+        # Runs of teachers from before these options lack the section.
+        token_labels=config.get("token_labels", ConfigDict(option_defaults(detection_token_labels.OPTIONS))),
         info=info,
         weights={name: config[name].weights for name in ("student", "teacher") if name in config},
         group_size=config.augment.group_size,
@@ -360,8 +396,6 @@ def _check(config, info):
     if section.neck != (options.class_loss == "focal"):
         fitting = "focal" if section.neck else "softmax"
         raise UserError(f"student.neck={section.neck} needs vidt.class_loss={fitting!r}")
-    if section.token_label:
-        raise UserError("student.token_label=True needs masks of objects, which the data sources do not have: False")
     if config.distill.name == "none":
         if options.teacher_training == "beside":
             raise UserError("vidt.teacher_training='beside' needs a scheme: name it after distill=")

@@ -95,6 +95,7 @@ def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
     """
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
     later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
+    later |= {key: value for key, value in new.items() if key.startswith("token_labels.")}
     if isinstance(source := new.get("data.name"), str):
         of_source = plugins.load_plugin("data.sources", source).OPTIONS
         later |= configs.flatten(defaults({**STREAM_OPTIONS, **of_source}), "data.")

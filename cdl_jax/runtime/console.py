@@ -104,3 +104,13 @@ def one_line(text: object) -> str:
     with suppress(UnicodeEncodeError):  # a surrogate that represents no byte
         text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def short_repr(value: object) -> str:
+    """Returns the representation of a value, cut to 60 characters.
+
+    >>> short_repr("a" * 100)[-8:]
+    'aaaaa...'
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

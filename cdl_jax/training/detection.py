@@ -59,13 +59,21 @@ def make_loaders(experiment: "Experiment") -> tuple[StreamLoader, StreamLoader]:
     """Returns the loaders of the training and the test images.
 
     Raises:
-      UserError: no canvas holds the images.
+      UserError: no canvas holds the images, or the method needs label maps, which cannot be drawn.
     """
     stream, options = experiment.stream, experiment.config.augment.to_dict()
 
     def build(data, training, n_max):
         size = options["group_size"]
-        return DetectionLoader.build(data, experiment.mesh, options, group_size=size, training=training, n_max=n_max)
+        return DetectionLoader.build(
+            data,
+            experiment.mesh,
+            options,
+            group_size=size,
+            training=training,
+            n_max=n_max,
+            label_maps=training and experiment.method.label_maps,
+        )
 
     sets = tuple(build(data, True, stream.train.max_objects) for data in stream.train_sets())
     return StreamLoader(sets), StreamLoader((build(stream.test, False, 0),))

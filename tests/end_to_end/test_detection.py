@@ -198,6 +198,30 @@ def test_a_student_learns_from_a_finished_run(scenes, tmp_path):
     assert "10 classes in 1 tasks" in out and "with those without use in the authors' code" in out
 
 
+TOKEN_LABELS = ("--config.student.token_label=True", "--config.data.segmentations=True", ON_DEVICE)
+
+
+def test_token_labels_are_learned(tmp_path):
+    """Every batch is one group of all eight images, so that the losses of the steps can be compared."""
+    folder = tmp_path / "scenes"
+    assert make_glyph_scenes.main(["--out", str(folder), "--num-train", "8", "--num-val", "8"]) == 0
+    flags = (
+        *TOKEN_LABELS, "--config.token_labels.focal_weight=10.0", "--config.token_labels.dice_weight=10.0",
+        "--config.train.epochs=12", "--config.optim.learning_rate=3e-3", "--config.augment.flip=0.0",
+        "--config.augment.group_size=8", "--config.checkpoint.every_steps=100",
+    )  # fmt: skip
+    run_in_process(*arguments(folder, "tasks=1", *flags), "--workdir", tmp_path / "run")
+    logged = [line for line in lines(tmp_path / "run") if "loss_token_focal" in line]
+    assert len(logged) == 12
+    for name in ("loss_token_focal", "loss_token_dice"):
+        values = [line[name] for line in logged]
+        assert (np.diff(values) < 0).all()
+    assert logged[-1]["loss_token_focal"] < 0.9 * logged[0]["loss_token_focal"]
+    assert all(line["loss"] > 10 * (line["loss_token_focal"] + line["loss_token_dice"]) for line in logged)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert "train/segmentations" in stored["data"] and results(tmp_path / "run")["status"] == "finished"
+
+
 def test_with_a_teacher_beside_and_the_past_the_teacher_has_numbers_too(scenes, tmp_path):
     flags = (
         "--config.teacher.weights=random", "--config.vidt.teacher_training=beside", "--config.vidt.classes=current",
@@ -224,11 +248,25 @@ def test_with_a_teacher_beside_and_the_past_the_teacher_has_numbers_too(scenes, 
         (("--config.student.weights=no.pth",), "config.student.weights='no.pth': no such file"),
         (("--config.augment.flip=2.0",), "config.augment.flip=2.0 must lie in [0, 1]"),
         (("--config.train.batch_size=40",), "is larger than the"),
+        (("--config.student.token_label=True",), "instances_train2017.json: token labels need the segmentations of"),
     ],
 )
 def test_mistakes_are_one_line(scenes, tmp_path, flags, message):
     _, err = run_in_process(*arguments(scenes, "", *flags, ON_DEVICE), "--workdir", tmp_path / "run", expect=2)
     assert message in err and err.count("\n") == 1
+
+
+def test_token_labels_without_segmentations_in_the_file_are_refused(scenes, tmp_path):
+    copy = shutil.copytree(scenes, tmp_path / "scenes")
+    path = copy / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for record in content["annotations"]:
+        del record["segmentation"]  # as voc_to_coco writes them
+    path.write_text(json.dumps(content))
+    _, err = run_in_process(*arguments(copy, "", *TOKEN_LABELS), "--workdir", tmp_path / "run", expect=2)
+    more = len(content["annotations"]) - 1
+    assert "annotation with id 1: segmentation is missing, and data.segmentations=True reads that of" in err
+    assert f"({more} more like this)" in err and err.count("\n") == 1
 
 
 def test_a_classifier_refuses_images_with_boxes(scenes, tmp_path):

@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cdl_jax import config as base
+from cdl_jax.data.detection.segmentations import label_map
 from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.distill.detection import projected_tokens, token_matching
 from cdl_jax.distill.detection.base import token_rows
@@ -125,12 +126,11 @@ def tied_sum(gradient, tied=(2, 7)):
 
 def run_token_labels(config, arrays):
     shape = tuple(max(sizes) for sizes in zip(*config["image_sizes"], strict=True))
-    maps, objects = [], 0
-    for i in range(len(config["image_sizes"])):
+    maps, objects = np.zeros((len(config["image_sizes"]), *shape), np.uint8), 0
+    for i in range(len(maps)):
         masks, labels = arrays[f"in/target{i}_masks"].astype(bool), arrays[f"in/target{i}_labels"]
-        padded = np.zeros((max(len(masks), 1), *shape), bool)
-        padded[: len(masks), : masks.shape[1], : masks.shape[2]] = masks
-        maps.append(detection_token_labels.label_map(padded, jnp.asarray(np.append(labels, 0))))
+        height, width = masks.shape[1:]
+        maps[i, :height, :width] = label_map(masks, labels, (height, width))
         objects += len(labels)
     images, levels = len(maps), [tuple(level) for level in config["levels"]]
     sizes = [np.tile(np.int32(size), (images, 1)) for size in (shape, *levels)]
@@ -150,7 +150,7 @@ def run_token_labels(config, arrays):
 
         return shares, jax.grad(loss, has_aux=True)(logits)
 
-    shares, (gradients, losses) = compute(jnp.stack(maps), logits)
+    shares, (gradients, losses) = compute(maps, logits)
     ours = {f"out/soft_label_level{k}": share for k, share in enumerate(shares)}
     ours |= {f"grad/logits_level{k}": gradient for k, gradient in enumerate(gradients)}
     return ours | {f"out/{name}": value for name, value in losses.items()}

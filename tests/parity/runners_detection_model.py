@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from cdl_jax.data.detection.segmentations import label_map
 from cdl_jax.distill.base import NetworkSpec
 from cdl_jax.distill.detection import projected_tokens
 from cdl_jax.methods.shared import detection_losses, detection_optimizer, detection_token_labels
@@ -471,15 +472,16 @@ def run_options(config, arrays, pad=0):
 
 def token_shares(config, arrays, canvas):
     """The targets of the token labels, from the masks of the objects, coarse to fine."""
-    labels = []
-    for i in range(len(canvas.sizes)):
-        label = detection_token_labels.label_map(arrays[f"in/target{i}_masks"], arrays[f"in/target{i}_labels"])
-        labels.append(jnp.pad(label, [(0, canvas.images.shape[1 + axis] - label.shape[axis]) for axis in (0, 1)]))
+    labels = np.zeros(canvas.images.shape[:3], np.uint8)
+    for i in range(len(labels)):
+        of_objects = arrays[f"in/target{i}_masks"].astype(bool)
+        height, width = of_objects.shape[1:]
+        labels[i, :height, :width] = label_map(of_objects, arrays[f"in/target{i}_labels"], (height, width))
     extents = masks.Extents(canvas.sizes, canvas.extents)
     shapes = {stride: [-(-side // stride) for side in canvas.images.shape[1:3]] for stride in masks.STRIDES[1:]}
     return [
         detection_token_labels.class_shares(
-            jnp.stack(labels), config["classes"], canvas.extents, extents.of_map(stride), tuple(shape)
+            labels, config["classes"], canvas.extents, extents.of_map(stride), tuple(shape)
         )
         for stride, shape in reversed(shapes.items())
     ]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask
 
 from cdl_jax.data import stream
 
@@ -24,6 +25,28 @@ def content():
     ]
     categories = [{"id": 90, "name": "ring"}, {"id": 3, "name": "cat"}, {"id": 7, "name": "hat"}]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def content_with_segmentations():
+    """Returns `content` with polygons for 31 and 12, counts for the crowd 17, and compressed counts for 15.
+
+    Each covers its box, rounded up to pixels and cut at the image.
+    """
+    records = content()
+    box = np.zeros((64, 48), np.uint8, order="F")
+    box[2:6, 1:4] = 1
+    for record, segmentation in zip(
+        records["annotations"],
+        (
+            [[4, 8, 16, 8, 16, 24, 4, 24]],
+            [[50, 0, 60, 0, 60, 21, 50, 21]],
+            {"size": [64, 48], "counts": [0, 64 * 48]},
+            {"size": [64, 48], "counts": mask.encode(box)["counts"].decode()},
+        ),
+        strict=True,
+    ):
+        record["segmentation"] = segmentation
+    return records
 
 
 def stream_of_three(root):

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from cdl_jax.data.detection import segmentations
 from cdl_jax.data.loaders import usable_cpus
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import paths
+from cdl_jax.runtime.console import short_repr
 
 MAX_CATEGORY = 9_999  # a detector has one output for each number up to the largest category id
 _MAX_SIDE = 65_535  # pixels, the limit of JPEG
@@ -40,6 +42,7 @@ class Objects:
     boxes: float64 `[m, 4]`, (x, y, width, height) in pixels, as in the file.
     areas: float64 `[m]`, in pixels; of the segmentation, where the file has one.
     crowds: bool `[m]`, whether the box holds a group of objects (`iscrowd`).
+    masks: `[m]` of `segmentations.encode`, empty bytes for an object without a segmentation; None: they were not read.
     """
 
     ids: np.ndarray
@@ -48,6 +51,7 @@ class Objects:
     boxes: np.ndarray
     areas: np.ndarray
     crowds: np.ndarray
+    masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,7 +65,8 @@ class Objects:
     def take(self, selection: np.ndarray | slice) -> "Objects":
         """Selects objects by indices, a mask or a slice."""
         columns = (self.ids, self.rows, self.labels, self.boxes, self.areas, self.crowds)
-        return Objects(*(column[selection] for column in columns))
+        masks = None if self.masks is None else self.masks[selection]
+        return Objects(*(column[selection] for column in columns), masks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +76,21 @@ class Targets:
     boxes: float32 `[k, 4]`, (x0, y0, x1, y1) in pixels.
     labels: int32 `[k]`, category ids.
     areas: float32 `[k]`, in pixels.
+    masks: `[k]`, of `Objects`, of the image before any transform.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     areas: np.ndarray
+    masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, selection: np.ndarray) -> "Targets":
+        """Selects objects by a mask."""
+        masks = None if self.masks is None else self.masks[selection]
+        return Targets(self.boxes[selection], self.labels[selection], self.areas[selection], masks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +136,8 @@ class DetectionSet:
         """Returns the targets of an image."""
         first, end = self._bounds[row : row + 2]
         objects = self.objects.take(slice(first, end))
-        return prepare_targets(objects.boxes, objects.labels, objects.areas, objects.crowds, self.sizes[row])
+        columns = objects.boxes, objects.labels, objects.areas, objects.crowds
+        return prepare_targets(*columns, self.sizes[row], objects.masks)
 
     def select(self, rows: np.ndarray, objects: np.ndarray) -> "DetectionSet":
         """Selects images and objects.
@@ -144,7 +157,12 @@ class DetectionSet:
 
 
 def prepare_targets(
-    boxes: np.ndarray, labels: np.ndarray, areas: np.ndarray, crowds: np.ndarray, size: Sequence[int]
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    areas: np.ndarray,
+    crowds: np.ndarray,
+    size: Sequence[int],
+    masks: np.ndarray | None = None,
 ) -> Targets:
     """Returns the targets of an image: without crowds, clipped to the image, with an extent.
 
@@ -158,10 +176,11 @@ def prepare_targets(
       areas: `[k]`, in pixels.
       crowds: bool `[k]`.
       size: (height, width) of the image in pixels.
+      masks: `[k]`, of `Objects`; default None.
     """
     corners = clipped_corners(boxes, np.asarray(size))
-    selected = ~crowds & has_extent(corners)
-    return Targets(corners[selected], labels[selected].astype(np.int32), areas[selected].astype(np.float32))
+    targets = Targets(corners, labels.astype(np.int32), areas.astype(np.float32), masks)
+    return targets.take(~crowds & has_extent(corners))
 
 
 def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -184,22 +203,24 @@ def has_extent(corners: np.ndarray) -> np.ndarray:
     return (corners[:, 2:] > corners[:, :2]).all(axis=1)
 
 
-def read_part(root: str | os.PathLike, part: str, *, check_sizes: bool = True) -> DetectionSet:
+def read_part(root: str | os.PathLike, part: str, *, check_sizes: bool = True, masks: bool = False) -> DetectionSet:
     """Reads one part of a set in the layout of COCO.
 
     Args:
       root: folder with `annotations/` and the folders of images.
       part: name of the folder of images, such as "train2017".
-      check_sizes: as in `read`.
+      check_sizes, masks: as in `read`.
 
     Raises:
       UserError: as in `read`.
     """
     root = paths.resolve(root)
-    return read(root / "annotations" / f"instances_{part}.json", root / part, check_sizes=check_sizes)
+    return read(root / "annotations" / f"instances_{part}.json", root / part, check_sizes=check_sizes, masks=masks)
 
 
-def read(annotations: str | os.PathLike, images: str | os.PathLike, *, check_sizes: bool = True) -> DetectionSet:
+def read(
+    annotations: str | os.PathLike, images: str | os.PathLike, *, check_sizes: bool = True, masks: bool = False
+) -> DetectionSet:
     """Reads an annotation file and checks it against its images.
 
     `area` may be missing (width x height then), and `iscrowd` (0 then). Boxes without an extent stay in the set, are no
@@ -211,17 +232,20 @@ def read(annotations: str | os.PathLike, images: str | os.PathLike, *, check_siz
       images: folder of the images.
       check_sizes: whether to compare the sizes of all image files with the annotations, by their headers. The loader
         also compares the size of each image that it decodes.
+      masks: whether to read the segmentations of objects.
 
     Raises:
       UserError: the file or an image is missing or damaged, a value has a wrong type or range, an id occurs twice, an
-        annotation has an unknown image or category, a box lies outside of its image, or an image has another size.
+        annotation has an unknown image or category, a box lies outside of its image, an image has another size, or a
+        segmentation that is read is damaged, or missing for a target.
     """
     path, folder = paths.resolve(annotations, "the annotation file"), paths.resolve(images, "the folder of images")
-    content = _read_json(path)
+    content = _read_json(path, masks)
     categories = _categories(_Table.from_content(path, content, "categories", "category"))
     images_table = _Table.from_content(path, content, "images", "image")
     image_ids, files, sizes = _images(images_table, folder)
-    objects = _objects(_Table.from_content(path, content, "annotations", "annotation"), image_ids, sizes, categories)
+    table = _Table.from_content(path, content, "annotations", "annotation")
+    objects = _objects(table, image_ids, sizes, categories, masks)
     _check_files_exist(files, path, folder)
     result = DetectionSet(path.name, categories, image_ids, files, sizes, objects)
     if check_sizes:
@@ -297,7 +321,7 @@ class _Table:
         table = cls(path, noun, records)
         table.refuse(
             [i for i, record in enumerate(records) if not isinstance(record, dict)],
-            lambda i: f"must be an object with named values, not {_short(records[i])}",
+            lambda i: f"must be an object with named values, not {short_repr(records[i])}",
         )
         return table
 
@@ -311,7 +335,7 @@ class _Table:
         wrong = [i for i, value in enumerate(values) if value is not default and not is_valid(value)]
         if default is _NO_DEFAULT:
             self.refuse([i for i, value in enumerate(values) if value is default], lambda i: f"{key} is missing")
-        self.refuse(wrong, lambda i: f"{key} must be {requirement}, not {_short(values[i])}")
+        self.refuse(wrong, lambda i: f"{key} must be {requirement}, not {short_repr(values[i])}")
         return values
 
     def ids(self) -> np.ndarray:
@@ -323,22 +347,22 @@ class _Table:
     def check_unique(self, key, values) -> None:
         first: dict[Any, int] = {}
         repeated = [i for i, value in enumerate(values) if first.setdefault(value, i) != i]
-        self.refuse(repeated, lambda i: f"{key} {_short(values[i])} occurs twice; it must be unique")
+        self.refuse(repeated, lambda i: f"{key} {short_repr(values[i])} occurs twice; it must be unique")
 
     def refuse(self, wrong: Sequence[int], problem: Callable[[int], str]) -> None:
         """Raises a UserError about the first of some records."""
         if len(wrong):
             first, more = int(wrong[0]), len(wrong) - 1
             has_id = isinstance(self.records[first], dict) and "id" in self.records[first]
-            name = f"id {_short(self.records[first]['id'])}" if has_id else f"number {first + 1} of the list"
+            name = f"id {short_repr(self.records[first]['id'])}" if has_id else f"number {first + 1} of the list"
             rest = f" ({more} more like this)" if more else ""
             raise UserError(f"{self.path}: {self.noun} with {name}: {problem(first)}{rest}")
 
 
-def _read_json(path):
+def _read_json(path, masks):
     try:
         with open(path, encoding="utf-8") as file:
-            content = json.load(file, object_hook=_without_polygons)
+            content = json.load(file, object_hook=_with_packed_segmentation if masks else _without_segmentation)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of an instances_*.json") from None
     except OSError as error:
@@ -351,8 +375,14 @@ def _read_json(path):
     return content
 
 
-def _without_polygons(record):
+def _without_segmentation(record):
     record.pop("segmentation", None)  # four fifths of the memory
+    return record
+
+
+def _with_packed_segmentation(record):
+    if "segmentation" in record:
+        record["segmentation"] = segmentations.pack(record["segmentation"])
     return record
 
 
@@ -382,7 +412,7 @@ def _images(table, folder):
     return ids[order], tuple(str(folder / names[i]) for i in order), np.array(sides, np.int32).T[order]
 
 
-def _objects(table, image_ids, sizes, categories):
+def _objects(table, image_ids, sizes, categories, with_masks):
     ids = table.ids()
     numbers = np.array(table.column("image_id", _is_id, "an integer, 0 or more"), np.int64)
     rows = np.searchsorted(image_ids, numbers).clip(max=len(image_ids) - 1)
@@ -404,10 +434,32 @@ def _objects(table, image_ids, sizes, categories):
             "correct or remove it"
         ),
     )
+    are_targets = ~crowds & has_extent(clipped_corners(boxes, sizes[rows]))
+    masks = _masks(table, sizes[rows], are_targets) if with_masks else None
     order = np.argsort(rows, kind="stable")
-    objects = Objects(ids, rows.astype(np.int32), labels.astype(np.int32), boxes, areas, crowds).take(order)
+    objects = Objects(ids, rows.astype(np.int32), labels.astype(np.int32), boxes, areas, crowds, masks).take(order)
     _log_unused(table, objects, sizes)
     return objects
+
+
+def _masks(table, sizes, are_targets):
+    """Returns the masks of all records; empty bytes for a record without a segmentation, which is no target."""
+    values = [record.get("segmentation") or b"" for record in table.records]
+    missing = np.array([not value for value in values], bool)
+    table.refuse(
+        np.flatnonzero(missing & are_targets),
+        lambda i: (
+            "segmentation is missing, and data.segmentations=True reads that of every object: use annotations with "
+            "segmentations, or set data.segmentations and token_label to False"
+        ),
+    )
+    masks = np.full(len(values), b"", object)
+    for i in np.flatnonzero(~missing):
+        try:
+            masks[i] = segmentations.encode(values[i], tuple(sizes[i].tolist()))
+        except segmentations.DamagedError as error:
+            table.refuse([i], lambda _, error=error: f"segmentation {error}; correct or remove it")
+    return masks
 
 
 def _log_unused(table, objects, sizes):
@@ -464,8 +516,3 @@ def _is_extent(value) -> bool:
 
 def _is_box(value) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

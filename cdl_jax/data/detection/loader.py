@@ -2,15 +2,15 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from cdl_jax.data import loaders
-from cdl_jax.data.detection import canvases, transforms
+from cdl_jax.data.detection import canvases, segmentations, transforms
 from cdl_jax.data.detection.coco_files import DetectionSet, Targets, check_size
 from cdl_jax.data.detection.transforms import Size
 from cdl_jax.data.image_dataset import load_file
@@ -20,6 +20,19 @@ from cdl_jax.options import check, defaults
 from cdl_jax.runtime import sharding
 
 INVALID_BOX = (0.5, 0.5, 1.0, 1.0)  # (center x, center y, width, height); has an area, so that no loss is NaN
+
+
+class Sample(NamedTuple):
+    """One image after its transform.
+
+    pixels: uint8 `[height, width, 3]`.
+    targets: its boxes are (center x, center y, width, height) relative to the image.
+    label_map: uint8 or uint16 `[height, width]`, see `segmentations.label_map`; None: not drawn.
+    """
+
+    pixels: np.ndarray
+    targets: Targets
+    label_map: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +50,8 @@ class DetectionLoader:
         original_sizes  int32   [N, 2]            (height, width) of the file
         rows            int32   [N]               row of the set; -1: no image
         weight          float32 [N]               test batches only: 1 for an image that counts, else 0
+        label_maps      uint8   [N, Hc, Wc]       with `label_maps` only: the label of the first object that covers a
+                                                  pixel, else 0; uint16 for category ids above 255
 
     `transforms.normalize(images, sizes, options)` gives the input of a network. N is `groups * group_size`.
 
@@ -47,6 +62,7 @@ class DetectionLoader:
     canvases: (height, width) each.
     n_max: length of the axis of objects, at least `data.max_objects`. It may exceed the number of queries. Loaders of
       the tasks of one stream share the largest, so that one program serves all tasks.
+    label_maps: whether training batches have label maps.
     """
 
     data: DetectionSet
@@ -55,6 +71,7 @@ class DetectionLoader:
     options: Mapping[str, Any]
     canvases: tuple[Size, ...]
     n_max: int
+    label_maps: bool = False
 
     @classmethod
     def build(
@@ -66,6 +83,7 @@ class DetectionLoader:
         group_size: int,
         training: bool,
         n_max: int = 0,
+        label_maps: bool = False,
     ) -> "DetectionLoader":
         """Builds the loader of a set, after checks of the options.
 
@@ -76,9 +94,11 @@ class DetectionLoader:
           group_size: images in a group.
           training: whether the loader serves `train_batches`; False: `test_batches`.
           n_max: length of the axis of objects; 0: `data.max_objects`.
+          label_maps: whether batches have label maps, for training alone; default False.
 
         Raises:
-          UserError: an option is out of range, no canvas holds the images, or an image has more objects than `n_max`.
+          UserError: an option is out of range, no canvas holds the images, an image has more objects than `n_max`, or
+            label maps cannot be drawn.
         """
         declared = {**transforms.OPTIONS, **canvases.OPTIONS}
         check(declared, options, "augment")
@@ -86,8 +106,10 @@ class DetectionLoader:
         transforms.check(options)
         if n_max and data.max_objects > n_max:
             raise UserError(f"{data.name}: an image has {data.max_objects} objects, but n_max is {n_max}: raise it")
+        if label_maps:
+            _check_label_maps(data)
         chosen = canvases.canvases_for(data, options, training=training)
-        return cls(data, mesh, group_size, options, tuple(chosen), n_max or data.max_objects)
+        return cls(data, mesh, group_size, options, tuple(chosen), n_max or data.max_objects, label_maps)
 
     def train_batches(
         self, rows: np.ndarray, purposes: np.ndarray, seed: int, start_step: int = 0
@@ -178,32 +200,44 @@ class DetectionLoader:
         """Returns the choices for a training image; `key` is (seed, purpose)."""
         return canvases.draw(*key, row, tuple(self.data.sizes[row].tolist()), self.options)
 
-    def load(self, row: int, key: tuple[int, tuple[int, ...]] | None) -> tuple[np.ndarray, Targets]:
+    def load(self, row: int, key: tuple[int, tuple[int, ...]] | None) -> "Sample":
         """Decodes and transforms one image.
 
         Args:
           row: of the set.
           key: (seed, purpose) of the training transform; None: evaluation.
 
-        Returns:
-          (uint8 `[height, width, 3]`, targets with (center x, center y, width, height) relative to the image).
-
         Raises:
           UserError: the image cannot be decoded, or has another size than its annotations.
         """
         image = load_file(self.data.files[row])
         check_size(self.data, row, image.size[::-1])
-        targets = self.data.targets(row)
+        targets, label_map = self.data.targets(row), None
         if key is None:
             image, targets = transforms.transform_test(image, targets, self.options)
         else:
-            image, targets = transforms.transform_train(image, targets, self.draws(row, key), self.options)
+            draws = self.draws(row, key)
+            image, targets = transforms.transform_train(image, targets, draws, self.options)
+            if self.label_maps:
+                label_map = transforms.transform_label_map(self._label_map(row, targets), draws, self.options)
         boxes = transforms.relative_boxes(targets.boxes, image.size[::-1])
-        return np.asarray(image), Targets(boxes, targets.labels, targets.areas)
+        return Sample(np.asarray(image), replace(targets, boxes=boxes), label_map)
+
+    def _label_map(self, row, targets):
+        """Returns the label map of an image before its transform, of the objects that the transform keeps."""
+        size = tuple(self.data.sizes[row].tolist())
+        masks = (segmentations.decode(runs, size) for runs in targets.masks)
+        return segmentations.label_map(masks, targets.labels, size, self._label_type)
+
+    @property
+    def _label_type(self):
+        return np.min_scalar_type(self.data.num_outputs - 1)
 
     def arrays(self, count: int, canvas: Size) -> dict[str, np.ndarray]:
         """Returns images and targets of `count` empty images on a canvas."""
+        maps = {"label_maps": np.zeros((count, *canvas), self._label_type)} if self.label_maps else {}
         return {
+            **maps,
             "images": np.zeros((count, *canvas, 3), np.uint8),
             "boxes": np.tile(np.float32(INVALID_BOX), (count, self.n_max, 1)),
             "labels": np.zeros((count, self.n_max), np.int32),
@@ -219,13 +253,29 @@ class DetectionLoader:
     def _assemble(self, items, count, canvas):
         """Returns the arrays of `count` images with their targets."""
         batch = self.arrays(count, canvas)
-        for i, (pixels, targets) in enumerate(items):
+        for i, (pixels, targets, label_map) in enumerate(items):
             height, width, _ = pixels.shape
+            if label_map is not None:
+                batch["label_maps"][i, :height, :width] = label_map
             batch["images"][i, :height, :width] = pixels
             batch["boxes"][i, : len(targets)] = targets.boxes
             batch["labels"][i, : len(targets)] = targets.labels
             batch["valid"][i, : len(targets)] = True
         return batch
+
+
+def _check_label_maps(data):
+    """Refuses a set whose label maps cannot be drawn."""
+    if data.objects.masks is None:
+        raise UserError(
+            f"{data.name}: token labels need the segmentations of objects, which were not read: set "
+            "data.segmentations=True, or token_label=False"
+        )
+    if 0 in data.categories:
+        raise UserError(
+            f"{data.name}: category id 0 ({data.categories[0]!r}) stands for no object in the label maps of token "
+            "labels: number categories from 1"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,5 +381,5 @@ class _Images:
         step, column = divmod(index, self.rows.shape[1])
         row = int(self.rows[step, column])
         if row < 0:
-            return np.zeros((0, 0, 3), np.uint8), _NO_TARGETS
+            return Sample(np.zeros((0, 0, 3), np.uint8), _NO_TARGETS)
         return self.loader.load(row, self.keys[step] if self.keys else None)

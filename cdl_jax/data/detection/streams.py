@@ -143,10 +143,11 @@ def _check_objects(data, task, names):
 
 
 def fingerprint(stream: DetectionStream) -> dict[str, str]:
-    """Returns the fingerprints of the training and test images, by file names and sizes, and of their boxes.
+    """Returns the fingerprints of the training and test images, by file names and sizes, and of their objects.
 
     Returns:
       `{"train/images": "<n> images, <b> bytes, <SHA-256, shortened>", "train/boxes": ...}`, likewise for "test".
+      Segmentations that were read add "train/segmentations".
 
     Raises:
       UserError: a file cannot be read.
@@ -154,6 +155,8 @@ def fingerprint(stream: DetectionStream) -> dict[str, str]:
     result: dict[str, str] = {}
     for part, data in (("train", stream.train), ("test", stream.test)):
         result |= {f"{part}/images": _digest_of_files(data), f"{part}/boxes": _digest_of_boxes(data)}
+        if data.objects.masks is not None:
+            result[f"{part}/segmentations"] = _digest_of_masks(data.objects.masks)
     return result
 
 
@@ -175,3 +178,10 @@ def _digest_of_boxes(data):
     for array in (data.image_ids, data.sizes, *(o[name] for name in ("rows", "labels", "boxes", "areas", "crowds"))):
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"{len(data.objects)} objects, {digest.hexdigest()[:16]}"
+
+
+def _digest_of_masks(masks):
+    digest = hashlib.sha256()
+    for runs in masks:
+        digest.update(runs + b"/")
+    return f"{len(masks)} segmentations, {digest.hexdigest()[:16]}"

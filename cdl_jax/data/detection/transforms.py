@@ -5,7 +5,7 @@ decoded, from its size alone, so all processes of a run compute the sizes of a b
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -165,6 +165,22 @@ def transform_train(
     return _resize(image, targets, resized_size(image.size[::-1], draws.short_side, options["max_size"]))
 
 
+def transform_label_map(labels: np.ndarray, draws: Draws, options: Mapping[str, Any]) -> np.ndarray:
+    """Transforms the label map of one training image as `transform_train` does its pixels, by nearest neighbors.
+
+    Args:
+      labels: `[height, width]`, see `segmentations.label_map`.
+      draws: of `draw`.
+      options: of `OPTIONS`.
+    """
+    if draws.flip:
+        labels = labels[:, ::-1]
+    if crop := draws.crop:
+        labels = _resize_map(labels, resized_size(labels.shape, crop.first_short_side))
+        labels = labels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    return _resize_map(labels, resized_size(labels.shape, draws.short_side, options["max_size"]))
+
+
 def transform_test(
     image: "PIL.Image.Image", targets: Targets, options: Mapping[str, Any]
 ) -> tuple["PIL.Image.Image", Targets]:
@@ -251,7 +267,7 @@ def _flip(image, targets):
     left, top, right, bottom = targets.boxes.T
     width = np.float32(image.width)
     boxes = np.stack([width - right, top, width - left, bottom], axis=1)
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), Targets(boxes, targets.labels, targets.areas)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), replace(targets, boxes=boxes)
 
 
 def _resize(image, targets, size):
@@ -262,15 +278,22 @@ def _resize(image, targets, size):
         return image, targets
     ratio = np.array([width / image.width, height / image.height], np.float32)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return resized, Targets(targets.boxes * np.tile(ratio, 2), targets.labels, targets.areas * ratio.prod())
+    return resized, replace(targets, boxes=targets.boxes * np.tile(ratio, 2), areas=targets.areas * ratio.prod())
 
 
 def _crop(image, targets, crop):
     origin = np.array([crop.left, crop.top], np.float32)
     limits = np.array([crop.width, crop.height], np.float32)
     boxes = np.clip(targets.boxes - np.tile(origin, 2), 0, np.tile(limits, 2))
-    kept = has_extent(boxes)
-    boxes = boxes[kept]
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     image = image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
-    return image, Targets(boxes, targets.labels[kept], areas)
+    return image, replace(targets, boxes=boxes, areas=areas).take(has_extent(boxes))
+
+
+def _resize_map(labels, size):
+    """Resizes a map of labels by nearest neighbors, with torch's rounding of positions: all in float32."""
+    rows, columns = (
+        np.floor(np.arange(target, dtype=np.float32) * np.float32(source / target)).astype(int).clip(max=source - 1)
+        for source, target in zip(labels.shape, size, strict=True)
+    )
+    return labels[rows[:, None], columns]

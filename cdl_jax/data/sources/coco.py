@@ -7,6 +7,7 @@ Parts may have other names. `python -m cdl_jax.data.tools.voc_to_coco` and `make
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ OPTIONS: dict[str, Any] = {
     "check_sizes": Option(
         True, "compare the size of every image file with the annotations before training; False: when it is decoded"
     ),
+    "segmentations": Option(False, "read the segmentations of the training objects, which token labels need"),
 }
 
 _COCO_IDS = tuple(number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
@@ -62,8 +64,8 @@ def load(options: Mapping[str, Any]) -> DetectionData:
     if options["train_part"] == options["test_part"]:
         raise UserError(f"data.train_part and data.test_part are both {options['test_part']!r}: use two parts")
     train, test = (
-        coco_files.read_part(root, options[part], check_sizes=options["check_sizes"])
-        for part in ("train_part", "test_part")
+        coco_files.read_part(root, options[part], check_sizes=options["check_sizes"], masks=masks)
+        for part, masks in (("train_part", options["segmentations"]), ("test_part", False))
     )
     return DetectionData(root.resolve().name, train, test)
 
@@ -71,9 +73,11 @@ def load(options: Mapping[str, Any]) -> DetectionData:
 def placeholder(options: Mapping[str, Any]) -> DetectionData:
     """Returns sets without images, to plan a run: of the size of VOC 2007 for its part trainval, else of COCO 2017."""
     sizes = _VOC_2007 if options["train_part"] == "trainval" else _COCO_2017
-    return DetectionData(
-        sizes.name, _without_images("train", sizes, sizes.num_train), _without_images("val", sizes, sizes.num_test)
-    )
+    train = _without_images("train", sizes, sizes.num_train)
+    if options["segmentations"]:
+        masks = np.full(len(train.objects), b"", object)
+        train = replace(train, objects=replace(train.objects, masks=masks))
+    return DetectionData(sizes.name, train, _without_images("val", sizes, sizes.num_test))
 
 
 def _without_images(name, sizes, n) -> DetectionSet:

@@ -47,11 +47,13 @@ class Scene:
     pixels: uint8 `[height, width, 3]`.
     boxes: int `[k, 4]`, (x, y, width, height) in pixels.
     characters: int `[k]`, positions in the list of characters.
+    masks: bool `[k, height, width]`, the ink of each character that no later character covers.
     """
 
     pixels: np.ndarray
     boxes: np.ndarray
     characters: np.ndarray
+    masks: np.ndarray
 
 
 def read_glyphs(path: Path | None) -> tuple[tuple[str, ...], dict[str, Glyphs]]:
@@ -90,18 +92,19 @@ def make_scene(glyphs: Glyphs, seed: int, split: str, index: int) -> Scene:
     rng = rng_for(seed, list(PARTS).index(split), index)
     height, width = rng.choice(SIDES, 2).tolist()
     canvas = _background(rng, height, width)
-    boxes, characters = [], []
+    boxes, characters, ink = [], [], np.zeros((_MAX_CHARACTERS, height, width), bool)
     for _ in range(rng.integers(1, _MAX_CHARACTERS, endpoint=True)):
         character = int(rng.integers(len(glyphs)))
         alpha = _scaled(rng, glyphs[character])
         box = _free_box(rng, alpha.shape, (height, width), boxes)
         if box is not None:
             _paint(rng, canvas, alpha, box)
+            _mark(ink, len(boxes), alpha, box)
             boxes.append(box)
             characters.append(character)
     canvas += rng.normal(0, _NOISE, canvas.shape)
     pixels = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    return Scene(pixels, np.array(boxes), np.array(characters))
+    return Scene(pixels, np.array(boxes), np.array(characters), ink[: len(boxes)])
 
 
 def write_part(out: Path, split: str, scenes: Sequence[Scene], names: Sequence[str], image_format: str) -> Path:
@@ -228,13 +231,25 @@ def _paint(rng, canvas, alpha, box):
     patch += alpha[:, :, None] * (color - patch)
 
 
+def _mark(ink, number, alpha, box):
+    """Marks the ink of a character, and removes what it covers of earlier ones; changes `ink`."""
+    x, y, width, height = box
+    patch, own = ink[:, y : y + height, x : x + width], alpha > _INK / 255
+    patch &= ~own
+    patch[number] = own
+
+
 def _annotations(scenes: Sequence[Scene], file_names: Sequence[str], names: Sequence[str]) -> Mapping[str, object]:
+    from pycocotools import mask
+
     categories = [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, names, strict=True)]
     images, annotations = [], []
     for image_id, (scene, file_name) in enumerate(zip(scenes, file_names, strict=True), start=1):
         height, width = scene.pixels.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        for (x, y, w, h), character in zip(scene.boxes.tolist(), scene.characters.tolist(), strict=True):
+        segmentations = mask.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0), np.uint8))
+        objects = zip(scene.boxes.tolist(), scene.characters.tolist(), segmentations, strict=True)
+        for (x, y, w, h), character, segmentation in objects:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -243,7 +258,7 @@ def _annotations(scenes: Sequence[Scene], file_names: Sequence[str], names: Sequ
                     "bbox": [x, y, w, h],
                     "area": w * h,
                     "iscrowd": 0,
-                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    "segmentation": {"size": [height, width], "counts": segmentation["counts"].decode()},
                 }
             )
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -21,22 +21,6 @@ OPTIONS = {
 }
 
 
-def label_map(masks: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the label of each pixel: that of the first object that covers it, or 0.
-
-    Args:
-      masks: bool `[n, height, width]`, the pixels of each object of an image.
-      labels: int32 `[n]`.
-
-    Returns:
-      int32 `[height, width]`.
-
-    >>> label_map(jnp.array([[[True, False, False]], [[True, True, False]]]), jnp.array([4, 7])).tolist()
-    [[4, 7, 0]]
-    """
-    return jnp.where(masks.any(axis=0), labels[masks.argmax(axis=0)], 0)
-
-
 def class_shares(
     labels: jax.Array, num_classes: int, extents: jax.Array, map_extents: jax.Array, shape: tuple[int, int]
 ) -> jax.Array:
@@ -46,7 +30,7 @@ def class_shares(
     pooling. The share of class 0 is that of all objects together.
 
     Args:
-      labels: int32 `[N, height, width]`, see `label_map`; 0 outside the extents.
+      labels: integers `[N, height, width]`, see `data.detection.segmentations.label_map`; 0 outside the extents.
       num_classes: K.
       extents: int32 `[N, 2]`, (H, W), height and width of the images with the padding of their group.
       map_extents: int32 `[N, 2]`, (h, w), the part of the feature map that belongs to the extent.

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from cdl_jax.data.detection import coco_files
+from cdl_jax.data.detection import coco_files, segmentations
 from cdl_jax.errors import UserError
 from tests.support import coco_sets
 
@@ -168,6 +168,52 @@ def test_selected_images_have_their_own_objects(tmp_path):
     assert selected.targets(1).labels.tolist() == [3] and len(selected.targets(0)) == 0
 
 
+def test_segmentations_are_those_of_the_file_and_follow_their_objects(tmp_path):
+    coco_sets.write(tmp_path, records=coco_sets.content_with_segmentations())
+    assert coco_files.read_part(tmp_path, "train2017").objects.masks is None
+    data = coco_files.read_part(tmp_path, "train2017", masks=True)
+    corners = {31: (4, 8, 16, 24), 17: (0, 0, 48, 64), 15: (1, 2, 4, 6), 12: (50, 0, 60, 21)}
+    for number, row, runs in zip(data.objects.ids, data.objects.rows, data.objects.masks, strict=True):
+        x0, y0, x1, y1 = corners[number]
+        expected = np.zeros(data.sizes[row], bool)
+        expected[y0:y1, x0:x1] = True
+        assert np.array_equal(segmentations.decode(runs, tuple(data.sizes[row])), expected), number
+    by_id = dict(zip(data.objects.ids.tolist(), data.objects.masks, strict=True))
+    assert data.targets(0).masks.tolist() == [by_id[31], by_id[15]]  # without the crowd
+    selected = data.select(np.array([0, 2]), data.objects.labels == 3)
+    assert selected.objects.masks.tolist() == [by_id[17], by_id[12]] and data.targets(1).masks.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed("annotations", 0, segmentation=[[1, 2, 3]]), "id 31: segmentation has a polygon of 3 numbers"),
+        (changed("annotations", 3, segmentation={"size": [64, 48], "counts": [3]}), "id 15: segmentation has counts"),
+        (changed("annotations", 2, segmentation="x"), "id 17: segmentation must be polygons or run lengths, not 'x'"),
+        (changed("annotations", 1, segmentation=[]), "id 12: segmentation is missing, and data.segmentations=True"),
+        (without("annotations", 0, "segmentation"), "id 31: segmentation is missing"),
+    ],
+)  # fmt: skip
+def test_damaged_and_missing_segmentations_are_refused_in_one_line(tmp_path, change, message):
+    records = coco_sets.content_with_segmentations()
+    change(records)
+    coco_sets.write(tmp_path, records=records)
+    with pytest.raises(UserError) as caught:
+        coco_files.read_part(tmp_path, "train2017", masks=True)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert "instances_train2017.json: annotation with id" in str(caught.value)
+    assert len(coco_files.read_part(tmp_path, "train2017")) == 3
+
+
+def test_crowds_and_boxes_without_extent_need_no_segmentation(tmp_path):
+    records = coco_sets.content_with_segmentations()
+    del records["annotations"][2]["segmentation"]
+    records["annotations"][0].update(bbox=[4, 8, 0, 16], segmentation=[])
+    coco_sets.write(tmp_path, records=records)
+    masks = coco_files.read_part(tmp_path, "train2017", masks=True).objects.masks
+    assert [len(runs) > 0 for runs in masks] == [False, False, True, True]
+
+
 ODD_VALUES = (
     *(None, True, -1, 2**70, 10**400, 1.5, float("nan"), float("inf"), "", "a", "\ud800", "../x", "a\x00b", "\n"),
     *([], [1], [[1]], {}, {"id": 1}, [1, 2, 3, 4], [0, 0, 1e9, 1e9], "0004.png"),
@@ -182,12 +228,14 @@ def places(value, place=()):
         yield from places(value[key], (*place, key))
 
 
-def test_any_odd_value_is_accepted_or_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize("masks", [False, True])
+def test_any_odd_value_is_accepted_or_refused_in_one_line(tmp_path, masks):
+    content = coco_sets.content_with_segmentations if masks else coco_sets.content
     path = coco_sets.write(tmp_path)
     rng, refused = np.random.default_rng(0), 0
-    everywhere = [place for place in places(coco_sets.content()) if place]
+    everywhere = [place for place in places(content()) if place]
     for _ in range(200):
-        records = coco_sets.content()
+        records = content()
         *parents, key = everywhere[rng.integers(len(everywhere))]
         parent = records
         for name in parents:
@@ -195,7 +243,7 @@ def test_any_odd_value_is_accepted_or_refused_in_one_line(tmp_path):
         parent[key] = ODD_VALUES[rng.integers(len(ODD_VALUES))]
         path.write_text(json.dumps(records))
         try:
-            data = coco_files.read_part(tmp_path, "train2017")
+            data = coco_files.read_part(tmp_path, "train2017", masks=masks)
             assert all(np.isfinite(data.targets(row).boxes).all() for row in range(len(data)))
         except UserError as error:
             refused += 1

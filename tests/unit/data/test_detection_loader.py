@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax.data.detection import canvases, coco_files, transforms
+from cdl_jax.data.detection import canvases, coco_files, segmentations, transforms
 from cdl_jax.data.detection.loader import DetectionLoader, StreamLoader
 from cdl_jax.errors import UserError
 from cdl_jax.runtime import sharding
@@ -31,9 +31,9 @@ def data(tmp_path_factory):
     return coco_files.read_part(root, "train2017")
 
 
-def build(data, training=True, group_size=2, **changes):
-    mesh = sharding.make_mesh(1)
-    return DetectionLoader.build(data, mesh, {**OPTIONS, **changes}, group_size=group_size, training=training)
+def build(data, training=True, group_size=2, label_maps=False, **changes):
+    mesh, options = sharding.make_mesh(1), {**OPTIONS, **changes}
+    return DetectionLoader.build(data, mesh, options, group_size=group_size, training=training, label_maps=label_maps)
 
 
 def test_a_training_batch_has_the_transformed_images_at_the_top_left(data):
@@ -63,6 +63,62 @@ def test_a_training_batch_has_the_transformed_images_at_the_top_left(data):
     names = ("images", "sizes", "extents", "boxes", "labels", "valid", "original_sizes", "rows")
     types = ("uint8", "int32", "int32", "float32", "int32", "bool", "int32", "int32")
     assert {name: str(array.dtype) for name, array in batches[0].items()} == dict(zip(names, types, strict=True))
+
+
+@pytest.fixture(scope="module")
+def with_masks(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    coco_sets.write(root, records=coco_sets.content_with_segmentations())
+    return coco_files.read_part(root, "train2017", masks=True)
+
+
+def test_label_maps_have_the_labels_of_the_objects_that_the_transform_keeps(with_masks):
+    """Draws each object on its own, so that overlaps and lost objects are found by another way."""
+    loader = build(with_masks, label_maps=True)
+    rows, purposes = np.tile(np.int32([0, 2, 1, 0]), (5, 1)), np.arange(5)[:, None]
+    found = set()
+    for step, batch in enumerate(loader.host_train_batches(rows, purposes, seed=2)):
+        assert batch["label_maps"].dtype == np.uint8 and batch["label_maps"].shape == batch["images"].shape[:3]
+        for i, row in enumerate(rows[step].tolist()):
+            height, width = batch["sizes"][i]
+            expected = np.zeros(batch["images"].shape[1:3], int)
+            draws = loader.draws(row, (2, (step,)))
+            own = [i for i in np.flatnonzero(with_masks.objects.rows == row) if with_masks.trainable[i]]
+            for obj in reversed(own):
+                mask = segmentations.decode(with_masks.objects.masks[obj], tuple(with_masks.sizes[row]))
+                covered = transforms.transform_label_map(mask, draws, loader.options)
+                expected[:height, :width][covered] = with_masks.objects.labels[obj]
+            assert np.array_equal(batch["label_maps"][i], expected)
+            found |= set(np.unique(expected))
+            assert set(np.unique(expected)) - {0} <= set(batch["labels"][i].tolist())
+    assert found == {0, 3, 7, 90}
+
+
+def test_label_maps_of_a_task_have_its_labels_alone(with_masks):
+    mesh, rows = sharding.make_mesh(devices=1), np.arange(3)
+    options = {**OPTIONS, "flip": 0.0, "crop": 0.0}
+    for ids in ((3,), (7, 90)):
+        part = with_masks.select(rows, np.isin(with_masks.objects.labels, ids))
+        loader = DetectionLoader.build(part, mesh, options, group_size=1, training=True, n_max=2, label_maps=True)
+        (batch,) = loader.host_train_batches(rows[None].astype(np.int32), np.zeros((1, 1), int), seed=0)
+        assert set(np.unique(batch["label_maps"])) == {0, *ids}
+
+
+def test_label_maps_are_wide_enough_for_their_labels_and_known_before(with_masks):
+    data = dataclasses.replace(with_masks, categories={**with_masks.categories, 256: "wide"})
+    loader = build(data, label_maps=True)
+    assert loader.arrays(2, (64, 64))["label_maps"].dtype == np.uint16
+    abstract = StreamLoader((loader,)).abstract_batch(4)["label_maps"]
+    assert (abstract.shape, abstract.dtype) == ((4, 64, 64), np.uint16)
+    assert "label_maps" not in build(data).arrays(2, (64, 64))
+
+
+def test_label_maps_need_segmentations_and_ids_above_0(data, with_masks):
+    with pytest.raises(UserError, match=r"instances_train2017\.json: token labels need .*set data\.segmentations=True"):
+        build(data, label_maps=True)
+    background = dataclasses.replace(with_masks, categories={0: "sky", **with_masks.categories})
+    with pytest.raises(UserError, match=r"category id 0 \('sky'\) stands for no object"):
+        build(background, label_maps=True)
 
 
 def test_equal_images_of_two_epochs_differ_and_a_restart_repeats_them(data):

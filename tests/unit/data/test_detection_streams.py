@@ -57,7 +57,7 @@ def test_categories_that_the_class_order_omits_are_not_annotated(root):
 
 
 def test_divisions_of_the_field():
-    data = coco.placeholder({"train_part": "train2017"})
+    data = coco.placeholder(defaults(coco.OPTIONS))
     s = data.into_stream(num_tasks=2, task_sizes=(40, 40))
     first, second = (task.classes for task in s.tasks)
     assert (len(first), first[-1], second[0], second[-1]) == (40, 44, 46, 90)
@@ -65,10 +65,13 @@ def test_divisions_of_the_field():
 
 
 def test_the_placeholder_of_trainval_has_the_size_of_voc_2007():
-    data = coco.placeholder({"train_part": "trainval"})
+    data = coco.placeholder(defaults(coco.OPTIONS, train_part="trainval"))
     assert (data.name, len(data.train), len(data.test)) == ("voc", 5011, 4952)
     assert list(data.train.categories) == list(range(1, 21)) and set(data.test.objects.labels) == set(range(1, 21))
     assert set(map(tuple, data.train.sizes)) == {(375, 500)}
+    with_masks = coco.placeholder(defaults(coco.OPTIONS, segmentations=True))
+    assert len(with_masks.train.objects.masks) == len(with_masks.train.objects)
+    assert with_masks.test.objects.masks is None
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,19 @@ def test_parts_with_other_categories_are_refused(root):
     other = dataclasses.replace(data.test, categories={3: "dog", 7: "hat", 90: "ring"})
     with pytest.raises(UserError, match="have different categories: use two parts of one data set"):
         DetectionData("toy", data.train, other).into_stream(num_tasks=1)
+
+
+def test_segmentations_have_a_fingerprint_where_they_are_read(tmp_path):
+    records = coco_sets.content_with_segmentations()
+    for part in ("train2017", "val2017"):
+        coco_sets.write(tmp_path, part, records)
+    before = streams.fingerprint(load(tmp_path, num_tasks=1, segmentations=True))
+    assert before["train/segmentations"].startswith("4 segmentations, ") and "test/segmentations" not in before
+    records["annotations"][0]["segmentation"][0][0] += 1
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(records))
+    after = streams.fingerprint(load(tmp_path, num_tasks=1, segmentations=True))
+    assert {key for key in before if before[key] != after[key]} == {"train/segmentations"}
+    assert "train/segmentations" not in streams.fingerprint(load(tmp_path, num_tasks=1))
 
 
 def test_the_fingerprint_changes_with_a_box_and_with_a_file(root, tmp_path):

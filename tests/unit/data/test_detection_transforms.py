@@ -1,5 +1,7 @@
 """Transforms of images with boxes: sizes, boxes, pixels and draws."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,6 +73,38 @@ def test_a_crop_drops_boxes_without_extent():
     ratios = np.array([48 / 40, 48 / 44, 48 / 40, 48 / 44])
     np.testing.assert_allclose(cropped.boxes, np.array([[0, 2, 10, 44], [0, 0, 40, 44]]) * ratios, rtol=1e-6)
     assert transforms.train_size((64, 96), draws, SMALL) == (48, 48)
+
+
+def test_a_label_map_is_flipped_cropped_and_resized_as_its_image():
+    """A label map of blocks of 16 pixels, so that nearest neighbors and Pillow's filter have the same block centers."""
+    blocks = rng_for(1).integers(0, 200, (6, 8)).astype(np.uint8)
+    labels = blocks.repeat(16, axis=0).repeat(16, axis=1)
+    draws = Draws(True, 64, CropDraws(first_short_side=192, top=32, left=64, height=96, width=128))
+    options = {**SMALL, "max_size": 0}
+    found = transforms.transform_label_map(labels, draws, options)
+    # Flipped, enlarged twice to blocks of 32 pixels, cropped to 3 x 4 of them, and reduced to 64 x 85, that is 64 x 80.
+    image, _ = transforms.transform_train(Image.fromarray(labels).convert("RGB"), targets(), draws, options)
+    assert found.shape == image.size[::-1] == (64, 80) and found.dtype == np.uint8
+    cropped = blocks[:, ::-1][1:4, 2:6]
+    centers = [(np.arange(count) + 0.5) / count * side for count, side in zip((3, 4), found.shape, strict=True)]
+    rows, columns = (np.floor(places).astype(int) for places in centers)
+    assert np.array_equal(found[rows[:, None], columns], cropped)
+    assert np.array_equal(np.asarray(image)[rows[:, None], columns, 0], cropped)
+
+
+def test_nearest_neighbors_round_positions_down():
+    labels = np.arange(20, dtype=np.uint16)[None].repeat(16, axis=0)
+    found = transforms.transform_label_map(labels, Draws(False, 32), {**SMALL, "max_size": 0})
+    # 20 x 16 becomes 40 x 32, rounded down to 32 x 32.
+    assert found.shape == (32, 32) and found[5].tolist() == [i * 20 // 32 for i in range(32)]
+
+
+def test_the_objects_of_a_crop_keep_their_masks():
+    draws = Draws(False, 48, CropDraws(first_short_side=64, top=10, left=20, height=44, width=40))
+    boxes = targets([0, 0, 20, 64], [10, 12, 30, 70], [19, 10, 60.5, 54])
+    with_masks = dataclasses.replace(boxes, masks=np.array([b"a", b"b", b"c"], object))
+    _, cropped = transforms.transform_train(Image.new("RGB", (96, 64)), with_masks, draws, SMALL)
+    assert cropped.labels.tolist() == [2, 3] and cropped.masks.tolist() == [b"b", b"c"]
 
 
 def test_pixels_are_those_of_pillow():

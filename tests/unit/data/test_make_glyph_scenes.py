@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdl_jax.data.detection import coco_files
+from cdl_jax.data.detection import coco_files, segmentations
 from cdl_jax.data.readers import npz_files
 from cdl_jax.data.tools import make_glyph_scenes as tool
 from cdl_jax.errors import UserError
@@ -58,6 +58,29 @@ def test_characters_stand_out_from_their_background(glyphs):
     assert np.mean(np.array(differences) > 40) > 0.95
 
 
+def test_masks_are_the_ink_that_no_later_character_covers():
+    """Full squares have their box as ink, in one color; a square without its upper right quarter has three quarters."""
+    full, corner = np.full((8, 8), 255, np.uint8), np.full((8, 8), 255, np.uint8)
+    corner[:4, 4:] = 0
+    overlaps = 0
+    for index in range(40):
+        scene = tool.make_scene([[full], [corner]], 0, "train", index)
+        free = np.ones(scene.pixels.shape[:2], bool)
+        for box, character, mask in reversed([*zip(scene.boxes, scene.characters, scene.masks, strict=True)]):
+            x, y, w, h = box
+            expected = np.zeros_like(free)
+            expected[y : y + h, x : x + w] = True
+            overlaps += (expected & ~free).any()
+            if character == 0:
+                assert np.array_equal(mask, expected & free)
+                assert (scene.pixels[mask].std(axis=0) < 8).all()  # noise of 6 levels
+            else:
+                expected[y : y + h // 2, x + w - w // 2 : x + w] = False
+                assert not (mask & ~free).any() and (mask ^ expected & free).sum() <= w + h  # the smoothed edge
+            free &= ~mask
+    assert overlaps > 5
+
+
 def test_a_scene_is_a_function_of_seed_split_and_index(glyphs):
     one = tool.make_scene(glyphs["train"], 0, "train", 5)
     assert one.pixels.tobytes() == tool.make_scene(glyphs["train"], 0, "train", 5).pixels.tobytes()
@@ -71,7 +94,7 @@ def test_the_command_writes_a_set_of_coco(tmp_path, capsys, image_format, glyphs
     arguments = ["--out", str(out), "--num-train", "5", "--num-val", "2", "--seed", "3", "--format", image_format]
     assert tool.main(arguments) == 0
     assert "instances_train2017.json: 5 images" in capsys.readouterr().out
-    data = coco_files.read_part(out, "train2017")
+    data = coco_files.read_part(out, "train2017", masks=True)
     assert tuple(data.categories) == (3, 7, 12, 13, 20, 34, 41, 50, 66, 90) and data.num_outputs == 91
     assert len(coco_files.read_part(out, "val2017")) == 2
     for index in range(5):
@@ -79,6 +102,8 @@ def test_the_command_writes_a_set_of_coco(tmp_path, capsys, image_format, glyphs
         x, y, width, height = scene.boxes.T
         assert targets.boxes.tolist() == np.stack([x, y, x + width, y + height], axis=1).tolist()
         assert targets.labels.tolist() == [tool.CATEGORY_IDS[c] for c in scene.characters]
+        masks = [segmentations.decode(runs, scene.pixels.shape[:2]) for runs in targets.masks]
+        assert np.array_equal(masks, scene.masks)
         pixels = np.asarray(Image.open(data.files[index]), int)
         assert np.abs(pixels - scene.pixels).mean() <= (0 if image_format == "png" else 8)
     assert json.loads((out / "annotations" / "instances_val2017.json").read_text())["annotations"][0]["id"] == 1

@@ -12,6 +12,7 @@ from cdl_jax import config_files
 from cdl_jax.errors import UserError
 from cdl_jax.methods import vidt
 from cdl_jax.methods.base import StreamInfo, split
+from cdl_jax.methods.shared import detection_losses, detection_teachers
 from cdl_jax.run import describe, results
 from cdl_jax.training import detection
 from cdl_jax.training.compiled import CompiledSteps
@@ -147,6 +148,80 @@ def test_only_the_current_classes_get_a_gradient_from_the_labels():
     assert np.flatnonzero(outputs["current"]).tolist() == [3, 8]
 
 
+def pooled(labels, classes, size, out):
+    """The share of each class in the adaptive average pooling of a label map; of any object in column 0."""
+    shares = np.zeros((*out, classes))
+    for i, j in np.ndindex(out):
+        rows = slice(i * size[0] // out[0], -(-(i + 1) * size[0] // out[0]))
+        window = labels[rows, j * size[1] // out[1] : -(-(j + 1) * size[1] // out[1])]
+        shares[i, j] = [(window == c).mean() if c else (window > 0).mean() for c in range(classes)]
+    return shares
+
+
+def test_token_labels_add_the_focal_and_dice_losses_of_the_label_maps():
+    """The extents of 48 x 64 pixels are not the canvas, and 64 is the stride of the last map."""
+    method = make(student__token_label=True, vidt__solver="device", token_labels__focal_weight=3.0)
+    assert method.label_maps and not make().label_maps
+    maps = np.zeros((2, 64, 64), np.uint8)
+    maps[0, :40, :64], maps[1, :48, :50] = RNG.choice([0, 2, 8], (40, 64)), RNG.choice([0, 5], (48, 50))
+    batch = {**make_batch(), "label_maps": maps, "extents": np.int32([[48, 64]] * 2)}
+    batch["sizes"] = np.int32([[40, 64], [48, 50]])
+    batch["images"] = np.where(np.arange(64)[None, :, None, None] < 40, batch["images"], 0)
+
+    @jax.jit
+    def compute(key):
+        variables = method.init(key)
+        out = detection_teachers.apply(method.student, variables["student"], batch)
+        of_queries, _ = detection_losses.detection_loss(method.options, out, batch)
+        loss, outcome = method.student_loss(variables, batch, context(0, 2))
+        return out["token_logits"], out["inside"], loss - of_queries, outcome.metrics
+
+    logits, inside, of_tokens, metrics = jax.device_get(compute(jax.random.key(0)))
+    assert [z.shape for z in logits] == [(2, 8, 8, 9), (2, 4, 4, 9), (2, 2, 2, 9), (2, 1, 1, 9)]
+    focal = dice = 0.0
+    for z, counts, stride in zip(logits, inside, (8, 16, 32, 64), strict=True):
+        out = -(-48 // stride), -(-64 // stride)
+        assert counts.sum() == 2 * out[0] * out[1]
+        for i in range(2):
+            y = pooled(maps[i], 9, (48, 64), out)
+            p = 1 / (1 + np.exp(-np.float64(z[i, : out[0], : out[1]])))
+            p_t, alpha = p * y + (1 - p) * (1 - y), 0.25 * y + 0.75 * (1 - y)
+            terms = -alpha * (1 - p_t) ** 2 * (y * np.log(p) + (1 - y) * np.log(1 - p))
+            focal += terms.mean(axis=(0, 1)).sum() / 4  # objects
+            dice += (1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)) / 4
+    assert metrics["loss_token_focal"] == pytest.approx(focal, rel=1e-5)
+    assert metrics["loss_token_dice"] == pytest.approx(dice, rel=1e-5)
+    assert of_tokens == pytest.approx(3 * focal + 2 * dice, rel=1e-4)
+
+
+def test_token_labels_of_the_current_classes_get_a_gradient_and_column_0_too():
+    batch = {**make_batch(labels=((3, 8), (8, 8))), "label_maps": np.full((2, 64, 64), 8, np.uint8)}
+    out = {
+        "logits": jnp.float32(RNG.normal(size=(2, 2, 8, 9))),
+        "boxes": jnp.float32(RNG.uniform(0.2, 0.5, (2, 2, 8, 4))),
+        "inside": (jnp.ones((2, 2, 3), bool),),
+    }
+    columns = {}
+    for classes in ("all", "current"):
+        method = make(vidt__classes=classes, vidt__solver="device")
+
+        @jax.jit
+        def gradient(z, method=method):
+            return jax.grad(
+                lambda z: method._label_loss({**out, "token_logits": (z,)}, batch, context(2, 4, task=1))[0]
+            )(z)
+
+        found = gradient(jnp.float32(RNG.normal(size=(2, 2, 3, 9))))
+        columns[classes] = np.flatnonzero(np.abs(found).max(axis=(0, 1, 2)))
+    assert columns["all"].tolist() == [*range(9)] and columns["current"].tolist() == [0, 3, 8]
+
+
+def test_a_teacher_beside_with_token_labels_needs_label_maps_and_a_frozen_one_does_not():
+    for training, needed in (("beside", True), ("frozen", False)):
+        changes = {"teacher__token_label": True, "teacher__weights": "random", "vidt__teacher_training": training}
+        assert make("token_matching", **changes).label_maps is needed
+
+
 def test_the_distance_from_past_predictions_is_the_divergence_of_old_classes_and_weighted_boxes():
     shape = (2, 3, 4, 5)
     z, zp = (RNG.normal(size=shape) for _ in range(2))
@@ -190,7 +265,6 @@ def test_binary_logits_without_neck_give_the_probabilities_of_the_softmax():
     [
         ("none", {"student__neck": False}, "student.neck=False needs vidt.class_loss='softmax'"),
         ("none", {"vidt__class_loss": "softmax"}, "student.neck=True needs vidt.class_loss='focal'"),
-        ("none", {"student__token_label": True}, "needs masks of objects"),
         ("none", {"vidt__teacher_training": "beside"}, "needs a scheme: name it after distill="),
         ("token_matching", {"teacher__weights": ""}, "config.teacher.weights is empty"),
         ("token_matching", {"teacher__cross_scale_fusion": True, "teacher__weights": "random"}, "set them equal"),

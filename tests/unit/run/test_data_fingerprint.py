@@ -10,6 +10,7 @@ from PIL import Image
 
 from cdl_jax import config, main
 from cdl_jax.data import stream
+from cdl_jax.data.sources import coco
 from cdl_jax.errors import UserError
 from cdl_jax.options import defaults
 from cdl_jax.run import fingerprints, workdir
@@ -128,6 +129,17 @@ def test_an_option_of_a_source_that_came_later_has_its_default_in_older_runs():
         {"config": options}, {"data": {**options["data"], "skip_empty_classes": True}}
     )
     assert config.differences(old, new) == ["data.skip_empty_classes: False -> True"]
+
+
+def test_a_detector_of_before_token_labels_resumes():
+    data = {"name": "coco", "path": "x", **defaults(coco.OPTIONS)}
+    options = {"data": data, "student": {"token_label": False}}
+    later = {**options, "token_labels": {"focal_weight": 2.0}}
+    assert config.differences(*fingerprints.align_configs({"config": options}, later)) == []
+    changed = {**later, "token_labels": {"focal_weight": 3.0}}
+    assert config.differences(*fingerprints.align_configs({"config": later}, changed)) == [
+        "token_labels.focal_weight: 2.0 -> 3.0"
+    ]
 
 
 @pytest.fixture
