@@ -60,7 +60,9 @@ class DomainSet:
         return {key: option for key, option in OPTIONS.items() if key not in unused}
 
     def load(self, options: Mapping[str, Any]) -> Dataset:
-        """Loads the images of all domains, of any image size. Classes are sorted, numbers in them by value.
+        """Loads the images of all domains, of any image size.
+
+        Classes are in the sorted order of their names, numbers in them by value.
 
         Raises:
           UserError: the folder or a domain is missing, or a class is missing in a domain.
@@ -83,7 +85,10 @@ class DomainSet:
         return Dataset(self.name or root.resolve().name, tuple(classes), train, test, domains)
 
     def placeholder(self, options: Mapping[str, Any]) -> Dataset:
-        """Returns the published sizes without images, in domains of one size; only for a set with `images`."""
+        """Returns the published sizes without images, in domains of one size.
+
+        Only for a set with `images`.
+        """
         domains = tuple(name for name in self.domains if name not in self.test_domains)
         data = stream.placeholder(self.name, self.num_classes, *self.images)
 
@@ -170,7 +175,10 @@ def _read_list(path, root) -> class_parts.Images:
 
 
 def _join(parts, classes: Sequence[str], domains: tuple[str, ...], part: int) -> Split:
-    """Returns the split of all domains; images of a domain that is no task belong to all domains."""
+    """Returns the split of all domains.
+
+    Images of a domain that is no task belong to all domains.
+    """
     splits = [class_parts.to_split(images[part], classes) for images in parts.values()]
     numbers = [domains.index(name) if name in domains else -1 for name in parts]
     joined = Split(

@@ -90,7 +90,9 @@ class NamedSet:
 
 
 def find_folder(path: str, names: tuple[str, ...], what: str, remedy: str, can_fetch: bool = False) -> Path:
-    """Returns the folder of a set: the user's path, or a folder in it or in the search paths with one of the names.
+    """Returns the folder of a set.
+
+    It is the user's path, or a folder with one of the names there or in the search paths.
 
     Args:
       path: `data.path`, or empty.

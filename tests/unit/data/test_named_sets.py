@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cdl_jax.data import stream
 from cdl_jax.errors import MissingDataError
@@ -188,6 +189,13 @@ def test_several_sets_are_one_task_each(tmp_path):
     assert made.train.images.shape[1:] == (16, 16, 3)
     assert (made.train.images[made.tasks[1].train] == 255).all()
     assert made.train.labels[made.tasks[1].train].tolist() == [10, 11, 12, 10]
+    for name in ("train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png"):
+        (tmp_path / "letters" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 6), 128).save(tmp_path / "letters" / name)
+    mixed = stream.load({"name": "several_sets", "sets": ("digits", f"folder:path={tmp_path / 'letters'}"), "side": 8})
+    assert (
+        mixed.class_names[10:] == ("letters/a", "letters/b") and (mixed.test.images[mixed.tasks[1].test] == 128).all()
+    )
     plain = stream.load({"name": "several_sets", "sets": ("digits", "digits"), "side": 8, "num_tasks": 4})
     assert [len(task.classes) for task in plain.tasks] == [5] * 4
 
