@@ -43,6 +43,7 @@ class DomainSet:
     num_classes: number of classes; 0: any.
     test_domains: those of `domains` whose images are the test set of all domains; empty: each domain has its own.
     images: published numbers of training and test images, to plan a run without data; empty: not known.
+    has_split: whether the set is delivered with a test set; otherwise it is drawn where there is none.
     """
 
     name: str
@@ -52,11 +53,12 @@ class DomainSet:
     num_classes: int = 0
     test_domains: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
+    has_split: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of the source."""
-        unused = class_parts.SPLIT_OPTIONS if self.test_domains else ()
+        unused = class_parts.SPLIT_OPTIONS if self.test_domains or self.has_split else ()
         return {key: option for key, option in OPTIONS.items() if key not in unused}
 
     def load(self, options: Mapping[str, Any]) -> Dataset:
@@ -76,7 +78,8 @@ class DomainSet:
                 name: ({}, images) if name in self.test_domains else (images, {}) for name, images in parts.items()
             }
         else:
-            parts = {name: _read_domain(root, folder, options, skipped) for name, folder in folders.items()}
+            split = {key: option.default for key, option in class_parts.SPLIT_OPTIONS.items()} | dict(options)
+            parts = {name: self._read_domain(root, folder, split, skipped) for name, folder in folders.items()}
         classes = sorted({label for both in parts.values() for images in both for label in images}, key=_by_number)
         self._check_classes(root, parts, classes, options["missing_classes"])
         skipped.log(root)
@@ -115,6 +118,27 @@ class DomainSet:
             )
         return {name: root / folder for name, folder in found.items()}
 
+    def _read_domain(self, root, folder, options, skipped) -> tuple[class_parts.Images, class_parts.Images]:
+        """Returns the training and the test images of a domain."""
+        lists = [root / f"{folder.name}_{part}.txt" for part in ("train", "test")]
+        present = [path for path in lists if path.is_file()]
+        if len(present) == 1:
+            (missing,) = {*lists} - {*present}
+            raise UserError(f"{present[0]}: its counterpart {missing.name} is missing: add it, or remove both lists")
+        if present:
+            train, test = (_read_list(path, root) for path in lists)
+            return train, test
+        parts = layouts.find(folder, skipped)
+        if not any(files for classes in parts.values() for files in classes.values()):
+            raise UserError(f"{folder}: no images of classes: it {layouts.describe(folder)}")
+        if self.has_split and parts.get(""):
+            raise UserError(
+                f"{root}: {lists[0].name} and {lists[1].name} are missing, and another split would give other numbers; "
+                f"{self.remedy}, or read the folder by data.name=domain_folder"
+            )
+        allow = options["missing_classes"] == "allow"
+        return class_parts.divide(folder, parts, options, skipped, skip_empty=allow)
+
     def _check_classes(self, root, parts, classes, missing_classes):
         if self.num_classes and len(classes) != self.num_classes:
             raise UserError(
@@ -137,23 +161,6 @@ def _without_split(folder, skipped) -> class_parts.Images:
     if "" not in parts:
         raise UserError(f"{folder}: has {' and '.join(parts)}; move the class folders into {folder.name}/ itself")
     return parts[""]
-
-
-def _read_domain(root, folder, options, skipped) -> tuple[class_parts.Images, class_parts.Images]:
-    """Returns the training and the test images of a domain."""
-    lists = [root / f"{folder.name}_{part}.txt" for part in ("train", "test")]
-    present = [path for path in lists if path.is_file()]
-    if len(present) == 1:
-        (missing,) = {*lists} - {*present}
-        raise UserError(f"{present[0]}: its counterpart {missing.name} is missing: add it, or remove both lists")
-    if present:
-        train, test = (_read_list(path, root) for path in lists)
-        return train, test
-    parts = layouts.find(folder, skipped)
-    if not any(files for classes in parts.values() for files in classes.values()):
-        raise UserError(f"{folder}: no images of classes: it {layouts.describe(folder)}")
-    allow = options["missing_classes"] == "allow"
-    return class_parts.divide(folder, parts, options, skipped, skip_empty=allow)
 
 
 def _read_list(path, root) -> class_parts.Images:

@@ -15,5 +15,6 @@ SET = DomainSet(
     "<domain>_test.txt",
     domains={name: (name,) for name in _DOMAINS},
     num_classes=345,
+    has_split=True,
 )
 OPTIONS, load = SET.options, SET.load

@@ -103,6 +103,9 @@ def spoil(tmp_path, case):
     if case == "absent folder":
         fake_sets.cub(tmp_path, classes=199)
         return "cub200"
+    if case == "no test set":
+        fake_sets.class_folders(tmp_path, fake_sets.wnids(200), test=0)
+        return "cub200"
     if case == "empty class":
         fake_sets.class_folders(tmp_path, fake_sets.wnids(50))
         (tmp_path / "train/n00000003/0.jpg").unlink(), (tmp_path / "train/n00000003/1.jpg").unlink()
@@ -119,6 +122,7 @@ def spoil(tmp_path, case):
         ("no labels", "cars_test_annos_withlabels.mat is missing"),
         ("damaged", "cars_meta.mat: cannot be read"),
         ("absent folder", "has 199 classes, and CUB-200-2011 has 200"),
+        ("no test set", "has class folders without the test set of CUB-200-2011"),
         ("empty class", "1 classes without training images: n00000003"),
     ],
 )
@@ -146,6 +150,8 @@ def test_domainnet_by_its_lists(tmp_path):
     assert "real_train.txt: 1 of the listed files are missing" in refusal("domainnet", tmp_path)
     (tmp_path / "real_test.txt").unlink()
     assert "its counterpart real_test.txt is missing" in refusal("domainnet", tmp_path)
+    (tmp_path / "real_train.txt").unlink()
+    assert "real_train.txt and real_test.txt are missing, and another split" in refusal("domainnet", tmp_path)
 
 
 def test_office_home_is_split_by_seed(tmp_path):
