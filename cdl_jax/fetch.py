@@ -237,7 +237,7 @@ def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
 
 
 def _remedy(name) -> str:
-    """Returns how to get the data of a named source that cannot be fetched, else an empty text."""
+    """Returns how to get a named set that cannot be fetched, else an empty text."""
     if name not in list_plugins("data.sources"):
         return ""
     named = getattr(load_plugin("data.sources", name), "SET", None)
@@ -275,7 +275,10 @@ def _is_verified(path, archive) -> bool:
 
 
 def _unpack(archive, target):
-    """Extracts a tar or zip that contains the folder `target.name`. The folder gets its name after it is complete."""
+    """Extracts a tar or zip that contains the folder `target.name`.
+
+    The folder gets its name after it is complete.
+    """
     temporary = target.with_name(f"{target.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)
     if not hasattr(tarfile, "data_filter"):

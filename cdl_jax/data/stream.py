@@ -497,7 +497,10 @@ def _assemble(name, class_names, order, train, test, sizes, validation_fraction=
 
 
 def _assemble_domains(name, class_names, order, train, test, domains, validation_fraction=0.0):
-    """Returns the stream with a task for each domain, of splits whose labels are in stream order."""
+    """Returns the stream with a task for each domain.
+
+    train, test: splits whose labels are in stream order.
+    """
     tasks = []
     for index, domain in enumerate(domains):
         rows = [np.flatnonzero(np.isin(split.domains, (index, -1))).astype(np.int32) for split in (train, test)]
@@ -513,7 +516,7 @@ def _assemble_domains(name, class_names, order, train, test, domains, validation
 
 
 def _assemble_blurry(name, class_names, order, train, test, sizes, blur, validation_fraction):
-    """Returns the blurry stream of splits whose labels are in the order of the tasks that classes belong to.
+    """Returns the blurry stream of splits whose labels are in the order of tasks.
 
     Labels are numbered anew by the first task with a training image, so that the classes seen until a task are the
     first labels.

@@ -79,7 +79,9 @@ def _equal_sizes(num_classes, num_tasks):
 
 
 def draw_sizes(num_classes: int, num_tasks: int, seed: int) -> tuple[int, ...]:
-    """Draws the number of classes of each task: all divisions with a class in each task are equally likely.
+    """Draws the number of classes of each task.
+
+    All divisions with a class in each task are equally likely.
 
     >>> sum(draw_sizes(10, 3, seed=0)), len(draw_sizes(10, 3, seed=0))
     (10, 3)

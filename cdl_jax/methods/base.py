@@ -64,7 +64,7 @@ class StreamInfo:
 
     @property
     def shares_classes(self) -> bool:
-        """Returns whether a task has classes of earlier tasks: in domain-incremental and blurry streams."""
+        """Returns whether tasks share classes, as domain-incremental and blurry ones."""
         return sum(self.task_sizes) > self.num_classes
 
     @property

@@ -98,7 +98,8 @@ def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
     later |= {key: value for key, value in new.items() if key.startswith("token_labels.")}
     if isinstance(source := new.get("data.name"), str):
         of_source = plugins.load_plugin("data.sources", source).OPTIONS
-        later |= configs.flatten(defaults({**STREAM_OPTIONS, **of_source}), "data.")
+        of_data = configs.flatten(defaults({**STREAM_OPTIONS, **of_source}), "data.")
+        later |= {key: value for key, value in of_data.items() if key in new}
     old = {**later, **old}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, current in fingerprint_config(resolved).items():

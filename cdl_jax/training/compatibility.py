@@ -98,7 +98,7 @@ def _check_label_loss(config, method, info, class_names):
 
 
 def _check_shared_classes(config, method, info):
-    """Refuses a stream whose tasks share classes for a method that cannot learn a class in several tasks."""
+    """Refuses tasks that share classes for a method that learns a class in one task."""
     if not info.shares_classes:
         return
     reason = method.needs_own_classes
@@ -114,7 +114,7 @@ def _check_shared_classes(config, method, info):
 
 
 def _check_online(config, method, info):
-    """Refuses an online stream for a method that passes over the images of a task more than once."""
+    """Refuses an online stream for a method with several passes over a task."""
     if not config.data.online:
         return
     phases = [phase for phase in method.phases if not phase.balanced]  # these have images of the memory alone

@@ -204,7 +204,10 @@ def _gray(image, levels):
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:
-    """Returns an image as uint8 `[side, side, 3]`: the shorter side is resized (bicubic), the center is cropped."""
+    """Returns an image as uint8 `[side, side, 3]`.
+
+    The shorter side is resized (bicubic), and the center is cropped.
+    """
     image = image.convert("RGB")
     scale = side / min(image.size)
     size = tuple(max(side, round(length * scale)) for length in image.size)

@@ -43,6 +43,7 @@ class DomainSet:
     num_classes: number of classes; 0: any.
     test_domains: those of `domains` whose images are the test set of all domains; empty: each domain has its own.
     images: published numbers of training and test images, to plan a run without data; empty: not known.
+    has_split: whether the set is delivered with a test set; otherwise it is drawn where there is none.
     """
 
     name: str
@@ -52,15 +53,18 @@ class DomainSet:
     num_classes: int = 0
     test_domains: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
+    has_split: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of the source."""
-        unused = class_parts.SPLIT_OPTIONS if self.test_domains else ()
+        unused = class_parts.SPLIT_OPTIONS if self.test_domains or self.has_split else ()
         return {key: option for key, option in OPTIONS.items() if key not in unused}
 
     def load(self, options: Mapping[str, Any]) -> Dataset:
-        """Loads the images of all domains, of any image size. Classes are sorted, numbers in them by value.
+        """Loads the images of all domains, of any image size.
+
+        Classes are in the sorted order of their names, numbers in them by value.
 
         Raises:
           UserError: the folder or a domain is missing, or a class is missing in a domain.
@@ -74,7 +78,8 @@ class DomainSet:
                 name: ({}, images) if name in self.test_domains else (images, {}) for name, images in parts.items()
             }
         else:
-            parts = {name: _read_domain(root, folder, options, skipped) for name, folder in folders.items()}
+            split = {key: option.default for key, option in class_parts.SPLIT_OPTIONS.items()} | dict(options)
+            parts = {name: self._read_domain(root, folder, split, skipped) for name, folder in folders.items()}
         classes = sorted({label for both in parts.values() for images in both for label in images}, key=_by_number)
         self._check_classes(root, parts, classes, options["missing_classes"])
         skipped.log(root)
@@ -83,7 +88,10 @@ class DomainSet:
         return Dataset(self.name or root.resolve().name, tuple(classes), train, test, domains)
 
     def placeholder(self, options: Mapping[str, Any]) -> Dataset:
-        """Returns the published sizes without images, in domains of one size; only for a set with `images`."""
+        """Returns the published sizes without images, in domains of one size.
+
+        Only for a set with `images`.
+        """
         domains = tuple(name for name in self.domains if name not in self.test_domains)
         data = stream.placeholder(self.name, self.num_classes, *self.images)
 
@@ -110,6 +118,27 @@ class DomainSet:
             )
         return {name: root / folder for name, folder in found.items()}
 
+    def _read_domain(self, root, folder, options, skipped) -> tuple[class_parts.Images, class_parts.Images]:
+        """Returns the training and the test images of a domain."""
+        lists = [root / f"{folder.name}_{part}.txt" for part in ("train", "test")]
+        present = [path for path in lists if path.is_file()]
+        if len(present) == 1:
+            (missing,) = {*lists} - {*present}
+            raise UserError(f"{present[0]}: its counterpart {missing.name} is missing: add it, or remove both lists")
+        if present:
+            train, test = (_read_list(path, root) for path in lists)
+            return train, test
+        parts = layouts.find(folder, skipped)
+        if not any(files for classes in parts.values() for files in classes.values()):
+            raise UserError(f"{folder}: no images of classes: it {layouts.describe(folder)}")
+        if self.has_split and parts.get(""):
+            raise UserError(
+                f"{root}: {lists[0].name} and {lists[1].name} are missing, and another split would give other numbers; "
+                f"{self.remedy}, or read the folder by data.name=domain_folder"
+            )
+        allow = options["missing_classes"] == "allow"
+        return class_parts.divide(folder, parts, options, skipped, skip_empty=allow)
+
     def _check_classes(self, root, parts, classes, missing_classes):
         if self.num_classes and len(classes) != self.num_classes:
             raise UserError(
@@ -134,23 +163,6 @@ def _without_split(folder, skipped) -> class_parts.Images:
     return parts[""]
 
 
-def _read_domain(root, folder, options, skipped) -> tuple[class_parts.Images, class_parts.Images]:
-    """Returns the training and the test images of a domain."""
-    lists = [root / f"{folder.name}_{part}.txt" for part in ("train", "test")]
-    present = [path for path in lists if path.is_file()]
-    if len(present) == 1:
-        (missing,) = {*lists} - {*present}
-        raise UserError(f"{present[0]}: its counterpart {missing.name} is missing: add it, or remove both lists")
-    if present:
-        train, test = (_read_list(path, root) for path in lists)
-        return train, test
-    parts = layouts.find(folder, skipped)
-    if not any(files for classes in parts.values() for files in classes.values()):
-        raise UserError(f"{folder}: no images of classes: it {layouts.describe(folder)}")
-    allow = options["missing_classes"] == "allow"
-    return class_parts.divide(folder, parts, options, skipped, skip_empty=allow)
-
-
 def _read_list(path, root) -> class_parts.Images:
     """Returns the images of a list of DomainNet, by the folder of their class.
 
@@ -170,7 +182,10 @@ def _read_list(path, root) -> class_parts.Images:
 
 
 def _join(parts, classes: Sequence[str], domains: tuple[str, ...], part: int) -> Split:
-    """Returns the split of all domains; images of a domain that is no task belong to all domains."""
+    """Returns the split of all domains.
+
+    Images of a domain that is no task belong to all domains.
+    """
     splits = [class_parts.to_split(images[part], classes) for images in parts.values()]
     numbers = [domains.index(name) if name in domains else -1 for name in parts]
     joined = Split(

@@ -1,4 +1,4 @@
-"""Reads lists of files and labels: CSV and text files, and those of CUB-200-2011 and Kaggle.
+"""Reads lists of files and labels: CSV, text, and those of CUB-200-2011 and Kaggle.
 
 A list names each file once, and the part of a file where the list has a split.
 """
@@ -300,7 +300,10 @@ def _sort_labels(labels: Iterable[str]) -> list[str]:
 
 
 def check_files(files: Iterable[Any], where: Path) -> None:
-    """Raises UserError if listed files are missing; `where` is the list or folder, for the message."""
+    """Raises UserError if listed files are missing.
+
+    where: the list or folder, for the message.
+    """
     missing = [file for file in files if not is_file(file)]
     if missing:
         raise UserError(f"{where}: {len(missing):,} of the listed files are missing, first {missing[0]}")

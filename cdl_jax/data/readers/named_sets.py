@@ -72,6 +72,11 @@ class NamedSet:
         parts = layouts.find(root, skipped)
         if options.get("class_list"):
             parts = _select(parts, options["class_list"])
+        if self.has_split and parts.get(""):
+            raise UserError(
+                f"{root}: has class folders without the test set of {self.title}, and another one would give other "
+                f"numbers; {self.remedy}, or read the folder by data.name=folder"
+            )
         split = {key: option.default for key, option in class_parts.SPLIT_OPTIONS.items()}
         train, test = class_parts.divide(root, parts, split | dict(options), skipped)
         if len(train) != self.num_classes:
@@ -90,7 +95,9 @@ class NamedSet:
 
 
 def find_folder(path: str, names: tuple[str, ...], what: str, remedy: str, can_fetch: bool = False) -> Path:
-    """Returns the folder of a set: the user's path, or a folder in it or in the search paths with one of the names.
+    """Returns the folder of a set.
+
+    It is the user's path, or a folder with one of the names there or in the search paths.
 
     Args:
       path: `data.path`, or empty.

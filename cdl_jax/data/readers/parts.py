@@ -1,4 +1,4 @@
-"""Divides the images of class folders into a training and a test set, and converts them to splits.
+"""Divides the images of class folders into a training and a test set.
 
 The parts are those of `layouts.find`: `{part: {class: images}}`.
 """

@@ -1,4 +1,4 @@
-"""Reads the lists of images and classes of Food-101 and Stanford Cars, as they are delivered."""
+"""Reads the lists of Food-101 and Stanford Cars, as they are delivered."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +16,9 @@ _CARS_TEST = ("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabe
 
 
 def read_food(root: Any) -> Parts:
-    """Returns the images of Food-101 by its lists; classes are in the order of `meta/classes.txt`.
+    """Returns the images of Food-101 by its lists.
+
+    Classes are in the order of `meta/classes.txt`.
 
     Raises:
       UserError: a list names an unknown class, an image twice, or an image that is missing.
@@ -43,7 +45,9 @@ def _lines(path) -> list[str]:
 
 
 def read_cars(root: Path) -> Parts:
-    """Returns the images of Stanford Cars by the lists of its devkit; classes are in the order of their numbers.
+    """Returns the images of Stanford Cars by the lists of its devkit.
+
+    Classes are in the order of their numbers.
 
     Raises:
       UserError: a list is missing or damaged, has a number that is no class, or names an image that is missing.

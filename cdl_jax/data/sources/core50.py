@@ -1,7 +1,7 @@
-"""Loads CORe50, 50 objects in eleven sessions, as it is delivered at 128x128 (core50_128x128.zip).
+"""Loads CORe50, 50 objects in eleven sessions, from core50_128x128.zip unpacked.
 
-Sessions 3, 7 and 10 are the test set of all tasks, and the eight others are the domains, as in the scenario of new
-instances of the CORe50 benchmark.
+Sessions 3, 7 and 10 are the test set of all tasks, and the eight others are the domains, as in the benchmark of new
+instances (NI).
 """
 
 from cdl_jax.data.readers.domain_sets import DomainSet

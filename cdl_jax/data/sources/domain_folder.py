@@ -1,4 +1,7 @@
-"""Loads images of yours in several domains: `<domain>/<class>/*`, or `<domain>/train/<class>/*` beside `test/`."""
+"""Loads images of yours in several domains, from a folder for each domain.
+
+A domain has `<class>/*`, or `train/<class>/*` beside `test/<class>/*`.
+"""
 
 from cdl_jax.data.readers.domain_sets import DomainSet
 

@@ -1,4 +1,4 @@
-"""Loads DomainNet, 345 classes in six domains, as it is delivered, with its lists of training and test images.
+"""Loads DomainNet, 345 classes in six domains, with its lists.
 
 Each domain is one archive of images and two lists, `<domain>_train.txt` and `<domain>_test.txt`, in one folder. With
 `kind="class"` the domains are merged, as CODA-Prompt uses the set (num_tasks=5).
@@ -15,5 +15,6 @@ SET = DomainSet(
     "<domain>_test.txt",
     domains={name: (name,) for name in _DOMAINS},
     num_classes=345,
+    has_split=True,
 )
 OPTIONS, load = SET.options, SET.load

@@ -1,6 +1,7 @@
-"""Loads 100 classes of ImageNet (ILSVRC 2012): a folder with these alone, or the full one with `class_list`.
+"""Loads 100 classes of ImageNet (ILSVRC 2012).
 
-Papers differ in the 100 classes, so no list is shipped.
+The folder has these classes alone, or it is that of all classes and `class_list` names 100 of them. Papers differ in
+the 100 classes, so no list is shipped.
 """
 
 from cdl_jax.data.readers.named_sets import NamedSet

@@ -1,4 +1,4 @@
-"""Loads the 300 classes of OmniBenchmark that PILOT distributes, as train/ and test/."""
+"""Loads the 300 classes of OmniBenchmark that PILOT distributes."""
 
 from cdl_jax.data.readers.named_sets import NamedSet
 

@@ -54,7 +54,7 @@ def load(options: Mapping[str, Any]) -> Dataset:
 
 
 def placeholder(options: Mapping[str, Any]) -> Dataset:
-    """Returns the sizes of 5-datasets: five sets of 10 classes, each as large as MNIST, without images."""
+    """Returns sets of 10 classes without images, each as large as MNIST."""
     sizes = (10,) * max(len(options["sets"]), 2)
     count = len(sizes)
     data = stream.placeholder("several_sets", 10 * count, 60_000 * count, 10_000 * count, side=options["side"])

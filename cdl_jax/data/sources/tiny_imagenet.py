@@ -1,4 +1,4 @@
-"""Loads Tiny-ImageNet, 200 classes of ImageNet at 64x64, as it is delivered; `val/` is the test set."""
+"""Loads Tiny-ImageNet, 200 classes of ImageNet at 64x64, tested on `val/`."""
 
 from cdl_jax.data.readers.named_sets import NamedSet
 

@@ -1,7 +1,8 @@
-"""Loads VTAB as class-incremental learning uses it: 50 classes of five data sets, as train/ and test/ of PILOT.
+"""Loads the VTAB of class-incremental learning: 50 classes of five data sets.
 
-Classes are in the sorted order of their folders. With `increment=10` each task is one of the five data sets if the
-folders are numbered, as in PILOT's archive (not checked here).
+The folder has train/ and test/, as PILOT distributes them. Classes are in the sorted order of their folders. With
+`increment=10` each task is one of the five data sets if the folders are numbered in their order, as PILOT's class order
+implies (its archive was not opened here).
 """
 
 from cdl_jax.data.readers.named_sets import NamedSet

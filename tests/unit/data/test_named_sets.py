@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cdl_jax.data import stream
 from cdl_jax.errors import MissingDataError
@@ -102,6 +103,9 @@ def spoil(tmp_path, case):
     if case == "absent folder":
         fake_sets.cub(tmp_path, classes=199)
         return "cub200"
+    if case == "no test set":
+        fake_sets.class_folders(tmp_path, fake_sets.wnids(200), test=0)
+        return "cub200"
     if case == "empty class":
         fake_sets.class_folders(tmp_path, fake_sets.wnids(50))
         (tmp_path / "train/n00000003/0.jpg").unlink(), (tmp_path / "train/n00000003/1.jpg").unlink()
@@ -118,6 +122,7 @@ def spoil(tmp_path, case):
         ("no labels", "cars_test_annos_withlabels.mat is missing"),
         ("damaged", "cars_meta.mat: cannot be read"),
         ("absent folder", "has 199 classes, and CUB-200-2011 has 200"),
+        ("no test set", "has class folders without the test set of CUB-200-2011"),
         ("empty class", "1 classes without training images: n00000003"),
     ],
 )
@@ -145,6 +150,8 @@ def test_domainnet_by_its_lists(tmp_path):
     assert "real_train.txt: 1 of the listed files are missing" in refusal("domainnet", tmp_path)
     (tmp_path / "real_test.txt").unlink()
     assert "its counterpart real_test.txt is missing" in refusal("domainnet", tmp_path)
+    (tmp_path / "real_train.txt").unlink()
+    assert "real_train.txt and real_test.txt are missing, and another split" in refusal("domainnet", tmp_path)
 
 
 def test_office_home_is_split_by_seed(tmp_path):
@@ -188,6 +195,13 @@ def test_several_sets_are_one_task_each(tmp_path):
     assert made.train.images.shape[1:] == (16, 16, 3)
     assert (made.train.images[made.tasks[1].train] == 255).all()
     assert made.train.labels[made.tasks[1].train].tolist() == [10, 11, 12, 10]
+    for name in ("train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png"):
+        (tmp_path / "letters" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 6), 128).save(tmp_path / "letters" / name)
+    mixed = stream.load({"name": "several_sets", "sets": ("digits", f"folder:path={tmp_path / 'letters'}"), "side": 8})
+    assert (
+        mixed.class_names[10:] == ("letters/a", "letters/b") and (mixed.test.images[mixed.tasks[1].test] == 128).all()
+    )
     plain = stream.load({"name": "several_sets", "sets": ("digits", "digits"), "side": 8, "num_tasks": 4})
     assert [len(task.classes) for task in plain.tasks] == [5] * 4
 

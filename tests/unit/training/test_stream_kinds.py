@@ -92,6 +92,15 @@ def test_methods_take_every_kind_or_say_why_not(name):
     check_traced(method, name)
 
 
+@pytest.mark.parametrize("scheme", [name for name in plugins.list_plugins("distill") if name != "none"])
+def test_schemes_take_domains(scheme):
+    options = {"prompt_mapping": {"layers": 1}, "reviewkd": {}}.get(scheme, {})
+    changes = {f"distill.{key}": value for key, value in options.items()}
+    changes |= {f"learner.{key}": value for key, value in SMALL["l2p"].items()}
+    built = learner_runs.build("l2p", scheme, STREAMS["domain"], **{"data.kind": "domain", **changes})
+    CompiledSteps(built).trace()
+
+
 def check_online(build, name):
     if passes := PASSES.get(name):
         with pytest.raises(UserError, match=rf"data.online=True has one pass .* has {passes} in task \d"):
