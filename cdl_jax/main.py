@@ -30,7 +30,7 @@
 --mode=predict    predicts the classes or boxes of --images PATH [PATH ...], files or folders, without the data set:
                   [--network NAME] [--task T] [--top_k 5] [--output FILE.json|FILE.csv]; of detectors also
                   [--threshold 0.3], the smallest score, and [--draw FOLDER], images with boxes
---mode=export     writes a classifier into --output FOLDER for serving: StableHLO, weights as .safetensors, class names,
+--mode=export     writes a network into --output FOLDER for serving: StableHLO, weights as .safetensors, class names,
                   a README with a loader, and a model card; [--network NAME] [--task T]
 --mode=describe   prints tasks, parameters, operations and memory of a step; with --show_config the resolved config too;
                   trains nothing; published data sets may be missing

@@ -30,6 +30,7 @@ COMMANDS = {
     "cdl_jax.fetch": "Download data sets and weights",
     "cdl_jax.sweep": "Plan a sweep",
 }
+WIDGET = "application/vnd.jupyter.widget-view+json"
 _SECTIONS = {
     "distill": "distill.",
     "distill.detection": "distill.",
@@ -186,6 +187,8 @@ def _cell_parts(cell):
     yield f"```python\n{source}\n```\n"
     for output in cell["outputs"]:
         data = output.get("data", {"text/plain": output.get("text", "")})
+        if output.get("name") == "stderr" or WIDGET in data:  # the bar of a run
+            continue
         if "image/png" in data:
             yield f"![output of the cell](data:image/png;base64,{''.join(data['image/png']).strip()})\n"
         else:

@@ -198,7 +198,7 @@ class TaskLoop:
             self._save_latest(trained)  # what follows the last step is repeated
             raise
         scalars = self._record_evaluations(evaluations)
-        record.costs = [*record.costs[: task.index], results.measured_cost(record)]  # of all seeds together
+        record.costs = {**record.costs, str(task.index): results.measured_cost(record)}  # of all seeds together
         of_task = [results.task_scalars(experiment, own, record.costs, task.index) for own in self.records]
         self._log(scalars, of_task, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0

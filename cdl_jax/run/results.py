@@ -51,7 +51,7 @@ class Record:
       seconds: phase or "evaluation" -> wall time.
       throughput: phase -> images and seconds after the first call, which compiles.
       flops: phase -> floating-point operations of a step for one seed, by the compiler's count.
-      costs: for each finished task, the values of `measured_cost` at its end.
+      costs: finished task -> the values of `measured_cost` at its end; checkpoints of earlier versions have none.
       parent: the run from which this run branched, see `run.branching.Parent`; None: it began by itself.
     """
 
@@ -79,7 +79,7 @@ class Record:
     seconds: dict = field(default_factory=dict)
     throughput: dict = field(default_factory=dict)
     flops: dict = field(default_factory=dict)
-    costs: list = field(default_factory=list)
+    costs: dict = field(default_factory=dict)
     parent: dict | None = None
 
     def within_task(self) -> bool:
@@ -203,7 +203,7 @@ def measured_cost(record: Record) -> dict:
     }
 
 
-def task_scalars(experiment: Experiment, record: Record, costs: list[dict], task: int) -> dict[str, float]:
+def task_scalars(experiment: Experiment, record: Record, costs: dict[str, dict], task: int) -> dict[str, float]:
     """Returns what loggers show after a task besides its line of metrics.jsonl.
 
     Args:
@@ -222,9 +222,8 @@ def task_scalars(experiment: Experiment, record: Record, costs: list[dict], task
         named = metrics.named_metrics(rows[: task + 1], counts and counts[: task + 1])
         values |= {f"{network}/{metric}/task_{j}": value for j, value in enumerate(rows[task])}
         values |= {f"{network}/{name}": value for name, value in named.items() if value is not None}
-    if task < len(costs):  # a checkpoint of an earlier version has none
-        values |= {f"cost/{name.replace('.', '/')}": value for name, value in flatten(costs[task]).items()}
-    return values
+    cost = flatten(costs.get(str(task), {}))
+    return values | {f"cost/{name.replace('.', '/')}": value for name, value in cost.items()}
 
 
 def tasks_of(stream: Stream) -> list[dict]:

@@ -23,7 +23,8 @@ from cdl_jax.runtime import files
 
 # Unfinished files of this program, `.<name>.<process id>` and for weights with `.tmp` behind it.
 _UNFINISHED = re.compile(
-    r"\.(?:(?:(?:config|results|nonfinite|analysis)\.json|report\.html|metrics\.jsonl|features_\w+\.svg)\.[0-9]+"
+    r"\.(?:(?:(?:config|results|nonfinite|analysis|wandb_run|mlflow_run)\.json|report\.html|metrics\.(?:jsonl|csv)"
+    r"|features_\w+\.svg)\.[0-9]+"
     r"|\w+\.npz\.[0-9]+\.tmp)",
     re.ASCII,
 )

@@ -4,10 +4,12 @@ import csv
 import importlib.util
 import json
 import signal
+import sys
 
 import pytest
 
-from tests.end_to_end.command import TINY, results, run_in_process, signal_at_line, start
+from tests.end_to_end.command import TINY, results, run, run_in_process, signal_at_line, start
+from tests.unit.run.test_optional_packages import small_run
 
 INSTALLED = [name for name in ("wandb", "mlflow") if importlib.util.find_spec(name)]
 NAMES = ("tensorboard", "csv", *INSTALLED)
@@ -107,3 +109,19 @@ def test_mlflow_has_one_run_with_the_final_numbers(workdir, rows):
 @pytest.mark.skipif("wandb" not in INSTALLED, reason="wandb is not installed")
 def test_wandb_has_one_offline_run(workdir):
     assert len([*(workdir / "wandb").glob("offline-run-*/*.wandb")]) == 1
+
+
+def test_a_tool_that_fails_ends_no_run(tmp_path):
+    (tmp_path / "run" / "metrics.csv").mkdir(parents=True)  # so the file cannot be written
+    _, err = run(*small_run(tmp_path / "run"), "--config.log.to=('csv','tensorboard')")
+    (line,) = [line for line in err.splitlines() if "logger" in line]
+    assert "the logger csv has stopped (IsADirectoryError: " in line
+    assert results(tmp_path / "run")["status"] == "finished"
+    assert len([*(tmp_path / "run").glob("events.out.tfevents.*")]) == 1
+
+
+def test_an_absent_package_is_one_line_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    _, err = run_in_process(*small_run(tmp_path / "run"), "--config.log.to=('wandb',)", expect=2)
+    assert "the package wandb is not installed: pip install '.[wandb]', or leave 'wandb' out" in err
+    assert not (tmp_path / "run").exists()

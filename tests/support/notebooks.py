@@ -6,6 +6,8 @@ import io
 import json
 from pathlib import Path
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 def code_cells(path: Path) -> list[dict]:
     """Returns the code cells of a notebook file."""
@@ -14,8 +16,10 @@ def code_cells(path: Path) -> list[dict]:
 
 
 def stored_text(cell: dict) -> str:
-    """Returns the stored text of a cell's outputs."""
-    texts = [output.get("text") or output["data"].get("text/plain", "") for output in cell["outputs"]]
+    """Returns the stored text of a cell's outputs, without images and the bar of a run."""
+    outputs = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+    data = [output.get("data", {"text/plain": output.get("text", "")}) for output in outputs]
+    texts = [item["text/plain"] for item in data if not {"image/png", WIDGET} & {*item}]
     return "\n".join("".join(text) for text in texts)
 
 

@@ -19,7 +19,8 @@ from cdl_jax.run.loggers.base import Line, Logger, RunInfo
 CLOSE_SECONDS = 60.0  # longest wait for a logger at the end of a process
 
 LOGGERS = {"tensorboard": tensorboard_events, "csv": csv_file, "wandb": wandb_run, "mlflow": mlflow_run}
-_PACKAGES = ("tensorboard", "wandb", "mlflow")  # a logger of this name imports the package
+# Package that a logger of its name imports -> what pip installs, in the folder of this project.
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "'.[wandb]'", "mlflow": "'.[mlflow]'"}
 
 
 def check(names: Sequence[str]) -> None:
@@ -31,7 +32,7 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         if name in _PACKAGES and importlib.util.find_spec(name) is None:
             raise UserError(
-                f"config.log.to={tuple(names)!r}: the package {name} is not installed: pip install 'cdl-jax[{name}]', "
+                f"config.log.to={tuple(names)!r}: the package {name} is not installed: pip install {_PACKAGES[name]}, "
                 f"or leave {name!r} out"
             )
     if "wandb" in names and jax.process_index() == 0:

@@ -35,6 +35,7 @@ def literals():
 def options():
     """Every key of every config section, with and without its `config.`."""
     built = [configs.default(method, data="folder") for method in ("cdl", "dkt", "okddip", "vkd", "supervised")]
+    built += [configs.default("vidt", data="coco")]
     built += [configs.default("cdl", data=source) for source in plugins.list_plugins("data.sources")]
     keys = {key for config in built for key in configs.flatten(config)}
     keys |= {key.rsplit(".", 1)[0] for key in keys}

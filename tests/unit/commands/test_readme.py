@@ -44,6 +44,7 @@ CHEAP = {
     "python -m cdl_jax.main --list": (),
     "python -m cdl_jax.main --config configs/quickstart.py --mode describe": (),
     "python -m cdl_jax.main --config configs/quickstart.py:distill=fitnets --workdir runs/fitnets": DESCRIBE,
+    "bash launch/sweep.sh runs/grid 0,1,2 quickstart --grid distill.alpha=0.1,0.5": "bash -n launch/sweep.sh",
     OWN_SCHEME: "tests/unit/commands/test_tutorials.py::test_first_scheme",
     OWN_IMAGES: "tests/unit/commands/test_readme.py::test_images_in_a_folder_are_learned",
     "python -m cdl_jax.report paper v4": (),

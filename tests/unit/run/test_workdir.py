@@ -93,7 +93,8 @@ def test_a_file_system_without_locks_has_its_own_message(tmp_path, monkeypatch):
 
 def test_unfinished_files_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / "seed_3").mkdir()
-    begun = [tmp_path / ".report.html.4242", tmp_path / "seed_3" / ".results.json.7", tmp_path / ".w.npz.7.tmp"]
+    begun = [tmp_path / ".report.html.4242", tmp_path / "seed_3" / ".results.json.7", tmp_path / ".w.npz.7.tmp",
+             tmp_path / ".metrics.csv.12", tmp_path / ".wandb_run.json.3"]  # fmt: skip
     for path in (*begun, tmp_path / ".hidden", tmp_path / "results.json"):
         path.write_text("{")
     with workdir.locked(tmp_path):

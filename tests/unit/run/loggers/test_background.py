@@ -77,13 +77,15 @@ def test_csv_and_tensorboard_have_the_same_numbers(tmp_path):
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + sum(map(len, POINTS.values()))
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
-def test_an_absent_package_is_one_line(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("tensorboard", "tensorboard"), ("wandb", "'.[wandb]'"), ("mlflow", "'.[mlflow]'")]
+)
+def test_an_absent_package_is_one_line(name, remedy, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError) as caught:
         background.check((name, "csv"))
     assert str(caught.value) == (
-        f"config.log.to=('{name}', 'csv'): the package {name} is not installed: pip install 'cdl-jax[{name}]', or "
-        f"leave {name!r} out"
+        f"config.log.to=('{name}', 'csv'): the package {name} is not installed: pip install {remedy}, or leave "
+        f"{name!r} out"
     )
     background.check(("csv",))
