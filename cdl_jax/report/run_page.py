@@ -297,7 +297,7 @@ def _cost_table(cost):
 
 
 def _origin_table(folder, results, stored):
-    """Returns a table of what a reader needs to make the run again: command, date, code, device, teacher's run."""
+    """Returns a table of what a reader needs to make the run again: command, date, code, device, teacher and parent."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     facts = {
         "command": results["command"],
@@ -307,9 +307,12 @@ def _origin_table(folder, results, stored):
         "versions": versions,
     }
     rows = [f"<tr><td>{name}</td><td class=text>{text.escape(fact)}</td></tr>" for name, fact in facts.items() if fact]
-    for teacher in _teacher_runs(stored["config"]):
-        page = os.path.relpath(Path(teacher).absolute(), folder.absolute()) + "/report.html"
-        rows.append(f"<tr><td>teacher's run</td><td class=text>{text.link(page, teacher)}</td></tr>")
+    parent = results.get("parent")
+    linked = [("teacher's run", run, run) for run in _teacher_runs(stored["config"])]
+    linked += [("parent", parent["path"], f"{parent['path']} after task {parent['task']}")] if parent else []
+    for name, run, label in linked:
+        page = os.path.relpath(Path(run).absolute(), folder.absolute()) + "/report.html"
+        rows.append(f"<tr><td>{name}</td><td class=text>{text.link(page, label)}</td></tr>")
     return f"<table><tr><th>origin</th><th></th></tr>{''.join(rows)}</table>"
 
 

@@ -82,11 +82,13 @@ def test_the_page_begins_with_what_was_trained_and_the_headline(page):
 
 def test_the_page_shows_where_the_run_came_from(tmp_path):
     stored = {**STORED, "config": {**CONFIG, "cdl": {"teacher_runs": ["runs/a b"]}}}
-    run_page.write_report(tmp_path / "report.html", results(), LINES, stored)
+    content = {**results(), "parent": {"path": "runs/b", "task": 1, "fingerprint": "", "changes": {}}}
+    run_page.write_report(tmp_path / "report.html", content, LINES, stored)
     text = (tmp_path / "report.html").read_text()
     for fact in ("2026-11-29T10:00:00+00:00", "0123abcd", "1 x cpu", "jax 0.10.2"):
         assert f"<td class=text>{fact}</td>" in text
     assert re.search(r'<a href="[^"]*runs/a%20b/report.html">runs/a b</a>', text)
+    assert re.search(r'<a href="[^"]*runs/b/report.html">runs/b after task 1</a>', text)
 
 
 def test_classes_show_their_accuracy(page):
