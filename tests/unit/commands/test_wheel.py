@@ -71,6 +71,7 @@ EXTRAS = {
     "flatbuffers",
     "fontTools",
     "huggingface_hub",
+    "imagecorruptions",
     "onnx",
     "resvg_py",
     "sklearn",
