@@ -152,7 +152,7 @@ def test_the_examples_of_the_guide_run(finished, tmp_path, monkeypatch, capsys):
     for name in "ab":
         Image.new("RGB", (40, 40), name == "a" and "red" or "blue").save(f"photos/{name}.png")
     exec("".join(examples), {})
-    assert len(examples) == 4 and "('teacher', 'student') (0, 1, 2, 3, 4)" in capsys.readouterr().out
+    assert len(examples) == 5 and "('teacher', 'student') (0, 1, 2, 3, 4)" in capsys.readouterr().out
     commands = re.findall(r"^python -m cdl_jax.main (--mode predict .*?(?:\\\n.*?)?)$", page, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:

@@ -362,4 +362,4 @@ def test_images_of_a_repeated_flag_are_all_kept():
         ["cdl_jax", "--mode=predict", "--task=1"],
         ["a.png", "b.png", "c.png"],
     )
-    assert main._split_images(["cdl_jax", "--task=1"]) == (["cdl_jax", "--task=1"], None)
+    assert main._split_paths(["cdl_jax", "--task=1"], "images") == (["cdl_jax", "--task=1"], None)

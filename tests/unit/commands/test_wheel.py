@@ -71,6 +71,7 @@ EXTRAS = {
     "flatbuffers",
     "fontTools",
     "huggingface_hub",
+    "imagecorruptions",
     "mlflow",
     "onnx",
     "resvg_py",

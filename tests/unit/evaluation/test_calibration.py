@@ -1,24 +1,13 @@
 """Calibration and agreement against float64 sums, in one batch and in several."""
 
-from contextlib import nullcontext
-from types import SimpleNamespace
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cdl_jax.data import sampling
-from cdl_jax.data.stream import Task
-from cdl_jax.data.transforms import augment
 from cdl_jax.evaluation import calibration
 from cdl_jax.evaluation.calibration import calibration_bins
-from cdl_jax.methods.base import StreamInfo
-from cdl_jax.options import defaults
-from cdl_jax.training.evaluator import Evaluator
-from cdl_jax.training.state import position
-from cdl_jax.training.steps import evaluation_step
-from tests.support.methods import FixedMethod
+from tests.support import fixed_logits
 
 RNG = np.random.default_rng(3)
 NUM, CLASSES, SIZES = 50, 6, (2, 2, 2)
@@ -69,50 +58,10 @@ def test_agreement_and_kl_by_hand():
     np.testing.assert_allclose(found["kl"], [0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0], atol=1e-6)
 
 
-class Source:
-    """Images that are row numbers, so that a method's predictions can be looked up."""
-
-    crops_on_host = True
-    data = {}
-
-    @staticmethod
-    def read(data, item):
-        return jnp.broadcast_to(item["rows"][:, None, None, None], (len(item["rows"]), 1, 1, 3)), jnp.asarray(LABELS)[
-            item["rows"]
-        ]
-
-    @staticmethod
-    def test_batches(rows, weight):
-        return ({"rows": r, "weight": w} for r, w in zip(rows, weight, strict=True))
-
-
 def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
     """`Evaluator.evaluate` for the two tables of logits, over the first `seen_tasks` tasks."""
-    unit = defaults(augment.OPTIONS, mean=(0.0,) * 3, std=(1.0,) * 3)
-
-    def predict(variables, images, context):
-        rows = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)
-        return {"teacher": jnp.asarray(TEACHER)[rows], "student": jnp.asarray(STUDENT)[rows]}, {}
-
-    method = FixedMethod(prediction=predict, pairs=pairs)
-    experiment = SimpleNamespace(
-        config=SimpleNamespace(eval=SimpleNamespace(batch_size=batch_size), seeds=()),
-        method=method,
-        plan=SimpleNamespace(multi_learner=False),
-        axis=SimpleNamespace(
-            rows=lambda tasks, part: np.concatenate([task.test for task in tasks]), unstack=lambda tree: [tree]
-        ),
-    )
-    steps = SimpleNamespace(
-        experiment=experiment,
-        test_loader=Source,
-        mesh_context=nullcontext,
-        evaluation_step=jax.jit(evaluation_step(method, Source, unit, StreamInfo(sum(SIZES), SIZES))),
-    )
-    tasks = [
-        Task(t, (2 * t, 2 * t + 1), 2 * t, np.arange(0), np.flatnonzero(LABELS // 2 == t)) for t in range(seen_tasks)
-    ]
-    return Evaluator(steps).evaluate({}, {}, tasks, position(tasks[-1]))[0]
+    tables = {"teacher": TEACHER, "student": STUDENT}
+    return fixed_logits.evaluate(tables, LABELS, SIZES, seen_tasks, batch_size, pairs=pairs)
 
 
 @pytest.mark.parametrize("seen_tasks", [1, 2, 3])

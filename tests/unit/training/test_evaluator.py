@@ -1,21 +1,10 @@
 """Accuracy with task identity, accuracy of classes and confusion of fixed logits, against counts by hand."""
 
-from contextlib import nullcontext
-from types import SimpleNamespace
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdl_jax.data.stream import Task
-from cdl_jax.data.transforms import augment
 from cdl_jax.evaluation import confusion
-from cdl_jax.methods.base import StreamInfo
-from cdl_jax.options import defaults
-from cdl_jax.training.evaluator import Evaluator
-from cdl_jax.training.state import position
-from cdl_jax.training.steps import evaluation_step
+from tests.support import fixed_logits
 from tests.support.methods import FixedMethod
 
 LABELS = np.array([0, 0, 1, 2, 2, 3, 3])
@@ -24,23 +13,6 @@ PREDICTED = np.array([0, 2, 3, 2, 1, 2, 2])
 # The best class of the other task, which decides with task identity.
 SECOND = np.array([3, 0, 1, 0, 2, 0, 3])
 LOGITS = 2 * np.eye(4)[PREDICTED] + np.eye(4)[SECOND]
-TASKS = [Task(t, (2 * t, 2 * t + 1), 2 * t, np.arange(0), np.flatnonzero(LABELS // 2 == t)) for t in range(2)]
-
-
-class Source:
-    """Has images that are row numbers."""
-
-    crops_on_host = True
-    data = {}
-
-    @staticmethod
-    def read(data, batch):
-        images = jnp.broadcast_to(batch["rows"][:, None, None, None], (len(batch["rows"]), 1, 1, 3))
-        return images, jnp.asarray(LABELS)[batch["rows"]]
-
-    @staticmethod
-    def test_batches(rows, weight):
-        return ({"rows": r, "weight": w} for r, w in zip(rows, weight, strict=True))
 
 
 class Learners(FixedMethod):
@@ -48,29 +20,7 @@ class Learners(FixedMethod):
 
 
 def evaluate(num_tasks, batch_size, method=FixedMethod, **attributes):
-    """Returns `Evaluator.evaluate` after `num_tasks` tasks; "net" has the table of logits."""
-    unit = defaults(augment.OPTIONS, mean=(0.0,) * 3, std=(1.0,) * 3)
-
-    def predict(variables, images, context):
-        return {"net": jnp.asarray(LOGITS)[jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)]}, {}
-
-    method = method(prediction=predict, **attributes)
-    experiment = SimpleNamespace(
-        config=SimpleNamespace(eval=SimpleNamespace(batch_size=batch_size), seeds=()),
-        method=method,
-        stream=SimpleNamespace(tasks=TASKS),
-        plan=SimpleNamespace(multi_learner=bool(method.streams)),
-        axis=SimpleNamespace(
-            rows=lambda tasks, part: np.concatenate([task.test for task in tasks]), unstack=lambda tree: [tree]
-        ),
-    )
-    steps = SimpleNamespace(
-        experiment=experiment,
-        test_loader=Source,
-        mesh_context=nullcontext,
-        evaluation_step=jax.jit(evaluation_step(method, Source, unit, StreamInfo(4, (2, 2)))),
-    )
-    return Evaluator(steps).evaluate({}, {}, TASKS[:num_tasks], position(TASKS[num_tasks - 1]))[0]
+    return fixed_logits.evaluate({"net": LOGITS}, LABELS, (2, 2), num_tasks, batch_size, method, **attributes)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
