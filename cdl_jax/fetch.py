@@ -20,14 +20,14 @@ import sys
 import tarfile
 import zipfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdl_jax.data.readers.locate import search_paths
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean, list_plugins, load_plugin
 from cdl_jax.runtime import console, paths
-from cdl_jax.runtime.download import download, error_text
+from cdl_jax.runtime.download import download, error_text, remote_size
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Archive:
     Attributes:
       url_base: address of the folder with the file.
       file: name of the file.
-      size: size in bytes.
+      size: size in bytes; 0: not published, the server states it.
       algorithm: hash function of the checksum, a name of hashlib.
       digest: checksum in hexadecimal digits.
       unpacked: the folder in the archive, to which it is extracted. Empty: the loaders read the archive itself.
@@ -101,6 +101,47 @@ ARCHIVES = {
     ),
 }
 
+_DOMAINNET = "http://csr.bu.edu/ftp/visda/2019/multi-source"
+# MD5 of the archive, of the list of training images and of the list of test images of each domain (cleaned version).
+# Two public loaders of DomainNet agree on all of them; a third one repeats those of other domains.
+_DOMAINS = {
+    "clipart": (
+        "cd0d8f2d77a4e181449b78ed62bccf1e", "b4349693a7f9c05c53955725c47ed6cb", "f5ddbcfd657a3acf9d0f7da10db22565"
+    ),
+    "infograph": (
+        "720380b86f9e6ab4805bb38b6bd135f8", "379b50054f4ac2018dca4f89421b92d9", "779626b50869edffe8ea6941c3755c71"
+    ),
+    "painting": (
+        "1ae32cdb4f98fe7ab5eb0a351768abfd", "7db0e7ca73ad9982f6e1f7f3ef372c0a", "232b35dc53f26d414686ae579e38d9b5"
+    ),
+    "quickdraw": (
+        "bdc1b6f09f277da1a263389efe0c7a66", "b732ced3939ac8efdd8c0a889dca56cc", "c1a828fdfe216fb109f1c0083a252c6f"
+    ),
+    "real": (
+        "dcc47055e8935767784b7162e7c7cca6", "8ebf02c2075fadd564705f0dc7cd6291", "6098816791c3ebed543c71ffa11b9054"
+    ),
+    "sketch": (
+        "658d8009644040ff7ce30bb2e820850f", "1233bd18aa9a8a200bf4cecf1c34ef3e", "d8a222e4672cfd585298aa14d02ea441"
+    ),
+}  # fmt: skip
+
+
+def _domainnet() -> tuple[Archive, ...]:
+    """Returns the files of DomainNet."""
+    files = []
+    for domain, (images, train, test) in _DOMAINS.items():
+        base = f"{_DOMAINNET}/groundtruth" if domain in ("clipart", "painting") else _DOMAINNET
+        files.append(Archive(base, f"{domain}.zip", 0, "md5", images, unpacked=domain))
+        lists = f"{_DOMAINNET}/domainnet/txt"
+        files += [
+            Archive(lists, f"{domain}_{part}.txt", 0, "md5", md5) for part, md5 in (("train", train), ("test", test))
+        ]
+    return tuple(files)
+
+
+# Sets of several files, which are put into a folder with the name of the set.
+FOLDERS = {"domainnet": _domainnet()}
+
 # Examples for --list. Every model in timm's hub can be downloaded.
 WEIGHTS = (
     "vit_base_patch16_224.augreg_in21k",
@@ -134,8 +175,11 @@ def fetch_archive(archive: Archive, folder: Path, url_base: str = "", *, attempt
     if archive.unpacked and unpacked.is_dir():  # it gets this name after it is complete
         print(f"{unpacked}: already exists")
         return unpacked
+    url = f"{(url_base or archive.url_base).rstrip('/')}/{archive.file}"
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if not archive.size and not (target.exists() and _is_verified(target, archive)):
+            archive = replace(archive, size=remote_size(url, attempts, pause))
         unpacking = archive.size if archive.unpacked else 0
         if target.exists() and _is_verified(target, archive):
             print(f"{target}: already exists, verified")
@@ -143,7 +187,6 @@ def fetch_archive(archive: Archive, folder: Path, url_base: str = "", *, attempt
         else:
             part = folder / (archive.file + ".part")
             _check_space(folder, unpacking + archive.size - (part.stat().st_size if part.exists() else 0))
-            url = f"{(url_base or archive.url_base).rstrip('/')}/{archive.file}"
             download(url, part, archive.size, attempts, pause)
             if not _is_verified(part, archive):
                 part.unlink()
@@ -215,7 +258,7 @@ def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
     """Downloads a data set or a timm model by its name.
 
     Args:
-      name: a key of `ARCHIVES`, or a timm model with its tag.
+      name: a key of `ARCHIVES` or `FOLDERS`, or a timm model with its tag.
       folder: destination. None: the first of the folders that the loaders search.
       url_base: address of a mirror. Empty: the official address.
 
@@ -229,11 +272,15 @@ def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
     folder = search_paths()[0] if folder is None else folder
     if name in ARCHIVES:
         return fetch_archive(ARCHIVES[name], folder, url_base)
+    if name in FOLDERS:
+        for archive in FOLDERS[name]:
+            fetch_archive(archive, folder / name, url_base)
+        return folder / name
     if "." in name:  # names of timm have their tag behind a dot
         return fetch_weights(name, folder, url_base)
     if by_hand := _remedy(name):
         raise UserError(f"{name} has to be downloaded by hand: {by_hand} (docs/guides/data.md)")
-    raise UserError(f"no data set or weights {name!r}: {did_you_mean(name, [*ARCHIVES, *WEIGHTS])}")
+    raise UserError(f"no data set or weights {name!r}: {did_you_mean(name, [*ARCHIVES, *FOLDERS, *WEIGHTS])}")
 
 
 def _remedy(name) -> str:
@@ -271,7 +318,8 @@ def _digest(path, algorithm) -> str:
 
 
 def _is_verified(path, archive) -> bool:
-    return path.stat().st_size == archive.size and _digest(path, archive.algorithm) == archive.digest
+    has_size = not archive.size or path.stat().st_size == archive.size
+    return has_size and _digest(path, archive.algorithm) == archive.digest
 
 
 def _unpack(archive, target):
@@ -305,6 +353,7 @@ def _unpack(archive, target):
 def _render_list() -> str:
     lines = ["data sets"]
     lines += [f"  {name:<13} {archive.size / 1e6:>7,.0f} MB  {archive.file}" for name, archive in ARCHIVES.items()]
+    lines += [f"  {name:<13} {len(files):>4} files" for name, files in FOLDERS.items()]
     lines += ["weights: any timm model with its tag, for example", *(f"  {name}" for name in WEIGHTS)]
     return "\n".join(lines)
 

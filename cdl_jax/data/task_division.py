@@ -35,17 +35,25 @@ def divide_classes(
     except TypeError:
         raise UserError(f"data.task_sizes={task_sizes} must be whole numbers") from None
     if base_classes and not increment:
-        raise UserError(f"data.base_classes={base_classes} needs data.increment, the classes of each later task")
+        raise UserError(
+            f"data.base_classes={base_classes} needs data.increment, the classes of each later task: set it, or "
+            "data.base_classes=0"
+        )
     if sizes and increment:
-        raise UserError("data.task_sizes and data.increment both give the sizes of tasks: leave one of them out")
+        raise UserError(
+            f"data.task_sizes and data.increment={increment} both give the sizes of tasks: set data.increment=0 and "
+            "data.base_classes=0, or data.task_sizes=()"
+        )
     if increment:
-        sizes, listed = _sizes_of_increments(num_classes, base_classes, increment), f"data.increment={increment} makes"
-    else:
-        listed = "data.task_sizes lists"
+        sizes = _sizes_of_increments(num_classes, base_classes, increment)
     if not sizes:
         return _equal_sizes(num_classes, num_tasks)
     if num_tasks not in (0, len(sizes)):
-        raise UserError(f"data.num_tasks={num_tasks}, but {listed} {len(sizes)} tasks: set num_tasks={len(sizes)} or 0")
+        listed = f"data.increment={increment} makes" if increment else "data.task_sizes lists"
+        equal = ", or data.increment=0 and data.base_classes=0 for equal tasks" * bool(increment)
+        raise UserError(
+            f"data.num_tasks={num_tasks}, but {listed} {len(sizes)} tasks: set num_tasks={len(sizes)} or 0{equal}"
+        )
     if min(sizes) < 1 or sum(sizes) != num_classes:
         raise UserError(
             f"data.task_sizes={sizes} sums up to {sum(sizes)}, but there are {num_classes} classes: give "

@@ -31,20 +31,54 @@ def download(url: str, part: Path, size: int, attempts: int, pause: float) -> No
       UserError: the server has no such file or a file of another size, or all attempts were interrupted.
       OSError: `part` cannot be written.
     """
+    reason = _attempt(lambda: _transfer(url, part, size), url, attempts, pause)
+    if reason:
+        have = part.stat().st_size if part.exists() else 0
+        raise UserError(f"{url}: {reason}; {have:,} of {size:,} bytes are saved, rerun the same command to resume")
+
+
+def remote_size(url: str, attempts: int, pause: float) -> int:
+    """Returns the size of a file in bytes, as the server states it.
+
+    Args:
+      url: address of the file.
+      attempts, pause: as in `download`.
+
+    Raises:
+      UserError: the server has no such file, states no size, or is out of reach.
+    """
+    sizes: list[int] = []
+
+    def request_size():
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT) as response:
+            sizes.append(int(response.headers.get("Content-Length", "0")))
+
+    reason = _attempt(request_size, url, attempts, pause)
+    if reason or not sizes[0]:
+        raise UserError(f"{url}: {reason or 'the server states no size'}; rerun, or choose a mirror with --url-base")
+    return sizes[0]
+
+
+def _attempt(function, url, attempts, pause) -> str:
+    """Calls a function until it succeeds; returns the reason of the last failure, or an empty text.
+
+    Raises:
+      UserError: the server has no such file.
+    """
+    reason = ""
     for attempt in range(attempts):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
         try:
-            _transfer(url, part, size)
-            return
+            function()
+            return ""
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):  # another attempt does not help
                 raise UserError(f"{url}: {error.code} {error.reason}; choose another mirror with --url-base") from None
             reason = f"{error.code} {error.reason}"
         except (ConnectionError, TimeoutError, urllib.error.URLError, http.client.HTTPException, ssl.SSLError) as error:
             reason = error_text(error)
-    have = part.stat().st_size if part.exists() else 0
-    raise UserError(f"{url}: {reason}; {have:,} of {size:,} bytes are saved, rerun the same command to resume")
+    return reason
 
 
 def _transfer(url, part, size):

@@ -43,6 +43,7 @@ class DomainSet:
     num_classes: number of classes; 0: any.
     test_domains: those of `domains` whose images are the test set of all domains; empty: each domain has its own.
     images: published numbers of training and test images, to plan a run without data; empty: not known.
+    can_fetch: whether `cdl_jax.fetch` has the set.
     has_split: whether the set is delivered with a test set; otherwise it is drawn where there is none.
     """
 
@@ -53,6 +54,7 @@ class DomainSet:
     num_classes: int = 0
     test_domains: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
+    can_fetch: bool = False
     has_split: bool = False
 
     @property
@@ -69,7 +71,8 @@ class DomainSet:
         Raises:
           UserError: the folder or a domain is missing, or a class is missing in a domain.
         """
-        root = named_sets.find_folder(options["path"], self.folders, self.name or "domain_folder", self.remedy)
+        name = self.name or "domain_folder"
+        root = named_sets.find_folder(options["path"], self.folders, name, self.remedy, self.can_fetch)
         skipped = image_files.SkippedFiles()
         folders = self._find_domains(root)
         if self.test_domains:

@@ -11,10 +11,11 @@ _DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 SET = DomainSet(
     "domainnet",
     folders=("domainnet", "DomainNet"),
-    remedy="unpack the six archives of ai.bu.edu/M3SDA into one folder, with the lists <domain>_train.txt and "
-    "<domain>_test.txt",
+    remedy="run `python -m cdl_jax.fetch domainnet`, or unpack the six archives of ai.bu.edu/M3SDA into one folder, "
+    "with the lists <domain>_train.txt and <domain>_test.txt",
     domains={name: (name,) for name in _DOMAINS},
     num_classes=345,
+    can_fetch=True,
     has_split=True,
 )
 OPTIONS, load = SET.options, SET.load

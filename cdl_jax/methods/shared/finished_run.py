@@ -106,10 +106,8 @@ def stream_info(tasks: Sequence[Mapping[str, Any]]) -> StreamInfo:
         first = firsts[index] if firsts else len(names)
         names |= dict(enumerate(task["classes"], first))
         ids |= dict(enumerate(task.get("class_ids", ()), first))
-    images, domains = (
-        sum(task["train"] for task in tasks),
-        tuple(task["domain"] for task in tasks if task.get("domain")),
-    )
+    images = sum(task["train"] for task in tasks)
+    domains = tuple(task["domain"] for task in tasks if task.get("domain"))
     return StreamInfo(len(names), sizes, tuple(names.values()), images, tuple(ids.values()), firsts, domains)
 
 

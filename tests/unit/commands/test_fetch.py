@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cdl_jax import fetch, plugins
+from cdl_jax.data.sources import domainnet
 from cdl_jax.errors import UserError
 
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
@@ -198,13 +199,45 @@ def test_compressed_archives_are_extracted_within_their_folder(server, tmp_path,
     assert os.listdir(tmp_path) == ["data"] and sorted(os.listdir(tmp_path / "data")) == ["set", f"set.{kind}"]
 
 
+def test_a_size_that_is_not_published_is_that_of_the_server(server, tmp_path):
+    archive = dataclasses.replace(archive_of(server), size=0)
+    for _ in range(2):
+        assert fetch.fetch_archive(archive, tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 2  # HEAD and GET, and none for the verified file
+    damaged = dataclasses.replace(archive, file="set.tar", digest="0" * 64)
+    with pytest.raises(UserError, match="is not 0000"):
+        fetch.fetch_archive(damaged, tmp_path / "other")
+
+
+def test_a_set_of_several_files_is_a_folder(server, tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("real/cat/1.jpg", b"image")
+    files = {"real.zip": (buffer.getvalue(), "real"), "real_train.txt": (b"real/cat/1.jpg 0", "")}
+    archives = tuple(
+        dataclasses.replace(archive_of(server, content, file=name, unpacked=unpacked), size=0)
+        for name, (content, unpacked) in files.items()
+    )
+    monkeypatch.setitem(fetch.FOLDERS, "domainnet", archives)
+    for _ in range(2):
+        assert fetch.get("domainnet", tmp_path) == tmp_path / "domainnet"
+    assert (tmp_path / "domainnet/real/cat/1.jpg").read_bytes() == b"image"
+    assert sorted(os.listdir(tmp_path / "domainnet")) == ["real", "real.zip", "real_train.txt"]
+
+
+def test_domainnet_has_three_files_of_each_domain():
+    files = [archive.file for archive in fetch._domainnet()]
+    assert len(files) == len({*files}) == 18 and all(len(archive.digest) == 32 for archive in fetch._domainnet())
+    assert {file.split("_")[0].removesuffix(".zip") for file in files} == set(domainnet.SET.domains)
+
+
 def test_sets_without_a_public_file_are_described(tmp_path):
     with pytest.raises(
         UserError, match="office_home has to be downloaded by hand: unpack OfficeHomeDataset_10072016.zip"
     ):
         fetch.get("office_home", tmp_path)
     fetched = {name for name in plugins.list_plugins("data.sources") if _can_fetch(name)}
-    assert fetched <= fetch.ARCHIVES.keys() and len(fetched) == 4
+    assert fetched <= fetch.ARCHIVES.keys() | fetch.FOLDERS.keys() and len(fetched) == 5
 
 
 def _can_fetch(name):
