@@ -48,7 +48,8 @@ def records(path):
 def folder(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("WANDB_DIR", "WANDB_PROJECT", "WANDB_API_KEY"):
+    # WANDB_SERVICE: the service of this process, which a killed process would share.
+    for name in ("WANDB_DIR", "WANDB_PROJECT", "WANDB_API_KEY", "WANDB_SERVICE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "a").mkdir()
     return tmp_path / "a"
