@@ -8,28 +8,52 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import detection_losses as losses
-from cdl_jax.methods.shared.detection_boxes import overlaps
 from cdl_jax.options import check, defaults
 
 LEVELS, IMAGES, QUERIES, TARGETS, CLASSES = 3, 4, 6, 3, 5
 RNG = np.random.default_rng(3)
 OUTPUTS = {
-    "logits": jnp.float32(RNG.normal(0, 2, (LEVELS, IMAGES, QUERIES, CLASSES))),
-    "boxes": jnp.float32(RNG.uniform(0.1, 0.9, (LEVELS, IMAGES, QUERIES, 4))),
+    "logits": np.float32(RNG.normal(0, 2, (LEVELS, IMAGES, QUERIES, CLASSES))),
+    "boxes": np.float32(RNG.uniform(0.1, 0.9, (LEVELS, IMAGES, QUERIES, 4))),
 }
-IOU_LOGITS = jnp.float32(RNG.normal(0, 1, (LEVELS, IMAGES, QUERIES)))
+IOU_LOGITS = np.float32(RNG.normal(0, 1, (LEVELS, IMAGES, QUERIES)))
 VALID = np.array([[True, True, False], [True, False, True], [False] * 3, [True] * 3])
 BATCH = {
-    "boxes": jnp.where(
-        VALID[..., None], jnp.float32(RNG.uniform(0.2, 0.8, (IMAGES, TARGETS, 4))), jnp.array([0.5, 0.5, 1, 1])
+    "boxes": np.where(
+        VALID[..., None], np.float32(RNG.uniform(0.2, 0.8, (IMAGES, TARGETS, 4))), np.float32([0.5, 0.5, 1, 1])
     ),
-    "labels": jnp.array(RNG.integers(0, CLASSES, (IMAGES, TARGETS)), jnp.int32),
-    "valid": jnp.array(VALID),
+    "labels": np.int32(RNG.integers(0, CLASSES, (IMAGES, TARGETS))),
+    "valid": VALID,
 }
 
 
 def options(**changes):
     return ConfigDict(defaults(losses.OPTIONS, **changes))
+
+
+def jitted(function, *inputs):
+    """Returns the outputs of one program, as NumPy arrays."""
+    return jax.device_get(jax.jit(function)(*inputs))
+
+
+def loss_of(outputs=OUTPUTS, batch=BATCH, groups=1, solver="device", **changes):
+    """Returns the loss and its terms."""
+    changed = options(solver=solver, **changes)
+    return jitted(lambda *inputs: losses.detection_loss(changed, *inputs, groups), outputs, batch)
+
+
+def queries_of(changed):
+    return jitted(lambda *inputs: losses.match_queries(changed, *inputs), OUTPUTS, BATCH)
+
+
+def overlaps(box, other):
+    """IoU and generalized IoU of two boxes."""
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = ((x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in
+                                          (np.float64(box), np.float64(other)))  # fmt: skip
+    inner = max(0, min(x1, u1) - max(x0, u0)) * max(0, min(y1, v1) - max(y0, v0))
+    union = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - inner
+    hull = (max(x1, u1) - min(x0, u0)) * (max(y1, v1) - min(y0, v0))
+    return inner / union, inner / union - (hull - union) / hull
 
 
 def sigmoid(x):
@@ -45,16 +69,16 @@ def expected_level(level, queries, normalizer, alpha=0.25, gamma=2.0):
         q = queries[level, i, j]
         y[i, q, BATCH["labels"][i, j]] = 1
         box, target = OUTPUTS["boxes"][level, i, q], BATCH["boxes"][i, j]
-        distance += float(jnp.abs(box - target).sum())
-        giou += 1 - float(overlaps(box, target)[1])
+        distance += np.abs(np.float64(box) - target).sum()
+        giou += 1 - overlaps(box, target)[1]
     p_t = np.where(y == 1, p, 1 - p)
     focal = -np.where(y == 1, alpha, 1 - alpha) * (1 - p_t) ** gamma * np.log(p_t)
     return focal.sum() / normalizer, distance / normalizer, giou / normalizer
 
 
 def test_terms_and_total_are_the_published_formulas():
-    queries = np.asarray(losses.match_queries(options(), OUTPUTS, BATCH))
-    total, terms = losses.detection_loss(options(), OUTPUTS, BATCH)
+    queries = queries_of(options())
+    total, terms = loss_of(solver="host")
     expected = np.array([expected_level(level, queries, normalizer=7) for level in range(LEVELS)])
     for column, name in enumerate(("loss_ce", "loss_bbox", "loss_giou")):
         found = [terms[f"{name}_0"], terms[f"{name}_1"], terms[name]]
@@ -63,27 +87,24 @@ def test_terms_and_total_are_the_published_formulas():
 
 
 def test_only_the_last_level_counts_without_auxiliary_losses():
-    total, terms = losses.detection_loss(options(auxiliary=False), OUTPUTS, BATCH)
-    last = losses.detection_loss(options(), {name: array[-1:] for name, array in OUTPUTS.items()}, BATCH)[0]
+    total, terms = loss_of(auxiliary=False)
+    last, _ = loss_of({name: array[-1:] for name, array in OUTPUTS.items()})
     assert total == pytest.approx(float(last), rel=1e-6)
     assert "loss_ce" in terms and "loss_ce_0" not in terms
 
 
 def test_the_exponent_and_the_weight_of_the_focal_loss_are_options():
-    changed = options(focal_alpha=0.4, focal_gamma=1.5)
-    queries = np.asarray(losses.match_queries(changed, OUTPUTS, BATCH))
+    changed = {"focal_alpha": 0.4, "focal_gamma": 1.5}
+    queries = queries_of(options(**changed, solver="device"))
     expected, _, _ = expected_level(LEVELS - 1, queries, normalizer=7, alpha=0.4, gamma=1.5)
-    assert losses.detection_loss(changed, OUTPUTS, BATCH)[1]["loss_ce"] == pytest.approx(expected, rel=1e-5)
+    assert loss_of(**changed)[1]["loss_ce"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_is_the_mean_of_the_losses_of_groups_with_a_common_normalizer():
     # Two groups of two images, as two devices of the authors' code: each divides by max(1, 7 / 2).
-    sums = [
-        losses.detection_loss(options(), *images_of(part))[0] * max(part_count, 1)
-        for part, part_count in ((slice(2), 4), (slice(2, 4), 3))
-    ]
+    sums = [loss_of(*images_of(part))[0] * max(part_count, 1) for part, part_count in ((slice(2), 4), (slice(2, 4), 3))]
     expected = np.mean([value / 3.5 for value in sums])
-    assert losses.detection_loss(options(), OUTPUTS, BATCH, groups=2)[0] == pytest.approx(expected, rel=1e-5)
+    assert loss_of(groups=2)[0] == pytest.approx(expected, rel=1e-5)
 
 
 def images_of(part):
@@ -93,10 +114,11 @@ def images_of(part):
 
 
 def test_a_batch_without_objects_learns_that_all_is_background():
-    batch = {**BATCH, "valid": jnp.zeros_like(BATCH["valid"])}
-    (total, terms), gradients = jax.value_and_grad(
-        lambda outputs: losses.detection_loss(options(), outputs, batch, groups=2), has_aux=True
-    )(OUTPUTS)
+    batch, device = {**BATCH, "valid": np.zeros_like(VALID)}, options(solver="device")
+    (total, terms), gradients = jitted(
+        jax.value_and_grad(lambda outputs: losses.detection_loss(device, outputs, batch, groups=2), has_aux=True),
+        OUTPUTS,
+    )
     p = sigmoid(OUTPUTS["logits"])
     assert total == pytest.approx(2 * (0.75 * p**2 * -np.log(1 - p)).sum() / 2, rel=1e-5)  # divided by two groups
     assert (terms["loss_bbox"], terms["loss_giou"], terms["class_error"]) == (0, 0, 100)
@@ -106,20 +128,21 @@ def test_a_batch_without_objects_learns_that_all_is_background():
 
 @pytest.mark.parametrize("boxes_follow", [False, True])
 def test_the_iou_aware_loss(boxes_follow):
-    outputs, changed = {**OUTPUTS, "iou_logits": IOU_LOGITS}, options(iou_target_gradient=boxes_follow)
-    queries = np.asarray(losses.match_queries(changed, outputs, BATCH))
+    outputs = {**OUTPUTS, "iou_logits": IOU_LOGITS}
+    changed = options(iou_target_gradient=boxes_follow, solver="device")
+    queries = queries_of(changed)
     expected = 0.0
     for i, j in zip(*VALID.nonzero(), strict=True):
         q = queries[-1, i, j]
-        iou, p = float(overlaps(OUTPUTS["boxes"][-1, i, q], BATCH["boxes"][i, j])[0]), sigmoid(IOU_LOGITS[-1, i, q])
+        iou, p = overlaps(OUTPUTS["boxes"][-1, i, q], BATCH["boxes"][i, j])[0], sigmoid(IOU_LOGITS[-1, i, q])
         expected -= (iou * np.log(p) + (1 - iou) * np.log(1 - p)) / 7
 
     def loss(boxes):
-        value = losses.level_losses(changed, {**outputs, "boxes": boxes}, BATCH, queries)["loss_iouaware"][-1]
-        return value
+        return losses.level_losses(changed, {**outputs, "boxes": boxes}, BATCH, queries)["loss_iouaware"][-1]
 
-    assert loss(OUTPUTS["boxes"]) == pytest.approx(expected, rel=1e-5)
-    assert jax.grad(loss)(OUTPUTS["boxes"]).any() == boxes_follow
+    value, gradient = jitted(jax.value_and_grad(loss), OUTPUTS["boxes"])
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert gradient.any() == boxes_follow
 
 
 def test_class_error_counts_matched_queries_alone():
@@ -145,34 +168,36 @@ def test_softmax_loss_is_the_weighted_mean_of_each_group():
 
 
 def test_the_softmax_is_an_option():
-    batch = {**BATCH, "labels": jnp.minimum(BATCH["labels"], CLASSES - 2)}  # the last class is the background
-    total, terms = losses.detection_loss(options(class_loss="softmax", class_weight=1.0), OUTPUTS, batch)
+    batch = {**BATCH, "labels": np.minimum(BATCH["labels"], CLASSES - 2)}  # the last class is the background
+    total, terms = loss_of(batch=batch, class_loss="softmax", class_weight=1.0)
     weights = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
     expected = sum(float(value) * weights.get(name.rstrip("_0123456789"), 0) for name, value in terms.items())
     assert total == pytest.approx(expected, rel=1e-5)
-    assert terms["loss_ce"] != losses.detection_loss(options(), OUTPUTS, batch)[1]["loss_ce"]
+    assert terms["loss_ce"] != loss_of(batch=batch)[1]["loss_ce"]
 
 
 @pytest.mark.parametrize("name", ["logits", "boxes"])
 def test_predictions_that_are_not_finite_make_the_loss_nan(name):
-    outputs = {**OUTPUTS, name: OUTPUTS[name].at[-1, 0].set(jnp.nan)}
-    assert jnp.isnan(jax.jit(lambda outputs: losses.detection_loss(options(), outputs, BATCH)[0])(outputs))
+    damaged = OUTPUTS[name].copy()
+    damaged[-1, 0] = np.nan
+    for solver in ("host", "device"):
+        assert np.isnan(loss_of({**OUTPUTS, name: damaged}, solver=solver)[0])
 
 
 @pytest.mark.parametrize(("changes", "label"), [({}, CLASSES), ({}, -1), ({"class_loss": "softmax"}, CLASSES - 1)])
 def test_a_label_without_an_output_makes_the_loss_nan_unless_it_is_padding(changes, label):
-    def loss(labels):
-        return losses.detection_loss(options(**changes), OUTPUTS, {**BATCH, "labels": labels})[0]
-
-    known = BATCH["labels"].at[:].set(1)
-    assert jnp.isfinite(loss(known.at[0, 2].set(label)))
-    assert jnp.isnan(loss(known.at[0, 1].set(label)))
+    padding, target = (np.full_like(BATCH["labels"], 1) for _ in range(2))
+    padding[0, 2] = target[0, 1] = label
+    changed = options(solver="device", **changes)
+    loss = jax.jit(lambda labels: losses.detection_loss(changed, OUTPUTS, {**BATCH, "labels": labels})[0])
+    assert np.isfinite(loss(padding)) and np.isnan(loss(target))
 
 
 def test_extreme_logits_have_a_finite_gradient():
     outputs = {**OUTPUTS, "logits": 1e4 * OUTPUTS["logits"]}
-    gradient = jax.grad(lambda outputs: losses.detection_loss(options(), outputs, BATCH)[0])(outputs)
-    assert all(jnp.isfinite(leaf).all() for leaf in gradient.values())
+    device = options(solver="device")
+    gradient = jitted(jax.grad(lambda outputs: losses.detection_loss(device, outputs, BATCH)[0]), outputs)
+    assert all(np.isfinite(leaf).all() for leaf in gradient.values())
 
 
 @pytest.mark.parametrize(
