@@ -158,7 +158,7 @@ def _kernels(computations, name) -> Iterator[Kernel]:
         elif one.opcode not in _VIEWS:
             flops, wide = _products(computations, instructions, one)
             read = sum(_read(computations, instructions, one, index) for index in range(len(one.operands)))
-            part = _part(one.source, bool(flops or wide))
+            part = _part(one.source, bool(flops or wide), _is_cast(instructions, one))
             yield Kernel(one.name, one.source, part, read + _size(one.type), flops, wide)
 
 
@@ -223,7 +223,15 @@ def _size(kind: str) -> int:
     )
 
 
-def _part(source: str, is_product: bool) -> str:
+def _is_cast(instructions, one) -> bool:
+    """Returns whether an instruction has one operand and its result has the same numbers in another type."""
+    if len(one.operands) != 1 or one.type.startswith("("):
+        return False
+    (before, shape), (after, other) = _arrays(instructions[one.operands[0]].type)[0], _arrays(one.type)[0]
+    return before != after and math.prod(shape) == math.prod(other)
+
+
+def _part(source: str, is_product: bool, is_cast: bool = False) -> str:
     """Returns the row of the table for the path of what a kernel computes.
 
     >>> _part("jit(step)/jvp(ViT)/block_0/mlp/fc1/dot_general", True), _part("jit(step)/ViT/block_0/attn/exp", False)
@@ -235,8 +243,10 @@ def _part(source: str, is_product: bool) -> str:
         is_attention = "attn" in names and not is_dense
         is_network = any(name.startswith(("ViT", "DeiT", "block_")) for name in names)
         return PARTS[1] if is_attention else PARTS[0] if is_dense or is_network else PARTS[-1]
+    if is_dense and names[-1] == "convert_element_type":  # XLA casts the output of a norm as it writes it
+        return "casts of weights" if is_cast else "norms, residual sums"
     if is_dense:
-        return "casts of weights" if names[-1] == "convert_element_type" else "biases"
+        return "biases"
     if "attn" in names:
         return PARTS[2]
     if "mlp" in names:

@@ -109,6 +109,8 @@ class DeiT(nn.Module):
             tokens: `[batch, tokens, dim]`, after the final norm.
             class_token, distillation_token: `[batch, dim]`, after the final norm.
             patch_tokens: `[batch, patches, dim]`, after the final norm.
+
+          The last block computes the tokens that are no patches on their own, as that of `vit.ViT` does.
         """
         batch, patch, x = len(images), self.patch_size, images
         if self.stem_width:
@@ -132,14 +134,16 @@ class DeiT(nn.Module):
         position = self.param("pos_embed", _normal, (1, num_first + patches.shape[1], self.dim))
         x = jnp.concatenate([*(token.astype(self.dtype) for token in first_tokens), patches], axis=1)
         x = x + position.astype(self.dtype)
-        block = nn.remat(vit.Block, static_argnums=(3, 4)) if self.remat else vit.Block
+        block = nn.remat(vit.Block, static_argnums=(3, 4, 6)) if self.remat else vit.Block
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             layer = block(self.heads, self.mlp_ratio, 0.0, rate, self.dtype, _normal, name=f"block_{i}")
-            x, out[f"attention_{i}"] = layer(x, None, 0, train)
+            read = (num_first, 0) if i == self.depth - 1 else None
+            x, out[f"attention_{i}"], rows = layer(x, None, 0, train, None, read)
             out[f"block_{i}/tokens"] = x
-        x = vit.layer_norm("norm")(x).astype(jnp.float32)
-        out |= {"tokens": x, "class_token": x[:, 0], "patch_tokens": x[:, num_first:]}
+        norm = vit.layer_norm("norm")
+        x, rows = norm(x).astype(jnp.float32), norm(rows).astype(jnp.float32)
+        out |= {"tokens": x, "class_token": rows[:, 0], "patch_tokens": x[:, num_first:]}
 
         def head(name, token):
             return nn.Dense(self.num_classes, kernel_init=_normal, name=name)(token)
@@ -147,7 +151,7 @@ class DeiT(nn.Module):
         out["logits_class"] = head("head", out["class_token"])
         if num_first == 1:
             return out["logits_class"], out
-        out["distillation_token"] = x[:, 1]
+        out["distillation_token"] = rows[:, 1]
         out["logits_distilled"] = head("head_dist", out["distillation_token"])
         return (out["logits_class"] + out["logits_distilled"]) / 2, out
 
