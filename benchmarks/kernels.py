@@ -53,6 +53,12 @@ class Card:
     copies: float = 0.9
 
     @property
+    def capability(self) -> tuple[int, int]:
+        """Returns CUDA's compute capability of the description."""
+        major, minor = re.search(r"cuda_compute_capability \{ major: (\d+) minor: (\d+)", self.description).groups()
+        return int(major), int(minor)
+
+    @property
     def description(self) -> str:
         """Returns the description from which XLA compiles, a text of `stream_executor.GpuTargetConfigProto`."""
         return (_FOLDER / f"{self.name}.txtpb").read_text(encoding="utf-8")

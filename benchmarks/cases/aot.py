@@ -95,6 +95,7 @@ def _compiled(config, card, phases):
     from jax.experimental import topologies
 
     from benchmarks import fake_data
+    from cdl_jax.runtime import target
     from cdl_jax.training.compiled import CompiledSteps
     from cdl_jax.training.experiment import Experiment
 
@@ -102,7 +103,9 @@ def _compiled(config, card, phases):
     device = topologies.get_topology_desc(card.name, **described).devices[0]
     there = jax.sharding.SingleDeviceSharding(device)
     images = -(-config.train.batch_size // _CLASSES)
-    experiment = Experiment.build(config, fake_data.noise_stream(_SIDE, _TASKS, _CLASSES, images, 1))
+    data = fake_data.noise_stream(_SIDE, _TASKS, _CLASSES, images, 1)
+    with target.assume(target.Target(card.name, "cuda", card.capability)):
+        experiment = Experiment.build(config, data)
     steps = CompiledSteps(experiment)
     for index, phase in enumerate(experiment.method.phases):
         if phases and phase.name not in phases:

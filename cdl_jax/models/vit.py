@@ -15,6 +15,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.models.modules import attention
 from cdl_jax.models.modules.network_options import shared_options
 from cdl_jax.options import Option
+from cdl_jax.runtime import target
 
 OPTIONS = {
     **shared_options("vit", image_size=224, weights=""),
@@ -28,12 +29,16 @@ OPTIONS = {
         0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
     ),
     "dtype": Option(
-        "float32",
-        "dtype of the computation; bfloat16 computes softmax and norm statistics in float32",
-        choices=("float32", "bfloat16"),
+        "auto",
+        "dtype of the computation; bfloat16 computes softmax and norm statistics in float32; auto: bfloat16 on "
+        "NVIDIA GPUs from Ampere on, float32 elsewhere",
+        choices=("auto", "float32", "bfloat16"),
     ),
     "attention": Option(
-        "xla", "cudnn: fused, never storing scores; needs a GPU and bfloat16", choices=("xla", "cudnn")
+        "auto",
+        "cudnn: one fused kernel that stores no scores, for NVIDIA GPUs and bfloat16; xla: products and a softmax; "
+        "auto: cudnn where it exists",
+        choices=("auto", "xla", "cudnn"),
     ),
     "remat": Option(False, "recompute each block in the backward pass instead of storing it"),
 }
@@ -477,11 +482,7 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
         )
     if int(options.dim * options.mlp_ratio) < 1:
         raise UserError(f"ViT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
-    if options.attention == "cudnn" and (options.dtype != "bfloat16" or jax.default_backend() != "gpu"):
-        raise UserError(
-            f"ViT attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16' (here: {jax.default_backend()} and "
-            f"{options.dtype}): use 'xla'"
-        )
+    dtype = target.compute_dtype(options.dtype)
     return ViT(
         dim=options.dim,
         depth=options.depth,
@@ -492,9 +493,9 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
         layer_scale=options.layer_scale,
         drop_path=options.drop_path,
         num_classes=num_classes,
-        dtype=jnp.dtype(options.dtype),
+        dtype=jnp.dtype(dtype),
         remat=options.remat,
-        attention=options.attention,
+        attention=attention.choose(options.attention, dtype, options.dim // options.heads),
     )
 
 

@@ -8,6 +8,7 @@ README.md             what the function takes, with a loader that needs jax and 
 MODEL_CARD.md         data, classes, metrics, and how the network was trained
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import join
 from cdl_jax.run.api import DetectionNetwork, Network, Run
-from cdl_jax.runtime import files, paths
+from cdl_jax.runtime import files, paths, target
 from cdl_jax.training.prediction import Classifier
 
 PLATFORMS = ("cpu", "cuda")
@@ -47,7 +48,9 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
     """
     _check_folder(folder)
     _check_flatbuffers()
-    found = run.network(network, task)
+    # One program for all platforms: the networks of the run may be built for a GPU. A copy builds them again.
+    with target.assume(target.Target("any device", "cpu")):
+        found = dataclasses.replace(run).network(network, task)
     if isinstance(found, DetectionNetwork):
         raise UserError(f"--mode=export exports classifiers, and network {found.name!r} is a detector: use predict")
     exported, weights = build_program(found.predictor)

@@ -10,6 +10,7 @@ from cdl_jax import config as configs
 from cdl_jax.data import stream
 from cdl_jax.run import loop, workdir
 from cdl_jax.runtime.signals import SignalHandler
+from cdl_jax.training import dtypes
 from cdl_jax.training.experiment import Experiment
 
 
@@ -31,7 +32,10 @@ def train(config: ConfigDict, folder: Path, signals: SignalHandler | None = None
     with workdir.locked(folder) if jax.process_index() == 0 else nullcontext():
         workdir.check_config(folder, config.to_dict())
         workdir.check_seeds(folder, config.seeds)
-        return loop.train(build_experiment(config, folder), folder, signals)
+        experiment = build_experiment(config, folder)
+        if jax.process_index() == 0:
+            print(dtypes.describe(experiment.config), flush=True)
+        return loop.train(experiment, folder, signals)
 
 
 def build_experiment(config: ConfigDict, folder: Path | None = None) -> Experiment:
@@ -47,4 +51,5 @@ def build_experiment(config: ConfigDict, folder: Path | None = None) -> Experime
     data = stream.load(config.data, configs.seeds_of(config)[0])
     if folder is not None:
         workdir.check_data(folder, data)
+        config = workdir.with_stored_dtypes(folder, config)
     return Experiment.build(config, data)

@@ -4,6 +4,30 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cdl_jax.errors import UserError
+from cdl_jax.runtime import target
+
+
+def choose(option: str, dtype: str, width: int) -> str:
+    """Returns the implementation of an option `attention`, "xla" or "cudnn".
+
+    Args:
+      option: "auto", "xla" or "cudnn".
+      dtype: of the computation.
+      width: of a head.
+
+    Raises:
+      UserError: "cudnn", but the device, the dtype or the width has no such kernel.
+    """
+    device = target.current()
+    exists = device.has_fused_attention(dtype, width)
+    if option == "cudnn" and not exists:
+        raise UserError(
+            "ViT attention='cudnn' needs an NVIDIA GPU from Ampere on, dtype='bfloat16', and heads whose width is a "
+            f"multiple of 8 up to 128 (here: {device.name}, {dtype} and {width}): use 'auto'"
+        )
+    return option if option != "auto" else "cudnn" if exists else "xla"
+
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
     """Reshapes `[batch, length, dim]` to `[batch, length, heads, dim / heads]`."""

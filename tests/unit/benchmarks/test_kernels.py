@@ -124,6 +124,7 @@ def test_figures_of_a_step_are_sums_over_its_kernels():
 def test_cards_have_the_bandwidth_of_their_descriptions():
     for name, card in kernels.CARDS.items():
         assert f"memory_bandwidth: {card.bandwidth:.0f}\n" in card.description, name
+    assert [kernels.CARDS[name].capability for name in ("h200", "h100", "a100")] == [(9, 0), (9, 0), (8, 0)]
 
 
 def test_config_of_a_step_has_random_weights_and_the_changed_keys():
