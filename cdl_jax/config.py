@@ -129,10 +129,10 @@ OPTIONS = {
     # Trained weights, the optimizer, losses, norms and softmax stay in float32. The dtype of the computation is the
     # network's own `dtype`.
     "frozen_dtype": Option(
-        "float32",
+        "auto",
         "dtype of the kernels of networks that are frozen for all of the run, on devices and in checkpoints; bfloat16 "
-        "halves their bytes",
-        choices=("float32", "bfloat16"),
+        "halves their bytes; auto: bfloat16 if all networks are ViTs that compute in it",
+        choices=("auto", "float32", "bfloat16"),
     ),
     "compilation_cache": Option(
         "~/.cache/cdl_jax/compiled", "folder of compiled programs, for all runs; empty: no cache", resumable=True
@@ -575,7 +575,20 @@ def changes(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
     binding = ("eval.batch_size",) if old.get("learner.batchwise") else ()
     keys = sorted(k for k in {*old, *new} if not is_resumable(k) or k in binding)
     old = {**flatten(declarations.defaults(_options_of_any_method())), **old}  # what an earlier version did not have
-    return {k: (old.get(k, "absent"), new.get(k, "absent")) for k in keys if old.get(k) != new.get(k)}
+    return {
+        k: (old.get(k, "absent"), new.get(k, "absent"))
+        for k in keys
+        if old.get(k) != new.get(k) and not (is_automatic(k, old.get(k)) or is_automatic(k, new.get(k)))
+    }
+
+
+def is_automatic(key: str, value: Any) -> bool:
+    """Returns whether a value stands for one that the device decides, so that it equals any other.
+
+    >>> is_automatic("student.dtype", "auto"), is_automatic("student.dtype", "float32"), is_automatic("name", "auto")
+    (True, False, False)
+    """
+    return value == "auto" and key.rpartition(".")[2] in ("dtype", "frozen_dtype", "attention")
 
 
 def read(workdir: Path, as_stored: bool = False) -> dict | None:

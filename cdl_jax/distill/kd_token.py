@@ -108,7 +108,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
         return StudentInputs(prompts, first_tokens=token) if deit else StudentInputs(prompts, last_tokens=token)
 
     def second_head(variables, student_out):
-        return module.apply(variables, student_out["tokens"][:, 0 if deit else -1].astype(jnp.float32))
+        return module.apply(variables, student_out["first_tokens" if deit else "last_tokens"][:, 0])
 
     return Scheme(
         loss=kd.make_loss(options, second_head),

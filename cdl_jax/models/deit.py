@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models import vit
+from cdl_jax.models.modules import attention
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import conv, he_in
 from cdl_jax.models.modules.heads import torch_bias, torch_kernel
 from cdl_jax.models.modules.network_options import shared_options
 from cdl_jax.options import Option
+from cdl_jax.runtime import target
 
 OPTIONS = {
     **shared_options("deit", image_size=224),
@@ -34,9 +36,10 @@ OPTIONS = {
         0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
     ),
     "dtype": Option(
-        "float32",
-        "dtype of the Transformer; bfloat16 computes softmax and norm statistics in float32",
-        choices=("float32", "bfloat16"),
+        "auto",
+        "dtype of the Transformer; bfloat16 computes softmax and norm statistics in float32; auto: bfloat16 on "
+        "NVIDIA GPUs from Ampere on, float32 elsewhere",
+        choices=("auto", "float32", "bfloat16"),
     ),
     "remat": Option(False, "recompute each block in the backward pass instead of storing it"),
 }
@@ -86,6 +89,7 @@ class DeiT(nn.Module):
     num_classes: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -109,6 +113,8 @@ class DeiT(nn.Module):
             tokens: `[batch, tokens, dim]`, after the final norm.
             class_token, distillation_token: `[batch, dim]`, after the final norm.
             patch_tokens: `[batch, patches, dim]`, after the final norm.
+
+          The last block computes the tokens that are no patches on their own, as that of `vit.ViT` does.
         """
         batch, patch, x = len(images), self.patch_size, images
         if self.stem_width:
@@ -132,14 +138,17 @@ class DeiT(nn.Module):
         position = self.param("pos_embed", _normal, (1, num_first + patches.shape[1], self.dim))
         x = jnp.concatenate([*(token.astype(self.dtype) for token in first_tokens), patches], axis=1)
         x = x + position.astype(self.dtype)
-        block = nn.remat(vit.Block, static_argnums=(3, 4)) if self.remat else vit.Block
+        block = nn.remat(vit.Block, static_argnums=(3, 4, 6)) if self.remat else vit.Block
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
-            layer = block(self.heads, self.mlp_ratio, 0.0, rate, self.dtype, _normal, name=f"block_{i}")
-            x, out[f"attention_{i}"] = layer(x, None, 0, train)
+            sizes = self.heads, self.mlp_ratio, 0.0, rate, self.dtype, _normal, self.attention
+            layer = block(*sizes, name=f"block_{i}")
+            read = (num_first, 0) if i == self.depth - 1 else None
+            x, out[f"attention_{i}"], rows = layer(x, None, 0, train, None, read)
             out[f"block_{i}/tokens"] = x
-        x = vit.layer_norm("norm")(x).astype(jnp.float32)
-        out |= {"tokens": x, "class_token": x[:, 0], "patch_tokens": x[:, num_first:]}
+        norm = vit.layer_norm("norm")
+        x, rows = norm(x).astype(jnp.float32), norm(rows).astype(jnp.float32)
+        out |= {"tokens": x, "class_token": rows[:, 0], "patch_tokens": x[:, num_first:]}
 
         def head(name, token):
             return nn.Dense(self.num_classes, kernel_init=_normal, name=name)(token)
@@ -147,7 +156,7 @@ class DeiT(nn.Module):
         out["logits_class"] = head("head", out["class_token"])
         if num_first == 1:
             return out["logits_class"], out
-        out["distillation_token"] = x[:, 1]
+        out["distillation_token"] = rows[:, 1]
         out["logits_distilled"] = head("head_dist", out["distillation_token"])
         return (out["logits_class"] + out["logits_distilled"]) / 2, out
 
@@ -168,7 +177,9 @@ def build(options: ConfigDict, num_classes: int) -> DeiT:
     if int(options.dim * options.mlp_ratio) < 1:
         raise UserError(f"DeiT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
     fields = {key: value for key, value in options.items() if key not in ("family", "weights", "weights_key", "dtype")}
-    return DeiT(**fields, num_classes=num_classes, dtype=jnp.dtype(options.dtype))
+    dtype = target.compute_dtype(options.dtype)
+    implementation = attention.choose("auto", dtype, options.dim // options.heads)
+    return DeiT(**fields, num_classes=num_classes, dtype=jnp.dtype(dtype), attention=implementation)
 
 
 def torch_name(path: str) -> str:

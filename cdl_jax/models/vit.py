@@ -1,5 +1,6 @@
 """Vision Transformer (Dosovitskiy et al., 2021) with prompts in any layer and named intermediate outputs."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +12,10 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
+from cdl_jax.models.modules import attention
 from cdl_jax.models.modules.network_options import shared_options
 from cdl_jax.options import Option
+from cdl_jax.runtime import target
 
 OPTIONS = {
     **shared_options("vit", image_size=224, weights=""),
@@ -26,12 +29,16 @@ OPTIONS = {
         0.0, "rate of stochastic depth in the last block; the rate of earlier blocks decreases linearly to 0", below=1
     ),
     "dtype": Option(
-        "float32",
-        "dtype of the computation; bfloat16 computes softmax and norm statistics in float32",
-        choices=("float32", "bfloat16"),
+        "auto",
+        "dtype of the computation; bfloat16 computes softmax and norm statistics in float32; auto: bfloat16 on "
+        "NVIDIA GPUs from Ampere on, float32 elsewhere",
+        choices=("auto", "float32", "bfloat16"),
     ),
     "attention": Option(
-        "xla", "cudnn: fused, never storing scores; needs a GPU and bfloat16", choices=("xla", "cudnn")
+        "auto",
+        "cudnn: one fused kernel that stores no scores, for NVIDIA GPUs and bfloat16; xla: products and a softmax; "
+        "auto: cudnn where it exists",
+        choices=("auto", "xla", "cudnn"),
     ),
     "remat": Option(False, "recompute each block in the backward pass instead of storing it"),
 }
@@ -84,10 +91,13 @@ class Adapter:
     Attributes:
       attention: of the branch with the attention.
       mlp: of the branch with the MLP.
+      is_tokenwise: whether the functions change each token by itself, so that they may be applied to some tokens alone.
+        Default False: the last block then computes all tokens, even if only the class token is read.
     """
 
     attention: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     mlp: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    is_tokenwise: bool = struct.field(pytree_node=False, default=False)
 
 
 def merge_prompts(first: Mapping[int, Prompt], second: Mapping[int, Any]) -> dict[int, Any]:
@@ -165,7 +175,8 @@ class Attention(nn.Module):
         prompt: Prompt | None = None,
         class_index: int = 0,
         prompt_tokens: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+        read: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Computes attention among tokens and prompts.
 
         Args:
@@ -173,14 +184,16 @@ class Attention(nn.Module):
           prompt: of this layer, default None.
           class_index: position of the class token, default 0.
           prompt_tokens: `[length, dim]`, the prompt's `tokens` after the norm, default None.
+          read: `[batch, n, dim]`, tokens of x whose outputs are also computed on their own, default None.
 
         Returns:
-          (tokens `[batch, tokens, dim]`, attention weights float32 `[batch, heads, tokens, tokens]`). The weights are
-          those of the tokens; without prompts each row sums to 1.
+          (tokens `[batch, tokens, dim]`, attention weights float32 `[batch, heads, tokens, tokens]`, outputs of `read`
+          `[batch, n, dim]` or None). The weights are those of the tokens; without prompts each row sums to 1.
         """
-        batch, length, dim = x.shape
-        project = _dense(3 * dim, self.dtype, "qkv", self.init)
-        query, key, value = jnp.split(project(x), 3, axis=-1)
+        dim, length = x.shape[-1], x.shape[1]
+        project = Projection((dim, dim, dim), self.dtype, self.init, name="qkv")
+        # Queries of `read` have a product of their own. Then XLA drops that of all queries where nothing reads them.
+        query, key, value = project(x) if read is None else (*project(x, 0, 1), *project(x, 1, 3))
         prefix_length = 0
         if prompt is not None:
             if prompt.additive is not None:
@@ -190,19 +203,46 @@ class Attention(nn.Module):
             value = _insert_prompt(prompt, value, 1)
             prefix_length = 0 if prompt.prefix is None else prompt.prefix[0].shape[1]
         if prompt_tokens is not None:
-            _, *pair = jnp.split(jnp.broadcast_to(project(prompt_tokens), (batch, len(prompt_tokens), 3 * dim)), 3, -1)
+            pair = (jnp.broadcast_to(rows, (len(x), *rows.shape)) for rows in project(prompt_tokens, 1, 3))
             key, value = (jnp.concatenate(parts, axis=1) for parts in zip(pair, (key, value), strict=True))
             prefix_length += len(prompt_tokens)
-        query, key, value = (t.reshape(batch, -1, self.heads, dim // self.heads) for t in (query, key, value))
-        # The "cudnn" output does not use the scores. XLA computes them there only for a caller that reads the weights.
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        weights = nn.softmax(scores * (dim // self.heads) ** -0.5, axis=-1)
-        if self.implementation == "cudnn":
-            mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-        else:  # not by the same function, which takes 2.5 times as long on a CPU
-            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
-        tokens = _dense(dim, self.dtype, "proj", self.init)(mixed.reshape(batch, length, dim))
-        return tokens, weights[..., prefix_length : prefix_length + length]
+        query, key, value = (attention.split_heads(t, self.heads) for t in (query, key, value))
+        merge = _dense(dim, self.dtype, "proj", self.init)
+        # A fused attention has no weights. XLA computes them for a caller that reads them, and drops them otherwise.
+        weights = attention.weights(query, key)
+        mixed = attention.mix(query, key, value, weights, self.implementation)
+        tokens, weights = merge(mixed)[:, :length], weights[..., prefix_length : prefix_length + length]
+        if read is None:
+            return tokens, weights, None
+        (query,) = (attention.split_heads(t, self.heads) for t in project(read, 0, 1))
+        # So few queries have scores of no size.
+        return tokens, weights, merge(attention.mix(query, key, value, attention.weights(query, key), "xla"))
+
+
+class Projection(nn.Module):
+    """A dense layer with several outputs side by side, any of which can be computed alone.
+
+    Attributes:
+      widths: of the outputs.
+      dtype: of the computation.
+      init: initializer of the kernel `[inputs, sum of widths]`.
+    """
+
+    widths: tuple[int, ...]
+    dtype: jnp.dtype
+    init: Callable
+
+    @nn.compact
+    def __call__(self, x: jax.Array, first: int = 0, end: int | None = None) -> list[jax.Array]:
+        """Returns the outputs number `first` to `end` - 1, by default all, each `[..., width]`."""
+        total = sum(self.widths)
+        kernel = self.param("kernel", self.init, (x.shape[-1], total))
+        bias = self.param("bias", nn.initializers.zeros, (total,))
+        starts = (0, *itertools.accumulate(self.widths))
+        chosen = starts[first : len(starts) if end is None else end + 1]
+        kernel, bias = (leaf[..., chosen[0] : chosen[-1]] for leaf in (kernel, bias))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return jnp.split(x @ kernel + bias, [start - chosen[0] for start in chosen[1:-1]], axis=-1)
 
 
 def _insert_prompt(prompt, tokens, index):
@@ -221,9 +261,20 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = _dense(self.hidden, self.dtype, "fc1", self.init)(x)
-        # Not flax's gelu: that is made of erfc, an exponential and two quotients, and doubles the time of the function.
-        hidden = hidden * (1 + jax.lax.erf(hidden * 0.5**0.5)) / 2
-        return _dense(x.shape[-1], self.dtype, "fc2", self.init)(hidden)
+        return _dense(x.shape[-1], self.dtype, "fc2", self.init)(gelu(hidden))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Computes the exact GELU, in float32, and rounds it once to the dtype of x.
+
+    In bfloat16, 1 + erf would lose all its digits for x below -2.
+
+    >>> f"{gelu(jnp.float32(1)):.4f}"
+    '0.8413'
+    """
+    # Not flax's gelu: that is made of erfc, an exponential and two quotients, and doubles the time of the function.
+    wide = x.astype(jnp.float32)
+    return (wide * (1 + jax.lax.erf(wide * 0.5**0.5)) / 2).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -249,26 +300,64 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, prompt: Prompt | None, class_index: int, train: bool, adapter: Adapter | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the tokens `[batch, tokens, dim]` and the attention weights (see `Attention`)."""
-        adapter = adapter or Adapter()
+        self,
+        x: jax.Array,
+        prompt: Prompt | None,
+        class_index: int,
+        train: bool,
+        adapter: Adapter | None = None,
+        read: tuple[int, int] | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Computes the block, and some of its tokens once more on their own.
 
-        def residual_branch(x, y, number, adapt):
-            if self.layer_scale:
-                y = LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
-            if self.drop_path and train:  # one draw an image (Huang et al., 2016)
-                y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(y)
-            return adapt(x, y).astype(x.dtype) if adapt else y
+        Args:
+          x: `[batch, tokens, dim]`.
+          prompt: of this layer.
+          class_index: position of the class token.
+          train: whether residual branches are dropped.
+          adapter: of this block, default None.
+          read: (n, m): the first n and the last m tokens are also computed on their own; default None.
 
-        hidden = int(x.shape[-1] * self.mlp_ratio)
-        attention = Attention(self.heads, self.dtype, self.init, self.attention, name="attn")
+        Returns:
+          The tokens `[batch, tokens, dim]`, the attention weights (see `Attention`), and the tokens of `read`
+          `[batch, n + m, dim]` or None. Both arrays of tokens have the same values. Each costs nothing once compiled if
+          the caller does not use it.
+        """
+        adapter = adapter or Adapter(is_tokenwise=True)
+        is_split = read is not None and adapter.is_tokenwise
+        attend = Attention(self.heads, self.dtype, self.init, self.attention, name="attn")
         norm = layer_norm("norm1")
         tokens = None if prompt is None or prompt.tokens is None else norm(prompt.tokens.astype(x.dtype))
-        attended, weights = attention(norm(x), prompt, class_index, tokens)
-        x = x + residual_branch(x, attended, 1, adapter.attention)
-        mlp = MLP(hidden, self.dtype, self.init, name="mlp")
-        return x + residual_branch(x, mlp(layer_norm("norm2")(x)), 2, adapter.mlp), weights
+        normed = norm(x)
+        attended, weights, attended_rows = attend(
+            normed, prompt, class_index, tokens, _ends(normed, *read) if is_split else None
+        )
+        add = self._residual_sum(1, adapter.attention, train)
+        rows = add(_ends(x, *read), attended_rows) if is_split else None
+        x = add(x, attended)
+        norm, mlp = layer_norm("norm2"), MLP(int(x.shape[-1] * self.mlp_ratio), self.dtype, self.init, name="mlp")
+        add = self._residual_sum(2, adapter.mlp, train)
+        rows = add(rows, mlp(norm(rows))) if is_split else None
+        x = add(x, mlp(norm(x)))
+        return x, weights, rows if is_split or read is None else _ends(x, *read)
+
+    def _residual_sum(self, number, adapt, train):
+        """Returns the function that adds the output of a branch to its input, and drops the same images each time."""
+        scale = LayerScale(self.layer_scale, name=f"layer_scale{number}") if self.layer_scale else None
+        dropout = nn.Dropout(self.drop_path, broadcast_dims=(1, 2)) if self.drop_path and train else None
+        key = dropout.make_rng("dropout") if dropout else None  # one draw an image (Huang et al., 2016)
+
+        def add(x, y):
+            y = scale(y) if scale else y
+            y = dropout(y, deterministic=False, rng=key) if dropout else y
+            return x + (adapt(x, y).astype(x.dtype) if adapt else y)
+
+        return add
+
+
+def _ends(x, first, last):
+    """Returns the first and the last tokens of `[batch, tokens, dim]`."""
+    return jnp.concatenate([x[:, :first], x[:, x.shape[1] - last :]], axis=1) if last else x[:, :first]
 
 
 class ViT(nn.Module):
@@ -325,8 +414,12 @@ class ViT(nn.Module):
             attention_<i>: float32 `[batch, heads, tokens, tokens]`, the softmax weights of block i, from queries
               (rows) to keys (columns). Columns of prompts are left out; without prompts each row sums to 1.
             tokens: `[batch, tokens, dim]`, after the final norm.
-            prompt_tokens: float32 `[batch, n, dim]`, after the final norm, if `prompt_tokens` are given.
+            prompt_tokens, first_tokens, last_tokens: float32 `[batch, n, dim]`, after the final norm, if they are
+              given.
             class_token: float32 `[batch, dim]`, after the final norm.
+
+          The last block computes the tokens that are no patches on their own. Its MLP and its queries of the patches
+          are computed only for a caller of `tokens`, `block_<last>/tokens` or `attention_<last>`.
         """
         prompts, adapters = prompts or {}, adapters or {}
         batch, patch, grid = images.shape[0], self.patch_size, self.image_size // self.patch_size
@@ -345,7 +438,8 @@ class ViT(nn.Module):
         parts = (prompt_tokens, first_tokens, x, last_tokens)
         x = jnp.concatenate([part.astype(x.dtype) for part in parts if part is not None], axis=1)
 
-        block = nn.remat(Block, static_argnums=(3, 4)) if self.remat else Block
+        block = nn.remat(Block, static_argnums=(3, 4, 6)) if self.remat else Block
+        counts = [0 if part is None else part.shape[1] for part in (prompt_tokens, first_tokens, last_tokens)]
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             sizes = self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype
@@ -354,14 +448,16 @@ class ViT(nn.Module):
             out[f"class_token_{i}"] = x[:, num_prompts + class_index]
             if callable(prompt):
                 prompt = prompt(out[f"class_token_{i}"])
-            x, weights = layer(x, prompt, num_prompts + class_index, train, adapters.get(i))
+            read = (counts[0] + counts[1] + 1, counts[2]) if i == self.depth - 1 else None
+            x, weights, rows = layer(x, prompt, num_prompts + class_index, train, adapters.get(i), read)
             out[f"block_{i}/tokens"] = x[:, num_prompts:]
             out[f"attention_{i}"] = weights[:, :, num_prompts:, num_prompts:]
-        x = layer_norm("norm")(x)
-        out["tokens"] = x[:, num_prompts:]
-        if num_prompts:
-            out["prompt_tokens"] = x[:, :num_prompts].astype(jnp.float32)
-        out["class_token"] = out["tokens"][:, class_index].astype(jnp.float32)
+        norm = layer_norm("norm")
+        out["tokens"], rows = norm(x)[:, num_prompts:], norm(rows).astype(jnp.float32)
+        parts = jnp.split(rows, [counts[0], num_prompts + class_index, num_prompts + class_index + 1], axis=1)
+        names = ("prompt_tokens", "first_tokens", "class_token", "last_tokens")
+        out |= {name: part for name, part in zip(names, parts, strict=True) if part.shape[1]}
+        out["class_token"] = out["class_token"][:, 0]
         if not self.num_classes:
             return out["class_token"], out
         return _dense(self.num_classes, jnp.float32, "head")(out["class_token"]), out
@@ -386,11 +482,7 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
         )
     if int(options.dim * options.mlp_ratio) < 1:
         raise UserError(f"ViT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
-    if options.attention == "cudnn" and (options.dtype != "bfloat16" or jax.default_backend() != "gpu"):
-        raise UserError(
-            f"ViT attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16' (here: {jax.default_backend()} and "
-            f"{options.dtype}): use 'xla'"
-        )
+    dtype = target.compute_dtype(options.dtype)
     return ViT(
         dim=options.dim,
         depth=options.depth,
@@ -401,9 +493,9 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
         layer_scale=options.layer_scale,
         drop_path=options.drop_path,
         num_classes=num_classes,
-        dtype=jnp.dtype(options.dtype),
+        dtype=jnp.dtype(dtype),
         remat=options.remat,
-        attention=options.attention,
+        attention=attention.choose(options.attention, dtype, options.dim // options.heads),
     )
 
 

@@ -111,7 +111,9 @@ def differences(cell: Mapping[str, Any], run: Mapping[str, Any], system: ModuleT
             if not key.endswith(_NO_EFFECT_ENDINGS)
         }
 
-    return configs.differences(compared(cell), compared(run))
+    # The papers' programs compute in float32, wherever "auto" does not.
+    in_float32 = {key: "float32" if configs.is_automatic(key, value) else value for key, value in cell.items()}
+    return configs.differences(compared(in_float32), compared(run))
 
 
 def table(published_table: Table, run_matches: Sequence[Match], version: str = "", *, all_cells: bool = False) -> Rows:

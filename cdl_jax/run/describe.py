@@ -4,14 +4,13 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 
-import jax
-
 from cdl_jax import config, plugins
 from cdl_jax.data import stream
 from cdl_jax.errors import UserError
 from cdl_jax.models import weights
 from cdl_jax.run import results
 from cdl_jax.runtime import paths
+from cdl_jax.training import dtypes
 from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.experiment import Experiment
 
@@ -67,7 +66,7 @@ def build_experiment(options, data: stream.Stream) -> tuple[Experiment, str]:
         section.weights = "random"
         if section.get("weights_key", ""):
             section.weights_key = ""
-    return dataclasses.replace(Experiment.build(without, data), config=options), note
+    return dataclasses.replace(Experiment.build(without, data), config=dtypes.resolve(options)), note
 
 
 def _is_absent(key, value) -> bool:
@@ -107,7 +106,7 @@ def describe(experiment: Experiment, show_config: bool = False) -> Iterator[str]
     for index, phase in enumerate(experiment.method.phases):
         cost = _counted(steps, index) if len(steps.train_loader.canvases) > 1 else _compiled(steps, index)
         yield f"  {phase.name}: {phase.epochs} epochs a task, {cost}"
-    yield f"device: {jax.devices()[0].device_kind}"
+    yield dtypes.describe(options)
     if show_config:
         yield "config"
         yield from (f"  {key} = {value!r}" for key, value in sorted(config.flatten(options).items()))

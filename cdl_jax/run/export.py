@@ -9,6 +9,7 @@ README.md             what the function takes, with a loader that needs jax and 
 MODEL_CARD.md         data, classes, metrics, and how the network was trained
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import join
 from cdl_jax.run.api import DetectionNetwork, Network, Run
-from cdl_jax.runtime import files, paths
+from cdl_jax.runtime import files, paths, target
 from cdl_jax.training.prediction import Classifier, Detector
 
 PLATFORMS = ("cpu", "cuda")
@@ -49,7 +50,9 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
     """
     _check_folder(folder)
     _check_flatbuffers()
-    found = run.network(network, task)
+    # One program for all platforms: the networks of the run may be built for a GPU. A copy builds them again.
+    with target.assume(target.Target("any device", "cpu")):
+        found = dataclasses.replace(run).network(network, task)
     if isinstance(found, DetectionNetwork) and not any(found.predictor.input_size):
         raise UserError(
             "--mode=export: the program of a detector has a canvas of one size, and images of this run have any size: "

@@ -12,6 +12,7 @@ from cdl_jax.data import stream
 from cdl_jax.run import loop, workdir
 from cdl_jax.run.loggers import background
 from cdl_jax.runtime.signals import SignalHandler
+from cdl_jax.training import dtypes
 from cdl_jax.training.experiment import Experiment
 
 
@@ -43,6 +44,8 @@ def train(
         if prepare is None:
             workdir.check_branch(folder)
         experiment = build_experiment(config, folder)
+        if jax.process_index() == 0:
+            print(dtypes.describe(experiment.config), flush=True)
         if prepare is not None:
             prepare(experiment)
         return loop.train(experiment, folder, signals)
@@ -61,4 +64,5 @@ def build_experiment(config: ConfigDict, folder: Path | None = None) -> Experime
     data = stream.load(config.data, configs.seeds_of(config)[0])
     if folder is not None:
         workdir.check_data(folder, data)
+        config = workdir.with_stored_dtypes(folder, config)
     return Experiment.build(config, data)

@@ -1,5 +1,6 @@
 """Locks a run's working directory, and compares its config and data with those of a command."""
 
+import copy
 import errno
 import fcntl
 import json
@@ -13,6 +14,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from cdl_jax import __version__, config, schema
 from cdl_jax.data.stream import Stream
@@ -161,6 +164,24 @@ def check_branch(workdir: Path) -> None:
             f"--workdir {workdir} is a branch without the checkpoints of its parent: rerun the command with "
             f"--from={parent['path']} --task={parent['task']}"
         )
+
+
+def with_stored_dtypes(workdir: Path, options: ConfigDict) -> ConfigDict:
+    """Returns a copy of a config in which "auto" is what it was for the run in a directory.
+
+    So a run that began on a GPU continues in the same dtypes on another device.
+
+    Args:
+      workdir: folder of the run; the copy is equal if it has none.
+      options: the config of the command.
+    """
+    resolved, stored = copy.deepcopy(options), (config.read(workdir) or {}).get("config", {})
+    # Runs of earlier versions have float32 frozen kernels where config.json has no dtype of them.
+    stored = config.flatten({"frozen_dtype": "float32", **stored}) if stored else {}
+    for key, value in config.flatten(options).items():
+        if config.is_automatic(key, value) and key in stored:
+            resolved.update_from_flattened_dict({key: stored[key]})
+    return resolved
 
 
 def check_data(workdir: Path, stream: Stream) -> None:

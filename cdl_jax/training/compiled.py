@@ -223,6 +223,11 @@ class CompiledSteps:
             frozen = self.experiment.abstract_variables()[1]
             return operations.count(self._phase_step(index), self.abstract_state, frozen, *inputs)
 
+    def traceable_step(self, index: int):
+        """Returns the step of a phase before jit, and shapes or arrays of its arguments, to compile it elsewhere."""
+        inputs = self._abstract_inputs(index)
+        return self._phase_step(index), (self.abstract_state, self.experiment.abstract_variables()[1], *inputs)
+
     def mesh_context(self):
         """Returns the context in which a traced method finds the mesh, where it divides work over it."""
         mesh, is_divided = self.experiment.mesh, self.experiment.problem.uses_mesh

@@ -17,7 +17,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Method, Phase, StreamInfo, cast_frozen_kernels, split
 from cdl_jax.methods.shared import user_method
 from cdl_jax.runtime import sharding
-from cdl_jax.training import compatibility, problems
+from cdl_jax.training import compatibility, dtypes, problems
 from cdl_jax.training.seeds import SeedAxis
 from cdl_jax.training.state import init_key
 
@@ -59,6 +59,7 @@ class Experiment:
           UserError: options that do not fit together.
         """
         configs.check(config)
+        config = dtypes.resolve(config)
         problem = problems.PROBLEMS[data.problem]
         seeds = tuple(configs.seeds_of(config))
         streams = streams_of.streams_for_seeds(data, config.data, seeds)

@@ -47,6 +47,9 @@ def test_a_run_leaves_matrices_metrics_report_and_events(finished):
     assert "<html" in (workdir / "report.html").read_text()
     assert list(workdir.glob("events.out.tfevents.*"))
     assert "student" in out and str(workdir / "report.html") in out
+    assert out.splitlines()[0] == "device: cpu, all networks in float32"
+    stored = json.loads((workdir / "config.json").read_text())["config"]
+    assert [stored[name]["dtype"] for name in ("teacher", "student")] + [stored["frozen_dtype"]] == ["float32"] * 3
     assert content["cost"]["parameters"]["student"] == {
         "trainable": 6 * 4 * 16 + 6 * 16 + 16 * 20 + 20,
         "frozen": 18992,

@@ -76,7 +76,7 @@ class LAE(Learner):
             is_constant = (context.task > 0) & (context.epoch < self.constant_epochs)
             params = jax.tree.map(lambda p: jnp.where(is_constant, jax.lax.stop_gradient(p), p), params)
         rows = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(self.layers)]
-        adapters = {i: Adapter(attention=Partial(_parallel_gelu, row)) for i, row in enumerate(rows)}
+        adapters = {i: Adapter(attention=Partial(_parallel_gelu, row), is_tokenwise=True) for i, row in enumerate(rows)}
         return Selection({}, jnp.zeros(()), {}, adapters=adapters)
 
     @nn.nowrap

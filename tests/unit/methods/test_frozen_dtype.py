@@ -100,5 +100,5 @@ def test_run_is_evaluated_again_and_is_a_teacher(half, tmp_path):
 
 
 def test_other_dtypes_are_refused_in_one_line():
-    with pytest.raises(UserError, match="config.frozen_dtype='float16': use 'float32' or 'bfloat16'$"):
+    with pytest.raises(UserError, match="config.frozen_dtype='float16': use 'auto', 'float32' or 'bfloat16'$"):
         build("float16")

@@ -18,6 +18,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.models import deit, regnet, weights
 from cdl_jax.models.modules import families
 from cdl_jax.options import defaults
+from cdl_jax.runtime import operations
 from tests.support.sections import checked
 
 COUNTS = {  # of 1000 classes
@@ -172,3 +173,30 @@ def test_unknown_names_are_refused():
     for family in (deit, regnet):
         with pytest.raises(UserError, match="of the name 'x'"):
             families.network_options("x", (family,))
+
+
+@pytest.mark.parametrize("name", ["deit_ti_conv", "deit_ti_distilled"])
+def test_heads_read_tokens_that_the_last_block_computes_alone(name):
+    network, shapes, _ = shapes_of(name, 5, **{**SMALL[name], "depth": 2})
+    rng = np.random.default_rng(3)
+    variables = jax.tree.map(lambda x: jnp.asarray(np.abs(rng.normal(0, 0.3, x.shape)), jnp.float32), shapes)
+    images, weight = rng.normal(size=(2, 32, 32, 3)).astype(np.float32), rng.normal(size=(2, 2, 8)).astype(np.float32)
+
+    def loss(variables, complete):
+        _, out = network.apply(variables, images)
+        alone = jnp.stack([out["class_token"], out["distillation_token"]], axis=1)
+        return ((out["tokens"][:, :2] if complete else alone) * weight).sum()
+
+    both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (value, gradients), (full, expected) = both(variables, False), both(variables, True)
+    assert float(value) == pytest.approx(float(full), rel=1e-6)
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=5e-7 * max(1, np.abs(other).max()))
+
+    def work(output):
+        return operations.count(lambda v: output(network.apply(v, images)[1]), variables).flops
+
+    patches, tokens = 2 * 4, 2 + 4
+    saved = 2 * patches * (2 * 8 * 8 + 2 * 8 * 32) + 4 * patches * tokens * 8
+    both_heads = lambda out: out["logits_class"] + out["logits_distilled"]  # noqa: E731
+    assert work(lambda out: (both_heads(out), out["tokens"])) - work(both_heads) >= saved

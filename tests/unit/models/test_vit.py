@@ -13,6 +13,7 @@ from cdl_jax.models import vit
 from cdl_jax.models.modules import families
 from cdl_jax.models.vit import Adapter, Prompt, ViT
 from cdl_jax.options import defaults
+from cdl_jax.runtime import operations
 from tests.support.sections import checked
 
 DIM, HEADS, PATCH, SIZE, BATCH = 8, 2, 4, 8, 3
@@ -211,6 +212,74 @@ def test_merged_prompts_of_the_first_set_come_before_those_of_the_second():
     np.testing.assert_array_equal(order[1], other.prefix[0][:, 0])
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_tokens_that_are_computed_alone_equal_those_of_the_complete_last_block(remat):
+    network = model(depth=2, layer_scale=0.5, remat=remat)
+    params, own = random_params(depth=2, layer_scale=0.5), normal(BATCH, 2, DIM)
+    columns = {"prompt_tokens": slice(2), "first_tokens": slice(2, 4), "class_token": 4, "last_tokens": slice(-1, None)}
+    weight = {name: normal(*((BATCH, DIM) if name == "class_token" else (BATCH, x.shape[1], DIM)))
+              for name, x in zip(columns, (own, FIRST, own, LAST), strict=True)}  # fmt: skip
+
+    def loss(inputs, complete):
+        images, prompt, tokens = inputs
+        _, out = network.apply({"params": params}, images, {0: ALL, 1: prompt}, *tokens[1:], prompt_tokens=tokens[0])
+        if complete:
+            rows = jnp.concatenate([out["prompt_tokens"], out["tokens"].astype(jnp.float32)], axis=1)
+            out = {name: rows[:, column] for name, column in columns.items()} | {"prompt_tokens": out["prompt_tokens"]}
+        return sum((out[name] * value).sum() for name, value in weight.items())
+
+    both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    inputs = IMAGES, ALL, (own, FIRST, LAST)
+    (value, gradients), (full, expected) = both(inputs, False), both(inputs, True)
+    assert float(value) == pytest.approx(float(full), rel=5e-7)
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=5e-7 * max(1, np.abs(other).max()))
+        assert np.abs(one).max() > 1e-3
+
+
+def test_the_last_block_computes_no_patch_that_nothing_reads():
+    params, tokens, hidden = random_params(depth=2), 5, 2 * DIM
+
+    def work(name, differentiate=False):
+        def output(images):
+            return model(depth=2).apply({"params": params}, images)[1][name].sum()
+
+        return operations.count(jax.grad(output) if differentiate else output, IMAGES).flops
+
+    patches = BATCH * (tokens - 1)
+    dense = 2 * patches * (2 * DIM * DIM + 2 * DIM * hidden)  # queries, the layer after attention, and the MLP
+    scores = 2 * 2 * patches * tokens * DIM
+    assert work("tokens") - work("class_token") == dense + scores
+    assert work("tokens", True) - work("class_token", True) == 2 * dense + 3 * scores
+    assert work("block_0/tokens") < work("class_token") < work("block_1/tokens")
+
+
+def test_adapters_that_mix_tokens_are_applied_to_all_of_them():
+    params = random_params(depth=2)
+
+    def mix(scale, x, y):
+        return y + scale * x.mean(axis=1, keepdims=True)
+
+    arrays = jnp.float32(0.7)
+    for is_tokenwise in (False, True):
+        adapter = Adapter(mlp=Partial(mix, arrays), is_tokenwise=is_tokenwise)
+        _, out = apply(model(depth=2), params, adapters={1: adapter})
+        difference = np.abs(out["class_token"] - out["tokens"][:, 0]).max()
+        assert difference > 0.01 if is_tokenwise else difference == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_is_rounded_once(dtype):
+    x = jnp.linspace(-6, 6, 4001).astype(dtype)
+    exact = np.asarray(x, np.float64)
+    exact = exact * (1 + erf(exact / np.sqrt(2))) / 2
+    found = vit.gelu(x)
+    assert found.dtype == dtype
+    # Half of the last place of bfloat16 is at most 2^-8 of a value. XLA's erf is exact to 2^-22; x / 2 <= 3 multiplies.
+    relative = 2**-8 if dtype == jnp.bfloat16 else 5e-7
+    np.testing.assert_allclose(np.float64(found), exact, rtol=relative, atol=3 * 2**-22)
+
+
 def test_a_named_size_builds_and_wrong_options_are_refused():
     options = ConfigDict(defaults(families.network_options("vit_s16"), dtype="bfloat16"))
     built = vit.build(options, num_classes=7)
@@ -223,7 +292,10 @@ def test_a_named_size_builds_and_wrong_options_are_refused():
         ({"image_size": 225}, "image_size=225 is not a multiple of patch_size=16"),
         ({"dtype": "float16"}, "dtype='float16': use"),
         ({"attention": "flash"}, "attention='flash': use"),
-        ({"attention": "cudnn"}, "attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16'"),
+        (
+            {"attention": "cudnn"},
+            r"attention='cudnn' needs an NVIDIA GPU from Ampere on, .* \(here: cpu, float32 and 64\)",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             vit.build(checked("network", families.network_options("vit_s16"), **changes))

@@ -1,5 +1,6 @@
 """All steps of a run are traced before the first step, without compilation."""
 
+import jax
 import jax.monitoring
 import pytest
 
@@ -85,3 +86,12 @@ def test_the_features_of_a_herding_network_are_traced():
     object.__setattr__(made.experiment.method, "features", lambda *_: {"network": {}})
     with pytest.raises(KeyError, match="features"):
         made.trace()
+
+
+def test_a_step_for_another_device_takes_shapes_and_returns_the_state():
+    steps_of_run = program(TINY)
+    for index, phase in enumerate(steps_of_run.experiment.method.phases):
+        step, inputs = steps_of_run.traceable_step(index)
+        state = jax.eval_shape(step, *inputs)
+        expected = jax.tree.map(lambda x: (x.shape, x.dtype), steps_of_run.abstract_state)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == expected, phase.name

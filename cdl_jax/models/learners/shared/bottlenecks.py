@@ -46,7 +46,9 @@ def parallel_adapters(
     blocks = len(params["down"])
     keys = None if key is None or not dropout else jax.random.split(key, blocks)
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i], (params, keys)) for i in range(blocks)]
-    return {i: Adapter(mlp=Partial(_parallel_relu, (*row, scale, dropout))) for i, row in enumerate(rows)}
+    # The masks of dropout depend on the number of tokens.
+    changes = [Partial(_parallel_relu, (*row, scale, dropout)) for row in rows]
+    return {i: Adapter(mlp=change, is_tokenwise=keys is None) for i, change in enumerate(changes)}
 
 
 def _parallel_relu(arrays, x, y):

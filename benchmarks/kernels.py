@@ -1,0 +1,261 @@
+"""Kernels of a program that XLA has compiled for a GPU: their operations, their bytes, and a model of their time.
+
+Every instruction of the entry computation that is neither a parameter nor a view is one kernel. Its bytes are the sizes
+of its operands and results. Of an operand that a fusion only slices or gathers from, the slices count. Its operations
+are two for each multiply-add of its matrix products. The model: a kernel takes as long as its operations or its bytes
+need, whichever is longer; kernels do not overlap, and nothing lies between them.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTS = (
+    "dense layers",
+    "attention: products",
+    "attention: softmax, layout",
+    "GELU",
+    "norms, residual sums",
+    "biases",
+    "casts of weights",
+    "rest",
+)
+_FOLDER = Path(__file__).parent / "gpus"
+_VIEWS = ("parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all", "partition-id")
+_CALLS = ("call", "while", "conditional", "async-start")
+_SLICES = ("slice", "dynamic-slice", "gather")
+_TYPE = r"\((?:[^()]|\([^()]*\))*\)|\S+"
+_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?([\w.\-]+) = ({_TYPE}) ([\w\-]+)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|(?:called|branch)_computations=\{([^}]*)\}")
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, as its vendor describes it, and how much of that large kernels reach.
+
+    Attributes:
+      name: of the file `benchmarks/gpus/<name>.txtpb`, from which XLA compiles.
+      peak: operations a second in bfloat16, dense. Products of float32 operands have half of them (TF32).
+      bandwidth: bytes a second of its memory.
+      products: share of the peak that a large product reaches; an assumption.
+      copies: share of the bandwidth that a large copy reaches; an assumption.
+    """
+
+    name: str
+    peak: float
+    bandwidth: float
+    products: float = 0.8
+    copies: float = 0.9
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Returns CUDA's compute capability of the description."""
+        major, minor = re.search(r"cuda_compute_capability \{ major: (\d+) minor: (\d+)", self.description).groups()
+        return int(major), int(minor)
+
+    @property
+    def description(self) -> str:
+        """Returns the description from which XLA compiles, a text of `stream_executor.GpuTargetConfigProto`."""
+        return (_FOLDER / f"{self.name}.txtpb").read_text(encoding="utf-8")
+
+
+# SXM forms; the A100 with 80 GB.
+CARDS = {
+    card.name: card
+    for card in (Card("h200", 989e12, 4.8e12), Card("h100", 989e12, 3.35e12), Card("a100", 312e12, 2.039e12))
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel.
+
+    Attributes:
+      name: of the instruction.
+      source: path of what it computes, `op_name`.
+      part: row of the table, one of `PARTS`.
+      bytes: read and written.
+      flops: operations of products whose operands have 16 bits or fewer.
+      wide_flops: operations of products of two float32 operands.
+    """
+
+    name: str
+    source: str
+    part: str
+    bytes: int
+    flops: float = 0.0
+    wide_flops: float = 0.0
+
+    def seconds(self, card: Card) -> float:
+        """Returns the modelled time."""
+        work = (self.flops + 2 * self.wide_flops) / (card.products * card.peak)
+        return max(work, self.bytes / (card.copies * card.bandwidth))
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+
+    @property
+    def called(self) -> list[str]:
+        found = [one or several for one, several in _CALLED.findall(self.attributes)]
+        return [name.strip(" %") for text in found for name in text.split(",")]
+
+    @property
+    def target(self) -> str:
+        """Returns what a custom call calls."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
+    @property
+    def source(self) -> str:
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
+
+def kernels(program: str) -> list[Kernel]:
+    """Returns the kernels of a compiled program's text in their order, a loop's once for each of its repetitions."""
+    computations, entry = _parse(program)
+    return list(_kernels(computations, entry))
+
+
+def _parse(program: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
+    """Returns computation -> name -> instruction, and the name of the entry computation."""
+    computations, entry, current = {}, "", {}
+    for line in program.splitlines():
+        if head := _COMPUTATION.match(line):
+            current = computations[head.group(2)] = {}
+            entry = head.group(2) if head.group(1) else entry
+        elif found := _INSTRUCTION.match(line):
+            name, kind, opcode, rest = found.groups()
+            end = _closing(rest)
+            operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end])) if opcode != "constant" else ()
+            attributes = rest if opcode == "parameter" else rest[end:]
+            current[name] = _Instruction(name, kind, opcode, operands, attributes)
+    return computations, entry
+
+
+def _closing(text: str) -> int:
+    """Returns the position of the parenthesis that closes one before the text."""
+    depth = 1
+    for position, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return position
+    return len(text)
+
+
+def _kernels(computations, name) -> Iterator[Kernel]:
+    instructions = computations[name]
+    for one in instructions.values():
+        if one.opcode in _CALLS:
+            repeats = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.attributes)
+            inner = [kernel for called in one.called for kernel in _kernels(computations, called)]
+            yield from inner * (int(repeats.group(1)) if repeats and one.opcode == "while" else 1)
+        elif one.opcode not in _VIEWS:
+            flops, wide = _products(computations, instructions, one)
+            read = sum(_read(computations, instructions, one, index) for index in range(len(one.operands)))
+            part = _part(one.source, bool(flops or wide), _is_cast(instructions, one))
+            yield Kernel(one.name, one.source, part, read + _size(one.type), flops, wide)
+
+
+def _read(computations, instructions, one, index) -> int:
+    """Returns the bytes that an instruction reads of an operand."""
+    size = _size(instructions[one.operands[index]].type)
+    if one.opcode != "fusion":
+        return min(size, _size(one.type)) if one.opcode in _SLICES else size
+    body = computations[one.called[0]]
+    inside = next(x.name for x in body.values() if x.opcode == "parameter" and x.attributes.startswith(f"{index})"))
+    users = [x for x in body.values() if inside in x.operands]
+    if users and all(user.opcode in _SLICES and user.operands[0] == inside for user in users):
+        return min(size, sum(_size(user.type) for user in users))
+    return size
+
+
+def _products(computations, instructions, one) -> tuple[float, float]:
+    """Returns the operations of an instruction's products: of 16-bit operands, and of two float32 operands."""
+    if one.opcode == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes).group(1)
+        return _product(instructions, one, [int(axis) for axis in contracted.split(",") if axis])
+    if one.opcode == "custom-call" and one.target.startswith("__cublas"):
+        numbers = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', one.attributes).group(1)
+        return _product(instructions, one, [int(axis) for axis in json.loads(numbers)])
+    if one.opcode == "custom-call" and one.target.startswith("__cudnn$fmha"):
+        return _fused_attention(instructions, one), 0.0
+    if one.opcode == "fusion":
+        called = [(computations[name], inner) for name in one.called for inner in computations[name].values()]
+        found = [_products(computations, body, inner) for body, inner in called]
+        return sum(flops for flops, _ in found), sum(wide for _, wide in found)
+    return 0.0, 0.0
+
+
+def _product(instructions, one, contracted):
+    left, right = (_arrays(instructions[name].type)[0] for name in one.operands[:2])
+    terms = math.prod(left[1][axis] for axis in contracted)
+    flops = 2.0 * terms * math.prod(_arrays(one.type)[0][1])
+    return (0.0, flops) if left[0] == right[0] == "f32" else (flops, 0.0)
+
+
+def _fused_attention(instructions, one):
+    """Returns the operations of cuDNN's attention: two products forward, five backward, which computes scores again."""
+    batch, heads, queries, width = _arrays(one.type)[0][1]
+    keys = math.prod(_arrays(instructions[one.operands[1]].type)[0][1]) // (batch * heads * width)
+    return (10.0 if "Backward" in one.target else 4.0) * batch * heads * queries * keys * width
+
+
+def _arrays(kind: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns (element type, shape) of the arrays of a type.
+
+    >>> _arrays("(bf16[8,6]{1,0}, s32[])")
+    [('bf16', (8, 6)), ('s32', ())]
+    """
+    return [(name, tuple(map(int, filter(None, shape.split(","))))) for name, _, shape in _ARRAY.findall(kind)]
+
+
+def _size(kind: str) -> int:
+    """Returns the bytes of a type."""
+    found = _ARRAY.findall(kind)
+    return sum(
+        max(1, int(bits or 8) // 8) * math.prod(map(int, filter(None, shape.split(",")))) for _, bits, shape in found
+    )
+
+
+def _is_cast(instructions, one) -> bool:
+    """Returns whether an instruction has one operand and its result has the same numbers in another type."""
+    if len(one.operands) != 1 or one.type.startswith("("):
+        return False
+    (before, shape), (after, other) = _arrays(instructions[one.operands[0]].type)[0], _arrays(one.type)[0]
+    return before != after and math.prod(shape) == math.prod(other)
+
+
+def _part(source: str, is_product: bool, is_cast: bool = False) -> str:
+    """Returns the row of the table for the path of what a kernel computes.
+
+    >>> _part("jit(step)/jvp(ViT)/block_0/mlp/fc1/dot_general", True), _part("jit(step)/ViT/block_0/attn/exp", False)
+    ('dense layers', 'attention: softmax, layout')
+    """
+    names = re.sub(r"(jit|jvp|transpose|vmap|checkpoint|remat)\(|\)", "", source).split("/")
+    is_dense = any(name in ("qkv", "proj", "fc1", "fc2", "patch_embed", "head") for name in names)
+    if is_product:
+        is_attention = "attn" in names and not is_dense
+        is_network = any(name.startswith(("ViT", "DeiT", "block_")) for name in names)
+        return PARTS[1] if is_attention else PARTS[0] if is_dense or is_network else PARTS[-1]
+    if is_dense and names[-1] == "convert_element_type":  # XLA casts the output of a norm as it writes it
+        return "casts of weights" if is_cast else "norms, residual sums"
+    if is_dense:
+        return "biases"
+    if "attn" in names:
+        return PARTS[2]
+    if "mlp" in names:
+        return "GELU"
+    in_block = any(name.startswith("block_") for name in names)
+    return "norms, residual sums" if in_block or any(name.startswith("norm") for name in names) else "rest"
