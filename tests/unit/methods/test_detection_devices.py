@@ -45,22 +45,22 @@ def place(tree):
 student, teacher, outputs = place(student), place(teacher), place(outputs)
 targets, inside = jax.device_put((targets, inside), of_images)
 
-@jax.jit
-def compute(trained, teacher, targets, inside):
-    def loss(trained):
-        outputs, student = trained
-        options = ConfigDict(defaults(detection_losses.OPTIONS, solver=sys.argv[3]))
-        set_loss, terms = detection_losses.detection_loss(options, outputs, targets, groups)
-        grouped = tuple(x.reshape(groups, -1, *x.shape[1:]) for x in inside)
-        distilled, more = scheme.loss(variables, {**student, "inside": grouped}, teacher, None, None)
-        return set_loss + distilled, terms | more
-    matches = detection_losses.match_queries(ConfigDict(defaults(detection_losses.OPTIONS)), trained[0], targets)
-    return matches, jax.value_and_grad(loss, has_aux=True)(trained)
+options = ConfigDict(defaults(detection_losses.OPTIONS, solver=sys.argv[3]))
+
+# Two programs: one with SciPy's callback is in no cache of compiled programs.
+def set_loss(outputs, targets):
+    matches = detection_losses.match_queries(options, outputs, targets)
+    loss = lambda outputs: detection_losses.detection_loss(options, outputs, targets, groups)
+    return matches, jax.value_and_grad(loss, has_aux=True)(outputs)
+
+def distillation(student, teacher, inside):
+    grouped = tuple(x.reshape(groups, -1, *x.shape[1:]) for x in inside)
+    loss = lambda student: scheme.loss(variables, {**student, "inside": grouped}, teacher, None, None)
+    return jax.value_and_grad(loss, has_aux=True)(student)
 
 with jax.set_mesh(mesh):
-    program = compute.lower((outputs, student), teacher, targets, inside).compile()
-    result = program((outputs, student), teacher, targets, inside)
-matches = result[0]
+    result = jax.jit(set_loss)(outputs, targets), jax.jit(distillation)(student, teacher, inside)
+matches = result[0][0]
 assert len(matches.sharding.device_set) == jax.device_count()
 assert matches.addressable_shards[0].data.shape[1] == images // jax.device_count(), matches.sharding
 np.savez(sys.argv[2], *map(np.asarray, jax.tree.leaves(result)))
