@@ -9,6 +9,7 @@ from cdl_jax import config_files
 from cdl_jax.errors import UserError
 from cdl_jax.models import weights
 from cdl_jax.run import describe
+from cdl_jax.training import dtypes
 from cdl_jax.training.experiment import Experiment
 
 pytestmark = pytest.mark.usefixtures("nowhere")
@@ -45,7 +46,7 @@ def test_every_shipped_config_has_an_experiment_without_its_weights(name, argume
     config = read(name, arguments)
     data, _ = describe.load_or_placeholder(config.data, configs.seeds_of(config)[0])
     experiment, note = describe.build_experiment(config, data)
-    assert experiment.config is config
+    assert experiment.config == dtypes.resolve(config)
     assert note == "" or note.startswith("planned with random weights") and note.count("\n") == 1
 
 
