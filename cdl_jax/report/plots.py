@@ -64,9 +64,9 @@ def curves_with_branches(curves: Mapping[str, Curve], metric: str = "accuracy") 
         x = range(curve.start + 1, len(curve.values) + 1)
         axes.plot(x, curve.values[curve.start :], "o--" if curve.start else "o-", color=color, label=_visible(name),
                   markersize=4)  # fmt: skip
-    axes.set(xlabel="tasks learned", ylabel=f"{metric}, %; mean over these tasks")
+    axes.set(xlabel="tasks learned", ylabel=f"mean {metric}, %")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18))  # names of branches are long
     return _to_svg(figure)
 
 
