@@ -102,7 +102,7 @@ def run_curves(curves: Mapping[str, Curve], metric: str = "accuracy") -> Plot:
     axes.set(xlabel="tasks learned", ylabel=f"mean {metric} over the tasks learned, %")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", color="0.9")
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.15))  # names of branches are long
     return _to_svg(figure)
 
 

@@ -243,8 +243,9 @@ def _check_class_orders(run, task, experiment):
 def _check_learner(run, experiment):
     """Raises UserError if a longer stream would change what earlier tasks have of a learner's variables."""
     config, num_tasks = experiment.config, experiment.info.num_tasks
-    name = config.get("learner", {}).get("name")
-    check = plugins.optional_part("models.learners", name, "check_growth") if name else None
+    name = config.get("learner", {}).get("name", "")
+    is_plugin = "." in name or name in plugins.list_plugins("models.learners")  # dkt has learners without prompts too
+    check = plugins.optional_part("models.learners", name, "check_growth") if is_plugin else None
     if check is not None and num_tasks != run.info.num_tasks:
         check(run.config.learner, run.info.num_tasks, config.learner, num_tasks)
 

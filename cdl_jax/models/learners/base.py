@@ -4,6 +4,9 @@ Each file of this package is one continual learner on a pretrained backbone. It 
   OPTIONS: its option section; the defaults are the values published for CIFAR-100 and ImageNet-R;
   build(options, *, dim, key_dim, depth, num_tasks): returns a `Learner` for a backbone of width `dim` with `depth`
     blocks, queries of width `key_dim` and a stream of `num_tasks` tasks.
+It may define
+  check_growth(options, num_tasks, new_options, new_num_tasks): raises a UserError if variables of a run cannot begin
+    one of more tasks. Axes of classes and tasks grow at their ends; see `run.branching`.
 
 Prompt learners are pools (`Pool`). A `Learner` may also change the weights of the backbone, add adapters to
 its blocks, fit its head in closed form (`FittedHead`), or average several predictions.
