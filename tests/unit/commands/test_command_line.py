@@ -3,6 +3,7 @@
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,21 +240,21 @@ def test_fetch_downloads_missing_files_and_leaves_other_mistakes_to_the_run(tmp_
     assert sorted(fetched) == ["cifar100", names_of_weights[1]]
 
 
-@pytest.mark.parametrize(("index", "printed"), [(0, "workdir: runs/quickstart\n"), (1, "")])
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_the_first_of_several_processes_prints_the_working_directory(
-    index, printed, mode, tmp_path, monkeypatch, capsys
-):
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(("mode", "more"), [("train", "device: cpu, all networks in float32\n"), ("eval", "")])
+def test_the_first_of_several_processes_prints_the_working_directory(index, mode, more, tmp_path, monkeypatch, capsys):
     joined = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cdl_jax.runtime.distributed.initialize", joined.append)
     monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("called before jax has started"))
     monkeypatch.setattr("cdl_jax.run.loop.train", lambda *_: [])
     monkeypatch.setattr("cdl_jax.report.run_page.summary", lambda seeds: "done")
-    monkeypatch.setattr("cdl_jax.run.start.build_experiment", lambda *_: None)
+    monkeypatch.setattr("cdl_jax.run.start.build_experiment", lambda config, *_: SimpleNamespace(config=config))
+    monkeypatch.setattr("cdl_jax.training.dtypes.describe", lambda config: "device: cpu, all networks in float32")
     monkeypatch.setattr(main, "_evaluate", lambda *_: 0)
     assert main.main(["--config", "quickstart", "--mode", mode, "--distributed=auto"]) == 0
     assert joined == ["auto"]
+    printed = "" if index else f"workdir: runs/quickstart\n{more}"
     assert capsys.readouterr().out.removesuffix("done\n") == printed
 
 

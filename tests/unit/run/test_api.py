@@ -21,7 +21,10 @@ def test_task_and_batch_size_are_integers(name, value):
 def test_matrices_of_task_identity_and_of_confusion_are_arrays():
     of_student = {"task_incremental_matrix": [[90.0]], "confusion": [{"0": 3, "2": 1}, {"1": 4}]}
     networks = {"student": of_student, "of an earlier version": {}, "detector": dict.fromkeys(of_student)}
-    tasks = [{"classes": ["a", "b"]}, {"classes": ["c"]}]
+    tasks = [
+        {"classes": ["a", "b"], "first": 0, "train": 2, "test": 2},
+        {"classes": ["c"], "first": 2, "train": 1, "test": 1},
+    ]
     run = api.Run(Path("run"), None, {"networks": networks, "stream": {"tasks": tasks}}, 0, {})
     assert list(run.task_incremental_matrices) == list(run.confusion_matrices) == ["student"]
     np.testing.assert_array_equal(run.task_incremental_matrices["student"], [[90.0, np.nan], [np.nan, np.nan]])

@@ -63,7 +63,7 @@ def test_perfect_detections_of_one_class_are_its_tasks_average_precision(tasks_o
     objects = s.test.objects.take(~s.test.objects.crowds & (s.test.objects.labels != 3))
     corners = np.concatenate([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], axis=1)
     found = Detections(objects.rows, objects.labels, np.float32(corners), np.ones(len(objects), np.float32))
-    rows, counts, extra, calibration, _ = evaluate(s, found, s.tasks[:2])  # of the categories 3 and 7
+    rows, counts, extra, calibration, *_ = evaluate(s, found, s.tasks[:2])  # of the categories 3 and 7
     assert (counts, calibration) == ({}, {})
     assert rows["student"] == pytest.approx([0, 100])
     assert extra["student/AP"] == pytest.approx(50) and extra["student/AP50"] == pytest.approx(50)

@@ -28,7 +28,7 @@ SMALL = {
     "l2p": {"pool": 4, "length": 2, "top_k": 1},
     "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
     "coda": {"pool": 4, "length": 2, "layers": 2},
-    "lae": {"layers": 2},
+    "lae": {"layers": 2, "constant_epochs": 0},
     "os_prompt": {"pool": 4, "length": 2, "layers": 2},
     "ranpac": {"projection": 8},
 }
