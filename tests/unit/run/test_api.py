@@ -1,6 +1,7 @@
 """Arguments of the Python interface: refused in one line before work."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def test_matrices_of_task_identity_and_of_confusion_are_arrays():
         {"classes": ["a", "b"], "first": 0, "train": 2, "test": 2},
         {"classes": ["c"], "first": 2, "train": 1, "test": 1},
     ]
-    run = api.Run(Path("run"), None, {"networks": networks, "stream": {"tasks": tasks}}, 0, {})
+    config = SimpleNamespace(method="cdl")
+    run = api.Run(Path("run"), config, {"networks": networks, "stream": {"tasks": tasks}}, 0, {})
     assert list(run.task_incremental_matrices) == list(run.confusion_matrices) == ["student"]
     np.testing.assert_array_equal(run.task_incremental_matrices["student"], [[90.0, np.nan], [np.nan, np.nan]])
     np.testing.assert_array_equal(run.confusion_matrices["student"], [[3, 0, 1], [0, 4, 0]])
