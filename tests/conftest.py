@@ -12,14 +12,8 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Most of the compiler's time is effort for speed that no test needs: LLVM's passes, the lowering of fusions by MLIR,
-# and the division of a program into parts for several cores. Seconds of CPU to compile the step of
-# tests/end_to_end/tiny_detection.py: 52 with the default flags, 30 with the first two, 12.5 with all.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+# Most of the compiler's time is LLVM's effort for speed that no test needs.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 # Tracing makes many objects that stay. With Python's thresholds a fifth of its time is garbage collection.
 gc.set_threshold(100_000, 20, 100)
 
