@@ -49,7 +49,7 @@ def answer(capsys, monkeypatch, *arguments):
         (["--config.method=cdll"], "did you mean 'cdl'"),
         (["--config.cdl.teacher_query=mine"], "cdl.teacher_query='mine'"),
         (["--mode=evaluate"], "did you mean 'eval'"),
-        (["--taks=3"], "did you mean 'task'"),
+        (["--taks=3"], "did you mean 'tasks'"),
         (["--lr=0.1"], "unknown flag --lr: did you mean 'config.optim.learning_rate'?"),
         (["--config.lr=0.1"], "unknown key config.lr: did you mean 'optim.learning_rate'?"),
         (["--config.learner.name=coda"], "config.learner.layers is missing, an option of config.learner.name='coda'"),
