@@ -12,8 +12,8 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Most of the compiler's time is LLVM's effort for speed that no test needs. (`--xla_cpu_use_fusion_emitters=false` would
-# save half of the rest, but jaxlib 0.10.2 then computes other numbers in tests/parity/test_cdl.py, and crashes.)
+# Most of the compiler's time is LLVM's effort for speed that no test needs. `--xla_cpu_use_fusion_emitters=false` would
+# save half of the rest, but jaxlib 0.10.2 then computes other numbers in tests/parity/test_cdl.py, and crashes.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 # Tracing makes many objects that stay. With Python's thresholds a fifth of its time is garbage collection.
 gc.set_threshold(100_000, 20, 100)
