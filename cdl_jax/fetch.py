@@ -25,7 +25,7 @@ from pathlib import Path
 
 from cdl_jax.data.readers.locate import search_paths
 from cdl_jax.errors import UserError
-from cdl_jax.plugins import did_you_mean, list_plugins, load_plugin
+from cdl_jax.plugins import did_you_mean, list_plugins, optional_part
 from cdl_jax.runtime import console, paths
 from cdl_jax.runtime.download import download, error_text, remote_size
 
@@ -55,7 +55,8 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 
-# MD5 of CIFAR from its page and torchvision, of Tiny-ImageNet from Avalanche; SHA-256 from TensorFlow Datasets.
+# MD5 of CIFAR from its page and torchvision, of CORe50 and Tiny-ImageNet from Avalanche. SHA-256 from TensorFlow
+# Datasets.
 ARCHIVES = {
     "cifar10": Archive(_CIFAR, "cifar-10-python.tar.gz", 170_498_071, "md5", "c58f30108f718f92721af3b95e74349a"),
     "cifar100": Archive(_CIFAR, "cifar-100-python.tar.gz", 169_001_437, "md5", "eb9058c3a382ffc7106e4002c42a8d85"),
@@ -90,6 +91,14 @@ ARCHIVES = {
         "sha256",
         "d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
         unpacked="food-101",
+    ),
+    "core50": Archive(
+        "http://bias.csr.unibo.it/maltoni/download/core50",
+        "core50_128x128.zip",
+        0,
+        "md5",
+        "745f3373fed08d69343f1058ee559e13",
+        unpacked="core50_128x128",
     ),
     "tiny_imagenet": Archive(
         "http://cs231n.stanford.edu",
@@ -287,8 +296,8 @@ def _remedy(name) -> str:
     """Returns how to get a named set that cannot be fetched, else an empty text."""
     if name not in list_plugins("data.sources"):
         return ""
-    named = getattr(load_plugin("data.sources", name), "SET", None)
-    return named.remedy if named else ""
+    explain = optional_part("data.sources", name, "explain_download")
+    return explain() if explain else ""
 
 
 @contextmanager
@@ -352,7 +361,9 @@ def _unpack(archive, target):
 
 def _render_list() -> str:
     lines = ["data sets"]
-    lines += [f"  {name:<13} {archive.size / 1e6:>7,.0f} MB  {archive.file}" for name, archive in ARCHIVES.items()]
+    for name, archive in ARCHIVES.items():
+        size = f"{archive.size / 1e6:>7,.0f} MB" if archive.size else " " * 10
+        lines.append(f"  {name:<13} {size}  {archive.file}")
     lines += [f"  {name:<13} {len(files):>4} files" for name, files in FOLDERS.items()]
     lines += ["weights: any timm model with its tag, for example", *(f"  {name}" for name in WEIGHTS)]
     return "\n".join(lines)

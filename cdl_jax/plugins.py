@@ -44,7 +44,7 @@ _OPTIONAL: dict[str, dict[str, str | tuple[str, ...] | None]] = {
     "methods": {"PROBLEM": ("classification", "detection"), "teacher_options": "config"},
     "models.learners": {"check_growth": "options, num_tasks, new_options, new_num_tasks"},
     "distill": {"PRESET": None},
-    "data.sources": {"placeholder": "options"},
+    "data.sources": {"placeholder": "options", "explain_download": ""},
 }
 
 # Files of the plug-ins that users brought, and their folders, which may have helpers: errors in these are the user's.

@@ -132,7 +132,7 @@ class ViDT(Method):
     @property
     def label_maps(self) -> bool:
         trained = (self.student, self.teacher) if self._teacher_is_trained else (self.student,)
-        return any(getattr(network, "token_label", False) for network in trained)
+        return any(network.token_label for network in trained)
 
     @property
     def _has_sigmoids(self):

@@ -90,6 +90,10 @@ class DomainSet:
         train, test = (_join(parts, classes, domains, part) for part in (0, 1))
         return Dataset(self.name or root.resolve().name, tuple(classes), train, test, domains)
 
+    def explain_download(self) -> str:
+        """Returns how to get the images, for messages."""
+        return self.remedy
+
     def placeholder(self, options: Mapping[str, Any]) -> Dataset:
         """Returns the published sizes without images, in domains of one size.
 

@@ -89,6 +89,10 @@ class NamedSet:
             self.name, tuple(train), *(class_parts.to_split(images, tuple(train)) for images in (train, test))
         )
 
+    def explain_download(self) -> str:
+        """Returns how to get the images, for messages."""
+        return self.remedy
+
     def placeholder(self, options: Mapping[str, Any]) -> Dataset:
         """Returns the published sizes without images; only for a set with `images`."""
         return stream.placeholder(self.name, self.num_classes, *self.images)

@@ -14,5 +14,7 @@ SET = DomainSet(
     num_classes=50,
     test_domains=("s3", "s7", "s10"),
     images=(119_894, 44_972),
+    can_fetch=True,
 )
 OPTIONS, load, placeholder = SET.options, SET.load, SET.placeholder
+explain_download = SET.explain_download

@@ -6,4 +6,4 @@ A domain has `<class>/*`, or `train/<class>/*` beside `test/<class>/*`.
 from cdl_jax.data.readers.domain_sets import DomainSet
 
 SET = DomainSet("", folders=(), remedy="set data.path to the folder with <domain>/<class>/", domains={})
-OPTIONS, load = SET.options, SET.load
+OPTIONS, load, explain_download = SET.options, SET.load, SET.explain_download

@@ -18,4 +18,4 @@ SET = DomainSet(
     can_fetch=True,
     has_split=True,
 )
-OPTIONS, load = SET.options, SET.load
+OPTIONS, load, explain_download = SET.options, SET.load, SET.explain_download

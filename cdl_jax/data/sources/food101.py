@@ -14,3 +14,4 @@ SET = NamedSet(
     can_fetch=True,
 )
 OPTIONS, load, placeholder = SET.options, SET.load, SET.placeholder
+explain_download = SET.explain_download

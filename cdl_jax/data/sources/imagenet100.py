@@ -15,4 +15,4 @@ SET = NamedSet(
     remedy="put train/<WordNet id>/ and val/<WordNet id>/ into a folder, or set data.class_list for all of ImageNet",
     takes_list=True,
 )
-OPTIONS, load = SET.options, SET.load
+OPTIONS, load, explain_download = SET.options, SET.load, SET.explain_download

@@ -16,4 +16,4 @@ SET = NamedSet(
     can_fetch=True,
     has_split=False,
 )
-OPTIONS, load = SET.options, SET.load
+OPTIONS, load, explain_download = SET.options, SET.load, SET.explain_download

@@ -18,4 +18,4 @@ SET = DomainSet(
     },
     num_classes=65,
 )
-OPTIONS, load = SET.options, SET.load
+OPTIONS, load, explain_download = SET.options, SET.load, SET.explain_download

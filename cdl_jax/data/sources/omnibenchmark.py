@@ -12,3 +12,4 @@ SET = NamedSet(
     remedy="unpack the archive omnibenchmark of PILOT (github.com/LAMDA-CL/LAMDA-PILOT)",
 )
 OPTIONS, load, placeholder = SET.options, SET.load, SET.placeholder
+explain_download = SET.explain_download

@@ -17,3 +17,4 @@ SET = NamedSet(
     remedy="put cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat into one folder",
 )
 OPTIONS, load, placeholder = SET.options, SET.load, SET.placeholder
+explain_download = SET.explain_download

@@ -15,4 +15,4 @@ SET = NamedSet(
     increment=10,
     remedy="unpack the archive vtab-cil of PILOT (github.com/LAMDA-CL/LAMDA-PILOT)",
 )
-OPTIONS, load = SET.options, SET.load
+OPTIONS, load, explain_download = SET.options, SET.load, SET.explain_download

@@ -6,6 +6,7 @@ and extents in canvases, see `masks`; the outputs depend on sizes and extents, n
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -390,6 +391,7 @@ class ViDTWithoutNeck(nn.Module):
     cross_stages: Sequence[int] = (3,)
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    token_label: ClassVar[bool] = False  # the maps that it would label are those of the neck
 
     @nn.compact
     def __call__(
@@ -451,14 +453,14 @@ def build(options: ConfigDict, num_classes: int = 91) -> ViDT | ViDTWithoutNeck:
     """
     _check(options)
     shared = ("embed_dim", "window", "mlp_ratio", "drop_path", "dim", "queries", "remat")
-    of_neck = ("decoder_heads", "decoder_layers", "points", "hidden", "dropout", "box_refine", "iou_aware")
-    of_neck += ("cross_scale_fusion", "token_label", "sampling")
+    neck_options = ("decoder_heads", "decoder_layers", "points", "hidden", "dropout", "box_refine", "iou_aware")
+    neck_options += ("cross_scale_fusion", "token_label", "sampling")
     fields = {name: options[name] for name in shared}
     fields |= {name: tuple(options[name]) for name in ("depths", "heads", "cross_stages")}
     fields |= {"num_classes": num_classes, "dtype": jnp.dtype(options.dtype)}
     if not options.neck:
         return ViDTWithoutNeck(position_dim=options.position_dim, **fields)
-    return ViDT(**fields, **{name: options[name] for name in of_neck})
+    return ViDT(**fields, **{name: options[name] for name in neck_options})
 
 
 def _check(options):
@@ -475,6 +477,6 @@ def _check(options):
         raise UserError(f"ViDT dim={dim} is not a multiple of the {neck.GROUPS} groups of its norms: change it")
     if dim % options.decoder_heads:
         raise UserError(f"ViDT dim={dim} cannot be split over decoder_heads={options.decoder_heads}: choose a multiple")
-    of_neck = [name for name in ("iou_aware", "cross_scale_fusion", "token_label") if options[name]]
-    if of_neck and not options.neck:
-        raise UserError(f"ViDT {of_neck[0]}=True needs neck=True: set one of them otherwise")
+    neck_options = [name for name in ("iou_aware", "cross_scale_fusion", "token_label") if options[name]]
+    if neck_options and not options.neck:
+        raise UserError(f"ViDT {neck_options[0]}=True needs neck=True: set one of them otherwise")
