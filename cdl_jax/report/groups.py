@@ -12,6 +12,7 @@ from typing import Any
 from cdl_jax import config as configs
 from cdl_jax import schema
 from cdl_jax.errors import UserError
+from cdl_jax.methods.shared import added_options
 from cdl_jax.runtime import files
 
 TABLE_METRICS = ("last", "average_incremental", "forgetting_cdl", "forgetting_max")
@@ -263,7 +264,7 @@ def _read_run(folder):
         if stored is None:
             raise UserError(f"{folder} holds no results of a run (config.json is missing): name a --workdir")
         results = schema.upgrade("results", json.loads(path.read_text(encoding="utf-8")), path)
-        config, seeds = _without_seeds(configs.flatten(stored["config"]))
+        config, seeds = _without_seeds(added_options.complete(configs.flatten(stored["config"])))
         run = _parse_results(folder, results, seeds[0])
     except (OSError, AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else error

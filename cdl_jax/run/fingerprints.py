@@ -16,15 +16,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cdl_jax import config as configs
-from cdl_jax import plugins
 from cdl_jax.data.detection import streams as detection_streams
 from cdl_jax.data.readers import tar_files
-from cdl_jax.data.stream import OPTIONS as STREAM_OPTIONS
 from cdl_jax.data.stream import Stream
 from cdl_jax.errors import UserError
-from cdl_jax.methods.shared import finished_run
+from cdl_jax.methods.shared import added_options, finished_run
 from cdl_jax.models import weights
-from cdl_jax.options import defaults
 from cdl_jax.runtime import paths
 from cdl_jax.runtime.console import one_line
 
@@ -94,13 +91,7 @@ def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
       resolved: the config of the command, as nested dicts.
     """
     old, new = configs.flatten(stored["config"]), configs.flatten(resolved)
-    later = {key: "" for key in new if key.endswith(".weights_key")}  # options that older runs lack
-    later |= {key: value for key, value in new.items() if key.startswith("token_labels.")}
-    if isinstance(source := new.get("data.name"), str):
-        of_source = plugins.load_plugin("data.sources", source).OPTIONS
-        of_data = configs.flatten(defaults({**STREAM_OPTIONS, **of_source}), "data.")
-        later |= {key: value for key, value in of_data.items() if key in new}
-    old = {**later, **old}
+    old = {key: value for key, value in added_options.complete(old).items() if key in old or key in new}
     known = stored.get("content") if isinstance(stored.get("content"), dict) else {}
     for key, current in fingerprint_config(resolved).items():
         recorded = known.get(key)

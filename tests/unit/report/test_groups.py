@@ -65,3 +65,14 @@ def test_a_folder_without_results_is_refused(tmp_path, capsys):
             table_of([tmp_path / name])
     assert report_main([str(tmp_path / "empty")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_run_without_later_options_of_the_stream_joins_its_group(tmp_path):
+    former = {"name": "digits", "num_tasks": 2, "class_order_seed": 0}
+    today = {**former, "kind": "class", "online": False, "append": [], "class_order_seed": 1}
+    runs = [
+        store(tmp_path / "a", {**config_with_seed(0), "data": former}, student=50.0),
+        store(tmp_path / "b", {**config_with_seed(1), "data": today}, student=52.0),
+        store(tmp_path / "c", {**config_with_seed(2), "data": {**today, "online": True}}, student=53.0),
+    ]
+    assert [row[0::2][:2] for row in table_of(runs)[1:]] == [["data.online=False", "2"], ["data.online=True", "1"]]
