@@ -1,23 +1,20 @@
-"""Draws plots of runs as SVG text with the plotted numbers, the same text for the same numbers."""
+"""Draws plots of runs."""
 
-import csv
-import io
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cdl_jax.report.drawing import COLORS, HIDDEN, new_figure, to_plot, visible
 from cdl_jax.report.text import Plot
 from cdl_jax.runtime.console import one_line
 
-# The palette of Okabe and Ito, which color-blind readers can distinguish too.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MAX_STYLES = 12  # of curves: six colors, solid and dashed
 _MAX_MARKED = 12  # points of a curve that are drawn as dots; more of them are a line
-_HIDDEN = "_hidden "  # begins the label of a line that the legend leaves out
+_MAX_INSIDE = 4  # names in the legend of a small plot; a longer legend covers the curves
+_OUTSIDE = {"fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}
 
 Matrix = Sequence[Sequence[float]]
 
@@ -32,15 +29,15 @@ def accuracy_curves(matrices: Mapping[str, Matrix], metric: str = "accuracy") ->
     Returns:
       SVG text with its numbers, as for all functions of this module.
     """
-    figure, axes = _new_figure(5.5, 3.2)
-    for (name, rows), color in zip(matrices.items(), itertools.cycle(_COLORS), strict=False):
+    figure, axes = new_figure(5.5, 3.2)
+    for (name, rows), color in zip(matrices.items(), itertools.cycle(COLORS), strict=False):
         x = np.arange(1, len(rows) + 1)
-        axes.plot(x, [np.mean(row) for row in rows], "o-", color=color, label=_visible(name), markersize=4)
-        axes.plot(x, [np.min(row) for row in rows], ":", color=color, label=f"{_HIDDEN}{name}, worst task")
+        axes.plot(x, [np.mean(row) for row in rows], "o-", color=color, label=visible(name), markersize=4)
+        axes.plot(x, [np.min(row) for row in rows], ":", color=color, label=f"{HIDDEN}{name}, worst task")
     axes.set(xlabel="tasks learned", ylabel=f"{metric}, %", ylim=(0, 102), title="tasks learned so far")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
-    return _to_svg(figure)
+    axes.legend(frameon=False, **(_OUTSIDE if len(matrices) > _MAX_INSIDE else {}))
+    return to_plot(figure)
 
 
 def task_curves(rows: Matrix, title: str, metric: str = "accuracy") -> Plot:
@@ -53,16 +50,16 @@ def task_curves(rows: Matrix, title: str, metric: str = "accuracy") -> Plot:
     """
     import matplotlib
 
-    figure, axes = _new_figure(5.5, 3.2)
+    figure, axes = new_figure(5.5, 3.2)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(rows)))
     for task, color in enumerate(colors):
         values = [row[task] for row in rows[task:]]
         axes.plot(range(task + 1, len(rows) + 1), values, "o-", color=color, label=f"task {task}", markersize=4)
-    axes.set(xlabel="tasks learned", ylabel=f"{metric}, %", ylim=(0, 102), title=_visible(title))
+    axes.set(xlabel="tasks learned", ylabel=f"{metric}, %", ylim=(0, 102), title=visible(title))
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(rows) <= _MAX_STYLES:
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _to_svg(figure)
+        axes.legend(frameon=False, **_OUTSIDE)
+    return to_plot(figure)
 
 
 @dataclass(frozen=True)
@@ -87,15 +84,15 @@ def run_curves(curves: Mapping[str, Curve], metric: str = "accuracy") -> Plot:
       curves: label -> curve, parents and branches alike.
       metric: name of the numbers.
     """
-    figure, axes = _new_figure(8, 4)
+    figure, axes = new_figure(8, 4)
     for (label, curve), (marker, color) in zip(
-        curves.items(), itertools.cycle(itertools.product("os^D", _COLORS)), strict=False
+        curves.items(), itertools.cycle(itertools.product("os^D", COLORS)), strict=False
     ):
         length = min(map(len, curve.seeds))
         values = np.array([seed[curve.start : length] for seed in curve.seeds], float)
         x, mean = np.arange(curve.start + 1, length + 1), values.mean(axis=0)
         style = "--" if curve.start else "-"
-        axes.plot(x, mean, style, marker=marker, color=color, label=_visible(label), markersize=4)
+        axes.plot(x, mean, style, marker=marker, color=color, label=visible(label), markersize=4)
         if len(values) > 1:
             deviation = values.std(axis=0, ddof=1)
             axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
@@ -103,7 +100,7 @@ def run_curves(curves: Mapping[str, Curve], metric: str = "accuracy") -> Plot:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.15))  # names of branches are long
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def learning_rates(lines: Sequence[Mapping[str, Any]]) -> Plot:
@@ -113,14 +110,14 @@ def learning_rates(lines: Sequence[Mapping[str, Any]]) -> Plot:
       lines: of metrics.jsonl; lines without "learning_rate" are left out.
     """
     training = [line for line in lines if "learning_rate" in line]
-    figure, axes = _new_figure(11, 2.2)
-    for phase, color in zip(dict.fromkeys(line["phase"] for line in training), itertools.cycle(_COLORS), strict=False):
+    figure, axes = new_figure(11, 2.2)
+    for phase, color in zip(dict.fromkeys(line["phase"] for line in training), itertools.cycle(COLORS), strict=False):
         for i, points in enumerate(_by_task(training, phase, "learning_rate")):
-            _plot_points(axes, points, color, _visible(phase) if i == 0 else _HIDDEN + phase)
+            _plot_points(axes, points, color, visible(phase) if i == 0 else HIDDEN + phase)
     axes.set(xlabel="step", ylabel="learning rate", xlim=(0, 1.01 * _task_ends(lines)[-1]))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8, ncols=6, loc="lower right", bbox_to_anchor=(1, 1))
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def precision_over_tasks(numbers: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Plot:
@@ -129,16 +126,16 @@ def precision_over_tasks(numbers: Mapping[str, Mapping[str, Sequence[float | Non
     Args:
       numbers: network -> kind, such as "new classes" -> percent after each task; None: no number.
     """
-    figure, axes = _new_figure(6, 3.4)
-    for (network, kinds), color in zip(numbers.items(), itertools.cycle(_COLORS), strict=False):
+    figure, axes = new_figure(6, 3.4)
+    for (network, kinds), color in zip(numbers.items(), itertools.cycle(COLORS), strict=False):
         for (kind, values), style in zip(kinds.items(), itertools.cycle(("o-", "s--", "^:")), strict=False):
-            label = _visible(f"{network}, {kind}")
+            label = visible(f"{network}, {kind}")
             axes.plot(range(1, len(values) + 1), np.array(values, float), style, color=color, label=label, markersize=4)
     axes.set(xlabel="tasks learned", ylabel="AP, %")
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def precision_recall(curves: Mapping[str, Sequence[float]], title: str, bold: str = "") -> Plot:
@@ -151,20 +148,20 @@ def precision_recall(curves: Mapping[str, Sequence[float]], title: str, bold: st
       title: of the plot.
       bold: name of a curve in thick black.
     """
-    figure, axes = _new_figure(6, 3.8)
-    colors = [color for color in _COLORS if not (bold and color == "#000000")]
+    figure, axes = new_figure(6, 3.8)
+    colors = [color for color in COLORS if not (bold and color == "#000000")]
     styles = [{"linestyle": style, "color": color} for style in ("-", "--") for color in colors]
     plain = [name for name in curves if name != bold]
     if len(plain) > _MAX_STYLES:
         styles = [{"linewidth": 0.7, "color": "0.75"}]
     for name, style in zip(plain, itertools.cycle(styles), strict=False):
-        label = _visible(name) if len(plain) <= _MAX_STYLES else _HIDDEN + name
+        label = visible(name) if len(plain) <= _MAX_STYLES else HIDDEN + name
         axes.plot(np.linspace(0, 1, len(curves[name])), curves[name], label=label, **style)
     if bold:
-        axes.plot(np.linspace(0, 1, len(curves[bold])), curves[bold], "k", linewidth=2.5, label=_visible(bold))
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03), title=_visible(title))
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _to_svg(figure)
+        axes.plot(np.linspace(0, 1, len(curves[bold])), curves[bold], "k", linewidth=2.5, label=visible(bold))
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03), title=visible(title))
+    axes.legend(frameon=False, **_OUTSIDE)
+    return to_plot(figure)
 
 
 def heat_map(rows: Matrix, title: str, top: float = 100, unit: str = "%", digits: int = 0) -> Plot:
@@ -182,17 +179,17 @@ def heat_map(rows: Matrix, title: str, top: float = 100, unit: str = "%", digits
     for i, row in enumerate(rows):
         matrix[i, : i + 1] = row
     side = min(1.4 + 0.42 * size, 9)
-    figure, axes = _new_figure(side + 0.8, side)
+    figure, axes = new_figure(side + 0.8, side)
     image = axes.imshow(matrix, vmin=0, vmax=top, cmap="cividis")
     if size <= 20:
         for i, row in enumerate(rows):
             for j, value in enumerate(row):
                 color = "w" if value < 0.55 * top else "k"
                 axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=color)
-    axes.set(xlabel="task", ylabel="after learning task", title=_visible(title))
+    axes.set(xlabel="task", ylabel="after learning task", title=visible(title))
     _set_integer_ticks(axes, size, size)
     figure.colorbar(image, ax=axes, shrink=0.8, label=unit)
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def matrix_plot(
@@ -207,16 +204,16 @@ def matrix_plot(
       title: of the plot.
     """
     matrix = np.array(rows, float)
-    figure, axes = _new_figure(1.8 + 0.52 * len(column_names), 1.5 + 0.38 * len(row_names))
+    figure, axes = new_figure(1.8 + 0.52 * len(column_names), 1.5 + 0.38 * len(row_names))
     axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
         if np.isfinite(value):
             color = "w" if value < 0.55 else "k"
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
-    axes.set_xticks(range(len(column_names)), [*map(_visible, column_names)], rotation=45, ha="right")
-    axes.set_yticks(range(len(row_names)), [*map(_visible, row_names)])
-    axes.set(title=_visible(title))
-    return _to_svg(figure)
+    axes.set_xticks(range(len(column_names)), [*map(visible, column_names)], rotation=45, ha="right")
+    axes.set_yticks(range(len(row_names)), [*map(visible, row_names)])
+    axes.set(title=visible(title))
+    return to_plot(figure)
 
 
 def confusion(shares: Matrix, names: Sequence[str], title: str) -> Plot:
@@ -228,13 +225,13 @@ def confusion(shares: Matrix, names: Sequence[str], title: str) -> Plot:
       title: of the plot.
     """
     side = min(2.2 + 0.13 * len(names), 9)
-    figure, axes = _new_figure(side + 0.8, side)
+    figure, axes = new_figure(side + 0.8, side)
     image = axes.imshow(np.array(shares, float), vmin=0, vmax=100, cmap="cividis")
-    axes.set_xticks(range(len(names)), [*map(_visible, names)], rotation=90, fontsize=7)
-    axes.set_yticks(range(len(names)), [*map(_visible, names)], fontsize=7)
-    axes.set(xlabel="predicted class", ylabel="class", title=_visible(title))
+    axes.set_xticks(range(len(names)), [*map(visible, names)], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), [*map(visible, names)], fontsize=7)
+    axes.set(xlabel="predicted class", ylabel="class", title=visible(title))
     figure.colorbar(image, ax=axes, shrink=0.8, label="%")
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def kl_by_age(rows: Matrix) -> Plot:
@@ -246,20 +243,20 @@ def kl_by_age(rows: Matrix) -> Plot:
     Args:
       rows: rows of 1, 2, ... KL divergences in nats; column j belongs to task j.
     """
-    figure, axes = _new_figure(6, 3.4)
+    figure, axes = new_figure(6, 3.4)
     by_task = [np.array([row[task] for row in rows[task:]]) for task in range(len(rows))]
     for task, values in enumerate(by_task):
-        label = f"{_HIDDEN}task {task}"
+        label = f"{HIDDEN}task {task}"
         axes.plot(np.arange(len(values)), values, ".-", color="0.75", linewidth=0.9, label=label)
     changes = [np.mean([np.diff(values)[age] for values in by_task if age < len(values) - 1])
                for age in range(len(rows) - 1)]  # fmt: skip
     chained = np.cumsum([np.mean([values[0] for values in by_task]), *changes])
-    axes.plot(np.arange(len(rows)), chained, "o-", color=_COLORS[0], label="chained mean", markersize=4)
+    axes.plot(np.arange(len(rows)), chained, "o-", color=COLORS[0], label="chained mean", markersize=4)
     axes.set(xlabel="tasks learned since", ylabel="KL, nats")
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def parameter_sweep(values: Sequence[float], means: Sequence[float], usual: float) -> Plot:
@@ -270,11 +267,11 @@ def parameter_sweep(values: Sequence[float], means: Sequence[float], usual: floa
       means: accuracies in percent.
       usual: the value that the run itself uses, marked by a dotted line.
     """
-    figure, axes = _new_figure(6, 3.4)
-    axes.plot(values, means, "o-", color=_COLORS[0], markersize=4)
+    figure, axes = new_figure(6, 3.4)
+    axes.plot(values, means, "o-", color=COLORS[0], markersize=4)
     axes.axvline(usual, color="0.5", ls=":", lw=0.8)
     axes.set(xlabel="weight", ylabel="accuracy, %")
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, metric: str = "accuracy") -> Plot:
@@ -285,38 +282,38 @@ def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, 
       xlabel: name of the option.
       metric: name of the numbers.
     """
-    figure, axes = _new_figure(6, 3.4)
+    figure, axes = new_figure(6, 3.4)
     lines = {
         name: {one_line(value) if isinstance(value, str) else value: accuracies for value, accuracies in line.items()}
         for name, line in lines.items()
     }
-    for (name, line), color in zip(lines.items(), itertools.cycle(_COLORS), strict=False):
+    for (name, line), color in zip(lines.items(), itertools.cycle(COLORS), strict=False):
         line = {value: accuracies for value, accuracies in line.items() if accuracies}
         if not line:
             continue
         means = [np.mean(accuracies) for accuracies in line.values()]
-        axes.plot(list(line), means, "-", color=color, label=_visible(name))
+        axes.plot(list(line), means, "-", color=color, label=visible(name))
         dots = [(value, accuracy) for value, accuracies in line.items() for accuracy in accuracies]
-        label = f"{_HIDDEN}{name}, each seed"
+        label = f"{HIDDEN}{name}, each seed"
         axes.plot(*zip(*dots, strict=True), "o", color=color, markersize=4, alpha=0.7, label=label)
-    axes.set(xlabel=_visible(xlabel), ylabel=f"{metric}, %; line: mean")
+    axes.set(xlabel=visible(xlabel), ylabel=f"{metric}, %; line: mean")
     axes.set_xticks(sorted({value for line in lines.values() for value in line}))
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False)
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def dot_plot(values: Mapping[str, Sequence[float]], xlabel: str) -> Plot:
     """Plots, for each name on a line, its values as dots and their mean as a bar; the first name is at the top."""
-    figure, axes = _new_figure(4.5 + 0.08 * max(map(len, values)), 0.9 + 0.3 * len(values))
+    figure, axes = new_figure(4.5 + 0.08 * max(map(len, values)), 0.9 + 0.3 * len(values))
     for y, numbers in enumerate(values.values()):
-        axes.plot(numbers, [y] * len(numbers), "o", color=_COLORS[0], markersize=4, alpha=0.7, label=f"{_HIDDEN}each")
-        axes.plot([np.mean(numbers)], [y], "|", color=_COLORS[1], markersize=14, markeredgewidth=2)
-    axes.set_yticks(range(len(values)), [*map(_visible, values)])
+        axes.plot(numbers, [y] * len(numbers), "o", color=COLORS[0], markersize=4, alpha=0.7, label=f"{HIDDEN}each")
+        axes.plot([np.mean(numbers)], [y], "|", color=COLORS[1], markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(values)), [*map(visible, values)])
     axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.set(xlabel=_visible(xlabel))
+    axes.set(xlabel=visible(xlabel))
     axes.grid(axis="x", color="0.9")
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Plot:
@@ -328,32 +325,32 @@ def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[flo
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure, axes = _new_figure(8, 4)
-    styles = zip(itertools.product("os^Dv", _COLORS), points.items(), strict=False)
+    figure, axes = new_figure(8, 4)
+    styles = zip(itertools.product("os^Dv", COLORS), points.items(), strict=False)
     for (marker, color), (name, (amounts, values)) in styles:
         if not any(amounts):
-            axes.axhline(np.mean(values), color=color, ls=":", label=_visible(name))
+            axes.axhline(np.mean(values), color=color, ls=":", label=visible(name))
             continue
         std = np.std(values, ddof=1) if len(values) > 1 else None
-        axes.errorbar(np.mean(amounts), np.mean(values), std, fmt=marker, color=color, label=_visible(name), capsize=3)
+        axes.errorbar(np.mean(amounts), np.mean(values), std, fmt=marker, color=color, label=visible(name), capsize=3)
     axes.set(xlabel="megabytes exchanged", ylabel="accuracy, %", xscale="log")
     axes.xaxis.set(
         major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=lambda x, _: f"{x:g}"
     )
     axes.grid(axis="y", color="0.9")
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _to_svg(figure)
+    axes.legend(frameon=False, **_OUTSIDE)
+    return to_plot(figure)
 
 
 def line_plot(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Plot:
     """Plots each name's values against their positions 0, 1, 2, ..."""
-    figure, axes = _new_figure(6, 3.4)
-    for (name, numbers), color in zip(values.items(), itertools.cycle(_COLORS), strict=False):
-        axes.plot(numbers, ".-", color=color, label=_visible(name), markersize=4)
-    axes.set(xlabel=_visible(xlabel), ylabel=ylabel)
+    figure, axes = new_figure(6, 3.4)
+    for (name, numbers), color in zip(values.items(), itertools.cycle(COLORS), strict=False):
+        axes.plot(numbers, ".-", color=color, label=visible(name), markersize=4)
+    axes.set(xlabel=visible(xlabel), ylabel=ylabel)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def losses(lines: Sequence[Mapping[str, Any]]) -> Plot:
@@ -367,21 +364,21 @@ def losses(lines: Sequence[Mapping[str, Any]]) -> Plot:
     """
     training = [line for line in lines if "loss" in line]
     phases = list(dict.fromkeys(line["phase"] for line in training))
-    figure, axes = _new_figure(11, 2.6 * len(phases), len(phases))
+    figure, axes = new_figure(11, 2.6 * len(phases), len(phases))
     no_terms = {"step", "task", "phase", "epoch", "learning_rate"}
     for phase, ax in zip(phases, np.atleast_1d(axes), strict=True):
         names = dict.fromkeys(key for line in training if line["phase"] == phase for key in line)
         terms = [name for name in names if name not in no_terms and not name.endswith("_error")]
-        for term, color in zip(sorted(terms, key=lambda t: t != "loss"), itertools.cycle(_COLORS), strict=False):
+        for term, color in zip(sorted(terms, key=lambda t: t != "loss"), itertools.cycle(COLORS), strict=False):
             for i, points in enumerate(_by_task(training, phase, term)):
-                _plot_points(ax, points, color, _visible(term) if i == 0 else _HIDDEN + term)
+                _plot_points(ax, points, color, visible(term) if i == 0 else HIDDEN + term)
         for step in _task_ends(lines)[:-1]:
             ax.axvline(step, color="0.5", ls=":", lw=0.8)
         ax.set_ylabel("loss")
-        ax.set_title(_visible(phase), loc="left")
+        ax.set_title(visible(phase), loc="left")
         ax.legend(frameon=False, fontsize=8, ncols=6, loc="lower right", bbox_to_anchor=(1, 1))
     ax.set(xlabel="step", xlim=(0, 1.01 * _task_ends(lines)[-1]))
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def _by_task(lines, phase, name):
@@ -416,12 +413,12 @@ def selection(rows: Matrix, title: str) -> Plot:
     """
     counts = np.asarray(rows, float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _new_figure(min(1.8 + 0.22 * counts.shape[1], 11), min(1.3 + 0.26 * counts.shape[0], 8))
+    figure, axes = new_figure(min(1.8 + 0.22 * counts.shape[1], 11), min(1.3 + 0.26 * counts.shape[0], 8))
     image = axes.imshow(shares, vmin=0, cmap="cividis", aspect="auto")
-    axes.set(xlabel="prompt", ylabel="task", title=_visible(title))
+    axes.set(xlabel="prompt", ylabel="task", title=visible(title))
     _set_integer_ticks(axes, *counts.shape)
     figure.colorbar(image, ax=axes, label="share")
-    return _to_svg(figure)
+    return to_plot(figure)
 
 
 def scatter(points: Matrix, labels: Sequence[str], title: str) -> Plot:
@@ -432,92 +429,17 @@ def scatter(points: Matrix, labels: Sequence[str], title: str) -> Plot:
       labels: n of them. Beyond seven distinct labels the marker changes too.
       title: of the plot.
     """
-    figure, axes = _new_figure(6, 5)
-    styles = itertools.product(".x+^", _COLORS)
+    figure, axes = new_figure(6, 5)
+    styles = itertools.product(".x+^", COLORS)
     for label, (marker, color) in zip(np.unique(labels), itertools.cycle(styles), strict=False):
         members = np.asarray(labels) == label
-        axes.plot(*np.asarray(points)[members].T, marker, color=color, label=_visible(label), markersize=4)
-    axes.set(xticks=[], yticks=[], title=_visible(title))
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _to_svg(figure)
+        axes.plot(*np.asarray(points)[members].T, marker, color=color, label=visible(label), markersize=4)
+    axes.set(xticks=[], yticks=[], title=visible(title))
+    axes.legend(frameon=False, **_OUTSIDE)
+    return to_plot(figure)
 
 
 def _set_integer_ticks(axes, rows, columns):
     """Puts about ten ticks at integers on each axis."""
     axes.set_xticks(range(0, columns, max(1, columns // 10)))
     axes.set_yticks(range(0, rows, max(1, rows // 10)))
-
-
-def _new_figure(width, height, panels=1):
-    """Returns a figure of a size in inches and its axes, one panel below the other."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(panels, 1, sharex=True, sharey=True)
-    for ax in np.atleast_1d(axes):
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _visible(text: str) -> str:
-    """Returns a name on one line that matplotlib shows as it is: legends hide names that begin with "_"."""
-    text = one_line(text)
-    return f" {text}" if text.startswith("_") else text
-
-
-def _to_svg(figure) -> Plot:
-    """Returns a figure as SVG text without date and version, so that it is reproducible."""
-    import matplotlib
-    from matplotlib.text import Text
-
-    text = io.StringIO()
-    for label in figure.findobj(Text):  # names may contain "$", which would begin a formula; the context handles ticks
-        label.set_parse_math(False)
-    settings = {"svg.hashsalt": "cdl_jax", "svg.fonttype": "path", "text.parse_math": False}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # such a character becomes a box
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return Plot(text.getvalue()[text.getvalue().index("<svg") :], _to_csv(figure))
-
-
-def _to_csv(figure) -> str:
-    """Returns the numbers of a figure's lines and images as CSV.
-
-    A line without a label is a mark, such as one between tasks, and has no numbers. The columns of the coordinates have
-    the names of the axes; of an axis with names at its ticks, the names are the values.
-    """
-    rows = []
-    for axes in figure.axes:
-        title = axes.get_title() or axes.get_title(loc="left")
-        across, down = _tick_names(axes.xaxis), _tick_names(axes.yaxis)
-        for line in axes.lines:
-            label = line.get_label()
-            if label.startswith("_") and not label.startswith(_HIDDEN):
-                continue
-            name = label.removeprefix(_HIDDEN).strip()
-            points = zip(*line.get_data(orig=True), strict=True)
-            rows += [(title, name, across.get(x, x), down.get(y, y), "") for x, y in points]
-        for image in axes.images:
-            values = np.ma.filled(image.get_array().astype(float), np.nan)
-            rows += [(title, "", across.get(j, j), down.get(i, i), value) for (i, j), value in np.ndenumerate(values)
-                     if np.isfinite(value)]  # fmt: skip
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    across = next(filter(None, (axes.get_xlabel() for axes in figure.axes)), "x")
-    down = next(filter(None, (axes.get_ylabel() for axes in figure.axes)), "y")
-    writer.writerow(["panel", "name", across, down, "value"])
-    writer.writerows([[f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows])
-    return file.getvalue()
-
-
-def _tick_names(axis) -> dict[int, str]:
-    """Returns position -> name for an axis whose ticks have names; empty for an axis of numbers."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter
-
-    # What `set_xticks` and `set_yticks` make of names; ticks at numbers have another formatter.
-    if not (
-        isinstance(axis.get_major_locator(), FixedLocator) and isinstance(axis.get_major_formatter(), FuncFormatter)
-    ):
-        return {}
-    return {round(tick): label.get_text().strip()
-            for tick, label in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)}  # fmt: skip

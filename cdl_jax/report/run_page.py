@@ -122,6 +122,8 @@ def _tiles(results):
     leader = headline[0] if len(headline) == 1 else f"mean of {len(headline)} networks"
     tiles = []
     for name, words in _HEADLINES.items():
+        if results["stream"]["num_tasks"] == 1 and name in ("average_incremental", "learning_accuracy"):
+            continue  # both are equal to the first number
         measured = results.get("pairs", {}) if name.startswith("agreement") else networks
         shown = [key for key in measured if key.rpartition("/")[2] in headline]
         values = [measured[key]["metrics"].get(name) for key in shown]
@@ -159,7 +161,8 @@ def _accuracy_sections(networks, results):
         parts += [f"<h2>{text.escape(title)}</h2>", _row(*curves), _row(*maps)]
     measured = {**networks, **results.get("mean_over_learners", {})}
     table = _metrics_table(measured, results["formulas"], "metrics", metric)
-    return [*parts, "<h2>Metrics</h2>", _row(table, *_series_tables(networks, results["formulas"]))]
+    series = _series_tables(networks, results["formulas"]) if results["stream"]["num_tasks"] > 1 else []
+    return [*parts, "<h2>Metrics</h2>", _row(table, *series)]
 
 
 def _class_section(networks, stream):
@@ -206,6 +209,8 @@ def _pair_section(pairs, formulas):
     figures = []
     for name, pair in pairs.items():
         agreement, kl = pair["agreement_matrix"], pair["kl_matrix"]
+        if len(kl) == 1:  # the table has the only number
+            continue
         title, top = f"{name}, agreement", max(map(max, kl)) or 1
         caption = f"{title}: percent on each task after each task."
         figures.append(text.figure(plots.heat_map(agreement, title), title, caption))

@@ -29,7 +29,7 @@ figure { margin: .6rem 0; max-width: 100%; overflow-x: auto; }
 figure svg, figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .row { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }
 .tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0; }
-.tile { background: var(--tile); border-radius: 8px; padding: .6rem 1.2rem .7rem; min-width: 11rem; }
+.tile { background: var(--tile); border-radius: 8px; padding: .6rem 1.2rem .7rem; min-width: 11rem; max-width: 19rem; }
 .tile .value { display: block; font-size: 2.1rem; line-height: 1.25; font-weight: 600; }
 figcaption, .quiet { color: var(--quiet); font-size: .9rem; } pre { overflow-x: auto; }
 figcaption { contain: inline-size; } figure.wide svg { max-width: max(100%, 40rem); }

@@ -22,11 +22,14 @@ def run_title(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     >>> run_title({"stream": stream}, {"learner": {"name": "l2p"}, "distill": {"name": "reviewkd"}})
     'L2P with ReviewKD on glyph_mini, 5 tasks'
     """
-    method, learner = config.get("method", ""), _name_in(config, "learner")
-    scheme = _name_in(config, "distill")
+    method, learner, scheme = config.get("method", ""), _name_in(config, "learner"), _name_in(config, "distill")
     subject = display_name("models.learners", learner) if learner else display_name("methods", method)
+    if learner and method == "dkt":
+        subject = f"DKT of {subject} learners"
     folder = "distill.detection" if method == "vidt" else "distill"
-    distillation = f" with {_within_sentence(display_name(folder, scheme))}" if scheme not in ("", "none") else ""
+    distillation = ""
+    if scheme not in ("", "none", method):  # VkD is a method and its scheme
+        distillation = f" with {_within_sentence(display_name(folder, scheme))}"
     stream = results["stream"]
     tasks = f"{stream['num_tasks']} tasks" if stream["num_tasks"] > 1 else "1 task"
     return f"{subject}{distillation} on {stream['name']}, {tasks}"

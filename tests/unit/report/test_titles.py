@@ -11,6 +11,10 @@ def test_a_title_has_learner_scheme_and_data():
     assert titles.run_title(TWO, {**config, "distill": {"name": "none"}}) == "CODA-Prompt on toy, 2 tasks"
     one = {"stream": {"name": "toy", "num_tasks": 1}}
     assert titles.run_title(one, {"method": "okddip"}) == "OKDDip on toy, 1 task"
+    both = {"method": "vkd", "distill": {"name": "vkd"}}
+    assert titles.run_title(one, both) == "VkD for classification on toy, 1 task"
+    streams = {"method": "dkt", "learner": {"name": "l2p"}}
+    assert titles.run_title(TWO, streams) == "DKT of L2P learners on toy, 2 tasks"
     detector = {"method": "vidt", "distill": {"name": "projected_tokens"}}
     assert titles.run_title(TWO, detector) == "ViDT with VkD for detectors on toy, 2 tasks"
 
