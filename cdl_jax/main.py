@@ -31,7 +31,7 @@
                   [--network NAME] [--task T] [--top_k 5] [--output FILE.json|FILE.csv]; of detectors also
                   [--threshold 0.3], the smallest score, and [--draw FOLDER], images with boxes
 --mode=export     writes a network into --output FOLDER for serving: StableHLO, weights as .safetensors, class names,
-                  a README with a loader, and a model card; [--network NAME] [--task T]
+                  a README with a loader, and a model card; [--network NAME] [--task T] [--onnx], also as ONNX
 --mode=describe   prints tasks, parameters, operations and memory of a step; with --show_config the resolved config too;
                   trains nothing; published data sets may be missing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto: settings of SLURM or the cloud
@@ -63,6 +63,7 @@ _FLAGS_OF_MODES = {
     **dict.fromkeys(("on", "corruptions", "severities"), ("eval",)),
     "from": ("train", "continue", "describe"),
     "tasks": ("continue",),
+    "onnx": ("export",),
     **dict.fromkeys(("network", "output"), ("predict", "export")),
     **dict.fromkeys(("top_k", "threshold", "draw", "images"), ("predict",)),
 }
@@ -204,7 +205,7 @@ def parse(argv: list[str]) -> SimpleNamespace:
             modes = ("train", "describe")
         if (value := getattr(values, flag)) is not None and values.mode not in modes:
             needed = " or ".join(f"--mode={mode}" for mode in modes)
-            shown = "" if isinstance(value, list) else f"={value}"
+            shown = "" if isinstance(value, list | bool) else f"={value}"
             raise UserError(f"--{flag}{shown} needs {needed} instead of --mode={values.mode}: omit it")
     values.names_workdir = values.workdir is not None
     if not values.names_workdir and values.mode != "describe":
@@ -298,6 +299,7 @@ def _parse_flags(argv, config):
         flags.DEFINE_string(name, None, "", flag_values=values)
     flags.DEFINE_string("distributed", "off", "", flag_values=values)
     flags.DEFINE_boolean("fetch", False, "", flag_values=values)
+    flags.DEFINE_boolean("onnx", None, "", flag_values=values)
     flags.DEFINE_boolean("show_config", False, "", flag_values=values)
     try:
         config_flags.DEFINE_config_dict("config", config, "", lock_config=True, flag_values=values)
@@ -559,7 +561,9 @@ def _with_loaded_run(config, folder, options):
     if options.mode == "export":
         if options.output is None:
             raise UserError("--mode=export needs a folder: add --output FOLDER")
-        return export.export(run, paths.resolve(options.output, "--output"), options.network, options.task)
+        return export.export(
+            run, paths.resolve(options.output, "--output"), options.network, options.task, bool(options.onnx)
+        )
     flags = {name: getattr(options, name) for name in ("network", "task", "top_k", "threshold", "output", "draw")}
     return predict.predict(run, predict.Request(options.images, **flags))
 

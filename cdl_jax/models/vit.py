@@ -242,7 +242,8 @@ class Projection(nn.Module):
         chosen = starts[first : len(starts) if end is None else end + 1]
         kernel, bias = (leaf[..., chosen[0] : chosen[-1]] for leaf in (kernel, bias))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return jnp.split(x @ kernel + bias, [start - chosen[0] for start in chosen[1:-1]], axis=-1)
+        outputs, inner = x @ kernel + bias, [start - chosen[0] for start in chosen[1:-1]]
+        return jnp.split(outputs, inner, axis=-1) if inner else [outputs]  # jax2onnx has no split into one part
 
 
 def _insert_prompt(prompt, tokens, index):

@@ -4,6 +4,8 @@ program.stablehlo     a function `(weights, images) -> logits`, serialized by `j
                       number of images is free. Queries, prompts, resize and normalization are inside. That of a
                       detector is `(weights, images, sizes) -> {"scores", "labels", "boxes"}`.
 weights.safetensors   the weights that the function takes, by name
+timm.safetensors      of a ViT without prompts: its weights in float32, with timm's names
+model.onnx            on request: the function of a classifier with its weights, see `onnx_export`
 classes.json          class names of the columns, and which of them are predicted; of a detector names by category id
 README.md             what the function takes, with a loader that needs jax and flatbuffers
 MODEL_CARD.md         data, classes, metrics, and how the network was trained
@@ -26,6 +28,9 @@ from cdl_jax import config as configs
 from cdl_jax.errors import UserError
 from cdl_jax.evaluation import metrics
 from cdl_jax.methods.base import join
+from cdl_jax.models import weights as weight_files
+from cdl_jax.models.weights import pretrained
+from cdl_jax.run import onnx_export
 from cdl_jax.run.api import DetectionNetwork, Network, Run
 from cdl_jax.runtime import files, paths, target
 from cdl_jax.training.prediction import Classifier, Detector
@@ -33,7 +38,7 @@ from cdl_jax.training.prediction import Classifier, Detector
 PLATFORMS = ("cpu", "cuda")
 
 
-def export(run: Run, folder: Path, network: str | None = None, task: int | None = None) -> str:
+def export(run: Run, folder: Path, network: str | None = None, task: int | None = None, onnx: bool = False) -> str:
     """Exports a network with its weights after a task.
 
     Args:
@@ -41,15 +46,19 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
       folder: of the files above; it is made. It may have an earlier export, which is replaced.
       network: name of the network; None: that of the run's headline.
       task: index of the task; None: the last one with a checkpoint.
+      onnx: whether to write model.onnx too, default False.
 
     Returns:
       A line for the terminal.
 
     Raises:
-      UserError: the package flatbuffers is missing, the folder has other files, or a detector has no canvas.
+      UserError: a package is missing, the folder has other files, a detector has no canvas, or `onnx` and the network
+        cannot be converted.
     """
     _check_folder(folder)
     _check_flatbuffers()
+    if onnx:
+        onnx_export.check_packages()
     # One program for all platforms: the networks of the run may be built for a GPU. A copy builds them again.
     with target.assume(target.Target("any device", "cpu")):
         found = dataclasses.replace(run).network(network, task)
@@ -58,9 +67,18 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
             "--mode=export: the program of a detector has a canvas of one size, and images of this run have any size: "
             "train it with augment.canvases or augment.eval_size"
         )
+    if onnx and isinstance(found, DetectionNetwork):
+        raise UserError("--onnx: the program of a detector has no ONNX form: export it without --onnx")
     exported, weights = build_program(found.predictor)
     program = bytes(exported.serialize())
+    model = onnx_export.convert(found.predictor) if onnx else None
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("model.onnx", "timm.safetensors"):  # of an earlier export
+        (folder / name).unlink(missing_ok=True)
+    if model is not None:
+        files.write_atomically(folder / "model.onnx", model)
+    if (plain := plain_vit(found)) is not None:
+        pretrained.save_timm(folder / "timm.safetensors", plain)
     files.write_atomically(folder / "program.stablehlo", program)
     files.write_atomically(folder / "weights.safetensors", _safetensors(weights))
     classes = json.dumps(_classes(found), indent=1, ensure_ascii=False)
@@ -129,6 +147,12 @@ def prune(
         return jax.tree.unflatten(jax.tree.structure(shapes), run(*(own.get(name) for name in names), *inputs))
 
     return pruned, used
+
+
+def plain_vit(network) -> dict[str, Any] | None:
+    """Returns the parameters of a network that is a ViT without prompts, None for another network."""
+    own = join(network.predictor.frozen, network.predictor.mutable).get(network.name, {})
+    return jax.device_get(own["params"]) if "params" in own and weight_files.is_vit(own) else None
 
 
 def _classes(network) -> dict[str, Any]:
