@@ -1,0 +1,9 @@
+"""BigGAN for images of 32 x 32 pixels (Brock et al., 2019): a class-conditional generator and its discriminator.
+
+It is a package because each file of `cdl_jax/models/` is a family of classifiers that a config names.
+"""
+
+from cdl_jax.models.biggan.discriminator import Discriminator, DiscriminatorOutput
+from cdl_jax.models.biggan.generator import ConditionalBatchNorm, Generator
+
+__all__ = ["ConditionalBatchNorm", "Discriminator", "DiscriminatorOutput", "Generator"]
