@@ -107,7 +107,7 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
 
 
 def to_levels(images: np.ndarray) -> np.ndarray:
-    """Returns images in [-1, 1] as integer levels, uint8; halves are rounded up.
+    """Returns images in [-1, 1] as integer levels, uint8 of the same shape; halves are rounded up.
 
     >>> to_levels(np.array([-1.0, 0.0, 1.0])).tolist()
     [0, 128, 255]
