@@ -1,4 +1,4 @@
-"""Orders the classes of a data set, and the images behind its validation split."""
+"""Orders classes and the images behind a validation split, and selects images."""
 
 import operator
 import random
@@ -111,3 +111,23 @@ def validation_permutation(n: int, seed: int) -> np.ndarray:
       int `[n]`.
     """
     return np.random.RandomState(seed).permutation(n)
+
+
+def random_subset(n: int, size: int, seed: int) -> np.ndarray:
+    """Selects training images at random, without balance over the classes.
+
+    Source: the runs of DiffAugment, LeCam and KD-DLGAN with few images, by NumPy's legacy generator. Their seed is 0,
+    and images are in the order of CIFAR's files.
+
+    >>> random_subset(6, 3, seed=0).tolist()
+    [5, 2, 1]
+
+    Args:
+      n: number of training images.
+      size: number of selected images, at most n.
+      seed: of the selection.
+
+    Returns:
+      int `[size]`, rows in the order of the selection.
+    """
+    return np.random.RandomState(seed).choice(n, size, replace=False)

@@ -28,6 +28,11 @@ PARTS = {
         "detect_distil_loss", "detect_token_distil_unit", "detect_token_matching_baseline", "detect_train_steps",
         "lr_cosine_detection",
     ),
+    "generation": (
+        "gan_spectral_norm", "gan_generator", "gan_discriminator", "gan_hinge", "gan_lecam", "gan_ema",
+        "gan_diffaugment", "gan_kd_dlgan_losses", "gan_frechet", "gan_inception_score",
+        "gan_kernel_distance", "gan_metric_protocol", "gan_subset", "gan_clip_visual", "gan_vkd_term",
+    ),
 }  # fmt: skip
 PART_OF_KIND = {kind: part for part, kinds in PARTS.items() for kind in kinds}
 

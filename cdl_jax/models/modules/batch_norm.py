@@ -23,18 +23,18 @@ class BatchNorm(nn.Module):
       scale_init: initializer of the scale, default ones.
       epsilon: added to the variance.
       momentum: weight of the old running statistics.
+      affine: whether a trained scale and bias follow, default True.
     """
 
     updates: int = 1
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     epsilon: float = EPSILON
     momentum: float = MOMENTUM
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         mean, var = running_mean.value, running_var.value
@@ -45,4 +45,8 @@ class BatchNorm(nn.Module):
                 n, decay = x.size // channels, self.momentum**self.updates
                 running_mean.value = decay * running_mean.value + (1 - decay) * mean
                 running_var.value = decay * running_var.value + (1 - decay) * var * (n / max(n - 1, 1))
-        return (x - mean) / jnp.sqrt(var + self.epsilon) * scale + bias
+        normalized = (x - mean) / jnp.sqrt(var + self.epsilon)
+        if not self.affine:
+            return normalized
+        scale = self.param("scale", self.scale_init, (channels,))
+        return normalized * scale + self.param("bias", nn.initializers.zeros, (channels,))

@@ -6,6 +6,7 @@ All functions map `[rows, channels]` to `[rows, channels]`, compute in float32 a
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from cdl_jax.errors import UserError
 
@@ -89,18 +90,71 @@ def whiten(x: jax.Array, epsilon: float, root: str = "cholesky") -> jax.Array:
     Raises:
       UserError: `epsilon` is 0 and there are too few rows for a covariance of full rank.
     """
-    rows, channels = x.shape
-    if not epsilon > 0 and rows <= channels:
-        raise UserError(
-            f"whitening {channels} channels over a batch of {rows}: their covariance is singular, so set an epsilon "
-            "above 0 (for example 0.01) or a batch larger than the number of channels"
-        )
+    _check_rank(*x.shape, epsilon)
     centered, shrunk = x - x.mean(axis=0), covariance(x, epsilon)
     with jax.default_matmul_precision("highest"):
         if root == "zca":
             return centered @ inverse_root(shrunk)
         lower = jnp.linalg.cholesky(shrunk)
         return jax.scipy.linalg.solve_triangular(lower, centered.T, lower=True).T
+
+
+@struct.dataclass
+class Whitening:
+    """Whitening by fixed statistics: a call returns `(x - mean) matrix`.
+
+    Attributes:
+      mean: float32 `[channels]`.
+      matrix: float32 `[channels, channels]`, an inverse root of a covariance.
+    """
+
+    mean: jax.Array
+    matrix: jax.Array
+
+    @staticmethod
+    def from_features(features: jax.Array, epsilon: float, root: str = "cholesky") -> "Whitening":
+        """Returns the whitening by the statistics of features.
+
+        Args:
+          features: `[rows, channels]`.
+          epsilon: see `covariance`.
+          root: "cholesky", the default, or "zca"; see `whiten`.
+
+        Raises:
+          UserError: see `whiten`.
+        """
+        features = features.astype(jnp.float32)
+        _check_rank(*features.shape, epsilon)
+        return Whitening(features.mean(axis=0), whitening_matrix(covariance(features, epsilon), root))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.matmul(x.astype(jnp.float32) - self.mean, self.matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+def whitening_matrix(matrix: jax.Array, root: str = "cholesky") -> jax.Array:
+    """Returns an inverse root W of a covariance M: `W^T M W` is the identity.
+
+    >>> whitening_matrix(jnp.array([[4.0, 0.0], [0.0, 1.0]])).tolist()
+    [[0.5, 0.0], [0.0, 1.0]]
+
+    Args:
+      matrix: M `[channels, channels]`, positive definite.
+      root: "cholesky", the default, or "zca"; see `whiten`.
+    """
+    with jax.default_matmul_precision("highest"):
+        if root == "zca":
+            return inverse_root(matrix)
+        lower = jnp.linalg.cholesky(matrix)
+        return jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(matrix), dtype=matrix.dtype), lower=True).T
+
+
+def _check_rank(rows, channels, epsilon):
+    """Raises a UserError for a singular covariance."""
+    if not epsilon > 0 and rows <= channels:
+        raise UserError(
+            f"whitening {channels} channels over a batch of {rows}: their covariance is singular, so set an epsilon "
+            "above 0 (for example 0.01) or a batch larger than the number of channels"
+        )
 
 
 @jax.custom_jvp
