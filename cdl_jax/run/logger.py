@@ -1,11 +1,14 @@
 """Writes the files of a run that are no checkpoints: metrics, their copies for other tools, results and the report."""
 
+import io
 import itertools
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from cdl_jax.report import detection_section, run_page
 from cdl_jax.run.loggers import background
@@ -66,6 +69,20 @@ class RunLogger:
         if self._draws_report and is_due:
             draw_report(self.folder, content)
             self._last_report = time.monotonic()
+
+    def write_sheet(self, step: int, sheet: np.ndarray) -> None:
+        """Writes samples of a generator as `samples/step_<step>.png`.
+
+        Args:
+          step: of the run.
+          sheet: uint8 `[height, width, 3]`.
+        """
+        from PIL import Image
+
+        content = io.BytesIO()
+        Image.fromarray(sheet).save(content, "PNG")
+        (self.folder / "samples").mkdir(exist_ok=True)
+        files.write_atomically(self.folder / "samples" / f"step_{step:08d}.png", content.getvalue())
 
     def close(self) -> None:
         """Closes the loggers."""

@@ -107,6 +107,15 @@ class CompiledSteps:
         step = steps.predict_step(self.experiment.method, function, loader, self.experiment.config.augment)
         return self._jit(axis.vmap(step, 0, None, axis.data_axes, axis.sequential_axes, None), 2)
 
+    def sampling_step(self, function):
+        """Returns a jitted `(mutable, frozen, position) -> outputs`.
+
+        Outputs have a leading axis of seeds where there are several.
+
+        function: with the same arguments, for one seed.
+        """
+        return self._jit(self.experiment.axis.vmap(function, 0, None, None), 2)
+
     def features_step(self, network: str):
         """Returns the jitted step that computes the features by which a network selects a memory."""
         if network not in self._feature_steps:
