@@ -130,8 +130,9 @@ def _tiles(results):
         title = text.escape(text.capitalized(words.format(metric=metric)))
         small = [f"{other} {text.number(networks[other]['metrics'].get(name))}" for other in others
                  if networks[other]["metrics"].get(name) is not None]  # fmt: skip
+        arrow = _arrow(name, results.get("lower_is_better", False))
         tiles.append(
-            f"<div class=tile>{title} {_arrow(name, results.get('lower_is_better', False))}<span class=value>{statistics.fmean(values):.2f}</span>"
+            f"<div class=tile>{title} {arrow}<span class=value>{statistics.fmean(values):.2f}</span>"
             f"<span class=quiet>{text.escape(', '.join([leader, *small]))}</span></div>"
         )
     return f"<div class=tiles>{''.join(tiles)}</div>"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cdl_jax.report import detection_section, run_page
+from cdl_jax.report import detection_section, generation_section, run_page
 from cdl_jax.run.loggers import background
 from cdl_jax.run.loggers.base import RunInfo
 from cdl_jax.runtime import files, json_lines
@@ -81,8 +81,8 @@ class RunLogger:
 
         content = io.BytesIO()
         Image.fromarray(sheet).save(content, "PNG")
-        (self.folder / "samples").mkdir(exist_ok=True)
-        files.write_atomically(self.folder / "samples" / f"step_{step:08d}.png", content.getvalue())
+        (self.folder / generation_section.FOLDER).mkdir(exist_ok=True)
+        files.write_atomically(self.folder / generation_section.FOLDER / f"step_{step:08d}.png", content.getvalue())
 
     def close(self) -> None:
         """Closes the loggers."""
@@ -106,6 +106,7 @@ def draw_report(folder: Path, content: dict) -> None:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         lines = json_lines.JsonLines(folder / "metrics.jsonl").read()
         sections = detection_section.html_parts(content, detection_section.read(folder))
+        sections += generation_section.html_parts(folder, content, lines)
         run_page.write_report(folder / "report.html", content, lines, stored, sections)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

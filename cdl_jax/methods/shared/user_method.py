@@ -131,8 +131,8 @@ def check_outcome(update: Update, value: Any, mutable: Variables) -> None:
       mutable: the variables that a step may change.
 
     Raises:
-      UserError: it is not (scalar, Outcome) with scalars as metrics, has variables that the step cannot change, or has a
-        batch in an update with `repeats`. The message names the file and the function.
+      UserError: it is not (scalar, Outcome) with scalars as metrics, has variables that the step cannot change, or has
+        a batch in an update with `repeats`. The message names the file and the function.
     """
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Outcome):
         loss, outcome = value
