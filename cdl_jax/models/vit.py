@@ -251,19 +251,6 @@ def _insert_prompt(prompt, tokens, index):
     return jnp.concatenate([part.astype(tokens.dtype) for part in parts if part is not None], axis=1)
 
 
-class MLP(nn.Module):
-    """Two dense layers with exact (erf) GELU."""
-
-    hidden: int
-    dtype: jnp.dtype
-    init: Callable = _xavier
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = _dense(self.hidden, self.dtype, "fc1", self.init)(x)
-        return _dense(x.shape[-1], self.dtype, "fc2", self.init)(gelu(hidden))
-
-
 def gelu(x: jax.Array) -> jax.Array:
     """Computes the exact GELU, in float32, and rounds it once to the dtype of x.
 
@@ -277,6 +264,30 @@ def gelu(x: jax.Array) -> jax.Array:
     return (wide * (1 + jax.lax.erf(wide * 0.5**0.5)) / 2).astype(x.dtype)
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """Computes `x sigmoid(1.702 x)`, CLIP's approximation of GELU, in float32, and rounds it to the dtype of x.
+
+    >>> f"{quick_gelu(jnp.float32(1)):.4f}"
+    '0.8458'
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """Two dense layers with an activation between them, by default the exact (erf) GELU."""
+
+    hidden: int
+    dtype: jnp.dtype
+    init: Callable = _xavier
+    activation: Callable = gelu
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = _dense(self.hidden, self.dtype, "fc1", self.init)(x)
+        return _dense(x.shape[-1], self.dtype, "fc2", self.init)(self.activation(hidden))
+
+
 class Block(nn.Module):
     """Pre-norm Transformer block.
 
@@ -288,6 +299,8 @@ class Block(nn.Module):
       dtype: of the computation.
       init: initializer of the kernels.
       attention: implementation, "xla" or "cudnn".
+      activation: of the MLP, default `gelu`.
+      norm_epsilon: added to the variance in the norms, default 1e-6.
     """
 
     heads: int
@@ -297,6 +310,8 @@ class Block(nn.Module):
     dtype: jnp.dtype
     init: Callable = _xavier
     attention: str = "xla"
+    activation: Callable = gelu
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -326,7 +341,7 @@ class Block(nn.Module):
         adapter = adapter or Adapter(is_tokenwise=True)
         is_split = read is not None and adapter.is_tokenwise
         attend = Attention(self.heads, self.dtype, self.init, self.attention, name="attn")
-        norm = layer_norm("norm1")
+        norm = layer_norm("norm1", self.norm_epsilon)
         tokens = None if prompt is None or prompt.tokens is None else norm(prompt.tokens.astype(x.dtype))
         normed = norm(x)
         attended, weights, attended_rows = attend(
@@ -335,7 +350,8 @@ class Block(nn.Module):
         add = self._residual_sum(1, adapter.attention, train)
         rows = add(_ends(x, *read), attended_rows) if is_split else None
         x = add(x, attended)
-        norm, mlp = layer_norm("norm2"), MLP(int(x.shape[-1] * self.mlp_ratio), self.dtype, self.init, name="mlp")
+        norm, hidden = layer_norm("norm2", self.norm_epsilon), int(x.shape[-1] * self.mlp_ratio)
+        mlp = MLP(hidden, self.dtype, self.init, self.activation, name="mlp")
         add = self._residual_sum(2, adapter.mlp, train)
         rows = add(rows, mlp(norm(rows))) if is_split else None
         x = add(x, mlp(norm(x)))
@@ -499,10 +515,10 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
     )
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
-    """Returns the layer norm of the family."""
+def layer_norm(name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
+    """Returns the layer norm of the family; `epsilon` is added to the variance, default 1e-6."""
     # The two-pass variance: E[x^2] - E[x]^2 loses digits that the comparison with other programs needs.
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 
 
 def _dense(features, dtype, name, init=_xavier):

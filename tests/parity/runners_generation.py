@@ -3,17 +3,22 @@
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
 
+import tempfile
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from cdl_jax.data import class_order
 from cdl_jax.data.transforms import diff_augment
 from cdl_jax.distill import vkd
 from cdl_jax.distill.shared import gan_losses
 from cdl_jax.evaluation import frechet
-from cdl_jax.models import biggan
+from cdl_jax.models import biggan, clip, weights
 from cdl_jax.models.modules import spectral_norm
+from cdl_jax.options import defaults
 from tests.parity.biggan_names import from_torch, to_torch
 from tests.parity.compiled import compiled
 
@@ -271,6 +276,21 @@ def run_metric_protocol(config, arrays):
     return {"out/uint8": levels, "out/is_mean": mean, "out/is_std": deviation, "out/distance": distance}
 
 
+def run_clip(config, arrays):
+    """The network of a file with the names of CLIP's complete state dict."""
+    names = {"dim": "width", "depth": "layers", "heads": "heads", "patch_size": "patch", "image_size": "size"}
+    sizes = {ours: config[theirs] for ours, theirs in {**names, "output_dim": "output_dim"}.items()}
+    network = clip.build(ConfigDict(defaults(clip.OPTIONS, dtype="float32", **sizes)), num_classes=0)
+    images = to_nhwc(arrays["in/images"])
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.npz"
+        state = {name.replace("param/", "visual."): array for name, array in arrays.items() if "param/" in name}
+        np.savez(path, **state, logit_scale=np.ones(1, np.float32))
+        variables = weights.load_network(path, shapes, "teacher.weights", clip.torch_name)
+    return {"out/features": jax.jit(network.apply)(variables, images)[1]["features"]}
+
+
 def run_subset(config, arrays):
     ours = {}
     for i, case in enumerate(config["cases"]):
@@ -294,4 +314,5 @@ RUNNERS = {
     "gan_kernel_distance": run_kernel_distance,
     "gan_metric_protocol": run_metric_protocol,
     "gan_subset": run_subset,
+    "gan_clip_visual": run_clip,
 }

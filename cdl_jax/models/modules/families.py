@@ -6,11 +6,22 @@ from typing import Any
 
 from cdl_jax import plugins
 from cdl_jax.errors import UserError
-from cdl_jax.models import deit, densenet, efficientnet_lite, regnet, resnet, resnet_imagenet, slim_resnet, vgg, vit
+from cdl_jax.models import (
+    clip,
+    deit,
+    densenet,
+    efficientnet_lite,
+    regnet,
+    resnet,
+    resnet_imagenet,
+    slim_resnet,
+    vgg,
+    vit,
+)
 from cdl_jax.options import Option, change_defaults
 
 CONVOLUTIONAL = (resnet, vgg, densenet, resnet_imagenet, regnet, efficientnet_lite, slim_resnet)
-FAMILIES = (vit, deit, *CONVOLUTIONAL)
+FAMILIES = (vit, deit, clip, *CONVOLUTIONAL)
 
 
 def network_options(name: str, families: Sequence[ModuleType] = FAMILIES, **changes: Any) -> dict[str, Option]:

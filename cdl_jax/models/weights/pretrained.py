@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.heads import is_head
+from cdl_jax.models.weights import openai_clip
 from cdl_jax.models.weights.state_dicts import looks_like, read_state
 
 # DeiT's distillation branch, DINOv2's mask token, Hugging Face's pooler: a plain ViT does not have them.
@@ -79,7 +80,8 @@ def load_network(path: str | Path, network: Mapping[str, Any], torch_name: Calla
     Args:
       path: the file; formats as in `load_vit`.
       network: `{"params", "batch_stats"}` of arrays or `jax.ShapeDtypeStruct`s.
-      torch_name: maps the path of a module, `a/b`, to its name in the state dict.
+      torch_name: maps the path of a module, `a/b`, to its name in the state dict; to "" if files never have it, so
+        that the module is left as in `network`.
       key: see `read_state`.
 
     Returns:
@@ -90,8 +92,12 @@ def load_network(path: str | Path, network: Mapping[str, Any], torch_name: Calla
     """
     state, found, expected, new_head = read_state(path, key), {}, {}, {}
     layout = looks_like(state)
+    state = openai_clip.to_timm(state)
     for ours, leaf in flatten_dict(network).items():
         module, name = "/".join(ours[1:-1]), ours[-1]
+        if module and not torch_name(module):
+            new_head[ours] = leaf
+            continue
         theirs = f"{torch_name(module)}.{_LEAVES[name]}" if module else name
         array = state.pop(theirs, None)
         if array is not None:

@@ -128,7 +128,8 @@ def test_linear_probe_trains_the_head_on_frozen_features():
     ("network", "heads"),
     [("mini_student", {"head"}), ("deit_ti_distilled", {"head", "head_dist"}), ("vgg16", {"fc2"}),
      ("regnety_004", {"classifier"}), ("densenetd40k12", {"classifier"}), ("efficientnet_lite0", {"classifier"}),
-     ("resnet20", {"classifier"}), ("resnet18", {"classifier"}), ("slim_resnet18", {"classifier"})],
+     ("resnet20", {"classifier"}), ("clip_vit_b32", {"head"}), ("resnet18", {"classifier"}),
+     ("slim_resnet18", {"classifier"})],
 )  # fmt: skip
 def test_every_family_has_a_head(network, heads):
     config = base.default("supervised", data="glyph_mini", network=network)
