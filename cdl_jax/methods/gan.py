@@ -34,7 +34,7 @@ _D_DRAWS, _G_DRAWS, _SHUFFLE, _DATA = range(4)
 _STATE = ("batch_stats", "spectral")  # what a pass of a network in training changes
 
 
-def defaults(teacher: str = "vit_b16", measuring: str = "efficientnet_lite0") -> dict[str, Mapping[str, Any]]:
+def defaults(teacher: str = "clip_vit_b32", measuring: str = "efficientnet_lite0") -> dict[str, Mapping[str, Any]]:
     """Returns the config sections for the named networks of teacher and measurement.
 
     `measuring.weights` is to name a file, and so is `teacher.weights` where a term has a teacher.

@@ -11,7 +11,7 @@ def get_config(text=""):
     config.gan.update(width=1, z_dim=4, image_size=8, d_steps=2, ema_decay=0.9, ema_start=3, policy="translation")
     config.gan.update(lecam_weight=0.3, lecam_start=2, kd_head=(8, 8))
     config.gan.update(teacher_pixels="unit", vkd=choices["vkd"], generated=16, generation_batch=8, sheet_columns=2)
-    config.augment.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.augment.update(train="resize", test="resize", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     config.train.update(epochs=3, batch_size=16)
     config.eval.update(batch_size=16, every_epochs=1)
     config.optim.update(schedule="constant", learning_rate=2e-4, betas=(0.0, 0.999))

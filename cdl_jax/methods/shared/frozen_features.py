@@ -15,7 +15,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import StreamInfo, Variables, join, split
 from cdl_jax.methods.shared import finished_run, teachers
-from cdl_jax.models import weights
+from cdl_jax.models import clip, weights
 from cdl_jax.models.modules.heads import is_head
 from cdl_jax.options import Option
 
@@ -25,7 +25,7 @@ INPUTS = {
     "signed": SIGNED,
     "unit": {"mean": (), "std": ()},
     "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    "clip": {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
+    "clip": {"mean": clip.MEAN, "std": clip.STD},
 }
 
 
@@ -97,8 +97,7 @@ class FrozenFeatures:
                 f"config.{self.key}={module.weights!r} has no head of this stream's {module.info.num_classes} "
                 "classes, which the score needs: set gan.score=False, or name a network with these classes"
             )
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), with_head)
-        return join(zeros, loaded)
+        return jax.tree.map(_zeros_of_shape, join(with_head, loaded))
 
     def outputs(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, jax.Array]:
         """Returns `features` float32 `[batch, dim]` and `logits` of images float32 `[batch, size, size, 3]`."""
@@ -175,6 +174,10 @@ def _module(section, info, key):
     family = plugins.load_plugin("models", section.family)
     module = family.build(section, info.num_classes)
     return teachers.ModuleTeacher(module, info, section.image_size, weights.from_section(section), family.torch_name)
+
+
+def _zeros_of_shape(leaf):
+    return np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _usual_feature(out):
