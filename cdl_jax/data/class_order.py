@@ -1,4 +1,4 @@
-"""Orders the classes of a data set and the images behind its validation split, and selects few images at random."""
+"""Orders classes and the images behind a validation split, and selects images."""
 
 import operator
 import random

@@ -18,7 +18,7 @@ import numpy as np
 
 from cdl_jax import plugins
 from cdl_jax.data import task_division
-from cdl_jax.data.class_order import SHUFFLES, order_classes, validation_permutation
+from cdl_jax.data.class_order import SHUFFLES, order_classes, random_subset, validation_permutation
 from cdl_jax.errors import UserError
 from cdl_jax.options import Option, check, defaults
 from cdl_jax.runtime.console import one_line
@@ -69,6 +69,7 @@ OPTIONS: dict[str, Any] = {
         "for kind blurry: task sizes as in other streams (i-Blurry), or drawn at random with num_tasks (Si-Blurry)",
         choices=("equal", "random"),
     ),
+    "max_train": Option(0, "training images in all, drawn at random without balance over the classes; 0: all"),
     "max_train_per_class": Option(0, "training images per class; 0: all"),
     "max_test_per_class": Option(0, "test images per class; 0: all"),
     "validation_fraction": Option(0.0, "fraction of the training set to test on instead of the test set", below=1),
@@ -298,6 +299,7 @@ def split_into_tasks(
     disjoint_share: float = 0.5,
     blurry_share: float = 0.1,
     blurry_sizes: str = "equal",
+    max_train: int = 0,
     max_train_per_class: int = 0,
     max_test_per_class: int = 0,
     validation_fraction: float = 0.0,
@@ -316,10 +318,12 @@ def split_into_tasks(
       kind: one of `KINDS`, see `OPTIONS`.
       task_sizes, base_classes, increment: see `task_division.divide_classes`.
       class_order: see `class_order.order_classes`. Classes that a list omits are not in the stream.
-      class_order_seed: of `class_order`, of `validation_fraction`, and of the draws of a blurry stream.
+      class_order_seed: of `class_order`, of `validation_fraction`, of `max_train`, and of the draws of a blurry stream.
       domains: for kind "domain", names in the order of tasks; empty: all domains of the data set.
       disjoint_share, blurry_share: for kind "blurry", see `task_division`.
       blurry_sizes: for kind "blurry": "equal": sizes as in other streams; "random": of `task_division.draw_sizes`.
+      max_train: training images to keep, without balance over the classes (see `class_order.random_subset`), out of
+        those that are not held out; 0: all.
       max_train_per_class: training images to keep of each class, evenly spaced over the data set; 0: all. In a domain
         stream, of each class in each domain.
       max_test_per_class: test images to keep of each class, likewise.
@@ -340,6 +344,8 @@ def split_into_tasks(
     order = order_classes(len(dataset.class_names), class_order, class_order_seed, dataset.class_names)
     if validation_fraction:
         dataset = _hold_out(dataset, validation_fraction, class_order_seed)
+    if max_train:
+        dataset = replace(dataset, train=_draw(dataset.train, max_train, class_order_seed))
     of_domains = kind == "domain"
     train = _relabel(dataset.train, order, len(dataset.class_names), max_train_per_class, of_domains)
     test = _relabel(dataset.test, order, len(dataset.class_names), max_test_per_class, of_domains)
@@ -377,6 +383,17 @@ def _hold_out(dataset, fraction, seed):
     num_train = int((1 - fraction) * len(dataset.train))
     train, test = (dataset.train.take(np.sort(rows)) for rows in np.split(permutation, [num_train]))
     return replace(dataset, train=train, test=test)
+
+
+def _draw(train, size, seed):
+    """Returns random training images in the order of the data set.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    if size > len(train):
+        raise UserError(f"data.max_train={size}: there are {len(train)} training images: set at most that, or 0: all")
+    return train.take(np.sort(random_subset(len(train), size, seed)))
 
 
 def _own_sizes(dataset, order):
@@ -453,6 +470,11 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
         raise UserError(
             "data.class_order_seed=-1 with data.validation_fraction holds out different images for each of "
             "config.seeds: run the seeds one by one"
+        )
+    if options["max_train"]:
+        raise UserError(
+            "data.class_order_seed=-1 with data.max_train draws different images for each of config.seeds: run the "
+            "seeds one by one"
         )
     if options["kind"] == "blurry":
         raise UserError(

@@ -1,4 +1,4 @@
-"""Measures generated images by the features of a network: distances, scores, diversity and classes.
+"""Measures generated images by distances of features, scores and diversity.
 
 All functions compute in float64. A distance with another network than FID's Inception is not FID: name it after its
 network. `moments_distance` is biased by the number of images, `kernel_distance` is not.
@@ -34,7 +34,7 @@ class Moments:
 
 
 def frechet_distance(generated: np.ndarray, real: np.ndarray) -> float:
-    """Returns the Frechet distance of normal distributions fitted to two sets of features.
+    """Returns the Frechet distance of normal distributions fitted to features.
 
     Args:
       generated: float `[n, dim]`. With fewer rows than dimensions the distance exists, and is far too large.
@@ -44,10 +44,11 @@ def frechet_distance(generated: np.ndarray, real: np.ndarray) -> float:
 
 
 def moments_distance(first: Moments, second: Moments) -> float:
-    """Returns `|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)` (Heusel et al., 2017).
+    """Returns the Frechet distance of two normal distributions.
 
-    The last trace is the sum of the square roots of the eigenvalues of `A S2 A`, where A is the symmetric root of S1.
-    Unlike a root of the product `S1 S2`, this form is exact for singular covariances.
+    It is `|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)` (Heusel et al., 2017). The last trace is the sum of the
+    square roots of the eigenvalues of `A S2 A`, where A is the symmetric root of S1. Unlike a root of the product
+    `S1 S2`, this form is exact for singular covariances.
 
     >>> moments_distance(Moments(np.zeros(1), np.eye(1)), Moments(np.ones(1), 4 * np.eye(1)))
     2.0
@@ -60,9 +61,10 @@ def moments_distance(first: Moments, second: Moments) -> float:
 
 
 def kernel_distance(generated: np.ndarray, real: np.ndarray) -> float:
-    """Returns the unbiased squared MMD with the kernel `(x . y / dim + 1)^3` (Binkowski et al., 2018).
+    """Returns the unbiased squared MMD of two sets of features.
 
-    It may be negative. KID is its mean over random subsets of 1000 rows, with the features of FID's Inception.
+    The kernel is `(x . y / dim + 1)^3` (Binkowski et al., 2018). The distance may be negative. KID is its mean over
+    random subsets of 1000 rows, with the features of FID's Inception.
 
     Args:
       generated: float `[n, dim]`, n >= 2.
@@ -118,7 +120,7 @@ def to_levels(images, xp=np):
 
 
 def real_share(scores: np.ndarray) -> float:
-    """Returns the share of images that a discriminator takes for real, those with a score above 0."""
+    """Returns the share of scores above 0, of images taken for real."""
     return float((np.asarray(scores) > 0).mean())
 
 
@@ -179,7 +181,7 @@ def nearest_mean_accuracy(
 
 
 def class_means(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (ascending classes `[k]`, mean of the features of each, float64 `[k, dim]`)."""
+    """Returns the ascending classes `[k]` and their means, float64 `[k, dim]`."""
     features, (classes, rows) = np.asarray(features, np.float64), np.unique(labels, return_inverse=True)
     sums = np.zeros((len(classes), features.shape[1]))
     np.add.at(sums, rows, features)

@@ -41,7 +41,7 @@ _EPSILON, _MLP_RATIO = 1e-5, 4.0
 
 
 class Clip(nn.Module):
-    """CLIP's image encoder: `apply(variables, images, train=...)` returns `(logits, out)`."""
+    """CLIP's image encoder: `apply(variables, images)` returns `(logits, out)`."""
 
     dim: int
     depth: int
@@ -113,22 +113,14 @@ def build(options: ConfigDict, num_classes: int) -> Clip:
             f"CLIP image_size={options.image_size} is not a multiple of patch_size={options.patch_size}: change one of "
             "them"
         )
+    fields = {key: value for key, value in options.items() if key not in ("family", "weights", "weights_key", "dtype")}
     dtype = target.compute_dtype(options.dtype)
-    return Clip(
-        dim=options.dim,
-        depth=options.depth,
-        heads=options.heads,
-        patch_size=options.patch_size,
-        image_size=options.image_size,
-        output_dim=options.output_dim,
-        num_classes=num_classes,
-        dtype=jnp.dtype(dtype),
-        attention=attention.choose("auto", dtype, options.dim // options.heads),
-    )
+    implementation = attention.choose("auto", dtype, options.dim // options.heads)
+    return Clip(**fields, num_classes=num_classes, dtype=jnp.dtype(dtype), attention=implementation)
 
 
 def torch_name(path: str) -> str:
-    """Returns the name of a module after `weights.openai_clip.to_timm`; "" for the head, which no file has.
+    """Returns the name of a module after `openai_clip.to_timm`; "" for the head.
 
     >>> torch_name("block_0/attn/qkv"), torch_name("patch_embed"), torch_name("head")
     ('blocks.0.attn.qkv', 'patch_embed.proj', '')

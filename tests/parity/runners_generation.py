@@ -156,7 +156,7 @@ def run_running_mean(config, arrays):
     """Row 0 is the first network, row i + 1 the network after iteration i."""
     rows = {name.removeprefix("in/"): jnp.asarray(array) for name, array in arrays.items() if name.startswith("in/")}
     means = [jax.tree.map(lambda x: x[0], rows)]
-    for i in range(len(rows["w"]) - 1):
+    for i in range(len(next(iter(rows.values()))) - 1):
         new = jax.tree.map(lambda x, i=i: x[i + 1], rows)
         means.append(gan_losses.update_mean(means[-1], new, i, config["start"], config["decay"]))
     return {f"out/{name}": jnp.stack([mean[name] for mean in means]) for name in rows}

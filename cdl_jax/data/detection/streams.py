@@ -24,7 +24,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.runtime.console import one_line
 
 # Options for images with one label each.
-_OF_LABELS = ("domains", "max_train_per_class", "max_test_per_class", "validation_fraction")
+_OF_LABELS = ("domains", "max_train", "max_train_per_class", "max_test_per_class", "validation_fraction")
 
 
 @dataclass(frozen=True, eq=False)

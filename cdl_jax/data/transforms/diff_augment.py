@@ -1,7 +1,7 @@
-"""DiffAugment: augmentation in front of a discriminator, through which gradients flow (Zhao et al., 2020).
+"""DiffAugment: differentiable augmentation before a discriminator.
 
-Each image has its own random numbers. `draw` returns them, and `augment` applies them. Source: DiffAugment_pytorch.py
-of mit-han-lab/data-efficient-gans.
+Zhao et al., 2020. Each image has its own random numbers. `draw` returns them, and `augment` applies them. Source:
+DiffAugment_pytorch.py of mit-han-lab/data-efficient-gans.
 """
 
 from collections.abc import Mapping
@@ -99,7 +99,12 @@ def augment(images: jax.Array, numbers: Mapping[str, jax.Array], policy: str) ->
 
 
 def change_color(images: jax.Array, brightness: jax.Array, saturation: jax.Array, contrast: jax.Array) -> jax.Array:
-    """Changes brightness, then saturation, then contrast; each number float32 `[batch]` in [0, 1)."""
+    """Changes brightness, then saturation, then contrast.
+
+    Args:
+      images: float32 `[batch, height, width, 3]`.
+      brightness, saturation, contrast: u of the three functions below, float32 `[batch]` in [0, 1).
+    """
     images = change_brightness(images, brightness)
     return change_contrast(change_saturation(images, saturation), contrast)
 
@@ -122,7 +127,9 @@ def change_contrast(images: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def translate(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Translates images: pixel [i, j] becomes pixel [i + row, j + column], and 0 outside of the image.
+    """Translates images.
+
+    Pixel [i, j] becomes pixel [i + row, j + column] of the image, and 0 outside of it.
 
     Args:
       images: float32 `[batch, height, width, channels]`.
@@ -139,7 +146,9 @@ def translate(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
 
 
 def cut_out(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Sets a square to 0 whose sides are half of those of the image; its parts outside of the image are cut off.
+    """Sets a rectangle of each image to 0.
+
+    Its sides are half of those of the image, rounded. Its parts outside of the image are cut off.
 
     Args:
       images: float32 `[batch, height, width, channels]`.

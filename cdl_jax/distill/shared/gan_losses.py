@@ -1,4 +1,4 @@
-"""Losses of a generative adversarial network whose discriminator a frozen network teaches.
+"""Losses of a GAN whose discriminator a frozen network teaches.
 
 The hinge losses and the LeCam regularizer need no teacher. KD-DLGAN (Cui et al., 2023) compares a feature of the
 discriminator with that of the teacher for the same image. VkD (Miles et al., 2024) projects the pooled feature
@@ -24,7 +24,9 @@ Variables = TypeVar("Variables")  # a tree of arrays
 
 
 def discriminator_hinge(real_scores: jax.Array, fake_scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the hinge losses of real and of fake images: `mean relu(1 - s_real)`, `mean relu(1 + s_fake)`.
+    """Returns the hinge losses of real and of fake images, two float32 scalars.
+
+    They are `mean relu(1 - s_real)` and `mean relu(1 + s_fake)`.
 
     >>> [float(loss) for loss in discriminator_hinge(jnp.array([2.0, 0.0]), jnp.array([-3.0, 1.0]))]
     [0.5, 1.0]
@@ -42,10 +44,10 @@ def generator_hinge(fake_scores: jax.Array) -> jax.Array:
 
 
 def update_mean(old: Variables, new: Variables, step: jax.Array, start: int, decay: float) -> Variables:
-    """Returns running means after a step: `new` below step `start`, then `decay old + (1 - decay) new`.
+    """Returns running means after a step.
 
-    This is the rule of the scores' means in LeCam, and of the averaged generator, including its running statistics and
-    spectral vectors.
+    They are `new` below step `start`, then `decay old + (1 - decay) new`. This is the rule of the scores' means in
+    LeCam, and of the averaged generator, including its running statistics and spectral vectors.
 
     Args:
       old: running means, a tree of float32 arrays.
@@ -63,7 +65,10 @@ def update_mean(old: Variables, new: Variables, step: jax.Array, start: int, dec
 
 @struct.dataclass
 class ScoreMeans:
-    """Running means of the scores of real and of fake images, float32 scalars; they have no gradient."""
+    """Running means of the scores of real and of fake images, float32 scalars.
+
+    They have no gradient.
+    """
 
     real: jax.Array
     fake: jax.Array
@@ -115,7 +120,7 @@ def aggregated(
     fake: jax.Array,
     opposite: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns KD-DLGAN's aggregated terms of real and of fake images, two float32 scalars.
+    """Returns KD-DLGAN's aggregated terms of real and of fake images.
 
     `A_real = mean |c_real - f_real| + mean |c_real - f_fake|`, and A_fake with real and fake exchanged. The distances
     are Euclidean, not squared, as in the authors' code.
@@ -124,6 +129,9 @@ def aggregated(
       teacher_real, teacher_fake: c, features of the teacher, float32 `[batch, dim]`. They get no gradient.
       real, fake: f, features of the discriminator, float32 `[batch, dim]`.
       opposite: factor of each second distance, a scalar or `[batch]`; default 1.
+
+    Returns:
+      (A_real, A_fake), float32 scalars.
     """
 
     def distances(teacher, feature):
@@ -136,9 +144,10 @@ def aggregated(
 
 
 def correlated(teacher: jax.Array, feature: jax.Array, text: jax.Array) -> jax.Array:
-    """Returns KD-DLGAN's correlated term, the sum of all `(r(c) - r(f))^2`: a float32 scalar.
+    """Returns KD-DLGAN's correlated term, a float32 scalar.
 
-    `r(a)` are the rows of `a T^T`, each divided by its length. The authors' code rounds the products to half precision.
+    It is the sum of all `(r(c) - r(f))^2`, where `r(a)` are the rows of `a T^T`, each divided by its length. The
+    authors' code rounds the products to half precision.
 
     Args:
       teacher: c, features of the teacher, float32 `[batch, dim]`. They get no gradient.
@@ -150,9 +159,10 @@ def correlated(teacher: jax.Array, feature: jax.Array, text: jax.Array) -> jax.A
 
 
 def diversity(teacher_fake: jax.Array, text: jax.Array, permutation: jax.Array) -> jax.Array:
-    """Returns KD-DLGAN's diversity, the sum of all `(r(c) - r(c)[permutation])^2`: a float32 scalar.
+    """Returns KD-DLGAN's diversity, a float32 scalar.
 
-    It has no gradient, as it depends on the teacher alone; so it is a measurement of the fake images.
+    It is the sum of all `(r(c) - r(c)[permutation])^2`. It has no gradient, as it depends on the teacher alone; so it
+    is a measurement of the fake images.
 
     Args:
       teacher_fake: c, features of the teacher, float32 `[batch, dim]`.
@@ -178,7 +188,7 @@ def teacher_targets(
     scope: str = "each",
     whitening: feature_norms.Whitening | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the normalized features of the teacher with which VkD's term compares projected features.
+    """Returns the normalized features of the teacher, the targets of VkD's term.
 
     Args:
       teacher_real: float32 `[batch, dim]`. It gets no gradient.
@@ -211,7 +221,7 @@ def teacher_targets(
 
 
 def feature_distance(projected: jax.Array, targets: jax.Array, kind: str = "smooth_l1") -> jax.Array:
-    """Returns the distance of VkD's term between projected features and targets, a float32 scalar.
+    """Returns the distance between projected features and targets, a scalar.
 
     >>> rows, zeros = jnp.array([[3.0, 4.0]]), jnp.zeros((1, 2))
     >>> float(feature_distance(rows, zeros)), float(feature_distance(rows, zeros, "norm"))
@@ -229,5 +239,5 @@ def feature_distance(projected: jax.Array, targets: jax.Array, kind: str = "smoo
 
 
 def _row_norms(x):
-    """Returns the lengths of rows `[batch]`; the gradient of a length of 0 is 0, as in torch."""
+    """Returns the lengths of rows `[batch]`, with a gradient of 0 at length 0."""
     return optax.safe_norm(x, 0.0, axis=-1)

@@ -1,6 +1,7 @@
-"""BigGAN for images of 32 x 32 pixels (Brock et al., 2019): a class-conditional generator and its discriminator.
+"""BigGAN for small images: a class-conditional generator and discriminator.
 
-It is a package because each file of `cdl_jax/models/` is a family of classifiers that a config names.
+Brock et al., 2019, at 32 x 32 pixels. It is a package because each file of `cdl_jax/models/` is a family of classifiers
+that a config names.
 """
 
 from cdl_jax.models.biggan.discriminator import Discriminator, DiscriminatorOutput

@@ -94,7 +94,7 @@ class Discriminator(nn.Module):
         return DiscriminatorOutput(score, pooled, features if self.head else None)
 
     def class_scores(self, images: jax.Array) -> jax.Array:
-        """Computes the scores of images with every label, in evaluation, float32 `[batch, num_classes]`."""
+        """Computes scores with every label, in evaluation, `[batch, num_classes]`."""
         pooled = self._pool(images, train=False)
         table = self.embed(jnp.arange(self.num_classes), train=False)
         products = jnp.matmul(pooled, table.T, precision=jax.lax.Precision.HIGHEST)
@@ -108,6 +108,6 @@ class Discriminator(nn.Module):
 
 
 def _halve(x):
-    """Reduces `[batch, height, width, channels]` to half height and width by the mean of 2 x 2 pixels."""
+    """Halves the height and width of maps by the mean of 2 x 2 pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

@@ -12,7 +12,7 @@ _FIRST_SIDE = 4  # pixels of a side of the first map
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm of `[batch, height, width, channels]` with a gain and a bias for each class.
+    """Batch norm of maps with a gain and a bias for each class.
 
     Returns `normalized * (1 + gain[label]) + bias[label]`. The tables start at N(0, 0.02^2). The running statistics are
     those of `batch_norm.BatchNorm`.
@@ -29,7 +29,7 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Doubles height and width of `[batch, height, width, channels]`: two convolutions and a shortcut."""
+    """Two convolutions and a shortcut that double the height and width of maps."""
 
     num_classes: int
 
@@ -90,7 +90,7 @@ class Generator(nn.Module):
 
 
 def _double(x):
-    """Enlarges `[batch, height, width, channels]` twofold: each pixel becomes four equal ones."""
+    """Doubles the height and width of maps: a pixel becomes four equal ones."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)

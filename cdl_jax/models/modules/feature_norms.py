@@ -101,7 +101,7 @@ def whiten(x: jax.Array, epsilon: float, root: str = "cholesky") -> jax.Array:
 
 @struct.dataclass
 class Whitening:
-    """Whitening by fixed statistics: a call returns `(x - mean) matrix`, float32 `[rows, channels]`.
+    """Whitening by fixed statistics: a call returns `(x - mean) matrix`.
 
     Attributes:
       mean: float32 `[channels]`.
@@ -132,13 +132,13 @@ class Whitening:
 
 
 def whitening_matrix(matrix: jax.Array, root: str = "cholesky") -> jax.Array:
-    """Returns an inverse root W of a covariance `[channels, channels]`: `W^T M W` is the identity.
+    """Returns an inverse root W of a covariance M: `W^T M W` is the identity.
 
     >>> whitening_matrix(jnp.array([[4.0, 0.0], [0.0, 1.0]])).tolist()
     [[0.5, 0.0], [0.0, 1.0]]
 
     Args:
-      matrix: M, positive definite.
+      matrix: M `[channels, channels]`, positive definite.
       root: "cholesky", the default, or "zca"; see `whiten`.
     """
     with jax.default_matmul_precision("highest"):

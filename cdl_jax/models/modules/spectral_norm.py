@@ -1,9 +1,9 @@
-"""Layers whose weights are divided by an estimate of their spectral norm (Miyato et al., 2018).
+"""Layers whose weights are divided by an estimate of their spectral norm.
 
-A weight is a matrix M `[outputs, inputs]`: a kernel with all axes except the last as its inputs, a table with its rows
-as its outputs. The collection "spectral" has a vector `u` float32 `[1, outputs]` for each layer. Each use of a layer is
-one step of the power iteration. With `train` the new u is stored, so "spectral" must be mutable; otherwise the new u is
-used once and dropped. Source: layers.py of ajbrock/BigGAN-PyTorch.
+Miyato et al., 2018. A weight is a matrix M `[outputs, inputs]`: a kernel with all axes except the last as its inputs, a
+table with its rows as its outputs. The collection "spectral" has a vector `u` float32 `[1, outputs]` for each layer.
+Each use of a layer is one step of the power iteration. With `train` the new u is stored, so "spectral" must be mutable;
+otherwise the new u is used once and dropped. Source: layers.py of ajbrock/BigGAN-PyTorch.
 """
 
 import math
@@ -50,7 +50,7 @@ def spectral_norm(matrix: jax.Array, u: jax.Array, epsilon: float = EPSILON) -> 
 
 
 class SpectralConv(nn.Module):
-    """A convolution of `[batch, height, width, inputs]` at stride 1 that keeps height and width.
+    """A convolution at stride 1 that keeps the height and width of maps.
 
     Attributes:
       features: output channels.
@@ -86,7 +86,7 @@ class SpectralDense(nn.Module):
 
 
 class SpectralEmbed(nn.Module):
-    """A table of one vector `[features]` for each class; labels int32 `[n]` select rows `[n, features]`."""
+    """A table of a vector for each class: labels `[n]` select `[n, features]`."""
 
     num_classes: int
     features: int
@@ -98,7 +98,7 @@ class SpectralEmbed(nn.Module):
 
 
 def _divide(layer, weight, matrix, train):
-    """Returns the weight of a layer divided by its spectral norm; with `train`, stores the layer's new u."""
+    """Returns the weight over its norm; with `train`, stores the layer's new u."""
 
     def first():
         return jax.random.normal(layer.make_rng("params"), (1, len(matrix)))

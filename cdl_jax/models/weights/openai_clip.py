@@ -27,9 +27,10 @@ _TO_TIMM = [
 
 
 def to_timm(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the image encoder with timm's names and layouts; the tensors of other networks unchanged.
+    """Returns the image encoder with timm's names and layouts.
 
-    The text encoder is left out. The projection `[dim, outputs]` becomes `projection.weight` `[outputs, dim]`.
+    The tensors of other networks are unchanged. The text encoder is left out. The projection `[dim, outputs]` becomes
+    `projection.weight` `[outputs, dim]`.
 
     >>> names = "visual.class_embedding", "visual.transformer.resblocks.0.ln_1.bias", "logit_scale"
     >>> {name: array.shape for name, array in to_timm(dict.fromkeys(names, np.zeros(8))).items()}

@@ -79,6 +79,7 @@ def test_the_placeholder_of_trainval_has_the_size_of_voc_2007():
     [
         ({"num_tasks": 2}, "data.num_tasks=2 does not divide 3 classes"),
         ({"num_tasks": 1, "max_train_per_class": 5}, "data.max_train_per_class selects images by their one label"),
+        ({"num_tasks": 1, "max_train": 5}, "data.max_train selects images by their one label"),
         ({"num_tasks": 1, "validation_fraction": 0.5}, "data.validation_fraction selects images"),
         ({"num_tasks": 1, "test_part": "train2017"}, "both 'train2017': use two parts"),
         ({"num_tasks": 1, "train_part": "no"}, "instances_no.json: no such file"),

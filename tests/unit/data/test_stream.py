@@ -83,6 +83,8 @@ def test_each_seed_has_the_stream_of_its_single_run_over_the_same_images(word):
     with pytest.raises(UserError, match="holds out different images for each of config.seeds: run the seeds one"):
         stream.streams_for_seeds(alone[5], {**how, "validation_fraction": 0.2}, (5, 0))
     assert stream.streams_for_seeds(alone[5], {**how, "validation_fraction": 0.2}, (5,)) == (alone[5],)
+    with pytest.raises(UserError, match="data.max_train draws different images for each of config.seeds"):
+        stream.streams_for_seeds(alone[5], {**how, "max_train": 4}, (5, 0))
 
 
 def test_minus_one_is_the_seed_of_the_run():
@@ -158,6 +160,20 @@ def test_limits_keep_evenly_spaced_images_of_each_class():
     )
     assert s.train.images[:, 0, 0, 0].tolist() == [0, 2, 5, 7]
     assert len(s.test) == 10
+
+
+def test_few_images_are_those_of_the_legacy_generator_in_the_order_of_the_data_set():
+    labels, pixels = np.arange(20, dtype=np.int32) % 2, np.arange(20, dtype=np.uint8)
+    split = Split(labels, images=np.broadcast_to(pixels[:, None, None, None], (20, 1, 1, 3)))
+    data = Dataset("two", ("a", "b"), split, split)
+    s = stream.split_into_tasks(data, num_tasks=1, max_train=6, class_order_seed=3)
+    drawn = np.random.RandomState(3).choice(20, 6, replace=False)
+    assert s.train.images[:, 0, 0, 0].tolist() == sorted(drawn.tolist())
+    assert s.train.labels.tolist() == [pixel % 2 for pixel in sorted(drawn)] and len(s.test) == 20
+    with pytest.raises(UserError, match="data.max_train=21: there are 20 training images: set at most that"):
+        stream.split_into_tasks(data, num_tasks=1, max_train=21)
+    held_out = stream.split_into_tasks(data, num_tasks=1, max_train=16, validation_fraction=0.2)
+    assert len(held_out.train) == 16 and len(held_out.test) == 4
 
 
 def test_limits_work_for_files():
