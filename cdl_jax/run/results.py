@@ -322,7 +322,7 @@ def parameter_shapes(experiment: Experiment) -> tuple[dict, dict]:
 
     def is_one(path):
         return (
-            not {"batch_stats", "statistics"} & {*path}
+            not {"batch_stats", "statistics", "spectral"} & {*path}
             and path[:2] != ("distill", "state")
             and path[0] not in bookkeeping
         )
