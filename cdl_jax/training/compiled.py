@@ -212,9 +212,14 @@ class CompiledSteps:
         return self._compiled[key]
 
     def flops(self, index: int, size: int = 0) -> float | None:
-        """Returns the operations of a compiled step over all devices by the compiler's count; None: unknown."""
+        """Returns the operations of a compiled step over all devices by the compiler's count; None: unknown.
+
+        The compiler counts repeated steps of an update once, so then these are the operations of `traced_work`.
+        """
         if self.experiment.config.debug_nans:
             return None
+        if any(update.repeats > 1 for update in self.experiment.method.phases[index].updates):
+            return float(self.traced_work(index).flops)
         cost = self.compiled_step(index, size).cost_analysis()
         return cost["flops"] * self.experiment.mesh.size if cost and "flops" in cost else None
 
