@@ -10,7 +10,8 @@ row      da, without a teacher; aggregated, KD-DLGAN's term; literal, replaced: 
 norm     of the teacher's vectors: whiten, layer, none
 scope    of the whitening: each, joint, data
 projector  of VkD: "" (orthogonal) or linear
-weight   of the teacher's term: of KD-DLGAN's in the row aggregated, of VkD's in the others
+weight   of VkD's term
+kd_weight  of KD-DLGAN's term, in the rows aggregated and literal
 control  "", shuffled (the teacher's vectors are of other images) or random (a teacher with random weights)
 images   training images of a character
 iterations  steps of the generator, rounded to epochs
@@ -28,7 +29,7 @@ BATCH = 20
 
 def get_config(text=""):
     choices = base.arguments(
-        text, row="replaced", norm="whiten", scope="each", projector="", weight=1.0, control="", images=20,
+        text, row="replaced", norm="whiten", scope="each", projector="", weight=1.0, kd_weight=1.0, control="", images=20,
         iterations=1500, width=4, seed=0,
     )  # fmt: skip
     row, control = choices["row"], choices["control"]
@@ -43,9 +44,10 @@ def get_config(text=""):
     config.gan.update(generated=1000, teacher_pixels="unit", kd_head=(32, 128))
     config.gan.update(vkd_norm=choices["norm"], vkd_scope=choices["scope"], vkd_projector=choices["projector"])
     if row == "aggregated":
-        config.gan.update(kd_terms=("aggregated",), kd_weight=choices["weight"])
+        config.gan.kd_terms = ("aggregated",)
     elif row != "da":
         config.gan.update(vkd=row, vkd_weight=choices["weight"])
+    config.gan.kd_weight = choices["kd_weight"]
     config.gan.teacher_shuffled = control == "shuffled"
     if control == "random":
         config.teacher.weights = "random"
