@@ -69,6 +69,8 @@ def evaluate(
     Raises:
       UserError: there is no such data or checkpoint, no class of the run in the data, or a network is a detector.
     """
+    if run.is_generation:
+        raise UserError("--on and --corruptions evaluate classifiers, and this run trained a generator: leave them out")
     if run.is_detection:
         raise UserError("--on and --corruptions evaluate classifiers, and this run trained detectors: leave them out")
     severities = _checked(corrupted, severities)
