@@ -7,6 +7,7 @@ python -m cdl_jax.report sweep OPTION RUN [RUN ...] [--out FILE] [--plot FILE.sv
 python -m cdl_jax.report paper NAME [RUN ...] [the options of table]
 python -m cdl_jax.report detections RUN [RUN ...] [--label-by-folder] [--out FILE] [--plot FILE.svg]
                                     [--images FILE.png] [--update-page PAGE]
+python -m cdl_jax.report generation RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE]
 
 RUN is the folder of a run, or a folder that holds runs, such as that of launch/sweep.sh.
 
@@ -28,6 +29,9 @@ paper: the published table of a system (cdl, okddip, vkd) or of one version of i
 detections: COCO's numbers of detectors after the last task, one row for each network. --plot draws precision over
 recall, --images a few test images with the boxes of each run's first seed.
 
+generation: the distance of generators after the last step and the smallest of each run, with what else the last
+evaluation has measured. Differences to the first row are paired by seeds. --plot draws the distance of each seed.
+
 The ending of --out selects the format: .md Markdown, .html a page, .tex LaTeX, .csv raw numbers (mean, standard
 deviation and number of seeds in separate columns; missing values are empty). --update-page replaces the tables of an
 existing page between its lines `<!-- tables -->` and `<!-- end of tables -->`.
@@ -47,7 +51,7 @@ from typing import Any
 from cdl_jax import published
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean
-from cdl_jax.report import comparison, detectors, grid, plots, replication, sweep, tables, text
+from cdl_jax.report import comparison, detectors, generators, grid, plots, replication, sweep, tables, text
 from cdl_jax.report.groups import Group, folder_names, labels, metric_of, read_groups
 from cdl_jax.report.text import Section
 from cdl_jax.runtime import console, files, paths
@@ -150,6 +154,17 @@ def show_detections(options: argparse.Namespace) -> int:
     return 0
 
 
+def show_generation(options: argparse.Namespace) -> int:
+    """Prints and writes the distances of generators."""
+    groups = _read_groups(options.runs)
+    if not groups:
+        return 2
+    sections = [("Generation", generators.table(groups), "")]
+    _write_outputs(options, sections, lambda: generators.dots(groups))
+    _print_sections(sections)
+    return 0
+
+
 # Functions that return the exit code.
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "table": show_table,
@@ -157,6 +172,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sweep": show_sweep,
     "paper": show_paper,
     "detections": show_detections,
+    "generation": show_generation,
 }
 
 
@@ -229,6 +245,7 @@ def _parser(command: str) -> _Parser:
     add_file("--out", _TABLE_ENDINGS, "write the tables; the ending selects the format")
     plotted = {"grid": "the gain of each seed", "sweep": "accuracy against the option's values"}
     plotted["detections"] = "precision over recall, the mean over classes and seeds"
+    plotted["generation"] = "the distance of each seed"
     add_file("--plot", _PLOT_ENDINGS, f"draw {plotted.get(command, 'the main number of each run')}")
     add_file("--update-page", _PAGE_ENDINGS, "replace the tables between the marks of an existing page")
     if command == "grid":

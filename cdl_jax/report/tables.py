@@ -32,7 +32,7 @@ def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
             base = first.setdefault(network, values)
             differences = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
             closed = format_percent(gap if network == "student" else None)
-            rows.append([label, network, count_runs(runs), *cells, _format_difference(differences), closed])
+            rows.append([label, network, count_runs(runs), *cells, format_difference(differences), closed])
     return rows if any(row[-1] != MISSING for row in rows[1:]) else [row[:-1] for row in rows]
 
 
@@ -65,13 +65,13 @@ def headlines(groups: Sequence[Group], names: Sequence[str] | None = None) -> Ro
             _headline_name(group),
             Measured(str(len(values)), {"": len(values)}),
             format_mean_std(values.values()),
-            _format_difference(differences),
+            format_difference(differences),
             format_mean_std(best),
             format_mean_std(group.values("ensemble", "last").values()),
             format_mean_std(group.values("teacher", "last").values()),
             format_mean_std(diversity, 3),
             format_mean_std(st_head.values()),
-            _format_difference([st_head[seed] - values[seed] for seed in st_head]),
+            format_difference([st_head[seed] - values[seed] for seed in st_head]),
             format_mean_std(group.values("headline_both", "last", finished=True).values()),
             Measured(f"{statistics.fmean(megabytes):.1f}", {"": statistics.fmean(megabytes)}) if megabytes else MISSING,
         ])  # fmt: skip
@@ -154,7 +154,7 @@ def standard_error(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def _format_difference(differences):
+def format_difference(differences: Sequence[float]) -> str:
     """Returns a cell with the mean of paired differences and its standard error."""
     if not differences:
         return MISSING

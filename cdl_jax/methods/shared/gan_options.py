@@ -101,20 +101,30 @@ def kd_terms(options: ConfigDict) -> tuple[str, ...]:
     return ("aggregated",) if options.vkd == "literal" else tuple(options.kd_terms)
 
 
-def row_name(options: ConfigDict) -> str:
+def row_name(options: ConfigDict, teacher_weights: str = "") -> str:
     """Returns the name of a setting for tables. Rows of VkD are named as our reading wherever a number stands.
 
+    Args:
+      options: the section `gan`.
+      teacher_weights: of the section `teacher`; "random" is named.
+
     >>> from cdl_jax.options import defaults
-    >>> row_name(ConfigDict(defaults(OPTIONS, vkd="literal")))
-    'vkd (our reading: literal)'
-    >>> row_name(ConfigDict(defaults(OPTIONS, kd_terms=("aggregated",))))
-    'biggan + da + aggregated'
+    >>> row_name(ConfigDict(defaults(OPTIONS, vkd="literal", teacher_shuffled=True)))
+    'vkd (our reading: literal), whiten each, shuffled teacher'
+    >>> row_name(ConfigDict(defaults(OPTIONS, kd_terms=("aggregated",))), "random")
+    'biggan + da + aggregated, random teacher'
     """
     if options.vkd != "none":
-        shuffled = ", shuffled teacher" * options.teacher_shuffled
-        return f"vkd (our reading: {options.vkd}{shuffled})"
-    parts = ["biggan", *["da"] * bool(options.policy), *["lecam"] * bool(options.lecam_weight), *options.kd_terms]
-    return " + ".join(parts)
+        scope = f" {options.vkd_scope}" * (options.vkd_norm == "whiten")
+        parts = [f"vkd (our reading: {options.vkd})", options.vkd_norm + scope]
+        parts += [f"{options.vkd_projector} projector"] * bool(options.vkd_projector)
+    else:
+        terms = ["biggan", *["da"] * bool(options.policy), *["lecam"] * bool(options.lecam_weight), *options.kd_terms]
+        parts = [" + ".join(terms)]
+    has_teacher = options.vkd != "none" or bool(options.kd_terms)
+    parts += ["shuffled teacher"] * (has_teacher and options.teacher_shuffled)
+    parts += ["random teacher"] * (has_teacher and teacher_weights == "random")
+    return ", ".join(parts)
 
 
 def check(config: ConfigDict, info: StreamInfo) -> None:

@@ -1,0 +1,69 @@
+"""Compares generators: distances, and what else their last evaluation has measured."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from cdl_jax.errors import UserError
+from cdl_jax.methods.shared import gan_options
+from cdl_jax.report import plots
+from cdl_jax.report.groups import Group, metric_of
+from cdl_jax.report.tables import format_difference, format_mean_std
+from cdl_jax.report.text import Plot, Rows
+
+_NETWORK = "generator"
+# Column -> extra metric; {network} is the measuring network.
+_COLUMNS = {
+    "kernel distance": "kid_{network}",
+    "class accuracy": "class_accuracy",
+    "variance within classes": "within_class_variance",
+    "training images called real": "training_called_real",
+    "test images called real": "test_called_real",
+}
+
+
+def table(groups: Sequence[Group]) -> Rows:
+    """Returns the numbers of the last evaluation: mean and standard deviation over finished seeds.
+
+    The difference of the distance to the first group is paired by seeds: mean and standard error. "best" is the
+    smallest distance of all evaluations of a run.
+
+    Args:
+      groups: as `read_groups` returns them.
+
+    Raises:
+      UserError: a group has no generator.
+    """
+    rows, first, network = [], None, metric_of(groups).removeprefix("fd_")
+    for group in groups:
+        distances = group.values(_NETWORK, "last", finished=True)
+        if not distances or "gan.vkd" not in group.config:
+            folder = next(iter(group.runs.values())).folder
+            raise UserError(f"{folder} has no finished generator: name runs of method=gan")
+        first = distances if first is None else first
+        paired = [distances[seed] - first[seed] for seed in distances if seed in first and distances is not first]
+        runs = [run for run in group.runs.values() if run.finished]
+        names = [name.format(network=network) for name in _COLUMNS.values()]
+        columns = [[run.extra_metrics[f"{_NETWORK}/{name}"] for run in runs] for name in names]
+        best = group.values(_NETWORK, "best", finished=True).values()
+        rows.append(
+            [_setting(group.config), str(len(distances)), format_mean_std(distances.values()),
+             format_difference(paired), format_mean_std(best), *map(format_mean_std, columns)]
+        )  # fmt: skip
+    return [["setting", "seeds", f"{metric_of(groups)} ↓", "Δ vs. first", "best", *_COLUMNS], *rows]
+
+
+def dots(groups: Sequence[Group]) -> Plot:
+    """Returns a plot of the distance of each finished seed.
+
+    Args:
+      groups: as `read_groups` returns them.
+    """
+    values = {_setting(group.config): [*group.values(_NETWORK, "last", finished=True).values()] for group in groups}
+    return plots.dot_plot(values, f"{metric_of(groups)} (smaller is better); bar: mean")
+
+
+def _setting(config):
+    """Returns the name of a run's setting, from its flat config."""
+    options = ConfigDict({key.removeprefix("gan."): value for key, value in config.items() if key.startswith("gan.")})
+    return gan_options.row_name(options, config["teacher.weights"])

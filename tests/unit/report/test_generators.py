@@ -1,0 +1,43 @@
+"""The table of generators."""
+
+import pytest
+
+from cdl_jax.errors import UserError
+from cdl_jax.report import generators
+from cdl_jax.report.groups import Group, Run
+
+CONFIG = {
+    "gan.vkd": "none",
+    "gan.vkd_norm": "whiten",
+    "gan.vkd_scope": "each",
+    "gan.vkd_projector": "",
+    "gan.policy": "translation",
+    "gan.lecam_weight": 0.0,
+    "gan.kd_terms": [],
+    "gan.teacher_shuffled": False,
+    "teacher.weights": "vit.npz",
+}
+
+
+def run(folder, distance, best, accuracy=50.0):
+    names = ("kid_net", "class_accuracy", "within_class_variance", "training_called_real", "test_called_real")
+    extra = dict.fromkeys((f"generator/{name}" for name in names), 1.0) | {"generator/class_accuracy": accuracy}
+    numbers = {"generator": {"last": distance, "best": best}}
+    return Run(folder, True, numbers, ("generator",), extra, "fd_net")
+
+
+def test_distances_are_compared_by_seed(tmp_path):
+    plain = Group(CONFIG, {(0, 0, 0): run(tmp_path, 10.0, 9.0), (1, 0, 0): run(tmp_path, 20.0, 20.0)})
+    config = {**CONFIG, "gan.vkd": "replaced", "teacher.weights": "random"}
+    taught = Group(config, {(0, 0, 0): run(tmp_path, 8.0, 8.0, 70.0), (1, 0, 0): run(tmp_path, 16.0, 15.0, 80.0)})
+    head, first, second = generators.table([plain, taught])
+    assert head[:6] == ["setting", "seeds", "fd_net ↓", "Δ vs. first", "best", "kernel distance"]
+    assert first[:5] == ["biggan + da", "2", "15.00 ± 7.07", "-", "14.50 ± 7.78"]
+    assert second[0] == "vkd (our reading: replaced), whiten each, random teacher"
+    assert second[2:5] == ["12.00 ± 5.66", "-3.00 ± 1.00", "11.50 ± 4.95"] and second[6] == "75.00 ± 7.07"
+
+
+def test_a_classifier_is_no_generator(tmp_path):
+    group = Group({"method": "cdl"}, {(0, 0, 0): Run(tmp_path, True, {"student": {"last": 50.0}})})
+    with pytest.raises(UserError, match="has no finished generator: name runs of method=gan"):
+        generators.table([group])
