@@ -135,11 +135,11 @@ def _parse(program: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
         if head := _COMPUTATION.match(line):
             current = computations[head.group(2)] = {}
             entry = head.group(2) if head.group(1) else entry
-        elif found := _INSTRUCTION.match(line):
-            name, kind, opcode, rest = found.groups()
-            end = _closing(rest)
-            operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end])) if opcode != "constant" else ()
-            attributes = rest if opcode == "parameter" else rest[end:]
+        elif match := _INSTRUCTION.match(line):
+            name, kind, opcode, text = match.groups()
+            end = _closing(text)
+            operands = tuple(re.findall(r"%([\w.\-]+)", text[:end])) if opcode != "constant" else ()
+            attributes = text if opcode == "parameter" else text[end:]
             current[name] = _Instruction(name, kind, opcode, operands, attributes)
     return computations, entry
 
@@ -163,9 +163,9 @@ def _kernels(computations, name) -> Iterator[Kernel]:
             yield from inner * (int(repeats.group(1)) if repeats and one.opcode == "while" else 1)
         elif one.opcode not in _VIEWS:
             flops, wide = _products(computations, instructions, one)
-            read = sum(_read(computations, instructions, one, index) for index in range(len(one.operands)))
+            bytes_read = sum(_read(computations, instructions, one, index) for index in range(len(one.operands)))
             part = _part(one.source, bool(flops or wide), _is_cast(instructions, one))
-            yield Kernel(one.name, one.source, part, read + _size(one.type), flops, wide)
+            yield Kernel(one.name, one.source, part, bytes_read + _size(one.type), flops, wide)
 
 
 def _read(computations, instructions, one, index) -> int:
@@ -174,9 +174,9 @@ def _read(computations, instructions, one, index) -> int:
     if one.opcode != "fusion":
         return min(size, _size(one.type)) if one.opcode in _SLICES else size
     body = computations[one.called[0]]
-    inside = next(x.name for x in body.values() if x.opcode == "parameter" and x.attributes.startswith(f"{index})"))
-    users = [x for x in body.values() if inside in x.operands]
-    if users and all(user.opcode in _SLICES and user.operands[0] == inside for user in users):
+    parameter = next(x.name for x in body.values() if x.opcode == "parameter" and x.attributes.startswith(f"{index})"))
+    users = [x for x in body.values() if parameter in x.operands]
+    if users and all(user.opcode in _SLICES and user.operands[0] == parameter for user in users):
         return min(size, sum(_size(user.type) for user in users))
     return size
 
@@ -223,9 +223,9 @@ def _arrays(kind: str) -> list[tuple[str, tuple[int, ...]]]:
 
 def _size(kind: str) -> int:
     """Returns the bytes of a type."""
-    found = _ARRAY.findall(kind)
+    arrays = _ARRAY.findall(kind)
     return sum(
-        max(1, int(bits or 8) // 8) * math.prod(map(int, filter(None, shape.split(",")))) for _, bits, shape in found
+        max(1, int(bits or 8) // 8) * math.prod(map(int, filter(None, shape.split(",")))) for _, bits, shape in arrays
     )
 
 
@@ -233,8 +233,8 @@ def _is_cast(instructions, one) -> bool:
     """Returns whether an instruction has one operand and its result has the same numbers in another type."""
     if len(one.operands) != 1 or one.type.startswith("("):
         return False
-    (before, shape), (after, other) = _arrays(instructions[one.operands[0]].type)[0], _arrays(one.type)[0]
-    return before != after and math.prod(shape) == math.prod(other)
+    (old_type, shape), (new_type, new_shape) = _arrays(instructions[one.operands[0]].type)[0], _arrays(one.type)[0]
+    return old_type != new_type and math.prod(shape) == math.prod(new_shape)
 
 
 def _part(source: str, is_product: bool, is_cast: bool = False) -> str:

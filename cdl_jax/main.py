@@ -238,8 +238,8 @@ def branch_workdir(parent: str, values: SimpleNamespace) -> str:
     >>> branch_workdir("runs/a/", SimpleNamespace(mode="train", task=3))
     'runs/a-task3'
     """
-    of_task = "branch" if values.task is None else f"task{values.task}"
-    return f"{parent.rstrip('/')}-{'continued' if values.mode == 'continue' else of_task}"
+    suffix = "branch" if values.task is None else f"task{values.task}"
+    return f"{parent.rstrip('/')}-{'continued' if values.mode == 'continue' else suffix}"
 
 
 def _load_stored_config(flag, workdir):
@@ -356,9 +356,9 @@ def _split_paths(argv, flag):
     if index is None:
         return argv, None
     end = next((i for i in range(index + 1, len(argv)) if argv[i].startswith("-")), len(argv))
-    _, is_joined, first = argv[index].partition("=")
-    rest, more = _split_paths([*argv[:index], *argv[end:]], flag)
-    return rest, [first] * bool(is_joined) + list(argv[index + 1 : end]) + (more or [])
+    _, is_joined, joined_path = argv[index].partition("=")
+    rest, more_paths = _split_paths([*argv[:index], *argv[end:]], flag)
+    return rest, [joined_path] * bool(is_joined) + list(argv[index + 1 : end]) + (more_paths or [])
 
 
 def _without_flag(argv, flag):

@@ -104,9 +104,9 @@ def run(argv: Sequence[str]) -> int:
       The exit code.
     """
     try:
-        own = argv[: argv.index("--")] if "--" in argv else argv
+        sweep_words = argv[: argv.index("--")] if "--" in argv else argv
         for item in plan(parse(argv)):
-            print(item.command if "--dry-run" in own else item.fields)
+            print(item.command if "--dry-run" in sweep_words else item.fields)
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2
@@ -126,7 +126,7 @@ def parse(words: Sequence[str]) -> Sweep:
     words, overrides = list(words), []
     if "--" in words:
         words, overrides = words[: words.index("--")], words[words.index("--") + 1 :]
-    grid, rest = {}, []
+    grid, positionals = {}, []
     while words:
         word = words.pop(0)
         if word == "--grid" or word.startswith("--grid="):
@@ -139,10 +139,10 @@ def parse(words: Sequence[str]) -> Sweep:
         elif word.startswith("-"):
             raise UserError(f"unknown option {word}. {_USAGE}; options of the runs come after --")
         else:
-            rest.append(word)
-    if len(rest) < 3 or not re.fullmatch(r"\d+(,\d+)*", rest[1]):
+            positionals.append(word)
+    if len(positionals) < 3 or not re.fullmatch(r"\d+(,\d+)*", positionals[1]):
         raise UserError(_USAGE)
-    return Sweep(rest[0], tuple(rest[1].split(",")), tuple(rest[2:]), grid, tuple(overrides))
+    return Sweep(positionals[0], tuple(positionals[1].split(",")), tuple(positionals[2:]), grid, tuple(overrides))
 
 
 def plan(sweep: Sweep) -> list[PlannedRun]:

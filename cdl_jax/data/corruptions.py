@@ -84,10 +84,10 @@ def load_package() -> ModuleType:
 def _with_seed(function: Callable, image, name, severity, position) -> np.ndarray:
     """Calls a function of the package; NumPy's global generator is afterwards as it was before."""
     seed = int(np.random.SeedSequence(position).generate_state(1)[0])
-    before = np.random.get_state()  # noqa: NPY002
+    global_state = np.random.get_state()  # noqa: NPY002
     try:
         np.random.seed(seed)  # noqa: NPY002
         options = {"seed": seed} if name in _SEEDED else {}
         return np.asarray(function(image, severity=severity, corruption_name=name, **options), np.uint8)
     finally:
-        np.random.set_state(before)  # noqa: NPY002
+        np.random.set_state(global_state)  # noqa: NPY002

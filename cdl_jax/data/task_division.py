@@ -49,10 +49,10 @@ def divide_classes(
     if not sizes:
         return _equal_sizes(num_classes, num_tasks)
     if num_tasks not in (0, len(sizes)):
-        listed = f"data.increment={increment} makes" if increment else "data.task_sizes lists"
+        origin = f"data.increment={increment} makes" if increment else "data.task_sizes lists"
         equal = ", or data.increment=0 and data.base_classes=0 for equal tasks" * bool(increment)
         raise UserError(
-            f"data.num_tasks={num_tasks}, but {listed} {len(sizes)} tasks: set num_tasks={len(sizes)} or 0{equal}"
+            f"data.num_tasks={num_tasks}, but {origin} {len(sizes)} tasks: set num_tasks={len(sizes)} or 0{equal}"
         )
     if min(sizes) < 1 or sum(sizes) != num_classes:
         raise UserError(

@@ -41,17 +41,17 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
             f"distill.blocks={count}, but the student has {student.depth} blocks and the teacher {teacher.depth}: "
             f"choose at most {min(student.depth, teacher.depth)}"
         )
-    own, others = spaced_blocks(count, student.depth), spaced_blocks(count, teacher.depth)
+    student_blocks, teacher_blocks = spaced_blocks(count, student.depth), spaced_blocks(count, teacher.depth)
 
     def loss(variables, student_out, teacher_out, labels, context):
         del variables, labels
         logits = kd.kd_loss(options, student_out["logits"], teacher_out["logits"], context)
         pairs = [(attention_map(options.map, student_out, i), attention_map(options.map, teacher_out, j))
-                 for i, j in zip(own, others, strict=True)]  # fmt: skip
+                 for i, j in zip(student_blocks, teacher_blocks, strict=True)]  # fmt: skip
         attention = options.attention_weight * sum(((q - p) ** 2).mean() for q, p in pairs)
         return logits + attention, {"kd": logits, "attention": attention}
 
-    needs = ("logits", *(_output_name(options.map, i) for i in others))
+    needs = ("logits", *(_output_name(options.map, i) for i in teacher_blocks))
     return Scheme(loss=loss, label_weight=1 - options.alpha, needs=needs)
 
 

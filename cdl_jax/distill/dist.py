@@ -41,10 +41,10 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
             jax.nn.softmax(mask_classes(out["logits"] / options.temperature, mask))
             for out in (student_out, teacher_out)
         )
-        of_classes = (mask * pearson(p.T, q.T)).sum() / mask.sum()
+        class_correlation = (mask * pearson(p.T, q.T)).sum() / mask.sum()
         scale = options.temperature**2
         inter = options.inter_weight * scale * (1 - pearson(p, q, mask).mean())
-        intra = options.intra_weight * scale * (1 - of_classes)
+        intra = options.intra_weight * scale * (1 - class_correlation)
         return inter + intra, {"inter": inter, "intra": intra}
 
     return Scheme(loss=loss, label_weight=options.label_weight)

@@ -152,11 +152,11 @@ def _owner(schemes, names) -> int | None:
     return owners[0] if owners else None
 
 
-def _join_variables(keys, own) -> Variables:
+def _join_variables(keys, term_variables) -> Variables:
     """Returns collection -> key of a term -> variables, as one Flax module with a part for each term has them."""
-    collections = dict.fromkeys(name for variables in own for name in variables)
+    collections = dict.fromkeys(name for variables in term_variables for name in variables)
     return {
-        name: {key: variables[name] for key, variables in zip(keys, own, strict=True) if name in variables}
+        name: {key: variables[name] for key, variables in zip(keys, term_variables, strict=True) if name in variables}
         for name in collections
     }
 

@@ -44,11 +44,11 @@ def differences(groups: Sequence[Group], names: Sequence[str]) -> Rows:
       groups: as `read_groups` returns them; unfinished runs are left out.
       names: a label for each group.
     """
-    first = groups[0].values("headline", "last", finished=True)
+    reference = groups[0].values("headline", "last", finished=True)
     rows = [["run", "seeds", "Δ of last", "standard error", "p"]]
     for name, group in list(zip(names, groups, strict=True))[1:]:
         values = group.values("headline", "last", finished=True)
-        changes = [values[seed] - first[seed] for seed in values if seed in first]
+        changes = [values[seed] - reference[seed] for seed in values if seed in reference]
         if changes:
             mean, error, p = statistics.fmean(changes), standard_error(changes), p_value(changes)
             numbers = Measured(f"{mean:+.2f}", {"": mean}), Measured(text.number(error), {"": error})
@@ -101,8 +101,8 @@ def _first_own_point(group: Group, groups: Sequence[Group]) -> int:
         return 0
     parent = str(paths.resolve(run.parent[0]).resolve())
     folders = {folder.resolve() for g in groups for r in g.runs.values() for folder in (r.folder, r.folder.parent)}
-    drawn = {re.sub(r"\bseed_\d+$", "seed_*", str(folder)) for folder in folders}
-    return run.parent[1] if re.sub(r"\bseed_\d+$", "seed_*", parent) in drawn else 0
+    plotted_folders = {re.sub(r"\bseed_\d+$", "seed_*", str(folder)) for folder in folders}
+    return run.parent[1] if re.sub(r"\bseed_\d+$", "seed_*", parent) in plotted_folders else 0
 
 
 def _links(groups, names, page):

@@ -189,8 +189,8 @@ def label_settings(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
     ['pool=6', 'pool=8']
     """
     without_teachers = [{key: config[key] for key in config if key not in TEACHER_KEYS} for config in flat_configs]
-    found = label_configs(without_teachers)
-    return found if len({*found}) == len(found) else label_configs(flat_configs)
+    labels = label_configs(without_teachers)
+    return labels if len({*labels}) == len(labels) else label_configs(flat_configs)
 
 
 def label_configs(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -143,10 +143,10 @@ def _has_begun(folder, parent) -> bool:
     Raises:
       UserError: the folder has another run, or a branch of another checkpoint.
     """
-    stored = configs.read(folder)
-    if stored is None:
+    content = configs.read(folder)
+    if content is None:
         return False
-    recorded = stored.get("parent")
+    recorded = content.get("parent")
     if recorded is None:
         raise UserError(f"--workdir {folder} holds a run that is no branch: omit --from, or choose another --workdir")
     if (recorded["task"], recorded["fingerprint"]) != (parent.task, parent.fingerprint):
@@ -182,8 +182,8 @@ def check_options(parent: Parent) -> None:
 
 def _is_kept(key) -> bool:
     section, _, name = key.rpartition(".")
-    of_network = section.split(".")[0] in ("teacher", "student", "network") or name in ("weights", "weights_key")
-    return key in _KEPT or of_network or name in _KEPT_NAMES or section == "augment" and name in _KEPT_OF_TESTS
+    is_network = section.split(".")[0] in ("teacher", "student", "network") or name in ("weights", "weights_key")
+    return key in _KEPT or is_network or name in _KEPT_NAMES or section == "augment" and name in _KEPT_OF_TESTS
 
 
 def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: bool) -> None:
@@ -193,19 +193,19 @@ def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: boo
       UserError: a task until `task` has other classes or images, or no task follows.
     """
     stream, recorded = experiment.stream, run.results["stream"]["tasks"]
-    where = f"--from={run.folder}"
+    flag = f"--from={run.folder}"
     required = len(recorded) if must_grow or stream.num_classes != len(run.class_names) else task + 1
     if stream.num_tasks < required:
-        raise UserError(f"{where} has {required} tasks, and the branch {stream.num_tasks}: keep data.num_tasks")
-    for own, theirs in zip(results.tasks_of(stream), recorded[:required], strict=False):
-        if own != {**own, **theirs}:
+        raise UserError(f"{flag} has {required} tasks, and the branch {stream.num_tasks}: keep data.num_tasks")
+    for task_entry, parent_entry in zip(results.tasks_of(stream), recorded[:required], strict=False):
+        if task_entry != {**task_entry, **parent_entry}:
             raise UserError(
-                f"{where}: a branch keeps the tasks of its parent, but the classes or images of task "
-                f"{recorded.index(theirs)} differ: keep data.class_order, data.num_tasks and the limits of images"
+                f"{flag}: a branch keeps the tasks of its parent, but the classes or images of task "
+                f"{recorded.index(parent_entry)} differ: keep data.class_order, data.num_tasks and the limits of images"
             )
     if task + 1 == stream.num_tasks:
         raise UserError(
-            f"{where}: task {task} is the last of the stream, so nothing would be trained: name an earlier --task, or "
+            f"{flag}: task {task} is the last of the stream, so nothing would be trained: name an earlier --task, or "
             "add tasks by --mode=continue --tasks FOLDER"
         )
     _check_images(run, stream)
@@ -214,12 +214,14 @@ def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: boo
 
 def _check_images(run, stream):
     """Raises UserError if images of the parent's classes have changed, or other classes take their places."""
-    stored = configs.read(run.folder).get("data")
-    if not isinstance(stored, dict):
+    recorded = configs.read(run.folder).get("data")
+    if not isinstance(recorded, dict):
         return
-    found = fingerprints.fingerprint_data(stream)
+    current = fingerprints.fingerprint_data(stream)
     grows = stream.num_classes > len(run.class_names)
-    changed = fingerprints.changed_data(stored, {key: found[key] for key in found if key in stored or not grows})
+    changed = fingerprints.changed_data(
+        recorded, {key: current[key] for key in current if key in recorded or not grows}
+    )
     if changed:
         raise UserError(
             f"--from={run.folder}: the branch has other images than its parent in {', '.join(changed[:3])}: keep the "
@@ -293,8 +295,8 @@ class Growth:
         """
         options = ", ".join(f"config.{key}" for key in changes) or "this version of the program"
         expected = experiment.abstract_variables()
-        for growth, stored, needed in zip((self, Growth(())), (mutable, frozen), expected, strict=True):
-            for name, old, new in _pairs(stored, needed):
+        for growth, stored, shapes_of_branch in zip((self, Growth(())), (mutable, frozen), expected, strict=True):
+            for name, old, new in _pairs(stored, shapes_of_branch):
                 if old is None or new is None or not growth._explains(old, new):
                     shapes = " -> ".join("absent" if x is None else f"{x.dtype} {list(x.shape)}" for x in (old, new))
                     raise UserError(
@@ -377,8 +379,8 @@ def fingerprint(folder: Path, task: int) -> str:
     with Checkpoints(folder, read_only=True) as checkpoints:
         checkpoints.task_record(task)  # names the checkpoints that exist
     digest = hashlib.sha256(json.dumps(configs.read(folder, as_stored=True)["config"], sort_keys=True).encode())
-    saved = folder / "checkpoints"
-    for path in sorted([*(saved / "frozen").rglob("*"), *(saved / "tasks" / str(task)).rglob("*")]):
+    root = folder / "checkpoints"
+    for path in sorted([*(root / "frozen").rglob("*"), *(root / "tasks" / str(task)).rglob("*")]):
         if path.is_file():
-            digest.update(f"{path.relative_to(saved)} {fingerprints.file_digest(path)}\n".encode(errors="replace"))
+            digest.update(f"{path.relative_to(root)} {fingerprints.file_digest(path)}\n".encode(errors="replace"))
     return digest.hexdigest()

@@ -32,10 +32,12 @@ def describe(config: ConfigDict) -> str:
     Args:
       config: resolved, see `resolve`.
     """
-    named = [(name, section.dtype) for name, section in config.items() if _is_network(section) and "dtype" in section]
-    dtypes = sorted({dtype for _, dtype in named})
+    networks = [
+        (name, section.dtype) for name, section in config.items() if _is_network(section) and "dtype" in section
+    ]
+    dtypes = sorted({dtype for _, dtype in networks})
     if len(dtypes) > 1:
-        text = ", ".join(f"{name} in {dtype}" for name, dtype in named)
+        text = ", ".join(f"{name} in {dtype}" for name, dtype in networks)
     else:
         text = f"all networks in {dtypes[0] if dtypes else 'float32'}"
     return f"device: {target.current().name}, {text}"

@@ -83,7 +83,7 @@ class DomainSet:
         else:
             split = {key: option.default for key, option in class_parts.SPLIT_OPTIONS.items()} | dict(options)
             parts = {name: self._read_domain(root, folder, split, skipped) for name, folder in folders.items()}
-        classes = sorted({label for both in parts.values() for images in both for label in images}, key=_by_number)
+        classes = sorted({label for splits in parts.values() for images in splits for label in images}, key=_by_number)
         self._check_classes(root, parts, classes, options["missing_classes"])
         skipped.log(root)
         domains = tuple(name for name in folders if name not in self.test_domains)
@@ -103,27 +103,29 @@ class DomainSet:
         data = stream.placeholder(self.name, self.num_classes, *self.images)
 
         def with_domains(split, is_shared):
-            of_images = np.arange(len(split), dtype=np.int32) // self.num_classes % len(domains)
-            return replace(split, domains=np.full_like(of_images, -1) if is_shared else of_images)
+            domains_of_images = np.arange(len(split), dtype=np.int32) // self.num_classes % len(domains)
+            return replace(split, domains=np.full_like(domains_of_images, -1) if is_shared else domains_of_images)
 
         train, test = with_domains(data.train, False), with_domains(data.test, bool(self.test_domains))
         return replace(data, train=train, test=test, domains=domains)
 
     def _find_domains(self, root) -> dict[str, Path]:
-        present = image_files.list_entries(root, image_files.SkippedFiles())[0]
-        known = self.domains or {name: (name,) for name in present}
-        found = {name: next((alias for alias in names if alias in present), None) for name, names in known.items()}
-        if missing := [name for name, folder in found.items() if folder is None]:
+        present_names = image_files.list_entries(root, image_files.SkippedFiles())[0]
+        aliases = self.domains or {name: (name,) for name in present_names}
+        folders = {
+            name: next((alias for alias in names if alias in present_names), None) for name, names in aliases.items()
+        }
+        if absent := [name for name, folder in folders.items() if folder is None]:
             raise UserError(
-                f"{root}: has no folder of the domain {class_parts.shorten(missing)}; {self.remedy}, or read the "
+                f"{root}: has no folder of the domain {class_parts.shorten(absent)}; {self.remedy}, or read the "
                 "domains there by data.name=domain_folder"
             )
-        if len(found) < 2:
+        if len(folders) < 2:
             raise UserError(
-                f"{root}: has {len(found)} folders, and each folder is a domain: set data.path to the folder with "
+                f"{root}: has {len(folders)} folders, and each folder is a domain: set data.path to the folder with "
                 "<domain>/<class>/"
             )
-        return {name: root / folder for name, folder in found.items()}
+        return {name: root / folder for name, folder in folders.items()}
 
     def _read_domain(self, root, folder, options, skipped) -> tuple[class_parts.Images, class_parts.Images]:
         """Returns the training and the test images of a domain."""

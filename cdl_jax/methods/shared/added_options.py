@@ -22,13 +22,13 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     >>> complete({"method": "cdl", "data.name": "digits", "student.weights": ""})["student.weights_key"]
     ''
     """
-    added = {f"{key}_key": "" for key in config if key.endswith(".weights")}
+    absent_options = {f"{key}_key": "" for key in config if key.endswith(".weights")}
     if config.get("method") == "vidt":
-        added |= configs.flatten(defaults(detection_token_labels.OPTIONS), "token_labels.")
+        absent_options |= configs.flatten(defaults(detection_token_labels.OPTIONS), "token_labels.")
     try:
         source = plugins.load_plugin("data.sources", config["data.name"]).OPTIONS
     except (UserError, KeyError):
         source = None
     if source is not None:
-        added |= configs.flatten(defaults({**STREAM_OPTIONS, **source}), "data.")
-    return {**added, **config}
+        absent_options |= configs.flatten(defaults({**STREAM_OPTIONS, **source}), "data.")
+    return {**absent_options, **config}

@@ -120,8 +120,8 @@ def _share_axis_rule(size, is_batched, arrays):
     def share(x, has_axis):
         return x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
 
-    shared = jax.tree.map(share, arrays, *is_batched)
-    return _share_axis(shared), jax.tree.map(lambda _: True, arrays)
+    batched = jax.tree.map(share, arrays, *is_batched)
+    return _share_axis(batched), jax.tree.map(lambda _: True, arrays)
 
 
 def _scores(query, key):
