@@ -1,4 +1,6 @@
-"""Kernels of a program that XLA has compiled for a GPU: their operations, their bytes, and a model of their time.
+"""Lists the kernels of a program that XLA has compiled for a GPU.
+
+Each kernel has its operations, its bytes and a modelled time.
 
 Every instruction of the entry computation that is neither a parameter nor a view is one kernel. Its bytes are the sizes
 of its operands and results. Of an operand that a fusion only slices or gathers from, the slices count. Its operations
@@ -60,7 +62,10 @@ class Card:
 
     @property
     def description(self) -> str:
-        """Returns the description from which XLA compiles, a text of `stream_executor.GpuTargetConfigProto`."""
+        """Returns the description of a GPU from which XLA compiles.
+
+        It is a text of `stream_executor.GpuTargetConfigProto`.
+        """
         return (_FOLDER / f"{self.name}.txtpb").read_text(encoding="utf-8")
 
 
@@ -123,13 +128,16 @@ class _Instruction:
 
 
 def kernels(program: str) -> list[Kernel]:
-    """Returns the kernels of a compiled program's text in their order, a loop's once for each of its repetitions."""
+    """Returns the kernels of a compiled program's text in their order.
+
+    Those of a loop occur once for each of its repetitions.
+    """
     computations, entry = _parse(program)
     return list(_kernels(computations, entry))
 
 
 def _parse(program: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
-    """Returns computation -> name -> instruction, and the name of the entry computation."""
+    """Returns computation -> name -> instruction, and the entry computation's name."""
     computations, entry, current = {}, "", {}
     for line in program.splitlines():
         if head := _COMPUTATION.match(line):
@@ -182,7 +190,10 @@ def _read(computations, instructions, one, index) -> int:
 
 
 def _products(computations, instructions, one) -> tuple[float, float]:
-    """Returns the operations of an instruction's products: of 16-bit operands, and of two float32 operands."""
+    """Returns the operations of an instruction's products.
+
+    The first number is of products of 16-bit operands, the second of two float32 operands.
+    """
     if one.opcode == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes).group(1)
         return _product(instructions, one, [int(axis) for axis in contracted.split(",") if axis])
@@ -206,7 +217,10 @@ def _product(instructions, one, contracted):
 
 
 def _fused_attention(instructions, one):
-    """Returns the operations of cuDNN's attention: two products forward, five backward, which computes scores again."""
+    """Returns the operations of cuDNN's attention.
+
+    It has two products forward. Backward it has five, which compute the scores again.
+    """
     batch, heads, queries, width = _arrays(one.type)[0][1]
     keys = math.prod(_arrays(instructions[one.operands[1]].type)[0][1]) // (batch * heads * width)
     return (10.0 if "Backward" in one.target else 4.0) * batch * heads * queries * keys * width
@@ -230,7 +244,7 @@ def _size(kind: str) -> int:
 
 
 def _is_cast(instructions, one) -> bool:
-    """Returns whether an instruction has one operand and its result has the same numbers in another type."""
+    """Returns whether an instruction only changes the type of its one operand."""
     if len(one.operands) != 1 or one.type.startswith("("):
         return False
     (old_type, shape), (new_type, new_shape) = _arrays(instructions[one.operands[0]].type)[0], _arrays(one.type)[0]

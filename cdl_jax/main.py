@@ -351,7 +351,10 @@ def _flag_value(argv, flag):
 
 
 def _split_paths(argv, flag):
-    """Returns the command line without a flag, and the paths behind each of its occurrences; None without the flag."""
+    """Returns the command line without a flag, and the paths behind the flag.
+
+    The paths of all occurrences are joined; None: the flag is absent.
+    """
     index = next((i for i, word in enumerate(argv) if word.split("=")[0] in (f"--{flag}", f"-{flag}")), None)
     if index is None:
         return argv, None
@@ -544,7 +547,10 @@ def _analyze(config, folder, options):
 
 
 def _with_loaded_run(config, folder, options):
-    """Returns the text that --mode=predict, --mode=export or --mode=eval with --on prints."""
+    """Returns the text that a mode with a loaded run prints.
+
+    These modes are predict, export, and eval with --on or --corruptions.
+    """
     from cdl_jax.errors import UserError
     from cdl_jax.run import api, export, predict, workdir
     from cdl_jax.runtime import distributed, paths
@@ -569,7 +575,10 @@ def _with_loaded_run(config, folder, options):
 
 
 def _evaluate_elsewhere(run, options):
-    """Evaluates on other images or on corrupted copies, and writes the file; returns the text to print."""
+    """Evaluates on other images or corrupted copies; returns the text to print.
+
+    Writes the file of the evaluation.
+    """
     import json
 
     from cdl_jax.data import corruptions

@@ -146,7 +146,9 @@ def parse(words: Sequence[str]) -> Sweep:
 
 
 def plan(sweep: Sweep) -> list[PlannedRun]:
-    """Returns the runs of a sweep, in which each teacher is trained once; a shared teacher's run comes first.
+    """Returns the runs of a sweep, in which each teacher is trained once.
+
+    The run of a shared teacher precedes those that use it.
 
     Raises:
       UserError: a config or a value is wrong.
@@ -166,7 +168,9 @@ def plan(sweep: Sweep) -> list[PlannedRun]:
 
 
 def teacher_digest(config: ConfigDict) -> str | None:
-    """Returns the fingerprint of a config's teacher; None if the run trains none that others can use.
+    """Returns the fingerprint of a config's teacher.
+
+    None: the run trains no teacher that others can use.
 
     config: a resolved config.
     """
@@ -189,7 +193,9 @@ def _resolve(item):
 
 
 def _grid_values(text: str) -> tuple[str, tuple[str, ...]]:
-    """Returns the key and the values of a grid's option; commas within brackets separate no values.
+    """Returns the key and the values of a grid's option.
+
+    Commas within brackets separate no values.
 
     Raises:
       UserError: it is not KEY=VALUE,VALUE, or the key is that of the seed.

@@ -1,4 +1,6 @@
-"""A config's steps compiled for a GPU that is not there, kernel by kernel, with a model of their time.
+"""Compiles a config's steps for a GPU that is not there, and models their time.
+
+The model adds up the kernels of the compiled program.
 
     python -m benchmarks.run aot [--config configs/cdl.py:teacher=vit_l16,student=vit_b16] [--cards h200 h100 a100]
     python -m benchmarks.run aot --set teacher.depth=3 student.depth=3 learner.deep=False
@@ -89,7 +91,7 @@ def _literal(text):
 
 
 def _compiled(config, card, phases):
-    """Yields (phase, program text, {memory in bytes}) of each named phase, of all if none is named."""
+    """Yields (phase, program text, {memory in bytes}) of phases, by default all."""
     import jax
     import numpy as np
     from jax.experimental import topologies
@@ -148,7 +150,10 @@ def _total(found, card):
 
 
 def table(row: dict) -> str:
-    """Formats the figures of one step as a Markdown table with a line about speed and memory below it."""
+    """Formats the figures of one step as a Markdown table.
+
+    A line about speed and memory follows the table.
+    """
     lines = [(part, *_cells(figures)) for part, figures in {**row["parts"], "sum": row["sum"]}.items()]
     head = ("part", "modelled kernels", "modelled ms", "modelled GB", "modelled GFLOP")
     resident, work = (f"{row['memory'][part] / 2**20:,.0f} MiB" for part in ("held", "work"))

@@ -146,7 +146,9 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Images that are learned together, of the labels `first` to `end - 1` of the stream.
+    """Images that are learned together.
+
+    Their labels are `first` to `end - 1` of the stream.
 
     index: position in the stream, from 0.
     classes: class ids of the data set, in stream order.
@@ -580,7 +582,9 @@ def _check_split(split, title, num_classes, num_domains):
 
 
 def _relabel(split, order, num_classes, limit, of_domains):
-    """Returns the images of the stream's classes, at most `limit` of each, with labels in stream order.
+    """Returns the images of the stream's classes, with labels in stream order.
+
+    Of each class at most `limit` images are selected.
 
     of_domains: whether the limit holds in each domain.
     """

@@ -1,4 +1,4 @@
-"""Divides classes, and in blurry streams images, into tasks. All functions are pure."""
+"""Divides classes into tasks, and in blurry streams images; pure functions."""
 
 import operator
 from collections.abc import Sequence
@@ -104,7 +104,9 @@ def draw_sizes(num_classes: int, num_tasks: int, seed: int) -> tuple[int, ...]:
 
 
 def draw_disjoint_classes(sizes: Sequence[int], share: float, seed: int, *, per_task: bool) -> np.ndarray:
-    """Draws the disjoint classes of a blurry stream: all of their images are in one task.
+    """Draws the disjoint classes of a blurry stream.
+
+    All images of a disjoint class are in one task.
 
     >>> draw_disjoint_classes((4, 4), 0.5, seed=0, per_task=True).reshape(2, 4).sum(axis=1).tolist()
     [2, 2]

@@ -1,4 +1,4 @@
-"""Shortens a stream to its first tasks, and appends tasks of further folders of classes."""
+"""Shortens a stream, and appends tasks of further folders of classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -68,7 +68,7 @@ def append_folders(stream: Stream, folders: Sequence[str], first_id: int, option
 
 
 def _with_tasks(stream, names, order, tasks, splits) -> Stream:
-    """Returns a stream whose tasks have the sizes of `tasks`, with the rows of new splits."""
+    """Returns a stream with the classes of given tasks and with new splits."""
     bounds = np.cumsum([0, *(len(task.classes) for task in tasks)]).tolist()
     rows = [
         [np.flatnonzero((split.labels >= first) & (split.labels < end)).astype(np.int32) for split in splits]
@@ -89,7 +89,10 @@ def _join(earlier, later, first_label) -> Split:
 
 
 def _like(split, pattern) -> Split:
-    """Returns a split of files as one array of the image size of `other`, if that is an array."""
+    """Returns a split of files as one array if the other split is an array.
+
+    Images get the size of those of `pattern`.
+    """
     if pattern.images is None:
         return split
     from PIL import Image, ImageOps

@@ -26,7 +26,9 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `kd + attention_weight sum_blocks mean((q_student - q_teacher)^2)`.
+    """Returns the scheme of logit distillation plus attention transfer.
+
+    Its loss is `kd + attention_weight sum_blocks mean((q_student - q_teacher)^2)`.
 
     q are attention maps over the patches, each scaled to length 1. The mean is over the batch and the patches.
 
@@ -69,7 +71,9 @@ def spaced_blocks(count: int, depth: int) -> list[int]:
 
 
 def attention_map(kind: str, out: Outputs, block: int) -> jax.Array:
-    """Returns the attention of each patch after a block, float32 `[batch, patches]`, of length 1 for each image.
+    """Returns the attention of each patch after a block.
+
+    It is float32 `[batch, patches]`, of length 1 for each image.
 
     Args:
       kind: "activations" or "weights", see `OPTIONS`.

@@ -20,7 +20,9 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `temperature^2 (inter_weight (1 - r_images) + intra_weight (1 - r_classes))`.
+    """Returns the scheme of DIST.
+
+    Its loss is `temperature^2 (inter_weight (1 - r_images) + intra_weight (1 - r_classes))`.
 
     r are mean correlations of Pearson between the probabilities of student and teacher.
 
@@ -51,7 +53,9 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def pearson(x: jax.Array, y: jax.Array, mask: jax.Array | None = None, epsilon: float = 1e-8) -> jax.Array:
-    """Returns the correlation of each row of x with the same row of y, float32 `[n]`; 0 for rows without variance.
+    """Returns the correlation of each row of x with the same row of y, float32 `[n]`.
+
+    It is 0 for rows without variance.
 
     >>> pearson(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[2.0, 4.0, 6.0]])).round(4).tolist()
     [1.0]

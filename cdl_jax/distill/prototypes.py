@@ -23,7 +23,9 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `kd + prototype_weight mean_c (1 - cos(W m_student,c + b, m_teacher,c))`.
+    """Returns the scheme of logit distillation plus aligned class means.
+
+    Its loss is `kd + prototype_weight mean_c (1 - cos(W m_student,c + b, m_teacher,c))`.
 
     m are the means over the images of class c in a batch; the mean over c is over the classes of the batch.
 

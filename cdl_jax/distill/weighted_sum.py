@@ -140,7 +140,9 @@ def _section(declared, changes, name) -> ConfigDict:
 
 
 def _owner(schemes, names) -> int | None:
-    """Returns the index of the scheme that changes the student's inputs or prediction; None if there is none.
+    """Returns the index of the scheme that changes the student, or None.
+
+    Such a scheme changes the student's inputs or prediction.
 
     Raises:
       UserError: there are two.
@@ -153,7 +155,10 @@ def _owner(schemes, names) -> int | None:
 
 
 def _join_variables(keys, term_variables) -> Variables:
-    """Returns collection -> key of a term -> variables, as one Flax module with a part for each term has them."""
+    """Returns collection -> key of a term -> variables.
+
+    One Flax module with a part for each term has the same structure.
+    """
     collections = dict.fromkeys(name for variables in term_variables for name in variables)
     return {
         name: {key: variables[name] for key, variables in zip(keys, term_variables, strict=True) if name in variables}

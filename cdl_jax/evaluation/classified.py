@@ -1,4 +1,4 @@
-"""Measures a classifier from its logits: by task and by class, with and without the task of an image given."""
+"""Measures a classifier from its logits, by task and by class."""
 
 from collections.abc import Sequence
 from typing import Any

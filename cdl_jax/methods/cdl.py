@@ -304,7 +304,10 @@ class CDL(Method, CachesQueries):
         return total, Outcome(metrics, models.updated_state("student", variables, out, context))
 
     def _past_outputs(self, variables, images, query, context):
-        """Returns the named outputs of the student before the task, as evaluation after the earlier tasks has them."""
+        """Returns the named outputs of the student before the task.
+
+        They are those of evaluation after the earlier tasks.
+        """
         zero = jnp.zeros_like(context.first)
         past_context = context.replace(
             task=jnp.maximum(context.task - 1, 0), first=zero, end=jnp.maximum(context.first, 1)

@@ -288,7 +288,14 @@ class ViDT(Method):
 
 
 def _map_extents(is_inside):
-    """Returns height and width of the rectangle at the top left of each map, int32 `[N, 2]`, of bool `[N, h, w]`."""
+    """Returns (height, width) of the rectangle at the top left of each map.
+
+    Args:
+      is_inside: bool `[N, h, w]`, True in the rectangle.
+
+    Returns:
+      int32 `[N, 2]`.
+    """
     return jnp.stack([is_inside[:, :, 0].sum(axis=1), is_inside[:, 0].sum(axis=1)], axis=1)
 
 

@@ -165,13 +165,16 @@ def metric_of(groups: Iterable[Group]) -> str:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Returns a label for each group: the settings in which groups differ, and its parent. See `label_settings`."""
+    """Returns a label for each group: the settings that differ, and its parent.
+
+    See `label_settings`.
+    """
     parents = [{"parent": parent} if (parent := parent_of(group)) else {} for group in groups]
     return label_settings([group.config | parent for group, parent in zip(groups, parents, strict=True)])
 
 
 def parent_of(group: Group) -> str:
-    """Returns the run and task from which a group's runs branched; "" where they began by themselves.
+    """Returns the run and task from which a group's runs branched; "" without.
 
     >>> parent_of(Group({}, {(0, 0, 0): Run(Path("b"), True, {}, parent=("runs/a", 2))}))
     'runs/a after task 2'
@@ -181,7 +184,7 @@ def parent_of(group: Group) -> str:
 
 
 def label_settings(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns `label_configs`, in which teachers are mentioned only if two configs differ in nothing else.
+    """Returns `label_configs`, with teachers only where nothing else differs.
 
     So a setting whose run trained the teacher and one whose run took it from there differ in their settings alone.
 

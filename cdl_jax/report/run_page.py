@@ -115,7 +115,10 @@ def _header(folder, results, config):
 
 
 def _tiles(results):
-    """Returns the headline numbers, large, with an arrow towards better values and other networks below."""
+    """Returns the headline numbers in large type.
+
+    An arrow points towards better values, and numbers of other networks are below.
+    """
     networks, metric = results["networks"], results.get("metric", "accuracy")
     headline = [name for name in results.get("headline", ()) if name in networks] or [*networks][-1:]
     others = [name for name in networks if name not in headline][:4]
@@ -166,7 +169,10 @@ def _accuracy_sections(networks, results):
 
 
 def _class_section(networks, stream):
-    """Returns the accuracy of each class after the last evaluated task, and the confusion of classes."""
+    """Returns the accuracy of each class and the confusion of classes.
+
+    They are those after the last evaluated task.
+    """
     measured = {name: network for name, network in networks.items() if network.get("class_accuracy")}
     if not measured:
         return []
@@ -221,7 +227,7 @@ def _pair_section(pairs, formulas):
 
 
 def _training_section(lines):
-    """Returns the plots of losses and learning rates; empty for a run without training steps."""
+    """Returns the plots of losses and learning rates; empty without training."""
     if not any("loss" in line for line in lines):
         return []
     parts = ["<h2>Training</h2>", text.figure(plots.losses(lines), "losses", _LOSSES, "wide")]
@@ -248,7 +254,9 @@ def _prompt_section(networks):
 
 
 def _metrics_table(measured, formulas, title, metric="accuracy"):
-    """Returns a table of the metrics that all entries have and any entry has measured, with their definitions.
+    """Returns a table of metrics with their definitions.
+
+    A metric is left out if an entry lacks it, or if no entry has a value.
 
     Args:
       measured: name -> {"metrics": metric -> value}; a column each.
@@ -302,7 +310,10 @@ def _cost_table(cost):
 
 
 def _origin_table(folder, results, stored):
-    """Returns a table of what a reader needs to make the run again: command, date, code, device, teacher and parent."""
+    """Returns a table of what a repetition of the run needs.
+
+    It has command, date, code, device, teacher and parent.
+    """
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     facts = {
         "command": results["command"],
@@ -328,7 +339,7 @@ def _teacher_runs(config):
 
 
 def _tasks_table(stream):
-    """Returns a table of the tasks: name of the domain, numbers of images, names of classes."""
+    """Returns a table of the tasks: domain, numbers of images, class names."""
     rows: Rows = [["task", "train", "test", "classes"]]
     for i, task in enumerate(stream["tasks"]):
         names = ", ".join(task["classes"])

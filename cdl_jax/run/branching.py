@@ -1,7 +1,7 @@
-"""Starts runs from a task of another run, their parent: with other options, or with further tasks.
+"""Starts runs from a task of another run, their parent.
 
-A branch begins with the parent's checkpoints and records until that task, so it is a complete run by itself. If its
-stream has more classes or tasks than the parent's, variables with an axis of classes or tasks grow: the parent's rows
+A branch has other options, or further tasks. It begins with the parent's checkpoints and records until that task, so
+the branch is a complete run by itself. If its stream has more classes or tasks than the parent's, variables with an axis of classes or tasks grow: the parent's rows
 keep their bits, and the new rows have the initial values of the method.
 """
 
@@ -41,7 +41,9 @@ _KEPT_OF_TESTS = ("test", "resize", "interpolation", "mean", "std", "eval_size",
 
 @dataclass(frozen=True)
 class Parent:
-    """The run and the task from which a run branched; config.json and results.json record it.
+    """The run and the task from which a run branched.
+
+    config.json and results.json record it.
 
     Attributes:
       path: the parent's folder, as the command named it.
@@ -112,7 +114,9 @@ def last_task(run: api.Run) -> int:
 
 
 def _prepare(folder, run, task, must_grow, experiment):
-    """Writes config.json, metrics.jsonl and the checkpoints with which a branch begins, unless they exist.
+    """Writes the files with which a branch begins, unless they exist.
+
+    They are config.json, metrics.jsonl and the checkpoints.
 
     Raises:
       UserError: see `train`.
@@ -158,7 +162,9 @@ def _has_begun(folder, parent) -> bool:
 
 
 def find_changes(run: api.Run, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns the options that a branch changes: option -> (value of the parent, value of the branch).
+    """Returns the options that a branch changes.
+
+    The result is option -> (value of the parent, value of the branch).
 
     Files of equal content are equal, wherever they are.
     """
@@ -167,7 +173,9 @@ def find_changes(run: api.Run, config: ConfigDict) -> dict[str, tuple[Any, Any]]
 
 
 def check_options(parent: Parent) -> None:
-    """Checks that a branch keeps the options that determine networks, initial values and evaluation.
+    """Checks that a branch changes no option that binds it to its parent.
+
+    Such options determine networks, initial values and evaluation.
 
     Raises:
       UserError: it changes one of them.
@@ -213,7 +221,7 @@ def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: boo
 
 
 def _check_images(run, stream):
-    """Raises UserError if images of the parent's classes have changed, or other classes take their places."""
+    """Raises UserError if images or places of the parent's classes differ."""
     recorded = configs.read(run.folder).get("data")
     if not isinstance(recorded, dict):
         return
@@ -230,7 +238,7 @@ def _check_images(run, stream):
 
 
 def _check_class_orders(run, task, experiment):
-    """Raises UserError if a learner with a stream of its own would meet other classes in the tasks until `task`."""
+    """Raises UserError if a learner's own stream differs until `task`."""
     end = sum(run.info.task_sizes[: task + 1])
     if experiment.stream.num_classes != len(run.class_names):
         end = len(run.class_names)
@@ -243,7 +251,10 @@ def _check_class_orders(run, task, experiment):
 
 
 def _check_learner(run, experiment):
-    """Raises UserError if a longer stream would change what earlier tasks have of a learner's variables."""
+    """Raises UserError if a learner's variables cannot fit a longer stream.
+
+    Some learners divide their variables by the number of tasks.
+    """
     config, num_tasks = experiment.config, experiment.info.num_tasks
     name = config.get("learner", {}).get("name", "")
     is_plugin = "." in name or name in plugins.list_plugins("models.learners")  # dkt has learners without prompts too
@@ -310,12 +321,15 @@ class Growth:
         return all(map(self._explains_axis, old.shape, new.shape))
 
     def _explains_axis(self, old, new) -> bool:
-        """Returns whether an axis is unchanged, or has the same number of entries for each class or task."""
+        """Returns whether an axis is unchanged, or grows with classes or tasks.
+
+        A growing axis has the same number of entries for each class or task.
+        """
         grown = (old % before == 0 and old // before * after == new > old for before, after in self.sizes if before)
         return old == new or any(grown)
 
     def apply(self, stored: Variables, initial: Variables) -> Variables:
-        """Returns initial variables with the stored ones in the leading entries of each axis.
+        """Returns initial variables with stored ones in the leading entries.
 
         >>> Growth(((2, 3), (1, 2))).apply({"kernel": np.ones((1, 2))}, {"kernel": np.zeros((1, 3))})
         {'kernel': array([[1., 1., 0.]])}
@@ -330,13 +344,13 @@ class Growth:
 
 
 def _pairs(stored, expected) -> Iterator[tuple[str, Any, Any]]:
-    """Yields the name of each leaf of two trees with both leaves, None where one is absent."""
+    """Yields (name, leaf, leaf) of two trees; None where a leaf is absent."""
     old, new = (traverse_util.flatten_dict(tree, sep="/") for tree in (stored, expected))
     yield from ((name, old.get(name), new.get(name)) for name in sorted({*old, *new}))
 
 
 def _copy_log_lines(run, task, folder, seeds):
-    """Copies the lines of metrics.jsonl that the parent had written when it saved the task."""
+    """Copies the lines of metrics.jsonl up to the end of the parent's task."""
     with Checkpoints(run.folder, read_only=True) as checkpoints:
         count = results.from_json(checkpoints.task_record(task))[0].num_log_lines
     for source, target in zip(files.seed_folders(run.folder, seeds), files.seed_folders(folder, seeds), strict=True):
@@ -346,7 +360,10 @@ def _copy_log_lines(run, task, folder, seeds):
 
 
 def _write_checkpoints(folder, run, parent, experiment, growth):
-    """Writes the parent's checkpoints until the task; a killed process leaves none of them."""
+    """Writes the parent's checkpoints until the task.
+
+    A killed process leaves none of them.
+    """
     new = folder / _NEW
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -371,7 +388,9 @@ def _write_checkpoints(folder, run, parent, experiment, growth):
 
 
 def fingerprint(folder: Path, task: int) -> str:
-    """Returns the SHA-256 of a run as it was after a task: its config, its frozen variables and its checkpoint.
+    """Returns the SHA-256 of a run after a task.
+
+    It is computed from the config, the frozen variables and the checkpoint.
 
     Raises:
       UserError: there is no such checkpoint.

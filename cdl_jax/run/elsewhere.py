@@ -1,4 +1,7 @@
-"""Evaluates a checkpoint on other images than those of its run, and on corrupted copies, for `--mode eval --on`."""
+"""Evaluates a checkpoint on other images or on corrupted copies.
+
+It is the work of `--mode eval --on`.
+"""
 
 import json
 import re
@@ -174,7 +177,11 @@ def summary(content: dict[str, Any]) -> str:
 
 
 def _checked(corrupted, severities) -> tuple[int, ...]:
-    """Returns the severities; checks them before work, and that the corruptions can be computed."""
+    """Returns the severities of corruptions.
+
+    Raises:
+      UserError: a severity or a corruption is unknown, or the package is missing.
+    """
     if wrong := [value for value in severities if value not in corruptions.SEVERITIES]:
         raise UserError(f"--severities={wrong[0]} must lie in [1, 5]")
     if severities and not corrupted:
@@ -221,7 +228,9 @@ def _images(split, rows) -> list[Any]:
 
 
 def _corrupted_logits(classifiers, images, kinds, severities) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-    """Returns (corruption, severity) -> network -> logits of corrupted copies, which are made a chunk at a time.
+    """Returns (corruption, severity) -> network -> logits of corrupted copies.
+
+    A chunk of copies is in memory at a time.
 
     Copies are of the images as evaluation transforms them on the device, if they have that size. Other images are
     resized and cropped before they are corrupted, as those of ImageNet-C were.
@@ -245,7 +254,10 @@ def _corrupted_logits(classifiers, images, kinds, severities) -> dict[tuple[str,
 
 
 def _cropped(classifier: Classifier, image) -> np.ndarray:
-    """Returns an image as evaluation resizes and crops it on the host, uint8 `[size, size, 3]`."""
+    """Returns a resized and cropped image, uint8 `[size, size, 3]`.
+
+    The transform is that of evaluation on the host.
+    """
     test = classifier.augment["test"]
     options = {**classifier.augment, "test": "resize" if test == "none" else test}
     return augment.transform_test_image(image, options, classifier.method.image_size)
@@ -265,6 +277,6 @@ def _shorten(names) -> str:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the evaluations of a run by the names of their files, without the ending."""
+    """Returns the evaluations of a run by file name, without the ending."""
     evaluations = sorted((folder / FOLDER).glob("*.json"))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in evaluations}

@@ -1,4 +1,6 @@
-"""Exports a network of a run for serving: StableHLO with its weights, class names, a README and a model card.
+"""Exports a network of a run for serving.
+
+The folder has a program in StableHLO, its weights, class names, a README and a model card:
 
 program.stablehlo     a function `(weights, images) -> logits`, serialized by `jax.export` for CPUs and NVIDIA GPUs. The
                       number of images is free. Queries, prompts, resize and normalization are inside. That of a
@@ -91,7 +93,9 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
 
 
 def build_program(predictor: Classifier | Detector) -> tuple[Any, dict[str, np.ndarray]]:
-    """Builds the program `(weights, images) -> logits`, or `(weights, images, sizes) -> detections`.
+    """Builds the program of a network.
+
+    It is `(weights, images) -> logits`, or `(weights, images, sizes) -> detections`.
 
     Returns:
       The program, a `jax.export.Exported`, and the weights that it reads, by name.
@@ -117,7 +121,9 @@ def build_program(predictor: Classifier | Detector) -> tuple[Any, dict[str, np.n
 def prune(
     function: Callable[..., Any], weights: Mapping[str, np.ndarray], *inputs: Any
 ) -> tuple[Callable[..., Any], list[str]]:
-    """Removes the operations of a function that do not change its output, such as other networks of the run.
+    """Removes the operations of a function that do not change its output.
+
+    Examples are the operations of other networks of the run.
 
     >>> def function(weights, x):
     ...     weights["b"] * x
@@ -151,7 +157,7 @@ def prune(
 
 
 def plain_vit(network) -> dict[str, Any] | None:
-    """Returns the parameters of a network that is a ViT without prompts, None for another network."""
+    """Returns the parameters of a ViT without prompts, None for others."""
     variables = join(network.predictor.frozen, network.predictor.mutable).get(network.name, {})
     return jax.device_get(variables["params"]) if "params" in variables and weight_files.is_vit(variables) else None
 

@@ -1,4 +1,7 @@
-"""Shows the progress of a run: a bar in a terminal or a notebook, lines of a log elsewhere."""
+"""Shows the progress of a run.
+
+It is a bar in a terminal or a notebook, and lines of a log elsewhere.
+"""
 
 import sys
 import threading

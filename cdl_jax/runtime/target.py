@@ -25,11 +25,14 @@ class Target:
 
     @property
     def has_bfloat16(self) -> bool:
-        """Returns whether products in bfloat16 are faster than in float32. Only NVIDIA GPUs are known."""
+        """Returns whether products in bfloat16 are faster than in float32.
+
+        Only NVIDIA GPUs are known.
+        """
         return self.platform == "cuda" and self.capability >= BFLOAT16_CAPABILITY
 
     def has_fused_attention(self, dtype: str, width: int) -> bool:
-        """Returns whether cuDNN's fused attention exists for a dtype and a width of a head."""
+        """Returns whether cuDNN's fused attention has a dtype and a head width."""
         return self.has_bfloat16 and dtype == "bfloat16" and width % 8 == 0 and width <= 128
 
 
@@ -59,7 +62,9 @@ def assume(target: Target) -> Iterator[None]:
 
 
 def compute_dtype(option: str) -> str:
-    """Returns the dtype of an option `dtype`: "auto" is bfloat16 on GPUs that have it, and float32 elsewhere.
+    """Returns the dtype of an option `dtype`.
+
+    "auto" is bfloat16 on GPUs that have it, and float32 elsewhere.
 
     >>> with assume(Target("NVIDIA H200", "cuda", (9, 0))):
     ...     compute_dtype("auto")

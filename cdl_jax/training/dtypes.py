@@ -52,7 +52,10 @@ def _is_network(section):
 
 
 def _all_round_kernels(config):
-    """Returns whether every network is a ViT in bfloat16, and none comes from a finished run."""
+    """Returns whether every network is a ViT in bfloat16 of this run.
+
+    Networks of a finished run are no such networks.
+    """
     networks = _networks(config)
     has_runs = any(key.endswith("teacher_runs") and value for key, value in configs.flatten(config).items())
     in_bfloat16 = [section.family == "vit" and section.dtype == "bfloat16" for section in networks]

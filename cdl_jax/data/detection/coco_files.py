@@ -443,7 +443,10 @@ def _objects(table, image_ids, sizes, categories, read_masks):
 
 
 def _masks(table, sizes, are_targets):
-    """Returns the masks of all records; empty bytes for a record without a segmentation, which is no target."""
+    """Returns the masks of all records.
+
+    A record without a segmentation has empty bytes; it is no target.
+    """
     values = [record.get("segmentation") or b"" for record in table.records]
     is_empty = np.array([not value for value in values], bool)
     table.refuse(

@@ -224,7 +224,10 @@ class DetectionLoader:
         return Sample(np.asarray(image), replace(targets, boxes=boxes), label_map)
 
     def _label_map(self, row, targets):
-        """Returns the label map of an image before its transform, of the objects that the transform keeps."""
+        """Returns the label map of an image before its transform.
+
+        It has the objects that the transform keeps.
+        """
         size = tuple(self.data.sizes[row].tolist())
         masks = (segmentations.decode(runs, size) for runs in targets.masks)
         return segmentations.label_map(masks, targets.labels, size, self._label_type)

@@ -1,4 +1,4 @@
-"""Loads image sets of the same classes in several domains, from a folder for each domain.
+"""Loads image sets with a folder for each domain of the same classes.
 
     ROOT/<domain>/<class>/*.jpg                      the test set is drawn, or `test_domains` have it
     ROOT/<domain>/train/<class>/*.jpg, .../test/...  the test set of the domain
@@ -205,5 +205,8 @@ def _join(parts, classes: Sequence[str], domains: tuple[str, ...], part: int) ->
 
 
 def _by_number(name):
-    """Returns a sort key: text by letters, numbers in it by value, so that o2 precedes o10."""
+    """Returns a sort key by which o2 precedes o10.
+
+    Text is compared by letters, numbers in it by value.
+    """
     return [(piece.isdecimal(), int(piece) if piece.isdecimal() else piece) for piece in re.split(r"(\d{1,9})", name)]

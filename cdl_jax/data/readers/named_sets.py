@@ -1,4 +1,4 @@
-"""Loads published image sets by name, from the layouts in which they are delivered.
+"""Loads published image sets by name, in the layouts of their archives.
 
 A source of a named set is a table of facts: its folder, its number of classes and the split of the field. The images
 are read by `layouts`.
@@ -22,7 +22,7 @@ _SIZES = ("num_tasks", "base_classes", "increment")
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A published image set with a folder for each class, or with lists that `layouts` reads.
+    """A published image set with a folder for each class, or with lists of images.
 
     name: of the source and the data set.
     title: as the authors write it, for messages.

@@ -66,7 +66,7 @@ def divide(
 
 
 def to_split(images: Mapping[str, Sequence[Any]], classes: Sequence[str]) -> Split:
-    """Returns the split of the images of some classes; labels are positions in `classes`."""
+    """Returns the split of images by class; labels are positions in `classes`."""
     files = [images.get(name, ()) for name in classes]
     labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(class_files) for class_files in files])
     return Split(labels, files=tuple(file for class_files in files for file in class_files))

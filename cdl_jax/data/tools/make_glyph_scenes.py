@@ -232,7 +232,10 @@ def _paint(rng, canvas, alpha, box):
 
 
 def _mark(ink, number, alpha, box):
-    """Marks the ink of a character, and removes what it covers of earlier ones; changes `ink`."""
+    """Adds the mask of a character, and removes its pixels from earlier masks.
+
+    Changes `ink`.
+    """
     x, y, width, height = box
     patch, is_ink = ink[:, y : y + height, x : x + width], alpha > _INK / 255
     patch &= ~is_ink

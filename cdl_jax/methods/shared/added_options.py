@@ -12,7 +12,9 @@ from cdl_jax.options import defaults
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a flat config with the options that earlier versions lack, at the values that have no effect.
+    """Completes a flat config by options that earlier versions lack.
+
+    Their values are those without an effect.
 
     Configs that differ only in such options thereby become equal.
 

@@ -24,7 +24,9 @@ _PACKAGES = {"tensorboard": "tensorboard", "wandb": "'.[wandb]'", "mlflow": "'.[
 
 
 def check(names: Sequence[str]) -> None:
-    """Checks that loggers can be used: their packages are installed, and Weights & Biases has an account or is offline.
+    """Checks that loggers can be used.
+
+    Their packages are installed, and Weights & Biases has an account or is offline.
 
     Raises:
       UserError: names what is missing.

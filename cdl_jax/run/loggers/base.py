@@ -1,4 +1,6 @@
-"""Contract of loggers, which copy the lines of a run's measurements into files of other tools or to a service.
+"""Contract of loggers, which copy the lines of metrics.jsonl.
+
+The copies are files of other tools, or go to a service.
 
 A logger is a module with one function:
 
@@ -73,7 +75,9 @@ class Logger(Protocol):
 
 
 def scalars(line: Line) -> dict[str, float]:
-    """Returns the numbers of a line by name; those within a phase have its name in front.
+    """Returns the numbers of a line by name.
+
+    Names within a phase begin with the name of the phase.
 
     >>> scalars({"step": 3, "task": 0, "phase": "teacher", "epoch": 1, "loss": 0.5})
     {'teacher/loss': 0.5}

@@ -35,7 +35,9 @@ class CsvLogger:
 
 
 def csv_rows(line: Line) -> list[tuple]:
-    """Returns a row for each number of a line, in the order of `COLUMNS`; an absent phase or epoch is empty.
+    """Returns a row for each number of a line, in the order of `COLUMNS`.
+
+    An absent phase or epoch is empty.
 
     >>> csv_rows({"step": 3, "task": 0, "student/accuracy": 50.0})
     [(3, 0, '', '', 'student/accuracy', 50.0)]

@@ -1,4 +1,6 @@
-"""A run of MLflow, in the store that `MLFLOW_TRACKING_URI` names, by default `mlflow.db` beside the working directory.
+"""Copies measurements into a run of MLflow.
+
+The store is that of `MLFLOW_TRACKING_URI`, by default `mlflow.db` beside the working directory.
 
 The experiment is `MLFLOW_EXPERIMENT_NAME`, by default `cdl_jax`. Hyperparameters are params. All numbers are metrics,
 whose last value is the final one.
@@ -70,7 +72,10 @@ class MlflowLogger:
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def close(self, finished: bool) -> None:
-        """Ends the run of MLflow, as FINISHED, or as KILLED if it has not trained all tasks."""
+        """Ends the run of MLflow.
+
+        It is FINISHED, or KILLED if not all tasks are trained.
+        """
         self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
 
 

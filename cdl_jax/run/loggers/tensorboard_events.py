@@ -1,4 +1,6 @@
-"""Event files for TensorBoard in the run's folder: scalars, and the hyperparameters of the HParams plugin.
+"""Writes event files for TensorBoard in the run's folder.
+
+They have scalars, and the hyperparameters of the HParams plugin.
 
 `tensorboard --logdir runs` names a run by the folder of its event files, so they lie beside results.json.
 """
@@ -17,7 +19,9 @@ _PATTERN = "events.out.tfevents.*"
 
 
 def open(info: RunInfo, lines: Sequence[Line]) -> "TensorBoardLogger":
-    """Writes an event file with all lines so far, and returns a logger that continues it.
+    """Writes an event file with all lines so far.
+
+    Returns a logger that continues the file.
 
     Event files of earlier processes are removed.
 
@@ -91,8 +95,8 @@ def _remove(paths: Sequence[Path], folder: Path) -> None:
 
 
 def _avoid_tensorflow():
-    """Makes tensorboard use its own file functions, as it does if there is a module `tensorboard.compat.notf`.
+    """Makes tensorboard use its own file functions instead of TensorFlow's.
 
-    TensorFlow takes seconds to import and claims GPU memory beside jax, and its installation may be broken.
+    tensorboard does so if there is a module `tensorboard.compat.notf`. TensorFlow takes seconds to import and claims GPU memory beside jax, and its installation may be broken.
     """
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))

@@ -1,4 +1,6 @@
-"""A run of Weights & Biases (`pip install wandb`), online or offline as `WANDB_MODE` and wandb's settings say.
+"""Copies measurements into a run of Weights & Biases (`pip install wandb`).
+
+The run is online or offline, by `WANDB_MODE` and wandb's settings.
 
 The project is `WANDB_PROJECT`, by default `cdl_jax`. Row n of a run's history is line n of metrics.jsonl, and its key
 `step` is the x axis.
@@ -19,7 +21,9 @@ ID_FILE = "wandb_run.json"
 
 
 def check_login() -> None:
-    """Checks that wandb is offline or has an API key; in a terminal wandb requests the key.
+    """Checks that wandb is offline or has an API key.
+
+    In a terminal wandb requests the key.
 
     Raises:
       UserError: there is no key.
@@ -84,7 +88,10 @@ class WandbLogger:
         self._run.log(place | scalars(line))
 
     def close(self, finished: bool) -> None:
-        """Ends the run of wandb, which is marked as failed if it has not trained all tasks."""
+        """Ends the run of wandb.
+
+        The run is failed if not all tasks are trained.
+        """
         self._run.finish(exit_code=0 if finished else 1)
 
 
