@@ -170,9 +170,11 @@ def plan(sweep: Sweep) -> list[PlannedRun]:
 def teacher_digest(config: ConfigDict) -> str | None:
     """Returns the fingerprint of a config's teacher.
 
-    None: the run trains no teacher that others can use.
+    Args:
+      config: resolved.
 
-    config: a resolved config.
+    Returns:
+      SHA-256 in hexadecimal digits; None: the run trains no teacher that others can use.
     """
     options = plugins.optional_part("methods", config.method, "teacher_options")
     relevant = options(config) if options else None

@@ -254,9 +254,7 @@ def _prompt_section(networks):
 
 
 def _metrics_table(measured, formulas, title, metric="accuracy"):
-    """Returns a table of metrics with their definitions.
-
-    A metric is left out if an entry lacks it, or if no entry has a value.
+    """Returns a table of the metrics that all entries have and any entry has measured, with their definitions.
 
     Args:
       measured: name -> {"metrics": metric -> value}; a column each.

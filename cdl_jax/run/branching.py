@@ -1,8 +1,9 @@
 """Starts runs from a task of another run, their parent.
 
 A branch has other options, or further tasks. It begins with the parent's checkpoints and records until that task, so
-the branch is a complete run by itself. If its stream has more classes or tasks than the parent's, variables with an axis of classes or tasks grow: the parent's rows
-keep their bits, and the new rows have the initial values of the method.
+the branch is a complete run by itself. If its stream has more classes or tasks than the parent's, variables with an
+axis of classes or tasks grow: the parent's rows keep their bits, and the new rows have the initial values of the
+method.
 """
 
 import hashlib

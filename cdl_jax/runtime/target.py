@@ -1,4 +1,4 @@
-"""The device that programs are compiled for, and what it can compute."""
+"""Describes the device for which programs are compiled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +25,9 @@ class Target:
 
     @property
     def has_bfloat16(self) -> bool:
-        """Returns whether products in bfloat16 are faster than in float32.
+        """Whether products in bfloat16 are faster than in float32.
 
-        Only NVIDIA GPUs are known.
+        Other devices than NVIDIA's GPUs were not measured, so they are False.
         """
         return self.platform == "cuda" and self.capability >= BFLOAT16_CAPABILITY
 
@@ -36,13 +36,13 @@ class Target:
         return self.has_bfloat16 and dtype == "bfloat16" and width % 8 == 0 and width <= 128
 
 
-_assumed: list[Target] = []
+_assumed_targets: list[Target] = []
 
 
 def current() -> Target:
     """Returns the first device of this process, or the target that a caller assumes."""
-    if _assumed:
-        return _assumed[-1]
+    if _assumed_targets:
+        return _assumed_targets[-1]
     device = jax.devices()[0]
     is_cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
     if not is_cuda:
@@ -54,11 +54,11 @@ def current() -> Target:
 @contextmanager
 def assume(target: Target) -> Iterator[None]:
     """Compiles for a device that is not here, within the context."""
-    _assumed.append(target)
+    _assumed_targets.append(target)
     try:
         yield
     finally:
-        _assumed.pop()
+        _assumed_targets.pop()
 
 
 def compute_dtype(option: str) -> str:

@@ -106,7 +106,7 @@ def find_folder(path: str, names: tuple[str, ...], set_name: str, remedy: str, c
     Args:
       path: `data.path`, or empty.
       names: of the folder.
-      what: name of the set.
+      set_name: name of the set.
       remedy: what to do if it is missing, for messages.
       can_fetch: whether `cdl_jax.fetch` has the set under its name.
 
