@@ -348,11 +348,11 @@ def split_into_tasks(
         dataset = _hold_out(dataset, validation_fraction, class_order_seed)
     if max_train:
         dataset = replace(dataset, train=_draw(dataset.train, max_train, class_order_seed))
-    of_domains = kind == "domain"
-    train = _relabel(dataset.train, order, len(dataset.class_names), max_train_per_class, of_domains)
-    test = _relabel(dataset.test, order, len(dataset.class_names), max_test_per_class, of_domains)
+    is_domain = kind == "domain"
+    train = _relabel(dataset.train, order, len(dataset.class_names), max_train_per_class, is_domain)
+    test = _relabel(dataset.test, order, len(dataset.class_names), max_test_per_class, is_domain)
     parts = (dataset.name, dataset.class_names, order, train, test)
-    if of_domains:
+    if is_domain:
         return _assemble_domains(*parts, dataset.domains, validation_fraction)
     is_random = kind == "blurry" and blurry_sizes == "random"
     if is_random and (len(task_sizes) or increment):

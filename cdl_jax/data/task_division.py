@@ -145,11 +145,11 @@ def blur_tasks(
     Returns:
       int32 `[n]`.
     """
-    rng, moved = rng_for(seed, _IMAGES), [np.zeros(0, np.int64)]
+    rng, moved_rows = rng_for(seed, _IMAGES), [np.zeros(0, np.int64)]
     for label in np.flatnonzero(~is_disjoint):
         rows = np.flatnonzero(labels == label)
-        moved.append(rng.permutation(rows)[: round(share * len(rows))])
+        moved_rows.append(rng.permutation(rows)[: round(share * len(rows))])
     task_of_image = tasks[labels].astype(np.int32)
-    for task, rows in enumerate(np.array_split(rng.permutation(np.concatenate(moved)), num_tasks)):
+    for task, rows in enumerate(np.array_split(rng.permutation(np.concatenate(moved_rows)), num_tasks)):
         task_of_image[rows] = task
     return task_of_image

@@ -39,6 +39,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     )
     keys = tuple(f"{index}_{name.rpartition('.')[2]}" for index, name in enumerate(names))
     terms = _Sum(schemes, keys, tuple(options.weights), _owner(schemes, names))
+    changes = terms.student_functions()
     return Scheme(
         loss=terms.loss,
         label_weight=options.label_weight,
@@ -46,7 +47,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
         init=terms.init,
         start_task=terms.start_task,
         keeps_past=any(scheme.keeps_past for scheme in schemes),
-        **terms.student_functions(),
+        **changes,
     )
 
 

@@ -130,11 +130,11 @@ class DomainSet:
     def _read_domain(self, root, folder, options, skipped) -> tuple[class_parts.Images, class_parts.Images]:
         """Returns the training and the test images of a domain."""
         lists = [root / f"{folder.name}_{part}.txt" for part in ("train", "test")]
-        present = [path for path in lists if path.is_file()]
-        if len(present) == 1:
-            (missing,) = {*lists} - {*present}
-            raise UserError(f"{present[0]}: its counterpart {missing.name} is missing: add it, or remove both lists")
-        if present:
+        existing = [path for path in lists if path.is_file()]
+        if len(existing) == 1:
+            (absent,) = {*lists} - {*existing}
+            raise UserError(f"{existing[0]}: its counterpart {absent.name} is missing: add it, or remove both lists")
+        if existing:
             train, test = (_read_list(path, root) for path in lists)
             return train, test
         parts = layouts.find(folder, skipped)
@@ -155,12 +155,11 @@ class DomainSet:
                 "the folder by data.name=domain_folder"
             )
         for name, (train, test) in parts.items():
-            missing = [label for label in classes if not train.get(label) and not test.get(label)]
-            if missing and missing_classes == "refuse":
+            absent = [label for label in classes if not train.get(label) and not test.get(label)]
+            if absent and missing_classes == "refuse":
                 raise UserError(
-                    f"{root / name}: {len(missing)} of {len(classes)} classes have no images in this domain: "
-                    f"{class_parts.shorten(missing)}; add some, leave the domain out of data.domains, or set "
-                    "data.missing_classes=allow"
+                    f"{root / name}: {len(absent)} of {len(classes)} classes have no images in this domain: "
+                    f"{class_parts.shorten(absent)}; add some, or set data.missing_classes=allow"
                 )
 
 
