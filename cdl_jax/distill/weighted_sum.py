@@ -24,33 +24,6 @@ OPTIONS = {
 }
 
 
-def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `sum_i weights_i loss_i`.
-
-    Raises:
-      UserError: a term has no such scheme or option, the numbers of terms and weights differ, or two terms change the
-        student's inputs or its prediction.
-    """
-    names, sections = zip(*(_parse(term) for term in _checked_terms(options)), strict=True)
-    modules = [plugins.load_plugin("distill", name) for name in names]
-    schemes = tuple(
-        module.build(_section(module.OPTIONS, changes, name), teacher, student)
-        for module, changes, name in zip(modules, sections, names, strict=True)
-    )
-    keys = tuple(f"{index}_{name.rpartition('.')[2]}" for index, name in enumerate(names))
-    terms = _Sum(schemes, keys, tuple(options.weights), _owner(schemes, names))
-    changes = terms.student_functions()
-    return Scheme(
-        loss=terms.loss,
-        label_weight=options.label_weight,
-        needs=tuple(dict.fromkeys(need for scheme in schemes for need in scheme.needs)),
-        init=terms.init,
-        start_task=terms.start_task,
-        keeps_past=any(scheme.keeps_past for scheme in schemes),
-        **changes,
-    )
-
-
 @dataclass(frozen=True)
 class _Sum:
     """The functions of a sum of schemes.
@@ -111,6 +84,33 @@ class _Sum:
             name: {key: tree[name] for key, tree in zip(self.keys, term_variables, strict=True) if name in tree}
             for name in collections
         }
+
+
+def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
+    """Returns the scheme `sum_i weights_i loss_i`.
+
+    Raises:
+      UserError: a term has no such scheme or option, the numbers of terms and weights differ, or two terms change the
+        student's inputs or its prediction.
+    """
+    names, sections = zip(*(_parse(term) for term in _checked_terms(options)), strict=True)
+    modules = [plugins.load_plugin("distill", name) for name in names]
+    schemes = tuple(
+        module.build(_section(module.OPTIONS, changes, name), teacher, student)
+        for module, changes, name in zip(modules, sections, names, strict=True)
+    )
+    keys = tuple(f"{index}_{name.rpartition('.')[2]}" for index, name in enumerate(names))
+    terms = _Sum(schemes, keys, tuple(options.weights), _owner(schemes, names))
+    changes = terms.student_functions()
+    return Scheme(
+        loss=terms.loss,
+        label_weight=options.label_weight,
+        needs=tuple(dict.fromkeys(need for scheme in schemes for need in scheme.needs)),
+        init=terms.init,
+        start_task=terms.start_task,
+        keeps_past=any(scheme.keeps_past for scheme in schemes),
+        **changes,
+    )
 
 
 def _checked_terms(options) -> Sequence[str]:

@@ -328,9 +328,7 @@ def dot_plot(values: Mapping[str, Sequence[float]], xlabel: str) -> Plot:
 
 
 def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Plot:
-    """Plots mean accuracies against exchanged megabytes.
-
-    Error bars are the standard deviation of accuracy over runs.
+    """Plots accuracy against exchanged megabytes: means, and the standard deviation of accuracy over runs.
 
     Args:
       points: name -> (megabytes, accuracies in percent), one each per run. A name that exchanges nothing is a dotted

@@ -121,19 +121,19 @@ def _tiles(results):
     """
     networks, metric = results["networks"], results.get("metric", "accuracy")
     headline = [name for name in results.get("headline", ()) if name in networks] or [*networks][-1:]
-    others = [name for name in networks if name not in headline][:4]
+    other_networks = [name for name in networks if name not in headline][:4]
     leader = headline[0] if len(headline) == 1 else f"mean of {len(headline)} networks"
     tiles = []
     for name, words in _HEADLINES.items():
         if results["stream"]["num_tasks"] == 1 and name in ("average_incremental", "learning_accuracy"):
             continue  # both are equal to the first number
         measured = results.get("pairs", {}) if name.startswith("agreement") else networks
-        shown = [key for key in measured if key.rpartition("/")[2] in headline]
-        values = [measured[key]["metrics"].get(name) for key in shown]
+        headline_keys = [key for key in measured if key.rpartition("/")[2] in headline]
+        values = [measured[key]["metrics"].get(name) for key in headline_keys]
         if None in values or not values:
             continue
         title = text.escape(text.capitalized(words.format(metric=metric)))
-        small = [f"{other} {text.number(networks[other]['metrics'].get(name))}" for other in others
+        small = [f"{other} {text.number(networks[other]['metrics'].get(name))}" for other in other_networks
                  if networks[other]["metrics"].get(name) is not None]  # fmt: skip
         tiles.append(
             f"<div class=tile>{title} {_arrow(name)}<span class=value>{statistics.fmean(values):.2f}</span>"

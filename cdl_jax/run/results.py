@@ -318,7 +318,7 @@ def parameters(experiment: Experiment) -> dict:
 
 
 def parameter_shapes(experiment: Experiment) -> tuple[dict, dict]:
-    """Returns network -> shapes of trainable parameters, and of frozen ones.
+    """Returns network -> shapes of its parameters, those that training may change and the frozen ones.
 
     Statistics and bookkeeping are left out. Several seeds have a first axis in what training may change.
     """

@@ -269,8 +269,8 @@ class Detector(Predictor):
 
         (0, 0): the images have no bound.
         """
-        if own := self.augment["canvases"]:
-            return tuple(max(sides) for sides in zip(*own, strict=True))
+        if sizes := self.augment["canvases"]:
+            return tuple(max(sides) for sides in zip(*sizes, strict=True))
         cap = self.augment["eval_max_size"] or self.augment["eval_size"] * 1333 // 800
         return (-(-cap // canvases.MULTIPLE) * canvases.MULTIPLE,) * 2
 
