@@ -635,6 +635,8 @@ def _evaluate(config, folder, task):
         print(f"{network} after task {result['task']}: {accuracies}")
         if "class_ap" in rows:
             print(detection_section.summary(network, rows["numbers"], rows["class_ap"]))
+        for name, value in rows.get("extra_metrics", {}).items():
+            print(f"  {name}: {value:.4g}")
     print(f"{'equal' if equal else 'NOT equal'} to the run's {result['metric']} matrix")
     return 0 if equal else 1
 

@@ -45,7 +45,10 @@ CHOICES = {
     "data.name": ("the data source", "data.sources"),
     "learner.name": ("the learner", "models.learners"),
     "distill.name": ("the distillation scheme", "distill"),
-    "teacher.family": ("the family of a network; also `student.family` and `network.family`", "models"),
+    "teacher.family": (
+        "the family of a network; also `student.family`, `network.family` and `measuring.family`",
+        "models",
+    ),
 }
 _WEIGHTS = "its pretrained weights: see [Data and weights](../guides/data.md#pretrained-weights)"
 _TABLE = re.compile(r"<!-- options: ([\w.]+) -->\n(?:\n(?:\|.*\n)+)?")  # with the table below, if there is one
@@ -111,7 +114,9 @@ def config_page() -> str:
     for key, (meaning, folder) in CHOICES.items():
         names = ", ".join(f"`{name}`" for name in plugins.list_plugins(folder))
         choices.append(f"| `{key}` | {meaning} | {names}, or the dotted path of a module of yours |")
-    choices.append(f"| `teacher.weights` | {_WEIGHTS}; also `student.weights` and `network.weights` | |")
+    choices.append(
+        f"| `teacher.weights` | {_WEIGHTS}; also `student.weights`, `network.weights` and `measuring.weights` | |"
+    )
     parts = [
         "# Config keys\n",
         _EDIT,
@@ -135,7 +140,7 @@ def config_page() -> str:
         _plugin_sections("methods", "method", "Methods"),
         _plugin_sections("models.learners", "learner", "Learners: `learner.`"),
         _plugin_sections("distill", "distill", "Distillation schemes: `distill.`"),
-        _plugin_sections("models", "network", "Networks: `teacher.`, `student.`, `network.`"),
+        _plugin_sections("models", "network", "Networks: `teacher.`, `student.`, `network.`, `measuring.`"),
         "## Detection: `method=vidt`\n",
         "These replace the options of other methods in the same sections.\n",
         "### Augmentation of images with boxes\n",

@@ -106,13 +106,17 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
     return float(scores.mean()), float(scores.std())
 
 
-def to_levels(images: np.ndarray) -> np.ndarray:
+def to_levels(images, xp=np):
     """Returns images in [-1, 1] as integer levels, uint8 of the same shape; halves are rounded up.
 
     >>> to_levels(np.array([-1.0, 0.0, 1.0])).tolist()
     [0, 128, 255]
+
+    Args:
+      images: float `[...]`.
+      xp: jax.numpy if traced; NumPy, the default, on the host.
     """
-    return np.floor((np.asarray(images, np.float64) / 2 + 0.5) * 255 + 0.5).clip(0, 255).astype(np.uint8)
+    return xp.floor((xp.asarray(images, float) / 2 + 0.5) * 255 + 0.5).clip(0, 255).astype(xp.uint8)
 
 
 def real_share(scores: np.ndarray) -> float:

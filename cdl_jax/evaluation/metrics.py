@@ -7,6 +7,10 @@ same images and classes, E is the matrix of a network's expected calibration err
 teacher's and its student's agreement and divergence. S is A with all tasks of the stream in every row, future ones too;
 it exists where learners have streams of their own. O is A with the task of each image given, so predicted over the
 classes of this task alone.
+
+Of a generator, A[i, j] is a distance between generated and real images of task j's classes, and smaller numbers are
+better. Forgetting and transfer then have the opposite sign, so that positive forgetting is a loss, and the worst task
+has the maximum.
 """
 
 import numpy as np
@@ -191,7 +195,9 @@ FORMULAS = _definitions((*_ACCURACY_METRICS, *_IMAGE_METRICS, *_PAIR_METRICS))
 SERIES = _definitions((forgetting_by_task, forgetting_after_each, *_STREAM_METRICS))  # one number for each task
 
 
-def named_metrics(rows, test_counts, pretask_accuracy=None, initial_accuracy=None) -> dict[str, float | None]:
+def named_metrics(
+    rows, test_counts, pretask_accuracy=None, initial_accuracy=None, *, lower_is_better: bool = False
+) -> dict[str, float | None]:
     """Returns every metric of the finished tasks by name.
 
     A metric is None where a single task or a missing row defines none.
@@ -201,15 +207,17 @@ def named_metrics(rows, test_counts, pretask_accuracy=None, initial_accuracy=Non
       test_counts: number of test images of each task of the stream; None leaves out the image-weighted metrics.
       pretask_accuracy: see `forward_transfer`.
       initial_accuracy: see `forward_transfer`.
+      lower_is_better: whether the numbers are distances, see the module.
     """
-    matrix = as_matrix(rows)
-    values = {f.__name__: f(matrix) for f in _MATRIX_METRICS}
+    sign = -1 if lower_is_better else 1
+    matrix = sign * as_matrix(rows)
+    values = {f.__name__: sign * f(matrix) for f in _MATRIX_METRICS}
     if test_counts is not None:
-        values |= {f.__name__: f(matrix, test_counts) for f in _IMAGE_WEIGHTED_METRICS}
+        values |= {f.__name__: sign * f(matrix, test_counts) for f in _IMAGE_WEIGHTED_METRICS}
     values |= {f.__name__: f(matrix) if len(matrix) > 1 else None for f in _TWO_TASK_METRICS}
     # The untrained start of tasks that were added later is unknown.
     known = pretask_accuracy and initial_accuracy and 1 < len(pretask_accuracy) <= len(initial_accuracy)
-    transfer = forward_transfer(pretask_accuracy, initial_accuracy) if known else None
+    transfer = sign * forward_transfer(pretask_accuracy, initial_accuracy) if known else None
     values["forward_transfer"] = transfer
     return values
 
@@ -229,15 +237,16 @@ def stream_metrics(rows, test_counts) -> dict[str, float | None]:
     }
 
 
-def series(rows, stream, test_counts) -> dict[str, list[float]]:
+def series(rows, stream, test_counts, *, lower_is_better: bool = False) -> dict[str, list[float]]:
     """Returns the metrics that have a value for each task.
 
     Args:
       rows: the accuracy matrix.
       stream: the rows of `stream_metrics`, or None.
       test_counts: number of test images of each task.
+      lower_is_better: whether the numbers are distances, see the module.
     """
-    matrix = as_matrix(rows)
+    matrix = -as_matrix(rows) if lower_is_better else as_matrix(rows)
     values = {f.__name__: f(matrix).tolist() for f in (forgetting_by_task, forgetting_after_each)}
     if stream:
         values["stream_accuracy"] = [stream_accuracy(row, test_counts) for row in stream]

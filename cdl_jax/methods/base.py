@@ -3,7 +3,8 @@
 A method's file has `defaults(**choices) -> dict`, which returns its config sections, and
 `build(config, info) -> Method`. A method for detection also has `PROBLEM = "detection"`: the `images` that its
 functions take are then the batch of a `data.detection.loader.StreamLoader`, and its `logits` of a network are a dict of
-the `logits` and `boxes` of queries.
+the `logits` and `boxes` of queries. A method that learns to generate images has `PROBLEM = "generation"`, and is a
+`Generates`.
 
 Variables are a nested dict `{network: {part: arrays}}`. A *path* is the tuple of keys that leads to a leaf. Everything
 that a method does to variables is a pure function that can be compiled. Tasks differ only in the arrays of the
@@ -99,7 +100,7 @@ jax.tree_util.register_dataclass(Outcome, data_fields=["metrics", "variables", "
 
 @dataclass(frozen=True)
 class Update:
-    """Describes one optimizer step.
+    """Describes one optimizer step, or several in a row that share an optimizer state.
 
     Attributes:
       trainable: path -> whether the optimizer changes the leaf.
@@ -107,11 +108,15 @@ class Update:
       loss: `(variables, batch, context) -> (scalar, Outcome)`. A batch has `images` float32
         `[batch, size, size, 3]`, `labels` int32 `[batch]`, `rows` int32 `[batch]` (indices into the training images),
         and the entries that earlier updates of the step added.
+      repeats: number of optimizer steps, default 1. The batch is divided into as many equal parts, in order. Step i
+        takes part i, the variables and the optimizer state of the step before, and the key
+        `fold_in(context.key, i)`. The metrics are those of the last step. With several steps the outcome has no batch.
     """
 
     trainable: Callable[[Path], bool]
     optimizer: Optimizer
     loss: Callable[[Variables, Mapping[str, Any], Context], tuple[jax.Array, Outcome]]
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,8 @@ class Method(abc.ABC):
       mean_groups: name -> networks whose metrics are averaged in results.json under this name.
       label_maps: whether training batches of images with boxes need label maps, see `data.detection.loader`.
       supports_batch_statistics: whether `teacher_outputs` can normalize with the statistics of the batch.
+      metric: name of the numbers of the accuracy matrix; "", the default: that of the method's problem, such as
+        "accuracy". A property overrides it likewise.
       needs_own_classes: why each task must have classes that no other task has, as the end of a message; "", the
         default: tasks may share classes.
     """
@@ -244,6 +251,7 @@ class Method(abc.ABC):
     mean_groups: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012
     label_maps: bool = False
     supports_batch_statistics: ClassVar[bool] = False
+    metric: str = ""
     needs_own_classes: str = ""
 
     @abc.abstractmethod
@@ -328,6 +336,52 @@ class CachesQueries(abc.ABC):
     @abc.abstractmethod
     def queries(self, frozen: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Returns `{name: [batch, ...]}`."""
+
+
+class Generates(abc.ABC):
+    """Marks a method for generation, whose generator and discriminator `training.generation` evaluates.
+
+    Images are float32 `[batch, size, size, 3]` in [-1, 1].
+
+    Attributes:
+      generated: number of images that an evaluation generates.
+      generation_batch: number of images that are generated together, a divisor of `generated`.
+      components: principal components of the features in which distances are measured; 0: the features themselves.
+      has_score: whether `measure` also returns class logits.
+      network_name: name of the measuring network.
+      sheet_columns: samples of each class in a sheet.
+    """
+
+    generated: int
+    generation_batch: int
+    components: int
+    has_score: bool
+    network_name: str
+    sheet_columns: int
+
+    @property
+    def distance_name(self) -> str:
+        """Returns the name of the measuring network, with the number of components."""
+        return self.network_name + f"_pca{self.components}" * bool(self.components)
+
+    @abc.abstractmethod
+    def generate(self, variables: Variables, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        """Returns an image of each label.
+
+        keys: a PRNG key of each image, `[batch]`.
+        labels: int32 `[batch]`.
+        """
+
+    @abc.abstractmethod
+    def measure(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, jax.Array]:
+        """Returns `features` `[batch, dim]` of images by the measuring network, and `logits` if `has_score`.
+
+        The network is frozen.
+        """
+
+    @abc.abstractmethod
+    def augmented_scores(self, variables: Variables, images: jax.Array, context: Context) -> jax.Array:
+        """Returns the discriminator's scores of augmented images for each class, `[batch, classes]`, above 0: real."""
 
 
 class HerdsMemory(abc.ABC):

@@ -394,6 +394,22 @@ def losses(lines: Sequence[Mapping[str, Any]]) -> Plot:
     return to_plot(figure)
 
 
+def values_over_steps(values: Mapping[int, float], label: str, floor: float | None = None) -> Plot:
+    """Plots a number against the steps of the run.
+
+    Args:
+      values: step -> number.
+      label: of the number.
+      floor: drawn as a dotted line; None, the default: no line.
+    """
+    figure, axes = new_figure(4.6, 2.8)
+    axes.plot(list(values), list(values.values()), "o-", color=COLORS[0], markersize=3)
+    if floor is not None:
+        axes.axhline(floor, color="0.5", ls=":")
+    axes.set(xlabel="step", ylabel=visible(label.rpartition("/")[2]))
+    return to_plot(figure)
+
+
 def _by_task(lines, phase, name):
     """Returns for each task the points (step, value) of a phase."""
     tasks = {}

@@ -135,16 +135,21 @@ def _tiles(results):
         title = text.escape(text.capitalized(words.format(metric=metric)))
         small = [f"{other} {text.number(networks[other]['metrics'].get(name))}" for other in other_networks
                  if networks[other]["metrics"].get(name) is not None]  # fmt: skip
+        arrow = _arrow(name, results.get("lower_is_better", False))
         tiles.append(
-            f"<div class=tile>{title} {_arrow(name)}<span class=value>{statistics.fmean(values):.2f}</span>"
+            f"<div class=tile>{title} {arrow}<span class=value>{statistics.fmean(values):.2f}</span>"
             f"<span class=quiet>{text.escape(', '.join([leader, *small]))}</span></div>"
         )
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 
-def _arrow(metric):
-    """Returns an arrow towards the better values of a metric."""
-    return "↓" if metric.startswith(("forgetting", "ece_", "kl_")) else "↑"
+def _arrow(metric, lower_is_better=False):
+    """Returns an arrow towards the better values of a metric.
+
+    lower_is_better: whether the accuracy matrix has distances.
+    """
+    is_distance = lower_is_better and not metric.startswith(("forgetting", "backward", "forward"))
+    return "↓" if is_distance or metric.startswith(("forgetting", "ece_", "kl_")) else "↑"
 
 
 def _accuracy_sections(networks, results):
@@ -163,7 +168,7 @@ def _accuracy_sections(networks, results):
             maps.append(text.figure(plots.heat_map(rows, name), f"{name} {metric} matrix", caption))
         parts += [f"<h2>{text.escape(title)}</h2>", _row(*curves), _row(*maps)]
     measured = {**networks, **results.get("mean_over_learners", {})}
-    table = _metrics_table(measured, results["formulas"], "metrics", metric)
+    table = _metrics_table(measured, results["formulas"], "metrics", metric, results.get("lower_is_better", False))
     series = _series_tables(networks, results["formulas"]) if results["stream"]["num_tasks"] > 1 else []
     return [*parts, "<h2>Metrics</h2>", _row(table, *series)]
 
@@ -253,7 +258,7 @@ def _prompt_section(networks):
     return ["<h2>Selected prompts</h2>", _row(*figures)] if figures else []
 
 
-def _metrics_table(measured, formulas, title, metric="accuracy"):
+def _metrics_table(measured, formulas, title, metric="accuracy", lower_is_better=False):
     """Returns a table of the metrics that all entries have and any entry has measured, with their definitions.
 
     Args:
@@ -261,6 +266,7 @@ def _metrics_table(measured, formulas, title, metric="accuracy"):
       formulas: metric -> definition; a row each.
       title: of the saved table.
       metric: name of the numbers of the accuracy matrix, which stands for "accuracy" in names and definitions.
+      lower_is_better: whether these numbers are distances.
     """
     rows, definitions = [["metric", *measured]], []
     for name in formulas:
@@ -268,9 +274,9 @@ def _metrics_table(measured, formulas, title, metric="accuracy"):
         if ... in values or all(value is None for value in values):
             continue
         shown, formula = (words.replace("accuracy", metric) for words in (name, formulas[name]))
-        head = Html(
-            f"{shown} {_arrow(name)}", f'<td title="{text.escape(formula)}">{text.escape(shown)} {_arrow(name)}</td>'
-        )
+        arrow = _arrow(name, lower_is_better)
+        cell = f'<td title="{text.escape(formula)}">{text.escape(shown)} {arrow}</td>'
+        head = Html(f"{shown} {arrow}", cell)
         rows.append([head, *(text.number(value, 4 if name.startswith("kl_") else 2) for value in values)])
         definitions.append(f"<dt>{text.escape(shown)}</dt><dd class=quiet>{text.escape(formula)}</dd>")
     listed = f"<details><summary>Definitions</summary><dl>{''.join(definitions)}</dl></details>"

@@ -30,6 +30,7 @@ from cdl_jax.report import analysis_section, run_page
 from cdl_jax.run import representations, results, workdir
 from cdl_jax.runtime import files, json_lines
 from cdl_jax.runtime.checkpoint import Checkpoints
+from cdl_jax.training import problems
 from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.evaluator import Evaluator
 from cdl_jax.training.experiment import Experiment
@@ -52,8 +53,8 @@ def analyze(experiment: Experiment, folder: Path) -> dict:
         absent = sorted(set(range(finished[-1])) - set(finished))
         if absent:
             raise UserError(f"{folder}/checkpoints/tasks lacks task {absent[0]}: restore it, or train anew elsewhere")
-        if experiment.stream.problem != "classification":
-            raise UserError(f"--mode=analyze looks at classifiers, and this is a run of {experiment.stream.problem}")
+        if (problem := problems.name_of(experiment.config.method)) != "classification":
+            raise UserError(f"--mode=analyze looks at classifiers, and this is a run of {problem}")
         selection = results.from_json(checkpoints.task_record(finished[-1]))[0].selection
         evaluator = Evaluator(CompiledSteps(experiment))
         target, frozen = experiment.abstract_variables()

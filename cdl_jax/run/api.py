@@ -198,6 +198,11 @@ class Run:
         size = self._batch_size(batch_size)
         at = position(self._task(task))
         parts = self.method, name, mutable, frozen, at, self.info, self.config.augment.to_dict(), size
+        if self.is_generation:
+            raise UserError(
+                f"{self.folder} trained a generator, which classifies no images: its samples are in samples/, its "
+                "weights in generator.npz"
+            )
         if self.is_detection:
             seen = range(int(at["end"]))
             names = {self.info.class_ids[i]: self.class_names[i] for i in seen}
@@ -239,6 +244,11 @@ class Run:
     def is_detection(self) -> bool:
         """Whether the run trained detectors."""
         return plugins.optional_part("methods", self.config.method, "PROBLEM") == "detection"
+
+    @property
+    def is_generation(self) -> bool:
+        """Whether the run trained a generator."""
+        return plugins.optional_part("methods", self.config.method, "PROBLEM") == "generation"
 
     @cached_property
     def method(self) -> Method:

@@ -72,6 +72,8 @@ def evaluate(
     Raises:
       UserError: there is no such data or checkpoint, a network has learned no class of the data, or it is a detector.
     """
+    if run.is_generation:
+        raise UserError("--on and --corruptions evaluate classifiers, and this run trained a generator: leave them out")
     if run.is_detection:
         raise UserError("--on and --corruptions evaluate classifiers, and this run trained detectors: leave them out")
     severities = _checked(corrupted, severities)

@@ -9,13 +9,15 @@ weights.safetensors   the weights that the function takes, by name
 timm.safetensors      of a ViT without prompts: its weights in float32, with timm's names
 model.onnx            on request: the function of a classifier with its weights, see `onnx_export`
 classes.json          class names of the columns, and which of them are predicted; of a detector names by category id
-README.md             what the function takes, with a loader that needs jax and flatbuffers
+README.md             what the function takes, with a loader that needs jax alone
+flatbuffers/          a copy of the package by which jax reads programs, and which jax does not install
 MODEL_CARD.md         data, classes, metrics, and how the network was trained
 """
 
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,7 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
     is_detector = isinstance(served, DetectionNetwork)
     files.write_atomically(folder / "README.md", detector_readme(served) if is_detector else readme(served))
     files.write_atomically(folder / "MODEL_CARD.md", model_card(run, served))
+    _copy_flatbuffers(folder / "flatbuffers")
     size = (len(program) + sum(x.nbytes for x in weights.values())) / 2**20
     return f"{folder}: {served.name} after task {served.task}, {size:.1f} MiB"
 
@@ -252,6 +255,13 @@ def _check_flatbuffers():
         ) from None
 
 
+def _copy_flatbuffers(folder):
+    import flatbuffers
+
+    source = Path(flatbuffers.__file__).parent
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+
+
 def _check_folder(folder):
     """Raises UserError if the folder cannot be written, or has files that are no export, such as another README.md."""
     paths.check_output_folder(folder, "--output")
@@ -304,19 +314,19 @@ def _cell(name):
 
 
 LOADER = """
-import json
+import json, sys
 import jax
 from jax import export
 
 def load(folder):
+    sys.path.append(folder)  # the package flatbuffers, which jax imports
     data = open(f"{folder}/weights.safetensors", "rb").read()
     start = 8 + int.from_bytes(data[:8], "little")
     types = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "BOOL": "bool"}
-    weights = {}
-    for name, x in json.loads(data[8:start]).items():
-        begin, end = x["data_offsets"]
-        array = jax.numpy.frombuffer(data[start + begin : start + end], types[x["dtype"]])
-        weights[name] = array.reshape(x["shape"])
+    def array(dtype, shape, data_offsets):
+        begin, end = (start + offset for offset in data_offsets)
+        return jax.numpy.frombuffer(data[begin:end], types[dtype]).reshape(shape)
+    weights = {name: array(**x) for name, x in json.loads(data[8:start]).items()}
     program = jax.jit(export.deserialize(bytearray(open(f"{folder}/program.stablehlo", "rb").read())).call)
     return lambda *inputs: program(weights, *inputs)
 """
@@ -334,7 +344,7 @@ The function computes each image by itself. A learner with `batchwise=True` sele
 {loader}
 ```
 
-It needs jax and flatbuffers, by which jax reads programs (`pip install jax flatbuffers`):
+It needs jax alone (`pip install jax`). The folder has a copy of flatbuffers, by which jax reads programs:
 
 ```python
 logits = load(".")(images)
@@ -362,7 +372,7 @@ The function computes each image by itself, as the run does with `batch_size=1`.
 {loader}
 ```
 
-It needs jax and flatbuffers, by which jax reads programs (`pip install jax flatbuffers`):
+It needs jax alone (`pip install jax`). The folder has a copy of flatbuffers, by which jax reads programs:
 
 ```python
 import numpy as np

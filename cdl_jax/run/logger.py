@@ -3,6 +3,7 @@
 They are metrics and their copies for other tools, results, and the report.
 """
 
+import io
 import itertools
 import json
 import logging
@@ -10,7 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cdl_jax.report import detection_section, run_page
+import numpy as np
+
+from cdl_jax.report import detection_section, generation_section, run_page
 from cdl_jax.run.loggers import background
 from cdl_jax.run.loggers.base import RunInfo
 from cdl_jax.runtime import files, json_lines
@@ -73,6 +76,20 @@ class RunLogger:
             draw_report(self.folder, content)
             self._last_report = time.monotonic()
 
+    def write_sheet(self, step: int, sheet: np.ndarray) -> None:
+        """Writes samples of a generator as `samples/step_<step>.png`.
+
+        Args:
+          step: of the run.
+          sheet: uint8 `[height, width, 3]`.
+        """
+        from PIL import Image
+
+        content = io.BytesIO()
+        Image.fromarray(sheet).save(content, "PNG")
+        (self.folder / generation_section.FOLDER).mkdir(exist_ok=True)
+        files.write_atomically(self.folder / generation_section.FOLDER / f"step_{step:08d}.png", content.getvalue())
+
     def close(self) -> None:
         """Closes the loggers."""
         for logger in self._loggers:
@@ -95,6 +112,7 @@ def draw_report(folder: Path, content: dict) -> None:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         lines = json_lines.JsonLines(folder / "metrics.jsonl").read()
         sections = detection_section.html_parts(content, detection_section.read(folder))
+        sections += generation_section.html_parts(folder, content, lines)
         run_page.write_report(folder / "report.html", content, lines, stored, sections)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

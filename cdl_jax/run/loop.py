@@ -80,6 +80,7 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
       {"task": t, "metric": name of the numbers, "networks": {name: {"now": [percent, ...], "stored": [percent, ...]}}},
       where "stored" is the row of the run's accuracy matrix. With several seeds a network's name is followed by its
       seed. Detectors also have "numbers", those of COCO, and "class_ap": (name, percent or None) of each class.
+      Generators also have "extra_metrics".
 
     Raises:
       UserError: there is no such checkpoint.
@@ -99,10 +100,12 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
         for name, row in found.accuracy.items():
             label = f"{name}, seed {seed}," if experiment.config.seeds else name
             networks[label] = {"now": row, "stored": record.accuracy[name][task]}
+        if found.sheet is not None:
+            networks[label]["extra_metrics"] = found.extra_metrics
         for name, details in found.detection.items():
             of_classes = zip(experiment.stream.class_names, details["class_ap"], strict=False)
             networks[name] |= {"numbers": found.extra_metrics, "class_ap": list(of_classes)}
-    return {"task": task, "metric": experiment.problem.metric, "networks": networks}
+    return {"task": task, "metric": experiment.metric, "networks": networks}
 
 
 class TaskLoop:
@@ -285,10 +288,11 @@ class TaskLoop:
     def _record_evaluations(self, evaluations):
         """Adds the evaluation after a task to the record of each seed; returns the scalars to log."""
         method, scalars = self.experiment.method, []
+        self._write_sheets(evaluations)
         for record, mutable, evaluation in zip(
             self.records, self.experiment.axis.unstack(self.mutable), evaluations, strict=True
         ):
-            accuracy, counts, extra_metrics, calibration, detection, classification = evaluation
+            accuracy, counts, extra_metrics, calibration, detection, classification, _ = evaluation
             extra_metrics |= method.counters(mutable)
             for network, row in accuracy.items():
                 record.accuracy.setdefault(network, []).append(row)
@@ -324,22 +328,28 @@ class TaskLoop:
     def _evaluate_within(self, task, phase, epoch, mutable):
         """Evaluates within a task, and records the best evaluation by the method's headline."""
         tasks, scalars = self.experiment.stream.tasks[: task.index + 1], []
-        for record, (accuracy, _, extra_metrics, *_) in zip(
-            self.records, self._evaluate(mutable, tasks, position(task)), strict=True
-        ):
+        evaluations = self._evaluate(mutable, tasks, position(task))
+        self._write_sheets(evaluations)
+        for record, (accuracy, _, extra_metrics, *_) in zip(self.records, evaluations, strict=True):
             means = {network: float(np.mean(row)) for network, row in accuracy.items()}
             value = float(np.mean([means[network] for network in results.headline(self.experiment.method)]))
             scalars.append(self._named(means) | extra_metrics | {"headline": value})
-            record.stopping_history = [*record.stopping_history, value]
-            best = record.best.get(str(task.index))
-            if best is None or value >= best["value"]:
+            best, sign = record.best.get(str(task.index)), -1 if self.experiment.problem.lower_is_better else 1
+            if best is None or sign * value >= sign * best["value"]:
                 best = {"phase": phase.name, "epochs": epoch + 1, "value": value}
                 record.best[str(task.index)] = {**best, "accuracy": accuracy, "extra_metrics": extra_metrics}
+            record.stopping_history = [*record.stopping_history, sign * value]
         self._log(scalars, task=task.index, phase=phase.name, epoch=epoch)
+
+    def _write_sheets(self, evaluations):
+        """Writes the samples of each seed's generator."""
+        for logger, evaluation in zip(self.loggers, evaluations, strict=False):  # of the first process alone
+            if evaluation.sheet is not None:
+                logger.write_sheet(self.record.step, evaluation.sheet)
 
     def _named(self, means):
         """Returns the means of networks as scalars to log; the AP of a detector gives way to that over all classes."""
-        return {f"{network}/{self.experiment.problem.metric}": mean for network, mean in means.items()}
+        return {f"{network}/{self.experiment.metric}": mean for network, mean in means.items()}
 
     def _evaluate(self, mutable, tasks, at, before_batch=None):
         start = time.perf_counter()

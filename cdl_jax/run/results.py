@@ -31,7 +31,8 @@ class Record:
       phase: index of the next phase.
       epoch: next epoch, counted within the round.
       step_in_epoch: next step of the epoch.
-      stopping_history: the method's headline in the evaluations of the current phase, for early stopping.
+      stopping_history: the method's headline in the evaluations of the current phase, for early stopping; negative
+        where smaller numbers are better.
       accuracy: network -> rows; row i holds the percent on tasks 0..i after learning task i.
       pretask_accuracy: network -> percent on task j over the classes up to it, just before task j is learned.
       initial_accuracy: the same before the first task.
@@ -133,7 +134,7 @@ def read(folder: Path) -> dict | None:
 def collect(experiment: Experiment, record: Record, seed: int) -> dict:
     """Returns the content of results.json, a function of the record and the experiment."""
     stream, config = experiment.streams[experiment.seeds.index(seed)], experiment.config
-    networks, metric = {}, experiment.problem.metric
+    networks, metric, is_distance = {}, experiment.metric, experiment.problem.lower_is_better
     for network in filter(record.accuracy.get, experiment.method.networks):
         rows = record.accuracy[network]
         pretask, initial = record.pretask_accuracy.get(network), record.initial_accuracy.get(network)
@@ -153,9 +154,9 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
             "class_accuracy": of_classes,
             "confusion": record.confusion.get(network),
             "class_ap": record.class_ap.get(network),
-            "metrics": metrics.named_metrics(rows, counts, pretask, initial)
+            "metrics": metrics.named_metrics(rows, counts, pretask, initial, lower_is_better=is_distance)
             | (_metrics_of_images(whole, counts, ece, ece_seen, of_own_task) if metric == "accuracy" else {}),
-            "per_task": metrics.series(rows, whole, counts),
+            "per_task": metrics.series(rows, whole, counts, lower_is_better=is_distance),
             "selection": record.selection.get(network, {}),
         }
     return {
@@ -173,6 +174,7 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         },
         "streams": [list(order) for order in experiment.method.streams],
         "metric": metric,
+        "lower_is_better": is_distance,
         "networks": networks,
         "mean_over_learners": _means(experiment.method, networks),
         "headline": headline(experiment.method),
@@ -219,10 +221,10 @@ def task_scalars(experiment: Experiment, record: Record, costs: dict[str, dict],
       `<network>/<metric>/task_<j>`: row of the accuracy matrix; `<network>/<name>`: the defined metrics of this matrix
       so far, forgetting among them; `cost/...`: `measured_cost`, flat.
     """
-    values, metric = {}, experiment.problem.metric
+    values, metric, is_distance = {}, experiment.metric, experiment.problem.lower_is_better
     for network, rows in record.accuracy.items():
         counts = test_counts(experiment, network) if metric == "accuracy" else None
-        named = metrics.named_metrics(rows[: task + 1], counts and counts[: task + 1])
+        named = metrics.named_metrics(rows[: task + 1], counts and counts[: task + 1], lower_is_better=is_distance)
         values |= {f"{network}/{metric}/task_{j}": value for j, value in enumerate(rows[task])}
         values |= {f"{network}/{name}": value for name, value in named.items() if value is not None}
     cost = flatten(costs.get(str(task), {}))
@@ -326,7 +328,7 @@ def parameter_shapes(experiment: Experiment) -> tuple[dict, dict]:
 
     def is_one(path):
         return (
-            not {"batch_stats", "statistics"} & {*path}
+            not {"batch_stats", "statistics", "spectral"} & {*path}
             and path[:2] != ("distill", "state")
             and path[0] not in bookkeeping
         )

@@ -6,21 +6,20 @@ from cdl_jax.methods.base import HerdsMemory, Method, StreamInfo
 from cdl_jax.runtime import sharding
 
 
-def check_problem(config, of_method: str, of_stream: str) -> None:
-    """Checks that a method and a data source are both for classification, or both for detection.
+def check_problem(config, samples_of_method: str, samples_of_stream: str) -> None:
+    """Checks that a method learns from samples as a data source has them.
 
     Args:
-      of_method: "classification" or "detection".
-      of_stream: likewise.
+      samples_of_method: `problems.Problem.samples` of the method's problem.
+      samples_of_stream: likewise of the stream.
 
     Raises:
       UserError: they differ.
     """
-    if of_method != of_stream:
-        samples = {"classification": "labeled images", "detection": "images with boxes"}
+    if samples_of_method != samples_of_stream:
         raise UserError(
-            f"method {config.method!r} learns from {samples[of_method]}, and data.name={config.data.name!r} has "
-            f"{samples[of_stream]}: choose a method or a data source of the same kind"
+            f"method {config.method!r} learns from {samples_of_method}, and data.name={config.data.name!r} has "
+            f"{samples_of_stream}: choose a method or a data source of the same kind"
         )
 
 

@@ -107,6 +107,15 @@ class CompiledSteps:
         step = steps.predict_step(self.experiment.method, function, loader, self.experiment.config.augment)
         return self._jit(axis.vmap(step, 0, None, axis.data_axes, axis.sequential_axes, None), 2)
 
+    def sampling_step(self, function):
+        """Returns a jitted `(mutable, frozen, position) -> outputs`.
+
+        Outputs have a leading axis of seeds where there are several.
+
+        function: with the same arguments, for one seed.
+        """
+        return self._jit(self.experiment.axis.vmap(function, 0, None, None), 2)
+
     def features_step(self, network: str):
         """Returns the jitted step that computes the features by which a network selects a memory."""
         if network not in self._feature_steps:
@@ -203,9 +212,14 @@ class CompiledSteps:
         return self._compiled[key]
 
     def flops(self, index: int, size: int = 0) -> float | None:
-        """Returns the operations of a compiled step over all devices by the compiler's count; None: unknown."""
+        """Returns the operations of a compiled step over all devices by the compiler's count; None: unknown.
+
+        The compiler counts repeated steps of an update once, so then these are the operations of `traced_work`.
+        """
         if self.experiment.config.debug_nans:
             return None
+        if any(update.repeats > 1 for update in self.experiment.method.phases[index].updates):
+            return float(self.traced_work(index).flops)
         cost = self.compiled_step(index, size).cost_analysis()
         return cost["flops"] * self.experiment.mesh.size if cost and "flops" in cost else None
 

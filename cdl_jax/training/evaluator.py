@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class SeedEvaluation(NamedTuple):
-    """The measurements of one seed; JSON only.
+    """The measurements of one seed; JSON only, except the sheet.
 
     Attributes:
-      accuracy: network -> percent on each task: `Problem.metric`.
+      accuracy: network -> the number of each task: `Experiment.metric`.
       counts: network -> name -> numbers of each task.
       extra_metrics: name -> mean over images; or `<network>/<number of COCO>` -> percent.
       calibration: see `calibration.finalize`.
@@ -26,6 +26,7 @@ class SeedEvaluation(NamedTuple):
       classification: network -> what only classifiers have: `task_incremental`, percent on each task where the task of
         an image is given; `class_accuracy`, percent on each class seen, None without images; `confusion`, see
         `evaluation.confusion`. Classes are numbered in the class order of the network.
+      sheet: what only generators have: samples with the same noise in each evaluation, uint8 `[height, width, 3]`.
     """
 
     accuracy: dict[str, list[float]]
@@ -34,6 +35,7 @@ class SeedEvaluation(NamedTuple):
     calibration: dict[str, Any]
     detection: dict[str, dict[str, Any]]
     classification: dict[str, dict[str, Any]]
+    sheet: np.ndarray | None = None
 
 
 class Evaluator:

@@ -32,6 +32,7 @@ class Experiment:
       streams: of each seed.
       info: the stream as methods see it.
       method: what is trained.
+      problem: what the method learns, as functions around the steps.
       mesh: devices.
       plans: of each seed, which images form each batch.
       axis: the axis of seeds.
@@ -42,6 +43,7 @@ class Experiment:
     streams: tuple[Stream, ...]
     info: StreamInfo
     method: Method
+    problem: problems.Problem
     mesh: jax.sharding.Mesh
     plans: tuple[BatchPlan, ...]
     axis: SeedAxis
@@ -60,7 +62,6 @@ class Experiment:
         """
         configs.check(config)
         config = dtypes.resolve(config)
-        problem = problems.PROBLEMS[data.problem]
         seeds = tuple(configs.seeds_of(config))
         streams = streams_of.streams_for_seeds(data, config.data, seeds)
         axis = SeedAxis(streams, bool(config.seeds))
@@ -74,8 +75,8 @@ class Experiment:
             tuple(task.domain for task in data.tasks if task.domain),
         )
         module = plugins.load_plugin("methods", config.method)
-        of_method = plugins.optional_part("methods", config.method, "PROBLEM") or "classification"
-        compatibility.check_problem(config, of_method, data.problem)
+        problem = problems.PROBLEMS[problems.name_of(config.method)]
+        compatibility.check_problem(config, problem.samples, problems.PROBLEMS[data.problem].samples)
         problem.check(config)
         method = module.build(config, info)
         if "." in config.method:
@@ -93,7 +94,7 @@ class Experiment:
         plans = {stream: BatchPlan.build(stream, **plan_options) for stream in streams}
         plans = tuple(plans[stream] for stream in streams)
         compatibility.check_batches(config, method, mesh, plans, seeds)
-        return cls(config, seeds, streams, info, method, mesh, plans, axis)
+        return cls(config, seeds, streams, info, method, problem, mesh, plans, axis)
 
     @property
     def stream(self) -> Stream:
@@ -101,9 +102,9 @@ class Experiment:
         return self.streams[0]
 
     @property
-    def problem(self) -> problems.Problem:
-        """Returns what the samples are, as functions around the steps."""
-        return problems.PROBLEMS[self.stream.problem]
+    def metric(self) -> str:
+        """Returns the name of the numbers of the accuracy matrix."""
+        return self.method.metric or self.problem.metric
 
     @property
     def plan(self) -> BatchPlan:

@@ -14,7 +14,7 @@ from cdl_jax.data.loaders import DeviceLoader, HostLoader
 from cdl_jax.data.transforms import augment, erasing
 from cdl_jax.evaluation import calibration
 from cdl_jax.losses import Context, mask_classes
-from cdl_jax.methods.base import CachesQueries, HerdsMemory, Method, StreamInfo, Update, join, split
+from cdl_jax.methods.base import CachesQueries, HerdsMemory, Method, Outcome, StreamInfo, Update, join, split
 from cdl_jax.methods.shared import user_method
 from cdl_jax.training.state import IMAGES, LOSS, TASKS, State, key_at
 
@@ -22,12 +22,30 @@ Loader = DeviceLoader | HostLoader
 
 
 def apply_update(update: Update, opt_state, mutable, frozen, batch: Mapping[str, Any], context: Context):
-    """Takes one optimizer step. Only what the update trains gets a gradient.
+    """Takes the optimizer steps of an update. Only what the update trains gets a gradient.
 
     Returns:
-      New mutable variables, new optimizer state, the loss's `Outcome`, the learning rate, and a bool: whether the loss
-      and everything that changed is finite.
+      New mutable variables, new optimizer state, the `Outcome` of the last step, the learning rate, and a bool: whether
+      the losses and everything that changed is finite.
     """
+    if update.repeats == 1:
+        return _apply_once(update, opt_state, mutable, frozen, batch, context)
+
+    def body(carry, inputs):
+        (mutable, opt_state, all_finite), (number, part) = carry, inputs
+        own = context.replace(key=jax.random.fold_in(context.key, number))
+        mutable, opt_state, outcome, rate, finite = _apply_once(update, opt_state, mutable, frozen, part, own)
+        return (mutable, opt_state, all_finite & finite), (outcome.metrics, rate)
+
+    parts = jax.tree.map(lambda x: x.reshape(update.repeats, -1, *x.shape[1:]), dict(batch))
+    carry = mutable, opt_state, jnp.array(True)
+    carry, by_step = jax.lax.scan(body, carry, (jnp.arange(update.repeats), parts))
+    (mutable, opt_state, finite), (metrics, rate) = carry, jax.tree.map(lambda x: x[-1], by_step)
+    return mutable, opt_state, Outcome(metrics), rate, finite
+
+
+def _apply_once(update, opt_state, mutable, frozen, batch, context):
+    """Takes one optimizer step; arguments and result as of `apply_update`."""
     trained, rest = split(mutable, update.trainable)
 
     def objective(trained):

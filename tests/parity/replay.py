@@ -33,6 +33,7 @@ PARTS = {
         "gan_diffaugment", "gan_kd_dlgan_losses", "gan_frechet", "gan_inception_score",
         "gan_kernel_distance", "gan_metric_protocol", "gan_subset", "gan_clip_visual", "gan_vkd_term",
     ),
+    "generation_step": ("gan_step",),
 }  # fmt: skip
 PART_OF_KIND = {kind: part for part, kinds in PARTS.items() for kind in kinds}
 

@@ -1,4 +1,4 @@
-"""Runs the loader of an export's README in a process that has jax and flatbuffers, and no cdl_jax."""
+"""Runs the loader of an export's README in a process that has jax, and no cdl_jax."""
 
 import re
 import subprocess
@@ -26,19 +26,20 @@ def outputs(folder: Path, scratch: Path, *inputs: np.ndarray) -> dict[str, np.nd
       scratch: an empty folder, or one without `inputs.npz` and `outputs.npz`.
       *inputs: of the program.
     """
-    flatbuffers = pytest.importorskip("flatbuffers")
+    pytest.importorskip("flatbuffers")
     np.savez(scratch / "inputs.npz", *inputs)
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({_ABSENT!r}))
+sys.path.insert(0, {str(folder)!r})  # before the installed packages, so that the folder's copy of flatbuffers is used
+import flatbuffers
+assert flatbuffers.__file__.startswith({str(folder)!r})
 {python_blocks(folder)[0]}
 import numpy as np
 found = load({str(folder)!r})(*np.load("inputs.npz").values())
 np.savez("outputs.npz", **(found if isinstance(found, dict) else {{"output": found}}))
 """
-    env = environment() | {"PYTHONPATH": str(Path(flatbuffers.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=scratch, timeout=200
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=scratch, timeout=200)
     assert done.returncode == 0, done.stderr
     return dict(np.load(scratch / "outputs.npz"))

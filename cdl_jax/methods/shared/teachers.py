@@ -1,4 +1,4 @@
-"""The one trained teacher of `kd` and `vkd`: a network with the weights of a file, or a network of a finished run."""
+"""The one trained teacher of `kd`, `vkd` and `gan`: a network with the weights of a file, or of a finished run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def build(config: ConfigDict, info: StreamInfo, options: ConfigDict, *, torch_na
     """
     section = config.teacher
     if finished_run.is_run(section.weights):
-        return _build_run_teacher(config, info, options)
+        return build_run_teacher(config, info, options)
     if section.weights not in ("", "random") and not section.weights.startswith("package:"):
         weights.find(section.weights, "teacher.weights")
     if (size := section.image_size) != config.student.image_size:
@@ -114,7 +114,17 @@ def build(config: ConfigDict, info: StreamInfo, options: ConfigDict, *, torch_na
     return ModuleTeacher(family.build(section, info.num_classes), info, size, weights.from_section(section), torch_name)
 
 
-def _build_run_teacher(config, info, options):
+def build_run_teacher(config: ConfigDict, info: StreamInfo, options: ConfigDict) -> finished_run.RunTeacher:
+    """Builds the teacher of the section `teacher`, whose `weights` name the folder of a finished run.
+
+    Args:
+      config: with the sections `teacher` and `augment`.
+      info: the student's stream.
+      options: a section with the keys of `OPTIONS`.
+
+    Raises:
+      UserError: there is no such run, or it has another architecture.
+    """
     section = config.teacher
     teacher = finished_run.find_teacher(
         section.weights, options.teacher_network, options.teacher_checkpoint, info, config.augment

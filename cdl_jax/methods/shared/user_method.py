@@ -102,6 +102,8 @@ def _check_phase(phase, name):
     for update in phase.updates:
         check_arguments(update.loss, "variables, batch, context", f"{where}: loss")
         check_arguments(update.trainable, "path", f"{where}: trainable")
+        if not isinstance(update.repeats, int) or update.repeats < 1:
+            raise UserError(f"{where}: repeats={update.repeats!r} must be an integer from 1 on")
         if not isinstance(update.optimizer, Optimizer):
             raise UserError(
                 f"{where}: the optimizer must be a {Optimizer.__module__}.Optimizer, but is "
@@ -129,8 +131,8 @@ def check_outcome(update: Update, value: Any, mutable: Variables) -> None:
       mutable: the variables that a step may change.
 
     Raises:
-      UserError: it is not (scalar, Outcome) with scalars as metrics, or has variables that the step cannot change. The
-        message names the file and the function.
+      UserError: it is not (scalar, Outcome) with scalars as metrics, has variables that the step cannot change, or has
+        a batch in an update with `repeats`. The message names the file and the function.
     """
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Outcome):
         loss, outcome = value
@@ -138,11 +140,15 @@ def check_outcome(update: Update, value: Any, mutable: Variables) -> None:
         bad = [name for name, part in [("the loss", loss), *metrics.items()] if not _is_scalar(part)]
         bad += [name for name in metrics if not isinstance(name, str)]
         unknown = [path for path in flatten_dict(outcome.variables) if path not in flatten_dict(mutable)]
-        if not bad and not unknown:
+        passed = list(outcome.batch) if update.repeats > 1 else []
+        if not bad and not unknown and not passed:
             return
-        found = (
-            f"{bad[0]!r} is no scalar with a name" if bad else f"its variables have {unknown[0]}, which init has not"
-        )
+        if bad:
+            found = f"{bad[0]!r} is no scalar with a name"
+        elif unknown:
+            found = f"its variables have {unknown[0]}, which init has not"
+        else:
+            found = f"its batch has {passed[0]!r}, and an update with repeats has no batch"
     elif isinstance(value, tuple) and len(value) == 2:
         found = f"the second value is of type {describe_type(value[1])}"
     else:

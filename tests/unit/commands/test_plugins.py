@@ -203,7 +203,7 @@ def test_the_problem_of_a_users_method_is_a_known_one(user_package):
     method = "def defaults(): return {}\ndef build(config, info): pass\nPROBLEM = "
     user_package(detector=method + "'detection'", segments=method + "'segmentation'")
     assert plugins.load_plugin("methods", "userpart.detector").PROBLEM == "detection"
-    with pytest.raises(UserError, match="PROBLEM='segmentation': use 'classification' or 'detection'"):
+    with pytest.raises(UserError, match="PROBLEM='segmentation': use 'classification' or 'detection' or 'generation'"):
         plugins.load_plugin("methods", "userpart.segments")
 
 

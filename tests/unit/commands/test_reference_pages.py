@@ -13,7 +13,7 @@ from cdl_jax.options import Option
 
 ROOT = Path(__file__).parents[3]
 # Sections of a config that hold a network; their keys are listed as `network.`.
-NETWORKS = ("teacher", "student", "network")
+NETWORKS = ("teacher", "student", "network", "measuring")
 
 
 @pytest.fixture(scope="module")

@@ -120,3 +120,13 @@ def test_stream_accuracy_includes_future_tasks():
 def test_means_over_networks_need_all_of_them():
     measured = [{"last": 60.0, "ece_last": 1.0}, {"last": 63.0, "ece_last": None}]
     assert metrics.means(measured) == {"last": 61.5, "ece_last": None}
+
+
+def test_of_distances_the_smallest_is_the_best():
+    rows = [[50.0], [60.0, 30.0]]
+    found = metrics.named_metrics(rows, [1, 3], [80.0, 70.0], [90.0, 95.0], lower_is_better=True)
+    assert (found["last"], found["worst_task"], found["last_image_weighted"]) == (45.0, 60.0, 37.5)
+    # The distance of task 0 grew by 10.
+    assert (found["forgetting_max"], found["forgetting_cdl"], found["backward_transfer"]) == (10.0, 5.0, -10.0)
+    assert found["forward_transfer"] == 25.0  # 95 - 70: less than at the start
+    assert metrics.series(rows, None, None, lower_is_better=True)["forgetting_by_task"] == [10.0]

@@ -71,7 +71,8 @@ def make_experiment(limit_mb=1):
         seeds=(3,),
         method=FixedMethod(networks=("teacher", "student"), bookkeeping=frozenset({"exchange", "published", "cache"})),
         mesh=SimpleNamespace(size=1),
-        problem=SimpleNamespace(metric="accuracy"),
+        metric="accuracy",
+        problem=SimpleNamespace(lower_is_better=False),
         abstract_variables=lambda: (
             {"student": {"head": tree["head"]}, "distill": {}, "exchange": tree, "published": tree, "cache": tree},
             {"student": {"backbone": tree["backbone"]}},

@@ -10,6 +10,7 @@ import pytest
 from cdl_jax import optim
 from cdl_jax.data.stream import Task
 from cdl_jax.data.transforms import augment
+from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update, join, split
 from cdl_jax.options import defaults
 from cdl_jax.training import steps
@@ -223,3 +224,32 @@ def test_a_nonfinite_step_is_counted_and_can_be_skipped():
     stopped = after(False, 3.0, inf, 3.0)
     assert not np.isfinite(float(stopped.mutable["one"]["w"]))
     assert int(stopped.nonfinite[0]["count"]) == 2 and int(stopped.nonfinite[0]["step"]) == 1
+
+
+def test_repeated_steps_share_one_optimizer_state_and_divide_the_batch():
+    def loss(variables, batch, context):
+        value = (variables["one"]["w"] - batch["labels"].mean()) ** 2 / 2
+        noise = jax.random.uniform(context.key)
+        return value, Outcome({"loss": value, "images": jnp.float32(len(batch["labels"])), "noise": noise},
+                              {"mean": variables["mean"] + batch["labels"].sum()})  # fmt: skip
+
+    options = SimpleNamespace(**defaults(optim.OPTIONS, name="sgd", momentum=0.9))
+    optimizer = optim.Optimizer(optim.build(options, 1).transform, lambda progress: 0.5)
+    update = Update(lambda path: path[0] == "one", optimizer, loss, repeats=2)
+    state = run_step(*start(FixedMethod(phases=(Phase("both", 1, (update,)),))))
+    # w = 2; label 2: gradient 0. Then label 3: gradient -1, and w = 2 + 0.5.
+    assert (float(state.mutable["one"]["w"]), float(state.mutable["mean"])) == (2.5, 5.0)
+    assert float(jax.tree.leaves(state.opt)[0]) == -1.0  # one momentum for both
+    state = run_step(*start(FixedMethod(phases=(Phase("both", 1, (update,)),)))[:1], state)
+    # Label 2: gradient 0.5, momentum -0.4, w = 2.7. Label 3: gradient -0.3, momentum -0.66, w = 3.03.
+    assert float(state.mutable["one"]["w"]) == pytest.approx(3.03)
+    assert float(state.metric_sums[0]["loss"]) == pytest.approx(0.5 + 0.045)  # of the last steps
+    assert float(state.metric_sums[0]["images"]) == 2 * 1
+    key = jax.random.fold_in(key_at(0, 1, 0, 1, 0, 0), 1)  # of the second step
+    assert float(state.metric_sums[0]["noise"]) == pytest.approx(2 * float(jax.random.uniform(key)))
+
+
+def test_repeated_steps_pass_nothing_on():
+    update = Update(lambda path: path[0] == "one", halving(), first_loss, repeats=2)
+    with pytest.raises(UserError, match="batch"):
+        start(FixedMethod(phases=(Phase("both", 1, (update,)),)))
