@@ -10,7 +10,9 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.run import elsewhere
 
-RUN = SimpleNamespace(class_names=("cat", "dog", "owl"), method=SimpleNamespace(streams=()), is_detection=False)
+RUN = SimpleNamespace(
+    class_names=("cat", "dog", "owl"), method=SimpleNamespace(streams=()), is_detection=False, is_generation=False
+)
 
 
 @pytest.fixture
@@ -53,8 +55,8 @@ def run_of(info, logits, streams=()):
     method = SimpleNamespace(streams=streams, stream_of={"student": 0} if streams else {})
     config = SimpleNamespace(eval=SimpleNamespace(batch_size=8))
     return SimpleNamespace(
-        class_names=("cat", "dog", "owl"), method=method, info=info, is_detection=False, networks=("student",),
-        config=config, network=lambda *_: SimpleNamespace(predictor=classifier),
+        class_names=("cat", "dog", "owl"), method=method, info=info, is_detection=False, is_generation=False,
+        networks=("student",), config=config, network=lambda *_: SimpleNamespace(predictor=classifier),
     )  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def test_severities_and_corruptions_are_checked_before_work():
     with pytest.raises(UserError, match=r"must lie in \[1, 5\]"):
         elsewhere.evaluate(RUN, "test", 0, ("fog",), (0,))
     with pytest.raises(UserError, match="evaluate classifiers"):
-        elsewhere.evaluate(SimpleNamespace(is_detection=True), "test")
+        elsewhere.evaluate(SimpleNamespace(is_detection=True, is_generation=False), "test")
 
 
 def test_every_evaluation_has_its_own_file():
