@@ -1,4 +1,6 @@
-"""Kernels of a program that XLA has compiled for a GPU: their operations, their bytes, and a model of their time.
+"""Lists the kernels of a program that XLA has compiled for a GPU.
+
+Each kernel has its operations, its bytes and a modelled time.
 
 Every instruction of the entry computation that is neither a parameter nor a view is one kernel. Its bytes are the sizes
 of its operands and results. Of an operand that a fusion only slices or gathers from, the slices count. Its operations
@@ -60,7 +62,10 @@ class Card:
 
     @property
     def description(self) -> str:
-        """Returns the description from which XLA compiles, a text of `stream_executor.GpuTargetConfigProto`."""
+        """Returns the description of a GPU from which XLA compiles.
+
+        It is a text of `stream_executor.GpuTargetConfigProto`.
+        """
         return (_FOLDER / f"{self.name}.txtpb").read_text(encoding="utf-8")
 
 
@@ -107,39 +112,42 @@ class _Instruction:
 
     @property
     def called(self) -> list[str]:
-        found = [one or several for one, several in _CALLED.findall(self.attributes)]
-        return [name.strip(" %") for text in found for name in text.split(",")]
+        names = [single or several for single, several in _CALLED.findall(self.attributes)]
+        return [name.strip(" %") for text in names for name in text.split(",")]
 
     @property
     def target(self) -> str:
         """Returns what a custom call calls."""
-        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
-        return found.group(1) if found else ""
+        match = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return match.group(1) if match else ""
 
     @property
     def source(self) -> str:
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found.group(1) if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match.group(1) if match else ""
 
 
 def kernels(program: str) -> list[Kernel]:
-    """Returns the kernels of a compiled program's text in their order, a loop's once for each of its repetitions."""
+    """Returns the kernels of a compiled program's text in their order.
+
+    Those of a loop occur once for each of its repetitions.
+    """
     computations, entry = _parse(program)
     return list(_kernels(computations, entry))
 
 
 def _parse(program: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
-    """Returns computation -> name -> instruction, and the name of the entry computation."""
+    """Returns computation -> name -> instruction, and the entry computation's name."""
     computations, entry, current = {}, "", {}
     for line in program.splitlines():
         if head := _COMPUTATION.match(line):
             current = computations[head.group(2)] = {}
             entry = head.group(2) if head.group(1) else entry
-        elif found := _INSTRUCTION.match(line):
-            name, kind, opcode, rest = found.groups()
-            end = _closing(rest)
-            operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end])) if opcode != "constant" else ()
-            attributes = rest if opcode == "parameter" else rest[end:]
+        elif match := _INSTRUCTION.match(line):
+            name, kind, opcode, text = match.groups()
+            end = _closing(text)
+            operands = tuple(re.findall(r"%([\w.\-]+)", text[:end])) if opcode != "constant" else ()
+            attributes = text if opcode == "parameter" else text[end:]
             current[name] = _Instruction(name, kind, opcode, operands, attributes)
     return computations, entry
 
@@ -156,60 +164,68 @@ def _closing(text: str) -> int:
 
 def _kernels(computations, name) -> Iterator[Kernel]:
     instructions = computations[name]
-    for one in instructions.values():
-        if one.opcode in _CALLS:
-            repeats = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.attributes)
-            inner = [kernel for called in one.called for kernel in _kernels(computations, called)]
-            yield from inner * (int(repeats.group(1)) if repeats and one.opcode == "while" else 1)
-        elif one.opcode not in _VIEWS:
-            flops, wide = _products(computations, instructions, one)
-            read = sum(_read(computations, instructions, one, index) for index in range(len(one.operands)))
-            part = _part(one.source, bool(flops or wide), _is_cast(instructions, one))
-            yield Kernel(one.name, one.source, part, read + _size(one.type), flops, wide)
+    for instruction in instructions.values():
+        if instruction.opcode in _CALLS:
+            repeats = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
+            inner = [kernel for called in instruction.called for kernel in _kernels(computations, called)]
+            yield from inner * (int(repeats.group(1)) if repeats and instruction.opcode == "while" else 1)
+        elif instruction.opcode not in _VIEWS:
+            flops, wide = _products(computations, instructions, instruction)
+            bytes_read = sum(
+                _read(computations, instructions, instruction, index) for index in range(len(instruction.operands))
+            )
+            part = _part(instruction.source, bool(flops or wide), _is_cast(instructions, instruction))
+            yield Kernel(instruction.name, instruction.source, part, bytes_read + _size(instruction.type), flops, wide)
 
 
-def _read(computations, instructions, one, index) -> int:
+def _read(computations, instructions, instruction, index) -> int:
     """Returns the bytes that an instruction reads of an operand."""
-    size = _size(instructions[one.operands[index]].type)
-    if one.opcode != "fusion":
-        return min(size, _size(one.type)) if one.opcode in _SLICES else size
-    body = computations[one.called[0]]
-    inside = next(x.name for x in body.values() if x.opcode == "parameter" and x.attributes.startswith(f"{index})"))
-    users = [x for x in body.values() if inside in x.operands]
-    if users and all(user.opcode in _SLICES and user.operands[0] == inside for user in users):
+    size = _size(instructions[instruction.operands[index]].type)
+    if instruction.opcode != "fusion":
+        return min(size, _size(instruction.type)) if instruction.opcode in _SLICES else size
+    body = computations[instruction.called[0]]
+    parameter = next(x.name for x in body.values() if x.opcode == "parameter" and x.attributes.startswith(f"{index})"))
+    users = [x for x in body.values() if parameter in x.operands]
+    if users and all(user.opcode in _SLICES and user.operands[0] == parameter for user in users):
         return min(size, sum(_size(user.type) for user in users))
     return size
 
 
-def _products(computations, instructions, one) -> tuple[float, float]:
-    """Returns the operations of an instruction's products: of 16-bit operands, and of two float32 operands."""
-    if one.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes).group(1)
-        return _product(instructions, one, [int(axis) for axis in contracted.split(",") if axis])
-    if one.opcode == "custom-call" and one.target.startswith("__cublas"):
-        numbers = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', one.attributes).group(1)
-        return _product(instructions, one, [int(axis) for axis in json.loads(numbers)])
-    if one.opcode == "custom-call" and one.target.startswith("__cudnn$fmha"):
-        return _fused_attention(instructions, one), 0.0
-    if one.opcode == "fusion":
-        called = [(computations[name], inner) for name in one.called for inner in computations[name].values()]
-        found = [_products(computations, body, inner) for body, inner in called]
-        return sum(flops for flops, _ in found), sum(wide for _, wide in found)
+def _products(computations, instructions, instruction) -> tuple[float, float]:
+    """Returns the operations of an instruction's products.
+
+    The first number is of products of 16-bit operands, the second of two float32 operands.
+    """
+    if instruction.opcode == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes).group(1)
+        return _product(instructions, instruction, [int(axis) for axis in contracted.split(",") if axis])
+    if instruction.opcode == "custom-call" and instruction.target.startswith("__cublas"):
+        numbers = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.attributes).group(1)
+        return _product(instructions, instruction, [int(axis) for axis in json.loads(numbers)])
+    if instruction.opcode == "custom-call" and instruction.target.startswith("__cudnn$fmha"):
+        return _fused_attention(instructions, instruction), 0.0
+    if instruction.opcode == "fusion":
+        called = [(computations[name], inner) for name in instruction.called for inner in computations[name].values()]
+        inner_products = [_products(computations, body, inner) for body, inner in called]
+        return sum(flops for flops, _ in inner_products), sum(wide for _, wide in inner_products)
     return 0.0, 0.0
 
 
-def _product(instructions, one, contracted):
-    left, right = (_arrays(instructions[name].type)[0] for name in one.operands[:2])
+def _product(instructions, instruction, contracted):
+    left, right = (_arrays(instructions[name].type)[0] for name in instruction.operands[:2])
     terms = math.prod(left[1][axis] for axis in contracted)
-    flops = 2.0 * terms * math.prod(_arrays(one.type)[0][1])
+    flops = 2.0 * terms * math.prod(_arrays(instruction.type)[0][1])
     return (0.0, flops) if left[0] == right[0] == "f32" else (flops, 0.0)
 
 
-def _fused_attention(instructions, one):
-    """Returns the operations of cuDNN's attention: two products forward, five backward, which computes scores again."""
-    batch, heads, queries, width = _arrays(one.type)[0][1]
-    keys = math.prod(_arrays(instructions[one.operands[1]].type)[0][1]) // (batch * heads * width)
-    return (10.0 if "Backward" in one.target else 4.0) * batch * heads * queries * keys * width
+def _fused_attention(instructions, instruction):
+    """Returns the operations of cuDNN's attention.
+
+    It has two products forward. Backward it has five, which compute the scores again.
+    """
+    batch, heads, queries, width = _arrays(instruction.type)[0][1]
+    keys = math.prod(_arrays(instructions[instruction.operands[1]].type)[0][1]) // (batch * heads * width)
+    return (10.0 if "Backward" in instruction.target else 4.0) * batch * heads * queries * keys * width
 
 
 def _arrays(kind: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -223,18 +239,21 @@ def _arrays(kind: str) -> list[tuple[str, tuple[int, ...]]]:
 
 def _size(kind: str) -> int:
     """Returns the bytes of a type."""
-    found = _ARRAY.findall(kind)
+    arrays = _ARRAY.findall(kind)
     return sum(
-        max(1, int(bits or 8) // 8) * math.prod(map(int, filter(None, shape.split(",")))) for _, bits, shape in found
+        max(1, int(bits or 8) // 8) * math.prod(map(int, filter(None, shape.split(",")))) for _, bits, shape in arrays
     )
 
 
-def _is_cast(instructions, one) -> bool:
-    """Returns whether an instruction has one operand and its result has the same numbers in another type."""
-    if len(one.operands) != 1 or one.type.startswith("("):
+def _is_cast(instructions, instruction) -> bool:
+    """Returns whether an instruction only changes the type of its one operand."""
+    if len(instruction.operands) != 1 or instruction.type.startswith("("):
         return False
-    (before, shape), (after, other) = _arrays(instructions[one.operands[0]].type)[0], _arrays(one.type)[0]
-    return before != after and math.prod(shape) == math.prod(other)
+    (old_type, old_shape), (new_type, new_shape) = (
+        _arrays(instructions[instruction.operands[0]].type)[0],
+        _arrays(instruction.type)[0],
+    )
+    return old_type != new_type and math.prod(old_shape) == math.prod(new_shape)
 
 
 def _part(source: str, is_product: bool, is_cast: bool = False) -> str:

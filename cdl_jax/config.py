@@ -562,7 +562,7 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def changes(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
-    """Returns the old and the new value of each option that differs and affects the results.
+    """Returns (old, new) of each differing option that affects the results.
 
     Args:
       old: the flat config of a run.
@@ -583,7 +583,9 @@ def changes(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
 
 
 def is_automatic(key: str, value: Any) -> bool:
-    """Returns whether a value stands for one that the device decides, so that it equals any other.
+    """Returns whether a value, such as "auto", is chosen by the device.
+
+    Such a value equals any other.
 
     >>> is_automatic("student.dtype", "auto"), is_automatic("student.dtype", "float32"), is_automatic("name", "auto")
     (True, False, False)

@@ -187,10 +187,11 @@ def fetch_archive(archive: Archive, folder: Path, url_base: str = "", *, attempt
     url = f"{(url_base or archive.url_base).rstrip('/')}/{archive.file}"
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not archive.size and not (target.exists() and _is_verified(target, archive)):
+        is_complete = target.exists() and _is_verified(target, archive)
+        if not archive.size and not is_complete:
             archive = replace(archive, size=remote_size(url, attempts, pause))
         unpacking = archive.size if archive.unpacked else 0
-        if target.exists() and _is_verified(target, archive):
+        if is_complete:
             print(f"{target}: already exists, verified")
             _check_space(folder, unpacking)
         else:
@@ -212,9 +213,10 @@ def fetch_archive(archive: Archive, folder: Path, url_base: str = "", *, attempt
 
 
 def fetch_weights(name: str, folder: Path, endpoint: str = "") -> Path:
-    """Downloads the weights of a timm model to `<folder>/timm/<name>/model.safetensors`, with a SHA-256 file beside it.
+    """Downloads the weights of a timm model to `<folder>/timm/<name>/`.
 
-    huggingface_hub downloads and resumes. The SHA-256 is the one that the hub publishes.
+    The file is model.safetensors, with a SHA-256 file beside it. huggingface_hub downloads and resumes. The SHA-256 is
+    the one that the hub publishes.
 
     Args:
       name: the model with its tag, such as "vit_base_patch16_224.augreg_in21k_ft_in1k".
@@ -275,8 +277,8 @@ def get(name: str, folder: Path | None = None, url_base: str = "") -> Path:
       The path of the file or folder.
 
     Raises:
-      UserError: there is no data set and no model of this name, a data set has to be downloaded by hand, or an error of
-        `fetch_archive` or `fetch_weights`.
+      UserError: there is no data set or model of this name, or it has to be downloaded by hand; see also
+        `fetch_archive` and `fetch_weights`.
     """
     folder = search_paths()[0] if folder is None else folder
     if name in ARCHIVES:

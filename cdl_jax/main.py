@@ -163,38 +163,67 @@ def _print_help(argv):
 def parse(argv: list[str]) -> SimpleNamespace:
     """Returns the values of the flags, with the resolved config as `config`.
 
-    argv: a command line with the program's name.
+    Args:
+      argv: a command line with the program's name.
 
     Raises:
       UserError: a flag or a config key is wrong.
     """
-    from cdl_jax import config, config_files
+    from cdl_jax import config as configs
     from cdl_jax.errors import UserError
-    from cdl_jax.plugins import did_you_mean
 
-    original, text = argv, _flag_value(argv, "config")
+    original = argv
     argv, images = _split_paths(argv, "images")
     argv, tasks = _split_paths(argv, "tasks")
     parent = _flag_value(argv, "from")
-    if text:
-        name, arguments = config_files.split_arguments(text)
-        path = config_files.find(name)
-        loaded = config_files.load_config(path, arguments)
-        argv = _without_flag(argv, "config")
-    else:
-        loaded = _load_stored_config(*(("--from", parent) if parent else ("--workdir", _flag_value(argv, "workdir"))))
-    if source := _flag_value(argv, "config.data.name"):
-        loaded = config.with_source(loaded, source)
-    values = _parse_flags(argv, loaded)
-    values.tasks = tasks
+    argv, config, workdir = _load_config(argv, parent)
+    values = _parse_flags(argv, config)
+    values.images, values.tasks = images, tasks
     if tasks:
         values.config.data.append = (*values.config.data.append, *tasks)
-    config.check(values.config)
+    configs.check(values.config)
     if values.rest:
         raise UserError(f"unexpected argument {values.rest[0]!r}: flags start with --")
+    _check_mode(values, parent)
+    values.names_workdir = values.workdir is not None
+    if not values.names_workdir and values.mode != "describe":
+        values.workdir = branch_workdir(parent, values) if parent else workdir
+    sys.argv = original  # `workdir` records the command
+    return values
+
+
+def _load_config(argv, parent):
+    """Returns the command line without --config, the config before overrides, and a folder.
+
+    The config is that of --config, else that of the run in --from or --workdir. The folder is the working directory of
+    a command without --workdir; None if no config file determines it.
+
+    Raises:
+      UserError: there is no such config or run.
+    """
+    from cdl_jax import config as configs
+    from cdl_jax import config_files
+
+    workdir = None
+    if text := _flag_value(argv, "config"):
+        name, arguments = config_files.split_arguments(text)
+        path = config_files.find(name)
+        config, workdir = config_files.load_config(path, arguments), default_workdir(path, arguments)
+        argv = _without_flag(argv, "config")
+    else:
+        config = _load_stored_config(*(("--from", parent) if parent else ("--workdir", _flag_value(argv, "workdir"))))
+    if source := _flag_value(argv, "config.data.name"):
+        config = configs.with_source(config, source)
+    return argv, config, workdir
+
+
+def _check_mode(values, parent):
+    """Raises UserError if the mode is unknown or lacks a flag, or a flag belongs to another mode."""
+    from cdl_jax.errors import UserError
+    from cdl_jax.plugins import did_you_mean
+
     if values.mode not in _MODES:
         raise UserError(f"--mode={values.mode}: {did_you_mean(values.mode, _MODES)}")
-    values.images = images
     if values.mode == "continue" and parent is None:
         raise UserError(
             "--mode=continue needs the finished run that it continues: add --from DIR, and the continued run gets a "
@@ -204,14 +233,9 @@ def parse(argv: list[str]) -> SimpleNamespace:
         if flag == "task" and parent is not None:
             modes = ("train", "describe")
         if (value := getattr(values, flag)) is not None and values.mode not in modes:
-            needed = " or ".join(f"--mode={mode}" for mode in modes)
-            shown = "" if isinstance(value, list | bool) else f"={value}"
-            raise UserError(f"--{flag}{shown} needs {needed} instead of --mode={values.mode}: omit it")
-    values.names_workdir = values.workdir is not None
-    if not values.names_workdir and values.mode != "describe":
-        values.workdir = branch_workdir(parent, values) if parent else default_workdir(path, arguments)
-    sys.argv = original  # `workdir` records the command
-    return values
+            modes_text = " or ".join(f"--mode={mode}" for mode in modes)
+            value_text = "" if isinstance(value, list | bool) else f"={value}"
+            raise UserError(f"--{flag}{value_text} needs {modes_text} instead of --mode={values.mode}: omit it")
 
 
 def default_workdir(path: Path, arguments: str) -> str:
@@ -238,8 +262,8 @@ def branch_workdir(parent: str, values: SimpleNamespace) -> str:
     >>> branch_workdir("runs/a/", SimpleNamespace(mode="train", task=3))
     'runs/a-task3'
     """
-    of_task = "branch" if values.task is None else f"task{values.task}"
-    return f"{parent.rstrip('/')}-{'continued' if values.mode == 'continue' else of_task}"
+    suffix = "branch" if values.task is None else f"task{values.task}"
+    return f"{parent.rstrip('/')}-{'continued' if values.mode == 'continue' else suffix}"
 
 
 def _load_stored_config(flag, workdir):
@@ -351,14 +375,17 @@ def _flag_value(argv, flag):
 
 
 def _split_paths(argv, flag):
-    """Returns the command line without a flag, and the paths behind each of its occurrences; None without the flag."""
+    """Returns the command line without a flag, and the paths behind the flag.
+
+    The paths of all occurrences are joined; None: the flag is absent.
+    """
     index = next((i for i, word in enumerate(argv) if word.split("=")[0] in (f"--{flag}", f"-{flag}")), None)
     if index is None:
         return argv, None
     end = next((i for i in range(index + 1, len(argv)) if argv[i].startswith("-")), len(argv))
-    _, is_joined, first = argv[index].partition("=")
-    rest, more = _split_paths([*argv[:index], *argv[end:]], flag)
-    return rest, [first] * bool(is_joined) + list(argv[index + 1 : end]) + (more or [])
+    _, is_joined, joined_path = argv[index].partition("=")
+    rest, more_paths = _split_paths([*argv[:index], *argv[end:]], flag)
+    return rest, [joined_path] * bool(is_joined) + list(argv[index + 1 : end]) + (more_paths or [])
 
 
 def _without_flag(argv, flag):
@@ -544,7 +571,10 @@ def _analyze(config, folder, options):
 
 
 def _with_loaded_run(config, folder, options):
-    """Returns the text that --mode=predict, --mode=export or --mode=eval with --on prints."""
+    """Returns the text that a mode with a loaded run prints.
+
+    These modes are predict, export, and eval with --on or --corruptions.
+    """
     from cdl_jax.errors import UserError
     from cdl_jax.run import api, export, predict, workdir
     from cdl_jax.runtime import distributed, paths
@@ -569,7 +599,10 @@ def _with_loaded_run(config, folder, options):
 
 
 def _evaluate_elsewhere(run, options):
-    """Evaluates on other images or on corrupted copies, and writes the file; returns the text to print."""
+    """Evaluates on other images or corrupted copies; returns the text to print.
+
+    Writes the file of the evaluation.
+    """
     import json
 
     from cdl_jax.data import corruptions

@@ -104,9 +104,9 @@ def run(argv: Sequence[str]) -> int:
       The exit code.
     """
     try:
-        own = argv[: argv.index("--")] if "--" in argv else argv
+        sweep_words = argv[: argv.index("--")] if "--" in argv else argv
         for item in plan(parse(argv)):
-            print(item.command if "--dry-run" in own else item.fields)
+            print(item.command if "--dry-run" in sweep_words else item.fields)
     except UserError as error:
         print(f"cdl_jax: {error}", file=sys.stderr)
         return 2
@@ -126,7 +126,7 @@ def parse(words: Sequence[str]) -> Sweep:
     words, overrides = list(words), []
     if "--" in words:
         words, overrides = words[: words.index("--")], words[words.index("--") + 1 :]
-    grid, rest = {}, []
+    grid, positionals = {}, []
     while words:
         word = words.pop(0)
         if word == "--grid" or word.startswith("--grid="):
@@ -139,14 +139,16 @@ def parse(words: Sequence[str]) -> Sweep:
         elif word.startswith("-"):
             raise UserError(f"unknown option {word}. {_USAGE}; options of the runs come after --")
         else:
-            rest.append(word)
-    if len(rest) < 3 or not re.fullmatch(r"\d+(,\d+)*", rest[1]):
+            positionals.append(word)
+    if len(positionals) < 3 or not re.fullmatch(r"\d+(,\d+)*", positionals[1]):
         raise UserError(_USAGE)
-    return Sweep(rest[0], tuple(rest[1].split(",")), tuple(rest[2:]), grid, tuple(overrides))
+    return Sweep(positionals[0], tuple(positionals[1].split(",")), tuple(positionals[2:]), grid, tuple(overrides))
 
 
 def plan(sweep: Sweep) -> list[PlannedRun]:
-    """Returns the runs of a sweep, in which each teacher is trained once; a shared teacher's run comes first.
+    """Returns the runs of a sweep, in which each teacher is trained once.
+
+    The run of a shared teacher precedes those that use it.
 
     Raises:
       UserError: a config or a value is wrong.
@@ -166,9 +168,13 @@ def plan(sweep: Sweep) -> list[PlannedRun]:
 
 
 def teacher_digest(config: ConfigDict) -> str | None:
-    """Returns the fingerprint of a config's teacher; None if the run trains none that others can use.
+    """Returns the fingerprint of a config's teacher.
 
-    config: a resolved config.
+    Args:
+      config: resolved.
+
+    Returns:
+      SHA-256 in hexadecimal digits; None: the run trains no teacher that others can use.
     """
     options = plugins.optional_part("methods", config.method, "teacher_options")
     relevant = options(config) if options else None
@@ -189,7 +195,9 @@ def _resolve(item):
 
 
 def _grid_values(text: str) -> tuple[str, tuple[str, ...]]:
-    """Returns the key and the values of a grid's option; commas within brackets separate no values.
+    """Returns the key and the values of a grid's option.
+
+    Commas within brackets separate no values.
 
     Raises:
       UserError: it is not KEY=VALUE,VALUE, or the key is that of the seed.

@@ -1,4 +1,6 @@
-"""A config's steps compiled for a GPU that is not there, kernel by kernel, with a model of their time.
+"""Compiles a config's steps for a GPU that is not there, and models their time.
+
+The model adds up the kernels of the compiled program.
 
     python -m benchmarks.run aot [--config configs/cdl.py:teacher=vit_l16,student=vit_b16] [--cards h200 h100 a100]
     python -m benchmarks.run aot --set teacher.depth=3 student.depth=3 learner.deep=False
@@ -70,13 +72,13 @@ def make_config(text: str, changes: list[str], batch: int):
 
     name, text = config_files.split_arguments(text)
     config = config_files.load_config(config_files.find(name), text)
-    known = base.flatten(config)
+    flat_config = base.flatten(config)
     for change in changes:
         key, _, value = change.partition("=")
-        if key not in known:
+        if key not in flat_config:
             raise UserError(f"benchmarks: aot --set {change}: no config key {key!r}")
         config.update_from_flattened_dict({key: _literal(value)})
-    config.update_from_flattened_dict({key: "random" for key in known if key.endswith(".weights")})
+    config.update_from_flattened_dict({key: "random" for key in flat_config if key.endswith(".weights")})
     config.train.batch_size, config.devices = batch, 1
     return config
 
@@ -89,7 +91,7 @@ def _literal(text):
 
 
 def _compiled(config, card, phases):
-    """Yields (phase, program text, {memory in bytes}) of each named phase, of all if none is named."""
+    """Yields (phase, program text, {memory in bytes}) of phases, by default all."""
     import jax
     import numpy as np
     from jax.experimental import topologies
@@ -130,12 +132,12 @@ def summarize(program: str, card: kernels.Card, batch: int) -> dict:
       `parts`, name -> `{"kernels", "ms", "gb", "gflop"}`; `sum` of these; `images_per_second`; `share`: the least time
       of the operations, at the rate of large products, over the modelled time.
     """
-    found = kernels.kernels(program)
-    parts = {part: _total([kernel for kernel in found if kernel.part == part], card) for part in kernels.PARTS}
-    total = _total(found, card)
-    least = total["gflop"] * 1e9 / (card.products * card.peak)
+    all_kernels = kernels.kernels(program)
+    parts = {part: _total([kernel for kernel in all_kernels if kernel.part == part], card) for part in kernels.PARTS}
+    total = _total(all_kernels, card)
+    least_gflop = total["gflop"] * 1e9 / (card.products * card.peak)
     seconds = total["ms"] / 1e3
-    return {"parts": parts, "sum": total, "images_per_second": batch / seconds, "share": least / seconds}
+    return {"parts": parts, "sum": total, "images_per_second": batch / seconds, "share": least_gflop / seconds}
 
 
 def _total(found, card):
@@ -148,12 +150,15 @@ def _total(found, card):
 
 
 def table(row: dict) -> str:
-    """Formats the figures of one step as a Markdown table with a line about speed and memory below it."""
+    """Formats the figures of one step as a Markdown table.
+
+    A line about speed and memory follows the table.
+    """
     lines = [(part, *_cells(figures)) for part, figures in {**row["parts"], "sum": row["sum"]}.items()]
     head = ("part", "modelled kernels", "modelled ms", "modelled GB", "modelled GFLOP")
-    held, work = (f"{row['memory'][part] / 2**20:,.0f} MiB" for part in ("held", "work"))
+    resident, work = (f"{row['memory'][part] / 2**20:,.0f} MiB" for part in ("held", "work"))
     speed = f"modelled: {row['images_per_second']:,.0f} images/s, {100 * row['share']:.0f} % of the rate of products"
-    return f"{timing.markdown(head, lines)}\n\n{speed}; memory: {held} held, {work} at work"
+    return f"{timing.markdown(head, lines)}\n\n{speed}; memory: {resident} held, {work} at work"
 
 
 def _cells(figures):

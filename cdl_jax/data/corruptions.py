@@ -1,7 +1,10 @@
-"""Corrupts images in the fifteen ways of ImageNet-C, by the package imagecorruptions.
+"""Corrupts images in the fifteen ways of ImageNet-C.
 
-Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations" (ICLR 2019).
-The package has the functions and the strengths; they were not checked against the published images.
+The functions and the strengths are those of the package imagecorruptions. They were not compared with the published
+images.
+
+Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations" (ICLR
+2019).
 """
 
 from collections.abc import Callable, Sequence
@@ -82,12 +85,15 @@ def load_package() -> ModuleType:
 
 
 def _with_seed(function: Callable, image, name, severity, position) -> np.ndarray:
-    """Calls a function of the package; NumPy's global generator is afterwards as it was before."""
+    """Returns the result of a function of the package with a seed.
+
+    NumPy's global generator, which some functions use, gets its earlier state again.
+    """
     seed = int(np.random.SeedSequence(position).generate_state(1)[0])
-    before = np.random.get_state()  # noqa: NPY002
+    global_state = np.random.get_state()  # noqa: NPY002
     try:
         np.random.seed(seed)  # noqa: NPY002
         options = {"seed": seed} if name in _SEEDED else {}
         return np.asarray(function(image, severity=severity, corruption_name=name, **options), np.uint8)
     finally:
-        np.random.set_state(before)  # noqa: NPY002
+        np.random.set_state(global_state)  # noqa: NPY002

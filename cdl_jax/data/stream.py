@@ -146,7 +146,9 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Images that are learned together, of the labels `first` to `end - 1` of the stream.
+    """Images that are learned together.
+
+    Their labels are `first` to `end - 1` of the stream.
 
     index: position in the stream, from 0.
     classes: class ids of the data set, in stream order.
@@ -346,11 +348,11 @@ def split_into_tasks(
         dataset = _hold_out(dataset, validation_fraction, class_order_seed)
     if max_train:
         dataset = replace(dataset, train=_draw(dataset.train, max_train, class_order_seed))
-    of_domains = kind == "domain"
-    train = _relabel(dataset.train, order, len(dataset.class_names), max_train_per_class, of_domains)
-    test = _relabel(dataset.test, order, len(dataset.class_names), max_test_per_class, of_domains)
+    is_domain = kind == "domain"
+    train = _relabel(dataset.train, order, len(dataset.class_names), max_train_per_class, is_domain)
+    test = _relabel(dataset.test, order, len(dataset.class_names), max_test_per_class, is_domain)
     parts = (dataset.name, dataset.class_names, order, train, test)
-    if of_domains:
+    if is_domain:
         return _assemble_domains(*parts, dataset.domains, validation_fraction)
     is_random = kind == "blurry" and blurry_sizes == "random"
     if is_random and (len(task_sizes) or increment):
@@ -410,32 +412,34 @@ def _own_sizes(dataset, order):
     return dataset.task_sizes
 
 
-def _select_domains(dataset, chosen, num_tasks, sizes):
+def _select_domains(dataset, domains, num_tasks, sizes):
     """Returns the data set with the images of the chosen domains, in their order.
 
     Raises:
       UserError: there are no domains, a name is unknown or listed twice, or the number of tasks is another.
     """
-    known = dataset.domains
-    if not known:
+    names = dataset.domains
+    if not names:
         raise UserError(
             f"data.kind='domain': {dataset.name} has no domains; choose a source with domains, such as domain_folder, "
             "or data.kind='class'"
         )
-    for name in chosen:
-        if name not in known:
-            raise UserError(f"data.domains: {dataset.name} has no domain {name!r}: {plugins.did_you_mean(name, known)}")
-        if chosen.count(name) > 1:
-            raise UserError(f"data.domains: {name!r} is listed twice; each domain is one task")
-    chosen = chosen or known
-    printable_names = tuple(one_line(name) for name in chosen)
-    if num_tasks not in (0, len(chosen)) or any(np.size(size) and np.any(size) for size in sizes):
+    for domain in domains:
+        if domain not in names:
+            raise UserError(
+                f"data.domains: {dataset.name} has no domain {domain!r}: {plugins.did_you_mean(domain, names)}"
+            )
+        if domains.count(domain) > 1:
+            raise UserError(f"data.domains: {domain!r} is listed twice; each domain is one task")
+    domains = domains or names
+    printable_names = tuple(one_line(domain) for domain in domains)
+    if num_tasks not in (0, len(domains)) or any(np.size(size) and np.any(size) for size in sizes):
         raise UserError(
-            f"data.kind='domain' makes one task of each of {len(chosen)} domains: set data.num_tasks=0, and leave out "
+            f"data.kind='domain' makes one task of each of {len(domains)} domains: set data.num_tasks=0, and leave out "
             "data.task_sizes, data.base_classes and data.increment"
         )
-    position = np.full(len(known) + 1, -2, np.int32)  # the last is that of -1
-    position[[known.index(name) for name in chosen]], position[-1] = np.arange(len(chosen)), -1
+    position = np.full(len(names) + 1, -2, np.int32)  # the last is that of -1
+    position[[names.index(domain) for domain in domains]], position[-1] = np.arange(len(domains)), -1
 
     def select(split):
         rows = np.flatnonzero(position[split.domains] > -2)
@@ -526,8 +530,8 @@ def _assemble_domains(name, class_names, order, train, test, domains, validation
     tasks = []
     for index, domain in enumerate(domains):
         rows = [np.flatnonzero(np.isin(split.domains, (index, -1))).astype(np.int32) for split in (train, test)]
-        for part, found in zip(("training", "test"), rows, strict=True):
-            if not len(found):
+        for part, task_rows in zip(("training", "test"), rows, strict=True):
+            if not len(task_rows):
                 raise UserError(
                     f"domain {domain!r} of {name} has no {part} images: add some, or leave it out of data.domains"
                 )
@@ -552,33 +556,35 @@ def _assemble_blurry(name, class_names, order, train, test, sizes, blur, validat
     rank = np.argsort(by_first).astype(np.int32)
     order, test_tasks = tuple(order[c] for c in by_first), tasks[test.labels].astype(np.int32)
     train, test = (replace(split, labels=rank[split.labels]) for split in (train, test))
-    made = []
+    new_tasks = []
     for index in range(len(sizes)):
-        rows = [np.flatnonzero(of_split == index).astype(np.int32) for of_split in (task_of_image, test_tasks)]
-        made.append(Task(index, order[: int((first_tasks <= index).sum())], 0, *rows))
-    stream = Stream(name, tuple(class_names[c] for c in order), order, tuple(made), train, test, test_tasks)
+        rows = [np.flatnonzero(task_ids == index).astype(np.int32) for task_ids in (task_of_image, test_tasks)]
+        new_tasks.append(Task(index, order[: int((first_tasks <= index).sum())], 0, *rows))
+    stream = Stream(name, tuple(class_names[c] for c in order), order, tuple(new_tasks), train, test, test_tasks)
     _check_images(stream, validation_fraction)
     return stream
 
 
-def _check_split(split, what, num_classes, num_domains):
+def _check_split(split, title, num_classes, num_domains):
     if split.images is not None and (split.images.dtype != np.uint8 or split.images.shape[3:] != (3,)):
         raise UserError(
-            f"{what}: images must be uint8 [n, height, width, 3], not {split.images.dtype} {split.images.shape}"
+            f"{title}: images must be uint8 [n, height, width, 3], not {split.images.dtype} {split.images.shape}"
         )
     num_images = len(split.files) if split.images is None else len(split.images)
     if num_images != len(split):
-        raise UserError(f"{what}: {num_images} images but {len(split)} labels")
+        raise UserError(f"{title}: {num_images} images but {len(split)} labels")
     if len(split) and not 0 <= split.labels.min() <= split.labels.max() < num_classes:
         raise UserError(
-            f"{what}: labels are {split.labels.min()} to {split.labels.max()}, but there are {num_classes} classes"
+            f"{title}: labels are {split.labels.min()} to {split.labels.max()}, but there are {num_classes} classes"
         )
     if num_domains and (np.shape(split.domains) != (len(split),) or np.any(split.domains >= num_domains)):
-        raise UserError(f"{what}: domains must be int32 [n], numbers below the {num_domains} domains of the data set")
+        raise UserError(f"{title}: domains must be int32 [n], numbers below the {num_domains} domains of the data set")
 
 
 def _relabel(split, order, num_classes, limit, of_domains):
-    """Returns the images of the stream's classes, at most `limit` of each, with labels in stream order.
+    """Returns the images of the stream's classes, with labels in stream order.
+
+    Of each class at most `limit` images are selected.
 
     of_domains: whether the limit holds in each domain.
     """

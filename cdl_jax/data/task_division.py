@@ -1,4 +1,4 @@
-"""Divides classes, and in blurry streams images, into tasks. All functions are pure."""
+"""Divides classes into tasks, and in blurry streams images; pure functions."""
 
 import operator
 from collections.abc import Sequence
@@ -49,10 +49,10 @@ def divide_classes(
     if not sizes:
         return _equal_sizes(num_classes, num_tasks)
     if num_tasks not in (0, len(sizes)):
-        listed = f"data.increment={increment} makes" if increment else "data.task_sizes lists"
+        origin = f"data.increment={increment} makes" if increment else "data.task_sizes lists"
         equal = ", or data.increment=0 and data.base_classes=0 for equal tasks" * bool(increment)
         raise UserError(
-            f"data.num_tasks={num_tasks}, but {listed} {len(sizes)} tasks: set num_tasks={len(sizes)} or 0{equal}"
+            f"data.num_tasks={num_tasks}, but {origin} {len(sizes)} tasks: set num_tasks={len(sizes)} or 0{equal}"
         )
     if min(sizes) < 1 or sum(sizes) != num_classes:
         raise UserError(
@@ -104,7 +104,9 @@ def draw_sizes(num_classes: int, num_tasks: int, seed: int) -> tuple[int, ...]:
 
 
 def draw_disjoint_classes(sizes: Sequence[int], share: float, seed: int, *, per_task: bool) -> np.ndarray:
-    """Draws the disjoint classes of a blurry stream: all of their images are in one task.
+    """Draws the disjoint classes of a blurry stream.
+
+    All images of a disjoint class are in one task.
 
     >>> draw_disjoint_classes((4, 4), 0.5, seed=0, per_task=True).reshape(2, 4).sum(axis=1).tolist()
     [2, 2]
@@ -143,11 +145,11 @@ def blur_tasks(
     Returns:
       int32 `[n]`.
     """
-    rng, moved = rng_for(seed, _IMAGES), [np.zeros(0, np.int64)]
+    rng, moved_rows = rng_for(seed, _IMAGES), [np.zeros(0, np.int64)]
     for label in np.flatnonzero(~is_disjoint):
         rows = np.flatnonzero(labels == label)
-        moved.append(rng.permutation(rows)[: round(share * len(rows))])
+        moved_rows.append(rng.permutation(rows)[: round(share * len(rows))])
     task_of_image = tasks[labels].astype(np.int32)
-    for task, rows in enumerate(np.array_split(rng.permutation(np.concatenate(moved)), num_tasks)):
+    for task, rows in enumerate(np.array_split(rng.permutation(np.concatenate(moved_rows)), num_tasks)):
         task_of_image[rows] = task
     return task_of_image

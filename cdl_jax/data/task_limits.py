@@ -1,4 +1,4 @@
-"""Shortens a stream to its first tasks, and appends tasks of further folders of classes."""
+"""Shortens a stream, and appends tasks of further folders of classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -50,25 +50,25 @@ def append_folders(stream: Stream, folders: Sequence[str], first_id: int, option
     """
     for path in folders:
         dataset = folder_source.load({**defaults(folder_source.OPTIONS), "path": path})
-        own = streams.split_into_tasks(dataset, num_tasks=1, **{key: options[key] for key in _LIMITS})
-        if known := [name for name in own.class_names if name in stream.class_names]:
+        appended = streams.split_into_tasks(dataset, num_tasks=1, **{key: options[key] for key in _LIMITS})
+        if duplicates := [name for name in appended.class_names if name in stream.class_names]:
             raise UserError(
-                f"data.append: {path} has the class {known[0]!r}, which an earlier task has: rename the folder of the "
-                "class if it is another one, or remove it"
+                f"data.append: {path} has the class {duplicates[0]!r}, which an earlier task has: rename the folder of "
+                "the class if it is another one, or remove it"
             )
-        ids = tuple(range(first_id, first_id + own.num_classes))
-        first_id += own.num_classes
+        ids = tuple(range(first_id, first_id + appended.num_classes))
+        first_id += appended.num_classes
         splits = [
             _join(earlier, _like(later, earlier), stream.num_classes)
-            for earlier, later in zip((stream.train, stream.test), (own.train, own.test), strict=True)
+            for earlier, later in zip((stream.train, stream.test), (appended.train, appended.test), strict=True)
         ]
-        names, tasks = (*stream.class_names, *own.class_names), (*stream.tasks, own.tasks[0])
+        names, tasks = (*stream.class_names, *appended.class_names), (*stream.tasks, appended.tasks[0])
         stream = _with_tasks(stream, names, (*stream.class_order, *ids), tasks, splits)
     return stream
 
 
 def _with_tasks(stream, names, order, tasks, splits) -> Stream:
-    """Returns a stream whose tasks have the sizes of `tasks`, with the rows of new splits."""
+    """Returns a stream with the classes of given tasks and with new splits."""
     bounds = np.cumsum([0, *(len(task.classes) for task in tasks)]).tolist()
     rows = [
         [np.flatnonzero((split.labels >= first) & (split.labels < end)).astype(np.int32) for split in splits]
@@ -88,13 +88,16 @@ def _join(earlier, later, first_label) -> Split:
     return Split(labels, files=(*earlier.files, *later.files))
 
 
-def _like(split, other) -> Split:
-    """Returns a split of files as one array of the image size of `other`, if that is an array."""
-    if other.images is None:
+def _like(split, pattern) -> Split:
+    """Returns a split of files as one array if the other split is an array.
+
+    Images get the size of those of `pattern`.
+    """
+    if pattern.images is None:
         return split
     from PIL import Image, ImageOps
 
-    height, width = other.images.shape[1:3]
+    height, width = pattern.images.shape[1:3]
     images = np.empty((len(split), height, width, 3), np.uint8)
     for row, file in enumerate(split.files):
         images[row] = np.asarray(ImageOps.fit(load_file(file), (width, height), Image.Resampling.BICUBIC))

@@ -26,7 +26,9 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `kd + attention_weight sum_blocks mean((q_student - q_teacher)^2)`.
+    """Returns the scheme of logit distillation plus attention transfer.
+
+    Its loss is `kd + attention_weight sum_blocks mean((q_student - q_teacher)^2)`.
 
     q are attention maps over the patches, each scaled to length 1. The mean is over the batch and the patches.
 
@@ -41,17 +43,17 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
             f"distill.blocks={count}, but the student has {student.depth} blocks and the teacher {teacher.depth}: "
             f"choose at most {min(student.depth, teacher.depth)}"
         )
-    own, others = spaced_blocks(count, student.depth), spaced_blocks(count, teacher.depth)
+    student_blocks, teacher_blocks = spaced_blocks(count, student.depth), spaced_blocks(count, teacher.depth)
 
     def loss(variables, student_out, teacher_out, labels, context):
         del variables, labels
         logits = kd.kd_loss(options, student_out["logits"], teacher_out["logits"], context)
         pairs = [(attention_map(options.map, student_out, i), attention_map(options.map, teacher_out, j))
-                 for i, j in zip(own, others, strict=True)]  # fmt: skip
+                 for i, j in zip(student_blocks, teacher_blocks, strict=True)]  # fmt: skip
         attention = options.attention_weight * sum(((q - p) ** 2).mean() for q, p in pairs)
         return logits + attention, {"kd": logits, "attention": attention}
 
-    needs = ("logits", *(_output_name(options.map, i) for i in others))
+    needs = ("logits", *(_output_name(options.map, i) for i in teacher_blocks))
     return Scheme(loss=loss, label_weight=1 - options.alpha, needs=needs)
 
 
@@ -69,7 +71,9 @@ def spaced_blocks(count: int, depth: int) -> list[int]:
 
 
 def attention_map(kind: str, out: Outputs, block: int) -> jax.Array:
-    """Returns the attention of each patch after a block, float32 `[batch, patches]`, of length 1 for each image.
+    """Returns the attention of each patch after a block.
+
+    It is float32 `[batch, patches]`, of length 1 for each image.
 
     Args:
       kind: "activations" or "weights", see `OPTIONS`.

@@ -20,7 +20,9 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `temperature^2 (inter_weight (1 - r_images) + intra_weight (1 - r_classes))`.
+    """Returns the scheme of DIST.
+
+    Its loss is `temperature^2 (inter_weight (1 - r_images) + intra_weight (1 - r_classes))`.
 
     r are mean correlations of Pearson between the probabilities of student and teacher.
 
@@ -41,17 +43,19 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
             jax.nn.softmax(mask_classes(out["logits"] / options.temperature, mask))
             for out in (student_out, teacher_out)
         )
-        of_classes = (mask * pearson(p.T, q.T)).sum() / mask.sum()
+        class_correlation = (mask * pearson(p.T, q.T)).sum() / mask.sum()
         scale = options.temperature**2
         inter = options.inter_weight * scale * (1 - pearson(p, q, mask).mean())
-        intra = options.intra_weight * scale * (1 - of_classes)
+        intra = options.intra_weight * scale * (1 - class_correlation)
         return inter + intra, {"inter": inter, "intra": intra}
 
     return Scheme(loss=loss, label_weight=options.label_weight)
 
 
 def pearson(x: jax.Array, y: jax.Array, mask: jax.Array | None = None, epsilon: float = 1e-8) -> jax.Array:
-    """Returns the correlation of each row of x with the same row of y, float32 `[n]`; 0 for rows without variance.
+    """Returns the correlation of each row of x with the same row of y, float32 `[n]`.
+
+    It is 0 for rows without variance.
 
     >>> pearson(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[2.0, 4.0, 6.0]])).round(4).tolist()
     [1.0]

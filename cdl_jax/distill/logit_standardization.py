@@ -15,7 +15,10 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `logit_weight alpha temperature^2 KL(Z(teacher) || Z(student))`."""
+    """Returns the scheme of logit standardization.
+
+    Its loss is `logit_weight alpha temperature^2 KL(Z(teacher) || Z(student))`.
+    """
     del teacher
 
     def loss(variables, student_out, teacher_out, labels, context):
@@ -29,7 +32,9 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def standardize(logits: jax.Array, mask: jax.Array, epsilon: float = 1e-7) -> jax.Array:
-    """Returns `(z - mean) / (epsilon + standard deviation)` of each row, float32 `[batch, classes]`.
+    """Returns each row with mean 0 and variance 1, float32 `[batch, classes]`.
+
+    It is `(z - mean) / (epsilon + standard deviation)`.
 
     The standard deviation is that of a sample: the sum of n squares is divided by n - 1.
 

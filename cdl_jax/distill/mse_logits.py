@@ -17,7 +17,10 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `alpha mean((z_student - z_teacher)^2)`, the mean over images and compared classes."""
+    """Returns the scheme of the mean squared error of logits.
+
+    Its loss is `alpha mean((z_student - z_teacher)^2)`, the mean over images and compared classes.
+    """
     del teacher
 
     def loss(variables, student_out, teacher_out, labels, context):
@@ -30,7 +33,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def mse(student_logits: jax.Array, teacher_logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the mean squared difference over the classes of a mask, a float32 scalar.
+    """Returns the mean squared difference over masked classes, a float32 scalar.
 
     >>> mse(jnp.array([[1.0, 9.0]]), jnp.array([[3.0, 0.0]]), jnp.array([True, False])).item()
     4.0

@@ -21,7 +21,9 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `kd + past_weight past_temperature^2 KL(past || student)` over the old classes.
+    """Returns the scheme of logit distillation from the teacher and from the past.
+
+    Its loss is `kd + past_weight past_temperature^2 KL(past || student)`, the last term over the old classes.
 
     With `alpha=0` the student has no teacher.
 

@@ -27,7 +27,9 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def transfer_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Returns the sum over images of the divergence between the neighbors' probabilities, a float32 scalar.
+    """Returns the divergence of neighbor probabilities, summed over images.
+
+    It is a float32 scalar.
 
     Args:
       student: float32 `[batch, d_s]`.
@@ -38,7 +40,9 @@ def transfer_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def neighbor_probabilities(features: jax.Array) -> jax.Array:
-    """Returns for each image the probabilities of the others as neighbors, proportional to (1 + cosine) / 2.
+    """Returns for each image the probabilities of the others as neighbors.
+
+    They are proportional to (1 + cosine) / 2.
 
     >>> neighbor_probabilities(jnp.array([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])).round(3).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]

@@ -23,7 +23,9 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `kd + prototype_weight mean_c (1 - cos(W m_student,c + b, m_teacher,c))`.
+    """Returns the scheme of logit distillation plus aligned class means.
+
+    Its loss is `kd + prototype_weight mean_c (1 - cos(W m_student,c + b, m_teacher,c))`.
 
     m are the means over the images of class c in a batch; the mean over c is over the classes of the batch.
 
@@ -42,10 +44,10 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     def loss(variables, student_out, teacher_out, labels, context):
         logits = kd.kd_loss(options, student_out["logits"], teacher_out["logits"], context)
         projected = projector.apply(variables, vkd.feature_vector(student_out, options.student_feature))
-        means, present = class_means(projected, labels, student.num_classes)
+        means, has_images = class_means(projected, labels, student.num_classes)
         targets, _ = class_means(vkd.feature_vector(teacher_out, name), labels, student.num_classes)
         cosines = (relations.normalize_rows(means) * relations.normalize_rows(targets)).sum(axis=-1)
-        prototype = options.prototype_weight * (present * (1 - cosines)).sum() / present.sum()
+        prototype = options.prototype_weight * (has_images * (1 - cosines)).sum() / has_images.sum()
         return logits + prototype, {"kd": logits, "prototype": prototype}
 
     return Scheme(

@@ -34,7 +34,9 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def huber(relation, student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Returns the mean Huber distance (threshold 1) of a relation of two batches of features, a float32 scalar.
+    """Returns the mean Huber loss (threshold 1) between two batches' relations.
+
+    It is a float32 scalar.
 
     Args:
       relation: maps features `[batch, dim]` to numbers of the same shape for both networks.
@@ -45,7 +47,9 @@ def huber(relation, student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def distances(features: jax.Array) -> jax.Array:
-    """Returns Euclidean distances of all pairs, divided by their mean over different images.
+    """Returns the Euclidean distances of all pairs of vectors.
+
+    They are divided by their mean over pairs of different images.
 
     >>> distances(jnp.array([[0.0], [1.0], [3.0]])).tolist()  # mean (1 + 3 + 2) / 3
     [[0.0, 0.5, 1.5], [0.5, 0.0, 1.0], [1.5, 1.0, 0.0]]
@@ -63,7 +67,9 @@ def distances(features: jax.Array) -> jax.Array:
 
 
 def angles(features: jax.Array) -> jax.Array:
-    """Returns the cosine of the angle at each vertex j between the images i and k, float32 `[n, n, n]` by j, i, k.
+    """Returns the cosine of the angle at each vector j between vectors i and k.
+
+    It is float32 `[n, n, n]` by j, i, k.
 
     >>> angles(jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]]))[0].tolist()  # a right angle at the first image
     [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]

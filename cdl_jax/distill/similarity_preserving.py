@@ -16,7 +16,9 @@ OPTIONS = {
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `kd + similarity_weight / batch^2 ||G_teacher - G_student||^2`.
+    """Returns the scheme of logit distillation plus similarity preservation.
+
+    Its loss is `kd + similarity_weight / batch^2 ||G_teacher - G_student||^2`.
 
     Raises:
       UserError: a network has no such feature, or all weights are 0.
@@ -26,7 +28,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def similarity_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Returns the mean squared difference of two matrices of similarities, a float32 scalar.
+    """Returns the mean squared difference of similarities, a float32 scalar.
 
     Args:
       student: float32 `[batch, d_s]`.

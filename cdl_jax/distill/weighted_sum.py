@@ -2,13 +2,15 @@
 
 import ast
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from cdl_jax import options as declarations
 from cdl_jax import plugins
-from cdl_jax.distill.base import NetworkSpec, Scheme, StudentInputs, Variables
+from cdl_jax.distill.base import NetworkSpec, Scheme, Variables
 from cdl_jax.errors import UserError
 from cdl_jax.options import Option
 
@@ -22,6 +24,68 @@ OPTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """The functions of a sum of schemes.
+
+    Attributes:
+      schemes: the terms.
+      keys: name of each term in variables and in the log.
+      weights: of the terms.
+      owner: index of the scheme that changes the student's inputs or prediction, or None.
+    """
+
+    schemes: tuple[Scheme, ...]
+    keys: tuple[str, ...]
+    weights: tuple[float, ...]
+    owner: int | None
+
+    def init(self, key):
+        return self._join([scheme.init(jax.random.fold_in(key, i)) for i, scheme in enumerate(self.schemes)])
+
+    def start_task(self, variables, context, key):
+        return self._join(
+            [
+                scheme.start_task(_part(variables, name), context, jax.random.fold_in(key, i))
+                for i, (scheme, name) in enumerate(zip(self.schemes, self.keys, strict=True))
+            ]
+        )
+
+    def loss(self, variables, student_out, teacher_out, labels, context):
+        total, terms = 0.0, {}
+        for scheme, key, weight in zip(self.schemes, self.keys, self.weights, strict=True):
+            value, parts = scheme.loss(_part(variables, key), student_out, teacher_out, labels, context)
+            total += weight * value
+            terms |= {f"{key}/{name}": part for name, part in parts.items()}
+        return total, terms
+
+    def student_functions(self) -> dict[str, Any]:
+        """Returns the fields of a `Scheme` that the owner determines; {} without an owner."""
+        if self.owner is None:
+            return {}
+        scheme = self.schemes[self.owner]
+        fields = {"student_inputs": self._student_inputs, "second_weight": scheme.second_weight}
+        return fields if scheme.second_head is None else {**fields, "second_head": self._second_head}
+
+    def _student_inputs(self, variables, teacher_out, batch_size, context, train):
+        owner_variables = _part(variables, self.keys[self.owner])
+        return self.schemes[self.owner].student_inputs(owner_variables, teacher_out, batch_size, context, train)
+
+    def _second_head(self, variables, student_out):
+        return self.schemes[self.owner].second_head(_part(variables, self.keys[self.owner]), student_out)
+
+    def _join(self, term_variables) -> Variables:
+        """Returns collection -> key of a term -> variables.
+
+        One Flax module with a part for each term has the same structure.
+        """
+        collections = dict.fromkeys(name for variables in term_variables for name in variables)
+        return {
+            name: {key: tree[name] for key, tree in zip(self.keys, term_variables, strict=True) if name in tree}
+            for name in collections
+        }
+
+
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
     """Returns the scheme `sum_i weights_i loss_i`.
 
@@ -31,51 +95,19 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     """
     names, sections = zip(*(_parse(term) for term in _checked_terms(options)), strict=True)
     modules = [plugins.load_plugin("distill", name) for name in names]
-    schemes = [
+    schemes = tuple(
         module.build(_section(module.OPTIONS, changes, name), teacher, student)
         for module, changes, name in zip(modules, sections, names, strict=True)
-    ]
-    owner = _owner(schemes, names)
-    keys = [f"{index}_{name.rpartition('.')[2]}" for index, name in enumerate(names)]
-
-    def init(key):
-        own = [scheme.init(jax.random.fold_in(key, i)) for i, scheme in enumerate(schemes)]
-        return _join_variables(keys, own)
-
-    def start_task(variables, context, key):
-        own = [
-            scheme.start_task(_part(variables, name), context, jax.random.fold_in(key, i))
-            for i, (scheme, name) in enumerate(zip(schemes, keys, strict=True))
-        ]
-        return _join_variables(keys, own)
-
-    def student_inputs(variables, teacher_out, batch_size, context, train):
-        if owner is None:
-            return StudentInputs()
-        return schemes[owner].student_inputs(_part(variables, keys[owner]), teacher_out, batch_size, context, train)
-
-    def second_head(variables, student_out):
-        return schemes[owner].second_head(_part(variables, keys[owner]), student_out)
-
-    def loss(variables, student_out, teacher_out, labels, context):
-        total, terms = 0.0, {}
-        for scheme, key, weight in zip(schemes, keys, options.weights, strict=True):
-            value, parts = scheme.loss(_part(variables, key), student_out, teacher_out, labels, context)
-            total += weight * value
-            terms |= {f"{key}/{name}": part for name, part in parts.items()}
-        return total, terms
-
-    changes = {}
-    if owner is not None:
-        changes = {"student_inputs": student_inputs, "second_weight": schemes[owner].second_weight}
-        if schemes[owner].second_head is not None:
-            changes["second_head"] = second_head
+    )
+    keys = tuple(f"{index}_{name.rpartition('.')[2]}" for index, name in enumerate(names))
+    terms = _Sum(schemes, keys, tuple(options.weights), _owner(schemes, names))
+    changes = terms.student_functions()
     return Scheme(
-        loss=loss,
+        loss=terms.loss,
         label_weight=options.label_weight,
         needs=tuple(dict.fromkeys(need for scheme in schemes for need in scheme.needs)),
-        init=init,
-        start_task=start_task,
+        init=terms.init,
+        start_task=terms.start_task,
         keeps_past=any(scheme.keeps_past for scheme in schemes),
         **changes,
     )
@@ -140,7 +172,9 @@ def _section(declared, changes, name) -> ConfigDict:
 
 
 def _owner(schemes, names) -> int | None:
-    """Returns the index of the scheme that changes the student's inputs or prediction; None if there is none.
+    """Returns the index of the scheme that changes the student, or None.
+
+    Such a scheme changes the student's inputs or prediction.
 
     Raises:
       UserError: there are two.
@@ -150,15 +184,6 @@ def _owner(schemes, names) -> int | None:
         first, second, *_ = (names[index] for index in owners)
         raise UserError(f"distill.terms: {first} and {second} both change the student itself: choose one of them")
     return owners[0] if owners else None
-
-
-def _join_variables(keys, own) -> Variables:
-    """Returns collection -> key of a term -> variables, as one Flax module with a part for each term has them."""
-    collections = dict.fromkeys(name for variables in own for name in variables)
-    return {
-        name: {key: variables[name] for key, variables in zip(keys, own, strict=True) if name in variables}
-        for name in collections
-    }
 
 
 def _part(variables, key) -> Variables:

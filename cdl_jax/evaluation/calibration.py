@@ -113,5 +113,5 @@ def aggregate_batches(parts: list[dict], tasks: Sequence[Task], all_tasks: bool)
     calibration = finalize(sums, pairs, images, task_ids)
     if all_tasks:
         calibration["stream"] = {network: row.tolist() for network, row in stream.items()}
-    own = {n: (100 * s["task_incremental"] / s["images"].clip(1))[task_ids].tolist() for n, s in sums.items()}
-    return accuracy, counts, extra_metrics, calibration, own
+    by_task = {n: (100 * s["task_incremental"] / s["images"].clip(1))[task_ids].tolist() for n, s in sums.items()}
+    return accuracy, counts, extra_metrics, calibration, by_task

@@ -1,4 +1,4 @@
-"""Measures a classifier from its logits: by task and by class, with and without the task of an image given."""
+"""Measures a classifier from its logits, by task and by class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,12 +26,12 @@ def measure(logits: np.ndarray, labels: np.ndarray, task_sizes: Sequence[int]) -
     """
     tasks = np.repeat(np.arange(len(task_sizes)), task_sizes)
     seen, predictions = len(tasks), logits.argmax(axis=1)
-    of_image = tasks[labels]
-    own = np.where(of_image[:, None] == tasks, logits[:, :seen], -np.inf).argmax(axis=1)
-    images = np.bincount(of_image, minlength=len(task_sizes))
+    image_tasks = tasks[labels]
+    task_predictions = np.where(image_tasks[:, None] == tasks, logits[:, :seen], -np.inf).argmax(axis=1)
+    images = np.bincount(image_tasks, minlength=len(task_sizes))
     accuracy, task_incremental = (
-        _percent(np.bincount(of_image, predicted == labels, len(task_sizes)), images)
-        for predicted in (predictions, own)
+        _percent(np.bincount(image_tasks, predicted == labels, len(task_sizes)), images)
+        for predicted in (predictions, task_predictions)
     )
     counts = confusion.count_predictions(labels, predictions, seen, logits.shape[1])
     return {
@@ -40,7 +40,7 @@ def measure(logits: np.ndarray, labels: np.ndarray, task_sizes: Sequence[int]) -
         "task_incremental": task_incremental,
         "last": float(np.mean([value for value in accuracy if value is not None])),
         "last_image_weighted": 100 * float((predictions == labels).mean()),
-        "task_incremental_image_weighted": 100 * float((own == labels).mean()),
+        "task_incremental_image_weighted": 100 * float((task_predictions == labels).mean()),
         "class_accuracy": confusion.class_accuracy(counts),
         "confusion": confusion.to_rows(counts),
     }

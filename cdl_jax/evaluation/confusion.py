@@ -1,4 +1,4 @@
-"""Counts which class each image of a class was predicted as, and derives the accuracy of each class.
+"""Counts predictions by true class, and derives the accuracy of each class.
 
 results.json stores the counts by row: `rows[i]` is `{str(j): images of class i that were predicted as class j}`,
 without zeros. So the file grows with the number of mistakes, not with the square of the number of classes.
@@ -32,7 +32,7 @@ def count_predictions(labels: np.ndarray, predictions: np.ndarray, num_labels: i
 
 
 def class_accuracy(counts: np.ndarray) -> list[float | None]:
-    """Returns the percent of each class's images that are predicted correctly; None for a class without images.
+    """Returns the accuracy of each class in percent; None without images.
 
     >>> class_accuracy(np.array([[3, 1, 0], [0, 0, 0]]))
     [75.0, None]

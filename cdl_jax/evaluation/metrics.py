@@ -272,7 +272,7 @@ def calibration_metrics(rows, seen) -> dict[str, float | None]:
 
 
 def task_incremental_metrics(rows) -> dict[str, float | None]:
-    """Returns the accuracies with task identity by name; None where they were not measured.
+    """Returns the accuracies with task identity by name; None: not measured.
 
     Args:
       rows: percent on each task over its own classes, as rows of 1, 2, ... numbers; or None.

@@ -320,7 +320,10 @@ class Method(abc.ABC):
         return {}
 
     def export(self, variables: Variables) -> dict[str, Variables]:
-        """Returns `{file name: variables}` of weight files that a run writes after each task; ViTs become float16."""
+        """Returns `{file name: variables}` of weight files, written after each task.
+
+        Weights of ViTs become float16.
+        """
         return {}
 
 

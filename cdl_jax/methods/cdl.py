@@ -304,11 +304,16 @@ class CDL(Method, CachesQueries):
         return total, Outcome(metrics, models.updated_state("student", variables, out, context))
 
     def _past_outputs(self, variables, images, query, context):
-        """Returns the named outputs of the student before the task, as evaluation after the earlier tasks has them."""
+        """Returns the named outputs of the student before the task.
+
+        They are those of evaluation after the earlier tasks.
+        """
         zero = jnp.zeros_like(context.first)
-        before = context.replace(task=jnp.maximum(context.task - 1, 0), first=zero, end=jnp.maximum(context.first, 1))
+        past_context = context.replace(
+            task=jnp.maximum(context.task - 1, 0), first=zero, end=jnp.maximum(context.first, 1)
+        )
         past = join(variables["student"], variables["past"])
-        return self.models.student(past, images, query, before, train=False)
+        return self.models.student(past, images, query, past_context, train=False)
 
     def add_batch(
         self, name: str, variables: Variables, batch: Mapping[str, Any], context: Context

@@ -214,7 +214,9 @@ class Supervised(Method):
         return {"network": {**named_features(out), "logits": logits}}
 
     def export(self, variables: Variables) -> dict[str, Variables]:
-        """Returns the weights of the network, those of a ViT without its head; its file has them in float16.
+        """Returns the weights of the network, those of a ViT without its head.
+
+        The file of a ViT has float16.
 
         Returns {} if only the head is trained: the backbone's weights are in the file that the run started with.
         """

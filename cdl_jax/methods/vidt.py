@@ -287,9 +287,16 @@ class ViDT(Method):
         return total, {"loss_past": predictions, "loss_past_tokens": tokens}
 
 
-def _map_extents(inside):
-    """Returns height and width of the rectangle at the top left of each map, int32 `[N, 2]`, of bool `[N, h, w]`."""
-    return jnp.stack([inside[:, :, 0].sum(axis=1), inside[:, 0].sum(axis=1)], axis=1)
+def _map_extents(is_inside):
+    """Returns (height, width) of the rectangle at the top left of each map.
+
+    Args:
+      is_inside: bool `[N, h, w]`, True in the rectangle.
+
+    Returns:
+      int32 `[N, 2]`.
+    """
+    return jnp.stack([is_inside[:, :, 0].sum(axis=1), is_inside[:, 0].sum(axis=1)], axis=1)
 
 
 def binary_logits(logits: jax.Array) -> jax.Array:

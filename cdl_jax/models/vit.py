@@ -220,7 +220,7 @@ class Attention(nn.Module):
 
 
 class Projection(nn.Module):
-    """A dense layer with several outputs side by side, any of which can be computed alone.
+    """A dense layer with several outputs, any of which can be computed alone.
 
     Attributes:
       widths: of the outputs.
@@ -234,7 +234,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, first: int = 0, end: int | None = None) -> list[jax.Array]:
-        """Returns the outputs number `first` to `end` - 1, by default all, each `[..., width]`."""
+        """Returns outputs `first` to `end` - 1, by default all, each `[..., width]`."""
         total = sum(self.widths)
         kernel = self.param("kernel", self.init, (x.shape[-1], total))
         bias = self.param("bias", nn.initializers.zeros, (total,))
@@ -266,7 +266,9 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """Computes `x sigmoid(1.702 x)`, CLIP's approximation of GELU, in float32, and rounds it to the dtype of x.
+    """Computes `x sigmoid(1.702 x)`, CLIP's approximation of GELU.
+
+    It is computed in float32 and rounded to the dtype of x.
 
     >>> f"{quick_gelu(jnp.float32(1)):.4f}"
     '0.8458'
@@ -276,7 +278,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 class MLP(nn.Module):
-    """Two dense layers with an activation between them, by default the exact (erf) GELU."""
+    """Two dense layers with an activation, by default the exact (erf) GELU."""
 
     hidden: int
     dtype: jnp.dtype
@@ -359,7 +361,10 @@ class Block(nn.Module):
         return x, weights, rows if is_split or read is None else _ends(x, *read)
 
     def _residual_sum(self, number, adapt, train):
-        """Returns the function that adds the output of a branch to its input, and drops the same images each time."""
+        """Returns the function that adds the output of a branch to its input.
+
+        It drops the branch of the same images each time.
+        """
         scale = LayerScale(self.layer_scale, name=f"layer_scale{number}") if self.layer_scale else None
         dropout = nn.Dropout(self.drop_path, broadcast_dims=(1, 2)) if self.drop_path and train else None
         key = dropout.make_rng("dropout") if dropout else None  # one draw an image (Huang et al., 2016)
@@ -517,7 +522,10 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
 
 
 def layer_norm(name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
-    """Returns the layer norm of the family; `epsilon` is added to the variance, default 1e-6."""
+    """Returns the layer norm of the family.
+
+    `epsilon` is added to the variance, default 1e-6.
+    """
     # The two-pass variance: E[x^2] - E[x]^2 loses digits that the comparison with other programs needs.
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 

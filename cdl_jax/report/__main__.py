@@ -286,7 +286,10 @@ def _parse(command: str, words: list[str]) -> argparse.Namespace:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """Returns the runs in a folder that is none itself, such as that of a sweep, with numbers in ascending order."""
+    """Returns the runs in a folder that is no run itself, such as that of a sweep.
+
+    Numbers in names are in ascending order.
+    """
     return sorted(_find_runs(folder), key=_natural_order) or [folder]
 
 

@@ -1,4 +1,4 @@
-"""Shows several runs on one page: curves, differences with their p-values, and links to the page of each run."""
+"""Shows several runs on one page: curves, differences and links to their pages."""
 
 import os
 import re
@@ -38,17 +38,19 @@ def html_parts(groups: Sequence[Group], names: Sequence[str], page: Path) -> lis
 
 
 def differences(groups: Sequence[Group], names: Sequence[str]) -> Rows:
-    """Returns a table of each group's difference to the first one, with the p-value of a paired t-test.
+    """Returns a table of each group's difference to the first group.
+
+    Each difference has the p-value of a paired t-test.
 
     Args:
       groups: as `read_groups` returns them; unfinished runs are left out.
       names: a label for each group.
     """
-    first = groups[0].values("headline", "last", finished=True)
+    reference = groups[0].values("headline", "last", finished=True)
     rows = [["run", "seeds", "Δ of last", "standard error", "p"]]
     for name, group in list(zip(names, groups, strict=True))[1:]:
         values = group.values("headline", "last", finished=True)
-        changes = [values[seed] - first[seed] for seed in values if seed in first]
+        changes = [values[seed] - reference[seed] for seed in values if seed in reference]
         if changes:
             mean, error, p = statistics.fmean(changes), standard_error(changes), p_value(changes)
             numbers = Measured(f"{mean:+.2f}", {"": mean}), Measured(text.number(error), {"": error})
@@ -57,7 +59,7 @@ def differences(groups: Sequence[Group], names: Sequence[str]) -> Rows:
 
 
 def p_value(differences: Sequence[float]) -> float | None:
-    """Returns the p-value of a two-sided t-test that the mean of paired differences is 0.
+    """Returns the p-value of a two-sided t-test that paired differences average 0.
 
     Args:
       differences: one for each pair.
@@ -76,7 +78,7 @@ def p_value(differences: Sequence[float]) -> float | None:
 
 
 def curves_plot(groups: Sequence[Group], names: Sequence[str]) -> Plot:
-    """Returns a plot of the mean over the tasks so far after each task, for each group.
+    """Returns a plot of the mean accuracy over the tasks so far, for each group.
 
     Args:
       groups: as `read_groups` returns them.
@@ -95,14 +97,17 @@ def curves_plot(groups: Sequence[Group], names: Sequence[str]) -> Plot:
 
 
 def _first_own_point(group: Group, groups: Sequence[Group]) -> int:
-    """Returns the task at which the curve of a branch leaves that of its parent; 0 if the parent is not drawn."""
+    """Returns the task at which a branch's curve leaves that of its parent.
+
+    It is 0 if the parent is not plotted.
+    """
     run = next(iter(group.runs.values()))
     if run.parent is None:
         return 0
     parent = str(paths.resolve(run.parent[0]).resolve())
     folders = {folder.resolve() for g in groups for r in g.runs.values() for folder in (r.folder, r.folder.parent)}
-    drawn = {re.sub(r"\bseed_\d+$", "seed_*", str(folder)) for folder in folders}
-    return run.parent[1] if re.sub(r"\bseed_\d+$", "seed_*", parent) in drawn else 0
+    plotted_folders = {re.sub(r"\bseed_\d+$", "seed_*", str(folder)) for folder in folders}
+    return run.parent[1] if re.sub(r"\bseed_\d+$", "seed_*", parent) in plotted_folders else 0
 
 
 def _links(groups, names, page):

@@ -113,20 +113,20 @@ def _over_tasks(numbers, networks):
 
 def _curves(content):
     """Returns the plots of precision over recall: means over classes, and each class of each network."""
-    networks, when = content["curves"], f"after task {content['task']}"
+    networks, moment = content["curves"], f"after task {content['task']}"
     means = {
         f"{network}, IoU {iou}": curves[iou]
         for network, curves in networks.items()
         for iou in ("0.5", "0.75")
         if curves[iou]
     }
-    caption = f"Precision at 101 recalls {when}, at two IoU thresholds. The mean of a curve is AP50 or AP75."
+    caption = f"Precision at 101 recalls {moment}, at two IoU thresholds. The mean of a curve is AP50 or AP75."
     parts = [text.figure(plots.precision_recall(means, _MEAN), "precision over recall", caption)]
     for network, curves in networks.items():
-        named = zip(_distinct(content["classes"]), curves["classes"], strict=True)
-        own = {name: curve for name, curve in named if curve}
-        caption = f"{network}: precision of each class at IoU 0.5 {when}; black: the mean over classes."
-        plot = plots.precision_recall({**own, _MEAN: curves["0.5"]}, f"{network}, IoU 0.5", bold=_MEAN)
+        class_curves = zip(_distinct(content["classes"]), curves["classes"], strict=True)
+        measured_curves = {name: curve for name, curve in class_curves if curve}
+        caption = f"{network}: precision of each class at IoU 0.5 {moment}; black: the mean over classes."
+        plot = plots.precision_recall({**measured_curves, _MEAN: curves["0.5"]}, f"{network}, IoU 0.5", bold=_MEAN)
         parts.append(text.figure(plot, f"{network} precision over recall by class", caption))
     return parts
 
@@ -138,12 +138,12 @@ def _distinct(names):
 
 def _tables(network, heads, numbers, class_ap, classes):
     """Returns the numbers of a network and, beside them, those of its classes."""
-    of_classes = text.html_table(class_rows(heads, class_ap, classes), f"{network} AP of classes")
+    class_table = text.html_table(class_rows(heads, class_ap, classes), f"{network} AP of classes")
     if len(class_ap[-1]) > _MAX_OPEN_CLASSES:
         summary = f"{text.escape(network)}: AP of {len(class_ap[-1])} classes"
-        of_classes = f"<details><summary>{summary}</summary>{of_classes}</details>"
-    of_network = text.html_table(number_rows(network, heads, numbers), f"{network} COCO numbers")
-    return [f"<div class=row>{of_network}{of_classes}</div>"]
+        class_table = f"<details><summary>{summary}</summary>{class_table}</details>"
+    network_table = text.html_table(number_rows(network, heads, numbers), f"{network} COCO numbers")
+    return [f"<div class=row>{network_table}{class_table}</div>"]
 
 
 def _images(content):

@@ -42,12 +42,12 @@ def table(groups: Sequence[Group], names: Sequence[str]) -> Rows:
             numbers[label, network] = {
                 name: list(group.values(network, name, finished=True).values()) for name in coco.NUMBERS
             }
-    shown = [name for name in coco.NUMBERS if any(row[name] for row in numbers.values())]
+    columns = [name for name in coco.NUMBERS if any(row[name] for row in numbers.values())]
     rows = [
-        [label, network, str(len(row["AP"])), *(format_mean_std(row[name]) for name in shown)]
+        [label, network, str(len(row["AP"])), *(format_mean_std(row[name]) for name in columns)]
         for (label, network), row in numbers.items()
     ]
-    return [["run", "network", "seeds", *shown], *rows]
+    return [["run", "network", "seeds", *columns], *rows]
 
 
 def curves_plot(groups: Sequence[Group], names: Sequence[str], iou: str = "0.5") -> str:

@@ -1,4 +1,7 @@
-"""Makes figures and writes them as SVG text with the plotted numbers, the same text for the same numbers."""
+"""Makes figures and writes them as SVG text with the plotted numbers.
+
+Equal numbers give equal text.
+"""
 
 import csv
 import io
@@ -26,13 +29,16 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple:
 
 
 def visible(text: str) -> str:
-    """Returns a name on one line that matplotlib shows as it is: legends hide names that begin with "_"."""
+    """Returns a name on one line that matplotlib shows.
+
+    Legends of matplotlib hide names that begin with "_".
+    """
     text = one_line(text)
     return f" {text}" if text.startswith("_") else text
 
 
 def to_plot(figure) -> Plot:
-    """Returns a figure as SVG text without date and version, so that it is reproducible."""
+    """Returns a figure as reproducible SVG text, without date and version."""
     import matplotlib
     from matplotlib.text import Text
 
@@ -77,7 +83,10 @@ def _to_csv(figure) -> str:
 
 
 def _tick_names(axis) -> dict[int, str]:
-    """Returns position -> name for an axis whose ticks have names; empty for an axis of numbers."""
+    """Returns position -> name for an axis whose ticks have names.
+
+    It is empty for an axis of numbers.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
     # What `set_xticks` and `set_yticks` make of names; ticks at numbers have another formatter.

@@ -165,13 +165,16 @@ def metric_of(groups: Iterable[Group]) -> str:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Returns a label for each group: the settings in which groups differ, and its parent. See `label_settings`."""
+    """Returns a label for each group: the settings that differ, and its parent.
+
+    See `label_settings`.
+    """
     parents = [{"parent": parent} if (parent := parent_of(group)) else {} for group in groups]
     return label_settings([group.config | parent for group, parent in zip(groups, parents, strict=True)])
 
 
 def parent_of(group: Group) -> str:
-    """Returns the run and task from which a group's runs branched; "" where they began by themselves.
+    """Returns the run and task from which a group's runs branched; "" without.
 
     >>> parent_of(Group({}, {(0, 0, 0): Run(Path("b"), True, {}, parent=("runs/a", 2))}))
     'runs/a after task 2'
@@ -181,7 +184,7 @@ def parent_of(group: Group) -> str:
 
 
 def label_settings(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns `label_configs`, in which teachers are mentioned only if two configs differ in nothing else.
+    """Returns `label_configs`, with teachers only where nothing else differs.
 
     So a setting whose run trained the teacher and one whose run took it from there differ in their settings alone.
 
@@ -189,8 +192,8 @@ def label_settings(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
     ['pool=6', 'pool=8']
     """
     without_teachers = [{key: config[key] for key in config if key not in TEACHER_KEYS} for config in flat_configs]
-    found = label_configs(without_teachers)
-    return found if len({*found}) == len(found) else label_configs(flat_configs)
+    labels = label_configs(without_teachers)
+    return labels if len({*labels}) == len(labels) else label_configs(flat_configs)
 
 
 def label_configs(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -20,7 +20,7 @@ Matrix = Sequence[Sequence[float]]
 
 
 def accuracy_curves(matrices: Mapping[str, Matrix], metric: str = "accuracy") -> Plot:
-    """Plots the mean (solid) and worst (dotted) accuracy over the tasks learned so far, after each task.
+    """Plots the mean (solid) and worst (dotted) accuracy of the tasks so far.
 
     Args:
       matrices: network -> accuracy matrix in percent; row i has the accuracies on tasks 0 to i after task i.
@@ -41,7 +41,7 @@ def accuracy_curves(matrices: Mapping[str, Matrix], metric: str = "accuracy") ->
 
 
 def task_curves(rows: Matrix, title: str, metric: str = "accuracy") -> Plot:
-    """Plots the accuracy on each task over time, a line from the task's own training on.
+    """Plots the accuracy on each task from its own training on.
 
     Args:
       rows: accuracy matrix in percent; row i has the accuracies on tasks 0 to i after task i.
@@ -76,7 +76,9 @@ class Curve:
 
 
 def run_curves(curves: Mapping[str, Curve], metric: str = "accuracy") -> Plot:
-    """Plots the mean accuracy over the tasks learned so far of several runs: mean over seeds, and a band of one SD.
+    """Plots the mean accuracy over the tasks so far of several runs.
+
+    The line is the mean over seeds, the band one standard deviation.
 
     The curve of a branch (dashed) begins on that of its parent.
 
@@ -121,7 +123,9 @@ def learning_rates(lines: Sequence[Mapping[str, Any]]) -> Plot:
 
 
 def precision_over_tasks(numbers: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Plot:
-    """Plots average precisions after each task: one color a network, one line style a kind of number.
+    """Plots average precisions after each task.
+
+    A network has one color, a kind of number one line style.
 
     Args:
       numbers: network -> kind, such as "new classes" -> percent after each task; None: no number.
@@ -235,7 +239,9 @@ def confusion(shares: Matrix, names: Sequence[str], title: str) -> Plot:
 
 
 def kl_by_age(rows: Matrix) -> Plot:
-    """Plots KL divergences against the number of tasks learned since a column's task: each task and a chained mean.
+    """Plots KL divergences against the number of tasks since a column's task.
+
+    There is a line for each task, and a chained mean.
 
     Fewer tasks reach a higher age, so a plain mean over the tasks of an age would compare different tasks. The chained
     mean begins with the mean at age 0 and adds, from age to age, the mean change of the tasks that have both ages.
@@ -275,7 +281,9 @@ def parameter_sweep(values: Sequence[float], means: Sequence[float], usual: floa
 
 
 def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, metric: str = "accuracy") -> Plot:
-    """Plots accuracies against the values of an option: the mean of each line, and every seed as a dot.
+    """Plots accuracies against the values of an option.
+
+    A line is the mean over seeds, and each seed is a dot.
 
     Args:
       lines: label -> value -> accuracies in percent. Values that are text are placed side by side.
@@ -304,7 +312,10 @@ def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, 
 
 
 def dot_plot(values: Mapping[str, Sequence[float]], xlabel: str) -> Plot:
-    """Plots, for each name on a line, its values as dots and their mean as a bar; the first name is at the top."""
+    """Plots the values of each name on a line of its own.
+
+    Values are dots, and their mean is a bar. The first name is at the top.
+    """
     figure, axes = new_figure(4.5 + 0.08 * max(map(len, values)), 0.9 + 0.3 * len(values))
     for y, numbers in enumerate(values.values()):
         axes.plot(numbers, [y] * len(numbers), "o", color=COLORS[0], markersize=4, alpha=0.7, label=f"{HIDDEN}each")
@@ -354,7 +365,9 @@ def line_plot(values: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -
 
 
 def losses(lines: Sequence[Mapping[str, Any]]) -> Plot:
-    """Plots every loss term of each phase against the steps of the run; dotted lines separate the tasks.
+    """Plots every loss term of each phase against the steps of the run.
+
+    Dotted lines separate the tasks.
 
     A task ends at the step of its last evaluation. All panels have the same axes. Names that end in "_error" are no
     losses but counts or percents of another scale, so they are left out.
@@ -415,7 +428,10 @@ def _task_ends(lines):
 
 
 def _plot_points(axes, points, color, label):
-    """Plots points as a line, and few points as dots too, so that a single one is seen."""
+    """Plots points as a line, and few points as dots too.
+
+    A single point has no line.
+    """
     marker = "." if len(points) <= _MAX_MARKED else ""
     axes.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.1, marker=marker)
 
@@ -438,7 +454,9 @@ def selection(rows: Matrix, title: str) -> Plot:
 
 
 def scatter(points: Matrix, labels: Sequence[str], title: str) -> Plot:
-    """Plots points in a plane whose axes have no meaning, with one color and marker for each label.
+    """Plots labeled points in a plane whose axes have no meaning.
+
+    Each label has one color and marker.
 
     Args:
       points: `[n, 2]`.

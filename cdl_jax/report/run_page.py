@@ -115,22 +115,25 @@ def _header(folder, results, config):
 
 
 def _tiles(results):
-    """Returns the headline numbers, large, with an arrow towards better values and other networks below."""
+    """Returns the headline numbers in large type.
+
+    An arrow points towards better values, and numbers of other networks are below.
+    """
     networks, metric = results["networks"], results.get("metric", "accuracy")
     headline = [name for name in results.get("headline", ()) if name in networks] or [*networks][-1:]
-    others = [name for name in networks if name not in headline][:4]
+    other_networks = [name for name in networks if name not in headline][:4]
     leader = headline[0] if len(headline) == 1 else f"mean of {len(headline)} networks"
     tiles = []
     for name, words in _HEADLINES.items():
         if results["stream"]["num_tasks"] == 1 and name in ("average_incremental", "learning_accuracy"):
             continue  # both are equal to the first number
         measured = results.get("pairs", {}) if name.startswith("agreement") else networks
-        shown = [key for key in measured if key.rpartition("/")[2] in headline]
-        values = [measured[key]["metrics"].get(name) for key in shown]
+        headline_keys = [key for key in measured if key.rpartition("/")[2] in headline]
+        values = [measured[key]["metrics"].get(name) for key in headline_keys]
         if None in values or not values:
             continue
         title = text.escape(text.capitalized(words.format(metric=metric)))
-        small = [f"{other} {text.number(networks[other]['metrics'].get(name))}" for other in others
+        small = [f"{other} {text.number(networks[other]['metrics'].get(name))}" for other in other_networks
                  if networks[other]["metrics"].get(name) is not None]  # fmt: skip
         arrow = _arrow(name, results.get("lower_is_better", False))
         tiles.append(
@@ -171,7 +174,10 @@ def _accuracy_sections(networks, results):
 
 
 def _class_section(networks, stream):
-    """Returns the accuracy of each class after the last evaluated task, and the confusion of classes."""
+    """Returns the accuracy of each class and the confusion of classes.
+
+    They are those after the last evaluated task.
+    """
     measured = {name: network for name, network in networks.items() if network.get("class_accuracy")}
     if not measured:
         return []
@@ -226,7 +232,7 @@ def _pair_section(pairs, formulas):
 
 
 def _training_section(lines):
-    """Returns the plots of losses and learning rates; empty for a run without training steps."""
+    """Returns the plots of losses and learning rates; empty without training."""
     if not any("loss" in line for line in lines):
         return []
     parts = ["<h2>Training</h2>", text.figure(plots.losses(lines), "losses", _LOSSES, "wide")]
@@ -308,7 +314,10 @@ def _cost_table(cost):
 
 
 def _origin_table(folder, results, stored):
-    """Returns a table of what a reader needs to make the run again: command, date, code, device, teacher and parent."""
+    """Returns a table of what a repetition of the run needs.
+
+    It has command, date, code, device, teacher and parent.
+    """
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     facts = {
         "command": results["command"],
@@ -334,7 +343,7 @@ def _teacher_runs(config):
 
 
 def _tasks_table(stream):
-    """Returns a table of the tasks: name of the domain, numbers of images, names of classes."""
+    """Returns a table of the tasks: domain, numbers of images, class names."""
     rows: Rows = [["task", "train", "test", "classes"]]
     for i, task in enumerate(stream["tasks"]):
         names = ", ".join(task["classes"])

@@ -260,7 +260,7 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def figure(plot: Plot, name: str, caption: str, kind: str = "plain") -> str:
-    """Returns the HTML of a figure, with links that save the plot as SVG and its numbers as CSV.
+    """Returns the HTML of a figure, with links that save its SVG and its CSV.
 
     Args:
       plot: SVG and numbers.

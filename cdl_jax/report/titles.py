@@ -36,7 +36,7 @@ def run_title(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def network_title(config: Mapping[str, Any]) -> str:
-    """Returns the networks of a config by the names of their sizes, such as "vit_b16 teaches vit_s16".
+    """Returns the networks of a config by size, such as "vit_b16 teaches vit_s16".
 
     Args:
       config: the resolved config as nested dicts.
@@ -49,7 +49,9 @@ def network_title(config: Mapping[str, Any]) -> str:
 
 
 def display_name(folder: str, name: str) -> str:
-    """Returns a plug-in's name as its docstring begins with it; `name` where the docstring begins with a sentence.
+    """Returns a plug-in's name as its docstring begins with it.
+
+    It is `name` where the docstring begins with a sentence.
 
     Args:
       folder: of the plug-ins in the package, such as "distill".
@@ -66,7 +68,10 @@ def display_name(folder: str, name: str) -> str:
 
 
 def _within_sentence(name):
-    """Returns a name with a small first letter where its first word is no proper name, such as "Logit"."""
+    """Returns a name as it is spelled within a sentence.
+
+    Its first letter becomes small unless the first word is a proper name, such as CODA-Prompt.
+    """
     first = name.split()[0]
     return name[0].lower() + name[1:] if first == first.capitalize() and " " in name else name
 
@@ -76,7 +81,10 @@ def _name_in(config, section):
 
 
 def _size(section):
-    """Returns the name of a network's size, its family where no size has its options, or "" for no network."""
+    """Returns the name of a network's size.
+
+    It is the family where no size has the options, and "" without a network.
+    """
     from cdl_jax.models.modules.families import FAMILIES  # imports flax, which tables of runs do not need
 
     sizes = {family.__name__.rpartition(".")[2]: family.SIZES for family in FAMILIES}.get(section["family"], {})

@@ -150,7 +150,10 @@ class Run:
 
     @property
     def confusion_matrices(self) -> dict[str, np.ndarray]:
-        """Test images by class and prediction after the last task, int64 `[classes seen, classes]` of each network."""
+        """Test images by class and prediction after the last task, of each network.
+
+        They are int64 `[classes seen, classes]`.
+        """
         return {
             name: confusion.from_rows(network["confusion"], len(self.class_names))
             for name, network in self.results["networks"].items()
@@ -209,7 +212,9 @@ class Run:
     def evaluate(
         self, on: str = "test", task: int | None = None, corrupted: Sequence[str] = (), severities: Sequence[int] = ()
     ) -> dict[str, Any]:
-        """Evaluates all networks on other images, or on corrupted copies; see `elsewhere.evaluate`.
+        """Evaluates all networks on other images or on corrupted copies.
+
+        See `elsewhere.evaluate`.
 
         Nothing is written.
 
@@ -226,7 +231,7 @@ class Run:
 
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """The evaluations that `--mode=eval --on` stored in `eval/`, by the names of their files."""
+        """The stored evaluations of `--mode=eval --on`, by the names of their files."""
         return elsewhere.read(self.folder)
 
     @cached_property
@@ -268,7 +273,7 @@ class Run:
         return tuple(recorded["device_size"]) if recorded.get("device_size") else None
 
     def stored_variables(self, task: int) -> tuple[Variables, Variables]:
-        """Returns the mutable variables after a task, and the frozen variables, on the first device.
+        """Returns mutable variables after a task, and frozen ones, on the first device.
 
         With `config.seeds` mutable variables have a leading axis of seeds.
 

@@ -1,8 +1,9 @@
-"""Starts runs from a task of another run, their parent: with other options, or with further tasks.
+"""Starts runs from a task of another run, their parent.
 
-A branch begins with the parent's checkpoints and records until that task, so it is a complete run by itself. If its
-stream has more classes or tasks than the parent's, variables with an axis of classes or tasks grow: the parent's rows
-keep their bits, and the new rows have the initial values of the method.
+A branch has other options, or further tasks. It begins with the parent's checkpoints and records until that task, so
+the branch is a complete run by itself. If its stream has more classes or tasks than the parent's, variables with an
+axis of classes or tasks grow: the parent's rows keep their bits, and the new rows have the initial values of the
+method.
 """
 
 import hashlib
@@ -41,7 +42,9 @@ _KEPT_OF_TESTS = ("test", "resize", "interpolation", "mean", "std", "eval_size",
 
 @dataclass(frozen=True)
 class Parent:
-    """The run and the task from which a run branched; config.json and results.json record it.
+    """The run and the task from which a run branched.
+
+    config.json and results.json record it.
 
     Attributes:
       path: the parent's folder, as the command named it.
@@ -112,7 +115,9 @@ def last_task(run: api.Run) -> int:
 
 
 def _prepare(folder, run, task, must_grow, experiment):
-    """Writes config.json, metrics.jsonl and the checkpoints with which a branch begins, unless they exist.
+    """Writes the files with which a branch begins, unless they exist.
+
+    They are config.json, metrics.jsonl and the checkpoints.
 
     Raises:
       UserError: see `train`.
@@ -143,10 +148,10 @@ def _has_begun(folder, parent) -> bool:
     Raises:
       UserError: the folder has another run, or a branch of another checkpoint.
     """
-    stored = configs.read(folder)
-    if stored is None:
+    content = configs.read(folder)
+    if content is None:
         return False
-    recorded = stored.get("parent")
+    recorded = content.get("parent")
     if recorded is None:
         raise UserError(f"--workdir {folder} holds a run that is no branch: omit --from, or choose another --workdir")
     if (recorded["task"], recorded["fingerprint"]) != (parent.task, parent.fingerprint):
@@ -158,7 +163,9 @@ def _has_begun(folder, parent) -> bool:
 
 
 def find_changes(run: api.Run, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns the options that a branch changes: option -> (value of the parent, value of the branch).
+    """Returns the options that a branch changes.
+
+    The result is option -> (value of the parent, value of the branch).
 
     Files of equal content are equal, wherever they are.
     """
@@ -167,7 +174,9 @@ def find_changes(run: api.Run, config: ConfigDict) -> dict[str, tuple[Any, Any]]
 
 
 def check_options(parent: Parent) -> None:
-    """Checks that a branch keeps the options that determine networks, initial values and evaluation.
+    """Checks that a branch changes no option that binds it to its parent.
+
+    Such options determine networks, initial values and evaluation.
 
     Raises:
       UserError: it changes one of them.
@@ -182,8 +191,8 @@ def check_options(parent: Parent) -> None:
 
 def _is_kept(key) -> bool:
     section, _, name = key.rpartition(".")
-    of_network = section.split(".")[0] in ("teacher", "student", "network") or name in ("weights", "weights_key")
-    return key in _KEPT or of_network or name in _KEPT_NAMES or section == "augment" and name in _KEPT_OF_TESTS
+    is_network = section.split(".")[0] in ("teacher", "student", "network") or name in ("weights", "weights_key")
+    return key in _KEPT or is_network or name in _KEPT_NAMES or section == "augment" and name in _KEPT_OF_TESTS
 
 
 def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: bool) -> None:
@@ -193,19 +202,19 @@ def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: boo
       UserError: a task until `task` has other classes or images, or no task follows.
     """
     stream, recorded = experiment.stream, run.results["stream"]["tasks"]
-    where = f"--from={run.folder}"
+    flag = f"--from={run.folder}"
     required = len(recorded) if must_grow or stream.num_classes != len(run.class_names) else task + 1
     if stream.num_tasks < required:
-        raise UserError(f"{where} has {required} tasks, and the branch {stream.num_tasks}: keep data.num_tasks")
-    for own, theirs in zip(results.tasks_of(stream), recorded[:required], strict=False):
-        if own != {**own, **theirs}:
+        raise UserError(f"{flag} has {required} tasks, and the branch {stream.num_tasks}: keep data.num_tasks")
+    for task_entry, parent_entry in zip(results.tasks_of(stream), recorded[:required], strict=False):
+        if task_entry != {**task_entry, **parent_entry}:
             raise UserError(
-                f"{where}: a branch keeps the tasks of its parent, but the classes or images of task "
-                f"{recorded.index(theirs)} differ: keep data.class_order, data.num_tasks and the limits of images"
+                f"{flag}: a branch keeps the tasks of its parent, but the classes or images of task "
+                f"{recorded.index(parent_entry)} differ: keep data.class_order, data.num_tasks and the limits of images"
             )
     if task + 1 == stream.num_tasks:
         raise UserError(
-            f"{where}: task {task} is the last of the stream, so nothing would be trained: name an earlier --task, or "
+            f"{flag}: task {task} is the last of the stream, so nothing would be trained: name an earlier --task, or "
             "add tasks by --mode=continue --tasks FOLDER"
         )
     _check_images(run, stream)
@@ -213,13 +222,15 @@ def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: boo
 
 
 def _check_images(run, stream):
-    """Raises UserError if images of the parent's classes have changed, or other classes take their places."""
-    stored = configs.read(run.folder).get("data")
-    if not isinstance(stored, dict):
+    """Raises UserError if images or places of the parent's classes differ."""
+    recorded = configs.read(run.folder).get("data")
+    if not isinstance(recorded, dict):
         return
-    found = fingerprints.fingerprint_data(stream)
+    current = fingerprints.fingerprint_data(stream)
     grows = stream.num_classes > len(run.class_names)
-    changed = fingerprints.changed_data(stored, {key: found[key] for key in found if key in stored or not grows})
+    changed = fingerprints.changed_data(
+        recorded, {key: current[key] for key in current if key in recorded or not grows}
+    )
     if changed:
         raise UserError(
             f"--from={run.folder}: the branch has other images than its parent in {', '.join(changed[:3])}: keep the "
@@ -228,7 +239,7 @@ def _check_images(run, stream):
 
 
 def _check_class_orders(run, task, experiment):
-    """Raises UserError if a learner with a stream of its own would meet other classes in the tasks until `task`."""
+    """Raises UserError if a learner's own stream differs until `task`."""
     end = sum(run.info.task_sizes[: task + 1])
     if experiment.stream.num_classes != len(run.class_names):
         end = len(run.class_names)
@@ -241,7 +252,10 @@ def _check_class_orders(run, task, experiment):
 
 
 def _check_learner(run, experiment):
-    """Raises UserError if a longer stream would change what earlier tasks have of a learner's variables."""
+    """Raises UserError if a learner's variables cannot fit a longer stream.
+
+    Some learners divide their variables by the number of tasks.
+    """
     config, num_tasks = experiment.config, experiment.info.num_tasks
     name = config.get("learner", {}).get("name", "")
     is_plugin = "." in name or name in plugins.list_plugins("models.learners")  # dkt has learners without prompts too
@@ -293,8 +307,8 @@ class Growth:
         """
         options = ", ".join(f"config.{key}" for key in changes) or "this version of the program"
         expected = experiment.abstract_variables()
-        for growth, stored, needed in zip((self, Growth(())), (mutable, frozen), expected, strict=True):
-            for name, old, new in _pairs(stored, needed):
+        for growth, stored, shapes_of_branch in zip((self, Growth(())), (mutable, frozen), expected, strict=True):
+            for name, old, new in _pairs(stored, shapes_of_branch):
                 if old is None or new is None or not growth._explains(old, new):
                     shapes = " -> ".join("absent" if x is None else f"{x.dtype} {list(x.shape)}" for x in (old, new))
                     raise UserError(
@@ -308,12 +322,15 @@ class Growth:
         return all(map(self._explains_axis, old.shape, new.shape))
 
     def _explains_axis(self, old, new) -> bool:
-        """Returns whether an axis is unchanged, or has the same number of entries for each class or task."""
+        """Returns whether an axis is unchanged, or grows with classes or tasks.
+
+        A growing axis has the same number of entries for each class or task.
+        """
         grown = (old % before == 0 and old // before * after == new > old for before, after in self.sizes if before)
         return old == new or any(grown)
 
     def apply(self, stored: Variables, initial: Variables) -> Variables:
-        """Returns initial variables with the stored ones in the leading entries of each axis.
+        """Returns initial variables with stored ones in the leading entries.
 
         >>> Growth(((2, 3), (1, 2))).apply({"kernel": np.ones((1, 2))}, {"kernel": np.zeros((1, 3))})
         {'kernel': array([[1., 1., 0.]])}
@@ -328,13 +345,13 @@ class Growth:
 
 
 def _pairs(stored, expected) -> Iterator[tuple[str, Any, Any]]:
-    """Yields the name of each leaf of two trees with both leaves, None where one is absent."""
+    """Yields (name, leaf, leaf) of two trees; None where a leaf is absent."""
     old, new = (traverse_util.flatten_dict(tree, sep="/") for tree in (stored, expected))
     yield from ((name, old.get(name), new.get(name)) for name in sorted({*old, *new}))
 
 
 def _copy_log_lines(run, task, folder, seeds):
-    """Copies the lines of metrics.jsonl that the parent had written when it saved the task."""
+    """Copies the lines of metrics.jsonl up to the end of the parent's task."""
     with Checkpoints(run.folder, read_only=True) as checkpoints:
         count = results.from_json(checkpoints.task_record(task))[0].num_log_lines
     for source, target in zip(files.seed_folders(run.folder, seeds), files.seed_folders(folder, seeds), strict=True):
@@ -344,7 +361,10 @@ def _copy_log_lines(run, task, folder, seeds):
 
 
 def _write_checkpoints(folder, run, parent, experiment, growth):
-    """Writes the parent's checkpoints until the task; a killed process leaves none of them."""
+    """Writes the parent's checkpoints until the task.
+
+    A killed process leaves none of them.
+    """
     new = folder / _NEW
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -369,7 +389,9 @@ def _write_checkpoints(folder, run, parent, experiment, growth):
 
 
 def fingerprint(folder: Path, task: int) -> str:
-    """Returns the SHA-256 of a run as it was after a task: its config, its frozen variables and its checkpoint.
+    """Returns the SHA-256 of a run after a task.
+
+    It is computed from the config, the frozen variables and the checkpoint.
 
     Raises:
       UserError: there is no such checkpoint.
@@ -377,8 +399,8 @@ def fingerprint(folder: Path, task: int) -> str:
     with Checkpoints(folder, read_only=True) as checkpoints:
         checkpoints.task_record(task)  # names the checkpoints that exist
     digest = hashlib.sha256(json.dumps(configs.read(folder, as_stored=True)["config"], sort_keys=True).encode())
-    saved = folder / "checkpoints"
-    for path in sorted([*(saved / "frozen").rglob("*"), *(saved / "tasks" / str(task)).rglob("*")]):
+    root = folder / "checkpoints"
+    for path in sorted([*(root / "frozen").rglob("*"), *(root / "tasks" / str(task)).rglob("*")]):
         if path.is_file():
-            digest.update(f"{path.relative_to(saved)} {fingerprints.file_digest(path)}\n".encode(errors="replace"))
+            digest.update(f"{path.relative_to(root)} {fingerprints.file_digest(path)}\n".encode(errors="replace"))
     return digest.hexdigest()

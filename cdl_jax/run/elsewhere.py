@@ -1,4 +1,7 @@
-"""Evaluates a checkpoint on other images than those of its run, and on corrupted copies, for `--mode eval --on`."""
+"""Evaluates a checkpoint on other images or on corrupted copies.
+
+It is the work of `--mode eval --on`.
+"""
 
 import json
 import re
@@ -33,7 +36,7 @@ _CHUNK = 256  # images that are corrupted at a time
 
 
 @dataclass(frozen=True)
-class Place:
+class LabeledImages:
     """Labeled images of a run's classes.
 
     Attributes:
@@ -67,7 +70,7 @@ def evaluate(
       `classified.measure`), and `corruptions`: name -> severity -> network -> the same without classes.
 
     Raises:
-      UserError: there is no such data or checkpoint, no class of the run in the data, or a network is a detector.
+      UserError: there is no such data or checkpoint, a network has learned no class of the data, or it is a detector.
     """
     if run.is_generation:
         raise UserError("--on and --corruptions evaluate classifiers, and this run trained a generator: leave them out")
@@ -76,37 +79,45 @@ def evaluate(
     severities = _checked(corrupted, severities)
     if task is None:
         task = run.finished_tasks[-1] if run.finished_tasks else 0
-    sizes = run.info.task_sizes[: task + 1]
-    place = find(run, on, sum(sizes))
+    num_seen = max((end for _, end in run.info.label_ranges[: task + 1]), default=0)
+    # An image of a class that several tasks have belongs to none of them: all classes are one entry.
+    sizes = (num_seen,) if run.info.shares_classes else run.info.task_sizes[: task + 1]
+    data = find(run, on, num_seen)
     classifiers = {name: run.network(name, task, run.config.eval.batch_size).predictor for name in run.networks}
 
     def measure(logits):
-        return {name: _measure(run.method, name, values, place.labels, sizes) for name, values in logits.items()}
+        return {name: _measure(run.method, name, values, data.labels, sizes) for name, values in logits.items()}
 
     content = {
         "schema": schema.SCHEMA,
         "task": task,
         "on": on,
-        "data": {"name": place.name, "images": len(place.images), "left_out": list(place.left_out)},
-        "networks": measure({name: classifier.logits(place.images) for name, classifier in classifiers.items()}),
+        "data": {"name": data.name, "images": len(data.images), "left_out": list(data.left_out)},
+        "networks": measure({name: classifier.logits(data.images) for name, classifier in classifiers.items()}),
     }
     if corrupted:
         content["corruptions"] = {name: {} for name in corrupted}
-        for (kind, severity), logits in _corrupted_logits(classifiers, place.images, corrupted, severities).items():
+        for (kind, severity), logits in _corrupted_logits(classifiers, data.images, corrupted, severities).items():
             content["corruptions"][kind][str(severity)] = _without_classes(measure(logits))
     return content
 
 
 def _measure(method, network, logits, labels, task_sizes):
-    """Returns `classified.measure` in the class order of a network, without images of classes that it has not seen."""
+    """Returns `classified.measure` in a network's class order, without images of unseen classes.
+
+    Raises:
+      UserError: all images are of unseen classes.
+    """
     ranks = steps.label_ranks(method, network)
     if ranks is not None:
         logits, labels = logits[:, np.argsort(ranks)], ranks[labels]
-    seen = labels < sum(task_sizes)
-    return classified.measure(logits[seen], labels[seen], task_sizes)
+    is_seen = labels < sum(task_sizes)
+    if not is_seen.any():
+        raise UserError(f"--on has no image of a class that {network} has learned by then: choose a later --task")
+    return classified.measure(logits[is_seen], labels[is_seen], task_sizes)
 
 
-def find(run: "Run", on: str, num_seen: int) -> Place:
+def find(run: "Run", on: str, num_seen: int) -> LabeledImages:
     """Returns the images that a text denotes, with labels of the run.
 
     Args:
@@ -125,18 +136,18 @@ def find(run: "Run", on: str, num_seen: int) -> Place:
         name, names, split = data.name, run.class_names, data.test if on == "test" else data.train
     else:
         name, names, split = _read_folder(on) if _is_folder(on) else _read_source(on)
-    known = run.class_names if run.method.streams else run.class_names[:num_seen]
-    label_of = {class_name: label for label, class_name in enumerate(known)}
-    labels = np.array([label_of.get(class_name, -1) for class_name in names], np.int64)
-    of_image = labels[split.labels] if len(split) else np.zeros(0, np.int64)
-    if not (of_image >= 0).any():
+    class_names = run.class_names if run.method.streams else run.class_names[:num_seen]
+    labels_by_name = {class_name: label for label, class_name in enumerate(class_names)}
+    labels = np.array([labels_by_name.get(class_name, -1) for class_name in names], np.int64)
+    image_labels = labels[split.labels] if len(split) else np.zeros(0, np.int64)
+    if not (image_labels >= 0).any():
         raise UserError(
             f"--on={on} has no images of the classes that the run has learned: it has {_shorten(names)}, and the run "
-            f"{_shorten(known)}; classes are found by their names"
+            f"{_shorten(class_names)}; classes are found by their names"
         )
-    chosen = np.flatnonzero(of_image >= 0)
-    left_out = tuple(class_name for class_name in names if class_name not in label_of)
-    return Place(name, _images(split, chosen), of_image[chosen], left_out)
+    rows = np.flatnonzero(image_labels >= 0)
+    left_out = tuple(class_name for class_name in names if class_name not in labels_by_name)
+    return LabeledImages(name, _images(split, rows), image_labels[rows], left_out)
 
 
 def file_name(on: str, task: int, is_corrupted: bool) -> str:
@@ -168,7 +179,11 @@ def summary(content: dict[str, Any]) -> str:
 
 
 def _checked(corrupted, severities) -> tuple[int, ...]:
-    """Returns the severities; checks them before work, and that the corruptions can be computed."""
+    """Returns the severities of corruptions.
+
+    Raises:
+      UserError: a severity or a corruption is unknown, or the package is missing.
+    """
     if wrong := [value for value in severities if value not in corruptions.SEVERITIES]:
         raise UserError(f"--severities={wrong[0]} must lie in [1, 5]")
     if severities and not corrupted:
@@ -190,8 +205,8 @@ def _read_folder(on) -> tuple[str, tuple[str, ...], Split]:
     parts = layouts.find(root, skipped)
     skipped.log(root)
     classes = next((parts[part] for part in ("test", "val", "", "train") if parts.get(part)), {})
-    files = [file for of_class in classes.values() for file in of_class]
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(of_class) for of_class in classes.values()])
+    files = [file for class_files in classes.values() for file in class_files]
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(class_files) for class_files in classes.values()])
     return root.resolve().name, tuple(classes), Split(labels, files=tuple(files))
 
 
@@ -215,7 +230,9 @@ def _images(split, rows) -> list[Any]:
 
 
 def _corrupted_logits(classifiers, images, kinds, severities) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-    """Returns (corruption, severity) -> network -> logits of corrupted copies, which are made a chunk at a time.
+    """Returns (corruption, severity) -> network -> logits of corrupted copies.
+
+    A chunk of copies is in memory at a time.
 
     Copies are of the images as evaluation transforms them on the device, if they have that size. Other images are
     resized and cropped before they are corrupted, as those of ImageNet-C were.
@@ -230,34 +247,38 @@ def _corrupted_logits(classifiers, images, kinds, severities) -> dict[tuple[str,
         decoded = [load_file(image) for image in images[first : first + _CHUNK]]
         is_of_device = all(image.size[::-1] == any_classifier.device_size for image in decoded)
         pixels = [np.asarray(image) if is_of_device else _cropped(any_classifier, image) for image in decoded]
-        for (kind, severity), of_networks in parts.items():
+        for (kind, severity), network_parts in parts.items():
             copies = corruptions.corrupt(pixels, kind, severity, first)
-            named = [ArrayImage(copy, f"image {first + row}") for row, copy in enumerate(copies)]
+            array_images = [ArrayImage(copy, f"image {first + row}") for row, copy in enumerate(copies)]
             for name, classifier in (classifiers if is_of_device else cropped).items():
-                of_networks[name].append(classifier.logits(named))
+                network_parts[name].append(classifier.logits(array_images))
     return {key: {name: np.concatenate(rows) for name, rows in parts[key].items()} for key in parts}
 
 
 def _cropped(classifier: Classifier, image) -> np.ndarray:
-    """Returns an image as evaluation resizes and crops it on the host, uint8 `[size, size, 3]`."""
+    """Returns a resized and cropped image, uint8 `[size, size, 3]`.
+
+    The transform is that of evaluation on the host.
+    """
     test = classifier.augment["test"]
     options = {**classifier.augment, "test": "resize" if test == "none" else test}
     return augment.transform_test_image(image, options, classifier.method.image_size)
 
 
 def _without_classes(measured) -> dict[str, dict[str, Any]]:
-    of_classes = ("class_accuracy", "confusion")
+    class_keys = ("class_accuracy", "confusion")
     return {
-        name: {key: value for key, value in found.items() if key not in of_classes} for name, found in measured.items()
+        name: {key: value for key, value in values.items() if key not in class_keys}
+        for name, values in measured.items()
     }
 
 
 def _shorten(names) -> str:
-    more = f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN)
-    return ", ".join(names[:_SHOWN]) + more
+    suffix = f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN)
+    return ", ".join(names[:_SHOWN]) + suffix
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the evaluations of a run by the names of their files, without the ending."""
-    found = sorted((folder / FOLDER).glob("*.json"))
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in found}
+    """Returns the evaluations of a run by file name, without the ending."""
+    evaluations = sorted((folder / FOLDER).glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in evaluations}

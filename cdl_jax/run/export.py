@@ -1,4 +1,6 @@
-"""Exports a network of a run for serving: StableHLO with its weights, class names, a README and a model card.
+"""Exports a network of a run for serving.
+
+The folder has a program in StableHLO, its weights, class names, a README and a model card:
 
 program.stablehlo     a function `(weights, images) -> logits`, serialized by `jax.export` for CPUs and NVIDIA GPUs. The
                       number of images is free. Queries, prompts, resize and normalization are inside. That of a
@@ -63,38 +65,40 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
         onnx_export.check_packages()
     # One program for all platforms: the networks of the run may be built for a GPU. A copy builds them again.
     with target.assume(target.Target("any device", "cpu")):
-        found = dataclasses.replace(run).network(network, task)
-    if isinstance(found, DetectionNetwork) and not any(found.predictor.input_size):
+        served = dataclasses.replace(run).network(network, task)
+    if isinstance(served, DetectionNetwork) and not any(served.predictor.input_size):
         raise UserError(
             "--mode=export: the program of a detector has a canvas of one size, and images of this run have any size: "
             "train it with augment.canvases or augment.eval_size"
         )
-    if onnx and isinstance(found, DetectionNetwork):
+    if onnx and isinstance(served, DetectionNetwork):
         raise UserError("--onnx: the program of a detector has no ONNX form: export it without --onnx")
-    exported, weights = build_program(found.predictor)
+    exported, weights = build_program(served.predictor)
     program = bytes(exported.serialize())
-    model = onnx_export.convert(found.predictor) if onnx else None
+    model = onnx_export.convert(served.predictor) if onnx else None
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("model.onnx", "timm.safetensors"):  # of an earlier export
         (folder / name).unlink(missing_ok=True)
     if model is not None:
         files.write_atomically(folder / "model.onnx", model)
-    if (plain := plain_vit(found)) is not None:
-        pretrained.save_timm(folder / "timm.safetensors", plain)
+    if (vit_params := plain_vit(served)) is not None:
+        pretrained.save_timm(folder / "timm.safetensors", vit_params)
     files.write_atomically(folder / "program.stablehlo", program)
     files.write_atomically(folder / "weights.safetensors", _safetensors(weights))
-    classes = json.dumps(_classes(found), indent=1, ensure_ascii=False)
+    classes = json.dumps(_classes(served), indent=1, ensure_ascii=False)
     files.write_atomically(folder / "classes.json", classes + "\n")
-    is_detector = isinstance(found, DetectionNetwork)
-    files.write_atomically(folder / "README.md", detector_readme(found) if is_detector else readme(found))
-    files.write_atomically(folder / "MODEL_CARD.md", model_card(run, found))
+    is_detector = isinstance(served, DetectionNetwork)
+    files.write_atomically(folder / "README.md", detector_readme(served) if is_detector else readme(served))
+    files.write_atomically(folder / "MODEL_CARD.md", model_card(run, served))
     _copy_flatbuffers(folder / "flatbuffers")
     size = (len(program) + sum(x.nbytes for x in weights.values())) / 2**20
-    return f"{folder}: {found.name} after task {found.task}, {size:.1f} MiB"
+    return f"{folder}: {served.name} after task {served.task}, {size:.1f} MiB"
 
 
 def build_program(predictor: Classifier | Detector) -> tuple[Any, dict[str, np.ndarray]]:
-    """Builds the program `(weights, images) -> logits`, or `(weights, images, sizes) -> detections`.
+    """Builds the program of a network.
+
+    It is `(weights, images) -> logits`, or `(weights, images, sizes) -> detections`.
 
     Returns:
       The program, a `jax.export.Exported`, and the weights that it reads, by name.
@@ -111,15 +115,18 @@ def build_program(predictor: Classifier | Detector) -> tuple[Any, dict[str, np.n
     inputs = [jax.ShapeDtypeStruct((count, *predictor.input_size, 3), np.uint8)]
     if isinstance(predictor, Detector):
         inputs.append(jax.ShapeDtypeStruct((count, 2), np.int32))
-    pruned, used = prune(forward, weights, *inputs)
-    kept = {name: weights[name] for name in used}
-    return jax_export.export(jax.jit(pruned), platforms=PLATFORMS)(jax.eval_shape(lambda: kept), *inputs), kept
+    pruned, names = prune(forward, weights, *inputs)
+    weights = {name: weights[name] for name in names}
+    program = jax_export.export(jax.jit(pruned), platforms=PLATFORMS)(jax.eval_shape(lambda: weights), *inputs)
+    return program, weights
 
 
 def prune(
     function: Callable[..., Any], weights: Mapping[str, np.ndarray], *inputs: Any
 ) -> tuple[Callable[..., Any], list[str]]:
-    """Removes the operations of a function that do not change its output, such as other networks of the run.
+    """Removes the operations of a function that do not change its output.
+
+    Examples are the operations of other networks of the run.
 
     >>> def function(weights, x):
     ...     weights["b"] * x
@@ -146,16 +153,16 @@ def prune(
     run = jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr.replace(eqns=equations[::-1]), closed.consts))
     used = [name for name, variable in zip(names, jaxpr.invars, strict=False) if variable in needed]
 
-    def pruned(own, *inputs):
-        return jax.tree.unflatten(jax.tree.structure(shapes), run(*(own.get(name) for name in names), *inputs))
+    def pruned(read_weights, *inputs):
+        return jax.tree.unflatten(jax.tree.structure(shapes), run(*(read_weights.get(name) for name in names), *inputs))
 
     return pruned, used
 
 
 def plain_vit(network) -> dict[str, Any] | None:
-    """Returns the parameters of a network that is a ViT without prompts, None for another network."""
-    own = join(network.predictor.frozen, network.predictor.mutable).get(network.name, {})
-    return jax.device_get(own["params"]) if "params" in own and weight_files.is_vit(own) else None
+    """Returns the parameters of a ViT without prompts, None for others."""
+    variables = join(network.predictor.frozen, network.predictor.mutable).get(network.name, {})
+    return jax.device_get(variables["params"]) if "params" in variables and weight_files.is_vit(variables) else None
 
 
 def _classes(network) -> dict[str, Any]:
@@ -213,7 +220,7 @@ def model_card(run: Run, network: Network | DetectionNetwork) -> str:
     stream = results["stream"]
     tasks = stream["tasks"][: network.task + 1]
     rows = results["networks"][network.name]["accuracy_matrix"][: network.task + 1]
-    named, metric = metrics.named_metrics(rows, None), results["metric"]
+    values_by_metric, metric = metrics.named_metrics(rows, None), results["metric"]
     lines = [
         f"# {network.name} of {results['name']}",
         "",
@@ -227,7 +234,7 @@ def model_card(run: Run, network: Network | DetectionNetwork) -> str:
         ),
         "",
         f"- Mean {metric}: {np.mean(rows[-1]):.2f} %",
-        *(f"- `{name}`: {value:.2f}" for name, value in named.items() if value is not None),
+        *(f"- `{name}`: {value:.2f}" for name, value in values_by_metric.items() if value is not None),
         f"- Data: {stream['name']} (`data.name={run.config.data.name}`)",
         f"- Method: {run.config.method}",
         *_weights_lines(run.config),

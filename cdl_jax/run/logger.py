@@ -1,4 +1,7 @@
-"""Writes the files of a run that are no checkpoints: metrics, their copies for other tools, results and the report."""
+"""Writes the files of a run that are no checkpoints.
+
+They are metrics and their copies for other tools, results, and the report.
+"""
 
 import io
 import itertools
@@ -19,7 +22,10 @@ REPORT_INTERVAL = 60.0  # seconds between the reports of an unfinished run
 
 
 class RunLogger:
-    """Writes metrics.jsonl, its copies for other tools, results.json and report.html of one seed."""
+    """Writes the metrics, results and report of one seed.
+
+    Metrics are copied for other tools.
+    """
 
     def __init__(self, info: RunInfo, num_lines: int, options, task_scalars: Sequence[Mapping[str, float]] = ()):
         """Opens the files.
@@ -91,7 +97,7 @@ class RunLogger:
 
 
 def _with_task_scalars(line, task_scalars):
-    """Returns a line of metrics.jsonl; that of the evaluation after a task has what loggers show besides it."""
+    """Returns a line with the further scalars that loggers get after a task."""
     if "phase" in line or line["task"] >= len(task_scalars):
         return line
     return line | dict(task_scalars[line["task"]])

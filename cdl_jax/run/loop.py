@@ -433,7 +433,10 @@ class TaskLoop:
         self.checkpoints.wait()
 
     def _log(self, scalars, task_scalars=None, **place):
-        """Writes a line of `scalars`, name -> float, for each seed, with what loggers show besides it after a task."""
+        """Writes a line of `scalars`, name -> float, for each seed.
+
+        After a task loggers get further scalars.
+        """
         self.record.num_log_lines += 1
         task_scalars = task_scalars or [{}] * len(scalars)
         for logger, *values in zip(self.loggers, scalars, task_scalars, strict=False):  # of the first process alone

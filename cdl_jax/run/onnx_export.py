@@ -1,4 +1,4 @@
-"""Converts a classifier of a run to ONNX by jax2onnx, and compares the result with the network."""
+"""Converts a classifier of a run to ONNX, and compares both."""
 
 import importlib.util
 import logging

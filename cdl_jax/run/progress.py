@@ -1,4 +1,7 @@
-"""Shows the progress of a run: a bar in a terminal or a notebook, lines of a log elsewhere."""
+"""Shows the progress of a run.
+
+It is a bar in a terminal or a notebook, and lines of a log elsewhere.
+"""
 
 import sys
 import threading
@@ -86,9 +89,11 @@ class Lines:
         seconds = time.monotonic() - self._begun
         rate = (self.done - self.initial) / seconds if seconds else 0.0
         share = 100 * self.done / self.total if self.total else 100.0
-        left = f", {(self.total - self.done) / rate / 60:.0f} min left" if rate else ""
-        return f"step {self.done} of {self.total} ({share:.0f} %), {rate:.2f} steps/s{left}; {self.postfix}".rstrip(
-            "; "
+        remaining = f", {(self.total - self.done) / rate / 60:.0f} min left" if rate else ""
+        return (
+            f"step {self.done} of {self.total} ({share:.0f} %), {rate:.2f} steps/s{remaining}; {self.postfix}".rstrip(
+                "; "
+            )
         )
 
     def _repeat(self):

@@ -195,7 +195,10 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
 
 
 def measured_cost(record: Record) -> dict:
-    """Returns images a second of each phase, seconds so far, and the peak memory in bytes."""
+    """Returns images a second of each phase, seconds so far, and peak memory.
+
+    The memory is in bytes.
+    """
     return {
         "images_per_second": {
             phase: images / seconds for phase, (images, seconds) in record.throughput.items() if images
@@ -256,7 +259,10 @@ def _metrics_of_images(stream_rows, counts, ece, ece_seen, of_own_task):
 
 
 def _complete(rows, num_tasks) -> list | None:
-    """Returns rows of all finished tasks; None where an earlier version, which measured none, trained some of them."""
+    """Returns rows of all finished tasks, or None.
+
+    None: an earlier version, which measured no rows, trained some of the tasks.
+    """
     return rows if rows and len(rows) == num_tasks else None
 
 

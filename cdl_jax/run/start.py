@@ -22,7 +22,7 @@ def train(
     signals: SignalHandler | None = None,
     prepare: Callable[[Experiment], None] | None = None,
 ) -> list[dict]:
-    """Trains the tasks that are not trained yet, under the lock of the working directory.
+    """Trains the remaining tasks under the lock of the working directory.
 
     Args:
       config: a resolved config.

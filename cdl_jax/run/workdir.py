@@ -153,7 +153,9 @@ def check_config(workdir: Path, resolved: dict) -> None:
 
 
 def check_branch(workdir: Path) -> None:
-    """Refuses a branch whose process was killed before it had the checkpoints of its parent.
+    """Refuses a branch without the checkpoints of its parent.
+
+    Its process was killed before it wrote them.
 
     Raises:
       UserError: names the parent.
@@ -167,7 +169,9 @@ def check_branch(workdir: Path) -> None:
 
 
 def with_stored_dtypes(workdir: Path, options: ConfigDict) -> ConfigDict:
-    """Returns a copy of a config in which "auto" is what it was for the run in a directory.
+    """Returns a copy of a config in which "auto" is replaced by recorded values.
+
+    They are those of the run in a directory.
 
     So a run that began on a GPU continues in the same dtypes on another device.
 

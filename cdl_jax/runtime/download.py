@@ -60,7 +60,7 @@ def remote_size(url: str, attempts: int, pause: float) -> int:
 
 
 def _attempt(function, url, attempts, pause) -> str:
-    """Calls a function until it succeeds; returns the reason of the last failure, or an empty text.
+    """Calls a function until it succeeds; returns the last failure's reason or "".
 
     Raises:
       UserError: the server has no such file.

@@ -22,7 +22,10 @@ class JsonLines:
         return [values for _, values in self._complete_lines()]
 
     def truncate(self, count: int) -> None:
-        """Removes all lines after the first `count`, which an interrupted run wrote after its last checkpoint."""
+        """Removes all lines after the first `count`.
+
+        An interrupted run wrote them after its last checkpoint.
+        """
         text = "".join(line + "\n" for line, _ in list(self._complete_lines())[:count])
         if text != self._text():
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")

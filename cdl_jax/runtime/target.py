@@ -1,4 +1,4 @@
-"""The device that programs are compiled for, and what it can compute."""
+"""Describes the device for which programs are compiled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,21 +25,24 @@ class Target:
 
     @property
     def has_bfloat16(self) -> bool:
-        """Returns whether products in bfloat16 are faster than in float32. Only NVIDIA GPUs are known."""
+        """Whether products in bfloat16 are faster than in float32.
+
+        Other devices than NVIDIA's GPUs were not measured, so they are False.
+        """
         return self.platform == "cuda" and self.capability >= BFLOAT16_CAPABILITY
 
     def has_fused_attention(self, dtype: str, width: int) -> bool:
-        """Returns whether cuDNN's fused attention exists for a dtype and a width of a head."""
+        """Returns whether cuDNN's fused attention has a dtype and a head width."""
         return self.has_bfloat16 and dtype == "bfloat16" and width % 8 == 0 and width <= 128
 
 
-_assumed: list[Target] = []
+_assumed_targets: list[Target] = []
 
 
 def current() -> Target:
     """Returns the first device of this process, or the target that a caller assumes."""
-    if _assumed:
-        return _assumed[-1]
+    if _assumed_targets:
+        return _assumed_targets[-1]
     device = jax.devices()[0]
     is_cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
     if not is_cuda:
@@ -51,15 +54,17 @@ def current() -> Target:
 @contextmanager
 def assume(target: Target) -> Iterator[None]:
     """Compiles for a device that is not here, within the context."""
-    _assumed.append(target)
+    _assumed_targets.append(target)
     try:
         yield
     finally:
-        _assumed.pop()
+        _assumed_targets.pop()
 
 
 def compute_dtype(option: str) -> str:
-    """Returns the dtype of an option `dtype`: "auto" is bfloat16 on GPUs that have it, and float32 elsewhere.
+    """Returns the dtype of an option `dtype`.
+
+    "auto" is bfloat16 on GPUs that have it, and float32 elsewhere.
 
     >>> with assume(Target("NVIDIA H200", "cuda", (9, 0))):
     ...     compute_dtype("auto")

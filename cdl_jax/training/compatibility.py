@@ -120,11 +120,11 @@ def _check_online(config, method, info):
     for task in range(info.num_tasks):
         epochs = {phase.name: phase.epochs_of(task) for phase in phases if phase.epochs_of(task)}
         if sum(epochs.values()) > 1:
-            listed = ", ".join(f"{name}: {count}" for name, count in epochs.items())
+            epochs_text = ", ".join(f"{name}: {count}" for name, count in epochs.items())
             raise UserError(
                 f"data.online=True has one pass over the images of a task, and method {config.method!r} has "
-                f"{sum(epochs.values())} in task {task} ({listed}): set train.epochs=1, and choose a method, schedule "
-                "and learner with one phase a task, or data.online=False"
+                f"{sum(epochs.values())} in task {task} ({epochs_text}): set train.epochs=1, and choose a method, "
+                "schedule and learner with one phase a task, or data.online=False"
             )
     if config.augment.get("repeats", 1) > 1:
         raise UserError(

@@ -238,7 +238,10 @@ class CompiledSteps:
             return operations.count(self._phase_step(index), self.abstract_state, frozen, *inputs)
 
     def traceable_step(self, index: int):
-        """Returns the step of a phase before jit, and shapes or arrays of its arguments, to compile it elsewhere."""
+        """Returns the step of a phase before jit, and shapes of its arguments.
+
+        They serve to compile the step elsewhere.
+        """
         inputs = self._abstract_inputs(index)
         return self._phase_step(index), (self.abstract_state, self.experiment.abstract_variables()[1], *inputs)
 

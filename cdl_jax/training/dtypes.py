@@ -32,10 +32,12 @@ def describe(config: ConfigDict) -> str:
     Args:
       config: resolved, see `resolve`.
     """
-    named = [(name, section.dtype) for name, section in config.items() if _is_network(section) and "dtype" in section]
-    dtypes = sorted({dtype for _, dtype in named})
+    networks = [
+        (name, section.dtype) for name, section in config.items() if _is_network(section) and "dtype" in section
+    ]
+    dtypes = sorted({dtype for _, dtype in networks})
     if len(dtypes) > 1:
-        text = ", ".join(f"{name} in {dtype}" for name, dtype in named)
+        text = ", ".join(f"{name} in {dtype}" for name, dtype in networks)
     else:
         text = f"all networks in {dtypes[0] if dtypes else 'float32'}"
     return f"device: {target.current().name}, {text}"
@@ -50,7 +52,10 @@ def _is_network(section):
 
 
 def _all_round_kernels(config):
-    """Returns whether every network is a ViT in bfloat16, and none comes from a finished run."""
+    """Returns whether every network is a ViT in bfloat16 of this run.
+
+    Networks of a finished run are no such networks.
+    """
     networks = _networks(config)
     has_runs = any(key.endswith("teacher_runs") and value for key, value in configs.flatten(config).items())
     in_bfloat16 = [section.family == "vit" and section.dtype == "bfloat16" for section in networks]

@@ -73,8 +73,11 @@ class Evaluator:
                     jax.block_until_ready(parts[-2:-1])
                     before_batch()
                 parts.append(step(mutable, frozen, data, host_batch, position))
-        of_seeds = experiment.axis.unstack(jax.device_get(parts))
-        return [_aggregate(experiment.method, own, tasks, multi_learner, int(position["end"])) for own in of_seeds]
+        parts_by_seed = experiment.axis.unstack(jax.device_get(parts))
+        return [
+            _aggregate(experiment.method, seed_parts, tasks, multi_learner, int(position["end"]))
+            for seed_parts in parts_by_seed
+        ]
 
     def logits(self, mutable, frozen, task, position) -> dict[str, np.ndarray]:
         """Returns `{network: logits [test images of the task, classes]}`, for one seed and one process."""
@@ -117,7 +120,7 @@ def _aggregate(method, parts, tasks, all_tasks, end) -> SeedEvaluation:
     """
     by_image = [{name: part.pop(name) for name in ("labels", "predictions")} for part in parts]
     by_image = jax.tree.map(lambda *leaves: np.concatenate(leaves), *by_image)
-    *measured, of_own_task = calibration.aggregate_batches(parts, tasks, all_tasks)
+    *measured, task_incremental = calibration.aggregate_batches(parts, tasks, all_tasks)
     classification = {}
     for network, predictions in by_image["predictions"].items():
         labels, ranks = by_image["labels"], steps_of.label_ranks(method, network)
@@ -125,7 +128,7 @@ def _aggregate(method, parts, tasks, all_tasks, end) -> SeedEvaluation:
             labels, predictions = np.where(labels < 0, -1, ranks[labels]), ranks[predictions]
         counts = confusion.count_predictions(labels, predictions, end, max(end, int(predictions.max()) + 1))
         classification[network] = {
-            "task_incremental": of_own_task[network],
+            "task_incremental": task_incremental[network],
             "class_accuracy": confusion.class_accuracy(counts),
             "confusion": confusion.to_rows(counts),
         }

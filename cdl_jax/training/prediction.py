@@ -265,14 +265,19 @@ class Detector(Predictor):
 
     @property
     def input_size(self) -> transforms.Size:
-        """The (height, width) of a canvas that holds every image of evaluation; (0, 0): the images have no bound."""
-        if own := self.augment["canvases"]:
-            return tuple(max(sides) for sides in zip(*own, strict=True))
+        """The (height, width) of a canvas that holds every image of evaluation.
+
+        (0, 0): the images have no bound.
+        """
+        if sizes := self.augment["canvases"]:
+            return tuple(max(sides) for sides in zip(*sizes, strict=True))
         cap = self.augment["eval_max_size"] or self.augment["eval_size"] * 1333 // 800
         return (-(-cap // canvases.MULTIPLE) * canvases.MULTIPLE,) * 2
 
     def forward(self, variables: Variables, images: jax.Array, sizes: jax.Array) -> dict[str, jax.Array]:
-        """Returns the detections of decoded images as one pure function, with the normalization inside.
+        """Returns the detections of decoded images as one pure function.
+
+        The function includes the normalization.
 
         Each image is alone in its group, so the number of images may be symbolic.
 

@@ -412,7 +412,7 @@ def _images(table, folder):
     return ids[order], tuple(str(folder / names[i]) for i in order), np.array(sides, np.int32).T[order]
 
 
-def _objects(table, image_ids, sizes, categories, with_masks):
+def _objects(table, image_ids, sizes, categories, read_masks):
     ids = table.ids()
     numbers = np.array(table.column("image_id", _is_id, "an integer, 0 or more"), np.int64)
     rows = np.searchsorted(image_ids, numbers).clip(max=len(image_ids) - 1)
@@ -435,7 +435,7 @@ def _objects(table, image_ids, sizes, categories, with_masks):
         ),
     )
     are_targets = ~crowds & has_extent(clipped_corners(boxes, sizes[rows]))
-    masks = _masks(table, sizes[rows], are_targets) if with_masks else None
+    masks = _masks(table, sizes[rows], are_targets) if read_masks else None
     order = np.argsort(rows, kind="stable")
     objects = Objects(ids, rows.astype(np.int32), labels.astype(np.int32), boxes, areas, crowds, masks).take(order)
     _log_unused(table, objects, sizes)
@@ -443,18 +443,21 @@ def _objects(table, image_ids, sizes, categories, with_masks):
 
 
 def _masks(table, sizes, are_targets):
-    """Returns the masks of all records; empty bytes for a record without a segmentation, which is no target."""
+    """Returns the masks of all records.
+
+    A record without a segmentation has empty bytes; it is no target.
+    """
     values = [record.get("segmentation") or b"" for record in table.records]
-    missing = np.array([not value for value in values], bool)
+    is_empty = np.array([not value for value in values], bool)
     table.refuse(
-        np.flatnonzero(missing & are_targets),
+        np.flatnonzero(is_empty & are_targets),
         lambda i: (
             "segmentation is missing, and data.segmentations=True reads that of every object: use annotations with "
             "segmentations, or set data.segmentations and token_label to False"
         ),
     )
     masks = np.full(len(values), b"", object)
-    for i in np.flatnonzero(~missing):
+    for i in np.flatnonzero(~is_empty):
         try:
             masks[i] = segmentations.encode(values[i], tuple(sizes[i].tolist()))
         except segmentations.DamagedError as error:

@@ -108,8 +108,8 @@ class DetectionLoader:
             raise UserError(f"{data.name}: an image has {data.max_objects} objects, but n_max is {n_max}: raise it")
         if label_maps:
             _check_label_maps(data)
-        chosen = canvases.canvases_for(data, options, training=training)
-        return cls(data, mesh, group_size, options, tuple(chosen), n_max or data.max_objects, label_maps)
+        sizes = canvases.canvases_for(data, options, training=training)
+        return cls(data, mesh, group_size, options, tuple(sizes), n_max or data.max_objects, label_maps)
 
     def train_batches(
         self, rows: np.ndarray, purposes: np.ndarray, seed: int, start_step: int = 0
@@ -224,7 +224,10 @@ class DetectionLoader:
         return Sample(np.asarray(image), replace(targets, boxes=boxes), label_map)
 
     def _label_map(self, row, targets):
-        """Returns the label map of an image before its transform, of the objects that the transform keeps."""
+        """Returns the label map of an image before its transform.
+
+        It has the objects that the transform keeps.
+        """
         size = tuple(self.data.sizes[row].tolist())
         masks = (segmentations.decode(runs, size) for runs in targets.masks)
         return segmentations.label_map(masks, targets.labels, size, self._label_type)

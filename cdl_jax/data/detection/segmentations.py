@@ -1,4 +1,4 @@
-"""Reads the segmentations of objects, and draws them into one map of labels for each image.
+"""Reads the segmentations of objects, and draws the label map of each image.
 
 A segmentation is a list of polygons `[[x0, y0, x1, y1, ...], ...]` in pixels, or run lengths: `counts` of the pixels
 column by column, outside and inside of the object in turn, as integers or as COCO's compressed text.
@@ -18,11 +18,16 @@ _MAX_DIGITS = 7  # of a compressed number, 5 bits each; the pixels of an image n
 
 
 class DamagedError(ValueError):
-    """A segmentation that stands for no pixels; the message is the rest of a sentence about it."""
+    """A segmentation that no mask of pixels corresponds to.
+
+    The message continues a sentence that names the segmentation.
+    """
 
 
 def pack(segmentation: Any) -> Any:
-    """Stores the numbers of polygons without an object for each number; returns other values as they are.
+    """Stores polygons as arrays, without a Python object for each number.
+
+    Other values are returned as they are.
 
     >>> pack([[1, 2, 3]]), pack("text"), pack([["text"]])
     ([array('d', [1.0, 2.0, 3.0])], 'text', [['text']])
@@ -125,7 +130,10 @@ def _encode_runs(segmentation, height, width):
 
 
 def _check_runs(counts, pixels):
-    """Refuses counts of another number of pixels: pycocotools would return arbitrary memory for the rest."""
+    """Refuses counts of another number of pixels.
+
+    pycocotools would return arbitrary memory for the missing pixels.
+    """
     if min(counts, default=0) < 0 or sum(counts) != pixels:
         raise DamagedError(f"has counts of {sum(counts)} pixels, and the image has {pixels}")
 

@@ -143,7 +143,9 @@ def _check_objects(data, task, names):
 
 
 def fingerprint(stream: DetectionStream) -> dict[str, str]:
-    """Returns the fingerprints of the training and test images, by file names and sizes, and of their objects.
+    """Returns the fingerprints of the images and objects of both sets.
+
+    Those of images are made of file names and sizes.
 
     Returns:
       `{"train/images": "<n> images, <b> bytes, <SHA-256, shortened>", "train/boxes": ...}`, likewise for "test".

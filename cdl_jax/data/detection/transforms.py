@@ -166,7 +166,9 @@ def transform_train(
 
 
 def transform_label_map(labels: np.ndarray, draws: Draws, options: Mapping[str, Any]) -> np.ndarray:
-    """Transforms the label map of one training image as `transform_train` does its pixels, by nearest neighbors.
+    """Transforms a label map as `transform_train` does the pixels of its image.
+
+    Labels are those of the nearest pixels.
 
     Args:
       labels: `[height, width]`, see `segmentations.label_map`.
@@ -291,7 +293,10 @@ def _crop(image, targets, crop):
 
 
 def _resize_map(labels, size):
-    """Resizes a map of labels by nearest neighbors, with torch's rounding of positions: all in float32."""
+    """Resizes a label map by nearest neighbors.
+
+    Positions are rounded in float32, as torch does.
+    """
     rows, columns = (
         np.floor(np.arange(target, dtype=np.float32) * np.float32(source / target)).astype(int).clip(max=source - 1)
         for source, target in zip(labels.shape, size, strict=True)

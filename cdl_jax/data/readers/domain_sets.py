@@ -1,4 +1,4 @@
-"""Loads image sets of the same classes in several domains, from a folder for each domain.
+"""Loads image sets with a folder for each domain of the same classes.
 
     ROOT/<domain>/<class>/*.jpg                      the test set is drawn, or `test_domains` have it
     ROOT/<domain>/train/<class>/*.jpg, .../test/...  the test set of the domain
@@ -83,7 +83,7 @@ class DomainSet:
         else:
             split = {key: option.default for key, option in class_parts.SPLIT_OPTIONS.items()} | dict(options)
             parts = {name: self._read_domain(root, folder, split, skipped) for name, folder in folders.items()}
-        classes = sorted({label for both in parts.values() for images in both for label in images}, key=_by_number)
+        classes = sorted({label for splits in parts.values() for images in splits for label in images}, key=_by_number)
         self._check_classes(root, parts, classes, options["missing_classes"])
         skipped.log(root)
         domains = tuple(name for name in folders if name not in self.test_domains)
@@ -103,36 +103,38 @@ class DomainSet:
         data = stream.placeholder(self.name, self.num_classes, *self.images)
 
         def with_domains(split, is_shared):
-            of_images = np.arange(len(split), dtype=np.int32) // self.num_classes % len(domains)
-            return replace(split, domains=np.full_like(of_images, -1) if is_shared else of_images)
+            domains_of_images = np.arange(len(split), dtype=np.int32) // self.num_classes % len(domains)
+            return replace(split, domains=np.full_like(domains_of_images, -1) if is_shared else domains_of_images)
 
         train, test = with_domains(data.train, False), with_domains(data.test, bool(self.test_domains))
         return replace(data, train=train, test=test, domains=domains)
 
     def _find_domains(self, root) -> dict[str, Path]:
-        present = image_files.list_entries(root, image_files.SkippedFiles())[0]
-        known = self.domains or {name: (name,) for name in present}
-        found = {name: next((alias for alias in names if alias in present), None) for name, names in known.items()}
-        if missing := [name for name, folder in found.items() if folder is None]:
+        present_names = image_files.list_entries(root, image_files.SkippedFiles())[0]
+        aliases = self.domains or {name: (name,) for name in present_names}
+        folders = {
+            name: next((alias for alias in names if alias in present_names), None) for name, names in aliases.items()
+        }
+        if absent := [name for name, folder in folders.items() if folder is None]:
             raise UserError(
-                f"{root}: has no folder of the domain {class_parts.shorten(missing)}; {self.remedy}, or read the "
+                f"{root}: has no folder of the domain {class_parts.shorten(absent)}; {self.remedy}, or read the "
                 "domains there by data.name=domain_folder"
             )
-        if len(found) < 2:
+        if len(folders) < 2:
             raise UserError(
-                f"{root}: has {len(found)} folders, and each folder is a domain: set data.path to the folder with "
+                f"{root}: has {len(folders)} folders, and each folder is a domain: set data.path to the folder with "
                 "<domain>/<class>/"
             )
-        return {name: root / folder for name, folder in found.items()}
+        return {name: root / folder for name, folder in folders.items()}
 
     def _read_domain(self, root, folder, options, skipped) -> tuple[class_parts.Images, class_parts.Images]:
         """Returns the training and the test images of a domain."""
         lists = [root / f"{folder.name}_{part}.txt" for part in ("train", "test")]
-        present = [path for path in lists if path.is_file()]
-        if len(present) == 1:
-            (missing,) = {*lists} - {*present}
-            raise UserError(f"{present[0]}: its counterpart {missing.name} is missing: add it, or remove both lists")
-        if present:
+        existing = [path for path in lists if path.is_file()]
+        if len(existing) == 1:
+            (absent,) = {*lists} - {*existing}
+            raise UserError(f"{existing[0]}: its counterpart {absent.name} is missing: add it, or remove both lists")
+        if existing:
             train, test = (_read_list(path, root) for path in lists)
             return train, test
         parts = layouts.find(folder, skipped)
@@ -153,12 +155,11 @@ class DomainSet:
                 "the folder by data.name=domain_folder"
             )
         for name, (train, test) in parts.items():
-            missing = [label for label in classes if not train.get(label) and not test.get(label)]
-            if missing and missing_classes == "refuse":
+            absent = [label for label in classes if not train.get(label) and not test.get(label)]
+            if absent and missing_classes == "refuse":
                 raise UserError(
-                    f"{root / name}: {len(missing)} of {len(classes)} classes have no images in this domain: "
-                    f"{class_parts.shorten(missing)}; add some, leave the domain out of data.domains, or set "
-                    "data.missing_classes=allow"
+                    f"{root / name}: {len(absent)} of {len(classes)} classes have no images in this domain: "
+                    f"{class_parts.shorten(absent)}; add some, or set data.missing_classes=allow"
                 )
 
 
@@ -203,5 +204,8 @@ def _join(parts, classes: Sequence[str], domains: tuple[str, ...], part: int) ->
 
 
 def _by_number(name):
-    """Returns a sort key: text by letters, numbers in it by value, so that o2 precedes o10."""
+    """Returns a sort key by which o2 precedes o10.
+
+    Text is compared by letters, numbers in it by value.
+    """
     return [(piece.isdecimal(), int(piece) if piece.isdecimal() else piece) for piece in re.split(r"(\d{1,9})", name)]

@@ -1,4 +1,4 @@
-"""Reads lists of files and labels: CSV, text, and those of CUB-200-2011 and Kaggle.
+"""Reads lists of files and labels: CSV, text, CUB-200-2011 and Kaggle.
 
 A list names each file once, and the part of a file where the list has a split.
 """

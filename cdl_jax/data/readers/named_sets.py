@@ -1,4 +1,4 @@
-"""Loads published image sets by name, from the layouts in which they are delivered.
+"""Loads published image sets by name, in the layouts of their archives.
 
 A source of a named set is a table of facts: its folder, its number of classes and the split of the field. The images
 are read by `layouts`.
@@ -22,7 +22,7 @@ _SIZES = ("num_tasks", "base_classes", "increment")
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A published image set with a folder for each class, or with lists that `layouts` reads.
+    """A published image set with a folder for each class, or with lists of images.
 
     name: of the source and the data set.
     title: as the authors write it, for messages.
@@ -54,11 +54,11 @@ class NamedSet:
         """The options of the source, with the split of the field as the default."""
         sizes = {key: stream.OPTIONS[key] for key in _SIZES}
         sizes = change_defaults(sizes, num_tasks=0, base_classes=self.base_classes, increment=self.increment)
-        listed = Option("", "text file with the classes of the set, one folder name a line; empty: all folders")
+        class_list = Option("", "text file with the classes of the set, one folder name a line; empty: all folders")
         return {
             **sizes,
             **({} if self.has_split else class_parts.SPLIT_OPTIONS),
-            **({"class_list": listed} if self.takes_list else {}),
+            **({"class_list": class_list} if self.takes_list else {}),
         }
 
     def load(self, options: Mapping[str, Any]) -> Dataset:
@@ -98,7 +98,7 @@ class NamedSet:
         return stream.placeholder(self.name, self.num_classes, *self.images)
 
 
-def find_folder(path: str, names: tuple[str, ...], what: str, remedy: str, can_fetch: bool = False) -> Path:
+def find_folder(path: str, names: tuple[str, ...], set_name: str, remedy: str, can_fetch: bool = False) -> Path:
     """Returns the folder of a set.
 
     It is the user's path, or a folder with one of the names there or in the search paths.
@@ -106,7 +106,7 @@ def find_folder(path: str, names: tuple[str, ...], what: str, remedy: str, can_f
     Args:
       path: `data.path`, or empty.
       names: of the folder.
-      what: name of the set.
+      set_name: name of the set.
       remedy: what to do if it is missing, for messages.
       can_fetch: whether `cdl_jax.fetch` has the set under its name.
 
@@ -116,7 +116,7 @@ def find_folder(path: str, names: tuple[str, ...], what: str, remedy: str, can_f
     root = paths.resolve(path, "data.path") if path else None
     if root and root.is_dir() and not any((root / name).exists() for name in names):
         return root
-    return locate.find(path, names, what=what, remedy=remedy, fetch_name=what if can_fetch else "")
+    return locate.find(path, names, what=set_name, remedy=remedy, fetch_name=set_name if can_fetch else "")
 
 
 def _select(parts, path):
@@ -129,9 +129,9 @@ def _select(parts, path):
     if len({*names}) < len(names):
         raise UserError(f"data.class_list={path!r}: lists a class twice; list each once")
     for part, classes in parts.items():
-        if missing := [name for name in names if name not in classes]:
+        if absent_classes := [name for name in names if name not in classes]:
             raise UserError(
-                f"data.class_list={path!r}: {len(missing)} of {len(names)} listed classes are missing in "
-                f"{part or 'the folder'}: {class_parts.shorten(missing)}"
+                f"data.class_list={path!r}: {len(absent_classes)} of {len(names)} listed classes are missing in "
+                f"{part or 'the folder'}: {class_parts.shorten(absent_classes)}"
             )
     return {part: {name: classes[name] for name in names} for part, classes in parts.items()}

@@ -47,26 +47,26 @@ def divide(
     Raises:
       UserError: there are no training images, a class has none, or a class is in the test set only.
     """
-    known = parts.get("train", parts.get("", {}))
+    train_classes = parts.get("train", parts.get("", {}))
     tests = [name for name in ("test", "val") if name in parts]
     if "train" in parts and not tests:
         remedy = f", or set data.path to {root / 'train'}" if (root / "train").is_dir() else ""
         raise UserError(
             f"{root}: has train/ but neither test/ nor val/; add one with class folders or a list of labels{remedy}"
         )
-    if not known:
+    if not train_classes:
         raise UserError(f"{root}: no training images" + f"; it has only {' and '.join(tests)}" * bool(tests))
-    training = _without_empty(known, root, skip_empty, skipped)
+    training = _without_empty(train_classes, root, skip_empty, skipped)
     if not tests:
         return _split_by_seed(root, training, options["test_fraction"], options["split_seed"])
     if len(tests) > 1:
         line = f"{root}: test/ is the test set, and val/ is not used"
         logging.getLogger("cdl_jax").warning("%s", one_line(line))
-    return training, _keep_known(parts[tests[0]], known, training, root, tests[0], skipped)
+    return training, _keep_known(parts[tests[0]], train_classes, training, root, tests[0], skipped)
 
 
 def to_split(images: Mapping[str, Sequence[Any]], classes: Sequence[str]) -> Split:
-    """Returns the split of the images of some classes; labels are positions in `classes`."""
+    """Returns the split of images by class; labels are positions in `classes`."""
     files = [images.get(name, ()) for name in classes]
     labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(class_files) for class_files in files])
     return Split(labels, files=tuple(file for class_files in files for file in class_files))
@@ -117,7 +117,7 @@ def _split_by_seed(root, images, fraction, seed):
         if len(files) < 2:
             raise UserError(f"{root / name}: {len(files)} images; a class needs two or more to be split")
         order = np.random.default_rng((seed, label)).permutation(len(files))
-        held_out = min(max(1, round(fraction * len(files))), len(files) - 1)
-        test[name] = [files[row] for row in sorted(order[:held_out])]
-        train[name] = [files[row] for row in sorted(order[held_out:])]
+        num_test = min(max(1, round(fraction * len(files))), len(files) - 1)
+        test[name] = [files[row] for row in sorted(order[:num_test])]
+        train[name] = [files[row] for row in sorted(order[num_test:])]
     return train, test

@@ -24,16 +24,16 @@ def read_food(root: Any) -> Parts:
       UserError: a list names an unknown class, an image twice, or an image that is missing.
     """
     names = _lines(root / FOOD[0])
-    parts, listed = {}, set()
+    parts, image_ids = {}, set()
     for part, name in zip(("train", "test"), FOOD[1:], strict=True):
         classes: dict[str, list[Any]] = {label: [] for label in names}
         for line in _lines(root / name):
             label = line.split("/")[0]
             if label not in classes:
                 raise UserError(f"{root / name}: {line!r} is of no class of {FOOD[0]}: unpack food-101.tar.gz again")
-            if line in listed:
+            if line in image_ids:
                 raise UserError(f"{root / name}: lists {line!r} twice: unpack food-101.tar.gz again")
-            listed.add(line)
+            image_ids.add(line)
             classes[label].append(root / "images" / f"{line}.jpg")
         check_files((file for files in classes.values() for file in files), root / name)
         parts[part] = {label: [image_at(file) for file in files] for label, files in classes.items()}

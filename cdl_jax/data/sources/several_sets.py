@@ -66,9 +66,9 @@ def _load_set(text) -> Dataset:
     name, _, arguments = text.partition(":")
     try:
         source = plugins.load_plugin("data.sources", name)
-        own = {key: option for key, option in source.OPTIONS.items() if key not in stream.OPTIONS}
-        values = config.arguments(arguments, path="", **defaults(own))
-        check(own, values, "data")
+        set_options = {key: option for key, option in source.OPTIONS.items() if key not in stream.OPTIONS}
+        values = config.arguments(arguments, path="", **defaults(set_options))
+        check(set_options, values, "data")
         data = source.load({**defaults(source.OPTIONS), **values})
     except UserError as error:
         raise UserError(f"data.sets, {text!r}: {error}") from None

@@ -232,11 +232,14 @@ def _paint(rng, canvas, alpha, box):
 
 
 def _mark(ink, number, alpha, box):
-    """Marks the ink of a character, and removes what it covers of earlier ones; changes `ink`."""
+    """Adds the mask of a character, and removes its pixels from earlier masks.
+
+    Changes `ink`.
+    """
     x, y, width, height = box
-    patch, own = ink[:, y : y + height, x : x + width], alpha > _INK / 255
-    patch &= ~own
-    patch[number] = own
+    patch, is_ink = ink[:, y : y + height, x : x + width], alpha > _INK / 255
+    patch &= ~is_ink
+    patch[number] = is_ink
 
 
 def _annotations(scenes: Sequence[Scene], file_names: Sequence[str], names: Sequence[str]) -> Mapping[str, object]:

@@ -162,8 +162,8 @@ def cut_out(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array
         return (offset >= 0) & (offset < length)
 
     height, width = images.shape[1:3]
-    inside = is_inside(rows, height)[:, :, None] & is_inside(columns, width)[:, None]
-    return jnp.where(inside[..., None], 0.0, images)
+    mask = is_inside(rows, height)[:, :, None] & is_inside(columns, width)[:, None]
+    return jnp.where(mask[..., None], 0.0, images)
 
 
 def _per_image(u):

@@ -137,8 +137,8 @@ def aggregated(
     def distances(teacher, feature):
         return _row_norms(jax.lax.stop_gradient(teacher) - feature)
 
-    def term(teacher, own, other):
-        return distances(teacher, own).mean() + (opposite * distances(teacher, other)).mean()
+    def term(teacher, matching, opposing):
+        return distances(teacher, matching).mean() + (opposite * distances(teacher, opposing)).mean()
 
     return term(teacher_real, real, fake), term(teacher_fake, fake, real)
 
@@ -213,8 +213,8 @@ def teacher_targets(
     else:
         kind, epsilon = (f"whiten_{root}", epsilon) if norm == "whiten" else (norm, None)
         if norm == "whiten" and scope == "joint":
-            both = feature_norms.normalize(jnp.concatenate([real, fake]), kind, epsilon)
-            targets = both[: len(real)], both[len(real) :]
+            joint = feature_norms.normalize(jnp.concatenate([real, fake]), kind, epsilon)
+            targets = joint[: len(real)], joint[len(real) :]
         else:
             targets = tuple(feature_norms.normalize(rows, kind, epsilon) for rows in (real, fake))
     return jax.lax.stop_gradient(targets)

@@ -30,7 +30,9 @@ def build_scheme(
     teacher: NetworkSpec,
     student: NetworkSpec,
 ) -> Scheme:
-    """Returns logit distillation plus weighted losses on one feature vector of each network.
+    """Returns logit distillation plus weighted losses on feature vectors.
+
+    Each network has one feature vector.
 
     Args:
       options: a section with the keys of `kd.OPTIONS` and `FEATURE_OPTIONS`.

@@ -12,7 +12,9 @@ from cdl_jax.options import defaults
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a flat config with the options that earlier versions lack, at the values that have no effect.
+    """Completes a flat config by options that earlier versions lack.
+
+    Their values are those without an effect.
 
     Configs that differ only in such options thereby become equal.
 
@@ -22,13 +24,13 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     >>> complete({"method": "cdl", "data.name": "digits", "student.weights": ""})["student.weights_key"]
     ''
     """
-    added = {f"{key}_key": "" for key in config if key.endswith(".weights")}
+    absent_options = {f"{key}_key": "" for key in config if key.endswith(".weights")}
     if config.get("method") == "vidt":
-        added |= configs.flatten(defaults(detection_token_labels.OPTIONS), "token_labels.")
+        absent_options |= configs.flatten(defaults(detection_token_labels.OPTIONS), "token_labels.")
     try:
         source = plugins.load_plugin("data.sources", config["data.name"]).OPTIONS
     except (UserError, KeyError):
         source = None
     if source is not None:
-        added |= configs.flatten(defaults({**STREAM_OPTIONS, **source}), "data.")
-    return {**added, **config}
+        absent_options |= configs.flatten(defaults({**STREAM_OPTIONS, **source}), "data.")
+    return {**absent_options, **config}

@@ -92,7 +92,10 @@ def _build_network(config, section, query_dim, info):
 
 
 def _check_fitted_head(config, network, scheme):
-    """Refuses what a head that is fitted after the last epoch cannot have: a second head, a past, an early student."""
+    """Refuses options that a head fitted after the last epoch cannot have.
+
+    They are a second head, a past, and a student that is trained before the teacher's last epoch.
+    """
     if network.is_fitted and scheme.keeps_past:
         raise UserError(
             f"distill.name={config.distill.name!r} distills the student's earlier outputs while it trains, but "

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
-from cdl_jax.models.modules.spectral_norm import SpectralConv, SpectralDense, n02
+from cdl_jax.models.modules.spectral_norm import SpectralConv, SpectralDense, normal_init
 
 _FIRST_SIDE = 4  # pixels of a side of the first map
 
@@ -23,7 +23,7 @@ class ConditionalBatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
         shape = (self.num_classes, x.shape[-1])
-        gain, bias = self.param("gain", n02, shape), self.param("bias", n02, shape)
+        gain, bias = self.param("gain", normal_init, shape), self.param("bias", normal_init, shape)
         x = BatchNorm(affine=False, name="norm")(x, train)
         return x * (1 + gain[labels])[:, None, None] + bias[labels][:, None, None]
 

@@ -452,10 +452,10 @@ def build(options: ConfigDict, num_classes: int = 91) -> ViDT | ViDTWithoutNeck:
       UserError: options do not fit together.
     """
     _check(options)
-    shared = ("embed_dim", "window", "mlp_ratio", "drop_path", "dim", "queries", "remat")
+    shared_options = ("embed_dim", "window", "mlp_ratio", "drop_path", "dim", "queries", "remat")
     neck_options = ("decoder_heads", "decoder_layers", "points", "hidden", "dropout", "box_refine", "iou_aware")
     neck_options += ("cross_scale_fusion", "token_label", "sampling")
-    fields = {name: options[name] for name in shared}
+    fields = {name: options[name] for name in shared_options}
     fields |= {name: tuple(options[name]) for name in ("depths", "heads", "cross_stages")}
     fields |= {"num_classes": num_classes, "dtype": jnp.dtype(options.dtype)}
     if not options.neck:

@@ -234,7 +234,9 @@ class Learner(nn.Module):
 
     @nn.nowrap
     def check_epochs(self, epochs: int, num_tasks: int) -> None:
-        """Checks that the learner trains in that many epochs of a task; by default every number is accepted.
+        """Checks that the learner trains in the epochs of a task.
+
+        By default every number of epochs is accepted.
 
         Raises:
           UserError: options of the learner leave no epoch in which it trains.

@@ -1,4 +1,4 @@
-"""The core of multi-head attention, in XLA's operations or as one fused kernel of cuDNN."""
+"""Computes multi-head attention by XLA's operations or a kernel of cuDNN."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def mix(
 
 
 def fused(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str = "cudnn") -> jax.Array:
-    """Computes the mixture of values for each query as one kernel that stores no scores.
+    """Computes the mixture of values as one kernel that stores no scores.
 
     cuDNN differentiates even lengths only, as jax 0.12 calls it. So queries, keys and values get a row of zeros where
     their number is odd, and the kernel gets the number of keys.
@@ -99,7 +99,9 @@ def _pad_to_even(x):
 
 @jax.custom_vjp
 def _share_batch_axes(arrays):
-    """Returns the arrays unchanged, all with the axes of `jax.vmap` that any of them has.
+    """Returns the arrays unchanged, batched alike under `jax.vmap`.
+
+    If one of them is batched, all of them are.
 
     Under `vmap` jax gives cuDNN only arrays that all have the axis. Of several seeds, the first block has the same
     queries in all.
@@ -120,12 +122,15 @@ def _share_axis_rule(size, is_batched, arrays):
     def share(x, has_axis):
         return x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
 
-    shared = jax.tree.map(share, arrays, *is_batched)
-    return _share_axis(shared), jax.tree.map(lambda _: True, arrays)
+    batched = jax.tree.map(share, arrays, *is_batched)
+    return _share_axis(batched), jax.tree.map(lambda _: True, arrays)
 
 
 def _scores(query, key):
-    """Returns the scores, float32; with operands of fewer bits their gradients are rounded to these bits, too."""
+    """Returns the scores, float32.
+
+    Gradients are rounded to the dtype of the operands.
+    """
     product = _narrow_scores if query.dtype != jnp.float32 else _wide_scores
     return product(query, key)
 

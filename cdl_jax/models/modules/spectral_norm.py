@@ -18,7 +18,7 @@ EPSILON = 1e-8  # the least length by which a vector of the power iteration is d
 # Half the digits of TF32 would be lost in each step of the power iteration.
 _PRECISION = jax.lax.Precision.HIGHEST
 
-n02 = nn.initializers.normal(0.02)
+normal_init = nn.initializers.normal(0.02)
 
 
 def spectral_norm(matrix: jax.Array, u: jax.Array, epsilon: float = EPSILON) -> tuple[jax.Array, jax.Array]:
@@ -63,7 +63,7 @@ class SpectralConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", n02, shape)
+        kernel = self.param("kernel", normal_init, shape)
         bias = self.param("bias", torch_bias(math.prod(shape[:-1])), (self.features,))
         kernel = _divide(self, kernel, kernel.reshape(-1, self.features).T, train)
         dimensions = ("NHWC", "HWIO", "NHWC")
@@ -80,7 +80,7 @@ class SpectralDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        kernel = self.param("kernel", n02, (x.shape[-1], self.features))
+        kernel = self.param("kernel", normal_init, (x.shape[-1], self.features))
         bias = self.param("bias", torch_bias(x.shape[-1]), (self.features,))
         return jnp.matmul(x, _divide(self, kernel, kernel.T, train), precision=_PRECISION) + bias
 
@@ -93,7 +93,7 @@ class SpectralEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, labels: jax.Array, train: bool) -> jax.Array:
-        table = self.param("embedding", n02, (self.num_classes, self.features))
+        table = self.param("embedding", normal_init, (self.num_classes, self.features))
         return _divide(self, table, table, train)[labels]
 
 

@@ -1,1 +1,4 @@
-"""Copies of a run's measurements in TensorBoard, CSV, Weights & Biases and MLflow: `config.log.to`."""
+"""Copies a run's measurements for other tools, which `config.log.to` names.
+
+The tools are TensorBoard, CSV, Weights & Biases and MLflow.
+"""

@@ -24,7 +24,9 @@ _PACKAGES = {"tensorboard": "tensorboard", "wandb": "'.[wandb]'", "mlflow": "'.[
 
 
 def check(names: Sequence[str]) -> None:
-    """Checks that loggers can be used: their packages are installed, and Weights & Biases has an account or is offline.
+    """Checks that loggers can be used.
+
+    Their packages are installed, and Weights & Biases has an account or is offline.
 
     Raises:
       UserError: names what is missing.
@@ -70,12 +72,12 @@ class BackgroundLogger:
         if not self.failed:
             self._queue.put(dict(line))
 
-    def close(self, finished: bool) -> None:
+    def close(self, is_finished: bool) -> None:
         """Completes the copy, and waits at most `CLOSE_SECONDS` for it.
 
-        finished: see `Logger.close`.
+        is_finished: see `Logger.close`.
         """
-        self._queue.put(finished)
+        self._queue.put(is_finished)
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             self._warn(f"not complete after {CLOSE_SECONDS:.0f} s")

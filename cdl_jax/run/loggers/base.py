@@ -1,12 +1,12 @@
-"""Contract of loggers, which copy the lines of a run's measurements into files of other tools or to a service.
+"""Contract of loggers, which copy the lines of metrics.jsonl.
 
-A logger is a module with one function:
+The copies are files of other tools, or go to a service. A logger is a module with one function:
 
     def open(info: RunInfo, lines: Sequence[Line]) -> Logger
 
-`lines` are all lines of the run so far, of earlier processes too. `open` adds those that the copy lacks, and
-repeats none that it has. So a resumed run continues its copy, whatever an earlier process had
-written after its last checkpoint.
+`lines` are all lines of the run so far, of earlier processes too. `open` adds those that the copy lacks, and repeats
+none that it has. So a resumed run continues its copy, whatever an earlier process had written after its last
+checkpoint.
 """
 
 import re
@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from cdl_jax import config as configs
 
-# What a line of metrics.jsonl has besides scalars.
-PLACE = ("step", "task", "phase", "epoch")
+# The keys of a line of metrics.jsonl that are no scalars.
+POSITION = ("step", "task", "phase", "epoch")
 Line = Mapping[str, Any]
 
 
@@ -65,15 +65,17 @@ class Logger(Protocol):
           Exception: of any class; the copy then ends.
         """
 
-    def close(self, finished: bool) -> None:
+    def close(self, is_finished: bool) -> None:
         """Completes the copy.
 
-        finished: whether the run has trained all tasks; if not, it may be resumed.
+        is_finished: whether the run has trained all tasks; if not, it may be resumed.
         """
 
 
 def scalars(line: Line) -> dict[str, float]:
-    """Returns the numbers of a line by name; those within a phase have its name in front.
+    """Returns the numbers of a line by name.
+
+    Names within a phase begin with the name of the phase.
 
     >>> scalars({"step": 3, "task": 0, "phase": "teacher", "epoch": 1, "loss": 0.5})
     {'teacher/loss': 0.5}
@@ -81,4 +83,4 @@ def scalars(line: Line) -> dict[str, float]:
     {'student/accuracy': 50.0}
     """
     prefix = f"{line['phase']}/" if "phase" in line else ""
-    return {prefix + name: float(value) for name, value in line.items() if name not in PLACE}
+    return {prefix + name: float(value) for name, value in line.items() if name not in POSITION}

@@ -5,11 +5,11 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cdl_jax.run.loggers.base import PLACE, Line, RunInfo, scalars
+from cdl_jax.run.loggers.base import POSITION, Line, RunInfo, scalars
 from cdl_jax.runtime import files
 
 FILE = "metrics.csv"
-COLUMNS = (*PLACE, "metric", "value")
+COLUMNS = (*POSITION, "metric", "value")
 
 
 def open(info: RunInfo, lines: Sequence[Line]) -> "CsvLogger":
@@ -30,18 +30,20 @@ class CsvLogger:
         with self._path.open("a", encoding="utf-8", newline="") as file:
             file.write(_csv_text(csv_rows(line)))
 
-    def close(self, finished: bool) -> None:
+    def close(self, is_finished: bool) -> None:
         """Does nothing, as the file is complete after each line."""
 
 
 def csv_rows(line: Line) -> list[tuple]:
-    """Returns a row for each number of a line, in the order of `COLUMNS`; an absent phase or epoch is empty.
+    """Returns a row for each number of a line, in the order of `COLUMNS`.
+
+    An absent phase or epoch is empty.
 
     >>> csv_rows({"step": 3, "task": 0, "student/accuracy": 50.0})
     [(3, 0, '', '', 'student/accuracy', 50.0)]
     """
-    place = tuple(line.get(name, "") for name in PLACE)
-    return [(*place, name, value) for name, value in scalars(line).items()]
+    position = tuple(line.get(name, "") for name in POSITION)
+    return [(*position, name, value) for name, value in scalars(line).items()]
 
 
 def _csv_text(rows: Iterable[Sequence]) -> str:

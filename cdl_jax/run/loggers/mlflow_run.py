@@ -1,7 +1,8 @@
-"""A run of MLflow, in the store that `MLFLOW_TRACKING_URI` names, by default `mlflow.db` beside the working directory.
+"""Copies measurements into a run of MLflow.
 
-The experiment is `MLFLOW_EXPERIMENT_NAME`, by default `cdl_jax`. Hyperparameters are params. All numbers are metrics,
-whose last value is the final one.
+The store is that of `MLFLOW_TRACKING_URI`, by default `mlflow.db` beside the working directory. The experiment is
+`MLFLOW_EXPERIMENT_NAME`, by default `cdl_jax`. Hyperparameters are params. All numbers are metrics, whose last value is
+the final one.
 """
 
 import fcntl
@@ -35,8 +36,8 @@ def open(info: RunInfo, lines: Sequence[Line]) -> "MlflowLogger":
     with _locked(info.workdir.parent / ".mlflow.lock") if uri == default else nullcontext():
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(name)
-        number = experiment.experiment_id if experiment else client.create_experiment(name)
-    run_id = _resume(client, info.folder) or _start(client, number, info)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+    run_id = _resume(client, info.folder) or _start(client, experiment_id, info)
     logger = MlflowLogger(client, run_id, _stored_points(client, run_id))
     for line in lines:
         logger.write(line)
@@ -46,15 +47,15 @@ def open(info: RunInfo, lines: Sequence[Line]) -> "MlflowLogger":
 class MlflowLogger:
     """Adds the numbers of lines to the metrics of a run."""
 
-    def __init__(self, client, run_id: str, known: Counter):
+    def __init__(self, client, run_id: str, stored_counts: Counter):
         """Takes a client of MLflow.
 
         Args:
           client: of the store.
           run_id: of the run.
-          known: (metric, step) -> number of values that the run already has, which are not added again.
+          stored_counts: (metric, step) -> number of values that the run already has, which are not added again.
         """
-        self._client, self._run_id, self._known = client, run_id, known
+        self._client, self._run_id, self._stored_counts = client, run_id, stored_counts
 
     def write(self, line: Line) -> None:
         """Adds the numbers of a line that the run lacks."""
@@ -63,15 +64,18 @@ class MlflowLogger:
         now, metrics = int(1000 * time.time()), []
         for name, value in scalars(line).items():
             point = metric_name(name), line["step"]
-            if self._known[point]:
-                self._known[point] -= 1
+            if self._stored_counts[point]:
+                self._stored_counts[point] -= 1
             else:
                 metrics.append(Metric(point[0], value, now, point[1]))
         self._client.log_batch(self._run_id, metrics=metrics)
 
-    def close(self, finished: bool) -> None:
-        """Ends the run of MLflow, as FINISHED, or as KILLED if it has not trained all tasks."""
-        self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
+    def close(self, is_finished: bool) -> None:
+        """Ends the run of MLflow.
+
+        It is FINISHED, or KILLED if not all tasks are trained.
+        """
+        self._client.set_terminated(self._run_id, "FINISHED" if is_finished else "KILLED")
 
 
 def metric_name(name: str) -> str:
@@ -100,11 +104,11 @@ def _resume(client, folder: Path) -> str | None:
     return run_id
 
 
-def _start(client, experiment: str, info: RunInfo) -> str:
+def _start(client, experiment_id: str, info: RunInfo) -> str:
     """Returns a new run with its hyperparameters, whose id is written into the folder."""
     from mlflow.entities import Param
 
-    run_id = client.create_run(experiment, run_name=info.name, tags={"workdir": str(info.workdir)}).info.run_id
+    run_id = client.create_run(experiment_id, run_name=info.name, tags={"workdir": str(info.workdir)}).info.run_id
     params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in info.hyperparameters.items()]
     for first in range(0, len(params), _BATCH):
         client.log_batch(run_id, params=params[first : first + _BATCH])

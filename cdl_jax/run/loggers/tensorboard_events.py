@@ -1,6 +1,7 @@
-"""Event files for TensorBoard in the run's folder: scalars, and the hyperparameters of the HParams plugin.
+"""Writes event files for TensorBoard in the run's folder.
 
-`tensorboard --logdir runs` names a run by the folder of its event files, so they lie beside results.json.
+They have scalars, and the hyperparameters of the HParams plugin. `tensorboard --logdir runs` names a run by the folder
+of its event files, so they lie beside results.json.
 """
 
 import contextlib
@@ -17,11 +18,10 @@ _PATTERN = "events.out.tfevents.*"
 
 
 def open(info: RunInfo, lines: Sequence[Line]) -> "TensorBoardLogger":
-    """Writes an event file with all lines so far, and returns a logger that continues it.
+    """Writes an event file with all lines so far.
 
-    Event files of earlier processes are removed.
-
-    TensorFlow is not imported, whether it is installed or not.
+    Returns a logger that continues the file. Event files of earlier processes are removed. TensorFlow is not imported,
+    whether it is installed or not.
     """
     _avoid_tensorflow()
     from tensorboard.plugins.hparams import summary_v2
@@ -49,7 +49,7 @@ class TensorBoardLogger:
         self.add_scalars(line)
         self.flush()
 
-    def close(self, finished: bool) -> None:
+    def close(self, is_finished: bool) -> None:
         """Closes the file."""
         self._writer.close()
 
@@ -91,8 +91,9 @@ def _remove(paths: Sequence[Path], folder: Path) -> None:
 
 
 def _avoid_tensorflow():
-    """Makes tensorboard use its own file functions, as it does if there is a module `tensorboard.compat.notf`.
+    """Makes tensorboard use its own file functions instead of TensorFlow's.
 
-    TensorFlow takes seconds to import and claims GPU memory beside jax, and its installation may be broken.
+    tensorboard does so if there is a module `tensorboard.compat.notf`. TensorFlow takes seconds to import, claims GPU
+    memory beside jax, and may be broken.
     """
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))

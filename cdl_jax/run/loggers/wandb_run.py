@@ -1,7 +1,7 @@
-"""A run of Weights & Biases (`pip install wandb`), online or offline as `WANDB_MODE` and wandb's settings say.
+"""Copies measurements into a run of Weights & Biases (`pip install wandb`).
 
-The project is `WANDB_PROJECT`, by default `cdl_jax`. Row n of a run's history is line n of metrics.jsonl, and its key
-`step` is the x axis.
+The run is online or offline, by `WANDB_MODE` and wandb's settings. The project is `WANDB_PROJECT`, by default
+`cdl_jax`. Row n of a run's history is line n of metrics.jsonl, and its key `step` is the x axis.
 """
 
 import json
@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdl_jax.errors import UserError
-from cdl_jax.run.loggers.base import PLACE, Line, RunInfo, scalars
+from cdl_jax.run.loggers.base import POSITION, Line, RunInfo, scalars
 from cdl_jax.runtime import files
 
 ID_FILE = "wandb_run.json"
 
 
 def check_login() -> None:
-    """Checks that wandb is offline or has an API key; in a terminal wandb requests the key.
+    """Checks that wandb is offline or has an API key.
+
+    In a terminal wandb requests the key.
 
     Raises:
       UserError: there is no key.
@@ -45,13 +47,13 @@ def open(info: RunInfo, lines: Sequence[Line]) -> "WandbLogger":
     """
     import wandb
 
-    number = _run_id(info.folder)
+    run_id = _run_id(info.folder)
     root = Path(os.environ.get("WANDB_DIR", info.folder))
-    earlier = [*(root / "wandb").glob(f"offline-run-*-{number}")]
+    earlier = [*(root / "wandb").glob(f"offline-run-*-{run_id}")]
     settings = wandb.Settings(silent=True, console="off", save_code=False, reinit="create_new")
     project = os.environ.get("WANDB_PROJECT", "cdl_jax")
     config = json.loads(json.dumps(info.config))  # without tuples
-    run = wandb.init(project=project, id=number, name=info.name, dir=root, config=config, resume="allow",
+    run = wandb.init(project=project, id=run_id, name=info.name, dir=root, config=config, resume="allow",
                      settings=settings)  # fmt: skip
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
@@ -66,26 +68,29 @@ def open(info: RunInfo, lines: Sequence[Line]) -> "WandbLogger":
 class WandbLogger:
     """Adds lines to the history of a run."""
 
-    def __init__(self, run, known: int):
+    def __init__(self, run, num_stored: int):
         """Takes an open run of wandb.
 
         Args:
           run: the run.
-          known: number of lines that the run already has; the first `known` lines are not added again.
+          num_stored: number of lines that the run already has; the first `num_stored` lines are not added again.
         """
-        self._run, self._known = run, known
+        self._run, self._num_stored = run, num_stored
 
     def write(self, line: Line) -> None:
         """Adds a line as one row, unless the run has it."""
-        if self._known:
-            self._known -= 1
+        if self._num_stored:
+            self._num_stored -= 1
             return
-        place = {name: line[name] for name in PLACE if name in line}
-        self._run.log(place | scalars(line))
+        position = {name: line[name] for name in POSITION if name in line}
+        self._run.log(position | scalars(line))
 
-    def close(self, finished: bool) -> None:
-        """Ends the run of wandb, which is marked as failed if it has not trained all tasks."""
-        self._run.finish(exit_code=0 if finished else 1)
+    def close(self, is_finished: bool) -> None:
+        """Ends the run of wandb.
+
+        The run is failed if not all tasks are trained.
+        """
+        self._run.finish(exit_code=0 if is_finished else 1)
 
 
 def _run_id(folder: Path) -> str:
@@ -93,9 +98,9 @@ def _run_id(folder: Path) -> str:
     path = folder / ID_FILE
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))["id"]
-    number = secrets.token_hex(4)
-    files.write_atomically(path, json.dumps({"id": number}) + "\n")
-    return number
+    run_id = secrets.token_hex(4)
+    files.write_atomically(path, json.dumps({"id": run_id}) + "\n")
+    return run_id
 
 
 def _remove_folders(folders: Sequence[Path], keep: Path) -> None:

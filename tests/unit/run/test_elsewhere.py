@@ -7,9 +7,12 @@ import pytest
 from PIL import Image
 
 from cdl_jax.errors import UserError
+from cdl_jax.methods.base import StreamInfo
 from cdl_jax.run import elsewhere
 
-RUN = SimpleNamespace(class_names=("cat", "dog", "owl"), method=SimpleNamespace(streams=()), is_detection=False)
+RUN = SimpleNamespace(
+    class_names=("cat", "dog", "owl"), method=SimpleNamespace(streams=()), is_detection=False, is_generation=False
+)
 
 
 @pytest.fixture
@@ -22,9 +25,9 @@ def folder(tmp_path):
 
 
 def test_classes_are_found_by_name_and_others_left_out(folder):
-    place = elsewhere.find(RUN, str(folder), 3)
-    assert place.labels.tolist() == [1, 1, 2, 2, 2] and place.left_out == ("emu",)
-    assert [path.parent.name for path in map(elsewhere.Path, place.images)] == ["dog"] * 2 + ["owl"] * 3
+    data = elsewhere.find(RUN, str(folder), 3)
+    assert data.labels.tolist() == [1, 1, 2, 2, 2] and data.left_out == ("emu",)
+    assert [path.parent.name for path in map(elsewhere.Path, data.images)] == ["dog"] * 2 + ["owl"] * 3
     early = elsewhere.find(RUN, str(folder), 2)  # the owl is not learned yet
     assert early.labels.tolist() == [1, 1] and early.left_out == ("emu", "owl")
 
@@ -46,13 +49,39 @@ def test_data_without_a_known_class_is_refused(folder):
         elsewhere.find(RUN, "cifar1000", 3)
 
 
+def run_of(info, logits, streams=()):
+    """Returns a run of one network with given logits of each image."""
+    classifier = SimpleNamespace(logits=lambda images: np.array(logits)[: len(images)])
+    method = SimpleNamespace(streams=streams, stream_of={"student": 0} if streams else {})
+    config = SimpleNamespace(eval=SimpleNamespace(batch_size=8))
+    return SimpleNamespace(
+        class_names=("cat", "dog", "owl"), method=method, info=info, is_detection=False, is_generation=False,
+        networks=("student",), config=config, network=lambda *_: SimpleNamespace(predictor=classifier),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 3)])  # domain-incremental, blurry
+def test_a_run_whose_tasks_share_classes_has_one_accuracy(folder, sizes):
+    logits = [[0, 9, 0], [9, 0, 0], [0, 0, 9], [0, 0, 9], [0, 9, 0]]  # of dog, dog, owl, owl, owl: three are correct
+    run = run_of(StreamInfo(3, sizes, first_labels=(0, 0)), logits)
+    measured = elsewhere.evaluate(run, str(folder), 1)["networks"]["student"]
+    assert measured["images"] == [5] and measured["accuracy"] == measured["task_incremental"] == [60.0]
+    assert measured["class_accuracy"] == [None, 50.0, pytest.approx(200 / 3)] and len(measured["confusion"]) == 3
+
+
+def test_a_network_that_has_learned_none_of_the_classes_is_refused(folder):
+    run = run_of(StreamInfo(3, (1, 2)), np.zeros((5, 3)), streams=((0, 1, 2),))
+    with pytest.raises(UserError, match="no image of a class that student has learned"):
+        elsewhere.evaluate(run, str(folder), 0)
+
+
 def test_severities_and_corruptions_are_checked_before_work():
     with pytest.raises(UserError, match="needs --corruptions"):
         elsewhere.evaluate(RUN, "test", 0, (), (1,))
     with pytest.raises(UserError, match=r"must lie in \[1, 5\]"):
         elsewhere.evaluate(RUN, "test", 0, ("fog",), (0,))
     with pytest.raises(UserError, match="evaluate classifiers"):
-        elsewhere.evaluate(SimpleNamespace(is_detection=True), "test")
+        elsewhere.evaluate(SimpleNamespace(is_detection=True, is_generation=False), "test")
 
 
 def test_every_evaluation_has_its_own_file():

@@ -9,7 +9,9 @@ from cdl_jax.losses import Context
 
 
 def with_trained_set(variables: Mapping[str, Any], context: Context) -> Any:
-    """Returns the sets of all tasks; the set of the task of `context` is the trained one.
+    """Returns the sets of all tasks.
+
+    The set of the task of `context` is the trained one.
 
     Args:
       variables: `state`, a tree of arrays `[num_tasks, ...]`, the sets after earlier tasks; `params`, a tree of arrays

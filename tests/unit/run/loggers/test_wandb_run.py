@@ -94,7 +94,7 @@ class Recorder:
 
 def test_an_online_run_that_already_has_rows_gets_the_others():
     run = Recorder()
-    logger = wandb_run.WandbLogger(run, known=4)
+    logger = wandb_run.WandbLogger(run, num_stored=4)
     for line in LINES:
         logger.write(line)
     logger.close(False)
