@@ -29,8 +29,8 @@ BATCH = 20
 
 def get_config(text=""):
     choices = base.arguments(
-        text, row="replaced", norm="whiten", scope="each", projector="", weight=1.0, kd_weight=1.0, control="", images=20,
-        iterations=1500, width=4, seed=0,
+        text, row="replaced", norm="whiten", scope="each", projector="", weight=1.0, kd_weight=1.0, control="",
+        images=20, iterations=1500, width=4, seed=0,
     )  # fmt: skip
     row, control = choices["row"], choices["control"]
     if row not in ROWS or control not in ("", "shuffled", "random"):
