@@ -25,6 +25,7 @@ def run_title(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     method, learner = config.get("method", ""), _name_in(config, "learner")
     scheme = _name_in(config, "distill")
     subject = display_name("models.learners", learner) if learner else display_name("methods", method)
+    subject = results.get("setting") or subject
     folder = "distill.detection" if method == "vidt" else "distill"
     distillation = f" with {_within_sentence(display_name(folder, scheme))}" if scheme not in ("", "none") else ""
     stream = results["stream"]
