@@ -230,6 +230,7 @@ class Method(abc.ABC):
       supports_batch_statistics: whether `teacher_outputs` can normalize with the statistics of the batch.
       metric: name of the numbers of the accuracy matrix; "", the default: that of the method's problem, such as
         "accuracy". A property overrides it likewise.
+      setting: name of the method's setting in reports and tables; "", the default: they show the options that differ.
       needs_own_classes: why each task must have classes that no other task has, as the end of a message; "", the
         default: tasks may share classes.
     """
@@ -252,6 +253,7 @@ class Method(abc.ABC):
     label_maps: bool = False
     supports_batch_statistics: ClassVar[bool] = False
     metric: str = ""
+    setting: str = ""
     needs_own_classes: str = ""
 
     @abc.abstractmethod

@@ -123,6 +123,10 @@ class GAN(Method, Generates):
     def metric(self) -> str:
         return f"fd_{self.distance_name}"
 
+    @property
+    def setting(self) -> str:
+        return gan_options.row_name(self.options)
+
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         def is_of_discriminator(path):

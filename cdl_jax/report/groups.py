@@ -38,6 +38,7 @@ class Run:
       curve: after each task the mean over the tasks learned so far and over the headline; empty where the results have
         no matrices.
       parent: folder and task from which the run branched; None: it began by itself.
+      setting: name of the method's setting, which is a part of every label; "" for most methods.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     metric: str = "accuracy"
     curve: tuple[float, ...] = ()
     parent: tuple[str, int] | None = None
+    setting: str = ""
 
     def value(self, network: str, metric: str) -> float | None:
         """Returns a metric of a network, or its mean over the headline.
@@ -170,7 +172,14 @@ def labels(groups: Sequence[Group]) -> list[str]:
     See `label_settings`.
     """
     parents = [{"parent": parent} if (parent := parent_of(group)) else {} for group in groups]
-    return label_settings([group.config | parent for group, parent in zip(groups, parents, strict=True)])
+    names = label_settings([group.config | parent for group, parent in zip(groups, parents, strict=True)])
+    return [_with_setting(group, name) for group, name in zip(groups, names, strict=True)]
+
+
+def _with_setting(group, name):
+    """Returns a label with the name of the method's setting in front."""
+    setting = next((run.setting for run in group.runs.values()), "")
+    return f"{setting}, {name}" if setting else name
 
 
 def parent_of(group: Group) -> str:
@@ -236,7 +245,8 @@ def folder_names(groups: Sequence[Group]) -> list[str]:
             f"--label-by-folder: two rows would be called {repeated[0]!r}: leave it out, or rename a folder"
         )
     parents = [parent_of(group) for group in groups]
-    return [f"{name} (from {parent})" if parent else name for name, parent in zip(names, parents, strict=True)]
+    names = [f"{name} (from {parent})" if parent else name for name, parent in zip(names, parents, strict=True)]
+    return [_with_setting(group, name) for group, name in zip(groups, names, strict=True)]
 
 
 def _differing_keys(flat_configs):
@@ -326,12 +336,13 @@ def _parse_results(folder, results, seed):
         raise TypeError("a metric is not a number")
     headline = tuple(results.get("headline", ()))
     metric = results.get("metric", "accuracy")
-    if not all(isinstance(name, str) for name in (*headline, metric)):
+    if not all(isinstance(name, str) for name in (*headline, metric, results.get("setting", ""))):
         raise TypeError("a seed or a network's name has the wrong type")
     parent = results.get("parent")
     parent = (_mask_seed(parent["path"], seed), parent["task"]) if parent else None
     finished = results["status"] == "finished"
-    return Run(folder, finished, metrics, headline, extra_metrics, metric, _curve(results, headline), parent)
+    setting = results.get("setting", "")
+    return Run(folder, finished, metrics, headline, extra_metrics, metric, _curve(results, headline), parent, setting)
 
 
 def _curve(results, headline):

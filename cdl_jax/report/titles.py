@@ -26,6 +26,7 @@ def run_title(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     subject = display_name("models.learners", learner) if learner else display_name("methods", method)
     if learner and method == "dkt":
         subject = f"DKT of {subject} learners"
+    subject = results.get("setting") or subject
     folder = "distill.detection" if method == "vidt" else "distill"
     distillation = ""
     if scheme not in ("", "none", method):  # VkD is a method and its scheme

@@ -163,6 +163,7 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         "schema": schema.SCHEMA,
         "name": f"{stream.name}, {config.method}",
         "method": config.method,
+        "setting": experiment.method.setting,
         "status": "finished" if record.task == stream.num_tasks else "running",
         "seed": seed,
         "parent": record.parent,

@@ -7,7 +7,7 @@ import pytest
 from cdl_jax.errors import UserError
 from cdl_jax.report import tables
 from cdl_jax.report.__main__ import main as report_main
-from cdl_jax.report.groups import read_groups
+from cdl_jax.report.groups import folder_names, labels, read_groups
 from tests.support.stored_runs import CONFIG, config_with_seed, results, store
 
 
@@ -76,3 +76,13 @@ def test_a_run_without_later_options_of_the_stream_joins_its_group(tmp_path):
         store(tmp_path / "c", {**config_with_seed(2), "data": {**today, "online": True}}, student=53.0),
     ]
     assert [row[0::2][:2] for row in table_of(runs)[1:]] == [["data.online=False", "2"], ["data.online=True", "1"]]
+
+
+def test_the_name_of_a_setting_is_in_front_of_every_label(tmp_path):
+    reading = "vkd (our reading: literal)"
+    for name, seed in (("a", 0), ("b", 1)):
+        store(tmp_path / name, config_with_seed(seed), student=50.0)
+        path = tmp_path / name / "results.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "setting": reading}))
+    groups = read_groups([tmp_path / "a", tmp_path / "b"])
+    assert labels(groups) == [f"{reading}, all"] and folder_names(groups) == [f"{reading}, a"]
