@@ -45,11 +45,9 @@ trained_heads() { # MATCH SEED
 all_rows() {
   local seed student=$data/glyph_student.npz
   for seed in "${seeds[@]}"; do trained_heads features "$seed"; done
+  for seed in "${seeds[@]}"; do heads none "$seed" "$student"; done
   for seed in "${seeds[@]}"; do
-    heads none "$seed" "$student"
     heads teacher_backbone "$seed" "$data/glyph_teacher.npz" ,student=glyph_teacher
-  done
-  for seed in "${seeds[@]}"; do
     row ranpac first_task "$seed" "$student" distill=none
     row ranpac first_task_fitnets "$seed" "$student" distill=fitnets
     trained_heads labels "$seed"
