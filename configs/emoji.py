@@ -27,6 +27,8 @@ SMALL = {
     "l2p": {"pool": 10, "length": 2, "top_k": 1},
     "dualprompt": {"length": 4, "general_length": 2},
     "coda": {"length": 4},
+    "os_prompt": {"length": 4},
+    "ranpac": {"projection": 1000},
 }
 ROWS = {"kd_token": ("kd_token", {"variant": "deit"}), "kdp": ("kd_token", {"variant": "dcdl"})}
 TASKS = {"identity": 10, "subgroup": 13}
@@ -52,7 +54,7 @@ def get_config(text=""):
         config.train.update(epochs=10, batch_size=16)
     config.optim.learning_rate = 5e-3
     config.learner.update(SMALL.get(learner, {}))
-    if learner == "coda":  # the components are divided among the tasks
+    if learner in ("coda", "os_prompt"):  # the components are divided among the tasks
         config.learner.pool = 5 * 10 if choices["label"] == "identity" else 3 * 13
     config.distill.update(options)
     config.cdl.update(schedule="teacher_first", student_schedule="")

@@ -109,6 +109,8 @@ class Scheme:
       second_weight: weight of the second head's logits in the prediction; the student's own head has the rest.
       keeps_past: whether the student before the task is kept. `loss` then finds its named outputs in `student["past"]`;
         they are those of evaluation after the earlier tasks, and no gradient flows to them.
+      needs_own_classes: why each task must have classes that no other task has, as the end of a message; "", the
+        default: tasks may share classes.
     """
 
     loss: Callable[[Variables, Outputs, Outputs, jax.Array, Context], tuple[jax.Array, dict[str, jax.Array]]]
@@ -120,6 +122,7 @@ class Scheme:
     second_head: Callable[[Variables, Outputs], jax.Array] | None = None
     second_weight: float = 0.0
     keeps_past: bool = False
+    needs_own_classes: str = ""
 
     @property
     def changes_prediction(self) -> bool:

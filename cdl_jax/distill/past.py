@@ -46,4 +46,10 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
         return distilled + past, {"kd": distilled, "past": past}
 
     needs = ("logits",) if options.alpha else ()
-    return Scheme(loss=loss, label_weight=1 - options.alpha, needs=needs, keeps_past=True)
+    return Scheme(
+        loss=loss,
+        label_weight=1 - options.alpha,
+        needs=needs,
+        keeps_past=True,
+        needs_own_classes="with scheme 'past' distills over the classes that earlier tasks alone have",
+    )

@@ -109,6 +109,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
         init=terms.init,
         start_task=terms.start_task,
         keeps_past=any(scheme.keeps_past for scheme in schemes),
+        needs_own_classes=next((scheme.needs_own_classes for scheme in schemes if scheme.needs_own_classes), ""),
         **changes,
     )
 

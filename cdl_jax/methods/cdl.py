@@ -172,7 +172,8 @@ class CDL(Method, CachesQueries):
 
     @property
     def needs_own_classes(self) -> str:
-        return next(filter(None, (network.learner.needs_own_classes for network in self.models.trained.values())), "")
+        parts = (*(network.learner for network in self.models.trained.values()), self.models.scheme)
+        return next((part.needs_own_classes for part in parts if part.needs_own_classes), "")
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:

@@ -2,8 +2,10 @@
 
 python -m cdl_jax.report [table] RUN [RUN ...] [--one-row-per-run] [--label-by-folder] [--out FILE] [--plot FILE.svg]
                          [--plot-curves FILE.svg] [--plot-traffic FILE.svg] [--update-page PAGE]
-python -m cdl_jax.report grid RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE] [--export FOLDER]
+python -m cdl_jax.report grid RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--plot-operations FILE.svg]
+                              [--plot-strength FILE.svg] [--update-page PAGE] [--export FOLDER]
 python -m cdl_jax.report sweep OPTION RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE]
+python -m cdl_jax.report best OPTION RUN [RUN ...]
 python -m cdl_jax.report paper NAME [RUN ...] [the options of table]
 python -m cdl_jax.report detections RUN [RUN ...] [--label-by-folder] [--out FILE] [--plot FILE.svg]
                                     [--images FILE.png] [--update-page PAGE]
@@ -19,10 +21,13 @@ mean over its leading networks. --label-by-folder labels rows by their folders i
 parent at the task from which it branched.
 
 grid: learners by schemes, for runs in <learner>/<scheme>/seed_<n>. Each scheme is compared with the learner's scheme
-"none" by a paired t-test. --plot draws the gains. --export copies the part of finished runs that these tables need to a
-folder.
+"none" by a paired t-test. --plot draws the gains, --plot-operations accuracy against training operations, and
+--plot-strength the gains against the accuracy of the learner alone. --export copies the part of finished runs that
+these tables need to a folder.
 
 sweep: one row for all runs that differ only in OPTION (such as distill.alpha), one column for each of its values.
+
+best: prints the value of OPTION with the highest mean, of finished runs that differ in nothing else.
 
 paper: the published table of a system (cdl, okddip, vkd) or of one version of its paper (v4), also without runs.
 
@@ -122,6 +127,11 @@ def show_grid(options: argparse.Namespace) -> int:
         ("All measures", grid.details(groups), ""),
     ]
     _write_outputs(options, sections, lambda: _gain_plot(groups))
+    if options.plot_operations:
+        _write("--plot-operations", options.plot_operations, _operations_plot(groups))
+    if options.plot_strength:
+        strengths = grid.gains_by_strength(groups)
+        _write("--plot-strength", options.plot_strength, plots.gain_vs_strength(strengths, metric_of(groups)))
     if options.export:
         grid.export_results(groups, options.export)
     _print_sections(sections)
@@ -137,6 +147,15 @@ def show_sweep(options: argparse.Namespace) -> int:
     sections = [("Runs", sweep.table(accuracies, options.option), "")]
     _write_outputs(options, sections, lambda: plots.sweep_plot(accuracies, options.option, metric_of(groups)))
     _print_sections(sections)
+    return 0
+
+
+def show_best(options: argparse.Namespace) -> int:
+    """Prints the best value of an option."""
+    groups = _read_groups(options.runs)
+    if not groups:
+        return 2
+    print(sweep.best_value(sweep.group_by_option(groups, options.option), options.option))
     return 0
 
 
@@ -170,6 +189,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "table": show_table,
     "grid": show_grid,
     "sweep": show_sweep,
+    "best": show_best,
     "paper": show_paper,
     "detections": show_detections,
     "generation": show_generation,
@@ -231,7 +251,7 @@ class _PathOption(argparse.Action):
 def _parser(command: str) -> _Parser:
     """Returns the argument parser of a command, one of `COMMANDS`."""
     parser = _Parser(f"cdl_jax.report {command}", description=COMMANDS[command].__doc__, allow_abbrev=False)
-    if command == "sweep":
+    if command in ("sweep", "best"):
         parser.add_argument("option", metavar="OPTION", help="config key that differs, such as distill.alpha")
     if command == "paper":
         parser.add_argument("paper", metavar="NAME", help="system (cdl, okddip, vkd) or version of its paper (v4)")
@@ -242,6 +262,8 @@ def _parser(command: str) -> _Parser:
     def add_file(name, endings, explanation):
         parser.add_argument(name, metavar="FILE", action=_PathOption, endings=endings, help=explanation)
 
+    if command == "best":
+        return parser
     add_file("--out", _TABLE_ENDINGS, "write the tables; the ending selects the format")
     plotted = {"grid": "the gain of each seed", "sweep": "accuracy against the option's values"}
     plotted["detections"] = "precision over recall, the mean over classes and seeds"
@@ -249,6 +271,8 @@ def _parser(command: str) -> _Parser:
     add_file("--plot", _PLOT_ENDINGS, f"draw {plotted.get(command, 'the main number of each run')}")
     add_file("--update-page", _PAGE_ENDINGS, "replace the tables between the marks of an existing page")
     if command == "grid":
+        add_file("--plot-operations", _PLOT_ENDINGS, "draw accuracy against the operations of training")
+        add_file("--plot-strength", _PLOT_ENDINGS, "draw gains against the accuracy of the learner alone")
         explanation = "copy what the tables need of finished runs to a folder"
         parser.add_argument("--export", metavar="FOLDER", action=_PathOption, help=explanation)
     if command in ("table", "paper"):
@@ -438,6 +462,18 @@ def _traffic_plot(groups: list[Group], names: list[str]) -> str:
     if not any(sum(amounts) for amounts, _ in points.values()):
         raise UserError("--plot-traffic: no finished run here has exchanged anything; name runs of learners that do")
     return plots.accuracy_vs_traffic(points)
+
+
+def _operations_plot(groups: list[Group]) -> str:
+    """Returns an SVG plot of the accuracy of each row against the operations of its training.
+
+    Raises:
+      UserError: no finished run states its operations.
+    """
+    points = grid.accuracy_by_operations(groups)
+    if not points:
+        raise UserError("--plot-operations: no finished run here states the number of its training steps: rerun them")
+    return plots.accuracy_vs_amount(points, "floating-point operations of training", metric_of(groups))
 
 
 def _formatted(file: Path, sections: list[Section]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from cdl_jax import config as configs
 from cdl_jax import schema
 from cdl_jax.errors import UserError
+from cdl_jax.report import costs
 from cdl_jax.report.groups import Group, Seeds, metric_of
 from cdl_jax.report.tables import format_mean_std, format_percent, gap_closed, standard_error
 from cdl_jax.report.text import MISSING, Measured, Rows
@@ -21,6 +22,8 @@ from cdl_jax.runtime import files
 BASELINE = "none"
 TEACHER = "teacher"
 MEASURES = ("average_incremental", "learning_accuracy", "forgetting_cdl", "forgetting_coda", "forgetting_max")
+
+Points = dict[str, tuple[list[float], list[float]]]  # name -> x of each run or learner, and its y
 
 # Parts of results.json that no table needs; formulas are those of metrics.py.
 _OMITTED = ("formulas", "streams", "mean_over_learners", "best")
@@ -130,9 +133,13 @@ def overview(groups: Sequence[Group]) -> Rows:
 
 
 def details(groups: Sequence[Group]) -> Rows:
-    """Returns a table with one row for each learner and scheme: all measures of the headline."""
+    """Returns a table with one row for each learner and scheme: all measures of the headline.
+
+    Runs that state the number of their training steps also have the columns of `costs.COLUMNS`.
+    """
     measures = [name.replace("accuracy", metric_of(groups)) for name in MEASURES]
-    rows = [["learner", "scheme", "seeds", "last", "gain", *measures, "gap closed"]]
+    is_measured = costs.has_operations(groups)
+    rows = [["learner", "scheme", "seeds", "last", "gain", *measures, "gap closed", *costs.COLUMNS * is_measured]]
     for learner, schemes in by_learner_and_scheme(groups).items():
         for scheme, group in schemes.items():
             values = group.values("headline", "last", finished=True)
@@ -141,7 +148,7 @@ def details(groups: Sequence[Group]) -> Rows:
             gap = gap_closed(group, [schemes[BASELINE]] if BASELINE in schemes else [])
             seeds = Measured(str(len(values)), {"": len(values)})
             row = [learner, scheme, seeds, format_mean_std(values.values()), format_paired_test(list(gain.values()))]
-            rows.append([*row, *measures, format_percent(gap)])
+            rows.append([*row, *measures, format_percent(gap), *(costs.cells(group) if is_measured else ())])
     return rows
 
 
@@ -153,6 +160,33 @@ def gains(groups: Sequence[Group]) -> dict[str, list[float]]:
             if scheme != BASELINE and (gain := paired_gains(schemes, scheme, "headline")):
                 gains_of_schemes[f"{learner}, {scheme}"] = list(gain.values())
     return gains_of_schemes
+
+
+def accuracy_by_operations(groups: Sequence[Group]) -> Points:
+    """Returns "learner, scheme" -> the training operations and the accuracies after the last task of each seed."""
+    points = {}
+    for learner, schemes in by_learner_and_scheme(groups).items():
+        for scheme, group in schemes.items():
+            values = group.values("headline", "last", finished=True)
+            pairs = [(group.runs[seed].operations, value) for seed, value in values.items()]
+            pairs = [(operations, value) for operations, value in pairs if operations]
+            if pairs:
+                points[f"{learner}, {scheme}"] = tuple(map(list, zip(*pairs, strict=True)))
+    return points
+
+
+def gains_by_strength(groups: Sequence[Group]) -> Points:
+    """Returns scheme -> the accuracy of each learner alone and its mean gain with the scheme, over common seeds."""
+    points: Points = {}
+    for schemes in by_learner_and_scheme(groups).values():
+        for scheme in schemes:
+            if scheme == BASELINE or not (gains := paired_gains(schemes, scheme, "headline")):
+                continue
+            alone = schemes[BASELINE].values("headline", "last", finished=True)
+            strengths, means = points.setdefault(scheme, ([], []))
+            strengths.append(statistics.fmean(alone[seed] for seed in gains))
+            means.append(statistics.fmean(gains.values()))
+    return points
 
 
 def export_results(groups: Sequence[Group], folder: Path) -> None:

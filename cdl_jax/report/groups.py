@@ -39,6 +39,10 @@ class Run:
         no matrices.
       parent: folder and task from which the run branched; None: it began by itself.
       setting: name of the method's setting, which is a part of every label; "" for most methods.
+      operations: floating-point operations of all training steps; None: an earlier version did not count its steps, or
+        the compiler states none.
+      parameters: network -> number of parameters that training may change.
+      num_tasks: of the stream; 0: the results do not state it.
     """
 
     folder: Path
@@ -50,6 +54,9 @@ class Run:
     curve: tuple[float, ...] = ()
     parent: tuple[str, int] | None = None
     setting: str = ""
+    operations: float | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
+    num_tasks: int = 0
 
     def value(self, network: str, metric: str) -> float | None:
         """Returns a metric of a network, or its mean over the headline.
@@ -341,8 +348,20 @@ def _parse_results(folder, results, seed):
     parent = results.get("parent")
     parent = (_mask_seed(parent["path"], seed), parent["task"]) if parent else None
     finished = results["status"] == "finished"
-    setting = results.get("setting", "")
-    return Run(folder, finished, metrics, headline, extra_metrics, metric, _curve(results, headline), parent, setting)
+    cost = results.get("cost", {})
+    parameters = {name: counts["trainable"] for name, counts in cost.get("parameters", {}).items()}
+    num_tasks = results.get("stream", {}).get("num_tasks", 0)
+    curve = _curve(results, headline)
+    measured = (results.get("setting", ""), _training_operations(cost), parameters, num_tasks)
+    return Run(folder, finished, metrics, headline, extra_metrics, metric, curve, parent, *measured)
+
+
+def _training_operations(cost):
+    """Returns the operations of all training steps; None if a number is missing."""
+    steps, flops = cost.get("steps"), cost.get("flops_per_step", {})
+    if not steps or any(flops.get(phase) is None for phase in steps):
+        return None
+    return sum(count * flops[phase] for phase, count in steps.items())
 
 
 def _curve(results, headline):

@@ -328,11 +328,19 @@ def dot_plot(values: Mapping[str, Sequence[float]], xlabel: str) -> Plot:
 
 
 def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Plot:
-    """Plots accuracy against exchanged megabytes: means, and the standard deviation of accuracy over runs.
+    """Plots accuracy against exchanged megabytes, see `accuracy_vs_amount`."""
+    return accuracy_vs_amount(points, "megabytes exchanged")
+
+
+def accuracy_vs_amount(
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, metric: str = "accuracy"
+) -> Plot:
+    """Plots accuracy against an amount: means, and the standard deviation of accuracy over runs.
 
     Args:
-      points: name -> (megabytes, accuracies in percent), one each per run. A name that exchanges nothing is a dotted
-        line.
+      points: name -> (amounts, accuracies in percent), one each per run. A name whose amounts are 0 is a dotted line.
+      xlabel: what is plotted along the logarithmic x axis.
+      metric: name of the numbers, default "accuracy".
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -344,10 +352,29 @@ def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[flo
             continue
         std = np.std(values, ddof=1) if len(values) > 1 else None
         axes.errorbar(np.mean(amounts), np.mean(values), std, fmt=marker, color=color, label=visible(name), capsize=3)
-    axes.set(xlabel="megabytes exchanged", ylabel="accuracy, %", xscale="log")
+    axes.set(xlabel=xlabel, ylabel=f"{metric}, %", xscale="log")
     axes.xaxis.set(
         major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter=lambda x, _: f"{x:g}"
     )
+    axes.grid(axis="y", color="0.9")
+    axes.legend(frameon=False, **_OUTSIDE)
+    return to_plot(figure)
+
+
+def gain_vs_strength(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], metric: str = "accuracy") -> Plot:
+    """Plots the gain of each learner by a scheme against the learner's own accuracy; one color for each scheme.
+
+    Args:
+      points: scheme -> (values of the learners alone in percent, gains in points).
+      metric: name of the numbers.
+    """
+    figure, axes = new_figure(8, 4)
+    for (marker, color), (name, (strengths, gains)) in zip(
+        itertools.product("os^Dv", COLORS), points.items(), strict=False
+    ):
+        axes.plot(strengths, gains, marker, color=color, label=visible(name))
+    axes.axhline(0, color="0.5", lw=0.8)
+    axes.set(xlabel=f"{metric} of the learner alone, %", ylabel="gain, points")
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False, **_OUTSIDE)
     return to_plot(figure)

@@ -1,6 +1,7 @@
 """Tabulates runs that differ in one option: one line for all runs with the same other settings."""
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ def table(lines: Mapping[str, Line], option: str) -> Rows:
     head = [option, *map(str, values)]
     rows = [[label, *(format_mean_std(line.get(value, ())) for value in values)] for label, line in lines.items()]
     return [head, *rows]
+
+
+def best_value(lines: Mapping[str, Line], option: str) -> Any:
+    """Returns the value of the option with the highest mean; of equal ones the first.
+
+    Args:
+      lines: of `group_by_option`.
+      option: its name.
+
+    Raises:
+      UserError: runs differ in another option too, or their numbers of finished seeds differ.
+
+    >>> best_value({"l2p": {0.01: [50.0, 52.0], 0.02: [49.0, 54.0]}}, "optim.learning_rate")
+    0.02
+    """
+    if len(lines) > 1:
+        raise UserError(f"best {option}: runs also differ in other settings ({', '.join(lines)}): name those of one")
+    (line,) = lines.values()
+    if len({len(accuracies) for accuracies in line.values()}) > 1:
+        raise UserError(f"best {option}: its values have different numbers of finished runs: complete them first")
+    return max(line, key=lambda value: statistics.fmean(line[value]))
 
 
 def _add_accuracies(line, group, option):

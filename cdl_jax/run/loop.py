@@ -240,6 +240,7 @@ class TaskLoop:
             else:
                 watch.images += sum(sizes[n % steps_per_epoch] for n in range(call.first, call.last + 1))
             record.step += call.length
+            record.steps[phase.name] = record.steps.get(phase.name, 0) + call.length
             record.epoch, record.step_in_epoch = divmod(call.last + 1, steps_per_epoch)
             self.bar.update(call.length)
             epoch, is_stopped = epochs_before + call.last // steps_per_epoch, False

@@ -52,6 +52,7 @@ class Record:
       seconds: phase or "evaluation" -> wall time.
       throughput: phase -> images and seconds after the first call, which compiles.
       flops: phase -> floating-point operations of a step for one seed, by the compiler's count.
+      steps: phase -> number of steps so far.
       costs: finished task -> the values of `measured_cost` at its end; checkpoints of earlier versions have none.
       parent: the run from which this run branched, see `run.branching.Parent`; None: it began by itself.
     """
@@ -80,6 +81,7 @@ class Record:
     seconds: dict = field(default_factory=dict)
     throughput: dict = field(default_factory=dict)
     flops: dict = field(default_factory=dict)
+    steps: dict = field(default_factory=dict)
     costs: dict = field(default_factory=dict)
     parent: dict | None = None
 
@@ -187,6 +189,7 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
         "cost": {
             "parameters": parameters(experiment),
             "flops_per_step": record.flops,
+            "steps": record.steps if sum(record.steps.values()) == record.step else None,
             **measured_cost(record),
             "device": _device(experiment),
         },

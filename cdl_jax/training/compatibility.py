@@ -108,7 +108,7 @@ def _check_shared_classes(config, method, info):
     if reason:
         raise UserError(
             f"data.kind={config.data.kind!r} has images of a class in several tasks, and method {config.method!r} "
-            f"{reason}: choose data.kind='class', or another method or learner"
+            f"{reason}: choose data.kind='class', or another method, learner or scheme"
         )
 
 

@@ -17,90 +17,26 @@ from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods import cdl
 from cdl_jax.methods.base import StreamInfo
+from tests.support.cdl_pairs import FITTED, LEARNERS, OTHERS, SCHEMES, STAR, TRACED, UNTRAINED, build
 
-LEARNERS = {
-    "aper": {"rank": 2},
-    "aper ssf": {"adaptation": "ssf"},
-    "aper vpt": {"adaptation": "vpt", "tokens": 2},
-    "apt": {},
-    "coda": {"pool": 4, "length": 2, "layers": 2, "ortho": 0.1},
-    "dualprompt": {"length": 2, "general_length": 2, "general_layers": 1, "expert_layers": 1},
-    "ease": {"rank": 2},
-    "fine_tuning": {},
-    "l2p": {"pool": 3, "length": 2, "top_k": 2},
-    "l2p tokens": {"pool": 3, "length": 3, "top_k": 2, "prompt_form": "tokens", "batchwise": True},
-    "lae": {"rank": 2, "layers": 2, "constant_epochs": 0},
-    "lora": {"rank": 2},
-    "lora sum": {"rank": 2, "per_task": "sum"},
-    "none": {},
-    "os_prompt": {"pool": 4, "length": 2, "layers": 2},
-    "ranpac": {"projection": 6, "rank": 2},
-    "slca": {"samples": 4},
+# Stream kind -> first label and end of its second task, and labels of a batch. An online stream has those of its kind.
+KINDS = {
+    "class": (2, 4, (2, 3, 3, 2)),
+    "domain": (0, 4, (0, 1, 2, 3)),
+    "blurry": (0, 3, (0, 2, 2, 1)),
+    "several sets": (1, 4, (1, 2, 3, 3)),
 }
-SCHEMES = {
-    "attention_transfer": {},
-    "dist": {},
-    "dkd": {},
-    "fitnets": {},
-    "kd": {},
-    "kd_token": {"length": 2},
-    "logit_standardization": {},
-    "mse_logits": {},
-    "none": {},
-    "past": {},
-    "pkt": {},
-    "prompt_mapping": {"layers": 2},
-    "prototypes": {},
-    "relational": {},
-    "reviewkd": {},
-    "similarity_preserving": {},
-    "vkd": {},
-    "weighted_sum": {
-        "terms": (
-            "attention_transfer:alpha=0", "dist", "kd", "logit_standardization", "mse_logits", "pkt:alpha=0",
-            "prototypes:alpha=0", "relational:alpha=0", "similarity_preserving:alpha=0",
-        ),
-        "weights": (1.0,) * 9,
-    },
-}  # fmt: skip
-SUMMED = {term.split(":")[0] for term in SCHEMES["weighted_sum"]["terms"]}  # traced with each learner in one sum
-UNTRAINED = {"simple_cil"}  # learners without training by gradients, which have no scheme
-FITTED = {"aper", "ease", "ranpac", "slca"}  # learners with a fitted head, which have no second head
 
 
-def fits(learner, scheme):
-    """Returns whether a learner can be used with a scheme."""
-    if scheme == "prompt_mapping":
-        return learner in ("coda", "dualprompt", "l2p")
-    return scheme not in ("kd_token", "past") or learner.split()[0] not in FITTED
-
-
-PAIRS = [(learner, scheme) for learner in LEARNERS for scheme in SCHEMES if fits(learner, scheme)]
-STAR = [(learner, scheme) for learner, scheme in PAIRS if learner == "l2p" or scheme == "kd"]
-OTHERS = [pair for pair in PAIRS if pair not in STAR]
-TRACED = [(learner, scheme) for learner, scheme in OTHERS if scheme not in SUMMED]
-
-
-def build(learner, scheme, **changes):
-    """Builds a method for ViTs of two blocks and a stream of two tasks with two classes each."""
-    config = configs.default("cdl", data="glyph_mini", learner=learner.split()[0], distill=scheme)
-    config.learner.update(LEARNERS[learner])
-    config.distill.update(SCHEMES[scheme])
-    for section, dim in (("teacher", 12), ("student", 8)):
-        config[section].update(dim=dim, depth=2, heads=2, mlp_ratio=1.0, patch_size=8, image_size=16)
-    config.update_from_flattened_dict(changes)
-    configs.check(config)
-    return cdl.build(config, StreamInfo(4, (2, 2)))
-
-
-def place(task):
-    numbers = {"task": task, "first": 2 * task, "end": 2 * task + 2, "epoch": 0, "step": 0}
+def place(task, first=None, end=None):
+    first, end = (2 * task, 2 * task + 2) if end is None else (first, end)
+    numbers = {"task": task, "first": first, "end": end, "epoch": 0, "step": 0}
     return Context(**{k: jnp.int32(v) for k, v in numbers.items()}, progress=jnp.float32(0), key=jax.random.key(3))
 
 
-def batch():
+def batch(labels=(2, 3, 3, 2)):
     rng = np.random.default_rng(0)
-    return {"images": rng.random((4, 16, 16, 3), np.float32), "labels": np.array([2, 3, 3, 2], np.int32)}
+    return {"images": rng.random((4, 16, 16, 3), np.float32), "labels": np.array(labels, np.int32)}
 
 
 def random_variables(method):
@@ -111,7 +47,14 @@ def random_variables(method):
 
 
 def loss_and_gradients(method, loss, transform=jax.jit):
-    """Returns a loss in the second task and its gradients: of all leaves but backbones and states, zeros included.
+    """Returns a loss in the second task of a class-incremental stream and its gradients, see `step_of_kinds`."""
+    return step_of_kinds(method, loss, transform)("class")
+
+
+def step_of_kinds(method, loss, transform=jax.jit):
+    """Returns a function of a stream kind to the loss in the second task and its gradients; one program for all kinds.
+
+    The gradients are those of all leaves but backbones and states, zeros included.
 
     Args:
         transform: `jax.jit`, or a function that traces alone.
@@ -125,16 +68,22 @@ def loss_and_gradients(method, loss, transform=jax.jit):
     known = {(name, part) for name in method.networks for part in ("prompts", "head", *["backbone"] * is_tuned)}
     assert parts - {("distill", "params")} == {part for part in known if variables[part[0]][part[1]]}
 
-    def total(learned, variables):
+    def total(learned, variables, batch, context):
         merged = {name: {**variables[name], **parts} for name, parts in learned.items()}
-        return loss(merged, batch(), place(1))[0]
+        return loss(merged, batch, context)[0]
 
     learned = {
         name: {part: tree for part, tree in parts.items() if part not in ("backbone", "state")}
         for name, parts in variables.items()
     }
-    value, grads = jax.device_get(transform(jax.value_and_grad(total))(learned, variables))
-    return value, flatten_dict(grads)
+    program = transform(jax.value_and_grad(total))
+
+    def step(kind):
+        first, end, labels = KINDS[kind]
+        value, grads = jax.device_get(program(learned, variables, batch(labels), place(1, first, end)))
+        return value, flatten_dict(grads)
+
+    return step
 
 
 def gradients_of_student(learner, scheme, transform=jax.jit, **changes):
@@ -155,7 +104,9 @@ def check(loss, grads, learns, silent=()):
     ("learner", "scheme"), [*STAR, *(pytest.param(*pair, marks=pytest.mark.grid) for pair in OTHERS)]
 )
 def test_gradients_reach_all_of_the_student_and_none_of_its_teacher(learner, scheme):
-    loss, grads = gradients_of_student(learner, scheme)
+    method = build(learner, scheme)
+    step = step_of_kinds(method, method.student_loss)
+    loss, grads = step("class")
     # Shallow L2P has prompts in block 0 only, so there is nothing to map for block 1.
     unused = {"prompts_1", "keys_1", "attention_1"} if (learner, scheme) == ("l2p", "prompt_mapping") else ()
     check(loss, grads, {"student", "distill"}, unused)
@@ -163,6 +114,18 @@ def test_gradients_reach_all_of_the_student_and_none_of_its_teacher(learner, sch
     for kernel in student_heads(grads, scheme):  # [dim, classes]
         assert np.any(kernel[:, :2]) == (scheme == "past")  # the old classes
         assert np.any(kernel[:, 2:], axis=0).all()
+    for kind in KINDS if not method.needs_own_classes else ("several sets",):
+        check_kind(kind, *step(kind), scheme, unused)
+
+
+def check_kind(kind, loss, grads, scheme, silent):
+    """Checks that a step of a stream kind trains the student and, of its heads, the classes of the task alone."""
+    check(loss, grads, {"student", "distill"}, silent)
+    first, end, _ = KINDS[kind]
+    for kernel in student_heads(grads, scheme):
+        is_trained = np.any(kernel, axis=0)
+        assert is_trained[first:end].all(), kind
+        assert scheme == "past" or is_trained.sum() == end - first, kind
 
 
 @pytest.mark.parametrize(("learner", "scheme"), TRACED)

@@ -82,6 +82,7 @@ def test_a_term_to_the_script_kills_no_process_of_the_run(job, tmp_path):
 
 LEARN = """#!/usr/bin/env bash
 [ "$1" = -m ] || exit 0
+if [ "$2" = cdl_jax.report ]; then echo "$*" >> "$LOG.report"; echo 0.02; exit; fi
 while [ "$1" != --workdir ]; do [ "$1" = --config ] && config=$2; shift; done
 echo "$2 $config" >> "$LOG"
 [[ $config != *teacher_run=* ]] || grep -q finished "${config##*teacher_run=}/results.json" || exit 2
@@ -104,7 +105,7 @@ def launched(tmp_path):
                          capture_output=True, text=True, check=True).stdout  # fmt: skip
     for name, text in (("bin/python", LEARN), ("made-from", f"{ROOT} cpu\n{key}"), ("data/glyph100.npz", ""),
                        ("data/glyph_teacher.npz", ""), ("data/glyph_student.npz", ""), ("data/emoji32.npz", ""),
-                       ("data/efficientnet-lite0-57934424.pth", "")):  # fmt: skip
+                       ("data/glyph_pretrain354.npz", ""), ("data/efficientnet-lite0-57934424.pth", "")):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -130,6 +131,36 @@ def test_two_processes_share_a_matrix_and_run_each_seed_once(launched):
         sum(a > b for a, b in zip(seeds, sorted(seeds), strict=True)) <= 1
     )  # except one that the other process was training
     assert start(CDL_SEEDS="0 1").wait(timeout=240) == 0 and len(log()) == len(runs)
+
+
+def test_the_matrix_of_learners_searches_each_rate_once_and_trains_all_rows_with_it(launched, tmp_path):
+    start, log = launched
+    choices = {"CDL_SEEDS": "0 1", "CDL_LEARNERS": "l2p aper", "CDL_SCHEMES": "past dkd", "CDL_CLOSED": "simple_cil"}
+    for _ in range(2):  # the second call finds all runs complete
+        assert start("glyph100", script="learners.sh", CDL_RATES="1e-2 2e-2", **choices).wait(timeout=240) == 0
+    runs = [workdir.split("/runs/")[1] for workdir, _ in log()]
+    searched = [
+        f"search/glyph100/{learner}/{rate}/seed_100" for learner in ("l2p", "aper") for rate in ("1e-2", "2e-2")
+    ]
+    rows = ["simple_cil/none", "l2p/none", "l2p/kd", "l2p/past", "l2p/dkd", "aper/none", "aper/kd", "aper/dkd"]
+    assert sorted(runs) == sorted([*searched, *(f"glyph100/{row}/seed_{seed}" for row in rows for seed in (0, 1))])
+    teachers = {run: config.partition("teacher_run=")[2] for run, (_, config) in zip(runs, log(), strict=True)}
+    assert teachers["glyph100/aper/dkd/seed_1"] == str(tmp_path / "runs/glyph100/aper/kd/seed_1")
+    words = (tmp_path / "log.report").read_text().splitlines()
+    assert [line.split()[2] for line in words] == ["best", "best", "grid", "grid"]
+    assert words[0].endswith(" ".join(str(tmp_path / "runs" / run) for run in searched[:2]))
+    assert (tmp_path / "runs/search/glyph100/l2p/best").read_text() == "0.02\n"
+
+
+def test_heads_are_fitted_on_each_distilled_student(launched):
+    start, log = launched
+    assert start(script="glyph100_goal.sh", CDL_SEEDS="3").wait(timeout=240) == 0
+    runs = [workdir.split("/runs/")[1].removesuffix("/seed_3") for workdir, _ in log()]
+    backbones = ("none", "teacher_backbone", "features", "labels")
+    rows = [f"{head}/{name}" for head in ("simple_cil", "ranpac") for name in backbones]
+    rows += ["ranpac/first_task", "ranpac/first_task_fitnets", "backbone/features", "backbone/labels"]
+    assert sorted(runs) == sorted(rows)
+    assert runs.index("backbone/features") < runs.index("ranpac/features")
 
 
 def test_all_seeds_of_a_row_are_one_program_on_request(launched, tmp_path):

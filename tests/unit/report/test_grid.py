@@ -108,3 +108,53 @@ def test_misnamed_folders_and_pages_without_marks_are_refused(runs, tmp_path, ca
     loose = runs[0].rename(tmp_path / "loose")
     with pytest.raises(UserError, match="is not called <learner>/<scheme>/seed_<n>"):
         grid.overview(read_groups([loose]))
+
+
+@pytest.fixture
+def measured_runs(runs):
+    """Runs of L2P that state their steps: those of `kd` also train a teacher."""
+    for run in (run for run in runs if run.parts[-3] == "l2p"):
+        path = run / "results.json"
+        content = json.loads(path.read_text())
+        phases = {"student": 100, "teacher": 50} if run.parts[-2] == "kd" else {"student": 100}
+        content["cost"] = {
+            "parameters": {"student": {"trainable": 400, "frozen": 9}, "teacher": {"trainable": 8, "frozen": 9}},
+            "flops_per_step": {"student": 2e6, "teacher": 5e6},
+            "steps": phases if run.parts[-2] != "dkd" else None,
+        }
+        content["stream"] = {"num_tasks": 2}
+        path.write_text(json.dumps(content))
+    return runs
+
+
+def test_details_of_measured_runs_have_operations_and_parameters(measured_runs):
+    head, *rows = grid.details(read_groups(measured_runs))
+    cells = {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}
+    # 100 steps of 2e6 for the student, and 50 of 5e6 for its teacher.
+    assert [cells["l2p", name]["operations"] for name in ("none", "kd", "dkd")] == ["2.00e+08", "4.50e+08", "-"]
+    assert cells["l2p", "kd"]["parameters a task"] == "200"
+    assert (cells["apt", "kd"]["operations"], cells["apt", "kd"]["parameters a task"]) == ("-", "-")
+
+
+def test_plots_of_operations_and_of_strength_have_the_numbers_of_each_row(measured_runs):
+    groups = read_groups(measured_runs)
+    assert grid.accuracy_by_operations(groups) == {
+        "l2p, none": ([2e8] * 3, list(ALONE)),
+        "l2p, kd": ([4.5e8] * 3, list(KD)),
+    }
+    # L2P alone has 52 and gains 3 over three seeds; APT alone has 60 and gains 1 and 2 in two.
+    assert grid.gains_by_strength(groups) == {"kd": ([52.0, 60.0], [3.0, 1.5]), "dkd": ([52.0], [1.0])}
+
+
+def test_the_command_writes_both_plots(measured_runs, tmp_path, capsys):
+    words = ["grid", *map(str, measured_runs)]
+    files = {option: tmp_path / f"{option}.svg" for option in ("operations", "strength")}
+    assert report_main([*words, *(word for name, file in files.items() for word in (f"--plot-{name}", str(file)))]) == 0
+    texts = {name: file.read_text() for name, file in files.items()}
+    assert "<!-- floating-point operations of training -->" in texts["operations"]
+    assert "<!-- l2p, kd -->" in texts["operations"] and "<!-- dkd -->" in texts["strength"]
+    assert "<!-- accuracy of the learner alone, % -->" in texts["strength"]
+    capsys.readouterr()
+    alone = [str(run) for run in measured_runs if "apt" in run.parts]
+    assert report_main(["grid", *alone, "--plot-operations", str(files["operations"])]) == 2
+    assert "no finished run here states the number of its training steps" in capsys.readouterr().err

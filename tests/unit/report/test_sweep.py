@@ -112,3 +112,14 @@ def test_a_sweep_without_a_finished_run_or_with_options_of_other_commands_is_ref
         assert report_main(["sweep", "distill.alpha", *more, *runs, "--plot", str(tmp_path / "plot.svg")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+
+
+def test_the_best_value_has_the_highest_mean_over_as_many_seeds_as_the_others(tmp_path, capsys):
+    runs = [store(tmp_path, f"kd_{a}", s, value, a) for a, pair in {0.1: (50, 60), 0.5: (58, 54)}.items()
+            for s, value in enumerate(map(float, pair))]  # fmt: skip
+    assert report_main(["best", "distill.alpha", *runs]) == 0 and capsys.readouterr().out == "0.5\n"
+    assert report_main(["best", "distill.alpha", *runs[:3]]) == 2
+    assert "its values have different numbers of finished runs" in capsys.readouterr().err
+    other = store(tmp_path, "dkd", 0, 40.0, 0.1, "dkd")
+    assert report_main(["best", "distill.alpha", *runs, other]) == 2
+    assert "runs also differ in other settings (distill.name=kd, distill.name=dkd)" in capsys.readouterr().err
