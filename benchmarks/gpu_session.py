@@ -25,7 +25,7 @@ from cdl_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "docs" / "results" / "benchmarks"
-REHEARSAL_SECONDS = 300  # of each section: a CPU may be slow
+REHEARSAL_SECONDS = 600  # of each section: a CPU may be slow
 LEAST_SECONDS = 15  # less is not enough for the start of a section
 _PROBE = (
     "import importlib.util as u, json, jax; "
