@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     from cdl_jax.errors import MissingFileError, UserError
 
     try:
-        code = _main(sys.argv if argv is None else ["cdl_jax", *argv])
+        code = _main(sys.argv if argv is None else ["cdl_jax", *argv], owns_process=argv is None)
         if sys.stdout is not None:  # None: the command was started without a standard output
             sys.stdout.flush()
         return code
@@ -122,7 +122,7 @@ def _print_error(text):
     print("cdl_jax: " + " ".join(text.split()), file=sys.stderr)
 
 
-def _main(argv):
+def _main(argv, owns_process):
     words = argv[1:]
     if not words:
         print(_USAGE, file=sys.stderr)
@@ -147,6 +147,8 @@ def _main(argv):
             return _run(parse(argv), handler)
     except signals.RunInterrupted as stop:
         _print_error(str(stop))
+        if owns_process and not together:  # an orderly exit waits for programs that threads are compiling
+            signals.end_process(128 + stop.number)
         return 128 + stop.number
 
 

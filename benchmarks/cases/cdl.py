@@ -6,7 +6,8 @@
     python -m benchmarks.run cdl --read FILE.json ...         # what earlier calls found, in one table
 
 Losses of three steps of each phase must be equal before it is timed. A ratio above 1 means that ours is faster. On a
-GPU ours and the tuned peer compute in bfloat16 (--precision).
+GPU ours and the tuned peer compute in bfloat16 (--precision). `--manners` without a name times this program alone,
+without PyTorch.
 """
 
 import json
@@ -23,7 +24,7 @@ def arguments(parser) -> None:
     parser.add_argument("--size", choices=cdl_sizes.SIZES, default="tiny")
     parser.add_argument("--learners", nargs="+", choices=cdl_sizes.LEARNERS, default=cdl_sizes.LEARNERS)
     parser.add_argument("--schemes", nargs="+", choices=cdl_sizes.SCHEMES, default=cdl_sizes.SCHEMES)
-    parser.add_argument("--manners", nargs="+", choices=("authors", "tuned", "frozen"), default=("authors", "tuned"))
+    parser.add_argument("--manners", nargs="*", choices=("authors", "tuned", "frozen"), default=("authors", "tuned"))
     parser.add_argument("--phases", nargs="+", choices=("teacher", "student"), default=("teacher", "student"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps of each side in a round")
@@ -40,7 +41,8 @@ def measure(options) -> dict:
         found = [one for file in options.read for one in json.loads(file.read_text())["steps"]]
         print(timing.markdown(HEAD, [row for one in found for row in rows(one)]))
         return {"steps": found}
-    torch_peers.start()
+    if options.manners:
+        torch_peers.start()
     from benchmarks import compared
 
     bfloat16 = compared.use_bfloat16(options.precision)
@@ -80,14 +82,15 @@ def measure(options) -> dict:
 
 
 def rows(one: dict):
-    """The table's rows of one phase: ours beside each peer."""
-    ours = one["ms"]["ours"]
-    for name, peer in one["ms"].items():
-        if name != "ours":
-            yield (
-                one["learner"], one["scheme"], one["phase"], _range(ours), f"{100 * one['roof']['of_roof']:.0f} %",
-                name, _range(peer), f"{peer['ratio']:.2f}", f"{one['differences'][name]:.0e}",
-            )  # fmt: skip
+    """The table's rows of one phase: ours beside each peer, or alone."""
+    ours, peers = one["ms"]["ours"], {name: peer for name, peer in one["ms"].items() if name != "ours"}
+    own = (
+        one["learner"], one["scheme"], one["phase"], _range(ours), f"{100 * one['roof']['of_roof']:.0f} %",
+    )  # fmt: skip
+    if not peers:
+        yield (*own, "", "", "", "")
+    for name, peer in peers.items():
+        yield (*own, name, _range(peer), f"{peer['ratio']:.2f}", f"{one['differences'][name]:.0e}")
 
 
 def _range(summary):

@@ -1,6 +1,6 @@
 """Decodes and transforms images of a split on the host, as a random-access source for grain."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ class ImageDataset:
     key_parts: non-negative counters behind the training transform, the seed first; None: the test transform.
     options: of `augment`.
     size: side of the images in pixels.
+    load: `(split, row) -> (image, name)`; None: `load_image`.
     """
 
     split: Split
@@ -35,6 +36,7 @@ class ImageDataset:
     key_parts: tuple[int, ...] | None
     options: Mapping[str, Any]
     size: int
+    load: Callable[[Split, int], tuple[Any, str]] | None = None
 
     def __len__(self):
         return len(self.rows)
@@ -46,7 +48,7 @@ class ImageDataset:
         row = self.rows[index]
         if row < 0:  # pads an incomplete batch, and is cut off later
             return {"images": np.zeros((self.size, self.size, 3), np.uint8), "labels": np.int32(0), "rows": np.int32(0)}
-        image, name = load_image(self.split, row)
+        image, name = (self.load or load_image)(self.split, row)
         try:
             if self.key_parts is None:
                 pixels = augment.transform_test_image(image, self.options, self.size)

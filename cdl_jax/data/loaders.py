@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 
 from cdl_jax import config
 from cdl_jax.data import stream
+from cdl_jax.data.decoded_cache import DecodedCache
 from cdl_jax.data.image_dataset import ImageDataset
 from cdl_jax.data.stream import Split
 from cdl_jax.data.transforms import augment
@@ -39,6 +40,7 @@ from cdl_jax.runtime import sharding
 OPTIONS = {
     "device_data_limit_mb": config.OPTIONS["device_data_limit_mb"],
     "num_workers": stream.OPTIONS["num_workers"],
+    "cache_mb": stream.OPTIONS["cache_mb"],
 }
 PREFETCH = 2  # batches on their way to the device while one is in use
 
@@ -105,6 +107,8 @@ class HostLoader:
     this process. Images of an array are always prepared by threads, because each process would need a copy of the
     array. Processes start at every call (seconds), so an order should span many epochs: concatenate the orders of the
     epochs.
+
+    Threads retain up to `options["cache_mb"]` MiB of decoded images for the next epochs.
 
     data: empty; the images come with each batch.
     size: side in pixels of the delivered images.
@@ -175,11 +179,19 @@ class HostLoader:
         rows, key_parts = np.array([row]), (0,) if part == "train" else None
         ImageDataset(self.split, rows, np.zeros(1, int), key_parts, self.options, self.size)[0]
 
+    @functools.cached_property
+    def _cache(self):
+        """Returns the cache of decoded files; None without one, and for processes, which share no memory."""
+        limit = self.options["cache_mb"] * 2**20
+        return DecodedCache(limit) if limit and self.split.images is None and not self.options["num_workers"] else None
+
     def _batches(self, order, start_step, key_parts, weights=None):
         import grain
         from absl import flags
 
         rows = _local_columns(self.mesh, order)
+        if self._cache:
+            self._cache.make_room(rows)
         positions = np.where(order < 0, -1, np.arange(order.size).reshape(order.shape))
         positions = _local_columns(self.mesh, positions)
         images = ImageDataset(
@@ -189,6 +201,7 @@ class HostLoader:
             key_parts=key_parts,
             options=self.options,
             size=self.size,
+            load=self._cache and self._cache.load,
         )
         local_batch_size = rows.shape[1]
         images = grain.MapDataset.source(images)

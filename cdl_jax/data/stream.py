@@ -74,10 +74,16 @@ OPTIONS: dict[str, Any] = {
     "max_test_per_class": Option(0, "test images per class; 0: all"),
     "validation_fraction": Option(0.0, "fraction of the training set to test on instead of the test set", below=1),
     "num_workers": Option(0, "processes that decode images from disk; 0: threads of this process", resumable=True),
+    "cache_mb": Option(
+        1024,
+        "MiB of decoded images of files that threads retain for the next epochs; 0: none",
+        minimum=0,
+        resumable=True,
+    ),
 }
 
 # Options of reading and training; the others define the tasks.
-_OTHERS = ("path", "num_workers", "online")
+_OTHERS = ("path", "num_workers", "cache_mb", "online")
 _OF_STREAMS = ("max_tasks", "append")  # options that change the stream of a source
 
 

@@ -68,6 +68,9 @@ def train(
                     "cdl_jax: this process of the run, or another, has failed; rerun the same command to resume"
                 )
             raise
+        finally:
+            if steps is not None:
+                steps.cancel_compilation()
 
 
 def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
@@ -118,7 +121,9 @@ class TaskLoop:
         self.folder, self.checkpoints, self.signals = folder, checkpoints, signals
         self.is_primary = jax.process_index() == 0  # the only process that writes files other than checkpoints
         steps.trace()
+        steps.compile_evaluation_in_background()
         self.records, self.mutable, self.frozen, self.state = self._restore()
+        steps.compile_training_in_background()
         self.record = self.records[0]  # the position in the run is that of all seeds
         self.loggers, self.bar = [], None
         if self.is_primary:
@@ -354,6 +359,7 @@ class TaskLoop:
 
     def _evaluate(self, mutable, tasks, at, before_batch=None):
         start = time.perf_counter()
+        self.steps.finish_evaluation_compilation()
         evaluations = self.evaluator.evaluate(mutable, self.frozen, tasks, at, before_batch=before_batch)
         self.record.add_seconds("evaluation", time.perf_counter() - start)
         return evaluations
@@ -382,8 +388,7 @@ class TaskLoop:
         lines = [{name: float(value[i]) for name, value in means.items()} for i in range(len(steps))]
         self._log(lines, task=task.index, phase=phase.name, epoch=epoch)
         self.bar.set_postfix_str(progress.position_text(task.index, phase.name, means))
-        sums = {"metric_sums": state.metric_sums, "nonfinite": state.nonfinite}
-        return state.replace(**jax.tree.map(jnp.zeros_like, sums))
+        return state.replace(**self.steps.zero_sums())
 
     def _report_nonfinite(self, state, task, index):
         """Writes nonfinite.json if there were steps with NaN or infinity since the last log line.

@@ -9,7 +9,7 @@ from cdl_jax.runtime import paths
 
 
 def enable_cache(folder: str) -> None:
-    """Enables the compilation cache of jax, for programs that take over a second to compile.
+    """Enables the compilation cache of jax, for programs of any size.
 
     The key of an entry contains the program and the machine. The environment variable JAX_COMPILATION_CACHE_DIR
     overrides `folder`. A folder that cannot be written, or whose home folder is missing, is not used, and a log line
@@ -30,6 +30,8 @@ def enable_cache(folder: str) -> None:
         _warn(path, error.strerror)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
+    # By default programs that take less than a second are compiled again, those of a start for over a second together.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _warn(path, reason):

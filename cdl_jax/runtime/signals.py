@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -106,12 +106,17 @@ def _exit_now(number: signal.Signals) -> None:
     An exception would be lost in a callback or a finalizer, where Python may run a handler. The orderly exit of the
     interpreter crashes while a thread of XLA compiles.
     """
-    with suppress(Exception):  # the signal may have come during a write
-        sys.stdout.flush()
     line = f"cdl_jax: {number.name}: ended with nothing to save; rerun the same command to start again\n"
     with suppress(OSError):
         os.write(2, line.encode())
-    os._exit(128 + number)
+    end_process(128 + number)
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends this process with an exit code, without the orderly exit of the interpreter."""
+    with suppress(Exception):  # a signal may have come during a write
+        sys.stdout.flush()
+    os._exit(code)
 
 
 @contextmanager

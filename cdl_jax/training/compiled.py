@@ -12,6 +12,7 @@ from cdl_jax.data.stream import Task
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import CachesQueries, HerdsMemory, Phase
 from cdl_jax.runtime import operations, sharding
+from cdl_jax.runtime.compilation_queue import CompilationQueue
 from cdl_jax.training import steps
 from cdl_jax.training.experiment import Experiment
 from cdl_jax.training.state import State, init_optimizers, position
@@ -59,6 +60,7 @@ class CompiledSteps:
             for index in range(len(method.phases))
         ]
         self._compiled, self._feature_steps = {}, {}
+        self._queue = CompilationQueue(loaders.usable_cpus() - 1)  # one CPU traces, loads and trains
 
     def trace(self) -> None:
         """Traces all steps, so that mistakes in shapes and names are found before the first step.
@@ -75,15 +77,8 @@ class CompiledSteps:
         for change in (self._start_task, self._end_task, *self._finish_phase.values()):
             jax.eval_shape(change, mutable, frozen, start, experiment.seed)
         with self.mesh_context():
-            data = self.test_loader.data
-            if isinstance(method, CachesQueries):
-                batch = self.test_loader.abstract_batch(experiment.config.eval.batch_size, True)
-                queries = jax.eval_shape(self.query_step, frozen, data, batch)
-                count = len(experiment.stream.test)
-                queries = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), queries)
-                data = {**data, "queries": sharding.abstract_tree(experiment.mesh, queries)}
-            batch = self.abstract_test_batch(self.test_loader)
-            jax.eval_shape(self.evaluation_step, mutable, frozen, data, batch, start)
+            for step, inputs in self._evaluation_programs().values():
+                jax.eval_shape(step, *inputs)
             for network in {phase.herding_network for phase in method.phases if phase.herding_network}:
                 batch = self.abstract_test_batch(self.train_loader)
                 jax.eval_shape(self.features_step(network), mutable, frozen, self.train_loader.data, batch, start)
@@ -91,6 +86,57 @@ class CompiledSteps:
             if loader.crops_on_host:
                 for task in experiment.stream.tasks:
                     loader.check_image({"train": task.train, "test": task.test}[part][0], part)
+
+    def _evaluation_programs(self) -> dict[str, tuple]:
+        """Returns the jitted steps of an evaluation by name, each with its arguments or their shapes."""
+        mutable, frozen = self.experiment.abstract_variables()
+        programs, data = {}, self.test_loader.data
+        if isinstance(self.experiment.method, CachesQueries):
+            inputs = frozen, data, self.test_loader.abstract_batch(self.experiment.config.eval.batch_size, True)
+            programs["queries"] = self.query_step, inputs
+            count = len(self.experiment.stream.test)
+            queries = jax.eval_shape(self.query_step, *inputs)
+            queries = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), queries)
+            data = {**data, "queries": sharding.abstract_tree(self.experiment.mesh, queries)}
+        inputs = mutable, frozen, data, self.abstract_test_batch(self.test_loader)
+        return programs | {"evaluation": (self.evaluation_step, (*inputs, position(self.experiment.stream.tasks[0])))}
+
+    def compile_evaluation_in_background(self) -> None:
+        """Starts to compile the steps of an evaluation in threads, in the order of their use."""
+        if self._compiles_in_background:
+            with self.mesh_context():
+                for name, (step, inputs) in self._evaluation_programs().items():
+                    self._queue.add(name, step.lower(*inputs))
+
+    def compile_training_in_background(self) -> None:
+        """Starts to compile the steps of all phases in threads, in the order of their use."""
+        if not self._compiles_in_background:
+            return
+        experiment = self.experiment
+        for index, phase in enumerate(experiment.method.phases):
+            task = next((task for task in experiment.stream.tasks if experiment.epochs(task, phase)), None)
+            key = task and self._program_key(index, max(experiment.batch_sizes(task, phase)))
+            if key and key not in self._compiled:
+                with self.mesh_context():
+                    self._queue.add(key, self._jitted_step(index, 1).lower(*self._step_inputs(*key)))
+
+    @property
+    def _compiles_in_background(self) -> bool:
+        """Returns whether threads compile.
+
+        Several processes compile in the same order. On a single CPU the program that is needed first is compiled first.
+        """
+        is_alone = jax.process_count() == 1
+        return is_alone and self._queue.threads > 0 and not self.experiment.config.debug_nans
+
+    def finish_evaluation_compilation(self) -> None:
+        """Waits until the steps of an evaluation are compiled, if threads compile them."""
+        for name in ("queries", "evaluation"):
+            self._queue.take(name)
+
+    def cancel_compilation(self) -> None:
+        """Ends the compilation of steps in threads; what is still missing is compiled at its first use."""
+        self._queue.cancel()
 
     def abstract_test_batch(self, loader: steps.Loader) -> dict:
         """Returns shapes, types and shardings of a batch of a loader in sequential order."""
@@ -164,10 +210,14 @@ class CompiledSteps:
 
     def task_state(self, mutable) -> State:
         """Returns the state with which a task begins: new optimizer states, and sums of zero."""
-        abstract = self.abstract_state
         opt, best = self._compiled_initial_parts(mutable)
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (abstract.metric_sums, abstract.nonfinite))
-        return State(mutable, opt, *sharding.shard(self.experiment.mesh, zeros), best)
+        return State(mutable, opt, **self.zero_sums(), best_mutable=best)
+
+    def zero_sums(self) -> dict:
+        """Returns `metric_sums` and `nonfinite` of a state before its first step, on the devices."""
+        abstract = self.abstract_state
+        sums = {"metric_sums": abstract.metric_sums, "nonfinite": abstract.nonfinite}
+        return sharding.shard(self.experiment.mesh, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums))
 
     @cached_property
     def _compiled_initial_parts(self):
@@ -198,18 +248,29 @@ class CompiledSteps:
           index, size, num_steps: as in `train_step`.
           canvas: (height, width) of the images; None: the first of the loader, or the only shape.
         """
+        key = self._program_key(index, size, num_steps, canvas)
+        if key not in self._compiled:
+            step = self._jitted_step(index, num_steps)
+            debug = self.experiment.config.debug_nans  # jax then repeats a bad step with the step's own arguments
+            with self.mesh_context():
+                compiled = self._queue.take(key)
+                self._compiled[key] = step if debug else compiled or step.lower(*self._step_inputs(*key)).compile()
+        return self._compiled[key]
+
+    def _program_key(self, index, size=0, num_steps=1, canvas=None):
         canvases = self.train_loader.canvases
         canvas = canvas or (canvases[0] if canvases else None)
-        key = index, size or self.experiment.config.train.batch_size, num_steps, canvas
-        if key not in self._compiled:
-            shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-            debug = self.experiment.config.debug_nans  # jax then repeats a bad step with the step's own arguments
-            step = self._phase_step(index) if num_steps == 1 else steps.scan_steps(self._phase_step(index))
-            step = jax.jit(step, donate_argnums=() if debug else 0, out_shardings=shardings)
-            with self.mesh_context():
-                example = self.abstract_state, self.experiment.abstract_variables()[1], *self._abstract_inputs(*key)
-                self._compiled[key] = step if debug else step.lower(*example).compile()
-        return self._compiled[key]
+        return index, size or self.experiment.config.train.batch_size, num_steps, canvas
+
+    def _jitted_step(self, index, num_steps):
+        """Returns the jitted step of a phase, or several of its steps in one call."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        step = self._phase_step(index) if num_steps == 1 else steps.scan_steps(self._phase_step(index))
+        return jax.jit(step, donate_argnums=() if self.experiment.config.debug_nans else 0, out_shardings=shardings)
+
+    def _step_inputs(self, *key):
+        """Returns the arguments of the step with this key, as shapes where they are large."""
+        return self.abstract_state, self.experiment.abstract_variables()[1], *self._abstract_inputs(*key)
 
     def flops(self, index: int, size: int = 0) -> float | None:
         """Returns the operations of a compiled step over all devices by the compiler's count; None: unknown.

@@ -58,8 +58,8 @@ def name_of(method: str) -> str:
 
 def _image_loaders(experiment):
     config, axis, stream = experiment.config, experiment.axis, experiment.stream
-    limits = {"num_workers": config.data.num_workers, "device_data_limit_mb": config.device_data_limit_mb}
-    options = {**config.augment, **limits}
+    limits = {"num_workers": config.data.num_workers, "cache_mb": config.data.cache_mb}
+    options = {**config.augment, **limits, "device_data_limit_mb": config.device_data_limit_mb}
 
     def make(split, part):
         return loaders.make_loader(split, experiment.mesh, options, experiment.method.image_size, axis.labels(part))

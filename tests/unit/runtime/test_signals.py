@@ -120,3 +120,12 @@ def test_a_test_can_send_sigint_where_the_parent_ignores_it():
     env = {**os.environ, "CDL_IGNORED_INT": "1"}
     done = subprocess.run(nested, cwd=Path(__file__).parents[3], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_process_ends_with_its_code_while_a_thread_works():
+    program = (
+        "import threading, time; from cdl_jax.runtime import signals; "
+        "threading.Thread(target=time.sleep, args=(600,)).start(); print('a line'); signals.end_process(143)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert (done.returncode, done.stdout) == (143, "a line\n")
