@@ -21,7 +21,7 @@ from cdl_jax import optim
 from cdl_jax.distill import vkd
 from cdl_jax.models.modules import orthogonal
 from cdl_jax.options import defaults
-from cdl_jax.report import plots
+from cdl_jax.report import comparison_plots
 
 BATCH, FIRST = 64, 50
 RATE, DECAY = 5e-4, 0.05
@@ -108,5 +108,7 @@ def measure(options) -> dict:
         found = errors_and_norms(options.steps, options.features, options.inputs)
     print(table(found))
     if options.svg:
-        options.svg.write_text(plots.line_plot(found["norms"], "optimizer steps", "Frobenius norm of the projection"))
+        options.svg.write_text(
+            comparison_plots.line_plot(found["norms"], "optimizer steps", "Frobenius norm of the projection")
+        )
     return found

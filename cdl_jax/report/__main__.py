@@ -56,7 +56,17 @@ from typing import Any
 from cdl_jax import published
 from cdl_jax.errors import UserError
 from cdl_jax.plugins import did_you_mean
-from cdl_jax.report import comparison, detectors, generators, grid, plots, replication, sweep, tables, text
+from cdl_jax.report import (
+    comparison,
+    comparison_plots,
+    detectors,
+    generators,
+    grid,
+    replication,
+    sweep,
+    tables,
+    text,
+)
 from cdl_jax.report.groups import Group, folder_names, labels, metric_of, read_groups
 from cdl_jax.report.text import Section
 from cdl_jax.runtime import console, files, paths
@@ -131,7 +141,9 @@ def show_grid(options: argparse.Namespace) -> int:
         _write("--plot-operations", options.plot_operations, _operations_plot(groups))
     if options.plot_strength:
         strengths = grid.gains_by_strength(groups)
-        _write("--plot-strength", options.plot_strength, plots.gain_vs_strength(strengths, metric_of(groups)))
+        _write(
+            "--plot-strength", options.plot_strength, comparison_plots.gain_vs_strength(strengths, metric_of(groups))
+        )
     if options.export:
         grid.export_results(groups, options.export)
     _print_sections(sections)
@@ -145,7 +157,9 @@ def show_sweep(options: argparse.Namespace) -> int:
         return 2
     accuracies = sweep.group_by_option(groups, options.option)
     sections = [("Runs", sweep.table(accuracies, options.option), "")]
-    _write_outputs(options, sections, lambda: plots.sweep_plot(accuracies, options.option, metric_of(groups)))
+    _write_outputs(
+        options, sections, lambda: comparison_plots.sweep_plot(accuracies, options.option, metric_of(groups))
+    )
     _print_sections(sections)
     return 0
 
@@ -432,7 +446,7 @@ def _headline_plot(groups: list[Group], names: list[str]) -> str:
     accuracies = {label: values for label, values in accuracies.items() if values}
     if not accuracies:
         raise UserError("--plot: none of these runs is finished: leave --plot out")
-    return plots.dot_plot(accuracies, f"{metric_of(groups)}, %; bar: mean")
+    return comparison_plots.dot_plot(accuracies, f"{metric_of(groups)}, %; bar: mean")
 
 
 def _gain_plot(groups: list[Group]) -> str:
@@ -444,7 +458,7 @@ def _gain_plot(groups: list[Group]) -> str:
     gains = grid.gains(groups)
     if not gains:
         raise UserError('--plot: no finished run here has the scheme "none" of its learner and seed to compare with')
-    return plots.dot_plot(gains, f"gain of {metric_of(groups)} over the learner alone, points; bar: mean")
+    return comparison_plots.dot_plot(gains, f"gain of {metric_of(groups)} over the learner alone, points; bar: mean")
 
 
 def _traffic_plot(groups: list[Group], names: list[str]) -> str:
@@ -461,7 +475,7 @@ def _traffic_plot(groups: list[Group], names: list[str]) -> str:
             points[name] = amounts, list(values.values())
     if not any(sum(amounts) for amounts, _ in points.values()):
         raise UserError("--plot-traffic: no finished run here has exchanged anything; name runs of learners that do")
-    return plots.accuracy_vs_traffic(points)
+    return comparison_plots.accuracy_vs_traffic(points)
 
 
 def _operations_plot(groups: list[Group]) -> str:
@@ -473,7 +487,7 @@ def _operations_plot(groups: list[Group]) -> str:
     points = grid.accuracy_by_operations(groups)
     if not points:
         raise UserError("--plot-operations: no finished run here states the number of its training steps: rerun them")
-    return plots.accuracy_vs_amount(points, "floating-point operations of training", metric_of(groups))
+    return comparison_plots.accuracy_vs_amount(points, "floating-point operations of training", metric_of(groups))
 
 
 def _formatted(file: Path, sections: list[Section]) -> str:

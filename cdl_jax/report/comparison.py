@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdl_jax.errors import UserError
-from cdl_jax.report import plots, text
+from cdl_jax.report import comparison_plots, text
 from cdl_jax.report.groups import Group, metric_of
 from cdl_jax.report.tables import standard_error
 from cdl_jax.report.text import MISSING, Measured, Plot, Rows
@@ -90,10 +90,10 @@ def curves_plot(groups: Sequence[Group], names: Sequence[str]) -> Plot:
     curves = {}
     for name, group in zip(names, groups, strict=True):
         if seeds := [run.curve for run in group.runs.values() if run.curve]:
-            curves[name] = plots.Curve(seeds, _first_own_point(group, groups))
+            curves[name] = comparison_plots.Curve(seeds, _first_own_point(group, groups))
     if not curves:
         raise UserError("--plot-curves: these results have no accuracy matrices: leave --plot-curves out")
-    return plots.run_curves(curves, metric_of(groups))
+    return comparison_plots.run_curves(curves, metric_of(groups))
 
 
 def _first_own_point(group: Group, groups: Sequence[Group]) -> int:

@@ -14,6 +14,8 @@ from cdl_jax.runtime.console import one_line
 
 # The palette of Okabe and Ito, which color-blind readers can distinguish too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Place of a legend beside the axes.
+OUTSIDE = {"fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}
 HIDDEN = "_hidden "  # begins the label of a line that the legend leaves out
 
 

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import gan_options
-from cdl_jax.report import plots
+from cdl_jax.report import comparison_plots
 from cdl_jax.report.groups import Group, metric_of
 from cdl_jax.report.tables import format_difference, format_mean_std
 from cdl_jax.report.text import Plot, Rows
@@ -60,7 +60,7 @@ def dots(groups: Sequence[Group]) -> Plot:
       groups: as `read_groups` returns them.
     """
     values = {_setting(group.config): [*group.values(_NETWORK, "last", finished=True).values()] for group in groups}
-    return plots.dot_plot(values, f"{metric_of(groups)} (smaller is better); bar: mean")
+    return comparison_plots.dot_plot(values, f"{metric_of(groups)} (smaller is better); bar: mean")
 
 
 def _setting(config):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import orthogonality
-from cdl_jax.report import plots
+from cdl_jax.report import comparison_plots
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
@@ -29,5 +29,5 @@ def test_the_documents_show_the_stored_figures():
     found = json.loads((RESULTS / "orthogonality.json").read_text())
     assert found["steps"] == 10_000
     assert orthogonality.table(found) in (RESULTS / "vkd.md").read_text()
-    drawn = plots.line_plot(found["norms"], "optimizer steps", "Frobenius norm of the projection")
+    drawn = comparison_plots.line_plot(found["norms"], "optimizer steps", "Frobenius norm of the projection")
     assert drawn == (RESULTS / "vkd_collapse.svg").read_text()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cdl_jax.report import __main__ as command_line
-from cdl_jax.report import plots
+from cdl_jax.report import comparison_plots
 from tests.support.stored_runs import CONFIG, config_with_seed, results, store, store_exchanging, store_of_method
 from tests.unit.report.test_grid import runs as grid_runs  # noqa: F401
 from tests.unit.report.test_sweep import store as store_sweep
@@ -129,7 +129,7 @@ def test_the_command_line_plots_the_headlines(tmp_path, capsys):
     assert command_line.main(words) == 0
     assert "| method=dml | network | 1 | 50.00 | +0.00 |" in (tmp_path / "a.md").read_text()
     svg = (tmp_path / "a.svg").read_text()
-    assert "<!-- method=supervised -->" in svg and svg == plots.dot_plot(
+    assert "<!-- method=supervised -->" in svg and svg == comparison_plots.dot_plot(
         {"method=supervised": [50.0], "method=dml": [50.0]}, "accuracy, %; bar: mean"
     )
     capsys.readouterr()
@@ -149,7 +149,7 @@ def test_numbers_of_detectors_are_called_ap(grid_runs, tmp_path, capsys):  # noq
     assert (tmp_path / "grid.md").read_text().startswith("## AP after the last task\n") and "learning_AP" in out
     assert "<!-- AP, %; bar: mean -->" in svgs["table"].read_text()
     assert "<!-- gain of AP over the learner alone, points; bar: mean -->" in svgs["grid"].read_text()
-    assert "<!-- AP, %; line: mean -->" in plots.sweep_plot({"a": {1: [2.0]}}, "x", "AP")
+    assert "<!-- AP, %; line: mean -->" in comparison_plots.sweep_plot({"a": {1: [2.0]}}, "x", "AP")
 
 
 def test_the_command_line_plots_accuracy_against_traffic(tmp_path, capsys):
@@ -158,10 +158,12 @@ def test_the_command_line_plots_accuracy_against_traffic(tmp_path, capsys):
     words = ["--label-by-folder", "--plot-traffic", str(tmp_path / "a.svg")]
     assert command_line.main([*map(str, runs), str(never), *words]) == 0
     svg = (tmp_path / "a.svg").read_text()
-    assert svg == plots.accuracy_vs_traffic({"often": ([12.5, 12.5], [61.0, 61.5]), "never": ([0.0], [50.5])})
+    assert svg == comparison_plots.accuracy_vs_traffic(
+        {"often": ([12.5, 12.5], [61.0, 61.5]), "never": ([0.0], [50.5])}
+    )
     for text in ("often", "never", "megabytes exchanged"):
         assert f"<!-- {text} -->" in svg
-    assert plots.accuracy_vs_traffic({"often": ([12.5, 12.5], [61.0, 62.5])}) != svg
+    assert comparison_plots.accuracy_vs_traffic({"often": ([12.5, 12.5], [61.0, 62.5])}) != svg
     capsys.readouterr()
     assert command_line.main([str(never), *words]) == 2
     assert "no finished run here has exchanged anything" in capsys.readouterr().err

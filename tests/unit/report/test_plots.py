@@ -1,6 +1,6 @@
 """Plots contain the text that explains them."""
 
-from cdl_jax.report import plots
+from cdl_jax.report import comparison_plots, plots
 from tests.support.stored_runs import LINES
 
 
@@ -43,8 +43,11 @@ def test_the_mean_kl_of_an_age_compares_the_same_tasks():
 
 
 def test_curves_of_runs_are_means_over_seeds():
-    curves = {"a": plots.Curve([[80.0, 60.0], [90.0, 70.0]]), "b": plots.Curve([[80.0, 50.0]], start=1)}
-    assert rows(plots.run_curves(curves))[1:] == [",a,1,85,", ",a,2,65,", ",b,2,50,"]
+    curves = {
+        "a": comparison_plots.Curve([[80.0, 60.0], [90.0, 70.0]]),
+        "b": comparison_plots.Curve([[80.0, 50.0]], start=1),
+    }
+    assert rows(comparison_plots.run_curves(curves))[1:] == [",a,1,85,", ",a,2,65,", ",b,2,50,"]
 
 
 def test_learning_rates_are_plotted_by_phase():
@@ -56,4 +59,4 @@ def test_numbers_at_named_ticks_have_their_names():
     shown = rows(plots.confusion([[100.0, 0.0], [25.0, 75.0]], ["a", "_b"], "net"))
     assert shown[0] == "panel,name,predicted class,class,value"
     assert shown[1:] == ["net,,a,a,100", "net,,_b,a,0", "net,,a,_b,25", "net,,_b,_b,75"]
-    assert "each,61,a," in "\n".join(rows(plots.dot_plot({"a": [61.0, 62.0]}, "accuracy")))
+    assert "each,61,a," in "\n".join(rows(comparison_plots.dot_plot({"a": [61.0, 62.0]}, "accuracy")))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cdl_jax.errors import UserError
-from cdl_jax.report import plots, run_page
+from cdl_jax.report import comparison_plots, plots, run_page
 from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.runtime import console, files
 from cdl_jax.runtime.json_lines import JsonLines
@@ -27,11 +27,11 @@ SHOWN = {"a\nb": "a\\nb", "x\udcffy": "x\\udcffy", "_hidden": " _hidden", "\x1b[
 
 PLOTS = {
     "curves": lambda names: plots.accuracy_curves({name: [[50.0], [40.0, 30.0]] for name in names}),
-    "rows": lambda names: plots.dot_plot({name: [1.0, 2.0] for name in names}, names[0]),
-    "lines": lambda names: plots.sweep_plot({name: {0.1: [1.0], 0.2: [2.0]} for name in names}, names[0]),
-    "words": lambda names: plots.sweep_plot({"line": {name: [1.0] for name in names if name}}, "option"),
-    "traffic": lambda names: plots.accuracy_vs_traffic({name: ([1.0, 2.0], [3.0, 4.0]) for name in names}),
-    "series": lambda names: plots.line_plot({name: [1.0, 2.0] for name in names}, names[0], "y"),
+    "rows": lambda names: comparison_plots.dot_plot({name: [1.0, 2.0] for name in names}, names[0]),
+    "lines": lambda names: comparison_plots.sweep_plot({name: {0.1: [1.0], 0.2: [2.0]} for name in names}, names[0]),
+    "words": lambda names: comparison_plots.sweep_plot({"line": {name: [1.0] for name in names if name}}, "option"),
+    "traffic": lambda names: comparison_plots.accuracy_vs_traffic({name: ([1.0, 2.0], [3.0, 4.0]) for name in names}),
+    "series": lambda names: comparison_plots.line_plot({name: [1.0, 2.0] for name in names}, names[0], "y"),
     "scatter": lambda names: plots.scatter([[0.0, 1.0]] * len(names), names, names[0]),
     "table": lambda names: plots.matrix_plot([[0.5] * len(names)] * len(names), names, names, names[0]),
     "heat map": lambda names: "".join(plots.heat_map([[1.0]], name) for name in names[:1]),
