@@ -206,6 +206,11 @@ def test_a_distilled_student_closes_over_half_of_the_gap_to_the_teacher_in_each_
         assert all(value >= (70.5 + 89.8) / 2 for value in rows[f"{head}/features"])
         assert all(value < (70.5 + 89.8) / 2 for value in rows[f"{head}/none"])
     assert all(a < b for a, b in zip(rows["simple_cil/features"], rows["ranpac/features"], strict=True))
+    for head, gain, error in (("simple_cil", 3.02, 0.19), ("ranpac", 1.55, 0.26)):
+        control = metric_by_seed(f"glyph100_goal/{head}/labels", seeds=3)
+        gains = [a - b for a, b in zip(rows[f"{head}/features"], control, strict=False)]
+        assert min(gains) > 0 and statistics.fmean(gains) == pytest.approx(gain, abs=0.01)
+        assert statistics.stdev(gains) / 3**0.5 == pytest.approx(error, abs=0.01)
 
 
 def test_the_findings_on_schemes_hold_in_each_seed():
