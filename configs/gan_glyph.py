@@ -49,8 +49,9 @@ def get_config(text=""):
         config.gan.update(vkd=row, vkd_weight=choices["weight"])
     config.gan.kd_weight = choices["kd_weight"]
     config.gan.teacher_shuffled = control == "shuffled"
-    if control == "random":
-        config.teacher.weights = "random"
+    config.measuring.weights = "glyph_vit_student.npz"
+    if row != "da":
+        config.teacher.weights = "random" if control == "random" else "glyph_vit_teacher.npz"
     epochs = -(-choices["iterations"] * BATCH // (10 * choices["images"]))
     config.train.update(epochs=epochs, batch_size=BATCH)
     config.eval.update(every_epochs=max(1, epochs // 5), forward_transfer=False)

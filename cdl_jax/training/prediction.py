@@ -187,7 +187,9 @@ class Classifier(Predictor):
     def _host_batches(self, images) -> Iterator[jax.Array]:
         """Yields batches of images that Pillow has transformed, uint8 `[batch, size, size, 3]`."""
         split = Split(np.zeros(len(images), np.int32), files=images)
-        loader = HostLoader(split, self.mesh, {**self._options, "num_workers": 0}, self.method.image_size)
+        loader = HostLoader(
+            split, self.mesh, {**self._options, "num_workers": 0, "cache_mb": 0}, self.method.image_size
+        )
         order, weight = sampling.sequential_order(len(images), self.batch_size)
         for batch in loader.test_batches(order, weight):
             yield batch["images"]

@@ -28,7 +28,7 @@ def lines(workdir):
 def test_a_run_measures_its_generator_and_the_smallest_distance_is_the_best(uninterrupted):
     content, name = results(uninterrupted), "glyph_mini_student"
     assert (content["metric"], content["lower_is_better"]) == (f"fd_{name}", True)
-    assert content["setting"] == "vkd (our reading: replaced)"
+    assert content["setting"] == "vkd (our reading: replaced), whiten each"
     ((distance,),) = matrices(uninterrupted)["generator"]
     of_epochs = [line[f"generator/fd_{name}"] for line in lines(uninterrupted) if "headline" in line]
     assert len(of_epochs) == 3 and of_epochs[-1] == distance

@@ -41,7 +41,7 @@ def test_seeds_of_a_branch_are_one_row(tmp_path):
 
 def test_the_curve_of_a_branch_begins_at_its_task_on_that_of_its_parent(runs, tmp_path, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(report.plots, "run_curves", lambda curves, metric: drawn.append(curves) or "<svg/>")
+    monkeypatch.setattr(report.comparison_plots, "run_curves", lambda curves, metric: drawn.append(curves) or "<svg/>")
     words = ["--plot-curves", str(tmp_path / "curves.svg"), "--label-by-folder"]
     assert report.main([*map(str, runs), *words]) == 0
     (parent, branch) = drawn[0].values()

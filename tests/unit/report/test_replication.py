@@ -203,7 +203,7 @@ def test_all_config_keys_are_compared_except_a_list():
     assert {key for key in config if key not in compared} == {
         "seed", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.keep_tasks", "train.on_nonfinite",
         "train.steps_per_call",
-        "debug_nans", "log.every_steps", "log.report", "log.to", "devices", "data.num_workers",
+        "debug_nans", "log.every_steps", "log.report", "log.to", "devices", "data.num_workers", "data.cache_mb",
         "data.path", "data.class_order_seed", "eval.batch_size", "eval.every_epochs", "eval.forward_transfer",
         "peer_devices", "fsdp_devices", "compilation_cache", "device_data_limit_mb", "seeds", "student.attention",
         "student.remat", "student.weights", "teacher.attention", "teacher.remat", "teacher.weights",

@@ -133,7 +133,7 @@ def test_an_option_of_a_source_that_came_later_has_its_default_in_older_runs():
 
 def test_a_detector_of_before_token_labels_resumes():
     data = {"name": "coco", "path": "x", **defaults(coco.OPTIONS)}
-    options = {"data": data, "student": {"token_label": False}}
+    options = {"method": "vidt", "data": data, "student": {"token_label": False}}
     later = {**options, "token_labels": {"focal_weight": 2.0}}
     assert config.differences(*fingerprints.align_configs({"config": options}, later)) == []
     changed = {**later, "token_labels": {"focal_weight": 3.0}}

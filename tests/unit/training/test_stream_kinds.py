@@ -40,6 +40,8 @@ REFUSED = {
     "dkt": "method 'dkt' gives each learner a class order of its own",
     "eeil": "method 'eeil' selects the images of a class for its memory in one task",
 }
+# Methods of streams with one task.
+ONE_TASK = {"gan": "method 'gan' learns all classes at once, and the stream has 2 tasks: set data.num_tasks=1"}
 # Passes over the images of the first task with train.epochs=1; the other learners and methods have one.
 PASSES = {name: 2 for name in ("aper", "ranpac", "ease", "slca")}
 
@@ -71,7 +73,10 @@ def method(name, kind, **changes):
 def check_traced(build, name):
     """Traces the steps of both kinds, or checks the message of a refusal."""
     for kind in ("domain", "blurry"):
-        if name in REFUSED:
+        if name in ONE_TASK:
+            with pytest.raises(UserError, match=ONE_TASK[name]):
+                build(name, kind)
+        elif name in REFUSED:
             with pytest.raises(UserError) as error:
                 build(name, kind)
             assert f"data.kind={kind!r} has images of a class in several tasks, and {REFUSED[name]}" in str(error.value)
@@ -97,12 +102,19 @@ def test_schemes_take_domains(scheme):
     options = {"prompt_mapping": {"layers": 1}, "reviewkd": {}}.get(scheme, {})
     changes = {f"distill.{key}": value for key, value in options.items()}
     changes |= {f"learner.{key}": value for key, value in SMALL["l2p"].items()}
+    if scheme == "past":
+        with pytest.raises(UserError, match="with scheme 'past' distills over the classes that earlier tasks"):
+            learner_runs.build("l2p", scheme, STREAMS["domain"], **{"data.kind": "domain", **changes})
+        return
     built = learner_runs.build("l2p", scheme, STREAMS["domain"], **{"data.kind": "domain", **changes})
     CompiledSteps(built).trace()
 
 
 def check_online(build, name):
-    if passes := PASSES.get(name):
+    if name in ONE_TASK:
+        with pytest.raises(UserError, match=ONE_TASK[name]):
+            build(name, "class", **{"data.online": True, "train.epochs": 1})
+    elif passes := PASSES.get(name):
         with pytest.raises(UserError, match=rf"data.online=True has one pass .* has {passes} in task \d"):
             build(name, "class", **{"data.online": True, "train.epochs": 1})
     else:
