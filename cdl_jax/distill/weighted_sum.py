@@ -1,6 +1,7 @@
 """A weighted sum of other schemes, such as logit distillation and relations."""
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ OPTIONS = {
     "weights": Option((1.0, 1.0), "weight of each term", minimum=0),
     "label_weight": Option(0.5, "weight of the labels' cross-entropy"),
 }
+_NEXT_OPTION = re.compile(r",(?=\s*\w+\s*=)")  # the commas of a tuple stay
 
 
 @dataclass(frozen=True)
@@ -133,15 +135,15 @@ def _checked_terms(options) -> Sequence[str]:
 def _parse(term: str) -> tuple[str, dict[str, object]]:
     """Returns the name of a term's scheme, and the options that it changes.
 
-    >>> _parse("kd:alpha=0.5,classes=seen")
-    ('kd', {'alpha': 0.5, 'classes': 'seen'})
+    >>> _parse("kd:alpha=0.5,classes=seen"), _parse("mine:layers=(1,2,3),alpha=1")
+    (('kd', {'alpha': 0.5, 'classes': 'seen'}), ('mine', {'layers': (1, 2, 3), 'alpha': 1}))
 
     Raises:
       UserError: an option has no value.
     """
     name, _, text = term.partition(":")
     changes: dict[str, object] = {}
-    for item in filter(None, text.split(",")):
+    for item in filter(None, _NEXT_OPTION.split(text)):
         key, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"distill.terms: {term!r}: {item!r} has no value: write {item}=VALUE")

@@ -5,6 +5,7 @@ It is the work of `--mode eval --on`.
 
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -153,10 +154,14 @@ def find(run: "Run", on: str, num_seen: int) -> LabeledImages:
 def file_name(on: str, task: int, is_corrupted: bool) -> str:
     """Returns the name of the file of an evaluation, below the folder of a run.
 
-    >>> file_name("folder:path=photos/night", 3, True)
-    'eval/folder-path-photos-night-task3-corrupted.json'
+    A digest separates places whose names differ only in characters that no file name has.
+
+    >>> file_name("test", 3, True), file_name("photos/night", 3, False)
+    ('eval/test-task3-corrupted.json', 'eval/photos-night-cd62ca0a-task3.json')
     """
     place = re.sub(r"[^\w.]+", "-", on).strip("-.")
+    if place != on:
+        place += f"-{zlib.crc32(on.encode()):08x}"
     return f"{FOLDER}/{place}-task{task}{'-corrupted' if is_corrupted else ''}.json"
 
 

@@ -87,9 +87,10 @@ def test_severities_and_corruptions_are_checked_before_work():
 def test_every_evaluation_has_its_own_file():
     names = {
         elsewhere.file_name(on, task, is_corrupted)
-        for on in ("test", "train", "/data/night") for task in (0, 1) for is_corrupted in (False, True)
+        for on in ("test", "train", "/data/night", "/data-night") for task in (0, 1) for is_corrupted in (False, True)
     }  # fmt: skip
-    assert len(names) == 12 and "eval/data-night-task1-corrupted.json" in names
+    assert len(names) == 16 and "eval/test-task1-corrupted.json" in names
+    assert all(name.startswith("eval/data-night-") for name in names if "night" in name)
 
 
 def test_the_summary_states_both_accuracies_and_what_is_left_out():
