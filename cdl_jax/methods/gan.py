@@ -341,7 +341,7 @@ def build(config: ConfigDict, info: StreamInfo) -> GAN:
     gan_options.check(config, info)
     optimizer = optim.build(config.optim, config.train.epochs)
     rate = options.discriminator_rate
-    of_discriminator = (
+    discriminator_optimizer = (
         optim.scale_rates(optimizer, lambda path: rate / config.optim.learning_rate) if rate else optimizer
     )
     return GAN(
@@ -352,5 +352,5 @@ def build(config: ConfigDict, info: StreamInfo) -> GAN:
         network_name=frozen_features.network_name(config.measuring),
         epochs=config.train.epochs,
         generator_optimizer=optimizer,
-        discriminator_optimizer=of_discriminator,
+        discriminator_optimizer=discriminator_optimizer,
     )

@@ -124,8 +124,8 @@ class GenerationEvaluator:
                     jax.block_until_ready(parts[-2:-1])
                     before_batch()
                 parts.append(step(mutable, frozen, self.steps.test_loader.data, host_batch, position))
-        of_seeds = self._unstack(jax.device_get(parts))
-        return [jax.tree.map(lambda *leaves: np.concatenate(leaves), *own) for own in of_seeds]
+        seed_outputs = self._unstack(jax.device_get(parts))
+        return [jax.tree.map(lambda *leaves: np.concatenate(leaves), *own) for own in seed_outputs]
 
     def _split(self, name):
         stream = self.steps.experiment.stream
@@ -140,8 +140,8 @@ class GenerationEvaluator:
                 step(mutable, frozen, loader.data, host_batch, position)
                 for host_batch in loader.test_batches(rows[order], weight)
             ]
-        of_seeds = self._unstack(jax.device_get(parts))
-        return [jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *own) for own in of_seeds]
+        seed_outputs = self._unstack(jax.device_get(parts))
+        return [jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *own) for own in seed_outputs]
 
     def _real_features(self, name, mutable, frozen, tasks, position):
         """Returns features and labels of the real images of tasks; those of all seeds are equal."""

@@ -30,10 +30,10 @@ def test_a_run_measures_its_generator_and_the_smallest_distance_is_the_best(unin
     assert (content["metric"], content["lower_is_better"]) == (f"fd_{name}", True)
     assert content["setting"] == "vkd (our reading: replaced), whiten each"
     ((distance,),) = matrices(uninterrupted)["generator"]
-    of_epochs = [line[f"generator/fd_{name}"] for line in lines(uninterrupted) if "headline" in line]
-    assert len(of_epochs) == 3 and of_epochs[-1] == distance
-    assert content["best"]["0"]["value"] == min(of_epochs)
-    assert content["best"]["0"]["epochs"] == 1 + int(np.argmin(of_epochs))
+    epoch_distances = [line[f"generator/fd_{name}"] for line in lines(uninterrupted) if "headline" in line]
+    assert len(epoch_distances) == 3 and epoch_distances[-1] == distance
+    assert content["best"]["0"]["value"] == min(epoch_distances)
+    assert content["best"]["0"]["epochs"] == 1 + int(np.argmin(epoch_distances))
     (numbers,) = content["extra_metrics"]
     assert 0 < numbers[f"generator/fd_{name}_training"] < distance  # real images are nearer to real ones
     assert 0 <= numbers["generator/class_accuracy"] <= 100 and numbers["generator/within_class_variance"] > 0

@@ -102,8 +102,8 @@ class TeacherTerms:
             teacher = jnp.concatenate(shuffled)
         total, metrics = jnp.zeros(()), {}
         if terms := gan_options.kd_terms(self.options):
-            of_fake, of_real, metrics = self._kd(variables, terms, teacher, out, jax.random.fold_in(key, 1))
-            total += self.options.kd_weight * (of_fake + of_real)
+            fake_term, real_term, metrics = self._kd(variables, terms, teacher, out, jax.random.fold_in(key, 1))
+            total += self.options.kd_weight * (fake_term + real_term)
         if self.options.vkd != "none":
             vkd_loss = self._vkd(variables["distill"], teacher, out.pooled)
             total += self.options.vkd_weight * vkd_loss
@@ -138,18 +138,18 @@ class TeacherTerms:
     def _kd(self, variables, terms, teacher, out, key):
         """Returns KD-DLGAN's terms of the generated and of the real half, and numbers to log."""
         (c_fake, c_real), (f_fake, f_real) = jnp.split(teacher, 2), jnp.split(out.features, 2)
-        of_fake, of_real, metrics = jnp.zeros(()), jnp.zeros(()), {}
+        fake_term, real_term, metrics = jnp.zeros(()), jnp.zeros(()), {}
         if "aggregated" in terms:
             a_real, a_fake = gan_losses.aggregated(c_real, c_fake, f_real, f_fake)
-            of_real, of_fake = of_real + a_real, of_fake + a_fake
+            real_term, fake_term = real_term + a_real, fake_term + a_fake
         if "correlated" in terms:
             texts = variables["teacher"]["texts"]
-            of_real += gan_losses.correlated(c_real, f_real, texts)
-            of_fake += gan_losses.correlated(c_fake, f_fake, texts)
+            real_term += gan_losses.correlated(c_real, f_real, texts)
+            fake_term += gan_losses.correlated(c_fake, f_fake, texts)
         if "diversity" in terms:  # without a gradient, so in no loss
             texts = variables["teacher"]["texts"] if self.texts else jnp.eye(self.width)
             metrics["diversity"] = gan_losses.diversity(c_fake, texts, jax.random.permutation(key, len(c_fake)))
-        return of_fake, of_real, metrics | {"kd_real": of_real, "kd_fake": of_fake}
+        return fake_term, real_term, metrics | {"kd_real": real_term, "kd_fake": fake_term}
 
     def _vkd(self, distill, teacher, pooled):
         """Returns the sum of VkD's loss over both halves."""

@@ -58,14 +58,14 @@ def test_the_literal_reading_adds_the_projected_distance_to_the_aggregated_term(
     variables, images, out, (c, f, p) = inputs(terms)
     total, metrics = terms.loss(variables, images, out, KEY, Context.dummy())
     (c_fake, c_real), (f_fake, f_real) = np.split(c, 2), np.split(f, 2)
-    of_real = distances(c_real, f_real) + distances(c_real, f_fake)
-    of_fake = distances(c_fake, f_fake) + distances(c_fake, f_real)
+    real_term = distances(c_real, f_real) + distances(c_real, f_fake)
+    fake_term = distances(c_fake, f_fake) + distances(c_fake, f_real)
     gap = np.abs(p - c)
     vkd = 2 * np.where(gap < 1, gap**2 / 2, gap - 0.5).mean()  # the sum of the means of two halves of one size
-    np.testing.assert_allclose(metrics["kd_real"], of_real, rtol=1e-5)
-    np.testing.assert_allclose(metrics["kd_fake"], of_fake, rtol=1e-5)
+    np.testing.assert_allclose(metrics["kd_real"], real_term, rtol=1e-5)
+    np.testing.assert_allclose(metrics["kd_fake"], fake_term, rtol=1e-5)
     np.testing.assert_allclose(metrics["vkd"], vkd, rtol=1e-5)
-    np.testing.assert_allclose(total, 3 * (of_real + of_fake) + 5 * vkd, rtol=1e-5)
+    np.testing.assert_allclose(total, 3 * (real_term + fake_term) + 5 * vkd, rtol=1e-5)
 
 
 def test_the_replaced_reading_has_the_projected_distance_alone():
