@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 import cdl_jax
 from cdl_jax import main
 from cdl_jax.data import stream
+from cdl_jax.run import elsewhere
 from tests.end_to_end.command import ROOT, TINY, matrices, results, run, run_in_process
 from tests.support import exports, predictions
 
@@ -93,7 +94,7 @@ def test_evaluation_on_other_images_has_files_of_its_own(finished, tmp_path):
         for row in np.flatnonzero(data.test.labels == label):
             Image.fromarray(data.test.images[row]).save(tmp_path / data.class_names[label] / f"{row}.png")
     run_in_process(*command, tmp_path, "--task=3")
-    stored = cdl_jax.load(workdir).evaluations[f"{str(tmp_path).replace('/', '-').strip('-')}-task3"]
+    stored = cdl_jax.load(workdir).evaluations[Path(elsewhere.file_name(str(tmp_path), 3, False)).stem]
     assert stored["data"]["left_out"] == [data.class_names[17]] and stored["data"]["images"] == 8
     student = content["networks"]["student"]
     assert stored["networks"]["student"]["class_accuracy"][2] == student["class_accuracy"][3][2]
