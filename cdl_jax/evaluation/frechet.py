@@ -124,19 +124,6 @@ def real_share(scores: np.ndarray) -> float:
     return float((np.asarray(scores) > 0).mean())
 
 
-def overfitting(train_scores: np.ndarray, test_scores: np.ndarray) -> float:
-    """Returns the share of training images taken for real, minus that of test images.
-
-    >>> overfitting([1.0, 2.0], [1.0, -2.0])
-    0.5
-
-    Args:
-      train_scores: float `[n]`, scores of real images of the training set.
-      test_scores: float `[m]`, scores of real images of the test set.
-    """
-    return real_share(train_scores) - real_share(test_scores)
-
-
 def variance_ratio(
     generated: np.ndarray, generated_labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray
 ) -> float:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cdl_jax.errors import UserError
 from cdl_jax.models import vit
 from cdl_jax.models.modules import attention
 from cdl_jax.models.modules.network_options import shared_options
@@ -106,13 +105,7 @@ def build(options: ConfigDict, num_classes: int) -> Clip:
     Raises:
       UserError: sizes do not fit together.
     """
-    if options.dim % options.heads:
-        raise UserError(f"CLIP dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")
-    if options.image_size % options.patch_size:
-        raise UserError(
-            f"CLIP image_size={options.image_size} is not a multiple of patch_size={options.patch_size}: change one of "
-            "them"
-        )
+    vit.check_sizes("CLIP", options)
     fields = {key: value for key, value in options.items() if key not in ("family", "weights", "weights_key", "dtype")}
     dtype = target.compute_dtype(options.dtype)
     implementation = attention.choose("auto", dtype, options.dim // options.heads)

@@ -485,6 +485,25 @@ class ViT(nn.Module):
         return _dense(self.num_classes, jnp.float32, "head")(out["class_token"]), out
 
 
+def check_sizes(network: str, options: ConfigDict) -> None:
+    """Checks that heads divide channels and that patches divide images.
+
+    Args:
+      network: name of the network, for messages.
+      options: a section with `dim`, `heads`, `image_size` and `patch_size`.
+
+    Raises:
+      UserError: heads or patches leave a rest.
+    """
+    if options.dim % options.heads:
+        raise UserError(f"{network} dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")
+    if options.image_size % options.patch_size:
+        raise UserError(
+            f"{network} image_size={options.image_size} is not a multiple of patch_size={options.patch_size}: change "
+            "one of them"
+        )
+
+
 def build(options: ConfigDict, num_classes: int = 0) -> ViT:
     """Returns the ViT of an option section (see `OPTIONS`).
 
@@ -495,13 +514,7 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
     Raises:
       UserError: options do not fit together.
     """
-    if options.dim % options.heads:
-        raise UserError(f"ViT dim={options.dim} cannot be split over heads={options.heads}: choose a multiple")
-    if options.image_size % options.patch_size:
-        raise UserError(
-            f"ViT image_size={options.image_size} is not a multiple of patch_size={options.patch_size}: change one "
-            "of them"
-        )
+    check_sizes("ViT", options)
     if int(options.dim * options.mlp_ratio) < 1:
         raise UserError(f"ViT mlp_ratio={options.mlp_ratio} gives the MLP a hidden width of 0: raise it")
     dtype = target.compute_dtype(options.dtype)

@@ -112,3 +112,17 @@ def test_two_devices_equal_one(uninterrupted, tmp_path):
 def test_bad_input_gets_one_line(flags, message, tmp_path):
     _, err = run_in_process(*ARGUMENTS, "--workdir", tmp_path, *flags, expect=2)
     assert message in err.splitlines()[-1]
+
+
+def test_each_seed_of_one_program_is_the_run_that_it_is_alone(uninterrupted, tmp_path):
+    # The class order is the config's, so both seeds learn the four classes of `uninterrupted`, whose seed is 0.
+    run_in_process(*ARGUMENTS, "--workdir", tmp_path, "--config.seeds=(0,3)")
+    together, alone = (
+        [[line["loss"] for line in lines(folder) if "loss" in line] for folder in folders]
+        for folders in ((tmp_path / "seed_0", tmp_path / "seed_3"), (uninterrupted,))
+    )
+    np.testing.assert_allclose(together[0], alone[0], rtol=1e-3)
+    assert np.abs(np.subtract(*together)).max() > 0.01
+    distances = [matrices(folder)["generator"] for folder in (tmp_path / "seed_0", uninterrupted)]
+    np.testing.assert_allclose(*distances, rtol=1e-3)
+    assert len(list((tmp_path / "seed_3" / "samples").iterdir())) == 3

@@ -49,9 +49,8 @@ def test_levels_are_rounded_and_clipped():
     assert frechet.to_levels(images).dtype == np.uint8
 
 
-def test_shares_of_images_taken_for_real():
+def test_the_share_of_images_taken_for_real():
     assert frechet.real_share([0.0, 1.0, 2.0, -1.0]) == 0.5
-    assert frechet.overfitting([1.0, 1.0, -1.0, 3.0], [1.0, -1.0]) == 0.25
 
 
 def test_one_image_a_class_has_no_variance():
