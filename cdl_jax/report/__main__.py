@@ -9,7 +9,8 @@ python -m cdl_jax.report best OPTION RUN [RUN ...]
 python -m cdl_jax.report paper NAME [RUN ...] [the options of table]
 python -m cdl_jax.report detections RUN [RUN ...] [--label-by-folder] [--out FILE] [--plot FILE.svg]
                                     [--images FILE.png] [--update-page PAGE]
-python -m cdl_jax.report generation RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--update-page PAGE]
+python -m cdl_jax.report generation RUN [RUN ...] [--out FILE] [--plot FILE.svg] [--samples FILE.png]
+                                    [--update-page PAGE]
 
 RUN is the folder of a run, or a folder that holds runs, such as that of launch/sweep.sh.
 
@@ -35,7 +36,8 @@ detections: COCO's numbers of detectors after the last task, one row for each ne
 recall, --images a few test images with the boxes of each run's first seed.
 
 generation: the distance of generators after the last step and the smallest of each run, with what else the last
-evaluation has measured. Differences to the first row are paired by seeds. --plot draws the distance of each seed.
+evaluation has measured. Differences to the first row are paired by seeds. --plot draws the distance of each seed,
+--samples the last samples of every seed.
 
 The ending of --out selects the format: .md Markdown, .html a page, .tex LaTeX, .csv raw numbers (mean, standard
 deviation and number of seeds in separate columns; missing values are empty). --update-page replaces the tables of an
@@ -194,6 +196,8 @@ def show_generation(options: argparse.Namespace) -> int:
         return 2
     sections = [("Generation", generators.table(groups), "")]
     _write_outputs(options, sections, lambda: generators.dots(groups))
+    if options.samples:
+        _write("--samples", options.samples, generators.samples_sheet(groups))
     _print_sections(sections)
     return 0
 
@@ -296,6 +300,8 @@ def _parser(command: str) -> _Parser:
         parser.add_argument("--one-row-per-run", action="store_true", help=explanation)
     if command == "detections":
         add_file("--images", (".png",), "draw the boxes of each run's first seed in a few test images")
+    if command == "generation":
+        add_file("--samples", (".png",), "draw the last samples of each run")
     if command in ("table", "paper", "detections"):
         explanation = "label rows by their folders, not by the settings that differ"
         parser.add_argument("--label-by-folder", action="store_true", help=explanation)

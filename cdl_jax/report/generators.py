@@ -1,17 +1,22 @@
-"""Compares generators: distances, and what else their last evaluation has measured."""
+"""Compares generators: distances, what else their last evaluation has measured, and samples."""
 
+import io
 from collections.abc import Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import gan_options
-from cdl_jax.report import comparison_plots
+from cdl_jax.report import boxes, comparison_plots, generation_section
 from cdl_jax.report.groups import Group, metric_of
 from cdl_jax.report.tables import format_difference, format_mean_std
 from cdl_jax.report.text import Plot, Rows
 
 _NETWORK = "generator"
+_SAMPLES = 3  # of each class and seed in a sheet
+_MARGIN = 6  # white pixels around a panel
+_HEADER = 22  # pixels above the panels of a setting
 # Column -> extra metric; {network} is the measuring network.
 _COLUMNS = {
     "kernel distance": "kid_{network}",
@@ -61,6 +66,49 @@ def dots(groups: Sequence[Group]) -> Plot:
     """
     values = {_setting(group.config): [*group.values(_NETWORK, "last", finished=True).values()] for group in groups}
     return comparison_plots.dot_plot(values, f"{metric_of(groups)} (smaller is better); bar: mean")
+
+
+def samples_sheet(groups: Sequence[Group]) -> bytes:
+    """Returns a PNG with the last samples of all finished runs.
+
+    Each setting is a line under its name, with a panel for each seed. A panel has a column for each class. All panels
+    have the same noise.
+
+    Args:
+      groups: as `read_groups` returns them.
+
+    Raises:
+      UserError: a run has no samples.
+    """
+    from PIL import Image
+
+    lines = []
+    for group in groups:
+        panels = [_panel(run.folder, group.config) for _, run in sorted(group.runs.items()) if run.finished]
+        lines.append((_setting(group.config), np.concatenate(panels, axis=1)))
+    width = max(line.shape[1] for _, line in lines)
+    parts = []
+    for name, line in lines:
+        parts.append(boxes.write(np.full((_HEADER, width, 3), 255, np.uint8), name))
+        parts.append(np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0)), constant_values=255))
+    out = io.BytesIO()
+    Image.fromarray(np.concatenate(parts)).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _panel(folder, config):
+    """Returns the pixels of a run's last samples, in columns of one class, with a margin."""
+    from PIL import Image
+
+    sheets = sorted((folder / generation_section.FOLDER).glob("step_*.png"))
+    if not sheets:
+        raise UserError(f"--samples: {folder} has no folder {generation_section.FOLDER}: leave the run out")
+    side, columns = config["gan.image_size"], config["gan.sheet_columns"]
+    with Image.open(sheets[-1], formats=("PNG",)) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    samples = pixels.reshape(-1, side, columns, side, 3)[:, :, :_SAMPLES].transpose(2, 1, 0, 3, 4)
+    panel = samples.reshape(samples.shape[0] * side, -1, 3)
+    return np.pad(panel, ((0, _MARGIN), (0, _MARGIN), (0, 0)), constant_values=255)
 
 
 def _setting(config):

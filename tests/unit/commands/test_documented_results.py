@@ -119,6 +119,27 @@ def test_the_findings_on_detectors_hold_in_each_seed():
     assert [round(value, 2) for value in forgotten] == [2.05, 0.83]
 
 
+GENERATORS = ("da", "replaced_each", "shuffled", "random", "replaced_data", "aggregated")
+
+
+def test_the_table_and_plot_of_generators(tmp_path):
+    runs = [str(run) for row in GENERATORS for run in sorted((RESULTS / "generation" / row).iterdir())]
+    files = [tmp_path / name for name in ("table.md", "plot.svg")]
+    assert report_main(["generation", *runs, "--out", str(files[0]), "--plot", str(files[1])]) == 0
+    found = files[0].read_text().partition("\n\n")[2]
+    assert len(found.splitlines()) == 2 + len(GENERATORS) and found in (RESULTS / "generation.md").read_text()
+    assert files[1].read_bytes() == (RESULTS / "generation.svg").read_bytes()
+
+
+def test_the_sweep_of_the_weight_is_that_of_its_results(tmp_path):
+    rows = ("da", *(f"{term}_{weight}" for weight in ("0.1", "1.0", "10.0") for term in ("replaced", "aggregated")))
+    runs = [str(RESULTS / "generation" / "sweep" / row / "seed_9") for row in rows]
+    words = ["--one-row-per-run", "--label-by-folder", "--out", str(tmp_path / "table.md")]
+    assert report_main([*runs, *words]) == 0
+    found = (tmp_path / "table.md").read_text().removeprefix("## Runs\n\n")
+    assert len(found.splitlines()) == 2 + 7 and found in (RESULTS / "generation.md").read_text()
+
+
 @pytest.mark.parametrize("row", ["none", "kd"])
 def test_the_tables_of_bfloat16(row, tmp_path):
     runs = [str(RESULTS / f"bfloat16/l2p/{name}/seed_{seed}") for name in (row, f"{row}_bf16") for seed in range(3)]

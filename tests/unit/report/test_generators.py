@@ -1,6 +1,10 @@
-"""The table of generators."""
+"""The table and the samples of generators."""
 
+import io
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from cdl_jax.errors import UserError
 from cdl_jax.report import generators
@@ -15,6 +19,8 @@ CONFIG = {
     "gan.lecam_weight": 0.0,
     "gan.kd_terms": [],
     "gan.teacher_shuffled": False,
+    "gan.image_size": 2,
+    "gan.sheet_columns": 4,
     "teacher.weights": "vit.npz",
 }
 
@@ -41,3 +47,23 @@ def test_a_classifier_is_no_generator(tmp_path):
     group = Group({"method": "cdl"}, {(0, 0, 0): Run(tmp_path, True, {"student": {"last": 50.0}})})
     with pytest.raises(UserError, match="has no finished generator: name runs of method=gan"):
         generators.table([group])
+
+
+def test_a_sheet_has_the_last_samples_of_each_seed_in_columns_of_a_class(tmp_path):
+    runs = {}
+    for seed in range(2):
+        folder = tmp_path / f"seed_{seed}"
+        (folder / "samples").mkdir(parents=True)
+        for step in (5, 10):
+            # Three classes, four samples of 2 x 2 pixels; the level is class, sample and seed.
+            levels = np.add.outer(np.array([0, 100, 200]), np.array([0, 10, 20, 30])) + seed + (5 if step == 5 else 0)
+            pixels = np.repeat(np.kron(levels, np.ones((2, 2)))[..., None], 3, axis=2).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "samples" / f"step_{step:08d}.png")
+        runs[seed, 0, 0] = run(folder, 1.0, 1.0)
+    sheet = np.asarray(Image.open(io.BytesIO(generators.samples_sheet([Group(CONFIG, runs)]))))
+    # Two panels of 3 classes x 2 pixels and a margin of 6; three samples below a header of 22.
+    assert sheet.shape == (22 + 3 * 2 + 6, 2 * (3 * 2 + 6), 3)
+    panels = [sheet[22:28:2, x : x + 6 : 2, 0].tolist() for x in (0, 12)]
+    assert panels == [[[row + seed + c for c in (0, 100, 200)] for row in (0, 10, 20)] for seed in range(2)]
+    with pytest.raises(UserError, match="has no folder samples: leave the run out"):
+        generators.samples_sheet([Group(CONFIG, {(0, 0, 0): run(tmp_path / "none", 1.0, 1.0)})])
