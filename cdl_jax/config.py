@@ -401,7 +401,7 @@ def _sections(config, prefix=""):
 def _declared(config, flat):
     """Returns the same as `declared`, from a config and its flat form."""
     source, method = config.data.name, plugins.load_plugin("methods", config.method)
-    parts, choices, networks, of_users = inspect.signature(method.defaults).parameters, {}, {}, {}
+    parts, choices, networks, user_options = inspect.signature(method.defaults).parameters, {}, {}, {}
     for name in parts:
         section = "student" if name == "network" and "network.family" not in flat else name
         if isinstance(choice := flat.get(f"{section}.name"), str):
@@ -409,12 +409,12 @@ def _declared(config, flat):
         elif isinstance(family := flat.get(f"{section}.family"), str):
             module = plugins.load_plugin("models", family)
             if "." in family:
-                of_users[section] = module.OPTIONS
+                user_options[section] = module.OPTIONS
             elif module.SIZES:
                 networks[name] = (section, family, next(iter(module.SIZES)))
     rebuild = functools.partial(_declare, config.method, source, **choices)
     try:
-        return {**rebuild(**{name: size for name, (_, _, size) in networks.items()}), **of_users}
+        return {**rebuild(**{name: size for name, (_, _, size) in networks.items()}), **user_options}
     except plugins.UnknownPluginError:
         raise
     except UserError:

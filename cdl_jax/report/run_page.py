@@ -273,14 +273,14 @@ def _metrics_table(measured, formulas, title, metric="accuracy", lower_is_better
         values = [entry["metrics"].get(name, ...) for entry in measured.values()]
         if ... in values or all(value is None for value in values):
             continue
-        shown, formula = (words.replace("accuracy", metric) for words in (name, formulas[name]))
+        label, formula = (words.replace("accuracy", metric) for words in (name, formulas[name]))
         arrow = _arrow(name, lower_is_better)
-        cell = f'<td title="{text.escape(formula)}">{text.escape(shown)} {arrow}</td>'
-        head = Html(f"{shown} {arrow}", cell)
+        cell = f'<td title="{text.escape(formula)}">{text.escape(label)} {arrow}</td>'
+        head = Html(f"{label} {arrow}", cell)
         rows.append([head, *(text.number(value, 4 if name.startswith("kl_") else 2) for value in values)])
-        definitions.append(f"<dt>{text.escape(shown)}</dt><dd class=quiet>{text.escape(formula)}</dd>")
-    listed = f"<details><summary>Definitions</summary><dl>{''.join(definitions)}</dl></details>"
-    return f"<div>{text.html_table(rows, title)}{listed}</div>"
+        definitions.append(f"<dt>{text.escape(label)}</dt><dd class=quiet>{text.escape(formula)}</dd>")
+    details = f"<details><summary>Definitions</summary><dl>{''.join(definitions)}</dl></details>"
+    return f"<div>{text.html_table(rows, title)}{details}</div>"
 
 
 def _series_tables(networks, formulas):

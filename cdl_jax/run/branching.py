@@ -243,8 +243,8 @@ def _check_class_orders(run, task, experiment):
     end = sum(run.info.task_sizes[: task + 1])
     if experiment.stream.num_classes != len(run.class_names):
         end = len(run.class_names)
-    own, theirs = experiment.method.streams, run.method.streams
-    if [order[:end] for order in own] != [order[:end] for order in theirs]:
+    streams, parent_streams = experiment.method.streams, run.method.streams
+    if [order[:end] for order in streams] != [order[:end] for order in parent_streams]:
         raise UserError(
             f"--from={run.folder}: its learners have class orders of their own, which the branch would change in "
             "tasks that they have learned: further tasks are not defined for them"

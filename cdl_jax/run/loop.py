@@ -106,8 +106,8 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
         if found.sheet is not None:
             networks[label]["extra_metrics"] = found.extra_metrics
         for name, details in found.detection.items():
-            of_classes = zip(experiment.stream.class_names, details["class_ap"], strict=False)
-            networks[name] |= {"numbers": found.extra_metrics, "class_ap": list(of_classes)}
+            class_aps = zip(experiment.stream.class_names, details["class_ap"], strict=False)
+            networks[name] |= {"numbers": found.extra_metrics, "class_ap": list(class_aps)}
     return {"task": task, "metric": experiment.metric, "networks": networks}
 
 
@@ -207,8 +207,8 @@ class TaskLoop:
             raise
         scalars = self._record_evaluations(evaluations)
         record.costs = {**record.costs, str(task.index): results.measured_cost(record)}  # of all seeds together
-        of_task = [results.task_scalars(experiment, own, record.costs, task.index) for own in self.records]
-        self._log(scalars, of_task, task=task.index)
+        task_scalars = [results.task_scalars(experiment, own, record.costs, task.index) for own in self.records]
+        self._log(scalars, task_scalars, task=task.index)
         record.task, record.round, record.phase = task.index + 1, 0, 0
         if self.is_primary:
             # First, because after the checkpoint a restarted run counts the task as done.

@@ -140,10 +140,12 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
     for network in filter(record.accuracy.get, experiment.method.networks):
         rows = record.accuracy[network]
         pretask, initial = record.pretask_accuracy.get(network), record.initial_accuracy.get(network)
-        ece, ece_seen, whole = (record.calibration.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream"))
+        ece, ece_seen, stream_rows = (
+            record.calibration.get(name, {}).get(network) for name in ("ece", "ece_seen", "stream")
+        )
         counts = test_counts(experiment, network) if metric == "accuracy" else None
-        of_own_task, of_classes = (
-            _complete(rows_of.get(network), len(rows)) for rows_of in (record.task_incremental, record.class_accuracy)
+        task_incremental, class_accuracy = (
+            _complete(part.get(network), len(rows)) for part in (record.task_incremental, record.class_accuracy)
         )
         networks[network] = {
             "accuracy_matrix": rows,
@@ -151,14 +153,16 @@ def collect(experiment: Experiment, record: Record, seed: int) -> dict:
             "initial_accuracy": initial,
             "ece_matrix": ece,
             "ece_seen": ece_seen,
-            "stream_matrix": whole,
-            "task_incremental_matrix": of_own_task,
-            "class_accuracy": of_classes,
+            "stream_matrix": stream_rows,
+            "task_incremental_matrix": task_incremental,
+            "class_accuracy": class_accuracy,
             "confusion": record.confusion.get(network),
             "class_ap": record.class_ap.get(network),
             "metrics": metrics.named_metrics(rows, counts, pretask, initial, lower_is_better=is_distance)
-            | (_metrics_of_images(whole, counts, ece, ece_seen, of_own_task) if metric == "accuracy" else {}),
-            "per_task": metrics.series(rows, whole, counts, lower_is_better=is_distance),
+            | (
+                _metrics_of_images(stream_rows, counts, ece, ece_seen, task_incremental) if metric == "accuracy" else {}
+            ),
+            "per_task": metrics.series(rows, stream_rows, counts, lower_is_better=is_distance),
             "selection": record.selection.get(network, {}),
         }
     return {
@@ -257,9 +261,9 @@ def test_counts(experiment: Experiment, network: str) -> list[int]:
     return [len(rows) for rows in own]
 
 
-def _metrics_of_images(stream_rows, counts, ece, ece_seen, of_own_task):
+def _metrics_of_images(stream_rows, counts, ece, ece_seen, task_incremental):
     by_name = metrics.stream_metrics(stream_rows, counts) | metrics.calibration_metrics(ece, ece_seen)
-    return by_name | metrics.task_incremental_metrics(of_own_task)
+    return by_name | metrics.task_incremental_metrics(task_incremental)
 
 
 def _complete(rows, num_tasks) -> list | None:

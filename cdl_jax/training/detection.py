@@ -174,8 +174,8 @@ class DetectionEvaluator:
                 if before_batch:
                     before_batch()
                 outputs = step(mutable, frozen, loader.data, host_batch, position)
-                of_images = self.steps.replicate({name: host_batch[name] for name in ("rows", "weight")})
-                parts.append(jax.device_get({name: {**x, **of_images} for name, x in outputs.items()}))
+                batch_columns = self.steps.replicate({name: host_batch[name] for name in ("rows", "weight")})
+                parts.append(jax.device_get({name: {**x, **batch_columns} for name, x in outputs.items()}))
         return {name: Detections.collect(part[name] for part in parts) for name in parts[0]}
 
     def measure(self, detections: Detections, tasks) -> coco.Evaluation:
@@ -202,14 +202,14 @@ def detection_details(
       `examples`: the detections with a score of at least `MIN_SCORE` in `example_rows`; each has its `row`, `label`
       (category id), `score` and `box` (x, y, width, height) in pixels.
     """
-    positions, of_classes = [*evaluation.categories], evaluation.curves(0.5)
+    positions, class_curves = [*evaluation.categories], evaluation.curves(0.5)
     values = [_percent(evaluation, [number])["AP"] for number in classes]
     return {
         "class_ap": [None if value == coco.MISSING else value for value in values],
         "curves": {
             "0.5": _rounded(evaluation.mean_curve(0.5)),
             "0.75": _rounded(evaluation.mean_curve(0.75)),
-            "classes": [_rounded(of_classes[positions.index(number)]) for number in classes],
+            "classes": [_rounded(class_curves[positions.index(number)]) for number in classes],
         },
         "examples": _examples(detections.select(example_rows(data), MIN_SCORE)),
     }

@@ -220,10 +220,10 @@ def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamIn
             else:
                 tasks = task_of_rank if ranks is None else task_of_rank[ranks]
                 own = jnp.asarray(tasks)[labels][:, None] == tasks
-            of_own_task = mask_classes(values, own).argmax(axis=-1)
+            task_predictions = mask_classes(values, own).argmax(axis=-1)
             terms = {"images": jnp.ones(labels.shape)}
             terms["correct"] = (predictions[network] == labels).astype(jnp.float32)
-            terms["task_incremental"] = (of_own_task == labels).astype(jnp.float32)
+            terms["task_incremental"] = (task_predictions == labels).astype(jnp.float32)
             terms |= {**calibration.calibration_bins(values, labels, mask), **counts.get(network, {})}
             sums[network] = jax.tree.map(partial(sum_by_task, ranks=ranks), terms)
         pairs = {

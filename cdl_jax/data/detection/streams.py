@@ -63,8 +63,8 @@ class DetectionStream:
     def train_sets(self) -> tuple[DetectionSet, ...]:
         """Returns the training set of each task: all images, with the objects of the task alone."""
         labels, rows = self.train.objects.labels, np.arange(len(self.train))
-        of_tasks = [np.isin(labels, task.classes) for task in self.tasks]
-        return tuple(self.train if own.all() else self.train.select(rows, own) for own in of_tasks)
+        masks = [np.isin(labels, task.classes) for task in self.tasks]
+        return tuple(self.train if mask.all() else self.train.select(rows, mask) for mask in masks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -145,8 +145,8 @@ def _find_split_column(path, rows, columns, header) -> int | None:
             f"{path}: the column {names[flags[0]]} is no split: write a column split with train, test or val, or "
             "remove it"
         )
-    of_splits_alone = [number for number in with_splits if cells[number] - {""} <= _SPLIT_WORDS]
-    found = [columns[2], *of_splits_alone] if columns[2] is not None else of_splits_alone or with_splits
+    split_columns = [number for number in with_splits if cells[number] - {""} <= _SPLIT_WORDS]
+    found = [columns[2], *split_columns] if columns[2] is not None else split_columns or with_splits
     if len(found) > 1:
         raise UserError(
             f"{path}: the columns {' and '.join(names[number] for number in found)} both have splits: keep one of them"

@@ -167,9 +167,9 @@ def _record_of(folder):
 def _teacher_folders(config) -> list[str]:
     """Returns the folders of teachers' runs that a config names."""
     flat = configs.flatten(config)
-    of_runs = [folder for key, value in flat.items() if key.endswith(".teacher_runs") for folder in value]
-    of_weights = [value for key, value in flat.items() if key.endswith(".weights") and isinstance(value, str)]
-    return of_runs + [folder for folder in of_weights if not folder.startswith("package:") and is_run(folder)]
+    run_folders = [folder for key, value in flat.items() if key.endswith(".teacher_runs") for folder in value]
+    weight_files = [value for key, value in flat.items() if key.endswith(".weights") and isinstance(value, str)]
+    return run_folders + [folder for folder in weight_files if not folder.startswith("package:") and is_run(folder)]
 
 
 def _to_config(stored) -> ConfigDict:

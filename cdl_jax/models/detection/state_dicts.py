@@ -185,21 +185,21 @@ def load_detector(path: str | Path, params: Mapping[str, Any]) -> dict:
       UserError: the file is missing or unreadable, copies of a head differ, or names or shapes do not fit.
     """
     state = _read(path)
-    wanted = {torch_name(name) for name in flatten_dict(params, sep="/")}
-    kept, projectors = {}, 0
+    expected_names = {torch_name(name) for name in flatten_dict(params, sep="/")}
+    tensors, projectors = {}, 0
     for name, array in state.items():
         if _PROJECTORS.fullmatch(name):
             projectors += 1
             continue
         new = _HEAD_COPIES.sub("", name)
-        if new not in wanted and _is_surplus(new, wanted):
+        if new not in expected_names and _is_surplus(new, expected_names):
             continue
-        if new in kept and not np.array_equal(kept[new], array, equal_nan=True):
+        if new in tensors and not np.array_equal(tensors[new], array, equal_nan=True):
             raise duplicate_error(Path(path), new, new, name)
-        kept[new] = array
+        tensors[new] = array
     if projectors:
         logging.getLogger("cdl_jax").info("%s: left out %d tensors of projectors", path, projectors)
-    return _as_float32(from_torch(kept, params, path))
+    return _as_float32(from_torch(tensors, params, path))
 
 
 def load_backbone(path: str | Path, params: Mapping[str, Any]) -> dict:
@@ -232,12 +232,12 @@ def backbone_tensors(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     timm's later releases count a merging to the stage behind it: `layers.1.downsample` is `layers.0.downsample` here.
     """
-    kept = {name: array for name, array in state.items() if not _OF_CLASSIFIER.fullmatch(name)}
-    if any(name.startswith("layers.0.downsample.") for name in kept):
-        return kept
+    tensors = {name: array for name, array in state.items() if not _OF_CLASSIFIER.fullmatch(name)}
+    if any(name.startswith("layers.0.downsample.") for name in tensors):
+        return tensors
     return {
         re.sub(r"^layers\.(\d+)(?=\.downsample\.)", lambda match: f"layers.{int(match[1]) - 1}", name): array
-        for name, array in kept.items()
+        for name, array in tensors.items()
     }
 
 

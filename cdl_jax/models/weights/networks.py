@@ -75,16 +75,16 @@ def _roots(state):
 
 def _at_root(path, state, roots, key):
     """Returns the tensors of the network that `key` selects among `roots`, and the names that select it."""
-    wanted = roots if len(roots) > 1 else roots + _copies(state, roots[0])
-    labels = _labels(wanted)
-    selected = [root for root in wanted if key == labels[root]]
-    selected = selected or [root for root in wanted if key and key in _parts(root)]
-    if len(wanted) > 1 and len(selected) != 1:
-        _refuse_choice(path, key, [labels[root] for root in wanted])
-    root = selected[0] if selected else wanted[0]
+    candidates = roots if len(roots) > 1 else roots + _copies(state, roots[0])
+    labels = _labels(candidates)
+    selected = [root for root in candidates if key == labels[root]]
+    selected = selected or [root for root in candidates if key and key in _parts(root)]
+    if len(candidates) > 1 and len(selected) != 1:
+        _refuse_choice(path, key, [labels[root] for root in candidates])
+    root = selected[0] if selected else candidates[0]
     if root.endswith("["):
         raise UserError(f"{path}: the tensors of {labels[root]} have no names: choose another network in weights_key")
-    others = [other for other in wanted if other != root and other.startswith(root)]
+    others = [other for other in candidates if other != root and other.startswith(root)]
     inner = {
         name.removeprefix(root): value
         for name, value in state.items()
@@ -92,7 +92,7 @@ def _at_root(path, state, roots, key):
     }
     parts = _parts(root)
     outer = [".".join(parts[:n]) + "." * bool(n) for n in range(len(parts))]
-    outer = [prefix for prefix in outer if not any(o != root and o.startswith(prefix) for o in wanted)]
+    outer = [prefix for prefix in outer if not any(o != root and o.startswith(prefix) for o in candidates)]
     for prefix in outer:
         for name in [n for n in state if n.startswith(prefix) and _CLASSIFIER.fullmatch(n.removeprefix(prefix))]:
             new = name.removeprefix(prefix)
@@ -104,7 +104,7 @@ def _at_root(path, state, roots, key):
         if adapter := [name for name in left if _ADAPTER.fullmatch(name)]:
             raise UserError(f"{path} has a LoRA adapter beside the network ({adapter[0]}): merge it into the weights")
         logging.getLogger("cdl_jax").info("%s: took %d of %d tensors, %s*", path, len(inner), len(state), root)
-    return inner, [*parts, labels[root]] if root or len(wanted) > 1 else []
+    return inner, [*parts, labels[root]] if root or len(candidates) > 1 else []
 
 
 def _parts(root):

@@ -93,23 +93,23 @@ def load_network(path: str | Path, network: Mapping[str, Any], torch_name: Calla
     state, found, expected, new_head = read_state(path, key), {}, {}, {}
     layout = looks_like(state)
     state = openai_clip.to_timm(state)
-    for ours, leaf in flatten_dict(network).items():
-        module, name = "/".join(ours[1:-1]), ours[-1]
+    for leaf_path, leaf in flatten_dict(network).items():
+        module, name = "/".join(leaf_path[1:-1]), leaf_path[-1]
         if module and not torch_name(module):
-            new_head[ours] = leaf
+            new_head[leaf_path] = leaf
             continue
-        theirs = f"{torch_name(module)}.{_LEAVES[name]}" if module else name
-        array = state.pop(theirs, None)
+        stored_name = f"{torch_name(module)}.{_LEAVES[name]}" if module else name
+        array = state.pop(stored_name, None)
         if array is not None:
             array = from_torch(array, len(leaf.shape))
-            if theirs == "pos_embed":
+            if stored_name == "pos_embed":
                 array = _fit_grid(path, array, leaf.shape)
-            if is_head(ours) and array.shape != leaf.shape:
-                logging.getLogger("cdl_jax").warning("%s: left out %s, of other classes", path, theirs)
-                new_head[ours] = leaf
+            if is_head(leaf_path) and array.shape != leaf.shape:
+                logging.getLogger("cdl_jax").warning("%s: left out %s, of other classes", path, stored_name)
+                new_head[leaf_path] = leaf
                 continue
-            found["/".join(ours)] = array
-        expected["/".join(ours)] = tuple(leaf.shape)
+            found["/".join(leaf_path)] = array
+        expected["/".join(leaf_path)] = tuple(leaf.shape)
     _check(path, expected, found, list(state), layout)
     loaded = {tuple(name.split("/")): np.ascontiguousarray(array, np.float32) for name, array in found.items()}
     if broken := ["/".join(name) for name, array in loaded.items() if not np.isfinite(array).all()]:

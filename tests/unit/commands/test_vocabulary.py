@@ -44,7 +44,6 @@ ALLOWED = {
     "benchmarks": {"normalised": 1, "the authors' program": 1, "the authors' programs": 1, "whole": 19},
     "cdl_jax/data": {"licence": 1, "tell": 1, "whole": 6},
     "cdl_jax/models": {"the authors' program": 2},
-    "cdl_jax/run": {"whole": 4},
     "cdl_jax/runtime": {"whole": 1},
     "cdl_jax/training": {"whole": 1},
     "docs": {"whole": 2},
