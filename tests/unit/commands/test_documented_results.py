@@ -140,6 +140,23 @@ def test_the_sweep_of_the_weight_is_that_of_its_results(tmp_path):
     assert len(found.splitlines()) == 2 + 7 and found in (RESULTS / "generation.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("row", "base", "words"),
+    [
+        ("replaced_each", "da", "changes by -4 ± 55 points"),
+        ("aggregated", "da", "aggregated term by +1 ± 48"),
+        ("shuffled", "replaced_each", "one by 9 ± 29 points"),
+        ("random", "replaced_each", "an untrained one by 41 ± 35"),
+    ],
+)
+def test_the_page_states_the_paired_differences_of_generators(row, base, words):
+    ours, theirs = (metric_by_seed(f"generation/{name}", network="generator") for name in (row, base))
+    differences = np.subtract(ours, theirs)
+    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
+    assert [round(mean), round(error)] == [int(number) for number in re.findall(r"[-+]?\d+", words)]
+    assert words in " ".join((RESULTS / "generation.md").read_text().split())
+
+
 @pytest.mark.parametrize("row", ["none", "kd"])
 def test_the_tables_of_bfloat16(row, tmp_path):
     runs = [str(RESULTS / f"bfloat16/l2p/{name}/seed_{seed}") for name in (row, f"{row}_bf16") for seed in range(3)]

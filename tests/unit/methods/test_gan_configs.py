@@ -24,7 +24,7 @@ def test_a_published_cell_has_its_schedule_and_terms(cell, row):
     config = gan.get_config(f"data={data},part={part},row={row}")
     configs.check_keys(config)
     assert config.data.name == data and config.data.num_tasks == 1
-    assert config.data.max_train in (0, images) and (config.data.max_train == 0) == (part == 100)
+    assert config.data.max_train == (0 if part == 100 else images)
     assert config.train.epochs == epochs and epochs * images // config.train.batch_size == iterations
     assert config.eval.every_epochs * images // config.train.batch_size == 4000
     assert config.gan.policy == ("" if row == "biggan" else "translation,cutout")
