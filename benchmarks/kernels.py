@@ -1,11 +1,12 @@
-"""Lists the kernels of a program that XLA has compiled for a GPU.
+"""Lists the kernels and collectives of a program that XLA has compiled for a GPU.
 
-Each kernel has its operations, its bytes and a modelled time.
+Each kernel has its operations, its bytes and a modelled time. Each collective has its bytes and its modelled time.
 
 Every instruction of the entry computation that is neither a parameter nor a view is one kernel. Its bytes are the sizes
 of its operands and results. Of an operand that a fusion only slices or gathers from, the slices count. Its operations
 are two for each multiply-add of its matrix products. The model: a kernel takes as long as its operations or its bytes
-need, whichever is longer; kernels do not overlap, and nothing lies between them.
+need, whichever is longer; kernels do not overlap, and nothing lies between them. A collective runs beside the kernels
+between its start and its end in the program's order; collectives follow one another.
 """
 
 import json
@@ -28,6 +29,7 @@ PARTS = (
 _FOLDER = Path(__file__).parent / "gpus"
 _VIEWS = ("parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all", "partition-id")
 _CALLS = ("call", "while", "conditional", "async-start")
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _SLICES = ("slice", "dynamic-slice", "gather")
 _TYPE = r"\((?:[^()]|\([^()]*\))*\)|\S+"
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?([\w.\-]+) = ({_TYPE}) ([\w\-]+)\((.*)$")
@@ -44,15 +46,19 @@ class Card:
       name: of the file `benchmarks/gpus/<name>.txtpb`, from which XLA compiles.
       peak: operations a second in bfloat16, dense. Products of float32 operands have half of them (TF32).
       bandwidth: bytes a second of its memory.
+      link: bytes a second that it sends to the other cards of its host (NVLink, one direction).
       products: share of the peak that a large product reaches; an assumption.
       copies: share of the bandwidth that a large copy reaches; an assumption.
+      latency: seconds that a collective takes at least; an assumption.
     """
 
     name: str
     peak: float
     bandwidth: float
+    link: float = 450e9
     products: float = 0.8
     copies: float = 0.9
+    latency: float = 30e-6
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -72,7 +78,11 @@ class Card:
 # SXM forms; the A100 with 80 GB.
 CARDS = {
     card.name: card
-    for card in (Card("h200", 989e12, 4.8e12), Card("h100", 989e12, 3.35e12), Card("a100", 312e12, 2.039e12))
+    for card in (
+        Card("h200", 989e12, 4.8e12),
+        Card("h100", 989e12, 3.35e12),
+        Card("a100", 312e12, 2.039e12, link=300e9),
+    )
 }
 
 
@@ -100,6 +110,39 @@ class Kernel:
         """Returns the modelled time."""
         work = (self.flops + 2 * self.wide_flops) / (card.products * card.peak)
         return max(work, self.bytes / (card.copies * card.bandwidth))
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One exchange between the cards of a host.
+
+    Attributes:
+      name: of the instruction that starts it.
+      kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute".
+      bytes: of the complete arrays: those that are gathered, reduced or exchanged.
+      devices: number of cards that take part.
+    """
+
+    name: str
+    kind: str
+    bytes: int
+    devices: int
+
+    def seconds(self, card: Card) -> float:
+        """Returns the modelled time: that of a ring, in which a card sends (n - 1) / n of the arrays, or twice so."""
+        passes = 2 if self.kind == "all-reduce" else 1
+        return card.latency + passes * self.bytes * (self.devices - 1) / self.devices / card.link
+
+
+@dataclass(frozen=True)
+class End:
+    """The point in a program at which the results of a collective are needed.
+
+    Attributes:
+      name: of the collective.
+    """
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -132,8 +175,37 @@ def kernels(program: str) -> list[Kernel]:
 
     Those of a loop occur once for each of its repetitions.
     """
+    return [event for event in schedule(program) if isinstance(event, Kernel)]
+
+
+def schedule(program: str, devices: int = 1) -> list[Kernel | Collective | End]:
+    """Returns the kernels of a compiled program's text, the starts of its collectives and their ends, in their order.
+
+    Args:
+      program: the text.
+      devices: number of cards for which it is compiled. A sum over some of them is taken for one over all.
+    """
     computations, entry = _parse(program)
-    return list(_kernels(computations, entry))
+    return list(_events(computations, entry, devices))
+
+
+def waiting_seconds(events: list[Kernel | Collective | End], card: Card) -> float:
+    """Returns the modelled time in which a card only waits for collectives, in one run of a program.
+
+    Args:
+      events: result of `schedule`.
+      card: that runs the program.
+    """
+    now, link_is_free, waited, ends = 0.0, 0.0, 0.0, {}
+    for event in events:
+        if isinstance(event, Kernel):
+            now += event.seconds(card)
+        elif isinstance(event, Collective):
+            ends[event.name] = link_is_free = max(now, link_is_free) + event.seconds(card)
+        else:
+            waited += max(0.0, ends[event.name] - now)
+            now = max(now, ends[event.name])
+    return waited
 
 
 def _parse(program: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
@@ -162,12 +234,14 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-def _kernels(computations, name) -> Iterator[Kernel]:
+def _events(computations, name, devices) -> Iterator[Kernel | Collective | End]:
     instructions = computations[name]
     for instruction in instructions.values():
-        if instruction.opcode in _CALLS:
+        if instruction.opcode.removesuffix("-start").removesuffix("-done") in _COLLECTIVES:
+            yield from _exchange(instructions, instruction, devices)
+        elif instruction.opcode in _CALLS:
             repeats = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
-            inner = [kernel for called in instruction.called for kernel in _kernels(computations, called)]
+            inner = [event for called in instruction.called for event in _events(computations, called, devices)]
             yield from inner * (int(repeats.group(1)) if repeats and instruction.opcode == "while" else 1)
         elif instruction.opcode not in _VIEWS:
             flops, wide = _products(computations, instructions, instruction)
@@ -176,6 +250,23 @@ def _kernels(computations, name) -> Iterator[Kernel]:
             )
             part = _part(instruction.source, bool(flops or wide), _is_cast(instructions, instruction))
             yield Kernel(instruction.name, instruction.source, part, bytes_read + _size(instruction.type), flops, wide)
+
+
+def _exchange(instructions, instruction, devices) -> Iterator[Collective | End]:
+    """Yields the start of a collective, its end, or both of one that nothing runs beside."""
+    if instruction.opcode.endswith("-done"):
+        yield End(instruction.operands[0])
+        return
+    kind = instruction.opcode.removesuffix("-start")
+    sent = sum(_size(instructions[name].type) for name in instruction.operands)
+    received = _size(instruction.type)
+    if kind != instruction.opcode and kind != "all-reduce":
+        received -= sent  # the type of such a start holds its operands, too
+    size = max(sent, received)
+    taking_part = devices if kind in ("all-reduce", "all-to-all", "collective-permute") else size // min(sent, received)
+    yield Collective(instruction.name, kind, size, taking_part)
+    if kind == instruction.opcode:
+        yield End(instruction.name)
 
 
 def _read(computations, instructions, instruction, index) -> int:

@@ -5,18 +5,15 @@ The model adds up the kernels of the compiled program.
     python -m benchmarks.run aot [--config configs/cdl.py:teacher=vit_l16,student=vit_b16] [--cards h200 h100 a100]
     python -m benchmarks.run aot --set teacher.depth=3 student.depth=3 learner.deep=False
 
-XLA compiles from a description of the card (`benchmarks/gpus`), on any machine and without a GPU. This needs CUDA's
-libraries, 5 GB, best in an environment of its own: pip install -r requirements-gpu.txt. The program is the real one,
-except that XLA chooses no kernel by timing it. Times are modelled: see `benchmarks/kernels.py`. Nothing is run.
-Images are noise, and weights are random.
+XLA compiles from a description of the card (`benchmarks/gpus`), on any machine and without a GPU: see
+`benchmarks/described.py`. Times are modelled: see `benchmarks/kernels.py`. Nothing is run. Images are noise, and
+weights are random.
 """
 
 import ast
-import importlib.util
-import os
 from pathlib import Path
 
-from benchmarks import kernels, timing
+from benchmarks import described, kernels, timing
 from cdl_jax.errors import UserError
 
 _SIDE, _TASKS, _CLASSES = 32, 10, 10  # of the noise that stands for Split CIFAR-100
@@ -34,12 +31,12 @@ def arguments(parser) -> None:
 
 def measure(options) -> dict:
     """Prints a table for each card and phase; returns their figures."""
-    _check_cuda()
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    described.start_jax()
     config = make_config(options.config, options.set, options.batch)
     rows = []
     for card in (kernels.CARDS[name] for name in options.cards):
-        for phase, program, memory in _compiled(config, card, options.phases):
+        for phase, step in described.compile_steps(config, _noise(config), card, options.phases):
+            program, memory = step.as_text(), described.memory(step)
             if options.text:
                 (options.text / f"{card.name}_{phase}.txt").write_text(program, encoding="utf-8")
             row = {"card": card.name, "phase": phase, **summarize(program, card, options.batch), "memory": memory}
@@ -47,13 +44,6 @@ def measure(options) -> dict:
             print(f"{card.name}, step of the {phase}, {options.batch} images")
             print(table(row) + "\n")
     return {"config": options.config, "set": options.set, "batch": options.batch, "rows": rows}
-
-
-def _check_cuda() -> None:
-    """Refuses an environment without XLA's compiler for CUDA."""
-    plugins = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
-    if importlib.util.find_spec("jax_plugins") is None or not any(map(importlib.util.find_spec, plugins)):
-        raise UserError("benchmarks: aot needs XLA's compiler for CUDA: pip install -r requirements-gpu.txt")
 
 
 def make_config(text: str, changes: list[str], batch: int):
@@ -90,34 +80,11 @@ def _literal(text):
         return text
 
 
-def _compiled(config, card, phases):
-    """Yields (phase, program text, {memory in bytes}) of phases, by default all."""
-    import jax
-    import numpy as np
-    from jax.experimental import topologies
-
+def _noise(config):
+    """Returns a stream of noise with as many images as one batch has."""
     from benchmarks import fake_data
-    from cdl_jax.runtime import target
-    from cdl_jax.training.compiled import CompiledSteps
-    from cdl_jax.training.experiment import Experiment
 
-    described = {"platform": "cuda", "topology": "1x1x1", "target_config": card.description}
-    device = topologies.get_topology_desc(card.name, **described).devices[0]
-    there = jax.sharding.SingleDeviceSharding(device)
-    images = -(-config.train.batch_size // _CLASSES)
-    data = fake_data.noise_stream(_SIDE, _TASKS, _CLASSES, images, 1)
-    with target.assume(target.Target(card.name, "cuda", card.capability)):
-        experiment = Experiment.build(config, data)
-    steps = CompiledSteps(experiment)
-    for index, phase in enumerate(experiment.method.phases):
-        if phases and phase.name not in phases:
-            continue
-        step, inputs = steps.traceable_step(index)
-        inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=there), inputs)
-        compiled = jax.jit(step, donate_argnums=0).lower(*inputs).compile()
-        memory = compiled.memory_analysis()
-        sizes = {"held": memory.argument_size_in_bytes, "work": memory.temp_size_in_bytes}
-        yield phase.name, compiled.as_text(), sizes
+    return fake_data.noise_stream(_SIDE, _TASKS, _CLASSES, -(-config.train.batch_size // _CLASSES), 1)
 
 
 def summarize(program: str, card: kernels.Card, batch: int) -> dict:

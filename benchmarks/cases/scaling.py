@@ -1,18 +1,24 @@
 """Bytes that a step of CDL sends between devices, and the modelled efficiency on many GPUs.
 
     python -m benchmarks.run scaling --size b_s [--devices 2 8] [--fsdp 1 4]
+    python -m benchmarks.run scaling --size b_s --devices 8 --fsdp 1 8 --card h200
 
 Steps are compiled for devices that one processor simulates; nothing is run. The table has the collectives of the
 compiled program, with the bytes of their results, and the memory of a device. The prediction is weak scaling: the
 same images a device, whatever their number.
+
+With `--card`, steps are compiled in bfloat16 for that many GPUs of one host, which are only described (see
+`benchmarks/described.py`). The modelled time then has the order of the compiled program, in which collectives run
+beside kernels.
 """
 
 import math
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from benchmarks import timing
+from benchmarks import described, kernels, timing
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(rf"= (\([^)]*\)|\S+) ({_KINDS})\(")
@@ -68,11 +74,15 @@ def arguments(parser) -> None:
     parser.add_argument("--learner", choices=cdl_sizes.LEARNERS, default="l2p")
     parser.add_argument("--devices", nargs="+", type=int, default=[2, 8], help="simulated ones")
     parser.add_argument("--fsdp", nargs="+", type=int, default=[1, 4], help="over how many weights are stored in parts")
+    parser.add_argument("--card", choices=kernels.CARDS, help="GPUs that are only described, instead of simulated ones")
+    parser.add_argument("--text", type=Path, help="with --card: folder for the compiled programs as text")
     parser.add_argument("--predict", nargs="+", type=int, default=[8, 64, 256, 1024])
 
 
 def measure(options) -> dict:
-    """Prints two tables; returns their figures."""
+    """Prints two tables, or one with `--card`; returns their figures."""
+    if options.card:
+        return _measure_described(options)
     # Read when jax starts. The scheduler of the other option keeps memory low, as that of GPUs does.
     flags = f"--xla_force_host_platform_device_count={max(options.devices)}"
     os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), flags))
@@ -83,15 +93,14 @@ def measure(options) -> dict:
             rows += _compiled(options, devices, fsdp)
     lines, predicted = [], []
     for row in rows:
-        where, sizes = (row["fsdp"], row["phase"]), [size for _, size in row["sent"].values()]
-        collectives = ", ".join(f"{count} {kind}" for kind, (count, _) in row["sent"].items()) or "none"
-        memory = [f"{row[part] / 2**20:,.0f}" for part in ("held", "work")]
-        lines.append((row["devices"], *where, collectives, f"{sum(sizes) / 1e6:.2f}", *memory))
+        lines.append(_cells(row))
         if row["devices"] == max(options.devices):
             row["predicted"] = {
                 n: efficiency(row["flops"], row["sent"], n, row["fsdp"], Cluster()) for n in options.predict
             }
-            predicted.append((*where, *(f"{100 * value:.1f} %" for value in row["predicted"].values())))
+            predicted.append(
+                (row["fsdp"], row["phase"], *(f"{100 * value:.1f} %" for value in row["predicted"].values()))
+            )
     head = ("devices", "fsdp", "phase", "collectives", "MB sent", "held, MiB", "at work, MiB")
     print(timing.markdown(head, lines))
     print()
@@ -99,17 +108,89 @@ def measure(options) -> dict:
     return {"size": options.size, "learner": options.learner, "assumed": vars(Cluster()), "rows": rows}
 
 
-def _compiled(options, devices, fsdp):
-    from benchmarks import cdl_sizes, fake_data
-    from cdl_jax.training.compiled import CompiledSteps
-    from cdl_jax.training.experiment import Experiment
+def _measure_described(options):
+    card = kernels.CARDS[options.card]
+    described.start_jax(max(options.devices))
+    rows = []
+    for devices in options.devices:
+        for fsdp in (parts for parts in options.fsdp if devices % parts == 0):
+            config, data = _setting(options, devices, fsdp, bfloat16=True)
+            for phase, step in described.compile_steps(config, data, card):
+                if options.text:
+                    file = options.text / f"{card.name}_{devices}_{fsdp}_{phase}.txt"
+                    file.write_text(step.as_text(), encoding="utf-8")
+                events = kernels.schedule(step.as_text(), devices)
+                row = {"devices": devices, "fsdp": fsdp, "phase": phase, **described.memory(step)}
+                rows.append({**row, **waiting(events, card)})
+    head = (
+        "devices",
+        "fsdp",
+        "phase",
+        "collectives",
+        "MB sent",
+        "modelled ms of kernels",
+        "modelled ms of collectives",
+    )
+    head += ("modelled ms waiting", "modelled share of computing", "held, MiB", "at work, MiB")
+    print(timing.markdown(head, map(_described_cells, rows)))
+    return {"size": options.size, "learner": options.learner, "card": card.name, "latency": card.latency, "rows": rows}
 
-    config = cdl_sizes.config(options.size, options.learner, "kd")
+
+def waiting(events: list, card: kernels.Card) -> dict:
+    """Returns the figures of a program's exchanges: `sent`, as `collectives` has it, and seconds.
+
+    Args:
+      events: result of `kernels.schedule`.
+      card: that runs the program.
+
+    Returns:
+      `sent`; `kernels` and `collectives`, the sums of their seconds; `waiting`, the seconds in which no kernel runs.
+    """
+    exchanges = [event for event in events if isinstance(event, kernels.Collective)]
+    sent = {}
+    for exchange in exchanges:
+        count, size = sent.get(exchange.kind, (0, 0))
+        sent[exchange.kind] = count + 1, size + exchange.bytes
+    return {
+        "sent": sent,
+        "kernels": sum(event.seconds(card) for event in events if isinstance(event, kernels.Kernel)),
+        "collectives": sum(exchange.seconds(card) for exchange in exchanges),
+        "waiting": kernels.waiting_seconds(events, card),
+    }
+
+
+def _described_cells(row):
+    share = row["kernels"] / (row["kernels"] + row["waiting"])
+    times = [f"{1e3 * row[part]:.2f}" for part in ("kernels", "collectives", "waiting")]
+    return (*_cells(row)[:5], *times, f"{100 * share:.1f} %", *_cells(row)[5:])
+
+
+def _cells(row):
+    listed = ", ".join(f"{count} {kind}" for kind, (count, _) in row["sent"].items()) or "none"
+    megabytes = sum(size for _, size in row["sent"].values()) / 1e6
+    memory = [f"{row[part] / 2**20:,.0f}" for part in ("held", "work")]
+    return row["devices"], row["fsdp"], row["phase"], listed, f"{megabytes:.2f}", *memory
+
+
+def _setting(options, devices, fsdp, bfloat16=False):
+    """Returns the config and the stream of a run on several devices, with the same images each."""
+    from benchmarks import cdl_sizes, fake_data
+
+    config = cdl_sizes.config(options.size, options.learner, "kd", bfloat16)
     config.update(devices=devices, fsdp_devices=fsdp)
     for key in ("train", "eval"):
         config[key].batch_size *= devices
     each = -(-config.train.batch_size // 100)
-    program = Experiment.build(config, fake_data.noise_stream(config.student.image_size, 1, 100, each, 1))
+    return config, fake_data.noise_stream(config.student.image_size, 1, 100, each, 1)
+
+
+def _compiled(options, devices, fsdp):
+    from benchmarks import cdl_sizes
+    from cdl_jax.training.compiled import CompiledSteps
+    from cdl_jax.training.experiment import Experiment
+
+    config, data = _setting(options, devices, fsdp)
+    program = Experiment.build(config, data)
     steps = CompiledSteps(program)
     rows = []
     for index, phase in enumerate(program.method.phases):

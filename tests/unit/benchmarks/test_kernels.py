@@ -1,8 +1,10 @@
 """Kernels, their operations and their bytes, in the text of a compiled program."""
 
+import dataclasses
+
 import pytest
 
-from benchmarks import kernels, run
+from benchmarks import described, kernels, run
 from benchmarks.cases import aot
 from benchmarks.kernels import Card
 
@@ -135,10 +137,10 @@ def test_config_of_a_step_has_random_weights_and_the_changed_keys():
 
 
 def test_a_missing_compiler_and_unknown_keys_are_refused_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(described.importlib.util, "find_spec", lambda name: None)
     for command, message in (
-        (["aot"], "benchmarks: aot needs XLA's compiler for CUDA: pip install -r requirements-gpu.txt"),
-        (["aot", "--set", "student.width=3"], "benchmarks: aot needs"),
+        (["aot"], "benchmarks: this needs XLA's compiler for CUDA: pip install -r requirements-gpu.txt"),
+        (["aot", "--set", "student.width=3"], "benchmarks: this needs"),
     ):
         with pytest.raises(SystemExit) as end:
             run.main(command)
@@ -146,3 +148,51 @@ def test_a_missing_compiler_and_unknown_keys_are_refused_in_one_line(monkeypatch
         assert end.value.code == 2 and error.startswith(message) and "\n" not in error
     with pytest.raises(aot.UserError, match="aot --set student.width=3: no config key 'student.width'"):
         aot.make_config("configs/cdl.py", ["student.width=3"], 64)
+
+
+# Two gathers, one of them beside a kernel, and a sum that nothing runs beside.
+EXCHANGES = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (w: bf16[1000,125], v: f32[500], x: f32[1000000]) -> f32[1000000] {
+  %w = bf16[1000,125]{1,0} parameter(0)
+  %v = f32[500]{0} parameter(1)
+  %x = f32[1000000]{0} parameter(2)
+  %first = ((bf16[1000,125]{1,0}, f32[500]{0}), (bf16[1000,1000]{1,0}, f32[4000]{0})) all-gather-start(%w, %v), dimensions={1}
+  %gathered = (bf16[1000,1000]{1,0}, f32[4000]{0}) all-gather-done(%first)
+  %second = ((bf16[1000,125]{1,0}), (bf16[1000,1000]{1,0})) all-gather-start(%w), dimensions={1}
+  %copy = f32[1000000]{0} copy(%x)
+  %again = (bf16[1000,1000]{1,0}) all-gather-done(%second)
+  %parts = ((f32[1000000]{0}), (f32[125000]{0})) reduce-scatter-start(%copy), dimensions={0}
+  %scattered = (f32[125000]{0}) reduce-scatter-done(%parts)
+  ROOT %sum = f32[1000000]{0} all-reduce(%copy)
+}
+"""  # noqa: E501
+
+
+def test_a_program_for_several_cards_has_its_collectives_in_order():
+    events = kernels.schedule(EXCHANGES, devices=8)
+    exchanges = [(e.kind, e.bytes, e.devices) for e in events if isinstance(e, kernels.Collective)]
+    gathered = 2_000_000 + 4 * 4000
+    assert exchanges == [
+        ("all-gather", gathered, 8),
+        ("all-gather", 2_000_000, 8),
+        ("reduce-scatter", 4_000_000, 8),
+        ("all-reduce", 4_000_000, 8),
+    ]
+    assert [type(event).__name__ for event in events] == ["Collective", "End", "Collective", "Kernel"] + [
+        "End",
+        *["Collective", "End"] * 2,
+    ]
+
+
+def test_a_card_waits_for_collectives_that_last_longer_than_the_kernels_beside_them():
+    card = Card("slow", peak=1e12, bandwidth=1e9, link=1e9, products=1.0, copies=1.0, latency=1e-3)
+    # 7/8 of the first gather's bytes and a millisecond; the second is hidden by the copy of 8 ms; then 7/8 of 4 MB, and
+    # a sum of it, which passes twice.
+    expected = 1e-3 + 7 / 8 * 2_016_000e-9 + (1e-3 + 7 / 8 * 4e-3) + (1e-3 + 2 * 7 / 8 * 4e-3)
+    assert kernels.waiting_seconds(kernels.schedule(EXCHANGES, 8), card) == pytest.approx(expected)
+    slower = dataclasses.replace(card, link=1e8)
+    hidden = 8e-3  # of the second gather, 1 + 17.5 ms
+    expected = 4e-3 + 7 / 8 * (2_016_000 + 2_000_000 + 3 * 4_000_000) * 1e-8 - hidden
+    assert kernels.waiting_seconds(kernels.schedule(EXCHANGES, 8), slower) == pytest.approx(expected)
+    assert kernels.waiting_seconds(kernels.schedule(PROGRAM), card) == 0

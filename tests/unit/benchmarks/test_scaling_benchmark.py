@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import kernels
 from benchmarks.cases import scaling
 
 PROGRAM = """
@@ -30,3 +31,19 @@ def test_efficiency_is_the_share_of_computing():
     # Weights in parts on four devices of a host: their megabyte stays there.
     seconds = 1e6 * 15 / 16 / 1e8 + 1e6 * 3 / 4 / 1e9 + 4e-3
     assert scaling.efficiency(1e12, sent, 16, 4, cluster) == pytest.approx(1 / (1 + seconds))
+
+
+def test_waiting_is_what_no_kernel_runs_beside():
+    card = kernels.Card("c", peak=1e12, bandwidth=1e9, link=1e9, products=1.0, copies=1.0, latency=0.0)
+    events = [
+        kernels.Collective("a", "all-gather", 8_000_000, 8),  # 7 ms
+        kernels.Kernel("k", "", "rest", bytes=3_000_000),  # 3 ms
+        kernels.End("a"),
+        kernels.Kernel("l", "", "rest", bytes=5_000_000),
+        kernels.Collective("b", "all-reduce", 1_000_000, 2),  # 1 ms
+        kernels.End("b"),
+    ]
+    found = scaling.waiting(events, card)
+    assert found["sent"] == {"all-gather": (1, 8_000_000), "all-reduce": (1, 1_000_000)}
+    seconds = [found[part] for part in ("kernels", "collectives", "waiting")]
+    assert seconds == pytest.approx([8e-3, 8e-3, 4e-3 + 1e-3])
