@@ -14,7 +14,7 @@ from cdl_jax.errors import UserError
 
 
 def start_jax(devices: int = 1) -> None:
-    """Prepares the environment of jax, before its import.
+    """Prepares jax before it starts.
 
     Args:
       devices: number of devices that the processor simulates. An experiment is built on them.
@@ -25,7 +25,9 @@ def start_jax(devices: int = 1) -> None:
     plugins = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
     if importlib.util.find_spec("jax_plugins") is None or not any(map(importlib.util.find_spec, plugins)):
         raise UserError("benchmarks: this needs XLA's compiler for CUDA: pip install -r requirements-gpu.txt")
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
     flags = os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={devices}"
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 

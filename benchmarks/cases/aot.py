@@ -32,6 +32,8 @@ def arguments(parser) -> None:
 def measure(options) -> dict:
     """Prints a table for each card and phase; returns their figures."""
     described.start_jax()
+    if options.text:
+        options.text.mkdir(parents=True, exist_ok=True)
     config = make_config(options.config, options.set, options.batch)
     rows = []
     for card in (kernels.CARDS[name] for name in options.cards):

@@ -22,6 +22,7 @@ from benchmarks import described, kernels, timing
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(rf"= (\([^)]*\)|\S+) ({_KINDS})\(")
+_COLUMNS = ("devices", "fsdp", "phase", "collectives", "MB sent", "held, MiB", "at work, MiB")
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 
@@ -101,8 +102,7 @@ def measure(options) -> dict:
             predicted.append(
                 (row["fsdp"], row["phase"], *(f"{100 * value:.1f} %" for value in row["predicted"].values()))
             )
-    head = ("devices", "fsdp", "phase", "collectives", "MB sent", "held, MiB", "at work, MiB")
-    print(timing.markdown(head, lines))
+    print(timing.markdown(_COLUMNS, lines))
     print()
     print(timing.markdown(("fsdp", "phase", *(f"{n} GPUs" for n in options.predict)), predicted))
     return {"size": options.size, "learner": options.learner, "assumed": vars(Cluster()), "rows": rows}
@@ -111,6 +111,8 @@ def measure(options) -> dict:
 def _measure_described(options):
     card = kernels.CARDS[options.card]
     described.start_jax(max(options.devices))
+    if options.text:
+        options.text.mkdir(parents=True, exist_ok=True)
     rows = []
     for devices in options.devices:
         for fsdp in (parts for parts in options.fsdp if devices % parts == 0):
@@ -122,17 +124,7 @@ def _measure_described(options):
                 events = kernels.schedule(step.as_text(), devices)
                 row = {"devices": devices, "fsdp": fsdp, "phase": phase, **described.memory(step)}
                 rows.append({**row, **waiting(events, card)})
-    head = (
-        "devices",
-        "fsdp",
-        "phase",
-        "collectives",
-        "MB sent",
-        "modelled ms of kernels",
-        "modelled ms of collectives",
-    )
-    head += ("modelled ms waiting", "modelled share of computing", "held, MiB", "at work, MiB")
-    print(timing.markdown(head, map(_described_cells, rows)))
+    print(described_table(rows))
     return {"size": options.size, "learner": options.learner, "card": card.name, "latency": card.latency, "rows": rows}
 
 
@@ -159,10 +151,20 @@ def waiting(events: list, card: kernels.Card) -> dict:
     }
 
 
-def _described_cells(row):
-    share = row["kernels"] / (row["kernels"] + row["waiting"])
-    times = [f"{1e3 * row[part]:.2f}" for part in ("kernels", "collectives", "waiting")]
-    return (*_cells(row)[:5], *times, f"{100 * share:.1f} %", *_cells(row)[5:])
+def described_table(rows: list[dict]) -> str:
+    """Formats the figures of steps for described cards as a Markdown table.
+
+    Args:
+      rows: of each step, the result of `waiting` with `devices`, `fsdp`, `phase`, `held` and `work`.
+    """
+    times = ("kernels", "collectives", "waiting")
+    lines = []
+    for row in rows:
+        share = row["kernels"] / (row["kernels"] + row["waiting"])
+        modelled = *(f"{1e3 * row[part]:.2f}" for part in times), f"{100 * share:.1f} %"
+        lines.append((*_cells(row)[:5], *modelled, *_cells(row)[5:]))
+    modelled = *(f"modelled ms, {part}" for part in times), "modelled share of computing"
+    return timing.markdown((*_COLUMNS[:5], *modelled, *_COLUMNS[5:]), lines)
 
 
 def _cells(row):

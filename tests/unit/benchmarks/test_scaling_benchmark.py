@@ -1,5 +1,8 @@
 """The arithmetic of what is sent between devices."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks import kernels
@@ -47,3 +50,10 @@ def test_waiting_is_what_no_kernel_runs_beside():
     assert found["sent"] == {"all-gather": (1, 8_000_000), "all-reduce": (1, 1_000_000)}
     seconds = [found[part] for part in ("kernels", "collectives", "waiting")]
     assert seconds == pytest.approx([8e-3, 8e-3, 4e-3 + 1e-3])
+
+
+def test_the_page_has_the_table_of_the_stored_figures():
+    docs = Path(__file__).parents[3] / "docs"
+    stored = json.loads((docs / "results" / "benchmarks" / "scaling_h200_b_s.json").read_text())
+    table = scaling.described_table(stored["rows"])
+    assert len(table.splitlines()) == 2 + 4 and table in (docs / "maintainers" / "scaling.md").read_text()
