@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from cdl_jax.models.modules import layers
 from cdl_jax.models.modules.batch_norm import BatchNorm
 from cdl_jax.models.modules.conv import Backbone, dense, global_pool, he_out
 from cdl_jax.models.modules.network_options import shared_options
@@ -43,7 +44,7 @@ _STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3
 _FIRST, _LAST, _SHARED = 32, 1280, 3  # channels of the first and the last convolution, at all widths; stages
 
 
-class Depthwise(nn.Module):
+class Depthwise(layers.ReadsParams, nn.Module):
     """Convolves each channel of `[batch, height, width, channels]` with its own kernel.
 
     It is computed as a sum over the positions of the kernel. On a CPU, XLA's convolution with as many groups as
@@ -167,7 +168,7 @@ def torch_name(path: str) -> str:
 
 
 def _conv(features, size, stride=1, *, name):
-    return nn.Conv(
+    return layers.Conv(
         features, (size, size), strides=stride, padding="SAME", use_bias=False, kernel_init=he_out, name=name
     )
 

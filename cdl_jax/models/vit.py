@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from cdl_jax.errors import UserError
-from cdl_jax.models.modules import attention
+from cdl_jax.models.modules import attention, layers
 from cdl_jax.models.modules.network_options import shared_options
 from cdl_jax.options import Option
 from cdl_jax.runtime import target
@@ -150,7 +150,7 @@ def _merge_later(first, function, class_token):
     return _merge(first, function(class_token))
 
 
-class LayerScale(nn.Module):
+class LayerScale(layers.ReadsParams, nn.Module):
     """Multiplies each channel of a residual branch by a learned gain (Touvron et al., 2021)."""
 
     initial: float
@@ -219,7 +219,7 @@ class Attention(nn.Module):
         return tokens, weights, merge(attention.mix(query, key, value, attention.weights(query, key), "xla"))
 
 
-class Projection(nn.Module):
+class Projection(layers.ReadsParams, nn.Module):
     """A dense layer with several outputs, any of which can be computed alone.
 
     Attributes:
@@ -534,14 +534,14 @@ def build(options: ConfigDict, num_classes: int = 0) -> ViT:
     )
 
 
-def layer_norm(name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
+def layer_norm(name: str, epsilon: float = 1e-6) -> layers.LayerNorm:
     """Returns the layer norm of the family.
 
     `epsilon` is added to the variance, default 1e-6.
     """
     # The two-pass variance: E[x^2] - E[x]^2 loses digits that the comparison with other programs needs.
-    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
+    return layers.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 
 
 def _dense(features, dtype, name, init=_xavier):
-    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+    return layers.Dense(features, dtype=dtype, kernel_init=init, name=name)

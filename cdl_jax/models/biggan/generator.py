@@ -6,12 +6,13 @@ import jax.numpy as jnp
 
 from cdl_jax.errors import UserError
 from cdl_jax.models.modules.batch_norm import BatchNorm
+from cdl_jax.models.modules.layers import ReadsParams
 from cdl_jax.models.modules.spectral_norm import SpectralConv, SpectralDense, normal_init
 
 _FIRST_SIDE = 4  # pixels of a side of the first map
 
 
-class ConditionalBatchNorm(nn.Module):
+class ConditionalBatchNorm(ReadsParams, nn.Module):
     """Batch norm of maps with a gain and a bias for each class.
 
     Returns `normalized * (1 + gain[label]) + bias[label]`. The tables start at N(0, 0.02^2). The running statistics are

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from cdl_jax.models.detection.deformable import DeformableAttention
 from cdl_jax.models.detection.neck import wide, xavier_dense
 from cdl_jax.models.detection.swin import layer_norm
+from cdl_jax.models.modules import layers
 from cdl_jax.models.modules.heads import torch_bias
 
 _xavier = nn.initializers.xavier_uniform()
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(layers.ReadsParams, nn.Module):
     """Multi-head attention among detection tokens; positions are added to queries and keys only.
 
     Attributes:
@@ -106,4 +107,4 @@ class DecoderLayer(nn.Module):
 
 
 def _feed_forward(features, inputs, dtype, name):
-    return nn.Dense(features, dtype=dtype, kernel_init=_xavier, bias_init=torch_bias(inputs), name=name)
+    return layers.Dense(features, dtype=dtype, kernel_init=_xavier, bias_init=torch_bias(inputs), name=name)

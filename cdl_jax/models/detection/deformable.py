@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.models.detection.neck import wide, xavier_dense
+from cdl_jax.models.modules import layers
 
 IMPLEMENTATIONS = ("auto", "gather", "dense")
 # Positions of all maps together up to which "auto" is "dense": the matrix has a number for each query and position.
@@ -206,7 +207,9 @@ class DeformableAttention(nn.Module):
 
         def from_queries(size, name, bias_init=zeros):
             # At least float32: an offset is a number of pixels of the map.
-            return nn.Dense(size, dtype=wide(self.dtype), kernel_init=zeros, bias_init=bias_init, name=name)(queries)
+            return layers.Dense(size, dtype=wide(self.dtype), kernel_init=zeros, bias_init=bias_init, name=name)(
+                queries
+            )
 
         def first_offsets(*_):
             return offset_bias(self.heads, levels, self.points)

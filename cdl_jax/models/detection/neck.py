@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cdl_jax.models.modules import layers
 from cdl_jax.models.modules.heads import torch_bias, torch_kernel
 
 GROUPS = 32
@@ -26,17 +27,17 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def xavier_dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+def xavier_dense(features: int, dtype: jnp.dtype, name: str) -> layers.Dense:
     """Returns a dense layer with Xavier's uniform kernel and a bias of 0."""
-    return nn.Dense(features, dtype=dtype, kernel_init=_xavier, name=name)
+    return layers.Dense(features, dtype=dtype, kernel_init=_xavier, name=name)
 
 
-def torch_dense(features: int, inputs: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+def torch_dense(features: int, inputs: int, dtype: jnp.dtype, name: str) -> layers.Dense:
     """Returns a dense layer with the initial values of torch.nn.Linear."""
-    return nn.Dense(features, dtype=dtype, kernel_init=torch_kernel, bias_init=torch_bias(inputs), name=name)
+    return layers.Dense(features, dtype=dtype, kernel_init=torch_kernel, bias_init=torch_bias(inputs), name=name)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(layers.ReadsParams, nn.Module):
     """Normalizes 32 groups of channels over the positions inside the extents; statistics in float32."""
 
     dtype: jnp.dtype = jnp.float32
@@ -93,7 +94,7 @@ class ResidualUnit(nn.Module):
         hidden = torch_dense(FUSION_WIDTH, x.shape[-1], self.dtype, "conv1")(nn.relu(x))
         hidden = jnp.where(inside[..., None], nn.relu(hidden), 0)
         bias = torch_bias(9 * FUSION_WIDTH)
-        hidden = nn.Conv(
+        hidden = layers.Conv(
             FUSION_WIDTH, (3, 3), dtype=self.dtype, kernel_init=torch_kernel, bias_init=bias, name="conv2"
         )(hidden)
         return x + torch_dense(x.shape[-1], FUSION_WIDTH, self.dtype, "conv3")(nn.relu(hidden))

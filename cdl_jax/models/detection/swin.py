@@ -14,6 +14,7 @@ from flax import struct
 
 from cdl_jax.models.detection.masks import STRIDES, Extents, sine_positions
 from cdl_jax.models.detection.neck import torch_dense, wide
+from cdl_jax.models.modules import layers
 from cdl_jax.models.modules.heads import torch_kernel
 
 PATCH = 4
@@ -88,7 +89,7 @@ def shift_mask(regions: jax.Array) -> jax.Array:
     return jnp.where(regions[..., :, None] == regions[..., None, :], 0, MASKED)
 
 
-class ReconfiguredAttention(nn.Module):
+class ReconfiguredAttention(layers.ReadsParams, nn.Module):
     """Window attention of patches and global attention of detection tokens, with shared weights.
 
     Attributes:
@@ -243,7 +244,9 @@ class Merging(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
         x = jnp.concatenate([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], axis=-1)
         norm = layer_norm("norm", self.dtype)
-        reduce = nn.Dense(self.features, use_bias=False, dtype=self.dtype, kernel_init=torch_kernel, name="reduction")
+        reduce = layers.Dense(
+            self.features, use_bias=False, dtype=self.dtype, kernel_init=torch_kernel, name="reduction"
+        )
         return reduce(norm(x)), reduce(norm(jnp.tile(tokens, (1, 1, 4))))
 
 
@@ -404,7 +407,7 @@ def drop_path_rates(rate: float, blocks: int) -> tuple[float, ...]:
     return tuple(rate * i / max(blocks - 1, 1) for i in range(blocks))
 
 
-def layer_norm(name: str, dtype: jnp.dtype) -> nn.LayerNorm:
+def layer_norm(name: str, dtype: jnp.dtype) -> layers.LayerNorm:
     """Returns a layer norm; its statistics are computed in float32."""
     # The two-pass variance: E[x^2] - E[x]^2 loses digits that the comparison with other programs needs.
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+    return layers.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)

@@ -21,6 +21,7 @@ from cdl_jax.models.detection.deformable import IMPLEMENTATIONS
 from cdl_jax.models.detection.masks import STRIDES, Extents, full_extents
 from cdl_jax.models.detection.neck import CrossScaleFusion, Projection, wide
 from cdl_jax.models.detection.swin import Swin, layer_norm
+from cdl_jax.models.modules import layers
 from cdl_jax.models.modules.heads import torch_bias, torch_kernel
 from cdl_jax.options import Option
 
@@ -108,7 +109,7 @@ class Perceptron(nn.Module):
             kernel, bias = torch_kernel, torch_bias(x.shape[-1])
             if i == 2:
                 kernel, bias = self.last_kernel, self.last_bias or bias
-            x = nn.Dense(
+            x = layers.Dense(
                 size,
                 dtype=self.dtype,
                 kernel_init=_with_key(kernel, self.key, 2 * i),
@@ -151,7 +152,7 @@ class Heads(nn.Module):
         keys = [self.make_rng("params") if self.is_initializing() else None for _ in names]
         kernel, bias = _with_key(torch_kernel, keys[0], 0), nn.initializers.constant(_NO_OBJECT)
         self.class_embed = [
-            nn.Dense(self.num_classes, dtype=dtype, kernel_init=kernel, bias_init=bias) for _ in range(count)
+            layers.Dense(self.num_classes, dtype=dtype, kernel_init=kernel, bias_init=bias) for _ in range(count)
         ]
         zeros = nn.initializers.zeros
         self.bbox_embed = [
@@ -193,7 +194,7 @@ class TokenLabels(nn.Module):
         dim = maps[0].shape[-1]
         linear, norm = neck.torch_dense(dim, dim, self.dtype, "enc_output"), layer_norm("enc_output_norm", self.dtype)
         bias = nn.initializers.constant(_NO_OBJECT)
-        classify = nn.Dense(
+        classify = layers.Dense(
             self.num_classes, dtype=wide(self.dtype), kernel_init=torch_kernel, bias_init=bias, name="token_embed"
         )
         return tuple(
@@ -350,7 +351,7 @@ class ViDT(nn.Module):
         """Returns the initial (x, y) of the queries, float32 `[1, queries, 2]`."""
         xavier = nn.initializers.xavier_uniform()
         return nn.sigmoid(
-            nn.Dense(
+            layers.Dense(
                 2, dtype=wide(self.dtype), kernel_init=xavier, bias_init=torch_bias(self.dim), name="reference_points"
             )(positions)
         )

@@ -4,10 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cdl_jax.models.modules.layers import ReadsParams
+
 EPSILON, MOMENTUM = 1e-5, 0.9
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(ReadsParams, nn.Module):
     """Normalizes float32 `[..., channels]` over all axes except the last.
 
     The running statistics `mean` and `var` are in the collection "batch_stats".

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cdl_jax.models.modules import layers
 from cdl_jax.models.modules.heads import torch_bias, torch_kernel
 
 # N(0, 2 / (outputs k k)) and N(0, 2 / (inputs k k)), not truncated.
@@ -72,7 +73,7 @@ def conv(
     init: Callable = he_out,
     groups: int = 1,
     dtype: jnp.dtype | None = None,
-) -> nn.Conv:
+) -> layers.Conv:
     """Returns a square convolution with a padding of `size // 2` on every side, also at stride 2.
 
     Args:
@@ -86,13 +87,13 @@ def conv(
       dtype: of the computation. None, the default: that of the input and the kernel.
     """
     pad = size // 2
-    return nn.Conv(
+    return layers.Conv(
         features, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias, kernel_init=init,
         feature_group_count=groups, dtype=dtype, name=name,
     )  # fmt: skip
 
 
-def dense(features: int, inputs: int, *, name: str, zero_bias: bool = False) -> nn.Dense:
+def dense(features: int, inputs: int, *, name: str, zero_bias: bool = False) -> layers.Dense:
     """Returns a linear layer with torch's initial values.
 
     Args:
@@ -102,7 +103,7 @@ def dense(features: int, inputs: int, *, name: str, zero_bias: bool = False) -> 
       zero_bias: whether the bias starts at zero, default False.
     """
     bias = nn.initializers.zeros if zero_bias else torch_bias(inputs)
-    return nn.Dense(features, kernel_init=torch_kernel, bias_init=bias, name=name)
+    return layers.Dense(features, kernel_init=torch_kernel, bias_init=bias, name=name)
 
 
 def global_pool(x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cdl_jax.models.modules.heads import torch_bias
+from cdl_jax.models.modules.layers import ReadsParams
 
 EPSILON = 1e-8  # the least length by which a vector of the power iteration is divided
 # Half the digits of TF32 would be lost in each step of the power iteration.
@@ -49,7 +50,7 @@ def spectral_norm(matrix: jax.Array, u: jax.Array, epsilon: float = EPSILON) -> 
     return sigma[0, 0], u
 
 
-class SpectralConv(nn.Module):
+class SpectralConv(ReadsParams, nn.Module):
     """A convolution at stride 1 that keeps the height and width of maps.
 
     Attributes:
@@ -73,7 +74,7 @@ class SpectralConv(nn.Module):
         return y + bias
 
 
-class SpectralDense(nn.Module):
+class SpectralDense(ReadsParams, nn.Module):
     """A linear layer from `[batch, inputs]` to `[batch, features]`."""
 
     features: int
@@ -85,7 +86,7 @@ class SpectralDense(nn.Module):
         return jnp.matmul(x, _divide(self, kernel, kernel.T, train), precision=_PRECISION) + bias
 
 
-class SpectralEmbed(nn.Module):
+class SpectralEmbed(ReadsParams, nn.Module):
     """A table of a vector for each class: labels `[n]` select `[n, features]`."""
 
     num_classes: int
