@@ -192,7 +192,9 @@ def stored_runs(folder):
     return sorted((RESULTS / folder).glob("*/*/seed_*"))
 
 
-@pytest.mark.parametrize(("page", "scheme"), [("glyph100", "kd"), ("emoji", "kd"), ("glyph100_goal", "features")])
+@pytest.mark.parametrize(
+    ("page", "scheme"), [("glyph100", "kd"), ("emoji", "kd"), ("glyph100_goal", "features"), ("learners", "kd")]
+)
 def test_tables_and_plot_of_learners_by_schemes(page, scheme, tmp_path):
     made = tmp_path / f"{page}.md"
     shutil.copy(RESULTS / made.name, made)
@@ -221,7 +223,48 @@ def test_the_commands_of_the_ablations_page_make_its_tables_and_plots(tmp_path, 
             assert found in page
 
 
-@pytest.mark.parametrize("folder", ["glyph100", "ablations", "emoji", "glyph100_goal"])
+def test_the_plots_of_strength_and_operations_of_learners(tmp_path):
+    names = ("strength", "operations")
+    words = [word for name in names for word in (f"--plot-{name}", str(tmp_path / f"{name}.svg"))]
+    assert report_main(["grid", *map(str, stored_runs("learners")), *words]) == 0
+    for name in names:
+        assert (tmp_path / f"{name}.svg").read_bytes() == (RESULTS / f"learners_{name}.svg").read_bytes()
+
+
+def test_the_search_of_learning_rates_is_that_of_its_results():
+    found = json.loads((RESULTS / "learners_search.json").read_text())
+    page, rates = (RESULTS / "learners.md").read_text(), ("5e-5", "2e-4", "1e-3", "5e-3", "2e-2")
+    assert f"| learner | {' | '.join(rates)} |\n" in page and len(found) == 11
+    for name, accuracies in found.items():
+        best = max(accuracies, key=accuracies.get)
+        cells = {rate: f"{value:.2f}" for rate, value in accuracies.items()}
+        cells[best] = f"**{cells[best]}**"
+        assert f"\n| {name} | {' | '.join(cells.get(rate, '-') for rate in rates)} |\n" in page
+
+
+def test_the_findings_on_learners_hold():
+    """KD helps heads that are trained task by task on a frozen backbone, and no head of class statistics."""
+
+    def mean_gain(learner, metric="last", seeds=3):
+        alone, distilled = (
+            metric_by_seed(f"learners/{learner}/{name}", metric, seeds=seeds) for name in ("none", "kd")
+        )
+        return statistics.fmean(b - a for a, b in zip(alone, distilled, strict=True))
+
+    for learner in ("l2p", "dualprompt", "coda", "apt", "os_prompt", "lae", "none"):
+        assert 1.5 < mean_gain(learner) < 2.6
+    for learner in ("aper", "ease", "slca"):
+        assert -0.25 < mean_gain(learner) < 0.45
+    for learner in ("lora", "fine_tuning"):
+        assert 2.5 < mean_gain(learner, "learning_accuracy") < 4.5 and mean_gain(learner, "forgetting_cdl") > 2.5
+    ridge = min(metric_by_seed("learners/ranpac/none"))
+    trained = [path for path in stored_runs("learners") if path.parts[-3] != "ranpac"]
+    assert all(
+        json.loads((p / "results.json").read_text())["networks"]["student"]["metrics"]["last"] < ridge for p in trained
+    )
+
+
+@pytest.mark.parametrize("folder", ["glyph100", "ablations", "emoji", "glyph100_goal", "learners"])
 def test_stored_runs_contain_no_absolute_paths(folder):
     for run in stored_runs(folder):
         config = configs.read(run)["config"]
