@@ -234,7 +234,7 @@ def test_the_plots_of_strength_and_operations_of_learners(tmp_path):
 def test_the_search_of_learning_rates_is_that_of_its_results():
     found = json.loads((RESULTS / "learners_search.json").read_text())
     page, rates = (RESULTS / "learners.md").read_text(), ("5e-5", "2e-4", "1e-3", "5e-3", "2e-2")
-    assert f"| learner | {' | '.join(rates)} |\n" in page and len(found) == 11
+    assert f"| learner | {' | '.join(rates)} |\n" in page and len(found) == 12
     for name, accuracies in found.items():
         best = max(accuracies, key=accuracies.get)
         cells = {rate: f"{value:.2f}" for rate, value in accuracies.items()}
