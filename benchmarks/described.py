@@ -7,7 +7,7 @@ are the real ones, except that XLA chooses no kernel by timing it. Nothing is ru
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks import kernels
 from cdl_jax.errors import UserError
@@ -24,7 +24,9 @@ def start_jax(devices: int = 1) -> None:
     """
     plugins = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
     if importlib.util.find_spec("jax_plugins") is None or not any(map(importlib.util.find_spec, plugins)):
-        raise UserError("benchmarks: this needs XLA's compiler for CUDA: pip install -r requirements-gpu.txt")
+        raise UserError(
+            "benchmarks: a described card needs XLA's compiler for CUDA: pip install -r requirements-gpu.txt"
+        )
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -32,7 +34,7 @@ def start_jax(devices: int = 1) -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 
-def compile_steps(config, data, card: kernels.Card, phases: list[str] = ()) -> Iterator[tuple]:
+def compile_steps(config, data, card: kernels.Card, phases: Sequence[str] = ()) -> Iterator[tuple]:
     """Yields (phase, its compiled step).
 
     Args:

@@ -139,8 +139,11 @@ def test_config_of_a_step_has_random_weights_and_the_changed_keys():
 def test_a_missing_compiler_and_unknown_keys_are_refused_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(described.importlib.util, "find_spec", lambda name: None)
     for command, message in (
-        (["aot"], "benchmarks: this needs XLA's compiler for CUDA: pip install -r requirements-gpu.txt"),
-        (["aot", "--set", "student.width=3"], "benchmarks: this needs"),
+        (
+            ["aot"],
+            "benchmarks: a described card needs XLA's compiler for CUDA: pip install -r requirements-gpu.txt",
+        ),
+        (["aot", "--set", "student.width=3"], "benchmarks: a described card needs"),
     ):
         with pytest.raises(SystemExit) as end:
             run.main(command)

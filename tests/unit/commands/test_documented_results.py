@@ -245,16 +245,14 @@ def test_the_search_of_learning_rates_is_that_of_its_results():
 def test_the_findings_on_learners_hold():
     """KD helps heads that are trained task by task on a frozen backbone, and no head of class statistics."""
 
-    def mean_gain(learner, metric="last", seeds=3):
-        alone, distilled = (
-            metric_by_seed(f"learners/{learner}/{name}", metric, seeds=seeds) for name in ("none", "kd")
-        )
+    def mean_gain(learner, metric="last"):
+        alone, distilled = (metric_by_seed(f"learners/{learner}/{name}", metric) for name in ("none", "kd"))
         return statistics.fmean(b - a for a, b in zip(alone, distilled, strict=True))
 
     for learner in ("l2p", "dualprompt", "coda", "apt", "os_prompt", "lae", "none"):
         assert 1.2 < mean_gain(learner) < 2.6
     for learner in ("aper", "ease", "slca"):
-        assert -0.25 < mean_gain(learner) < 0.45
+        assert -0.2 < mean_gain(learner) < 0.1
     for learner in ("lora", "fine_tuning"):
         assert 2.5 < mean_gain(learner, "learning_accuracy") < 4.5 and mean_gain(learner, "forgetting_cdl") > 2.5
     ridge = min(metric_by_seed("learners/ranpac/none"))
