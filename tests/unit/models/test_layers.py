@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 
 from cdl_jax.models.modules import layers
 
@@ -51,3 +52,10 @@ class Inner(layers.ReadsParams, nn.Module):
 def test_names_of_parameters_are_those_of_flax():
     shapes = jax.eval_shape(Inner().init, jax.random.key(0), IMAGES)["params"]
     assert sorted(shapes) == ["Dense_0", "scale"] and shapes["Dense_0"]["kernel"].shape == (3, 2)
+
+
+def test_a_parameter_of_another_shape_is_refused_as_by_flax():
+    variables = layers.Dense(1).init(jax.random.key(0), IMAGES)  # its bias could be broadcast
+    for layer in (layers.Dense(4), nn.Dense(4)):
+        with pytest.raises(ScopeParamShapeError):
+            layer.apply(variables, IMAGES)
