@@ -43,10 +43,11 @@ SCHEMES = {
     "vkd": {},
     "weighted_sum": {
         "terms": (
-            "attention_transfer:alpha=0", "dist", "kd", "logit_standardization", "mse_logits", "pkt:alpha=0",
-            "prototypes:alpha=0", "relational:alpha=0", "similarity_preserving:alpha=0",
+            "attention_transfer:alpha=0", "dist", "dkd", "fitnets", "kd", "logit_standardization", "mse_logits",
+            "pkt:alpha=0", "prototypes:alpha=0", "relational:alpha=0", "reviewkd", "similarity_preserving:alpha=0",
+            "vkd",
         ),
-        "weights": (1.0,) * 9,
+        "weights": (1.0,) * 13,
     },
 }  # fmt: skip
 SUMMED = {term.split(":")[0] for term in SCHEMES["weighted_sum"]["terms"]}  # traced with each learner in one sum

@@ -2,7 +2,8 @@
 
 Compiling takes the time here, hence the smallest networks, and a star instead of a grid: every learner with `kd` and
 every scheme with `l2p` are compiled and their numbers checked. The other pairs are traced, which finds every error of a
-shape, a name or an option; schemes without inputs of their own are traced in one sum. `pytest -m grid` compiles all.
+shape, a name or an option. Schemes that leave inputs and classes as they are, are traced in one sum. `pytest -m grid`
+compiles all pairs.
 """
 
 import jax
