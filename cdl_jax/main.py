@@ -74,7 +74,7 @@ _USAGE = """usage: python -m cdl_jax.main --config CONFIG [--workdir DIR] [--con
 
   python -m cdl_jax.main --config quickstart          a first run, in a minute on a CPU
   python -m cdl_jax.main --config cifar100_l2p --fetch
-  python -m cdl_jax.main --workdir runs/quickstart --mode eval
+  python -m cdl_jax.main --workdir runs/cifar100_l2p --mode eval
 
   --list: configs, methods, learners, schemes, data sources, networks    --help: all flags    --version
   --config CONFIG --help: all options of a config, with their meanings"""

@@ -1,9 +1,8 @@
 """Any result of the CDL papers' tables (arXiv 2407.13911), on Split CIFAR-100 or Split ImageNet-R, 10 tasks.
 
-    python -m cdl_jax.fetch cifar100
-    python -m cdl_jax.main --config configs/cdl.py:learner=coda,distill=kd_token --workdir runs/coda_dcdl/0 \
-        --config.teacher.weights=vit_base_patch16_224.augreg_in21k_ft_in1k.safetensors \
-        --config.student.weights=vit_small_patch16_224.augreg_in21k_ft_in1k.safetensors
+    python -m cdl_jax.main --config configs/cdl.py:learner=coda,distill=kd_token --workdir runs/coda_dcdl/0 --fetch \
+        --config.teacher.weights=vit_base_patch16_224.augreg_in21k_ft_in1k \
+        --config.student.weights=vit_small_patch16_224.augreg_in21k_ft_in1k
     python -m cdl_jax.report runs/coda_dcdl/*
 
 version    of the paper: v4, v3 (the same without APT), v2, v1

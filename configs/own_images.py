@@ -8,7 +8,8 @@ any size. `--fetch` downloads the pretrained weights. The settings are those of 
 2407.13911) for Split CIFAR-100; no result is published. Time: not measured.
 
 learner   l2p, dualprompt, coda, apt
-distill   kd, none, dkd, fitnets, reviewkd, kd_token, kdp, vkd, or a scheme of yours (docs/tutorials/first_scheme.md)
+distill   kd, none, dkd, fitnets, reviewkd, kd_token (a token with prompts), vkd, or a scheme of yours
+          (docs/tutorials/first_scheme.md)
 student   vit_s16, vit_b16, vit_ti16
 teacher   vit_b16, vit_l16
 tasks     into how many tasks of equal size the classes are split; data.task_sizes has other sizes

@@ -48,7 +48,7 @@ CHEAP = {
     OWN_SCHEME: "tests/unit/commands/test_tutorials.py::test_first_scheme",
     OWN_IMAGES: "tests/unit/commands/test_readme.py::test_images_in_a_folder_are_learned",
     "python -m cdl_jax.report paper v4": (),
-    "sbatch launch/slurm.sbatch --config configs/cifar100_l2p.py --workdir runs/cifar100_l2p": "bash -n "
+    "sbatch --nodes=1 --gpus-per-node=8 launch/slurm.sbatch --config configs/cifar100_l2p.py --workdir runs/cifar100_l2p": "bash -n "
     "launch/slurm.sbatch",
 }
 
