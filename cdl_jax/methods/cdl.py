@@ -336,7 +336,7 @@ class CDL(Method, CachesQueries):
         return {name: self.models.trained[name].query(frozen[name], images) for name in sources}
 
     def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
-        teacher_out, _, out = self.models.evaluate(variables, images, context)
+        teacher_out, out = self.models.evaluate(variables, images, context)
         logits = {"teacher": teacher_out["logits"]} if teacher_out else {}
         counts = {"teacher": teacher_out["prompts"].selected} if self.models.teacher is not None else {}
         logits["student"] = self.models.scheme.predict(variables["distill"], out)
@@ -345,10 +345,9 @@ class CDL(Method, CachesQueries):
 
     def features(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, dict]:
         """Returns the features of teacher and student with their learners."""
-        teacher_out, inputs, out = self.models.evaluate(variables, images, context)
-        class_index = 0 if inputs.first_tokens is None else inputs.first_tokens.shape[1]
+        teacher_out, out = self.models.evaluate(variables, images, context)
         teacher = {"teacher": named_features(teacher_out)} if teacher_out else {}
-        return {**teacher, "student": named_features(out, class_index)}
+        return {**teacher, "student": named_features(out)}
 
     def probes(self) -> dict[str, Probe]:
         return cdl_probes.probes(self.models)

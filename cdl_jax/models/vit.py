@@ -412,7 +412,8 @@ class ViT(nn.Module):
         """Computes logits and named intermediate outputs.
 
         Tokens are in the order `prompt_tokens`, `first_tokens`, class token, patches in row-major order,
-        `last_tokens`. Extra tokens have no position embedding.
+        `last_tokens`. Inserted tokens have no position embedding. The outputs of class token and patches have the same
+        positions with and without them.
 
         Args:
           images: float32 `[batch, image_size, image_size, 3]`.
@@ -420,8 +421,7 @@ class ViT(nn.Module):
             the input of the block; default none.
           first_tokens: `[batch, n, dim]`, inserted before the class token of block 0, default none.
           last_tokens: `[batch, n, dim]`, inserted behind the patches of block 0, default none.
-          prompt_tokens: `[batch, n, dim]`, inserted before all other tokens of block 0, default none. All outputs
-            but `prompt_tokens` leave them out, so that they do not shift the positions of the other tokens.
+          prompt_tokens: `[batch, n, dim]`, inserted before all other tokens of block 0, default none.
           train: whether residual branches are dropped, default False.
           adapters: layer -> Adapter, default none.
 
@@ -432,10 +432,12 @@ class ViT(nn.Module):
 
             patches: `[batch, patches, dim]`, embedded, without position.
             class_token_<i>: `[batch, dim]`, the class token at the input of block i.
-            block_<i>/tokens: `[batch, tokens, dim]`, after block i, before the final norm.
-            attention_<i>: float32 `[batch, heads, tokens, tokens]`, the softmax weights of block i, from queries
-              (rows) to keys (columns). Columns of prompts are left out; without prompts each row sums to 1.
-            tokens: `[batch, tokens, dim]`, after the final norm.
+            block_<i>/tokens: `[batch, 1 + patches, dim]`, class token and patches after block i, before the final
+              norm.
+            attention_<i>: float32 `[batch, heads, 1 + patches, 1 + patches]`, the softmax weights of block i, from
+              queries (rows) to keys (columns), of class token and patches. Each row sums to 1 without prompts and
+              inserted tokens.
+            tokens: `[batch, 1 + patches, dim]`, class token and patches after the final norm.
             prompt_tokens, first_tokens, last_tokens: float32 `[batch, n, dim]`, after the final norm, if they are
               given.
             class_token: float32 `[batch, dim]`, after the final norm.
@@ -456,27 +458,28 @@ class ViT(nn.Module):
             x.dtype
         )
         num_prompts = 0 if prompt_tokens is None else prompt_tokens.shape[1]
-        class_index = 0 if first_tokens is None else first_tokens.shape[1]
+        class_index = num_prompts + (0 if first_tokens is None else first_tokens.shape[1])
+        own = slice(class_index, class_index + 1 + grid * grid)  # class token and patches
         parts = (prompt_tokens, first_tokens, x, last_tokens)
         x = jnp.concatenate([part.astype(x.dtype) for part in parts if part is not None], axis=1)
 
         block = nn.remat(Block, static_argnums=(3, 4, 6)) if self.remat else Block
-        counts = [0 if part is None else part.shape[1] for part in (prompt_tokens, first_tokens, last_tokens)]
+        num_last = 0 if last_tokens is None else last_tokens.shape[1]
         for i in range(self.depth):
             rate = self.drop_path * i / max(self.depth - 1, 1)
             sizes = self.heads, self.mlp_ratio, self.layer_scale, rate, self.dtype
             layer = block(*sizes, attention=self.attention, name=f"block_{i}")
             prompt = prompts.get(i)
-            out[f"class_token_{i}"] = x[:, num_prompts + class_index]
+            out[f"class_token_{i}"] = x[:, class_index]
             if callable(prompt):
                 prompt = prompt(out[f"class_token_{i}"])
-            read = (counts[0] + counts[1] + 1, counts[2]) if i == self.depth - 1 else None
-            x, weights, rows = layer(x, prompt, num_prompts + class_index, train, adapters.get(i), read)
-            out[f"block_{i}/tokens"] = x[:, num_prompts:]
-            out[f"attention_{i}"] = weights[:, :, num_prompts:, num_prompts:]
+            read = (class_index + 1, num_last) if i == self.depth - 1 else None
+            x, weights, rows = layer(x, prompt, class_index, train, adapters.get(i), read)
+            out[f"block_{i}/tokens"] = x[:, own]
+            out[f"attention_{i}"] = weights[:, :, own, own]
         norm = layer_norm("norm")
-        out["tokens"], rows = norm(x)[:, num_prompts:], norm(rows).astype(jnp.float32)
-        parts = jnp.split(rows, [counts[0], num_prompts + class_index, num_prompts + class_index + 1], axis=1)
+        out["tokens"], rows = norm(x)[:, own], norm(rows).astype(jnp.float32)
+        parts = jnp.split(rows, [num_prompts, class_index, class_index + 1], axis=1)
         names = ("prompt_tokens", "first_tokens", "class_token", "last_tokens")
         out |= {name: part for name, part in zip(names, parts, strict=True) if part.shape[1]}
         out["class_token"] = out["class_token"][:, 0]

@@ -42,6 +42,6 @@ def predict_with_weights(
     models: TeacherStudent, values: Sequence[float], variables: Variables, images: jax.Array, context: Context
 ) -> Logits:
     """Returns the student's logits for each of `values` as the second head's weight, by the value's text."""
-    _, _, out = models.evaluate(variables, images, context)
+    _, out = models.evaluate(variables, images, context)
     logits = models.scheme.predict_with_weights(variables["distill"], out, values)
     return {str(value): z for value, z in zip(values, logits, strict=True)}

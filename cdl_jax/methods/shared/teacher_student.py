@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax
 
-from cdl_jax.distill.base import Outputs, Scheme, StudentInputs
+from cdl_jax.distill.base import Outputs, Scheme
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Variables
 from cdl_jax.methods.shared import finished_run
@@ -76,13 +76,11 @@ class TeacherStudent:
         out = self.student(student, images, query, context, train=False, inputs=inputs)
         return {**out, "logits": self.scheme.predict(variables["distill"], out)}
 
-    def evaluate(
-        self, variables: Variables, images: jax.Array, context: Context
-    ) -> tuple[Outputs, StudentInputs, Outputs]:
-        """Returns the teacher's outputs or {}, the scheme's inputs, the student's outputs."""
+    def evaluate(self, variables: Variables, images: jax.Array, context: Context) -> tuple[Outputs, Outputs]:
+        """Returns the outputs of the teacher, {} without one, and of the student."""
         query, teacher_out, inputs = self._evaluate_teacher(variables, images, context)
         out = self.student(variables["student"], images, query, context, train=False, inputs=inputs)
-        return teacher_out, inputs, out
+        return teacher_out, out
 
     def accumulate(
         self, name: str, variables: Variables, batch: Mapping[str, jax.Array], context: Context

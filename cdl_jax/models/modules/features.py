@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import jax
 
 
-def named_features(out: Mapping[str, jax.Array], class_index: int = 0) -> dict[str, jax.Array]:
+def named_features(out: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Selects the features of each layer from the named outputs of a network.
 
     Args:
       out: the named outputs of a network of `cdl_jax.models`.
-      class_index: position of the class token, default 0.
 
     Returns:
       Layer -> `[batch, ...]`, in the order of the network: the map of each stage of a convolutional network, or the
@@ -25,6 +24,6 @@ def named_features(out: Mapping[str, jax.Array], class_index: int = 0) -> dict[s
     layers = {name: value for name, value in out.items() if name.startswith(("layer", "stage"))}
     for name, value in out.items():
         if name.startswith("block_"):
-            layers[name.removesuffix("/tokens")] = value[:, class_index]
+            layers[name.removesuffix("/tokens")] = value[:, 0]
     features = out.get("features", out.get("class_token"))
     return layers if features is None else {**layers, "features": features}

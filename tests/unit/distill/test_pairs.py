@@ -218,7 +218,7 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
             {"params": variables["student"]["backbone"]}, images, inputs.prompts, first_tokens=first,
             last_tokens=inputs.last_tokens,
         )  # fmt: skip
-        return out, {name: by_hand[name] for name in ("tokens", "block_0/tokens", "block_1/tokens")}
+        return out, {name: by_hand[name] for name in ("first_tokens", "tokens", "block_0/tokens", "block_1/tokens")}
 
     out, by_hand = jax.device_get(prompted_outputs(variables))
     without = {**variables["student"], "prompts": {}, "state": {"prompts": {}, "head": {}}}
@@ -227,12 +227,23 @@ def test_prompt_tokens_leave_image_and_distillation_tokens_in_their_places(varia
     for name, value in plain_out.items():
         if name != "logits":
             assert out[name].shape == value.shape, name
-    np.testing.assert_allclose(by_hand["tokens"][:, :6], out["prompt_tokens"], rtol=1e-4, atol=1e-5)
+    first = by_hand.pop("first_tokens")[:, :6]
+    np.testing.assert_allclose(first, out["prompt_tokens"], rtol=1e-4, atol=1e-5)
     for name, tokens in by_hand.items():
-        np.testing.assert_allclose(tokens[:, 6:], out[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(tokens, out[name], rtol=1e-4, atol=1e-5)
     kernel, bias = (variables["student"]["head"]["linear"][name] for name in ("kernel", "bias"))
-    expected = by_hand["tokens"][:, :6].mean(axis=1) @ kernel + bias
+    expected = first.mean(axis=1) @ kernel + bias
     np.testing.assert_allclose(out["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("token", ["kd_token:variant=deit,length=2", "kd_token:variant=dcdl,length=2"])
+def test_terms_that_compare_tokens_leave_the_token_of_another_term_out(token):
+    terms = (token, "fitnets:alpha=0", "reviewkd:alpha=0", "attention_transfer:alpha=0", "vkd")
+    changes = {"distill.terms": terms, "distill.weights": (1.0,) * len(terms)}
+    loss, _ = gradients_of_student(
+        "none", "weighted_sum", lambda f: lambda *arguments: jax.eval_shape(f, *arguments), **changes
+    )
+    assert loss.shape == ()
 
 
 def test_only_the_coda_rows_of_the_task_have_gradients():

@@ -114,9 +114,9 @@ def test_layers_are_compared_without_scikit_learn(analyzed, monkeypatch):
 def test_layers_keep_the_order_of_the_network():
     tokens = jnp.arange(24.0).reshape(2, 3, 4)
     out = {"patches": tokens, "block_0/tokens": tokens, "block_10/tokens": 2 * tokens, "class_token": tokens[:, 1]}
-    found = named_features(out, 1)
+    found = named_features(out)
     assert list(found) == ["block_0", "block_10", "features"]
-    np.testing.assert_array_equal(found["block_10"], 2 * tokens[:, 1])
+    np.testing.assert_array_equal(found["block_10"], 2 * tokens[:, 0])
     np.testing.assert_array_equal(found["features"], tokens[:, 1])
     assert list(named_features({"layer1": tokens, "shared": tokens, "stage2": tokens, "features": tokens})) == [
         "layer1", "stage2", "features",
