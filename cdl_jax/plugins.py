@@ -42,8 +42,11 @@ _NULLABLE = ("torch_name",)  # parts of a contract that may be None
 # Folder -> what its plug-ins may define too, in the same form; a tuple has the permitted values of a text.
 _OPTIONAL: dict[str, dict[str, str | tuple[str, ...] | None]] = {
     "methods": {"PROBLEM": ("classification", "detection", "generation"), "teacher_options": "config"},
-    "models.learners": {"check_growth": "options, num_tasks, new_options, new_num_tasks"},
-    "distill": {"PRESET": None},
+    "models.learners": {
+        "check_growth": "options, num_tasks, new_options, new_num_tasks",
+        "teaches_as_saved": "options",
+    },
+    "distill": {"PRESET": None, "check_growth": "config, num_tasks, new_config, new_num_tasks"},
     "data.sources": {"placeholder": "options", "explain_download": ""},
 }
 

@@ -13,6 +13,7 @@ distill    none, or a row of the table: kd, dkd, fitnets, reviewkd, vkd; kd_toke
            (version 2 of CDL); kdp, the same with additional prompts (KDP, D-CDL); prompt_mapping (CDL-Prompt)
 teacher_run  the working directory of a finished run of this stream; its teacher after each task is the teacher; "": a
            teacher that trains in the same run. Both give the same, because a teacher does not depend on its student.
+           Exceptions: LAE, whose average has one more step, and APT with learner.teacher_prompts=merged
 teacher_query  the backbone that computes the query of the teacher's pool: student (as published) or teacher
 seed       of the run and of the class order; for several in one program see CDL_TOGETHER in launch/glyph100.sh
 joint      all classes in one task

@@ -129,8 +129,10 @@ def teacher_options(config: ConfigDict) -> dict[str, Any] | None:
       The flat options; None if the run trains no teacher, or none that another run can use for its student.
     """
     options, flat = config.cdl, flatten(config)
+    teaches_as_saved = plugins.optional_part("models.learners", config.learner.name, "teaches_as_saved")
     is_usable = (
-        not options.teacher_runs
+        (teaches_as_saved is None or teaches_as_saved(config.learner))
+        and not options.teacher_runs
         and not config.seeds
         and options.schedule == "teacher_first"
         and (options.teacher_network, options.teacher_checkpoint) == ("", "same_task")

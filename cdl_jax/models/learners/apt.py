@@ -85,6 +85,11 @@ class APT(Pool):
         return {**variables, "state": {"merged": variables["params"]["prompts"]}}
 
 
+def teaches_as_saved(options: ConfigDict) -> bool:
+    """Returns whether a teacher's prompts are those of the checkpoint, which has merged them after its student."""
+    return options.teacher_prompts == "live"
+
+
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> APT:
     """Returns the prompts of an option section, see `models.learners.base`."""
     del key_dim, num_tasks

@@ -7,6 +7,8 @@ Each file of this package is one continual learner on a pretrained backbone. It 
 It may define
   check_growth(options, num_tasks, new_options, new_num_tasks): raises a UserError if variables of a run cannot begin
     one of more tasks. Axes of classes and tasks grow at their ends; see `run.branching`.
+  teaches_as_saved(options): returns whether a teacher teaches a task with the variables of the task's checkpoint. By
+    default yes. `end_task` may change what a teacher computes, after its student was trained.
 
 Prompt learners are pools (`Pool`). A `Learner` may also change the weights of the backbone, add adapters to
 its blocks, fit its head in closed form (`FittedHead`), or average several predictions.

@@ -136,6 +136,12 @@ def _parallel_gelu(params, x, y):
     return y + params["scale"] * (hidden @ params["up"] + params["up_bias"])
 
 
+def teaches_as_saved(options: ConfigDict) -> bool:
+    """Returns False: the average of the checkpoint has one more step than the average that teaches."""
+    del options
+    return False
+
+
 def build(options: ConfigDict, *, dim: int, key_dim: int, depth: int, num_tasks: int) -> LAE:
     """Returns the adapters of an option section, see `models.learners.base`.
 

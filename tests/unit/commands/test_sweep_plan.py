@@ -132,3 +132,17 @@ def test_grid_values_keep_their_brackets():
     }
     with pytest.raises(UserError):
         sweep.parse(["f", "0", "c", "--grid"])
+
+
+@pytest.mark.parametrize(
+    ("learner", "option"),
+    [("apt", "--config.learner.teacher_prompts=merged"), ("lae", "--config.learner.constant_epochs=0")],
+)
+def test_a_teacher_that_changes_after_its_student_is_trained_in_each_run(folder, learner, option):
+    runs = planned(folder, f"{TINY}:learner={learner}", "--grid=distill.alpha=0.1,0.5", "--", option)
+    assert [item.teacher for item in runs.values()] == ["", ""]
+
+
+def test_a_live_prompt_of_apt_is_shared(folder):
+    first, second = planned(folder, f"{TINY}:learner=apt", "--grid=distill.alpha=0.1,0.5").values()
+    assert second.teacher == first.workdir
