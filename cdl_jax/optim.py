@@ -36,6 +36,9 @@ OPTIONS = {
     "accumulate": Option(1, "batches whose gradients are averaged for one step, as if they were one batch", minimum=1),
 }
 
+# Optimizers that divide the gradient, with the weight decay added to it, by its own size.
+NORMALIZED = ("adam", "amsgrad", "rmsprop")
+
 
 @dataclass(frozen=True)
 class Optimizer:

@@ -1,5 +1,6 @@
 """Checks options that depend on each other, on the stream and on the devices."""
 
+from cdl_jax import optim
 from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import HerdsMemory, Method, StreamInfo
@@ -32,6 +33,7 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
     _check_label_loss(config, method, info, class_names)
     _check_shared_classes(config, method, info)
     _check_online(config, method, info)
+    _check_weight_decay(config, method, info)
     if (count := method.num_parallel_networks) % config.peer_devices:
         raise UserError(
             f"config.peer_devices={config.peer_devices}: {config.method} divides {count} networks over devices: choose "
@@ -129,6 +131,20 @@ def _check_online(config, method, info):
     if config.augment.get("repeats", 1) > 1:
         raise UserError(
             f"data.online=True has each image once, and augment.repeats={config.augment.repeats} repeats it: set 1"
+        )
+
+
+def _check_weight_decay(config, method, info):
+    """Refuses weight decay of which an adaptive optimizer makes full steps of parameters without a gradient.
+
+    The decay is added to the gradient and then normalized. The head's rows of earlier classes have no other gradient.
+    """
+    decay, name = config.optim.get("weight_decay", 0), config.optim.get("name")
+    if decay and name in optim.NORMALIZED and info.num_tasks > 1 and method.loss_classes == "current":
+        raise UserError(
+            f"optim.weight_decay={decay} is part of the gradient that optim.name={name!r} normalizes, and the loss of "
+            f"method {config.method!r} spans the classes of the current task: what earlier tasks learned would shrink "
+            "by full steps; set optim.name='adamw' or optim.weight_decay=0"
         )
 
 

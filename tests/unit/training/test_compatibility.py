@@ -1,11 +1,14 @@
 """Options that do not fit the method are refused in one line."""
 
+import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from cdl_jax import config as configs
-from cdl_jax import plugins
+from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
+from cdl_jax.options import defaults
 from cdl_jax.training import compatibility
 
 INFO = StreamInfo(4, (2, 2))
@@ -27,6 +30,8 @@ def check(method, **changes):
         ("dkt", {"peer_devices": 2, "seeds": (0, 1)}, "config.seeds and config.peer_devices cannot be combined"),
         ("dkt", {"dkt.update_order": "sequential", "train.early_stopping.patience": 3}, "has 2 phases a task here"),
         ("cdl", {"train.early_stopping.patience": 3}, "method 'cdl' has 2 phases a task here"),
+        ("cdl", {"optim.weight_decay": 1e-4}, "optim.name='adam' normalizes"),
+        ("cdl", {"optim.weight_decay": 1e-4, "optim.name": "rmsprop"}, "optim.name='rmsprop' normalizes"),
     ],
 )
 def test_options_that_do_not_fit_the_method_are_refused(method, changes, message):
@@ -39,3 +44,15 @@ def test_options_that_fit_are_accepted():
     check("dkt", **{"dkt.num_learners": 4, "peer_devices": 2})
     check("dkt", **{"train.early_stopping.patience": 3})
     check("cdl", seeds=(0, 1))
+    for name in ("adamw", "sgd"):
+        check("cdl", **{"optim.weight_decay": 1e-4, "optim.name": name})
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "rmsprop", "adamw", "sgd"])
+def test_weight_decay_is_refused_where_it_makes_full_steps_without_a_gradient(name):
+    options = ConfigDict(defaults(optim.OPTIONS, name=name, weight_decay=1e-4, learning_rate=5e-3, momentum=0.0))
+    optimizer = optim.build(options, 1)
+    params = {"rows": jnp.ones((2, 3))}
+    direction, _ = optimizer.transform.update({"rows": jnp.zeros((2, 3))}, optimizer.transform.init(params), params)
+    is_full = float(direction["rows"].min()) > 0.5
+    assert is_full == (name in optim.NORMALIZED)
