@@ -319,22 +319,26 @@ class TaskLoop:
         return scalars
 
     def _evaluate_before(self, task):
-        """Records the accuracy on tasks before they are trained, over the classes up to them, for forward transfer."""
+        """Records the accuracy on tasks before they are trained, over the classes up to them, for forward transfer.
+
+        The networks are those after the last trained task, whose index the context has.
+        """
+        trained = {"task": np.int32(max(task.index - 1, 0))}
         moments = [("pretask", [task])]
         if task.index == 0:
             moments.insert(0, ("initial", self.experiment.stream.tasks))
         for moment, tasks in moments:
             for other in tasks:
-                evaluations = self._evaluate(self.mutable, [other], position(other), self._stop_if_requested)
+                evaluations = self._evaluate(self.mutable, [other], position(other) | trained, self._stop_if_requested)
                 for record, (accuracy, *_) in zip(self.records, evaluations, strict=True):
                     rows = {"initial": record.initial_accuracy, "pretask": record.pretask_accuracy}[moment]
                     for network in set(accuracy) - set(self.experiment.method.external):
                         rows.setdefault(network, []).extend(accuracy[network])
 
     def _evaluate_within(self, task, phase, epoch, mutable):
-        """Evaluates within a task, and records the best evaluation by the method's headline."""
-        tasks, scalars = self.experiment.stream.tasks[: task.index + 1], []
-        evaluations = self._evaluate(mutable, tasks, position(task))
+        """Evaluates the networks as if the task ended here, and records the best evaluation by the headline."""
+        tasks, scalars, at = self.experiment.stream.tasks[: task.index + 1], [], position(task)
+        evaluations = self._evaluate(self.steps.end_task(mutable, self.frozen, at), tasks, at)
         self._write_sheets(evaluations)
         for record, (accuracy, _, extra_metrics, *_) in zip(self.records, evaluations, strict=True):
             means = {network: float(np.mean(row)) for network, row in accuracy.items()}
