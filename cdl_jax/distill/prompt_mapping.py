@@ -133,11 +133,38 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     )
 
 
+def check_growth(config: ConfigDict, num_tasks: int, new_config: ConfigDict, new_num_tasks: int) -> None:
+    """Checks that a longer stream leaves each task its rows of the mapping's pool.
+
+    Args:
+      config: of the run that has fewer tasks.
+      num_tasks: tasks of that run.
+      new_config: of the longer stream.
+      new_num_tasks: tasks of the longer stream.
+
+    Raises:
+      UserError: a task would have another number of rows.
+    """
+    if config.distill.mapping == "self_attention":
+        return
+    rows = _pool_size(config.distill, config.learner, num_tasks) // num_tasks
+    pool = _pool_size(new_config.distill, new_config.learner, new_num_tasks)
+    if pool != rows * new_num_tasks:
+        raise UserError(
+            f"distill.name='prompt_mapping' has {rows} rows of its pool for each of the {num_tasks} tasks of the "
+            f"parent, so {new_num_tasks} tasks need distill.pool={rows * new_num_tasks}, not {pool}"
+        )
+
+
+def _pool_size(options, learner, num_tasks):
+    return options.pool or learner.pool or num_tasks
+
+
 def _mapping(options, teacher, student):
     """Returns the module of the mapping, and the rows of its pool for each task."""
     if options.mapping == "self_attention":
         return SelfAttentionMapping(options.layers, student.dim, teacher.dim), 0
-    pool = options.pool or student.learner.pool or student.num_tasks
+    pool = _pool_size(options, student.learner, student.num_tasks)
     length = options.length or student.learner.length
     check_length(length, "distill.length")
     width = min(teacher.dim, length * student.dim)

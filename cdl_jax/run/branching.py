@@ -128,7 +128,7 @@ def _prepare(folder, run, task, must_grow, experiment):
         return
     check_options(parent)
     check_stream(run, task, experiment, must_grow)
-    _check_learner(run, experiment)
+    _check_plugins(run, experiment)
     mutable, frozen = run.stored_variables(task)
     growth = Growth.between(run, experiment)
     if growth.shifts_rows and isinstance(experiment.method, HerdsMemory):
@@ -251,17 +251,21 @@ def _check_class_orders(run, task, experiment):
         )
 
 
-def _check_learner(run, experiment):
-    """Raises UserError if a learner's variables cannot fit a longer stream.
+def _check_plugins(run, experiment):
+    """Raises UserError if the variables of a learner or a scheme cannot fit a longer stream.
 
-    Some learners divide their variables by the number of tasks.
+    Some of them divide their variables by the number of tasks.
     """
-    config, num_tasks = experiment.config, experiment.info.num_tasks
+    config, parent, num_tasks = experiment.config, run.config, experiment.info.num_tasks
+    if num_tasks == run.info.num_tasks:
+        return
     name = config.get("learner", {}).get("name", "")
     is_plugin = "." in name or name in plugins.list_plugins("models.learners")  # dkt has learners without prompts too
-    check = plugins.optional_part("models.learners", name, "check_growth") if is_plugin else None
-    if check is not None and num_tasks != run.info.num_tasks:
-        check(run.config.learner, run.info.num_tasks, config.learner, num_tasks)
+    if is_plugin and (check := plugins.optional_part("models.learners", name, "check_growth")):
+        check(parent.learner, run.info.num_tasks, config.learner, num_tasks)
+    if config.method == "cdl" and config.distill.name == parent.distill.name:
+        if check := plugins.optional_part("distill", config.distill.name, "check_growth"):
+            check(parent, run.info.num_tasks, config, num_tasks)
 
 
 @dataclass(frozen=True)

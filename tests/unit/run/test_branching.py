@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from cdl_jax import config as configs
+from cdl_jax.distill import prompt_mapping
 from cdl_jax.errors import UserError
 from cdl_jax.models.learners import coda, os_prompt
 from cdl_jax.run.branching import Growth, Parent, check_options
@@ -61,3 +63,16 @@ def test_each_task_keeps_its_rows_of_a_pool(learner):
     learner.check_growth({"pool": 10}, 5, {"pool": 12}, 6)
     with pytest.raises(UserError, match="so 6 tasks need learner.pool=12"):
         learner.check_growth({"pool": 10}, 5, {"pool": 10}, 6)
+
+
+def test_each_task_keeps_its_rows_of_the_mapping_of_prompts():
+    def config(**changes):
+        made = configs.default("cdl", data="glyph_mini", distill="prompt_mapping")
+        made.distill.update(changes)
+        return made
+
+    pool = config().learner.pool
+    prompt_mapping.check_growth(config(), 3, config(pool=pool // 3 * 5), 5)
+    prompt_mapping.check_growth(config(mapping="self_attention"), 3, config(mapping="self_attention"), 5)
+    with pytest.raises(UserError, match=rf"so 5 tasks need distill.pool={pool // 3 * 5}, not {pool}"):
+        prompt_mapping.check_growth(config(), 3, config(), 5)
