@@ -16,7 +16,8 @@ def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
     """Returns a table with one row for each network of each group: mean and standard deviation over seeds.
 
     The column "last, Δ vs. first run" is the difference of `last` to the first group with the same network, paired by
-    seeds: mean and standard error. The column "gap closed" is shown if any group has one, see `gap_closed`.
+    seeds: mean and standard error. The column "gap closed" is shown if any group has one, see `gap_closed`. Where a
+    group has finished runs, its unfinished runs are only counted.
 
     Args:
       groups: as `read_groups` returns them.
@@ -27,8 +28,12 @@ def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
         gap = gap_closed(group, groups)
         for network in dict.fromkeys(name for run in group.runs.values() for name in run.metrics):
             runs = [run for run in group.runs.values() if network in run.metrics]
-            cells = [format_mean_std(group.values(network, metric).values()) for metric in TABLE_METRICS]
-            values = group.values(network, "last")
+            is_finished = any(run.finished for run in runs)  # without a finished run: what there is so far
+            cells = [
+                format_mean_std(group.values(network, metric, finished=is_finished).values())
+                for metric in TABLE_METRICS
+            ]
+            values = group.values(network, "last", finished=True)
             base = first.setdefault(network, values)
             differences = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
             closed = format_percent(gap if network == "student" else None)

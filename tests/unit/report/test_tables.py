@@ -85,7 +85,12 @@ def test_the_table_counts_unfinished_runs(tmp_path):
     runs = [store(tmp_path / str(seed), config_with_seed(seed), student=50.0 + seed) for seed in range(3)]
     content = json.loads((runs[1] / "results.json").read_text())
     (runs[1] / "results.json").write_text(json.dumps({**content, "status": "running"}))
-    assert table_of(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.00"]
+    assert table_of(runs)[1][:4] == ["all", "student", "3 (1 unfinished)", "51.00 ± 1.41"]
+    assert table_of(runs[1:2])[1][:4] == ["all", "student", "1 (1 unfinished)", "51.00"]
+    others = [
+        store(tmp_path / f"b{seed}", config_with_seed(seed, pool=10), student=v) for seed, v in enumerate((51, 90, 54))
+    ]
+    assert table_of([*runs, *others])[2][-1] == "+1.50 ± 0.50"  # of the seeds 0 and 2
 
 
 def test_headlines_compare_networks_with_different_names(tmp_path):
