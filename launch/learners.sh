@@ -47,24 +47,25 @@ learn() { # STREAM WORKDIR LEARNER SEED CHOICES [OVERRIDES...]
     --config.student.weights="$data/${networks[$1]}_student.npz" "${overrides[@]}" "${@:6}"
 }
 
+declare -A best_rates=() # <stream>/<learner> -> learning rate
+
 # Sets `rate` to the best rate of a learner; fails while runs of the search are missing.
 find_rate() { # STREAM LEARNER
-  local value searched=$folder/search/$1/$2
-  if [ -f "$searched/best" ]; then
-    rate=$(<"$searched/best")
-    return
-  fi
+  local value run searched=$folder/search/$1/$2 runs=()
+  rate=${best_rates[$1/$2]-}
+  [ -z "$rate" ] || return 0
+  [[ " ${failed[*]-} " != *" $searched "* ]] || return 1
   for value in "${rates[@]}"; do
-    learn "$1" "$searched/$value/seed_$search_seed" "$2" "$search_seed" distill=none \
-      --config.optim.learning_rate="$value"
+    runs+=("$searched/$value/seed_$search_seed")
+    learn "$1" "${runs[-1]}" "$2" "$search_seed" distill=none --config.optim.learning_rate="$value"
   done
-  for value in "${rates[@]}"; do grep -qs '"status": "finished"' "$searched/$value/seed_$search_seed/results.json" ||
-    return 1; done
+  for run in "${runs[@]}"; do grep -qs '"status": "finished"' "$run/results.json" || return 1; done
   rate=${rates[0]}
   if [ "${#rates[@]}" -gt 1 ]; then
-    rate=$("$VENV/bin/python" -m cdl_jax.report best optim.learning_rate "$searched"/*/"seed_$search_seed") || return 1
+    rate=$("$VENV/bin/python" -m cdl_jax.report best optim.learning_rate "${runs[@]}") ||
+      { failed+=("$searched"); return 1; }
   fi
-  echo "$rate" >"$searched/best"
+  best_rates[$1/$2]=$rate
 }
 
 # Whether a learner can have a scheme: closed-form heads have no second head and no past, only prefixes are mapped.

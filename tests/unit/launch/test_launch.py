@@ -82,7 +82,7 @@ def test_a_term_to_the_script_kills_no_process_of_the_run(job, tmp_path):
 
 LEARN = """#!/usr/bin/env bash
 [ "$1" = -m ] || exit 0
-if [ "$2" = cdl_jax.report ]; then echo "$*" >> "$LOG.report"; echo 0.02; exit; fi
+if [ "$2" = cdl_jax.report ]; then echo "$*" >> "$LOG.report"; echo 0.02; [ "$3" != "${BROKEN-}" ]; exit; fi
 while [ "$1" != --workdir ]; do [ "$1" = --config ] && config=$2; shift; done
 echo "$2 $config" >> "$LOG"
 [[ $config != *teacher_run=* ]] || grep -q finished "${config##*teacher_run=}/results.json" || exit 2
@@ -147,9 +147,22 @@ def test_the_matrix_of_learners_searches_each_rate_once_and_trains_all_rows_with
     teachers = {run: config.partition("teacher_run=")[2] for run, (_, config) in zip(runs, log(), strict=True)}
     assert teachers["glyph100/aper/dkd/seed_1"] == str(tmp_path / "runs/glyph100/aper/kd/seed_1")
     words = (tmp_path / "log.report").read_text().splitlines()
-    assert [line.split()[2] for line in words] == ["best", "best", "grid", "grid"]
+    assert [line.split()[2] for line in words] == ["best", "best", "grid", "best", "best", "grid"]
     assert words[0].endswith(" ".join(str(tmp_path / "runs" / run) for run in searched[:2]))
-    assert (tmp_path / "runs/search/glyph100/l2p/best").read_text() == "0.02\n"
+    assert start("glyph100", script="learners.sh", CDL_RATES="3e-2", **choices).wait(timeout=240) == 0
+    further = {workdir.split("/runs/")[1] for workdir, _ in log()[len(runs) :]}
+    assert further == {f"search/glyph100/{learner}/3e-2/seed_100" for learner in ("l2p", "aper")}
+
+
+def test_a_search_without_a_best_rate_is_a_failure(launched, tmp_path):
+    start, log = launched
+    choices = {"CDL_SEEDS": "0", "CDL_LEARNERS": "l2p", "CDL_SCHEMES": "", "CDL_CLOSED": "simple_cil"}
+    process = start("glyph100", script="learners.sh", CDL_RATES="1e-2 2e-2", BROKEN="best", **choices)
+    assert process.wait(timeout=240) == 1
+    assert [workdir.split("/runs/")[1] for workdir, _ in log()] == [
+        "glyph100/simple_cil/none/seed_0", "search/glyph100/l2p/1e-2/seed_100", "search/glyph100/l2p/2e-2/seed_100",
+    ]  # fmt: skip
+    assert not (tmp_path / "runs/glyph100.md").exists()
 
 
 def test_heads_are_fitted_on_each_distilled_student(launched):
