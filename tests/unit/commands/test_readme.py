@@ -25,6 +25,10 @@ ROWS = ("alone", "distilled", "joint", "linear_probe", "nearest_mean")
 LEARNERS = ("apt", "coda", "dualprompt", "l2p")
 
 OWN_IMAGES = "python -m cdl_jax.main --config configs/own_images.py --config.data.path=images --fetch"
+SLURM = (
+    "sbatch --nodes=1 --gpus-per-node=8 launch/slurm.sbatch --config configs/cifar100_l2p.py "
+    "--workdir runs/cifar100_l2p"
+)
 OWN_SCHEME = "python -m cdl_jax.main --config quickstart:distill=mine.my_scheme"
 
 # Command of README -> what is run in its place: words that follow those of the command, a shell command, or FILE::TEST,
@@ -48,8 +52,7 @@ CHEAP = {
     OWN_SCHEME: "tests/unit/commands/test_tutorials.py::test_first_scheme",
     OWN_IMAGES: "tests/unit/commands/test_readme.py::test_images_in_a_folder_are_learned",
     "python -m cdl_jax.report paper v4": (),
-    "sbatch --nodes=1 --gpus-per-node=8 launch/slurm.sbatch --config configs/cifar100_l2p.py --workdir runs/cifar100_l2p": "bash -n "
-    "launch/slurm.sbatch",
+    SLURM: "bash -n launch/slurm.sbatch",
 }
 
 
