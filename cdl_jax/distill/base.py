@@ -7,6 +7,9 @@ The file of a scheme defines two names:
 
 A file may also define `PRESET`, a dict `{section: {option: value}}` of defaults for other config sections, with which
 the scheme was published. Options that a section lacks are ignored.
+
+A file may also define `check_growth(config, num_tasks, new_config, new_num_tasks)`. It raises a UserError if the
+scheme's variables of a run cannot begin those of a run with more tasks, see `run.branching`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -15,7 +15,7 @@ from cdl_jax import config as configs
 from cdl_jax import plugins, published
 from cdl_jax.errors import UserError
 from cdl_jax.published import Cell, Metric, Table
-from cdl_jax.report.groups import Group
+from cdl_jax.report.groups import Group, parent_of
 from cdl_jax.report.tables import format_mean_std, standard_error
 from cdl_jax.report.text import MISSING, Measured, Rows
 
@@ -84,6 +84,8 @@ def matches(groups: Sequence[Group], published_table: Table) -> list[Match]:
             for reference in (False, True):
                 config = configs.flatten(system.build(**cell.choices, reference=reference))
                 mismatches = tuple(differences(config, group.config, system))
+                if parent := parent_of(group):  # its first tasks had the settings of its parent
+                    mismatches += (f"parent: none -> {parent}",)
                 if not any(line.split(":")[0] in system.IDENTITY for line in mismatches):
                     candidates.append(Match(group, cell, reference, mismatches))
         fewest = min((len(match.mismatches) for match in candidates), default=0)

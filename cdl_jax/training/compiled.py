@@ -326,6 +326,8 @@ class CompiledSteps:
             host_batches = self.train_loader.test_batches(rows[first_step:], weight[first_step:])
         else:
             key_parts = (experiment.seeds[0], task.index, phase.order)
+            if experiment.method.rounds > 1:  # positions within `rows` begin at 0 in each round
+                key_parts += (round,)
             host_batches = self.train_loader.train_batches(rows, first_step, key_parts)
         return loaders.stack_batches(host_batches, lengths) if lengths else host_batches
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from cdl_jax.evaluation.metrics import named_metrics
 from cdl_jax.published import Cell, Metric, Table, cdl
 from cdl_jax.report import replication
 from cdl_jax.report.__main__ import main as report_main
-from cdl_jax.report.groups import read_groups
+from cdl_jax.report.groups import Group, read_groups
 
 TABLE = published.table("cdl")
 FORMER = "unchanged since v2"
@@ -150,6 +151,15 @@ def test_unfinished_runs_do_not_count(tmp_path):
     runs.append(store(tmp_path / "3", 10.0, seed=3, status="running"))
     assert rows(runs)[0][2:6] == ["3 (1 unfinished)", "79.64", "80.00 ± 1.00", "yes (+0.36)"]
     assert rows(runs[3:])[0][2:6] == ["0 (1 unfinished)", "79.64", "-", "-"]
+
+
+def test_a_branch_has_other_settings_in_its_first_tasks(tmp_path):
+    groups = read_groups([store(tmp_path / str(s), 79.0 + s, seed=s) for s in range(3)])
+    runs = {seed: replace(run, parent=("runs/a", 2)) for seed, run in groups[0].runs.items()}
+    matches = replication.matches([Group(groups[0].config, runs)], TABLE)
+    assert {match.mismatches for match in matches} == {("parent: none -> runs/a after task 2",)}
+    row = replication.table(TABLE, matches, "", all_cells=False)[1]
+    assert not any("yes" in cell for cell in row) and "runs/a after task 2" in " ".join(row)
 
 
 def test_scale_and_offset_convert_accuracies_to_errors(tmp_path):

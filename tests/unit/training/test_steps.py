@@ -14,6 +14,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Outcome, Phase, StreamInfo, Update, join, split
 from cdl_jax.options import defaults
 from cdl_jax.training import steps
+from cdl_jax.training.compiled import CompiledSteps
 from cdl_jax.training.state import State, init_optimizers, key_at, position
 from cdl_jax.training.steps import TrainStep, evaluation_step, task_boundary_step
 from tests.support.methods import FixedMethod
@@ -29,6 +30,15 @@ def test_split_and_join_are_a_round_trip():
     assert split(TREE, lambda path: True) == (TREE, {})
     assert join(TREE, {"a": {"y": {"z": 9}}, "new": 5}) == {**TREE, "a": {"x": 1, "y": {"z": 9}}, "new": 5}
     assert TREE["a"]["y"] == {"z": 2}
+
+
+@pytest.mark.parametrize(("rounds", "keys"), [(1, [(7, 2, 1)]), (2, [(7, 2, 1, 0), (7, 2, 1, 1)])])
+def test_each_round_of_a_task_has_its_own_crops_on_the_host(rounds, keys):
+    loader = SimpleNamespace(train_batches=lambda rows, first_step, key_parts: key_parts)
+    experiment = SimpleNamespace(seeds=(7,), method=SimpleNamespace(rounds=rounds), rows=lambda *arguments: None)
+    own = SimpleNamespace(experiment=experiment, train_loader=loader)
+    task, phase = SimpleNamespace(index=2), SimpleNamespace(sequential=False, order=1)
+    assert [CompiledSteps.train_batches(own, task, phase, round, 0) for round in range(rounds)] == keys
 
 
 def test_public_images_are_the_last_of_a_batch_and_equal_for_all_learners():
