@@ -1,5 +1,6 @@
 """Builds the networks and the distillation scheme of the method `cdl` from a config, and checks its options."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -115,19 +116,31 @@ def _check_fitted_head(config, network, scheme):
 
 
 def _check_distillation_trains(config, student, scheme):
-    """Refuses a scheme whose loss has no gradient: the learner trains in no task, or has nothing to train."""
+    """Refuses a scheme whose loss has no gradient: the learner trains in no task, or has nothing to train.
+
+    Warns of a scheme that compares features which no task changes.
+    """
     learner, name = config.learner.name, config.distill.name
     if name == "none":
         return
+    compares_features = not scheme.changes_prediction and not {"logits"}.issuperset(scheme.needs)
+    is_traced = "." in learner or compares_features
+    trained = student.trained_parts(config.student.dim) if is_traced else {"head"}
     reason = ""
     if student.learner.trained_tasks == "none":
         reason = "trains in no task (trained_tasks='none')"
-    elif "." in learner and not scheme.changes_prediction and not student.has_trained_leaves(config.student.dim):
+    elif not trained and not scheme.changes_prediction:
         reason = "has no parameters to train"
     if reason:
         raise UserError(
             f"distill.name={name!r} has no effect, because learner.name={learner!r} {reason}: choose distill=none, or "
             "a learner that trains by gradients"
+        )
+    if compares_features and trained == {"head"}:
+        logging.getLogger("cdl_jax").warning(
+            "learner.name=%r trains the head alone: of distill.name=%r only the terms of logits change the student",
+            learner,
+            name,
         )
 
 

@@ -56,10 +56,10 @@ class PromptedNetwork:
         """Returns whether the leaf at a path of the network's variables never changes."""
         return path[0] == "backbone" and not self.is_trained(path)
 
-    def has_trained_leaves(self, query_dim: int) -> bool:
-        """Returns whether the optimizer trains any of the variables for queries `[batch, query_dim]`."""
+    def trained_parts(self, query_dim: int) -> set[str]:
+        """Returns the parts with trained variables for queries `[batch, query_dim]`: "backbone", "prompts", "head"."""
         shapes = jax.eval_shape(lambda key: self.init(key, query_dim), jax.random.key(0))
-        return any(map(self.is_trained, flatten_dict(shapes)))
+        return {path[0] for path in flatten_dict(shapes) if self.is_trained(path)}
 
     def init(self, key: jax.Array, query_dim: int) -> dict:
         """Returns fresh variables for queries `[batch, query_dim]`.

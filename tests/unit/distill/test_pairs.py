@@ -156,6 +156,16 @@ def test_logits_can_be_the_compared_features_of_both_networks():
     check(*loss_and_gradients(method, method.student_loss), {"student", "distill"})
 
 
+@pytest.mark.parametrize(
+    ("learner", "scheme", "warns"),
+    [("none", "fitnets", True), ("none", "kd", False), ("none", "kd_token", False), ("apt", "fitnets", False)],
+)
+def test_features_that_no_task_changes_are_compared_with_a_warning(learner, scheme, warns, caplog):
+    build(learner, scheme)
+    line = "learner.name='none' trains the head alone: of distill.name='fitnets' only the terms of logits change"
+    assert (line in caplog.text) == warns and len(caplog.records) == warns
+
+
 def test_every_learner_and_scheme_is_covered():
     covered = {learner.split()[0] for learner in LEARNERS} | UNTRAINED
     assert covered == set(plugins.list_plugins("models.learners"))
