@@ -171,7 +171,9 @@ def show_best(options: argparse.Namespace) -> int:
     groups = _read_groups(options.runs)
     if not groups:
         return 2
-    print(sweep.best_value(sweep.group_by_option(groups, options.option), options.option))
+    lines = sweep.group_by_option(groups, options.option)
+    is_distance = any(run.lower_is_better for group in groups for run in group.runs.values())
+    print(sweep.best_value(lines, options.option, lower_is_better=is_distance))
     return 0
 
 

@@ -37,8 +37,10 @@ def table(groups: Sequence[Group]) -> Rows:
       groups: as `read_groups` returns them.
 
     Raises:
-      UserError: a group has no generator.
+      UserError: a group has no generator, or runs have different measuring networks.
     """
+    if len(metrics := {run.metric for group in groups for run in group.runs.values()}) > 1:
+        raise UserError(f"generation: runs have different metrics ({', '.join(sorted(metrics))}): name those of one")
     rows, first, network = [], None, metric_of(groups).removeprefix("fd_")
     for group in groups:
         distances = group.values(_NETWORK, "last", finished=True)
@@ -49,7 +51,10 @@ def table(groups: Sequence[Group]) -> Rows:
         paired = [distances[seed] - first[seed] for seed in distances if seed in first and distances is not first]
         runs = [run for run in group.runs.values() if run.finished]
         names = [name.format(network=network) for name in _COLUMNS.values()]
-        columns = [[run.extra_metrics[f"{_NETWORK}/{name}"] for run in runs] for name in names]
+        columns = [
+            [value for run in runs if (value := run.extra_metrics.get(f"{_NETWORK}/{name}")) is not None]
+            for name in names
+        ]
         best = group.values(_NETWORK, "best", finished=True).values()
         rows.append(
             [_setting(group.config), str(len(distances)), format_mean_std(distances.values()),

@@ -17,7 +17,7 @@ from cdl_jax.report import costs
 from cdl_jax.report.groups import Group, Seeds, metric_of
 from cdl_jax.report.tables import format_mean_std, format_percent, gap_closed, standard_error
 from cdl_jax.report.text import MISSING, Measured, Rows
-from cdl_jax.runtime import files
+from cdl_jax.runtime import files, paths
 
 BASELINE = "none"
 TEACHER = "teacher"
@@ -197,20 +197,25 @@ def export_results(groups: Sequence[Group], folder: Path) -> None:
       folder: receives `<learner>/<scheme>/seed_<n>`.
 
     Raises:
-      UserError: a run is not in `<learner>/<scheme>/seed_<n>`.
+      UserError: a run is not in `<learner>/<scheme>/seed_<n>`, or its copy would replace the run itself or could not be
+        written.
     """
+    paths.check_output_folder(folder, "--export")
     for group in groups:
         learner, scheme = learner_and_scheme(group)
         for run in group.runs.values():
             if not run.finished:
                 continue
             path = run.folder / "results.json"
-            results = schema.upgrade("results", json.loads(path.read_text(encoding="utf-8")), path)
-            results = {key: value for key, value in results.items() if key not in _OMITTED}
-            for network in results["networks"].values():
-                for key in _OMITTED_OF_NETWORKS:
-                    network.pop(key, None)
+            stored = schema.upgrade("results", json.loads(path.read_text(encoding="utf-8")), path)
+            results = {key: value for key, value in stored.items() if key not in _OMITTED}
+            results["networks"] = {
+                name: {key: value for key, value in network.items() if key not in _OMITTED_OF_NETWORKS}
+                for name, network in stored["networks"].items()
+            }
             copy = folder / learner / scheme / run.folder.name
+            if copy.resolve() == run.folder.resolve() and results != stored:
+                raise UserError(f"--export={folder}: the copy of {run.folder} would replace it: choose another folder")
             copy.mkdir(parents=True, exist_ok=True)
             for name, content in (("config", configs.read(run.folder)), ("results", results)):
                 files.write_atomically(copy / f"{name}.json", json.dumps(content, sort_keys=True) + "\n")

@@ -43,6 +43,7 @@ class Run:
         the compiler states none.
       parameters: network -> number of parameters that training may change.
       num_tasks: of the stream; 0: the results do not state it.
+      lower_is_better: whether the numbers of the accuracy matrix are distances.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Run:
     operations: float | None = None
     parameters: dict[str, int] = field(default_factory=dict)
     num_tasks: int = 0
+    lower_is_better: bool = False
 
     def value(self, network: str, metric: str) -> float | None:
         """Returns a metric of a network, or its mean over the headline.
@@ -352,7 +354,8 @@ def _parse_results(folder, results, seed):
     parameters = {name: counts["trainable"] for name, counts in cost.get("parameters", {}).items()}
     num_tasks = results.get("stream", {}).get("num_tasks", 0)
     curve = _curve(results, headline)
-    measured = (results.get("setting", ""), _training_operations(cost), parameters, num_tasks)
+    is_distance = bool(results.get("lower_is_better", False))
+    measured = (results.get("setting", ""), _training_operations(cost), parameters, num_tasks, is_distance)
     return Run(folder, finished, metrics, headline, extra_metrics, metric, curve, parent, *measured)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import Group, identity, label_settings
+from cdl_jax.report.groups import Group, identity, label_settings, parent_of
 from cdl_jax.report.tables import format_mean_std
 from cdl_jax.report.text import Rows
 
@@ -32,9 +32,13 @@ def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:
       text if any of them is text.
 
     Raises:
-      UserError: a run's config lacks the option, the option has one value in all runs, no run is finished, or two runs
-        on a line have the same value and seed.
+      UserError: a run's config lacks the option, the option has one value in all runs, no run is finished, runs have
+        different metrics, or two runs on a line have the same value and seed.
     """
+    if len(metrics := {run.metric for group in groups for run in group.runs.values()}) > 1:
+        raise UserError(
+            f"sweep {option}: runs have different metrics ({', '.join(sorted(metrics))}): name those of one"
+        )
     folders = _teacher_folders(groups, option)
     lines: dict[str, tuple[dict, Line]] = {}
     for group in groups:
@@ -42,6 +46,8 @@ def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:
             folder = next(iter(group.runs.values())).folder
             raise UserError(f"sweep {option}: nothing that runs are compared by has this name in {folder}")
         settings = identity(group, ignored=(option,))
+        if parent := parent_of(group):  # its first tasks had the value of its parent
+            settings["parent"] = parent
         if _CDL_TEACHERS in settings:
             line_folders = folders.get(_key_without(group.config, option, _CDL_TEACHERS), ())
             teachers = group.config[_CDL_TEACHERS]
@@ -70,25 +76,29 @@ def table(lines: Mapping[str, Line], option: str) -> Rows:
     return [head, *rows]
 
 
-def best_value(lines: Mapping[str, Line], option: str) -> Any:
+def best_value(lines: Mapping[str, Line], option: str, *, lower_is_better: bool = False) -> Any:
     """Returns the value of the option with the highest mean; of equal ones the first.
 
     Args:
       lines: of `group_by_option`.
       option: its name.
+      lower_is_better: whether the lowest mean is the best, as of distances.
 
     Raises:
       UserError: runs differ in another option too, or their numbers of finished seeds differ.
 
     >>> best_value({"l2p": {0.01: [50.0, 52.0], 0.02: [49.0, 54.0]}}, "optim.learning_rate")
     0.02
+    >>> best_value({"gan": {0.1: [256.0], 1.0: [413.0]}}, "gan.vkd_weight", lower_is_better=True)
+    0.1
     """
     if len(lines) > 1:
         raise UserError(f"best {option}: runs also differ in other settings ({', '.join(lines)}): name those of one")
     (line,) = lines.values()
     if len({len(accuracies) for accuracies in line.values()}) > 1:
         raise UserError(f"best {option}: its values have different numbers of finished runs: complete them first")
-    return max(line, key=lambda value: statistics.fmean(line[value]))
+    best = min if lower_is_better else max
+    return best(line, key=lambda value: statistics.fmean(line[value]))
 
 
 def _add_accuracies(line, group, option):

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from cdl_jax import config as configs
-from cdl_jax.report.groups import TABLE_METRICS, Group, Run, identity, labels
+from cdl_jax.report.groups import TABLE_METRICS, Group, Run, identity, labels, parent_of
 from cdl_jax.report.text import MISSING, Measured, Rows
 
 # Prefixes of the keys that a student and its baseline without a teacher share.
@@ -72,8 +72,8 @@ def headlines(groups: Sequence[Group], names: Sequence[str] | None = None) -> Ro
             format_mean_std(values.values()),
             format_difference(differences),
             format_mean_std(best),
-            format_mean_std(group.values("ensemble", "last").values()),
-            format_mean_std(group.values("teacher", "last").values()),
+            format_mean_std(group.values("ensemble", "last", finished=True).values()),
+            format_mean_std(group.values("teacher", "last", finished=True).values()),
             format_mean_std(diversity, 3),
             format_mean_std(st_head.values()),
             format_difference([st_head[seed] - values[seed] for seed in st_head]),
@@ -105,7 +105,9 @@ def gap_closed(group: Group, groups: Iterable[Group]) -> float | None:
     candidates = [
         other
         for other in groups
-        if other.config.get("distill.name") == "none" and _student_settings(other) == _student_settings(group)
+        if other.config.get("distill.name") == "none"
+        and _student_settings(other) == _student_settings(group)
+        and parent_of(other) == parent_of(group)
     ]
     if not candidates:
         return None

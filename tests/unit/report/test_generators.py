@@ -1,6 +1,7 @@
 """The table and the samples of generators."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def test_distances_are_compared_by_seed(tmp_path):
     assert first[:5] == ["biggan + da", "2", "15.00 ± 7.07", "-", "14.50 ± 7.78"]
     assert second[0] == "vkd (our reading: replaced), whiten each, random teacher"
     assert second[2:5] == ["12.00 ± 5.66", "-3.00 ± 1.00", "11.50 ± 4.95"] and second[6] == "75.00 ± 7.07"
+
+
+def test_runs_of_two_measuring_networks_are_refused_and_missing_metrics_left_out(tmp_path):
+    group = Group(CONFIG, {(0, 0, 0): run(tmp_path, 10.0, 9.0)})
+    other = Group({**CONFIG, "gan.vkd": "replaced"}, {(0, 0, 0): replace(run(tmp_path, 1.0, 1.0), metric="fd_other")})
+    with pytest.raises(UserError, match=r"have different metrics \(fd_net, fd_other\): name those of one"):
+        generators.table([group, other])
+    fewer = Group(CONFIG, {(0, 0, 0): replace(run(tmp_path, 10.0, 9.0), extra_metrics={})})
+    assert generators.table([fewer])[1][5:] == ["-"] * 5
 
 
 def test_a_classifier_is_no_generator(tmp_path):

@@ -87,6 +87,13 @@ def test_exported_results_reproduce_the_tables(runs, tmp_path, capsys):
     results = json.loads((exported / "l2p/kd/seed_0/results.json").read_text())
     assert "formulas" not in results and set(results["networks"]["student"]) == {"accuracy_matrix", "metrics"}
     assert not (exported / "apt/kd/seed_2").exists()  # it was not finished
+    before = (runs[0] / "results.json").read_bytes()
+    for folder, message in ((tmp_path, "would replace it"), (page, "is not a folder: choose another folder")):
+        capsys.readouterr()
+        assert report_main(["grid", *words, "--export", str(folder)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    assert (runs[0] / "results.json").read_bytes() == before
     capsys.readouterr()
 
 

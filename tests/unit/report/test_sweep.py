@@ -11,12 +11,14 @@ from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.report.groups import read_groups
 
 
-def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status="finished", method="cdl"):
+def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status="finished", method="cdl", **more):
     run = folder / name / f"seed_{seed}"
     run.mkdir(parents=True)
     config = {"seed": seed, "distill": {"name": scheme, "alpha": alpha}, method: {"teacher_runs": teachers}}
     networks = {"student": {"accuracy_matrix": [[accuracy]], "metrics": named_metrics([[accuracy]], [1])}}
-    content = {"status": status, "networks": networks, "headline": ["student"]}
+    content = {"status": status, "networks": networks, "headline": ["student"], **more}
+    if more.get("lower_is_better"):
+        content["metric"] = "distance"
     (run / "results.json").write_text(json.dumps(content))
     (run / "config.json").write_text(json.dumps({"config": config}))
     return str(run)
@@ -123,3 +125,20 @@ def test_the_best_value_has_the_highest_mean_over_as_many_seeds_as_the_others(tm
     other = store(tmp_path, "dkd", 0, 40.0, 0.1, "dkd")
     assert report_main(["best", "distill.alpha", *runs, other]) == 2
     assert "runs also differ in other settings (distill.name=kd, distill.name=dkd)" in capsys.readouterr().err
+
+
+def test_the_best_distance_is_the_smallest(tmp_path, capsys):
+    runs = [store(tmp_path, f"a_{a}", 0, value, a, lower_is_better=True) for a, value in ((0.1, 256.0), (0.5, 413.0))]
+    assert report_main(["best", "distill.alpha", *runs]) == 0 and capsys.readouterr().out == "0.1\n"
+    other = store(tmp_path, "b", 0, 50.0, 0.9)
+    assert report_main(["best", "distill.alpha", *runs, other]) == 2
+    assert "runs have different metrics (accuracy, distance): name those of one" in capsys.readouterr().err
+
+
+def test_a_branch_is_a_line_of_its_own(tmp_path, capsys):
+    runs = [store(tmp_path, f"a_{a}", 0, value, a) for a, value in ((0.1, 50.0), (0.5, 51.0))]
+    branch = store(tmp_path, "b", 0, 60.0, 0.9, parent={"path": runs[0], "task": 3})
+    lines = sweep.group_by_option(read_groups([*runs, branch]), "distill.alpha")
+    assert sorted(lines.values(), key=len) == [{0.9: [60.0]}, {0.1: [50.0], 0.5: [51.0]}]
+    assert report_main(["best", "distill.alpha", *runs, branch]) == 2
+    assert "runs also differ in other settings" in capsys.readouterr().err

@@ -119,6 +119,9 @@ def test_headlines_compare_networks_with_different_names(tmp_path):
     assert table[2] == ["method=dml", "mean of 2", "2", *means]
     unpaired = store_of_method(tmp_path / "c", 2, "dml", ["peer_0", "peer_1"], peer_0=1.0, peer_1=2.0, ensemble=3.0)
     assert tables.headlines(read_groups([*runs, unpaired]))[2][2:5] == ["3", "44.17 ± 37.12", "+3.50 ± 1.50"]
+    content = json.loads((unpaired / "results.json").read_text())
+    (unpaired / "results.json").write_text(json.dumps({**content, "status": "running"}))
+    assert tables.headlines(read_groups([*runs, unpaired]))[2] == table[2]
 
 
 def test_heads_and_exchanged_megabytes_are_columns(tmp_path):
