@@ -12,6 +12,7 @@ Runs of `cdl` with the same teacher train it once: the first of them trains it, 
 `config.cdl.teacher_runs`, see `methods.cdl.teacher_options`. A run that has begun keeps its teacher.
 """
 
+import ast
 import hashlib
 import itertools
 import json
@@ -34,6 +35,7 @@ _USAGE = (
     "usage: bash launch/sweep.sh [-j N] [--dry-run] FOLDER SEED[,SEED...] CONFIG... [--grid KEY=VALUE,...]... "
     "[-- OVERRIDES...]"
 )
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _GRID = re.compile(r"(?:--)?(?:config\.)?(?P<key>[^=]+)=(?P<values>.+)", re.DOTALL)
 
 
@@ -142,7 +144,10 @@ def parse(words: Sequence[str]) -> Sweep:
             positionals.append(word)
     if len(positionals) < 3 or not re.fullmatch(r"\d+(,\d+)*", positionals[1]):
         raise UserError(_USAGE)
-    return Sweep(positionals[0], tuple(positionals[1].split(",")), tuple(positionals[2:]), grid, tuple(overrides))
+    seeds = tuple(str(int(seed)) for seed in positionals[1].split(","))
+    if len({*seeds}) < len(seeds):
+        raise UserError(f"seeds {positionals[1]}: a seed is repeated")
+    return Sweep(positionals[0], seeds, tuple(positionals[2:]), grid, tuple(overrides))
 
 
 def plan(sweep: Sweep) -> list[PlannedRun]:
@@ -151,16 +156,23 @@ def plan(sweep: Sweep) -> list[PlannedRun]:
     The run of a shared teacher precedes those that use it.
 
     Raises:
-      UserError: a config or a value is wrong.
+      UserError: a config or a value is wrong, or a run of another config has begun in a working directory.
     """
     teachers, planned = {}, []
     for item in sweep.runs():
-        digest, begun = teacher_digest(_resolve(item)), configs.read(Path(item.workdir))
+        config, begun = _resolve(item), configs.read(Path(item.workdir))
+        digest = teacher_digest(config)
         teacher = teachers.get(digest, "")
         if begun is not None:  # it keeps its teacher
             teacher = "".join(begun["config"].get("cdl", {}).get("teacher_runs", ())[:1]) if digest else ""
         if digest and not teacher:
             teachers.setdefault(digest, item.workdir)
+        if begun is not None:  # complete runs are skipped, so nothing else compares their configs
+            from cdl_jax.run.workdir import check_config  # imports jax
+
+            if teacher:
+                config = _resolve(_with_teacher(item, teacher))
+            check_config(Path(item.workdir), config.to_dict())
         planned.append(_with_teacher(item, teacher) if teacher else item)
     if len({item.workdir for item in planned}) < len(planned):
         raise UserError("two runs of the sweep have one working directory: name each config, seed and value once")
@@ -204,16 +216,47 @@ def _grid_values(text: str) -> tuple[str, tuple[str, ...]]:
 
     >>> _grid_values("config.optim.betas=(0.9,0.99),(0.9,0.999)")
     ('optim.betas', ('(0.9,0.99)', '(0.9,0.999)'))
+    >>> _grid_values("optim.learning_rate=1e-3,0.001")
+    Traceback (most recent call last):
+    cdl_jax.errors.UserError: --grid optim.learning_rate=1e-3,0.001: a value is repeated
     """
     match = _GRID.fullmatch(text)
     if match is None:
         raise UserError(f"--grid {text}: write KEY=VALUE,VALUE, such as --grid optim.learning_rate=1e-3,1e-2")
     if match["key"] in ("seed", "seeds"):
         raise UserError(f"--grid {text}: seeds are the second argument of the sweep, such as 0,1,2")
-    values = re.findall(r"(?:\([^()]*\)|\[[^\[\]]*\]|[^,()\[\]])+", match["values"])
-    if len({*values}) < len(values):
+    values = _split_values(match["values"])
+    if values is None:
+        raise UserError(f"--grid {text}: brackets are not balanced")
+    if "" in values:
+        raise UserError(f"--grid {text}: a value is empty")
+    if len({*map(_parsed, values)}) < len(values):
         raise UserError(f"--grid {text}: a value is repeated")
     return match["key"], tuple(values)
+
+
+def _split_values(text):
+    """Returns the parts of a text between commas outside of brackets; None if brackets are not balanced."""
+    values, closing = [""], []
+    for character in text:
+        if character in _BRACKETS:
+            closing.append(_BRACKETS[character])
+        elif character in _BRACKETS.values() and (not closing or closing.pop() != character):
+            return None
+        if character == "," and not closing:
+            values.append("")
+        else:
+            values[-1] += character
+    return None if closing else values
+
+
+def _parsed(text):
+    """Returns a value in a form in which equal numbers are equal, such as 1e-3 and 0.001."""
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text
+    return float(value) if type(value) in (int, float) else repr(value)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,26 @@ finished() { # WORKDIR of one seed or of all seeds
   for seed in "${seeds[@]}"; do grep -qs '"status": "finished"' "$1/seed_$seed/results.json" || return 1; done
 }
 
-# Trains in WORKDIR, unless the run is finished, belongs to another process, or has failed.
+# Trains in WORKDIR, unless the run is finished, belongs to another process, or has failed. A finished run of other words
+# is a failure: it would stand in a table of other settings.
 train() { # WORKDIR CONFIG [OVERRIDES...]
-  local code=0
-  if finished "$1" || [[ " ${failed[*]-} " == *" $1 "* ]]; then return; fi
+  local code=0 words
+  [[ " ${failed[*]-} " != *" $1 "* ]] || return 0
+  words=$(printf '%s\n' "${@:2}")
+  if finished "$1"; then
+    if [ -f "$1/words" ] && [ "$(<"$1/words")" != "$words" ]; then
+      echo "$1 is a finished run of other settings (see $1/words): choose another folder" >&2
+      failed+=("$1")
+    fi
+    return 0
+  fi
   mkdir -p "$1"
   exec 9>"$1/turn"
   if ! flock -n 9; then
     waiting=$((waiting + 1))
   elif ! finished "$1"; then
     echo "== $1 ($(date +%H:%M:%S))"
+    echo "$words" >"$1/words"
     "$VENV/bin/python" -m cdl_jax.main --config "configs/$2" --workdir "$1" --config.log.report=false \
       --config.log.to='()' "${@:3}" &
     wait "$!" || code=$?

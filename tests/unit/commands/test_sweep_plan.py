@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cdl_jax import sweep
+from cdl_jax import schema, sweep
 from cdl_jax.errors import UserError
 from tests.end_to_end.command import TINY
 
@@ -85,7 +85,8 @@ def test_a_run_that_has_begun_keeps_its_teacher(folder):
     before = planned(folder, TINY, f"{TINY}:distill=dkd")
     own = Path(folder, "tiny-distill=dkd", "seed_0")
     own.mkdir(parents=True)
-    content = {"schema": 2, "config": {"cdl": {"teacher_runs": []}}}
+    config = sweep._resolve(before["tiny-distill=dkd/seed_0"]).to_dict()
+    content = {"schema": schema.SCHEMA, "config": {**config, "cdl": {**config["cdl"], "teacher_runs": []}}}
     (own / "config.json").write_text(json.dumps(content))  # of a sweep without shared teachers
     after = planned(folder, TINY, f"{TINY}:distill=dkd", f"{TINY}:distill=fitnets")
     assert before["tiny-distill=dkd/seed_0"].teacher and not after["tiny-distill=dkd/seed_0"].teacher
@@ -93,6 +94,8 @@ def test_a_run_that_has_begun_keeps_its_teacher(folder):
     content["config"]["cdl"]["teacher_runs"] = ["elsewhere"]
     (own / "config.json").write_text(json.dumps(content))
     assert planned(folder, f"{TINY}:distill=dkd")["tiny-distill=dkd/seed_0"].teacher == "elsewhere"
+    with pytest.raises(UserError, match=r"holds a run of another config \(train.epochs: 2 -> 99\)"):
+        planned(folder, f"{TINY}:distill=dkd", "--", "--config.train.epochs=99")
 
 
 def test_the_command_prints_fields_for_the_script_and_commands_for_a_reader(folder, capsys):
@@ -112,6 +115,10 @@ def test_the_command_prints_fields_for_the_script_and_commands_for_a_reader(fold
         (["0", TINY, "--grid", "train.epochs"], "--grid train.epochs: write KEY=VALUE,VALUE, such as "),
         (["0", TINY, "--grid", "seed=0,1"], "--grid seed=0,1: seeds are the second argument of the sweep"),
         (["0", TINY, "--grid", "train.epochs=1,1"], "--grid train.epochs=1,1: a value is repeated"),
+        (["0", TINY, "--grid", "optim.eps=1e-3,0.001"], "--grid optim.eps=1e-3,0.001: a value is repeated"),
+        (["0", TINY, "--grid", "train.epochs=(1,2"], "--grid train.epochs=(1,2: brackets are not balanced"),
+        (["0", TINY, "--grid", "train.epochs=1,"], "--grid train.epochs=1,: a value is empty"),
+        (["0,00", TINY], "seeds 0,00: a seed is repeated"),
         (["0", TINY, "--grid=train.epochs=1", "--grid=train.epochs=2"], "--grid train.epochs is repeated"),
         (["0", TINY, TINY], "two runs of the sweep have one working directory"),
         (["0", "absent.py"], "absent.py"),
@@ -127,6 +134,9 @@ def test_a_mistake_is_one_line(folder, words, message, capsys):
 
 
 def test_grid_values_keep_their_brackets():
+    assert sweep.parse(["f", "0", "c", "--grid", "dkt.topology=((0,1),(1,0)),((0,0),(0,0))"]).grid == {
+        "dkt.topology": ("((0,1),(1,0))", "((0,0),(0,0))")
+    }
     assert sweep.parse(["f", "0", "c", "--grid", "optim.betas=(0.9,0.99),[1,2]"]).grid == {
         "optim.betas": ("(0.9,0.99)", "[1,2]")
     }

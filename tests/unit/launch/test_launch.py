@@ -149,7 +149,7 @@ def test_the_matrix_of_learners_searches_each_rate_once_and_trains_all_rows_with
     words = (tmp_path / "log.report").read_text().splitlines()
     assert [line.split()[2] for line in words] == ["best", "best", "grid", "best", "best", "grid"]
     assert words[0].endswith(" ".join(str(tmp_path / "runs" / run) for run in searched[:2]))
-    assert start("glyph100", script="learners.sh", CDL_RATES="3e-2", **choices).wait(timeout=240) == 0
+    assert start("glyph100", script="learners.sh", CDL_RATES="3e-2", **choices).wait(timeout=240) == 1  # of other rows
     further = {workdir.split("/runs/")[1] for workdir, _ in log()[len(runs) :]}
     assert further == {f"search/glyph100/{learner}/3e-2/seed_100" for learner in ("l2p", "aper")}
 
@@ -163,6 +163,17 @@ def test_a_search_without_a_best_rate_is_a_failure(launched, tmp_path):
         "glyph100/simple_cil/none/seed_0", "search/glyph100/l2p/1e-2/seed_100", "search/glyph100/l2p/2e-2/seed_100",
     ]  # fmt: skip
     assert not (tmp_path / "runs/glyph100.md").exists()
+
+
+def test_a_finished_run_of_other_settings_is_a_failure(launched):
+    start, log = launched
+    choices = {"CDL_SEEDS": "0", "CDL_LEARNERS": "l2p", "CDL_SCHEMES": "", "CDL_CLOSED": "", "CDL_RATES": "1e-2"}
+    assert start("glyph100", script="learners.sh", **choices).wait(timeout=240) == 0
+    number = len(log())
+    other = {**choices, "CDL_OVERRIDES": "--config.train.epochs=1"}
+    assert start("glyph100", script="learners.sh", **other).wait(timeout=240) == 1
+    assert len(log()) == number
+    assert start("glyph100", script="learners.sh", **choices).wait(timeout=240) == 0
 
 
 def test_heads_are_fitted_on_each_distilled_student(launched):
