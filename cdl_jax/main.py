@@ -224,6 +224,8 @@ def _check_mode(values, parent):
     from cdl_jax.errors import UserError
     from cdl_jax.plugins import did_you_mean
 
+    if empty := [flag for flag in _FLAGS if getattr(values, flag, None) == ""]:
+        raise UserError(f"--{empty[0]} has an empty value: name one, or omit the flag")
     if values.mode not in _MODES:
         raise UserError(f"--mode={values.mode}: {did_you_mean(values.mode, _MODES)}")
     if values.mode == "continue" and parent is None:
@@ -619,9 +621,9 @@ def _evaluate_elsewhere(run, options):
         raise UserError(f"--severities={options.severities}: list numbers from 1 to 5, such as 1,3,5") from None
     on = options.on or "test"
     content = elsewhere.evaluate(run, on, options.task, names, severities)
-    path = run.folder / elsewhere.file_name(on, content["task"], bool(names))
+    path = run.seed_folder / elsewhere.file_name(on, content["task"], bool(names))
     path.parent.mkdir(exist_ok=True)
-    files.write_atomically(path, json.dumps(content, indent=1) + "\n")
+    files.write_atomically(path, json.dumps(elsewhere.merge(path, content), indent=1) + "\n")
     return f"{elsewhere.summary(content)}\n{path}"
 
 

@@ -121,6 +121,11 @@ class Run:
         return f"Run({str(self.folder)!r}, networks={self.networks}, finished_tasks={self.finished_tasks})"
 
     @property
+    def seed_folder(self) -> Path:
+        """The folder of the seed's results: below `folder` in a run of several seeds, else `folder`."""
+        return self.folder / f"seed_{self.seed}" if self.config.seeds else self.folder
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """The names of the evaluated networks."""
         return tuple(self.results["networks"])
@@ -232,7 +237,7 @@ class Run:
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """The stored evaluations of `--mode=eval --on`, by the names of their files."""
-        return elsewhere.read(self.folder)
+        return elsewhere.read(self.seed_folder)
 
     @cached_property
     def info(self) -> StreamInfo:

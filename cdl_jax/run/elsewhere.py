@@ -91,6 +91,7 @@ def evaluate(
 
     content = {
         "schema": schema.SCHEMA,
+        "seed": run.seed,
         "task": task,
         "on": on,
         "data": {"name": data.name, "images": len(data.images), "left_out": list(data.left_out)},
@@ -163,6 +164,24 @@ def file_name(on: str, task: int, is_corrupted: bool) -> str:
     if place != on:
         place += f"-{zlib.crc32(on.encode()):08x}"
     return f"{FOLDER}/{place}-task{task}{'-corrupted' if is_corrupted else ''}.json"
+
+
+def merge(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Returns an evaluation with the other corruptions and severities of an earlier one, if all else is equal.
+
+    Args:
+      path: file of the earlier evaluation; it may be missing.
+      content: the new evaluation, as `evaluate` returns it.
+    """
+    if "corruptions" not in content or not path.exists():
+        return content
+    earlier, content = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(content))
+    corrupted = earlier.get("corruptions", {})
+    if {**earlier, "corruptions": None} != {**content, "corruptions": None}:
+        return content
+    names = [*corrupted, *(name for name in content["corruptions"] if name not in corrupted)]
+    merged = {name: {**corrupted.get(name, {}), **content["corruptions"].get(name, {})} for name in names}
+    return {**content, "corruptions": {name: dict(sorted(of.items())) for name, of in merged.items()}}
 
 
 def summary(content: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def predict(run: Run, request: Request) -> str:
     entries = predictions.entries(names, results, top_k)
     lines = [] if output else [predictions.table(entries)]
     if output:
-        about = {"run": str(run.folder), "network": network.name, "task": network.task}
+        about = {"run": str(run.seed_folder), "network": network.name, "task": network.task}
         files.write_atomically(output, predictions.render(output.suffix, entries, about))
         lines.append(f"{output}: {len(entries)} images, {network.name} after task {network.task}")
     if folder:

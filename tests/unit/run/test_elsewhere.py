@@ -1,5 +1,6 @@
 """Images of other data sets: classes found by their names, file names, and the printed lines."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,7 +57,7 @@ def run_of(info, logits, streams=()):
     config = SimpleNamespace(eval=SimpleNamespace(batch_size=8))
     return SimpleNamespace(
         class_names=("cat", "dog", "owl"), method=method, info=info, is_detection=False, is_generation=False,
-        networks=("student",), config=config, network=lambda *_: SimpleNamespace(predictor=classifier),
+        networks=("student",), seed=0, config=config, network=lambda *_: SimpleNamespace(predictor=classifier),
     )  # fmt: skip
 
 
@@ -105,3 +106,15 @@ def test_the_summary_states_both_accuracies_and_what_is_left_out():
         "student: 40.00 % of images, with the task given 80.00 %; by task: 50.00 -",
         "fog: student 30.00",
     ]
+
+
+def test_later_corruptions_are_added_to_an_equal_evaluation(tmp_path):
+    path = tmp_path / "test-task1-corrupted.json"
+    first = {"seed": 0, "task": 1, "networks": {}, "corruptions": {"fog": {"1": 5.0, "5": 1.0}}}
+    assert elsewhere.merge(path, first) == first
+    path.write_text(json.dumps(first))
+    second = {**first, "corruptions": {"snow": {"3": 2.0}, "fog": {"3": 4.0, "5": 1.5}}}
+    merged = {"fog": {"1": 5.0, "3": 4.0, "5": 1.5}, "snow": {"3": 2.0}}
+    assert elsewhere.merge(path, second) == {**first, "corruptions": merged}
+    for changed in ({**second, "seed": 1}, {**second, "networks": {"student": 1}}):
+        assert elsewhere.merge(path, changed) == changed
