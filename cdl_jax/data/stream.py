@@ -347,6 +347,11 @@ def split_into_tasks(
     dataset = replace(dataset, name=one_line(dataset.name), class_names=printable_names)
     if domains and kind != "domain":
         raise UserError(f"data.domains={tuple(domains)} belongs to data.kind='domain': set it, or leave domains out")
+    blurry = {"disjoint_share": (disjoint_share, 0.5), "blurry_share": (blurry_share, 0.1),
+              "blurry_sizes": (blurry_sizes, "equal")}  # fmt: skip
+    for name, (value, default) in blurry.items():
+        if value != default and kind != "blurry":
+            raise UserError(f"data.{name}={value!r} belongs to data.kind='blurry': set it, or leave {name} out")
     if kind == "domain":
         dataset = _select_domains(dataset, tuple(domains), num_tasks, (task_sizes, base_classes, increment))
     order = order_classes(len(dataset.class_names), class_order, class_order_seed, dataset.class_names)
@@ -361,11 +366,11 @@ def split_into_tasks(
     if is_domain:
         return _assemble_domains(*parts, dataset.domains, validation_fraction)
     is_random = kind == "blurry" and blurry_sizes == "random"
-    if is_random and (len(task_sizes) or increment):
+    if is_random and (len(task_sizes) or increment or base_classes):
         raise UserError("data.blurry_sizes='random' draws the sizes of tasks: set data.num_tasks alone")
     if is_random:
         sizes = task_division.draw_sizes(len(order), num_tasks, class_order_seed)
-    elif dataset.task_sizes and not (num_tasks or len(task_sizes) or increment):
+    elif dataset.task_sizes and not (num_tasks or len(task_sizes) or increment or base_classes):
         sizes = _own_sizes(dataset, order)
     else:
         sizes = task_division.divide_classes(len(order), num_tasks, task_sizes, base_classes, increment)

@@ -46,8 +46,13 @@ def append_folders(stream: Stream, folders: Sequence[str], first_id: int, option
       options: of `stream.OPTIONS`; limits of images hold for the folders too.
 
     Raises:
-      UserError: a folder cannot be read, or has a class whose name the stream has already.
+      UserError: a folder cannot be read, or has a class whose name the stream has already, or `max_train` is set.
     """
+    if folders and options["max_train"]:
+        raise UserError(
+            f"data.max_train={options['max_train']} is a number of images of the whole stream, which data.append would "
+            "exceed: set data.max_train_per_class instead"
+        )
     for path in folders:
         dataset = folder_source.load({**defaults(folder_source.OPTIONS), "path": path})
         appended = streams.split_into_tasks(dataset, num_tasks=1, **{key: options[key] for key in _LIMITS})

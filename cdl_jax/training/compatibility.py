@@ -1,9 +1,11 @@
 """Checks options that depend on each other, on the stream and on the devices."""
 
+import logging
+
 from cdl_jax import optim
 from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import HerdsMemory, Method, StreamInfo
+from cdl_jax.methods.base import Generates, HerdsMemory, Method, StreamInfo
 from cdl_jax.runtime import sharding
 
 
@@ -34,6 +36,7 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
     _check_shared_classes(config, method, info)
     _check_online(config, method, info)
     _check_weight_decay(config, method, info)
+    _warn_of_unused_options(config)
     if (count := method.num_parallel_networks) % config.peer_devices:
         raise UserError(
             f"config.peer_devices={config.peer_devices}: {config.method} divides {count} networks over devices: choose "
@@ -57,6 +60,8 @@ def check_batches(config, method: Method, mesh, plans: tuple[BatchPlan, ...], se
     """
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
     sharding.check_batch(mesh, config.eval.batch_size, "eval.batch_size")
+    if isinstance(method, Generates):
+        sharding.check_batch(mesh, method.generation_batch, "gan.generation_batch")
     plan = plans[0]
     for phase in method.phases:
         plan.check(phase)
@@ -146,6 +151,26 @@ def _check_weight_decay(config, method, info):
             f"method {config.method!r} spans the classes of the current task: what earlier tasks learned would shrink "
             "by full steps; set optim.name='adamw' or optim.weight_decay=0"
         )
+
+
+def _warn_of_unused_options(config):
+    """Warns of options of the optimizer that the chosen schedule and optimizer leave without effect."""
+    options = config.optim
+    if "name" not in options:  # detectors and generators have optimizers of their own
+        return
+    schedules = {options.schedule, config.get("cdl", {}).get("student_schedule") or options.schedule}
+    for key, (chosen, user) in {
+        "warmup_epochs": (schedules, "cosine"),
+        "end_learning_rate": (schedules, "cosine"),
+        "milestones": (schedules, "steps"),
+        "nesterov": ({options.get("name")}, "sgd"),
+    }.items():
+        if options.get(key) and user not in chosen:
+            which = "name" if key == "nesterov" else "schedule"
+            logging.getLogger("cdl_jax").warning(
+                "config.optim.%s=%s has no effect with optim.%s=%r: it belongs to %r", key, options[key], which,
+                options[which], user,
+            )  # fmt: skip
 
 
 def _check_last_batches(config, mesh, plan, phase):

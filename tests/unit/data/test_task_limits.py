@@ -66,6 +66,12 @@ def test_a_class_that_the_stream_has_already_is_refused(folder):
         task_limits.append_folders(stream, [str(folder)], 6, OPTIONS)
 
 
+def test_a_number_of_images_in_all_is_refused(folder):
+    stream = streams.split_into_tasks(toy(), num_tasks=2)
+    with pytest.raises(UserError, match="data.max_train=5 is a number of images of the whole stream"):
+        task_limits.append_folders(stream, [str(folder)], 6, {**OPTIONS, "max_train": 5})
+
+
 def test_a_source_of_files_keeps_files(folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("own")
     for name in ("a", "b"):

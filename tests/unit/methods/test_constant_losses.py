@@ -94,7 +94,7 @@ def test_methods_without_a_softmax_accept_tasks_of_one_class():
     config = base.default("nearest_mean", data="glyph_mini", network="mini_student")
     config.data.num_tasks = 20
     Experiment.build(config, stream.load(config.data, 0))
-    build_experiment("vkd", ("vkd", {"label_loss": "binary"}), ("mixing", {"probability": 0.0}))
+    build_experiment("vkd", ("vkd", {"label_loss": "binary"}), ("mixing", {"probability": 0.0, "smoothing": 0.0}))
 
 
 @pytest.mark.parametrize(("method", "key", "more"), [("lwf", "lwf_active", {}), ("eeil", "active", {"replay": 40})])
@@ -178,7 +178,7 @@ def test_divergences_at_the_bounds_of_the_temperature_have_gradients():
 def test_loss_weights_that_are_all_zero_are_refused():
     off = {"feature_weight": 0.0, "logit_weight": 0.0}
     build_experiment("vkd", ("distill", off), sizes=(10, 10))
-    binary = ("vkd", {"label_loss": "binary"}), ("mixing", {"probability": 0.0})
+    binary = ("vkd", {"label_loss": "binary"}), ("mixing", {"probability": 0.0, "smoothing": 0.0})
     logits_only = {"feature_weight": 0.0, "label_weight": 0.0}
     for classes, sizes, task in (("current", (2, 1, 1), 1), ("seen", (1, 2, 2), 0)):
         message = refusal("vkd", *binary, ("distill", {**logits_only, "classes": classes}), sizes=sizes)
@@ -217,3 +217,7 @@ def test_dkd_needs_a_part_that_is_not_constant():
         dkd((2,) * 10, target_weight=0.0, alpha=1.0, classes="seen")
     with pytest.raises(UserError, match="nothing is distilled; raise one of them, or set distill.alpha=0"):
         dkd((10, 10), target_weight=0.0, other_weight=0.0)
+
+
+def test_binary_labels_of_smoothed_classes_are_refused():
+    assert "set mixing.smoothing=0" in refusal("vkd", ("vkd", {"label_loss": "binary"}))

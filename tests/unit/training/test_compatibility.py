@@ -31,6 +31,8 @@ def check(method, **changes):
         ("dkt", {"dkt.update_order": "sequential", "train.early_stopping.patience": 3}, "has 2 phases a task here"),
         ("cdl", {"train.early_stopping.patience": 3}, "method 'cdl' has 2 phases a task here"),
         ("cdl", {"optim.weight_decay": 1e-4}, "optim.name='adam' normalizes"),
+        ("dkt", {"dkt.joins": (0, 1), "optim.weight_decay": 1e-4}, "set optim.weight_decay=0"),
+        ("dkt", {"dkt.leaves": (2, 1), "optim.weight_decay": 1e-4}, "set optim.weight_decay=0"),
         ("cdl", {"optim.weight_decay": 1e-4, "optim.name": "rmsprop"}, "optim.name='rmsprop' normalizes"),
     ],
 )
@@ -56,3 +58,18 @@ def test_weight_decay_is_refused_where_it_makes_full_steps_without_a_gradient(na
     direction, _ = optimizer.transform.update({"rows": jnp.zeros((2, 3))}, optimizer.transform.init(params), params)
     is_full = float(direction["rows"].min()) > 0.5
     assert is_full == (name in optim.NORMALIZED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"warmup_epochs": 1.0}, "config.optim.warmup_epochs=1.0 has no effect with optim.schedule='cdl_cosine'"),
+        ({"milestones": (2, 4)}, "config.optim.milestones=(2, 4) has no effect with optim.schedule='cdl_cosine'"),
+        ({"nesterov": True}, "config.optim.nesterov=True has no effect with optim.name='adam'"),
+        ({"warmup_epochs": 1.0, "schedule": "cosine"}, ""),
+        ({"nesterov": True, "name": "sgd"}, ""),
+    ],
+)
+def test_options_of_another_optimizer_or_schedule_are_warned_of(changes, line, caplog):
+    check("cdl", **{f"optim.{key}": value for key, value in changes.items()})
+    assert len(caplog.records) == bool(line) and line in caplog.text
