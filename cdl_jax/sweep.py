@@ -35,6 +35,7 @@ _USAGE = (
     "usage: bash launch/sweep.sh [-j N] [--dry-run] FOLDER SEED[,SEED...] CONFIG... [--grid KEY=VALUE,...]... "
     "[-- OVERRIDES...]"
 )
+_OWN_FLAG = re.compile(r"--?(config|config\.seed|workdir)(=.*)?", re.DOTALL)
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _GRID = re.compile(r"(?:--)?(?:config\.)?(?P<key>[^=]+)=(?P<values>.+)", re.DOTALL)
 
@@ -144,6 +145,9 @@ def parse(words: Sequence[str]) -> Sweep:
             positionals.append(word)
     if len(positionals) < 3 or not re.fullmatch(r"\d+(,\d+)*", positionals[1]):
         raise UserError(_USAGE)
+    for word in overrides:
+        if _OWN_FLAG.fullmatch(word):
+            raise UserError(f"{word} after --: the sweep sets it for each run, leave it out")
     seeds = tuple(str(int(seed)) for seed in positionals[1].split(","))
     if len({*seeds}) < len(seeds):
         raise UserError(f"seeds {positionals[1]}: a seed is repeated")

@@ -119,6 +119,8 @@ def test_the_command_prints_fields_for_the_script_and_commands_for_a_reader(fold
         (["0", TINY, "--grid", "train.epochs=(1,2"], "--grid train.epochs=(1,2: brackets are not balanced"),
         (["0", TINY, "--grid", "train.epochs=1,"], "--grid train.epochs=1,: a value is empty"),
         (["0,00", TINY], "seeds 0,00: a seed is repeated"),
+        (["0,1", TINY, "--", "--config.seed=5"], "--config.seed=5 after --: the sweep sets it for each run"),
+        (["0", TINY, "--", "--workdir", "runs/a"], "--workdir after --: the sweep sets it for each run"),
         (["0", TINY, "--grid=train.epochs=1", "--grid=train.epochs=2"], "--grid train.epochs is repeated"),
         (["0", TINY, TINY], "two runs of the sweep have one working directory"),
         (["0", "absent.py"], "absent.py"),
