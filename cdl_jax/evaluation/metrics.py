@@ -1,12 +1,12 @@
 """Defines the metrics of a run over a stream. The docstring of a metric is its definition in results.json.
 
 Most are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are correct after
-learning task i, predicted over all classes seen until then, without task identity; T is the number of tasks. Of a
-detector, A[i, j] is the average precision of task j's classes in percent, and metrics of images do not exist. On the
-same images and classes, E is the matrix of a network's expected calibration errors, and G and D are the matrices of a
-teacher's and its student's agreement and divergence. S is A with all tasks of the stream in every row, future ones too;
-it exists where learners have streams of their own. O is A with the task of each image given, so predicted over the
-classes of this task alone.
+learning task i, predicted over all classes seen until then, without task identity; T is the number of tasks. Methods
+whose loss spans all classes of the stream (`classes=all`) predict over all of them. Of a detector, A[i, j] is the
+average precision of task j's classes in percent, and metrics of images do not exist. On the same images and classes, E
+is the matrix of a network's expected calibration errors, and G and D are the matrices of a teacher's and its student's
+agreement and divergence. S is A with all tasks of the stream in every row, future ones too; it exists where learners
+have streams of their own. O is A with the task of each image given, so predicted over the classes of this task alone.
 
 Of a generator, A[i, j] is a distance between generated and real images of task j's classes, and smaller numbers are
 better. Forgetting and transfer then have the opposite sign, so that positive forgetting is a loss, and the worst task
@@ -121,9 +121,9 @@ def forward_transfer(pretask_accuracy, initial_accuracy) -> float:
 
 
 def ece_last(seen) -> float:
-    """expected calibration error over the test images of all tasks together after learning task T-1: 15 bins of equal
-    width of the top probability over the classes seen, sum over bins of |correct - sum of probabilities| / images, in
-    percent (Guo et al., 2017)."""
+    """expected calibration error over the test images of all tasks together after learning task T-1: 15 bins of
+    equal width of the top probability over the classes of prediction, sum over bins of |correct - sum of
+    probabilities| / images, in percent (Guo et al., 2017)."""
     return float(seen[-1])
 
 
