@@ -92,8 +92,8 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     """Returns the scheme `sum_i weights_i loss_i`.
 
     Raises:
-      UserError: a term has no such scheme or option, the numbers of terms and weights differ, or two terms change the
-        student's inputs or its prediction.
+      UserError: a term has no such scheme or option, or the numbers of terms and weights differ. Two terms change the
+        student's inputs or its prediction, or one does and another reads the student's past.
     """
     names, sections = zip(*(_parse(term) for term in _checked_terms(options)), strict=True)
     modules = [plugins.load_plugin("distill", name) for name in names]
@@ -104,6 +104,12 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
     keys = tuple(f"{index}_{name.rpartition('.')[2]}" for index, name in enumerate(names))
     terms = _Sum(schemes, keys, tuple(options.weights), _owner(schemes, names))
     changes = terms.student_functions()
+    past = next((name for name, scheme in zip(names, schemes, strict=True) if scheme.keeps_past), "")
+    if past and changes:
+        raise UserError(
+            f"distill.terms: {names[terms.owner]} changes the student itself, and {past} compares with the student "
+            "before the task without that change: choose one of them"
+        )
     return Scheme(
         loss=terms.loss,
         label_weight=options.label_weight,
@@ -114,6 +120,25 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
         needs_own_classes=next((scheme.needs_own_classes for scheme in schemes if scheme.needs_own_classes), ""),
         **changes,
     )
+
+
+def check_growth(config: ConfigDict, num_tasks: int, new_config: ConfigDict, new_num_tasks: int) -> None:
+    """Checks that a longer stream leaves the variables of each term their places, see `distill.base`.
+
+    Raises:
+      UserError: it does not.
+    """
+    for term, new_term in zip(config.distill.terms, new_config.distill.terms, strict=False):
+        (name, changes), (new_name, new_changes) = _parse(term), _parse(new_term)
+        check = plugins.optional_part("distill", name, "check_growth")
+        if check and name == new_name:
+            options = plugins.load_plugin("distill", name).OPTIONS
+            check(
+                ConfigDict({**config, "distill": _section(options, changes, name)}),
+                num_tasks,
+                ConfigDict({**new_config, "distill": _section(options, new_changes, name)}),
+                new_num_tasks,
+            )
 
 
 def _checked_terms(options) -> Sequence[str]:

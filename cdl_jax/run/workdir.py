@@ -129,13 +129,14 @@ def _finished(workdir):
         return False
 
 
-def check_config(workdir: Path, resolved: dict) -> None:
+def check_config(workdir: Path, resolved: dict, flag: str = "--workdir") -> None:
     """Refuses a directory with a run of another config.
 
     Weight files and teachers' runs are compared by content (see `fingerprints`).
 
     Args:
       resolved: the config as nested dicts.
+      flag: word of the command that names the folder, for messages.
 
     Raises:
       UserError: names the differences.
@@ -144,12 +145,12 @@ def check_config(workdir: Path, resolved: dict) -> None:
     if stored is None:
         return
     if (file := fingerprints.changed_plugin_file(stored, resolved)) is not None:
-        raise UserError(f"{file} has changed since the run in --workdir {workdir} began: restore it, or choose another "
-                        "--workdir")  # fmt: skip
+        raise UserError(f"{file} has changed since the run in {flag} {workdir} began: restore it, or choose another "
+                        f"{flag}")  # fmt: skip
     changes = config.differences(*fingerprints.align_configs(stored, resolved))
     if changes:
         shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
-        raise UserError(f"--workdir {workdir} holds a run of another config ({shown}): choose another --workdir")
+        raise UserError(f"{flag} {workdir} holds a run of another config ({shown}): choose another {flag}")
 
 
 def check_branch(workdir: Path) -> None:

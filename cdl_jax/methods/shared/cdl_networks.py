@@ -124,6 +124,7 @@ def _check_distillation_trains(config, student, scheme):
     if name == "none":
         return
     compares_features = not scheme.changes_prediction and not {"logits"}.issuperset(scheme.needs)
+    compares_features &= config.distill.get("student_feature") != "logits"
     is_traced = "." in learner or compares_features
     trained = student.trained_parts(config.student.dim) if is_traced else {"head"}
     reason = ""
@@ -138,7 +139,7 @@ def _check_distillation_trains(config, student, scheme):
         )
     if compares_features and trained == {"head"}:
         logging.getLogger("cdl_jax").warning(
-            "learner.name=%r trains the head alone: of distill.name=%r only the terms of logits change the student",
+            "learner.name=%r trains the head alone: only the terms of logits in distill.name=%r change the student",
             learner,
             name,
         )

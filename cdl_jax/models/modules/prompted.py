@@ -57,7 +57,10 @@ class PromptedNetwork:
         return path[0] == "backbone" and not self.is_trained(path)
 
     def trained_parts(self, query_dim: int) -> set[str]:
-        """Returns the parts with trained variables for queries `[batch, query_dim]`: "backbone", "prompts", "head"."""
+        """Returns which of "backbone", "prompts" and "head" have trained variables.
+
+        query_dim: width of the queries.
+        """
         shapes = jax.eval_shape(lambda key: self.init(key, query_dim), jax.random.key(0))
         return {path[0] for path in flatten_dict(shapes) if self.is_trained(path)}
 

@@ -162,7 +162,7 @@ def test_logits_can_be_the_compared_features_of_both_networks():
 )
 def test_features_that_no_task_changes_are_compared_with_a_warning(learner, scheme, warns, caplog):
     build(learner, scheme)
-    line = "learner.name='none' trains the head alone: of distill.name='fitnets' only the terms of logits change"
+    line = "'none' trains the head alone: only the terms of logits in distill.name='fitnets' change the student"
     assert (line in caplog.text) == warns and len(caplog.records) == warns
 
 

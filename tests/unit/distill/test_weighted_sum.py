@@ -89,3 +89,5 @@ def test_one_term_may_change_the_student():
     assert own.changes_prediction and own.second_weight == alone.second_weight
     with pytest.raises(UserError, match="kd_token and prompt_mapping|kd_token and kd_token"):
         build("kd_token:length=2", "kd_token:length=4")
+    with pytest.raises(UserError, match="kd_token changes the student itself, and past compares with the student"):
+        build("past", "kd_token:length=2")

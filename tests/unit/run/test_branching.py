@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cdl_jax import config as configs
-from cdl_jax.distill import prompt_mapping
+from cdl_jax.distill import prompt_mapping, weighted_sum
 from cdl_jax.errors import UserError
 from cdl_jax.models.learners import coda, os_prompt
 from cdl_jax.run.branching import Growth, Parent, check_options
@@ -76,3 +76,14 @@ def test_each_task_keeps_its_rows_of_the_mapping_of_prompts():
     prompt_mapping.check_growth(config(mapping="self_attention"), 3, config(mapping="self_attention"), 5)
     with pytest.raises(UserError, match=rf"so 5 tasks need distill.pool={pool // 3 * 5}, not {pool}"):
         prompt_mapping.check_growth(config(), 3, config(), 5)
+
+
+def test_a_term_of_a_sum_keeps_its_rows_too():
+    def config(terms):
+        made = configs.default("cdl", data="glyph_mini", distill="weighted_sum")
+        made.distill.update(terms=terms, weights=(1.0,) * len(terms))
+        return made
+
+    weighted_sum.check_growth(config(("kd", "prompt_mapping:pool=6")), 3, config(("kd", "prompt_mapping:pool=10")), 5)
+    with pytest.raises(UserError, match="so 5 tasks need distill.pool=10, not 6"):
+        weighted_sum.check_growth(config(("prompt_mapping:pool=6",)), 3, config(("prompt_mapping:pool=6",)), 5)
