@@ -69,7 +69,7 @@ OPTIONS: dict[str, Any] = {
         "for kind blurry: task sizes as in other streams (i-Blurry), or drawn at random with num_tasks (Si-Blurry)",
         choices=("equal", "random"),
     ),
-    "max_train": Option(0, "training images in all, drawn at random without balance over the classes; 0: all"),
+    "max_train": Option(0, "training images of the source, drawn at random without balance over the classes; 0: all"),
     "max_train_per_class": Option(0, "training images per class; 0: all"),
     "max_test_per_class": Option(0, "test images per class; 0: all"),
     "validation_fraction": Option(0.0, "fraction of the training set to test on instead of the test set", below=1),
@@ -347,10 +347,9 @@ def split_into_tasks(
     dataset = replace(dataset, name=one_line(dataset.name), class_names=printable_names)
     if domains and kind != "domain":
         raise UserError(f"data.domains={tuple(domains)} belongs to data.kind='domain': set it, or leave domains out")
-    blurry = {"disjoint_share": (disjoint_share, 0.5), "blurry_share": (blurry_share, 0.1),
-              "blurry_sizes": (blurry_sizes, "equal")}  # fmt: skip
-    for name, (value, default) in blurry.items():
-        if value != default and kind != "blurry":
+    blurry = {"disjoint_share": disjoint_share, "blurry_share": blurry_share, "blurry_sizes": blurry_sizes}
+    for name, value in blurry.items():
+        if value != OPTIONS[name].default and kind != "blurry":
             raise UserError(f"data.{name}={value!r} belongs to data.kind='blurry': set it, or leave {name} out")
     if kind == "domain":
         dataset = _select_domains(dataset, tuple(domains), num_tasks, (task_sizes, base_classes, increment))

@@ -43,16 +43,12 @@ def append_folders(stream: Stream, folders: Sequence[str], first_id: int, option
       stream: of a data source.
       folders: in any layout of `data.name=folder`; each is a task.
       first_id: class id of the first further class.
-      options: of `stream.OPTIONS`; limits of images hold for the folders too.
+      options: of `stream.OPTIONS`; limits of the images of a class hold for the folders too, `max_train` for the
+        source alone.
 
     Raises:
-      UserError: a folder cannot be read, or has a class whose name the stream has already, or `max_train` is set.
+      UserError: a folder cannot be read, or has a class whose name the stream has already.
     """
-    if folders and options["max_train"]:
-        raise UserError(
-            f"data.max_train={options['max_train']} is a number of images of the whole stream, which data.append would "
-            "exceed: set data.max_train_per_class instead"
-        )
     for path in folders:
         dataset = folder_source.load({**defaults(folder_source.OPTIONS), "path": path})
         appended = streams.split_into_tasks(dataset, num_tasks=1, **{key: options[key] for key in _LIMITS})

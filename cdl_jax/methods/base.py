@@ -215,7 +215,8 @@ class Method(abc.ABC):
       rounds: number of rounds in a task, default 1. A round goes through all phases, with `epochs // rounds` epochs of
         each. Optimizer states and schedules continue from round to round.
       loss_classes: classes of the softmax in the loss of the labels: "current", the default, "seen", "all", or ""
-        without a softmax. Streams on which this loss is always 0 are refused. The attribute changes no loss, so a
+        without a softmax. Streams on which this loss is always 0 are refused, and with "current" weight decay that an
+        optimizer normalizes. The attribute changes no loss, so a
         method whose option selects the classes overrides it by a property that returns the option.
       predict_over: classes from which evaluation selects the prediction: those "seen" so far, the default, or "all",
         which belongs to a loss over all classes. A property overrides it likewise.

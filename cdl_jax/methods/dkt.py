@@ -27,7 +27,6 @@ import numpy as np
 import optax
 
 from cdl_jax import optim, plugins
-from cdl_jax.errors import UserError
 from cdl_jax.losses import Context
 from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
 from cdl_jax.methods.shared import (
@@ -328,11 +327,6 @@ def build(config: Any, info: StreamInfo) -> DKT:
     """
     options = config.dkt
     dkt_options.check(options, info.num_tasks)
-    if config.optim.weight_decay and (options.joins or options.leaves):
-        raise UserError(
-            f"optim.weight_decay={config.optim.weight_decay} would change learners in tasks from which dkt.joins or "
-            "dkt.leaves keep them away: set optim.weight_decay=0"
-        )
     return assemble(
         dkt_learners.build(config, info),
         _find_teachers(config, info),

@@ -268,12 +268,6 @@ def build(config: ConfigDict, info: StreamInfo) -> VkD:
     teacher = teachers.build(config, info, options, torch_names=True)
     first, last = options.ema_decay
     _check_losses(config.distill, info.task_sizes)
-    if options.label_loss == "binary" and config.mixing.smoothing:
-        raise UserError(
-            f"mixing.smoothing={config.mixing.smoothing} gives every class a share of each label, and "
-            "vkd.label_loss='binary' takes every share for a label: all images would have all classes; set "
-            "mixing.smoothing=0"
-        )
     if options.cache_teacher:
         _check_images_repeat(config)
     return VkD(

@@ -36,6 +36,7 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
     _check_shared_classes(config, method, info)
     _check_online(config, method, info)
     _check_weight_decay(config, method, info)
+    _check_binary_labels(config)
     _warn_of_unused_options(config)
     if (count := method.num_parallel_networks) % config.peer_devices:
         raise UserError(
@@ -140,16 +141,36 @@ def _check_online(config, method, info):
 
 
 def _check_weight_decay(config, method, info):
-    """Refuses weight decay of which an adaptive optimizer makes full steps of parameters without a gradient.
+    """Refuses weight decay that changes what earlier tasks learned, or learners that are absent, beyond its strength.
 
-    The decay is added to the gradient and then normalized. The head's rows of earlier classes have no other gradient.
+    Some optimizers add the decay to the gradient and then normalize both. The head's rows of earlier classes and the
+    rows of earlier tasks in a pool have no other gradient.
     """
-    decay, name = config.optim.get("weight_decay", 0), config.optim.get("name")
-    if decay and name in optim.NORMALIZED and info.num_tasks > 1 and method.loss_classes == "current":
+    decay, name, no_decay = (config.optim.get(key) for key in ("weight_decay", "name", "no_decay"))
+    if not decay or name is None:  # detectors and generators have optimizers of their own
+        return
+    has_own_classes = info.num_tasks > 1 and not info.classes_of.all()
+    is_decayed = not {"head", "prompts"} <= set(no_decay)
+    if name in optim.NORMALIZED and method.loss_classes == "current" and has_own_classes and is_decayed:
         raise UserError(
             f"optim.weight_decay={decay} is part of the gradient that optim.name={name!r} normalizes, and the loss of "
             f"method {config.method!r} spans the classes of the current task: what earlier tasks learned would shrink "
             "by full steps; set optim.name='adamw' or optim.weight_decay=0"
+        )
+    if config.method == "dkt" and (config.dkt.joins or config.dkt.leaves):
+        raise UserError(
+            f"optim.weight_decay={decay} would change learners in tasks from which dkt.joins or dkt.leaves keep them "
+            "away: set optim.weight_decay=0"
+        )
+
+
+def _check_binary_labels(config):
+    """Refuses label smoothing where every share of a class counts as the class."""
+    if config.method == "vkd" and config.vkd.label_loss == "binary" and config.mixing.smoothing:
+        raise UserError(
+            f"mixing.smoothing={config.mixing.smoothing} gives every class a share of each label, and "
+            "vkd.label_loss='binary' takes every share for a label: all images would have all classes; set "
+            "mixing.smoothing=0"
         )
 
 

@@ -66,10 +66,10 @@ def test_a_class_that_the_stream_has_already_is_refused(folder):
         task_limits.append_folders(stream, [str(folder)], 6, OPTIONS)
 
 
-def test_a_number_of_images_in_all_is_refused(folder):
-    stream = streams.split_into_tasks(toy(), num_tasks=2)
-    with pytest.raises(UserError, match="data.max_train=5 is a number of images of the whole stream"):
-        task_limits.append_folders(stream, [str(folder)], 6, {**OPTIONS, "max_train": 5})
+def test_max_train_limits_the_source_alone(folder):
+    stream = streams.split_into_tasks(toy(), num_tasks=2, max_train=11)
+    longer = task_limits.append_folders(stream, [str(folder)], 6, {**OPTIONS, "max_train": 11})
+    assert len(stream.train) == 11 and len(longer.train) == 11 + 6
 
 
 def test_a_source_of_files_keeps_files(folder, tmp_path_factory):
