@@ -35,7 +35,8 @@ _USAGE = (
     "usage: bash launch/sweep.sh [-j N] [--dry-run] FOLDER SEED[,SEED...] CONFIG... [--grid KEY=VALUE,...]... "
     "[-- OVERRIDES...]"
 )
-_OWN_FLAG = re.compile(r"--?(config|config\.seed|workdir)(=.*)?", re.DOTALL)
+_FLAG = re.compile(r"--?(?P<key>[^=]+)(=.*)?", re.DOTALL)
+_OWN_FLAGS = ("config", "config.seed", "workdir", "mode", "from", "task", "tasks")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _GRID = re.compile(r"(?:--)?(?:config\.)?(?P<key>[^=]+)=(?P<values>.+)", re.DOTALL)
 
@@ -146,7 +147,8 @@ def parse(words: Sequence[str]) -> Sweep:
     if len(positionals) < 3 or not re.fullmatch(r"\d+(,\d+)*", positionals[1]):
         raise UserError(_USAGE)
     for word in overrides:
-        if _OWN_FLAG.fullmatch(word):
+        match = _FLAG.fullmatch(word)
+        if match and (match["key"] in _OWN_FLAGS or match["key"].removeprefix("config.") in grid):
             raise UserError(f"{word} after --: the sweep sets it for each run, leave it out")
     seeds = tuple(str(int(seed)) for seed in positionals[1].split(","))
     if len({*seeds}) < len(seeds):
@@ -168,7 +170,8 @@ def plan(sweep: Sweep) -> list[PlannedRun]:
         digest = teacher_digest(config)
         teacher = teachers.get(digest, "")
         if begun is not None:  # it keeps its teacher
-            teacher = "".join(begun["config"].get("cdl", {}).get("teacher_runs", ())[:1]) if digest else ""
+            own = config.get("cdl", {}).get("teacher_runs", ())
+            teacher = "" if own else "".join(begun["config"].get("cdl", {}).get("teacher_runs", ())[:1])
         if digest and not teacher:
             teachers.setdefault(digest, item.workdir)
         if begun is not None:  # complete runs are skipped, so nothing else compares their configs
@@ -176,7 +179,7 @@ def plan(sweep: Sweep) -> list[PlannedRun]:
 
             if teacher:
                 config = _resolve(_with_teacher(item, teacher))
-            check_config(Path(item.workdir), config.to_dict())
+            check_config(Path(item.workdir), config.to_dict(), "FOLDER")
         planned.append(_with_teacher(item, teacher) if teacher else item)
     if len({item.workdir for item in planned}) < len(planned):
         raise UserError("two runs of the sweep have one working directory: name each config, seed and value once")
@@ -258,9 +261,9 @@ def _parsed(text):
     """Returns a value in a form in which equal numbers are equal, such as 1e-3 and 0.001."""
     try:
         value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-    return float(value) if type(value) in (int, float) else repr(value)
+    return value if type(value) in (int, float) else repr(value)
 
 
 if __name__ == "__main__":

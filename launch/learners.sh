@@ -59,7 +59,9 @@ find_rate() { # STREAM LEARNER
     runs+=("$searched/$value/seed_$search_seed")
     learn "$1" "${runs[-1]}" "$2" "$search_seed" distill=none --config.optim.learning_rate="$value"
   done
-  for run in "${runs[@]}"; do grep -qs '"status": "finished"' "$run/results.json" || return 1; done
+  for run in "${runs[@]}"; do
+    [[ " ${failed[*]-} " != *" $run "* ]] && finished "$run" || return 1
+  done
   rate=${rates[0]}
   if [ "${#rates[@]}" -gt 1 ]; then
     rate=$("$VENV/bin/python" -m cdl_jax.report best optim.learning_rate "${runs[@]}") ||

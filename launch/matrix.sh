@@ -26,26 +26,19 @@ finished() { # WORKDIR of one seed or of all seeds
   for seed in "${seeds[@]}"; do grep -qs '"status": "finished"' "$1/seed_$seed/results.json" || return 1; done
 }
 
-# Trains in WORKDIR, unless the run is finished, belongs to another process, or has failed. A finished run of other words
-# is a failure: it would stand in a table of other settings.
+# Trains in WORKDIR, unless the run is finished, belongs to another process, or has failed. The words of a finished run
+# are compared without paths; if they differ, cdl_jax.main compares the configs and accepts or refuses the run.
 train() { # WORKDIR CONFIG [OVERRIDES...]
   local code=0 words
   [[ " ${failed[*]-} " != *" $1 "* ]] || return 0
-  words=$(printf '%s\n' "${@:2}")
-  if finished "$1"; then
-    if [ -f "$1/words" ] && [ "$(<"$1/words")" != "$words" ]; then
-      echo "$1 is a finished run of other settings (see $1/words): choose another folder" >&2
-      failed+=("$1")
-    fi
-    return 0
-  fi
+  words=$(printf '%s\n' "${@:2}" | sed -E 's#=[^=,]*/[^,]*#=PATH#g')
+  if is_done "$1" "$words"; then return; fi
   mkdir -p "$1"
   exec 9>"$1/turn"
   if ! flock -n 9; then
     waiting=$((waiting + 1))
-  elif ! finished "$1"; then
+  elif ! is_done "$1" "$words"; then
     echo "== $1 ($(date +%H:%M:%S))"
-    echo "$words" >"$1/words"
     "$VENV/bin/python" -m cdl_jax.main --config "configs/$2" --workdir "$1" --config.log.report=false \
       --config.log.to='()' "${@:3}" &
     wait "$!" || code=$?
@@ -53,9 +46,18 @@ train() { # WORKDIR CONFIG [OVERRIDES...]
       echo "$1 was ended by signal $((code - 128))" >&2
       exit "$code" ;;
     esac
-    if [ "$code" -ne 0 ]; then failed+=("$1"); else trained=$((trained + 1)); fi
+    if [ "$code" -ne 0 ]; then
+      failed+=("$1")
+    else
+      trained=$((trained + 1))
+      echo "$words" >"$1/words"
+    fi
   fi
   exec 9>&-
+}
+
+is_done() { # WORKDIR WORDS
+  finished "$1" && { [ ! -f "$1/words" ] || [ "$(<"$1/words")" = "$2" ]; }
 }
 
 # Calls COMMAND, which trains all rows, until no run is left: each round returns to the runs that waited for a teacher

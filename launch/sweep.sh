@@ -6,7 +6,8 @@
 #   bash launch/sweep.sh runs/grid 0,1 quickstart --grid optim.learning_rate=1e-3,1e-2 --grid distill.alpha=0.1,0.5
 #   python -m cdl_jax.report runs/grid
 # FOLDER/<config, its arguments joined by dashes>[/<key>=<value>,...]/seed_<n> are the working directories. Use another
-# FOLDER for other overrides: a run of other settings in a working directory is an error. --dry-run prints the commands and trains nothing.
+# FOLDER for other overrides: a run of other settings in a working directory is an error. --dry-run prints the commands
+# and trains nothing.
 #
 # Runs with the same teacher train it once, see cdl_jax/sweep.py. The others begin after the run that trains it.
 #

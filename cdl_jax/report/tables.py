@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from cdl_jax import config as configs
-from cdl_jax.report.groups import TABLE_METRICS, Group, Run, identity, labels, parent_of
+from cdl_jax.report.groups import TABLE_METRICS, Group, Run, identity, labels
 from cdl_jax.report.text import MISSING, Measured, Rows
 
 # Prefixes of the keys that a student and its baseline without a teacher share.
@@ -107,7 +107,7 @@ def gap_closed(group: Group, groups: Iterable[Group]) -> float | None:
         for other in groups
         if other.config.get("distill.name") == "none"
         and _student_settings(other) == _student_settings(group)
-        and parent_of(other) == parent_of(group)
+        and _task_of_branch(other) == _task_of_branch(group)
     ]
     if not candidates:
         return None
@@ -174,6 +174,11 @@ def _headline_name(group):
     """Returns the network of a headline, or the number of its networks."""
     networks = next((run.headline for run in group.runs.values()), ())
     return networks[0] if len(networks) == 1 else f"mean of {len(networks)}"
+
+
+def _task_of_branch(group):
+    """Returns the task after which a group's runs branched; None: they began by themselves."""
+    return next((run.parent and run.parent[1] for run in group.runs.values()), None)
 
 
 def _student_settings(group):

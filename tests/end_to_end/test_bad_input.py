@@ -215,7 +215,7 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("flags", [("--from", "", "--task", "1"), ("--on=",), ("--output", ""), ("--network=",)])
+@pytest.mark.parametrize("flags", [("--from", "", "--task", "1"), ("--on=",), ("--output", ""), ("--images", "")])
 def test_an_empty_flag_is_refused(flags, capsys, monkeypatch):
     code, err = answer(capsys, monkeypatch, "--config", TINY, *flags)
     assert code == 2 and f"{flags[0].rstrip('=')} has an empty value: name one, or omit the flag" in err

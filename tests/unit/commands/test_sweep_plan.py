@@ -94,7 +94,7 @@ def test_a_run_that_has_begun_keeps_its_teacher(folder):
     content["config"]["cdl"]["teacher_runs"] = ["elsewhere"]
     (own / "config.json").write_text(json.dumps(content))
     assert planned(folder, f"{TINY}:distill=dkd")["tiny-distill=dkd/seed_0"].teacher == "elsewhere"
-    with pytest.raises(UserError, match=r"holds a run of another config \(train.epochs: 2 -> 99\)"):
+    with pytest.raises(UserError, match=r"\(train.epochs: 2 -> 99\): choose another FOLDER$"):
         planned(folder, f"{TINY}:distill=dkd", "--", "--config.train.epochs=99")
 
 
@@ -121,6 +121,11 @@ def test_the_command_prints_fields_for_the_script_and_commands_for_a_reader(fold
         (["0,00", TINY], "seeds 0,00: a seed is repeated"),
         (["0,1", TINY, "--", "--config.seed=5"], "--config.seed=5 after --: the sweep sets it for each run"),
         (["0", TINY, "--", "--workdir", "runs/a"], "--workdir after --: the sweep sets it for each run"),
+        (["0", TINY, "--", "--mode=eval"], "--mode=eval after --: the sweep sets it for each run"),
+        (
+            ["0", TINY, "--grid", "train.epochs=1,2", "--", "--config.train.epochs=3"],
+            "--config.train.epochs=3 after --",
+        ),
         (["0", TINY, "--grid=train.epochs=1", "--grid=train.epochs=2"], "--grid train.epochs is repeated"),
         (["0", TINY, TINY], "two runs of the sweep have one working directory"),
         (["0", "absent.py"], "absent.py"),
@@ -153,6 +158,13 @@ def test_grid_values_keep_their_brackets():
 def test_a_teacher_that_changes_after_its_student_is_trained_in_each_run(folder, learner, option):
     runs = planned(folder, f"{TINY}:learner={learner}", "--grid=distill.alpha=0.1,0.5", "--", option)
     assert [item.teacher for item in runs.values()] == ["", ""]
+    first, second = runs.values()  # begun by a version that shared such teachers
+    config = sweep._resolve(second).to_dict()
+    config["cdl"]["teacher_runs"] = [first.workdir]
+    Path(second.workdir).mkdir(parents=True)
+    Path(second.workdir, "config.json").write_text(json.dumps({"schema": schema.SCHEMA, "config": config}))
+    again = planned(folder, f"{TINY}:learner={learner}", "--grid=distill.alpha=0.1,0.5", "--", option)
+    assert [item.teacher for item in again.values()] == ["", first.workdir]
 
 
 def test_a_live_prompt_of_apt_is_shared(folder):

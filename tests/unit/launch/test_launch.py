@@ -85,6 +85,7 @@ LEARN = """#!/usr/bin/env bash
 if [ "$2" = cdl_jax.report ]; then echo "$*" >> "$LOG.report"; echo 0.02; [ "$3" != "${BROKEN-}" ]; exit; fi
 while [ "$1" != --workdir ]; do [ "$1" = --config ] && config=$2; shift; done
 echo "$2 $config" >> "$LOG"
+[ -z "${REFUSED-}" ] || [[ " $* " != *"$REFUSED"* ]] || exit 2
 [[ $config != *teacher_run=* ]] || grep -q finished "${config##*teacher_run=}/results.json" || exit 2
 [ -z "${STOP-}" ] || { trap 'echo saved >> "$LOG"; exit 143' TERM; echo ready; sleep 9 9>&- & wait $!; }
 runs=("$2")
@@ -149,7 +150,8 @@ def test_the_matrix_of_learners_searches_each_rate_once_and_trains_all_rows_with
     words = (tmp_path / "log.report").read_text().splitlines()
     assert [line.split()[2] for line in words] == ["best", "best", "grid", "best", "best", "grid"]
     assert words[0].endswith(" ".join(str(tmp_path / "runs" / run) for run in searched[:2]))
-    assert start("glyph100", script="learners.sh", CDL_RATES="3e-2", **choices).wait(timeout=240) == 1  # of other rows
+    other = {**choices, "CDL_RATES": "3e-2", "REFUSED": "learning_rate=3e-2"}
+    assert start("glyph100", script="learners.sh", **other).wait(timeout=240) == 1
     further = {workdir.split("/runs/")[1] for workdir, _ in log()[len(runs) :]}
     assert further == {f"search/glyph100/{learner}/3e-2/seed_100" for learner in ("l2p", "aper")}
 
@@ -165,15 +167,16 @@ def test_a_search_without_a_best_rate_is_a_failure(launched, tmp_path):
     assert not (tmp_path / "runs/glyph100.md").exists()
 
 
-def test_a_finished_run_of_other_settings_is_a_failure(launched):
+def test_a_finished_run_of_other_settings_is_a_failure(launched, tmp_path):
     start, log = launched
     choices = {"CDL_SEEDS": "0", "CDL_LEARNERS": "l2p", "CDL_SCHEMES": "", "CDL_CLOSED": "", "CDL_RATES": "1e-2"}
     assert start("glyph100", script="learners.sh", **choices).wait(timeout=240) == 0
     number = len(log())
-    other = {**choices, "CDL_OVERRIDES": "--config.train.epochs=1"}
+    moved = {**choices, "CDL_DATA": f"{tmp_path}/./data"}
+    assert start("glyph100", script="learners.sh", **moved).wait(timeout=240) == 0 and len(log()) == number
+    other = {**choices, "CDL_OVERRIDES": "--config.train.epochs=1", "REFUSED": "epochs=1"}
     assert start("glyph100", script="learners.sh", **other).wait(timeout=240) == 1
-    assert len(log()) == number
-    assert start("glyph100", script="learners.sh", **choices).wait(timeout=240) == 0
+    assert len(log()) == number + 1  # the run of the search
 
 
 def test_heads_are_fitted_on_each_distilled_student(launched):
