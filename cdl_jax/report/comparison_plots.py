@@ -114,9 +114,9 @@ def accuracy_vs_amount(
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure, axes = new_figure(8, 4)
-    styles = zip(itertools.product("os^Dv", COLORS), points.items(), strict=False)
-    for (marker, color), (name, (amounts, values)) in styles:
+    figure, axes = new_figure(8, max(4, 0.19 * len(points) + 0.4))  # a line of the legend takes 0.19 inches
+    styles = itertools.cycle(itertools.product("os^Dv", COLORS))
+    for (marker, color), (name, (amounts, values)) in zip(styles, points.items(), strict=False):
         if not any(amounts):
             axes.axhline(np.mean(values), color=color, ls=":", label=visible(name))
             continue
@@ -145,7 +145,7 @@ def gain_vs_strength(points: Mapping[str, tuple[Sequence[float], Sequence[float]
     """
     figure, axes = new_figure(8, 4)
     for (marker, color), (name, (strengths, gains)) in zip(
-        itertools.product("os^Dv", COLORS), points.items(), strict=False
+        itertools.cycle(itertools.product("os^Dv", COLORS)), points.items(), strict=False
     ):
         axes.plot(strengths, gains, marker, color=color, label=visible(name))
     axes.axhline(0, color="0.5", lw=0.8)

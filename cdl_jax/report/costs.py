@@ -13,14 +13,16 @@ def cells(group: Group) -> list[str]:
     """Returns the cells of `COLUMNS`: means over finished runs; "-" where a run does not state the number.
 
     A run's operations are those of its training steps alone, of all networks that it trained, by the compiler's count.
+    "+ teacher" marks runs with the teacher of another run, which has trained it.
     Its parameters are those of its headline that training may change, as stored after the last task, divided by the
     number of tasks.
     """
     runs = [run for run in group.runs.values() if run.finished]
     operations = _mean(run.operations for run in runs)
     parameters = _mean(_parameters_per_task(run) for run in runs)
+    teacher = " + teacher" if group.config.get("cdl.teacher_runs") else ""
     return [
-        MISSING if operations is None else Measured(f"{operations:.2e}", {"": operations}),
+        MISSING if operations is None else Measured(f"{operations:.2e}{teacher}", {"": operations}),
         MISSING if parameters is None else Measured(f"{parameters:,.0f}", {"": parameters}),
     ]
 

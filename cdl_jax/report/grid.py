@@ -163,10 +163,15 @@ def gains(groups: Sequence[Group]) -> dict[str, list[float]]:
 
 
 def accuracy_by_operations(groups: Sequence[Group]) -> Points:
-    """Returns "learner, scheme" -> the training operations and the accuracies after the last task of each seed."""
+    """Returns "learner, scheme" -> the training operations and the accuracies after the last task of each seed.
+
+    Runs with the teacher of another run are left out: their operations lack those of the teacher.
+    """
     points = {}
     for learner, schemes in by_learner_and_scheme(groups).items():
         for scheme, group in schemes.items():
+            if group.config.get("cdl.teacher_runs"):
+                continue
             values = group.values("headline", "last", finished=True)
             pairs = [(group.runs[seed].operations, value) for seed, value in values.items()]
             pairs = [(operations, value) for operations, value in pairs if operations]
