@@ -245,8 +245,8 @@ def test_the_search_of_learning_rates_is_that_of_its_results():
 def test_the_findings_on_learners_hold():
     """KD helps heads that are trained task by task on a frozen backbone, and no head of class statistics."""
 
-    def mean_gain(learner, metric="last"):
-        alone, distilled = (metric_by_seed(f"learners/{learner}/{name}", metric) for name in ("none", "kd"))
+    def mean_gain(learner, metric="last", scheme="kd"):
+        alone, distilled = (metric_by_seed(f"learners/{learner}/{name}", metric) for name in ("none", scheme))
         return statistics.fmean(b - a for a, b in zip(alone, distilled, strict=True))
 
     for learner in ("l2p", "dualprompt", "coda", "apt", "os_prompt", "lae", "none"):
@@ -255,6 +255,16 @@ def test_the_findings_on_learners_hold():
         assert -0.2 < mean_gain(learner) < 0.1
     for learner in ("lora", "fine_tuning"):
         assert 2.5 < mean_gain(learner, "learning_accuracy") < 4.5 and mean_gain(learner, "forgetting_cdl") > 2.5
+    held = {"past": (10.57, -14.62), "relational": (7.57, -4.58), "similarity_preserving": (9.57, -12.67)}
+    for scheme, (gain, forgetting) in held.items():
+        assert mean_gain("lora", scheme=scheme) == pytest.approx(gain, abs=0.01)
+        assert mean_gain("lora", "forgetting_cdl", scheme) == pytest.approx(forgetting, abs=0.01)
+    assert mean_gain("lora", scheme="attention_transfer") == pytest.approx(-8.32, abs=0.01)
+    others = {path.parts[-2] for path in stored_runs("learners") if path.parts[-3] == "lora"}
+    others -= {"none", "attention_transfer", *held}
+    assert len(others) == 10 and all(abs(mean_gain("lora", scheme=scheme)) < 4.1 for scheme in others)
+    for scheme in ("fitnets", "reviewkd"):
+        assert metric_by_seed(f"learners/none/{scheme}") == metric_by_seed("learners/none/kd")
     ridge = min(metric_by_seed("learners/ranpac/none"))
     trained = [path for path in stored_runs("learners") if path.parts[-3] != "ranpac"]
     assert all(
