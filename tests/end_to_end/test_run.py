@@ -151,7 +151,7 @@ def test_the_examples_of_the_guide_run(finished, tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "guides" / "python.md").read_text(encoding="utf-8")
     examples = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "cdl_jax.train" not in code]
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(workdir, "runs/quickstart")
+    shutil.copytree(workdir, "runs/quickstart/distilled")
     Path("photos").mkdir()
     for name in "ab":
         Image.new("RGB", (40, 40), name == "a" and "red" or "blue").save(f"photos/{name}.png")
