@@ -224,7 +224,7 @@ def _check_mode(values, parent):
     from cdl_jax.errors import UserError
     from cdl_jax.plugins import did_you_mean
 
-    if empty := [flag for flag in _FLAGS if getattr(values, flag, None) in ("", [""])]:
+    if empty := [flag for flag in _FLAGS if vars(values).get(flag) in ("", [""])]:
         raise UserError(f"--{empty[0]} has an empty value: name one, or omit the flag")
     if values.mode not in _MODES:
         raise UserError(f"--mode={values.mode}: {did_you_mean(values.mode, _MODES)}")

@@ -126,7 +126,7 @@ def check_growth(config: ConfigDict, num_tasks: int, new_config: ConfigDict, new
     """Checks that a longer stream leaves the variables of each term their places, see `distill.base`.
 
     Raises:
-      UserError: it does not.
+      UserError: the variables of a term cannot begin those of a longer stream.
     """
     for term, new_term in zip(config.distill.terms, new_config.distill.terms, strict=False):
         (name, changes), (new_name, new_changes) = _parse(term), _parse(new_term)

@@ -216,8 +216,8 @@ class Method(abc.ABC):
         each. Optimizer states and schedules continue from round to round.
       loss_classes: classes of the softmax in the loss of the labels: "current", the default, "seen", "all", or ""
         without a softmax. Streams on which this loss is always 0 are refused, and with "current" weight decay that an
-        optimizer normalizes. The attribute changes no loss, so a
-        method whose option selects the classes overrides it by a property that returns the option.
+        optimizer normalizes. The attribute changes no loss, so a method whose option selects the classes overrides it
+        by a property that returns the option.
       predict_over: classes from which evaluation selects the prediction: those "seen" so far, the default, or "all",
         which belongs to a loss over all classes. A property overrides it likewise.
       streams: for each learner with a stream of its own, the labels in its class order; else empty. Batches then have

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import gan_options
 from cdl_jax.report import boxes, comparison_plots, generation_section
-from cdl_jax.report.groups import Group, metric_of
+from cdl_jax.report.groups import Group, check_one_metric, metric_of
 from cdl_jax.report.tables import format_difference, format_mean_std
 from cdl_jax.report.text import Plot, Rows
 
@@ -39,8 +39,7 @@ def table(groups: Sequence[Group]) -> Rows:
     Raises:
       UserError: a group has no generator, or runs have different measuring networks.
     """
-    if len(metrics := {run.metric for group in groups for run in group.runs.values()}) > 1:
-        raise UserError(f"generation: runs have different metrics ({', '.join(sorted(metrics))}): name those of one")
+    check_one_metric(groups, "generation")
     rows, first, network = [], None, metric_of(groups).removeprefix("fd_")
     for group in groups:
         distances = group.values(_NETWORK, "last", finished=True)

@@ -175,6 +175,21 @@ def metric_of(groups: Iterable[Group]) -> str:
     return " or ".join(dict.fromkeys(run.metric for group in groups for run in group.runs.values()))
 
 
+def check_one_metric(groups: Iterable[Group], command: str) -> None:
+    """Checks that the runs of all groups have one metric, so that their numbers can be compared.
+
+    Args:
+      groups: as `read_groups` returns them.
+      command: words of the command, for the message.
+
+    Raises:
+      UserError: names the metrics.
+    """
+    metrics = sorted({run.metric for group in groups for run in group.runs.values()})
+    if len(metrics) > 1:
+        raise UserError(f"{command}: runs have different metrics ({', '.join(metrics)}): name those of one")
+
+
 def labels(groups: Sequence[Group]) -> list[str]:
     """Returns a label for each group: the settings that differ, and its parent.
 

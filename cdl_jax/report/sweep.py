@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import Group, identity, label_settings, parent_of
+from cdl_jax.report.groups import Group, check_one_metric, identity, label_settings, parent_of
 from cdl_jax.report.tables import format_mean_std
 from cdl_jax.report.text import Rows
 
@@ -35,10 +35,7 @@ def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:
       UserError: a run's config lacks the option, the option has one value in all runs, no run is finished, runs have
         different metrics, or two runs on a line have the same value and seed.
     """
-    if len(metrics := {run.metric for group in groups for run in group.runs.values()}) > 1:
-        raise UserError(
-            f"sweep {option}: runs have different metrics ({', '.join(sorted(metrics))}): name those of one"
-        )
+    check_one_metric(groups, f"sweep {option}")
     folders = _teacher_folders(groups, option)
     lines: dict[str, tuple[dict, Line]] = {}
     for group in groups:
