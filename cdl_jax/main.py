@@ -13,7 +13,8 @@
 --mode=train      (default) trains; resumes an interrupted run of the same command; prints the results of a finished run
 --from DIR        trains a branch of the run in DIR: [--task T], the last task that it has from its parent (default: the
                   last), and other options, such as --config.optim.learning_rate=0.001; without --config it has those of
-                  the parent. Default of --workdir: DIR-task<T>. The parent stays as it is
+                  the parent. Default of --workdir: DIR-task<T>, or without --task
+                  DIR-branch. The parent stays as it is
 --mode=continue   --from DIR of a finished run: adds tasks behind its last one. --tasks FOLDER [FOLDER ...] are folders
                   of classes, a task each; or data options of a longer stream. Default of --workdir: DIR-continued
 --mode=eval       evaluates the checkpoint after --task=T (default: the last) and compares it with the stored row;
@@ -36,9 +37,10 @@
                   trains nothing; published data sets may be missing
 --distributed=off|auto|HOST:PORT,NUM_PROCESSES,PROCESS_ID   several processes; auto: settings of SLURM or the cloud
 
-Exit code 0: done. 2: a mistake in the command, the data or the working directory, no memory or disk space left, or a
-loss that is NaN or infinite, reported in one line. 143, 130, 129, 138: ended by SIGTERM, SIGINT, SIGHUP or SIGUSR1,
-after the state was saved. 141: the reader of stdout closed the pipe.
+Exit code 0: done. 1: --mode=eval computed other numbers than the stored row. 2: a mistake in the command, the data or
+the working directory, no memory or disk space left, or a loss that is NaN or infinite, reported in one line. 143, 130,
+129, 138: ended by SIGTERM, SIGINT, SIGHUP or SIGUSR1, after the state was saved. 141: the reader of stdout closed the
+pipe.
 """
 
 import ast
@@ -435,10 +437,8 @@ def _run(options, handler):
         return 0
     if options.mode == "analyze":
         return _analyze(config, folder, options)
-    if options.mode in ("predict", "export"):
-        print(_with_loaded_run(config, folder, options))
-        return 0
-    if options.mode == "eval" and any((options.on, options.corruptions, options.severities)):
+    is_elsewhere = options.mode == "eval" and any((options.on, options.corruptions, options.severities))
+    if options.mode in ("predict", "export") or is_elsewhere:
         print(_with_loaded_run(config, folder, options))
         return 0
     if options.mode == "eval":
@@ -466,13 +466,24 @@ def _run(options, handler):
 
 def _check_weight_paths(config):
     """Raises UserError if weights have a path that no machine of this run can read; a local file may be missing."""
-    from cdl_jax import config as configs
     from cdl_jax.runtime import paths
 
+    for key, value in _weight_files(config):
+        paths.resolve(value, f"config.{key}")
+
+
+def _weight_files(config):
+    """Yields (key, value) of each option that names a file of weights outside of the package.
+
+    Without a scheme there is no teacher, and its weights are not read.
+    """
+    from cdl_jax import config as configs
+
+    without_teacher = config.get("distill", {}).get("name") == "none"
     for key, value in configs.flatten(config).items():
-        is_path = key.endswith(".weights") and value not in ("", "random") and not value.startswith("package:")
-        if is_path and not (config.get("distill", {}).get("name") == "none" and key == "teacher.weights"):
-            paths.resolve(value, f"config.{key}")
+        is_file = key.endswith(".weights") and value not in ("", "random") and not value.startswith("package:")
+        if is_file and not (without_teacher and key == "teacher.weights"):
+            yield key, value
 
 
 def _check_weights_are_named(experiment):
@@ -529,11 +540,7 @@ def fetch_missing(config: "ml_collections.ConfigDict") -> None:
     from cdl_jax.models import weights
 
     steps = [partial(stream.load, config.data, configs.seeds_of(config)[0])]
-    without_teacher = config.get("distill", {}).get("name") == "none"
-    for key, value in configs.flatten(config).items():
-        is_file = key.endswith(".weights") and value not in ("", "random") and not value.startswith("package:")
-        if is_file and not (without_teacher and key == "teacher.weights"):
-            steps.append(partial(weights.find, value, key))
+    steps += [partial(weights.find, value, key) for key, value in _weight_files(config)]
     for step in steps:
         try:
             step()

@@ -26,7 +26,7 @@ OPTIONS = {
     "betas": Option((0.9, 0.999), "decay of both averages of adam, adamw and amsgrad", below=1, lengths=(2,)),
     "eps": Option(1e-8, "epsilon of adam, adamw, amsgrad and rmsprop"),
     "weight_decay": Option(
-        0.0, "weight decay; adamw: decoupled, on matrices only; others: added to the gradient, as in torch"
+        0.0, "weight decay; adamw: decoupled, on arrays of two or more axes; others: added to the gradient, as in torch"
     ),
     # A projector is orthogonal for any values of its parameters, so decay would only pull it back to its initial value.
     "no_decay": Option(("projector",), "names of the parts of the network without weight decay", item_type=str),

@@ -72,7 +72,7 @@ def _plain(query, key, value):
 
 def _fused(implementation):
     def mix(query, key, value):
-        mixed = attention.fused(query, key, value, implementation)[:, : query.shape[1]]
+        mixed = attention.fused_attention(query, key, value, implementation)[:, : query.shape[1]]
         return mixed.reshape(*mixed.shape[:2], -1)
 
     return mix

@@ -236,9 +236,9 @@ class BatchPlan:
         parts = [np.where(order < 0, order, task_rows[order])]
         if phase.replay:
             rows = self.replay_rows(learner, task, phase.replay, seed) if replay_rows is None else replay_rows
-            draw = (*purpose, epochs.start, _MEMORY)
-            parts.append(replay.memory_order(rows, len(order), phase.replay.batch, seed, draw))
+            memory_purpose = (*purpose, epochs.start, _MEMORY)
+            parts.append(replay.memory_order(rows, len(order), phase.replay.batch, seed, memory_purpose))
         if phase.num_public:
-            draw = (task, phase.order, epochs.start, _PUBLIC)
-            parts.append(replay.memory_order(self.public_rows(seed), len(order), phase.num_public, seed, draw))
+            public_purpose, rows = (task, phase.order, epochs.start, _PUBLIC), self.public_rows(seed)
+            parts.append(replay.memory_order(rows, len(order), phase.num_public, seed, public_purpose))
         return np.concatenate(parts, axis=1)

@@ -82,9 +82,8 @@ OPTIONS: dict[str, Any] = {
     ),
 }
 
-# Options of reading and training; the others define the tasks.
-_OTHERS = ("path", "num_workers", "cache_mb", "online")
-_OF_STREAMS = ("max_tasks", "append")  # options that change the stream of a source
+_READING_OPTIONS = ("path", "num_workers", "cache_mb", "online")  # of reading and training; they define no task
+_STREAM_CHANGES = ("max_tasks", "append")  # applied to the stream that a source gives
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,12 +245,14 @@ def load(options: Mapping[str, Any], seed: int | None = None, *, placeholder: bo
             f"{plugins.describe_function(function)} must return a {__name__}.Dataset, but returns "
             f"{plugins.describe_type(dataset)}"
         )
-    stream = dataset.into_stream(**{key: merged[key] for key in OPTIONS if key not in (*_OTHERS, *_OF_STREAMS)})
-    return _change_tasks(stream, dataset, merged) if any(merged[key] for key in _OF_STREAMS) else stream
+    stream = dataset.into_stream(
+        **{key: merged[key] for key in OPTIONS if key not in (*_READING_OPTIONS, *_STREAM_CHANGES)}
+    )
+    return _change_tasks(stream, dataset, merged) if any(merged[key] for key in _STREAM_CHANGES) else stream
 
 
 def _change_tasks(stream, dataset, options):
-    """Returns the stream with the options of `_OF_STREAMS`.
+    """Returns the stream with the options of `_STREAM_CHANGES`.
 
     Raises:
       UserError: the stream is of detection, its tasks share classes, or see `task_limits`.
@@ -475,7 +476,7 @@ def streams_for_seeds(stream: Stream, options: Mapping[str, Any], seeds: Sequenc
     options, shared = defaults(OPTIONS, **options), (stream,) * len(seeds)
     if options["class_order_seed"] != -1 or len(seeds) == 1:
         return shared
-    if changed := [f"data.{key}" for key in _OF_STREAMS if options[key]]:
+    if changed := [f"data.{key}" for key in _STREAM_CHANGES if options[key]]:
         raise UserError(
             f"data.class_order_seed=-1 gives each of config.seeds a class order of all classes, and {changed[0]} "
             "changes them: run the seeds one by one"

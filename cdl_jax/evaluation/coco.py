@@ -14,10 +14,9 @@ import numpy as np
 from cdl_jax.data.detection.coco_files import DetectionSet
 from cdl_jax.evaluation.detections import Detections
 
-NUMBERS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR1", "AR10", "AR100") + (
-    "AR small",
-    "AR medium",
-    "AR large",
+NUMBERS = (
+    *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+    *("AR1", "AR10", "AR100", "AR small", "AR medium", "AR large"),
 )
 MISSING = -1.0  # where there are no objects
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # ranges of areas: below 32^2, below 96^2, above

@@ -129,10 +129,10 @@ def tsne(
     return TSNE(
         perplexity=perplexity, early_exaggeration=4, learning_rate=learning_rate, max_iter=1000, init="random",
         method="exact", random_state=seed,
-    ).fit_transform(projected(flat, pca))  # fmt: skip
+    ).fit_transform(project(flat, pca))  # fmt: skip
 
 
-def projected(features: np.ndarray, dims: int) -> np.ndarray:
+def project(features: np.ndarray, dims: int) -> np.ndarray:
     """Projects centered features `[n, dim]` on their first principal axes, float64 `[n, dims]`; signs are arbitrary."""
     from sklearn.decomposition import PCA
 

@@ -196,8 +196,7 @@ class DKT(Method):
             self.optimizer,
             lambda variables, batch, context: self.loss(group, variables, batch, context),
         )
-        no_optimizer = optim.Optimizer(optax.identity(), lambda progress: 0.0)
-        exchange = Update(lambda path: False, no_optimizer, self.exchange)
+        exchange = Update(lambda path: False, optim.NO_STEP, self.exchange)
         return rehearsal.phases(
             "together" if len(group) > 1 else group[0],
             self.epochs,

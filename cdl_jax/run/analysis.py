@@ -150,9 +150,9 @@ def _predictions(evaluator, mutable, frozen, tasks):
     def accuracy(probe):
         probed = _ProbedMethod(probe, method.image_size)
         step = evaluation_step(probed, steps.test_loader, config.augment, steps.experiment.info)
-        return evaluator.evaluate(mutable, frozen, tasks, at, jax.jit(step))[0][0]
+        return evaluator.evaluate(mutable, frozen, tasks, at, jax.jit(step))[0].accuracy
 
-    unchanged = evaluator.evaluate(mutable, frozen, tasks, at)[0][0]
+    unchanged = evaluator.evaluate(mutable, frozen, tasks, at)[0].accuracy
     probes = method.probes()
     rows = {"unchanged": unchanged, **{name: accuracy(probe) for name, probe in probes.items() if not probe.values}}
     predictions = {

@@ -104,7 +104,7 @@ def describe(experiment: Experiment, show_config: bool = False) -> Iterator[str]
     images = f"{options.train.batch_size} images" + (count > 1) * f" for each of {count} seeds"
     yield f"a step of {images} on {experiment.mesh.size} device(s)"
     for index, phase in enumerate(experiment.method.phases):
-        cost = _counted(steps, index) if len(steps.train_loader.canvases) > 1 else _compiled(steps, index)
+        cost = _counted_cost(steps, index) if len(steps.train_loader.canvases) > 1 else _compiled_cost(steps, index)
         yield f"  {phase.name}: {phase.epochs} epochs a task, {cost}"
     yield dtypes.describe(options)
     if show_config:
@@ -155,14 +155,14 @@ def _trainable_arrays(networks) -> Iterator[str]:
             yield from (f"  {line}" for line in table.splitlines())
 
 
-def _counted(steps, index):
+def _counted_cost(steps, index):
     """Returns the operations of a step on the first canvas."""
     canvases, work = steps.train_loader.canvases, _products(steps.traced_work(index))
     height, width = canvases[0]
     return f"{work} on a canvas of {height} x {width}; not compiled, as {len(canvases)} canvases take minutes each"
 
 
-def _compiled(steps, index):
+def _compiled_cost(steps, index):
     """Returns the operations of a compiled step and its memory."""
     memory, flops = steps.compiled_step(index).memory_analysis(), steps.flops(index)
     work = "unknown" if flops is None else f"{flops / 1e9:.3f} GFLOP"

@@ -77,7 +77,7 @@ def evaluate(
         raise UserError("--on and --corruptions evaluate classifiers, and this run trained a generator: leave them out")
     if run.is_detection:
         raise UserError("--on and --corruptions evaluate classifiers, and this run trained detectors: leave them out")
-    severities = _checked(corrupted, severities)
+    severities = _check_severities(corrupted, severities)
     if task is None:
         task = run.finished_tasks[-1] if run.finished_tasks else 0
     num_seen = max((end for _, end in run.info.label_ranges[: task + 1]), default=0)
@@ -181,7 +181,7 @@ def merge(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         return content
     names = [*corrupted, *(name for name in content["corruptions"] if name not in corrupted)]
     merged = {name: {**corrupted.get(name, {}), **content["corruptions"].get(name, {})} for name in names}
-    return {**content, "corruptions": {name: dict(sorted(of.items())) for name, of in merged.items()}}
+    return {**content, "corruptions": {name: dict(sorted(rows.items())) for name, rows in merged.items()}}
 
 
 def summary(content: dict[str, Any]) -> str:
@@ -196,13 +196,13 @@ def summary(content: dict[str, Any]) -> str:
             f"{name}: {found['last_image_weighted']:.2f} % of images, with the task given "
             f"{found['task_incremental_image_weighted']:.2f} %; by task: {accuracies}"
         )
-    for kind, by_severity in content.get("corruptions", {}).items():
-        means = {name: [of[name]["last_image_weighted"] for of in by_severity.values()] for name in content["networks"]}
+    for kind, rows in content.get("corruptions", {}).items():
+        means = {name: [row[name]["last_image_weighted"] for row in rows.values()] for name in content["networks"]}
         lines.append(f"{kind}: " + ", ".join(f"{name} {np.mean(values):.2f}" for name, values in means.items()))
     return "\n".join(lines)
 
 
-def _checked(corrupted, severities) -> tuple[int, ...]:
+def _check_severities(corrupted, severities) -> tuple[int, ...]:
     """Returns the severities of corruptions.
 
     Raises:

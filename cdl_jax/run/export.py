@@ -66,12 +66,13 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
     # One program for all platforms: the networks of the run may be built for a GPU. A copy builds them again.
     with target.assume(target.Target("any device", "cpu")):
         served = dataclasses.replace(run).network(network, task)
-    if isinstance(served, DetectionNetwork) and not any(served.predictor.input_size):
+    is_detector = isinstance(served, DetectionNetwork)
+    if is_detector and not any(served.predictor.input_size):
         raise UserError(
             "--mode=export: the program of a detector has a canvas of one size, and images of this run have any size: "
             "train it with augment.canvases or augment.eval_size"
         )
-    if onnx and isinstance(served, DetectionNetwork):
+    if onnx and is_detector:
         raise UserError("--onnx: the program of a detector has no ONNX form: export it without --onnx")
     exported, weights = build_program(served.predictor)
     program = bytes(exported.serialize())
@@ -87,7 +88,6 @@ def export(run: Run, folder: Path, network: str | None = None, task: int | None 
     files.write_atomically(folder / "weights.safetensors", _safetensors(weights))
     classes = json.dumps(_classes(served), indent=1, ensure_ascii=False)
     files.write_atomically(folder / "classes.json", classes + "\n")
-    is_detector = isinstance(served, DetectionNetwork)
     files.write_atomically(folder / "README.md", detector_readme(served) if is_detector else readme(served))
     files.write_atomically(folder / "MODEL_CARD.md", model_card(run, served))
     _copy_flatbuffers(folder / "flatbuffers")

@@ -330,17 +330,18 @@ class TaskLoop:
         for moment, tasks in moments:
             for other in tasks:
                 evaluations = self._evaluate(self.mutable, [other], position(other) | trained, self._stop_if_requested)
-                for record, (accuracy, *_) in zip(self.records, evaluations, strict=True):
+                for record, evaluation in zip(self.records, evaluations, strict=True):
                     rows = {"initial": record.initial_accuracy, "pretask": record.pretask_accuracy}[moment]
-                    for network in set(accuracy) - set(self.experiment.method.external):
-                        rows.setdefault(network, []).extend(accuracy[network])
+                    for network in set(evaluation.accuracy) - set(self.experiment.method.external):
+                        rows.setdefault(network, []).extend(evaluation.accuracy[network])
 
     def _evaluate_within(self, task, phase, epoch, mutable):
         """Evaluates the networks as if the task ended here, and records the best evaluation by the headline."""
         tasks, scalars, at = self.experiment.stream.tasks[: task.index + 1], [], position(task)
         evaluations = self._evaluate(self.steps.end_task(mutable, self.frozen, at), tasks, at)
         self._write_sheets(evaluations)
-        for record, (accuracy, _, extra_metrics, *_) in zip(self.records, evaluations, strict=True):
+        for record, evaluation in zip(self.records, evaluations, strict=True):
+            accuracy, extra_metrics = evaluation.accuracy, evaluation.extra_metrics
             means = {network: float(np.mean(row)) for network, row in accuracy.items()}
             value = float(np.mean([means[network] for network in results.headline(self.experiment.method)]))
             scalars.append(self._named(means) | extra_metrics | {"headline": value})

@@ -90,11 +90,8 @@ class Lines:
         rate = (self.done - self.initial) / seconds if seconds else 0.0
         share = 100 * self.done / self.total if self.total else 100.0
         remaining = f", {(self.total - self.done) / rate / 60:.0f} min left" if rate else ""
-        return (
-            f"step {self.done} of {self.total} ({share:.0f} %), {rate:.2f} steps/s{remaining}; {self.postfix}".rstrip(
-                "; "
-            )
-        )
+        text = f"step {self.done} of {self.total} ({share:.0f} %), {rate:.2f} steps/s{remaining}; {self.postfix}"
+        return text.rstrip("; ")
 
     def _repeat(self):
         while not self._ended.wait(self.interval):

@@ -36,7 +36,7 @@ def compare_representations(evaluator: Evaluator, mutable, frozen, tasks) -> tup
         return OrderedDict((name, OrderedDict(layers)) for name, layers in networks.items() if layers)
 
     step = steps.predict_step(features, loader)
-    if not jax.eval_shape(step, mutable, frozen, loader.data, steps.abstract_test_batch(loader), at):
+    if not jax.eval_shape(step, mutable, frozen, loader.data, steps.abstract_sequential_batch(loader), at):
         return {}, {}
     rows = np.concatenate([task.test for task in (experiment.stream.tasks if experiment.plan.multi_learner else tasks)])
 

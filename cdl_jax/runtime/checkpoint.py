@@ -268,9 +268,8 @@ class Checkpoints:
         if damaged:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("corrupt checkpoints are moved")
-            for name in {"_tasks", "_latest"} & vars(
-                self
-            ).keys():  # reopened later: the managers cache the folder's content
+            # Reopened later: the managers cache the folder's content.
+            for name in {"_tasks", "_latest"} & vars(self).keys():
                 vars(self).pop(name).close()
 
     def task_record(self, task: int) -> dict:

@@ -71,10 +71,8 @@ def _check_platform():
     """Raises UserError if jax finds no device of its platform."""
     try:
         jax.devices()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # jax 0.10 asserts if JAX_PLATFORMS names a platform without plug-in
+    # jax 0.10 asserts if JAX_PLATFORMS names a platform without plug-in.
+    except (RuntimeError, AssertionError) as error:
         platform = jax.config.jax_platforms
         platform_text = f"JAX_PLATFORMS={platform}" if platform else "its default platform"
         reason = " ".join(str(error).split()) or "no such platform is installed"

@@ -89,14 +89,14 @@ def _check_label_loss(config, method, info, class_names):
     if method.loss_classes == "current" and 1 in sizes:
         # "seen" spans one class in a first task of one class.
         other = "'all'" if sizes[0] == 1 else "'seen'"
-        change = f"say config.{name}.classes={other}, or " if has_option else ""
+        change = f"set config.{name}.classes={other}, or " if has_option else ""
         raise UserError(
             f"task {sizes.index(1)} has one class, and the softmax of method {name!r} spans the classes of the "
             f"current task: the loss is 0 whatever the weights, and nothing is learned; {change}choose "
             "data.num_tasks or data.task_sizes for at least two classes a task"
         )
     if method.loss_classes == "seen" and sizes[0] == 1:
-        change = f"say config.{name}.classes='all', or " if has_option else ""
+        change = f"set config.{name}.classes='all', or " if has_option else ""
         raise UserError(
             f"task 0 has one class, and the softmax of method {name!r} spans the classes seen so far: the loss of task "
             f"0 is 0 whatever the weights, and nothing is learned in it; {change}choose data.num_tasks or "
@@ -201,6 +201,6 @@ def _check_last_batches(config, mesh, plan, phase):
         if last < config.train.batch_size and last % shards:
             raise UserError(
                 f"config.train.last_batch='keep': the last batch of task {task.index} has {last} images, which "
-                f"cannot be split evenly over {shards} devices: say 'drop', or choose another train.batch_size or "
+                f"cannot be split evenly over {shards} devices: use 'drop', or choose another train.batch_size or "
                 "fewer devices"
             )

@@ -80,7 +80,7 @@ class CompiledSteps:
             for step, inputs in self._evaluation_programs().values():
                 jax.eval_shape(step, *inputs)
             for network in {phase.herding_network for phase in method.phases if phase.herding_network}:
-                batch = self.abstract_test_batch(self.train_loader)
+                batch = self.abstract_sequential_batch(self.train_loader)
                 jax.eval_shape(self.features_step(network), mutable, frozen, self.train_loader.data, batch, start)
         for loader, part in ((self.train_loader, "train"), (self.test_loader, "test")):
             if loader.crops_on_host:
@@ -98,7 +98,7 @@ class CompiledSteps:
             queries = jax.eval_shape(self.query_step, *inputs)
             queries = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), queries)
             data = {**data, "queries": sharding.abstract_tree(self.experiment.mesh, queries)}
-        inputs = mutable, frozen, data, self.abstract_test_batch(self.test_loader)
+        inputs = mutable, frozen, data, self.abstract_sequential_batch(self.test_loader)
         return programs | {"evaluation": (self.evaluation_step, (*inputs, position(self.experiment.stream.tasks[0])))}
 
     def compile_evaluation_in_background(self) -> None:
@@ -138,7 +138,7 @@ class CompiledSteps:
         """Ends the compilation of steps in threads; what is still missing is compiled at its first use."""
         self._queue.cancel()
 
-    def abstract_test_batch(self, loader: steps.Loader) -> dict:
+    def abstract_sequential_batch(self, loader: steps.Loader) -> dict:
         """Returns shapes, types and shardings of a batch of a loader in sequential order."""
         config, axis = self.experiment.config, self.experiment.axis
         size = config.eval.batch_size if loader is self.test_loader else config.train.batch_size

@@ -22,7 +22,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         if "dtype" in section:
             section.dtype = target.compute_dtype(section.dtype)
     if resolved.frozen_dtype == "auto":
-        resolved.frozen_dtype = "bfloat16" if _all_round_kernels(resolved) else "float32"
+        resolved.frozen_dtype = "bfloat16" if _are_bfloat16_vits(resolved) else "float32"
     return resolved
 
 
@@ -51,11 +51,8 @@ def _is_network(section):
     return isinstance(section, ConfigDict) and "family" in section
 
 
-def _all_round_kernels(config):
-    """Returns whether every network is a ViT in bfloat16 of this run.
-
-    Networks of a finished run are no such networks.
-    """
+def _are_bfloat16_vits(config):
+    """Returns whether all networks are ViTs in bfloat16, and none comes from a finished run."""
     networks = _networks(config)
     has_runs = any(key.endswith("teacher_runs") and value for key, value in configs.flatten(config).items())
     in_bfloat16 = [section.family == "vit" and section.dtype == "bfloat16" for section in networks]

@@ -75,11 +75,9 @@ class GenerationEvaluator:
         self.steps, method = steps, steps.experiment.method
         self._real: dict[str, dict[str, np.ndarray]] = {}
         self._is_warned = False
-
-        def measure(variables, images, context):
-            return method.measure(variables, images, context)
-
-        self._measure_steps = {name: steps.predict_step(measure, loader) for name, loader in self._loaders.items()}
+        self._measure_steps = {
+            name: steps.predict_step(method.measure, loader) for name, loader in self._loaders.items()
+        }
         self._score_steps = {
             name: steps.predict_step(method.augmented_scores, loader) for name, loader in self._loaders.items()
         }

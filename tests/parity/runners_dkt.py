@@ -244,7 +244,7 @@ def run_tsne(config, arrays):
     """The pieces of scikit-learn's t-SNE: they are what `similarity.tsne` runs, under names of its own."""
     from sklearn.manifold import _t_sne, _utils
 
-    projected = similarity.projected(arrays["in/x"], config["pca_dims"])
+    projected = similarity.project(arrays["in/x"], config["pca_dims"])
     count, perplexity = len(projected), config["perplexity"]
     squared_distances = np.zeros((count, count), np.float32)
     squared_distances[np.triu_indices(count, 1)] = pdist(projected, "sqeuclidean")

@@ -194,12 +194,12 @@ def run_kd_dlgan(config, arrays):
 
     def loss(real, fake):
         clip = {"real": given["clip_real"], "fake": given["clip_fake"]}
-        real_term, fake_term = gan_losses.aggregated(clip["real"], clip["fake"], real, fake)
+        real_term, fake_term = gan_losses.aggregated_loss(clip["real"], clip["fake"], real, fake)
         terms = {
             "aggregated_real": real_term,
             "aggregated_fake": fake_term,
-            "correlated_real": gan_losses.correlated(clip["real"], real, given["text"]),
-            "correlated_fake": gan_losses.correlated(clip["fake"], fake, given["text"]),
+            "correlated_real": gan_losses.correlated_loss(clip["real"], real, given["text"]),
+            "correlated_fake": gan_losses.correlated_loss(clip["fake"], fake, given["text"]),
         }
         return 10 * sum(terms.values()), terms
 

@@ -113,7 +113,7 @@ def lecam(
     return jnp.where(step > start, real + fake, 0.0)
 
 
-def aggregated(
+def aggregated_loss(
     teacher_real: jax.Array,
     teacher_fake: jax.Array,
     real: jax.Array,
@@ -143,7 +143,7 @@ def aggregated(
     return term(teacher_real, real, fake), term(teacher_fake, fake, real)
 
 
-def correlated(teacher: jax.Array, feature: jax.Array, text: jax.Array) -> jax.Array:
+def correlated_loss(teacher: jax.Array, feature: jax.Array, text: jax.Array) -> jax.Array:
     """Returns KD-DLGAN's correlated term, a float32 scalar.
 
     It is the sum of all `(r(c) - r(f))^2`, where `r(a)` are the rows of `a T^T`, each divided by its length. The

@@ -140,12 +140,12 @@ class TeacherTerms:
         (c_fake, c_real), (f_fake, f_real) = jnp.split(teacher, 2), jnp.split(out.features, 2)
         fake_term, real_term, metrics = jnp.zeros(()), jnp.zeros(()), {}
         if "aggregated" in terms:
-            a_real, a_fake = gan_losses.aggregated(c_real, c_fake, f_real, f_fake)
+            a_real, a_fake = gan_losses.aggregated_loss(c_real, c_fake, f_real, f_fake)
             real_term, fake_term = real_term + a_real, fake_term + a_fake
         if "correlated" in terms:
             texts = variables["teacher"]["texts"]
-            real_term += gan_losses.correlated(c_real, f_real, texts)
-            fake_term += gan_losses.correlated(c_fake, f_fake, texts)
+            real_term += gan_losses.correlated_loss(c_real, f_real, texts)
+            fake_term += gan_losses.correlated_loss(c_fake, f_fake, texts)
         if "diversity" in terms:  # without a gradient, so in no loss
             texts = variables["teacher"]["texts"] if self.texts else jnp.eye(self.width)
             metrics["diversity"] = gan_losses.diversity(c_fake, texts, jax.random.permutation(key, len(c_fake)))

@@ -64,13 +64,13 @@ def mix(
       after the next layer, it costs no copy.
     """
     if implementation == "cudnn":
-        mixed = fused(query, key, value)
+        mixed = fused_attention(query, key, value)
     else:  # not by the same function, which takes 2.5 times as long on a CPU
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
-def fused(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str = "cudnn") -> jax.Array:
+def fused_attention(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str = "cudnn") -> jax.Array:
     """Computes the mixture of values as one kernel that stores no scores.
 
     cuDNN differentiates even lengths only, as jax 0.12 calls it. So queries, keys and values get a row of zeros where

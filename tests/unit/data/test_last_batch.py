@@ -98,5 +98,5 @@ def test_impossible_options_raise_errors_of_one_line(monkeypatch):
         multi_learner_plan.check(own.method.phases[0])
     two = SimpleNamespace(shape={"data": 2})
     monkeypatch.setattr("cdl_jax.runtime.sharding.make_mesh", lambda devices, *_: two)
-    assert "the last batch of task 0 has 3 images, which cannot be split evenly over 2 devices: say 'drop'" in refusal()
+    assert "the last batch of task 0 has 3 images, which cannot be split evenly over 2 devices: use 'drop'" in refusal()
     assert program(**{"train.last_batch": "drop"}).mesh is two

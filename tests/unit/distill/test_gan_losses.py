@@ -43,13 +43,13 @@ def test_the_regularizer_by_hand_begins_after_the_start():
 def test_aggregated_terms_by_hand():
     teacher, other = jnp.zeros((2, 2)), jnp.full((2, 2), 3.0)
     real, fake = jnp.array([[3.0, 4.0], [0.0, 0.0]]), jnp.array([[0.0, 1.0], [0.0, 3.0]])
-    a_real, a_fake = gan_losses.aggregated(teacher, other, real, fake)
+    a_real, a_fake = gan_losses.aggregated_loss(teacher, other, real, fake)
     assert float(a_real) == pytest.approx(2.5 + 2)
     to_fake, to_real = (13**0.5 + 3) / 2, (1 + 18**0.5) / 2
     assert float(a_fake) == pytest.approx(to_fake + to_real)
-    alone, _ = gan_losses.aggregated(teacher, other, real, fake, opposite=0.0)
+    alone, _ = gan_losses.aggregated_loss(teacher, other, real, fake, opposite=0.0)
     assert float(alone) == pytest.approx(2.5)
-    gradient = jax.grad(lambda f: gan_losses.aggregated(teacher, other, f, fake, 0.0)[0])(real)
+    gradient = jax.grad(lambda f: gan_losses.aggregated_loss(teacher, other, f, fake, 0.0)[0])(real)
     np.testing.assert_allclose(gradient, [[0.3, 0.4], [0, 0]], rtol=1e-6)  # no NaN where a distance is 0
 
 
@@ -61,7 +61,7 @@ def test_correlated_and_diversity_equal_numpy():
         return products / np.linalg.norm(products, axis=1, keepdims=True)
 
     expected = ((similarities(teacher) - similarities(feature)) ** 2).sum()
-    assert float(gan_losses.correlated(teacher, feature, text)) == pytest.approx(expected, rel=1e-5)
+    assert float(gan_losses.correlated_loss(teacher, feature, text)) == pytest.approx(expected, rel=1e-5)
     order, own = np.array([1, 0, 3, 2]), similarities(teacher)
     expected = ((own - own[order]) ** 2).sum()
     assert float(gan_losses.diversity(teacher, text, order)) == pytest.approx(expected, rel=1e-5)
@@ -107,8 +107,8 @@ def test_other_norms_of_the_teacher_have_no_epsilon_of_whitening():
 def test_the_teacher_gets_no_gradient():
     def total(teacher):
         real, fake = gan_losses.teacher_targets(teacher, teacher, scope="joint")
-        terms = *gan_losses.aggregated(teacher, teacher, 2 * real, fake), gan_losses.correlated(teacher, real, fake)
-        return sum(terms) + gan_losses.feature_distance(real, fake)
+        terms = *gan_losses.aggregated_loss(teacher, teacher, 2 * real, fake), gan_losses.feature_distance(real, fake)
+        return sum(terms) + gan_losses.correlated_loss(teacher, real, fake)
 
     assert not jax.grad(total)(rows(6, 4)).any()
 

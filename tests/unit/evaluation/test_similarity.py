@@ -88,7 +88,7 @@ def test_tsne_separates_clusters_and_a_seed_repeats_it():
 
 def test_a_full_projection_keeps_distances():
     pytest.importorskip("sklearn")
-    flat = similarity.projected(Y, 50)
+    flat = similarity.project(Y, 50)
     assert flat.shape == (30, 5)
     np.testing.assert_allclose(np.linalg.norm(flat[0] - flat[1]), np.linalg.norm(Y[0] - Y[1]))
     assert (np.diff(flat.var(axis=0)) < 0).all()

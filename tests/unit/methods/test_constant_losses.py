@@ -72,7 +72,7 @@ def test_message_names_the_option_that_makes_the_loss_trainable(method):
     if method != "eeil":  # which spans "seen" or "all" only
         for sizes, classes in (((1,) * 20, "all"), ((2, 1), "seen")):
             message = refusal(method, (method, {"classes": "current", "replay": 0, **off}), sizes=sizes)
-            assert f"say config.{method}.classes={classes!r}, or " in message
+            assert f"set config.{method}.classes={classes!r}, or " in message
     for classes, sizes in (("seen", (2, 1, 1)), ("all", (1, 1, 2))):
         chosen = (method, {"classes": classes, **memory})
         build_experiment(method, chosen, sizes=sizes)
@@ -87,7 +87,7 @@ def test_the_classes_seen_in_a_first_task_of_one_class_are_refused(method):
         assert "preserves one class after task 0" in message and "two classes in task 0" in message
         message = refusal(method, (method, {"classes": "seen", "replay": 40, "alpha": 0.0}), sizes=(1, 2, 2))
     assert message.startswith(f"task 0 has one class, and the softmax of method {method!r} spans the classes seen so")
-    assert f"say config.{method}.classes='all', or choose data.num_tasks or data.task_sizes for at least" in message
+    assert f"set config.{method}.classes='all', or choose data.num_tasks or data.task_sizes for at least" in message
 
 
 def test_methods_without_a_softmax_accept_tasks_of_one_class():

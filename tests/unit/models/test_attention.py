@@ -21,7 +21,7 @@ def plain(query, key, value):
 
 def fused(query, key, value):
     """Returns the mixture of values as cuDNN's kernel gets it, computed by XLA, without the added query."""
-    return attention.fused(query, key, value, "xla")[:, : query.shape[1]]
+    return attention.fused_attention(query, key, value, "xla")[:, : query.shape[1]]
 
 
 def products(function, *arguments):
@@ -61,7 +61,7 @@ def test_gradients_of_scores_have_products_of_the_type_of_the_queries(dtype):
 @pytest.mark.parametrize(("queries", "keys"), [(5, 7), (5, 8), (6, 7), (6, 8)])
 def test_fused_attention_equals_the_plain_form_for_odd_and_even_lengths(queries, keys):
     query, key, value, weight = (normal(2, length, 2, 8) for length in (queries, keys, keys, queries))
-    assert attention.fused(query, key, value, "xla").shape == (2, 6, 2, 8)
+    assert attention.fused_attention(query, key, value, "xla").shape == (2, 6, 2, 8)
 
     def both(form):
         return jax.value_and_grad(lambda *operands: (form(*operands) * weight).sum(), (0, 1, 2))(query, key, value)
