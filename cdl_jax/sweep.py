@@ -36,7 +36,7 @@ _USAGE = (
     "[-- OVERRIDES...]"
 )
 _FLAG = re.compile(r"--?(?P<key>[^=]+)(=.*)?", re.DOTALL)
-_OWN_FLAGS = ("config", "config.seed", "workdir", "mode", "from", "task", "tasks")
+_OWN_FLAGS = ("config", "config.seed", "config.seeds", "workdir", "mode", "from", "task", "tasks")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _GRID = re.compile(r"(?:--)?(?:config\.)?(?P<key>[^=]+)=(?P<values>.+)", re.DOTALL)
 
@@ -164,9 +164,12 @@ def plan(sweep: Sweep) -> list[PlannedRun]:
     Raises:
       UserError: a config or a value is wrong, or a run of another config has begun in a working directory.
     """
-    teachers, planned = {}, []
+    teachers, planned, workdirs = {}, [], {}
     for item in sweep.runs():
         config, begun = _resolve(item), configs.read(Path(item.workdir))
+        first = workdirs.setdefault(json.dumps(config.to_dict(), sort_keys=True), item.workdir)
+        if first != item.workdir:
+            raise UserError(f"{first} and {item.workdir} would be one run: name each config, seed and value once")
         digest = teacher_digest(config)
         teacher = teachers.get(digest, "")
         if begun is not None:  # it keeps its teacher
@@ -181,8 +184,16 @@ def plan(sweep: Sweep) -> list[PlannedRun]:
                 config = _resolve(_with_teacher(item, teacher))
             check_config(Path(item.workdir), config.to_dict(), "FOLDER")
         planned.append(_with_teacher(item, teacher) if teacher else item)
-    if len({item.workdir for item in planned}) < len(planned):
+    folders = [item.workdir for item in planned]
+    if len({*folders}) < len(folders):
         raise UserError("two runs of the sweep have one working directory: name each config, seed and value once")
+    for item in planned:
+        is_reachable = item.teacher in ("", *folders) or _is_complete(item.teacher) or _is_complete(item.workdir)
+        if not is_reachable:
+            raise UserError(
+                f"{item.workdir} has begun with the teacher of {item.teacher}, which is incomplete and has no part in "
+                f"this sweep: name its config too, or delete {item.workdir}"
+            )
     return planned
 
 
@@ -198,6 +209,10 @@ def teacher_digest(config: ConfigDict) -> str | None:
     options = plugins.optional_part("methods", config.method, "teacher_options")
     relevant = options(config) if options else None
     return relevant and hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def _is_complete(workdir):
+    return (Path(workdir) / "sweep_complete").exists()
 
 
 def _with_teacher(item, workdir) -> PlannedRun:
@@ -233,6 +248,7 @@ def _grid_values(text: str) -> tuple[str, tuple[str, ...]]:
     if match["key"] in ("seed", "seeds"):
         raise UserError(f"--grid {text}: seeds are the second argument of the sweep, such as 0,1,2")
     values = _split_values(match["values"])
+    values = values and [value.strip() for value in values]
     if values is None:
         raise UserError(f"--grid {text}: brackets are not balanced")
     if "" in values:

@@ -348,10 +348,6 @@ def split_into_tasks(
     dataset = replace(dataset, name=one_line(dataset.name), class_names=printable_names)
     if domains and kind != "domain":
         raise UserError(f"data.domains={tuple(domains)} belongs to data.kind='domain': set it, or leave domains out")
-    blurry = {"disjoint_share": disjoint_share, "blurry_share": blurry_share, "blurry_sizes": blurry_sizes}
-    for name, value in blurry.items():
-        if value != OPTIONS[name].default and kind != "blurry":
-            raise UserError(f"data.{name}={value!r} belongs to data.kind='blurry': set it, or leave {name} out")
     if kind == "domain":
         dataset = _select_domains(dataset, tuple(domains), num_tasks, (task_sizes, base_classes, increment))
     order = order_classes(len(dataset.class_names), class_order, class_order_seed, dataset.class_names)

@@ -40,7 +40,7 @@ def html_parts(groups: Sequence[Group], names: Sequence[str], page: Path) -> lis
 def differences(groups: Sequence[Group], names: Sequence[str]) -> Rows:
     """Returns a table of each group's difference to the first group.
 
-    Each difference has the p-value of a paired t-test.
+    Each difference has the p-value of a paired t-test. Groups with another metric have no difference.
 
     Args:
       groups: as `read_groups` returns them; unfinished runs are left out.
@@ -49,6 +49,8 @@ def differences(groups: Sequence[Group], names: Sequence[str]) -> Rows:
     reference = groups[0].values("headline", "last", finished=True)
     rows = [["run", "seeds", "Δ of last", "standard error", "p"]]
     for name, group in list(zip(names, groups, strict=True))[1:]:
+        if metric_of([group]) != metric_of(groups[:1]):
+            continue
         values = group.values("headline", "last", finished=True)
         changes = [values[seed] - reference[seed] for seed in values if seed in reference]
         if changes:

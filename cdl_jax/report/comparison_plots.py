@@ -55,19 +55,19 @@ def run_curves(curves: Mapping[str, Curve], metric: str = "accuracy") -> Plot:
     return to_plot(figure)
 
 
-def sweep_plot(lines: Mapping[str, Mapping[Any, Sequence[float]]], xlabel: str, metric: str = "accuracy") -> Plot:
+def sweep_plot(lines: Mapping[str, Mapping[Any, Mapping[Any, float]]], xlabel: str, metric: str = "accuracy") -> Plot:
     """Plots accuracies against the values of an option.
 
     A line is the mean over seeds, and each seed is a dot.
 
     Args:
-      lines: label -> value -> accuracies in percent. Values that are text are placed side by side.
+      lines: label -> value -> seed -> accuracy in percent. Values that are text are placed side by side.
       xlabel: name of the option.
       metric: name of the numbers.
     """
     figure, axes = new_figure(6, 3.4)
     lines = {
-        name: {one_line(value) if isinstance(value, str) else value: accuracies for value, accuracies in line.items()}
+        name: {one_line(value) if isinstance(value, str) else value: [*seeds.values()] for value, seeds in line.items()}
         for name, line in lines.items()
     }
     for (name, line), color in zip(lines.items(), itertools.cycle(COLORS), strict=False):

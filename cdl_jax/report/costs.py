@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from cdl_jax.report.groups import Group, Run
+from cdl_jax.report.groups import Group, Run, has_stored_teacher
 from cdl_jax.report.text import MISSING, Measured
 
 COLUMNS = ("operations", "parameters a task")
@@ -20,7 +20,7 @@ def cells(group: Group) -> list[str]:
     runs = [run for run in group.runs.values() if run.finished]
     operations = _mean(run.operations for run in runs)
     parameters = _mean(_parameters_per_task(run) for run in runs)
-    teacher = " + teacher" if group.config.get("cdl.teacher_runs") else ""
+    teacher = " + teacher" if has_stored_teacher(group) else ""
     return [
         MISSING if operations is None else Measured(f"{operations:.2e}{teacher}", {"": operations}),
         MISSING if parameters is None else Measured(f"{parameters:,.0f}", {"": parameters}),

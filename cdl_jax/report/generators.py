@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.methods.shared import gan_options
 from cdl_jax.report import boxes, comparison_plots, generation_section
-from cdl_jax.report.groups import Group, check_one_metric, metric_of
+from cdl_jax.report.groups import Group, check_one_metric, label_settings, metric_of
 from cdl_jax.report.tables import format_difference, format_mean_std
 from cdl_jax.report.text import Plot, Rows
 
@@ -41,7 +41,7 @@ def table(groups: Sequence[Group]) -> Rows:
     """
     check_one_metric(groups, "generation")
     rows, first, network = [], None, metric_of(groups).removeprefix("fd_")
-    for group in groups:
+    for name, group in zip(_names(groups), groups, strict=True):
         distances = group.values(_NETWORK, "last", finished=True)
         if not distances or "gan.vkd" not in group.config:
             folder = next(iter(group.runs.values())).folder
@@ -56,7 +56,7 @@ def table(groups: Sequence[Group]) -> Rows:
         ]
         best = group.values(_NETWORK, "best", finished=True).values()
         rows.append(
-            [_setting(group.config), str(len(distances)), format_mean_std(distances.values()),
+            [name, str(len(distances)), format_mean_std(distances.values()),
              format_difference(paired), format_mean_std(best), *map(format_mean_std, columns)]
         )  # fmt: skip
     return [["setting", "seeds", f"{metric_of(groups)} ↓", "Δ vs. first", "best", *_COLUMNS], *rows]
@@ -68,7 +68,8 @@ def dots(groups: Sequence[Group]) -> Plot:
     Args:
       groups: as `read_groups` returns them.
     """
-    values = {_setting(group.config): [*group.values(_NETWORK, "last", finished=True).values()] for group in groups}
+    distances = [[*group.values(_NETWORK, "last", finished=True).values()] for group in groups]
+    values = dict(zip(_names(groups), distances, strict=True))
     return comparison_plots.dot_plot(values, f"{metric_of(groups)} (smaller is better); bar: mean")
 
 
@@ -87,9 +88,9 @@ def samples_sheet(groups: Sequence[Group]) -> bytes:
     from PIL import Image
 
     lines = []
-    for group in groups:
+    for name, group in zip(_names(groups), groups, strict=True):
         panels = [_panel(run.folder, group.config) for _, run in sorted(group.runs.items()) if run.finished]
-        lines.append((_setting(group.config), np.concatenate(panels, axis=1)))
+        lines.append((name, np.concatenate(panels, axis=1)))
     width = max(line.shape[1] for _, line in lines)
     parts = []
     for name, line in lines:
@@ -113,6 +114,17 @@ def _panel(folder, config):
     samples = pixels.reshape(-1, side, columns, side, 3)[:, :, :_SAMPLES].transpose(2, 1, 0, 3, 4)
     panel = samples.reshape(samples.shape[0] * side, -1, 3)
     return np.pad(panel, ((0, _MARGIN), (0, _MARGIN), (0, 0)), constant_values=255)
+
+
+def _names(groups):
+    """Returns a distinct name of each group: its setting, and where settings are equal, the options that differ."""
+    names = ["gan.vkd" in group.config and _setting(group.config) for group in groups]
+    for name in {name for name in names if names.count(name) > 1}:
+        indices = [i for i, other in enumerate(names) if other == name]
+        details = label_settings([groups[i].config for i in indices])
+        for i, detail in zip(indices, details, strict=True):
+            names[i] = f"{name}, {detail}"
+    return names
 
 
 def _setting(config):

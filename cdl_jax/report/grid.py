@@ -14,7 +14,7 @@ from cdl_jax import config as configs
 from cdl_jax import schema
 from cdl_jax.errors import UserError
 from cdl_jax.report import costs
-from cdl_jax.report.groups import Group, Seeds, metric_of
+from cdl_jax.report.groups import Group, Seeds, check_one_metric, has_stored_teacher, metric_of, parent_of
 from cdl_jax.report.tables import format_mean_std, format_percent, gap_closed, standard_error
 from cdl_jax.report.text import MISSING, Measured, Rows
 from cdl_jax.runtime import files, paths
@@ -46,14 +46,18 @@ def by_learner_and_scheme(groups: Sequence[Group]) -> dict[str, dict[str, Group]
     """Returns learner -> scheme -> group, in the order of the groups except that the scheme "none" comes first.
 
     Raises:
-      UserError: two groups have the same learner and scheme, or a folder has another name.
+      UserError: two groups have the same learner and scheme, a folder has another name, runs have different metrics, or
+        a learner's runs did not begin alike.
     """
+    check_one_metric(groups, "grid")
     learners: dict[str, dict[str, Group]] = {}
     for group in groups:
         learner, scheme = learner_and_scheme(group)
         schemes = learners.setdefault(learner, {})
         if scheme in schemes:
             raise UserError(f"grid: the runs in {learner}/{scheme} have different configs: name those of one")
+        if schemes and parent_of(group) != parent_of(next(iter(schemes.values()))):
+            raise UserError(f"grid: some runs in {learner} are branches of another run: name those that began alike")
         schemes[scheme] = group
     return {
         learner: dict(sorted(schemes.items(), key=lambda item: item[0] != BASELINE))
@@ -62,7 +66,9 @@ def by_learner_and_scheme(groups: Sequence[Group]) -> dict[str, dict[str, Group]
 
 
 def paired_gains(schemes: dict[str, Group], scheme: str, network: str, metric: str = "last") -> dict[Seeds, float]:
-    """Returns, by seed, a network's metric minus that of the learner alone, for the seeds that both have finished.
+    """Returns, by seed, what a scheme gains over the learner alone, for the seeds that both have finished.
+
+    A gain is the difference of a network's metric, of distances with the opposite sign.
 
     Args:
       schemes: scheme -> group, of one learner.
@@ -74,7 +80,8 @@ def paired_gains(schemes: dict[str, Group], scheme: str, network: str, metric: s
         return {}
     base = schemes[BASELINE].values("headline", metric, finished=True)
     values = schemes[scheme].values(network, metric, finished=True)
-    return {seed: value - base[seed] for seed, value in values.items() if seed in base}
+    sign = -1 if any(run.lower_is_better for run in schemes[BASELINE].runs.values()) else 1
+    return {seed: sign * (value - base[seed]) for seed, value in values.items() if seed in base}
 
 
 def p_value(differences: Sequence[float]) -> float | None:
@@ -170,7 +177,7 @@ def accuracy_by_operations(groups: Sequence[Group]) -> Points:
     points = {}
     for learner, schemes in by_learner_and_scheme(groups).items():
         for scheme, group in schemes.items():
-            if group.config.get("cdl.teacher_runs"):
+            if has_stored_teacher(group):
                 continue
             values = group.values("headline", "last", finished=True)
             pairs = [(group.runs[seed].operations, value) for seed, value in values.items()]

@@ -19,7 +19,8 @@ TABLE_METRICS = ("last", "average_incremental", "forgetting_cdl", "forgetting_ma
 Seeds = tuple[int, int, int]  # of the run, of its class order, of DKT's streams
 
 # Keys that name another run or a file with a teacher's weights. Their values differ between seeds.
-TEACHER_KEYS = ("cdl.teacher_runs", "dkt.teacher_runs", "teacher.weights")
+_TEACHER_RUNS = ("cdl.teacher_runs", "dkt.teacher_runs")
+TEACHER_KEYS = (*_TEACHER_RUNS, "teacher.weights")
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,15 @@ def identity(group: Group, ignored: Sequence[str] = ()) -> dict[str, Any]:
     """
     settings = {key: value for key, value in group.config.items() if key not in ignored}
     return settings | {key: bool(settings[key]) for key in TEACHER_KEYS if key in settings}
+
+
+def has_stored_teacher(group: Group) -> bool:
+    """Returns whether a group's runs have the teachers of other runs.
+
+    >>> has_stored_teacher(Group({"cdl.teacher_runs": ["runs/a"]}, {})), has_stored_teacher(Group({}, {}))
+    (True, False)
+    """
+    return any(group.config.get(key) for key in _TEACHER_RUNS)
 
 
 def metric_of(groups: Iterable[Group]) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cdl_jax.errors import UserError
-from cdl_jax.report.groups import Group, check_one_metric, identity, label_settings, parent_of
+from cdl_jax.report.groups import Group, Seeds, check_one_metric, identity, label_settings, parent_of
 from cdl_jax.report.tables import format_mean_std
 from cdl_jax.report.text import Rows
 
-Line = dict[Any, list[float]]  # value of the option -> accuracies in percent, one for each finished seed
+Line = dict[Any, dict[Seeds, float]]  # value of the option -> accuracy in percent of each finished seed
 
 _CDL_TEACHERS = "cdl.teacher_runs"
 
@@ -28,8 +28,8 @@ def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:
       option: config key, such as "distill.alpha".
 
     Returns:
-      label -> value of the option -> accuracies in percent, one for each finished seed; values in ascending order, as
-      text if any of them is text.
+      label -> value of the option -> accuracy in percent of each finished seed; values in ascending order, as text if
+      any of them is text.
 
     Raises:
       UserError: a run's config lacks the option, the option has one value in all runs, no run is finished, runs have
@@ -64,12 +64,15 @@ def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:
 def table(lines: Mapping[str, Line], option: str) -> Rows:
     """Returns a table with one row for each line: mean and standard deviation for each value of the option.
 
-    >>> table({"kd": {0.1: [50.0, 52.0], 0.5: [60.0]}}, "distill.alpha")
+    >>> first, second = (0, 0, 0), (1, 1, 0)
+    >>> table({"kd": {0.1: {first: 50.0, second: 52.0}, 0.5: {first: 60.0}}}, "distill.alpha")
     [['distill.alpha', '0.1', '0.5'], ['kd', '51.00 ± 1.41', '60.00']]
     """
     values = sorted({value for line in lines.values() for value in line})
     head = [option, *map(str, values)]
-    rows = [[label, *(format_mean_std(line.get(value, ())) for value in values)] for label, line in lines.items()]
+    rows = [
+        [label, *(format_mean_std(line.get(value, {}).values()) for value in values)] for label, line in lines.items()
+    ]
     return [head, *rows]
 
 
@@ -82,20 +85,22 @@ def best_value(lines: Mapping[str, Line], option: str, *, lower_is_better: bool 
       lower_is_better: whether the lowest mean is the best, as of distances.
 
     Raises:
-      UserError: runs differ in another option too, or their numbers of finished seeds differ.
+      UserError: runs differ in another option too, or their finished seeds differ.
 
-    >>> best_value({"l2p": {0.01: [50.0, 52.0], 0.02: [49.0, 54.0]}}, "optim.learning_rate")
+    >>> first, second = (0, 0, 0), (1, 1, 0)
+    >>> line = {0.01: {first: 50.0, second: 52.0}, 0.02: {first: 49.0, second: 54.0}}
+    >>> best_value({"l2p": line}, "optim.learning_rate")
     0.02
-    >>> best_value({"gan": {0.1: [256.0], 1.0: [413.0]}}, "gan.vkd_weight", lower_is_better=True)
+    >>> best_value({"gan": {0.1: {first: 256.0}, 1.0: {first: 413.0}}}, "gan.vkd_weight", lower_is_better=True)
     0.1
     """
     if len(lines) > 1:
         raise UserError(f"best {option}: runs also differ in other settings ({', '.join(lines)}): name those of one")
     (line,) = lines.values()
-    if len({len(accuracies) for accuracies in line.values()}) > 1:
-        raise UserError(f"best {option}: its values have different numbers of finished runs: complete them first")
+    if len({frozenset(accuracies) for accuracies in line.values()}) > 1:
+        raise UserError(f"best {option}: its values have finished runs of different seeds: complete them first")
     best = min if lower_is_better else max
-    return best(line, key=lambda value: statistics.fmean(line[value]))
+    return best(line, key=lambda value: statistics.fmean(line[value].values()))
 
 
 def _add_accuracies(line, group, option):
@@ -134,4 +139,4 @@ def _key_without(config, *keys):
 def _ordered(line, has_text):
     """Returns a line with ascending values, as text if `has_text`."""
     values = sorted(line, key=str if has_text else None)
-    return {str(value) if has_text else value: list(line[value].values()) for value in values}
+    return {str(value) if has_text else value: line[value] for value in values}

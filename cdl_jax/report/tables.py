@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from cdl_jax import config as configs
-from cdl_jax.report.groups import TABLE_METRICS, Group, Run, identity, labels
+from cdl_jax.report.groups import TABLE_METRICS, Group, Run, identity, labels, metric_of
 from cdl_jax.report.text import MISSING, Measured, Rows
 
 # Prefixes of the keys that a student and its baseline without a teacher share.
@@ -15,9 +15,9 @@ _STUDENT_KEYS = ("data.", "learner.", "student.", "augment.", "optim.", "train.e
 def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
     """Returns a table with one row for each network of each group: mean and standard deviation over seeds.
 
-    The column "last, Δ vs. first run" is the difference of `last` to the first group with the same network, paired by
-    seeds: mean and standard error. The column "gap closed" is shown if any group has one, see `gap_closed`. Where a
-    group has finished runs, its unfinished runs are only counted.
+    The column "last, Δ vs. first run" is the difference of `last` to the first group with the same network and metric,
+    paired by seeds: mean and standard error. The column "gap closed" is shown if any group has one, see `gap_closed`.
+    Where a group has finished runs, its unfinished runs are only counted.
 
     Args:
       groups: as `read_groups` returns them.
@@ -34,7 +34,7 @@ def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
                 for metric in TABLE_METRICS
             ]
             values = group.values(network, "last", finished=True)
-            base = first.setdefault(network, values)
+            base = first.setdefault((network, metric_of([group])), values)
             differences = [values[seed] - base[seed] for seed in values if seed in base and base is not values]
             closed = format_percent(gap if network == "student" else None)
             rows.append([label, network, count_runs(runs), *cells, format_difference(differences), closed])
@@ -45,9 +45,10 @@ def headlines(groups: Sequence[Group], names: Sequence[str] | None = None) -> Ro
     """Returns a table with one row for each group: the mean of `last` over the networks of its headline.
 
     Unlike `table`, it compares groups whose networks have different names. "Δ vs. first run" is the difference of
-    `last` to the first group, paired by seeds: mean and standard error. Further columns are shown if any group has
-    them: the best epoch's accuracy; `last` of the networks "ensemble" and "teacher"; the diversity of peers; `last` of
-    the ST heads, the paired difference ST - CL, and `last` of both heads together; the megabytes exchanged.
+    `last` to the first group, of the same metric, paired by seeds: mean and standard error. Further columns are shown
+    if any group has them: the best epoch's accuracy; `last` of the networks "ensemble" and "teacher"; the diversity of
+    peers; `last` of the ST heads, the paired difference ST - CL, and `last` of both heads together; the megabytes
+    exchanged.
 
     Args:
       groups: as `read_groups` returns them.
@@ -55,12 +56,13 @@ def headlines(groups: Sequence[Group], names: Sequence[str] | None = None) -> Ro
     """
     head = ["run", "network", "seeds", "last", "Δ vs. first run", "best epoch", "ensemble", "teacher", "diversity"]
     head += ["ST head", "ST - CL", "both heads", "MB"]
-    first = groups[0].values("headline", "last", finished=True)
+    first, first_metric = groups[0].values("headline", "last", finished=True), metric_of(groups[:1])
     rows = []
     for label, group in zip(names or labels(groups), groups, strict=True):
         values = group.values("headline", "last", finished=True)
         runs = [group.runs[seed] for seed in values]
-        differences = [values[seed] - first[seed] for seed in values if seed in first and group is not groups[0]]
+        is_compared = group is not groups[0] and metric_of([group]) == first_metric
+        differences = [values[seed] - first[seed] for seed in values if seed in first and is_compared]
         best = [value for value in (run.value("headline", "best") for run in runs) if value is not None]
         diversity = [run.extra_metrics["diversity"] for run in runs if "diversity" in run.extra_metrics]
         st_head = group.values("headline_st", "last", finished=True)

@@ -4,6 +4,7 @@ It is the work of `--mode eval --on`.
 """
 
 import json
+import logging
 import re
 import zlib
 from collections.abc import Sequence
@@ -176,12 +177,27 @@ def merge(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     if "corruptions" not in content or not path.exists():
         return content
     earlier, content = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(content))
-    corrupted = earlier.get("corruptions", {})
-    if {**earlier, "corruptions": None} != {**content, "corruptions": None}:
+    earlier.setdefault("seed", content["seed"])  # an earlier version did not write it
+    corrupted = earlier.pop("corruptions", {})
+    if not _are_close(earlier, {key: value for key, value in content.items() if key != "corruptions"}):
+        logging.getLogger("cdl_jax").warning(
+            "%s has other numbers without corruptions: it is replaced with its corruptions", path
+        )
         return content
     names = [*corrupted, *(name for name in content["corruptions"] if name not in corrupted)]
     merged = {name: {**corrupted.get(name, {}), **content["corruptions"].get(name, {})} for name in names}
     return {**content, "corruptions": {name: dict(sorted(rows.items())) for name, rows in merged.items()}}
+
+
+def _are_close(first, second):
+    """Returns whether two JSON values are equal, floats to within 1e-3."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_are_close(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_are_close, first, second))
+    if isinstance(first, float) and isinstance(second, float):
+        return abs(first - second) <= 1e-3
+    return first == second
 
 
 def summary(content: dict[str, Any]) -> str:

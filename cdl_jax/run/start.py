@@ -12,7 +12,7 @@ from cdl_jax.data import stream
 from cdl_jax.run import loop, workdir
 from cdl_jax.run.loggers import background
 from cdl_jax.runtime.signals import SignalHandler
-from cdl_jax.training import dtypes
+from cdl_jax.training import compatibility, dtypes
 from cdl_jax.training.experiment import Experiment
 
 
@@ -44,6 +44,8 @@ def train(
         if prepare is None:
             workdir.check_branch(folder)
         experiment = build_experiment(config, folder)
+        if configs.read(folder) is None:
+            compatibility.check_new_run(experiment.config, experiment.method, experiment.info)
         if jax.process_index() == 0:
             print(dtypes.describe(experiment.config), flush=True)
         if prepare is not None:

@@ -3,9 +3,11 @@
 import logging
 
 from cdl_jax import optim
+from cdl_jax.data import stream
 from cdl_jax.data.batch_plan import BatchPlan
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Generates, HerdsMemory, Method, StreamInfo
+from cdl_jax.models.modules import heads
 from cdl_jax.runtime import sharding
 
 
@@ -35,9 +37,6 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
     _check_label_loss(config, method, info, class_names)
     _check_shared_classes(config, method, info)
     _check_online(config, method, info)
-    _check_weight_decay(config, method, info)
-    _check_binary_labels(config)
-    _warn_of_unused_options(config)
     if (count := method.num_parallel_networks) % config.peer_devices:
         raise UserError(
             f"config.peer_devices={config.peer_devices}: {config.method} divides {count} networks over devices: choose "
@@ -51,6 +50,21 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
         )
     if config.seeds and config.peer_devices > 1:
         raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
+
+
+def check_new_run(config, method: Method, info: StreamInfo) -> None:
+    """Checks options whose numbers would be wrong, and warns of options without effect, before a run begins.
+
+    A run that has begun keeps its config, so an earlier version's run resumes and is evaluated with such options.
+
+    Raises:
+      UserError: options that do not fit together.
+    """
+    _check_weight_decay(config, method, info)
+    _check_binary_labels(config)
+    _check_blurry_options(config)
+    _check_accumulation(config)
+    _warn_of_unused_options(config)
 
 
 def check_batches(config, method: Method, mesh, plans: tuple[BatchPlan, ...], seeds: tuple[int, ...]) -> None:
@@ -141,21 +155,25 @@ def _check_online(config, method, info):
 
 
 def _check_weight_decay(config, method, info):
-    """Refuses weight decay that changes what earlier tasks learned, or learners that are absent, beyond its strength.
+    """Refuses weight decay where it is the only gradient of a parameter.
 
-    Some optimizers add the decay to the gradient and then normalize both. The head's rows of earlier classes and the
-    rows of earlier tasks in a pool have no other gradient.
+    adam, amsgrad and rmsprop add the decay to the gradient and normalize the sum. With a loss over the current classes,
+    the head's outputs of earlier classes have no other gradient, nor do rows of a pool that no image selects. The decay
+    alone then moves them by full steps. Learners of DKT have no other gradient in tasks in which they are absent.
     """
     decay, name, no_decay = (config.optim.get(key) for key in ("weight_decay", "name", "no_decay"))
     if not decay or name is None:  # detectors and generators have optimizers of their own
         return
     has_own_classes = info.num_tasks > 1 and not info.classes_of.all()
-    is_decayed = not {"head", "prompts"} <= set(no_decay)
-    if name in optim.NORMALIZED and method.loss_classes == "current" and has_own_classes and is_decayed:
+    is_masked = method.loss_classes == "current" or config.get("vkd", {}).get("label_loss") == "binary"
+    shrinks_head = is_masked and has_own_classes and not heads.NAMES <= set(no_decay)
+    shrinks_rows = info.num_tasks > 1 and "pool" in config.get("learner", {}) and "prompts" not in no_decay
+    if name in optim.NORMALIZED and (shrinks_head or shrinks_rows):
+        reason = "loss spans the classes of the current task" if shrinks_head else "pool has rows that no image selects"
         raise UserError(
-            f"optim.weight_decay={decay} is part of the gradient that optim.name={name!r} normalizes, and the loss of "
-            f"method {config.method!r} spans the classes of the current task: what earlier tasks learned would shrink "
-            "by full steps; set optim.name='adamw' or optim.weight_decay=0"
+            f"optim.weight_decay={decay} is part of the gradient that optim.name={name!r} normalizes, and the "
+            f"{reason} in method {config.method!r}: what earlier tasks learned would shrink by full steps; set "
+            "optim.name='adamw' or optim.weight_decay=0"
         )
     if config.method == "dkt" and (config.dkt.joins or config.dkt.leaves):
         raise UserError(
@@ -171,6 +189,24 @@ def _check_binary_labels(config):
             f"mixing.smoothing={config.mixing.smoothing} gives every class a share of each label, and "
             "vkd.label_loss='binary' takes every share for a label: all images would have all classes; set "
             "mixing.smoothing=0"
+        )
+
+
+def _check_blurry_options(config):
+    """Refuses options of blurry streams for other kinds of streams, which have no use for them."""
+    for name in ("disjoint_share", "blurry_share", "blurry_sizes"):
+        default = stream.OPTIONS[name].default
+        value = config.data.get(name, default)
+        if value != default and config.data.kind != "blurry":
+            raise UserError(f"data.{name}={value!r} belongs to data.kind='blurry': set it, or leave {name} out")
+
+
+def _check_accumulation(config):
+    """Refuses small batches for LAE, whose moving average has one step for each batch."""
+    if config.optim.get("accumulate", 1) > 1 and config.get("learner", {}).get("name") == "lae":
+        raise UserError(
+            f"optim.accumulate={config.optim.accumulate}: the moving average of learner 'lae' would have one step for "
+            "each small batch: set optim.accumulate=1"
         )
 
 

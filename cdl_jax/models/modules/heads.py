@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+NAMES = frozenset(("head", "head_dist", "classifier"))  # of the layers that return logits
+
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the initial weights of torch.nn.Linear.
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -30,7 +32,7 @@ def is_head(path: Sequence[str]) -> bool:
     (True, True, False)
     """
     outer, layer = ("", "", *path)[-3:-1]
-    return layer in ("head", "head_dist", "classifier") or (outer, layer) == ("tail", "fc2")
+    return layer in NAMES or (outer, layer) == ("tail", "fc2")
 
 
 class LinearHead(nn.Module):

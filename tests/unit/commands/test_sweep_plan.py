@@ -91,9 +91,17 @@ def test_a_run_that_has_begun_keeps_its_teacher(folder):
     after = planned(folder, TINY, f"{TINY}:distill=dkd", f"{TINY}:distill=fitnets")
     assert before["tiny-distill=dkd/seed_0"].teacher and not after["tiny-distill=dkd/seed_0"].teacher
     assert after["tiny-distill=fitnets/seed_0"].teacher == f"{folder}/tiny/seed_0"
-    content["config"]["cdl"]["teacher_runs"] = ["elsewhere"]
+    content["config"]["cdl"]["teacher_runs"] = [elsewhere := f"{folder}/elsewhere"]
     (own / "config.json").write_text(json.dumps(content))
-    assert planned(folder, f"{TINY}:distill=dkd")["tiny-distill=dkd/seed_0"].teacher == "elsewhere"
+    with pytest.raises(UserError, match=f"seed_0 has begun with the teacher of {elsewhere}, which is incomplete and"):
+        planned(folder, f"{TINY}:distill=dkd")
+    for complete in (elsewhere, own):
+        mark = Path(complete, "sweep_complete")
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+        assert planned(folder, f"{TINY}:distill=dkd")["tiny-distill=dkd/seed_0"].teacher == elsewhere
+        mark.unlink()
+    Path(elsewhere, "sweep_complete").touch()
     with pytest.raises(UserError, match=r"\(train.epochs: 2 -> 99\): choose another FOLDER$"):
         planned(folder, f"{TINY}:distill=dkd", "--", "--config.train.epochs=99")
 
@@ -120,6 +128,9 @@ def test_the_command_prints_fields_for_the_script_and_commands_for_a_reader(fold
         (["0", TINY, "--grid", "train.epochs=1,"], "--grid train.epochs=1,: a value is empty"),
         (["0,00", TINY], "seeds 0,00: a seed is repeated"),
         (["0,1", TINY, "--", "--config.seed=5"], "--config.seed=5 after --: the sweep sets it for each run"),
+        (["0,1", TINY, "--", "--config.seeds=0,1"], "--config.seeds=0,1 after --: the sweep sets it for each run"),
+        (["0", TINY, "--grid", "optim.nesterov=true,True"], "would be one run: name each config, seed and value once"),
+        (["0", TINY, f"{TINY}:distill=kd"], "would be one run: name each config, seed and value once"),
         (["0", TINY, "--", "--workdir", "runs/a"], "--workdir after --: the sweep sets it for each run"),
         (["0", TINY, "--", "--mode=eval"], "--mode=eval after --: the sweep sets it for each run"),
         (

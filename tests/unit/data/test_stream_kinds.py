@@ -169,8 +169,6 @@ def test_names_that_do_not_fit_are_refused(text, message):
         (with_domains((0, 0, 1, 1, 3, 2)), {"kind": "domain"}, "test set of rooms: domains must be int32"),
         (many(), {"kind": "blurry", "blurry_sizes": "random", "increment": 2}, "set data.num_tasks alone"),
         (many(), {"kind": "blurry", "blurry_sizes": "random", "base_classes": 2}, "set data.num_tasks alone"),
-        (many(), {"blurry_share": 0.5}, "data.blurry_share=0.5 belongs to data.kind='blurry'"),
-        (many(), {"kind": "domain", "blurry_sizes": "random"}, "data.blurry_sizes='random' belongs to data.kind="),
     ],
 )
 def test_streams_that_cannot_be_made_are_refused(data, options, message):

@@ -1,16 +1,19 @@
 """The page that compares runs, with every number computed by hand."""
 
 import re
+from dataclasses import replace
 
-from cdl_jax.report import comparison
+from cdl_jax.report import comparison, tables
 from cdl_jax.report.__main__ import main as report_main
-from cdl_jax.report.groups import Group, Run
+from cdl_jax.report.groups import TABLE_METRICS, Group, Run
 from tests.support.stored_runs import store_of_method
 
 
 def group(pool, folder, values, finished=True):
     runs = {
-        (seed, 0, 0): Run(folder / str(seed), finished, {"net": {"last": value}}, ("net",), curve=(90.0, value))
+        (seed, 0, 0): Run(
+            folder / str(seed), finished, {"net": dict.fromkeys(TABLE_METRICS, value)}, ("net",), curve=(90.0, value)
+        )
         for seed, value in enumerate(values)
     }
     return Group({"learner.pool": pool}, runs)
@@ -24,6 +27,19 @@ def test_differences_are_paired_by_seeds(tmp_path):
     assert comparison.differences([groups[0], group(2, tmp_path, [51.0])], ["a", "b"])[1:] == [
         ["b", "1", "+1.00", "-", "-"]
     ]
+
+
+def test_numbers_of_another_metric_have_no_difference(tmp_path):
+    distances = {seeds: replace(run, metric="distance") for seeds, run in group(2, tmp_path, [300.0]).runs.items()}
+    groups = [group(1, tmp_path, [50.0]), Group({"learner.pool": 2}, distances), group(3, tmp_path, [51.0])]
+    assert [row[:3] for row in comparison.differences(groups, "abc")[1:]] == [["c", "1", "+1.00"]]
+    assert [row[4] for row in tables.headlines(groups)[1:]] == ["-", "-", "+1.00"]
+    differences = {row[0]: row[7] for row in tables.table(groups, "abc")[1:]}
+    assert tables.table(groups, "abc")[0][7] == "last, Δ vs. first run" and differences == {
+        "a": "-",
+        "b": "-",
+        "c": "+1.00",
+    }
 
 
 def test_the_page_has_curves_differences_and_links(tmp_path):

@@ -41,6 +41,9 @@ def test_distances_are_compared_by_seed(tmp_path):
     assert head[:6] == ["setting", "seeds", "fd_net ↓", "Δ vs. first", "best", "kernel distance"]
     assert first[:5] == ["biggan + da", "2", "15.00 ± 7.07", "-", "14.50 ± 7.78"]
     assert second[0] == "vkd (our reading: replaced), whiten each, random teacher"
+    longer = Group({**CONFIG, "train.epochs": 151}, plain.runs)
+    names = [row[0] for row in generators.table([Group({**CONFIG, "train.epochs": 150}, plain.runs), longer, taught])]
+    assert names[1:] == ["biggan + da, train.epochs=150", "biggan + da, train.epochs=151", second[0]]
     assert second[2:5] == ["12.00 ± 5.66", "-3.00 ± 1.00", "11.50 ± 4.95"] and second[6] == "75.00 ± 7.07"
 
 

@@ -13,8 +13,11 @@ from cdl_jax.report.groups import read_groups
 ALONE, KD, TEACHER = (50.0, 52.0, 54.0), (53.0, 56.0, 56.0), (80.0, 81.0, 82.0)
 
 
-def store(folder, learner, scheme, seed, status="finished", teachers=(), **last):
-    """Stores a run whose networks have the final accuracies `last` and forgot 10 points of the first task."""
+def store(folder, learner, scheme, seed, status="finished", teachers=(), more=(), **last):
+    """Stores a run whose networks have the final accuracies `last` and forgot 10 points of the first task.
+
+    `more` has further entries of its results.json.
+    """
     run = folder / learner / scheme / f"seed_{seed}"
     run.mkdir(parents=True)
     config = {
@@ -29,6 +32,7 @@ def store(folder, learner, scheme, seed, status="finished", teachers=(), **last)
         for name, each in rows.items()
     }
     content = {"status": status, "networks": networks, "headline": ["student"], "formulas": {"last": "mean"}}
+    content |= dict(more)
     (run / "results.json").write_text(json.dumps(content))
     (run / "config.json").write_text(json.dumps({"config": config}))
     return run
@@ -63,6 +67,28 @@ def test_gains_are_paired_by_seed_and_have_p_values(runs):
     assert table["teacher"]["l2p"] == "81.00 ± 1.00 (+29.00 ± 0.58, p < 0.001)"
     assert table["dkd"]["l2p"] == "53.00 ± 2.00 (+1.00)" and table["dkd"]["apt"] == "-"
     assert table["none"]["l2p"] == "52.00 ± 2.00" and table["none"]["mean gain"] == "-"
+
+
+def test_a_gain_of_a_distance_is_its_decrease(tmp_path):
+    distance = {"metric": "distance", "lower_is_better": True}
+    runs = [store(tmp_path, "gan", "none", s, more=distance, student=300.0) for s in (0, 1)]
+    runs += [store(tmp_path, "gan", "kd", s, more=distance, student=290.0 + s) for s in (0, 1)]
+    head, _, kd = grid.overview(read_groups(runs))
+    assert kd[1].startswith("290.50 ± 0.71 (+9.50 ± 0.50, p") and head[1] == "gan"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"metric": "AP"}, "grid: runs have different metrics (AP, accuracy): name those of one"),
+        ({"parent": {"path": "runs/a", "task": 1}}, "grid: some runs in l2p are branches of another run: name those"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, capsys, more, message):
+    runs = [store(tmp_path, "l2p", "none", 0, student=50.0), store(tmp_path, "l2p", "kd", 0, more=more, student=51.0)]
+    assert report_main(["grid", *map(str, runs)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_details_show_each_definition_of_forgetting(runs):

@@ -11,6 +11,13 @@ from cdl_jax.report.__main__ import main as report_main
 from cdl_jax.report.groups import read_groups
 
 
+def without_seeds(lines):
+    """Returns label -> value -> accuracies of the seeds."""
+    return {
+        label: {value: [*accuracies.values()] for value, accuracies in line.items()} for label, line in lines.items()
+    }
+
+
 def store(folder, name, seed, accuracy, alpha, scheme="kd", teachers=(), status="finished", method="cdl", **more):
     run = folder / name / f"seed_{seed}"
     run.mkdir(parents=True)
@@ -35,11 +42,12 @@ def runs(tmp_path):
 
 def test_runs_with_the_same_other_settings_are_one_line_with_ascending_values(runs):
     lines = sweep.group_by_option(read_groups(runs), "distill.alpha")
-    assert lines == {
+    assert without_seeds(lines) == {
         "distill.name=kd": {0.1: [51.0, 52.0], 0.5: [60.0], 0.9: [59.0, 60.0]},
         "distill.name=dkd": {0.1: [40.1], 0.5: [40.5]},
         "distill.name=fitnets": {0.5: []},
     }
+    assert lines["distill.name=kd"][0.1] == {(0, 0, 0): 51.0, (1, 0, 0): 52.0}
     assert list(lines["distill.name=kd"]) == [0.1, 0.5, 0.9]
     assert sweep.table(lines, "distill.alpha") == [
         ["distill.alpha", "0.1", "0.5", "0.9"],
@@ -62,7 +70,8 @@ def test_the_command_writes_the_same_table_and_plot_each_time(runs, tmp_path, ca
 
 def test_text_values_can_be_swept(tmp_path):
     runs = [store(tmp_path, name, 0, 50.0 + len(name), "x" + name) for name in ("zeros", "random")]
-    assert sweep.group_by_option(read_groups(runs), "distill.alpha") == {"all": {"xrandom": [56.0], "xzeros": [55.0]}}
+    lines = sweep.group_by_option(read_groups(runs), "distill.alpha")
+    assert without_seeds(lines) == {"all": {"xrandom": [56.0], "xzeros": [55.0]}}
     assert report_main(["sweep", "distill.alpha", *runs, "--plot", str(tmp_path / "plot.svg")]) == 0
 
 
@@ -90,7 +99,7 @@ def test_having_a_teacher_separates_lines_unless_the_teacher_is_on_the_line(tmp_
     other = store(tmp_path, "other", 0, 60.0, 0.9, teachers=["runs/of/another/seed_0"])
 
     def lines(*runs):
-        return list(sweep.group_by_option(read_groups(runs), "distill.alpha").values())
+        return list(without_seeds(sweep.group_by_option(read_groups(runs), "distill.alpha")).values())
 
     assert lines(teacher, *students) == [{0.1: [50.0], 0.5: [40.0], 0.9: [50.0]}]
     assert lines(teacher, students[0], other) == [{0.1: [50.0], 0.5: [40.0]}, {0.9: [60.0]}]
@@ -102,7 +111,7 @@ def test_having_a_teacher_separates_lines_unless_the_teacher_is_on_the_line(tmp_
 def test_values_are_text_if_any_is_text(tmp_path):
     runs = [store(tmp_path, f"run{i}", 0, 50.0 + i, alpha) for i, alpha in enumerate((2, True, "auto"))]
     lines = sweep.group_by_option(read_groups(runs), "distill.alpha")
-    assert lines == {"all": {"2": [50.0], "auto": [52.0], "true": [51.0]}}
+    assert without_seeds(lines) == {"all": {"2": [50.0], "auto": [52.0], "true": [51.0]}}
 
 
 def test_a_sweep_without_a_finished_run_or_with_options_of_other_commands_is_refused(tmp_path, capsys):
@@ -121,7 +130,9 @@ def test_the_best_value_has_the_highest_mean_over_as_many_seeds_as_the_others(tm
             for s, value in enumerate(map(float, pair))]  # fmt: skip
     assert report_main(["best", "distill.alpha", *runs]) == 0 and capsys.readouterr().out == "0.5\n"
     assert report_main(["best", "distill.alpha", *runs[:3]]) == 2
-    assert "its values have different numbers of finished runs" in capsys.readouterr().err
+    message = "its values have finished runs of different seeds"
+    assert message in capsys.readouterr().err
+    assert report_main(["best", "distill.alpha", runs[0], runs[3]]) == 2 and message in capsys.readouterr().err
     other = store(tmp_path, "dkd", 0, 40.0, 0.1, "dkd")
     assert report_main(["best", "distill.alpha", *runs, other]) == 2
     assert "runs also differ in other settings (distill.name=kd, distill.name=dkd)" in capsys.readouterr().err
@@ -138,7 +149,7 @@ def test_the_best_distance_is_the_smallest(tmp_path, capsys):
 def test_a_branch_is_a_line_of_its_own(tmp_path, capsys):
     runs = [store(tmp_path, f"a_{a}", 0, value, a) for a, value in ((0.1, 50.0), (0.5, 51.0))]
     branch = store(tmp_path, "b", 0, 60.0, 0.9, parent={"path": runs[0], "task": 3})
-    lines = sweep.group_by_option(read_groups([*runs, branch]), "distill.alpha")
+    lines = without_seeds(sweep.group_by_option(read_groups([*runs, branch]), "distill.alpha"))
     assert sorted(lines.values(), key=len) == [{0.9: [60.0]}, {0.1: [50.0], 0.5: [51.0]}]
     assert report_main(["best", "distill.alpha", *runs, branch]) == 2
     assert "runs also differ in other settings" in capsys.readouterr().err

@@ -116,5 +116,11 @@ def test_later_corruptions_are_added_to_an_equal_evaluation(tmp_path):
     second = {**first, "corruptions": {"snow": {"3": 2.0}, "fog": {"3": 4.0, "5": 1.5}}}
     merged = {"fog": {"1": 5.0, "3": 4.0, "5": 1.5}, "snow": {"3": 2.0}}
     assert elsewhere.merge(path, second) == {**first, "corruptions": merged}
+    path.write_text(
+        json.dumps({key: value for key, value in first.items() if key != "seed"} | {"networks": {"x": 5.0}})
+    )
+    rounded = {**second, "networks": {"x": 5.00001}}  # of another device; an earlier version wrote no seed
+    assert elsewhere.merge(path, rounded) == {**rounded, "corruptions": merged}
+    path.write_text(json.dumps(first))
     for changed in ({**second, "seed": 1}, {**second, "networks": {"student": 1}}):
         assert elsewhere.merge(path, changed) == changed

@@ -12,14 +12,18 @@ from cdl_jax.options import defaults
 from cdl_jax.training import compatibility
 
 INFO = StreamInfo(4, (2, 2))
+DOMAINS = StreamInfo(2, (2, 2), first_labels=(0, 0), domains=("day", "night"))
+DECAY = {"optim.weight_decay": 1e-4, "optim.name": "adam"}
 
 
-def check(method, **changes):
+def check(method, info=INFO, **changes):
     choices = {"network": "slim_resnet18"} if method == "dkt" else {}
+    choices |= {"learner": changes.pop("learner")} if "learner" in changes else {}
     config = configs.default(method, data="glyph_mini", **choices)
     config.update_from_flattened_dict(changes)
-    built = plugins.load_plugin("methods", method).build(config, INFO)
-    compatibility.check_method(config, built, INFO, ("a", "b", "c", "d"))
+    built = plugins.load_plugin("methods", method).build(config, info)
+    compatibility.check_method(config, built, info, ("a", "b", "c", "d"))
+    compatibility.check_new_run(config, built, info)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,20 @@ def check(method, **changes):
         ("dkt", {"dkt.joins": (0, 1), "optim.weight_decay": 1e-4}, "set optim.weight_decay=0"),
         ("dkt", {"dkt.leaves": (2, 1), "optim.weight_decay": 1e-4}, "set optim.weight_decay=0"),
         ("cdl", {"optim.weight_decay": 1e-4, "optim.name": "rmsprop"}, "optim.name='rmsprop' normalizes"),
+        ("supervised", DECAY | {"optim.no_decay": ("head", "prompts")}, "loss spans the classes of the current task"),
+        ("cdl", DECAY | {"learner": "dualprompt", "info": DOMAINS}, "pool has rows that no image selects"),
+        ("vkd", DECAY | {"vkd.label_loss": "binary"}, "loss spans the classes of the current task"),
+        ("cdl", {"data.blurry_share": 0.5}, "data.blurry_share=0.5 belongs to data.kind='blurry'"),
+        (
+            "cdl",
+            {"data.kind": "domain", "data.blurry_sizes": "random"},
+            "data.blurry_sizes='random' belongs to",
+        ),
+        (
+            "cdl",
+            {"learner": "lae", "optim.accumulate": 2},
+            "the moving average of learner 'lae' would have",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_method_are_refused(method, changes, message):
@@ -48,6 +66,7 @@ def test_options_that_fit_are_accepted():
     check("cdl", seeds=(0, 1))
     for name in ("adamw", "sgd"):
         check("cdl", **{"optim.weight_decay": 1e-4, "optim.name": name})
+    check("cdl", **DECAY, learner="fine_tuning", info=DOMAINS)
 
 
 @pytest.mark.parametrize("name", ["adam", "amsgrad", "rmsprop", "adamw", "sgd"])
