@@ -26,13 +26,15 @@ OPTIONS = {
     "betas": Option((0.9, 0.999), "decay of both averages of adam, adamw and amsgrad", below=1, lengths=(2,)),
     "eps": Option(1e-8, "epsilon of adam, adamw, amsgrad and rmsprop"),
     "weight_decay": Option(
-        0.0, "weight decay; adamw: decoupled, on arrays of two or more axes; others: added to the gradient, as in torch"
+        0.0,
+        "weight decay; adamw: decoupled, on arrays of two or more axes except biases; others: added to the gradient, "
+        "as in torch",
     ),
     # A projector is orthogonal for any values of its parameters, so decay would only pull it back to its initial value.
     "no_decay": Option(("projector",), "names of the parts of the network without weight decay", item_type=str),
     "clip_norm": Option(0.0, "bound of the global gradient norm; 0: none"),
-    # The schedule is that of the steps. Batches at the end of an epoch that do not fill a step are dropped. Batch norm
-    # and mixing use the small batches.
+    # The schedule is that of the steps. Batches at the end of an epoch that do not fill a step are dropped. Batch norm,
+    # mixing and schemes that compare the images of a batch use the small batches.
     "accumulate": Option(1, "batches whose gradients are averaged for one step, as if they were one batch", minimum=1),
 }
 
@@ -178,9 +180,13 @@ def scale_rates(optimizer: Optimizer, factor: Callable[[tuple[str, ...]], float]
 def _weight_decay_mask(no_decay: Collection[str], min_rank: int, params):
     """Returns the tree of booleans of the leaves with weight decay.
 
-    These are the leaves of at least `min_rank` dimensions with none of the names `no_decay` on their paths.
+    These are the leaves of at least `min_rank` dimensions with none of the names `no_decay` on their paths. With a
+    `min_rank`, biases have no decay: those of several blocks or tasks may be rows of one array.
     """
     no_decay_keys = {jax.tree_util.DictKey(name) for name in no_decay}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, p: p.ndim >= min_rank and no_decay_keys.isdisjoint(path), params
-    )
+
+    def is_decayed(path, leaf):
+        is_bias = min_rank > 0 and str(getattr(path[-1], "key", "")).endswith("bias")
+        return leaf.ndim >= min_rank and not is_bias and no_decay_keys.isdisjoint(path)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)

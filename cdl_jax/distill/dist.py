@@ -64,7 +64,7 @@ def pearson(x: jax.Array, y: jax.Array, mask: jax.Array | None = None, epsilon: 
       x: float32 `[n, m]`.
       y: float32 `[n, m]`.
       mask: bool `[m]`, the columns to use; default all.
-      epsilon: added to each squared length.
+      epsilon: added to the product of both lengths.
     """
     weight = jnp.ones(x.shape[-1]) if mask is None else mask.astype(jnp.float32)
 
@@ -72,4 +72,7 @@ def pearson(x: jax.Array, y: jax.Array, mask: jax.Array | None = None, epsilon: 
         return weight * (values - (weight * values).sum(axis=-1, keepdims=True) / weight.sum())
 
     x, y = centered(x), centered(y)
-    return (x * y).sum(axis=-1) * jax.lax.rsqrt(((x**2).sum(axis=-1) + epsilon) * ((y**2).sum(axis=-1) + epsilon))
+    squares = (x**2).sum(axis=-1), (y**2).sum(axis=-1)
+    is_flat = jnp.minimum(*squares) <= 1e-20  # where the square root has no finite gradient
+    lengths = [jnp.sqrt(jnp.where(is_flat, 1.0, square)) for square in squares]
+    return jnp.where(is_flat, 0.0, (x * y).sum(axis=-1) / (lengths[0] * lengths[1] + epsilon))

@@ -34,7 +34,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 def standardize(logits: jax.Array, mask: jax.Array, epsilon: float = 1e-7) -> jax.Array:
     """Returns each row with mean 0 and variance 1, float32 `[batch, classes]`.
 
-    It is `(z - mean) / (epsilon + standard deviation)`.
+    It is `(z - mean) / (epsilon + standard deviation)`, and 0 without a gradient for a row of equal logits.
 
     The standard deviation is that of a sample: the sum of n squares is divided by n - 1.
 
@@ -49,5 +49,6 @@ def standardize(logits: jax.Array, mask: jax.Array, epsilon: float = 1e-7) -> ja
     logits, count = logits.astype(jnp.float32), mask.sum()
     centered = logits - jnp.where(mask, logits, 0.0).sum(axis=-1, keepdims=True) / count
     squares = jnp.where(mask, centered**2, 0.0).sum(axis=-1, keepdims=True)
-    deviation = jnp.sqrt(jnp.maximum(squares / jnp.maximum(count - 1, 1), 1e-20))
-    return centered / (epsilon + deviation)
+    is_flat = squares <= 1e-12  # such as of a head that begins at 0, whose gradient would be divided by epsilon
+    deviation = jnp.sqrt(jnp.where(is_flat, 1.0, squares) / jnp.maximum(count - 1, 1))
+    return jnp.where(is_flat, 0.0, centered / (epsilon + deviation))

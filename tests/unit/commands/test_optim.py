@@ -108,6 +108,14 @@ def test_adamw_decays_matrices_independently_of_the_gradient(decay):
     assert_close(train(name="adamw", weight_decay=decay), train_with(step))
 
 
+def test_adamw_decays_no_rows_of_biases():
+    params = {name: jnp.ones((2, 3)) for name in ("down", "down_bias", "bias")}
+    optimizer = optim.build(ConfigDict(defaults(optim.OPTIONS, name="adamw", weight_decay=0.5)), 1)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    direction, _ = optimizer.transform.update(zeros, optimizer.transform.init(params), params)
+    assert {name: float(rows.max()) for name, rows in direction.items()} == {"down": 0.5, "down_bias": 0, "bias": 0}
+
+
 def test_adam_reads_betas_and_eps():
     direction = {"betas": (0.5, 0.8), "eps": 0.1}
     expected = train_with(lambda name, p, g, memory, t: p - RATE * adam_direction(g, memory, t, **direction))

@@ -132,6 +132,24 @@ def test_dist_is_one_minus_correlations(classes):
         scheme(dist, inter_weight=0.0, intra_weight=0.0)
 
 
+def test_the_correlation_does_not_depend_on_scale():
+    row = np.sin(np.arange(64.0))[None]
+    for first, second in ((1e-2, 1e-5), (1e-1, 1e-6)):
+        assert float(dist.pearson(first * row, second * row)[0]) > 0.9
+    gradient = jax.grad(lambda x: dist.pearson(x, row).sum())(np.zeros((1, 64)))
+    assert not gradient.any()  # of a row without variance
+
+
+def test_a_student_of_equal_logits_has_no_gradient_of_standardized_logits():
+    columns = np.ones(4, bool)
+    for constant in (0.0, 3.7):
+        logits = np.full((2, 4), constant, np.float32)
+        gradient = jax.grad(
+            lambda z: (logit_standardization.standardize(z, columns) * np.arange(8.0).reshape(2, 4)).sum()
+        )
+        assert not gradient(logits).any() and not logit_standardization.standardize(logits, columns).any()
+
+
 @pytest.mark.parametrize("classes", ["current", "seen"])
 def test_mse_of_logits_over_the_named_classes(classes):
     z_s, z_t = (z[:, COLUMNS[classes]] for z in LOGITS)

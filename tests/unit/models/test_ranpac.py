@@ -1,4 +1,4 @@
-"""RanPAC: ridge regression on a random projection, with a ridge chosen on every fifth image of a task."""
+"""RanPAC: ridge regression on a random projection, with a ridge chosen on a fifth of a task's images."""
 
 import jax
 import numpy as np
@@ -17,9 +17,9 @@ WIDTH = 16
 
 
 def chosen_ridge(projected, labels):
-    """Returns the ridge with the least mean squared error on every fifth row, in float64."""
+    """Returns the ridge with the least mean squared error on the rows that are held out, in float64."""
     x, y = np.float64(projected), np.eye(4)[labels]
-    held_out = np.arange(1, len(x) + 1) % 5 == 0
+    held_out = np.array(ranpac.select_held_out(np.arange(len(x))))
     errors = []
     for ridge in ranpac.RIDGES:
         errors.append(((x[held_out] @ ridge_kernel(x[~held_out], y[~held_out], ridge) - y[held_out]) ** 2).mean())
@@ -30,6 +30,12 @@ def ridge_kernel(x, y, ridge):
     gram = x.T @ x
     ridge = max(ridge, 2.0**-23 * np.trace(gram))
     return np.linalg.solve(gram + ridge * np.eye(len(gram)), x.T @ y)
+
+
+def test_classes_that_take_turns_are_all_held_out():
+    held_out = np.array(ranpac.select_held_out(np.arange(1000)))
+    assert held_out.reshape(-1, 5).sum(axis=1).tolist() == [1] * 200  # one of each five
+    assert {*np.flatnonzero(held_out) % 10} == {*range(10)}
 
 
 def test_the_head_is_the_ridge_regression_on_projected_features_of_the_first_tasks_adapters(tmp_path):
@@ -70,7 +76,7 @@ def batches(rows, labels, size=4):
 
 
 def test_the_ridge_of_each_task_is_chosen_on_its_own_images():
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(5)
     head = ranpac.RidgeHead(4, 0, 0.0, False)
     statistics, seen_rows, seen_labels, ridges = head.init_statistics(6), [], [], []
     accumulate, fit = jax.jit(head.accumulate), jax.jit(head.fit)
@@ -87,7 +93,7 @@ def test_the_ridge_of_each_task_is_chosen_on_its_own_images():
         assert float(ranpac.choose_ridge(statistics)) == pytest.approx(ridges[-1], rel=1e-5)
         kernel = fit({"params": {}, "state": {}}, statistics, context())["state"]["kernel"]
         x, y = np.float64(np.concatenate(seen_rows)), np.eye(4)[np.concatenate(seen_labels)]
-        np.testing.assert_allclose(kernel, ridge_kernel(x, y, ridges[-1]), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(kernel, ridge_kernel(x, y, ridges[-1]), rtol=1e-3, atol=1e-4)
     assert ridges[0] < ridges[1]
 
 
