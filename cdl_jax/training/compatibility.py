@@ -78,7 +78,10 @@ def check_batches(config, method: Method, mesh, plans: tuple[BatchPlan, ...], se
 
 
 def _check_label_loss(config, method, info, class_names):
-    """Refuses a stream on which the loss of the labels is 0 for all weights, because its softmax spans one class."""
+    """Refuses a stream on which the loss of the labels is 0 for all weights.
+
+    The loss is 0 because its softmax spans one class.
+    """
     name, sizes = config.method, info.task_sizes
     if method.loss_classes and info.num_classes == 1:
         raise UserError(
@@ -141,10 +144,11 @@ def _check_online(config, method, info):
 
 
 def _check_weight_decay(config, method, info):
-    """Refuses weight decay that changes what earlier tasks learned, or learners that are absent, beyond its strength.
+    """Refuses weight decay that changes earlier tasks or absent learners.
 
-    Some optimizers add the decay to the gradient and then normalize both. The head's rows of earlier classes and the
-    rows of earlier tasks in a pool have no other gradient.
+    Such decay changes what earlier tasks learned, or learners that are absent, beyond its strength. Some optimizers add
+    the decay to the gradient and then normalize both. The head's rows of earlier classes and the rows of earlier tasks
+    in a pool have no other gradient.
     """
     decay, name, no_decay = (config.optim.get(key) for key in ("weight_decay", "name", "no_decay"))
     if not decay or name is None:  # detectors and generators have optimizers of their own
@@ -175,7 +179,10 @@ def _check_binary_labels(config):
 
 
 def _warn_of_unused_options(config):
-    """Warns of options of the optimizer that the chosen schedule and optimizer leave without effect."""
+    """Warns of options of the optimizer without effect.
+
+    The chosen schedule and optimizer leave these options without effect.
+    """
     options = config.optim
     if "name" not in options:  # detectors and generators have optimizers of their own
         return

@@ -1,4 +1,7 @@
-"""The command line finds configs, names working directories and prints usage, version and list."""
+"""The command line finds configs and names working directories.
+
+It also prints usage, version and list.
+"""
 
 import io
 import sys

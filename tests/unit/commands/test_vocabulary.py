@@ -1,7 +1,7 @@
-"""One word for one thing: words with a better twin (CONTRIBUTING.md, "Glossary") may not spread.
+"""Words with a better twin (CONTRIBUTING.md, "Glossary") may not spread.
 
-Identifiers, docstrings, comments, messages and pages are split into words. `ALLOWED` has the uses that are left, by
-folder and word. Its numbers may only shrink: lower them when a use is gone.
+A concept has one word. Identifiers, docstrings, comments, messages and pages are split into words. `ALLOWED` has the
+uses that are left, by folder and word. Its numbers may only shrink: lower them when a use is gone.
 """
 
 import ast
@@ -54,7 +54,10 @@ ALLOWED = {
 
 
 def folders():
-    """Returns name -> files: each room of the package, the other top folders, and the pages of the root."""
+    """Returns name -> files.
+
+    Names are the rooms of the package and the tests, the other top folders, and "." for the pages of the root.
+    """
     found = {".": sorted(ROOT.glob("*.md"))}
     for top in ("benchmarks", "cdl_jax", "configs", "docs", "launch", "tests"):
         for path in sorted((ROOT / top).rglob("*")):
