@@ -1,4 +1,7 @@
-"""RanPAC: ridge regression on a random projection, with a ridge chosen on every fifth image of a task."""
+"""RanPAC: ridge regression on a random projection.
+
+The ridge is chosen on every fifth image of a task.
+"""
 
 import jax
 import numpy as np
@@ -17,7 +20,7 @@ WIDTH = 16
 
 
 def chosen_ridge(projected, labels):
-    """Returns the ridge with the least mean squared error on every fifth row, in float64."""
+    """Returns the ridge of least mean squared error on every fifth row, in float64."""
     x, y = np.float64(projected), np.eye(4)[labels]
     held_out = np.arange(1, len(x) + 1) % 5 == 0
     errors = []

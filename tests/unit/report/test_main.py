@@ -1,4 +1,4 @@
-"""The command line of the report: its commands, its options, and the former spellings of both."""
+"""The command line of the report: commands, options, and their former spellings."""
 
 import json
 
@@ -177,7 +177,10 @@ def test_the_command_line_plots_accuracy_against_traffic(tmp_path, capsys):
 
 
 def store_damaged(folder):
-    """Creates folders of runs that failed, have just begun or are damaged; returns (path, part of the message)."""
+    """Creates unreadable runs; returns (path, part of the message) of each.
+
+    A path is absent, a file, or a folder: empty, just begun, damaged, or without one of two seeds.
+    """
     folders_and_messages = []
     for name, files, message in (
         ("empty", {}, "holds no results of a run yet"),
